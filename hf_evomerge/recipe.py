@@ -1,0 +1,191 @@
+"""The recipe: everything that is needed to rebuild one merged model, bit for bit. Read from and written to YAML.
+
+Knows nothing of tensors. What a merge method computes is in ``hf_evomerge/merging``; what a path computes is in
+``hf_evomerge/modeling``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path as FilePath
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import EvoMergeError, RecipeError
+from .path import Path
+
+ScaleTarget = Literal["stream", "mlp_delta"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+ParameterValue = float | dict[str, float]
+
+
+class StrictModel(BaseModel):
+    """A part of a YAML file: unknown keys are errors, values are finite numbers, objects do not change once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Part = TypeVar("Part", bound=StrictModel)
+
+
+class SourceRef(StrictModel):
+    """Where one parent checkpoint is.
+
+    Attributes:
+        model: A folder, or the id of a repository on the Hub.
+        revision: Branch, tag or commit on the Hub; a commit pins the recipe. Must be empty for a folder.
+    """
+
+    model: str = Field(min_length=1)
+    revision: str | None = None
+
+
+class MergePart(StrictModel):
+    """The parameter-space part: how much of each source's weights goes into the merged model.
+
+    Attributes:
+        method: Name of a merge method (``hf-evomerge methods`` lists them).
+        options: The method's global parameters, such as ``normalize`` or ``lambda``; defaults where absent.
+        sources: Which sources take part, as indices into the recipe's sources; all by default.
+        parameters: The method's per-source parameters, one mapping per source that takes part, such as
+            ``{weight: 0.5}``. A value is a number for the whole model, or a mapping from layer groups to numbers:
+            ``{embed: 1, blocks.0-3: 0.5, blocks.4.attn: 0.2, blocks.4.mlp: 0.1, head: 1}``; the key ``default`` stands for
+            every group that is not named.
+    """
+
+    method: str
+    options: dict[str, float | bool | str] = Field(default_factory=dict)
+    sources: list[int] | None = None
+    parameters: list[dict[str, ParameterValue]] = Field(default_factory=list)
+
+
+class FlowPart(StrictModel):
+    """The data-flow part: which layer of which source runs next, and the scale on the way.
+
+    Attributes:
+        path: One string per hop, or ranges of hops: see `hf_evomerge.path.Path.parse`. The number of the merged model, where
+            the recipe has a ``merge`` part as well, is the number of sources.
+        scales: One number per hop; all 1 where absent.
+        scale_target: What a scale multiplies: the residual stream (``stream``, the paper's text) or only the MLP output of the
+            hop before (``mlp_delta``, what the released EvoLLM-JP-v1-10B computes).
+        embedding_source: The source of the embeddings, the final norm, the head and the tokenizer.
+    """
+
+    path: list[str]
+    scales: list[float] | None = None
+    scale_target: ScaleTarget = "stream"
+    embedding_source: int = 0
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _split_text(cls, value: Any) -> Any:
+        return [piece.strip() for piece in value.split(",")] if isinstance(value, str) else value
+
+    def to_path(self) -> Path:
+        """The path with its scales."""
+        return Path.parse(self.path, self.scales)
+
+
+class Recipe(StrictModel):
+    """Everything that is needed to rebuild one merged model.
+
+    Attributes:
+        sources: The parents, numbered from 0 in this order.
+        base: The common ancestor; needed by methods that work on task vectors.
+        merge: The parameter-space part. Without a ``flow`` part the result is a plain model of the parents' architecture.
+        flow: The data-flow part; the result is an `EvoMergedForCausalLM`.
+        dtype: The dtype of the result; the first source's where absent. Sums are accumulated in float32.
+        seed: Seed of the random masks of DARE.
+    """
+
+    sources: list[SourceRef] = Field(min_length=1)
+    base: SourceRef | None = None
+    merge: MergePart | None = None
+    flow: FlowPart | None = None
+    dtype: Dtype | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Recipe:
+        if self.merge is None and self.flow is None:
+            raise ValueError("neither 'merge' nor 'flow' is given; a recipe has at least one of them")
+        if self.merge is not None:
+            taking_part = self.merge_sources
+            if bad := [i for i in taking_part if not 0 <= i < len(self.sources)]:
+                raise ValueError(f"merge.sources: {bad[0]} is not a source; there are {len(self.sources)}, numbered from 0")
+            given = len(self.merge.parameters)
+            if given not in (0, len(taking_part)):
+                raise ValueError(f"merge.parameters: {given} mappings for {len(taking_part)} sources; give one per source")
+        if self.flow is not None:
+            count = len(self.sources) + (self.merge is not None)
+            try:
+                path = self.flow.to_path()
+            except EvoMergeError as error:
+                raise ValueError(f"flow.{error}") from error
+            named = [self.flow.embedding_source, *(term.source for hop in path.hops for term in hop.terms)]
+            if bad := [i for i in named if not 0 <= i < count]:
+                raise ValueError(f"flow: source {bad[0]} is not there; there are {count}, numbered from 0")
+        return self
+
+    @property
+    def merge_sources(self) -> list[int]:
+        """Indices of the sources that take part in the merge."""
+        if self.merge is None or self.merge.sources is None:
+            return list(range(len(self.sources)))
+        return self.merge.sources
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML; the same recipe always gives the same text."""
+        return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True, width=120)
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write the recipe to a YAML file."""
+        FilePath(file).write_text(self.to_yaml(), encoding="utf-8")
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Recipe:
+        """Read a recipe from YAML text; raises `RecipeError` with the key that is wrong."""
+        return parse_yaml(cls, text, RecipeError)
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> Recipe:
+        """Read a recipe from a YAML file; raises `RecipeError`."""
+        return load_yaml(cls, file, RecipeError)
+
+
+def parse_yaml(kind: type[Part], text: str, error: type[EvoMergeError]) -> Part:
+    """Read one object from YAML text, turning every complaint into one line of the given error."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as cause:
+        raise error(f"not valid YAML: {' '.join(str(cause).split())}") from cause
+    if not isinstance(data, dict):
+        raise error(f"expected a mapping of keys to values, found {type(data).__name__}")
+    return validate(kind, data, error)
+
+
+def load_yaml(kind: type[Part], file: str | os.PathLike[str], error: type[EvoMergeError]) -> Part:
+    """Read one object from a YAML file; the file's name is in every complaint."""
+    try:
+        return parse_yaml(kind, FilePath(file).read_text(encoding="utf-8"), error)
+    except (OSError, UnicodeDecodeError) as cause:
+        raise error(f"{file}: cannot be read: {cause}") from cause
+    except error as cause:
+        raise error(f"{file}: {cause}") from cause
+
+
+def validate(kind: type[Part], data: dict[str, Any], error: type[EvoMergeError]) -> Part:
+    """Make one object from a mapping, turning pydantic's report into one line that names the keys."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as cause:
+        raise error("; ".join(_complaint(item) for item in cause.errors())) from cause
+
+
+def _complaint(item: Any) -> str:
+    where = ".".join(map(str, item["loc"]))
+    what = item["msg"].removeprefix("Value error, ")
+    found = "" if item["type"] in ("missing", "value_error") else f" (found {item['input']!r})"
+    return f"{where}: {what}{found}" if where else f"{what}{found}"
