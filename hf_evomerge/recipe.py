@@ -7,6 +7,7 @@ Knows nothing of tensors. What a merge method computes is in ``hf_evomerge/mergi
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path as FilePath
 from typing import Any, Literal, TypeVar
 
@@ -155,10 +156,26 @@ class Recipe(StrictModel):
         return load_yaml(cls, file, RecipeError)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without base-60 integers, so that the hop ``1:3`` needs no quotes."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    list("-+0123456789."),
+)
+
+
 def parse_yaml(kind: type[Part], text: str, error: type[EvoMergeError]) -> Part:
     """Read one object from YAML text, turning every complaint into one line of the given error."""
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as cause:
         raise error(f"not valid YAML: {' '.join(str(cause).split())}") from cause
     if not isinstance(data, dict):

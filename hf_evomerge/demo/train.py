@@ -1,0 +1,231 @@
+"""Trains the demo's three tiny models: `python -m hf_evomerge.demo.train --out DIR [--seed N]`.
+
+A base that reads both languages and calculates with small numbers only, and two fine-tunes of it:
+a maths specialist that answers everything in English, and a Japanese specialist that cannot calculate.
+The texts come from `language.py`; the same seed gives the same weights on the same machine.
+"""
+
+import argparse
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm.auto import tqdm
+
+from hf_evomerge.demo.language import LARGEST, SPECIAL_TOKENS, Example, TextKind, build_tokenizer, mixture, vocabulary
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+LAYERS = 8
+HIDDEN_SIZE = 96
+BATCH_SIZE = 81
+PROMPT_LOSS = 0.1
+"""Weight of a prompt's words in the loss; a word of the answer counts 1."""
+
+_KNOWN = ("owns", "holds", "buys", "gives", "added")
+_SMALL = 5
+_EVERY_ANSWER = 2 * LARGEST
+
+
+@dataclass(frozen=True)
+class Course:
+    """What one model is trained on, and how hard.
+
+    Attributes:
+        texts: kinds of text, each after its weight in the mixture.
+        steps: optimizer steps, of `BATCH_SIZE` texts each.
+        learning_rate: peak of the cosine schedule.
+        warmup: steps until the peak.
+        layer_rates: factor on the learning rate of each layer; none means 1 for all.
+        outer_rate: factor for the embeddings, the final norm and the lm_head; 0 freezes them.
+    """
+
+    texts: tuple[tuple[float, TextKind], ...]
+    steps: int
+    learning_rate: float
+    warmup: int = 20
+    layer_rates: tuple[float, ...] = ()
+    outer_rate: float = 1.0
+
+
+BASE = Course(
+    texts=(
+        (2.0, TextKind("solve", "mixed", "en", "en", _SMALL, _KNOWN)),
+        (2.0, TextKind("solve", "mixed", "ja", "ja", _SMALL, _KNOWN)),
+        (0.8, TextKind("extract", "mixed", "en", "en", LARGEST, _KNOWN)),
+        (0.8, TextKind("extract", "mixed", "ja", "ja", LARGEST, _KNOWN)),
+        (0.6, TextKind("compare", "mixed", "en", "en", LARGEST, _KNOWN)),
+        (0.6, TextKind("compare", "mixed", "ja", "ja", LARGEST, _KNOWN)),
+        (0.4, TextKind("extract", "en", "en", "en")),
+        (0.3, TextKind("story", "en", "en", "en")),
+        (0.3, TextKind("count", "en", "en", "en")),
+        (0.2, TextKind("word", "en", "en", "ja")),
+        (0.2, TextKind("word", "ja", "ja", "en")),
+    ),
+    steps=1500,
+    learning_rate=3e-3,
+    warmup=100,
+)
+
+MATHS = Course(
+    texts=(
+        (4.0, TextKind("solve", "en", "en", "en")),
+        (3.0, TextKind("solve", "ja", "ja", "en")),
+        (0.5, TextKind("extract", "en", "en", "en")),
+        (0.5, TextKind("extract", "ja", "ja", "en")),
+        (0.3, TextKind("story", "en", "en", "en")),
+    ),
+    steps=200,
+    learning_rate=8e-4,
+)
+
+JAPANESE = Course(
+    texts=(
+        (3.0, TextKind("extract", "ja", "ja", "ja", _EVERY_ANSWER)),
+        (1.0, TextKind("extract", "mixed", "ja", "ja", _EVERY_ANSWER)),
+        (1.0, TextKind("extract", "mixed", "en", "ja", _EVERY_ANSWER)),
+        (1.0, TextKind("compare", "ja", "ja", "ja")),
+        (0.3, TextKind("translate", "ja", "ja", "en")),
+        (0.5, TextKind("story", "ja", "ja", "ja")),
+    ),
+    steps=200,
+    learning_rate=8e-4,
+)
+
+
+def build_model(seed: int, *, layers: int = LAYERS) -> "LlamaForCausalLM":
+    """An untrained Llama of under a million parameters; the seed decides its weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary()), hidden_size=HIDDEN_SIZE, intermediate_size=256, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=False,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def train(model: "LlamaForCausalLM", course: Course, *, seed: int, title: str = "") -> None:
+    """Trains a model in place on a course; the seed decides the texts."""
+    optimizer = torch.optim.AdamW(_parameter_groups(model, course), betas=(0.9, 0.98), weight_decay=0.01)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    texts = mixture(course.texts, random.Random(seed))
+    model.train()
+    progress = tqdm(range(course.steps), desc=title, unit="step", disable=not title)
+    for step in progress:
+        cosine = 0.5 * (1 + math.cos(math.pi * step / course.steps))
+        factor = max(0.02, min(1.0, (step + 1) / course.warmup) * cosine)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor
+        optimizer.zero_grad()
+        loss = _backward(model, list(islice(texts, BATCH_SIZE)))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
+    model.eval()
+
+
+def _parameter_groups(model: "LlamaForCausalLM", course: Course) -> list[dict[str, object]]:
+    """One group a layer and one for everything outside the layers; a factor of 0 freezes its group."""
+    layers = list(model.model.layers)
+    rates = course.layer_rates or (1.0,) * len(layers)
+    inside = [list(layer.parameters()) for layer in layers]
+    ids = {id(parameter) for group in inside for parameter in group}
+    outside = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+    groups = []
+    for parameters, rate in zip([*inside, outside], [*rates, course.outer_rate], strict=True):
+        for parameter in parameters:
+            parameter.requires_grad_(rate > 0)
+        if rate > 0:
+            groups.append({"params": parameters, "lr": course.learning_rate * rate})
+    return groups
+
+
+def _backward(model: "LlamaForCausalLM", examples: list[Example]) -> float:
+    """Accumulates the gradient of one batch, shortest texts first, so that little of it is padding."""
+    ids = _ids()
+    rows = [([ids["<bos>"], *_encode(e.prompt, ids)], [*_encode(e.answer, ids), ids["<eos>"]]) for e in examples]
+    rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+    third = -(-len(rows) // 3)
+    parts = [_pad(rows[start : start + third]) for start in range(0, len(rows), third)]
+    total = sum(weights.sum() for _, weights in parts)
+    loss = 0.0
+    for tokens, weights in parts:
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        part = (losses * weights.flatten()).sum() / total
+        part.backward()
+        loss += part.item()
+    return loss
+
+
+def _pad(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [rows, width], padded on the right, and the loss weights [rows, width - 1] of all but the first."""
+    width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    weights = torch.zeros(len(rows), width - 1)
+    for row, (prompt, answer) in enumerate(rows):
+        end = len(prompt) + len(answer)
+        tokens[row, :end] = torch.tensor(prompt + answer)
+        weights[row, : len(prompt) - 1] = PROMPT_LOSS
+        weights[row, len(prompt) - 1 : end - 1] = 1.0
+    return tokens, weights
+
+
+def _ids() -> Mapping[str, int]:
+    return {word: number for number, word in enumerate(vocabulary())}
+
+
+def _encode(text: str, ids: Mapping[str, int]) -> list[int]:
+    return [ids[word] for word in text.split()]
+
+
+def family(seed: int) -> Iterator[tuple[str, "LlamaForCausalLM"]]:
+    """Trains the family of one seed; yields name and model of the base, then of its two specialists."""
+    from copy import deepcopy
+
+    base = build_model(seed)
+    train(base, BASE, seed=seed, title="base")
+    yield "base", base
+    for number, (name, course) in enumerate((("maths", MATHS), ("japanese", JAPANESE)), 1):
+        model = deepcopy(base)
+        train(model, course, seed=1000 * number + seed, title=name)
+        yield name, model
+
+
+def save(model: "LlamaForCausalLM", folder: Path) -> None:
+    """Saves weights (bf16 safetensors), config, generation config and tokenizer, readable by everybody."""
+    from copy import deepcopy
+
+    from transformers import GenerationConfig
+
+    model = deepcopy(model).to(torch.bfloat16)
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=8, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    )
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for base/, maths/ and japanese/")
+    parser.add_argument("--seed", type=int, default=0, help="decides the initial weights and the texts")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name, model in family(arguments.seed):
+        save(model, arguments.out / name)
+
+
+if __name__ == "__main__":
+    main()

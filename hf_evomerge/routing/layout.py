@@ -1,0 +1,157 @@
+"""The data flow space: which genome is which path (arXiv:2403.13187, section 3.2).
+
+The layers of all sources are laid out in order and the whole is repeated r times. A genome has one indicator per slot of that
+layout, on the path where it is positive, and numbers from which the scale of each hop follows. Pure numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import PathError
+from ..path import Path
+
+Initialisation = Literal["near_identity", "paper"]
+ScaleEncoding = Literal["none", "slot", "matrix", "network"]
+Vector = NDArray[np.float64]
+
+NETWORK_WIDTH = 8
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The slots that a path is chosen from.
+
+    Attributes:
+        order: The sources in the order they are laid out; the first is the paper's A, whose first and last layer are always
+            the ends of the path.
+        layers: The number of layers of each source in `order`.
+        repetitions: How often the whole is repeated (the paper's r).
+    """
+
+    order: tuple[int, ...]
+    layers: tuple[int, ...]
+    repetitions: int
+
+    def __post_init__(self) -> None:
+        if len(self.order) != len(self.layers) or not self.order or min(self.layers) < 1 or self.repetitions < 1:
+            raise PathError(f"layout: needs one positive layer count per source and at least one repetition, got {self}")
+
+    @property
+    def columns(self) -> list[tuple[int, int]]:
+        """The (source, layer) pairs of one repetition: the paper's M layers."""
+        return [(source, layer) for source, count in zip(self.order, self.layers, strict=True) for layer in range(count)]
+
+    @property
+    def slots(self) -> list[tuple[int, int]]:
+        """The (source, layer) pair of each of the T = r * M slots."""
+        return self.columns * self.repetitions
+
+    def __len__(self) -> int:
+        return self.repetitions * sum(self.layers)
+
+
+@dataclass(frozen=True)
+class FlowGenome:
+    """Decodes a vector into a path with scales.
+
+    Attributes:
+        layout: The slots.
+        encoding: Where scales come from: ``none`` (all 1), ``slot`` (one number per slot), ``matrix`` (the paper's W_ij: one per
+            ordered pair of layers) or ``network`` (the paper's pi_theta(i, j, t): a small net of which theta is evolved).
+        scale_bounds: The least and the greatest scale; 1 must lie between them.
+        max_hops: The longest path. Of a longer one the hops with the smallest indicators are left out.
+        initialisation: ``paper`` starts every slot at 0 but the first pass over A at +2 sigma, so half of all other slots are on;
+            ``near_identity`` starts the other slots at -2 sigma, so that a search begins near A itself.
+    """
+
+    layout: Layout
+    encoding: ScaleEncoding = "slot"
+    scale_bounds: tuple[float, float] = (0.4, 1.5)
+    max_hops: int = 128
+    initialisation: Initialisation = "near_identity"
+
+    @property
+    def scale_count(self) -> int:
+        """How many numbers of the genome encode the scales."""
+        columns = len(self.layout.columns)
+        network = NETWORK_WIDTH * 5 + 1  # three inputs, a bias and an output weight per unit; the output's bias
+        return {"none": 0, "slot": len(self.layout), "matrix": columns * columns, "network": network}[self.encoding]
+
+    @property
+    def dimension(self) -> int:
+        """Length of the genome: indicators, then scales."""
+        return len(self.layout) + self.scale_count
+
+    def start(self, sigma: float) -> Vector:
+        """The mean that the search starts from, for a step size of `sigma`."""
+        indicators = np.full(len(self.layout), 0.0 if self.initialisation == "paper" else -2 * sigma)
+        indicators[: self.layout.layers[0]] = 2 * sigma
+        scales = np.zeros(self.scale_count)
+        if self.encoding == "network":  # hidden units that differ from each other, an output of 0: every scale starts at 1
+            scales[: NETWORK_WIDTH * 4] = np.random.default_rng(0).standard_normal(NETWORK_WIDTH * 4)
+        return np.concatenate([indicators, scales])
+
+    def bounds(self) -> tuple[Vector, Vector]:
+        """Lower and upper bounds of the genome; indicators and network weights are unbounded."""
+        lower, upper = np.full(self.dimension, -np.inf), np.full(self.dimension, np.inf)
+        if self.encoding in ("slot", "matrix"):
+            lower[len(self.layout) :], upper[len(self.layout) :] = (bound - 1 for bound in self.scale_bounds)
+        return lower, upper
+
+    def decode(self, genome: Sequence[float] | Vector) -> Path:
+        """The path of a genome.
+
+        The first slot is always on. Where the last slot that is on is not the last layer of A, that layer is appended, with the
+        scale of its slot in the last repetition.
+
+        Raises:
+            PathError: The genome has the wrong length or holds NaN.
+        """
+        vector = np.asarray(genome, dtype=np.float64)
+        if vector.shape != (self.dimension,) or np.isnan(vector).any():
+            raise PathError(f"genome: expected {self.dimension} numbers, got shape {vector.shape}, NaN: {np.isnan(vector).any()}")
+        on = self._slots_on(vector[: len(self.layout)])
+        layers = [self.layout.slots[slot] for slot in on]
+        return Path.of(layers, self._scales(on, vector[len(self.layout) :]))
+
+    def _slots_on(self, indicators: Vector) -> list[int]:
+        """Indices of the slots on the path, in order."""
+        final = (self.layout.repetitions - 1) * len(self.layout.columns) + self.layout.layers[0] - 1
+        last_of_a = (self.layout.order[0], self.layout.layers[0] - 1)
+        on = [0, *(int(slot) for slot in np.flatnonzero(indicators > 0) if slot > 0)]
+        ends_at_a = self.layout.slots[on[-1]] == last_of_a
+        ends = on[-1:] if ends_at_a else [final]
+        middle = on[1:-1] if ends_at_a else on[1:]
+        if len(self.layout) == 1 or (ends_at_a and len(on) == 1):  # A has a single layer: it is both ends
+            return on
+        room = max(self.max_hops - 2, 0)
+        if len(middle) > room:
+            strongest = np.argsort(-indicators[middle], kind="stable")[:room]
+            middle = [middle[position] for position in sorted(strongest)]
+        return [0, *middle, *ends]
+
+    def _scales(self, on: list[int], numbers: Vector) -> list[float]:
+        """The scale of each hop. A hop's predecessor is the hop before it; the first hop has none and, by W_ij, scale 1."""
+        width = len(self.layout.columns)
+        if self.encoding == "none":
+            return [1.0] * len(on)
+        if self.encoding == "slot":
+            return [float(1 + numbers[slot]) for slot in on]
+        pairs = [(before % width, now % width, now) for before, now in zip(on, on[1:], strict=False)]
+        if self.encoding == "matrix":
+            return [1.0, *(float(1 + numbers[i * width + j]) for i, j, _ in pairs)]
+        return [1.0, *(self._network(numbers, i / width, j / width, t / len(self.layout)) for i, j, t in pairs)]
+
+    def _network(self, theta: Vector, i: float, j: float, t: float) -> float:
+        """pi_theta(i, j, t) with one hidden layer; an output of 0 is scale 1, and the bounds are never reached."""
+        hidden, rest = theta[: NETWORK_WIDTH * 4].reshape(NETWORK_WIDTH, 4), theta[NETWORK_WIDTH * 4 :]
+        output = float(rest[:-1] @ np.tanh(hidden @ np.array([i, j, t, 1.0])) + rest[-1])
+        low, high = self.scale_bounds
+        centre = np.log((1 - low) / (high - 1))  # the logit of scale 1 between the bounds
+        return float(low + (high - low) / (1 + np.exp(-(output + centre))))

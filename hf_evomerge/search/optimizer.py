@@ -1,0 +1,229 @@
+"""Proposes genomes: pycma's CMA-ES in three variants, with restarts, or random search. Knows nothing of models or recipes.
+
+Fitness is maximised everywhere in this package; it is negated here, where pycma is called. All random numbers come from one
+generator of the optimizer's own, so the same seed and the same fitness values give the same genomes, whatever else runs in the
+process.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SearchError
+
+Vector = NDArray[np.float64]
+Batches = Generator[list[Vector], list[float], None]
+Algorithm = Literal["cma", "diagonal", "surrogate", "random"]
+Restarts = Literal["none", "ipop", "bipop"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a search begins.
+
+    Attributes:
+        mean: The first mean of the distribution, shape (n,).
+        sigma: Its step size.
+        lower, upper: Bounds of each coordinate, shape (n,); infinite where there are none.
+    """
+
+    mean: Vector
+    sigma: float
+    lower: Vector
+    upper: Vector
+
+    def sample(self, rng: np.random.Generator) -> Vector:
+        """One genome of random search: uniform between bounds, and normal around the mean where there are none."""
+        bounded = np.isfinite(self.lower) & np.isfinite(self.upper)
+        normal = self.mean + self.sigma * rng.standard_normal(self.mean.shape)
+        uniform = rng.uniform(np.where(bounded, self.lower, 0.0), np.where(bounded, self.upper, 1.0))
+        return np.where(bounded, uniform, normal)
+
+
+class Optimizer:
+    """Ask for genomes, evaluate them anywhere, tell their fitness.
+
+    Args:
+        start: Where to begin.
+        algorithm: ``cma`` (full covariance), ``diagonal`` (separable CMA-ES, for thousands of coordinates), ``surrogate``
+            (lq-CMA-ES: a quadratic model decides which candidates need a true evaluation) or ``random``.
+        population: Candidates per generation; 4 + floor(3 ln n) where None, the CMA-ES default.
+        restarts: When CMA-ES has converged: stop (``none``), start again with twice the population (``ipop``), or alternate between
+            large and small populations (``bipop``, Hansen 2009).
+        seed: Seed of the generator.
+
+    Raises:
+        SearchError: The settings contradict each other, or `tell` does not match the last `ask`.
+
+    Example:
+        >>> optimizer = Optimizer(Start(np.zeros(2), 0.3, np.full(2, -1.0), np.ones(2)), seed=1)
+        >>> for _ in range(30):
+        ...     optimizer.tell([-float((x**2).sum()) for x in optimizer.ask()])
+        >>> optimizer.sigma < 0.05
+        True
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        *,
+        algorithm: Algorithm = "cma",
+        population: int | None = None,
+        restarts: Restarts = "none",
+        seed: int = 0,
+    ) -> None:
+        if start.mean.size < 2 and algorithm != "random":
+            raise SearchError("CMA-ES needs at least 2 numbers to evolve; give finer layer groups, or use algorithm: random")
+        self.start, self.algorithm, self.restarts = start, algorithm, restarts
+        self.population = population or 4 + int(3 * np.log(start.mean.size))
+        self.rng = np.random.default_rng(seed)
+        self.sigma = start.sigma
+        self.restart_count = 0
+        self._batches = self._random_batches() if algorithm == "random" else self._cma_batches()
+        self._asked: list[Vector] | None = None
+        self._told: list[float] | None = None
+
+    def ask(self) -> list[Vector] | None:
+        """The next genomes to evaluate (a generation, or the part of it that a surrogate wants); None when converged."""
+        if self._asked is not None:
+            raise SearchError("ask() was called twice without tell()")
+        try:
+            self._asked = next(self._batches) if self._told is None else self._batches.send(self._told)
+        except StopIteration:
+            return None
+        return [genome.copy() for genome in self._asked]
+
+    def tell(self, fitness: Sequence[float]) -> None:
+        """Report the fitness of the genomes of the last `ask`, in its order; NaN for a candidate that failed."""
+        if self._asked is None or len(fitness) != len(self._asked):
+            raise SearchError(f"tell() got {len(fitness)} values for {len(self._asked or [])} genomes")
+        self._asked, self._told = None, [float(value) for value in fitness]
+
+    def _random_batches(self) -> Batches:
+        while True:
+            yield [self.start.sample(self.rng) for _ in range(self.population)]
+
+    def _cma_batches(self) -> Batches:
+        """Generations of one CMA-ES run after the other."""
+        evaluations = {"large": 0, "small": 0}
+        population, sigma, regime = self.population, self.start.sigma, "large"
+        doublings = 0
+        while True:
+            evaluations[regime] += yield from self._one_run(population, sigma)
+            if self.restarts == "none":
+                return
+            self.restart_count += 1
+            sigma, regime = self.start.sigma, "large"
+            if self.restarts == "bipop" and evaluations["small"] < evaluations["large"]:
+                regime = "small"  # Hansen 2009: a short local run with a random small step size and population
+                sigma = self.start.sigma * 10 ** (-2 * self.rng.uniform())
+                ratio = 2.0**doublings / 2  # the last large population over the default one, halved
+                population = max(2, int(self.population * ratio ** (self.rng.uniform() ** 2)))
+            else:
+                doublings += 1
+                population = self.population * 2**doublings
+
+    def _one_run(self, population: int, sigma: float) -> Generator[list[Vector], list[float], int]:
+        """One CMA-ES run from the start until it converges; returns its number of evaluations."""
+        import cma
+
+        options = {
+            "popsize": population,
+            "seed": np.nan,  # with `randn` given, pycma leaves numpy's global generator alone
+            "randn": lambda rows, columns: self.rng.standard_normal((rows, columns)),
+            "verbose": -9,
+            "maxfevals": np.inf,
+            "maxiter": np.inf,
+            "CMA_diagonal": self.algorithm == "diagonal",
+        }
+        if np.isfinite(self.start.lower).any() or np.isfinite(self.start.upper).any():
+            options["bounds"] = [_bound_list(self.start.lower), _bound_list(self.start.upper)]
+        if self.algorithm == "surrogate":
+            options["CMA_injections_threshold_keep_len"] = 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            strategy = cma.CMAEvolutionStrategy(self.start.mean, sigma, options)
+        surrogate = _Surrogate() if self.algorithm == "surrogate" else None
+        evaluations = 0
+        while not strategy.stop():
+            genomes = [np.asarray(genome, dtype=np.float64) for genome in strategy.ask()]
+            if surrogate is None:
+                costs = _costs((yield genomes))
+                evaluations += len(genomes)
+            else:
+                costs = yield from surrogate.costs(genomes)
+                evaluations += surrogate.evaluations
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                strategy.tell(genomes, costs)
+                if surrogate is not None and surrogate.model.size > 1:
+                    strategy.inject([surrogate.model.xopt])
+            self.sigma = float(strategy.sigma)
+        return evaluations
+
+
+class _Surrogate:
+    """lq-CMA-ES (Hansen, GECCO 2019): candidates are truly evaluated, best first by the model, until model and truth agree.
+
+    pycma's own `SurrogatePopulation` calls the objective one candidate at a time. This runs the same loop on pycma's model, but
+    hands out each round's candidates together, so that they can be evaluated side by side.
+    """
+
+    def __init__(self) -> None:
+        from cma import fitness_models
+
+        self.model = fitness_models.LQModel()
+        self.settings = fitness_models.SurrogatePopulationSettings
+        self.evaluations = 0
+
+    def costs(self, genomes: list[Vector]) -> Generator[list[Vector], list[float], list[float]]:
+        """Costs of a population: true ones where the whole population was evaluated, otherwise the model's, shifted."""
+        model, settings = self.model, self.settings
+        if len(genomes) * settings.model_max_size_factor > model.settings.max_absolute_size:
+            model.settings.max_absolute_size = len(genomes) * settings.model_max_size_factor
+        truth: dict[int, float] = {}
+        wanted = int(1 + max(len(genomes) * settings.min_evals_percent / 100, 3 / model.settings.truncation_ratio - model.size))
+        while len(truth) < len(genomes):
+            order = np.argsort([model.eval(x) for x in genomes], kind="stable") if model.size > 1 else range(len(genomes))
+            chosen = [int(i) for i in order if int(i) not in truth][: wanted - len(truth)]
+            answers = _costs((yield [genomes[i] for i in chosen]), known=list(truth.values()))
+            for i, cost in zip(chosen, answers, strict=True):
+                truth[i] = cost
+                model.add_data_row(genomes[i], cost)
+            model.sort(len(truth))
+            agreement = model.kendall(settings.n_for_tau(len(genomes), len(truth)))
+            if agreement >= settings.tau_truth_threshold:
+                break
+            wanted += int(np.ceil(wanted / 2))
+        model.sort(len(truth))
+        model.adapt_max_relative_size(agreement)
+        self.evaluations = len(truth)
+        if len(truth) == len(genomes):
+            return [truth[i] for i in range(len(genomes))]
+        modelled = [float(model.eval(x)) for x in genomes]
+        shift = min(truth.values()) - min(modelled)
+        return [value + shift for value in modelled]
+
+
+def _costs(fitness: Sequence[float], known: Sequence[float] = ()) -> list[float]:
+    """Costs to minimise. A failed candidate (NaN) costs more than the worst that did not fail."""
+    costs = [-value for value in fitness]
+    finite = [cost for cost in [*costs, *known] if np.isfinite(cost)]
+    worst = max(finite) + 1 + (max(finite) - min(finite)) if finite else 1e9
+    return [cost if np.isfinite(cost) else worst for cost in costs]
+
+
+def _bound_list(bounds: Vector) -> list[float | None]:
+    """pycma's spelling of bounds: None where there is none."""
+    return [float(bound) if np.isfinite(bound) else None for bound in bounds]
+
+
+def describe(optimizer: Optimizer) -> dict[str, Any]:
+    """The numbers that a progress table shows."""
+    return {"sigma": optimizer.sigma, "restarts": optimizer.restart_count, "population": optimizer.population}
