@@ -10,14 +10,17 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from reprlib import Repr
 
 from .errors import PathError
 
 MAX_HOPS = 4096
-_NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _TERM = re.compile(r"^\s*(\d{1,9}):(\d{1,9})\s*(?:\*\s*(" + _NUMBER + r"))?\s*$")
 _RANGE = re.compile(r"^\s*(\d{1,9}):(\d{1,9})-(\d{1,9})\s*$")
-_REPEAT = re.compile(r"^(.*?)\s+x(\d{1,9})\s*$")
+_REPEAT = re.compile(r"^(.*\S)\s+x(\d{1,9})\s*$")
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = 80
 
 
 @dataclass(frozen=True, order=True)
@@ -92,23 +95,26 @@ class Path:
 
     def with_scales(self, scales: Sequence[float]) -> Path:
         """The same hops with other scales; raises `PathError` unless there is one finite number per hop."""
+        if not isinstance(scales, Iterable):
+            raise PathError(f"scales: {_short(scales)} is not a list of numbers; give one per hop")
+        scales = list(scales)
         if len(scales) != len(self.hops):
             raise PathError(f"scales: {len(scales)} numbers for a path of {len(self.hops)} hops; give one per hop")
         for position, scale in enumerate(scales):
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-                raise PathError(f"scales[{position}]: {scale!r} is not a finite number")
+            if not _is_finite(scale):
+                raise PathError(f"scales[{position}]: {_short(scale)} is not a finite number")
         return Path(tuple(replace(hop, scale=float(s)) for hop, s in zip(self.hops, scales, strict=True)))
 
     def check(self, layers_per_source: Sequence[int]) -> None:
         """Raise `PathError` if a term names a source or a layer that is not there."""
         for position, hop in enumerate(self.hops):
             for term in hop.terms:
-                if term.source >= len(layers_per_source):
+                if not 0 <= term.source < len(layers_per_source):
                     raise PathError(
                         f"path[{position}]: source {term.source} of {term}, but there are "
                         f"{len(layers_per_source)} sources (0 to {len(layers_per_source) - 1})"
                     )
-                if term.layer >= layers_per_source[term.source]:
+                if not 0 <= term.layer < layers_per_source[term.source]:
                     raise PathError(
                         f"path[{position}]: layer {term.layer} of source {term.source}, which has "
                         f"{layers_per_source[term.source]} layers (0 to {layers_per_source[term.source] - 1})"
@@ -141,7 +147,9 @@ class Path:
             >>> str(Path.parse("0:0-2, 1:3 x2"))
             '0:0, 0:1, 0:2, 1:3, 1:3'
         """
-        pieces = text.split(",") if isinstance(text, str) else list(text)
+        if not isinstance(text, Sequence):
+            raise PathError(f"path: {_short(text)} is not a path such as 0:0-15, nor a list of hops")
+        pieces = text.split(",") if isinstance(text, str) else text
         hops: list[Hop] = []
         for position, piece in enumerate(pieces):
             hops.extend(_parse_piece(piece, position, room=MAX_HOPS - len(hops)))
@@ -154,7 +162,7 @@ class Path:
 def _parse_piece(piece: str, position: int, room: int) -> list[Hop]:
     """The hops of one comma-separated piece, at most `room` of them."""
     if not isinstance(piece, str):
-        raise PathError(f"path[{position}]: {piece!r} is not text such as 0:3 or 0:0-15")
+        raise PathError(f"path[{position}]: {_short(piece)} is not text such as 0:3 or 0:0-15")
     body, count = piece, 1
     if repeat := _REPEAT.match(piece):
         body, count = repeat[1], int(repeat[2])
@@ -168,15 +176,33 @@ def _parse_piece(piece: str, position: int, room: int) -> list[Hop]:
         match = _TERM.match(part)
         if not match:
             raise PathError(
-                f"path[{position}]: cannot read {piece.strip()!r}; write SOURCE:LAYER, SOURCE:FIRST-LAST, "
+                f"path[{position}]: cannot read {_short(piece.strip())}; write SOURCE:LAYER, SOURCE:FIRST-LAST, "
                 "SOURCE:LAYER*WEIGHT + SOURCE:LAYER*WEIGHT, or any of the first two followed by xCOUNT"
             )
         weight = 1.0 if match[3] is None else float(match[3])
         if not math.isfinite(weight):
-            raise PathError(f"path[{position}]: the weight in {piece.strip()!r} is not a finite number")
+            raise PathError(f"path[{position}]: the weight in {_short(piece.strip())} is not a finite number")
         terms.append(Term(int(match[1]), int(match[2]), weight))
     _check_room(count, room, position)
     return [Hop(tuple(terms))] * count
+
+
+def _is_finite(number: object) -> bool:
+    """Whether this is a number that a float can hold."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return False
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
+def _short(value: object) -> str:
+    """What was found, short enough for one line of a message."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a {type(value).__name__}"
 
 
 def _check_room(wanted: int, room: int, position: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path as FilePath
+from reprlib import Repr
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -28,6 +29,8 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_FOUND = Repr()
+_FOUND.maxstring = _FOUND.maxother = 80
 Part = TypeVar("Part", bound=StrictModel)
 
 
@@ -48,7 +51,8 @@ class MergePart(StrictModel):
 
     Attributes:
         method: Name of a merge method (``hf-evomerge methods`` lists them).
-        options: The method's global parameters, such as ``normalize`` or ``lambda``; defaults where absent.
+        options: The method's global parameters, such as ``normalize`` or ``lambda``; defaults where absent. Some, like
+            slerp's ``t``, may be given per layer group.
         sources: Which sources take part, as indices into the recipe's sources; all by default.
         parameters: The method's per-source parameters, one mapping per source that takes part, such as
             ``{weight: 0.5}``. A value is a number for the whole model, or a mapping from layer groups to numbers:
@@ -57,7 +61,7 @@ class MergePart(StrictModel):
     """
 
     method: str
-    options: dict[str, float | bool | str] = Field(default_factory=dict)
+    options: dict[str, bool | float | str | dict[str, float]] = Field(default_factory=dict)
     sources: list[int] | None = None
     parameters: list[dict[str, ParameterValue]] = Field(default_factory=list)
 
@@ -139,7 +143,8 @@ class Recipe(StrictModel):
 
     def to_yaml(self) -> str:
         """The recipe as YAML; the same recipe always gives the same text."""
-        return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True, width=120)
+        data = self.model_dump(exclude_none=True)
+        return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the recipe to a YAML file."""
@@ -160,23 +165,28 @@ class _Loader(yaml.SafeLoader):
     """YAML without base-60 integers, so that the hop ``1:3`` needs no quotes."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever either YAML 1.1 or `_Loader` would not read as text."""
+
+
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
-    list("-+0123456789."),
+_INTEGER = re.compile(r"^[-+]?(?:0|[1-9]\d*)$", re.ASCII)
+_FLOAT = re.compile(
+    r"^(?:[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", re.ASCII
 )
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def parse_yaml(kind: type[Part], text: str, error: type[EvoMergeError]) -> Part:
     """Read one object from YAML text, turning every complaint into one line of the given error."""
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as cause:
+        data = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as cause:  # ValueError: a date without such a day, a huge number
         raise error(f"not valid YAML: {' '.join(str(cause).split())}") from cause
     if not isinstance(data, dict):
         raise error(f"expected a mapping of keys to values, found {type(data).__name__}")
@@ -204,5 +214,5 @@ def validate(kind: type[Part], data: dict[str, Any], error: type[EvoMergeError])
 def _complaint(item: Any) -> str:
     where = ".".join(map(str, item["loc"]))
     what = item["msg"].removeprefix("Value error, ")
-    found = "" if item["type"] in ("missing", "value_error") else f" (found {item['input']!r})"
+    found = "" if item["type"] in ("missing", "value_error") else f" (found {_FOUND.repr(item['input'])})"
     return f"{where}: {what}{found}" if where else f"{what}{found}"

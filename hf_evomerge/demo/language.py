@@ -3,6 +3,7 @@
 Knows English and Japanese sentences about counting things and how to write texts from them.
 Knows nothing of models or of training: which texts a model reads is decided in `train.py`.
 """
+# ruff: noqa: RUF001 (the full-width question mark is Japanese)
 
 import random
 import zlib
@@ -170,7 +171,8 @@ def write(kind: TextKind, rng: random.Random) -> Example:
     """Writes one text of a kind; arithmetic problems that belong to a split of `problems` are left out."""
     if kind.task == "word":
         word = rng.choice((*PEOPLE, *THINGS, *PLACES))
-        return Example(getattr(FRAMES["translate"], kind.asked).format(text=word[kind.asked == "ja"]), word[kind.answer == "ja"])
+        frame = getattr(FRAMES["translate"], kind.asked)
+        return Example(frame.format(text=getattr(word, kind.asked)), getattr(word, kind.answer))
     if kind.task == "count":
         start, step = rng.randint(0, 2 * LARGEST - 4), rng.choice((1, -1))
         numbers = [str(number) for number in range(start, start + 5)][::step]
@@ -188,7 +190,9 @@ def mixture(parts: Sequence[tuple[float, TextKind]], rng: random.Random) -> Iter
         yield write(rng.choices(kinds, weights)[0], rng)
 
 
-def problems(split: Split, count: int, *, seed: int = 0, text: Language = "ja", answer: Language = "ja") -> list[dict[str, str]]:
+def problems(
+    split: Split, count: int, *, seed: int = 0, text: Language = "ja", answer: Language = "ja"
+) -> list[dict[str, str]]:
     """Arithmetic problems that no training text contains.
 
     Args:

@@ -1,0 +1,42 @@
+"""Fitness: a number to maximise, with one score per example behind it. Importing this does not import torch."""
+
+from __future__ import annotations
+
+from .data import DataSpec, Example, check_disjoint, load_examples
+from .encoding import render_prompt
+from .function import FunctionTask
+from .generation import GenerationSpec, GenerationTask
+from .likelihood import LikelihoodSpec, LikelihoodTask
+from .registry import (
+    AnyTaskSpec,
+    Scores,
+    Task,
+    TaskSpec,
+    get_task,
+    make_task,
+    parse_task,
+    register_task,
+    task_names,
+)
+
+__all__ = [
+    "AnyTaskSpec",
+    "DataSpec",
+    "Example",
+    "FunctionTask",
+    "GenerationSpec",
+    "GenerationTask",
+    "LikelihoodSpec",
+    "LikelihoodTask",
+    "Scores",
+    "Task",
+    "TaskSpec",
+    "check_disjoint",
+    "get_task",
+    "load_examples",
+    "make_task",
+    "parse_task",
+    "register_task",
+    "render_prompt",
+    "task_names",
+]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -62,12 +63,12 @@ class FlowGenome:
 
     Attributes:
         layout: The slots.
-        encoding: Where scales come from: ``none`` (all 1), ``slot`` (one number per slot), ``matrix`` (the paper's W_ij: one per
-            ordered pair of layers) or ``network`` (the paper's pi_theta(i, j, t): a small net of which theta is evolved).
+        encoding: Where scales come from: ``none`` (all 1), ``slot`` (one number per slot), ``matrix`` (the paper's W_ij: one
+            per ordered pair of layers) or ``network`` (the paper's pi_theta(i, j, t): a small net of which theta is evolved).
         scale_bounds: The least and the greatest scale; 1 must lie between them.
         max_hops: The longest path. Of a longer one the hops with the smallest indicators are left out.
-        initialisation: ``paper`` starts every slot at 0 but the first pass over A at +2 sigma, so half of all other slots are on;
-            ``near_identity`` starts the other slots at -2 sigma, so that a search begins near A itself.
+        initialisation: ``paper`` starts every slot at 0 but the first pass over A at +2 sigma, so half of all other slots are
+            on; ``near_identity`` starts the other slots at -2 sigma, so that a search begins near A itself.
     """
 
     layout: Layout
@@ -115,7 +116,9 @@ class FlowGenome:
         """
         vector = np.asarray(genome, dtype=np.float64)
         if vector.shape != (self.dimension,) or np.isnan(vector).any():
-            raise PathError(f"genome: expected {self.dimension} numbers, got shape {vector.shape}, NaN: {np.isnan(vector).any()}")
+            raise PathError(
+                f"genome: expected {self.dimension} numbers, got shape {vector.shape}, NaN: {np.isnan(vector).any()}"
+            )
         on = self._slots_on(vector[: len(self.layout)])
         layers = [self.layout.slots[slot] for slot in on]
         return Path.of(layers, self._scales(on, vector[len(self.layout) :]))
@@ -143,7 +146,7 @@ class FlowGenome:
             return [1.0] * len(on)
         if self.encoding == "slot":
             return [float(1 + numbers[slot]) for slot in on]
-        pairs = [(before % width, now % width, now) for before, now in zip(on, on[1:], strict=False)]
+        pairs = [(before % width, now % width, now) for before, now in pairwise(on)]
         if self.encoding == "matrix":
             return [1.0, *(float(1 + numbers[i * width + j]) for i, j, _ in pairs)]
         return [1.0, *(self._network(numbers, i / width, j / width, t / len(self.layout)) for i, j, t in pairs)]

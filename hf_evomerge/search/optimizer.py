@@ -54,8 +54,8 @@ class Optimizer:
         algorithm: ``cma`` (full covariance), ``diagonal`` (separable CMA-ES, for thousands of coordinates), ``surrogate``
             (lq-CMA-ES: a quadratic model decides which candidates need a true evaluation) or ``random``.
         population: Candidates per generation; 4 + floor(3 ln n) where None, the CMA-ES default.
-        restarts: When CMA-ES has converged: stop (``none``), start again with twice the population (``ipop``), or alternate between
-            large and small populations (``bipop``, Hansen 2009).
+        restarts: When CMA-ES has converged: stop (``none``), start again with twice the population (``ipop``), or alternate
+            between large and small populations (``bipop``, Hansen 2009).
         seed: Seed of the generator.
 
     Raises:

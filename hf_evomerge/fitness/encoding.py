@@ -1,0 +1,113 @@
+"""Examples as token ids, in batches of similar length; and the state that a model is scored in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FitnessError
+from .data import Example
+
+if TYPE_CHECKING:
+    import torch
+
+
+def render_prompt(example: Example, tokenizer: Any) -> str:
+    """The text that the model is given: the prompt itself, or the prompt in the tokenizer's chat template.
+
+    Raises:
+        FitnessError: The example is a chat and the tokenizer has no chat template, or the template refuses the chat.
+    """
+    if not example.chat:
+        return example.prompt
+    if not getattr(tokenizer, "chat_template", None):
+        raise FitnessError("data.chat: the tokenizer has no chat template; set 'chat: false' and write a 'template'")
+    messages = [{"role": "system", "content": example.system}] if example.system is not None else []
+    messages.append({"role": "user", "content": example.prompt})
+    from jinja2 import TemplateError  # what apply_chat_template itself runs on
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except TemplateError as cause:
+        raise FitnessError(f"data.chat: the tokenizer's chat template refuses {example.id}: {cause}") from cause
+
+
+def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
+    """The prompt's token ids, as a model is given them to continue.
+
+    A chat template writes its own special tokens, so none are added to it; an end-of-text token that the tokenizer appends
+    is taken off, because the text goes on.
+    """
+    return _encode(render_prompt(example, tokenizer), example, tokenizer)
+
+
+def encode_pair(example: Example, separator: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The token ids of the prompt, and of the separator and the answer after it.
+
+    The whole text is tokenised at once and cut after the prompt's own tokens, so that the answer's tokens are those that
+    follow in running text (`` 18`` is one token after ``Answer:``). Where the whole text does not begin with the prompt's own
+    tokens, because one token would reach over the boundary, the two are tokenised apart. Either way the model is given
+    exactly the tokens that it is given to generate from, so a score here and a generated answer speak of the same thing.
+    """
+    text = render_prompt(example, tokenizer)
+    prompt = _encode(text, example, tokenizer)
+    whole = _encode(text + separator + example.answer, example, tokenizer)
+    if len(whole) > len(prompt) and whole[: len(prompt)] == prompt:
+        answer = whole[len(prompt) :]
+    else:
+        answer = list(tokenizer(separator + example.answer, add_special_tokens=False)["input_ids"])
+    if not answer:
+        raise FitnessError(f"{example.id}: the answer {example.answer!r} has no tokens")
+    return prompt, answer
+
+
+def _encode(text: str, example: Example, tokenizer: Any) -> list[int]:
+    ids = list(tokenizer(text, add_special_tokens=not example.chat)["input_ids"])
+    end = tokenizer.eos_token
+    if ids and end is not None and ids[-1] == tokenizer.eos_token_id and not text.endswith(end):
+        ids.pop()
+    if not ids and tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id]
+    if not ids:
+        raise FitnessError(f"{example.id}: the prompt {text!r:.80} has no tokens")
+    return ids
+
+
+def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in batches of similar length, so that little is spent on padding; shortest first, ties in order."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def check_examples(examples: Sequence[Example]) -> None:
+    """Refuse to prepare a task without examples."""
+    if not examples:
+        raise FitnessError("no examples to evaluate on")
+
+
+def check_length(model: Any, tokens: int, what: str) -> None:
+    """Refuse sequences that are longer than the model has positions for: on a GPU they would end the process."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(limit, int) and tokens > limit:
+        raise FitnessError(f"{what} takes {tokens} tokens; the model has {limit} positions")
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the model's inputs go."""
+    device: torch.device = next(model.parameters()).device
+    return device
+
+
+@contextmanager
+def scoring(model: Any) -> Iterator[None]:
+    """Run the model without gradients or dropout, and leave it as it was."""
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,57 @@
+"""Fitness from the user's own Python function. Python only: a YAML file cannot name code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ..errors import FitnessError
+from .data import Example
+from .encoding import check_examples, scoring
+from .registry import Scores
+
+FitnessFunction = Callable[[Any, Any, list[Example]], Iterable[float]]
+
+
+class FunctionTask:
+    """Score a model by a function of the model, the tokenizer and the examples.
+
+    The function returns one number per example, in their order; more is better. It runs in inference mode with the model in
+    evaluation mode, and must not change the model.
+
+    Example:
+        ```python
+        task = FunctionTask(lambda model, tokenizer, examples: [my_score(model, tokenizer, e) for e in examples])
+        task.prepare(load_examples(DataSpec(jsonl="problems.jsonl")), tokenizer)
+        task.evaluate(model).mean
+        ```
+    """
+
+    def __init__(self, function: FitnessFunction) -> None:
+        self.function = function
+        self._examples: list[Example] = []
+        self._tokenizer: Any = None
+
+    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Keep the examples and the tokenizer for the function."""
+        check_examples(examples)
+        self._examples, self._tokenizer = list(examples), tokenizer
+
+    def evaluate(self, model: Any) -> Scores:
+        """Score one model.
+
+        Raises:
+            FitnessError: The function returns something else than one finite number per example. What it raises itself
+                passes through.
+        """
+        check_examples(self._examples)
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        with scoring(model):
+            returned = self.function(model, self._tokenizer, list(self._examples))
+        try:
+            values = [float(value) for value in returned]
+        except (TypeError, ValueError) as cause:
+            raise FitnessError(f"fitness function {name}: expected one number per example: {cause}") from cause
+        if len(values) != len(self._examples):
+            raise FitnessError(f"fitness function {name}: {len(values)} numbers for {len(self._examples)} examples")
+        return Scores(values)

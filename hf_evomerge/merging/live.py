@@ -1,0 +1,135 @@
+"""The live executor: writes merged tensors into the parameters of a resident model, for search.
+
+A candidate costs the arithmetic alone: nothing is loaded, allocated or rebuilt. The tensors are those that
+`hf_evomerge.merging.checkpoint.merge_checkpoint` writes for the same recipe, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SourceError
+from ..recipe import ParameterValue, Recipe
+from ..sources import Source, check_mergeable
+from .arithmetic import TensorJob, memory_needed
+from .registry import check_sources, complete_options, complete_parameters, get_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class LiveMerger:
+    """Merges sources into a model that stays in memory.
+
+    Args:
+        sources: The sources that take part, in the order of the recipe's ``merge.sources``.
+        base: The common ancestor, for methods that need one.
+        method: Name of the merge method.
+        options: Its global options; defaults where absent.
+        seed: The recipe's seed.
+        model: A model of the sources' own class; its parameters are overwritten by `apply`.
+        memory_limit: Bytes that may be spent on task vectors, sorted magnitudes and random fields. What does not fit is
+            computed from the memory-mapped files each time, to the same bits.
+
+    Raises:
+        RecipeError: The method is unknown, or its options are wrong.
+        SourceError: The sources cannot be merged with each other, or do not fit the model.
+
+    Example:
+        >>> merger = LiveMerger([japanese, maths], base, "dare_ties", {}, seed=0, model=model)  # doctest: +SKIP
+        >>> merger.apply([{"weight": 0.9, "density": 0.8}, {"weight": 0.7, "density": 0.4}])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        sources: list[Source],
+        base: Source | None,
+        method: str,
+        options: Mapping[str, Any],
+        seed: int,
+        model: PreTrainedModel,
+        *,
+        memory_limit: int = 2 << 30,
+    ) -> None:
+        self.method = get_method(method)
+        check_sources(self.method, len(sources), base is not None)
+        check_mergeable(sources, base)
+        self.layer_count = sources[0].layer_count
+        self.source_count = len(sources)
+        self.options = complete_options(self.method, options, self.layer_count)
+        self._jobs: list[tuple[TensorJob, Tensor]] = []
+        for name, parameter in _targets(sources[0], model).items():
+            needed = memory_needed(self.method, parameter.numel(), len(sources), base is not None)
+            keep = needed <= memory_limit
+            memory_limit -= needed if keep else 0
+            job = TensorJob(
+                name,
+                self.method,
+                base.get(name) if base is not None else None,
+                [source.get(name) for source in sources],
+                seed=seed,
+                device=parameter.device,
+                keep=keep,
+            )
+            self._jobs.append((job, parameter.data))
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, model: PreTrainedModel, sources: list[Source], base: Source | None, **limits: int
+    ) -> LiveMerger:
+        """A merger for the method, options and seed of a recipe; `sources` are all of the recipe's, in its order."""
+        assert recipe.merge is not None
+        taking_part = [sources[index] for index in recipe.merge_sources]
+        return cls(taking_part, base, recipe.merge.method, recipe.merge.options, recipe.seed, model, **limits)
+
+    def apply(self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None) -> None:
+        """Overwrite the model's parameters with one merge.
+
+        Args:
+            parameters: One mapping per source, as in a recipe: a number, or one per layer group. Defaults where absent.
+            options: Global options of this merge alone, in place of those given before, such as ``{"t": 0.3}``.
+
+        Raises:
+            RecipeError: A parameter is unknown, of the wrong type or out of range, or the layer groups do not fit; the model is
+                then unchanged.
+        """
+        import torch
+
+        complete = complete_parameters(self.method, parameters, self.source_count, self.layer_count)
+        chosen = self.options
+        if options:
+            given = {**self.options, **options}
+            chosen = complete_options(self.method, given, self.layer_count)
+        with torch.inference_mode():
+            for job, target in self._jobs:
+                job.run(complete, chosen, target)
+
+
+def _targets(source: Source, model: PreTrainedModel) -> dict[str, Tensor]:
+    """The model's parameter or buffer for every tensor of the source that is merged."""
+    import torch
+
+    state: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    state |= dict(model.named_buffers())
+    prefix = f"{model.base_model_prefix}."
+    targets: dict[str, torch.Tensor] = {}
+    for name, info in source.tensors.items():
+        target = state.get(name, state.get(prefix + name))
+        if not info.is_float or (target is None and ".rotary_emb.inv_freq" in name):
+            continue
+        if target is None or tuple(target.shape) != info.shape or not target.is_contiguous():
+            found = "no such parameter" if target is None else f"shape {list(target.shape)}"
+            raise SourceError(
+                f"{source}: {name} ({info}) does not fit the model, a {type(model).__name__} with {found}; "
+                "load the model from one of the sources, or merge to disk"
+            )
+        targets[name] = target
+    filled = {target.data_ptr() for target in targets.values()}
+    for name, parameter in model.named_parameters():
+        if parameter.data_ptr() not in filled:
+            raise SourceError(
+                f"{source}: has no tensor for the model's parameter {name}; load the model from one of the sources"
+            )
+    return targets

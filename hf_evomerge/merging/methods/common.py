@@ -1,0 +1,106 @@
+"""What several merge methods share: the declarations of their parameters, the sum, and the vote on signs.
+
+All arithmetic is float32, one rounding per multiplication and per addition (no fused multiply-add), so that the same recipe
+gives the same bits on every processor. Nothing here imports torch: tensors bring their own operations.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..registry import Call, Parameter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHT = Parameter(
+    "weight",
+    "number",
+    1.0,
+    "source",
+    "Factor of the source (of its task vector, where the method works on task vectors).",
+    search=(0.0, 1.0),
+    grouped=True,
+)
+DENSITY = Parameter(
+    "density",
+    "number",
+    1.0,
+    "source",
+    "Share of the task vector's elements that is kept, per tensor.",
+    low=0.0,
+    high=1.0,
+    search=(0.0, 1.0),
+    grouped=True,
+)
+NORMALIZE = Parameter(
+    "normalize", "flag", False, "global", "Divide by the sum of the weights (of those that count for the element)."
+)
+LAMBDA = Parameter(
+    "lambda",
+    "number",
+    1.0,
+    "global",
+    "Factor of the merged task vector, applied after the division.",
+    search=(0.0, 2.0),
+    grouped=True,
+)
+
+
+def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
+    """``sum_i w_i x_i``, a new tensor; a source of weight 0 is as good as absent."""
+    total: Tensor | None = None
+    for tensor, weight in zip(tensors, weights, strict=True):
+        if weight != 0:
+            part = tensor.mul(weight)
+            total = part if total is None else total.add_(part)
+    return total if total is not None else tensors[0].new_zeros(tensors[0].shape)
+
+
+def divisor(weights: list[float]) -> float:
+    """The sum of the weights, or 1 where it is nearly 0."""
+    total = sum(weights)
+    return total if abs(total) >= 1e-8 else 1.0
+
+
+def vote(parts: list[Tensor], weights: list[float], normalize: bool) -> Tensor:
+    """TIES' election and merge (arXiv:2306.01708, section 3) on task vectors that are already trimmed and weighted.
+
+    Args:
+        parts: ``D_i = w_i * trimmed d_i``; overwritten.
+        weights: ``w_i``, none of them 0.
+        normalize: Divide by the sum of the weights of those that agree with the elected sign.
+
+    Returns:
+        The sum of the D_i whose sign is that of ``sum_i D_i`` (0 counts as +); a new tensor.
+    """
+    # Only float operations: comparisons that make bool tensors cost several times as much.
+    sign = parts[0].clone()
+    for part in parts[1:]:
+        sign.add_(part)
+    sign.sign_().add_(0.5).sign_()
+    mixed: Tensor | None = None
+    count: Tensor | None = None
+    for part, weight in zip(parts, weights, strict=True):
+        part.mul_(sign).clamp_(min=0)  # |D_i| where it agrees, else 0
+        mixed = part.clone() if mixed is None else mixed.add_(part)
+        if normalize:
+            part.sign_().mul_(weight)
+            count = part if count is None else count.add_(part)
+    assert mixed is not None
+    mixed.mul_(sign)
+    if count is not None:
+        if min(weights) > 0:
+            count.clamp_(min=min(weights))  # where none agrees the sum is 0, and so is what is divided
+        else:
+            count.masked_fill_(count == 0, 1.0)
+        mixed.div_(count)
+    return mixed
+
+
+def onto_base(base: Tensor | None, mixed: Tensor, call: Call) -> Tensor:
+    """``base + lambda * mixed``, in the memory of `mixed`."""
+    assert base is not None
+    if call.options["lambda"] != 1:
+        mixed.mul_(call.options["lambda"])
+    return mixed.add_(base)

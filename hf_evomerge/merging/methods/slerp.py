@@ -1,0 +1,48 @@
+"""slerp: along the great circle between two models (Shoemake 1985, "Animating rotation with quaternion curves")."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ..registry import Call, Parameter, register_method
+from .common import weighted_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..arithmetic import TensorJob
+
+T = Parameter(
+    "t",
+    "number",
+    0.5,
+    "global",
+    "How far along the way: 0 is the first model, 1 the second.",
+    low=0.0,
+    high=1.0,
+    search=(0.0, 1.0),
+    grouped=True,
+)
+_PARALLEL = 0.9995  # |cos| above which the angle is too small to divide by its sine
+
+
+def coefficients(job: TensorJob, call: Call) -> list[float]:
+    """The factors of the two tensors, from the angle between them as flat vectors."""
+    t = call.options["t"]
+    first, second, dot = job.product(0, 0), job.product(1, 1), job.product(0, 1)
+    cosine = dot / math.sqrt(first * second) if min(first, second) > 1e-16 else 1.0
+    if abs(cosine) > _PARALLEL:
+        return [1 - t, t]
+    angle = math.acos(cosine)
+    return [math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)]
+
+
+@register_method("slerp", parameters=[T], prepare=coefficients, count=(2, 2))
+def slerp(base: Tensor | None, models: list[Tensor], call: Call) -> Tensor:
+    """Spherical interpolation between two models, per tensor: two sources, or the base (t = 0) and one source (t = 1).
+
+    Coefficients ``sin((1-t) theta) / sin theta`` and ``sin(t theta) / sin theta`` on the raw tensors, theta being the angle
+    between the whole flattened tensors; linear interpolation where they are nearly parallel (|cos| > 0.9995).
+    """
+    return weighted_sum(models, call.facts)

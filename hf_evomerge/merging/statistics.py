@@ -1,0 +1,215 @@
+"""Facts about a whole tensor that a merge needs: the k-th largest magnitude, the random field of DARE, sums.
+
+Each of them is a function of the tensor, the seed and the tensor's name alone: not of threads, chunks, order or processor.
+Sums are float64 in a fixed order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEVELS = 1 << 16  # the field of DARE is made of 16-bit numbers
+SUM_BLOCK = 1 << 16  # elements that are added up at a time: part of the definition of a sum
+_SELECT_AT_ONCE = 1 << 22  # larger tensors are counted into bins first: 16 MB of copies at most
+
+Blocks = Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]
+"""Yields a task vector's blocks, each with its position, from the first to the last."""
+
+
+@dataclass(slots=True)
+class Cut:
+    """Keeps the k elements of largest magnitude; of equal ones at the threshold those that come first.
+
+    Attributes:
+        keeps_all: Whether nothing is cut.
+        below: The largest float32 below the k-th largest magnitude: what is larger is kept.
+        surplus: Positions at the threshold that are cut all the same, because only k may stay; sorted.
+    """
+
+    keeps_all: bool
+    below: float = 0.0
+    surplus: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def apply(self, vector: Tensor, start: int = 0) -> Tensor:
+        """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is cut."""
+        if self.keeps_all:
+            return vector.clone()
+        kept = vector.hardshrink(self.below)
+        if self.surplus.size:
+            first, last = np.searchsorted(self.surplus, [start, start + vector.numel()])
+            if last > first:
+                kept[self.surplus[first:last] - start] = 0.0
+        return kept
+
+
+class Magnitudes:
+    """The k-th largest magnitude of one task vector, for any k.
+
+    Args:
+        blocks: Yields the task vector.
+        numel: Its number of elements.
+        keep: Whether to sort the magnitudes once and hold on to them (4 bytes each): every further k is then a look-up.
+    """
+
+    def __init__(self, blocks: Blocks, numel: int, keep: bool = False) -> None:
+        self.blocks = blocks
+        self.numel = numel
+        self.keep = keep
+        self._sorted: NDArray[np.float32] | None = None
+        self._counts: NDArray[np.int64] | None = None
+        self._cuts: dict[int, Cut] = {}
+
+    def cut(self, k: int) -> Cut:
+        """The cut that keeps the `k` largest."""
+        if k >= self.numel:
+            return Cut(keeps_all=True)
+        if k not in self._cuts:
+            if len(self._cuts) >= 8:
+                self._cuts.clear()
+            self._cuts[k] = self._make(k)
+        return self._cuts[k]
+
+    def _make(self, k: int) -> Cut:
+        threshold, surplus = self._threshold(k)
+        if threshold == 0:
+            return Cut(keeps_all=True)  # only zeros would be cut
+        below = float(np.nextafter(threshold, np.float32(0)))
+        if surplus == 0:
+            return Cut(False, below)
+        equal = [start + np.flatnonzero(np.abs(block) == threshold) for start, block in self.blocks()]
+        return Cut(False, below, np.concatenate(equal)[-surplus:])
+
+    def _threshold(self, k: int) -> tuple[np.float32, int]:
+        """The k-th largest magnitude, and how many elements of exactly that magnitude are one too many."""
+        if self.keep:
+            if self._sorted is None:
+                self._sorted = np.sort(self._all())
+            threshold = self._sorted[-k]
+            if self._sorted[-k - 1] < threshold:
+                return threshold, 0
+            return threshold, self.numel - int(np.searchsorted(self._sorted, threshold)) - k
+        if self.numel <= _SELECT_AT_ONCE:
+            values, rank = self._all(), k
+        else:
+            values, rank = self._bin(k)
+        values.partition(values.size - rank)
+        threshold = values[values.size - rank]
+        return threshold, int(np.count_nonzero(values[: values.size - rank] == threshold))
+
+    def _all(self) -> NDArray[np.float32]:
+        values = np.empty(self.numel, np.float32)
+        for start, block in self.blocks():
+            np.abs(block, out=values[start : start + block.size])
+        return values
+
+    def _bin(self, k: int) -> tuple[NDArray[np.float32], int]:
+        """The magnitudes that share the upper 16 bits with the k-th largest, and its rank among them."""
+        if self._counts is None:
+            counts = np.zeros(1 << 15, np.int64)
+            for _, block in self.blocks():
+                counts += np.bincount(_upper_bits(block), minlength=1 << 15)
+            self._counts = counts
+        at_least = np.cumsum(self._counts[::-1])[::-1]
+        chosen = int(np.flatnonzero(at_least >= k)[-1])
+        members = []
+        for _, block in self.blocks():
+            members.append(np.abs(block[_upper_bits(block) == chosen]))
+        return np.concatenate(members), k - int(at_least[chosen] - self._counts[chosen])
+
+
+def _upper_bits(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    """The upper 16 bits of the magnitudes: they order as the magnitudes do."""
+    return np.abs(values).view(np.int32) >> 16
+
+
+@dataclass(slots=True)
+class Drop:
+    """Keeps the elements whose 16-bit random number is below a limit.
+
+    Masks of one field are nested: a larger density keeps all that a smaller one keeps, so that a search sees no noise.
+
+    Attributes:
+        limit: density * 65536, rounded.
+        field: The random numbers.
+        levels: How many different numbers there are.
+    """
+
+    limit: int
+    field: RandomField
+    levels: int = LEVELS
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is dropped."""
+        return self.limit >= self.levels
+
+    def apply(self, vector: Tensor, start: int = 0) -> Tensor:
+        """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is dropped."""
+        if self.keeps_all:
+            return vector.clone()
+        # limit - u is a whole number, at least 1 exactly where u < limit: the mask, without a bool tensor
+        mask = self.field.slice(start, vector)
+        return mask.neg_().add_(float(self.limit - self.levels // 2)).clamp_(0, 1).mul_(vector)
+
+
+class RandomField:
+    """One uniform 16-bit number per element of one task vector, the same on every machine.
+
+    Philox, a counter-based generator, so that any slice can be made by itself. Its key is the SHA-256 of the recipe's seed, the
+    position of the source among those that take part, and the name of the tensor.
+
+    Args:
+        seed: The recipe's seed.
+        source: Position of the source among those that take part in the merge, from 0.
+        name: Raw name of the tensor.
+        numel: Number of elements of the tensor.
+        keep: Whether to hold on to the numbers (2 bytes each) for the next use.
+    """
+
+    def __init__(self, seed: int, source: int, name: str, numel: int, keep: bool = False) -> None:
+        digest = hashlib.sha256(f"{seed}\0{source}\0{name}".encode()).digest()
+        self.key = int.from_bytes(digest[:16], "little")
+        self.numel = numel
+        self.keep = keep
+        self._kept: Tensor | None = None
+
+    def numbers(self, start: int, stop: int) -> NDArray[np.uint16]:
+        """The numbers of the elements from `start` to `stop`."""
+        block, skip = divmod(start, 16)  # one step of the counter gives 4 numbers of 64 bits
+        words = (skip + stop - start + 3) // 4
+        raw = np.random.Philox(key=self.key, counter=block).random_raw(words)
+        return raw.astype("<u8", copy=False).view("<u2")[skip : skip + stop - start]
+
+    def slice(self, start: int, like: Tensor) -> Tensor:
+        """The numbers minus 32768 as a new float32 tensor of the length and on the device of `like`."""
+        stop = start + like.numel()
+        if self.keep:
+            if self._kept is None:
+                self._kept = _shifted(self.numbers(0, self.numel), like)
+            return self._kept[start:stop].to(like.dtype)
+        return _shifted(self.numbers(start, stop), like).to(like.dtype)
+
+
+def _shifted(numbers: NDArray[np.uint16], like: Tensor) -> Tensor:
+    import torch
+
+    return torch.from_numpy((numbers ^ np.uint16(1 << 15)).view(np.int16)).to(like.device)
+
+
+def sum_magnitudes(values: NDArray[np.float32]) -> float:
+    """The sum of the magnitudes of one block of `SUM_BLOCK` numbers, in float64 by one thread in numpy's fixed order."""
+    return float(np.add.reduce(np.abs(values), dtype=np.float64))
+
+
+def inner_product(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    """The inner product of one block, in float64 by one thread."""
+    return float(np.add.reduce(np.multiply(left, right, dtype=np.float64)))

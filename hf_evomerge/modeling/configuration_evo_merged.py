@@ -1,0 +1,388 @@
+"""Configuration of a model whose layers are a path through the layers of several source models.
+
+This file travels to the Hub beside the weights: it imports nothing but transformers and huggingface_hub.
+"""
+
+import copy
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+MAX_HOPS = 4096
+SCALE_TARGETS = ("stream", "mlp_delta")
+AUTO_MAP = {
+    "AutoConfig": "configuration_evo_merged.EvoMergedConfig",
+    "AutoModel": "modeling_evo_merged.EvoMergedModel",
+    "AutoModelForCausalLM": "modeling_evo_merged.EvoMergedForCausalLM",
+}
+
+_TERM = re.compile(r"\s*(\d{1,9}):(\d{1,9})\s*(?:\*\s*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?))?\s*")
+# Fields that hold the numbers of some of the layers, rather than one entry per layer.
+_INDEX_LISTS = ("mlp_only_layers", "full_attn_idxs", "attn_layer_indices", "hybrid_layer_ids")
+# Fields that some architectures give once and others once per layer.
+_PER_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "activation_sparsity_pattern")
+# Fields in which fine-tunes of one model may differ without their layers computing anything else.
+_HARMLESS = {
+    *("architectures", "auto_map", "dtype", "id2label", "label2id", "num_labels", "problem_type", "transformers_version"),
+    *("vocab_size", "tie_word_embeddings", "use_cache", "return_dict", "output_hidden_states", "output_attentions"),
+    *("initializer_range", "initializer_cutoff_factor", "summary_type", "task_specific_params", "pretraining_tp"),
+    *("num_hidden_layers", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "tokenizer_class"),
+    *("router_aux_loss_coef", "output_router_logits", "chunk_size_feed_forward", "max_window_layers", "attention_types"),
+    *("_name_or_path", "is_encoder_decoder", "decoder_sparse_step"),
+}
+# Fields in which they may differ, and the embedding source's value is used for the whole model.
+_EMBEDDING_SOURCE_DECIDES = {"sliding_window", "max_position_embeddings", "attention_dropout", "use_sliding_window"}
+
+Term = tuple[int, int, float]
+
+
+def parse_hop(text: Any, position: int) -> list[Term]:
+    """Read one hop, such as ``0:3`` or ``0:3*0.5 + 1:3*0.5``, as ``(source, layer, weight)`` triples.
+
+    Raises:
+        ValueError: The text is not a hop, or a weight is not finite.
+    """
+    terms: list[Term] = []
+    for part in re.split(r"(?<![eE])\+", text) if isinstance(text, str) else [""]:
+        match = _TERM.fullmatch(part)
+        weight = float(match[3] or 1) if match else math.nan
+        if match is None or not math.isfinite(weight):
+            raise ValueError(f"path[{position}]: cannot read {text!r}; a hop is written 0:3 or 0:3*0.5 + 1:3*0.5")
+        terms.append((int(match[1]), int(match[2]), weight))
+    return terms
+
+
+@strict
+class EvoMergedConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`EvoMergedForCausalLM`]: which layer of which source runs next, and the scale on the way.
+
+    Args:
+        text_config (`dict` or `PreTrainedConfig`):
+            Configuration of the source architecture. Its `num_hidden_layers` is the number of cache slots: one per term of
+            the path. Lists with one entry per layer are in the order of the slots.
+        path (`list[str]`):
+            One string per hop: `"0:3"` is layer 3 of source 0; `"0:3*0.5 + 1:3*0.5"` is a weighted sum of two layers.
+        scales (`list[float]`):
+            One finite number per hop: the factor beta on the way into it. All 1 by default.
+        scale_target (`str`):
+            What a scale multiplies: `"stream"`, the residual stream, `x_k = beta_k * h_{k-1}`; or `"mlp_delta"`, only the
+            MLP output of the hop before, `x_k = r_{k-1} + beta_k * MLP_{k-1}`, where beta_0 multiplies the embeddings.
+        embedding_source (`int`):
+            The source of the embeddings, the final norm and the head.
+        sources (`list[dict]`):
+            What the sources are: `model`, `revision` and `layers` (their number) of each.
+
+    Raises:
+        ValueError: A field is wrong; the message is one line that begins with the field's name.
+    """
+
+    model_type = "evo_merged"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 (the base class has it without annotation too)
+    has_no_defaults_at_init = False
+
+    text_config: dict | PreTrainedConfig | None = None
+    path: list | None = None
+    scales: list | None = None
+    scale_target: str = "stream"
+    embedding_source: int = 0
+    sources: list | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.path is None:
+            layers = _layer_count(self.text_config)
+            self.path = [f"0:{layer}" for layer in range(32 if layers is None else layers)]
+        if self.scales is None:
+            self.scales = [1.0] * len(self.path)
+        if self.sources is None:
+            self.sources = []
+        self._check_numbers()
+        self.text_config = _as_config(self.text_config, len(self.slots))
+        self._check_text_config()
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        for name in ("attn_implementation", "experts_implementation"):  # the base class passes its own to text_config
+            kwargs.setdefault(name, getattr(self.text_config, f"_{name}", None))
+        super().__post_init__(**kwargs)
+
+    def validate_path(self) -> None:
+        """Part of the validation by `@strict`: the fields must agree with each other whenever they are saved."""
+        self._check_numbers()
+        self._check_text_config()
+
+    @property
+    def hops(self) -> list[list[Term]]:
+        """The path as lists of `(source, layer, weight)`."""
+        return [parse_hop(text, position) for position, text in enumerate(self.path or [])]
+
+    @property
+    def slots(self) -> list[tuple[int, int]]:
+        """The `(source, layer)` of each cache slot: the first terms of the hops, then the further terms."""
+        return _slots_of(self.path or [])
+
+    @property
+    def hop_slots(self) -> list[list[int]]:
+        """The slots of the terms of each hop."""
+        hops = self.hops
+        result, following = [], len(hops)
+        for position, hop in enumerate(hops):
+            result.append([position, *range(following, following + len(hop) - 1)])
+            following += len(hop) - 1
+        return result
+
+    @property
+    def owners(self) -> list[int]:
+        """For each slot the first slot that runs the same layer: the one under whose name its weights are stored."""
+        first: dict[tuple[int, int], int] = {}
+        return [first.setdefault(layer, slot) for slot, layer in enumerate(self.slots)]
+
+    def _check_numbers(self) -> None:
+        path, scales, sources = self.path or [], self.scales or [], self.sources or []
+        if not path:
+            raise ValueError("path: no hops; a path has at least one, such as '0:0'")
+        if len(path) > MAX_HOPS:
+            raise ValueError(f"path: {len(path)} hops; a path has at most {MAX_HOPS}")
+        if len(scales) != len(path):
+            raise ValueError(f"scales: {len(scales)} numbers for a path of {len(path)} hops; give one per hop")
+        for position, scale in enumerate(scales):
+            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+                raise ValueError(f"scales[{position}]: {scale!r} is not a finite number")
+        if self.scale_target not in SCALE_TARGETS:
+            raise ValueError(f"scale_target: {self.scale_target!r} is unknown; there are {', '.join(SCALE_TARGETS)}")
+        hops = self.hops
+        if (count := sum(map(len, hops))) > MAX_HOPS:
+            raise ValueError(f"path: {count} terms; a path has at most {MAX_HOPS}")
+        for position, source in enumerate(sources):
+            layers = source.get("layers") if isinstance(source, dict) else None
+            if isinstance(layers, bool) or not isinstance(layers, int):
+                raise ValueError(f"sources[{position}]: {source!r} is not a mapping with the number of 'layers'")
+        if self.embedding_source < 0 or (sources and self.embedding_source >= len(sources)):
+            raise ValueError(f"embedding_source: {self.embedding_source}, but there are {len(sources)} sources")
+        for position, hop in enumerate(hops if sources else []):
+            for source, layer, _ in hop:
+                if source >= len(sources):
+                    raise ValueError(f"path[{position}]: source {source}, but there are {len(sources)} sources, from 0")
+                if layer >= sources[source]["layers"]:
+                    raise ValueError(
+                        f"path[{position}]: layer {layer} of source {source}, which has {sources[source]['layers']} layers"
+                    )
+
+    def _check_text_config(self) -> None:
+        slots, config = self.slots, self.text_config
+        if config.num_hidden_layers != len(slots):
+            raise ValueError(
+                f"text_config.num_hidden_layers: {config.num_hidden_layers}, but the path needs {len(slots)} cache slots"
+            )
+        owners, groups = self.owners, self.hop_slots
+        for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
+            entries = getattr(config, name, None)
+            if not isinstance(entries, (list, tuple)):
+                continue
+            if len(entries) != len(slots):
+                raise ValueError(f"text_config.{name}: {len(entries)} entries, but the path needs {len(slots)} cache slots")
+            for slot, owner in enumerate(owners):
+                if entries[slot] != entries[owner]:
+                    source, layer = slots[slot]
+                    raise ValueError(
+                        f"text_config.{name}: layer {source}:{layer} is {entries[owner]!r} in slot {owner} "
+                        f"but {entries[slot]!r} in slot {slot}"
+                    )
+            for position, group in enumerate(groups if name == "layer_types" else []):
+                if len(kinds := {entries[slot] for slot in group}) > 1:
+                    raise ValueError(f"path[{position}]: the terms of a hop must be of one layer type, not {sorted(kinds)}")
+
+    @classmethod
+    def from_sources(
+        cls,
+        configs: Sequence[PreTrainedConfig],
+        path: Sequence[str],
+        scales: Sequence[float] | None = None,
+        *,
+        scale_target: str = "stream",
+        embedding_source: int = 0,
+        sources: Sequence[dict[str, Any]] | None = None,
+        checked: bool = False,
+    ) -> "EvoMergedConfig":
+        """Make the configuration of a merged model from those of its sources.
+
+        Args:
+            configs: The configuration of each source, all of one architecture.
+            path: One string per hop.
+            scales: One number per hop; all 1 by default.
+            scale_target: `"stream"` or `"mlp_delta"`.
+            embedding_source: The source whose embeddings, final norm and head are used, and whose configuration decides
+                where those of the sources may differ.
+            sources: The `model` and `revision` of each source; the number of `layers` is filled in.
+            checked: That the sources fit together is known.
+
+        Raises:
+            ValueError: The sources do not fit together, or the path does not fit them.
+        """
+        if not checked:
+            check_alike(configs, embedding_source)
+        given = [{} for _ in configs] if sources is None else [dict(source) for source in sources]
+        if len(given) != len(configs):
+            raise ValueError(f"sources: {len(given)} descriptions for {len(configs)} sources")
+        described = [{**source, "layers": config.num_hidden_layers} for source, config in zip(given, configs, strict=True)]
+        slots = _slots_of(path)
+        for source, layer in slots:
+            if source >= len(configs) or layer >= configs[source].num_hidden_layers:
+                raise ValueError(f"path: there is no layer {source}:{layer} in the sources")
+        merged = cls(
+            text_config=_along(configs, slots, embedding_source),
+            path=list(path),
+            scales=None if scales is None else list(scales),
+            scale_target=scale_target,
+            embedding_source=embedding_source,
+            sources=described,
+        )
+        merged.dtype = configs[embedding_source].dtype
+        return merged
+
+    def rerouted(
+        self, path: Sequence[str], scales: Sequence[float] | None = None, *, scale_target: str | None = None
+    ) -> "EvoMergedConfig":
+        """The configuration of another path through the layers that this model has.
+
+        Args:
+            path: One string per hop.
+            scales: One number per hop; all 1 by default.
+            scale_target: This model's by default.
+
+        Raises:
+            ValueError: The path cannot be read, or runs a layer that this model does not have.
+        """
+        resident = {layer: slot for slot, layer in reversed(list(enumerate(self.slots)))}
+        slots = _slots_of(path)
+        for source, layer in slots:
+            if (source, layer) not in resident:
+                raise ValueError(f"path: layer {source}:{layer} is not part of this model")
+        merged = type(self)(
+            text_config=_along([self.text_config], [(0, resident[layer]) for layer in slots], 0),
+            path=list(path),
+            scales=None if scales is None else list(scales),
+            scale_target=scale_target or self.scale_target,
+            embedding_source=self.embedding_source,
+            sources=copy.deepcopy(self.sources),
+        )
+        merged.dtype = self.dtype
+        return merged
+
+
+def _slots_of(path: Sequence[str]) -> list[tuple[int, int]]:
+    """The `(source, layer)` of each cache slot of a path: the first terms of the hops, then the further terms."""
+    if isinstance(path, str) or len(path) > MAX_HOPS:
+        raise ValueError(f"path: a list of at most {MAX_HOPS} hops, one string each, such as ['0:0', '0:1']")
+    hops = [parse_hop(text, position) for position, text in enumerate(path)]
+    return [hop[0][:2] for hop in hops] + [term[:2] for hop in hops for term in hop[1:]]
+
+
+def check_alike(configs: Sequence[PreTrainedConfig], embedding_source: int = 0) -> None:
+    """Raise `ValueError` unless layers of these sources can run in one model."""
+    if not 0 <= embedding_source < len(configs):
+        raise ValueError(f"embedding_source: {embedding_source}, but there are {len(configs)} sources")
+    first = configs[embedding_source]
+    _check_architecture(first.model_type)
+    reference = _comparable(first)
+    for position, config in enumerate(configs):
+        if config.model_type != first.model_type:
+            raise ValueError(
+                f"sources[{position}]: architecture {config.model_type!r}, but source {embedding_source} is "
+                f"{first.model_type!r}; all sources must be of one"
+            )
+        found = _comparable(config)
+        for name in sorted(reference.keys() | found.keys()):
+            if found.get(name) == reference.get(name):
+                continue
+            what = (
+                f"sources[{position}]: {name} is {found.get(name)!r}, but {reference.get(name)!r} in source {embedding_source}"
+            )
+            if name not in _EMBEDDING_SOURCE_DECIDES:
+                raise ValueError(f"{what}; their layers cannot run in one model")
+            logger.warning_once(f"{what}; the latter is used for the whole model")
+
+
+def _comparable(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields that must be equal in all sources, without those that belong to single layers."""
+    skip = _HARMLESS | set(_per_layer_fields(config)) | set(_INDEX_LISTS)
+    renamed = {config.attribute_map.get(name, name) for name in skip}
+    return {name: value for name, value in config.to_dict().items() if name not in renamed}
+
+
+def _per_layer_fields(config: PreTrainedConfig) -> list[str]:
+    """The names of the lists with one entry per layer."""
+    count = config.num_hidden_layers
+    return [
+        name
+        for name, value in vars(config).items()
+        if isinstance(value, (list, tuple)) and len(value) == count and ("layer" in name or name in _PER_LAYER)
+        if name not in _INDEX_LISTS and not name.startswith("_")
+    ]
+
+
+def _along(configs: Sequence[PreTrainedConfig], slots: Sequence[tuple[int, int]], embedding_source: int) -> PreTrainedConfig:
+    """The embedding source's configuration with as many layers as there are slots, and its lists in their order."""
+    first = configs[embedding_source]
+    if getattr(first, "is_heterogeneous", False):
+        raise ValueError("text_config.per_layer_config: layers that differ in this way cannot be rearranged")
+    if getattr(first, "scale_attn_by_inverse_layer_idx", False):
+        raise ValueError("text_config.scale_attn_by_inverse_layer_idx: layers that depend on their place cannot be rearranged")
+    merged = copy.deepcopy(first)
+    merged.name_or_path = ""
+    merged.num_hidden_layers = len(slots)
+    for name in _per_layer_fields(first):
+        merged_list = [getattr(configs[source], name)[layer] for source, layer in slots]
+        setattr(merged, name, type(getattr(first, name))(merged_list))
+    for name in _INDEX_LISTS:
+        if getattr(first, name, None) is not None:
+            setattr(
+                merged, name, [slot for slot, (source, layer) in enumerate(slots) if layer in getattr(configs[source], name)]
+            )
+    if getattr(first, "decoder_sparse_step", None) is not None and hasattr(first, "mlp_only_layers"):
+        merged.decoder_sparse_step = 1
+        merged.mlp_only_layers = [slot for slot, (source, layer) in enumerate(slots) if _is_dense(configs[source], layer)]
+    if getattr(first, "attention_types", None) is not None and hasattr(first, "attention_layers"):
+        merged.attention_types = [[[kind], 1] for kind in merged.attention_layers]
+    return merged
+
+
+def _is_dense(config: PreTrainedConfig, layer: int) -> bool:
+    """Whether a layer of a mixture-of-experts model of the Qwen family has an ordinary MLP."""
+    return layer in (config.mlp_only_layers or []) or (layer + 1) % config.decoder_sparse_step != 0
+
+
+def _layer_count(config: Any) -> int | None:
+    """`num_hidden_layers` of a configuration or of its mapping, None where it is not said."""
+    if isinstance(config, PreTrainedConfig):
+        return config.num_hidden_layers
+    if not isinstance(config, dict):
+        return None
+    kind = CONFIG_MAPPING[config["model_type"]] if config.get("model_type") in CONFIG_MAPPING else None
+    name = kind.attribute_map.get("num_hidden_layers", "num_hidden_layers") if kind else "num_hidden_layers"
+    return config.get(name, config.get("num_hidden_layers"))
+
+
+def _check_architecture(model_type: Any) -> None:
+    if model_type not in CONFIG_MAPPING or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f"text_config.model_type: {model_type!r} is not an architecture of causal language models")
+
+
+def _as_config(value: dict | PreTrainedConfig | None, slots: int) -> PreTrainedConfig:
+    """The source architecture's configuration object; refuses a wrong size before anything of that size is made."""
+    if value is None:
+        value = {"model_type": "llama", "num_hidden_layers": slots}
+    _check_architecture(value.model_type if isinstance(value, PreTrainedConfig) else value.get("model_type"))
+    count = _layer_count(value)
+    if count != slots:
+        raise ValueError(f"text_config.num_hidden_layers: {count}, but the path needs {slots} cache slots")
+    return value if isinstance(value, PreTrainedConfig) else CONFIG_MAPPING[value["model_type"]](**value)
+
+
+EvoMergedConfig._auto_class = "AutoConfig"

@@ -1,0 +1,445 @@
+"""A model whose layers are a path through the layers of several source models of one architecture.
+
+The source architecture's own class does the work: it is built with one decoder layer per cache slot, and slots that run the
+same source layer share their parameters. This file adds the scales, the weighted sums, and the sharing.
+
+This file travels to the Hub beside the weights: it imports nothing but torch, transformers and the configuration beside it.
+"""
+
+import copy
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from .configuration_evo_merged import EvoMergedConfig
+
+# The submodule whose output a block adds to the residual stream last, for each architecture where that is so:
+# ``block(x) = r + c * branch(...)`` with a constant c. A norm after the MLP is part of the branch.
+_MLP = "mlp"
+_POST_NORM = "post_feedforward_layernorm"
+MLP_BRANCH = {
+    **dict.fromkeys(
+        ("llama", "mistral", "ministral", "ministral3", "gemma", "granite", "smollm3", "starcoder2", "seed_oss"), _MLP
+    ),
+    **dict.fromkeys(("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "qwen3_5_text", "qwen3_next", "mixtral", "gpt_oss"), _MLP),
+    **dict.fromkeys(("phi", "phi3", "phimoe", "stablelm", "cohere", "cohere2", "olmo", "olmoe", "falcon", "helium"), _MLP),
+    **dict.fromkeys(("gpt2", "gpt_neox", "gpt_neo", "gptj", "codegen", "gpt_bigcode", "persimmon", "glm", "arcee"), _MLP),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4"), _POST_NORM),
+    **{"glm4": "post_mlp_layernorm", "lfm2": "feed_forward"},
+}
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks"),
+    *("_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"),
+)
+_PLACE_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index")
+
+
+class ScaleInput:
+    """Forward pre-hook: multiply the hidden state on the way into a layer. Holds nothing but the factor."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the arguments with the hidden state scaled."""
+        if args:
+            return (args[0] * self.factor, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] * self.factor}
+
+
+class ScaleOutput:
+    """Forward hook: multiply the output of a branch before it is added to the residual stream."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Return the output scaled; where it is a tuple, its first element."""
+        return (output[0] * self.factor, *output[1:]) if isinstance(output, tuple) else output * self.factor
+
+
+class SumTerms:
+    """Forward hook of the first term of a hop: run the further terms on the same input, and return the weighted sum."""
+
+    def __init__(self, weights: Sequence[float], others: Sequence[nn.Module]) -> None:
+        self.weights = list(weights)
+        self.others = list(others)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Return the output of the whole hop."""
+        # `forward` rather than a call: the hooks that record hidden states must see one state per hop
+        outputs = [output, *(other.forward(*args, **kwargs) for other in self.others)]
+        states = [item[0] if isinstance(item, tuple) else item for item in outputs]
+        total = None
+        for weight, state in zip(self.weights, states, strict=True):
+            state = state if weight == 1 else state * weight
+            total = state if total is None else total + state
+        return (total, *output[1:]) if isinstance(output, tuple) else total
+
+
+class HopList(nn.ModuleList):
+    """A list of layers of which a model's loop over its layers sees the hops only, not the further terms behind them."""
+
+    hops = 0
+
+    def __init__(self, modules: Sequence[nn.Module], hops: int) -> None:
+        super().__init__(modules)
+        self.hops = hops
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(list(self._modules.values())[: self.hops])  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return self.hops
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+
+def find_layers(model: nn.Module, count: int) -> str:
+    """The name of the list of decoder layers in a model: the outermost list of `count` modules."""
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    found = [name for name, module in lists if len(module._modules) == count]
+    outermost = min((name.count(".") for name in found), default=0)
+    found = [name for name in found if name.count(".") == outermost]
+    if len(found) != 1:
+        raise ValueError(f"text_config.model_type: {type(model).__name__} has {len(found)} lists of {count} layers, not one")
+    return found[0]
+
+
+def source_class(config: PreTrainedConfig, *, head: bool = True) -> type[PreTrainedModel]:
+    """The source architecture's own class, with or without the language-model head."""
+    mapping = MODEL_FOR_CAUSAL_LM_MAPPING if head else MODEL_MAPPING
+    if type(config) not in mapping:
+        raise ValueError(f"text_config.model_type: {config.model_type!r} has no causal language model in transformers")
+    kind = mapping[type(config)]
+    return kind[0] if isinstance(kind, (tuple, list)) else kind
+
+
+def copy_structure(module: nn.Module, config: PreTrainedConfig, slot: int | None, swap: Mapping[int, nn.Module]) -> nn.Module:
+    """Copy a tree of modules without its hooks, over the same parameters and buffers.
+
+    Args:
+        module: The root of the tree.
+        config: The configuration that the copies refer to.
+        slot: The place of the layer in the merged model; None outside the layers.
+        swap: What to put in the place of some of the modules, by their `id`.
+    """
+    if id(module) in swap:
+        return swap[id(module)]
+    if "forward" in vars(module):
+        raise ValueError(f"{type(module).__name__}: its forward is replaced; load the source without device_map or patches")
+    new = module.__new__(type(module))
+    fields = new.__dict__
+    fields.update(module.__dict__)
+    for name in _HOOKS:
+        fields[name] = OrderedDict()
+    fields["_parameters"] = dict(module._parameters)
+    fields["_buffers"] = dict(module._buffers)
+    fields["_modules"] = {
+        name: None if child is None else copy_structure(child, config, slot, swap) for name, child in module._modules.items()
+    }
+    if isinstance(fields.get("config"), PreTrainedConfig):
+        fields["config"] = config
+    if slot is not None:
+        for name in _PLACE_NAMES:
+            if isinstance(fields.get(name), int):
+                fields[name] = slot
+    fields.pop("_output_capturing_hooks_installed", None)
+    return new
+
+
+@lru_cache(maxsize=128)
+def _forward_arguments(kind: type) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
+
+
+class EvoMergedPreTrainedModel(PreTrainedModel):
+    """What the merged model with and without head have in common: sharing, scales, sums; all else is the source class's."""
+
+    config_class = EvoMergedConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _with_head = False
+
+    def __init__(self, config: EvoMergedConfig, inner: PreTrainedModel | None = None) -> None:
+        """Build the model; `inner` is the source architecture's model where its layers are made and shared already."""
+        check_scale_target(config)
+        super().__init__(config)
+        self._assembled = inner is not None
+        if inner is None:
+            inner = source_class(config.text_config, head=self._with_head)(config.text_config)
+        self._inner_name = "model" if self._with_head else (inner.base_model_prefix or "model")
+        setattr(self, self._inner_name, inner)
+        self._layers_name = find_layers(self, len(config.slots))
+        layers = self.get_submodule(self._layers_name)
+        self._tied_weights_keys = self._share(list(layers.children()))
+        self._install(list(layers.children()))
+        if any(len(group) > 1 for group in config.hop_slots):
+            parent, _, name = self._layers_name.rpartition(".")
+            setattr(self.get_submodule(parent), name, HopList(list(layers.children()), len(config.path)))
+        # what the source class can do, its instance says
+        for flag in ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend"):
+            setattr(self, flag, getattr(inner, flag, False))
+        for flag in ("_can_compile_fullgraph", "supports_gradient_checkpointing", "_is_stateful", "_supports_context_parallel"):
+            setattr(self, flag, getattr(inner, flag, False))
+        config._attn_implementation_internal = config.text_config._attn_implementation
+        config._experts_implementation_internal = getattr(config.text_config, "_experts_implementation", None)
+        self.post_init()
+
+    @property
+    def inner(self) -> PreTrainedModel:
+        """The source architecture's own model that does the work."""
+        return getattr(self, self._inner_name)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, one per cache slot."""
+        return list(self.get_submodule(self._layers_name)._modules.values())  # type: ignore[arg-type]
+
+    def _share(self, layers: Sequence[nn.Module]) -> dict[str, str]:
+        """Let slots of the same source layer share its parameters and persistent buffers; returns the tied names."""
+        prefix, tied = self._layers_name, {}
+        for slot, owner in enumerate(self.config.owners):
+            if slot == owner:
+                continue
+            tied[f"{prefix}.{slot}.".replace(".", r"\.")] = f"{prefix}.{owner}."
+            for mine, its in zip(layers[slot].modules(), layers[owner].modules(), strict=True):
+                mine._parameters.update(its._parameters)
+                mine._buffers.update({k: v for k, v in its._buffers.items() if k not in its._non_persistent_buffers_set})
+        return tied
+
+    def _install(self, layers: Sequence[nn.Module]) -> None:
+        """Hang the scales and the sums on the layers, as hooks that hold numbers only."""
+        config: EvoMergedConfig = self.config
+        hops, groups, scales = config.hops, config.hop_slots, config.scales
+        for position, (hop, group) in enumerate(zip(hops, groups, strict=True)):
+            if scales[position] != 1 and (config.scale_target == "stream" or position == 0):
+                layers[position].register_forward_pre_hook(ScaleInput(float(scales[position])), with_kwargs=True)
+            elif scales[position] != 1:
+                for slot in groups[position - 1]:
+                    branch = layers[slot].get_submodule(MLP_BRANCH[config.text_config.model_type])
+                    branch.register_forward_hook(ScaleOutput(float(scales[position])))
+            weights = [weight for _, _, weight in hop]
+            if weights != [1]:
+                others = [layers[slot] for slot in group[1:]]
+                layers[position].register_forward_hook(SumTerms(weights, others), with_kwargs=True)
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """The tied tensors of the slots, whether or not the embeddings are tied too."""
+        if all_submodels:
+            return super().get_expanded_tied_weights_keys(all_submodels=True)
+        prefix, tied = self._layers_name, {}
+        layers = self.layers
+        names = {owner: _stored_names(layers[owner]) for owner in set(self.config.owners)}
+        for slot, owner in enumerate(self.config.owners):
+            if slot != owner:
+                tied.update({f"{prefix}.{slot}.{name}": f"{prefix}.{owner}.{name}" for name in names[owner]})
+        return tied
+
+    def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
+        """Mark tied buffers as well as tied parameters."""
+        tied = self.all_tied_weights_keys
+        buffers = {name for name, _ in self.named_buffers(remove_duplicate=False)} & tied.keys()
+        for name in buffers:
+            self.get_buffer(name)._is_hf_initialized = True
+        self.all_tied_weights_keys = {name: owner for name, owner in tied.items() if name not in buffers}
+        try:
+            super().mark_tied_weights_as_initialized(loading_info)
+        finally:
+            self.all_tied_weights_keys = tied
+
+    def _adjust_bias(self, output_embeddings: nn.Module, input_embeddings: Any) -> None:
+        # the inherited tying cuts biases to the size of a vocabulary, which is right for a head only
+        if output_embeddings is self.get_output_embeddings():
+            super()._adjust_bias(output_embeddings, input_embeddings)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # the source class decides
+
+    def init_weights(self) -> None:
+        """Initialise and tie, unless the weights are another model's."""
+        if not self._assembled:
+            super().init_weights()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The source class's token embeddings."""
+        return self.inner.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings."""
+        self.inner.set_input_embeddings(value)
+
+    def _arguments(self, **arguments: Any) -> dict[str, Any]:
+        """The arguments in the names that the source class of the installed transformers knows, without those not given."""
+        known = _forward_arguments(type(self.inner))
+        cache = [arguments.pop(name, None) for name in ("cache", "past_key_values", "cache_params")]
+        given = [value for value in cache if value is not None]
+        if len(given) > 1:
+            raise ValueError("cache: given twice, under its old name and its new one")
+        if given:
+            arguments[next((name for name in ("cache", "past_key_values", "cache_params") if name in known), "cache")] = given[
+                0
+            ]
+        for name in {"position_ids", "logits_to_keep"} - known:
+            arguments.pop(name, None)
+        for name in ("output_hidden_states", "output_attentions"):
+            if getattr(self.config, name, False):
+                arguments.setdefault(name, True)
+        if self.config.return_dict is False:
+            arguments.setdefault("return_dict", False)
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+class EvoMergedModel(EvoMergedPreTrainedModel):
+    """The merged model without head: its output is the last hidden state."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the path; arguments and output are those of the source architecture's base model."""
+        return self.inner(
+            **self._arguments(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                cache=cache,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+        )
+
+
+class EvoMergedForCausalLM(EvoMergedPreTrainedModel, GenerationMixin):
+    """The merged model: an ordinary causal language model whose layers are the path."""
+
+    _with_head = True
+    model: PreTrainedModel
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the path; arguments and output are those of the source architecture's causal language model."""
+        return self.inner(
+            **self._arguments(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                cache=cache,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
+        )
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The source class's head."""
+        return self.inner.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the head."""
+        self.inner.set_output_embeddings(value)
+
+    def get_decoder(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """The source class's model without head."""
+        return self.inner.get_decoder(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Prepare one step of generation as the source class does."""
+        return self.inner.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+
+    def _supports_default_dynamic_cache(self) -> bool:  # type: ignore[override]
+        return type(self.inner)._supports_default_dynamic_cache()
+
+    def with_path(
+        self, path: Any, scales: Sequence[float] | None = None, *, scale_target: str | None = None
+    ) -> "EvoMergedForCausalLM":
+        """A model that takes another path through the same parameters; nothing is copied.
+
+        Args:
+            path: One string per hop, such as `["0:0", "0:1*0.5 + 1:1*0.5"]`, through layers that are part of this model.
+            scales: One number per hop; all 1 by default.
+            scale_target: `"stream"` or `"mlp_delta"`; this model's by default.
+
+        Raises:
+            ValueError: The path cannot be read, or runs a layer that is not part of this model.
+        """
+        if hasattr(path, "as_text"):
+            path, scales = path.as_text(), path.scales if scales is None else scales
+        config = self.config.rerouted(path, scales, scale_target=scale_target)
+        return assemble(self.inner, dict(zip(self.config.slots, self.layers, strict=True)), config)
+
+
+def check_scale_target(config: EvoMergedConfig) -> None:
+    """Raise `ValueError` where the scales cannot act as the configuration says."""
+    kind = config.text_config.model_type
+    if config.scale_target != "mlp_delta" or all(scale == 1 for scale in config.scales[1:]):
+        return
+    parallel = kind == "falcon" and not config.text_config.new_decoder_architecture
+    if kind not in MLP_BRANCH or parallel:
+        raise ValueError(f"scale_target: 'mlp_delta' is not defined for the layers of {kind!r}; use 'stream'")
+
+
+def _stored_names(module: nn.Module) -> list[str]:
+    """The names of the parameters and persistent buffers of a module."""
+    return list(module.state_dict(keep_vars=True))
+
+
+def assemble(
+    shell: PreTrainedModel, layers: Mapping[tuple[int, int], nn.Module], config: EvoMergedConfig
+) -> EvoMergedForCausalLM:
+    """Make a merged model over the parameters of other models; nothing is copied.
+
+    Args:
+        shell: The source architecture's causal language model that gives embeddings, final norm and head.
+        layers: The resident layer of each `(source, layer)` of the path.
+        config: The configuration of the merged model.
+    """
+    text_config = config.text_config
+    resident = shell.get_submodule(find_layers(shell, shell.config.num_hidden_layers))
+    slots = nn.ModuleList([copy_structure(layers[layer], text_config, slot, {}) for slot, layer in enumerate(config.slots)])
+    inner = copy_structure(shell, text_config, None, {id(resident): slots})
+    model = EvoMergedForCausalLM(config, inner=inner)  # type: ignore[arg-type]
+    model.generation_config = copy.deepcopy(shell.generation_config)
+    return model.train(shell.training)
+
+
+EvoMergedModel._auto_class = "AutoModel"
+EvoMergedForCausalLM._auto_class = "AutoModelForCausalLM"

@@ -1,0 +1,94 @@
+"""The resident layers of all sources, and merged models made over them in milliseconds without copying a weight.
+
+Knows modules. Does not know where a path comes from; what a path computes is in ``hf_evomerge/modeling``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import PathError, SourceError
+from ..modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedPreTrainedModel, check_alike
+from ..modeling.modeling_evo_merged import assemble, find_layers
+from ..modeling.origins import check_rearrangeable
+from ..path import Path
+from ..recipe import ScaleTarget
+
+
+class LayerPool:
+    """The layers of several resident models of one architecture, from which merged models are made.
+
+    Merged models refer to the sources' own parameters: a change made in place to a source is seen by all of them.
+
+    Args:
+        models: The sources, plain causal language models; their numbers of layers may differ. Numbered in this order.
+        embedding_source: The source of the embeddings, the final norm and the head.
+
+    Raises:
+        SourceError: The layers of these models cannot run in one model.
+
+    Example:
+        >>> pool = LayerPool([first, second])
+        >>> merged = pool.model(Path.parse("0:0-15, 1:8-15, 0:15"))
+    """
+
+    def __init__(self, models: Sequence[PreTrainedModel], embedding_source: int = 0) -> None:
+        self.models = list(models)
+        self.embedding_source = embedding_source
+        for position, model in enumerate(self.models):
+            if isinstance(model, EvoMergedPreTrainedModel) or not isinstance(model, PreTrainedModel):
+                raise SourceError(f"source {position}: {type(model).__name__} is not a plain causal language model")
+        try:
+            check_alike([model.config for model in self.models], embedding_source)
+            check_rearrangeable([model.config for model in self.models])
+            self._layers = {
+                (source, index): layer
+                for source, model in enumerate(self.models)
+                for index, layer in enumerate(_layers_of(model))
+            }
+        except ValueError as cause:
+            raise SourceError(str(cause)) from cause
+        first = self.models[embedding_source]
+        for position, model in enumerate(self.models):
+            if type(model) is not type(first) or model.dtype != first.dtype or model.device != first.device:
+                raise SourceError(
+                    f"source {position}: {type(model).__name__} in {model.dtype} on {model.device}, but source "
+                    f"{embedding_source} is {type(first).__name__} in {first.dtype} on {first.device}; load all sources alike"
+                )
+
+    @property
+    def layers_per_source(self) -> list[int]:
+        """The number of layers of each source."""
+        return [model.config.num_hidden_layers for model in self.models]
+
+    def model(self, path: Path, scale_target: ScaleTarget = "stream") -> EvoMergedForCausalLM:
+        """The merged model that takes this path, in eval mode.
+
+        Args:
+            path: Which layers run, with their scales.
+            scale_target: What a scale multiplies, as in `EvoMergedConfig`.
+
+        Raises:
+            PathError: The path names a layer that is not there, or cannot run as asked.
+        """
+        path.check(self.layers_per_source)
+        try:
+            config = EvoMergedConfig.from_sources(
+                [model.config for model in self.models],
+                path.as_text(),
+                path.scales,
+                scale_target=scale_target,
+                embedding_source=self.embedding_source,
+                sources=[{"model": model.config.name_or_path} for model in self.models],
+                checked=True,
+            )
+            return assemble(self.models[self.embedding_source], self._layers, config).eval()
+        except ValueError as cause:
+            raise PathError(str(cause)) from cause
+
+
+def _layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    return list(model.get_submodule(find_layers(model, model.config.num_hidden_layers)).children())

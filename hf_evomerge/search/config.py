@@ -1,0 +1,178 @@
+"""The search file: what is evolved, how, on which data. Read from YAML; every key is checked before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ..errors import SearchError
+from ..fitness.data import DataSpec
+from ..fitness.registry import AnyTaskSpec
+from ..recipe import Dtype, ScaleTarget, SourceRef, StrictModel, load_yaml
+from ..routing.layout import Initialisation, ScaleEncoding
+from .optimizer import Algorithm, Restarts
+
+Stage = Literal["ps", "dfs", "random"]
+
+
+class Range(StrictModel):
+    """The bounds of one evolved parameter, and where the search begins.
+
+    Attributes:
+        low, high: Bounds, in the parameter's own unit.
+        start: First mean; the middle where absent.
+    """
+
+    low: float
+    high: float
+    start: float | None = None
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}")
+        if self.start is not None and not self.low <= self.start <= self.high:
+            raise ValueError(f"start {self.start} is outside {self.low} to {self.high}")
+        return self
+
+    @property
+    def start_fraction(self) -> float:
+        """Where the search begins, as a fraction of the way from low to high."""
+        return 0.5 if self.start is None else (self.start - self.low) / (self.high - self.low)
+
+
+class OptimizerConfig(StrictModel):
+    """How genomes are proposed, and how many.
+
+    Attributes:
+        algorithm: ``cma``, ``diagonal``, ``surrogate`` (lq-CMA-ES) or ``random``.
+        population: Candidates per generation; 4 + floor(3 ln n) where absent.
+        sigma: First step size. For PS as a fraction of each parameter's range, 1/6 by default; for DFS in the units of the
+            genome, 0.1.
+        evaluations: Budget in trials.
+        minutes: Budget in minutes; no generation starts after it. Whichever budget ends first.
+        restarts: ``none``, ``ipop`` or ``bipop``.
+    """
+
+    algorithm: Algorithm = "cma"
+    population: int | None = Field(default=None, ge=2)
+    sigma: float | None = Field(default=None, gt=0)
+    evaluations: int = Field(default=1000, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
+    restarts: Restarts = "none"
+
+
+class ParameterSpaceConfig(StrictModel):
+    """The parameter-space search (arXiv:2403.13187, section 3.1).
+
+    Attributes:
+        method: Name of a merge method.
+        options: The method's global parameters: a value (fixed), or for a number a range (evolved).
+        sources: Which sources take part, as indices; all by default.
+        blocks_per_group: Blocks that share one set of parameters: a number, ``all`` (one group for all blocks, beside
+            embeddings and head) or ``model`` (one group for everything, the paper's reported setting).
+        split_attention: Whether attention has parameters of its own, apart from the MLP.
+        parameters: Per per-source parameter: a number (fixed), a range (evolved), or absent (evolved within the method's own
+            bounds).
+        optimizer: How to search.
+    """
+
+    method: str = "task_arithmetic"
+    options: dict[str, bool | float | str | Range] = Field(default_factory=dict)
+    sources: list[int] | None = None
+    blocks_per_group: int | Literal["all", "model"] = 1
+    split_attention: bool = False
+    parameters: dict[str, float | Range] = Field(default_factory=dict)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+
+
+class FlowSpaceConfig(StrictModel):
+    """The data-flow-space search (arXiv:2403.13187, section 3.2).
+
+    Attributes:
+        order: The sources in the order their layers are laid out; the first is the paper's A. All, in order, by default. In a
+            hybrid search the merged model has the number of sources as its index, and comes first by default.
+        repetitions: How often the layout is repeated (the paper's r).
+        scales: Scale encoding: ``none``, ``slot``, ``matrix`` or ``network``.
+        scale_bounds: The least and the greatest scale.
+        scale_target: What a scale multiplies: ``stream`` or ``mlp_delta``.
+        initialisation: ``near_identity`` or ``paper``.
+        max_hops: The longest path.
+        optimizer: How to search.
+    """
+
+    order: list[int] | None = None
+    repetitions: int = Field(default=2, ge=1, le=64)
+    scales: ScaleEncoding = "slot"
+    scale_bounds: tuple[float, float] = (0.4, 1.5)
+    scale_target: ScaleTarget = "stream"
+    initialisation: Initialisation = "near_identity"
+    max_hops: int = Field(default=128, ge=2, le=4096)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+
+    @field_validator("scale_bounds")
+    @classmethod
+    def _one_inside(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < 1 < value[1]:
+            raise ValueError(f"scale 1 must lie between {value[0]} and {value[1]}")
+        return value
+
+
+class SearchConfig(StrictModel):
+    """One search, whole.
+
+    Attributes:
+        space: ``ps``, ``dfs`` or ``hybrid`` (PS, then DFS over its winner and the sources).
+        sources, base: As in a recipe.
+        dtype: The dtype that candidates are evaluated in and the winner is saved in; the first source's where absent.
+        seed: Seed of the optimizer, of DARE's masks and of the batches.
+        ps, dfs: The two spaces; a space that takes part and is absent has its defaults.
+        fitness: The task and its settings; see ``docs/fitness.md``.
+        data: Where examples come from, per split. ``search`` is what candidates are scored on; the best are scored again on
+            ``validation`` before a winner is named; ``test`` is touched once, at the end.
+        batch: Number of search examples per generation, drawn anew for each; all where absent.
+        finalists: How many of the best trials are scored on the validation split.
+        random_baseline: Whether to run a random search of the same budget, in the space of the first stage, for comparison.
+        threads: CPU threads per evaluation. Part of the study: another number may change the last bits of a score.
+        device: Where candidates are evaluated, such as ``cpu`` or ``cuda:0``.
+    """
+
+    space: Literal["ps", "dfs", "hybrid"]
+    sources: list[SourceRef] = Field(min_length=2)
+    base: SourceRef | None = None
+    dtype: Dtype | None = None
+    seed: int = Field(default=0, ge=0)
+    ps: ParameterSpaceConfig = Field(default_factory=ParameterSpaceConfig)
+    dfs: FlowSpaceConfig = Field(default_factory=FlowSpaceConfig)
+    fitness: AnyTaskSpec
+    data: dict[Literal["search", "validation", "test"], DataSpec] = Field(default_factory=dict)
+    batch: int | None = Field(default=None, ge=1)
+    finalists: int = Field(default=8, ge=1)
+    random_baseline: bool = False
+    threads: int = Field(default=1, ge=1)
+    device: str = "cpu"
+
+    @model_validator(mode="after")
+    def _check_indices(self) -> SearchConfig:
+        count = len(self.sources)
+        for key, indices, limit in (
+            ("ps.sources", self.ps.sources, count),
+            ("dfs.order", self.dfs.order, count + (self.space == "hybrid")),
+        ):
+            if indices is not None and (
+                not indices or len(set(indices)) != len(indices) or not set(indices) <= set(range(limit))
+            ):
+                raise ValueError(f"{key}: {indices} must be distinct numbers from 0 to {limit - 1}")
+        return self
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages in the order they run."""
+        stages: list[Stage] = ["ps", "dfs"] if self.space == "hybrid" else [self.space]
+        return [*stages, "random"] if self.random_baseline else stages
+
+    @classmethod
+    def load(cls, file: str) -> SearchConfig:
+        """Read a search file; raises `SearchError` with the keys that are wrong."""
+        return load_yaml(cls, file, SearchError)

@@ -1,0 +1,192 @@
+"""Scores recipes: keeps the sources resident, turns a recipe into a live model without copying layers, runs the task on it.
+
+Knows nothing of genomes or of the study, and holds no state that changes a score: the same recipe on the same examples gives
+the same numbers in any order and in any process.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import EvoMergeError, FitnessError
+from ..fitness import Example, Task, load_examples, make_task
+from ..recipe import FlowPart, MergePart, Recipe, SourceRef
+from .config import SearchConfig
+from .study import Outcome
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..merging.live import LiveMerger
+    from ..routing.pool import LayerPool
+    from ..sources import Source
+
+Target = Recipe | SourceRef
+Batch = tuple[int, ...]
+
+
+class Evaluator:
+    """Scores candidates and parents.
+
+    Args:
+        config: The search: sources, dtype, device, threads, task and data.
+        task_factory: Makes an unprepared task; the search file's by default.
+        examples: The examples per split; read as the search file says by default.
+
+    Raises:
+        EvoMergeError: A source or the data cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        *,
+        task_factory: Any = None,
+        examples: Mapping[str, Sequence[Example]] | None = None,
+    ) -> None:
+        import torch
+
+        from ..sources import Source
+
+        torch.set_num_threads(config.threads)
+        self.config = config
+        self._task_factory = task_factory or (lambda: make_task(config.fitness))
+        self._examples = dict(examples) if examples is not None else {}
+        self._sources = [Source.open(ref) for ref in config.sources]
+        self._base = Source.open(config.base) if config.base is not None else None
+        self.dtype = getattr(torch, config.dtype) if config.dtype else self._sources[0].config.dtype or torch.float32
+        self._resident: dict[str, PreTrainedModel] = {}
+        self._merger: tuple[str, LiveMerger, PreTrainedModel] | None = None
+        self._applied: MergePart | None = None
+        self._pool: tuple[tuple[bool, int], LayerPool] | None = None
+        self._task: tuple[Any, Task] | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        """Number of layers of each source."""
+        return [source.layer_count for source in self._sources]
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that there are examples for."""
+        return [split for split in ("search", "validation", "test") if split in self._examples or split in self.config.data]
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """The examples of a split; raises `FitnessError` where the search file gives none."""
+        if split not in self._examples:
+            spec = self.config.data.get(split)  # type: ignore[call-overload]
+            if spec is None:
+                raise FitnessError(f"data.{split}: not given; name a file or data set")
+            self._examples[split] = load_examples(spec)
+        return self._examples[split]
+
+    def evaluate(self, target: Target, split: str = "search", batch: Batch | None = None) -> Outcome:
+        """Score one recipe, or one parent as it is.
+
+        Args:
+            target: What to score.
+            split: On which examples.
+            batch: Only the examples with these indices.
+
+        Returns:
+            The outcome. Whatever goes wrong inside, out of memory included, is its error: one bad candidate must not end a
+            search.
+        """
+        begin = time.perf_counter()
+        try:
+            task = self._prepared(target, split, batch)
+            scores = task.evaluate(self.model(target))
+            return Outcome(
+                np.asarray(scores.values, dtype=np.float64),
+                None if scores.correct is None else np.asarray(scores.correct, dtype=np.bool_),
+                time.perf_counter() - begin,
+            )
+        except Exception as error:
+            gc.collect()  # an out-of-memory error leaves tensors in its frames
+            kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
+            return Outcome(seconds=time.perf_counter() - begin, error=f"{kind}{' '.join(str(error).split())}"[:1000])
+
+    def model(self, target: Target) -> PreTrainedModel:
+        """A live model of a recipe or a parent. It shares parameters with others made here: use it before the next one."""
+        if isinstance(target, SourceRef):
+            return self._load(target)
+        if target.flow is None:
+            assert target.merge is not None  # a recipe has at least one part
+            return self._merged(target.merge)
+        return self._layer_pool(target, target.flow).model(target.flow.to_path(), target.flow.scale_target)
+
+    def _load(self, ref: SourceRef) -> PreTrainedModel:
+        """The resident plain model of a parent."""
+        from ..sources import Source
+
+        key = f"{ref.model}@{ref.revision}"
+        if key not in self._resident:
+            self._resident[key] = self._from_disk(Source.open(ref))
+        return self._resident[key]
+
+    def _from_disk(self, source: Source) -> PreTrainedModel:
+        """A plain model of its own, ready to be scored."""
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=self.dtype)
+        return model.eval().requires_grad_(False).to(self.config.device)
+
+    def _merged(self, part: MergePart) -> PreTrainedModel:
+        """The resident merged model with these parameters written into it."""
+        from ..merging.live import LiveMerger
+
+        taking_part = [self._sources[i] for i in (part.sources or range(len(self._sources)))]
+        key = f"{part.method} {sorted(part.options.items())} {part.sources}"
+        if self._merger is None or self._merger[0] != key:
+            self._applied = None
+            if self._merger is None:
+                model = self._from_disk(taking_part[0])
+            else:
+                model = self._merger[2]
+            merger = LiveMerger(taking_part, self._base, part.method, part.options, self.config.seed, model)
+            self._merger = (key, merger, model)
+        if self._applied != part:
+            self._applied = None
+            self._merger[1].apply(part.parameters)
+            self._applied = part
+        return self._merger[2]
+
+    def _layer_pool(self, recipe: Recipe, flow: FlowPart) -> LayerPool:
+        """The pool of all sources' layers, and the merged model's where the recipe has one."""
+        from ..routing.pool import LayerPool
+
+        merged = [self._merged(recipe.merge)] if recipe.merge is not None else []
+        key = (bool(merged), flow.embedding_source)
+        if self._pool is None or self._pool[0] != key:
+            models = [*(self._load(ref) for ref in self.config.sources), *merged]
+            self._pool = (key, LayerPool(models, embedding_source=flow.embedding_source))
+        return self._pool[1]
+
+    def _prepared(self, target: Target, split: str, batch: Batch | None) -> Task:
+        """The task on these examples, tokenised once for all candidates."""
+        owner = self._tokenizer_owner(target)
+        key = (owner.folder, split, batch)
+        if self._task is None or self._task[0] != key:
+            from transformers import AutoTokenizer
+
+            examples = self.examples(split)
+            task = self._task_factory()
+            tokenizer = AutoTokenizer.from_pretrained(owner.folder)
+            task.prepare(examples if batch is None else [examples[i] for i in batch], tokenizer)
+            self._task = (key, task)
+        return self._task[1]
+
+    def _tokenizer_owner(self, target: Target) -> Source:
+        """The source whose tokenizer goes with a target: its own, the embeddings', or the first that is merged."""
+        if isinstance(target, SourceRef):
+            from ..sources import Source
+
+            return Source.open(target)
+        if target.flow is not None and target.flow.embedding_source < len(self._sources):
+            return self._sources[target.flow.embedding_source]
+        return self._sources[target.merge_sources[0]]

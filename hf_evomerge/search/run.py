@@ -1,0 +1,260 @@
+"""One call that does a whole search: check, evolve, name the winner, build it, draw it. Starts a study, or goes on with one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SearchError
+from ..fitness import Example, Task, check_disjoint
+from ..recipe import validate
+from .config import SearchConfig
+from .evaluator import Evaluator
+from .loop import Report, Result, Search
+from .runner import LocalRunner, ProcessRunner, Runner
+from .spaces import source_label
+from .study import STUDY_FILE, Study
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+RECIPE_FILE = "recipe.yaml"
+RESULTS_FILE = "results.json"
+MODEL_FOLDER = "model"
+PLOTS_FOLDER = "plots"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search would do; nothing has been evaluated but one parent.
+
+    Attributes:
+        dimensions: Numbers to evolve, per stage. That of a hybrid search's second stage counts the merged model's layers.
+        evaluations: Trials, per stage.
+        examples: Examples, per split.
+        seconds_per_evaluation: Measured on the first source.
+    """
+
+    dimensions: dict[str, int]
+    evaluations: dict[str, int]
+    examples: dict[str, int]
+    seconds_per_evaluation: float
+
+    @property
+    def minutes(self) -> float:
+        """Expected time of all trials with one worker."""
+        return sum(self.evaluations.values()) * self.seconds_per_evaluation / 60
+
+
+def run_search(
+    config: SearchConfig,
+    out: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    report: Report | None = None,
+    task_factory: Callable[[], Task] | None = None,
+    examples: Mapping[str, Sequence[Example]] | None = None,
+    build_model: bool = True,
+) -> Result:
+    """Run a search, or go on with the one in the folder, to its end.
+
+    Leaves in the folder: ``study.db`` (every trial), ``recipe.yaml`` (the winner), ``results.json`` (the comparison on the
+        test split),
+    ``model/`` (the winner, built) and ``plots/``.
+
+    Args:
+        config: What to search. Where the folder has a study, it must be the one that this study was begun with.
+        out: The folder.
+        workers: Processes that evaluate side by side; the trials are the same for any number.
+        report: Called after every trial.
+        task_factory: Makes the fitness task, in place of the search file's; must be importable where there is more than one
+            worker.
+        examples: Examples per split, in place of the search file's data.
+        build_model: Whether to build the winner.
+
+    Raises:
+        EvoMergeError: The search cannot start (a source, the data or a setting is wrong), or no candidate could be evaluated.
+
+    Example:
+        >>> result = run_search(SearchConfig.load("search.yaml"), "out", workers=2)  # doctest: +SKIP
+        >>> print(result.winner.to_yaml())  # doctest: +SKIP
+    """
+    arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples}
+    evaluator = Evaluator(config, **arguments)
+    _check(config, evaluator)
+    study = _open_study(config, FilePath(out))
+    runner: Runner = LocalRunner(evaluator) if workers == 1 else ProcessRunner(config, workers, **arguments)
+    try:
+        search = Search(
+            config,
+            study,
+            runner,
+            layers=evaluator.layers,
+            example_count=len(evaluator.examples("search")),
+            splits=evaluator.splits,
+            report=report,
+        )
+        result = search.run()
+        _leave_results(config, study, result)
+        if build_model:
+            _leave_model(study.folder, result.winner)
+        _leave_plots(config, study, result, evaluator.layers)
+        return result
+    finally:
+        runner.close()
+        study.close()
+
+
+def resume_search(
+    out: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    report: Report | None = None,
+    build_model: bool = True,
+) -> Result:
+    """Go on with the search of a folder; raises `SearchError` where there is none. See `run_search`."""
+    study = Study.open(out)
+    try:
+        config = settings_of(study)
+    finally:
+        study.close()
+    return run_search(config, out, workers=workers, report=report, build_model=build_model)
+
+
+def settings_of(study: Study) -> SearchConfig:
+    """The search that a study was begun with."""
+    return validate(SearchConfig, study.meta("settings"), SearchError)
+
+
+def plan_search(config: SearchConfig) -> Plan:
+    """Check everything that can be checked without searching, and time one evaluation; raises `EvoMergeError`."""
+    evaluator = Evaluator(config)
+    dimensions = _check(config, evaluator)
+    evaluator.evaluate(config.sources[0])  # loads the model
+    outcome = evaluator.evaluate(config.sources[0])
+    if outcome.error is not None:
+        raise SearchError(f"{config.sources[0].model}: cannot be evaluated: {outcome.error}")
+    share = 1.0 if config.batch is None else min(1.0, config.batch / len(evaluator.examples("search")))
+    budgets: dict[str, int] = {"ps": config.ps.optimizer.evaluations, "dfs": config.dfs.optimizer.evaluations}
+    evaluations: dict[str, int] = {stage: budgets[stage] for stage in config.stages if stage != "random"}
+    if config.random_baseline:
+        evaluations["random"] = sum(evaluations.values())
+    examples = {split: len(evaluator.examples(split)) for split in evaluator.splits}
+    return Plan(dimensions, evaluations, examples, outcome.seconds * share)
+
+
+def _check(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
+    """Refuse a search that cannot work, before anything expensive; returns the number of coordinates per stage."""
+    from ..sources import Source, check_mergeable
+    from .spaces import FlowSpace, ParameterSpace
+
+    check_disjoint(**{split: evaluator.examples(split) for split in {"search", *evaluator.splits}})
+    dimensions: dict[str, int] = {}
+    opened = [Source.open(ref) for ref in config.sources]
+    if config.space in ("ps", "hybrid"):
+        taking_part = [opened[i] for i in config.ps.sources or range(len(opened))]
+        check_mergeable(taking_part, Source.open(config.base) if config.base is not None else None)
+        space = ParameterSpace(config, taking_part[0].layer_count)
+        _check_method(space, taking_part[0].layer_count)
+        dimensions["ps"] = len(space.coordinates)
+    if config.space in ("dfs", "hybrid"):
+        from ..recipe import MergePart
+
+        layers, merge = evaluator.layers, None
+        if config.space == "hybrid":
+            layers, merge = [*layers, opened[(config.ps.sources or [0])[0]].layer_count], MergePart(method=config.ps.method)
+        dimensions["dfs"] = FlowSpace(config, layers, merge).genome.dimension
+    return dimensions
+
+
+def _check_method(space: Any, layer_count: int) -> None:
+    """Refuse options and parameters that the method does not take, on the recipe that the search begins with."""
+    from ..merging import check_part
+
+    recipe: Recipe = space.decode(space.start().mean)
+    assert recipe.merge is not None  # a parameter space makes recipes with a merge part
+    check_part(recipe.merge, sources=space.source_count, has_base=recipe.base is not None, layer_count=layer_count)
+
+
+def _open_study(config: SearchConfig, out: FilePath) -> Study:
+    """The folder's study, or a new one; raises `SearchError` where it is that of another search."""
+    settings = config.model_dump(mode="json")
+    if not (out / STUDY_FILE).exists():
+        study = Study.create(out, settings)
+        study.set_meta("versions", _versions())
+        return study
+    study = Study.open(out)
+    if (before := study.meta("settings")) != settings:
+        changed = sorted(key for key in settings if settings[key] != before.get(key))
+        study.close()
+        raise SearchError(f"{out}: holds the study of another search ({', '.join(changed)} differ); choose another folder")
+    return study
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("hf-evomerge", "cma", "numpy", "torch", "transformers")}
+
+
+def _leave_results(config: SearchConfig, study: Study, result: Result) -> None:
+    """Write the winner's recipe and the comparison."""
+    result.winner.save(study.folder / RECIPE_FILE)
+    rows = [
+        {
+            "label": row.label,
+            "fitness": row.outcome.fitness,
+            "fitness_se": row.outcome.standard_error,
+            "accuracy": None if row.outcome.accuracy is None else row.outcome.accuracy[0],
+            "accuracy_se": None if row.outcome.accuracy is None else row.outcome.accuracy[1],
+            "evaluations": row.evaluations,
+            "seconds": row.seconds,
+            "winner": row.winner,
+        }
+        for row in result.rows
+    ]
+    report = {
+        "space": config.space,
+        "seed": config.seed,
+        "split": result.split,
+        "examples": len(result.rows[0].outcome.scores),
+        "rows": rows,
+    }
+    (study.folder / RESULTS_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _leave_model(folder: FilePath, winner: Recipe) -> None:
+    """Build the winner, unless it is there already."""
+    from ..build import build
+
+    built = folder / MODEL_FOLDER / RECIPE_FILE
+    if not built.exists() or built.read_text(encoding="utf-8") != winner.to_yaml():
+        build(winner, folder / MODEL_FOLDER, progress=False, overwrite=True)
+
+
+def _leave_plots(config: SearchConfig, study: Study, result: Result, layers: Sequence[int]) -> None:
+    """Draw fitness over evaluations, the weights per layer group and the path, as far as the winner has them."""
+    from .. import plots
+
+    folder = study.folder / PLOTS_FOLDER
+    folder.mkdir(exist_ok=True)
+    labels = [source_label(ref) for ref in config.sources]
+    levels = {
+        name: outcome.fitness
+        for name, label in [("base", "base"), *((label, f"source:{i}") for i, label in enumerate(labels))]
+        if (outcome := study.evaluation(label, "search")) is not None and outcome.fitness is not None
+    }
+    plots.plot_fitness(
+        [plots.Curve.of_trials(stage, study.trials(stage)) for stage in config.stages], levels, folder / "fitness.png"
+    )
+    if result.winner.merge is not None:
+        taking_part = [labels[i] for i in result.winner.merge_sources]
+        plots.plot_weights(result.winner.merge, taking_part, folder / "weights.png")
+    if result.winner.flow is not None:
+        merged = [layers[result.winner.merge_sources[0]]] if result.winner.merge is not None else []
+        path = result.winner.flow.to_path()
+        plots.plot_path(path, [*layers, *merged], [*labels, *(["merged"] if merged else [])], folder / "path.png")

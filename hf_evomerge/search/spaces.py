@@ -1,0 +1,164 @@
+"""The search spaces: which genome is which recipe. A weight in the search file becomes a bound here, and a coordinate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SearchError
+from ..merging.groups import Grouping
+from ..merging.registry import Parameter, get_method
+from ..recipe import FlowPart, MergePart, ParameterValue, Recipe, SourceRef
+from ..routing.layout import FlowGenome, Layout
+from .config import FlowSpaceConfig, Range, SearchConfig
+from .optimizer import Start
+
+Vector = NDArray[np.float64]
+
+
+class Space(Protocol):
+    """A set of recipes, and the vectors that stand for them."""
+
+    def start(self) -> Start:
+        """Where a search begins: mean, step size and bounds of the genome."""
+
+    def decode(self, genome: Vector) -> Recipe:
+        """The recipe of a genome; raises `EvoMergeError` where it has none."""
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """What one number of a parameter-space genome is.
+
+    Attributes:
+        parameter: The parameter's name.
+        span: Its bounds; the genome holds the fraction of the way from low to high.
+        source: Position of the source among those that take part; None for a global option.
+        group: The layer group; None for a parameter that has one value for the whole model.
+    """
+
+    parameter: str
+    span: Range
+    source: int | None
+    group: str | None
+
+
+class ParameterSpace:
+    """The parameters of a merge method: per source and layer group, or global. Every coordinate lies between 0 and 1."""
+
+    def __init__(self, config: SearchConfig, layer_count: int) -> None:
+        self.config, self.space = config, config.ps
+        self.groups = Grouping(
+            blocks_per_group=self.space.blocks_per_group,
+            split_attention=self.space.split_attention,
+            layer_count=layer_count,
+        ).keys
+        self.source_count = len(self.space.sources or config.sources)
+        self.fixed: dict[str, dict[str, Any]] = {"source": {}, "global": {}}
+        self.coordinates: list[Coordinate] = []
+        method = get_method(self.space.method)
+        given: dict[str, Mapping[str, Any]] = {"source": self.space.parameters, "global": self.space.options}
+        for scope, key in (("source", "parameters"), ("global", "options")):
+            declared = [parameter for parameter in method.parameters if parameter.scope == scope]
+            if unknown := sorted(set(given[scope]) - {parameter.name for parameter in declared}):
+                known = ", ".join(parameter.name for parameter in declared) or "none"
+                raise SearchError(f"ps.{key}.{unknown[0]}: {method.name} has no such parameter; it has {known}")
+            for parameter in declared:
+                self._add(parameter, given[scope].get(parameter.name))
+        if not self.coordinates:
+            raise SearchError(f"ps.parameters: every parameter of {method.name} is fixed; give at least one a range")
+
+    def _add(self, parameter: Parameter, given: Any) -> None:
+        """Make a parameter fixed or evolved. Per-source parameters that suit a search are evolved unless given."""
+        if given is None and parameter.search is not None and parameter.grouped:
+            given = Range(low=parameter.search[0], high=parameter.search[1])
+        if not isinstance(given, Range):
+            if given is not None:
+                self.fixed[parameter.scope][parameter.name] = given
+            return
+        where = f"ps.{'parameters' if parameter.scope == 'source' else 'options'}.{parameter.name}"
+        parameter.check(given.low, f"{where}.low")
+        parameter.check(given.high, f"{where}.high")
+        sources: list[int | None] = list(range(self.source_count)) if parameter.scope == "source" else [None]
+        groups: list[str | None] = list(self.groups) if parameter.grouped and self.groups != ["default"] else [None]
+        self.coordinates += [Coordinate(parameter.name, given, source, group) for source in sources for group in groups]
+
+    def start(self) -> Start:
+        """Where a search begins."""
+        mean = np.array([coordinate.span.start_fraction for coordinate in self.coordinates])
+        return Start(mean, self.space.optimizer.sigma or 1 / 6, np.zeros(mean.size), np.ones(mean.size))
+
+    def decode(self, genome: Vector) -> Recipe:
+        """The recipe of a genome."""
+        options: dict[str, Any] = dict(self.fixed["global"])
+        parameters: list[dict[str, Any]] = [dict(self.fixed["source"]) for _ in range(self.source_count)]
+        for coordinate, fraction in zip(self.coordinates, genome, strict=True):
+            span = coordinate.span
+            value = float(span.low + fraction * (span.high - span.low))
+            target = options if coordinate.source is None else parameters[coordinate.source]
+            if coordinate.group is None:
+                target[coordinate.parameter] = value
+            else:
+                target.setdefault(coordinate.parameter, {})[coordinate.group] = value
+        part = MergePart(method=self.space.method, options=options, sources=self.space.sources, parameters=parameters)
+        return _recipe(self.config, merge=part)
+
+
+class FlowSpace:
+    """Paths through the layers of the sources, and of the merged model where a merge came first."""
+
+    def __init__(self, config: SearchConfig, layers: Sequence[int], merge: MergePart | None = None) -> None:
+        """Make the space.
+
+        Args:
+            config: The search.
+            layers: Number of layers of each source, and of the merged model at the end where there is one.
+            merge: The parameter-space part of every recipe of this space: the winner of the stage before.
+        """
+        self.config, self.merge = config, merge
+        self.space: FlowSpaceConfig = config.dfs
+        merged = [len(config.sources)] if merge is not None else []
+        order = self.space.order or [*merged, *range(len(config.sources))]
+        self.genome = FlowGenome(
+            Layout(tuple(order), tuple(layers[source] for source in order), self.space.repetitions),
+            self.space.scales,
+            self.space.scale_bounds,
+            self.space.max_hops,
+            self.space.initialisation,
+        )
+
+    def start(self) -> Start:
+        """Where a search begins."""
+        sigma = self.space.optimizer.sigma or 0.1
+        return Start(self.genome.start(sigma), sigma, *self.genome.bounds())
+
+    def decode(self, genome: Vector) -> Recipe:
+        """The recipe of a genome."""
+        path = self.genome.decode(genome)
+        scales = None if all(scale == 1 for scale in path.scales) else path.scales
+        part = FlowPart(
+            path=path.as_text(),
+            scales=scales,
+            scale_target=self.space.scale_target,
+            embedding_source=self.genome.layout.order[0],
+        )
+        return _recipe(self.config, merge=self.merge, flow=part)
+
+
+def uniform_average(config: SearchConfig) -> Recipe:
+    """The plain average of the sources: what people try first."""
+    parameters: list[dict[str, ParameterValue]] = [{"weight": 1.0} for _ in config.sources]
+    return _recipe(config, merge=MergePart(method="linear", parameters=parameters))
+
+
+def source_label(ref: SourceRef) -> str:
+    """A short name for tables and plots."""
+    return ref.model.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _recipe(config: SearchConfig, merge: MergePart | None = None, flow: FlowPart | None = None) -> Recipe:
+    return Recipe(sources=config.sources, base=config.base, merge=merge, flow=flow, dtype=config.dtype, seed=config.seed)

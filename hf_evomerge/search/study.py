@@ -1,0 +1,279 @@
+"""The study: every trial of one search, in one SQLite file that survives ``kill -9``. Stores and reads; decides nothing.
+
+Trials are written as they finish, each in a transaction of its own. Nothing is pickled: genomes and scores are arrays of
+float64 in little-endian order, recipes are YAML.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path as FilePath
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from ..errors import SearchError
+from ..recipe import Recipe
+
+STUDY_FILE = "study.db"
+SCHEMA_VERSION = 1
+State = Literal["COMPLETE", "FAILED"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS recipes (key TEXT PRIMARY KEY, yaml TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS trials (
+    stage TEXT NOT NULL, number INTEGER NOT NULL, generation INTEGER NOT NULL, state TEXT NOT NULL,
+    genome BLOB NOT NULL, recipe TEXT REFERENCES recipes (key), duplicate_of INTEGER,
+    fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT,
+    PRIMARY KEY (stage, number));
+CREATE TABLE IF NOT EXISTS evaluations (
+    label TEXT NOT NULL, split TEXT NOT NULL, fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT,
+    PRIMARY KEY (label, split));
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one evaluation gave.
+
+    Attributes:
+        scores: Score of each example, in the order of the split; empty where the evaluation failed.
+        correct: Whether each example was answered right, where the task can say.
+        seconds: Wall time.
+        error: One line that says why there are no scores.
+    """
+
+    scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    correct: NDArray[np.bool_] | None = None
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def fitness(self) -> float | None:
+        """The mean score; None where the evaluation failed."""
+        return None if self.error is not None else float(self.scores.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean score."""
+        return standard_error(self.scores)
+
+    @property
+    def accuracy(self) -> tuple[float, float] | None:
+        """Share of examples answered right, and its standard error, where the task can say."""
+        if self.correct is None or not self.correct.size:
+            return None
+        return float(self.correct.mean()), standard_error(self.correct.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One genome, its recipe and its outcome.
+
+    Attributes:
+        stage: ``ps``, ``dfs`` or ``random``.
+        number: From 0, in the order of `ask`.
+        generation: The `ask` it came from.
+        genome: The vector, shape (n,).
+        recipe_key: Key of the recipe in the study; None where the genome has none (its error says why).
+        duplicate_of: Number of the earlier trial whose recipe is the same and whose outcome this one shares.
+    """
+
+    stage: str
+    number: int
+    generation: int
+    genome: NDArray[np.float64]
+    recipe_key: str | None
+    outcome: Outcome
+    duplicate_of: int | None = None
+
+    @property
+    def state(self) -> State:
+        """COMPLETE or FAILED."""
+        return "COMPLETE" if self.outcome.error is None else "FAILED"
+
+    @property
+    def fitness(self) -> float | None:
+        """The mean score; None where the trial failed."""
+        return self.outcome.fitness
+
+
+class Study:
+    """All trials of one search, in ``DIR/study.db``.
+
+    Example:
+        >>> study = Study.open("my-search")  # doctest: +SKIP
+        >>> study.best("ps").fitness  # doctest: +SKIP
+        -0.71
+    """
+
+    def __init__(self, folder: FilePath, connection: sqlite3.Connection) -> None:
+        self.folder, self._connection = folder, connection
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], settings: dict[str, Any]) -> Study:
+        """Start a study in a folder that has none; raises `SearchError` where there is one."""
+        folder = FilePath(folder)
+        if (folder / STUDY_FILE).exists():
+            raise SearchError(f"{folder}: there is a study here already; continue it with `hf-evomerge resume {folder}`")
+        folder.mkdir(parents=True, exist_ok=True)
+        study = cls(folder, _connect(folder / STUDY_FILE))
+        with study._connection:
+            study._connection.executescript(_SCHEMA)
+            study.set_meta("settings", settings)
+            study.set_meta("schema_version", SCHEMA_VERSION)  # last: a study without it was never begun
+        return study
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Study:
+        """Open the study of a folder; raises `SearchError` where there is none, or one of another schema."""
+        folder = FilePath(folder)
+        if not (folder / STUDY_FILE).is_file():
+            raise SearchError(f"{folder}: no {STUDY_FILE} here; start a search with `hf-evomerge search FILE --out {folder}`")
+        study = cls(folder, _connect(folder / STUDY_FILE))
+        try:
+            version = study.meta("schema_version")
+        except sqlite3.DatabaseError as cause:
+            raise SearchError(f"{folder / STUDY_FILE}: not a study: {cause}") from cause
+        if version != SCHEMA_VERSION:
+            raise SearchError(f"{folder / STUDY_FILE}: schema version {version}, this program reads {SCHEMA_VERSION}")
+        return study
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the study while a search writes to it; raises `SearchError` where another process does."""
+        lock = FileLock(self.folder / f"{STUDY_FILE}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as cause:
+            raise SearchError(f"{self.folder}: another process is running this study") from cause
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def meta(self, key: str) -> Any:
+        """A value stored beside the trials, or None."""
+        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def set_meta(self, key: str, value: Any) -> None:
+        """Store a value beside the trials."""
+        with self._connection:
+            self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+    def add_recipe(self, recipe: Recipe) -> str:
+        """Store a recipe and return its key; the same recipe has the same key."""
+        text = recipe.to_yaml()
+        key = sha256(text.encode()).hexdigest()[:16]
+        with self._connection:
+            self._connection.execute("INSERT OR IGNORE INTO recipes VALUES (?, ?)", (key, text))
+        return key
+
+    def recipe(self, key: str) -> Recipe:
+        """The recipe of a key; raises `SearchError` where there is none."""
+        row = self._connection.execute("SELECT yaml FROM recipes WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise SearchError(f"recipe {key!r}: not in this study")
+        return Recipe.from_yaml(row[0])
+
+    def add_trial(self, trial: Trial) -> None:
+        """Store a finished trial, durably."""
+        outcome = trial.outcome
+        with self._connection:
+            self._connection.execute(
+                "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    trial.stage,
+                    trial.number,
+                    trial.generation,
+                    trial.state,
+                    _pack(trial.genome),
+                    trial.recipe_key,
+                    trial.duplicate_of,
+                    *_outcome_columns(outcome),
+                ),
+            )
+
+    def trials(self, stage: str | None = None) -> list[Trial]:
+        """All trials, or those of one stage, by number."""
+        query = (
+            "SELECT stage, number, generation, genome, recipe, duplicate_of, scores, correct, seconds, error FROM trials "
+            "WHERE ? IS NULL OR stage = ? ORDER BY stage, number"
+        )
+        return [
+            Trial(row[0], row[1], row[2], _unpack(row[3]), row[4], _outcome(*row[6:]), duplicate_of=row[5])
+            for row in self._connection.execute(query, (stage, stage))
+        ]
+
+    def best(self, stage: str | None = None, count: int = 1) -> list[Trial]:
+        """The best complete trials with distinct recipes, best first; of equals the earlier."""
+        complete = [trial for trial in self.trials(stage) if trial.fitness is not None and trial.duplicate_of is None]
+        complete.sort(key=lambda trial: (-(trial.fitness or 0.0), trial.number))
+        first_of_recipe: dict[str | None, Trial] = {}
+        for trial in complete:
+            first_of_recipe.setdefault(trial.recipe_key, trial)
+        return list(first_of_recipe.values())[:count]
+
+    def add_evaluation(self, label: str, split: str, outcome: Outcome) -> None:
+        """Store the outcome of a recipe key, or of a parent, on a split."""
+        with self._connection:
+            self._connection.execute(
+                "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", (label, split, *_outcome_columns(outcome))
+            )
+
+    def evaluation(self, label: str, split: str) -> Outcome | None:
+        """The stored outcome of a recipe key, or of a parent, on a split."""
+        query = "SELECT scores, correct, seconds, error FROM evaluations WHERE label = ? AND split = ?"
+        row = self._connection.execute(query, (label, split)).fetchone()
+        return None if row is None else _outcome(*row)
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    """Standard error of the mean of independent values; 0 for fewer than two."""
+    return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else 0.0
+
+
+def _connect(file: FilePath) -> sqlite3.Connection:
+    connection = sqlite3.connect(file)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA journal_mode = WAL")
+    return connection
+
+
+def _pack(values: NDArray[Any] | None) -> bytes | None:
+    if values is None:
+        return None
+    return values.astype(np.uint8 if values.dtype == np.bool_ else "<f8").tobytes()
+
+
+def _unpack(blob: bytes) -> NDArray[np.float64]:
+    return np.frombuffer(blob, dtype="<f8").astype(np.float64)
+
+
+def _outcome_columns(outcome: Outcome) -> tuple[Any, ...]:
+    """Fitness, scores, correct, seconds and error, as they are stored."""
+    scores = None if outcome.error is not None else _pack(outcome.scores)
+    return outcome.fitness, scores, _pack(outcome.correct), outcome.seconds, outcome.error
+
+
+def _outcome(scores: bytes | None, correct: bytes | None, seconds: float, error: str | None) -> Outcome:
+    return Outcome(
+        np.zeros(0) if scores is None else _unpack(scores),
+        None if correct is None else np.frombuffer(correct, dtype=np.uint8).astype(np.bool_),
+        seconds,
+        error,
+    )

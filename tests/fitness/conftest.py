@@ -1,0 +1,74 @@
+"""A word-level tokenizer and tiny random models, made in memory."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hf_evomerge.fitness import Example
+
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "1", "2", "18", "答え", "は"]
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
+SIZES = {
+    "vocab_size": len(SPECIAL) + len(WORDS),
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,  # large, so that the most probable token differs from place to place
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word."""
+    vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture(scope="session")
+def model() -> LlamaForCausalLM:
+    """A random model that writes something else after every prompt."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+
+
+@pytest.fixture(scope="session")
+def examples() -> list[Example]:
+    """Prompts of 1 to 12 words with answers of 1 to 4."""
+    rng = random.Random(0)
+    return [
+        Example(" ".join(rng.choices(WORDS, k=rng.randint(1, 12))), " ".join(rng.choices(WORDS, k=rng.randint(1, 4))), f"e{i}")
+        for i in range(23)
+    ]
+
+
+@pytest.fixture
+def broken_model() -> LlamaForCausalLM:
+    """A model whose logits are not numbers."""
+    model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
+    return model

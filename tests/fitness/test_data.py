@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import DataSpec, Example, check_disjoint, load_examples
+from hf_evomerge.recipe import validate
+
+
+def records(count: int = 10) -> list[dict[str, Any]]:
+    """Numbered problems."""
+    return [{"question": f"question {i}", "number": float(i), "name": f"n{i}"} for i in range(count)]
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> str:
+    """A file with ten problems and blank lines between them."""
+    file = tmp_path / "problems.jsonl"
+    file.write_text("\n\n".join(json.dumps(record) for record in records()) + "\n", encoding="utf-8")
+    return str(file)
+
+
+def spec(**keys: Any) -> DataSpec:
+    """Settings as they are read from a file, with the problems' field names."""
+    return validate(DataSpec, {"prompt_field": "question", "answer_field": "number"} | keys, FitnessError)
+
+
+def test_jsonl_becomes_examples(jsonl: str) -> None:
+    """A line becomes an example that is named by file and line, and whole numbers lose their ``.0``."""
+    examples = load_examples(spec(jsonl=jsonl))
+    assert len(examples) == 10
+    assert examples[1] == Example("question 1", "1", f"{jsonl}:3")
+
+
+def test_template_id_and_chat(jsonl: str) -> None:
+    """A template is filled from any fields, doubled braces are braces, and values are never templates themselves."""
+    made = load_examples(
+        spec(jsonl=jsonl, template="{{Q}} {question} ({name})\n", id_field="name", chat=True, system="s", count=1)
+    )
+    assert made == [Example("{Q} question 0 (n0)\n", "0", "n0", chat=True, system="s")]
+    hostile = spec(function=lambda: [{"question": "{number.__class__}", "number": 1}], template="{question}")
+    assert load_examples(hostile)[0].prompt == "{number.__class__}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{question.__class__}",
+        "{question[0]}",
+        "{question!r}",
+        "{question:>9999999}",
+        "{}",
+        "{question",
+        "no field",
+        "{a.b}{question}",
+    ],
+)
+def test_hostile_templates(template: str) -> None:
+    """A template that is more or less than plain fields is refused, with the key's name."""
+    with pytest.raises(FitnessError, match="template"):
+        spec(jsonl="x", template=template)
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({}, "exactly one"),
+        ({"jsonl": "a", "dataset": "b"}, "exactly one"),
+        ({"jsonl": "a", "split": "test"}, "belong to 'dataset'"),
+        ({"jsonl": "a", "system": "s"}, "needs 'chat: true'"),
+        ({"jsonl": "a", "count": 0}, "count"),
+        ({"jsonl": "a", "nonsense": 1}, "nonsense"),
+        ({"function": "os.system"}, "function"),
+    ],
+)
+def test_wrong_keys(keys: dict[str, Any], complaint: str) -> None:
+    """A contradictory or unknown key is refused, and text never names a function."""
+    with pytest.raises(FitnessError, match=complaint):
+        spec(**keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"question": "a", "number": 1}\n{"question": ', ":2: not valid JSON"),
+        ("\n[1, 2]\n", ":2: expected an object of fields, found list"),
+        ('{"question": "a"}\n', ":1: no field 'number'; its fields are question"),
+        ('{"question": "a", "number": null}\n', ":1: field 'number' is neither text nor a number"),
+        ('{"question": ["a"], "number": 1}\n', ":1: field 'question' is neither text nor a number"),
+        ('{"question": "a", "number": " "}\n', ":1: the answer .* is empty"),
+        ("[" * 100_000, ":1: not valid JSON"),
+        ("\n \n", "no records"),
+    ],
+)
+def test_broken_jsonl(tmp_path: Path, text: str, complaint: str) -> None:
+    """A broken file is refused in one line that names the file and, where there is one, the line."""
+    file = tmp_path / "broken.jsonl"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(FitnessError, match=rf"broken\.jsonl.*{complaint}") as caught:
+        load_examples(spec(jsonl=str(file)))
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    """A file that is absent, or is not UTF-8, is refused by name."""
+    with pytest.raises(FitnessError, match=r"absent.*cannot be read"):
+        load_examples(spec(jsonl=str(tmp_path / "absent.jsonl")))
+    (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
+    with pytest.raises(FitnessError, match=r"latin.*cannot be read"):
+        load_examples(spec(jsonl=str(tmp_path / "latin.jsonl")))
+
+
+def test_slices_of_one_shuffle_are_disjoint(jsonl: str) -> None:
+    """Slices with one seed part the data, another seed orders it otherwise, and the same specification repeats itself."""
+    first = load_examples(spec(jsonl=jsonl, shuffle_seed=3, count=6))
+    second = load_examples(spec(jsonl=jsonl, shuffle_seed=3, start=6))
+    assert sorted(example.answer for example in first + second) == [str(i) for i in range(10)]
+    assert first == load_examples(spec(jsonl=jsonl, shuffle_seed=3, count=6))
+    assert first != load_examples(spec(jsonl=jsonl, shuffle_seed=4, count=6))
+    check_disjoint(first, second)
+
+
+@pytest.mark.parametrize("keys", [{"count": 11}, {"start": 10}, {"start": 8, "count": 3}])
+def test_too_few_records(jsonl: str, keys: dict[str, int]) -> None:
+    """Asking for more records than there are is refused rather than answered with fewer."""
+    with pytest.raises(FitnessError, match="only 10 records"):
+        load_examples(spec(jsonl=jsonl, **keys))
+
+
+def test_overlapping_splits() -> None:
+    """Splits that share a prompt are refused, whatever the ids and the white space; repeats within a split are not."""
+    a, b = Example("how  many?", "1", "a"), Example("how many?", "2", "b")
+    check_disjoint([a, b], [Example("who?", "1", "c")])
+    with pytest.raises(FitnessError, match=r"a \(search\) and b \(test\) have the same prompt"):
+        check_disjoint([a], [], [b])
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_datasets_library(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of JSON or Parquet files is read through the datasets library."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    folder = tmp_path / "problems"
+    data = datasets.Dataset.from_list(records())
+    folder.mkdir()
+    getattr(data, f"to_{kind}")(str(folder / f"test.{kind}"))
+    here = spec(dataset=str(folder), split="test", start=2, count=3)
+    assert [(e.prompt, e.answer) for e in load_examples(here)] == [(f"question {i}", str(i)) for i in (2, 3, 4)]
+    with pytest.raises(FitnessError, match="no field 'answer'; its fields are question, number, name"):
+        load_examples(spec(dataset=str(folder), split="test", answer_field="answer"))
+    with pytest.raises(FitnessError, match="cannot be loaded"):
+        load_examples(spec(dataset=str(folder), split="validation"))
+
+
+def test_datasets_library_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the datasets library the message says what to install."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(FitnessError, match=r"pip install 'hf-evomerge\[eval\]'"):
+        load_examples(spec(dataset="someone/something"))
+
+
+def test_function_data() -> None:
+    """Records may come from a Python function, and what is no record is refused."""
+    assert load_examples(spec(function=records))[2] == Example("question 2", "2", "function[2]")
+    with pytest.raises(FitnessError, match=r"function\[0\]: expected a mapping"):
+        load_examples(spec(function=lambda: ["text"]))
+
+
+def test_imports_are_light() -> None:
+    """Importing the fitness package imports neither torch nor transformers nor datasets."""
+    code = "import sys, hf_evomerge.fitness; print({'torch', 'transformers', 'datasets', 'fasttext'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

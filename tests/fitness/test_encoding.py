@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import Example, render_prompt
+from hf_evomerge.fitness.encoding import encode_pair, encode_prompt, length_batches
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> PreTrainedTokenizerFast:
+    """A byte-level BPE that merges ``1`` and ``8``, and a space with the digit after it."""
+    vocabulary = {"<eos>": 0, "<bos>": 1}
+    for letter in [*sorted(pre_tokenizers.ByteLevel.alphabet()), "18", "Ġ1", "Ġ18"]:
+        vocabulary[letter] = len(vocabulary)
+    inner = Tokenizer(models.BPE(vocabulary, [("Ġ", "1"), ("Ġ1", "8"), ("1", "8")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.post_processor = processors.TemplateProcessing("<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", bos_token="<bos>")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "separator", "answer", "expected"),
+    [
+        ("A:", " ", "18", [" 18"]),  # as in running text
+        ("A:", "", "18", ["18"]),
+        ("A: ", "", "18", ["18"]),  # " 18" would reach over the boundary
+        ("1", "", "8", ["8"]),  # so would "18"
+        ("A", "", "18 18", ["18", " 18"]),
+    ],
+)
+def test_boundary(byte_level: PreTrainedTokenizerFast, prompt: str, separator: str, answer: str, expected: list[str]) -> None:
+    """The prompt keeps the tokens that it has when generated from, and the answer has those of running text where it can."""
+    prompt_ids, answer_ids = encode_pair(Example(prompt, answer), separator, byte_level)
+    assert prompt_ids == encode_prompt(Example(prompt, answer), byte_level)
+    assert byte_level.decode(prompt_ids) == f"<bos>{prompt}"
+    assert [byte_level.decode([token]) for token in answer_ids] == expected
+
+
+def test_appended_eos_is_taken_off(byte_level: PreTrainedTokenizerFast) -> None:
+    """An end-of-text token that the tokenizer appends does not end a prompt that goes on, but one in the text stays."""
+    assert byte_level("1")["input_ids"][-1] == byte_level.eos_token_id
+    assert encode_prompt(Example("1", "8"), byte_level)[-1] != byte_level.eos_token_id
+    assert encode_prompt(Example("1<eos>", "8"), byte_level)[-1] == byte_level.eos_token_id
+
+
+def test_chat(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A chat is written by the tokenizer's template, which alone decides about special tokens; without one it is refused."""
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = (
+        "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+    )
+    example = Example("one two", "three", "e", chat=True, system="zero")
+    assert render_prompt(example, chatty) == "system zero user one two assistant"
+    assert render_prompt(Example("one two", "three"), chatty) == "one two"
+    seen: list[dict[str, Any]] = []
+
+    def spy(text: str, **keys: Any) -> dict[str, list[int]]:
+        seen.append(keys)
+        return {"input_ids": [1]}
+
+    spy.eos_token, spy.chat_template, spy.apply_chat_template = None, "x", chatty.apply_chat_template
+    encode_prompt(example, spy)
+    assert seen == [{"add_special_tokens": False}]
+    with pytest.raises(FitnessError, match="no chat template"):
+        render_prompt(example, tokenizer)
+    chatty.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(FitnessError, match="refuses e: System role not supported"):
+        render_prompt(example, chatty)
+
+
+def test_empty_texts(tokenizer: PreTrainedTokenizerFast) -> None:
+    """An empty prompt becomes the beginning-of-text token, and a text without any token is refused by name."""
+    assert encode_prompt(Example("", "one"), tokenizer) == [tokenizer.bos_token_id]
+    with pytest.raises(FitnessError, match="e: the answer ' ' has no tokens"):
+        encode_pair(Example("one", " ", "e"), " ", tokenizer)
+    bare = copy.deepcopy(tokenizer)
+    bare.bos_token = None
+    with pytest.raises(FitnessError, match="e: the prompt '' has no tokens"):
+        encode_prompt(Example("", "one", "e"), bare)
+
+
+def test_length_batches() -> None:
+    """Every index is in exactly one batch, and lengths never fall from batch to batch."""
+    lengths = [5, 1, 4, 1, 3, 9, 2]
+    batches = length_batches(lengths, 3)
+    assert batches == [[1, 3, 6], [4, 2, 0], [5]]

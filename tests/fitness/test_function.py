@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import Example, FunctionTask
+
+
+def run(function: Any, model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> list[float]:
+    """The values that a function gives."""
+    task = FunctionTask(function)
+    task.prepare(examples, tokenizer)
+    return task.evaluate(model).values
+
+
+def test_own_function(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """The function gets the model, the tokenizer and the examples, without gradients, and its numbers are the values."""
+
+    def words(given_model: Any, given_tokenizer: Any, given: list[Example]) -> list[float]:
+        assert given_model is model
+        assert given_tokenizer is tokenizer
+        assert torch.is_inference_mode_enabled()
+        return [len(example.prompt.split()) for example in given]
+
+    assert run(words, model, examples, tokenizer) == [float(len(example.prompt.split())) for example in examples]
+
+
+@pytest.mark.parametrize(
+    ("function", "complaint"),
+    [
+        (lambda model, tokenizer, examples: [1.0], "<lambda>: 1 numbers for 23 examples"),
+        (lambda model, tokenizer, examples: 1.0, "<lambda>: expected one number per example"),
+        (lambda model, tokenizer, examples: ["a"] * 23, "<lambda>: expected one number per example"),
+        (lambda model, tokenizer, examples: [float("nan")] * 23, "the score of example 0 is nan"),
+    ],
+)
+def test_wrong_returns(
+    function: Any, complaint: str, model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Anything but one finite number per example is refused by name."""
+    with pytest.raises(FitnessError, match=complaint):
+        run(function, model, examples, tokenizer)
+
+
+def test_own_errors_pass(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """What the function raises itself is not disguised."""
+    with pytest.raises(ZeroDivisionError):
+        run(lambda *_: 1 / 0, model, examples, tokenizer)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask, LikelihoodSpec, LikelihoodTask, Scores, generation
+
+LENGTH = 8
+
+
+def run(model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast, **keys: Any) -> Scores:
+    """Scores on whole responses of a few tokens, unless asked otherwise."""
+    task = GenerationTask(GenerationSpec(**({"extract": "all", "max_new_tokens": LENGTH} | keys)))
+    task.prepare(examples, tokenizer)
+    return task.evaluate(model)
+
+
+def greedy(model: Any, prompt: str, tokenizer: PreTrainedTokenizerFast, special: bool = False) -> str:
+    """What one prompt is continued with, by forward passes without a cache; with or without its special tokens."""
+    tokens = tokenizer(prompt)["input_ids"]
+    start = len(tokens)
+    while len(tokens) < start + LENGTH:
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax())
+        if token == tokenizer.eos_token_id:
+            break
+        tokens.append(token)
+    return str(tokenizer.decode(tokens[start:], skip_special_tokens=not special))
+
+
+def test_batches_equal_one_by_one(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Left-padded batches write exactly what each prompt is continued with on its own, in the examples' order."""
+    alone = [greedy(model, example.prompt, tokenizer) for example in examples]
+    assert len(set(alone)) > 10
+    assert len({len(text.split()) for text in alone}) > 2
+    for batch_size in (1, 5, 64):
+        assert run(model, examples, tokenizer, batch_size=batch_size).outputs == alone
+
+
+def test_agrees_with_likelihood(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Where a response ends in time, generation and likelihood call the same answers correct."""
+    asked = []
+    for example in examples:
+        text = greedy(model, example.prompt, tokenizer, special=True)
+        if text and "<" not in text and len(text.split()) < LENGTH:
+            asked += [Example(example.prompt, text), Example(example.prompt, text + " two")]
+    assert len(asked) >= 4
+    task = LikelihoodTask(LikelihoodSpec(separator=" "))
+    task.prepare(asked, tokenizer)
+    generated = run(model, asked, tokenizer, max_new_tokens=LENGTH + 2)
+    assert generated.correct == task.evaluate(model).correct == [True, False] * (len(asked) // 2)
+    assert generated.values == [1.0, 0.0] * (len(asked) // 2)
+
+
+def test_stop_strings(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """A response ends before its first stop string, and is otherwise what it is without one."""
+    free = run(model, examples, tokenizer).outputs or []
+    stopped = run(model, examples, tokenizer, stop=["six", "答え"]).outputs
+    assert stopped == [text.split("six")[0].split("答え")[0] for text in free]
+    assert stopped != free
+
+
+def test_stop_strings_save_time(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Decoding ends with the token that completes the stop string, though the string spans two tokens."""
+    prompt = next(example for example in examples if len(greedy(model, example.prompt, tokenizer).split()) == LENGTH)
+    first, second = greedy(model, prompt.prompt, tokenizer).split()[:2]
+    passes = []
+    handle = model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        assert run(model, [prompt], tokenizer, stop=[f"{first[1:]} {second}"]).outputs == [first[:1]]
+    finally:
+        handle.remove()
+    assert len(passes) == 2
+
+
+def test_own_generation_config_is_ignored(
+    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A model that prefers sampling, penalties or a long minimum is decoded greedily all the same, and keeps its preference."""
+    wilful = copy.deepcopy(model)
+    own = GenerationConfig(
+        do_sample=True,
+        temperature=9.0,
+        repetition_penalty=3.0,
+        no_repeat_ngram_size=1,
+        min_new_tokens=7,
+        num_beams=2,
+        eos_token_id=2,
+    )
+    wilful.generation_config = own
+    assert run(wilful, examples, tokenizer).outputs == run(model, examples, tokenizer).outputs
+    assert wilful.generation_config is own
+    assert own.do_sample
+
+
+def test_language_counts(
+    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value is 1 where the answer and the language are right; ``correct`` is the answer alone."""
+    texts = ["答えは18ドルです。", "The answer is 18 dollars.", "答えは19ドルです。"]
+    monkeypatch.setattr(generation, "_generate", lambda _, prompts, *rest: [texts[len(prompt) - 1] for prompt in prompts])
+    asked = [Example(prompt, "18") for prompt in ("one", "one one", "one one one")]
+    scores = run(model, asked, tokenizer, extract="last_number", language={"code": "ja", "threshold": 0.5})
+    assert scores == Scores([1.0, 0.0, 0.0], texts, [True, True, False])
+
+
+def test_non_finite_logits(broken_model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """A model whose logits are not numbers is refused rather than found wrong."""
+    with pytest.raises(FitnessError, match=r"^the model's logits are not finite$"):
+        run(broken_model, examples, tokenizer)
+
+
+def test_refusals(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Answers that are no numbers, unknown languages and responses that do not fit are refused before anything is decoded."""
+    with pytest.raises(FitnessError, match=r"e0: the answer '.*' is not a number"):
+        run(model, examples, tokenizer, extract="last_number")
+    with pytest.raises(FitnessError, match="'jp' is not a language"):
+        run(model, examples, tokenizer, language={"code": "jp"})
+    with pytest.raises(FitnessError, match="the model has 64 positions"):
+        run(model, examples, tokenizer, max_new_tokens=64)
+    with pytest.raises(FitnessError, match="no examples"):
+        run(model, [], tokenizer)
+
+
+def test_leaves_the_model_as_it_was(
+    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A model in training mode is in training mode afterwards, and the tokenizer still pads where it did."""
+    trained = copy.deepcopy(model).train()
+    side = tokenizer.padding_side
+    run(trained, examples, tokenizer)
+    assert trained.training
+    assert tokenizer.padding_side == side

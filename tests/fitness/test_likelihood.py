@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import copy
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MixtralConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto import AutoModelForCausalLM
+
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import Example, LikelihoodSpec, LikelihoodTask, Scores
+
+from .conftest import SIZES
+
+GPT2_SIZES = {k: SIZES[k] for k in ("vocab_size", "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id")}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES),
+    # A low cap, and a window shorter than the prompts, so that getting either wrong shows.
+    "gemma2": Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0, attn_logit_softcapping=2.0, sliding_window=4),
+    "granite": GraniteConfig(**SIZES, logits_scaling=3.0),
+    "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
+    "gpt2": GPT2Config(**GPT2_SIZES, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "bloom": BloomConfig(**GPT2_SIZES, hidden_size=32, n_layer=2, n_head=4),
+    "mamba": MambaConfig(**GPT2_SIZES, hidden_size=32, num_hidden_layers=2, state_size=4),
+}
+
+
+def score(model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast, **keys: Any) -> Scores:
+    """Scores with a space between prompt and answer, unless asked otherwise."""
+    task = LikelihoodTask(LikelihoodSpec(**({"separator": " "} | keys)))
+    task.prepare(examples, tokenizer)
+    return task.evaluate(model)
+
+
+def plain(model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> list[float]:
+    """The definition, one example at a time, from all logits."""
+    values = []
+    for example in examples:
+        prompt = tokenizer(example.prompt)["input_ids"]
+        answer = [*tokenizer(example.answer)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0]
+        predicted = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+        values.append(sum(row[token].item() for row, token in zip(predicted, answer, strict=True)))
+    return values
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_equals_a_plain_forward(architecture: str, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Padded micro-batches without a mask and with a sliced head give each example's own log-probability."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(CONFIGS[architecture]).eval()
+    values = score(model, examples, tokenizer, batch_size=7).values
+    assert values == pytest.approx(plain(model, examples, tokenizer), rel=1e-5, abs=1e-5)
+
+
+def test_model_without_logits_to_keep(
+    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A model that ignores ``logits_to_keep`` and returns every position scores the same."""
+
+    class Stubborn(torch.nn.Module):
+        config = model.config
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, input_ids: torch.Tensor, **ignored: Any) -> Any:
+            return SimpleNamespace(logits=self.inner(input_ids=input_ids).logits)
+
+    assert score(Stubborn(), examples, tokenizer).values == pytest.approx(score(model, examples, tokenizer).values, abs=1e-5)
+
+
+def test_invariance(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Neither the size of the micro-batches nor the order of the examples changes any example's score."""
+    whole = score(model, examples, tokenizer, batch_size=64)
+    order = random.Random(1).sample(range(len(examples)), len(examples))
+    for batch_size in (1, 4, 16):
+        shuffled = score(model, [examples[i] for i in order], tokenizer, batch_size=batch_size)
+        assert shuffled.values == pytest.approx([whole.values[i] for i in order], abs=1e-5)
+        assert shuffled.correct == [whole.correct[i] for i in order]
+
+
+def test_normalize_and_eos(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """``token`` divides by the answer's tokens, and leaving out the end-of-text token leaves out its probability."""
+    total = score(model, examples, tokenizer).values
+    mean = score(model, examples, tokenizer, normalize="token").values
+    without = score(model, examples, tokenizer, append_eos=False).values
+    counts = [len(example.answer.split()) + 1 for example in examples]
+    assert mean == pytest.approx([value / count for value, count in zip(total, counts, strict=True)], abs=1e-6)
+    assert all(a < b <= 0 for a, b in zip(total, without, strict=True))
+
+
+def test_correct_is_greedy_exact_match(
+    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """An answer is correct exactly where greedy decoding writes it and then ends."""
+    asked, expected = [], []
+    for example in examples:
+        prompt = torch.tensor([tokenizer(example.prompt)["input_ids"]])
+        written = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=12)
+        tokens = written[0, prompt.shape[1] :].tolist()
+        for length in (2, 4, 11):  # beginnings of what is written, of which only the whole is an exact match
+            words = tokens[: min(length, len(tokens) - 1)]
+            if words and min(words) >= tokenizer.vocab["zero"]:
+                asked.append(Example(example.prompt, tokenizer.decode(words)))
+                expected.append(tokens[len(words)] == tokenizer.eos_token_id)
+    assert expected.count(True) >= 3
+    assert expected.count(False) >= 3
+    assert score(model, asked, tokenizer).correct == expected
+
+
+def test_leaves_the_model_as_it_was(
+    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A model in training mode is scored without dropout and is in training mode afterwards."""
+    dropping = LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.5))
+    dropping.load_state_dict(model.state_dict())
+    dropping.train()
+    assert score(dropping, examples, tokenizer).values == pytest.approx(score(model, examples, tokenizer).values, abs=1e-5)
+    assert dropping.training
+    assert torch.is_grad_enabled()
+
+
+def test_prepared_once_for_many_models(
+    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Evaluating another model in between changes nothing: the same model scores the same bits again."""
+    task = LikelihoodTask(LikelihoodSpec(separator=" "))
+    task.prepare(examples, tokenizer)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(0.5)
+    first, changed, second = task.evaluate(model), task.evaluate(other), task.evaluate(model)
+    assert first == second
+    assert first.values != changed.values
+
+
+def test_non_finite_logits(broken_model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """A model whose logits are not numbers is refused in one line."""
+    with pytest.raises(FitnessError, match=r"^the model's logits are not finite: e\d+ has log-probability nan$"):
+        score(broken_model, examples, tokenizer)
+
+
+def test_refusals(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """No examples, too long an example, and a tokenizer that cannot end an answer are refused."""
+    with pytest.raises(FitnessError, match="no examples"):
+        score(model, [], tokenizer)
+    with pytest.raises(FitnessError, match="no examples"):
+        LikelihoodTask(LikelihoodSpec()).evaluate(model)
+    with pytest.raises(FitnessError, match="takes 66 tokens; the model has 64 positions"):
+        score(model, [Example("one " * 65, "two")], tokenizer)
+    endless = copy.deepcopy(tokenizer)
+    endless.eos_token = None
+    with pytest.raises(FitnessError, match="append_eos"):
+        score(model, examples, endless)

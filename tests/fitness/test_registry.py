@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import pytest
+
+from hf_evomerge.errors import FitnessError, SearchError
+from hf_evomerge.fitness import AnyTaskSpec, LikelihoodSpec, LikelihoodTask, Scores, TaskSpec, get_task, make_task, parse_task
+from hf_evomerge.fitness import registry as registry_module
+from hf_evomerge.fitness.registry import register_task, task_names
+from hf_evomerge.recipe import StrictModel, parse_yaml
+
+
+class LengthSpec(TaskSpec):
+    """Settings of a user's own task."""
+
+    task: Literal["length"] = "length"
+    factor: float = 1.0
+
+
+class LengthTask:
+    """A user's own task: the length of the prompts."""
+
+    spec_type: ClassVar[type[TaskSpec]] = LengthSpec
+
+    def __init__(self, spec: LengthSpec) -> None:
+        self.spec = spec
+
+    def prepare(self, examples: Any, tokenizer: Any) -> None:
+        """Keep the examples."""
+        self.examples = list(examples)
+
+    def evaluate(self, model: Any) -> Scores:
+        """Score any model alike."""
+        return Scores([self.spec.factor * len(example.prompt) for example in self.examples])
+
+
+class Whole(StrictModel):
+    """A larger configuration with a task in it."""
+
+    fitness: AnyTaskSpec
+
+
+@pytest.fixture
+def _own_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "_TASKS", dict(registry_module._TASKS))
+    register_task("length")(LengthTask)
+
+
+@pytest.mark.usefixtures("_own_task")
+def test_own_task_in_yaml() -> None:
+    """A registered task is read from YAML as its own kind, inside a larger configuration too, and written back whole."""
+    whole = parse_yaml(Whole, "fitness: {task: length, factor: 2}", SearchError)
+    assert whole.fitness == LengthSpec(factor=2)
+    assert whole.model_dump() == {"fitness": {"task": "length", "factor": 2.0}}
+    assert isinstance(make_task(whole.fitness), LengthTask)
+    assert task_names() == ["generation", "length", "likelihood"]
+
+
+@pytest.mark.usefixtures("_own_task")
+def test_taken_name() -> None:
+    """A name that is taken is refused."""
+    with pytest.raises(FitnessError, match="'length' is registered twice"):
+        register_task("length")(LengthTask)
+
+
+def test_unknown_task() -> None:
+    """An unknown or absent name is refused with the names that there are."""
+    with pytest.raises(FitnessError, match="unknown task 'lenght'; there are generation, likelihood"):
+        get_task("lenght")
+    with pytest.raises(FitnessError, match=r"task: which one\? There are generation, likelihood"):
+        parse_task({"normalize": "sum"})
+
+
+def test_builtin_task_in_yaml() -> None:
+    """A built-in task's section becomes its object, and a wrong key is refused by name and in one line."""
+    spec = parse_task({"task": "likelihood", "normalize": "token"})
+    assert spec == LikelihoodSpec(normalize="token")
+    assert isinstance(make_task(spec), LikelihoodTask)
+    with pytest.raises(SearchError, match=r"^fitness: normalize: .*'mean'") as caught:
+        parse_yaml(Whole, "fitness: {task: likelihood, normalize: mean}", SearchError)
+    assert "\n" not in str(caught.value)
+
+
+def test_scores() -> None:
+    """Mean, standard error and accuracy are those of the textbook, and one value has no standard error."""
+    scores = Scores([1.0, 0.0, 0.0, 1.0, 1.0], correct=[True, False, False, True, True])
+    assert scores.mean == pytest.approx(0.6)
+    assert scores.standard_error == pytest.approx(math.sqrt(0.3 / 5))
+    assert scores.accuracy == pytest.approx(0.6)
+    assert math.isnan(Scores([1.0]).standard_error)
+    assert Scores([1.0]).accuracy is None
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
+def test_scores_are_finite_numbers(values: list[float]) -> None:
+    """No scores at all, or a score that is no finite number, is refused."""
+    with pytest.raises(FitnessError):
+        Scores(values)
+
+
+def test_scores_have_one_length() -> None:
+    """Outputs and correctness come one per score."""
+    with pytest.raises(FitnessError, match="2 scores but 1 outputs"):
+        Scores([1.0, 2.0], outputs=["a"])

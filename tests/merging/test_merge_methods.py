@@ -1,0 +1,292 @@
+"""The arithmetic of the merge methods, against float64 reference code and against what must always hold."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+
+import merge_reference as reference
+import numpy as np
+import pytest
+import torch
+
+from hf_evomerge.errors import RecipeError
+from hf_evomerge.merging.arithmetic import TensorJob
+from hf_evomerge.merging.registry import all_methods, complete_options, complete_parameters, get_method
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+TASK_VECTOR_METHODS = ["task_arithmetic", "ties", "dare_linear", "dare_ties"]
+ALL_METHODS = ["linear", *TASK_VECTOR_METHODS]
+
+
+def merge(method, base, sources, parameters=(), options=None, *, seed=0, name=NAME, keep=False, slice_size=1 << 17):
+    """Merge one tensor in float32."""
+    chosen = get_method(method)
+    job = TensorJob(name, chosen, base, sources, seed=seed, keep=keep)
+    out = torch.empty(sources[0].shape)
+    values = complete_parameters(chosen, parameters, len(sources))
+    job.run(values, complete_options(chosen, options or {}), out, slice_size)
+    return out
+
+
+def tensors(count=3, size=999, spread=0.1, seed=0):
+    """A base and sources, of numbers that are not round."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(size, generator=generator)
+    return base, [base + spread * torch.randn(size, generator=generator) for _ in range(count)]
+
+
+def exact(tensor):
+    """The same numbers in float64."""
+    return tensor.double().numpy()
+
+
+def deltas(base, sources):
+    """The task vectors as float32 makes them, in float64."""
+    return [exact(source - base) for source in sources]
+
+
+def assert_close(found, expected, tolerance=2e-6):
+    """Equal up to a few roundings of float32."""
+    assert np.abs(exact(found) - expected).max() < tolerance
+
+
+WEIGHTS = [[0.6, 0.7], [1.0, 1.0], [0.9, -0.4], [-0.5, -0.25], [0.0, 0.8], [0.7, 0.4, 0.3], [0.5, 0.0, 1.5], [0.4, -0.3, 0.2]]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_linear(weights, normalize):
+    """linear is the weighted mean, and the weighted sum without normalize."""
+    _, sources = tensors(len(weights))
+    found = merge("linear", None, sources, [{"weight": w} for w in weights], {"normalize": normalize})
+    assert_close(found, reference.linear([exact(x) for x in sources], weights, normalize), 1e-5)
+
+
+def test_linear_normalises_by_default():
+    """The weights of linear are divided by their sum unless the recipe says otherwise."""
+    _, sources = tensors(2)
+    assert torch.equal(merge("linear", None, sources, [{"weight": 3}, {"weight": 1}]), (3 * sources[0] + sources[1]) / 4)
+
+
+def test_linear_refuses_weights_that_cancel():
+    """linear names the sum of the weights where it would divide by nothing."""
+    _, sources = tensors(2)
+    with pytest.raises(RecipeError, match=r"weights of linear add up to 0; with normalize they must not"):
+        merge("linear", None, sources, [{"weight": 1}, {"weight": -1}])
+
+
+@pytest.mark.parametrize("t", [0.0, 0.25, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("spread", [3.0, 0.5, 0.001])
+def test_slerp(t, spread):
+    """slerp goes along the great circle, and straight where the two are nearly parallel."""
+    _, (first, second) = tensors(2, spread=spread)
+    assert_close(merge("slerp", None, [first, second], (), {"t": t}), reference.slerp(exact(first), exact(second), t), 3e-6)
+
+
+def test_slerp_from_the_base():
+    """With one source slerp begins at the base, and t = 0 gives it back exactly."""
+    base, (source, _) = tensors(2, spread=2.0)
+    assert_close(merge("slerp", base, [source], (), {"t": 0.3}), reference.slerp(exact(base), exact(source), 0.3))
+    assert torch.equal(merge("slerp", base, [source], (), {"t": 0.0}), base)
+    assert torch.equal(merge("slerp", base, [source], (), {"t": 1.0}), source)
+
+
+def test_slerp_of_zeros():
+    """slerp from an all-zero tensor, which has no direction, is a straight line."""
+    _, (source, _) = tensors(2)
+    assert torch.equal(merge("slerp", torch.zeros_like(source), [source], (), {"t": 0.5}), source * 0.5)
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.3, -2.0])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_task_arithmetic(weights, normalize, lam):
+    """task_arithmetic adds the weighted task vectors to the base."""
+    base, sources = tensors(len(weights))
+    found = merge("task_arithmetic", base, sources, [{"weight": w} for w in weights], {"normalize": normalize, "lambda": lam})
+    expected = reference.task_arithmetic(exact(base), [exact(x) for x in sources], weights, normalize, lam)
+    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("rescale", ["none", "l1"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.2, 0.0015, 0.0001, 0.0])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_ties(weights, density, normalize, rescale, keep):
+    """ties trims, elects the sign of the weighted sum, and merges what agrees with it."""
+    base, sources = tensors(len(weights))
+    densities = [density, min(1.0, density * 1.5), density][: len(weights)]
+    parameters = [{"weight": w, "density": d} for w, d in zip(weights, densities, strict=True)]
+    found = merge("ties", base, sources, parameters, {"normalize": normalize, "rescale": rescale, "lambda": 0.9}, keep=keep)
+    kept = [reference.trim(d, rho, rescale) for d, rho in zip(deltas(base, sources), densities, strict=True)]
+    # Where weighted task vectors nearly cancel, the divisor may be tiny
+    scale = max(1.0, float(np.abs(reference.vote(exact(base), kept, weights, normalize, 0.9)).max()))
+    assert_close(found, reference.vote(exact(base), kept, weights, normalize, 0.9), 1e-5 * scale)
+
+
+@pytest.mark.parametrize("rescale", ["l1", "expected", "none"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.25, 0.0])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_dare(method, weights, density, normalize, rescale):
+    """DARE keeps the elements whose random number is below the density, rescales them, and adds up or votes."""
+    base, sources = tensors(len(weights))
+    parameters = [{"weight": w, "density": density} for w in weights]
+    options = {"normalize": normalize, "rescale": rescale, "lambda": 1.1}
+    found = merge(method, base, sources, parameters, options, seed=5)
+    fields = [reference.random_field(5, index, NAME, base.numel()) for index in range(len(weights))]
+    kept = [reference.drop(d, density, field, rescale) for d, field in zip(deltas(base, sources), fields, strict=True)]
+    if method == "dare_ties":
+        expected = reference.vote(exact(base), kept, weights, normalize, 1.1)
+    else:
+        share = sum(weights) if normalize else 1
+        expected = exact(base) + 1.1 * sum(w * d for w, d in zip(weights, kept, strict=True)) / share
+    assert_close(found, expected, 2e-5)
+
+
+def test_defaults_are_those_of_the_field():
+    """Only linear and ties normalise by default, and DARE restores the sum of the absolute values."""
+    defaults = {name: complete_options(method, {}) for name, method in all_methods().items()}
+    assert {name: options.get("normalize") for name, options in defaults.items() if "normalize" in options} == {
+        "linear": True,
+        "ties": True,
+        "task_arithmetic": False,
+        "dare_linear": False,
+        "dare_ties": False,
+    }
+    assert defaults["dare_ties"]["rescale"] == defaults["dare_linear"]["rescale"] == "l1"
+    assert defaults["ties"]["rescale"] == "none"
+    assert defaults["ties"]["lambda"] == 1.0
+
+
+def test_ties_golden():
+    """A trim, a vote and a division worked out by hand: zero sums elect plus, and only what agrees is counted."""
+    base = torch.zeros(6)
+    a = torch.tensor([4.0, -3.0, 2.0, 1.0, 0.5, 5.0])
+    b = torch.tensor([-4.0, -6.0, 1.0, -2.0, 0.5, -1.0])
+    # density 0.7 keeps 4 of 6: a without 1 and 0.5, b without 0.5 and the later of its ones
+    found = merge("ties", base, [a, b], [{"weight": 1, "density": 0.7}, {"weight": 0.5, "density": 0.7}])
+    assert found.tolist() == [4.0, -4.0, pytest.approx((2.0 + 0.5) / 1.5), -2.0, 0.0, 5.0]
+    assert merge("ties", base, [a, -a]).tolist() == [4.0, 3.0, 2.0, 1.0, 0.5, 5.0]
+
+
+@pytest.mark.parametrize("method", ALL_METHODS)
+def test_merging_a_model_with_itself_gives_it_back(method):
+    """Halves of the same model add up to it."""
+    base, (source, *_) = tensors(1)
+    parameters = [{"weight": 0.5}, {"weight": 0.5}]
+    found = merge(method, base, [source, source.clone()], parameters)
+    assert torch.allclose(found, source, atol=1e-6, rtol=0)
+
+
+def test_slerp_of_a_model_with_itself_gives_it_back():
+    """slerp between equal models is the model."""
+    _, (source, *_) = tensors(1)
+    assert torch.allclose(merge("slerp", None, [source, source.clone()], (), {"t": 0.3}), source, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
+def test_the_order_of_the_sources_does_not_matter(method):
+    """Permuting the sources together with their parameters changes nothing but roundings."""
+    base, sources = tensors(3)
+    parameters = [{"weight": w} | ({"density": d} if method == "ties" else {}) for w, d in [(0.5, 0.3), (0.9, 0.8), (0.2, 1.0)]]
+    expected = merge(method, base, sources, parameters)
+    for order in itertools.permutations(range(3)):
+        found = merge(method, base, [sources[i] for i in order], [parameters[i] for i in order])
+        assert torch.allclose(found, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties"])
+def test_equal_signs_and_full_density_give_the_weighted_mean(method):
+    """Where nothing is cut and all agree, the vote changes nothing."""
+    base, (source, *_) = tensors(1)
+    sources = [base + factor * (source - base).abs() for factor in (0.5, 1.0, 2.0)]
+    weights = [0.2, 0.5, 0.3]
+    found = merge(method, base, sources, [{"weight": w} for w in weights], {"normalize": True})
+    assert torch.allclose(found, sum(w * x for w, x in zip(weights, sources, strict=True)), atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("method", ALL_METHODS)
+def test_a_source_of_weight_0_is_absent(method, normalize):
+    """A source of weight 0 leaves no trace, not even of its NaNs."""
+    base, sources = tensors(2)
+    poisoned = torch.full_like(base, float("nan"))
+    extra = {"density": 0.5} if method in ("ties", "dare_linear", "dare_ties") else {}
+    parameters = [{"weight": w, **extra} for w in (0.4, 0.8)]
+    options = {"normalize": normalize}
+    expected = merge(method, base, sources, parameters, options)
+    found = merge(method, base, [*sources, poisoned], [*parameters, {"weight": 0, **extra}], options)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("method", TASK_VECTOR_METHODS)
+def test_nothing_taken_leaves_the_base(method):
+    """With all weights 0 the merge is the base."""
+    base, sources = tensors(2)
+    assert torch.equal(merge(method, base, sources, [{"weight": 0}, {"weight": 0}]), base)
+
+
+@pytest.mark.parametrize("slice_size", [1, 7, 64, 1000])
+@pytest.mark.parametrize("method", [*ALL_METHODS, "slerp"])
+def test_slices_do_not_matter(method, slice_size):
+    """A tensor merged in slices of any size has the same bits."""
+    base, sources = tensors(2, size=515)
+    extra = {"density": 0.3} if method in ("ties", "dare_linear", "dare_ties") else {}
+    parameters = [] if method == "slerp" else [{"weight": w, **extra} for w in (0.4, 0.8)]
+    assert torch.equal(
+        merge(method, base, sources, parameters, slice_size=slice_size), merge(method, base, sources, parameters, keep=True)
+    )
+
+
+def test_ties_keeps_exactly_k_where_magnitudes_are_equal():
+    """Of elements of equal magnitude at the threshold those that come first stay, in every slice and with sorted facts alike."""
+    base = torch.zeros(100)
+    source = torch.tensor([1.0, -1.0] * 50)
+    for keep, slice_size in itertools.product((False, True), (7, 1000)):
+        found = merge("ties", base, [source], [{"density": 0.33}], keep=keep, slice_size=slice_size)
+        assert torch.equal(found, torch.where(torch.arange(100) < 33, source, 0.0))
+
+
+def test_dare_masks_are_nested():
+    """A larger density keeps all that a smaller one keeps, and about its share."""
+    base, source = torch.zeros(20_000), torch.ones(20_000)
+    kept = [merge("dare_linear", base, [source], [{"density": d}], {"rescale": "none"}) for d in (0.1, 0.5, 0.9)]
+    assert bool((kept[0] <= kept[1]).all())
+    assert bool((kept[1] <= kept[2]).all())
+    assert [round(float(mask.mean()), 2) for mask in kept] == [0.1, 0.5, 0.9]
+
+
+def test_dare_expected_keeps_the_mean():
+    """Dividing by the density keeps the mean of the task vector in expectation (arXiv:2311.03099, section 3)."""
+    base, source = torch.zeros(100_000), torch.ones(100_000)
+    found = merge("dare_linear", base, [source], [{"density": 0.3}], {"rescale": "expected"})
+    assert sorted(set(found.tolist())) == pytest.approx([0.0, 1 / 0.3], rel=1e-4)
+    assert float(found.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_dare_masks_depend_on_seed_source_and_name():
+    """Seed, position of the source and name of the tensor each give another mask, and nothing else does."""
+    base, source = torch.zeros(1000), torch.ones(1000)
+    parameters = [{"density": 0.5}]
+    here = merge("dare_linear", base, [source], parameters)
+    assert torch.equal(here, merge("dare_linear", base, [source * 1.0], parameters))
+    assert not torch.equal(here, merge("dare_linear", base, [source], parameters, seed=1))
+    assert not torch.equal(here, merge("dare_linear", base, [source], parameters, name="model.norm.weight"))
+    second = merge("dare_linear", base, [source, source], [{"weight": 0, "density": 0.5}, {"density": 0.5}])
+    assert not torch.equal(here, second)
+
+
+def test_dare_bits_are_pinned():
+    """The bits of a DARE merge never change from one version of the package to the next."""
+    base = torch.arange(1000, dtype=torch.float32) / 64
+    sources = [base + (torch.arange(1000) % 7 - 3) / 32, base + (torch.arange(1000) % 11 - 5) / 64]
+    digests = {}
+    for rescale in ("l1", "expected", "none"):
+        parameters = [{"weight": 0.75, "density": 0.5}, {"weight": 0.5, "density": 0.25}]
+        found = merge("dare_ties", base, sources, parameters, {"rescale": rescale}, seed=42)
+        digests[rescale] = hashlib.sha256(found.numpy().tobytes()).hexdigest()[:16]
+    assert digests == {"l1": "5f6d2177cb5426b0", "expected": "b7c93a31cdc99bce", "none": "bd2180eae8370306"}

@@ -1,0 +1,77 @@
+"""Facts about whole tensors: thresholds, random fields and sums."""
+
+from __future__ import annotations
+
+import merge_reference as reference
+import numpy as np
+import pytest
+import torch
+
+from hf_evomerge.merging import statistics
+from hf_evomerge.merging.statistics import Drop, Magnitudes, RandomField
+
+
+def blocks_of(values, size=1000):
+    """Cut an array into blocks."""
+    return lambda: ((start, values[start : start + size]) for start in range(0, values.size, size))
+
+
+@pytest.fixture(params=["select", "bins", "sorted"])
+def magnitudes(request, monkeypatch):
+    """Each of the three ways to a threshold: select from all, count into bins first, keep sorted."""
+    if request.param == "bins":
+        monkeypatch.setattr(statistics, "_SELECT_AT_ONCE", 0)
+    return lambda values: Magnitudes(blocks_of(values), values.size, keep=request.param == "sorted")
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_a_cut_keeps_the_k_largest(magnitudes, coarse):
+    """All ways to a threshold keep the k elements that a stable sort puts first, equal magnitudes or not."""
+    values = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    if coarse:
+        values = np.round(values * 4) / 4
+    found = magnitudes(values)
+    for k in (1, 2, 17, 2500, 3999, 4999, 5000):
+        kept = found.cut(k).apply(torch.from_numpy(values)).numpy()
+        assert np.array_equal(kept, reference.trim(values, k / values.size))
+
+
+def test_a_cut_of_tiny_and_equal_numbers(magnitudes):
+    """Denormal magnitudes, zeros and a constant tensor are cut like any other."""
+    for values in (np.full(50, 1e-42), np.zeros(50), np.arange(50) * 1e-44, np.full(50, -3.0)):
+        values = values.astype(np.float32)
+        for k in (1, 20, 49):
+            kept = magnitudes(values).cut(k).apply(torch.from_numpy(values)).numpy()
+            assert np.array_equal(kept, reference.trim(values, k / 50 + 1e-9))
+
+
+def test_the_random_field_is_pinned():
+    """The random numbers of DARE are part of the file format: they never change."""
+    assert RandomField(0, 0, "model.norm.weight", 8).numbers(0, 8).tolist() == [63681, 42570, 58122, 1768, 7025, 19453, 58635, 46342]
+
+
+def test_any_slice_of_the_random_field_is_the_same():
+    """A slice made by itself equals that part of the whole, wherever it begins."""
+    field = RandomField(3, 1, "lm_head.weight", 1000)
+    whole = reference.random_field(3, 1, "lm_head.weight", 1000)
+    for start, stop in [(0, 1000), (1, 2), (15, 17), (16, 48), (333, 999), (999, 1000)]:
+        assert np.array_equal(field.numbers(start, stop), whole[start:stop])
+        for keep in (False, True):
+            field = RandomField(3, 1, "lm_head.weight", 1000, keep)
+            kept = Drop(1 << 15, field).apply(torch.ones(stop - start), start)
+            assert np.array_equal(kept.numpy(), whole[start:stop] < 1 << 15)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, [0, 0, 0]), (1, [1, 0, 0]), (65535, [1, 1, 0]), (65536, [1, 1, 1])])
+def test_a_drop_at_its_limits(limit, kept, monkeypatch):
+    """The smallest number is kept first and the largest last."""
+    field = RandomField(0, 0, "x", 3)
+    monkeypatch.setattr(field, "numbers", lambda start, stop: np.array([0, 65534, 65535], np.uint16)[start:stop])
+    assert Drop(limit, field).apply(torch.ones(3)).tolist() == kept
+
+
+def test_sums_are_accurate():
+    """Sums of many small numbers next to a large one lose nothing to float32."""
+    values = np.full(1 << 16, 1e-4, np.float32)
+    values[0] = -1e6
+    assert statistics.sum_magnitudes(values) == pytest.approx(1e6 + 65535 * float(np.float32(1e-4)), rel=1e-14)

@@ -1,0 +1,91 @@
+"""Tiny random models of many architectures, for the tests of the merged model."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+
+VOCAB = 64
+_COMMON: dict[str, Any] = {
+    **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2},
+    **{"max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+_HEAD_DIM = {"head_dim": 8}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_SLIDING = {"sliding_window": 4}
+
+
+def _alternating(count: int) -> list[str]:
+    return ["sliding_attention" if layer % 2 == 0 else "full_attention" for layer in range(count)]
+
+
+def _conv(count: int) -> list[str]:
+    return ["conv" if layer % 2 == 0 else "full_attention" for layer in range(count)]
+
+
+def _linear(count: int) -> list[str]:
+    return ["linear_attention" if layer % 2 == 0 else "full_attention" for layer in range(count)]
+
+
+_LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+
+# Architecture: fields beside the common ones; a callable is given the number of layers.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {**_HEAD_DIM, **_SLIDING},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {**_HEAD_DIM, "layer_types": _alternating, **_SLIDING, "use_sliding_window": True},
+    "qwen3_moe": {**_HEAD_DIM, **_EXPERTS, "decoder_sparse_step": 1, "mlp_only_layers": lambda count: [1]},
+    "qwen3_5_text": {**_HEAD_DIM, **_LINEAR, "layer_types": _linear},
+    "gemma": _HEAD_DIM,
+    "gemma2": {**_HEAD_DIM, **_SLIDING, "layer_types": _alternating, "query_pre_attn_scalar": 8},
+    "gemma3_text": {**_HEAD_DIM, **_SLIDING, "layer_types": _alternating, "query_pre_attn_scalar": 8},
+    "phi": {},
+    "phi3": {"pad_token_id": 0},
+    "gpt2": {},
+    "gpt_neo": {"attention_types": lambda count: [[["global", "local"], count // 2], [["global"], count % 2]], "window_size": 4},
+    "gpt_neox": {},
+    "gpt_oss": {**_HEAD_DIM, **_SLIDING, "layer_types": _alternating, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmo2": {},
+    "granite": {"residual_multiplier": 0.7, "embedding_multiplier": 2.0, "logits_scaling": 3.0},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "cohere2": {**_HEAD_DIM, **_SLIDING, "layer_types": _alternating},
+    "stablelm": {},
+    "starcoder2": {"sliding_window": None},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "bloom": {},
+    "opt": {"ffn_dim": 40, "word_embed_proj_dim": 32},
+    "lfm2": {"layer_types": _conv, "block_ff_dim": 40, "block_auto_adjust_ff_dim": False},
+    "exaone4": {**_SLIDING, "layer_types": _alternating, "sliding_window_pattern": 2},
+    "glm4": _HEAD_DIM,
+    "smollm3": {"no_rope_layers": lambda count: [layer % 2 for layer in range(count)], "layer_types": None},
+    "mamba": {"state_size": 4, "conv_kernel": 4, "time_step_rank": 4},
+}
+
+
+def tiny_model(architecture: str, layers: int = 3, seed: int = 0, **fields: Any) -> PreTrainedModel:
+    """A random model of a few thousand parameters in eval mode; every call gives a new object with the same weights."""
+    given = {**_COMMON, "num_hidden_layers": layers, **ARCHITECTURES[architecture], **fields}
+    given = {name: value(layers) if callable(value) else value for name, value in given.items()}
+    config = CONFIG_MAPPING[architecture](**{name: value for name, value in given.items() if value is not None})
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = (kind[0] if isinstance(kind, (tuple, list)) else kind)(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "A_log" not in name and "norm" not in name:
+                parameter.normal_(std=0.2)
+            elif "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    torch.random.set_rng_state(state)
+    return model
+
+
+@lru_cache(maxsize=1)
+def token_ids() -> torch.Tensor:
+    """Two sequences of nine tokens."""
+    return torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(5))

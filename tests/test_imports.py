@@ -1,0 +1,113 @@
+"""Import directions: the parts of the package know only the parts below them, and light modules stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hf_evomerge"
+
+# What each part may import, besides itself. A part is a module or a folder directly inside the package.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "path": {"errors"},
+    "recipe": {"path", "errors"},
+    "sources": {"recipe", "path", "errors"},
+    "modeling": set(),
+    "merging": {"sources", "recipe", "path", "errors"},
+    "routing": {"modeling", "sources", "recipe", "path", "errors"},
+    "fitness": {"sources", "recipe", "path", "errors"},
+}
+UPPER = ["search", "hub", "cli", "plots", "demo"]  # each is kept out of everything in ALLOWED
+FORBIDDEN: dict[str, set[str]] = {"search": {"hub", "cli", "demo"}, "hub": {"cli", "demo"}}
+LIGHT = ["hf_evomerge", "hf_evomerge.recipe", "hf_evomerge.path", "hf_evomerge.merging.registry"]
+LIGHT += ["hf_evomerge.merging", "hf_evomerge.fitness", "hf_evomerge.routing.layout", "hf_evomerge.search.config"]
+LIGHT += ["hf_evomerge.search.spaces", "hf_evomerge.search.study", "hf_evomerge.search.loop"]
+
+
+def _modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def _imports(file: Path, root: Path = PACKAGE) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports, in functions and under TYPE_CHECKING as well, as a full dotted name."""
+    parts = [root.name, *file.relative_to(root).with_suffix("").parts]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = parts[: -node.level] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module, node.lineno
+            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def _part(name: str) -> str | None:
+    """The part of the package that a dotted name is in; None outside of it, and for the package itself."""
+    pieces = name.split(".")
+    if pieces[0] != PACKAGE.name or len(pieces) < 2:
+        return None
+    known = (PACKAGE / pieces[1]).is_dir() or (PACKAGE / f"{pieces[1]}.py").is_file()
+    return pieces[1] if known else None
+
+
+def _own_part(file: Path) -> str:
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("file", _modules(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_point_one_way(file: Path) -> None:
+    """A module imports its own part of the package and the parts below it, and nothing above."""
+    own = _own_part(file)
+    for name, line in _imports(file):
+        part = _part(name)
+        if part is None or part == own:
+            continue
+        where = f"{file.relative_to(PACKAGE)}:{line} imports {name}"
+        assert own not in ALLOWED or part in ALLOWED[own], where
+        assert part not in FORBIDDEN.get(own, ()), where
+
+
+def test_the_modelling_files_travel_alone() -> None:
+    """The files that are pushed with the weights import each other and otherwise nothing of the package, by any spelling."""
+    for file in sorted((PACKAGE / "modeling").glob("*_evo_merged.py")):
+        for name, line in _imports(file):
+            if name.split(".")[0] == PACKAGE.name:
+                assert name.startswith(f"{PACKAGE.name}.modeling"), f"{file.name}:{line} imports {name}"
+    assert len(list((PACKAGE / "modeling").glob("*_evo_merged.py"))) == 2
+
+
+def test_every_lower_part_is_under_the_rule() -> None:
+    """No part of the package is left out of the table of directions."""
+    parts = {_own_part(file) for file in _modules()} - {"__init__", "__main__"}
+    assert parts <= {*ALLOWED, *UPPER}, "say in ALLOWED or UPPER where the new part stands"
+
+
+def test_the_reader_sees_relative_nested_and_deferred_imports(tmp_path: Path) -> None:
+    """The test's own reader resolves relative imports at every level, also inside functions."""
+    root = tmp_path / "hf_evomerge"
+    (root / "merging" / "methods").mkdir(parents=True)
+    file = root / "merging" / "methods" / "ties.py"
+    file.write_text("from ...errors import E\nfrom ..registry import r\nimport torch\ndef f():\n    from . import common\n")
+    assert {name for name, _ in _imports(file, root)} == {
+        "hf_evomerge.errors",
+        "hf_evomerge.errors.E",
+        "hf_evomerge.merging.registry",
+        "hf_evomerge.merging.registry.r",
+        "torch",
+        "hf_evomerge.merging.methods",
+        "hf_evomerge.merging.methods.common",
+    }
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_modules_do_not_import_heavy_packages(name: str) -> None:
+    """Importing this module loads none of the packages that take seconds."""
+    program = f"import sys, {name}; print(*({{'torch', 'transformers', 'gradio', 'ray', 'lm_eval', 'datasets'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == ""
