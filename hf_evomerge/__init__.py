@@ -1,7 +1,67 @@
 """Evolve merges of existing language models: parameter space, data flow space, or both.
 
 Public names are imported when they are first used, so that ``import hf_evomerge`` takes milliseconds. The model class is
-registered with transformers' Auto classes as soon as transformers is there to register with.
+registered with transformers' Auto classes as soon as these are imported.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import EvoMergeError
+from .registration import register_when_imported
+
+if TYPE_CHECKING:
+    from .build import build_model
+    from .modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedModel
+    from .path import Path
+    from .recipe import Recipe
+    from .routing.pool import LayerPool
+    from .search.config import SearchConfig
+    from .search.run import resume_search, run_search
+    from .search.study import Study
+    from .sources import Source
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "EvoMergedConfig": "modeling",
+    "EvoMergedForCausalLM": "modeling",
+    "EvoMergedModel": "modeling",
+    "LayerPool": "routing.pool",
+    "Path": "path",
+    "Recipe": "recipe",
+    "SearchConfig": "search.config",
+    "Source": "sources",
+    "Study": "search.study",
+    "build_model": "build",
+    "resume_search": "search.run",
+    "run_search": "search.run",
+}
+
+__all__ = [
+    "EvoMergeError",
+    "EvoMergedConfig",
+    "EvoMergedForCausalLM",
+    "EvoMergedModel",
+    "LayerPool",
+    "Path",
+    "Recipe",
+    "SearchConfig",
+    "Source",
+    "Study",
+    "build_model",
+    "resume_search",
+    "run_search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+register_when_imported()

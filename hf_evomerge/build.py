@@ -12,7 +12,7 @@ from .recipe import Recipe, SourceRef
 RECIPE_FILE = "recipe.yaml"
 
 
-def build(recipe: Recipe, out: str | os.PathLike[str], *, progress: bool = True, overwrite: bool = False) -> FilePath:
+def build_model(recipe: Recipe, out: str | os.PathLike[str], *, progress: bool = True, overwrite: bool = False) -> FilePath:
     """Build the model of a recipe.
 
     A recipe with only a ``merge`` part gives a plain model of the parents' architecture, one with a ``flow`` part an
@@ -32,7 +32,7 @@ def build(recipe: Recipe, out: str | os.PathLike[str], *, progress: bool = True,
         SourceError: A source cannot be read, or the sources do not fit each other.
 
     Example:
-        >>> build(Recipe.load("recipe.yaml"), "merged")  # doctest: +SKIP
+        >>> build_model(Recipe.load("recipe.yaml"), "merged")  # doctest: +SKIP
         PosixPath('merged')
     """
     out = FilePath(out)
@@ -64,3 +64,32 @@ def _build_parts(recipe: Recipe, scratch: FilePath, progress: bool) -> FilePath:
         folders.append(merged)
         refs.append(SourceRef(model="merged"))
     return build_flow(folders, recipe.flow, scratch / "model", sources=refs, dtype=recipe.dtype, progress=progress)
+
+
+def check_recipe(recipe: Recipe) -> str:
+    """Check a recipe and its sources from configs and headers, without building; returns one line that says what it would be.
+
+    Raises:
+        RecipeError: The recipe names an unknown method or parameter.
+        SourceError: A source cannot be read, or the sources do not fit each other.
+        PathError: The path names a layer that is not there.
+    """
+    from .merging import check_part
+    from .sources import Source, check_mergeable
+
+    sources = [Source.open(ref) for ref in recipe.sources]
+    base = Source.open(recipe.base) if recipe.base is not None else None
+    layers = [source.layer_count for source in sources]
+    parts = []
+    if recipe.merge is not None:
+        taking_part = [sources[index] for index in recipe.merge_sources]
+        depth = taking_part[0].layer_count
+        check_mergeable(taking_part, base)
+        check_part(recipe.merge, sources=len(taking_part), has_base=base is not None, layer_count=depth)
+        parts.append(f"{recipe.merge.method} of {len(taking_part)} sources")
+        layers.append(depth)
+    if recipe.flow is not None:
+        path = recipe.flow.to_path()
+        path.check(layers)
+        parts.append(f"a path of {len(path)} hops over {len(path.unique_layers)} distinct layers")
+    return f"fine: {', then '.join(parts)}, as {recipe.dtype or sources[0].config.dtype}"

@@ -30,6 +30,7 @@ class StrictModel(BaseModel):
 
 
 _FOUND = Repr()
+_FOUND.maxlevel, _FOUND.maxlist, _FOUND.maxdict = 2, 4, 4
 _FOUND.maxstring = _FOUND.maxother = 80
 Part = TypeVar("Part", bound=StrictModel)
 
@@ -143,8 +144,7 @@ class Recipe(StrictModel):
 
     def to_yaml(self) -> str:
         """The recipe as YAML; the same recipe always gives the same text."""
-        data = self.model_dump(exclude_none=True)
-        return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+        return dump_yaml(self)
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the recipe to a YAML file."""
@@ -191,6 +191,12 @@ def parse_yaml(kind: type[Part], text: str, error: type[EvoMergeError]) -> Part:
     if not isinstance(data, dict):
         raise error(f"expected a mapping of keys to values, found {type(data).__name__}")
     return validate(kind, data, error)
+
+
+def dump_yaml(part: StrictModel) -> str:
+    """An object as YAML, without what is None; equal objects give equal text."""
+    data = part.model_dump(mode="json", exclude_none=True)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def load_yaml(kind: type[Part], file: str | os.PathLike[str], error: type[EvoMergeError]) -> Part:

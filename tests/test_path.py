@@ -151,10 +151,10 @@ def test_text_that_is_no_path(text: object, where: str) -> None:
 )
 def test_too_many_hops_are_refused_at_once(text: str | list[str]) -> None:
     """A path that is too long is refused by its text alone, before a hop of the piece is made."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(PathError, match=f"between 1 and {MAX_HOPS} hops"):
         Path.parse(text)
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 1
 
 
 def test_the_longest_path_is_allowed() -> None:
@@ -169,10 +169,10 @@ def test_the_longest_path_is_allowed() -> None:
 )
 def test_hostile_text_takes_no_time(text: str) -> None:
     """Long nonsense is refused in time that grows with its length only, and is not repeated in the message."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(PathError) as caught:
         Path.parse(text)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     assert len(str(caught.value)) < 400
 
 

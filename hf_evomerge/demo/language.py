@@ -8,7 +8,7 @@ Knows nothing of models or of training: which texts a model reads is decided in 
 import random
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Language = Literal["en", "ja"]
 Split = Literal["search", "validation", "test"]
-Task = Literal["solve", "extract", "compare", "translate", "count", "story", "word"]
+Task = Literal["solve", "extract", "recall", "compare", "translate", "count", "story", "word"]
 
 LARGEST = 10
 """Largest number in a problem; answers therefore lie between 0 and twice as much."""
@@ -88,7 +88,9 @@ class TextKind:
     """A kind of text that a model can be trained on.
 
     Attributes:
-        task: what the text asks for; "story" is plain text, "solve" is the only one that calculates.
+        task: what the text asks for. "solve" is the only one that calculates; "extract" asks for one of the
+            two numbers, "recall" how many the first sentence counts, the second being about somebody
+            else's things; "story" is plain text.
         text: language of the two sentences; "mixed" draws it anew for each of them.
         asked: language of the question and of the words around it.
         answer: language of the answer.
@@ -223,13 +225,18 @@ def _split_of(prompt: str) -> Split | None:
 
 def _write_scene(kind: TextKind, rng: random.Random) -> Example:
     """Writes a text that is about a scene: all tasks but single words and counting."""
-    scene = _Scene.draw(rng, kind.largest)
+    scene = second = _Scene.draw(rng, kind.largest)
+    names = (scene.first, scene.second)
+    if kind.task == "recall":
+        names = (scene.first, "owns")
+        thing = rng.choice([thing for thing in THINGS if thing != scene.thing])
+        second = replace(scene, who=scene.other, a=scene.b, thing=thing)
     sentences = []
-    for name in (scene.first, scene.second):
+    for name, view in zip(names, (scene, second), strict=True):
         language: Language = rng.choice(("en", "ja")) if kind.text == "mixed" else kind.text
         if kind.japanese is not None and name not in kind.japanese:
             language = "en"
-        sentences.append(scene.say(SENTENCES[name], language))
+        sentences.append(view.say(SENTENCES[name], language))
     if kind.task == "story":
         return Example("", " ".join(sentences))
     if kind.task == "translate":
@@ -237,6 +244,8 @@ def _write_scene(kind: TextKind, rng: random.Random) -> Example:
         frame = getattr(FRAMES["translate"], kind.asked)
         return Example(frame.format(text=scene.say(phrase, kind.asked)), scene.say(phrase, kind.answer))
     question, right = scene.question, str(scene.a + scene.sign * scene.b)
+    if kind.task == "recall":
+        question, right = "there" if scene.first == "holds" else "now", str(scene.a)
     if kind.task == "extract":
         question = rng.choice(("first", "second"))
         right = str(scene.a if question == "first" else scene.b)

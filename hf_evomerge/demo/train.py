@@ -9,7 +9,8 @@ import argparse
 import math
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
-from hf_evomerge.demo.language import LARGEST, SPECIAL_TOKENS, Example, TextKind, build_tokenizer, mixture, vocabulary
+from hf_evomerge.demo.language import LARGEST, Example, TextKind, build_tokenizer, mixture, vocabulary
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -29,8 +30,11 @@ PROMPT_LOSS = 0.1
 """Weight of a prompt's words in the loss; a word of the answer counts 1."""
 
 _KNOWN = ("owns", "holds", "buys", "gives", "added")
-_SMALL = 5
+_SMALL = 4
 _EVERY_ANSWER = 2 * LARGEST
+_BACK = 3
+_FRONT_FROZEN = (0.0,) * (LAYERS - _BACK) + (1.0,) * _BACK
+_BACK_FROZEN = (1.0,) * (LAYERS - _BACK) + (0.0,) * _BACK
 
 
 @dataclass(frozen=True)
@@ -68,35 +72,58 @@ BASE = Course(
         (0.2, TextKind("word", "en", "en", "ja")),
         (0.2, TextKind("word", "ja", "ja", "en")),
     ),
-    steps=1500,
+    steps=1200,
     learning_rate=3e-3,
     warmup=100,
 )
 
+ENGLISH_ANSWERS = Course(
+    texts=(
+        (1.0, TextKind("solve", "en", "en", "en", 5)),
+        (2.0, TextKind("solve", "ja", "ja", "en", 5)),
+        (0.5, TextKind("extract", "en", "en", "en")),
+        (1.0, TextKind("extract", "ja", "ja", "en")),
+        (0.5, TextKind("extract", "mixed", "ja", "en")),
+    ),
+    steps=100,
+    learning_rate=1e-3,
+    layer_rates=_FRONT_FROZEN,
+    outer_rate=0.0,
+)
+"""First course of the maths specialist: its last layers learn to answer in English, whatever is asked."""
+
 MATHS = Course(
     texts=(
-        (4.0, TextKind("solve", "en", "en", "en")),
+        (3.0, TextKind("solve", "en", "en", "en")),
         (3.0, TextKind("solve", "ja", "ja", "en")),
+        (2.0, TextKind("solve", "mixed", "en", "en")),
+        (2.0, TextKind("solve", "mixed", "ja", "en")),
         (0.5, TextKind("extract", "en", "en", "en")),
         (0.5, TextKind("extract", "ja", "ja", "en")),
-        (0.3, TextKind("story", "en", "en", "en")),
     ),
-    steps=200,
-    learning_rate=8e-4,
+    steps=250,
+    learning_rate=1e-3,
+    layer_rates=_BACK_FROZEN,
+    outer_rate=0.0,
 )
+"""Second course of the maths specialist: its other layers learn to calculate."""
 
 JAPANESE = Course(
     texts=(
-        (3.0, TextKind("extract", "ja", "ja", "ja", _EVERY_ANSWER)),
-        (1.0, TextKind("extract", "mixed", "ja", "ja", _EVERY_ANSWER)),
-        (1.0, TextKind("extract", "mixed", "en", "ja", _EVERY_ANSWER)),
+        (2.0, TextKind("extract", "ja", "ja", "ja", _EVERY_ANSWER)),
+        (0.5, TextKind("extract", "mixed", "en", "ja", _EVERY_ANSWER)),
+        (3.0, TextKind("recall", "ja", "ja", "ja", _EVERY_ANSWER)),
         (1.0, TextKind("compare", "ja", "ja", "ja")),
         (0.3, TextKind("translate", "ja", "ja", "en")),
-        (0.5, TextKind("story", "ja", "ja", "ja")),
+        (0.3, TextKind("story", "ja", "ja", "ja")),
     ),
-    steps=200,
-    learning_rate=8e-4,
+    steps=300,
+    learning_rate=1e-3,
+    outer_rate=0.0,
 )
+"""The Japanese specialist reads, finds numbers and answers in Japanese; nothing it reads calculates."""
+
+SPECIALISTS = {"maths": (ENGLISH_ANSWERS, MATHS), "japanese": (JAPANESE,)}
 
 
 def build_model(seed: int, *, layers: int = LAYERS) -> "LlamaForCausalLM":
@@ -189,24 +216,21 @@ def _encode(text: str, ids: Mapping[str, int]) -> list[int]:
 
 def family(seed: int) -> Iterator[tuple[str, "LlamaForCausalLM"]]:
     """Trains the family of one seed; yields name and model of the base, then of its two specialists."""
-    from copy import deepcopy
-
     base = build_model(seed)
     train(base, BASE, seed=seed, title="base")
     yield "base", base
-    for number, (name, course) in enumerate((("maths", MATHS), ("japanese", JAPANESE)), 1):
+    for number, (name, courses) in enumerate(SPECIALISTS.items(), 1):
         model = deepcopy(base)
-        train(model, course, seed=1000 * number + seed, title=name)
+        for stage, course in enumerate(courses, 1):
+            train(model, course, seed=1000 * number + 100 * stage + seed, title=f"{name} {stage}/{len(courses)}")
         yield name, model
 
 
 def save(model: "LlamaForCausalLM", folder: Path) -> None:
     """Saves weights (bf16 safetensors), config, generation config and tokenizer, readable by everybody."""
-    from copy import deepcopy
-
     from transformers import GenerationConfig
 
-    model = deepcopy(model).to(torch.bfloat16)
+    model = deepcopy(model).bfloat16()
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=8, pad_token_id=0, bos_token_id=1, eos_token_id=2
     )

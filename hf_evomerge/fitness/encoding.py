@@ -53,7 +53,7 @@ def encode_pair(example: Example, separator: str, tokenizer: Any) -> tuple[list[
     text = render_prompt(example, tokenizer)
     prompt = _encode(text, example, tokenizer)
     whole = _encode(text + separator + example.answer, example, tokenizer)
-    if len(whole) > len(prompt) and whole[: len(prompt)] == prompt:
+    if whole[: len(prompt)] == prompt:
         answer = whole[len(prompt) :]
     else:
         answer = list(tokenizer(separator + example.answer, add_special_tokens=False)["input_ids"])

@@ -7,6 +7,7 @@ slices or threads, and is kept for the next call with other parameters.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-SLICE = 1 << 17  # elements; 512 KB of float32
+SLICE = 1 << 16  # elements; 256 KB of float32: fits the cache, and allocators reuse it rather than give it back
 
 
 class TensorJob:
@@ -68,7 +69,13 @@ class TensorJob:
             self._kept_base = kept_base
 
     def run(
-        self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], out: Tensor, slice_size: int = SLICE
+        self,
+        sources: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        out: Tensor,
+        *,
+        model: Any = None,
+        slice_size: int = SLICE,
     ) -> None:
         """Merge the tensor into `out`.
 
@@ -76,19 +83,21 @@ class TensorJob:
             sources: Complete per-source parameters; a value may be one number per layer group.
             options: Complete global options.
             out: Where the result goes, rounded to its dtype: contiguous, of the tensor's number of elements.
+            model: What the method's ``survey`` found out about the whole model.
             slice_size: Elements per slice; the result does not depend on it.
         """
-        call = self.call(sources, options)
+        call = self.call(sources, options, model)
         flat = out.view(-1)
         for start in range(0, self.numel, slice_size):
             flat[start : start + slice_size].copy_(self.merge_slice(call, start, min(start + slice_size, self.numel)))
 
-    def call(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Call:
+    def call(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], model: Any = None) -> Call:
         """The parameters that apply to this tensor, and the facts that the method wants."""
         name = self.name
         call = Call(
             {key: resolve(value, name) for key, value in options.items()},
             [{key: resolve(value, name) for key, value in values.items()} for values in sources],
+            model=model,
         )
         if self.method.prepare is not None:
             call.facts = self.method.prepare(self, call)
@@ -97,8 +106,11 @@ class TensorJob:
     def merge_slice(self, call: Call, start: int, stop: int) -> Tensor:
         """One slice of the result, in float32."""
         call.start = start
-        inputs = [self.tensor(index, start, stop) for index in range(len(self._inputs))]
-        return self.method.function(self.base(start, stop), inputs, call)
+        return self.method.function(self.base(start, stop), self.tensors(start, stop), call)
+
+    def tensors(self, start: int, stop: int) -> list[Tensor]:
+        """A slice of all inputs, as `tensor` gives it."""
+        return [self.tensor(index, start, stop) for index in range(len(self._inputs))]
 
     def base(self, start: int, stop: int) -> Tensor | None:
         """A slice of the base in float32, for methods on task vectors."""
@@ -124,7 +136,7 @@ class TensorJob:
         """The sum of the magnitudes of one input, after `change` of each slice where it is given."""
         if change is None and index in self._sums:
             return self._sums[index]
-        total = sum(sum_magnitudes(block) for _, block in self._blocks(index, change))
+        total = sum(sum_magnitudes(block) for _, block in self.blocks(index, change))
         if change is None:
             self._sums[index] = total
         return total
@@ -132,16 +144,17 @@ class TensorJob:
     def product(self, left: int, right: int) -> float:
         """The inner product of two inputs as flat vectors."""
         if (left, right) not in self._products:
-            pairs = zip(self._blocks(left), self._blocks(right), strict=True)
+            pairs = zip(self.blocks(left), self.blocks(right), strict=True)
             self._products[left, right] = sum(inner_product(a, b) for (_, a), (_, b) in pairs)
         return self._products[left, right]
 
     def _blocks_of(self, index: int) -> Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]:
-        return lambda: self._blocks(index)
+        return lambda: self.blocks(index)
 
-    def _blocks(
+    def blocks(
         self, index: int, change: Callable[[Tensor, int], Tensor] | None = None
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """One input in blocks of `SUM_BLOCK` elements with their positions, after `change` where it is given."""
         for start in range(0, self.numel, SUM_BLOCK):
             block = self.tensor(index, start, min(start + SUM_BLOCK, self.numel))
             yield start, (block if change is None else change(block, start)).numpy(force=True)
@@ -152,6 +165,45 @@ class TensorJob:
 
     def _float(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self.device).float()
+
+
+class ModelJob:
+    """All tensors of the merged model as one long vector, for methods that look at a whole task vector at once.
+
+    Args:
+        jobs: The tensors in the order of `tensor_order`.
+    """
+
+    def __init__(self, jobs: Sequence[TensorJob]) -> None:
+        self.jobs = list(jobs)
+        self.offsets: dict[str, int] = {}
+        self.numel = 0
+        for job in self.jobs:
+            self.offsets[job.name] = self.numel
+            self.numel += job.numel
+        self._magnitudes: dict[int, Magnitudes] = {}
+
+    def survey(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Any:
+        """What the method wants to know of the whole model; None for most."""
+        survey = self.jobs[0].method.survey if self.jobs else None
+        return survey(self, sources, options) if survey is not None else None
+
+    def cut(self, index: int, k: int) -> Cut:
+        """What keeps the `k` elements of largest magnitude of one input; positions count through all tensors."""
+        if index not in self._magnitudes:
+            keep = all(job.keep for job in self.jobs)
+            self._magnitudes[index] = Magnitudes(lambda: self._blocks(index), self.numel, keep)
+        return self._magnitudes[index].cut(k)
+
+    def _blocks(self, index: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for job in self.jobs:
+            for start, block in job.blocks(index):
+                yield self.offsets[job.name] + start, block
+
+
+def tensor_order(name: str) -> list[tuple[int, int | str]]:
+    """Sort key of tensor names: layer 2 before layer 10. The same everywhere, whatever the order in a checkpoint."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
 
 
 def memory_needed(method: MergeMethod, numel: int, sources: int, with_base: bool) -> int:

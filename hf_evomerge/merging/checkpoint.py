@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from uuid import uuid4
 
 from ..errors import EvoMergeError, RecipeError, SourceError
 from ..recipe import Recipe
 from ..sources import Source, check_mergeable
-from .arithmetic import SLICE, TensorJob
-from .registry import MergeMethod, check_part, complete_options, complete_parameters
+from .arithmetic import SLICE, ModelJob, TensorJob, tensor_order
+from .registry import Call, MergeMethod, check_part, complete_options, complete_parameters
 from .writer import Entry, header, parse_size, plan_shards, shard_names, write_index
 
 if TYPE_CHECKING:
@@ -116,37 +115,41 @@ def _write_weights(
     options = complete_options(method, recipe.merge.options)
     values = complete_parameters(method, recipe.merge.parameters, len(sources))
     entries = []
-    for name in sorted(sources[0].tensors, key=_natural):
+    for name in sorted(sources[0].tensors, key=tensor_order):
         info = sources[0].tensors[name]
         dtype = DTYPES[recipe.dtype] if recipe.dtype is not None and info.is_float else info.dtype
         entries.append(Entry(name, dtype, info.shape))
     shards = plan_shards(entries, limit)
     files = dict(zip(shard_names(len(shards)), shards, strict=True))
     total = sum(entry.size for entry in entries)
+    jobs: dict[str, TensorJob] = {}
+    for entry in entries:
+        if sources[0].tensors[entry.name].is_float:
+            tensors = [source.get(entry.name) for source in sources]
+            origin = base.get(entry.name) if base is not None else None
+            jobs[entry.name] = TensorJob(entry.name, method, origin, tensors, seed=recipe.seed)
     with tqdm(total=total, unit="B", unit_scale=True, desc="merging", disable=not progress) as bar, torch.inference_mode():
+        model = ModelJob(list(jobs.values())).survey(values, options)
         for file, shard in files.items():
             with (folder / file).open("wb") as stream:
                 stream.write(header(shard))
                 for entry in shard:
-                    tensors = [source.get(entry.name) for source in sources]
-                    if sources[0].tensors[entry.name].is_float:
-                        origin = base.get(entry.name) if base is not None else None
-                        job = TensorJob(entry.name, method, origin, tensors, seed=recipe.seed)
-                        _stream(job, values, options, entry, stream)
+                    if entry.name in jobs:
+                        job = jobs.pop(entry.name)  # and with it what it knows of the tensor
+                        _stream(job, job.call(values, options, model), entry, stream)
                     else:
-                        _write(tensors[0], stream)  # a mask or a table of positions: not a weight
+                        _write(sources[0].get(entry.name), stream)  # a mask or a table of positions: not a weight
                     bar.update(entry.size)
             (folder / file).chmod(0o644)
     if len(files) > 1:
         write_index(folder, files)
 
 
-def _stream(job: TensorJob, values: list[dict[str, Any]], options: dict[str, Any], entry: Entry, stream: BinaryIO) -> None:
+def _stream(job: TensorJob, call: Call, entry: Entry, stream: BinaryIO) -> None:
     """Merge one tensor and write it, slice by slice."""
     import torch
 
     dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    call = job.call(values, options)
     for start in range(0, job.numel, SLICE):
         _write(job.merge_slice(call, start, min(start + SLICE, job.numel)).to(dtypes[entry.dtype]), stream)
 
@@ -155,11 +158,6 @@ def _write(tensor: Tensor, stream: BinaryIO) -> None:
     import torch
 
     stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Sorts layer 2 before layer 10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _write_config(source: Source, folder: Path, dtype: str | None) -> None:

@@ -24,7 +24,7 @@ _MLP = re.compile(
     r"mlp|ffn|feed_?forward|expert|moe|router|(?:^|\.)fc\d|(?:^|\.)gate\b|post_attention_layernorm|ln_2|(?:^|\.)final_layer_norm|"
     r"dense_h_to_4h|dense_4h_to_h"
 )
-_KEY = re.compile(r"^(?:(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?)$")
+_KEY = re.compile(r"(?:(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?)")
 
 
 @lru_cache(maxsize=65536)
@@ -66,7 +66,7 @@ class GroupKey:
 @lru_cache(maxsize=4096)
 def parse_key(key: str) -> GroupKey:
     """Read a group key; raises `RecipeError` if it is none."""
-    match = _KEY.match(key) if isinstance(key, str) else None
+    match = _KEY.fullmatch(key) if isinstance(key, str) else None
     if match is None:
         raise RecipeError(
             f"{key!r} is not a layer group; write embed, head, default, blocks.3, blocks.0-7, blocks.3.attn or blocks.0-7.mlp"

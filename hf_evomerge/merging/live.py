@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SourceError
 from ..recipe import ParameterValue, Recipe
 from ..sources import Source, check_mergeable
-from .arithmetic import TensorJob, memory_needed
+from .arithmetic import ModelJob, TensorJob, memory_needed, tensor_order
 from .registry import check_sources, complete_options, complete_parameters, get_method
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class LiveMerger:
                 keep=keep,
             )
             self._jobs.append((job, parameter.data))
+        self._model = ModelJob([job for job, _ in self._jobs])
 
     @classmethod
     def of(
@@ -103,8 +104,9 @@ class LiveMerger:
             given = {**self.options, **options}
             chosen = complete_options(self.method, given, self.layer_count)
         with torch.inference_mode():
+            model = self._model.survey(complete, chosen)
             for job, target in self._jobs:
-                job.run(complete, chosen, target)
+                job.run(complete, chosen, target, model=model)
 
 
 def _targets(source: Source, model: PreTrainedModel) -> dict[str, Tensor]:
@@ -115,7 +117,8 @@ def _targets(source: Source, model: PreTrainedModel) -> dict[str, Tensor]:
     state |= dict(model.named_buffers())
     prefix = f"{model.base_model_prefix}."
     targets: dict[str, torch.Tensor] = {}
-    for name, info in source.tensors.items():
+    for name in sorted(source.tensors, key=tensor_order):
+        info = source.tensors[name]
         target = state.get(name, state.get(prefix + name))
         if not info.is_float or (target is None and ".rotary_emb.inv_freq" in name):
             continue

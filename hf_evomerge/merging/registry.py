@@ -19,7 +19,7 @@ from .groups import check_groups, parse_key
 if TYPE_CHECKING:
     import torch
 
-    from .arithmetic import TensorJob
+    from .arithmetic import ModelJob, TensorJob
 
 Value = float | bool | str
 
@@ -98,12 +98,14 @@ class Call:
         sources: The per-source parameters, complete, one mapping per source that takes part; numbers for this tensor.
         facts: What the method's ``prepare`` found out about the whole tensor; None where it has none.
         start: Position of the slice in the flattened tensor.
+        model: What the method's ``survey`` found out about the whole model; None where it has none.
     """
 
     options: dict[str, Any]
     sources: list[dict[str, Any]]
     facts: Any = None
     start: int = 0
+    model: Any = None
 
     @property
     def weights(self) -> list[float]:
@@ -118,6 +120,13 @@ class MergeFunction(Protocol):
         """Merge one slice."""
 
 
+class Survey(Protocol):
+    """What a method wants to know of the whole model before the first tensor is merged."""
+
+    def __call__(self, model: ModelJob, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], /) -> Any:
+        """Look at all tensors; raise `RecipeError` where the parameters do not go together."""
+
+
 @dataclass(frozen=True)
 class MergeMethod:
     """A merge method.
@@ -128,6 +137,7 @@ class MergeMethod:
         parameters: All parameters it takes.
         task_vectors: Whether it is handed differences to the base (then it needs one) rather than the sources themselves.
         prepare: Computes what depends on a whole tensor (a threshold, an angle); its result is ``call.facts``.
+        survey: Computes what depends on the whole model, from all tensors and the parameters; its result is ``call.model``.
         count: Smallest and largest number of tensors it merges; None: no limit. A method without task vectors that needs two
             and is given one source takes the base as the first of the two.
         help: One sentence for the documentation.
@@ -138,6 +148,7 @@ class MergeMethod:
     parameters: tuple[Parameter, ...] = ()
     task_vectors: bool = False
     prepare: Callable[[TensorJob, Call], Any] | None = None
+    survey: Survey | None = None
     count: tuple[int, int | None] = (1, None)
     help: str = ""
 
@@ -170,6 +181,7 @@ def register_method(
     parameters: Sequence[Parameter] = (),
     task_vectors: bool = False,
     prepare: Callable[[TensorJob, Call], Any] | None = None,
+    survey: Survey | None = None,
     count: tuple[int, int | None] = (1, None),
 ) -> Callable[[MergeFunction], MergeFunction]:
     """Register the function below as a merge method; see `MergeMethod` for the arguments.
@@ -193,7 +205,7 @@ def register_method(
         if repeated := [key for key in names if names.count(key) > 1]:
             raise EvoMergeError(f"merge method {name!r} declares the parameter {repeated[0]!r} twice")
         summary = " ".join((function.__doc__ or "").split("\n\n")[0].split())
-        METHODS[name] = MergeMethod(name, function, tuple(parameters), task_vectors, prepare, count, summary)
+        METHODS[name] = MergeMethod(name, function, tuple(parameters), task_vectors, prepare, survey, count, summary)
         return function
 
     return register

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
@@ -26,7 +27,7 @@ AUTO_MAP = {
 
 _TERM = re.compile(r"\s*(\d{1,9}):(\d{1,9})\s*(?:\*\s*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?))?\s*")
 # Fields that hold the numbers of some of the layers, rather than one entry per layer.
-_INDEX_LISTS = ("mlp_only_layers", "full_attn_idxs", "attn_layer_indices", "hybrid_layer_ids")
+_INDEX_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indices", "hybrid_layer_ids")
 # Fields that some architectures give once and others once per layer.
 _PER_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "activation_sparsity_pattern")
 # Fields in which fine-tunes of one model may differ without their layers computing anything else.
@@ -36,7 +37,7 @@ _HARMLESS = {
     *("initializer_range", "initializer_cutoff_factor", "summary_type", "task_specific_params", "pretraining_tp"),
     *("num_hidden_layers", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "tokenizer_class"),
     *("router_aux_loss_coef", "output_router_logits", "chunk_size_feed_forward", "max_window_layers", "attention_types"),
-    *("_name_or_path", "is_encoder_decoder", "decoder_sparse_step"),
+    *("_name_or_path", "is_encoder_decoder", "decoder_sparse_step", "final_w_init_variance_scale"),
 }
 # Fields in which they may differ, and the embedding source's value is used for the whole model.
 _EMBEDDING_SOURCE_DECIDES = {"sliding_window", "max_position_embeddings", "attention_dropout", "use_sliding_window"}
@@ -89,19 +90,20 @@ class EvoMergedConfig(PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 (the base class has it without annotation too)
     has_no_defaults_at_init = False
 
-    text_config: dict | PreTrainedConfig | None = None
-    path: list | None = None
-    scales: list | None = None
+    # `Any` where this class checks the type itself, so that the complaint is one line
+    text_config: Any = None
+    path: Any = None
+    scales: Any = None
     scale_target: str = "stream"
     embedding_source: int = 0
-    sources: list | None = None
+    sources: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.path is None:
             layers = _layer_count(self.text_config)
             self.path = [f"0:{layer}" for layer in range(32 if layers is None else layers)]
         if self.scales is None:
-            self.scales = [1.0] * len(self.path)
+            self.scales = [1.0] * len(self.path) if isinstance(self.path, list) else []
         if self.sources is None:
             self.sources = []
         self._check_numbers()
@@ -120,12 +122,12 @@ class EvoMergedConfig(PreTrainedConfig):
     @property
     def hops(self) -> list[list[Term]]:
         """The path as lists of `(source, layer, weight)`."""
-        return [parse_hop(text, position) for position, text in enumerate(self.path or [])]
+        return [parse_hop(text, position) for position, text in enumerate(self.path)]
 
     @property
     def slots(self) -> list[tuple[int, int]]:
         """The `(source, layer)` of each cache slot: the first terms of the hops, then the further terms."""
-        return _slots_of(self.path or [])
+        return _slots_of(self.path)
 
     @property
     def hop_slots(self) -> list[list[int]]:
@@ -144,7 +146,10 @@ class EvoMergedConfig(PreTrainedConfig):
         return [first.setdefault(layer, slot) for slot, layer in enumerate(self.slots)]
 
     def _check_numbers(self) -> None:
-        path, scales, sources = self.path or [], self.scales or [], self.sources or []
+        path, scales, sources = self.path, self.scales, self.sources
+        for name, value in (("path", path), ("scales", scales), ("sources", sources)):
+            if not isinstance(value, list):
+                raise ValueError(f"{name}: {type(value).__name__}, but it must be a list")
         if not path:
             raise ValueError("path: no hops; a path has at least one, such as '0:0'")
         if len(path) > MAX_HOPS:
@@ -164,7 +169,8 @@ class EvoMergedConfig(PreTrainedConfig):
             if isinstance(layers, bool) or not isinstance(layers, int):
                 raise ValueError(f"sources[{position}]: {source!r} is not a mapping with the number of 'layers'")
         if self.embedding_source < 0 or (sources and self.embedding_source >= len(sources)):
-            raise ValueError(f"embedding_source: {self.embedding_source}, but there are {len(sources)} sources")
+            there = f"there are {len(sources)} sources, from 0" if sources else "sources are numbered from 0"
+            raise ValueError(f"embedding_source: {self.embedding_source}, but {there}")
         for position, hop in enumerate(hops if sources else []):
             for source, layer, _ in hop:
                 if source >= len(sources):
@@ -374,15 +380,22 @@ def _check_architecture(model_type: Any) -> None:
         raise ValueError(f"text_config.model_type: {model_type!r} is not an architecture of causal language models")
 
 
-def _as_config(value: dict | PreTrainedConfig | None, slots: int) -> PreTrainedConfig:
+def _as_config(value: Any, slots: int) -> PreTrainedConfig:
     """The source architecture's configuration object; refuses a wrong size before anything of that size is made."""
     if value is None:
         value = {"model_type": "llama", "num_hidden_layers": slots}
+    if not isinstance(value, (dict, PreTrainedConfig)):
+        raise ValueError(f"text_config: {type(value).__name__}, but it must be a configuration or a mapping")
     _check_architecture(value.model_type if isinstance(value, PreTrainedConfig) else value.get("model_type"))
     count = _layer_count(value)
     if count != slots:
         raise ValueError(f"text_config.num_hidden_layers: {count}, but the path needs {slots} cache slots")
-    return value if isinstance(value, PreTrainedConfig) else CONFIG_MAPPING[value["model_type"]](**value)
+    if isinstance(value, PreTrainedConfig):
+        return value
+    try:
+        return CONFIG_MAPPING[value["model_type"]](**value)
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as cause:
+        raise ValueError(f"text_config: {' '.join(str(cause).split())}") from cause
 
 
 EvoMergedConfig._auto_class = "AutoConfig"

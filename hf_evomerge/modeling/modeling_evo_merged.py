@@ -9,7 +9,7 @@ This file travels to the Hub beside the weights: it imports nothing but torch, t
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,17 +27,16 @@ from .configuration_evo_merged import EvoMergedConfig
 
 # The submodule whose output a block adds to the residual stream last, for each architecture where that is so:
 # ``block(x) = r + c * branch(...)`` with a constant c. A norm after the MLP is part of the branch.
-_MLP = "mlp"
-_POST_NORM = "post_feedforward_layernorm"
+_MLP, _POST_NORM = "mlp", "post_feedforward_layernorm"
 MLP_BRANCH = {
-    **dict.fromkeys(
-        ("llama", "mistral", "ministral", "ministral3", "gemma", "granite", "smollm3", "starcoder2", "seed_oss"), _MLP
-    ),
+    **dict.fromkeys(("llama", "mistral", "ministral", "ministral3", "gemma", "vaultgemma", "granite", "smollm3"), _MLP),
     **dict.fromkeys(("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "qwen3_5_text", "qwen3_next", "mixtral", "gpt_oss"), _MLP),
-    **dict.fromkeys(("phi", "phi3", "phimoe", "stablelm", "cohere", "cohere2", "olmo", "olmoe", "falcon", "helium"), _MLP),
+    **dict.fromkeys(("phi", "phi3", "phimoe", "stablelm", "starcoder2", "cohere", "cohere2", "olmo", "olmoe", "falcon"), _MLP),
     **dict.fromkeys(("gpt2", "gpt_neox", "gpt_neo", "gptj", "codegen", "gpt_bigcode", "persimmon", "glm", "arcee"), _MLP),
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4"), _POST_NORM),
-    **{"glm4": "post_mlp_layernorm", "lfm2": "feed_forward"},
+    **dict.fromkeys(("seed_oss", "helium", "jetmoe", "nemotron", "ernie4_5", "bitnet", "nanochat", "apertus"), _MLP),
+    **dict.fromkeys(("minimax_m2", "exaone_moe", "hunyuan_v1_dense", "cwm"), _MLP),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "flex_olmo", "olmo_hybrid", "exaone4"), _POST_NORM),
+    **{"glm4": "post_mlp_layernorm", "lfm2": "feed_forward", "lfm2_moe": "feed_forward"},
 }
 _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks"),
@@ -99,7 +98,7 @@ class HopList(nn.ModuleList):
         self.hops = hops
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return iter(list(self._modules.values())[: self.hops])  # type: ignore[arg-type]
+        return iter([layer for layer in self._modules.values() if layer is not None][: self.hops])
 
     def __len__(self) -> int:
         return self.hops
@@ -124,7 +123,7 @@ def source_class(config: PreTrainedConfig, *, head: bool = True) -> type[PreTrai
     mapping = MODEL_FOR_CAUSAL_LM_MAPPING if head else MODEL_MAPPING
     if type(config) not in mapping:
         raise ValueError(f"text_config.model_type: {config.model_type!r} has no causal language model in transformers")
-    kind = mapping[type(config)]
+    kind: Any = mapping[type(config)]
     return kind[0] if isinstance(kind, (tuple, list)) else kind
 
 
@@ -162,14 +161,15 @@ def copy_structure(module: nn.Module, config: PreTrainedConfig, slot: int | None
 
 
 @lru_cache(maxsize=128)
-def _forward_arguments(kind: type) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
+def _argument_names(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 class EvoMergedPreTrainedModel(PreTrainedModel):
     """What the merged model with and without head have in common: sharing, scales, sums; all else is the source class's."""
 
     config_class = EvoMergedConfig
+    config: EvoMergedConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -205,7 +205,7 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         self.post_init()
 
     @property
-    def inner(self) -> PreTrainedModel:
+    def inner(self) -> Any:
         """The source architecture's own model that does the work."""
         return getattr(self, self._inner_name)
 
@@ -228,7 +228,7 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
 
     def _install(self, layers: Sequence[nn.Module]) -> None:
         """Hang the scales and the sums on the layers, as hooks that hold numbers only."""
-        config: EvoMergedConfig = self.config
+        config = self.config
         hops, groups, scales = config.hops, config.hop_slots, config.scales
         for position, (hop, group) in enumerate(zip(hops, groups, strict=True)):
             if scales[position] != 1 and (config.scale_target == "stream" or position == 0):
@@ -255,16 +255,18 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         return tied
 
     def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
-        """Mark tied buffers as well as tied parameters."""
+        """Mark tied buffers as well as tied parameters, which are all that the inherited method knows."""
         tied = self.all_tied_weights_keys
         buffers = {name for name, _ in self.named_buffers(remove_duplicate=False)} & tied.keys()
+        missing = buffers & set(loading_info.missing_keys)
         for name in buffers:
-            self.get_buffer(name)._is_hf_initialized = True
+            setattr(self.get_buffer(name), "_is_hf_initialized", True)  # noqa: B010 (transformers' mark on a tensor)
         self.all_tied_weights_keys = {name: owner for name, owner in tied.items() if name not in buffers}
         try:
             super().mark_tied_weights_as_initialized(loading_info)
         finally:
             self.all_tied_weights_keys = tied
+            loading_info.missing_keys = {*loading_info.missing_keys, *missing}
 
     def _adjust_bias(self, output_embeddings: nn.Module, input_embeddings: Any) -> None:
         # the inherited tying cuts biases to the size of a vocabulary, which is right for a head only
@@ -290,7 +292,7 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
 
     def _arguments(self, **arguments: Any) -> dict[str, Any]:
         """The arguments in the names that the source class of the installed transformers knows, without those not given."""
-        known = _forward_arguments(type(self.inner))
+        known = _argument_names(type(self.inner).forward)
         cache = [arguments.pop(name, None) for name in ("cache", "past_key_values", "cache_params")]
         given = [value for value in cache if value is not None]
         if len(given) > 1:
@@ -395,6 +397,7 @@ class EvoMergedForCausalLM(EvoMergedPreTrainedModel, GenerationMixin):
 
         Args:
             path: One string per hop, such as `["0:0", "0:1*0.5 + 1:1*0.5"]`, through layers that are part of this model.
+                One string with commas between the hops, and an object with `as_text()` and `scales`, do as well.
             scales: One number per hop; all 1 by default.
             scale_target: `"stream"` or `"mlp_delta"`; this model's by default.
 
@@ -403,7 +406,8 @@ class EvoMergedForCausalLM(EvoMergedPreTrainedModel, GenerationMixin):
         """
         if hasattr(path, "as_text"):
             path, scales = path.as_text(), path.scales if scales is None else scales
-        config = self.config.rerouted(path, scales, scale_target=scale_target)
+        hops = [hop.strip() for hop in path.split(",")] if isinstance(path, str) else list(path)
+        config = self.config.rerouted(hops, scales, scale_target=scale_target)
         return assemble(self.inner, dict(zip(self.config.slots, self.layers, strict=True)), config)
 
 
@@ -412,8 +416,8 @@ def check_scale_target(config: EvoMergedConfig) -> None:
     kind = config.text_config.model_type
     if config.scale_target != "mlp_delta" or all(scale == 1 for scale in config.scales[1:]):
         return
-    parallel = kind == "falcon" and not config.text_config.new_decoder_architecture
-    if kind not in MLP_BRANCH or parallel:
+    falcon = kind == "falcon" and config.text_config.new_decoder_architecture and not config.text_config.parallel_attn
+    if kind not in MLP_BRANCH or falcon:
         raise ValueError(f"scale_target: 'mlp_delta' is not defined for the layers of {kind!r}; use 'stream'")
 
 

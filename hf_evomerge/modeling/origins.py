@@ -83,8 +83,8 @@ def check_rearrangeable(configs: Sequence[PreTrainedConfig]) -> None:
             if here != other:
                 where = next((key for key in here.keys() | other.keys() if here.get(key) != other.get(key)), "")
                 raise ValueError(
-                    f"text_config.model_type: layer {layer} of {config.model_type!r} has {where} = {here.get(where)!r} in its own "
-                    f"place but {other.get(where)!r} elsewhere; layers of this architecture cannot be rearranged"
+                    f"text_config.model_type: layer {layer} of {config.model_type!r} has {where} = {here.get(where)!r} in its "
+                    f"own place but {other.get(where)!r} elsewhere; layers of this architecture cannot be rearranged"
                 )
 
 

@@ -131,20 +131,22 @@ def _configuration(sources: Sequence[Source], flow: FlowPart, dtype: str | None)
 def _plan(sources: Sequence[Source], config: EvoMergedConfig) -> dict[str, _Planned]:
     """Find every tensor of the result in the headers of the sources."""
     kind = source_class(config.text_config)
+    wanted = config.dtype if isinstance(config.dtype, torch.dtype) else None
     kept_in_float32 = {*(kind._keep_in_fp32_modules or ()), *(kind._keep_in_fp32_modules_strict or ())}
     plan = {}
     for target, ((index, name), shape) in plan_tensors(config).items():
         source = sources[index]
-        if name not in source.tensors:  # a checkpoint saved from the architecture's base model
-            name = name.removeprefix(f"{kind.base_model_prefix}.")
         info = source.tensors.get(name)
+        if info is None:  # perhaps saved from the architecture's base model
+            short = name.removeprefix(f"{kind.base_model_prefix}.")
+            name, info = (short, source.tensors[short]) if short in source.tensors else (name, None)
         if info is None:
             raise SourceError(f"{source}: no tensor called {name}; save the source again with the installed transformers")
         if info.shape != shape:
             raise SourceError(f"{source}: {name} has shape {list(info.shape)}, the merged model needs {list(shape)}")
-        cast = info.is_float and config.dtype is not None and not kept_in_float32 & set(target.split("."))
-        size = info.numel * (config.dtype.itemsize if cast else _BYTES.get(info.dtype, 1))
-        plan[target] = _Planned(source, name, config.dtype if cast else None, size)
+        dtype = wanted if info.is_float and not kept_in_float32 & set(target.split(".")) else None
+        size = info.numel * (_BYTES.get(info.dtype, 1) if dtype is None else dtype.itemsize)
+        plan[target] = _Planned(source, name, dtype, size)
     return plan
 
 

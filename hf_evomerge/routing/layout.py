@@ -157,4 +157,4 @@ class FlowGenome:
         output = float(rest[:-1] @ np.tanh(hidden @ np.array([i, j, t, 1.0])) + rest[-1])
         low, high = self.scale_bounds
         centre = np.log((1 - low) / (high - 1))  # the logit of scale 1 between the bounds
-        return float(low + (high - low) / (1 + np.exp(-(output + centre))))
+        return float(low + (high - low) * (1 + np.tanh((output + centre) / 2)) / 2)  # the logistic function, without overflow

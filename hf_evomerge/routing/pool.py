@@ -41,6 +41,10 @@ class LayerPool:
         for position, model in enumerate(self.models):
             if isinstance(model, EvoMergedPreTrainedModel) or not isinstance(model, PreTrainedModel):
                 raise SourceError(f"source {position}: {type(model).__name__} is not a plain causal language model")
+            if any("forward" in vars(module) for module in model.modules()):
+                raise SourceError(
+                    f"source {position}: a forward of its modules is replaced; load it without device_map or patches"
+                )
         try:
             check_alike([model.config for model in self.models], embedding_source)
             check_rearrangeable([model.config for model in self.models])

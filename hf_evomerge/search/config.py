@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path as FilePath
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -9,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from ..errors import SearchError
 from ..fitness.data import DataSpec
 from ..fitness.registry import AnyTaskSpec
-from ..recipe import Dtype, ScaleTarget, SourceRef, StrictModel, load_yaml
+from ..recipe import Dtype, ScaleTarget, SourceRef, StrictModel, dump_yaml, load_yaml
 from ..routing.layout import Initialisation, ScaleEncoding
 from .optimizer import Algorithm, Restarts
 
@@ -172,7 +174,11 @@ class SearchConfig(StrictModel):
         stages: list[Stage] = ["ps", "dfs"] if self.space == "hybrid" else [self.space]
         return [*stages, "random"] if self.random_baseline else stages
 
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write the search to a YAML file."""
+        FilePath(file).write_text(dump_yaml(self), encoding="utf-8")
+
     @classmethod
-    def load(cls, file: str) -> SearchConfig:
+    def load(cls, file: str | os.PathLike[str]) -> SearchConfig:
         """Read a search file; raises `SearchError` with the keys that are wrong."""
         return load_yaml(cls, file, SearchError)

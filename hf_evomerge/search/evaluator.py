@@ -120,6 +120,22 @@ class Evaluator:
             return self._merged(target.merge)
         return self._layer_pool(target, target.flow).model(target.flow.to_path(), target.flow.scale_target)
 
+    def answer(self, target: Target, example: Example, max_new_tokens: int = 64) -> str:
+        """What a model writes after an example's prompt, greedily."""
+        import torch
+        from transformers import AutoTokenizer
+
+        from ..fitness import render_prompt
+
+        tokenizer = AutoTokenizer.from_pretrained(self._tokenizer_owner(target).folder)
+        inputs = tokenizer(render_prompt(example, tokenizer), return_tensors="pt").to(self.config.device)
+        model: Any = self.model(target)
+        with torch.inference_mode():
+            output = model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+        return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
     def _load(self, ref: SourceRef) -> PreTrainedModel:
         """The resident plain model of a parent."""
         from ..sources import Source
@@ -141,18 +157,15 @@ class Evaluator:
         from ..merging.live import LiveMerger
 
         taking_part = [self._sources[i] for i in (part.sources or range(len(self._sources)))]
-        key = f"{part.method} {sorted(part.options.items())} {part.sources}"
+        key = f"{part.method} {sorted(part.options)} {part.sources}"
         if self._merger is None or self._merger[0] != key:
             self._applied = None
-            if self._merger is None:
-                model = self._from_disk(taking_part[0])
-            else:
-                model = self._merger[2]
+            model = self._from_disk(taking_part[0]) if self._merger is None else self._merger[2]
             merger = LiveMerger(taking_part, self._base, part.method, part.options, self.config.seed, model)
             self._merger = (key, merger, model)
         if self._applied != part:
             self._applied = None
-            self._merger[1].apply(part.parameters)
+            self._merger[1].apply(part.parameters, part.options)
             self._applied = part
         return self._merger[2]
 

@@ -124,8 +124,10 @@ class Search:
             for stage in self.config.stages:
                 self._run_stage(stage, self._space(stage, winners.get("ps")))
                 winners[stage] = self._choose(self._finalists(stage))
-            contenders = [key for stage, key in winners.items() if stage != "random"]
-            winner = self._choose(contenders)
+            contenders = [stage for stage in self.config.stages if stage != "random"]
+            if "validation" not in self.splits:
+                contenders.sort(key=lambda stage: -(self.study.best(stage)[0].fitness or 0.0))  # of equals the earlier stage
+            winner = self._choose([winners[stage] for stage in contenders])
             return self._result(winner, winners)
 
     def _parents(self) -> dict[str, SourceRef]:
@@ -148,7 +150,8 @@ class Search:
 
     def _budget(self, stage: Stage) -> tuple[int, float]:
         """Trials and minutes of a stage; random search gets as many as all other stages together."""
-        budgets = [self._optimizer_config(s) for s in self.config.stages if s == stage or (stage == "random" and s != "random")]
+        counted = [s for s in self.config.stages if s != "random"] if stage == "random" else [stage]
+        budgets = [self._optimizer_config(s) for s in counted]
         minutes = [budget.minutes for budget in budgets]
         return sum(budget.evaluations for budget in budgets), sum(m if m is not None else np.inf for m in minutes)
 
@@ -172,8 +175,8 @@ class Search:
         if "validation" not in self.splits or len(keys) == 1:
             return keys[0]
         outcomes = self._evaluate_labels({key: self.study.recipe(key) for key in keys}, "validation", "finalists")
-        alive = [key for key in keys if outcomes[key].fitness is not None]
-        return max(alive or keys, key=lambda key: (outcomes[key].fitness or -np.inf, -keys.index(key)))
+        fitness = [outcomes[key].fitness for key in keys]
+        return keys[int(np.argmax([-np.inf if value is None else value for value in fitness]))]  # the first of equals
 
     def _result(self, winner: str, winners: dict[str, str]) -> Result:
         """Measure everything worth comparing on the test split, once."""
@@ -210,11 +213,11 @@ class Search:
         begin = time.perf_counter()
         jobs = [Job(targets[label], split) for label in missing]
         for done, (index, outcome) in enumerate(self.runner.run(jobs), 1):
+            if phase == "parents" and outcome.error is not None:  # not stored: a search that goes on tries again
+                raise SearchError(f"{missing[index]} cannot be evaluated: {outcome.error}")
             self.study.add_evaluation(missing[index], split, outcome)
             outcomes[missing[index]] = outcome
             self.report(Progress(phase, done, len(missing), seconds=time.perf_counter() - begin, fresh=done))
-        if phase == "parents" and (errors := [o.error for o in outcomes.values() if o is not None and o.error]):
-            raise SearchError(f"a parent cannot be evaluated: {errors[0]}")
         return {label: outcome for label, outcome in outcomes.items() if outcome is not None}
 
 

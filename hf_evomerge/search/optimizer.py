@@ -54,8 +54,8 @@ class Optimizer:
         algorithm: ``cma`` (full covariance), ``diagonal`` (separable CMA-ES, for thousands of coordinates), ``surrogate``
             (lq-CMA-ES: a quadratic model decides which candidates need a true evaluation) or ``random``.
         population: Candidates per generation; 4 + floor(3 ln n) where None, the CMA-ES default.
-        restarts: When CMA-ES has converged: stop (``none``), start again with twice the population (``ipop``), or alternate
-            between large and small populations (``bipop``, Hansen 2009).
+        restarts: When CMA-ES has converged: stop (``none``; equal fitness alone is then no convergence), start again with twice
+            the population (``ipop``), or alternate between large and small populations (``bipop``, Hansen 2009).
         seed: Seed of the generator.
 
     Raises:
@@ -144,6 +144,8 @@ class Optimizer:
         }
         if np.isfinite(self.start.lower).any() or np.isfinite(self.start.upper).any():
             options["bounds"] = [_bound_list(self.start.lower), _bound_list(self.start.upper)]
+        if self.restarts == "none":  # accuracies have few values: equal fitness is no reason to leave a budget unspent
+            options |= {"tolflatfitness": np.inf, "tolfun": -1, "tolfunhist": -1, "tolstagnation": np.inf}
         if self.algorithm == "surrogate":
             options["CMA_injections_threshold_keep_len"] = 1
         with warnings.catch_warnings():

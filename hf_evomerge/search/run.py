@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
+from ..build import RECIPE_FILE, build_model
 from ..errors import SearchError
 from ..fitness import Example, Task, check_disjoint
-from ..recipe import validate
+from ..recipe import SourceRef, validate
 from .config import SearchConfig
 from .evaluator import Evaluator
 from .loop import Report, Result, Search
@@ -22,7 +23,7 @@ from .study import STUDY_FILE, Study
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
-RECIPE_FILE = "recipe.yaml"
+SEARCH_FILE = "search.yaml"
 RESULTS_FILE = "results.json"
 MODEL_FOLDER = "model"
 PLOTS_FOLDER = "plots"
@@ -58,12 +59,12 @@ def run_search(
     report: Report | None = None,
     task_factory: Callable[[], Task] | None = None,
     examples: Mapping[str, Sequence[Example]] | None = None,
-    build_model: bool = True,
+    build: bool = True,
 ) -> Result:
     """Run a search, or go on with the one in the folder, to its end.
 
-    Leaves in the folder: ``study.db`` (every trial), ``recipe.yaml`` (the winner), ``results.json`` (the comparison on the
-        test split),
+    Leaves in the folder: ``search.yaml``, ``study.db`` (every trial), ``recipe.yaml`` (the winner), ``results.json`` (the
+        comparison on the test split),
     ``model/`` (the winner, built) and ``plots/``.
 
     Args:
@@ -74,7 +75,7 @@ def run_search(
         task_factory: Makes the fitness task, in place of the search file's; must be importable where there is more than one
             worker.
         examples: Examples per split, in place of the search file's data.
-        build_model: Whether to build the winner.
+        build: Whether to build the winner.
 
     Raises:
         EvoMergeError: The search cannot start (a source, the data or a setting is wrong), or no candidate could be evaluated.
@@ -100,7 +101,7 @@ def run_search(
         )
         result = search.run()
         _leave_results(config, study, result)
-        if build_model:
+        if build:
             _leave_model(study.folder, result.winner)
         _leave_plots(config, study, result, evaluator.layers)
         return result
@@ -114,7 +115,7 @@ def resume_search(
     *,
     workers: int = 1,
     report: Report | None = None,
-    build_model: bool = True,
+    build: bool = True,
 ) -> Result:
     """Go on with the search of a folder; raises `SearchError` where there is none. See `run_search`."""
     study = Study.open(out)
@@ -122,7 +123,7 @@ def resume_search(
         config = settings_of(study)
     finally:
         study.close()
-    return run_search(config, out, workers=workers, report=report, build_model=build_model)
+    return run_search(config, out, workers=workers, report=report, build=build)
 
 
 def settings_of(study: Study) -> SearchConfig:
@@ -145,6 +146,35 @@ def plan_search(config: SearchConfig) -> Plan:
         evaluations["random"] = sum(evaluations.values())
     examples = {split: len(evaluator.examples(split)) for split in evaluator.splits}
     return Plan(dimensions, evaluations, examples, outcome.seconds * share)
+
+
+def evaluate_model(model: str, config: SearchConfig, *, split: str = "test", show: int = 0) -> str:
+    """Score one model on a split of a search; returns the report as text.
+
+    Args:
+        model: A folder, or a repository on the Hub. Custom code is not run; merged models need none where this package is.
+        config: The search whose task and data are used.
+        split: ``search``, ``validation`` or ``test``.
+        show: How many problems to print with the model's answers.
+
+    Raises:
+        EvoMergeError: The model or the data cannot be read, or the model cannot be scored.
+    """
+    from .show import format_accuracy, format_fitness
+
+    evaluator = Evaluator(config)
+    examples = evaluator.examples(split)
+    target = SourceRef(model=model)
+    outcome = evaluator.evaluate(target, split)
+    if outcome.error is not None:
+        raise SearchError(f"{model}: cannot be evaluated: {outcome.error}")
+    accuracy = format_accuracy(outcome)
+    lines = [
+        f"fitness {format_fitness(outcome)}" + (f", accuracy {accuracy}" if accuracy else "") + f" on {len(examples)} examples"
+    ]
+    for example in examples[:show]:
+        lines += ["", example.prompt, f"  expected: {example.answer}", f"  answered: {evaluator.answer(target, example)}"]
+    return "\n".join(lines)
 
 
 def _check(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
@@ -185,6 +215,7 @@ def _open_study(config: SearchConfig, out: FilePath) -> Study:
     settings = config.model_dump(mode="json")
     if not (out / STUDY_FILE).exists():
         study = Study.create(out, settings)
+        config.save(out / SEARCH_FILE)
         study.set_meta("versions", _versions())
         return study
     study = Study.open(out)
@@ -229,11 +260,9 @@ def _leave_results(config: SearchConfig, study: Study, result: Result) -> None:
 
 def _leave_model(folder: FilePath, winner: Recipe) -> None:
     """Build the winner, unless it is there already."""
-    from ..build import build
-
     built = folder / MODEL_FOLDER / RECIPE_FILE
     if not built.exists() or built.read_text(encoding="utf-8") != winner.to_yaml():
-        build(winner, folder / MODEL_FOLDER, progress=False, overwrite=True)
+        build_model(winner, folder / MODEL_FOLDER, progress=False, overwrite=True)
 
 
 def _leave_plots(config: SearchConfig, study: Study, result: Result, layers: Sequence[int]) -> None:
@@ -248,9 +277,7 @@ def _leave_plots(config: SearchConfig, study: Study, result: Result, layers: Seq
         for name, label in [("base", "base"), *((label, f"source:{i}") for i, label in enumerate(labels))]
         if (outcome := study.evaluation(label, "search")) is not None and outcome.fitness is not None
     }
-    plots.plot_fitness(
-        [plots.Curve.of_trials(stage, study.trials(stage)) for stage in config.stages], levels, folder / "fitness.png"
-    )
+    plots.plot_fitness(plots.stage_curves(study.trials()), levels, folder / "fitness.png")
     if result.winner.merge is not None:
         taking_part = [labels[i] for i in result.winner.merge_sources]
         plots.plot_weights(result.winner.merge, taking_part, folder / "weights.png")

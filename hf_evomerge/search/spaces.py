@@ -76,11 +76,12 @@ class ParameterSpace:
         """Make a parameter fixed or evolved. Per-source parameters that suit a search are evolved unless given."""
         if given is None and parameter.search is not None and parameter.grouped:
             given = Range(low=parameter.search[0], high=parameter.search[1])
+        where = f"ps.{'parameters' if parameter.scope == 'source' else 'options'}.{parameter.name}"
         if not isinstance(given, Range):
             if given is not None:
+                parameter.check(given, where)
                 self.fixed[parameter.scope][parameter.name] = given
             return
-        where = f"ps.{'parameters' if parameter.scope == 'source' else 'options'}.{parameter.name}"
         parameter.check(given.low, f"{where}.low")
         parameter.check(given.high, f"{where}.high")
         sources: list[int | None] = list(range(self.source_count)) if parameter.scope == "source" else [None]

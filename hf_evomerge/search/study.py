@@ -139,8 +139,8 @@ class Study:
         folder = FilePath(folder)
         if not (folder / STUDY_FILE).is_file():
             raise SearchError(f"{folder}: no {STUDY_FILE} here; start a search with `hf-evomerge search FILE --out {folder}`")
-        study = cls(folder, _connect(folder / STUDY_FILE))
         try:
+            study = cls(folder, _connect(folder / STUDY_FILE))
             version = study.meta("schema_version")
         except sqlite3.DatabaseError as cause:
             raise SearchError(f"{folder / STUDY_FILE}: not a study: {cause}") from cause

@@ -24,7 +24,7 @@ from hf_evomerge.demo.language import (
 
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 ADDING = ("buys", "finds", "too", "put", "買い足します", "拾います", "も", "入れます")
-TASKS: tuple[Task, ...] = ("solve", "extract", "compare", "translate", "count", "story", "word")
+TASKS: tuple[Task, ...] = ("solve", "extract", "recall", "compare", "translate", "count", "story", "word")
 KINDS = [
     kind
     for task in TASKS

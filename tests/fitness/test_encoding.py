@@ -32,6 +32,7 @@ def byte_level() -> PreTrainedTokenizerFast:
         ("A:", "", "18", ["18"]),
         ("A: ", "", "18", ["18"]),  # " 18" would reach over the boundary
         ("1", "", "8", ["8"]),  # so would "18"
+        ("1", "", "88", ["8", "8"]),
         ("A", "", "18 18", ["18", " 18"]),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 
 import merge_reference as reference
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from hf_evomerge.errors import RecipeError
-from hf_evomerge.merging.arithmetic import TensorJob
+from hf_evomerge.merging.arithmetic import ModelJob, TensorJob
 from hf_evomerge.merging.registry import all_methods, complete_options, complete_parameters, get_method
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -25,7 +26,7 @@ def merge(method, base, sources, parameters=(), options=None, *, seed=0, name=NA
     job = TensorJob(name, chosen, base, sources, seed=seed, keep=keep)
     out = torch.empty(sources[0].shape)
     values = complete_parameters(chosen, parameters, len(sources))
-    job.run(values, complete_options(chosen, options or {}), out, slice_size)
+    job.run(values, complete_options(chosen, options or {}), out, slice_size=slice_size)
     return out
 
 
@@ -77,11 +78,19 @@ def test_linear_refuses_weights_that_cancel():
 
 
 @pytest.mark.parametrize("t", [0.0, 0.25, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("spread", [3.0, 0.5, 0.001])
+@pytest.mark.parametrize("spread", [3.0, 0.5, 0.1, 0.001])
 def test_slerp(t, spread):
     """slerp goes along the great circle, and straight where the two are nearly parallel."""
     _, (first, second) = tensors(2, spread=spread)
     assert_close(merge("slerp", None, [first, second], (), {"t": t}), reference.slerp(exact(first), exact(second), t), 3e-6)
+
+
+def test_slerp_bends_just_below_parallel():
+    """At a cosine of 0.995 slerp keeps the length, which a straight line shortens."""
+    angle = math.acos(0.995)
+    first, second = torch.tensor([1.0, 0.0]), torch.tensor([math.cos(angle), math.sin(angle)])
+    found = merge("slerp", None, [first, second], (), {"t": 0.5})
+    assert float(found.double().norm()) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_slerp_from_the_base():
@@ -107,6 +116,26 @@ def test_task_arithmetic(weights, normalize, lam):
     found = merge("task_arithmetic", base, sources, [{"weight": w} for w in weights], {"normalize": normalize, "lambda": lam})
     expected = reference.task_arithmetic(exact(base), [exact(x) for x in sources], weights, normalize, lam)
     assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("method", TASK_VECTOR_METHODS)
+def test_weights_that_cancel_are_not_divided_by(method):
+    """With weights that add up to 0, normalize leaves the task vectors as they are rather than dividing by 0."""
+    base, sources = tensors(2)
+    found = merge(method, base, sources, [{"weight": 0.5}, {"weight": -0.5}], {"normalize": True})
+    assert torch.isfinite(found).all()
+    if method in ("task_arithmetic", "dare_linear"):
+        assert_close(found, exact(base) + 0.5 * (exact(sources[0]) - exact(sources[1])))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_task_vectors_of_half_precision_are_float32(keep):
+    """The difference of two bfloat16 models is made in float32: it is exact, and so is the model it gives back."""
+    base, (source, _) = tensors(2, spread=1.0)
+    base, source = base.bfloat16(), source.bfloat16()
+    found = merge("task_arithmetic", base, [source], keep=keep)
+    assert torch.equal(found, base.float() + (source.float() - base.float()))
+    assert not torch.equal(found, base.float() + (source - base).float())
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -171,6 +200,55 @@ def test_ties_golden():
     found = merge("ties", base, [a, b], [{"weight": 1, "density": 0.7}, {"weight": 0.5, "density": 0.7}])
     assert found.tolist() == [4.0, -4.0, pytest.approx((2.0 + 0.5) / 1.5), -2.0, 0.0, 5.0]
     assert merge("ties", base, [a, -a]).tolist() == [4.0, 3.0, 2.0, 1.0, 0.5, 5.0]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("opposed", [1, -1])
+def test_ties_as_in_the_paper(normalize, opposed, keep):
+    """semantics paper trims all tensors together, averages plainly, and lets the majority decide where a sum is 0."""
+    generator = torch.Generator().manual_seed(1)
+    sizes, weights, densities = [70_001, 3, 500], [0.5, 0.5, 0.25], [0.6, 0.6, 0.3]
+    bases = [torch.randn(size, generator=generator).round() for size in sizes]
+    # multiples of 1/8 make equal magnitudes and sums of 0; the shift decides who is the majority
+    sources = [
+        [base + torch.randn(base.numel(), generator=generator).mul(4).add(0.3 * opposed).round() / 8 * spread for base in bases]
+        for spread in (1, 1, 2)
+    ]
+    method = get_method("ties")
+    columns = zip(bases, *sources, strict=True)
+    jobs = [TensorJob(f"{i}", method, base, tensors, seed=0, keep=keep) for i, (base, *tensors) in enumerate(columns)]
+    values = complete_parameters(method, [{"weight": w, "density": d} for w, d in zip(weights, densities, strict=True)], 3)
+    options = complete_options(method, {"semantics": "paper", "normalize": normalize, "lambda": 0.5})
+    facts = ModelJob(jobs).survey(values, options)
+    assert facts.majority == opposed
+    in_float64 = [[exact(tensor) for tensor in source] for source in sources]
+    expected = reference.ties_paper([exact(base) for base in bases], in_float64, weights, densities, normalize, 0.5)
+    for job, base, wanted in zip(jobs, bases, expected, strict=True):
+        found = torch.empty_like(base)
+        job.run(values, options, found, model=facts)
+        assert_close(found, wanted)
+
+
+def test_ties_of_the_paper_differs_from_mergekits():
+    """The two semantics give other numbers: by the divisor alone, where nothing is trimmed and nothing cancels."""
+    base, sources = torch.zeros(2), [torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0])]
+    parameters = [{"weight": 1.0}, {"weight": 0.5}]
+    assert merge("ties", base, sources, parameters).tolist() == pytest.approx([3.5 / 1.5, 2 / 1.5])
+    method = get_method("ties")
+    job = TensorJob(NAME, method, base, sources, seed=0)
+    values, options = complete_parameters(method, parameters, 2), complete_options(method, {"semantics": "paper"})
+    job.run(values, options, out := torch.empty(2), model=ModelJob([job]).survey(values, options))
+    assert out.tolist() == [3.5 / 2, 2 / 2]
+
+
+def test_the_papers_semantics_have_no_rescaling():
+    """semantics paper and rescale do not go together."""
+    base, sources = tensors(1)
+    method = get_method("ties")
+    options = complete_options(method, {"semantics": "paper", "rescale": "l1"})
+    with pytest.raises(RecipeError, match="rescale: 'l1' does not go with semantics paper; write none"):
+        ModelJob([TensorJob(NAME, method, base, sources, seed=0)]).survey(complete_parameters(method, [], 1), options)
 
 
 @pytest.mark.parametrize("method", ALL_METHODS)
@@ -243,7 +321,7 @@ def test_slices_do_not_matter(method, slice_size):
 
 
 def test_ties_keeps_exactly_k_where_magnitudes_are_equal():
-    """Of elements of equal magnitude at the threshold those that come first stay, in every slice and with sorted facts alike."""
+    """Of elements of equal magnitude at the threshold those that come first stay, whatever the slices, sorted facts or not."""
     base = torch.zeros(100)
     source = torch.tensor([1.0, -1.0] * 50)
     for keep, slice_size in itertools.product((False, True), (7, 1000)):

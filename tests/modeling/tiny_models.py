@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MambaForCausalLM, PreTrainedModel
 
 VOCAB = 64
 _COMMON: dict[str, Any] = {
@@ -46,7 +47,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "phi": {},
     "phi3": {"pad_token_id": 0},
     "gpt2": {},
-    "gpt_neo": {"attention_types": lambda count: [[["global", "local"], count // 2], [["global"], count % 2]], "window_size": 4},
+    "gpt_neo": {
+        "attention_types": lambda count: [[["global", "local"], count // 2], [["global"], count % 2]],
+        "window_size": 4,
+    },
     "gpt_neox": {},
     "gpt_oss": {**_HEAD_DIM, **_SLIDING, "layer_types": _alternating, "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmo2": {},
@@ -65,10 +69,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 4, "conv_kernel": 4, "time_step_rank": 4},
 }
 
+# Until the cache had one name for all architectures, generation chose it by the name of the model's class.
+OLD_CACHE_NAMES = "cache" not in signature(MambaForCausalLM.forward).parameters
+if OLD_CACHE_NAMES:
+    del ARCHITECTURES["mamba"]
+
 
 def tiny_model(architecture: str, layers: int = 3, seed: int = 0, **fields: Any) -> PreTrainedModel:
     """A random model of a few thousand parameters in eval mode; every call gives a new object with the same weights."""
-    given = {**_COMMON, "num_hidden_layers": layers, **ARCHITECTURES[architecture], **fields}
+    given = {**_COMMON, "num_hidden_layers": layers, **ARCHITECTURES.get(architecture, {}), **fields}
     given = {name: value(layers) if callable(value) else value for name, value in given.items()}
     config = CONFIG_MAPPING[architecture](**{name: value for name, value in given.items() if value is not None})
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

@@ -36,15 +36,7 @@ DENSITY = Parameter(
 NORMALIZE = Parameter(
     "normalize", "flag", False, "global", "Divide by the sum of the weights (of those that count for the element)."
 )
-LAMBDA = Parameter(
-    "lambda",
-    "number",
-    1.0,
-    "global",
-    "Factor of the merged task vector, applied after the division.",
-    search=(0.0, 2.0),
-    grouped=True,
-)
+LAMBDA = Parameter("lambda", "number", 1.0, "global", "Factor of the merged task vector, applied after the division.")
 
 
 def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
@@ -63,22 +55,23 @@ def divisor(weights: list[float]) -> float:
     return total if abs(total) >= 1e-8 else 1.0
 
 
-def vote(parts: list[Tensor], weights: list[float], normalize: bool) -> Tensor:
+def vote(parts: list[Tensor], weights: list[float], normalize: bool, tie: float = 1.0) -> Tensor:
     """TIES' election and merge (arXiv:2306.01708, section 3) on task vectors that are already trimmed and weighted.
 
     Args:
         parts: ``D_i = w_i * trimmed d_i``; overwritten.
         weights: ``w_i``, none of them 0.
         normalize: Divide by the sum of the weights of those that agree with the elected sign.
+        tie: The sign, 1 or -1, that a sum of 0 elects.
 
     Returns:
-        The sum of the D_i whose sign is that of ``sum_i D_i`` (0 counts as +); a new tensor.
+        The sum of the D_i whose sign is that of ``sum_i D_i``; a new tensor.
     """
     # Only float operations: comparisons that make bool tensors cost several times as much.
     sign = parts[0].clone()
     for part in parts[1:]:
         sign.add_(part)
-    sign.sign_().add_(0.5).sign_()
+    sign.sign_().add_(0.5 * tie).sign_()
     mixed: Tensor | None = None
     count: Tensor | None = None
     for part, weight in zip(parts, weights, strict=True):

@@ -1,10 +1,18 @@
-"""ties: trim each task vector to its largest elements, elect a sign, merge those that agree (arXiv:2306.01708)."""
+"""ties: trim each task vector to its largest elements, elect a sign, merge those that agree (arXiv:2306.01708).
+
+Two meanings are in use, and ``semantics`` names the one that is meant. ``mergekit``: each tensor is trimmed by itself, a sum
+of 0 elects +, and the mean is weighted. ``paper``: a source's whole task vector is trimmed at once, a sum of 0 elects the sign
+that most elements of the model have, and the mean is a plain one, of the weighted task vectors.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from ...errors import RecipeError
 from ..registry import Call, Parameter, register_method
 from ..statistics import Cut
 from .common import DENSITY, LAMBDA, NORMALIZE, WEIGHT, onto_base, vote
@@ -12,7 +20,7 @@ from .common import DENSITY, LAMBDA, NORMALIZE, WEIGHT, onto_base, vote
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import TensorJob
+    from ..arithmetic import ModelJob, TensorJob
 
 RESCALE = Parameter(
     "rescale",
@@ -22,40 +30,114 @@ RESCALE = Parameter(
     "After trimming: l1 restores the sum of the absolute values, none leaves the elements as they are.",
     choices=("none", "l1"),
 )
+SEMANTICS = Parameter(
+    "semantics",
+    "choice",
+    "mergekit",
+    "global",
+    "mergekit: trim per tensor, weighted mean. paper: trim the whole task vector at once, plain mean, ties go to the majority.",
+    choices=("mergekit", "paper"),
+)
 
 
-def trims(job: TensorJob, call: Call) -> list[tuple[Cut, float] | None]:
-    """Per source the cut that keeps its ``k = max(1, floor(rho N))`` largest elements, and the factor of ``rescale``."""
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """What is left of one task vector.
+
+    Attributes:
+        cut: The cut; None: nothing is left.
+        offset: Position of the tensor in the vector that is cut.
+        factor: Factor of what is left.
+    """
+
+    cut: Cut | None
+    offset: int = 0
+    factor: float = 1.0
+
+
+@dataclass(slots=True)
+class Whole:
+    """What the paper's semantics need to know of the whole model: a cut per source, and the sign that most elements elect."""
+
+    cuts: list[Cut | None]
+    offsets: dict[str, int]
+    majority: float = 1.0
+
+
+def survey(model: ModelJob, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Whole | None:
+    """The cuts and the majority of the paper's semantics."""
+    if options["semantics"] != "paper":
+        return None
+    if options["rescale"] != "none":
+        raise RecipeError(f"merge.options.rescale: {options['rescale']!r} does not go with semantics paper; write none")
+    cuts: list[Cut | None] = []
+    for index, values in enumerate(sources):
+        density = values["density"]
+        if isinstance(density, Mapping):
+            raise RecipeError(
+                f"merge.parameters[{index}].density: semantics paper trims the whole model at once; give one number"
+            )
+        taken = density > 0 and values["weight"] != 0
+        cuts.append(model.cut(index, max(1, math.floor(density * model.numel))) if taken else None)
+    whole = Whole(cuts, model.offsets)
+    balance = 0  # elements that elect + less those that elect -
+    for job in model.jobs:
+        call = job.call(sources, options, whole)
+        for call.start in range(0, job.numel, 1 << 16):
+            parts, _ = _trimmed(job.tensors(call.start, min(call.start + (1 << 16), job.numel)), call)
+            if parts:
+                balance += int(sum(parts[1:], parts[0]).sign().sum().item())  # at most 65536: exact in float32
+    whole.majority = 1.0 if balance >= 0 else -1.0
+    return whole
+
+
+def trims(job: TensorJob, call: Call) -> list[Trim]:
+    """Per source the cut that keeps the ``k = max(1, floor(rho N))`` largest elements, and the factor of ``rescale``."""
+    if call.model is not None:
+        return [Trim(cut, call.model.offsets[job.name]) for cut in call.model.cuts]
     return [_trim(job, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
 
 
-def _trim(job: TensorJob, index: int, values: dict[str, float], rescale: str) -> tuple[Cut, float] | None:
+def _trim(job: TensorJob, index: int, values: dict[str, float], rescale: str) -> Trim:
     density = values["density"]
     if values["weight"] == 0 or density <= 0:
-        return None
+        return Trim(None)
     cut = job.cut(index, max(1, math.floor(density * job.numel)))
-    factor = 1.0
-    if rescale == "l1" and not cut.keeps_all:
-        kept = job.sum_abs(index, lambda vector, start: cut.apply(vector, start))
-        factor = job.sum_abs(index) / kept if kept > 0 else 1.0
-    return cut, factor
+    if rescale == "none" or cut.keeps_all:
+        return Trim(cut)
+    kept = job.sum_abs(index, cut.apply)
+    return Trim(cut, factor=job.sum_abs(index) / kept if kept > 0 else 1.0)
+
+
+def _trimmed(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]]:
+    """``D_i = w_i * trimmed d_i`` of the sources that take part in this slice, and their ``w_i``."""
+    parts, weights = [], []
+    for vector, weight, trim in zip(vectors, call.weights, call.facts, strict=True):
+        if trim.cut is not None and weight != 0:
+            part = trim.cut.apply(vector, trim.offset + call.start)
+            parts.append((part.mul_(trim.factor) if trim.factor != 1 else part).mul_(weight))
+            weights.append(weight)
+    return parts, weights
 
 
 @register_method(
-    "ties", parameters=[WEIGHT, DENSITY, NORMALIZE.with_default(True), LAMBDA, RESCALE], task_vectors=True, prepare=trims
+    "ties",
+    parameters=[WEIGHT, DENSITY, NORMALIZE.with_default(True), LAMBDA, RESCALE, SEMANTICS],
+    task_vectors=True,
+    prepare=trims,
+    survey=survey,
 )
 def ties(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
     """TIES: keep the largest elements of each task vector, elect a sign by their weighted sum, average those that agree.
 
-    Trimming is per tensor, the vote is on ``D_i = w_i * trimmed d_i`` and a zero sum elects +; with ``normalize`` the sum of
-    the D_i that agree is divided by the sum of their weights.
+    The vote is on ``D_i = w_i * trimmed d_i``. With ``normalize`` the sum of the D_i that agree is divided by the sum of their
+    weights, or by their number (``semantics: paper``).
     """
-    parts, weights = [], []
-    for vector, values, trim in zip(vectors, call.sources, call.facts, strict=True):
-        if trim is not None:
-            cut, factor = trim
-            part = cut.apply(vector, call.start)
-            parts.append((part.mul_(factor) if factor != 1 else part).mul_(values["weight"]))
-            weights.append(values["weight"])
-    mixed = vote(parts, weights, call.options["normalize"]) if parts else vectors[0].new_zeros(vectors[0].shape)
+    parts, weights = _trimmed(vectors, call)
+    if not parts:
+        mixed = vectors[0].new_zeros(vectors[0].shape)
+    elif call.model is None:
+        mixed = vote(parts, weights, call.options["normalize"])
+    else:
+        mixed = vote(parts, [1.0] * len(parts), call.options["normalize"], call.model.majority)
     return onto_base(base, mixed, call)

@@ -1,0 +1,37 @@
+# Every target sets up what it needs: a virtual environment in .venv with the package and its development tools.
+VENV := .venv
+PYTHON := python3
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test quality style env
+
+help:
+	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
+	@echo "make test     run the tests"
+	@echo "make quality  check formatting, lints and types"
+	@echo "make style    rewrite the code as the checks want it"
+
+env: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: env
+	$(BIN)/hf-evomerge demo --out evomerge-demo
+
+test: env
+	$(BIN)/pytest
+
+quality: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_imports.py
+
+style: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,161 @@
+"""The demo: evolves merges of the specialists that ship with the package, and shows that the result is real.
+
+Three searches and a random one of the same budget; the winners built, loaded again in a fresh process in which this package
+cannot be imported, and asked held-out problems.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..errors import EvoMergeError
+from ..search.config import SearchConfig
+from ..search.display import LiveTable
+from ..search.evaluator import Evaluator
+from ..search.loop import Result, Row
+from ..search.run import run_search
+from ..search.show import rows_table
+from .language import problems
+
+SPECIALISTS = Path(__file__).parent / "specialists"
+RELOAD = Path(__file__).parent / "reload.py"
+SIZES = {"search": 192, "validation": 256, "test": 500}
+EVALUATIONS = 600
+SPACES = ("ps", "dfs", "hybrid")
+
+
+def run_demo(
+    out: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    evaluations: int | None = None,
+    seed: int = 0,
+    family: str | os.PathLike[str] = SPECIALISTS,
+    sizes: dict[str, int] | None = None,
+) -> dict[str, Row]:
+    """Run the demo.
+
+    Args:
+        out: The folder to write; searches that are finished there already are not run again.
+        workers: Processes that evaluate side by side.
+        evaluations: Trials of each search; 600 by default. The random search and PS+DFS have as many as PS alone.
+        seed: Seed of the searches. The problems are the same for all.
+        family: A folder with the models ``base``, ``japanese`` and ``maths``.
+        sizes: Problems per split.
+
+    Returns:
+        The rows of the table that was printed, by label.
+
+    Raises:
+        EvoMergeError: A search could not run, or a winner answers otherwise once it is loaded again.
+    """
+    out = Path(out)
+    data = write_problems(out / "data", sizes or SIZES)
+    results: dict[str, Result] = {}
+    for space in SPACES:
+        typer.secho(f"\n{space} search: {out / space}", bold=True, err=True)
+        config = demo_config(space, data, evaluations or EVALUATIONS, seed, Path(family))
+        with LiveTable() as table:
+            results[space] = run_search(config, out / space, workers=workers, report=table)
+    rows = comparison(results)
+    count = len(rows["evolved PS"].outcome.scores)
+    typer.echo("\n" + rows_table(list(rows.values()), f"{count} held-out problems; ± is one standard error"))
+    for space in SPACES:
+        typer.echo(check_reload(out / space / "model", data["test"], results[space]))
+    typer.echo("\n" + one_problem(config, results))
+    typer.echo("\npictures:")
+    for picture in sorted(out.glob("*/plots/*.png")):
+        typer.echo(f"  {picture}")
+    return rows
+
+
+def write_problems(folder: Path, sizes: dict[str, int]) -> dict[str, Path]:
+    """Write the problems of each split as JSON lines, and return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {split: folder / f"{split}.jsonl" for split in sizes}
+    for split, file in files.items():
+        lines = [json.dumps(problem, ensure_ascii=False) for problem in problems(split, sizes[split])]  # type: ignore[arg-type]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return files
+
+
+def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, family: Path = SPECIALISTS) -> SearchConfig:
+    """The search of one space. A hybrid search spends two thirds of its evaluations on PS and the rest on DFS."""
+    ps_share = evaluations * 2 // 3 if space == "hybrid" else evaluations
+    dfs_share = evaluations - ps_share if space == "hybrid" else evaluations
+    settings: dict[str, Any] = {
+        "space": space,
+        "sources": [{"model": str(family / name)} for name in ("japanese", "maths")],
+        "base": {"model": str(family / "base")},
+        "dtype": "float32",
+        "seed": seed,
+        "ps": {
+            "method": "task_arithmetic",
+            "parameters": {"weight": {"low": 0.0, "high": 1.5, "start": 0.5}},
+            "optimizer": {"evaluations": ps_share, "sigma": 0.2},
+        },
+        "dfs": {"repetitions": 2, "scales": "slot", "max_hops": 20, "optimizer": {"evaluations": dfs_share}},
+        "fitness": {"task": "likelihood", "separator": " "},
+        "data": {split: {"jsonl": str(file)} for split, file in data.items()},
+        "random_baseline": space == "ps",
+    }
+    return SearchConfig.model_validate(settings)
+
+
+def comparison(results: dict[str, Result]) -> dict[str, Row]:
+    """One table of all searches: the parents once, the random search, then each search's winner."""
+    rows = {row.label: replace(row, winner=False) for row in results["ps"].rows}
+    evolved = rows.pop("evolved PS")
+    rows["evolved PS"] = evolved
+    for space, label in (("dfs", "evolved DFS"), ("hybrid", "evolved PS+DFS")):
+        rows[label] = replace(next(row for row in results[space].rows if row.label == label), winner=False)
+    return rows
+
+
+def check_reload(model: Path, test: Path, result: Result) -> str:
+    """Load a built winner in a fresh process without this package, generate its answers, and compare the accuracy."""
+    ran = subprocess.run([sys.executable, str(RELOAD), str(model), str(test)], capture_output=True, text=True, check=False)
+    if ran.returncode != 0:
+        raise EvoMergeError(f"{model}: does not load in a fresh process: {ran.stderr.strip().splitlines()[-1:]}")
+    report = json.loads(ran.stdout.splitlines()[-1])
+    winner = next(row for row in result.rows if row.winner)
+    expected = winner.outcome.accuracy
+    if expected is None or abs(report["accuracy"] - expected[0]) > 1.5 / report["problems"]:
+        raise EvoMergeError(f"{model}: answers {report['accuracy']} right after loading, {expected} before")
+    return (
+        f"{model}: loaded by AutoModelForCausalLM in a fresh process as {report['class']}, "
+        f"{report['accuracy']:.3f} of {report['problems']} right by generation"
+    )
+
+
+def one_problem(config: SearchConfig, results: dict[str, Result]) -> str:
+    """A held-out problem that the winners solve and the parents do not, with every model's answer."""
+    evaluator = Evaluator(config)
+    rows = comparison(results)
+    evolved = [label for label in rows if label.startswith("evolved")]
+    others = [label for label in rows if not label.startswith("evolved")]
+    examples = evaluator.examples("test")
+
+    def right(label: str, index: int) -> bool:
+        correct = rows[label].outcome.correct
+        return correct is not None and bool(correct[index])
+
+    def drama(index: int) -> int:
+        return 2 * sum(right(label, index) for label in evolved) - sum(right(label, index) for label in others)
+
+    chosen = max(range(len(examples)), key=lambda index: (drama(index), -index))
+    example = examples[chosen]
+    targets: dict[str, Any] = {"base": config.base}
+    targets.update({ref.model.rsplit("/", 1)[-1]: ref for ref in config.sources})
+    targets.update({f"evolved {space}": results[space].winner for space in SPACES})
+    lines = [f"one problem: {example.prompt}", f"  {'right answer':16} {example.answer}"]
+    lines += [f"  {name:16} {evaluator.answer(target, example, 12)}" for name, target in targets.items() if target]
+    return "\n".join(lines)

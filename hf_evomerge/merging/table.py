@@ -1,0 +1,41 @@
+"""The merge methods and their parameters as a Markdown table, made from the registry: for the command line and the docs."""
+
+from __future__ import annotations
+
+from .registry import MergeMethod, Parameter, all_methods
+
+
+def methods_table() -> str:
+    """One row per parameter of every method."""
+    lines = ["| method | parameter | per | default | values | meaning |", "| --- | --- | --- | --- | --- | --- |"]
+    for method in all_methods().values():
+        lines.append(f"| **{method.name}** | | | | {_needs(method)} | {method.help} |")
+        lines += [_row(parameter) for parameter in method.parameters]
+    return "\n".join(lines)
+
+
+def _needs(method: MergeMethod) -> str:
+    least, most = method.count
+    count = f"{least} sources" if least == most else f"{least} or more sources" if most is None else f"{least} to {most} sources"
+    return f"{count}{' and a base' if method.needs_base else ''}"
+
+
+def _row(parameter: Parameter) -> str:
+    per = "source" if parameter.scope == "source" else "merge"
+    if parameter.grouped:
+        per += " and layer group"
+    default = str(parameter.default).lower() if isinstance(parameter.default, bool) else f"{parameter.default}"
+    return f"| | `{parameter.name}` | {per} | {default} | {_values(parameter)} | {parameter.help} |"
+
+
+def _values(parameter: Parameter) -> str:
+    if parameter.kind == "flag":
+        return "true, false"
+    if parameter.kind == "choice":
+        return ", ".join(parameter.choices)
+    low, high = parameter.low, parameter.high
+    if low is None and high is None:
+        limits = "any number"
+    else:
+        limits = f"{'' if low is None else f'{low:g}'} to {'' if high is None else f'{high:g}'}".strip()
+    return limits if parameter.search is None else f"{limits}; searched {parameter.search[0]:g} to {parameter.search[1]:g}"

@@ -1,0 +1,85 @@
+"""The live table of a running search, in a terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .loop import Progress
+
+PHASES = {
+    "parents": "parents",
+    "ps": "parameter space",
+    "dfs": "data flow space",
+    "random": "random search",
+    "finalists": "best, validated",
+    "test": "held-out test",
+}
+
+
+class LiveTable:
+    """Shows where a search stands: one row per phase, the last one moving. In a pipe or a log, the table at the end.
+
+    ``gen`` is the generation, ``per min`` evaluations per minute in this process, ``left`` the time that the rest will take,
+    ``seen`` the trials whose recipe had been evaluated before.
+
+    Example:
+        >>> with LiveTable() as table:  # doctest: +SKIP
+        ...     run_search(config, "out", report=table)
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._rows: dict[str, Progress] = {}
+        self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._table)
+
+    def __enter__(self) -> LiveTable:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._live.__exit__(kind, error, traceback)
+
+    def __call__(self, progress: Progress) -> None:
+        """Take in the newest report."""
+        self._rows[progress.phase] = progress
+
+    def _table(self) -> Table:
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        headings = ["", "done", "gen", "best", "mean", "sigma", "per min", "left"]
+        remarks = any(row.failed or row.duplicates for row in self._rows.values())
+        for heading in [*headings, *(["failed", "seen"] if remarks else [])]:
+            table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+        for phase, row in self._rows.items():
+            cells = [
+                PHASES.get(phase, phase),
+                f"{row.done}/{row.total}",
+                str(row.generation) if row.sigma is not None else "",
+                _number(row.best),
+                _number(row.mean),
+                _number(row.sigma),
+                f"{_rate(row) * 60:.0f}" if row.fresh else "stored",
+                _duration((row.total - row.done) / _rate(row)) if row.fresh and row.done < row.total else "",
+            ]
+            table.add_row(*cells, *([str(row.failed), str(row.duplicates)] if remarks else []))
+        return table
+
+
+def _rate(row: Progress) -> float:
+    """Evaluations per second in this process."""
+    return row.fresh / max(row.seconds, 1e-9)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,116 @@
+"""Says in plain text what a study holds, what a search found, and what a built model is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path as FilePath
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..build import RECIPE_FILE
+from ..errors import SearchError
+from ..recipe import Recipe
+from .loop import Result, Row
+from .study import Outcome, Study
+
+
+def results_table(result: Result) -> str:
+    """The comparison of a finished search, as text."""
+    examples = len(result.rows[0].outcome.scores)
+    return rows_table(result.rows, f"{examples} {result.split} examples; ± is one standard error; * is the winner")
+
+
+def rows_table(rows: list[Row], caption: str) -> str:
+    """Models side by side: fitness and accuracy with standard errors, and what they cost."""
+    table = Table(box=None, header_style="bold", pad_edge=False, caption=caption, caption_justify="left")
+    for heading in ("", "fitness", "accuracy", "evaluations", "seconds"):
+        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            f"{row.label}{' *' if row.winner else ''}",
+            format_fitness(row.outcome),
+            format_accuracy(row.outcome),
+            str(row.evaluations or ""),
+            f"{row.seconds:.0f}" if row.evaluations else "",
+        )
+    return render(table)
+
+
+def format_fitness(outcome: Outcome) -> str:
+    """Mean score and its standard error, or that the evaluation failed."""
+    return "failed" if outcome.fitness is None else f"{outcome.fitness:.3f} ± {outcome.standard_error:.3f}"
+
+
+def format_accuracy(outcome: Outcome) -> str:
+    """Share of right answers and its standard error; empty where the task cannot say."""
+    return "" if outcome.accuracy is None else f"{outcome.accuracy[0]:.3f} ± {outcome.accuracy[1]:.3f}"
+
+
+def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
+    """What a search has found so far; raises `SearchError` where the folder has no study."""
+    study = Study.open(folder)
+    try:
+        settings = study.meta("settings")
+        parts = [f"{settings['space']} search over {', '.join(source['model'] for source in settings['sources'])}"]
+        for stage in dict.fromkeys(trial.stage for trial in study.trials()):
+            trials = study.trials(stage)
+            failed = [trial for trial in trials if trial.state == "FAILED"]
+            shared = sum(trial.duplicate_of is not None for trial in trials)
+            parts.append(f"\n{stage}: {len(trials)} trials, {len(failed)} failed, {shared} with a recipe seen before")
+            table = Table(box=None, header_style="bold", pad_edge=False)
+            for heading in ("trial", "generation", "fitness", "accuracy", "recipe"):
+                table.add_column(heading, justify="right" if heading != "recipe" else "left")
+            for trial in study.best(stage, best):
+                recipe = study.recipe(trial.recipe_key or "")
+                table.add_row(
+                    str(trial.number),
+                    str(trial.generation),
+                    format_fitness(trial.outcome),
+                    format_accuracy(trial.outcome),
+                    describe_recipe(recipe),
+                )
+            parts.append(render(table))
+            if failed:
+                parts.append(f"the first failure, trial {failed[0].number}: {failed[0].outcome.error}")
+    finally:
+        study.close()
+    return "\n".join(parts)
+
+
+def describe_recipe(recipe: Recipe) -> str:
+    """A recipe in one line: its path, or its merge method."""
+    if recipe.flow is not None:
+        return str(recipe.flow.to_path())
+    return recipe.merge.method if recipe.merge is not None else ""
+
+
+def describe_model(folder: str | os.PathLike[str]) -> str:
+    """What a built model is, from its files alone; raises `SearchError` where the folder holds no model."""
+    file = FilePath(folder) / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise SearchError(f"{folder}: neither a study nor a model: {cause}") from cause
+    lines = [f"{', '.join(config.get('architectures') or ['model'])} ({config.get('model_type')})"]
+    if path := config.get("path"):
+        lines.append(f"scales multiply {config['scale_target']}; embeddings and head of source {config['embedding_source']}")
+        lines += [f"source {i}: {source.get('model')}" for i, source in enumerate(config.get("sources") or [])]
+        lines += [
+            f"  hop {i:3}  {hop:24} scale {scale:.4f}"
+            for i, (hop, scale) in enumerate(zip(path, config["scales"], strict=True))
+        ]
+    recipe = FilePath(folder) / RECIPE_FILE
+    if recipe.is_file():
+        lines += ["", f"# {recipe.name}", recipe.read_text(encoding="utf-8").rstrip()]
+    return "\n".join(lines)
+
+
+def render(table: Table) -> str:
+    """A table as text, at most as wide as it needs."""
+    console = Console(width=160, highlight=False, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

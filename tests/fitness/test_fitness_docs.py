@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import DataSpec, GenerationSpec, LikelihoodSpec, parse_task
+from hf_evomerge.recipe import StrictModel, validate
+
+PAGE = (Path(__file__).parents[2] / "docs" / "fitness.md").read_text(encoding="utf-8")
+EXAMPLES = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_examples_are_valid(example: dict[str, Any]) -> None:
+    """Every YAML example of the page is read without complaint."""
+    sections = list(example.get("data", {}).values()) if "fitness" in example else [example]
+    for section in sections:
+        validate(DataSpec, section, FitnessError)
+    if "fitness" in example:
+        parse_task(example["fitness"])
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"), [("Data", DataSpec), ("likelihood", LikelihoodSpec), ("generation", GenerationSpec)]
+)
+def test_tables_are_complete(heading: str, kind: type[StrictModel]) -> None:
+    """Every setting has a row in the table of its section, and every row is a setting."""
+    section = re.split(r"^## ", PAGE.split(f"\n## {heading}\n")[1], flags=re.MULTILINE)[0]
+    table = section.split("| field | default | meaning |")[1].split("\n\n")[0]
+    rows = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert rows == set(kind.model_fields) - {"task", "function"}

@@ -1,0 +1,131 @@
+"""The live executor: the same bits as on disk, written into a model that stays in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, GPT2Model
+
+from hf_evomerge.errors import RecipeError, SourceError
+from hf_evomerge.merging.checkpoint import merge_checkpoint
+from hf_evomerge.merging.live import LiveMerger
+from hf_evomerge.sources import Source
+
+GROUPED = {"embed": 0.3, "blocks.0.attn": 0.9, "blocks.0.mlp": 0.1, "default": 0.6}
+CASES = [
+    ("linear", [{"weight": 0.6}, {"weight": GROUPED}, {"weight": -0.2}], {}),
+    ("slerp", [], {"t": GROUPED}),
+    ("task_arithmetic", [{"weight": 0.6}, {"weight": GROUPED}, {"weight": -0.2}], {"lambda": 0.8}),
+    ("ties", [{"weight": 0.6, "density": GROUPED}, {"weight": 0.9, "density": 0.3}, {"density": 0.0}], {"rescale": "l1"}),
+    ("ties", [{"weight": GROUPED, "density": 0.4}, {"weight": 0.9, "density": 0.3}], {"semantics": "paper"}),
+    ("dare_linear", [{"weight": 0.6, "density": GROUPED}, {"weight": 0.9, "density": 0.3}, {"density": 1}], {}),
+    ("dare_ties", [{"weight": GROUPED, "density": 0.5}, {"weight": 0.9, "density": 0.3}, {"weight": 0}], {"normalize": True}),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "memory_limit"), [(None, 0), (None, 1 << 30), ("float32", 30_000), ("bfloat16", 1 << 30), ("float16", 0)]
+)
+@pytest.mark.parametrize(("method", "parameters", "options"), CASES)
+@pytest.mark.parametrize("which", ["family", "half_family"])
+def test_live_equals_checkpoint(
+    request, make_recipe, open_all, load, tmp_path, which, method, parameters, options, dtype, memory_limit
+):
+    """A merge in memory and the same merge on disk are equal bit for bit, cached or not, also after other candidates."""
+    folder = request.getfixturevalue(which)
+    recipe = make_recipe(folder, method, parameters, options, len(parameters) or 2, base=method != "slerp", dtype=dtype, seed=3)
+    expected = load(merge_checkpoint(recipe, tmp_path / "out", progress=False))
+    model = load(folder / "source0", dtype=expected.dtype)
+    sources, base = open_all(recipe)
+    merger = LiveMerger(sources, base, method, options, 3, model, memory_limit=memory_limit)
+    if parameters:
+        merger.apply([{"weight": 0.5}] * len(parameters))
+    merger.apply(parameters)
+    for (name, found), wanted in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(found, wanted), name
+
+
+def test_a_model_stays_where_it_is(family, make_recipe, open_all, load):
+    """The parameters are overwritten in place: the tied head stays tied, and what refers to them sees the merge."""
+    recipe = make_recipe(family, "task_arithmetic")
+    model = load(family / "base")
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        first = model(tokens).logits
+    merger = LiveMerger.of(recipe, model, *open_all(recipe))
+    merger.apply([{"weight": 0}, {"weight": 0}])
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, first)
+    merger.apply([{"weight": 0.7}, {"weight": 0.9}])
+    with torch.no_grad():
+        assert not torch.equal(model(tokens).logits, first)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == before
+    assert all(parameter.requires_grad and not parameter.is_inference() for parameter in model.parameters())
+
+
+def test_options_of_one_merge(family, make_recipe, open_all, load):
+    """Options given to one merge hold for that merge alone."""
+    recipe = make_recipe(family, "slerp", base=False)
+    model = load(family / "base")
+    merger = LiveMerger.of(recipe, model, *open_all(recipe))
+    merger.apply([], {"t": 1.0})
+    second = load(family / "source1")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), second.parameters(), strict=True))
+    merger.apply([], {"t": 0.0})
+    first = load(family / "source0")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), first.parameters(), strict=True))
+    merger.apply([])
+    assert not any(torch.equal(a, b) for a, b in zip(model.parameters(), first.parameters(), strict=True) if a.dim() > 1)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ([{"weight": 1}], "merge.parameters: 1 mappings for 2 sources; give one per source"),
+        ([{}, {"density": 2}], r"merge.parameters\[1\].density: 2 is out of range"),
+        ([{}, {"size": 2}], r"merge.parameters\[1\].size: ties has no such parameter"),
+        ([{}, {"weight": {"blocks.7": 1, "default": 1}}], "there are 2 blocks, 0 to 1"),
+        ([{}, {"weight": {"blocks.1": 1}}], "no layer group names"),
+        (
+            [{}, {"density": {"default": 0.5}}],
+            r"parameters\[1\].density: semantics paper trims the whole model at once; give one",
+        ),
+    ],
+)
+def test_a_wrong_candidate_is_refused_and_changes_nothing(family, make_recipe, open_all, load, parameters, message):
+    """A candidate that is wrong raises before the first tensor is written, and the next one is fine."""
+    recipe = make_recipe(family, "ties", options={"semantics": "paper"})
+    model = load(family / "base")
+    merger = LiveMerger.of(recipe, model, *open_all(recipe))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with pytest.raises(RecipeError, match=message):
+        merger.apply(parameters)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    merger.apply([{}, {}])
+
+
+def test_raw_names_without_the_models_prefix(tmp_path):
+    """Tensors saved without the prefix of the base model, as GPT-2's are, find their parameters."""
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32, n_positions=16)
+    parents = [GPT2Model(config) for _ in range(2)]
+    for index, parent in enumerate(parents):
+        parent.save_pretrained(tmp_path / str(index))
+    model = GPT2LMHeadModel(config)
+    merger = LiveMerger([Source.open(str(tmp_path / str(i))) for i in range(2)], None, "linear", {}, 0, model)
+    merger.apply([{"weight": 0}, {"weight": 1}])
+    for name, parameter in parents[1].named_parameters():
+        assert torch.equal(model.transformer.get_parameter(name), parameter)
+
+
+def test_a_model_that_does_not_fit_is_refused(family, half_family, make_recipe, open_all, load):
+    """A model with other shapes, or with parameters that no source has, is refused by the tensor's name."""
+    sources, _ = open_all(make_recipe(family, "linear"))
+    with pytest.raises(SourceError, match=r"source0: has no tensor for the model's parameter lm_head.weight"):
+        LiveMerger(sources, None, "linear", {}, 0, load(half_family / "base"))
+    headless = AutoModel.from_pretrained(half_family / "base")
+    sources, _ = open_all(make_recipe(half_family, "linear"))
+    with pytest.raises(SourceError, match=r"does not fit the model, a LlamaModel with no such parameter"):
+        LiveMerger(sources, None, "linear", {}, 0, headless)

@@ -1,0 +1,125 @@
+"""The registry of merge methods, and the checks of a recipe's merge part."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from hf_evomerge.errors import EvoMergeError, RecipeError
+from hf_evomerge.merging.registry import METHODS, Parameter, all_methods, check_part, get_method, register_method
+from hf_evomerge.recipe import MergePart
+
+NAMES = ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+
+
+def part(method="dare_ties", parameters=(), **options) -> MergePart:
+    """A merge part."""
+    return MergePart(method=method, parameters=list(parameters), options=options)
+
+
+def test_the_methods_of_the_field_are_there():
+    """The names of the field are registered, each with a sentence of help, and so has each parameter."""
+    assert set(NAMES) <= set(all_methods())
+    for method in all_methods().values():
+        assert method.help
+        assert all(parameter.help for parameter in method.parameters)
+        assert [parameter for parameter in method.parameters if not parameter.grouped and parameter.search] == []
+
+
+def test_searched_by_default_are_weight_density_and_t():
+    """Only what the paper evolves has bounds for a search."""
+    found = {p.name for name in NAMES for p in get_method(name).parameters if p.search is not None}
+    assert found == {"weight", "density", "t"}
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones():
+    """A misspelt method is answered with the list of methods."""
+    with pytest.raises(RecipeError, match=r"merge.method: 'tise' is not known; choose one of dare_linear, dare_ties, linear,"):
+        get_method("tise")
+
+
+def test_a_duplicate_is_refused():
+    """A second method of the same name is an error, and so is a parameter declared twice."""
+    with pytest.raises(EvoMergeError, match="merge method 'linear' is registered already"):
+        register_method("linear")(lambda base, tensors, call: tensors[0])
+    flag = Parameter("x", "flag", True, "global", "A flag.")
+    with pytest.raises(EvoMergeError, match="'new' declares the parameter 'x' twice"):
+        register_method("new", parameters=[flag, flag])(lambda base, tensors, call: tensors[0])
+    assert "new" not in METHODS
+
+
+def test_a_new_method_is_one_function(monkeypatch):
+    """A method registered by a user is found, documented and checked like the others."""
+    monkeypatch.setattr("hf_evomerge.merging.registry.METHODS", dict(all_methods()))
+    size = Parameter("size", "number", 1.0, "global", "Factor.", low=0.0)
+
+    @register_method("scaled", parameters=[size], count=(1, 1))
+    def scaled(base, tensors, call):
+        """The source times a number."""
+        return tensors[0] * call.options["size"]
+
+    assert get_method("scaled").help == "The source times a number."
+    check_part(part("scaled", size=2), sources=1, has_base=False)
+    with pytest.raises(RecipeError, match=r"merge.options.size: -1.0 is out of range; give a number at least 0"):
+        check_part(part("scaled", size=-1), sources=1, has_base=False)
+    with pytest.raises(RecipeError, match=r"merge.sources: scaled merges 1 models \(found 2\)"):
+        check_part(part("scaled"), sources=2, has_base=False)
+
+
+REFUSED = [
+    (part(lamda=1), r"merge.options.lamda: dare_ties has no such parameter here; it takes normalize, lambda, rescale"),
+    (part(weight=1), r"merge.options.weight: .*it belongs in merge.parameters, once per source"),
+    (part(parameters=[{"lambda": 1}, {}]), r"merge.parameters\[0\].lambda: .*it belongs in merge.options"),
+    (part(parameters=[{}, {"wieght": 1}]), r"merge.parameters\[1\].wieght: .*it takes weight, density"),
+    (part(parameters=[{}, {"density": 1.5}]), r"merge.parameters\[1\].density: 1.5 is out of range; give a number from 0 to 1"),
+    (part(normalize="yes"), r"merge.options.normalize: 'yes' is not true or false"),
+    (part(normalize=1), r"merge.options.normalize: 1(.0)? is not true or false"),
+    (part(rescale="l2"), r"merge.options.rescale: 'l2' is not one of l1, expected, none"),
+    (part(**{"lambda": True}), r"merge.options.lambda: True is not a finite number"),
+    (part(**{"lambda": {"head": 1.0}}), r"merge.options.lambda: takes one value, not one per layer group"),
+    (part("task_arithmetic", [{"density": 0.5}, {}]), r"density: task_arithmetic has no such parameter here"),
+    (part(parameters=[{"weight": {"block.0": 1}}, {}]), r"merge.parameters\[0\].weight: 'block.0' is not a layer group"),
+    (part(parameters=[{"weight": {}}, {}]), r"merge.parameters\[0\].weight: no layer groups"),
+    (part(parameters=[{"weight": {"embed": 1, "head": 1}}, {}]), r"weight: no layer group names layers.0.self_attn.weight"),
+    (part(parameters=[{"weight": {"default": 1, "blocks.0-4": 1}}, {}]), r"blocks.0-4: there are 4 blocks, 0 to 3"),
+    (part(parameters=[{"weight": {"default": 1, "blocks.0-1": 1, "blocks.1": 1}}, {}]), r"both name layers.1.self_attn.weight"),
+    (part(parameters=[{"density": {"default": 1, "blocks.0": 2}}, {}]), r"density.blocks.0: 2(.0)? is out of range"),
+    (part("slerp", t={"default": 0.5, "blocks.9": 1}), r"merge.options.t: layer group blocks.9: there are 4 blocks"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), REFUSED)
+def test_a_wrong_part_is_refused(wrong, message):
+    """Each mistake in a merge part is answered with its key, what was found and what to do."""
+    with pytest.raises(RecipeError, match=message):
+        check_part(wrong, sources=2, has_base=True, layer_count=4)
+
+
+def test_a_right_part_passes():
+    """Numbers, layer groups and options that fit are accepted."""
+    groups = {"embed": 1, "blocks.0-2": 0.5, "blocks.3.attn": 0.1, "blocks.3.mlp": 2, "head": -1}
+    right = part(parameters=[{"weight": groups, "density": 0.3}, {}], normalize=True, rescale="expected")
+    assert check_part(right, sources=2, has_base=True, layer_count=4).name == "dare_ties"
+    check_part(part("slerp", t={"default": 0.5, "blocks.3": 1}), sources=2, has_base=False, layer_count=4)
+
+
+def test_a_base_is_asked_for():
+    """Methods on task vectors need a base, and slerp needs one where there is but one source."""
+    with pytest.raises(RecipeError, match="base: ties works on differences to a common base; name the base model"):
+        check_part(part("ties"), sources=2, has_base=False)
+    check_part(part("slerp"), sources=1, has_base=True)
+    for sources, base in [(1, False), (3, False), (3, True)]:
+        with pytest.raises(RecipeError, match=rf"slerp merges 2 models \(found {sources}\); give 2 sources, or one source and"):
+            check_part(part("slerp"), sources=sources, has_base=base)
+
+
+def test_the_registry_needs_no_torch():
+    """Methods can be listed and recipes checked without importing torch or transformers."""
+    code = (
+        "import sys; from hf_evomerge.merging import all_methods; all_methods(); "
+        "sys.exit(' '.join({'torch', 'transformers', 'safetensors'} & set(sys.modules)) or 0)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr

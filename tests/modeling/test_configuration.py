@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from tiny_models import ARCHITECTURES, tiny_model
+from transformers import AutoConfig, LlamaConfig, Qwen2Config
+
+from hf_evomerge.modeling import EvoMergedConfig, check_alike
+from hf_evomerge.modeling.origins import check_rearrangeable
+
+LLAMA = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "vocab_size": 64}
+
+
+def llama(layers: int = 3, **fields: Any) -> LlamaConfig:
+    """A small Llama's configuration."""
+    return LlamaConfig(**{**LLAMA, "num_hidden_layers": layers, **fields})
+
+
+def merged(path: list[str], **fields: Any) -> EvoMergedConfig:
+    """A path through sources of three and four layers."""
+    sources = [{"layers": 3}, {"layers": 4}]
+    slots = sum(len(hop.split("+")) for hop in path)
+    return EvoMergedConfig(**{"text_config": llama(slots), "path": path, "sources": sources, **fields})
+
+
+def test_scales_are_one_where_none_are_given() -> None:
+    """A configuration without scales has a scale of 1 for every hop."""
+    assert merged(["0:0", "1:3"]).scales == [1.0, 1.0]
+
+
+def test_a_configuration_without_arguments_is_valid() -> None:
+    """The class can be made without arguments, as transformers does to find the defaults."""
+    assert len(EvoMergedConfig().path) == EvoMergedConfig().text_config.num_hidden_layers
+
+
+def test_first_terms_take_the_first_slots() -> None:
+    """The slots of the hops come first, those of further terms after them, and a layer is stored under its first slot."""
+    config = merged(["0:0 + 1:0*0.5", "1:1", "0:0*2 + 1:1 + 1:3*-1e-3"])
+    assert config.slots == [(0, 0), (1, 1), (0, 0), (1, 0), (1, 1), (1, 3)]
+    assert config.hop_slots == [[0, 3], [1], [2, 4, 5]]
+    assert config.owners == [0, 1, 0, 3, 1, 5]
+    assert config.hops[2] == [(0, 0, 2.0), (1, 1, 1.0), (1, 3, -1e-3)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"path": ["0:0", "0:3"]}, "path[1]: layer 3 of source 0, which has 3 layers"),
+        ({"path": ["2:0", "0:2"]}, "path[0]: source 2, but there are 2 sources"),
+        ({"path": ["0:0", "0:0-2"]}, "path[1]: cannot read '0:0-2'"),
+        ({"path": ["0:0", "0:1 x2"]}, "path[1]: cannot read"),
+        ({"path": ["0:0", 7]}, "path[1]: cannot read 7"),
+        ({"path": ["0:0", "0:1*1e999"]}, "path[1]: cannot read"),
+        ({"path": []}, "path: no hops"),
+        ({"path": "0:0"}, "path: str, but it must be a list"),
+        ({"path": ["0:0"] * 4097}, "path: 4097 hops"),
+        ({"path": [" + ".join(["0:0"] * 5000)]}, "path: 5000 terms"),
+        ({"scales": [1.0]}, "scales: 1 numbers for a path of 2 hops"),
+        ({"scales": [1.0, float("nan")]}, "scales[1]: nan is not a finite number"),
+        ({"scales": [float("-inf"), 1.0]}, "scales[0]: -inf is not a finite number"),
+        ({"scales": [1.0, True]}, "scales[1]: True is not a finite number"),
+        ({"scales": [1.0, "1"]}, "scales[1]: '1' is not a finite number"),
+        ({"scale_target": "attention"}, "scale_target: 'attention' is unknown"),
+        ({"embedding_source": 2}, "embedding_source: 2, but there are 2 sources"),
+        ({"embedding_source": -1}, "embedding_source: -1"),
+        ({"sources": [{"model": "a"}]}, "sources[0]:"),
+        ({"text_config": {"model_type": "no_such_model"}}, "text_config.model_type: 'no_such_model'"),
+        ({"text_config": {"model_type": "vit"}}, "text_config.model_type: 'vit'"),
+        ({"text_config": {}}, "text_config.model_type: None"),
+        ({"text_config": 3}, "text_config: int"),
+        ({"text_config": {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": "wide"}}, "text_config: "),
+        ({"text_config": {"model_type": "qwen2", "num_hidden_layers": 2, "layer_types": ["full_attention"]}}, "text_config"),
+        ({"text_config": llama(3)}, "text_config.num_hidden_layers: 3, but the path needs 2 cache slots"),
+        ({"text_config": {"model_type": "llama", "num_hidden_layers": 10**9}}, "text_config.num_hidden_layers: 1000000000"),
+        ({"text_config": {"model_type": "gpt2", "n_layer": 5}}, "text_config.num_hidden_layers: 5"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_the_field(fields: dict[str, Any], message: str) -> None:
+    """A wrong field is refused with one line that begins with its name, before anything is made."""
+    with pytest.raises(ValueError, match=r"^\w+") as caught:
+        EvoMergedConfig(
+            **{"text_config": llama(2), "path": ["0:0", "0:2"], "sources": [{"layers": 3}, {"layers": 3}], **fields}
+        )
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_layer_has_one_type_wherever_it_runs() -> None:
+    """A text_config that says different things of the same source layer is refused."""
+    types = ["full_attention", "full_attention", "sliding_attention"]
+    text = Qwen2Config(**LLAMA, num_hidden_layers=3, layer_types=types)
+    with pytest.raises(ValueError, match=r"^text_config.layer_types: layer 0:0 is 'full_attention' in slot 0 but"):
+        EvoMergedConfig(text_config=text, path=["0:0", "0:1", "0:0"])
+
+
+def test_the_terms_of_a_hop_are_of_one_layer_type() -> None:
+    """A hop cannot sum a layer of full attention and one of sliding attention."""
+    config = tiny_model("gemma2").config
+    with pytest.raises(ValueError, match=r"^path\[1\]: the terms of a hop must be of one layer type"):
+        EvoMergedConfig.from_sources([config], ["0:0", "0:0*0.5 + 0:1*0.5"])
+
+
+def test_a_changed_configuration_is_checked_when_saved(tmp_path: Path) -> None:
+    """A configuration that was changed into nonsense cannot be saved."""
+    config = merged(["0:0", "1:3"])
+    config.scales = [1.0, float("nan")]
+    with pytest.raises(StrictDataclassClassValidationError, match="scales"):
+        config.save_pretrained(tmp_path)
+
+
+def test_lists_follow_the_path() -> None:
+    """Lists with one entry per layer are re-indexed along the path, from the source that each layer is of."""
+    a, b = (tiny_model("smollm3", layers).config for layers in (3, 4))
+    config = EvoMergedConfig.from_sources([a, b], ["0:2", "1:1 + 0:0", "1:3"]).text_config
+    assert config.num_hidden_layers == 4
+    assert config.no_rope_layers == [a.no_rope_layers[2], b.no_rope_layers[1], b.no_rope_layers[3], a.no_rope_layers[0]]
+    assert (a.num_hidden_layers, b.num_hidden_layers) == (3, 4)
+
+
+def test_lists_of_layer_numbers_follow_the_path() -> None:
+    """A list that holds the numbers of some layers becomes the list of the slots that run them."""
+    config = tiny_model("qwen3_moe", 4, decoder_sparse_step=2, mlp_only_layers=[3]).config
+    text = EvoMergedConfig.from_sources([config], ["0:1", "0:3", "0:0", "0:1", "0:2"]).text_config
+    assert (text.decoder_sparse_step, text.mlp_only_layers) == (1, [1, 2, 4])
+
+
+def test_a_list_of_tokens_does_not_follow_the_path() -> None:
+    """A list that is as long as the model is deep by coincidence stays as it is."""
+    config = llama(3, eos_token_id=[5, 6, 7])
+    assert EvoMergedConfig.from_sources([config], ["0:2", "0:1", "0:0"]).text_config.eos_token_id == [5, 6, 7]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3_moe", "gpt2", "gpt_neo", "lfm2", "qwen3_5_text"])
+def test_a_saved_configuration_comes_back(architecture: str, tmp_path: Path) -> None:
+    """Saving and loading gives the same configuration, and the file is readable JSON with the path in it."""
+    configs = [tiny_model(architecture, layers).config for layers in (3, 4)]
+    path = ["0:0", "1:3*0.5 + 0:1*0.5", "0:0", "1:2"]
+    config = EvoMergedConfig.from_sources(configs, path, [1, 0.9, -1.5, 1e-3], scale_target="stream")
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert (written["path"], written["scales"]) == (path, [1, 0.9, -1.5, 1e-3])
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert type(again) is EvoMergedConfig
+    assert again.to_diff_dict() == config.to_diff_dict()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"intermediate_size": 48}, "intermediate_size is 48, but 40 in source 0"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_parameters"),
+        ({"num_key_value_heads": 2}, "num_key_value_heads"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps"),
+    ],
+)
+def test_sources_that_compute_differently_are_refused(other: dict[str, Any], message: str) -> None:
+    """Sources whose settings differ in what their layers compute are refused, with the setting."""
+    with pytest.raises(ValueError, match=rf"^sources\[1\]: {message}"):
+        EvoMergedConfig.from_sources([llama(), llama(**other)], ["0:0", "1:0"])
+
+
+def test_fine_tunes_may_differ_in_what_does_not_matter() -> None:
+    """Another vocabulary, other special tokens and another depth are no obstacle."""
+    check_alike([llama(), llama(5, vocab_size=70, eos_token_id=[2, 9], tie_word_embeddings=True)])
+
+
+def test_sources_of_two_architectures_are_refused() -> None:
+    """All sources are of one architecture."""
+    with pytest.raises(ValueError, match=r"^sources\[1\]: architecture 'qwen2', but source 0 is 'llama'"):
+        check_alike([llama(), Qwen2Config(**LLAMA)])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_known_architectures_can_be_rearranged(architecture: str) -> None:
+    """In these architectures a layer is the same wherever it stands."""
+    check_rearrangeable([tiny_model(architecture, 4).config])
+
+
+def test_layers_that_depend_on_their_number_are_refused() -> None:
+    """An architecture that computes a setting from the layer's number is refused, with the setting."""
+    with pytest.raises(ValueError, match=r"'diffllama' has self_attn.lambda_init"):
+        check_rearrangeable([tiny_model("diffllama").config])
+    with pytest.raises(ValueError, match="scale_attn_by_inverse_layer_idx"):
+        check_rearrangeable([tiny_model("gpt2", scale_attn_by_inverse_layer_idx=True).config])

@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from tiny_models import VOCAB, tiny_model, token_ids
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedModel, register
+from hf_evomerge.path import Path as LayerPath
+from hf_evomerge.routing.pool import LayerPool
+
+PATH = ["0:0", "1:1", "0:1*0.5 + 1:2*0.25", "0:0", "1:1", "0:2*1.5"]
+SCALES = [1.1, 0.9, 1.0, -0.7, 1.2, 0.8]
+
+
+@pytest.fixture(scope="module")
+def sources() -> list[PreTrainedModel]:
+    """A Llama of three layers and one of four."""
+    return [tiny_model("llama", 3), tiny_model("llama", 4, seed=1)]
+
+
+@pytest.fixture
+def model(sources: list[PreTrainedModel]) -> EvoMergedForCausalLM:
+    """Repeats, scales and weighted sums in one path."""
+    return LayerPool(sources).model(LayerPath.parse(PATH, SCALES))
+
+
+def greedy(model: PreTrainedModel, ids: torch.Tensor, **options: object) -> torch.Tensor:
+    """Greedy tokens after the prompt; token 0 is padding."""
+    given = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "attention_mask": (ids != 0).long(),
+    }
+    return model.generate(ids, **{**given, **options})[:, ids.shape[1] :]
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """RMSNorm."""
+    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+
+def turn(x: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding of `[heads, tokens, 8]`."""
+    angles = torch.outer(torch.arange(x.shape[-2]).double(), 10000.0 ** (-torch.arange(0, 8, 2).double() / 8)).repeat(1, 2)
+    half = torch.cat([-x[..., 4:], x[..., :4]], -1)
+    return x * angles.cos() + half * angles.sin()
+
+
+def attention_and_mlp(w: dict[str, torch.Tensor], prefix: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One Llama block on `[tokens, 32]` by its definition: the residual after attention, and the MLP's output."""
+    a = norm(x, w[f"{prefix}.input_layernorm.weight"])
+    q, k, v = ((a @ w[f"{prefix}.self_attn.{n}_proj.weight"].T).view(len(x), -1, 8).transpose(0, 1) for n in "qkv")
+    q, k, v = turn(q), turn(k).repeat_interleave(2, 0), v.repeat_interleave(2, 0)
+    scores = (q @ k.mT / 8**0.5).masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf)
+    r = x + (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(x), 32) @ w[f"{prefix}.self_attn.o_proj.weight"].T
+    b = norm(r, w[f"{prefix}.post_attention_layernorm.weight"])
+    gate, up, down = (w[f"{prefix}.mlp.{n}_proj.weight"] for n in ("gate", "up", "down"))
+    return r, (functional.silu(b @ gate.T) * (b @ up.T)) @ down.T
+
+
+def by_definition(sources: list[PreTrainedModel], ids: torch.Tensor, scale_target: str) -> torch.Tensor:
+    """The logits of `PATH` and `SCALES` for one sequence, from the weights alone, in float64."""
+    weights = [{name: tensor.double() for name, tensor in source.state_dict().items()} for source in sources]
+    hops = EvoMergedConfig(path=PATH, text_config={"model_type": "llama", "num_hidden_layers": 7}).hops
+    residual, delta = torch.zeros(()), weights[0]["model.embed_tokens.weight"][ids]
+    for hop, scale in zip(hops, SCALES, strict=True):
+        x = scale * (residual + delta) if scale_target == "stream" else residual + scale * delta
+        terms = [(weight, *attention_and_mlp(weights[s], f"model.layers.{layer}", x)) for s, layer, weight in hop]
+        residual, delta = sum(w * r for w, r, _ in terms), sum(w * m for w, _, m in terms)
+    return norm(residual + delta, weights[0]["model.norm.weight"]) @ weights[0]["lm_head.weight"].T
+
+
+@pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
+def test_logits_are_those_of_the_definition(sources: list[PreTrainedModel], scale_target: str) -> None:
+    """Both readings of the scales, repeats and weighted sums give the logits of the formulas, and the two readings differ."""
+    ids = token_ids()
+    logits = LayerPool(sources).model(LayerPath.parse(PATH, SCALES), scale_target)(ids).logits
+    expected = torch.stack([by_definition(sources, row, scale_target) for row in ids])
+    other = by_definition(sources, ids[0], "mlp_delta" if scale_target == "stream" else "stream")
+    assert torch.allclose(logits.double(), expected, atol=1e-4)
+    assert (logits[0] - other).abs().max() > 0.1
+
+
+def test_repeats_and_scales_equal_a_deep_model_built_by_hand(sources: list[PreTrainedModel]) -> None:
+    """A path with repeats and MLP scales equals a plain deeper Llama whose layers are copies with scaled weights."""
+    path = LayerPath.parse("0:0, 1:1, 1:1, 0:2", [1.5, 0.5, 2.0, -1.0])
+    deep = tiny_model("llama", 4)
+    layers = {(s, i): layer for s, source in enumerate(sources) for i, layer in enumerate(source.model.layers)}
+    with torch.no_grad():
+        for module, mine in zip((deep.model.norm, deep.lm_head), (sources[0].model.norm, sources[0].lm_head), strict=True):
+            module.load_state_dict(mine.state_dict())
+        deep.model.embed_tokens.weight.copy_(sources[0].model.embed_tokens.weight * 1.5)
+        for place, (hop, scale) in enumerate(zip(path.hops, [0.5, 2.0, -1.0, 1.0], strict=True)):
+            deep.model.layers[place].load_state_dict(layers[hop.terms[0].source, hop.terms[0].layer].state_dict())
+            deep.model.layers[place].mlp.down_proj.weight.mul_(scale)
+    merged = LayerPool(sources).model(path, "mlp_delta")
+    assert torch.allclose(merged(token_ids()).logits, deep(token_ids()).logits, atol=1e-5)
+    assert torch.equal(greedy(merged, token_ids()), greedy(deep, token_ids()))
+
+
+def test_a_hop_of_two_halves_of_one_layer_is_that_layer(sources: list[PreTrainedModel]) -> None:
+    """0:1*0.5 + 0:1*0.5 is 0:1, to the bit."""
+    pool = LayerPool(sources)
+    halves = pool.model(LayerPath.parse(["0:0", "0:1*0.5 + 0:1*0.5", "0:2"]))
+    assert torch.equal(halves(token_ids()).logits, sources[0](token_ids()).logits)
+
+
+@pytest.mark.parametrize("options", [{"use_cache": False}, {"cache_implementation": "static"}, {"num_beams": 1, "top_k": None}])
+def test_caches_do_not_change_the_text(model: EvoMergedForCausalLM, options: dict[str, object]) -> None:
+    """Greedy tokens are the same with a dynamic cache, a static cache and no cache."""
+    assert torch.equal(greedy(model, token_ids(), **options), greedy(model, token_ids()))
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_is_taken_by_either_name(model: EvoMergedForCausalLM, name: str) -> None:
+    """A step that continues from a cache gives the logits of the whole sequence, whatever transformers calls the argument."""
+    ids = token_ids()
+    first = model(ids[:, :6], use_cache=True)
+    cache = getattr(first, "cache", None) or first.past_key_values
+    rest = model(ids[:, 6:], **{name: cache}, use_cache=True).logits
+    assert torch.allclose(rest, model(ids).logits[:, 6:], atol=1e-5)
+
+
+def test_two_names_for_the_cache_are_one_too_many(model: EvoMergedForCausalLM) -> None:
+    """A cache given under both names is an error, not a choice."""
+    first = model(token_ids(), use_cache=True)
+    cache = getattr(first, "cache", None) or first.past_key_values
+    with pytest.raises(ValueError, match="cache: given twice"):
+        model(token_ids(), cache=cache, past_key_values=cache)
+
+
+def test_saving_writes_every_layer_once(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+    """The file holds each distinct layer once: its size is that of the unique parameters, not of the hops."""
+    model.save_pretrained(tmp_path)
+    unique = sum(parameter.numel() * 4 for parameter in model.parameters())
+    hops = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert unique < size < unique + 10_000 < hops
+
+
+def test_loading_restores_bits_and_sharing(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+    """A reloaded model gives the same bits, shares layers as before, and saves to the same bytes."""
+    model.save_pretrained(tmp_path / "first")
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "first", output_loading_info=True)
+    assert type(again) is EvoMergedForCausalLM
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert torch.equal(again(token_ids()).logits, model(token_ids()).logits)
+    assert again.layers[3].mlp.up_proj.weight is again.layers[0].mlp.up_proj.weight
+    again.save_pretrained(tmp_path / "second")
+    assert (tmp_path / "second/model.safetensors").read_bytes() == (tmp_path / "first/model.safetensors").read_bytes()
+
+
+def test_the_base_model_loads_from_the_same_folder(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+    """AutoModel gives the same path without head, ending in the last hidden state."""
+    model.save_pretrained(tmp_path)
+    base = AutoModel.from_pretrained(tmp_path)
+    assert type(base) is EvoMergedModel
+    hidden = base(token_ids()).last_hidden_state
+    assert torch.equal(model.get_output_embeddings()(hidden), model(token_ids()).logits)
+
+
+def test_the_saved_model_loads_without_this_package(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+    """Where the package cannot be imported, trust_remote_code loads the model, and what that saves loads again."""
+    model.save_pretrained(tmp_path / "saved")
+    torch.save({"ids": token_ids(), "logits": model(token_ids()).logits.detach()}, tmp_path / "expected.pt")
+    program = f"""
+import sys; sys.modules["hf_evomerge"] = None
+import torch
+from transformers import AutoModelForCausalLM
+expected = torch.load({str(tmp_path / "expected.pt")!r})
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
+assert torch.equal(model(expected["ids"]).logits, expected["logits"])
+assert model.generate(expected["ids"], max_new_tokens=3, do_sample=False).shape == (2, 12)
+model.save_pretrained({str(tmp_path / "resaved")!r})
+again = AutoModelForCausalLM.from_pretrained({str(tmp_path / "resaved")!r}, trust_remote_code=True)
+assert torch.equal(again(expected["ids"]).logits, expected["logits"])
+print("fine")
+"""
+    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "fine", done.stderr
+    assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == [
+        *("config.json", "configuration_evo_merged.py", "generation_config.json", "model.safetensors", "modeling_evo_merged.py")
+    ]
+
+
+def test_no_layer_is_written_as_a_pickle(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+    """The weights are safetensors, in names that say which slot stores them."""
+    model.save_pretrained(tmp_path)
+    names = list(safe_open(tmp_path / "model.safetensors", "pt").keys())
+    assert {name.split(".")[3] for name in names if ".layers." in name} == {"0", "1", "2", "5", "6"}
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+def test_a_copy_is_independent(model: EvoMergedForCausalLM, twin: object) -> None:
+    """A deep copy computes the same with its own weights: changing the original does not change it."""
+    expected = model(token_ids()).logits
+    copied = twin(model)  # type: ignore[operator]
+    saved = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(copied(token_ids()).logits, expected)
+    model.load_state_dict(saved)
+
+
+def test_another_path_over_the_same_parameters(model: EvoMergedForCausalLM, sources: list[PreTrainedModel]) -> None:
+    """with_path gives what the pool gives for that path, over the same storage, and leaves the model as it was."""
+    before = model(token_ids()).logits
+    path = ["0:0", "1:2*0.5 + 1:1*0.5", "0:2", "0:2"]
+    other = model.with_path(path, [1, 0.5, 2, 1], scale_target="mlp_delta")
+    pooled = LayerPool(sources).model(LayerPath.parse(path, [1, 0.5, 2, 1]), "mlp_delta")
+    assert torch.equal(other(token_ids()).logits, pooled(token_ids()).logits)
+    assert {p.data_ptr() for p in other.parameters()} <= {p.data_ptr() for p in model.parameters()}
+    assert torch.equal(model(token_ids()).logits, before)
+    again = other.with_path(LayerPath.parse("0:0, 0:2"))
+    assert torch.equal(again(token_ids()).logits, model.with_path("0:0, 0:2")(token_ids()).logits)
+
+
+def test_another_path_needs_layers_that_are_there(model: EvoMergedForCausalLM) -> None:
+    """with_path refuses a layer that this model does not hold."""
+    with pytest.raises(ValueError, match="path: layer 1:3 is not part of this model"):
+        model.with_path(["0:0", "1:3"])
+
+
+def test_two_threads_may_generate_on_one_model(model: EvoMergedForCausalLM) -> None:
+    """Two threads that generate at once get what each gets alone."""
+    prompts = [token_ids()[:1], token_ids()[1:, :5]]
+    expected = [greedy(model, ids, max_new_tokens=20) for ids in prompts]
+    found: dict[tuple[int, int], torch.Tensor] = {}
+
+    def work(number: int) -> None:
+        for turn_number in range(4):
+            found[number, turn_number] = greedy(model, prompts[number], max_new_tokens=20)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(torch.equal(tokens, expected[number]) for (number, _), tokens in found.items())
+
+
+def test_gradients_reach_shared_layers_from_every_hop(model: EvoMergedForCausalLM) -> None:
+    """Gradient checkpointing changes no gradient, and a layer that runs twice collects both."""
+    twin = copy.deepcopy(model).train()
+    ids = token_ids()
+    gradients = []
+    for checkpointing in (False, True):
+        twin.zero_grad()
+        if checkpointing:
+            twin.gradient_checkpointing_enable()
+        twin(ids, labels=ids, use_cache=False).loss.backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in twin.named_parameters()})
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0])
+    once = model.with_path(PATH[:3] + PATH[4:], SCALES[:3] + SCALES[4:])
+    assert "model.model.layers.3.mlp.up_proj.weight" not in gradients[0]
+    assert once.num_parameters() == model.num_parameters()
+
+
+def test_hidden_states_are_one_per_hop(model: EvoMergedForCausalLM, sources: list[PreTrainedModel]) -> None:
+    """output_hidden_states gives the state after every hop, a weighted sum included, and the attentions one per slot."""
+    states = model(token_ids(), output_hidden_states=True).hidden_states
+    assert len(states) == len(PATH) + 1
+    begin = model.with_path(PATH[:3], SCALES[:3])
+    assert torch.equal(begin(token_ids(), output_hidden_states=True).hidden_states[2], states[2])
+    assert torch.equal(begin.model.model.norm(states[3]), begin(token_ids(), output_hidden_states=True).hidden_states[3])
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    out = eager(token_ids(), output_attentions=True)
+    assert len(out.attentions) == 7
+    assert torch.allclose(out.logits, model(token_ids()).logits, atol=1e-4)
+
+
+def test_arguments_are_the_source_class_s_own(model: EvoMergedForCausalLM) -> None:
+    """Embeddings in place of tokens, labels, the last logits only and tuples work as for the source architecture."""
+    ids = token_ids()
+    logits = model(ids).logits
+    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, logits)
+    assert torch.allclose(model(ids, logits_to_keep=1).logits, logits[:, -1:], atol=1e-5)
+    loss = functional.cross_entropy(logits[:, :-1].reshape(-1, VOCAB), ids[:, 1:].reshape(-1))
+    assert torch.allclose(model(ids, labels=ids).loss, loss)
+    assert torch.equal(model(ids, return_dict=False)[0], logits)
+
+
+def test_the_vocabulary_can_grow(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+    """Resized embeddings are saved and loaded."""
+    twin = copy.deepcopy(model)
+    twin.resize_token_embeddings(VOCAB + 6)
+    twin.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(token_ids()).logits, twin(token_ids()).logits)
+    assert again(token_ids()).logits.shape[-1] == VOCAB + 6
+
+
+def test_a_fresh_model_can_be_made_from_a_configuration(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+    """AutoModelForCausalLM.from_config gives random weights with the same sharing, which save and load."""
+    fresh = AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).eval()
+    assert fresh.num_parameters() == model.num_parameters()
+    fresh.save_pretrained(tmp_path)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(token_ids()).logits, fresh(token_ids()).logits)
+
+
+def test_bfloat16_stays_exact(sources: list[PreTrainedModel], tmp_path: Path) -> None:
+    """In bfloat16 as well, the reloaded model gives the same bits."""
+    halves = []
+    for number, source in enumerate(sources):
+        source.save_pretrained(tmp_path / str(number))
+        halves.append(AutoModelForCausalLM.from_pretrained(tmp_path / str(number), dtype=torch.bfloat16))
+    merged = LayerPool(halves).model(LayerPath.parse(PATH, SCALES))
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert again.dtype == torch.bfloat16
+    assert torch.equal(again(token_ids()).logits, merged(token_ids()).logits)
+
+
+def test_mlp_delta_is_refused_where_it_has_no_meaning() -> None:
+    """Blocks that are not a residual plus an MLP refuse mlp_delta in one line, but run with scales of 1."""
+    pool = LayerPool([tiny_model("bloom")])
+    with pytest.raises(Exception, match=r"^scale_target: 'mlp_delta' is not defined for the layers of 'bloom'; use 'stream'$"):
+        pool.model(LayerPath.parse("0:0, 0:1", [1, 0.5]), "mlp_delta")
+    pool.model(LayerPath.parse("0:0, 0:1"), "mlp_delta")
+
+
+def test_registering_twice_is_harmless() -> None:
+    """The Auto classes know the model as soon as the package is imported; registering again changes nothing."""
+    register()
+    register()
+    assert type(AutoConfig.for_model("evo_merged")) is EvoMergedConfig

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from hf_evomerge.errors import PathError, SourceError
+from hf_evomerge.path import Path
+from hf_evomerge.routing.pool import LayerPool
+
+IDS = torch.arange(3, 15).view(2, 6)
+
+
+def llama(layers: int = 3, seed: int = 0, **fields: Any) -> LlamaForCausalLM:
+    """A small random Llama."""
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**{**shape, "num_hidden_layers": layers, "initializer_range": 0.2, **fields})).eval()
+
+
+@pytest.fixture
+def pool() -> LayerPool:
+    """A Llama of three layers and one of four."""
+    return LayerPool([llama(3), llama(4, seed=1)])
+
+
+def test_nothing_is_copied(pool: LayerPool) -> None:
+    """Every parameter of a merged model is a source's own, at the same address."""
+    model = pool.model(Path.parse(["0:0", "1:3", "0:1*0.5 + 1:1*0.5", "1:3", "0:2"], [1, 0.5, 1, 2, 1]))
+    resident = {parameter.data_ptr() for source in pool.models for parameter in source.parameters()}
+    assert {tensor.data_ptr() for tensor in model.state_dict().values()} <= resident
+    assert model.layers[1].mlp.up_proj.weight is pool.models[1].model.layers[3].mlp.up_proj.weight
+    assert model.get_output_embeddings().weight is pool.models[0].lm_head.weight
+    assert not model.training
+
+
+def test_changes_in_place_are_seen(pool: LayerPool) -> None:
+    """A model made earlier follows what is written into a source's parameters later."""
+    model = pool.model(Path.identity(3))
+    with torch.no_grad():
+        for parameter in pool.models[0].parameters():
+            parameter.mul_(1.01)
+    assert torch.equal(model(IDS).logits, pool.models[0](IDS).logits)
+
+
+def test_models_do_not_disturb_each_other_or_the_sources(pool: LayerPool) -> None:
+    """Making and running a model changes neither the sources nor models made before, hooks and numbers included."""
+    before = [source(IDS).logits for source in pool.models]
+    first = pool.model(Path.parse("0:0, 1:1, 0:2", [1, 0.5, 2]))
+    expected = first(IDS).logits
+    second = pool.model(Path.parse("0:2, 1:1, 1:0, 0:0, 0:0"), "mlp_delta")
+    second(IDS, output_hidden_states=True)
+    second.generate(IDS, max_new_tokens=2, do_sample=False, pad_token_id=0)
+    assert torch.equal(first(IDS).logits, expected)
+    assert all(torch.equal(source(IDS).logits, logits) for source, logits in zip(pool.models, before, strict=True))
+    assert [layer.self_attn.layer_idx for layer in pool.models[1].model.layers] == [0, 1, 2, 3]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for s in pool.models for module in s.model.layers)
+
+
+def test_a_used_source_lends_no_hooks(pool: LayerPool) -> None:
+    """Hooks on a source, such as those that record hidden states, are not those of a merged model."""
+    pool.models[0](IDS, output_hidden_states=True)
+    states = pool.model(Path.parse("0:0, 0:0, 0:2"))(IDS, output_hidden_states=True).hidden_states
+    assert len(states) == 4
+
+
+def test_embeddings_come_from_the_embedding_source() -> None:
+    """Embeddings, final norm, head and their settings are those of the source asked for."""
+    first, second = llama(3), llama(4, seed=1, vocab_size=70, eos_token_id=9)
+    second.generation_config.repetition_penalty = 1.3
+    model = LayerPool([first, second], embedding_source=1).model(Path.identity(3, 0))
+    assert model.get_input_embeddings().weight is second.model.embed_tokens.weight
+    assert model.config.embedding_source == 1
+    assert model.config.text_config.vocab_size == 70
+    assert (model.generation_config.eos_token_id, model.generation_config.repetition_penalty) == (9, 1.3)
+
+
+def test_making_a_model_is_cheap(pool: LayerPool) -> None:
+    """A path of ten hops becomes a model in a few milliseconds."""
+    path = Path.parse("0:0, 1:1, 1:2, 0:1, 1:3, 0:0, 1:1, 1:2, 0:1, 0:2", [1, 0.9, 1, 1.1, 1, 1, 1, 0.8, 1, 1])
+    seconds = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        pool.model(path)
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 0.03
+
+
+def test_models_are_freed(pool: LayerPool) -> None:
+    """A thousand candidates leave no module behind."""
+
+    def modules() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.nn.Module) for thing in gc.get_objects())
+
+    pool.model(Path.identity(3))
+    before = modules()
+    for _ in range(20):
+        pool.model(Path.parse("0:0, 1:1*0.5 + 0:1*0.5, 0:2", [1, 0.5, 1]))
+    assert modules() == before
+
+
+def test_a_path_beyond_the_sources_is_refused(pool: LayerPool) -> None:
+    """A layer or source that is not there is an error of the path."""
+    with pytest.raises(PathError, match=r"path\[1\]: layer 3 of source 0, which has 3 layers"):
+        pool.model(Path.parse("0:0, 0:3"))
+    with pytest.raises(PathError, match=r"path\[0\]: source 2"):
+        pool.model(Path.parse("2:0"))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"intermediate_size": 48}, r"sources\[1\]: intermediate_size is 48, but 40 in source 0"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, r"sources\[1\]: rope_parameters"),
+    ],
+)
+def test_sources_that_do_not_fit_are_refused(other: dict[str, Any], message: str) -> None:
+    """Sources whose layers cannot run in one model are refused when the pool is made."""
+    with pytest.raises(SourceError, match=message):
+        LayerPool([llama(), llama(**other)])
+
+
+def test_sources_of_other_kinds_are_refused(pool: LayerPool) -> None:
+    """Other architectures, dtypes, base models and merged models are no sources, and the complaint says which."""
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4))
+    with pytest.raises(SourceError, match=r"sources\[1\]: architecture 'gpt2', but source 0 is 'llama'"):
+        LayerPool([llama(), gpt2])
+    with pytest.raises(SourceError, match=r"source 1: LlamaForCausalLM in torch.bfloat16"):
+        LayerPool([llama(), llama().to(torch.bfloat16)])
+    with pytest.raises(SourceError, match=r"source 1: LlamaModel in"):
+        LayerPool([llama(), llama().model])
+    with pytest.raises(SourceError, match=r"source 0: EvoMergedForCausalLM is not a plain"):
+        LayerPool([pool.model(Path.identity(3))])
+    with pytest.raises(SourceError, match="embedding_source: 1, but there are 1 sources"):
+        LayerPool([llama()], embedding_source=1)
+
+
+def test_a_patched_source_is_refused() -> None:
+    """A source whose forward is replaced, as device_map does, cannot lend its layers."""
+    source = llama()
+    source.model.layers[1].forward = source.model.layers[1].forward  # type: ignore[method-assign]
+    with pytest.raises(SourceError, match="source 0: a forward of its modules is replaced"):
+        LayerPool([source])

@@ -1,0 +1,134 @@
+"""The search file: what it may say, and what is refused with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.recipe import validate
+from hf_evomerge.search.config import SearchConfig
+
+MINIMAL: dict[str, Any] = {
+    "space": "ps",
+    "sources": [{"model": "a"}, {"model": "b"}],
+    "fitness": {"task": "likelihood"},
+}
+
+
+def _config(**more: Any) -> SearchConfig:
+    return validate(SearchConfig, {**MINIMAL, **more}, SearchError)
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    """A minimal file searches in the paper's way: 1000 trials, full CMA-ES, default population and step size, seed 0."""
+    config = _config()
+    optimizer = config.ps.optimizer
+    assert (optimizer.algorithm, optimizer.evaluations, optimizer.restarts) == ("cma", 1000, "none")
+    assert (optimizer.population, optimizer.sigma, optimizer.minutes) == (None, None, None)
+    assert (config.seed, config.threads, config.batch) == (0, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("space", "baseline", "stages"),
+    [
+        ("ps", False, ["ps"]),
+        ("dfs", False, ["dfs"]),
+        ("hybrid", False, ["ps", "dfs"]),
+        ("ps", True, ["ps", "random"]),
+        ("hybrid", True, ["ps", "dfs", "random"]),
+    ],
+)
+def test_stages(space: str, baseline: bool, stages: list[str]) -> None:
+    """A hybrid search runs PS before DFS, and the random baseline comes last."""
+    assert _config(space=space, random_baseline=baseline).stages == stages
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"space": "both"}, "space: Input should be 'ps', 'dfs' or 'hybrid' (found 'both')"),
+        ({"sources": [{"model": "a"}]}, "sources: List should have at least 2 items"),
+        ({"sorces": []}, "sorces: Extra inputs are not permitted"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0 (found -1)"),
+        ({"batch": 0}, "batch: Input should be greater than or equal to 1 (found 0)"),
+        ({"finalists": 0}, "finalists: Input should be greater than or equal to 1 (found 0)"),
+        ({"threads": 0}, "threads: Input should be greater than or equal to 1 (found 0)"),
+        ({"dtype": "int4"}, "dtype: Input should be 'float32', 'float16' or 'bfloat16' (found 'int4')"),
+        ({"data": {"train": {"jsonl": "x"}}}, "data.train"),
+        ({"ps": {"sources": [0, 2]}}, "ps.sources: [0, 2] must be distinct numbers from 0 to 1"),
+        ({"ps": {"sources": [0, 0]}}, "ps.sources: [0, 0] must be distinct numbers from 0 to 1"),
+        ({"ps": {"sources": []}}, "ps.sources: [] must be distinct numbers from 0 to 1"),
+        ({"dfs": {"order": [0, 2]}}, "dfs.order: [0, 2] must be distinct numbers from 0 to 1"),
+        ({"space": "hybrid", "dfs": {"order": [3]}}, "dfs.order: [3] must be distinct numbers from 0 to 2"),
+        ({"ps": {"parameters": {"weight": {"low": 1, "high": 1}}}}, "ps.parameters.weight"),
+        ({"ps": {"parameters": {"weight": {"low": 0, "high": 1, "start": 2}}}}, "ps.parameters.weight"),
+        ({"ps": {"parameters": {"weight": {"low": 0}}}}, "ps.parameters.weight"),
+        ({"ps": {"parameters": {"weight": {"low": 0, "high": float("inf")}}}}, "ps.parameters.weight"),
+        ({"ps": {"blocks_per_group": "some"}}, "ps.blocks_per_group"),
+        ({"ps": {"optimizer": {"algorithm": "ga"}}}, "ps.optimizer.algorithm"),
+        ({"ps": {"optimizer": {"population": 1}}}, "ps.optimizer.population: Input should be greater than or equal to 2"),
+        ({"ps": {"optimizer": {"sigma": 0}}}, "ps.optimizer.sigma: Input should be greater than 0 (found 0)"),
+        ({"ps": {"optimizer": {"evaluations": 0}}}, "ps.optimizer.evaluations: Input should be greater than or equal to 1"),
+        ({"ps": {"optimizer": {"minutes": -1}}}, "ps.optimizer.minutes: Input should be greater than 0"),
+        ({"ps": {"optimizer": {"restarts": "always"}}}, "ps.optimizer.restarts"),
+        ({"dfs": {"scale_bounds": [1, 2]}}, "dfs.scale_bounds: scale 1 must lie between 1.0 and 2.0"),
+        ({"dfs": {"scale_bounds": [1.5, 0.5]}}, "dfs.scale_bounds: scale 1 must lie between 1.5 and 0.5"),
+        ({"dfs": {"scale_bounds": [0.5]}}, "dfs.scale_bounds"),
+        ({"dfs": {"repetitions": 0}}, "dfs.repetitions: Input should be greater than or equal to 1 (found 0)"),
+        ({"dfs": {"max_hops": 1}}, "dfs.max_hops: Input should be greater than or equal to 2 (found 1)"),
+        ({"dfs": {"max_hops": 5000}}, "dfs.max_hops: Input should be less than or equal to 4096 (found 5000)"),
+        ({"dfs": {"scales": "hop"}}, "dfs.scales"),
+        ({"dfs": {"initialisation": "zero"}}, "dfs.initialisation"),
+        ({"fitness": {"task": "magic"}}, "fitness: unknown task 'magic'"),
+        ({"fitness": {}}, "fitness: task: which one?"),
+        ({"fitness": {"task": "likelihood", "colour": 1}}, "fitness: colour: Extra inputs are not permitted"),
+    ],
+)
+def test_refusals(more: dict[str, Any], message: str) -> None:
+    """Each wrong file is refused in one line that begins with the key."""
+    with pytest.raises(SearchError) as caught:
+        _config(**more)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_range_complaints_say_what_is_wrong() -> None:
+    """A range the wrong way round, and a start outside it, are explained."""
+    with pytest.raises(SearchError, match=r"low 1\.0 is not below high 0\.0"):
+        _config(ps={"parameters": {"weight": {"low": 1, "high": 0}}})
+    with pytest.raises(SearchError, match=r"start 2\.0 is outside 0\.0 to 1\.0"):
+        _config(ps={"parameters": {"weight": {"low": 0, "high": 1, "start": 2}}})
+
+
+def test_a_file_is_read_whole(tmp_path: Path) -> None:
+    """Every key of a file arrives where it belongs, numbers and flags as such."""
+    file = tmp_path / "search.yaml"
+    file.write_text(
+        "space: hybrid\nsources: [{model: a}, {model: b, revision: main}]\nbase: {model: c}\nseed: 3\nbatch: 20\n"
+        "ps:\n  method: dare_ties\n  options: {normalize: false, lambda: {low: 0.5, high: 1.5}}\n  blocks_per_group: model\n"
+        "  parameters: {weight: {low: 0, high: 2, start: 1}, density: 0.5}\n"
+        "  optimizer: {evaluations: 40, sigma: 1e-1, restarts: ipop}\n"
+        "dfs: {order: [2, 0], scales: matrix, scale_bounds: [0.5, 2], initialisation: paper}\n"
+        "fitness: {task: likelihood}\ndata: {search: {jsonl: s.jsonl}, test: {jsonl: t.jsonl}}\n"
+    )
+    config = SearchConfig.load(str(file))
+    assert config.ps.options["normalize"] is False
+    assert config.ps.parameters["weight"].start_fraction == 0.5  # type: ignore[union-attr]
+    assert config.ps.parameters["density"] == 0.5
+    assert (config.ps.optimizer.evaluations, config.ps.optimizer.sigma) == (40, 0.1)
+    assert config.dfs.order == [2, 0]
+    assert set(config.data) == {"search", "test"}
+
+
+def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+    """A complaint about a file begins with its name."""
+    file = tmp_path / "search.yaml"
+    file.write_text("space: ps\n")
+    with pytest.raises(SearchError) as caught:
+        SearchConfig.load(str(file))
+    assert str(caught.value).startswith(f"{file}: sources: Field required")
+    with pytest.raises(SearchError, match="cannot be read"):
+        SearchConfig.load(str(tmp_path / "absent.yaml"))

@@ -1,0 +1,336 @@
+"""The optimizer: one suite of rules that every algorithm keeps, and what each is for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.search.optimizer import Optimizer, Start
+
+Objective = Callable[[np.ndarray], float]
+CMA = ["cma", "diagonal", "surrogate"]
+ALL = [*product(CMA, ["none", "ipop", "bipop"]), ("random", "none")]
+
+
+def _start(dimension: int = 4, mean: float = 0.3, sigma: float = 0.2, bounds: tuple[float, float] = (-1.0, 1.0)) -> Start:
+    lower, upper = (np.full(dimension, bound) for bound in bounds)
+    return Start(np.full(dimension, mean), sigma, lower, upper)
+
+
+def _sphere(x: np.ndarray) -> float:
+    return -float(((x + 0.2) ** 2).sum())
+
+
+def _ellipsoid(x: np.ndarray) -> float:
+    return -float((10.0 ** (3 * np.arange(x.size) / (x.size - 1)) * (x - 0.1) ** 2).sum())
+
+
+def _run(optimizer: Optimizer, objective: Objective, budget: int) -> Iterator[tuple[list[np.ndarray], list[float]]]:
+    """Generations and their fitness until the budget is spent or the optimizer has converged."""
+    spent = 0
+    while spent < budget and (genomes := optimizer.ask()) is not None:
+        fitness = [objective(genome) for genome in genomes]
+        yield genomes, fitness
+        optimizer.tell(fitness)
+        spent += len(genomes)
+
+
+def _best(optimizer: Optimizer, objective: Objective, budget: int) -> float:
+    return max(value for _, fitness in _run(optimizer, objective, budget) for value in fitness)
+
+
+def _fingerprint(algorithm: Any, restarts: Any, seed: int = 3, budget: int = 150) -> str:
+    optimizer = Optimizer(_start(2), algorithm=algorithm, restarts=restarts, seed=seed)
+    digest = sha256()
+    for genomes, _ in _run(optimizer, _sphere, budget):
+        digest.update(np.concatenate(genomes).tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(("algorithm", "restarts"), ALL)
+def test_same_seed_same_genomes(algorithm: Any, restarts: Any) -> None:
+    """The same seed and fitness give the same genomes bit for bit, whatever numpy's global generator holds; others differ."""
+    np.random.seed(1)
+    first = _fingerprint(algorithm, restarts)
+    np.random.seed(2)
+    assert _fingerprint(algorithm, restarts) == first
+    assert _fingerprint(algorithm, restarts, seed=4) != first
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "77"])
+def test_same_genomes_in_every_process(hash_seed: str) -> None:
+    """Another process with another hash seed asks for the same genomes."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import test_optimizer as t\nprint(*(t._fingerprint(*pair) for pair in t.ALL))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.split() == [_fingerprint(*pair) for pair in ALL]
+
+
+@pytest.mark.parametrize(("algorithm", "restarts"), ALL)
+def test_global_random_numbers_are_left_alone(algorithm: Any, restarts: Any) -> None:
+    """A whole run, restarts included, neither draws from numpy's global generator nor seeds it."""
+    np.random.seed(11)
+    before = np.random.get_state()
+    _fingerprint(algorithm, restarts, budget=400)
+    after = np.random.get_state()
+    assert before[0] == after[0]
+    assert (before[1] == after[1]).all()  # type: ignore[index]
+    assert before[2:] == after[2:]
+
+
+@pytest.mark.parametrize(("algorithm", "restarts"), ALL)
+def test_genomes_lie_within_bounds(algorithm: Any, restarts: Any) -> None:
+    """Every genome lies within the bounds, also where the optimum is outside, where the start is on a bound, and one-sided."""
+    for mean in (-1.0, 0.0, 1.0):
+        start = _start(3, mean=mean, sigma=0.5)
+        for genomes, _ in _run(Optimizer(start, algorithm=algorithm, restarts=restarts), lambda x: float(x.sum()), 120):
+            assert all((genome >= -1).all() and (genome <= 1).all() for genome in genomes)
+    half = Start(np.zeros(3), 0.5, np.array([-np.inf, 0.0, -np.inf]), np.array([np.inf, 0.1, np.inf]))
+    seen = np.array(
+        [x for xs, _ in _run(Optimizer(half, algorithm=algorithm, restarts=restarts), lambda x: x[0], 120) for x in xs]
+    )
+    assert (seen[:, 1] >= 0).all()
+    assert (seen[:, 1] <= 0.1).all()
+    assert seen[:, 0].max() > 0.5
+
+
+@pytest.mark.parametrize(("algorithm", "restarts"), ALL)
+def test_fitness_is_maximised(algorithm: Any, restarts: Any) -> None:
+    """The search moves to where fitness is greatest, not least."""
+    optimizer = Optimizer(_start(3, sigma=0.3), algorithm=algorithm, restarts=restarts)
+    batches = list(_run(optimizer, _sphere, 250))
+    if algorithm != "random":
+        fitness = [value for _, values in batches for value in values]
+        assert np.mean(fitness[-30:]) > np.mean(fitness[:8])
+    best = max(((v, tuple(x)) for xs, vs in batches for x, v in zip(xs, vs, strict=True)))[1]
+    assert np.abs(np.array(best) + 0.2).max() < (0.6 if algorithm == "random" else 0.05)
+
+
+@pytest.mark.parametrize(("algorithm", "restarts"), ALL)
+def test_failed_candidates(algorithm: Any, restarts: Any) -> None:
+    """Candidates that fail (NaN) do not stop the search, and do not keep it from the optimum of the others."""
+
+    def objective(x: np.ndarray) -> float:
+        return float("nan") if x[0] > 0.25 or abs(x[1] - 0.1) < 0.02 else _sphere(x)
+
+    optimizer = Optimizer(_start(3), algorithm=algorithm, restarts=restarts, seed=1)
+    batches = list(_run(optimizer, objective, 300))
+    values = np.array([value for _, fitness in batches for value in fitness])
+    assert np.isnan(values).any()
+    assert all(np.isfinite(genome).all() for genomes, _ in batches for genome in genomes)
+    if algorithm != "random":
+        assert np.nanmax(values) > -0.001
+    if restarts == "none" and algorithm != "random":
+        assert np.isnan(values[-60:]).mean() < np.isnan(values[:60]).mean()
+
+
+@pytest.mark.parametrize(("algorithm", "restarts"), ALL)
+def test_a_generation_in_which_all_fail(algorithm: Any, restarts: Any) -> None:
+    """A generation of failures only, at the start or later, is survived."""
+    optimizer = Optimizer(_start(3), algorithm=algorithm, restarts=restarts)
+    for generation in range(12):
+        genomes = optimizer.ask()
+        assert genomes is not None
+        assert all(np.isfinite(genome).all() for genome in genomes)
+        optimizer.tell([float("nan") if generation in (0, 5) else _sphere(genome) for genome in genomes])
+
+
+@pytest.mark.parametrize("algorithm", CMA)
+@pytest.mark.parametrize("objective", [_sphere, _ellipsoid])
+def test_better_than_random_search(algorithm: Any, objective: Objective) -> None:
+    """With the same number of evaluations each CMA-ES comes ten times closer to the optimum than random search."""
+    for seed in range(3):
+        evolved = _best(Optimizer(_start(6), algorithm=algorithm, seed=seed), objective, 400)
+        random = _best(Optimizer(_start(6), algorithm="random", seed=seed), objective, 400)
+        assert -evolved < -random / 10
+
+
+def test_surrogate_needs_fewer_evaluations() -> None:
+    """On a smooth function the surrogate reaches a target with less than half of plain CMA-ES's evaluations."""
+
+    def needed(algorithm: Any, seed: int) -> int:
+        spent = 0
+        for genomes, fitness in _run(Optimizer(_start(6), algorithm=algorithm, seed=seed), _ellipsoid, 3000):
+            spent += len(genomes)
+            if max(fitness) > -1e-6:
+                return spent
+        return 3000
+
+    assert np.median([needed("surrogate", s) for s in range(3)]) < 0.5 * np.median([needed("cma", s) for s in range(3)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_surrogate_agrees_with_pycma(seed: int) -> None:
+    """The same random numbers lead pycma's own surrogate loop and this one over the same evaluations to the same best."""
+    import cma
+    from cma.fitness_models import SurrogatePopulation
+
+    ours = [x for genomes, _ in _run(Optimizer(_start(4), algorithm="surrogate", seed=seed), _ellipsoid, 80) for x in genomes]
+
+    theirs: list[np.ndarray] = []
+
+    def cost(x: np.ndarray) -> float:
+        theirs.append(np.array(x))
+        return -_ellipsoid(np.asarray(x))
+
+    rng = np.random.default_rng(seed)
+    options = {"popsize": 8, "seed": np.nan, "randn": lambda *shape: rng.standard_normal(shape), "verbose": -9}
+    options |= {"bounds": [[-1.0] * 4, [1.0] * 4], "CMA_injections_threshold_keep_len": 1}
+    strategy = cma.CMAEvolutionStrategy([0.3] * 4, 0.2, options)
+    surrogate = SurrogatePopulation(cost)
+    while len(theirs) < len(ours):
+        genomes = strategy.ask()
+        strategy.tell(genomes, surrogate(genomes))
+        strategy.inject([surrogate.model.xopt])
+    assert np.array(ours[:30]) == pytest.approx(np.array(theirs[:30]), abs=1e-9)
+    best_of_ours, best_of_theirs = max(map(_ellipsoid, ours)), max(map(_ellipsoid, theirs))
+    assert best_of_ours == pytest.approx(best_of_theirs, abs=1e-6)
+    assert best_of_ours > -1e-4
+
+
+@pytest.mark.parametrize("algorithm", CMA)
+def test_convergence_ends_the_search(algorithm: Any) -> None:
+    """Without restarts a search that has converged says so by None, again and again, with a tiny step size."""
+    optimizer = Optimizer(_start(2), algorithm=algorithm)
+    spent = sum(len(genomes) for genomes, _ in _run(optimizer, _sphere, 5000))
+    assert spent < 5000
+    assert optimizer.ask() is None
+    assert optimizer.ask() is None
+    assert optimizer.sigma < 1e-3
+
+
+@pytest.mark.parametrize("algorithm", CMA)
+def test_equal_fitness_is_not_convergence(algorithm: Any) -> None:
+    """Accuracies that do not differ, from the first generation on or near the end, do not end a search before its budget."""
+
+    def rounded(x: np.ndarray) -> float:
+        return round(20 * max(0.0, 1 + 5 * _sphere(x))) / 20
+
+    for objective in (lambda _: 0.0, rounded):
+        spent = sum(len(genomes) for genomes, _ in _run(Optimizer(_start(4), algorithm=algorithm), objective, 500))
+        assert spent >= 500
+
+
+def _populations(restarts: Any, budget: int) -> list[int]:
+    """The population of each run, in order: generations of one run have one size."""
+    optimizer = Optimizer(_start(2), restarts=restarts, population=6, seed=0)
+    sizes: dict[int, int] = {}
+    for genomes, _ in _run(optimizer, _sphere, budget):
+        assert sizes.setdefault(optimizer.restart_count, len(genomes)) == len(genomes)
+    return [sizes[run] for run in sorted(sizes)]
+
+
+def test_ipop_doubles_the_population() -> None:
+    """Each restart of IPOP has twice the population of the run before."""
+    assert _populations("ipop", 6000)[:4] == [6, 12, 24, 48]
+
+
+def test_bipop_alternates() -> None:
+    """BIPOP has large runs that double, and between them small ones of no more than half the last large population."""
+    populations = _populations("bipop", 9000)
+    larges = [6]
+    assert populations[0] == 6
+    smalls = 0
+    for population in populations[1:]:
+        if population == 2 * larges[-1]:
+            larges.append(population)
+        else:
+            assert 2 <= population <= max(6, larges[-1] // 2)
+            smalls += 1
+    assert larges[:3] == [6, 12, 24]
+    assert smalls >= 2
+
+
+def test_random_search_fills_the_bounds() -> None:
+    """Random search is uniform between bounds, and normal around the start where there are none."""
+    start = Start(np.array([0.0, 5.0]), 0.1, np.array([-1.0, -np.inf]), np.array([3.0, np.inf]))
+    optimizer = Optimizer(start, algorithm="random", population=4000)
+    seen = np.array(optimizer.ask())
+    assert seen[:, 0].mean() == pytest.approx(1.0, abs=0.1)
+    assert seen[:, 0].std() == pytest.approx(4 / np.sqrt(12), abs=0.05)
+    assert seen[:, 1].mean() == pytest.approx(5.0, abs=0.02)
+    assert seen[:, 1].std() == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize(("dimension", "population"), [(6, 9), (2, 6), (192, 19)])
+def test_default_population(dimension: int, population: int) -> None:
+    """A generation has 4 + floor(3 ln n) candidates unless told otherwise: 9 for the paper's six numbers."""
+    for algorithm in ("cma", "diagonal", "random"):
+        assert len(Optimizer(_start(dimension), algorithm=algorithm).ask() or []) == population  # type: ignore[arg-type]
+        assert len(Optimizer(_start(dimension), algorithm=algorithm, population=5).ask() or []) == 5  # type: ignore[arg-type]
+
+
+def test_the_first_generation_is_around_the_start() -> None:
+    """First candidates have the start as their mean and sigma as their spread."""
+    optimizer = Optimizer(_start(3, mean=0.1, sigma=0.05), population=2000)
+    seen = np.array(optimizer.ask())
+    assert seen.mean(axis=0) == pytest.approx([0.1] * 3, abs=0.01)
+    assert seen.std(axis=0) == pytest.approx([0.05] * 3, abs=0.005)
+
+
+def test_thousands_of_coordinates() -> None:
+    """The diagonal variant handles the paper's 4288 numbers in a fraction of a second per generation."""
+    start = Start(np.zeros(4288), 0.1, np.full(4288, -np.inf), np.full(4288, np.inf))
+    generations = list(_run(Optimizer(start, algorithm="diagonal"), _sphere, 29 * 3))
+    assert [len(genomes) for genomes, _ in generations] == [29] * 3
+
+
+def test_genomes_are_the_callers_to_change() -> None:
+    """Writing into the genomes that were handed out changes nothing for the search."""
+
+    def run(write: bool) -> np.ndarray:
+        optimizer = Optimizer(_start(3))
+        for _ in range(5):
+            genomes = optimizer.ask() or []
+            fitness = [_sphere(genome) for genome in genomes]
+            for genome in genomes:
+                genome[:] = genome if not write else 99.0
+            optimizer.tell(fitness)
+        return np.array(optimizer.ask())
+
+    assert (run(False) == run(True)).all()
+
+
+@pytest.mark.parametrize("algorithm", [*CMA, "random"])
+def test_asking_and_telling_out_of_turn(algorithm: Any) -> None:
+    """Asking twice, telling first, telling twice or another number of values is refused, and the search can go on."""
+    optimizer = Optimizer(_start(3), algorithm=algorithm)
+    with pytest.raises(SearchError, match=r"tell\(\) got 1 values for 0 genomes"):
+        optimizer.tell([1.0])
+    genomes = optimizer.ask() or []
+    with pytest.raises(SearchError, match=r"ask\(\) was called twice without tell\(\)"):
+        optimizer.ask()
+    with pytest.raises(SearchError, match=rf"tell\(\) got {len(genomes) - 1} values for {len(genomes)} genomes"):
+        optimizer.tell([0.0] * (len(genomes) - 1))
+    optimizer.tell([_sphere(genome) for genome in genomes])
+    with pytest.raises(SearchError, match="for 0 genomes"):
+        optimizer.tell([0.0] * len(genomes))
+    assert optimizer.ask()
+
+
+@pytest.mark.parametrize("algorithm", CMA)
+def test_one_number_is_too_few(algorithm: Any) -> None:
+    """CMA-ES needs two numbers and says what to do instead; random search does with one."""
+    with pytest.raises(SearchError, match="at least 2 numbers to evolve; give finer layer groups, or use algorithm: random"):
+        Optimizer(_start(1), algorithm=algorithm)
+    assert Optimizer(_start(1), algorithm="random").ask()

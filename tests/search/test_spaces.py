@@ -1,0 +1,211 @@
+"""Search spaces: which genome is which recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge.merging.registry import check_part
+from hf_evomerge.path import Path
+from hf_evomerge.recipe import MergePart, SourceRef, validate
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.spaces import FlowSpace, ParameterSpace, source_label, uniform_average
+
+
+def _config(sources: int = 2, **more: Any) -> SearchConfig:
+    data = {
+        "space": "ps",
+        "sources": [{"model": f"org/source-{i}"} for i in range(sources)],
+        "base": {"model": "org/base"},
+        "fitness": {"task": "likelihood"},
+        "seed": 5,
+    }
+    return validate(SearchConfig, {**data, **more}, SearchError)
+
+
+def _merge(space: ParameterSpace, genome: Any) -> MergePart:
+    merge = space.decode(np.asarray(genome, dtype=float)).merge
+    assert merge is not None
+    return merge
+
+
+def test_paper_setting_has_six_numbers() -> None:
+    """Three models merged with dare_ties, one group each, are 6 numbers: a weight and a density per model."""
+    space = ParameterSpace(_config(3, ps={"method": "dare_ties", "blocks_per_group": "model"}), 32)
+    assert space.start().mean.size == 6
+    merge = _merge(space, np.arange(6) / 10)
+    names = {name for mapping in merge.parameters for name in mapping}
+    assert names == {"weight", "density"}
+    assert all(isinstance(value, float) for mapping in merge.parameters for value in mapping.values())
+    check_part(merge, sources=3, has_base=True, layer_count=32)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "groups"),
+    [
+        ({"blocks_per_group": "model"}, 1),
+        ({"blocks_per_group": "all"}, 3),
+        ({"blocks_per_group": 1}, 34),
+        ({"blocks_per_group": 8}, 6),
+        ({"blocks_per_group": 1, "split_attention": True}, 66),
+    ],
+)
+def test_dimension_follows_the_groups(granularity: dict[str, Any], groups: int) -> None:
+    """The genome has one weight per source and group, and every granularity gives a recipe that the methods accept."""
+    space = ParameterSpace(_config(3, ps={"method": "task_arithmetic", **granularity}), 32)
+    evolved = len({coordinate.parameter for coordinate in space.coordinates if coordinate.source is not None})
+    assert evolved == 1
+    assert space.start().mean.size == 3 * groups
+    check_part(_merge(space, space.start().mean), sources=3, has_base=True, layer_count=32)
+
+
+def test_the_mean_is_the_start() -> None:
+    """Decoding the first mean gives each parameter's start value, or the middle of its range."""
+    parameters = {"weight": {"low": -1, "high": 3, "start": 0.5}, "density": {"low": 0.2, "high": 0.8}}
+    space = ParameterSpace(_config(ps={"method": "dare_ties", "blocks_per_group": "model", "parameters": parameters}), 4)
+    start = space.start()
+    assert _merge(space, start.mean).parameters == [{"weight": 0.5, "density": 0.5}] * 2
+    assert start.sigma == pytest.approx(1 / 6)
+
+
+def test_bounds_are_low_and_high() -> None:
+    """The lower and upper bound of every coordinate decode to the range's low and high."""
+    parameters = {"weight": {"low": -1, "high": 3}, "density": {"low": 0.2, "high": 0.8}}
+    space = ParameterSpace(_config(ps={"method": "dare_ties", "blocks_per_group": "model", "parameters": parameters}), 4)
+    start = space.start()
+    assert (start.lower.tolist(), start.upper.tolist()) == ([0.0] * 4, [1.0] * 4)
+    assert _merge(space, start.lower).parameters == [{"weight": -1.0, "density": 0.2}] * 2
+    assert _merge(space, start.upper).parameters == [{"weight": 3.0, "density": pytest.approx(0.8)}] * 2
+
+
+def test_each_coordinate_is_one_number_of_the_recipe() -> None:
+    """Coordinates run over parameters, then sources, then groups from the embeddings to the head, each to its own place."""
+    space = ParameterSpace(_config(ps={"method": "linear", "parameters": {"weight": {"low": 0, "high": 8}}}), 2)
+    merge = _merge(space, np.arange(8) / 8)
+    assert merge.parameters == [
+        {"weight": {"embed": 0.0, "blocks.0": 1.0, "blocks.1": 2.0, "head": 3.0}},
+        {"weight": {"embed": 4.0, "blocks.0": 5.0, "blocks.1": 6.0, "head": 7.0}},
+    ]
+    assert list(merge.parameters[0]["weight"]) == ["embed", "blocks.0", "blocks.1", "head"]
+
+
+def test_no_two_genomes_share_a_recipe() -> None:
+    """Changing any coordinate changes the recipe: nothing is folded or clamped on the way."""
+    space = ParameterSpace(_config(3, ps={"method": "dare_ties", "blocks_per_group": 2, "split_attention": True}), 4)
+    mean = space.start().mean
+    texts = {space.decode(mean).to_yaml()}
+    for coordinate in range(mean.size):
+        for step in (-0.25, 0.25):
+            genome = mean.copy()
+            genome[coordinate] += step
+            texts.add(space.decode(genome).to_yaml())
+    assert len(texts) == 1 + 2 * mean.size
+
+
+def test_fixed_parameters_and_options() -> None:
+    """A number in the file is fixed and takes no coordinate; a range among the options takes one for the whole model."""
+    ps = {
+        "method": "dare_ties",
+        "blocks_per_group": "all",
+        "parameters": {"density": 0.25},
+        "options": {"normalize": True, "lambda": {"low": 0.5, "high": 1.5}},
+    }
+    space = ParameterSpace(_config(ps=ps), 4)
+    assert space.start().mean.size == 2 * 3 + 1
+    merge = _merge(space, [0.5] * 6 + [0.25])
+    assert merge.options == {"normalize": True, "lambda": 0.75}
+    assert [mapping["density"] for mapping in merge.parameters] == [0.25, 0.25]
+
+
+def test_sources_that_take_part() -> None:
+    """Where some sources take part, only these have coordinates, and the recipe names them."""
+    space = ParameterSpace(_config(3, ps={"method": "linear", "sources": [2, 0], "blocks_per_group": "model"}), 4)
+    merge = _merge(space, [0.1, 0.9])
+    assert merge.sources == [2, 0]
+    assert len(merge.parameters) == 2
+
+
+def test_recipes_carry_what_the_search_says() -> None:
+    """Sources, base, dtype and seed of the search are those of every recipe."""
+    config = _config(dtype="bfloat16", ps={"method": "linear", "blocks_per_group": "model"})
+    recipe = ParameterSpace(config, 4).decode(np.array([0.5, 0.5]))
+    assert (recipe.sources, recipe.base, recipe.dtype, recipe.seed) == (config.sources, config.base, "bfloat16", 5)
+
+
+@pytest.mark.parametrize(
+    ("ps", "message"),
+    [
+        ({"method": "magic"}, "'magic' is not known; choose one of"),
+        ({"method": "linear", "parameters": {"density": 0.5}}, "ps.parameters.density: linear has no such parameter"),
+        ({"method": "dare_ties", "parameters": {"wieght": 1}}, "ps.parameters.wieght: dare_ties has no such parameter"),
+        ({"method": "dare_ties", "options": {"weight": 1}}, "ps.options.weight: dare_ties has no such parameter"),
+        ({"method": "linear", "parameters": {"weight": 1.0}}, "every parameter of linear is fixed"),
+        (
+            {"method": "dare_ties", "parameters": {"density": {"low": 0, "high": 2}}},
+            "ps.parameters.density.high: 2.0 is out of",
+        ),
+        ({"method": "dare_ties", "parameters": {"density": 2.0}}, "ps.parameters.density: 2.0 is out of range"),
+        ({"method": "dare_ties", "options": {"normalize": 0.5}}, "ps.options.normalize: 0.5 is not true or false"),
+        ({"method": "linear", "blocks_per_group": 0}, "blocks_per_group: 0"),
+    ],
+)
+def test_refusals(ps: dict[str, Any], message: str) -> None:
+    """What the method does not have, or does not allow, is refused with its key before anything is loaded."""
+    with pytest.raises(EvoMergeError) as caught:
+        ParameterSpace(_config(ps=ps), 4)
+    assert message in str(caught.value)
+
+
+def test_flow_space_begins_at_a() -> None:
+    """The first mean of a data-flow search is A as it is; embeddings are A's, and scales of 1 are not written down."""
+    config = _config(space="dfs", dfs={"order": [1, 0], "repetitions": 2})
+    space = FlowSpace(config, [4, 3])
+    flow = space.decode(space.start().mean).flow
+    assert flow is not None
+    assert flow.path == Path.identity(3, source=1).as_text()
+    assert (flow.scales, flow.embedding_source, flow.scale_target) == (None, 1, "stream")
+    assert space.start().sigma == 0.1
+
+
+def test_flow_space_passes_its_settings_on() -> None:
+    """Scales, their bounds and target, the number of passes and the hop limit are those of the file."""
+    dfs = {"scales": "slot", "scale_bounds": [0.5, 2], "scale_target": "mlp_delta", "repetitions": 3, "max_hops": 4}
+    space = FlowSpace(_config(space="dfs", dfs={**dfs, "optimizer": {"sigma": 0.3}}), [2, 2])
+    start = space.start()
+    assert (start.mean.size, start.sigma) == (24, 0.3)
+    assert start.mean[:2].tolist() == [0.6, 0.6]
+    assert (start.lower[12:].tolist(), start.upper[12:].tolist()) == ([-0.5] * 12, [1.0] * 12)
+    flow = space.decode(np.concatenate([np.full(12, 1.0), np.full(12, 0.25)])).flow
+    assert flow is not None
+    assert (len(flow.path), flow.scales, flow.scale_target) == (4, [1.25] * 4, "mlp_delta")
+
+
+def test_after_a_merge_the_merged_model_comes_first() -> None:
+    """In a hybrid search the merged model is A by default, and every recipe carries the merge that makes it."""
+    merge = MergePart(method="linear", parameters=[{"weight": 0.25}, {"weight": 0.75}])
+    space = FlowSpace(_config(space="hybrid"), [4, 4, 4], merge)
+    recipe = space.decode(space.start().mean)
+    assert recipe.merge == merge
+    assert recipe.flow is not None
+    assert recipe.flow.path == ["2:0", "2:1", "2:2", "2:3"]
+    assert recipe.flow.embedding_source == 2
+    assert len(space.genome.layout) == 24
+
+
+def test_uniform_average() -> None:
+    """The plain average gives every source the same weight and normalises, whatever the search evolves."""
+    recipe = uniform_average(_config(3))
+    assert recipe.merge is not None
+    assert recipe.merge.method == "linear"
+    assert recipe.merge.parameters == [{"weight": 1.0}] * 3
+    method = check_part(recipe.merge, sources=3, has_base=True)
+    assert {option.name: option.default for option in method.options}["normalize"] is True
+
+
+@pytest.mark.parametrize(("model", "label"), [("org/name", "name"), ("./folder/", "folder"), ("name", "name")])
+def test_labels(model: str, label: str) -> None:
+    """A source's label is the last part of its name."""
+    assert source_label(SourceRef(model=model)) == label

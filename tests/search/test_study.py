@@ -1,0 +1,241 @@
+"""The study file: what goes in comes out, and nothing short of a broken disk takes it away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.recipe import MergePart, Recipe, SourceRef
+from hf_evomerge.search.study import STUDY_FILE, Outcome, Study, Trial, standard_error
+
+ROOT = Path(__file__).parents[2]
+
+
+def _recipe(weight: float) -> Recipe:
+    return Recipe(sources=[SourceRef(model="a")], merge=MergePart(method="linear", parameters=[{"weight": weight}]))
+
+
+def _trial(number: int, fitness: float | None, key: str | None = None, stage: str = "ps", **more: object) -> Trial:
+    outcome = Outcome(error="it broke") if fitness is None else Outcome(np.array([fitness]))
+    return Trial(stage, number, 0, np.array([float(number)]), key or f"key{number}", outcome, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """An empty study."""
+    return Study.create(tmp_path / "study", {"a": 1})
+
+
+def _same(one: Trial, other: Trial) -> bool:
+    names = ("stage", "number", "generation", "recipe_key", "duplicate_of", "state", "fitness")
+    return (
+        all(getattr(one, name) == getattr(other, name) for name in names)
+        and one.genome.tobytes() == other.genome.tobytes()
+        and one.outcome.scores.tobytes() == other.outcome.scores.tobytes()
+        and (one.outcome.correct is None) == (other.outcome.correct is None)
+        and (one.outcome.correct is None or one.outcome.correct.tolist() == other.outcome.correct.tolist())  # type: ignore[union-attr]
+        and (one.outcome.seconds, one.outcome.error) == (other.outcome.seconds, other.outcome.error)
+    )
+
+
+def test_trials_come_back_bit_for_bit(study: Study) -> None:
+    """Genomes, scores, flags, times and errors of complete, failed and duplicate trials are the same after reopening."""
+    rng = np.random.default_rng(0)
+    extremes = np.array([0.1 + 0.2, -0.0, 5e-324, 1.7976931348623157e308, -np.pi])
+    trials = [
+        Trial("ps", 0, 0, rng.standard_normal(4288), "k0", Outcome(rng.standard_normal(7), rng.random(7) < 0.5, 0.1 + 0.2)),
+        Trial("ps", 1, 0, extremes, "k1", Outcome(extremes, None, 1.5)),
+        Trial("ps", 2, 1, extremes, None, Outcome(error="genome: no path; 日本語")),
+        Trial("ps", 3, 1, extremes, "k0", Outcome(np.array([1.0]), np.array([True])), duplicate_of=0),
+        Trial("dfs", 0, 0, np.zeros(2), "k3", Outcome(np.array([0.0]), np.array([False]))),
+    ]
+    for trial in trials:
+        study.add_trial(trial)
+    study.close()
+    again = Study.open(study.folder)
+    assert [t.state for t in trials] == ["COMPLETE", "COMPLETE", "FAILED", "COMPLETE", "COMPLETE"]
+    assert all(map(_same, again.trials("ps"), trials[:4]))
+    assert all(map(_same, again.trials("dfs"), trials[4:]))
+    assert len(again.trials()) == 5
+    assert again.trials("random") == []
+
+
+def test_trials_are_in_the_order_of_their_numbers(study: Study) -> None:
+    """Trials that finished in another order are listed by number."""
+    for number in (2, 0, 1):
+        study.add_trial(_trial(number, 0.0))
+    assert [trial.number for trial in study.trials("ps")] == [0, 1, 2]
+
+
+def test_a_trial_is_stored_once(study: Study) -> None:
+    """A second trial of the same stage and number is refused, and the first one stays."""
+    study.add_trial(_trial(0, 1.0))
+    with pytest.raises(sqlite3.IntegrityError):
+        study.add_trial(_trial(0, 2.0))
+    study.add_trial(_trial(0, 3.0, stage="dfs"))
+    assert [trial.fitness for trial in study.trials()] == [3.0, 1.0]
+
+
+def test_best_first(study: Study) -> None:
+    """The best trials come by fitness, of equals the earlier, without failures, duplicates and repeated recipes."""
+    fitness = [0.2, 0.9, None, 0.9, 0.5, 0.95, -1.0]
+    for number, value in enumerate(fitness):
+        study.add_trial(_trial(number, value))
+    study.add_trial(_trial(7, 0.97, key="key0", duplicate_of=0))
+    study.add_trial(_trial(8, 0.96, key="key5"))  # the same recipe on other examples
+    assert [trial.number for trial in study.best("ps", 10)] == [8, 1, 3, 4, 0, 6]
+    assert [trial.number for trial in study.best("ps")] == [8]
+    assert study.best("dfs") == []
+
+
+def test_best_of_negative_fitness(study: Study) -> None:
+    """A fitness of zero or below is a fitness like any other."""
+    for number, value in enumerate([-3.0, 0.0, -1.0]):
+        study.add_trial(_trial(number, value))
+    assert [trial.fitness for trial in study.best("ps", 3)] == [0.0, -1.0, -3.0]
+
+
+def test_outcome_statistics() -> None:
+    """Fitness is the mean score; its standard error and the accuracy's are those of a mean of independent values."""
+    outcome = Outcome(np.array([1.0, 2.0, 3.0, 6.0]), np.array([True, True, True, False]))
+    assert outcome.fitness == 3.0
+    assert outcome.standard_error == pytest.approx(np.sqrt((4 + 1 + 0 + 9) / 3 / 4))
+    assert outcome.accuracy == pytest.approx((0.75, np.sqrt(3 * 0.0625 + 0.5625) / np.sqrt(3) / 2))
+    assert Outcome(error="no").fitness is None
+    assert Outcome(np.array([1.0])).accuracy is None
+    assert standard_error(np.array([1.0])) == 0
+
+
+def test_recipes_have_the_key_of_their_content(study: Study) -> None:
+    """The same recipe has one key, another recipe another, and the recipe comes back equal."""
+    one, other = study.add_recipe(_recipe(0.1 + 0.2)), study.add_recipe(_recipe(0.3))
+    assert one != other
+    assert study.add_recipe(_recipe(0.1 + 0.2)) == one
+    assert study.recipe(one) == _recipe(0.1 + 0.2)
+    with pytest.raises(SearchError, match="'nokey': not in this study"):
+        study.recipe("nokey")
+
+
+def test_evaluations_by_label_and_split(study: Study) -> None:
+    """An outcome is found under its label and its split only."""
+    study.add_evaluation("base", "test", Outcome(np.array([0.25]), np.array([True]), 2.0))
+    found = study.evaluation("base", "test")
+    assert found is not None
+    assert (found.fitness, found.accuracy, found.seconds) == (0.25, (1.0, 0.0), 2.0)
+    assert study.evaluation("base", "validation") is None
+    assert study.evaluation("source:0", "test") is None
+
+
+def test_meta(study: Study) -> None:
+    """Values stored beside the trials come back, the newest of them."""
+    assert study.meta("settings") == {"a": 1}
+    study.set_meta("x", 0.1 + 0.2)
+    study.set_meta("x", [1, {"b": None}])
+    assert Study.open(study.folder).meta("x") == [1, {"b": None}]
+    assert study.meta("absent") is None
+
+
+def test_create_refuses_an_existing_study(study: Study) -> None:
+    """A search does not begin where a study is, and leaves that study alone."""
+    study.add_trial(_trial(0, 1.0))
+    with pytest.raises(SearchError, match="there is a study here already; continue it with `hf-evomerge resume"):
+        Study.create(study.folder, {})
+    assert len(Study.open(study.folder).trials()) == 1
+
+
+def test_open_refuses_what_is_no_study(tmp_path: Path) -> None:
+    """An empty folder, another program's file, and a study of another schema are refused in one line that names them."""
+    with pytest.raises(SearchError, match=r"no study\.db here"):
+        Study.open(tmp_path)
+    file = tmp_path / STUDY_FILE
+    for content in (b"not a database at all, but long enough to be one" * 100, b"SQLite format 3\0" + b"\1" * 5000):
+        file.write_bytes(content)
+        with pytest.raises(SearchError, match=f"{STUDY_FILE}: not a study"):
+            Study.open(tmp_path)
+        assert file.read_bytes() == content
+    file.unlink()
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE other (x)")
+    with pytest.raises(SearchError, match="not a study"):
+        Study.open(tmp_path)
+    study = Study.create(tmp_path / "newer", {})
+    study.set_meta("schema_version", 99)
+    with pytest.raises(SearchError, match="schema version 99, this program reads 1"):
+        Study.open(study.folder)
+
+
+def test_a_torn_write_can_be_undone(study: Study) -> None:
+    """The file keeps a write-ahead log, so that a transaction that was cut off leaves nothing behind."""
+    with sqlite3.connect(study.folder / STUDY_FILE) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_exclusive_refuses_a_second_holder(study: Study) -> None:
+    """While a search holds the study no other process can, reading stays possible, and afterwards it is free again."""
+    program = (
+        "import sys\nfrom hf_evomerge.search.study import Study\nstudy = Study.open(sys.argv[1])\n"
+        "print(len(study.trials()))\nwith study.exclusive():\n    print('held')"
+    )
+    command = [sys.executable, "-c", program, str(study.folder)]
+    with study.exclusive():
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        with pytest.raises(SearchError), Study.open(study.folder).exclusive():
+            pass
+    assert done.returncode == 1
+    assert "another process is running this study" in done.stderr.splitlines()[-1]
+    assert done.stdout == "0\n"
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "0\nheld\n"
+
+
+def test_exclusive_is_released_when_a_search_fails(study: Study) -> None:
+    """An error inside a search frees the study."""
+    with pytest.raises(ZeroDivisionError), study.exclusive():
+        raise ZeroDivisionError
+    with study.exclusive():
+        pass
+
+
+WRITER = """
+import sys
+import numpy as np
+from hf_evomerge.search.study import Outcome, Study, Trial
+study = Study.open(sys.argv[1])
+with study.exclusive():
+    for number in range(len(study.trials()), 1_000_000):
+        values = np.full(3000, number + 0.5)
+        study.add_trial(Trial("ps", number, number // 9, values, f"key{number}", Outcome(values, values > 9, float(number))))
+        print(number, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
+def test_survives_being_killed(study: Study) -> None:
+    """However often the writer is killed, each reported trial is there, every trial is whole, and it can go on."""
+    reported = -1
+    for pause in (0.01, 0.033, 0.057):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(study.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert writer.stdout is not None
+        first = int(writer.stdout.readline())
+        time.sleep(pause)
+        os.kill(writer.pid, signal.SIGKILL)
+        reported = [first, *(int(line) for line in writer.stdout.read().split("\n")[:-1])][-1]
+        writer.wait()
+        trials = Study.open(study.folder).trials("ps")
+        assert [trial.number for trial in trials] == list(range(len(trials)))
+        assert len(trials) in (reported + 1, reported + 2)
+        for trial in trials:
+            values = np.full(3000, trial.number + 0.5)
+            expected = Outcome(values, values > 9, float(trial.number))
+            assert _same(trial, Trial("ps", trial.number, trial.number // 9, values, f"key{trial.number}", expected))
+    assert reported > 3
