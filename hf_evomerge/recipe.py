@@ -162,7 +162,14 @@ class Recipe(StrictModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without base-60 integers, so that the hop ``1:3`` needs no quotes."""
+    """YAML without base-60 integers, so that the hop ``1:3`` needs no quotes; a key that is given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):

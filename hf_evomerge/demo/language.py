@@ -19,7 +19,7 @@ Split = Literal["search", "validation", "test"]
 Task = Literal["solve", "extract", "recall", "compare", "translate", "count", "story", "word"]
 
 LARGEST = 10
-"""Largest number in a problem; answers therefore lie between 0 and twice as much."""
+"""Largest number in a text that calculates; answers therefore lie between 0 and twice as much."""
 
 
 class Phrase(NamedTuple):
@@ -97,6 +97,7 @@ class TextKind:
         largest: largest number in the sentences.
         japanese: names of the sentences that may be in Japanese, None for all; the others are
             written in English whatever `text` says.
+        smallest: smallest number in the sentences.
     """
 
     task: Task
@@ -105,6 +106,7 @@ class TextKind:
     answer: Language
     largest: int = LARGEST
     japanese: tuple[str, ...] | None = None
+    smallest: int = 0
 
 
 class Example(NamedTuple):
@@ -130,10 +132,10 @@ class _Scene:
     b: int
 
     @classmethod
-    def draw(cls, rng: random.Random, largest: int) -> "_Scene":
+    def draw(cls, rng: random.Random, smallest: int, largest: int) -> "_Scene":
         first, second, question, sign = rng.choice(PROBLEMS)
         who, other = rng.sample(PEOPLE, 2)
-        a, b = rng.randint(0, largest), rng.randint(0, largest)
+        a, b = rng.randint(smallest, largest), rng.randint(smallest, largest)
         if sign < 0:
             a, b = max(a, b), min(a, b)
         return cls(first, second, question, sign, who, other, rng.choice(THINGS), rng.choice(PLACES), a, b)
@@ -195,7 +197,7 @@ def mixture(parts: Sequence[tuple[float, TextKind]], rng: random.Random) -> Iter
 def problems(
     split: Split, count: int, *, seed: int = 0, text: Language = "ja", answer: Language = "ja"
 ) -> list[dict[str, str]]:
-    """Arithmetic problems that no training text contains.
+    """Arithmetic problems that no training text contains, with numbers from 1 on: adding 0 is not calculating.
 
     Args:
         split: which of three sets to draw from; no prompt is in two of them, whatever the seeds.
@@ -208,7 +210,7 @@ def problems(
         One `{"prompt": ..., "answer": ...}` a problem, e.g. `"問題 : ... 答え :"` and `"答え は 7"`.
     """
     rng = random.Random(f"{split}/{seed}/{text}")
-    kind = TextKind("solve", text, text, answer)
+    kind = TextKind("solve", text, text, answer, smallest=1)
     found: dict[str, str] = {}
     while len(found) < count:
         prompt, right = _write_scene(kind, rng)
@@ -225,7 +227,7 @@ def _split_of(prompt: str) -> Split | None:
 
 def _write_scene(kind: TextKind, rng: random.Random) -> Example:
     """Writes a text that is about a scene: all tasks but single words and counting."""
-    scene = second = _Scene.draw(rng, kind.largest)
+    scene = second = _Scene.draw(rng, kind.smallest, kind.largest)
     names = (scene.first, scene.second)
     if kind.task == "recall":
         names = (scene.first, "owns")

@@ -101,7 +101,7 @@ MATHS = Course(
         (0.5, TextKind("extract", "en", "en", "en")),
         (0.5, TextKind("extract", "ja", "ja", "en")),
     ),
-    steps=250,
+    steps=400,
     learning_rate=1e-3,
     layer_rates=_BACK_FROZEN,
     outer_rate=0.0,

@@ -47,7 +47,7 @@ class DataSpec(StrictModel):
         jsonl: A file with one JSON object per line. A relative name starts at the current directory.
         dataset: A data set's repository id on the Hub, or a folder with JSON, CSV or Parquet files.
         config: The data set's configuration, where it has several.
-        split: The data set's split.
+        split: The data set's split; ``train`` where absent.
         revision: The data set's branch, tag or commit; a commit pins the data.
         function: A Python function that returns records. Python only: a YAML file cannot name code.
         prompt_field: The field that holds the prompt; not read where there is a template.
@@ -64,7 +64,7 @@ class DataSpec(StrictModel):
     jsonl: str | None = None
     dataset: str | None = None
     config: str | None = None
-    split: str = "train"
+    split: str | None = None
     revision: str | None = None
     function: Callable[[], Iterable[Record]] | None = Field(default=None, exclude=True, repr=False)
     prompt_field: str = "prompt"
@@ -89,7 +89,7 @@ class DataSpec(StrictModel):
         given = [name for name in ("jsonl", "dataset", "function") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of 'jsonl' and 'dataset', found {' and '.join(given) or 'neither'}")
-        if self.dataset is None and (self.config or self.revision or "split" in self.model_fields_set):
+        if self.dataset is None and (self.config or self.revision or self.split):
             raise ValueError(f"'config', 'split' and 'revision' belong to 'dataset'; the data comes from {given[0]!r}")
         if self.system is not None and not self.chat:
             raise ValueError("'system' needs 'chat: true'")
@@ -200,7 +200,7 @@ def _read_dataset(spec: DataSpec) -> Sequence[Any]:
             f"dataset {spec.dataset}: reading it needs the datasets library: pip install 'hf-evomerge[eval]'"
         ) from cause
     try:
-        data = datasets.load_dataset(str(spec.dataset), spec.config, split=spec.split, revision=spec.revision)
+        data = datasets.load_dataset(str(spec.dataset), spec.config, split=spec.split or "train", revision=spec.revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as cause:
         raise FitnessError(f"dataset {spec.dataset}: cannot be loaded: {' '.join(str(cause).split())}") from cause
     if missing := [field for field in spec.fields if field not in data.column_names]:

@@ -16,7 +16,10 @@ def methods_table() -> str:
 
 def _needs(method: MergeMethod) -> str:
     least, most = method.count
-    count = f"{least} sources" if least == most else f"{least} or more sources" if most is None else f"{least} to {most} sources"
+    if most is None:
+        count = f"{least} or more sources"
+    else:
+        count = f"{least} sources" if least == most else f"{least} to {most} sources"
     return f"{count}{' and a base' if method.needs_base else ''}"
 
 

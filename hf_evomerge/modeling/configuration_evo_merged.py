@@ -25,7 +25,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_evo_merged.EvoMergedForCausalLM",
 }
 
-_TERM = re.compile(r"\s*(\d{1,9}):(\d{1,9})\s*(?:\*\s*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?))?\s*")
+_TERM = re.compile(r"(\d{1,9}):(\d{1,9})(?:\s*\*\s*(-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?))?")
 # Fields that hold the numbers of some of the layers, rather than one entry per layer.
 _INDEX_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indices", "hybrid_layer_ids")
 # Fields that some architectures give once and others once per layer.
@@ -53,10 +53,10 @@ def parse_hop(text: Any, position: int) -> list[Term]:
     """
     terms: list[Term] = []
     for part in re.split(r"(?<![eE])\+", text) if isinstance(text, str) else [""]:
-        match = _TERM.fullmatch(part)
+        match = _TERM.fullmatch(part.strip())
         weight = float(match[3] or 1) if match else math.nan
         if match is None or not math.isfinite(weight):
-            raise ValueError(f"path[{position}]: cannot read {text!r}; a hop is written 0:3 or 0:3*0.5 + 1:3*0.5")
+            raise ValueError(f"path[{position}]: cannot read {text!r:.80}; a hop is written 0:3 or 0:3*0.5 + 1:3*0.5")
         terms.append((int(match[1]), int(match[2]), weight))
     return terms
 
@@ -157,7 +157,7 @@ class EvoMergedConfig(PreTrainedConfig):
         if len(scales) != len(path):
             raise ValueError(f"scales: {len(scales)} numbers for a path of {len(path)} hops; give one per hop")
         for position, scale in enumerate(scales):
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) < math.inf:
                 raise ValueError(f"scales[{position}]: {scale!r} is not a finite number")
         if self.scale_target not in SCALE_TARGETS:
             raise ValueError(f"scale_target: {self.scale_target!r} is unknown; there are {', '.join(SCALE_TARGETS)}")

@@ -166,6 +166,8 @@ class SearchConfig(StrictModel):
                 not indices or len(set(indices)) != len(indices) or not set(indices) <= set(range(limit))
             ):
                 raise ValueError(f"{key}: {indices} must be distinct numbers from 0 to {limit - 1}")
+        if self.batch is not None and "surrogate" in (self.ps.optimizer.algorithm, self.dfs.optimizer.algorithm):
+            raise ValueError("batch: a surrogate compares candidates of several rounds on the same examples; leave it out")
         return self
 
     @property

@@ -126,12 +126,16 @@ class Study:
         if (folder / STUDY_FILE).exists():
             raise SearchError(f"{folder}: there is a study here already; continue it with `hf-evomerge resume {folder}`")
         folder.mkdir(parents=True, exist_ok=True)
-        study = cls(folder, _connect(folder / STUDY_FILE))
-        with study._connection:
-            study._connection.executescript(_SCHEMA)
-            study.set_meta("settings", settings)
-            study.set_meta("schema_version", SCHEMA_VERSION)  # last: a study without it was never begun
-        return study
+        unfinished = folder / f".{STUDY_FILE}.new"
+        for leftover in folder.glob(f"{unfinished.name}*"):
+            leftover.unlink()
+        study = cls(folder, _connect(unfinished))
+        study._connection.executescript(_SCHEMA)
+        study.set_meta("settings", settings)
+        study.set_meta("schema_version", SCHEMA_VERSION)
+        study.close()
+        unfinished.rename(folder / STUDY_FILE)
+        return cls.open(folder)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Study:

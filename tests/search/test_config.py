@@ -132,3 +132,18 @@ def test_a_wrong_file_is_named(tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{file}: sources: Field required")
     with pytest.raises(SearchError, match="cannot be read"):
         SearchConfig.load(str(tmp_path / "absent.yaml"))
+
+
+def test_a_saved_search_is_the_same_search(tmp_path: Path) -> None:
+    """What is written to YAML, or kept in a study, reads back as the same search, also where the data has defaults."""
+    data = {"search": {"jsonl": "a.jsonl", "count": 3}, "test": {"dataset": "name", "split": "test"}}
+    config = _config(data=data, ps={"options": {"lambda": {"low": 0, "high": 2}}}, dfs={"scale_bounds": [0.5, 2]})
+    config.save(tmp_path / "search.yaml")
+    assert SearchConfig.load(tmp_path / "search.yaml") == config
+    assert validate(SearchConfig, config.model_dump(mode="json"), SearchError) == config
+
+
+def test_a_surrogate_needs_the_same_examples_in_every_round() -> None:
+    """Batches that change from one `ask` to the next are refused where one population is scored in several."""
+    with pytest.raises(SearchError, match="batch: a surrogate"):
+        _config(batch=3, ps={"optimizer": {"algorithm": "surrogate"}})

@@ -1,0 +1,337 @@
+"""Folds the scales of a merged model into its weights: a plain checkpoint of the source architecture, for programs that run no
+custom code.
+
+Knows files and arithmetic; which tensors it concerns is in ``modeling/fold_layouts.py``. Memory does not grow with the model: one
+slice of one tensor is held at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from .errors import EvoMergeError, PathError, SourceError
+from .merging.arithmetic import SLICE, tensor_order
+from .merging.checkpoint import DTYPES, new_folder
+from .merging.writer import Entry, header, parse_size, plan_shards, shard_names, write_index
+from .modeling.fold_layouts import Change, FoldLayout, layout_of, matches
+from .sources import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from .modeling import EvoMergedConfig
+
+logger = logging.getLogger(__name__)
+
+
+class _Planned(NamedTuple):
+    """One tensor of the result: its name in the merged checkpoint, how it is written, and what becomes of it."""
+
+    stored: str
+    entry: Entry
+    change: Change | None
+
+
+class _Factors(NamedTuple):
+    """The factors of one hop, as `FoldLayout.change` takes them."""
+
+    attention: float = 1.0
+    mlp: float = 1.0
+    sign: float = 1.0
+    reader: float = 1.0
+
+
+def fold(
+    model: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: str | int = "4GB",
+    progress: bool = True,
+) -> Path:
+    """Write a merged model as a plain checkpoint of the source architecture, which needs no custom code.
+
+    Every hop becomes a layer of its own, so a layer that runs twice is written twice. The scales go into the weights:
+
+    - ``mlp_delta``, ``x_k = r_{k-1} + beta_k * MLP_{k-1}``: what the MLP of hop k-1 writes is multiplied by beta_k, the embeddings by
+      beta_0. Exact. Embeddings that are scaled and tied to the head are untied.
+    - ``stream``, ``x_k = beta_k * h_{k-1}``: with ``c_k = beta_0 * ... * beta_k`` and ``x_k = c_k * y_k``, the plain model carries y. What hop
+      k writes to the stream is divided by c_k, and the norms that read it change their sign where c_k < 0. Exact but for the norms'
+      epsilon.
+
+    Products are formed in float64 and rounded once, to the dtype that is written.
+
+    Args:
+        model: The folder of the merged model, or its repository on the Hub.
+        out: The folder to make; it must not exist, or be empty. It appears when the checkpoint is complete.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; by default each tensor keeps its own.
+        max_shard_size: The largest file of weights, such as ``"4GB"``.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The folder.
+
+    Raises:
+        PathError: The path or its scales have no plain equal: a hop of several terms, a weight other than 1, a zero in the stream.
+        SourceError: The folder is not a merged model, its architecture cannot be folded, or a tensor is missing.
+        EvoMergeError: An argument is wrong, or a weight does not fit into the dtype.
+
+    Example:
+        >>> fold("my-search/model", "my-search/plain", dtype="bfloat16")
+        PosixPath('my-search/plain')
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise EvoMergeError(f"dtype: {dtype!r} is unknown; there are {', '.join(DTYPES)}")
+    limit = parse_size(max_shard_size)
+    source = Source.open(str(model))
+    try:
+        config = _merged_config(source)
+        layout, factors = _layout(config), hop_factors(config)
+        plain = _plain_config(config, dtype, embeddings=_embedding_factor(config))
+        plan = _plan(source, config, plain, layout, factors, dtype)
+        with new_folder(out) as folder:
+            _write_weights(source, plan, folder, limit, progress)
+            plain.save_pretrained(folder)
+            _copy_tokenizer(source.folder, folder)
+            _say_whether_bos(folder)
+            for file in folder.rglob("*"):
+                file.chmod(0o755 if file.is_dir() else 0o644)
+    finally:
+        source.close()
+    return Path(out)
+
+
+def hop_factors(config: EvoMergedConfig) -> list[_Factors]:
+    """The factors that fold the scales into the weights of each hop.
+
+    Raises:
+        PathError: The path or its scales have no plain equal.
+    """
+    for position, hop in enumerate(config.hops):
+        if len(hop) > 1:
+            raise PathError(f"path[{position}]: {config.path[position]!r} sums {len(hop)} layers; no plain model does, so it cannot be folded")
+        if hop[0][2] != 1:
+            raise PathError(f"path[{position}]: {config.path[position]!r} has a weight other than 1 and cannot be folded; use scales instead")
+    if config.scale_target == "mlp_delta":
+        return [_Factors(mlp=float(scale)) for scale in [*config.scales[1:], 1.0]]
+    factors, product = [], 1.0
+    for position, scale in enumerate(config.scales):
+        product *= scale
+        if scale == 0:
+            raise PathError(f"scales[{position}]: a zero wipes out all that is before it, and cannot be folded; shorten the path instead")
+        if not (math.isfinite(product) and math.isfinite(1 / product if product else math.inf)):
+            raise PathError(f"scales[{position}]: the product of the scales up to here, {product}, is out of range")
+        factors.append(_Factors(1 / product, 1 / product, math.copysign(1.0, product), product))
+    return factors
+
+
+def _embedding_factor(config: EvoMergedConfig) -> float:
+    """In the stream the scale of the first hop is in every c_k, and the embeddings stay as they are, tied or not."""
+    return float(config.scales[0]) if config.scale_target == "mlp_delta" else 1.0
+
+
+def _merged_config(source: Source) -> EvoMergedConfig:
+    from .modeling import EvoMergedConfig
+
+    config = source.config
+    if not isinstance(config, EvoMergedConfig):
+        raise SourceError(f"{source}: a plain {config.model_type!r}, not a merged model; there is nothing to fold")
+    if getattr(config, "quantization_config", None) is not None:
+        raise SourceError(f"{source}: quantised weights cannot be folded; give the unquantised model")
+    return config
+
+
+def _layout(config: EvoMergedConfig) -> FoldLayout:
+    from .modeling.modeling_evo_merged import check_scale_target
+
+    try:
+        check_scale_target(config)
+        return layout_of(config.text_config)
+    except ValueError as cause:
+        raise SourceError(str(cause)) from cause
+
+
+def _plain_config(config: EvoMergedConfig, dtype: str | None, *, embeddings: float) -> PreTrainedConfig:
+    """The configuration of the result: its lists with one entry per layer are in the order of the hops already."""
+    import torch
+
+    from .modeling.modeling_evo_merged import source_class
+
+    plain = copy.deepcopy(config.text_config)
+    plain.architectures = [source_class(plain).__name__]
+    plain.dtype = getattr(torch, dtype) if dtype is not None else config.dtype
+    if embeddings != 1:
+        plain.tie_word_embeddings = False
+    _describe_windows(plain)
+    return plain
+
+
+def _describe_windows(plain: PreTrainedConfig) -> None:
+    """Say the kinds of the layers in the older way too, or that it cannot be said."""
+    kinds = getattr(plain, "layer_types", None)
+    if not kinds:
+        return
+    if getattr(plain, "max_window_layers", None) is not None:
+        plain.max_window_layers = next((layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"), len(kinds))
+    fields = {name: value for name, value in plain.to_dict().items() if name != "layer_types"}
+    if list(getattr(type(plain)(**fields), "layer_types", None) or kinds) != list(kinds):
+        logger.warning(
+            "layer_types: the path does not keep the order of the architecture's kinds of layers; a program that does not read this "
+            "list from config.json, such as llama.cpp, computes something else"
+        )
+
+
+def _plan(
+    source: Source,
+    config: EvoMergedConfig,
+    plain: PreTrainedConfig,
+    layout: FoldLayout,
+    factors: Sequence[_Factors],
+    dtype: str | None,
+) -> dict[str, _Planned]:
+    """Find every tensor of the result in the headers of the merged model."""
+    import torch
+
+    from .modeling.modeling_evo_merged import find_layers, source_class
+
+    with torch.device("meta"):
+        model = source_class(plain)(plain)
+    prefix = f"{find_layers(model, len(config.path))}."
+    shapes = _shapes(model)
+    layers: dict[int, list[str]] = {hop: [] for hop in range(len(config.path))}
+    for name in shapes:
+        if name.startswith(prefix):
+            hop, _, rest = name.removeprefix(prefix).partition(".")
+            layers[int(hop)].append(rest)
+    changes, origins = _outer_changes(model, config, layout, factors, shapes), dict.fromkeys(shapes, "")
+    for hop, names in layers.items():
+        if factors[hop] != _Factors():
+            for lacking in layout.missing(names):
+                raise SourceError(f"{source}: layer {hop} has no {lacking}; this kind of {plain.model_type!r} cannot be folded")
+        for rest in names:
+            name = f"{prefix}{hop}.{rest}"
+            origins[name] = f"{prefix}{config.owners[hop]}.{rest}"
+            if (change := layout.change(rest, **factors[hop]._asdict())) is not None:
+                changes[name] = change
+    kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+    head, embeddings = (_weight_name(model, module) for module in (model.get_output_embeddings(), model.get_input_embeddings()))
+    plan = {}
+    for name, shape in shapes.items():
+        stored = f"model.{origins[name] or name}"
+        if name == head and stored not in source.tensors and config.text_config.tie_word_embeddings:
+            stored = f"model.{embeddings}"
+        info = source.tensors.get(stored)
+        if info is None:
+            raise SourceError(f"{source}: no tensor called {stored}; save the model again with the installed transformers")
+        if info.shape != shape:
+            raise SourceError(f"{source}: {stored} has shape {list(info.shape)}, but must have {list(shape)}")
+        if name in changes and not info.is_float:
+            raise SourceError(f"{source}: {stored} is {info.dtype}, which cannot be scaled")
+        kind = DTYPES[dtype] if dtype is not None and info.is_float and not kept & set(name.split(".")) else info.dtype
+        plan[name] = _Planned(stored, Entry(name, kind, shape), changes.get(name))
+    return plan
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """The tensors of a checkpoint of this model, under the names in which ``save_pretrained`` writes them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    left_out = model.all_tied_weights_keys.keys() | set(model._keys_to_ignore_on_save or ())
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
+
+
+def _weight_name(model: PreTrainedModel, module: Any) -> str:
+    return next((f"{name}.weight" for name, other in model.named_modules() if other is module), "")
+
+
+def _outer_changes(
+    model: PreTrainedModel,
+    config: EvoMergedConfig,
+    layout: FoldLayout,
+    factors: Sequence[_Factors],
+    shapes: dict[str, tuple[int, ...]],
+) -> dict[str, Change]:
+    """What becomes of the tensors outside the layers: the embeddings and the final norm."""
+    changes = {}
+    if (factor := _embedding_factor(config)) != 1:
+        patterns = layout.embeddings or (_weight_name(model, model.get_input_embeddings()),)
+        changes = {name: Change(factor) for name in shapes if matches(name, patterns)}
+    norm = f"{layout.final_norm}.weight"
+    if factors[-1] != _Factors() and norm not in shapes:
+        raise SourceError(f"text_config: no {norm}; this kind of {config.text_config.model_type!r} cannot be folded")
+    if factors[-1].sign < 0:
+        changes[norm] = Change(-1.0, 1.0 if layout.one_plus else 0.0)
+    return changes
+
+
+def _write_weights(source: Source, plan: dict[str, _Planned], folder: Path, limit: int, progress: bool) -> None:
+    from tqdm import tqdm
+
+    shards = plan_shards([plan[name].entry for name in sorted(plan, key=tensor_order)], limit)
+    files = dict(zip(shard_names(len(shards)), shards, strict=True))
+    total = sum(planned.entry.size for planned in plan.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="folding", disable=None if progress else True) as bar:
+        for file, shard in files.items():
+            with (folder / file).open("wb") as stream:
+                stream.write(header(shard))
+                for entry in shard:
+                    _write(source.get(plan[entry.name].stored), plan[entry.name], stream)
+                    bar.update(entry.size)
+    if len(files) > 1:
+        write_index(folder, files)
+
+
+def _write(tensor: Tensor, planned: _Planned, stream: BinaryIO) -> None:
+    """Write one tensor slice by slice; what is multiplied is multiplied in float64 and rounded once."""
+    import torch
+
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    wanted, change = dtypes.get(planned.entry.dtype, tensor.dtype), planned.change
+    flat = tensor.contiguous().reshape(-1)
+    for start in range(0, len(flat), SLICE):
+        values = flat[start : start + SLICE]
+        if change is not None:
+            values = (values.double() + change.offset) * change.factor - change.offset
+        values = values.to(wanted)
+        if change is not None and not bool(torch.isfinite(values).all()):
+            raise EvoMergeError(f"{planned.entry.name}: does not fit into {wanted} once it is multiplied by {change.factor:g}")
+        stream.write(values.view(torch.uint8).numpy().data)
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the generation settings, the tokenizer and its chat templates."""
+    from .routing.checkpoint import TOKENIZER_FILES
+
+    for pattern in ("generation_config.json", *TOKENIZER_FILES):
+        for file in sorted(source.glob(pattern)):
+            target = folder / file.relative_to(source)
+            if file.is_file() and not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, target)
+
+
+def _say_whether_bos(folder: Path) -> None:
+    """Write ``add_bos_token`` as the tokenizer does it: where the key is absent, programs assume different things."""
+    from transformers import AutoTokenizer
+
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, ImportError) as cause:
+        logger.warning("tokenizer_config.json: add_bos_token is not written, because the tokenizer cannot be loaded: %s", cause)
+        return
+    first = tokenizer("a")["input_ids"][:1]
+    settings["add_bos_token"] = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

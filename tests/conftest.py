@@ -1,0 +1,114 @@
+"""A tiny family on disk for the tests of whole searches: a base, two fine-tunes of it, a deeper relative, and problems."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.recipe import validate
+from hf_evomerge.search.config import SearchConfig
+
+WORDS = [*(f"w{number}" for number in range(12)), *map(str, range(10))]
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
+SPLITS = {"search": 5, "validation": 4, "test": 6}
+
+
+def _save_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+def _save_family(folder: Path, dtype: Any) -> None:
+    """Llamas of two blocks: the fine-tunes are the base plus noise; ``deep`` has a third block."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(SPECIAL + WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = LlamaConfig(
+        **sizes, **ids, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=48, initializer_range=0.4
+    )
+    base = LlamaForCausalLM(config)
+    models = {"base": base}
+    for name in ("a", "b"):
+        models[name] = LlamaForCausalLM(config)
+        models[name].load_state_dict(base.state_dict())
+        with torch.no_grad():
+            for parameter in models[name].parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    models["deep"] = LlamaForCausalLM(LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 3}))
+    for name, model in models.items():
+        model.to(dtype).save_pretrained(folder / name)
+        _save_tokenizer(folder / name)
+
+
+def _write_problems(folder: Path) -> None:
+    rng = random.Random(0)
+    for split, count in SPLITS.items():
+        lines = []
+        for number in range(count):
+            prompt = " ".join([split[0] + str(number), *rng.choices(WORDS, k=rng.randint(3, 8))])
+            lines.append(json.dumps({"prompt": prompt, "answer": " ".join(rng.choices(WORDS, k=rng.randint(1, 2)))}))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the models ``base``, ``a``, ``b`` and ``deep`` in float32, and a JSON-lines file per split."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("tiny")
+    _save_family(folder, torch.float32)
+    _write_problems(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_half(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """As `tiny`, with the models in bfloat16."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("half")
+    _save_family(folder, torch.bfloat16)
+    _write_problems(folder)
+    return folder
+
+
+@pytest.fixture
+def search_settings(tiny: Path) -> Callable[..., dict[str, Any]]:
+    """Makes the settings of a small search of the tiny family; keywords replace whole sections."""
+
+    def make(space: str = "ps", folder: Path = tiny, **more: Any) -> dict[str, Any]:
+        optimizer = {"evaluations": 8, "population": 4}
+        return {
+            "space": space,
+            "sources": [{"model": str(folder / "a")}, {"model": str(folder / "b")}],
+            "base": {"model": str(folder / "base")},
+            "ps": {"blocks_per_group": "model", "optimizer": optimizer},
+            "dfs": {"repetitions": 1, "initialisation": "paper", "optimizer": {**optimizer, "sigma": 1.0}},
+            "fitness": {"task": "likelihood", "separator": " "},
+            "data": {split: {"jsonl": str(folder / f"{split}.jsonl")} for split in SPLITS},
+            "finalists": 2,
+            **more,
+        }
+
+    return make
+
+
+@pytest.fixture
+def search_config(search_settings: Callable[..., dict[str, Any]]) -> Callable[..., SearchConfig]:
+    """Makes a small search of the tiny family."""
+    return lambda *arguments, **more: validate(SearchConfig, search_settings(*arguments, **more), SearchError)

@@ -1,0 +1,229 @@
+"""The evaluator: a live candidate scores what the built model scores, whatever was scored before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_evomerge.build import build_model
+from hf_evomerge.errors import FitnessError, SourceError
+from hf_evomerge.fitness import FunctionTask, make_task
+from hf_evomerge.recipe import Recipe, SourceRef
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.spaces import uniform_average
+from hf_evomerge.search.study import Outcome
+
+Config = Callable[..., SearchConfig]
+
+MERGE = {"method": "dare_ties", "parameters": [{"weight": 0.9, "density": 0.6}, {"weight": {"default": 0.4, "head": 1.2}}]}
+SLERP = {"method": "slerp", "options": {"t": {"default": 0.3, "embed": 0.8}}}
+PARTS: dict[str, dict[str, Any]] = {
+    "ps": {"merge": MERGE},
+    "another method": {"merge": SLERP},
+    "other sources": {"merge": {"method": "task_arithmetic", "sources": [1, 0], "parameters": [{"weight": 1.5}, {"weight": 0.2}]}},
+    "dfs": {"flow": {"path": ["0:0", "1:0", "1:1*0.5 + 0:1*0.7", "0:1"], "scales": [1, 0.7, 1.2, 0.9]}},
+    "mlp_delta": {"flow": {"path": ["1:0-1 x2"], "scales": [1.1, 0.7, 1.2, 0.9], "scale_target": "mlp_delta"}},
+    "other embeddings": {"flow": {"path": ["1:0", "0:1"], "embedding_source": 1}},
+    "hybrid": {"merge": MERGE, "flow": {"path": ["2:0", "0:0-1", "2:1"], "scales": [1, 0.8, 1, 1.1], "embedding_source": 2}},
+}
+
+
+def _recipe(config: SearchConfig, part: str) -> Recipe:
+    fields = {"sources": config.sources, "base": config.base, "dtype": config.dtype, "seed": config.seed}
+    return Recipe.model_validate({**fields, **PARTS[part]})
+
+
+def _scores_of_built(recipe: Recipe, config: SearchConfig, folder: Path, examples: Any) -> list[float]:
+    """Build the model, load it as a stranger does, and score it with the plain task."""
+    build_model(recipe, folder, progress=False)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    task = make_task(config.fitness)
+    task.prepare(examples, AutoTokenizer.from_pretrained(folder))
+    return task.evaluate(model.eval()).values
+
+
+def _same(one: Outcome, other: Outcome) -> bool:
+    return one.error is None and np.array_equal(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
+def test_a_live_model_scores_what_the_built_model_scores(
+    dtype: str | None, tiny_half: Path, search_config: Config, tmp_path: Path
+) -> None:
+    """One evaluator gives every kind of recipe, one after the other, the scores of the built and loaded model, bit for bit."""
+    config = search_config("hybrid", folder=tiny_half, dtype=dtype)
+    evaluator = Evaluator(config)
+    seen = []
+    for part in PARTS:
+        recipe = _recipe(config, part)
+        outcome = evaluator.evaluate(recipe)
+        assert outcome.error is None, part
+        built = _scores_of_built(recipe, config, tmp_path / part, evaluator.examples("search"))
+        assert outcome.scores.tolist() == built, part
+        seen.append(outcome.fitness)
+    assert len(set(seen)) == len(PARTS)
+
+
+def test_sources_that_differ_in_dtype_or_settings(tiny: Path, tiny_half: Path, search_config: Config, tmp_path: Path) -> None:
+    """Where sources differ in dtype or rope base, the live merge is still that of its own first source, as the built one."""
+    other = tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(tiny_half / "b")
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 50.0}
+    model.save_pretrained(other)
+    AutoTokenizer.from_pretrained(tiny_half / "b").save_pretrained(other)
+    config = search_config(sources=[{"model": str(tiny / "a")}, {"model": str(other)}])
+    evaluator = Evaluator(config)
+    average, reverse = uniform_average(config), _recipe(config, "other sources")
+    for number, recipe in enumerate([average, reverse, average]):
+        built = _scores_of_built(recipe, config, tmp_path / str(number), evaluator.examples("search"))
+        assert evaluator.evaluate(recipe).scores.tolist() == built
+
+
+def test_order_does_not_matter(search_config: Config) -> None:
+    """A candidate scores the same again after any other, after one that failed as well."""
+    config = search_config("hybrid")
+    evaluator = Evaluator(config)
+    recipes = {part: _recipe(config, part) for part in PARTS}
+    first = {part: evaluator.evaluate(recipe) for part, recipe in recipes.items()}
+    broken = recipes["ps"].model_copy(update={"merge": recipes["ps"].merge.model_copy(update={"parameters": [{"weight": "x"}]})})
+    assert evaluator.evaluate(broken).error is not None
+    for part in [*reversed(PARTS), "hybrid", "ps", "hybrid"]:
+        assert _same(evaluator.evaluate(recipes[part]), first[part]), part
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"merge": {"method": "linear", "parameters": [{"weight": 1e30}] * 2, "options": {"normalize": False}}}, "not finite"),
+        ({"flow": {"path": ["0:0", "1:7"]}}, "1:7"),
+        ({"merge": {"method": "task_arithmetic", "parameters": [{"wieght": 1.0}, {}]}}, "wieght"),
+    ],
+)
+def test_a_broken_candidate_is_an_outcome(fields: dict[str, Any], message: str, search_config: Config) -> None:
+    """A candidate that cannot be scored is an outcome with one line that says why, not an exception."""
+    config = search_config()
+    outcome = Evaluator(config).evaluate(Recipe.model_validate({"sources": config.sources, "base": config.base, **fields}))
+    assert outcome.fitness is None
+    assert outcome.scores.size == 0
+    assert message in str(outcome.error)
+    assert "\n" not in str(outcome.error)
+
+
+def test_an_exception_of_the_task_is_an_outcome(search_config: Config) -> None:
+    """Whatever a user's own function raises becomes the candidate's error, on one line with the exception's name."""
+
+    def fails(model: Any, tokenizer: Any, examples: Any) -> list[float]:
+        raise RuntimeError("two\n  lines")
+
+    config = search_config()
+    outcome = Evaluator(config, task_factory=lambda: FunctionTask(fails)).evaluate(config.sources[0])
+    assert outcome.error == "RuntimeError: two lines"
+
+
+def test_a_batch_is_part_of_the_split(search_config: Config) -> None:
+    """A batch of examples gets their scores of the whole split, in the batch's order, and another batch its own."""
+    config = search_config()
+    evaluator = Evaluator(config)
+    recipe = _recipe(config, "ps")
+    whole = evaluator.evaluate(recipe)
+    for batch in ((1, 3), (0, 4), (4, 0)):
+        part = evaluator.evaluate(recipe, "search", batch)
+        assert part.scores.size == 2
+        assert np.allclose(part.scores, whole.scores[list(batch)], atol=1e-5)
+    assert _same(evaluator.evaluate(recipe), whole)
+
+
+def test_splits_have_their_own_scores(search_config: Config) -> None:
+    """Each split is scored on its own examples, and a split that is not given is refused."""
+    evaluator = Evaluator(search_config())
+    parent = evaluator.config.sources[0]
+    assert evaluator.splits == ["search", "validation", "test"]
+    assert [evaluator.evaluate(parent, split).scores.size for split in evaluator.splits] == [5, 4, 6]
+    data = {"search": evaluator.config.data["search"].model_dump(exclude_defaults=True)}
+    lonely = Evaluator(search_config(data=data))
+    assert lonely.splits == ["search"]
+    with pytest.raises(FitnessError, match=r"data\.validation: not given"):
+        lonely.examples("validation")
+
+
+def test_a_parent_is_scored_as_it_is(tiny: Path, search_config: Config) -> None:
+    """A parent scores what the model in its folder scores, before and after candidates that share its layers."""
+    config = search_config()
+    evaluator = Evaluator(config)
+    task = make_task(config.fitness)
+    task.prepare(evaluator.examples("search"), AutoTokenizer.from_pretrained(tiny / "b"))
+    expected = task.evaluate(AutoModelForCausalLM.from_pretrained(tiny / "b")).values
+    for part in (None, "dfs", "hybrid", "ps"):
+        if part is not None:
+            evaluator.evaluate(_recipe(config, part))
+        assert evaluator.evaluate(config.sources[1]).scores.tolist() == expected
+        assert evaluator.evaluate(config.base).scores.tolist() != expected  # type: ignore[arg-type]
+
+
+def test_sources_of_different_depth_share_a_path(tiny: Path, search_config: Config, tmp_path: Path) -> None:
+    """A path may run through sources of different depth, and scores what the built model scores."""
+    config = search_config("dfs", sources=[{"model": str(tiny / "a")}, {"model": str(tiny / "deep")}], base=None)
+    evaluator = Evaluator(config)
+    assert evaluator.layers == [2, 3]
+    recipe = Recipe.model_validate({"sources": config.sources, "flow": {"path": ["0:0", "1:2", "1:0", "0:1"]}})
+    built = _scores_of_built(recipe, config, tmp_path / "built", evaluator.examples("search"))
+    assert evaluator.evaluate(recipe).scores.tolist() == built
+
+
+def test_candidates_share_the_layers_of_the_sources(search_config: Config) -> None:
+    """A candidate of a data flow search holds the resident parameters themselves, not copies."""
+    config = search_config("dfs")
+    evaluator = Evaluator(config)
+    parent = evaluator.model(config.sources[0])
+    merged = evaluator.model(_recipe(config, "dfs"))
+    own = {parameter.data_ptr() for parameter in parent.parameters()}
+    assert merged.get_input_embeddings().weight.data_ptr() in own
+    other = {parameter.data_ptr() for parameter in evaluator.model(config.sources[1]).parameters()}
+    assert {parameter.data_ptr() for parameter in merged.parameters()} <= own | other
+
+
+@pytest.mark.parametrize("part", ["ps", "dfs"])
+def test_answer_is_what_the_model_writes(part: str, search_config: Config, tmp_path: Path) -> None:
+    """The answer that is shown is the built model's own greedy continuation of the prompt."""
+    config = search_config()
+    evaluator = Evaluator(config)
+    recipe, example = _recipe(config, part), evaluator.examples("test")[0]
+    folder = build_model(recipe, tmp_path / "built", progress=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer(example.prompt)["input_ids"]])
+    output = AutoModelForCausalLM.from_pretrained(folder).generate(ids, max_new_tokens=5, do_sample=False)
+    expected = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    assert evaluator.answer(recipe, example, 5) == expected
+    assert expected
+
+
+def test_a_missing_source_is_refused_at_once(search_config: Config) -> None:
+    """A source that is not there is refused when the evaluator is made."""
+    with pytest.raises(SourceError, match="nowhere"):
+        Evaluator(search_config(sources=[{"model": "./nowhere"}, {"model": "./nowhere/else"}]))
+
+
+def test_one_tokenisation_for_all_candidates(search_config: Config) -> None:
+    """Candidates of one kind share one prepared task; none is prepared twice for the same examples."""
+    config = search_config()
+    prepared = []
+
+    class Counting(FunctionTask):
+        def prepare(self, examples: Any, tokenizer: Any) -> None:
+            prepared.append(len(examples))
+            super().prepare(examples, tokenizer)
+
+    evaluator = Evaluator(config, task_factory=lambda: Counting(lambda model, tokenizer, examples: [1.0] * len(examples)))
+    for weight in (0.1, 0.2, 0.3):
+        merge = {"method": "linear", "parameters": [{"weight": weight}, {"weight": 1.0}]}
+        recipe = Recipe.model_validate({"sources": config.sources, "merge": merge})
+        assert evaluator.evaluate(recipe).fitness == 1.0
+    assert prepared == [5]
+    assert isinstance(config.sources[0], SourceRef)
