@@ -1,8 +1,9 @@
 """Compares the merge methods with mergekit's, in float32: the largest difference of any element.
 
 Makes a small Llama and three fine-tunes of it, merges them here and with mergekit, and prints a table. mergekit is installed in
-a virtual environment of its own and only run, never imported here. DARE is random in both: with density 1 it is compared
-element by element, otherwise by the share that is kept and by the factor on what is kept.
+a virtual environment of its own and only run, never imported here. DARE and DELLA are random in both: with density 1 they are
+compared element by element, otherwise by the share that is kept and by the factor on what is kept. Where a method chooses
+elements, roundings may decide on one at the threshold: elements that differ by more than roundings are counted.
 
     python benchmarks/parity.py --venv /tmp/mergekit-venv
 """
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -39,21 +40,59 @@ _TWO = [{"weight": 0.6}, {"weight": 0.9}]
 _THREE = [{"weight": 0.7}, {"weight": 0.4}, {"weight": -0.3}]
 _DENSE = [{"weight": 0.7, "density": 0.5}, {"weight": 0.4, "density": 0.3}, {"weight": 0.3, "density": 0.05}]
 
-Case = tuple[str, list[dict[str, Any]], dict[str, Any]]
+_TRIMMED = [{**values, "gamma": 0.02} for values in _DENSE]
+
+
+class Case(NamedTuple):
+    """A merge: its method, parameters and options, and whether there is a base."""
+
+    method: str
+    parameters: list[dict[str, Any]]
+    options: dict[str, Any]
+    base: bool = True
+
+
 CASES: dict[str, Case] = {
-    "linear": ("linear", _TWO, {}),
-    "linear, not normalised": ("linear", _THREE, {"normalize": False}),
-    "slerp, t = 0.3": ("slerp", [], {"t": 0.3}),
-    "task_arithmetic": ("task_arithmetic", _THREE, {}),
-    "task_arithmetic, normalised, lambda": ("task_arithmetic", _TWO, {"normalize": True, "lambda": 0.8}),
-    "ties": ("ties", _DENSE, {}),
-    "ties, not normalised, lambda": ("ties", _DENSE, {"normalize": False, "lambda": 1.3}),
-    "ties, negative weight": ("ties", [{"density": 0.6, **values} for values in _THREE], {}),
-    "ties, l1": ("ties", _DENSE, {"rescale": "l1"}),
-    "dare_linear, density 1": ("dare_linear", _THREE, {}),
-    "dare_ties, density 1": ("dare_ties", _THREE, {}),
-    "dare_ties, density 1, normalised": ("dare_ties", _TWO, {"normalize": True}),
-    "dare_linear, density 0.4": ("dare_linear", [{"weight": 1.0, "density": 0.4}], {}),
+    "linear": Case("linear", _TWO, {}, base=False),
+    "linear, not normalised": Case("linear", _THREE, {"normalize": False}, base=False),
+    "slerp, t = 0.3": Case("slerp", [{}, {}], {"t": 0.3}),
+    "passthrough": Case("passthrough", [{}], {}, base=False),
+    "passthrough, scale": Case("passthrough", [{"scale": 0.7}], {}, base=False),
+    "task_arithmetic": Case("task_arithmetic", _THREE, {}),
+    "task_arithmetic, normalised, lambda": Case("task_arithmetic", _TWO, {"normalize": True, "lambda": 0.8}),
+    "ties": Case("ties", _DENSE, {}),
+    "ties, not normalised, lambda": Case("ties", _DENSE, {"normalize": False, "lambda": 1.3}),
+    "ties, negative weight": Case("ties", [{"density": 0.6, **values} for values in _THREE], {}),
+    "ties, l1": Case("ties", _DENSE, {"rescale": "l1"}),
+    "dare_linear, density 1": Case("dare_linear", _THREE, {}),
+    "dare_ties, density 1": Case("dare_ties", _THREE, {}),
+    "dare_ties, density 1, normalised": Case("dare_ties", _TWO, {"normalize": True}),
+    "dare_linear, density 0.4, random": Case("dare_linear", [{"weight": 1.0, "density": 0.4}], {}),
+    "breadcrumbs": Case("breadcrumbs", _TRIMMED, {}),
+    "breadcrumbs, l1, normalised": Case("breadcrumbs", _TRIMMED, {"rescale": "l1", "normalize": True}),
+    "breadcrumbs, gamma against density": Case("breadcrumbs", [{"weight": 0.8, "density": 0.9, "gamma": 0.5}], {}),
+    "breadcrumbs_ties": Case("breadcrumbs_ties", _TRIMMED, {}),
+    "breadcrumbs_ties, normalised, lambda": Case("breadcrumbs_ties", _TRIMMED, {"normalize": True, "lambda": 1.3}),
+    "della, density 1": Case("della", _THREE, {}),
+    "della_linear, density 1, normalised": Case("della_linear", _TWO, {"normalize": True}),
+    "della, random": Case("della", [{"weight": 1.0, "density": 0.4, "epsilon": 0.3}], {}),
+    "della_linear, random": Case("della_linear", [{"weight": 1.0, "density": 0.7}], {}),
+    "model_stock": Case("model_stock", [{}] * 3, {}),
+    "model_stock, per row": Case("model_stock", [{}] * 3, {"filter_wise": True}),
+    "sce": Case("sce", [{}] * 3, {}),
+    "sce, select_topk": Case("sce", [{}] * 3, {"select_topk": 0.3}),
+    "nuslerp": Case("nuslerp", _TWO, {}, base=False),
+    "nuslerp, rows": Case("nuslerp", _TWO, {"nuslerp_flatten": False}, base=False),
+    "nuslerp, columns": Case("nuslerp", _TWO, {"nuslerp_flatten": False, "nuslerp_row_wise": True}, base=False),
+    "nuslerp, base": Case("nuslerp", _TWO, {}),
+    "nuslerp, base, rows": Case("nuslerp", _TWO, {"nuslerp_flatten": False}),
+    "nuslerp, base, columns": Case("nuslerp", _TWO, {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+    "multislerp": Case("multislerp", _THREE, {}, base=False),
+    "multislerp, base": Case("multislerp", _TWO, {}),
+    "multislerp, base, not normalised": Case("multislerp", _THREE, {"normalize_weights": False}),
+    "karcher": Case("karcher", [{}] * 3, {}, base=False),
+    "nearswap": Case("nearswap", [{}], {"t": 0.004}),
+    "arcee_fusion": Case("arcee_fusion", [{}], {}),
 }
 
 
@@ -66,21 +105,22 @@ def main() -> None:
         work = Path(folder)
         save_family(work)
         names = {f"case{number}": case for number, case in enumerate(CASES)}
-        configs = {short: mergekit_config(work, *CASES[case]) for short, case in names.items()}
+        configs = {short: mergekit_config(work, CASES[case]) for short, case in names.items()}
         (work / "configs.json").write_text(json.dumps(configs))
         subprocess.run([python, "-c", RUN, work / "configs.json", work / "theirs"], check=True, stderr=subprocess.DEVNULL)
         base = load(work / "base")
         print(f"{'case':38} largest difference, of numbers up to {max(float(t.abs().max()) for t in base.values()):.2f}")
         for short, case in names.items():
-            ours = load(merge_checkpoint(recipe(work, *CASES[case]), work / "ours" / short, progress=False))
+            ours = load(merge_checkpoint(recipe(work, CASES[case]), work / "ours" / short, progress=False))
             theirs = load(work / "theirs" / short)
-            if case.endswith("0.4"):
+            if "random" in case:
                 for who, merged in (("here", ours), ("mergekit", theirs)):
                     print(f"{case:38} {who}: {shares(base, load(work / 'source0'), merged)}")
                 continue
             assert set(ours) <= set(theirs), set(ours) ^ set(theirs)
-            worst = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
-            print(f"{case:38} {worst:.2e}")
+            difference = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
+            other = int((difference > 1e-5).sum())
+            print(f"{case:38} {float(difference.max()):.2e}{f', {other} of {len(difference)} elements' if other else ''}")
 
 
 def install(folder: Path) -> Path:
@@ -93,7 +133,7 @@ def install(folder: Path) -> Path:
 
 
 def save_family(work: Path) -> None:
-    """A base and three fine-tunes of it."""
+    """A base and three fine-tunes of it, whose task vectors have something in common."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=64,
@@ -105,35 +145,34 @@ def save_family(work: Path) -> None:
     )
     base = LlamaForCausalLM(config)
     base.save_pretrained(work / "base")
+    common = [torch.randn_like(parameter) * 0.005 for parameter in base.parameters()]
     for index in range(3):
         tuned = LlamaForCausalLM(config)
         tuned.load_state_dict(base.state_dict())
         with torch.no_grad():
-            for parameter in tuned.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.01)
+            for parameter, shared in zip(tuned.parameters(), common, strict=True):
+                parameter.add_(shared + torch.randn_like(parameter) * 0.01)
         tuned.save_pretrained(work / f"source{index}")
 
 
-def recipe(work: Path, method: str, parameters: list[dict[str, Any]], options: dict[str, Any]) -> Recipe:
+def recipe(work: Path, case: Case) -> Recipe:
     """The case as a recipe."""
-    count = len(parameters) or 2
     data: dict[str, Any] = {
-        "sources": [{"model": str(work / f"source{index}")} for index in range(count)],
-        "merge": {"method": method, "parameters": parameters, "options": options},
+        "sources": [{"model": str(work / f"source{index}")} for index in range(len(case.parameters))],
+        "merge": {"method": case.method, "parameters": case.parameters, "options": case.options},
     }
-    if method not in ("linear", "slerp"):
+    if case.base and case.method != "slerp":
         data["base"] = {"model": str(work / "base")}
     return Recipe.model_validate(data)
 
 
-def mergekit_config(work: Path, method: str, parameters: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
+def mergekit_config(work: Path, case: Case) -> dict[str, Any]:
     """The case as mergekit's configuration."""
-    options = {**options, **({"rescale": True} if options.get("rescale") == "l1" else {})}
-    count = len(parameters) or 2
-    models = [{"model": str(work / f"source{i}"), "parameters": (parameters or [{}] * count)[i]} for i in range(count)]
-    config: dict[str, Any] = {"merge_method": method, "models": models, "parameters": options, "dtype": "float32"}
-    if method != "linear":
-        config["base_model"] = str(work / ("source0" if method == "slerp" else "base"))
+    options = {**case.options, **({"rescale": True} if case.options.get("rescale") == "l1" else {})}
+    models = [{"model": str(work / f"source{i}"), "parameters": values} for i, values in enumerate(case.parameters)]
+    config: dict[str, Any] = {"merge_method": case.method, "models": models, "parameters": options, "dtype": "float32"}
+    if case.base:
+        config["base_model"] = str(work / ("source0" if case.method == "slerp" else "base"))
     return config
 
 
@@ -146,12 +185,14 @@ def load(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def shares(base: dict[str, torch.Tensor], source: dict[str, torch.Tensor], merged: dict[str, torch.Tensor]) -> str:
-    """The share of the task vector that is kept, and the mean factor on it."""
+    """The share of the task vector that is kept, of its smaller and its larger half, and the mean factor on it."""
     kept = torch.cat([(merged[name] != base[name]).flatten() for name in base])
     there = torch.cat([(merged[name] - base[name]).flatten() for name in base])
     whole = torch.cat([(source[name] - base[name]).flatten() for name in base])
     factor = float(there[kept].abs().sum() / whole[kept].abs().sum())
-    return f"{float(kept.float().mean()):.4f} kept, times {factor:.4f}"
+    large = whole.abs() > whole.abs().median()
+    halves = f"{float(kept[~large].float().mean()):.4f} and {float(kept[large].float().mean()):.4f} of the halves"
+    return f"{float(kept.float().mean()):.4f} kept, {halves}, times {factor:.4f}"
 
 
 if __name__ == "__main__":

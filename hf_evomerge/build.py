@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from .errors import RecipeError
-from .recipe import Recipe, SourceRef
+from .errors import RecipeError, SourceError
+from .recipe import FlowPart, Recipe, SourceRef
+
+if TYPE_CHECKING:
+    from .sources import Source
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -28,7 +33,8 @@ def build_model(recipe: Recipe, out: str | os.PathLike[str], *, progress: bool =
         The folder.
 
     Raises:
-        RecipeError: The recipe names an unknown method or parameter, or the folder exists.
+        RecipeError: The recipe names an unknown method or parameter, or the folder exists (with `overwrite`: and is no model,
+            or is one of the sources).
         SourceError: A source cannot be read, or the sources do not fit each other.
 
     Example:
@@ -38,6 +44,7 @@ def build_model(recipe: Recipe, out: str | os.PathLike[str], *, progress: bool =
     out = FilePath(out)
     if out.exists() and not overwrite:
         raise RecipeError(f"{out}: exists already; choose another folder, or pass --overwrite")
+    _check_replaceable(recipe, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         whole = _build_parts(recipe, FilePath(scratch), progress)
@@ -49,12 +56,26 @@ def build_model(recipe: Recipe, out: str | os.PathLike[str], *, progress: bool =
     return out
 
 
+def _check_replaceable(recipe: Recipe, out: FilePath) -> None:
+    """Refuse to replace anything but a model, and a model that the recipe needs."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / "config.json").is_file():
+        raise RecipeError(f"{out}: exists and is no model; choose another folder, or remove it yourself")
+    for ref in [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]:
+        if FilePath(ref.model).expanduser().resolve() == out.resolve():
+            raise RecipeError(f"{out}: is one of the recipe's own sources; choose another folder")
+
+
 def _build_parts(recipe: Recipe, scratch: FilePath, progress: bool) -> FilePath:
     """The finished model, in a folder inside `scratch`."""
     from .merging.checkpoint import merge_checkpoint
     from .routing.checkpoint import build_flow
     from .sources import Source
 
+    if recipe.merge is not None and recipe.dtype is None and recipe.merge_sources[0] != 0:
+        stored = Source.open(recipe.sources[0]).config.dtype  # the dtype is the first source's, also where it takes no part
+        recipe = recipe.model_copy(update={"dtype": None if stored is None else str(stored).removeprefix("torch.")})
     if recipe.flow is None:
         return merge_checkpoint(recipe, scratch / "merged", progress=progress)
     folders = [Source.open(ref).folder for ref in recipe.sources]
@@ -91,5 +112,24 @@ def check_recipe(recipe: Recipe) -> str:
     if recipe.flow is not None:
         path = recipe.flow.to_path()
         path.check(layers)
+        check_flow([*sources, *([sources[recipe.merge_sources[0]]] if recipe.merge is not None else [])], recipe.flow)
         parts.append(f"a path of {len(path)} hops over {len(path.unique_layers)} distinct layers")
     return f"fine: {', then '.join(parts)}, as {recipe.dtype or sources[0].config.dtype}"
+
+
+def check_flow(sources: Sequence[Source], flow: FlowPart) -> None:
+    """Check from the configs that the layers of these sources can run in one model, along this path; raises `EvoMergeError`."""
+    from .modeling import EvoMergedConfig
+    from .modeling.modeling_evo_merged import check_scale_target
+    from .modeling.origins import check_rearrangeable
+
+    path = flow.to_path()
+    configs = [source.config for source in sources]
+    try:
+        check_rearrangeable(configs)
+        config = EvoMergedConfig.from_sources(
+            configs, path.as_text(), path.scales, scale_target=flow.scale_target, embedding_source=flow.embedding_source
+        )
+        check_scale_target(config)
+    except ValueError as cause:
+        raise SourceError(" ".join(str(cause).split())) from cause

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +38,8 @@ def _one_line_errors() -> Iterator[None]:
     """A user's error ends the program with one line and status 1."""
     try:
         yield
-    except EvoMergeError as error:
-        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+    except (EvoMergeError, OSError, sqlite3.Error) as error:  # not only ours: a folder that cannot be written, a full disk
+        typer.secho(f"error: {' '.join(str(error).split())}", err=True, fg=typer.colors.RED)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as interrupt:
         typer.secho("interrupted; whatever was finished is kept", err=True)
@@ -76,7 +78,7 @@ def search(
 
         with _live_table() as table:
             result = run_search(config, out, workers=workers, report=table, build=not no_model)
-        _print_result(result, out)
+        _print_result(result, out, built=not no_model)
 
 
 @app.command()
@@ -97,7 +99,7 @@ def resume(
         _quiet()
         with _live_table() as table:
             result = resume_search(study, workers=workers, report=table, build=not no_model)
-        _print_result(result, study)
+        _print_result(result, study, built=not no_model)
 
 
 @app.command()
@@ -124,7 +126,28 @@ def merge(
         if dry_run:
             typer.echo(check_recipe(parsed))
             return
-        typer.echo(f"built {build_model(parsed, out, overwrite=overwrite)}")
+        typer.echo(f"built {build_model(parsed, out, overwrite=overwrite, progress=sys.stderr.isatty())}")
+
+
+@app.command()
+def fold(
+    model: Annotated[str, typer.Argument(help="A merged model: a folder, or a repository on the Hub.", show_default=False)],
+    out: Out,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, in place of the model's own.")] = None,
+) -> None:
+    """Write a merged model as a plain one of the source architecture, for vLLM, llama.cpp and the like.
+
+    Works where every hop of the path is one layer. Layers that run twice are written twice; the scales go into the weights.
+
+    **Example**
+
+    - `hf-evomerge fold my-search/model --out my-search/plain --dtype bfloat16`
+    """
+    with _one_line_errors():
+        from .fold import fold as fold_model
+
+        _quiet()
+        typer.echo(f"wrote {fold_model(model, out, dtype=dtype)}")
 
 
 @app.command("eval")
@@ -132,7 +155,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
     file: Annotated[Path, typer.Option("--search", help="Take task and data from this search file.", show_default=False)],
     split: Annotated[str, typer.Option(help="Which of its splits: search, validation or test.")] = "test",
-    show: Annotated[int, typer.Option(help="Print this many problems with the model's answers.")] = 0,
+    show: Annotated[int, typer.Option(min=0, help="Print this many problems with the model's answers.")] = 0,
 ) -> None:
     """Score one model on the task of a search.
 
@@ -171,7 +194,12 @@ def show(
 
 @app.command()
 def methods() -> None:
-    """List the merge methods and their parameters."""
+    """List the merge methods and their parameters.
+
+    **Example**
+
+    - `hf-evomerge methods`
+    """
     with _one_line_errors():
         from .merging.table import methods_table
 
@@ -217,14 +245,23 @@ def _print_plan(plan: Plan, workers: int) -> None:
         size = f", {plan.dimensions[stage]} numbers to evolve" if stage in plan.dimensions else ""
         typer.echo(f"{stage}: {count} evaluations{size}")
     typer.echo(f"examples: {json.dumps(plan.examples)}")
-    typer.echo(f"one evaluation takes {plan.seconds_per_evaluation:.3g} s: about {plan.minutes / workers:.0f} minutes in all")
+    minutes = plan.minutes / workers
+    whole = (
+        f"{minutes:.0f} minutes"
+        if 2 <= minutes < 120
+        else f"{minutes * 60:.0f} seconds"
+        if minutes < 2
+        else f"{minutes / 60:.0f} hours"
+    )
+    typer.echo(f"one evaluation takes {plan.seconds_per_evaluation:.3g} s: about {whole} in all, with workers={workers}")
 
 
-def _print_result(result: Result, out: Path) -> None:
+def _print_result(result: Result, out: Path, *, built: bool) -> None:
     from .search.show import results_table
 
     typer.echo(results_table(result))
-    typer.echo(f"recipe: {out / 'recipe.yaml'}\nmodel:  {out / 'model'}\nplots:  {out / 'plots'}")
+    model = [f"model:  {out / 'model'}"] if built else []
+    typer.echo("\n".join([f"recipe: {out / 'recipe.yaml'}", *model, f"plots:  {out / 'plots'}"]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Folds the scales of a merged model into its weights: a plain checkpoint of the source architecture, for programs that run no
 custom code.
 
-Knows files and arithmetic; which tensors it concerns is in ``modeling/fold_layouts.py``. Memory does not grow with the model: one
-slice of one tensor is held at a time.
+Knows files and arithmetic; which tensors it concerns is in ``modeling/fold_layouts.py``. Memory does not grow with the model:
+one slice of one tensor is held at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -61,11 +62,11 @@ def fold(
 
     Every hop becomes a layer of its own, so a layer that runs twice is written twice. The scales go into the weights:
 
-    - ``mlp_delta``, ``x_k = r_{k-1} + beta_k * MLP_{k-1}``: what the MLP of hop k-1 writes is multiplied by beta_k, the embeddings by
-      beta_0. Exact. Embeddings that are scaled and tied to the head are untied.
-    - ``stream``, ``x_k = beta_k * h_{k-1}``: with ``c_k = beta_0 * ... * beta_k`` and ``x_k = c_k * y_k``, the plain model carries y. What hop
-      k writes to the stream is divided by c_k, and the norms that read it change their sign where c_k < 0. Exact but for the norms'
-      epsilon.
+    - ``mlp_delta``, ``x_k = r_{k-1} + beta_k * MLP_{k-1}``: what the MLP of hop k-1 writes is multiplied by beta_k, the
+      embeddings by beta_0. Exact. Embeddings that are scaled and tied to the head are untied.
+    - ``stream``, ``x_k = beta_k * h_{k-1}``: with ``c_k = beta_0 * ... * beta_k`` and ``x_k = c_k * y_k``, the plain model
+      carries y. What hop k writes to the stream is divided by c_k, and the norms that read it change their sign where c_k < 0.
+      The embeddings stay as they are, tied or not. Exact but for the norms' epsilon.
 
     Products are formed in float64 and rounded once, to the dtype that is written.
 
@@ -80,7 +81,8 @@ def fold(
         The folder.
 
     Raises:
-        PathError: The path or its scales have no plain equal: a hop of several terms, a weight other than 1, a zero in the stream.
+        PathError: The path or its scales have no plain equal: several terms in a hop, a weight other than 1, a zero in the
+            stream.
         SourceError: The folder is not a merged model, its architecture cannot be folded, or a tensor is missing.
         EvoMergeError: An argument is wrong, or a weight does not fit into the dtype.
 
@@ -94,9 +96,8 @@ def fold(
     source = Source.open(str(model))
     try:
         config = _merged_config(source)
-        layout, factors = _layout(config), hop_factors(config)
-        plain = _plain_config(config, dtype, embeddings=_embedding_factor(config))
-        plan = _plan(source, config, plain, layout, factors, dtype)
+        plain = _plain_config(config, dtype)
+        plan = _plan(source, config, plain, dtype=dtype)
         with new_folder(out) as folder:
             _write_weights(source, plan, folder, limit, progress)
             plain.save_pretrained(folder)
@@ -116,19 +117,20 @@ def hop_factors(config: EvoMergedConfig) -> list[_Factors]:
         PathError: The path or its scales have no plain equal.
     """
     for position, hop in enumerate(config.hops):
+        text = f"path[{position}]: {config.path[position]!r}"
         if len(hop) > 1:
-            raise PathError(f"path[{position}]: {config.path[position]!r} sums {len(hop)} layers; no plain model does, so it cannot be folded")
+            raise PathError(f"{text} sums {len(hop)} layers; no plain model does that, so the path cannot be folded")
         if hop[0][2] != 1:
-            raise PathError(f"path[{position}]: {config.path[position]!r} has a weight other than 1 and cannot be folded; use scales instead")
+            raise PathError(f"{text} has a weight other than 1, which cannot be folded; say it with the scales instead")
     if config.scale_target == "mlp_delta":
         return [_Factors(mlp=float(scale)) for scale in [*config.scales[1:], 1.0]]
     factors, product = [], 1.0
     for position, scale in enumerate(config.scales):
         product *= scale
         if scale == 0:
-            raise PathError(f"scales[{position}]: a zero wipes out all that is before it, and cannot be folded; shorten the path instead")
-        if not (math.isfinite(product) and math.isfinite(1 / product if product else math.inf)):
-            raise PathError(f"scales[{position}]: the product of the scales up to here, {product}, is out of range")
+            raise PathError(f"scales[{position}]: 0 wipes out the stream, the input with it; no plain model does that")
+        if not sys.float_info.min <= abs(product) <= sys.float_info.max:
+            raise PathError(f"scales[{position}]: the product of the scales up to this one is {product}, which is out of range")
         factors.append(_Factors(1 / product, 1 / product, math.copysign(1.0, product), product))
     return factors
 
@@ -139,17 +141,20 @@ def _embedding_factor(config: EvoMergedConfig) -> float:
 
 
 def _merged_config(source: Source) -> EvoMergedConfig:
+    """The configuration, if there is a plain equal of its path."""
     from .modeling import EvoMergedConfig
 
     config = source.config
     if not isinstance(config, EvoMergedConfig):
         raise SourceError(f"{source}: a plain {config.model_type!r}, not a merged model; there is nothing to fold")
+    hop_factors(config)
     if getattr(config, "quantization_config", None) is not None:
         raise SourceError(f"{source}: quantised weights cannot be folded; give the unquantised model")
     return config
 
 
 def _layout(config: EvoMergedConfig) -> FoldLayout:
+    """Where the scales go in this architecture."""
     from .modeling.modeling_evo_merged import check_scale_target
 
     try:
@@ -159,7 +164,7 @@ def _layout(config: EvoMergedConfig) -> FoldLayout:
         raise SourceError(str(cause)) from cause
 
 
-def _plain_config(config: EvoMergedConfig, dtype: str | None, *, embeddings: float) -> PreTrainedConfig:
+def _plain_config(config: EvoMergedConfig, dtype: str | None) -> PreTrainedConfig:
     """The configuration of the result: its lists with one entry per layer are in the order of the hops already."""
     import torch
 
@@ -168,7 +173,7 @@ def _plain_config(config: EvoMergedConfig, dtype: str | None, *, embeddings: flo
     plain = copy.deepcopy(config.text_config)
     plain.architectures = [source_class(plain).__name__]
     plain.dtype = getattr(torch, dtype) if dtype is not None else config.dtype
-    if embeddings != 1:
+    if _embedding_factor(config) != 1:
         plain.tie_word_embeddings = False
     _describe_windows(plain)
     return plain
@@ -184,59 +189,35 @@ def _describe_windows(plain: PreTrainedConfig) -> None:
     fields = {name: value for name, value in plain.to_dict().items() if name != "layer_types"}
     if list(getattr(type(plain)(**fields), "layer_types", None) or kinds) != list(kinds):
         logger.warning(
-            "layer_types: the path does not keep the order of the architecture's kinds of layers; a program that does not read this "
-            "list from config.json, such as llama.cpp, computes something else"
+            "layer_types: the path does not keep the order of the architecture's kinds of layers; a program that does not read "
+            "this list from config.json, such as llama.cpp, computes something else"
         )
 
 
-def _plan(
-    source: Source,
-    config: EvoMergedConfig,
-    plain: PreTrainedConfig,
-    layout: FoldLayout,
-    factors: Sequence[_Factors],
-    dtype: str | None,
-) -> dict[str, _Planned]:
+def _plan(source: Source, config: EvoMergedConfig, plain: PreTrainedConfig, *, dtype: str | None) -> dict[str, _Planned]:
     """Find every tensor of the result in the headers of the merged model."""
     import torch
 
-    from .modeling.modeling_evo_merged import find_layers, source_class
+    from .modeling.modeling_evo_merged import source_class
 
     with torch.device("meta"):
         model = source_class(plain)(plain)
-    prefix = f"{find_layers(model, len(config.path))}."
     shapes = _shapes(model)
-    layers: dict[int, list[str]] = {hop: [] for hop in range(len(config.path))}
-    for name in shapes:
-        if name.startswith(prefix):
-            hop, _, rest = name.removeprefix(prefix).partition(".")
-            layers[int(hop)].append(rest)
-    changes, origins = _outer_changes(model, config, layout, factors, shapes), dict.fromkeys(shapes, "")
-    for hop, names in layers.items():
-        if factors[hop] != _Factors():
-            for lacking in layout.missing(names):
-                raise SourceError(f"{source}: layer {hop} has no {lacking}; this kind of {plain.model_type!r} cannot be folded")
-        for rest in names:
-            name = f"{prefix}{hop}.{rest}"
-            origins[name] = f"{prefix}{config.owners[hop]}.{rest}"
-            if (change := layout.change(rest, **factors[hop]._asdict())) is not None:
-                changes[name] = change
+    changes: dict[str, Change] = {}
+    if any(scale != 1 for scale in config.scales):
+        changes = {**_outer_changes(config, model, shapes), **_layer_changes(config, model, shapes)}
     kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
-    head, embeddings = (_weight_name(model, module) for module in (model.get_output_embeddings(), model.get_input_embeddings()))
     plan = {}
-    for name, shape in shapes.items():
-        stored = f"model.{origins[name] or name}"
-        if name == head and stored not in source.tensors and config.text_config.tie_word_embeddings:
-            stored = f"model.{embeddings}"
+    for name, stored in _stored_names(config, model, shapes).items():
         info = source.tensors.get(stored)
         if info is None:
             raise SourceError(f"{source}: no tensor called {stored}; save the model again with the installed transformers")
-        if info.shape != shape:
-            raise SourceError(f"{source}: {stored} has shape {list(info.shape)}, but must have {list(shape)}")
+        if info.shape != shapes[name]:
+            raise SourceError(f"{source}: {stored} has shape {list(info.shape)}, but must have {list(shapes[name])}")
         if name in changes and not info.is_float:
             raise SourceError(f"{source}: {stored} is {info.dtype}, which cannot be scaled")
         kind = DTYPES[dtype] if dtype is not None and info.is_float and not kept & set(name.split(".")) else info.dtype
-        plan[name] = _Planned(stored, Entry(name, kind, shape), changes.get(name))
+        plan[name] = _Planned(stored, Entry(name, kind, info.shape), changes.get(name))
     return plan
 
 
@@ -249,27 +230,59 @@ def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
 
 
-def _weight_name(model: PreTrainedModel, module: Any) -> str:
+def _weight_of(model: PreTrainedModel, module: Any) -> str:
+    """The name of the weight of one of the model's modules."""
     return next((f"{name}.weight" for name, other in model.named_modules() if other is module), "")
 
 
-def _outer_changes(
-    model: PreTrainedModel,
-    config: EvoMergedConfig,
-    layout: FoldLayout,
-    factors: Sequence[_Factors],
-    shapes: dict[str, tuple[int, ...]],
-) -> dict[str, Change]:
+def _hop_names(config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]) -> Iterator[tuple[str, int, str, str]]:
+    """Of each tensor of the layers: its name, its hop, its name within the layer, and the name of the layer that is stored."""
+    from .modeling.modeling_evo_merged import find_layers
+
+    prefix = f"{find_layers(model, len(config.path))}."
+    for name in names:
+        if name.startswith(prefix):
+            hop, _, rest = name.removeprefix(prefix).partition(".")
+            yield name, int(hop), rest, f"{prefix}{config.owners[int(hop)]}.{rest}"
+
+
+def _stored_names(config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Under which name the merged checkpoint holds each tensor of the result."""
+    stored = {name: f"model.{name}" for name in names}
+    stored.update({name: f"model.{there}" for name, _, _, there in _hop_names(config, model, names)})
+    if config.text_config.tie_word_embeddings and (head := _weight_of(model, model.get_output_embeddings())) in stored:
+        stored[head] = f"model.{_weight_of(model, model.get_input_embeddings())}"
+    return stored
+
+
+def _layer_changes(config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]) -> dict[str, Change]:
+    """What becomes of the tensors of the layers."""
+    layout, factors = _layout(config), hop_factors(config)
+    present: list[list[str]] = [[] for _ in factors]
+    changes = {}
+    for name, hop, rest, _ in _hop_names(config, model, names):
+        present[hop].append(rest)
+        if (change := layout.change(rest, **factors[hop]._asdict())) is not None:
+            changes[name] = change
+    kind = config.text_config.model_type
+    for hop, names_there in enumerate(present):
+        for lacking in layout.missing(names_there) if factors[hop] != _Factors() else ():
+            raise SourceError(f"text_config: layer {hop} has no {lacking}; this kind of {kind!r} cannot be folded")
+    return changes
+
+
+def _outer_changes(config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]) -> dict[str, Change]:
     """What becomes of the tensors outside the layers: the embeddings and the final norm."""
+    layout, last = _layout(config), hop_factors(config)[-1]
     changes = {}
     if (factor := _embedding_factor(config)) != 1:
-        patterns = layout.embeddings or (_weight_name(model, model.get_input_embeddings()),)
-        changes = {name: Change(factor) for name in shapes if matches(name, patterns)}
+        patterns = layout.embeddings or (_weight_of(model, model.get_input_embeddings()),)
+        changes = {name: Change(factor) for name in names if matches(name, patterns)}
     norm = f"{layout.final_norm}.weight"
-    if factors[-1] != _Factors() and norm not in shapes:
+    if last != _Factors() and norm not in names:
         raise SourceError(f"text_config: no {norm}; this kind of {config.text_config.model_type!r} cannot be folded")
-    if factors[-1].sign < 0:
-        changes[norm] = Change(-1.0, 1.0 if layout.one_plus else 0.0)
+    if last.sign < 0:
+        changes[norm] = Change(-1.0, layout.offset(norm))
     return changes
 
 

@@ -27,7 +27,7 @@ from .language import problems
 
 SPECIALISTS = Path(__file__).parent / "specialists"
 RELOAD = Path(__file__).parent / "reload.py"
-SIZES = {"search": 192, "validation": 256, "test": 500}
+SIZES = {"search": 128, "validation": 256, "test": 500}
 EVALUATIONS = 600
 SPACES = ("ps", "dfs", "hybrid")
 
@@ -99,11 +99,11 @@ def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, 
         "seed": seed,
         "ps": {
             "method": "task_arithmetic",
-            "parameters": {"weight": {"low": 0.0, "high": 1.5, "start": 0.5}},
-            "optimizer": {"evaluations": ps_share, "sigma": 0.2},
+            "parameters": {"weight": {"low": -0.5, "high": 2.0, "start": 0.5}},
+            "optimizer": {"evaluations": ps_share, "sigma": 0.12},
         },
         "dfs": {
-            "order": [1, 0] if space == "dfs" else [2, 1, 0],  # A is the maths specialist, or the merged model
+            "order": [2, 1, 0] if space == "hybrid" else [1, 0],  # A is the merged model, or the maths specialist
             "repetitions": 2,
             "scales": "slot",
             "max_hops": 24,

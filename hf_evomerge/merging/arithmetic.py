@@ -11,12 +11,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .groups import resolve
 from .registry import Call, MergeMethod
+from .rows import Lines, RankDrop, Ranks, column_sums, row_spans, row_sums
 from .statistics import LEVELS, SUM_BLOCK, Cut, Drop, Magnitudes, RandomField, inner_product, sum_magnitudes
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from numpy.typing import NDArray
     from torch import Tensor
@@ -53,12 +55,16 @@ class TensorJob:
         self.seed = seed
         self.device = device if device is not None else sources[0].device
         self.keep = keep
+        self.shape = tuple(sources[0].shape)
         self.numel = sources[0].numel()
         with_base = [base, *sources] if base is not None and method.takes_base_as_first(len(sources)) else list(sources)
         self._base = base.reshape(-1) if base is not None and method.task_vectors else None
         self._inputs = [tensor.reshape(-1) for tensor in with_base]
         self._sums: dict[int, float] = {}
         self._products: dict[tuple[int, int], float] = {}
+        self._line_products: dict[tuple[int, int, bool], NDArray[np.float64]] = {}
+        self._ranks: dict[int, Ranks] = {}
+        self._derived: dict[str, Magnitudes] = {}
         self._fields = [RandomField(seed, index, name, self.numel, keep) for index in range(len(self._inputs))]
         self._magnitudes = [Magnitudes(self._blocks_of(index), self.numel, keep) for index in range(len(self._inputs))]
         self._kept_base: Tensor | None = None
@@ -148,6 +154,56 @@ class TensorJob:
             self._products[left, right] = sum(inner_product(a, b) for (_, a), (_, b) in pairs)
         return self._products[left, right]
 
+    @property
+    def width(self) -> int:
+        """Length of a row, which is a vector along the last dimension; a tensor of one dimension is one row."""
+        return self.shape[-1] if len(self.shape) > 1 else self.numel
+
+    @property
+    def column_width(self) -> int:
+        """Number of columns, which are vectors along the first dimension; a tensor of one dimension is one column."""
+        return self.numel // self.shape[0] if len(self.shape) > 1 else 1
+
+    def line_products(self, left: int, right: int, columns: bool = False) -> NDArray[np.float64]:
+        """The inner products of the rows of two inputs, or of their columns."""
+        key = (left, right, columns)
+        if key not in self._line_products:
+            width = self.column_width if columns else self.width
+            pairs = (
+                (self.tensor(left, start, stop).numpy(force=True), self.tensor(right, start, stop).numpy(force=True))
+                for start, stop in row_spans(self.numel, width)
+            )
+            self._line_products[key] = column_sums(pairs, width) if columns else row_sums(pairs, width)
+        return self._line_products[key]
+
+    def lines(self, values: NDArray[np.float64], columns: bool = False) -> Lines:
+        """One number per row, or per column, to be laid along the slices of the tensor."""
+        return Lines(values.astype(np.float32), self.column_width if columns else self.width, columns)
+
+    def rank_drop(self, index: int, probabilities: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> RankDrop:
+        """What keeps each element of one input with a probability that depends on how large it is within its row.
+
+        Args:
+            index: The input.
+            probabilities: From relative ranks (0: the smallest of the row, 1: the largest) to probabilities.
+        """
+        if index not in self._ranks:
+            self._ranks[index] = Ranks(lambda *span: self.tensor(index, *span), self.numel, self.width, self.keep)
+        relative = np.linspace(0.0, 1.0, self.width) if self.width > 1 else np.full(self.width, 0.5)
+        limits = np.clip(np.rint(probabilities(relative) * LEVELS), 0, LEVELS)
+        return RankDrop(limits, self._ranks[index], self._fields[index])
+
+    def derived(self, key: str, compute: Callable[[int, int], Tensor]) -> Magnitudes:
+        """The order of magnitudes that a method computes from the inputs alone, slice by slice; kept under a key."""
+        if key not in self._derived:
+            self._derived[key] = Magnitudes(lambda: self.computed(compute), self.numel, self.keep)
+        return self._derived[key]
+
+    def computed(self, compute: Callable[[int, int], Tensor]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """What `compute` makes of the spans of the tensor, in blocks of `SUM_BLOCK` elements with their positions."""
+        for start in range(0, self.numel, SUM_BLOCK):
+            yield start, compute(start, min(start + SUM_BLOCK, self.numel)).numpy(force=True)
+
     def _blocks_of(self, index: int) -> Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]:
         return lambda: self.blocks(index)
 
@@ -208,5 +264,4 @@ def tensor_order(name: str) -> list[tuple[int, int | str]]:
 
 def memory_needed(method: MergeMethod, numel: int, sources: int, with_base: bool) -> int:
     """Bytes that `TensorJob` holds on to with ``keep``, at most."""
-    per_source = 4 + (4 if method.name == "ties" else 2)
-    return numel * (per_source * sources + (4 if with_base else 0))
+    return numel * ((4 + method.memory) * sources + (4 if with_base and method.task_vectors else 0))

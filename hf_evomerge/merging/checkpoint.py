@@ -1,7 +1,8 @@
 """The checkpoint executor: executes the merge part of a recipe, tensor by tensor, from memory-mapped files to a new folder.
 
 The result is a plain model of the parents' own class. What it holds in memory does not grow with the model: one slice of each
-input and output, and for TIES the magnitudes of one tensor that are close to its threshold.
+input and output, where elements are chosen by size the magnitudes of one tensor that are close to the threshold, and where rows
+count a few numbers for each row of one tensor.
 """
 
 from __future__ import annotations

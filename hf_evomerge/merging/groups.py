@@ -112,9 +112,14 @@ def check_groups(value: Mapping[str, float], layer_count: int) -> None:
         group = parse_key(key)
         if group.kind == "block" and group.last >= layer_count:
             raise RecipeError(f"layer group {key}: there are {layer_count} blocks, 0 to {layer_count - 1}")
-    halves = [f"layers.{block}.{half}.weight" for block in range(layer_count) for half in ("self_attn", "mlp")]
-    for name in ["embed_tokens.weight", *halves, "lm_head.weight"]:
+    for name in one_of_each(layer_count):
         resolve(value, name)
+
+
+def one_of_each(layer_count: int) -> list[str]:
+    """A tensor name for every place that may have a value of its own."""
+    halves = [f"layers.{block}.{half}.weight" for block in range(layer_count) for half in ("self_attn", "mlp")]
+    return ["embed_tokens.weight", *halves, "lm_head.weight"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ..errors import SourceError
 from ..recipe import ParameterValue, Recipe
 from ..sources import Source, check_mergeable
 from .arithmetic import ModelJob, TensorJob, memory_needed, tensor_order
-from .registry import check_sources, complete_options, complete_parameters, get_method
+from .registry import check_sources, check_together, complete_options, complete_parameters, get_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,6 +103,7 @@ class LiveMerger:
         if options:
             given = {**self.options, **options}
             chosen = complete_options(self.method, given, self.layer_count)
+        check_together(self.method, complete, chosen)
         with torch.inference_mode():
             model = self._model.survey(complete, chosen)
             for job, target in self._jobs:

@@ -127,6 +127,13 @@ class Survey(Protocol):
         """Look at all tensors; raise `RecipeError` where the parameters do not go together."""
 
 
+class Check(Protocol):
+    """What a method refuses although each parameter by itself is right."""
+
+    def __call__(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], /) -> None:
+        """Raise `RecipeError` where the complete parameters do not go together; numbers may be given per layer group."""
+
+
 @dataclass(frozen=True)
 class MergeMethod:
     """A merge method.
@@ -136,8 +143,12 @@ class MergeMethod:
         function: The arithmetic. It sees slices, so each element of the result may depend on that element of the inputs only.
         parameters: All parameters it takes.
         task_vectors: Whether it is handed differences to the base (then it needs one) rather than the sources themselves.
+        base_optional: For methods on task vectors: without a base they are handed the sources themselves.
         prepare: Computes what depends on a whole tensor (a threshold, an angle); its result is ``call.facts``.
         survey: Computes what depends on the whole model, from all tensors and the parameters; its result is ``call.model``.
+        check: Refuses parameters that do not go together, before any work.
+        memory: Bytes per element and source that its facts hold on to in a search, next to the tensors: 4 for sorted
+            magnitudes or for ranks, 2 for random numbers.
         count: Smallest and largest number of tensors it merges; None: no limit. A method without task vectors that needs two
             and is given one source takes the base as the first of the two.
         help: One sentence for the documentation.
@@ -147,15 +158,18 @@ class MergeMethod:
     function: MergeFunction
     parameters: tuple[Parameter, ...] = ()
     task_vectors: bool = False
+    base_optional: bool = False
     prepare: Callable[[TensorJob, Call], Any] | None = None
     survey: Survey | None = None
+    check: Check | None = None
+    memory: int = 0
     count: tuple[int, int | None] = (1, None)
     help: str = ""
 
     @property
     def needs_base(self) -> bool:
         """Whether a recipe must name a base."""
-        return self.task_vectors
+        return self.task_vectors and not self.base_optional
 
     @property
     def source_parameters(self) -> tuple[Parameter, ...]:
@@ -180,8 +194,11 @@ def register_method(
     *,
     parameters: Sequence[Parameter] = (),
     task_vectors: bool = False,
+    base_optional: bool = False,
     prepare: Callable[[TensorJob, Call], Any] | None = None,
     survey: Survey | None = None,
+    check: Check | None = None,
+    memory: int = 0,
     count: tuple[int, int | None] = (1, None),
 ) -> Callable[[MergeFunction], MergeFunction]:
     """Register the function below as a merge method; see `MergeMethod` for the arguments.
@@ -205,7 +222,19 @@ def register_method(
         if repeated := [key for key in names if names.count(key) > 1]:
             raise EvoMergeError(f"merge method {name!r} declares the parameter {repeated[0]!r} twice")
         summary = " ".join((function.__doc__ or "").split("\n\n")[0].split())
-        METHODS[name] = MergeMethod(name, function, tuple(parameters), task_vectors, prepare, survey, count, summary)
+        METHODS[name] = MergeMethod(
+            name=name,
+            function=function,
+            parameters=tuple(parameters),
+            task_vectors=task_vectors,
+            base_optional=base_optional,
+            prepare=prepare,
+            survey=survey,
+            check=check,
+            memory=memory,
+            count=count,
+            help=summary,
+        )
         return function
 
     return register
@@ -237,13 +266,21 @@ def check_part(part: MergePart, *, sources: int, has_base: bool, layer_count: in
 
     Raises:
         RecipeError: Naming the key: unknown method or parameter, wrong type, out of range, layer groups that do not exist,
-            overlap or leave a part of the model out, no base where one is needed, too many or too few sources.
+            overlap or leave a part of the model out, parameters that do not go together, no base where one is needed, too many
+            or too few sources.
     """
     method = get_method(part.method)
     check_sources(method, sources, has_base)
-    complete_options(method, part.options, layer_count)
-    complete_parameters(method, part.parameters, sources, layer_count)
+    options = complete_options(method, part.options, layer_count)
+    values = complete_parameters(method, part.parameters, sources, layer_count)
+    check_together(method, values, options)
     return method
+
+
+def check_together(method: MergeMethod, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
+    """Raise `RecipeError` where the complete parameters, each of them right, do not go together."""
+    if method.check is not None:
+        method.check(sources, options)
 
 
 def check_sources(method: MergeMethod, sources: int, has_base: bool) -> None:
@@ -254,7 +291,7 @@ def check_sources(method: MergeMethod, sources: int, has_base: bool) -> None:
     tensors = sources + (1 if method.takes_base_as_first(sources) and has_base else 0)
     if tensors < low or (high is not None and tensors > high):
         wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
-        hint = ", or one source and a base" if (low, high) == (2, 2) else ""
+        hint = ", or one source and a base" if (low, high) == (2, 2) and not method.task_vectors else ""
         raise RecipeError(f"merge.sources: {method.name} merges {wanted} models (found {sources}); give {wanted} sources{hint}")
 
 

@@ -67,6 +67,7 @@ class Magnitudes:
         self._sorted: NDArray[np.float32] | None = None
         self._counts: NDArray[np.int64] | None = None
         self._cuts: dict[int, Cut] = {}
+        self._nonzero: int | None = None
 
     def cut(self, k: int) -> Cut:
         """The cut that keeps the `k` largest."""
@@ -77,6 +78,19 @@ class Magnitudes:
                 self._cuts.clear()
             self._cuts[k] = self._make(k)
         return self._cuts[k]
+
+    @property
+    def nonzero(self) -> int:
+        """How many elements are not 0."""
+        if self._nonzero is None:
+            self._nonzero = sum(int(np.count_nonzero(block)) for _, block in self.blocks())
+        return self._nonzero
+
+    def largest(self, k: int) -> float:
+        """The `k`-th largest magnitude, from 1."""
+        if k == self.numel:
+            return min(float(np.abs(block).min()) for _, block in self.blocks())
+        return float(self._threshold(k)[0])
 
     def _make(self, k: int) -> Cut:
         threshold, surplus = self._threshold(k)

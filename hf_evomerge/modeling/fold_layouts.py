@@ -1,6 +1,6 @@
-"""Which tensors of an architecture write to the residual stream and which read it: what folding a scale into weights has to know.
+"""Which tensors of an architecture write to the residual stream and which read it: what folding a scale has to know.
 
-Knows names, no tensors. An architecture that is not in the table is not folded.
+Knows names, no tensors. The scales of an architecture that is not in the table are not folded.
 """
 
 from __future__ import annotations
@@ -55,8 +55,12 @@ class FoldLayout:
         groups = ((self.attention, attention), (self.mlp, mlp), (self.norms, sign), (self.readers, reader))
         for patterns, factor in groups:
             if factor != 1 and matches(name, patterns):
-                return Change(factor, 1.0 if self.one_plus and "norm" in name else 0.0)
+                return Change(factor, self.offset(name))
         return None
+
+    def offset(self, name: str) -> float:
+        """The offset of the change of a tensor."""
+        return 1.0 if self.one_plus and "norm" in name else 0.0
 
     def missing(self, names: Iterable[str]) -> Iterator[str]:
         """What a layer with tensors of these names lacks: it is built in a way that the layout does not describe."""
@@ -126,7 +130,9 @@ _FALCON = FoldLayout(
 )
 
 LAYOUTS: dict[str, FoldLayout] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "smollm3", "cohere", "cohere2", "stablelm"), _LLAMA),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "smollm3", "cohere", "cohere2", "stablelm"), _LLAMA
+    ),
     "gemma": replace(_LLAMA, one_plus=True),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA2),
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "gpt_oss", "olmoe"), replace(_LLAMA, mlp=_EXPERTS)),

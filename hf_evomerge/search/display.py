@@ -39,15 +39,18 @@ class LiveTable:
         self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._table)
 
     def __enter__(self) -> LiveTable:
-        self._live.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._live.__exit__(kind, error, traceback)
+        if self._rows:
+            self._live.stop()
+            if not self.console.is_terminal:  # there rich ends the line itself
+                self.console.line()
 
     def __call__(self, progress: Progress) -> None:
-        """Take in the newest report."""
+        """Take in the newest report; the first one begins the table."""
         self._rows[progress.phase] = progress
+        self._live.start()
 
     def _table(self) -> Table:
         table = Table(box=None, header_style="bold", pad_edge=False)

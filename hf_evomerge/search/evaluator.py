@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import EvoMergeError, FitnessError
+from ..errors import EvoMergeError, FitnessError, SourceError
 from ..fitness import Example, Task, load_examples, make_task
 from ..recipe import FlowPart, MergePart, Recipe, SourceRef
 from .config import SearchConfig
@@ -61,9 +61,10 @@ class Evaluator:
         self._base = Source.open(config.base) if config.base is not None else None
         self.dtype = getattr(torch, config.dtype) if config.dtype else self._sources[0].config.dtype or torch.float32
         self._resident: dict[str, PreTrainedModel] = {}
+        self._merged_models: dict[int, PreTrainedModel] = {}
         self._merger: tuple[str, LiveMerger, PreTrainedModel] | None = None
         self._applied: MergePart | None = None
-        self._pool: tuple[tuple[bool, int], LayerPool] | None = None
+        self._pool: tuple[tuple[int | None, int], LayerPool] | None = None
         self._task: tuple[Any, Task] | None = None
 
     @property
@@ -125,16 +126,20 @@ class Evaluator:
         import torch
         from transformers import AutoTokenizer
 
-        from ..fitness import render_prompt
+        from ..fitness.encoding import encode_prompt
 
         tokenizer = AutoTokenizer.from_pretrained(self._tokenizer_owner(target).folder)
-        inputs = tokenizer(render_prompt(example, tokenizer), return_tensors="pt").to(self.config.device)
+        prompt = torch.tensor([encode_prompt(example, tokenizer)], device=self.config.device)
         model: Any = self.model(target)
         with torch.inference_mode():
             output = model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
             )
-        return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+        return str(tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)).strip()
 
     def _load(self, ref: SourceRef) -> PreTrainedModel:
         """The resident plain model of a parent."""
@@ -149,18 +154,25 @@ class Evaluator:
         """A plain model of its own, ready to be scored."""
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=self.dtype)
-        return model.eval().requires_grad_(False).to(self.config.device)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=self.dtype, output_loading_info=True)
+        model, report = loaded
+        if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
+            raise SourceError(f"{source}: has no tensor {missing[0]} ({len(missing)} are missing); download it again")
+        ready: PreTrainedModel = model.eval().requires_grad_(False).to(self.config.device)
+        return ready
 
     def _merged(self, part: MergePart) -> PreTrainedModel:
-        """The resident merged model with these parameters written into it."""
+        """The resident merged model with these parameters written into it; its config is that of the first source."""
         from ..merging.live import LiveMerger
 
-        taking_part = [self._sources[i] for i in (part.sources or range(len(self._sources)))]
-        key = f"{part.method} {sorted(part.options)} {part.sources}"
+        numbers = list(part.sources or range(len(self._sources)))
+        taking_part = [self._sources[number] for number in numbers]
+        key = f"{part.method} {sorted(part.options)} {numbers}"
         if self._merger is None or self._merger[0] != key:
             self._applied = None
-            model = self._from_disk(taking_part[0]) if self._merger is None else self._merger[2]
+            if numbers[0] not in self._merged_models:
+                self._merged_models[numbers[0]] = self._from_disk(taking_part[0])
+            model = self._merged_models[numbers[0]]
             merger = LiveMerger(taking_part, self._base, part.method, part.options, self.config.seed, model)
             self._merger = (key, merger, model)
         if self._applied != part:
@@ -174,7 +186,7 @@ class Evaluator:
         from ..routing.pool import LayerPool
 
         merged = [self._merged(recipe.merge)] if recipe.merge is not None else []
-        key = (bool(merged), flow.embedding_source)
+        key = (recipe.merge_sources[0] if merged else None, flow.embedding_source)
         if self._pool is None or self._pool[0] != key:
             models = [*(self._load(ref) for ref in self.config.sources), *merged]
             self._pool = (key, LayerPool(models, embedding_source=flow.embedding_source))

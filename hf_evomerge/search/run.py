@@ -22,6 +22,7 @@ from .study import STUDY_FILE, Study
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+    from ..sources import Source
 
 SEARCH_FILE = "search.yaml"
 RESULTS_FILE = "results.json"
@@ -64,8 +65,7 @@ def run_search(
     """Run a search, or go on with the one in the folder, to its end.
 
     Leaves in the folder: ``search.yaml``, ``study.db`` (every trial), ``recipe.yaml`` (the winner), ``results.json`` (the
-        comparison on the test split),
-    ``model/`` (the winner, built) and ``plots/``.
+    comparison on the test split), ``model/`` (the winner, built) and ``plots/``.
 
     Args:
         config: What to search. Where the folder has a study, it must be the one that this study was begun with.
@@ -162,9 +162,9 @@ def evaluate_model(model: str, config: SearchConfig, *, split: str = "test", sho
     """
     from .show import format_accuracy, format_fitness
 
-    evaluator = Evaluator(config)
-    examples = evaluator.examples(split)
     target = SourceRef(model=model)
+    evaluator = Evaluator(config.model_copy(update={"sources": [target], "base": None}))  # the search's sources are not needed
+    examples = evaluator.examples(split)
     outcome = evaluator.evaluate(target, split)
     if outcome.error is not None:
         raise SearchError(f"{model}: cannot be evaluated: {outcome.error}")
@@ -182,22 +182,25 @@ def _check(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
     from ..sources import Source, check_mergeable
     from .spaces import FlowSpace, ParameterSpace
 
+    _check_device(config)
     check_disjoint(**{split: evaluator.examples(split) for split in {"search", *evaluator.splits}})
     dimensions: dict[str, int] = {}
     opened = [Source.open(ref) for ref in config.sources]
     if config.space in ("ps", "hybrid"):
         taking_part = [opened[i] for i in config.ps.sources or range(len(opened))]
         check_mergeable(taking_part, Source.open(config.base) if config.base is not None else None)
-        space = ParameterSpace(config, taking_part[0].layer_count)
-        _check_method(space, taking_part[0].layer_count)
-        dimensions["ps"] = len(space.coordinates)
+        parameters = ParameterSpace(config, taking_part[0].layer_count)
+        _check_method(parameters, taking_part[0].layer_count)
+        dimensions["ps"] = len(parameters.coordinates)
     if config.space in ("dfs", "hybrid"):
         from ..recipe import MergePart
 
         layers, merge = evaluator.layers, None
         if config.space == "hybrid":
             layers, merge = [*layers, opened[(config.ps.sources or [0])[0]].layer_count], MergePart(method=config.ps.method)
-        dimensions["dfs"] = FlowSpace(config, layers, merge).genome.dimension
+        space = FlowSpace(config, layers, merge)
+        _check_path(space.decode(space.start().mean), opened)
+        dimensions["dfs"] = space.genome.dimension
     return dimensions
 
 
@@ -210,20 +213,66 @@ def _check_method(space: Any, layer_count: int) -> None:
     check_part(recipe.merge, sources=space.source_count, has_base=recipe.base is not None, layer_count=layer_count)
 
 
+def _check_path(recipe: Recipe, sources: Sequence[Source]) -> None:
+    """Refuse sources whose layers cannot run in one model, on the path that the search begins with."""
+    from ..build import check_flow
+
+    assert recipe.flow is not None  # a data flow space makes recipes with a flow part
+    merged = [sources[recipe.merge_sources[0]]] if recipe.merge is not None else []
+    check_flow([*sources, *merged], recipe.flow)
+
+
 def _open_study(config: SearchConfig, out: FilePath) -> Study:
     """The folder's study, or a new one; raises `SearchError` where it is that of another search."""
     settings = config.model_dump(mode="json")
     if not (out / STUDY_FILE).exists():
+        _check_unused(config, out)
         study = Study.create(out, settings)
-        config.save(out / SEARCH_FILE)
+        if not (out / SEARCH_FILE).exists():
+            config.save(out / SEARCH_FILE)
         study.set_meta("versions", _versions())
         return study
     study = Study.open(out)
     if (before := study.meta("settings")) != settings:
-        changed = sorted(key for key in settings if settings[key] != before.get(key))
         study.close()
-        raise SearchError(f"{out}: holds the study of another search ({', '.join(changed)} differ); choose another folder")
+        changed = ", ".join(_changes(before, settings))
+        raise SearchError(f"{out}: holds the study of another search: {changed}; choose another folder")
+    if not (out / SEARCH_FILE).exists():  # the process that began the study ended in between
+        config.save(out / SEARCH_FILE)
     return study
+
+
+def _check_unused(config: SearchConfig, out: FilePath) -> None:
+    """Refuse a folder that holds what a search would overwrite; this search's own file may lie there already."""
+    for name in (RECIPE_FILE, RESULTS_FILE, MODEL_FOLDER, PLOTS_FOLDER):
+        if (out / name).exists():
+            raise SearchError(f"{out}: holds no study but a {name}, which the search would overwrite; choose another folder")
+    if (out / SEARCH_FILE).exists() and SearchConfig.load(out / SEARCH_FILE) != config:
+        raise SearchError(f"{out}: holds the {SEARCH_FILE} of another search; choose another folder")
+
+
+def _check_device(config: SearchConfig) -> None:
+    """Refuse a device that is not there."""
+    import torch
+
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as cause:
+        raise SearchError(f"device: {config.device!r} cannot be used here: {' '.join(str(cause).split())}") from cause
+
+
+def _changes(before: Any, now: Any, where: str = "") -> list[str]:
+    """What differs between two settings: the keys, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        inside = [_changes(before.get(key), now.get(key), f"{where}.{key}" if where else str(key)) for key in keys]
+        return [change for changes in inside for change in changes]
+    return [] if before == now else [f"{where} was {_short(before)} and is {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _versions() -> dict[str, str]:
@@ -259,8 +308,10 @@ def _leave_results(config: SearchConfig, study: Study, result: Result) -> None:
 
 
 def _leave_model(folder: FilePath, winner: Recipe) -> None:
-    """Build the winner, unless it is there already."""
+    """Build the winner, unless it is there already; only what a search has built is replaced."""
     built = folder / MODEL_FOLDER / RECIPE_FILE
+    if built.parent.exists() and not built.exists():
+        raise SearchError(f"{built.parent}: is not a model of this search; move it away and resume")
     if not built.exists() or built.read_text(encoding="utf-8") != winner.to_yaml():
         build_model(winner, folder / MODEL_FOLDER, progress=False, overwrite=True)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
+from ..errors import SearchError
 from .config import SearchConfig
 from .evaluator import Batch, Evaluator, Target
 from .study import Outcome
@@ -58,6 +59,8 @@ class ProcessRunner:
     """
 
     def __init__(self, config: SearchConfig, workers: int, **evaluator_arguments: Any) -> None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # this is a worker, importing the user's script
+            raise SearchError("workers run the script that starts them: call run_search under `if __name__ == '__main__':`")
         self._start = (config, evaluator_arguments)
         self._workers = workers
         self._pool = self._new_pool(workers)
@@ -86,7 +89,7 @@ class ProcessRunner:
             return self._pool.submit(_evaluate, job).result()
         except BrokenProcessPool:
             self._restart()
-            return Outcome(error="the worker process died while it evaluated this candidate (out of memory?)")
+            return Outcome(error="the worker process died: out of memory, or see what it wrote above")
 
     def _restart(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -103,8 +106,10 @@ _evaluator: Evaluator | None = None
 def _start_worker(config: SearchConfig, arguments: dict[str, Any]) -> None:
     """Make the worker's evaluator, and end the worker when its parent is gone."""
     global _evaluator
+    import signal
     from threading import Thread
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the workers too; the parent ends them
     parent = multiprocessing.parent_process()
     if parent is not None:
         Thread(target=_end_with, args=(parent,), daemon=True).start()

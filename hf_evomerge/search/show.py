@@ -13,7 +13,7 @@ from rich.table import Table
 from ..build import RECIPE_FILE
 from ..errors import SearchError
 from ..recipe import Recipe
-from .loop import Result, Row
+from .loop import STAGE_NAMES, Result, Row
 from .study import Outcome, Study
 
 
@@ -55,8 +55,9 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
     try:
         settings = study.meta("settings")
         parts = [f"{settings['space']} search over {', '.join(source['model'] for source in settings['sources'])}"]
-        for stage in dict.fromkeys(trial.stage for trial in study.trials()):
-            trials = study.trials(stage)
+        for stage in STAGE_NAMES:
+            if not (trials := study.trials(stage)):
+                continue
             failed = [trial for trial in trials if trial.state == "FAILED"]
             shared = sum(trial.duplicate_of is not None for trial in trials)
             parts.append(f"\n{stage}: {len(trials)} trials, {len(failed)} failed, {shared} with a recipe seen before")
@@ -91,11 +92,15 @@ def describe_model(folder: str | os.PathLike[str]) -> str:
     """What a built model is, from its files alone; raises `SearchError` where the folder holds no model."""
     file = FilePath(folder) / "config.json"
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        config: Any = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"{file} holds no configuration")
+    except FileNotFoundError as cause:
+        raise SearchError(f"{folder}: neither a study nor a model: no study.db and no config.json in it") from cause
     except (OSError, ValueError) as cause:
         raise SearchError(f"{folder}: neither a study nor a model: {cause}") from cause
     lines = [f"{', '.join(config.get('architectures') or ['model'])} ({config.get('model_type')})"]
-    if path := config.get("path"):
+    if (path := config.get("path")) and "scale_target" in config:
         lines.append(f"scales multiply {config['scale_target']}; embeddings and head of source {config['embedding_source']}")
         lines += [f"source {i}: {source.get('model')}" for i, source in enumerate(config.get("sources") or [])]
         lines += [

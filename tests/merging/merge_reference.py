@@ -98,3 +98,157 @@ def ties_paper(bases, sources, weights, densities, normalize=True, lam=1.0):
     mixed = mixed / np.maximum(sum(agree), 1) if normalize else mixed
     ends = np.cumsum([base.size for base in bases])[:-1]
     return [base + lam * part for base, part in zip(bases, np.split(mixed, ends), strict=True)]
+
+
+def breadcrumbs(delta, density, gamma, rescale="none"):
+    """Without the largest and the smallest; of equal magnitudes the first counts as larger."""
+    if density >= 1:
+        return delta
+    target, top = int(density * delta.size), int(gamma * delta.size)
+    bottom = max(0, delta.size - target - top)
+    order = np.argsort(-np.abs(delta), kind="stable")[::-1]
+    kept = np.zeros_like(delta)
+    chosen = order[bottom : bottom + target]
+    kept[chosen] = delta[chosen]
+    return rescaled(delta, kept, rescale, density)
+
+
+def della(delta, density, epsilon, field, rescale="l1"):
+    """DELLA's MagPrune on a matrix, with its random numbers handed in; of equal magnitudes the first counts as smaller."""
+    if density >= 1 or density <= 0:
+        return delta * density
+    rows = delta if delta.ndim > 1 else delta[None]
+    kept, numbers = np.zeros_like(rows), np.reshape(field, rows.shape)
+    for row in range(rows.shape[0]):
+        ranked = sorted(range(rows.shape[1]), key=lambda column, row=row: (abs(rows[row, column]), column))
+        for rank, column in enumerate(ranked):
+            relative = rank / (rows.shape[1] - 1) if rows.shape[1] > 1 else 0.5
+            probability = min(1.0, max(0.0, density + epsilon * (2 * relative - 1)))
+            if numbers[row, column] < round(probability * 65536):
+                factor = 65536 / round(probability * 65536) if rescale == "expected" else 1
+                kept[row, column] = rows[row, column] * factor
+    return rescaled(delta, kept.reshape(delta.shape), "l1" if rescale == "l1" else "none", density)
+
+
+def model_stock(base, sources, filter_wise=False):
+    """Between the base and the mean, by the mean cosine of the angles."""
+    if filter_wise and base.ndim > 1:
+        rows = [model_stock(base[i], [x[i] for x in sources]) for i in range(base.shape[0])]
+        return np.stack(rows)
+    vectors = [(x - base).ravel() for x in sources]
+    cosines = []
+    for i, left in enumerate(vectors):
+        for right in vectors[:i]:
+            cosines.append((left @ right) / max(np.linalg.norm(left) * np.linalg.norm(right), 1e-6))
+    cosine = np.mean(cosines)
+    denominator = (len(sources) - 1) * cosine + 1
+    t = len(sources) * cosine / denominator if abs(denominator) >= 1e-6 else 0.0
+    return (1 - t) * base + t * np.mean(sources, axis=0)
+
+
+def sce(base, sources, select_topk=1.0, floor=1e-6):
+    """Select by variance, weigh by squares, erase the minority's signs."""
+    deltas = np.stack([x - base for x in sources])
+    if select_topk < 1:
+        variances = ((deltas - deltas.mean(axis=0)) ** 2).mean(axis=0)
+        k = int((variances != 0).sum() * select_topk)
+        keep = np.zeros(base.size, bool)
+        keep[np.argsort(-variances.ravel(), kind="stable")[:k]] = True
+        deltas = deltas * keep.reshape(base.shape)
+    energies = (deltas**2).mean(axis=tuple(range(1, deltas.ndim)))
+    small = energies.sum() <= floor
+    weights = np.full(len(sources), 1 / len(sources)) if small else energies / energies.sum()
+    out = np.array(base)
+    for position in np.ndindex(base.shape):
+        column = deltas[(slice(None), *position)]
+        positive = column.sum() >= 0
+        agree = [i for i, value in enumerate(column) if value != 0 and (value > 0) == positive]
+        if agree:
+            out[position] += sum(weights[i] * column[i] for i in agree) / sum(weights[i] for i in agree)
+    return out
+
+
+def arc(first, second, t):
+    """Spherical interpolation of two vectors; straight only where they are all but parallel."""
+    lengths = max(np.linalg.norm(first), 1e-7) * max(np.linalg.norm(second), 1e-7)
+    cosine = min(1.0, max(-1.0, float(np.sum(first * second)) / lengths))
+    if 1 - cosine * cosine <= 1e-16:
+        return first + t * (second - first)
+    theta = math.acos(cosine)
+    return first * (math.sin(theta - t * theta) / math.sin(theta)) + second * (math.sin(t * theta) / math.sin(theta))
+
+
+def nuslerp(base, first, second, weights, flatten=True, row_wise=False):
+    """Along the arc between two tensors, or two differences to a base."""
+    if base is not None:
+        return base + nuslerp(None, first - base, second - base, weights, flatten, row_wise)
+    t = weights[1] / sum(weights) if abs(sum(weights)) > 1e-6 else 0.5
+    if flatten or first.ndim == 1:
+        return arc(first, second, t)
+    if row_wise:
+        return np.stack([arc(first[:, j], second[:, j], t) for j in range(first.shape[1])], axis=1)
+    return np.stack([arc(first[i], second[i], t) for i in range(first.shape[0])])
+
+
+def multislerp(base, sources, weights, normalize=True):
+    """The method step by step: the mean, the tangent space there, and back to the sphere."""
+    if base is not None:
+        return base + multislerp(None, [x - base for x in sources], weights, normalize)
+    if len(sources) == 1:
+        return sources[0]
+    if normalize:
+        weights = [w / sum(weights) for w in weights]
+    lengths = [np.linalg.norm(x) for x in sources]
+    units = [x / (length + 1e-8) for x, length in zip(sources, lengths, strict=True)]
+    centre = sum(w * u for w, u in zip(weights, units, strict=True))
+    if np.linalg.norm(centre) < 1e-7:
+        return sum(w * x for w, x in zip(weights, sources, strict=True))
+    centre = centre / np.linalg.norm(centre)
+    step = sum(w * (u - np.sum(u * centre) * centre) for w, u in zip(weights, units, strict=True))
+    size = np.linalg.norm(step) + 1e-8
+    there = np.cos(size) * centre + np.sin(size) / size * step
+    return there * sum(w * length for w, length in zip(weights, lengths, strict=True))
+
+
+def karcher(sources, weights, max_iter=10, tol=1e-5):
+    """Riemannian gradient descent on the sphere, with whole vectors."""
+    if len(sources) == 1:
+        return sources[0]
+    alphas = np.array(weights) / sum(weights)
+    lengths = np.array([np.linalg.norm(x) for x in sources])
+    there = [i for i in range(len(sources)) if lengths[i] > tol and alphas[i] > 0]
+    if not there:
+        return np.zeros_like(sources[0])
+    units = [sources[i].ravel() / lengths[i] for i in there]
+    shares = [alphas[i] / alphas[there].sum() for i in there]
+    point = sum(share * unit for share, unit in zip(shares, units, strict=True))
+    point = point / np.linalg.norm(point) if np.linalg.norm(point) >= tol else units[0]
+    for _ in range(max_iter):
+        step = np.zeros_like(point)
+        for share, unit in zip(shares, units, strict=True):
+            cosine = min(1.0, max(-1.0, float(point @ unit)))
+            if math.acos(cosine) >= tol:
+                step = step + share * math.acos(cosine) / math.sin(math.acos(cosine)) * (unit - cosine * point)
+        if np.linalg.norm(step) < tol:
+            break
+        point = np.cos(np.linalg.norm(step)) * point + np.sin(np.linalg.norm(step)) * step / np.linalg.norm(step)
+        point = point / np.linalg.norm(point)
+    return (alphas @ lengths) * point.reshape(sources[0].shape)
+
+
+def nearswap(base, source, t):
+    """Towards the source, the more the nearer it is."""
+    share = np.clip(t / np.maximum(np.abs(source - base), 1e-6), 0, 1)
+    return share * source + (1 - share) * base
+
+
+def arcee_fusion(base, source):
+    """What is important and changed; also returns the importance and its threshold."""
+    rows = [source, base] if base.ndim > 1 else [source[None], base[None]]
+    p, q = (np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True) + 1e-8 for x in rows)
+    divergence = (p * (np.log(p) - np.log(q))).sum(axis=-1, keepdims=True)
+    importance = (np.abs(rows[0] - rows[1]) * divergence).reshape(base.shape)
+    ordered = np.sort(importance.ravel())
+    quarter, half, three = (ordered[int(q * (ordered.size - 1))] for q in (0.25, 0.5, 0.75))
+    threshold = half + 1.5 * (three - quarter)
+    return np.where(importance >= threshold, source, base), importance, threshold

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from method_cases import CASES, IDS
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from hf_evomerge.errors import RecipeError, SourceError
@@ -11,35 +12,23 @@ from hf_evomerge.merging.checkpoint import merge_checkpoint
 from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.sources import Source
 
-GROUPED = {"embed": 0.3, "blocks.0.attn": 0.9, "blocks.0.mlp": 0.1, "default": 0.6}
-CASES = [
-    ("linear", [{"weight": 0.6}, {"weight": GROUPED}, {"weight": -0.2}], {}),
-    ("slerp", [], {"t": GROUPED}),
-    ("task_arithmetic", [{"weight": 0.6}, {"weight": GROUPED}, {"weight": -0.2}], {"lambda": 0.8}),
-    ("ties", [{"weight": 0.6, "density": GROUPED}, {"weight": 0.9, "density": 0.3}, {"density": 0.0}], {"rescale": "l1"}),
-    ("ties", [{"weight": GROUPED, "density": 0.4}, {"weight": 0.9, "density": 0.3}], {"semantics": "paper"}),
-    ("dare_linear", [{"weight": 0.6, "density": GROUPED}, {"weight": 0.9, "density": 0.3}, {"density": 1}], {}),
-    ("dare_ties", [{"weight": GROUPED, "density": 0.5}, {"weight": 0.9, "density": 0.3}, {"weight": 0}], {"normalize": True}),
-]
-
 
 @pytest.mark.parametrize(
     ("dtype", "memory_limit"), [(None, 0), (None, 1 << 30), ("float32", 30_000), ("bfloat16", 1 << 30), ("float16", 0)]
 )
-@pytest.mark.parametrize(("method", "parameters", "options"), CASES)
+@pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
 @pytest.mark.parametrize("which", ["family", "half_family"])
 def test_live_equals_checkpoint(
     request, make_recipe, open_all, load, tmp_path, which, method, parameters, options, dtype, memory_limit
 ):
     """A merge in memory and the same merge on disk are equal bit for bit, cached or not, also after other candidates."""
     folder = request.getfixturevalue(which)
-    recipe = make_recipe(folder, method, parameters, options, len(parameters) or 2, base=method != "slerp", dtype=dtype, seed=3)
+    recipe = make_recipe(folder, method, parameters, options, len(parameters), base=method != "slerp", dtype=dtype, seed=3)
     expected = load(merge_checkpoint(recipe, tmp_path / "out", progress=False))
     model = load(folder / "source0", dtype=expected.dtype)
     sources, base = open_all(recipe)
     merger = LiveMerger(sources, base, method, options, 3, model, memory_limit=memory_limit)
-    if parameters:
-        merger.apply([{"weight": 0.5}] * len(parameters))
+    merger.apply(parameters[::-1])
     merger.apply(parameters)
     for (name, found), wanted in zip(model.named_parameters(), expected.parameters(), strict=True):
         assert torch.equal(found, wanted), name

@@ -13,11 +13,13 @@ import merge_reference as reference
 import pytest
 import torch
 from conftest import save_family, tiny_config
+from method_cases import CASES
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from hf_evomerge.errors import EvoMergeError, RecipeError, SourceError
 from hf_evomerge.merging.checkpoint import merge_checkpoint
+from hf_evomerge.merging.registry import all_methods, get_method
 from hf_evomerge.merging.writer import Entry, parse_size, plan_shards
 from hf_evomerge.sources import Source
 
@@ -53,10 +55,10 @@ def test_a_merge_equals_the_reference(family, make_recipe, tmp_path):
         assert abs(tensor.double().flatten().numpy() - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("method", ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"])
+@pytest.mark.parametrize("method", sorted(all_methods()))
 def test_the_result_is_a_plain_model(half_family, make_recipe, load, tmp_path, method):
     """Every method gives a model that loads as the parents' own class and runs."""
-    recipe = make_recipe(half_family, method)
+    recipe = make_recipe(half_family, method, count=min(2, get_method(method).count[1] or 2))
     model = load(merge_checkpoint(recipe, tmp_path / "out", progress=False))
     assert type(model) is LlamaForCausalLM
     assert model.dtype == torch.bfloat16
@@ -144,11 +146,9 @@ def test_the_place_of_the_sources_does_not_matter(half_family, make_recipe, tmp_
 def test_hash_seed_and_threads_do_not_matter(tmp_path, make_recipe):
     """Another process with another hash seed and more threads writes the same bits, large tensors included."""
     family = save_family(tmp_path, tiny_config(hidden_size=128, vocab_size=2048, num_hidden_layers=1), torch.bfloat16, 2)
-    ties = [{"weight": 0.9, "density": 0.5}, {"weight": 0.7, "density": 0.3}]
     recipes = [
-        make_recipe(family, "dare_ties", DARE[:1] * 2),
-        make_recipe(family, "ties", ties),
-        make_recipe(family, "slerp", base=0),
+        make_recipe(family, method, parameters, options, min(len(parameters), 2), base=method != "slerp")
+        for method, parameters, options in ((method, list(values)[:2], options) for method, values, options in CASES)
     ]
     code = (
         "import os, sys, torch; torch.set_num_threads(int(os.environ['THREADS']))\n"

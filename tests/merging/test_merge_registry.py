@@ -36,7 +36,7 @@ def test_searched_by_default_are_weight_density_and_t():
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
     """A misspelt method is answered with the list of methods."""
-    with pytest.raises(RecipeError, match=r"merge.method: 'tise' is not known; choose one of dare_linear, dare_ties, linear,"):
+    with pytest.raises(RecipeError, match=r"merge.method: 'tise' is not known; choose one of arcee_fusion, breadcrumbs, "):
         get_method("tise")
 
 
@@ -86,6 +86,12 @@ REFUSED = [
     (part(parameters=[{"weight": {"default": 1, "blocks.0-4": 1}}, {}]), r"blocks.0-4: there are 4 blocks, 0 to 3"),
     (part(parameters=[{"weight": {"default": 1, "blocks.0-1": 1, "blocks.1": 1}}, {}]), r"both name layers.1.self_attn.weight"),
     (part(parameters=[{"density": {"default": 1, "blocks.0": 2}}, {}]), r"density.blocks.0: 2(.0)? is out of range"),
+    (part("linear", [{"weight": 1}, {"weight": -1}]), "the weights of linear add up to 0; with normalize they must not be 0"),
+    (part("linear", [{"weight": {"default": 1, "blocks.3.mlp": 0}}, {"weight": 0}]), "the weights of linear add up to 0"),
+    (
+        part("ties", [{}, {"density": {"default": 0.5}}], semantics="paper"),
+        r"parameters\[1\].density: semantics paper trims the whole model at once; give one number",
+    ),
     (part("slerp", t={"default": 0.5, "blocks.9": 1}), r"merge.options.t: layer group blocks.9: there are 4 blocks"),
 ]
 
@@ -103,6 +109,11 @@ def test_a_right_part_passes():
     right = part(parameters=[{"weight": groups, "density": 0.3}, {}], normalize=True, rescale="expected")
     assert check_part(right, sources=2, has_base=True, layer_count=4).name == "dare_ties"
     check_part(part("slerp", t={"default": 0.5, "blocks.3": 1}), sources=2, has_base=False, layer_count=4)
+    cancel = [{"weight": 1}, {"weight": -1}]
+    check_part(part("linear", cancel, normalize=False), sources=2, has_base=False)
+    halves = [{"weight": {"default": 0, "embed": 1, "blocks.0-1": 1, "head": 1}}, {"weight": 0.5}]
+    check_part(part("linear", halves), sources=2, has_base=False, layer_count=2)
+    check_part(part("ties", [{"density": 0.5}, {}], semantics="paper"), sources=2, has_base=True)
 
 
 def test_a_base_is_asked_for():

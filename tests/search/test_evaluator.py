@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.build import build_model
@@ -26,8 +28,9 @@ MERGE = {"method": "dare_ties", "parameters": [{"weight": 0.9, "density": 0.6}, 
 SLERP = {"method": "slerp", "options": {"t": {"default": 0.3, "embed": 0.8}}}
 PARTS: dict[str, dict[str, Any]] = {
     "ps": {"merge": MERGE},
+    "other weights": {"merge": {**MERGE, "parameters": [{"weight": 0.3, "density": 0.9}, {"weight": 0.8}]}},
     "another method": {"merge": SLERP},
-    "other sources": {"merge": {"method": "task_arithmetic", "sources": [1, 0], "parameters": [{"weight": 1.5}, {"weight": 0.2}]}},
+    "other sources": {"merge": {"method": "ties", "sources": [1, 0], "parameters": [{"weight": 1.5}, {"weight": 0.2}]}},
     "dfs": {"flow": {"path": ["0:0", "1:0", "1:1*0.5 + 0:1*0.7", "0:1"], "scales": [1, 0.7, 1.2, 0.9]}},
     "mlp_delta": {"flow": {"path": ["1:0-1 x2"], "scales": [1.1, 0.7, 1.2, 0.9], "scale_target": "mlp_delta"}},
     "other embeddings": {"flow": {"path": ["1:0", "0:1"], "embedding_source": 1}},
@@ -92,7 +95,7 @@ def test_order_does_not_matter(search_config: Config) -> None:
     evaluator = Evaluator(config)
     recipes = {part: _recipe(config, part) for part in PARTS}
     first = {part: evaluator.evaluate(recipe) for part, recipe in recipes.items()}
-    broken = recipes["ps"].model_copy(update={"merge": recipes["ps"].merge.model_copy(update={"parameters": [{"weight": "x"}]})})
+    broken = Recipe.model_validate({"sources": config.sources, "merge": {"method": "linear", "parameters": [{"wait": 1}, {}]}})
     assert evaluator.evaluate(broken).error is not None
     for part in [*reversed(PARTS), "hybrid", "ps", "hybrid"]:
         assert _same(evaluator.evaluate(recipes[part]), first[part]), part
@@ -101,8 +104,8 @@ def test_order_does_not_matter(search_config: Config) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"merge": {"method": "linear", "parameters": [{"weight": 1e30}] * 2, "options": {"normalize": False}}}, "not finite"),
-        ({"flow": {"path": ["0:0", "1:7"]}}, "1:7"),
+        ({"merge": {"method": "linear", "parameters": [{"weight": 3e38}] * 2, "options": {"normalize": False}}}, "not finite"),
+        ({"flow": {"path": ["0:0", "1:7"]}}, "layer 7 of source 1"),
         ({"merge": {"method": "task_arithmetic", "parameters": [{"wieght": 1.0}, {}]}}, "wieght"),
     ],
 )
@@ -208,6 +211,19 @@ def test_a_missing_source_is_refused_at_once(search_config: Config) -> None:
     """A source that is not there is refused when the evaluator is made."""
     with pytest.raises(SourceError, match="nowhere"):
         Evaluator(search_config(sources=[{"model": "./nowhere"}, {"model": "./nowhere/else"}]))
+
+
+def test_a_source_with_missing_weights_is_refused(tiny: Path, search_config: Config, tmp_path: Path) -> None:
+    """A source that lacks weights is an error that names one, not a score of weights that were made up at random."""
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny / "a", broken)
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    outcome = Evaluator(search_config("dfs", sources=[{"model": str(broken)}, {"model": str(tiny / "b")}])).evaluate(
+        SourceRef(model=str(broken))
+    )
+    assert "model.layers.1.mlp.up_proj.weight" in str(outcome.error)
 
 
 def test_one_tokenisation_for_all_candidates(search_config: Config) -> None:

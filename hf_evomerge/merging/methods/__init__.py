@@ -1,5 +1,37 @@
 """The merge methods, one family a file. Importing this package registers them: one name here per file. No torch."""
 
-from . import dare, linear, slerp, task_arithmetic, ties
+from . import (
+    arcee_fusion,
+    breadcrumbs,
+    dare,
+    della,
+    karcher,
+    linear,
+    model_stock,
+    multislerp,
+    nearswap,
+    nuslerp,
+    passthrough,
+    sce,
+    slerp,
+    task_arithmetic,
+    ties,
+)
 
-__all__ = ["dare", "linear", "slerp", "task_arithmetic", "ties"]
+__all__ = [
+    "arcee_fusion",
+    "breadcrumbs",
+    "dare",
+    "della",
+    "karcher",
+    "linear",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
+    "passthrough",
+    "sce",
+    "slerp",
+    "task_arithmetic",
+    "ties",
+]

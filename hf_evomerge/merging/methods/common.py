@@ -1,4 +1,4 @@
-"""What several merge methods share: the declarations of their parameters, the sum, and the vote on signs.
+"""What several merge methods share: the declarations of their parameters, the sum, the vote on signs, and sparse task vectors.
 
 All arithmetic is float32, one rounding per multiplication and per addition (no fused multiply-add), so that the same recipe
 gives the same bits on every processor. Nothing here imports torch: tensors bring their own operations.
@@ -6,12 +6,14 @@ gives the same bits on every processor. Nothing here imports torch: tensors brin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..registry import Call, Parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..arithmetic import TensorJob
 
 WEIGHT = Parameter(
     "weight",
@@ -37,6 +39,34 @@ NORMALIZE = Parameter(
     "normalize", "flag", False, "global", "Divide by the sum of the weights (of those that count for the element)."
 )
 LAMBDA = Parameter("lambda", "number", 1.0, "global", "Factor of the merged task vector, applied after the division.")
+TRIM_RESCALE = Parameter(
+    "rescale",
+    "choice",
+    "none",
+    "global",
+    "After trimming: l1 restores the sum of the absolute values, none leaves the elements as they are.",
+    choices=("none", "l1"),
+)
+DROP_RESCALE = Parameter(
+    "rescale",
+    "choice",
+    "l1",
+    "global",
+    "After dropping: l1 restores the sum of the absolute values (mergekit's), expected divides by the density (the DARE "
+    "paper's), none leaves the elements as they are.",
+    choices=("l1", "expected", "none"),
+)
+
+
+class Sparsifier(Protocol):
+    """Picks the elements of a task vector that are kept."""
+
+    def apply(self, vector: Tensor, start: int = 0) -> Tensor:
+        """A new tensor: the slice that begins at `start`, with 0 for what is not kept."""
+
+
+Sparse = tuple[Sparsifier, float] | None
+"""What is kept of a task vector, and the factor on it; None: nothing."""
 
 
 def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
@@ -67,11 +97,20 @@ def vote(parts: list[Tensor], weights: list[float], normalize: bool, tie: float 
     Returns:
         The sum of the D_i whose sign is that of ``sum_i D_i``; a new tensor.
     """
+    return agreeing(parts, elect(parts, tie), weights, normalize)
+
+
+def elect(parts: list[Tensor], tie: float = 1.0) -> Tensor:
+    """The sign of the sum of the parts, and `tie` where that is 0; a new tensor."""
     # Only float operations: comparisons that make bool tensors cost several times as much.
     sign = parts[0].clone()
     for part in parts[1:]:
         sign.add_(part)
-    sign.sign_().add_(0.5 * tie).sign_()
+    return sign.sign_().add_(0.5 * tie).sign_()
+
+
+def agreeing(parts: list[Tensor], sign: Tensor, weights: list[float], normalize: bool) -> Tensor:
+    """The sum of those parts that have the elected sign; see `vote`. Overwrites the parts."""
     mixed: Tensor | None = None
     count: Tensor | None = None
     for part, weight in zip(parts, weights, strict=True):
@@ -97,3 +136,39 @@ def onto_base(base: Tensor | None, mixed: Tensor, call: Call) -> Tensor:
     if call.options["lambda"] != 1:
         mixed.mul_(call.options["lambda"])
     return mixed.add_(base)
+
+
+def l1_factor(job: TensorJob, index: int, mask: Sparsifier) -> float:
+    """What restores the sum of the absolute values after a mask."""
+    kept = job.sum_abs(index, mask.apply)
+    return job.sum_abs(index) / kept if kept > 0 else 1.0
+
+
+def sparse(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]]:
+    """The task vectors that ``call.facts`` leaves, as new tensors, and their weights."""
+    parts, weights = [], []
+    for vector, weight, kept in zip(vectors, call.weights, call.facts, strict=True):
+        if kept is not None:
+            mask, factor = kept
+            part = mask.apply(vector, call.start)
+            parts.append(part.mul_(factor) if factor != 1 else part)
+            weights.append(weight)
+    return parts, weights
+
+
+def add_sparse(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+    """Task arithmetic on what ``call.facts`` leaves of the task vectors."""
+    parts, weights = sparse(vectors, call)
+    mixed = weighted_sum(parts, weights) if parts else vectors[0].new_zeros(vectors[0].shape)
+    if call.options["normalize"]:
+        mixed.div_(divisor(call.weights))
+    return onto_base(base, mixed, call)
+
+
+def vote_sparse(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+    """The vote of TIES on what ``call.facts`` leaves of the task vectors."""
+    parts, weights = sparse(vectors, call)
+    for part, weight in zip(parts, weights, strict=True):
+        part.mul_(weight)
+    mixed = vote(parts, weights, call.options["normalize"]) if parts else vectors[0].new_zeros(vectors[0].shape)
+    return onto_base(base, mixed, call)

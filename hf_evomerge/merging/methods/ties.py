@@ -15,21 +15,13 @@ from typing import TYPE_CHECKING, Any
 from ...errors import RecipeError
 from ..registry import Call, Parameter, register_method
 from ..statistics import Cut
-from .common import DENSITY, LAMBDA, NORMALIZE, WEIGHT, onto_base, vote
+from .common import DENSITY, LAMBDA, NORMALIZE, TRIM_RESCALE, WEIGHT, l1_factor, onto_base, vote
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..arithmetic import ModelJob, TensorJob
 
-RESCALE = Parameter(
-    "rescale",
-    "choice",
-    "none",
-    "global",
-    "After trimming: l1 restores the sum of the absolute values, none leaves the elements as they are.",
-    choices=("none", "l1"),
-)
 SEMANTICS = Parameter(
     "semantics",
     "choice",
@@ -64,19 +56,27 @@ class Whole:
     majority: float = 1.0
 
 
+def check(sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
+    """The paper's semantics trim the whole model at once: there is one density per source, and no rescaling."""
+    if options["semantics"] != "paper":
+        return
+    if options["rescale"] != "none":
+        raise RecipeError(f"merge.options.rescale: {options['rescale']!r} does not go with semantics paper; write none")
+    for index, values in enumerate(sources):
+        if isinstance(values["density"], Mapping):
+            raise RecipeError(
+                f"merge.parameters[{index}].density: semantics paper trims the whole model at once; give one number"
+            )
+
+
 def survey(model: ModelJob, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Whole | None:
     """The cuts and the majority of the paper's semantics."""
     if options["semantics"] != "paper":
         return None
-    if options["rescale"] != "none":
-        raise RecipeError(f"merge.options.rescale: {options['rescale']!r} does not go with semantics paper; write none")
+    check(sources, options)
     cuts: list[Cut | None] = []
     for index, values in enumerate(sources):
         density = values["density"]
-        if isinstance(density, Mapping):
-            raise RecipeError(
-                f"merge.parameters[{index}].density: semantics paper trims the whole model at once; give one number"
-            )
         taken = density > 0 and values["weight"] != 0
         cuts.append(model.cut(index, max(1, math.floor(density * model.numel))) if taken else None)
     whole = Whole(cuts, model.offsets)
@@ -105,8 +105,7 @@ def _trim(job: TensorJob, index: int, values: dict[str, float], rescale: str) ->
     cut = job.cut(index, max(1, math.floor(density * job.numel)))
     if rescale == "none" or cut.keeps_all:
         return Trim(cut)
-    kept = job.sum_abs(index, cut.apply)
-    return Trim(cut, factor=job.sum_abs(index) / kept if kept > 0 else 1.0)
+    return Trim(cut, factor=l1_factor(job, index, cut))
 
 
 def _trimmed(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]]:
@@ -122,10 +121,12 @@ def _trimmed(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[floa
 
 @register_method(
     "ties",
-    parameters=[WEIGHT, DENSITY, NORMALIZE.with_default(True), LAMBDA, RESCALE, SEMANTICS],
+    parameters=[WEIGHT, DENSITY, NORMALIZE.with_default(True), LAMBDA, TRIM_RESCALE, SEMANTICS],
     task_vectors=True,
     prepare=trims,
     survey=survey,
+    check=check,
+    memory=4,
 )
 def ties(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
     """TIES: keep the largest elements of each task vector, elect a sign by their weighted sum, average those that agree.

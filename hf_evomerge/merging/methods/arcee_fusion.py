@@ -1,0 +1,66 @@
+"""arcee_fusion: takes over from a source only what changed most, and where rows changed most (https://arcee.ai)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..registry import Call, register_method
+from ..rows import Lines, row_spans
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..arithmetic import TensorJob
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """What is taken over: elements whose importance reaches the threshold.
+
+    Attributes:
+        divergence: The Kullback-Leibler divergence of each row from the base's.
+        threshold: median + 1.5 * interquartile range of the importance.
+    """
+
+    divergence: Lines
+    threshold: float
+
+    def importance(self, vector: Tensor, start: int) -> Tensor:
+        """``|d|`` times the divergence of the row."""
+        return vector.abs().mul_(self.divergence.slice(start, vector))
+
+
+def fusion(job: TensorJob, call: Call) -> Fusion:
+    """The importance of a tensor's elements, and how much of it is enough."""
+    whole = Fusion(job.lines(np.concatenate([_divergence(job, *span) for span in row_spans(job.numel, job.width)])), math.inf)
+    order = job.derived("importance", lambda start, stop: whole.importance(job.tensor(0, start, stop), start))
+    q1, median, q3 = (order.largest(job.numel - math.floor(q * (job.numel - 1))) for q in (0.25, 0.5, 0.75))
+    return Fusion(whole.divergence, median + 1.5 * (q3 - q1))
+
+
+def _divergence(job: TensorJob, start: int, stop: int) -> NDArray[np.float64]:
+    """``sum p log(p / q)`` of each row, p and q being the softmax of the source's row and of the base's."""
+    origin = job.base(start, stop)
+    assert origin is not None
+    base = origin.numpy(force=True).astype(np.float64).reshape(-1, job.width)
+    p = _softmax(base + job.tensor(0, start, stop).numpy(force=True).reshape(-1, job.width)) + 1e-8
+    q = _softmax(base) + 1e-8
+    return np.maximum((p * np.log(p / q)).sum(axis=1), 0.0)
+
+
+def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@register_method("arcee_fusion", task_vectors=True, prepare=fusion, memory=4, count=(1, 1))
+def arcee_fusion(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+    """The base, and the source's elements where ``|d|`` times the divergence of their row is far above the median."""
+    assert base is not None
+    taken = call.facts.importance(vectors[0], call.start).ge(call.facts.threshold)
+    return vectors[0].mul(taken).add_(base)

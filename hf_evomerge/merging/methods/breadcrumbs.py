@@ -1,0 +1,75 @@
+"""breadcrumbs and breadcrumbs_ties: drop the largest and the smallest elements (arXiv:2312.06795), then add up or vote."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..registry import Call, Parameter, register_method
+from ..statistics import Cut
+from .common import DENSITY, LAMBDA, NORMALIZE, TRIM_RESCALE, WEIGHT, Sparse, add_sparse, l1_factor, vote_sparse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..arithmetic import TensorJob
+
+GAMMA = Parameter(
+    "gamma",
+    "number",
+    0.01,
+    "source",
+    "Share of the task vector's elements that is dropped at the top, per tensor; less where the density would not be reached.",
+    low=0.0,
+    high=1.0,
+    grouped=True,
+)
+_PARAMETERS = [WEIGHT, DENSITY, GAMMA, NORMALIZE, LAMBDA, TRIM_RESCALE]
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Keeps the elements that one cut keeps and a narrower one does not.
+
+    Attributes:
+        wide: Keeps what is not too small.
+        top: Keeps what is too large; None: nothing is.
+    """
+
+    wide: Cut
+    top: Cut | None
+
+    def apply(self, vector: Tensor, start: int = 0) -> Tensor:
+        """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is outside the band."""
+        kept = self.wide.apply(vector, start)
+        return kept if self.top is None else kept.sub_(self.top.apply(vector, start))  # x - x = 0: exact
+
+
+def bands(job: TensorJob, call: Call) -> list[Sparse]:
+    """Per source the band of the ``floor(rho N)`` elements next to the ``floor(gamma N)`` largest, and its factor.
+
+    With density 1 all are kept, the largest included.
+    """
+    return [_band(job, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
+
+
+def _band(job: TensorJob, index: int, values: dict[str, float], rescale: str) -> Sparse:
+    kept = math.floor(values["density"] * job.numel)
+    if values["weight"] == 0 or kept == 0:
+        return None
+    top = min(math.floor(values["gamma"] * job.numel), job.numel - kept)
+    band = Band(job.cut(index, top + kept), job.cut(index, top) if top > 0 else None)
+    return band, 1.0 if rescale == "none" or kept == job.numel else l1_factor(job, index, band)
+
+
+@register_method("breadcrumbs", parameters=_PARAMETERS, task_vectors=True, prepare=bands, memory=4)
+def breadcrumbs(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+    """Model breadcrumbs: drop the largest and the smallest elements of each task vector, add up with the weights."""
+    return add_sparse(base, vectors, call)
+
+
+@register_method("breadcrumbs_ties", parameters=_PARAMETERS, task_vectors=True, prepare=bands, memory=4)
+def breadcrumbs_ties(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+    """Model breadcrumbs with the vote of TIES: what is neither too large nor too small elects a sign and is added up."""
+    return vote_sparse(base, vectors, call)

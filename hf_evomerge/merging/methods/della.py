@@ -1,0 +1,66 @@
+"""della and della_linear: drop at random, small elements more often than large ones (arXiv:2406.11617), then vote or add up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..registry import Call, Parameter, register_method
+from .common import DENSITY, DROP_RESCALE, LAMBDA, NORMALIZE, WEIGHT, Sparse, add_sparse, l1_factor, vote_sparse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..arithmetic import TensorJob
+
+EPSILON = Parameter(
+    "epsilon",
+    "number",
+    0.15,
+    "source",
+    "The smallest element of a row is kept with probability density - epsilon, the largest with density + epsilon, and what "
+    "is between by its rank; probabilities end at 0 and 1.",
+    low=0.0,
+    high=0.5,
+    grouped=True,
+)
+RESCALE = replace(
+    DROP_RESCALE,
+    help="After dropping: l1 restores the sum of the absolute values (mergekit's), expected divides each element by its own "
+    "probability (the DELLA paper's), none leaves the elements as they are.",
+)
+_PARAMETERS = [WEIGHT, DENSITY, EPSILON, NORMALIZE, LAMBDA, RESCALE]
+
+
+def drops(job: TensorJob, call: Call) -> list[Sparse]:
+    """Per source the mask MagPrune, and the factor that makes up for what is dropped."""
+    return [_drop(job, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
+
+
+def _drop(job: TensorJob, index: int, values: dict[str, float], rescale: str) -> Sparse:
+    rho, epsilon = values["density"], values["epsilon"]
+    if values["weight"] == 0 or rho == 0:
+        return None
+    if rho == 1:
+        return job.drop(index, rho), 1.0
+    drop = job.rank_drop(index, lambda relative: rho - epsilon + 2 * epsilon * relative)
+    drop.divide = rescale == "expected"
+    return drop, l1_factor(job, index, drop) if rescale == "l1" else 1.0
+
+
+@register_method(
+    "della",
+    parameters=[NORMALIZE.with_default(True) if item is NORMALIZE else item for item in _PARAMETERS],
+    task_vectors=True,
+    prepare=drops,
+    memory=6,
+)
+def della(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+    """DELLA: keep elements at random, large ones of a row more often than small ones, rescale, average those that agree."""
+    return vote_sparse(base, vectors, call)
+
+
+@register_method("della_linear", parameters=_PARAMETERS, task_vectors=True, prepare=drops, memory=6)
+def della_linear(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+    """DELLA without the vote: keep elements at random, large ones of a row more often, rescale, add up with the weights."""
+    return add_sparse(base, vectors, call)

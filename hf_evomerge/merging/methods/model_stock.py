@@ -1,0 +1,50 @@
+"""model_stock: between the base and the mean of the sources, as far as their angle says (arXiv:2403.19522)."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..registry import Call, Parameter, register_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..arithmetic import TensorJob
+    from ..rows import Lines
+
+FILTER_WISE = Parameter("filter_wise", "flag", False, "global", "One angle per row of a tensor, rather than one per tensor.")
+
+
+def ratio(job: TensorJob, call: Call) -> float | Lines:
+    """The interpolation ratio ``t = N cos(theta) / (1 + (N - 1) cos(theta))``, theta being the mean angle between sources."""
+    rows, count = call.options["filter_wise"], len(call.sources)
+
+    def inner(left: int, right: int) -> NDArray[np.float64]:
+        return job.line_products(left, right) if rows else np.array([job.product(left, right)])
+
+    cosines = [
+        # The floor is mergekit's: task vectors that are nearly 0 count as perpendicular
+        np.clip(inner(a, b) / np.maximum(np.sqrt(inner(a, a) * inner(b, b)), 1e-6), -1.0, 1.0)
+        for a, b in combinations(range(count), 2)
+    ]
+    cosine = sum(cosines, np.zeros(1)) / len(cosines)
+    below = 1 + (count - 1) * cosine
+    singular = np.abs(below) < 1e-6  # no finite ratio: the base stays
+    t = np.where(singular, 0.0, count * cosine / np.where(singular, 1.0, below))
+    return job.lines(t) if rows else float(t[0])
+
+
+@register_method("model_stock", parameters=[FILTER_WISE], task_vectors=True, prepare=ratio, count=(2, None))
+def model_stock(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+    """Model stock: ``base + t mean(d_i)``; the more the task vectors point the same way, the nearer t is to 1."""
+    assert base is not None
+    mean = vectors[0].clone()
+    for vector in vectors[1:]:
+        mean.add_(vector)
+    mean.div_(len(vectors))
+    t = call.facts
+    return mean.mul_(t if isinstance(t, float) else t.slice(call.start, mean)).add_(base)

@@ -1,0 +1,18 @@
+"""passthrough: one source as it is, or scaled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..registry import Call, Parameter, register_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCALE = Parameter("scale", "number", 1.0, "source", "Factor of the source's tensors.", grouped=True)
+
+
+@register_method("passthrough", parameters=[SCALE], count=(1, 1))
+def passthrough(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
+    """The source itself, times ``scale``. Needs no base."""
+    return sources[0].mul(call.sources[0]["scale"])

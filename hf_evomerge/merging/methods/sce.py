@@ -1,0 +1,115 @@
+"""sce: select the elements that vary most between sources, calculate weights, erase minority signs (arXiv:2408.07990)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..registry import Call, Parameter, register_method
+from ..statistics import Cut, inner_product
+from .common import agreeing, elect
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..arithmetic import TensorJob
+
+SELECT_TOPK = Parameter(
+    "select_topk",
+    "number",
+    1.0,
+    "global",
+    "Share of the elements, of those that differ between the sources at all, that is merged: those of largest variance.",
+    low=0.0,
+    high=1.0,
+    search=(0.1, 1.0),
+    grouped=True,
+)
+SEMANTICS = Parameter(
+    "semantics",
+    "choice",
+    "mergekit",
+    "global",
+    "mergekit: equal weights in a tensor where the mean squares of the task vectors add up to less than 1e-6, which is common. "
+    "paper: weights by the sums of squares, however small.",
+    choices=("mergekit", "paper"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is merged of a tensor.
+
+    Attributes:
+        cut: The cut of the variances; None: everything is merged.
+        weights: Weight of each source, adding up to 1; None: nothing is merged.
+    """
+
+    cut: Cut | None
+    weights: list[float] | None
+
+
+def variance(vectors: list[Tensor]) -> Tensor:
+    """The variance of each element between the sources."""
+    mean = _sum(vectors).div_(len(vectors))
+    return _sum([vector.sub(mean).square_() for vector in vectors]).div_(len(vectors))
+
+
+def _sum(tensors: list[Tensor]) -> Tensor:
+    total = tensors[0].clone()
+    for tensor in tensors[1:]:
+        total.add_(tensor)
+    return total
+
+
+def selected(vectors: list[Tensor], cut: Cut | None, start: int) -> list[Tensor]:
+    """The task vectors as new tensors, with 0 for what is not selected."""
+    if cut is None:
+        return [vector.clone() for vector in vectors]
+    mask = cut.apply(variance(vectors), start).sign_()
+    return [vector.mul(mask) for vector in vectors]
+
+
+def selection(job: TensorJob, call: Call) -> Selection:
+    """Which elements vary most, and the weights of the sources: their shares of the squares that are left."""
+    cut = None
+    if call.options["select_topk"] < 1:
+
+        def variances(start: int, stop: int) -> Tensor:
+            return variance(job.tensors(start, stop))
+
+        order = job.derived("variance", variances)
+        k = math.floor(order.nonzero * call.options["select_topk"])
+        if k == 0:
+            return Selection(None, None)
+        cut = order.cut(k)
+    squares = [_square(job, index, cut) for index in range(len(call.sources))]
+    total = sum(squares)
+    if total == 0 or (call.options["semantics"] == "mergekit" and total / job.numel < 1e-6):
+        return Selection(cut, [1 / len(squares)] * len(squares))
+    return Selection(cut, [square / total for square in squares])
+
+
+def _square(job: TensorJob, index: int, cut: Cut | None) -> float:
+    """The sum of squares of what is selected of one task vector."""
+    if cut is None:
+        return job.product(index, index)
+
+    def part(start: int, stop: int) -> Tensor:
+        return selected(job.tensors(start, stop), cut, start)[index]
+
+    return sum(inner_product(block, block) for _, block in job.computed(part))
+
+
+@register_method("sce", parameters=[SELECT_TOPK, SEMANTICS], task_vectors=True, prepare=selection, memory=4)
+def sce(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
+    """SCE: merge the elements of largest variance that agree with the sign of their sum, weighted by the sources' squares."""
+    assert base is not None
+    cut, weights = call.facts.cut, call.facts.weights
+    if weights is None:
+        return base.clone()
+    parts = selected(vectors, cut, call.start)
+    sign = elect(parts)
+    there = [(part.mul_(weight), weight) for part, weight in zip(parts, weights, strict=True) if weight > 0]
+    return agreeing([part for part, _ in there], sign, [weight for _, weight in there], normalize=True).add_(base)

@@ -1,0 +1,102 @@
+"""The demo on the specialists that ship with the package: a whole table, reloaded winners, pictures, and nothing done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hf_evomerge.demo import quickstart
+from hf_evomerge.demo.quickstart import SPECIALISTS, check_reload, demo_config, run_demo, write_problems
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.recipe import Recipe
+from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.loop import Result, Row
+from hf_evomerge.search.runner import LocalRunner
+from hf_evomerge.search.study import Outcome, Study
+
+SIZES = {"search": 12, "validation": 12, "test": 32}
+LABELS = ["base: base", "japanese", "maths", "uniform average", "random search", "evolved PS", "evolved DFS", "evolved PS+DFS"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Row]]:
+    """The demo, run once with a small budget."""
+    out = tmp_path_factory.mktemp("demo")
+    return out, run_demo(out, evaluations=24, sizes=SIZES)
+
+
+def test_the_table_is_complete(demo: tuple[Path, dict[str, Row]]) -> None:
+    """The table has every parent, the average, the random search and each search's winner, on all held-out problems."""
+    _, rows = demo
+    assert list(rows) == LABELS
+    assert all(row.outcome.scores.size == SIZES["test"] and row.outcome.accuracy is not None for row in rows.values())
+    assert [row.evaluations for row in rows.values()] == [0, 0, 0, 0, 24, 24, 24, 24]
+
+
+def test_winners_pictures_and_recipes_are_there(demo: tuple[Path, dict[str, Row]]) -> None:
+    """Each search leaves its model, its recipe and its pictures, and each winner scores what the table says of it."""
+    out, rows = demo
+    pictures = {str(file.relative_to(out)) for file in out.glob("*/plots/*.png")}
+    assert {"ps/plots/fitness.png", "ps/plots/weights.png", "dfs/plots/path.png", "hybrid/plots/fitness.png"} <= pictures
+    for space, label in (("ps", "evolved PS"), ("dfs", "evolved DFS")):
+        recipe = Recipe.load(out / space / "recipe.yaml")
+        assert (out / space / "model" / "config.json").is_file()
+        config = demo_config(space, write_problems(out / "data", SIZES), 24, 0)
+        outcome = Evaluator(config).evaluate(recipe, "test")
+        assert outcome.scores.tolist() == rows[label].outcome.scores.tolist()
+
+
+def test_running_again_evaluates_nothing(demo: tuple[Path, dict[str, Row]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run again on the same folder, the demo prints the same table without evaluating anything."""
+    out, rows = demo
+    jobs: list[Any] = []
+    monkeypatch.setattr(LocalRunner, "run", lambda self, given: iter(jobs.extend(given) or ()))
+    monkeypatch.setattr(quickstart, "check_reload", lambda *arguments: "")
+    again = run_demo(out, evaluations=24, sizes=SIZES)
+    assert jobs == []
+    assert {label: row.outcome.scores.tolist() for label, row in again.items()} == {
+        label: row.outcome.scores.tolist() for label, row in rows.items()
+    }
+
+
+def test_reloading_notices_another_model(demo: tuple[Path, dict[str, Row]]) -> None:
+    """A winner that answers otherwise than the table says is an error that names its folder."""
+    out, rows = demo
+    right = Outcome(np.zeros(SIZES["test"]), np.ones(SIZES["test"], dtype=bool))
+    result = Result(Recipe.load(out / "ps" / "recipe.yaml"), "", "test", [Row("winner", right, winner=True)])
+    assert rows["japanese"].outcome.accuracy is not None
+    assert rows["japanese"].outcome.accuracy[0] < 0.9
+    with pytest.raises(EvoMergeError, match=r"japanese: answers 0\.\d+ right after loading"):
+        check_reload(SPECIALISTS / "japanese", out / "data" / "test.jsonl", result)
+
+
+def test_problems_are_the_same_for_everybody(tmp_path: Path) -> None:
+    """The problems that are written are the same every time, all different, and of no two splits."""
+    first = write_problems(tmp_path / "1", SIZES)
+    second = write_problems(tmp_path / "2", SIZES)
+    lines = {split: file.read_text(encoding="utf-8").splitlines() for split, file in first.items()}
+    assert lines == {split: file.read_text(encoding="utf-8").splitlines() for split, file in second.items()}
+    prompts = [json.loads(line)["prompt"] for split in lines.values() for line in split]
+    assert len(set(prompts)) == len(prompts) == sum(SIZES.values())
+
+
+@pytest.mark.parametrize("budget", [8, 24, 600])
+def test_budgets_are_comparable(budget: int, tmp_path: Path) -> None:
+    """PS, DFS and the two stages of PS+DFS together have the same number of trials."""
+    data = write_problems(tmp_path, {"search": 2})
+    ps, dfs, hybrid = (demo_config(space, data, budget, 0) for space in ("ps", "dfs", "hybrid"))
+    assert ps.ps.optimizer.evaluations == dfs.dfs.optimizer.evaluations == budget
+    assert hybrid.ps.optimizer.evaluations + hybrid.dfs.optimizer.evaluations == budget
+    assert [config.random_baseline for config in (ps, dfs, hybrid)] == [True, False, False]
+
+
+def test_the_seed_is_the_seed_of_the_searches(demo: tuple[Path, dict[str, Row]]) -> None:
+    """Another seed is another search: a study of one seed is not taken for that of another."""
+    out, _ = demo
+    with pytest.raises(EvoMergeError, match="seed was 0 and is 1"):
+        run_demo(out, evaluations=24, sizes=SIZES, seed=1)
+    assert len(Study.open(out / "ps").trials("ps")) == 24

@@ -1,0 +1,81 @@
+"""A case or more of every merge method, and how tests merge one tensor.
+
+A new method joins the tests of this folder with its line in `CASES`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hf_evomerge.merging.arithmetic import TensorJob
+from hf_evomerge.merging.registry import complete_options, complete_parameters, get_method
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+GROUPED = {"embed": 0.3, "blocks.0.attn": 0.9, "blocks.0.mlp": 0.1, "default": 0.6}
+_THREE = [{"weight": 0.6}, {"weight": GROUPED}, {"weight": -0.2}]
+_SPARSE = [{"weight": 0.6, "density": GROUPED}, {"weight": 0.9, "density": 0.3}, {"density": 1.0}]
+_EPSILON = {"head": 0.5, "default": 0.2}
+
+CASES = [
+    ("linear", _THREE, {}),
+    ("slerp", [{}, {}], {"t": GROUPED}),
+    ("passthrough", [{"scale": GROUPED}], {}),
+    ("task_arithmetic", _THREE, {"lambda": 0.8}),
+    ("ties", [{"weight": 0.6, "density": GROUPED}, {"weight": 0.9, "density": 0.3}, {"density": 0.0}], {"rescale": "l1"}),
+    ("ties", [{"weight": GROUPED, "density": 0.4}, {"weight": 0.9, "density": 0.3}], {"semantics": "paper"}),
+    ("dare_linear", _SPARSE, {}),
+    ("dare_ties", [{"weight": GROUPED, "density": 0.5}, {"weight": 0.9, "density": 0.3}, {"weight": 0}], {"normalize": True}),
+    ("breadcrumbs", [{"weight": 0.6, "density": GROUPED, "gamma": 0.2}, {"density": 0.4, "gamma": GROUPED}], {"rescale": "l1"}),
+    ("breadcrumbs_ties", [{**values, "gamma": 0.1} for values in _SPARSE], {"normalize": True}),
+    (
+        "della",
+        [{"weight": 0.6, "density": GROUPED, "epsilon": 0.1}, {"density": 0.5, "epsilon": {"head": 0.5, "default": 0.2}}],
+        {},
+    ),
+    ("della_linear", [{**values, "epsilon": 0.2} for values in _SPARSE], {"rescale": "expected", "lambda": 1.2}),
+    ("model_stock", [{}, {}, {}], {}),
+    ("model_stock", [{}, {}], {"filter_wise": True}),
+    ("sce", [{}, {}, {}], {"select_topk": GROUPED}),
+    ("nuslerp", [{"weight": GROUPED}, {"weight": 0.3}], {}),
+    ("nuslerp", [{"weight": GROUPED}, {"weight": 0.3}], {"nuslerp_flatten": False}),
+    ("nuslerp", [{"weight": 0.7}, {"weight": GROUPED}], {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+    ("multislerp", [{"weight": 0.6}, {"weight": GROUPED}, {"weight": 0.2}], {}),
+    ("karcher", [{"weight": 0.6}, {"weight": GROUPED}, {}], {}),
+    ("nearswap", [{}], {"t": {"embed": 0.001, "default": 0.01}}),
+    ("arcee_fusion", [{}], {}),
+]
+IDS = [f"{method}-{position}" for position, (method, *_) in enumerate(CASES)]
+RANDOM = ["dare_linear", "dare_ties", "della", "della_linear"]
+
+
+def merge(method, base, sources, parameters=(), options=None, *, seed=0, name=NAME, keep=False, slice_size=1 << 17):
+    """Merge one tensor in float32."""
+    chosen = get_method(method)
+    job = TensorJob(name, chosen, base, sources, seed=seed, keep=keep)
+    out = torch.empty(sources[0].shape)
+    values = complete_parameters(chosen, parameters, len(sources))
+    job.run(values, complete_options(chosen, options or {}), out, slice_size=slice_size)
+    return out
+
+
+def tensors(count=3, size=999, spread=0.1, seed=0):
+    """A base and sources, of numbers that are not round."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(size, generator=generator)
+    return base, [base + spread * torch.randn(size, generator=generator) for _ in range(count)]
+
+
+def exact(tensor):
+    """The same numbers in float64."""
+    return tensor.double().numpy()
+
+
+def deltas(base, sources):
+    """The task vectors as float32 makes them, in float64."""
+    return [exact(source - base) for source in sources]
+
+
+def assert_close(found, expected, tolerance=2e-6):
+    """Equal up to a few roundings of float32."""
+    assert np.abs(exact(found) - expected).max() < tolerance

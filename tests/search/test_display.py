@@ -1,0 +1,77 @@
+"""The live table holds what was reported, and nothing where nothing was."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from hf_evomerge.search.display import LiveTable
+from hf_evomerge.search.loop import Progress
+
+
+def _print(*reports: Progress, terminal: bool = False, fails: bool = False) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=120, force_terminal=terminal, color_system=None)
+    try:
+        with LiveTable(console) as table:
+            for report in reports:
+                table(report)
+            if fails:
+                raise ValueError
+    except ValueError:
+        pass
+    return stream.getvalue()
+
+
+PARENTS = Progress("parents", 3, 3, seconds=6.0, fresh=3)
+STAGE = Progress("ps", 30, 90, generation=4, best=-0.5, mean=-1.25, sigma=0.1234, seconds=60.0, fresh=20)
+
+
+def test_the_table_holds_what_was_reported() -> None:
+    """In a log there is one table: a row per phase with the newest numbers, the rate, and the time that is left."""
+    text = _print(PARENTS, Progress("ps", 10, 90, sigma=0.5, fresh=1, seconds=1.0), STAGE)
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0] == ["done", "gen", "best", "mean", "sigma", "per", "min", "left"]
+    assert lines[1] == ["parents", "3/3", "30"]
+    assert lines[2] == ["parameter", "space", "30/90", "4", "-0.5", "-1.25", "0.123", "20", "3:00"]
+    assert len(lines) == 3
+    assert text.endswith("\n")
+
+
+def test_failures_and_duplicates_have_columns_where_there_are_any() -> None:
+    """Failed trials and recipes seen before are counted in columns that otherwise are not there."""
+    assert "failed" not in _print(STAGE)
+    odd = Progress("dfs", 9, 10, generation=1, sigma=0.1, failed=2, duplicates=5, seconds=9.0, fresh=9)
+    lines = _print(STAGE, odd).splitlines()
+    assert lines[0].split()[-2:] == ["failed", "seen"]
+    assert lines[2].split()[-2:] == ["2", "5"]
+
+
+def test_replayed_trials_have_no_rate() -> None:
+    """A phase whose trials were all stored before says so, instead of a rate."""
+    line = _print(Progress("ps", 30, 90, generation=4, sigma=0.1, seconds=0.01)).splitlines()[1]
+    assert line.split()[-1] == "stored"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(1.0, "0:59"), (100.0, "1:38:20")])
+def test_the_time_that_is_left(seconds: float, text: str) -> None:
+    """The time that is left follows from the rate, in hours where it takes hours."""
+    line = _print(Progress("ps", 1, 60, sigma=0.1, seconds=seconds, fresh=1)).splitlines()[1]
+    assert line.split()[-1] == text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_without_reports_nothing_is_printed(terminal: bool, fails: bool) -> None:
+    """A search that is refused before its first evaluation leaves no table."""
+    assert _print(terminal=terminal, fails=fails) == ""
+
+
+def test_the_table_stays_after_a_failure() -> None:
+    """A search that fails leaves the table of what was done, whole lines, in a log and in a terminal."""
+    for terminal in (False, True):
+        text = _print(PARENTS, terminal=terminal, fails=True)
+        assert "parents" in text
+        assert text.rstrip("\x1b[?25h").endswith("\n")

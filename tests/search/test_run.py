@@ -1,0 +1,391 @@
+"""Whole searches of tiny models: what is left behind, killing and resuming, and what is refused before anything begins."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchError, SourceError
+from hf_evomerge.fitness import DataSpec, Example, FunctionTask
+from hf_evomerge.recipe import Recipe
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.loop import Progress, Result
+from hf_evomerge.search.run import evaluate_model, plan_search, resume_search, run_search
+from hf_evomerge.search.runner import LocalRunner
+from hf_evomerge.search.study import Study
+
+Settings = Callable[..., dict[str, Any]]
+Config = Callable[..., SearchConfig]
+
+
+def _facts(folder: Path) -> dict[str, list[Any]]:
+    """Everything that a study holds of its trials but the seconds."""
+    tables = {
+        "trials": "stage, number, generation, state, genome, recipe, duplicate_of, fitness, scores, correct, error",
+        "recipes": "key, yaml",
+        "evaluations": "label, split, fitness, scores, correct, error",
+    }
+    connection = sqlite3.connect(folder / "study.db")
+    facts = {
+        name: connection.execute(f"SELECT {columns} FROM {name} ORDER BY 1, 2").fetchall() for name, columns in tables.items()
+    }
+    connection.close()
+    return facts
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("space", "pictures"),
+    [
+        ("ps", {"fitness.png", "weights.png"}),
+        ("dfs", {"fitness.png", "path.png"}),
+        ("hybrid", {"fitness.png", "weights.png", "path.png"}),
+    ],
+)
+def test_what_a_search_leaves(space: str, pictures: set[str], search_config: Config, tmp_path: Path) -> None:
+    """A search leaves its settings, every trial, the winner's recipe and model, the comparison and the pictures; all agree."""
+    config = search_config(space, random_baseline=True)
+    out = tmp_path / "deep" / "out"
+    result = run_search(config, out)
+    assert {item.name for item in out.iterdir() if not item.name.startswith(("study.db-", "study.db."))} == {
+        *("model", "plots", "recipe.yaml", "results.json", "search.yaml", "study.db")
+    }
+    assert SearchConfig.load(out / "search.yaml") == config
+    assert Recipe.load(out / "recipe.yaml") == Recipe.load(out / "model" / "recipe.yaml") == result.winner
+    if space != "hybrid":  # there the winner may be that of the first stage
+        assert {picture.name for picture in (out / "plots").iterdir()} == pictures
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in (out / "plots").iterdir())
+    budget = 16 if space == "hybrid" else 8
+    study = Study.open(out)
+    counted = [(trial.stage, trial.state) for trial in study.trials()]
+    assert counted.count(("random", "COMPLETE")) == budget
+    assert len(counted) == 2 * budget
+    report = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert (report["split"], report["examples"], report["space"]) == ("test", 6, space)
+    assert [row["label"] for row in report["rows"]] == [row.label for row in result.rows]
+    assert [row["evaluations"] for row in report["rows"] if row["label"] == "random search"] == [budget]
+    winners = [row for row in report["rows"] if row["winner"]]
+    assert len(winners) == 1
+    assert winners[0]["label"] != "random search"
+    assert f"fitness {winners[0]['fitness']:.3f}" in evaluate_model(str(out / "model"), config)
+    assert winners[0]["fitness"] == pytest.approx(study.evaluation(result.winner_key, "test").fitness)  # type: ignore[union-attr]
+
+
+def test_a_finished_search_evaluates_nothing(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running a finished search again gives the same result and evaluates nothing; a model that was lost is built again."""
+    config = search_config("dfs")
+    first = run_search(config, tmp_path)
+    before = _digests(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+    jobs: list[Any] = []
+    usual = LocalRunner.run
+    monkeypatch.setattr(LocalRunner, "run", lambda self, given: (jobs.extend(given), usual(self, given))[1])
+    second = resume_search(tmp_path)
+    built = (tmp_path / "model").stat().st_ino
+    resume_search(tmp_path)
+    assert (tmp_path / "model").stat().st_ino == built
+    assert jobs == []
+    assert _table(first) == _table(second)
+    assert _digests(tmp_path / "model") == before
+
+
+def _table(result: Result) -> list[Any]:
+    return [(row.label, row.outcome.scores.tolist(), row.evaluations, row.seconds, row.winner) for row in result.rows]
+
+
+def test_no_model(search_config: Config, tmp_path: Path) -> None:
+    """Without building, the recipe is left and no model."""
+    run_search(search_config(), tmp_path, build=False)
+    assert (tmp_path / "recipe.yaml").is_file()
+    assert not (tmp_path / "model").exists()
+
+
+STRANGER = """
+import json, sys
+sys.modules["hf_evomerge"] = None
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+ids = torch.tensor([tokenizer(sys.argv[2])["input_ids"]])
+print(json.dumps([type(model).__name__, model.generate(ids, max_new_tokens=12, do_sample=False)[0].tolist()]))
+"""
+
+
+def test_the_winner_loads_without_the_package(search_config: Config, tmp_path: Path) -> None:
+    """A data flow winner loads where this package cannot be imported, and generates the same tokens as here."""
+    run_search(search_config("dfs"), tmp_path)
+    folder, prompt = tmp_path / "model", "w1 w2 7 w3"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", STRANGER, str(folder), prompt]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    kind, tokens = json.loads(done.stdout.splitlines()[-1])
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([AutoTokenizer.from_pretrained(folder)(prompt)["input_ids"]])
+    assert kind == type(model).__name__ == "EvoMergedForCausalLM"
+    assert tokens == model.generate(ids, max_new_tokens=12, do_sample=False)[0].tolist()
+
+
+def _children(pid: int) -> list[int]:
+    """Live descendants of a process."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return children + [grandchild for child in children for grandchild in _children(child)]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _count_trials(folder: Path) -> int:
+    if not (folder / "study.db").exists():
+        return 0
+    connection = sqlite3.connect(folder / "study.db")
+    try:
+        return int(connection.execute("SELECT count(*) FROM trials").fetchone()[0])
+    finally:
+        connection.close()
+
+
+def _stop_in_mid_generation(search: subprocess.Popen[bytes], folder: Path, population: int) -> None:
+    """Stop the search where its last generation is unfinished."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert search.poll() is None, "the search ended before it could be stopped"
+        if _count_trials(folder) > population:
+            search.send_signal(signal.SIGSTOP)
+            if _count_trials(folder) % population:
+                return
+            search.send_signal(signal.SIGCONT)
+        time.sleep(0.01)
+    raise AssertionError("no trials")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
+    """A search killed in mid-generation leaves no worker, and resumed it ends with the trials of one that never stopped."""
+    optimizer = {"evaluations": 40, "population": 5}
+    config = search_config(
+        "hybrid",
+        ps={"method": "dare_linear", "blocks_per_group": 1, "optimizer": optimizer},
+        dfs={"repetitions": 2, "initialisation": "paper", "optimizer": {**optimizer, "evaluations": 20, "sigma": 0.5}},
+        batch=4,
+    )
+    config.save(tmp_path / "given.yaml")
+    command = [sys.executable, "-m", "hf_evomerge.cli", "search", "given.yaml", "--out", "killed", "--workers", "2"]
+    search = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _stop_in_mid_generation(search, tmp_path / "killed", 5)
+        workers = _children(search.pid)
+    finally:
+        search.kill()
+        search.wait()
+    assert len(workers) >= 2
+    deadline = time.monotonic() + 30
+    while any(map(_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_alive, workers))
+    done = _count_trials(tmp_path / "killed")
+    assert 5 < done < 40
+    assert not (tmp_path / "killed" / "recipe.yaml").exists()
+
+    reports: list[Progress] = []
+    resume_search(tmp_path / "killed", report=reports.append)
+    assert max(report.fresh for report in reports if report.phase == "ps") == 40 - done
+    run_search(config, tmp_path / "whole")
+    assert _facts(tmp_path / "killed") == _facts(tmp_path / "whole")
+    assert _digests(tmp_path / "killed" / "model") == _digests(tmp_path / "whole" / "model")
+    for name in ("recipe.yaml", "search.yaml"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.fixture
+def begun(search_config: Config, tmp_path: Path) -> Iterator[Path]:
+    """A folder with a study that holds no trials."""
+    Study.create(tmp_path / "begun", search_config().model_dump(mode="json")).close()
+    return tmp_path / "begun"
+
+
+def test_other_settings_are_refused(begun: Path, search_config: Config) -> None:
+    """A folder with the study of other settings is refused, with each key that differs and both of its values."""
+    optimizer = {"evaluations": 9, "population": 4}
+    other = search_config(seed=3, ps={"blocks_per_group": "model", "optimizer": optimizer})
+    with pytest.raises(SearchError) as caught:
+        run_search(other, begun)
+    for part in (str(begun), "seed was 0 and is 3", "ps.optimizer.evaluations was 8 and is 9", "choose another folder"):
+        assert part in str(caught.value)
+    assert "population" not in str(caught.value)
+
+
+def test_a_search_that_was_killed_at_its_very_begin(begun: Path, search_config: Config) -> None:
+    """Where only the study was made when the search was killed, resuming leaves the search file as well."""
+    resume_search(begun, build=False)
+    assert SearchConfig.load(begun / "search.yaml") == search_config()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"ps": {"method": "dare_tise"}}, RecipeError, "'dare_tise' is not known"),
+        ({"ps": {"parameters": {"wait": 1.0}}}, SearchError, r"ps\.parameters\.wait: task_arithmetic has no such parameter"),
+        ({"ps": {"options": {"density": 1.0}}}, SearchError, r"ps\.options\.density"),
+        ({"ps": {"method": "slerp", "sources": [0], "options": {"t": {"low": 0, "high": 2}}}}, EvoMergeError, "out of range"),
+        ({"base": None}, RecipeError, "name the base model"),
+        ({"base": {"model": "./nowhere/base"}}, SourceError, "./nowhere/base: no such folder"),
+        ({"sources": [{"model": "./nowhere/a"}, {"model": "./nowhere/b"}]}, SourceError, "./nowhere/a: no such folder"),
+        ({"data": {"search": {"jsonl": "nowhere.jsonl"}}}, FitnessError, "nowhere.jsonl: cannot be read"),
+        ({"device": "toaster"}, SearchError, "device: 'toaster' cannot be used here: "),
+        ({"data": {}}, FitnessError, r"data\.search: not given"),
+    ],
+)
+def test_refused_before_anything_begins(
+    changes: dict[str, Any], kind: type[EvoMergeError], message: str, search_config: Config, tmp_path: Path
+) -> None:
+    """What cannot work is refused with one line that names it, before a folder or a study is made."""
+    out = tmp_path / "out"
+    with pytest.raises(kind, match=message) as caught:
+        run_search(search_config(**changes), out)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_sources_that_do_not_fit_are_refused(tiny: Path, search_config: Config, tmp_path: Path) -> None:
+    """Sources of different depth cannot be merged, nor layers of different width share a path, and no study is made."""
+    deep = [{"model": str(tiny / "a")}, {"model": str(tiny / "deep")}]
+    with pytest.raises(SourceError, match=r"number of layers differs: 2 in .* 3 in "):
+        run_search(search_config(sources=deep), tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tiny / "a")
+    wide = type(model)(type(model.config)(**{**model.config.to_dict(), "hidden_size": 32, "head_dim": 16}))
+    wide.save_pretrained(tmp_path / "wide")
+    AutoTokenizer.from_pretrained(tiny / "a").save_pretrained(tmp_path / "wide")
+    for space in ("dfs", "hybrid"):
+        with pytest.raises(SourceError, match=r"head_dim .*16"):
+            run_search(
+                search_config(space, sources=[{"model": str(tiny / "a")}, {"model": str(tmp_path / "wide")}]), tmp_path / "out"
+            )
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_of_the_users_is_overwritten(search_config: Config, tmp_path: Path) -> None:
+    """A folder that holds a model, a recipe or another search file, and no study, is refused and left as it was."""
+    config = search_config()
+    search_config(seed=1).save(tmp_path / "search.yaml")
+    with pytest.raises(SearchError, match=r"the search\.yaml of another search"):
+        run_search(config, tmp_path)
+    (tmp_path / "search.yaml").unlink()
+    for name in ("model", "recipe.yaml", "results.json", "plots"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(SearchError, match=f"holds no study but a {name}, which the search would overwrite"):
+            run_search(config, tmp_path)
+        assert list(tmp_path.iterdir()) == [tmp_path / name]
+        (tmp_path / name).rmdir()
+    text = "# my search\n" + yaml.safe_dump(config.model_dump(mode="json", exclude_none=True))
+    (tmp_path / "search.yaml").write_text(text, encoding="utf-8")
+    run_search(config, tmp_path, build=False)
+    assert (tmp_path / "search.yaml").read_text(encoding="utf-8") == text
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("mine")
+    with pytest.raises(SearchError, match="not a model of this search"):
+        resume_search(tmp_path)
+    assert (tmp_path / "model" / "config.json").read_text() == "mine"
+
+
+def test_overlapping_splits_are_refused(tiny: Path, search_config: Config, tmp_path: Path) -> None:
+    """Splits that share a prompt are refused, naming the place."""
+    data = {split: {"jsonl": str(tiny / f"{name}.jsonl")} for split, name in (("search", "search"), ("test", "search"))}
+    with pytest.raises(FitnessError, match=r"the splits overlap: .*search\.jsonl:1 \(search\)"):
+        run_search(search_config(data=data), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_in_minutes(search_config: Config, tmp_path: Path) -> None:
+    """A search with a budget in minutes ends after a whole generation long before its trials are spent, and does not grow."""
+    ps = {"blocks_per_group": "model", "optimizer": {"evaluations": 10**6, "population": 4, "minutes": 0.01}}
+    config = search_config(ps=ps, random_baseline=False)
+    result = run_search(config, tmp_path, build=False)
+    count = _count_trials(tmp_path)
+    assert 4 <= count < 2000
+    assert count % 4 == 0
+    assert result.rows[-1].evaluations == count
+    run_search(config, tmp_path, build=False)
+    assert _count_trials(tmp_path) == count
+
+
+def weight_score(model: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
+    """Nearness of the first weight of the head to 0.1, for every example."""
+    return [-abs(float(model.get_output_embeddings().weight[3, 3]) - 0.1)] * len(examples)
+
+
+def test_a_fitness_of_ones_own(search_config: Config, tmp_path: Path) -> None:
+    """A task and examples may come from Python: the search maximises what the function returns."""
+    examples = {"search": [Example("w1", "2")], "test": [Example("w2", "3")]}
+    config = search_config(
+        data={},
+        ps={"blocks_per_group": "model", "parameters": {"weight": {"low": -9, "high": 9}}, "optimizer": {"evaluations": 40}},
+    )
+    result = run_search(config, tmp_path, task_factory=lambda: FunctionTask(weight_score), examples=examples, build=False)
+    parents = [row.outcome.fitness for row in result.rows[:3]]
+    assert result.rows[-1].outcome.fitness > max(fitness for fitness in parents if fitness is not None)
+    assert result.rows[-1].outcome.fitness > -0.05
+    assert (tmp_path / "recipe.yaml").is_file()
+
+
+def test_data_from_a_function_is_not_for_a_file(search_config: Config, tmp_path: Path) -> None:
+    """A search whose records come from a Python function runs, though its settings cannot name the function."""
+    records = [{"prompt": f"w{number}", "answer": "1"} for number in range(4)]
+    config = search_config().model_copy(update={"data": {"search": DataSpec(function=lambda: records)}})
+    result = run_search(config, tmp_path, build=False)
+    assert result.split == "search"
+    assert np.isfinite(result.rows[-1].outcome.scores).all()
+
+
+def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan counts what will be evolved and evaluated, times one evaluation, and writes nothing."""
+    monkeypatch.chdir(tmp_path)
+    plan = plan_search(search_config("hybrid", random_baseline=True))
+    assert plan.dimensions == {"ps": 2, "dfs": 6 + 6}
+    assert plan.evaluations == {"ps": 8, "dfs": 8, "random": 16}
+    assert plan.examples == {"search": 5, "validation": 4, "test": 6}
+    assert 0 < plan.seconds_per_evaluation < 10
+    assert plan.minutes == pytest.approx(32 * plan.seconds_per_evaluation / 60)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_model_needs_only_the_model(tiny: Path, search_config: Config) -> None:
+    """One model is scored by a search's task and data even where the search's own sources are not there."""
+    config = search_config(sources=[{"model": "./nowhere/a"}, {"model": "./nowhere/b"}], base=None)
+    text = evaluate_model(str(tiny / "a"), config, split="validation", show=2)
+    assert text.startswith("fitness -")
+    assert text.splitlines()[0].endswith("on 4 examples")
+    assert (text.count("expected: "), text.count("answered: ")) == (2, 2)
+    with pytest.raises(SourceError, match="no such folder"):
+        evaluate_model("./nowhere/model", config)

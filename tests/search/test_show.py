@@ -1,0 +1,131 @@
+"""What a study holds, what a search found and what a model is, in plain text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.recipe import Recipe
+from hf_evomerge.search.loop import Result, Row
+from hf_evomerge.search.show import describe_model, describe_study, format_accuracy, format_fitness, results_table
+from hf_evomerge.search.study import Outcome, Study, Trial
+
+SOURCES = [{"model": "org/a"}, {"model": "org/b"}]
+RECIPES = [
+    Recipe.model_validate({"sources": SOURCES, "merge": {"method": "linear", "parameters": [{"weight": w}, {"weight": 1}]}})
+    for w in (0.1, 0.2, 0.3)
+]
+PATH = Recipe.model_validate({"sources": SOURCES, "flow": {"path": ["0:0-3", "1:2"], "scales": [1, 1, 1, 1, 0.5]}})
+
+
+def _outcome(*scores: float) -> Outcome:
+    return Outcome(np.array(scores), np.array(scores) > 0, seconds=2.0)
+
+
+def _trial(study: Study, number: int, recipe: Recipe, outcome: Outcome, stage: str = "ps", same: int | None = None) -> None:
+    study.add_trial(Trial(stage, number, number // 2, np.zeros(2), study.add_recipe(recipe), outcome, duplicate_of=same))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Five trials: one that failed, one that shares another's outcome, one of a second stage."""
+    study = Study.create(tmp_path, {"space": "hybrid", "sources": SOURCES})
+    _trial(study, 0, RECIPES[0], _outcome(1, -1))
+    _trial(study, 1, RECIPES[1], _outcome(2, 4))
+    _trial(study, 2, RECIPES[1], _outcome(2, 4), same=1)
+    _trial(study, 3, RECIPES[2], Outcome(error="no memory"))
+    _trial(study, 0, PATH, _outcome(1, 2), stage="dfs")
+    return study
+
+
+def test_a_study(study: Study) -> None:
+    """A study is shown stage by stage: how many trials, the best of them with standard errors, and the first failure."""
+    lines = describe_study(study.folder, 5).splitlines()
+    assert lines[0] == "hybrid search over org/a, org/b"
+    assert "ps: 4 trials, 1 failed, 1 with a recipe seen before" in lines
+    assert "dfs: 1 trials, 0 failed, 0 with a recipe seen before" in lines
+    best = lines[lines.index("ps: 4 trials, 1 failed, 1 with a recipe seen before") + 2]
+    assert best.split() == ["1", "0", "3.000", "±", "1.000", "1.000", "±", "0.000", "linear"]
+    assert "the first failure, trial 3: no memory" in lines
+    assert lines.index("ps: 4 trials, 1 failed, 1 with a recipe seen before") < lines.index(
+        "the first failure, trial 3: no memory"
+    )
+    assert lines[-1].split()[:4] == ["0", "0", "1.500", "±"]
+    assert lines[-1].endswith(str(PATH.flow.to_path()))  # type: ignore[union-attr]
+    assert "\n".join(lines).count("linear") == 2
+    assert describe_study(study.folder, 1).count("linear") == 1
+
+
+def test_an_empty_study(tmp_path: Path) -> None:
+    """A study that has only begun is shown without trials, and a folder without a study is refused."""
+    Study.create(tmp_path / "new", {"space": "ps", "sources": SOURCES}).close()
+    assert describe_study(tmp_path / "new").startswith("ps search over org/a, org/b")
+    with pytest.raises(SearchError, match=r"no study\.db here"):
+        describe_study(tmp_path)
+
+
+def test_the_table_of_results() -> None:
+    """The table has a line per model with standard errors, costs for those that cost something, and a mark on the winner."""
+    rows = [
+        Row("base", Outcome(np.array([1.0, 3.0]))),
+        Row("uniform average", Outcome(error="too wide")),
+        Row("evolved PS", _outcome(3, 5), evaluations=40, seconds=61.6, winner=True),
+    ]
+    lines = results_table(Result(RECIPES[0], "key", "test", rows)).splitlines()
+    assert lines[1].split() == ["base", "2.000", "±", "1.000"]
+    assert lines[2].split() == ["uniform", "average", "failed"]
+    assert lines[3].split() == ["evolved", "PS", "*", "4.000", "±", "1.000", "1.000", "±", "0.000", "40", "62"]
+    assert lines[4].strip() == "2 test examples; ± is one standard error; * is the winner"
+
+
+def test_numbers() -> None:
+    """Fitness and accuracy are means with the standard error of the mean; what is not known is left out."""
+    scores = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
+    error = scores.std(ddof=1) / np.sqrt(5)
+    assert format_fitness(Outcome(scores)) == f"0.600 ± {error:.3f}"
+    assert format_accuracy(Outcome(scores)) == ""
+    assert format_accuracy(Outcome(scores * 9, scores > 0)) == f"0.600 ± {error:.3f}"
+    assert format_fitness(Outcome(error="x")) == "failed"
+
+
+def test_a_model(tmp_path: Path) -> None:
+    """A merged model is shown hop by hop with its sources and scales, a plain one by its class; a saved recipe is added."""
+    config = {
+        "architectures": ["EvoMergedForCausalLM"],
+        "model_type": "evo_merged",
+        "path": ["0:0", "1:2*0.5 + 0:1"],
+        "scales": [1.0, 0.75],
+        "scale_target": "mlp_delta",
+        "embedding_source": 1,
+        "sources": [{"model": "org/a"}, {"model": "org/b"}],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    text = describe_model(tmp_path)
+    for part in ("EvoMergedForCausalLM (evo_merged)", "multiply mlp_delta", "of source 1", "source 1: org/b"):
+        assert part in text
+    assert text.splitlines()[-1].split() == ["hop", "1", "1:2*0.5", "+", "0:1", "scale", "0.7500"]
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
+    assert describe_model(tmp_path) == "LlamaForCausalLM (llama)"
+    PATH.save(tmp_path / "recipe.yaml")
+    assert describe_model(tmp_path).endswith(PATH.to_yaml().rstrip())
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", '"text"', "\x00"])
+def test_nonsense_is_refused(content: str | None, tmp_path: Path) -> None:
+    """A folder without a configuration, or with something else under its name, is refused in one line."""
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(SearchError, match="neither a study nor a model") as caught:
+        describe_model(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"path": "here"}', '{"path": ["0:0"], "architectures": null}'])
+def test_a_bare_configuration_is_shown(content: str, tmp_path: Path) -> None:
+    """A configuration that says little, or has a path of another kind, is shown as far as it goes."""
+    (tmp_path / "config.json").write_text(content)
+    assert describe_model(tmp_path).startswith("model (None)")

@@ -1,0 +1,199 @@
+"""Building a recipe's model: the parts together, the same bits every time, and nothing half-made left behind."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_evomerge import build
+from hf_evomerge.build import build_model, check_recipe
+from hf_evomerge.errors import EvoMergeError, PathError, RecipeError, SourceError
+from hf_evomerge.recipe import Recipe
+
+MERGE = {"method": "dare_ties", "parameters": [{"weight": 0.9, "density": 0.5}, {"weight": 0.4, "density": 0.7}]}
+FLOW = {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.8, 1.1]}
+PARTS: dict[str, dict[str, Any]] = {
+    "merge": {"merge": MERGE},
+    "flow": {"flow": FLOW},
+    "both": {"merge": MERGE, "flow": {"path": ["2:0", "1:1", "2:1"], "embedding_source": 2}},
+}
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def make(tiny: Path) -> MakeRecipe:
+    """Makes a recipe over the tiny family."""
+
+    def recipe(part: str = "merge", **fields: Any) -> Recipe:
+        sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
+        return Recipe.model_validate({"sources": sources, "base": {"model": str(tiny / "base")}, **PARTS[part], **fields})
+
+    return recipe
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_same_recipe_gives_the_same_files(part: str, make: MakeRecipe, tmp_path: Path) -> None:
+    """A recipe, and the one that was saved beside its model, give the same bits in every file however often they are built."""
+    first = build_model(make(part), tmp_path / "first", progress=False)
+    assert Recipe.load(first / "recipe.yaml") == make(part)
+    again = build_model(Recipe.load(first / "recipe.yaml"), tmp_path / "elsewhere" / "again", progress=False)
+    assert _digests(first) == _digests(again)
+    assert {"config.json", "model.safetensors", "recipe.yaml", "tokenizer.json"} <= set(_digests(first))
+    other = build_model(make(part, seed=1), tmp_path / "other", progress=False)
+    same_weights = _digests(other)["model.safetensors"] == _digests(first)["model.safetensors"]
+    assert same_weights == (part == "flow")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_model_loads_and_everybody_can_read_it(part: str, make: MakeRecipe, tmp_path: Path) -> None:
+    """Every file is readable by all, and the model and its tokenizer load: a merge as a plain model, a path as a merged one."""
+    folder = build_model(make(part), tmp_path / "model", progress=False)
+    for item in [folder, *folder.rglob("*")]:
+        assert stat.S_IMODE(item.stat().st_mode) & 0o444 == 0o444, item
+    assert list(tmp_path.iterdir()) == [folder]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model).__name__ == ("LlamaForCausalLM" if part == "merge" else "EvoMergedForCausalLM")
+    ids = torch.tensor([AutoTokenizer.from_pretrained(folder)("w1 w2 3")["input_ids"]])
+    assert model(ids).logits.isfinite().all()
+
+
+def test_the_path_runs_through_the_merged_model(make: MakeRecipe, tmp_path: Path) -> None:
+    """With both parts and the identity path through the merged model, the result computes what the plain merge computes."""
+    plain = AutoModelForCausalLM.from_pretrained(build_model(make("merge"), tmp_path / "plain", progress=False))
+    flow = {"path": ["2:0-1"], "embedding_source": 2}
+    both = AutoModelForCausalLM.from_pretrained(build_model(make("merge", flow=flow), tmp_path / "both", progress=False))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(plain(ids).logits, both(ids).logits)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_dtype_of_the_result(dtype: str, make: MakeRecipe, tmp_path: Path) -> None:
+    """The result has the recipe's dtype, in its configuration and in its file."""
+    folder = build_model(make("both", dtype=dtype), tmp_path / "model", progress=False)
+    assert {str(parameter.dtype) for parameter in AutoModelForCausalLM.from_pretrained(folder).parameters()} == {
+        f"torch.{dtype}"
+    }
+
+
+def test_the_dtype_is_the_first_sources(tiny: Path, tiny_half: Path, tmp_path: Path) -> None:
+    """Where no dtype is given it is that of source 0, also where source 0 is not the first that is merged."""
+    sources = [{"model": str(tiny / "a")}, {"model": str(tiny_half / "b")}]
+    merge = {"method": "linear", "sources": [1, 0]}
+    folder = build_model(Recipe.model_validate({"sources": sources, "merge": merge}), tmp_path / "model", progress=False)
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("disk full")])
+def test_an_interrupted_build_leaves_nothing(
+    fault: Any, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that is interrupted at its very end leaves nothing new, and what it was to replace is still there."""
+    out = build_model(make("flow"), tmp_path / "model", progress=False)
+    before = _digests(out)
+
+    def interrupted(self: Recipe, file: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(Recipe, "save", interrupted)
+    for folder in (out, tmp_path / "new"):
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            build_model(make("both"), folder, progress=False, overwrite=True)
+    assert _digests(out) == before
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_an_existing_folder_is_kept(make: MakeRecipe, tmp_path: Path) -> None:
+    """A folder that exists is refused, and replaced whole where overwriting is asked for."""
+    out = build_model(make("flow"), tmp_path / "model", progress=False)
+    before = _digests(out)
+    with pytest.raises(RecipeError, match="model: exists already; choose another folder, or pass --overwrite"):
+        build_model(make("merge"), out, progress=False)
+    assert _digests(out) == before
+    build_model(make("merge"), out, progress=False, overwrite=True)
+    assert not (out / "modeling_evo_merged.py").exists()
+    assert _digests(out) == _digests(build_model(make("merge"), tmp_path / "fresh", progress=False))
+    (tmp_path / "empty").mkdir()
+    assert (build_model(make("merge"), tmp_path / "empty", progress=False, overwrite=True) / "config.json").exists()
+
+
+def test_only_models_are_replaced(tiny: Path, make: MakeRecipe, tmp_path: Path) -> None:
+    """Overwriting never removes a folder that is no model, a file, or a source of the recipe."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.tex").write_text("ten years")
+    (tmp_path / "file").write_text("something")
+    for name in ("work", "file"):
+        with pytest.raises(RecipeError, match=f"{name}: exists and is no model"):
+            build_model(make(), tmp_path / name, progress=False, overwrite=True)
+    assert (tmp_path / "work" / "thesis.tex").read_text() == "ten years"
+    for name in ("a", "base"):
+        with pytest.raises(RecipeError, match="one of the recipe's own sources"):
+            build_model(make(), tiny / name, progress=False, overwrite=True)
+    assert (tiny / "a" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("part", "summary"),
+    [
+        ("merge", "fine: dare_ties of 2 sources, as torch.float32"),
+        ("flow", "fine: a path of 3 hops over 3 distinct layers, as torch.float32"),
+        ("both", "fine: dare_ties of 2 sources, then a path of 3 hops over 3 distinct layers, as torch.float32"),
+    ],
+)
+def test_checking_says_what_would_be_built(part: str, summary: str, make: MakeRecipe) -> None:
+    """Checking a good recipe says in one line what it would be."""
+    assert check_recipe(make(part)).replace("torch.", "") == summary.replace("torch.", "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "message"),
+    [
+        ({"merge": {"method": "magic"}}, RecipeError, "'magic' is not known"),
+        ({"merge": {"method": "linear", "parameters": [{"wait": 1}, {}]}}, RecipeError, "wait"),
+        (
+            {"merge": {"method": "linear", "parameters": [{"weight": {"default": 1, "blocks.0-7": 1}}, {}]}},
+            RecipeError,
+            "blocks",
+        ),
+        ({"merge": {"method": "ties"}, "base": None}, RecipeError, "name the base model"),
+        ({"merge": {"method": "linear"}, "base": {"model": "./nowhere"}}, SourceError, "./nowhere: no such folder"),
+        ({"merge": None, "flow": {"path": ["0:0", "1:2"]}}, PathError, "layer 2 of source 1"),
+    ],
+)
+def test_checking_refuses_what_building_refuses(
+    fields: dict[str, Any], kind: type[EvoMergeError], message: str, make: MakeRecipe, tmp_path: Path
+) -> None:
+    """A recipe that cannot be built is refused by the check with the same line as by the build, which leaves nothing."""
+    recipe = make(**fields)
+    with pytest.raises(kind, match=message) as checked:
+        check_recipe(recipe)
+    with pytest.raises(kind) as built:
+        build_model(recipe, tmp_path / "model", progress=False)
+    assert str(checked.value) == str(built.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sources_that_cannot_share_a_path(tiny: Path, make: MakeRecipe, tmp_path: Path) -> None:
+    """Checking a path refuses sources whose layers cannot run in one model, without building."""
+    model = AutoModelForCausalLM.from_pretrained(tiny / "a")
+    type(model)(type(model.config)(**{**model.config.to_dict(), "hidden_size": 32})).save_pretrained(tmp_path / "wide")
+    recipe = make("flow", sources=[{"model": str(tiny / "a")}, {"model": str(tmp_path / "wide")}])
+    with pytest.raises(SourceError, match="hidden_size is 32, but 16 in source 0"):
+        check_recipe(recipe)
+
+
+def test_the_name_of_the_saved_recipe_is_public() -> None:
+    """The recipe's file has the name that the documentation gives it."""
+    assert build.RECIPE_FILE == "recipe.yaml"

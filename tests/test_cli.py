@@ -1,0 +1,237 @@
+"""The command line: what it prints, what it leaves, and that a user's mistake is one line and status 1."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from hf_evomerge import cli
+from hf_evomerge.build import build_model
+from hf_evomerge.merging.table import methods_table
+from hf_evomerge.recipe import Recipe
+from hf_evomerge.search.run import run_search
+
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]  # type: ignore[union-attr]
+Settings = Callable[..., dict[str, Any]]
+
+HELP = """
+import json, sys
+from typer.testing import CliRunner
+from hf_evomerge.cli import app
+runner = CliRunner()
+pages = {name: runner.invoke(app, [*([name] if name else []), "--help"], terminal_width=200).output for name in sys.argv[1:]}
+heavy = sorted({"torch", "transformers", "numpy", "matplotlib", "cma"} & set(sys.modules))
+print(json.dumps([pages, heavy]))
+"""
+
+
+def _invoke(*arguments: Any) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def _error(*arguments: Any) -> str:
+    """Run a command that has to fail as a user's mistake does, and return its one line."""
+    result = _invoke(*arguments)
+    assert result.exit_code == 1, (result.output, result.exception)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert result.stdout == ""
+    return lines[0]
+
+
+@pytest.fixture
+def search_file(search_settings: Settings, tmp_path: Path) -> Path:
+    """A search file of the tiny family."""
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump(search_settings()), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def recipe_file(tiny: Path, tmp_path: Path) -> Path:
+    """A recipe with a path through the tiny family."""
+    file = tmp_path / "recipe.yaml"
+    sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
+    Recipe.model_validate({"sources": sources, "flow": {"path": ["0:0", "1:1"], "scales": [1, 0.5]}}).save(file)
+    return file
+
+
+def test_help_has_examples_and_is_light() -> None:
+    """Every command's help shows an example, the top page names every command, and none of it imports anything heavy."""
+    done = subprocess.run([sys.executable, "-c", HELP, "", *COMMANDS], capture_output=True, text=True, check=True)
+    pages, heavy = json.loads(done.stdout)
+    assert heavy == []
+    assert set(COMMANDS) >= {"search", "resume", "merge", "eval", "show", "methods", "demo"}
+    for name in COMMANDS:
+        assert name in pages[""]
+        assert pages[name].count(f"hf-evomerge {name}") >= 2, f"{name}: usage, but no example"
+
+
+def test_search_show_and_eval(search_file: Path, tmp_path: Path) -> None:
+    """A search prints its table and where things are; the study and the model can be shown, and the model evaluated."""
+    out = tmp_path / "out"
+    result = _invoke("search", search_file, "--out", out)
+    assert result.exit_code == 0, result.output
+    for part in ("uniform average", "evolved PS *", f"recipe: {out / 'recipe.yaml'}", f"model:  {out / 'model'}"):
+        assert part in result.stdout
+    assert "parameter space" in result.stderr
+    again = _invoke("resume", out)
+    assert again.exit_code == 0
+    assert again.stdout == result.stdout
+    shown = _invoke("show", out, "--best", 2).stdout
+    assert "ps search over" in shown
+    assert "ps: 8 trials, 0 failed" in shown
+    assert shown.count("task_arithmetic") == 2
+    assert "task_arithmetic" in _invoke("show", out / "model").stdout
+    scored = _invoke("eval", out / "model", "--search", search_file, "--split", "validation", "--show", 2)
+    assert scored.exit_code == 0, scored.output
+    assert "on 4 examples" in scored.stdout.splitlines()[0]
+    assert scored.stdout.count("answered:") == 2
+
+
+def test_no_model_is_announced_where_none_is_built(search_file: Path, tmp_path: Path) -> None:
+    """With --no-model the recipe is left, and no model is made or spoken of."""
+    result = _invoke("search", search_file, "--out", tmp_path / "out", "--no-model")
+    assert result.exit_code == 0
+    assert "model:" not in result.stdout
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_dry_runs_write_nothing(search_file: Path, recipe_file: Path, tmp_path: Path) -> None:
+    """A dry run of a search or a merge says what would be done and writes nothing at all."""
+    before = sorted(tmp_path.rglob("*"))
+    search = _invoke("search", search_file, "--out", tmp_path / "out", "--dry-run")
+    assert search.exit_code == 0, search.output
+    assert "ps: 8 evaluations, 2 numbers to evolve" in search.stdout
+    assert 'examples: {"search": 5, "validation": 4, "test": 6}' in search.stdout
+    assert "one evaluation takes" in search.stdout
+    merge = _invoke("merge", recipe_file, "--out", tmp_path / "out", "--dry-run")
+    assert merge.stdout.startswith("fine: a path of 2 hops")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_merge(recipe_file: Path, tmp_path: Path) -> None:
+    """A merge is built from a recipe file, refused where the folder exists, and replaced where that is asked for."""
+    out = tmp_path / "merged"
+    assert _invoke("merge", recipe_file, "--out", out).stdout == f"built {out}\n"
+    shown = _invoke("show", out).stdout
+    assert "EvoMergedForCausalLM (evo_merged)" in shown
+    assert "hop   1  1:1                      scale 0.5000" in shown
+    assert "exists already; choose another folder, or pass --overwrite" in _error("merge", recipe_file, "--out", out)
+    assert _invoke("merge", recipe_file, "--out", out, "--overwrite").exit_code == 0
+
+
+BAD_SEARCHES: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": ({"spaec": "ps"}, "spaec"),
+    "unknown nested key": ({"ps": {"mehtod": "linear"}}, "ps.mehtod"),
+    "unknown space": ({"space": "sp"}, "space"),
+    "unknown task": ({"fitness": {"task": "luck"}}, "unknown task 'luck'"),
+    "unknown method": ({"ps": {"method": "magic"}}, "'magic' is not known"),
+    "unknown parameter": ({"ps": {"parameters": {"wait": 1}}}, "ps.parameters.wait"),
+    "missing source": ({"sources": [{"model": "./nowhere"}, {"model": "./nowhere"}]}, "./nowhere: no such folder"),
+    "missing data": ({"data": {"search": {"jsonl": "nowhere.jsonl"}}}, "nowhere.jsonl"),
+    "one source": ({"sources": [{"model": "a"}]}, "sources"),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD_SEARCHES)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["search", "dry run"])
+def test_a_wrong_search_file_is_one_line(mistake: str, dry: list[str], search_settings: Settings, tmp_path: Path) -> None:
+    """A mistake in a search file is one line that names it, with status 1, and nothing is written."""
+    changes, message = BAD_SEARCHES[mistake]
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump({**search_settings(), **changes}), encoding="utf-8")
+    assert message in _error("search", file, "--out", tmp_path / "out", *dry)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        (b"space: [ps", "not valid YAML"),
+        (b"- a\n- b\n", "expected a mapping"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"", "expected a mapping"),
+    ],
+    ids=["missing", "bad YAML", "a list", "binary", "empty"],
+)
+@pytest.mark.parametrize("command", [["search"], ["merge"], ["eval", "model", "--search"]], ids=lambda command: command[0])
+def test_an_unreadable_file_is_one_line(command: list[str], content: bytes | None, message: str, tmp_path: Path) -> None:
+    """A file that is missing, no YAML, or something else altogether is one line that names the file."""
+    file = tmp_path / "given.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    line = _error(*command, file, *([] if command[0] == "eval" else ["--out", tmp_path / "out"]))
+    assert message in line
+    assert str(file) in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_mistakes_are_one_line(search_file: Path, recipe_file: Path, tiny: Path, tmp_path: Path) -> None:
+    """A wrong folder, split, model or output is one line as well."""
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text("[1]")
+    assert "no study.db here" in _error("resume", tmp_path / "empty")
+    assert "neither a study nor a model" in _error("show", tmp_path / "empty")
+    assert "neither a study nor a model" in _error("show", tmp_path / "odd")
+    assert "neither a study nor a model" in _error("show", tmp_path / "nowhere")
+    assert "data.exam" in _error("eval", tiny / "a", "--search", search_file, "--split", "exam")
+    assert "no such folder" in _error("eval", "./nowhere", "--search", search_file)
+    assert str(tmp_path / "file") in _error("search", search_file, "--out", tmp_path / "file")
+    assert str(tmp_path / "file") in _error("search", search_file, "--out", tmp_path / "file" / "deeper")
+    assert str(tmp_path / "file") in _error("merge", recipe_file, "--out", tmp_path / "file" / "deeper")
+    (tmp_path / "empty" / "study.db").write_text("not a data base at all")
+    assert "not a study" in _error("show", tmp_path / "empty")
+    assert "not a study" in _error("search", search_file, "--out", tmp_path / "empty")
+
+
+def test_a_study_of_another_search_is_one_line(search_settings: Settings, search_file: Path, tmp_path: Path) -> None:
+    """Going on with other settings is refused with the key that differs."""
+    assert _invoke("search", search_file, "--out", tmp_path / "out", "--no-model").exit_code == 0
+    search_file.write_text(yaml.safe_dump(search_settings(seed=7)), encoding="utf-8")
+    assert "seed was 0 and is 7" in _error("search", search_file, "--out", tmp_path / "out")
+
+
+def test_an_interrupt_keeps_what_is_done(search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends with status 130 and one line, and the search can be resumed."""
+    from hf_evomerge.search.study import Study
+
+    def interrupted(self: Study, trial: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Study, "add_trial", interrupted)
+        result = _invoke("search", search_file, "--out", tmp_path / "out")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted; whatever was finished is kept"
+    assert "Traceback" not in result.stderr
+    assert _invoke("resume", tmp_path / "out", "--no-model").exit_code == 0
+
+
+def test_methods() -> None:
+    """The methods command prints the table of merge methods."""
+    assert _invoke("methods").stdout.strip() == methods_table().strip()
+
+
+def test_the_command_line_and_python_agree(search_file: Path, tmp_path: Path) -> None:
+    """The command line finds the recipe that the Python function finds, and builds what the recipe builds."""
+    from hf_evomerge.search.config import SearchConfig
+
+    assert _invoke("search", search_file, "--out", tmp_path / "shell").exit_code == 0
+    result = run_search(SearchConfig.load(search_file), tmp_path / "python", build=False)
+    assert Recipe.load(tmp_path / "shell" / "recipe.yaml") == result.winner
+    built = build_model(result.winner, tmp_path / "built", progress=False)
+    assert (built / "model.safetensors").read_bytes() == (tmp_path / "shell" / "model" / "model.safetensors").read_bytes()

@@ -1,0 +1,154 @@
+"""What the documentation shows is valid: search files, recipes, tables, commands and Python names."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from hf_evomerge import cli
+from hf_evomerge.errors import SearchError
+from hf_evomerge.merging.table import methods_table
+from hf_evomerge.recipe import Recipe, parse_yaml
+from hf_evomerge.search.config import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig, SearchConfig
+from hf_evomerge.search.spaces import FlowSpace, ParameterSpace
+
+ROOT = Path(__file__).parents[1]
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/search.md", "docs/recipes.md")}
+SOURCES = "sources: [{model: your-name/japanese-7b}, {model: your-name/maths-7b}]\n"
+
+
+def _blocks(language: str, *pages: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a language, with the page that each is on."""
+    return [(page, text) for page in pages for text in re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)]
+
+
+def _commands() -> list[list[str]]:
+    """Every command line of this package that a page shows, as words without comments."""
+    shown = [line for _, text in _blocks("bash", *PAGES) for line in text.splitlines()]
+    shown += [line for text in PAGES.values() for line in re.findall(r"`(hf-evomerge [^`]*)`", text)]
+    shown += re.findall(r"^#\s+(hf-evomerge .*)$", "\n".join(file.read_text("utf-8") for file in _examples()), re.MULTILINE)
+    return [line.split("#")[0].split()[1:] for line in shown if line.startswith("hf-evomerge ")]
+
+
+def _examples() -> list[Path]:
+    return sorted((ROOT / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", _examples(), ids=lambda file: file.stem)
+def test_examples_are_valid_searches(file: Path) -> None:
+    """Every file in examples/ is a search file whose spaces have coordinates and decode their own start."""
+    config = SearchConfig.load(file)
+    merge = None
+    if config.space in ("ps", "hybrid"):
+        space = ParameterSpace(config, 32)
+        merge = space.decode(space.start().mean).merge
+        assert merge is not None
+    if config.space in ("dfs", "hybrid"):
+        flow = FlowSpace(config, [32] * (len(config.sources) + (merge is not None)), merge)
+        assert flow.decode(flow.start().mean).flow is not None
+
+
+def test_the_papers_numbers() -> None:
+    """The examples have the sizes that the paper states: six numbers for PS, 4,288 for DFS, and what is spent on them."""
+    ps = SearchConfig.load(ROOT / "examples" / "evollm-jp-ps.yaml")
+    assert len(ParameterSpace(ps, 32).coordinates) == 6
+    assert ps.ps.optimizer.evaluations == 1000
+    hybrid = SearchConfig.load(ROOT / "examples" / "evollm-jp-hybrid.yaml")
+    space = ParameterSpace(hybrid, 32)
+    flow = FlowSpace(hybrid, [32] * 4, space.decode(space.start().mean).merge)
+    assert flow.genome.dimension == 192 + 64 * 64
+    assert hybrid.dfs.optimizer.evaluations == 128 * 100
+
+
+@pytest.mark.parametrize(("page", "text"), _blocks("yaml", "README.md", "docs/search.md"))
+def test_search_blocks(page: str, text: str) -> None:
+    """Every YAML block of these pages is a whole search file."""
+    config = parse_yaml(SearchConfig, text, SearchError)
+    if config.space in ("ps", "hybrid"):
+        assert ParameterSpace(config, 32).coordinates
+
+
+@pytest.mark.parametrize(("page", "text"), _blocks("yaml", "docs/recipes.md"))
+def test_recipe_blocks(page: str, text: str) -> None:
+    """Every YAML block of the page is a recipe, and reads back from its own text as the same recipe."""
+    recipe = Recipe.from_yaml(text)
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+def test_ways_to_write_a_path() -> None:
+    """Every way to write hops that the page explains in its text is read."""
+    sentence = PAGES["docs/recipes.md"].split("one hop that runs two layers")[0].rpartition("\n\n")[2]
+    pieces = re.findall(r"`(\d[^`]*)`", sentence)
+    assert len(pieces) == 5
+    for piece in pieces:
+        recipe = Recipe.from_yaml(f"{SOURCES}flow: {{path: ['{piece}']}}")
+        assert recipe.flow is not None
+        assert len(recipe.flow.to_path()) >= 1
+
+
+def test_the_table_of_methods() -> None:
+    """The page's table of merge methods is what the command prints."""
+    page = PAGES["docs/recipes.md"]
+    table = page.split("<!-- methods: begin -->")[1].split("<!-- methods: end -->")[0]
+    assert table.strip() == methods_table().strip()
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"),
+    [
+        ("Top level", SearchConfig),
+        ("`ps`: parameter space", ParameterSpaceConfig),
+        ("`dfs`: data flow space", FlowSpaceConfig),
+        ("`optimizer`", OptimizerConfig),
+    ],
+)
+def test_tables_of_keys(heading: str, kind: Any) -> None:
+    """Every key of a section has a row in its table with the default that it has, and every row is a key."""
+    section = PAGES["docs/search.md"].split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]*`) \|([^|]*)\|", section, re.MULTILINE)
+    defaults = {name: default.strip() for names, default in rows for name in re.findall(r"`(\w+)`", names)}
+    assert defaults.keys() == kind.model_fields.keys() - {"ps", "dfs"}
+    for name, stated in defaults.items():
+        default = kind.model_fields[name].default
+        if isinstance(default, (bool, int, str, tuple)) and stated:
+            value = yaml.safe_load(stated.strip("`"))
+            assert (tuple(value) if isinstance(value, list) else value) == default, name
+
+
+def test_commands_exist() -> None:
+    """Every command that the pages and the examples show exists, with the options that they show."""
+    known = {command.name or command.callback.__name__: command for command in cli.app.registered_commands}  # type: ignore[union-attr]
+    commands = _commands()
+    assert len(commands) >= 8
+    for words in commands:
+        assert words[0] in known, words
+        page = CliRunner().invoke(cli.app, [words[0], "--help"], terminal_width=200).output
+        for word in words[1:]:
+            assert not word.startswith("-") or word in page, words
+
+
+def test_python_blocks_name_what_exists() -> None:
+    """Every name that a Python block imports from this package is there."""
+    found = 0
+    for _, text in _blocks("python", *PAGES):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_evomerge"):
+                module = importlib.import_module(node.module or "")
+                for alias in node.names:
+                    assert getattr(module, alias.name) is not None
+                    found += 1
+    assert found >= 5
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of the pages leads to a file of the repository. Pictures are made by the searches themselves."""
+    for page, text in PAGES.items():
+        for target in re.findall(r"(?<!!)\[[^]]*\]\((?!http)([^)#]+)", text):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"

@@ -1,0 +1,61 @@
+"""The merged model is registered with the Auto classes in whatever order things are imported, and importing stays light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_evomerge
+from hf_evomerge.build import build_model
+from hf_evomerge.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A built model with a path."""
+    recipe = Recipe.model_validate({"sources": [{"model": str(tiny / "a")}], "flow": {"path": ["0:0", "0:0-1"]}})
+    return build_model(recipe, tmp_path_factory.mktemp("registered") / "model", progress=False)
+
+
+def _run(program: str, *arguments: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_is_light() -> None:
+    """Importing the package, and naming what it offers, loads neither torch nor transformers nor numpy."""
+    program = (
+        "import sys, hf_evomerge; dir(hf_evomerge); print(*({'torch', 'transformers', 'numpy', 'rich'} & set(sys.modules)))"
+    )
+    assert _run(program) == []
+
+
+ORDERS = {
+    "transformers first": "from transformers import AutoModelForCausalLM as Auto\nimport hf_evomerge",
+    "configuration alone": "import hf_evomerge\nfrom transformers import AutoConfig as Auto",
+    "configuration alone, first": "from transformers import AutoConfig as Auto\nimport hf_evomerge",
+    "package first": (  # something may have looked for the module without importing it
+        "import hf_evomerge, importlib.util\n"
+        "importlib.util.find_spec('transformers.models.auto.modeling_auto')\n"
+        "from transformers import AutoModelForCausalLM as Auto"
+    ),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_registered_in_any_order(order: str, merged: Path) -> None:
+    """A merged model, or its configuration, loads by the Auto classes without trust_remote_code, whatever is imported first."""
+    program = f"import sys\n{ORDERS[order]}\nprint(type(Auto.from_pretrained(sys.argv[1])).__module__)"
+    assert _run(program, str(merged))[-1].startswith("hf_evomerge.modeling.")
+
+
+def test_public_names() -> None:
+    """Every public name is there, and an unknown one is an AttributeError."""
+    for name in hf_evomerge.__all__:
+        assert getattr(hf_evomerge, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'evolve'"):
+        hf_evomerge.evolve  # noqa: B018
