@@ -221,11 +221,13 @@ def validate(kind: type[Part], data: dict[str, Any], error: type[EvoMergeError])
     try:
         return kind.model_validate(data)
     except ValidationError as cause:
-        raise error("; ".join(_complaint(item) for item in cause.errors())) from cause
+        raise error("; ".join(dict.fromkeys(_complaint(item) for item in cause.errors()))) from cause
 
 
 def _complaint(item: Any) -> str:
-    where = ".".join(map(str, item["loc"]))
+    # pydantic names the kinds of a union as if they were keys: Range, float, dict[str,float], function-after[...]
+    kinds = ("Range", "bool", "float", "str")
+    where = ".".join(str(key) for key in item["loc"] if key not in kinds and "[" not in str(key))
     what = item["msg"].removeprefix("Value error, ")
     found = "" if item["type"] in ("missing", "value_error") else f" (found {_FOUND.repr(item['input'])})"
     return f"{where}: {what}{found}" if where else f"{what}{found}"

@@ -292,7 +292,10 @@ def check_sources(method: MergeMethod, sources: int, has_base: bool) -> None:
     if tensors < low or (high is not None and tensors > high):
         wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
         hint = ", or one source and a base" if (low, high) == (2, 2) and not method.task_vectors else ""
-        raise RecipeError(f"merge.sources: {method.name} merges {wanted} models (found {sources}); give {wanted} sources{hint}")
+        models, given = ("model", "source") if wanted == "1" else ("models", "sources")
+        raise RecipeError(
+            f"merge.sources: {method.name} merges {wanted} {models} (found {sources}); give {wanted} {given}{hint}"
+        )
 
 
 def complete_options(method: MergeMethod, given: Mapping[str, Any], layer_count: int | None = None) -> dict[str, Any]:

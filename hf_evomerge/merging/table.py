@@ -19,7 +19,7 @@ def _needs(method: MergeMethod) -> str:
     if most is None:
         count = f"{least} or more sources"
     else:
-        count = f"{least} sources" if least == most else f"{least} to {most} sources"
+        count = ("1 source" if least == 1 else f"{least} sources") if least == most else f"{least} to {most} sources"
     return f"{count}{' and a base' if method.needs_base else ''}"
 
 

@@ -214,7 +214,7 @@ class Search:
         jobs = [Job(targets[label], split) for label in missing]
         for done, (index, outcome) in enumerate(self.runner.run(jobs), 1):
             if phase == "parents" and outcome.error is not None:  # not stored: a search that goes on tries again
-                raise SearchError(f"{missing[index]} cannot be evaluated: {outcome.error}")
+                raise SearchError(f"{self._parents()[missing[index]].model}: cannot be evaluated: {outcome.error}")
             self.study.add_evaluation(missing[index], split, outcome)
             outcomes[missing[index]] = outcome
             self.report(Progress(phase, done, len(missing), seconds=time.perf_counter() - begin, fresh=done))

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,7 @@ def run_search(
     evaluator = Evaluator(config, **arguments)
     _check(config, evaluator)
     study = _open_study(config, FilePath(out))
+    _check_same_examples(study, evaluator)
     runner: Runner = LocalRunner(evaluator) if workers == 1 else ProcessRunner(config, workers, **arguments)
     try:
         search = Search(
@@ -240,6 +242,20 @@ def _open_study(config: SearchConfig, out: FilePath) -> Study:
     if not (out / SEARCH_FILE).exists():  # the process that began the study ended in between
         config.save(out / SEARCH_FILE)
     return study
+
+
+def _check_same_examples(study: Study, evaluator: Evaluator) -> None:
+    """Refuse to go on with a study on other examples than it was begun with; the scores would not be comparable."""
+    digests = {}
+    for split in evaluator.splits:
+        texts = [[example.prompt, example.answer] for example in evaluator.examples(split)]
+        digests[split] = sha256(json.dumps(texts).encode()).hexdigest()
+    before = study.meta("examples") or digests
+    if changed := [split for split in digests if before.get(split) != digests[split]]:
+        folder = study.folder
+        study.close()
+        raise SearchError(f"{folder}: the examples of {changed[0]} are not those that this study was begun with; restore them")
+    study.set_meta("examples", digests)
 
 
 def _check_unused(config: SearchConfig, out: FilePath) -> None:

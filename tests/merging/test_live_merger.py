@@ -95,6 +95,17 @@ def test_a_wrong_candidate_is_refused_and_changes_nothing(family, make_recipe, o
     merger.apply([{}, {}])
 
 
+def test_parameters_that_do_not_go_together_change_nothing(family, make_recipe, open_all, load):
+    """Weights that cancel in one layer group are refused before the first tensor is written."""
+    recipe = make_recipe(family, "linear")
+    model = load(family / "base")
+    merger = LiveMerger.of(recipe, model, *open_all(recipe))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with pytest.raises(RecipeError, match="the weights of linear add up to 0; with normalize they must not be 0"):
+        merger.apply([{"weight": {"default": 1, "blocks.1.mlp": -0.5}}, {"weight": 0.5}])
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
 def test_raw_names_without_the_models_prefix(tmp_path):
     """Tensors saved without the prefix of the base model, as GPT-2's are, find their parameters."""
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ def test_the_methods_of_the_field_are_there():
     for method in all_methods().values():
         assert method.help
         assert all(parameter.help for parameter in method.parameters)
+        assert "|" not in "".join([method.help, *(parameter.help for parameter in method.parameters)])  # it goes into a table
         assert [parameter for parameter in method.parameters if not parameter.grouped and parameter.search] == []
 
 
@@ -64,7 +65,7 @@ def test_a_new_method_is_one_function(monkeypatch):
     check_part(part("scaled", size=2), sources=1, has_base=False)
     with pytest.raises(RecipeError, match=r"merge.options.size: -1.0 is out of range; give a number at least 0"):
         check_part(part("scaled", size=-1), sources=1, has_base=False)
-    with pytest.raises(RecipeError, match=r"merge.sources: scaled merges 1 models \(found 2\)"):
+    with pytest.raises(RecipeError, match=r"merge.sources: scaled merges 1 model \(found 2\)"):
         check_part(part("scaled"), sources=2, has_base=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import merge_reference as reference
@@ -120,6 +121,14 @@ def test_della_without_epsilon_is_dare():
     parameters = many([0.7, 0.4], density=0.3)
     expected = merge("dare_linear", base, sources, parameters)
     assert torch.equal(merge("della_linear", base, sources, [{**p, "epsilon": 0.0} for p in parameters]), expected)
+
+
+def test_della_bits_are_pinned():
+    """The bits of a DELLA merge never change from one version of the package to the next."""
+    base = (torch.arange(1000, dtype=torch.float32) / 64).view(10, 100)
+    sources = [base + ((torch.arange(1000) % n - n // 2) / 32).view(10, 100) for n in (7, 11)]
+    found = merge("della", base, sources, many([0.75, 0.5], density=0.5), {"rescale": "expected"}, seed=42)
+    assert hashlib.sha256(found.numpy().tobytes()).hexdigest()[:16] == "48972baf108256a2"
 
 
 @pytest.mark.parametrize("filter_wise", [True, False])
@@ -250,6 +259,24 @@ def test_karcher(weights, spread, max_iter):
     assert_close(found, expected, 1e-6 * max(1.0, float(np.abs(expected).max())))
 
 
+@pytest.mark.parametrize("max_iter", [1, 10])
+def test_karcher_with_a_tensor_of_zeros(max_iter):
+    """A source without a direction leaves the steps of the others as they are."""
+    _, sources = tensors(2, spread=3.0)
+    sources.append(torch.zeros_like(sources[0]))
+    found = merge("karcher", None, sources, [{"weight": 0.3}, {"weight": 1.0}, {"weight": 2.0}], {"max_iter": max_iter})
+    assert_close(found, reference.karcher([exact(x) for x in sources], [0.3, 1.0, 2.0], max_iter), 1e-6)
+
+
+def test_karcher_of_nearly_parallel_vectors():
+    """Where angles are too small for float32, as between weights of norms, the mean is still that of all sources."""
+    generator = torch.Generator().manual_seed(0)
+    sources = [1 + 5e-4 * torch.randn(64, generator=generator) for _ in range(3)]
+    found = merge("karcher", None, sources)
+    assert_close(found, reference.karcher([exact(x) for x in sources], [1, 1, 1]), 2e-7)
+    assert_close(found, exact(sum(sources) / 3), 2e-6)
+
+
 def test_karcher_is_the_centre():
     """For vectors of one plane the mean angle is the answer; one of length 0 has no direction, but shortens the mean."""
     angles = [0.0, 0.4, 1.1]
@@ -273,10 +300,11 @@ def test_nearswap_golden():
     assert found.tolist() == [1.25, 1.5, 0.5]
 
 
+@pytest.mark.parametrize("spread", [0.1, 5e-4])
 @pytest.mark.parametrize("shape", [(37, 27), (3, 400), (999,)])
-def test_arcee_fusion(shape):
+def test_arcee_fusion(shape, spread):
     """arcee_fusion takes the elements whose change, times the divergence of their row, is far above the median."""
-    base, (source,) = matrices(1, shape) if len(shape) > 1 else tensors(1, size=shape[0])
+    base, (source,) = matrices(1, shape, spread) if len(shape) > 1 else tensors(1, size=shape[0], spread=spread)
     found = merge("arcee_fusion", base, [source])
     base64 = exact(base)
     expected, importance, threshold = reference.arcee_fusion(base64, base64 + deltas(base, [source])[0])
@@ -286,14 +314,20 @@ def test_arcee_fusion(shape):
     assert 0.01 < float((found != base).float().mean()) < 0.3
 
 
+def test_arcee_fusion_of_equal_changes():
+    """What reaches the threshold is taken: where all changed alike, all of the source is."""
+    source = torch.tensor([0.5, -0.5] * 8)
+    assert torch.equal(merge("arcee_fusion", torch.zeros(16), [source]), source)
+
+
 def test_what_a_method_merges_is_checked():
     """Each method says how many models it merges, and whether there is a base."""
     for method, sources, message in [
-        ("passthrough", 2, r"passthrough merges 1 models \(found 2\); give 1 sources$"),
+        ("passthrough", 2, r"passthrough merges 1 model \(found 2\); give 1 source$"),
         ("model_stock", 1, r"model_stock merges at least 2 models \(found 1\)"),
         ("nuslerp", 1, r"nuslerp merges 2 models \(found 1\); give 2 sources$"),
-        ("nearswap", 2, r"nearswap merges 1 models \(found 2\)"),
-        ("arcee_fusion", 2, r"arcee_fusion merges 1 models \(found 2\)"),
+        ("nearswap", 2, r"nearswap merges 1 model \(found 2\)"),
+        ("arcee_fusion", 2, r"arcee_fusion merges 1 model \(found 2\)"),
     ]:
         with pytest.raises(RecipeError, match=message):
             check_part(MergePart(method=method), sources=sources, has_base=True)

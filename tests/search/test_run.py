@@ -389,3 +389,17 @@ def test_evaluate_model_needs_only_the_model(tiny: Path, search_config: Config) 
     assert (text.count("expected: "), text.count("answered: ")) == (2, 2)
     with pytest.raises(SourceError, match="no such folder"):
         evaluate_model("./nowhere/model", config)
+
+
+def test_other_examples_are_refused(tmp_path: Path, search_config: Config) -> None:
+    """A study goes on only with the examples it was begun with, even where a data file has kept its name."""
+    config = search_config("ps")
+    run_search(config, tmp_path / "out", build=False)
+    file = Path(str(config.data["search"].jsonl))
+    text = file.read_text(encoding="utf-8")
+    file.write_text("\n".join(reversed(text.splitlines())) + "\n", encoding="utf-8")
+    try:
+        with pytest.raises(SearchError, match="the examples of search are not those"):
+            run_search(config, tmp_path / "out", build=False)
+    finally:
+        file.write_text(text, encoding="utf-8")

@@ -60,7 +60,7 @@ def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @register_method("arcee_fusion", task_vectors=True, prepare=fusion, memory=4, count=(1, 1))
 def arcee_fusion(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
-    """The base, and the source's elements where ``|d|`` times the divergence of their row is far above the median."""
+    """The base, and the source's elements where ``abs(d)`` times the divergence of their row is far above the median."""
     assert base is not None
     taken = call.facts.importance(vectors[0], call.start).ge(call.facts.threshold)
     return vectors[0].mul(taken).add_(base)

@@ -33,7 +33,7 @@ _PARAMETERS = [WEIGHT, DENSITY, EPSILON, NORMALIZE, LAMBDA, RESCALE]
 
 
 def drops(job: TensorJob, call: Call) -> list[Sparse]:
-    """Per source the mask MagPrune, and the factor that makes up for what is dropped."""
+    """Per source the mask of MagPrune (section 3 of the paper), and the factor that makes up for what is dropped."""
     return [_drop(job, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
 
 
