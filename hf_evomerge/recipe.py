@@ -103,7 +103,7 @@ class Recipe(StrictModel):
         merge: The parameter-space part. Without a ``flow`` part the result is a plain model of the parents' architecture.
         flow: The data-flow part; the result is an `EvoMergedForCausalLM`.
         dtype: The dtype of the result; the first source's where absent. Sums are accumulated in float32.
-        seed: Seed of the random masks of DARE.
+        seed: Seed of the random masks of DARE and DELLA.
     """
 
     sources: list[SourceRef] = Field(min_length=1)

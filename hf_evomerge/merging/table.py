@@ -20,7 +20,8 @@ def _needs(method: MergeMethod) -> str:
         count = f"{least} or more sources"
     else:
         count = ("1 source" if least == 1 else f"{least} sources") if least == most else f"{least} to {most} sources"
-    return f"{count}{' and a base' if method.needs_base else ''}"
+    base = " and a base" if method.needs_base else ", with or without a base" if method.base_optional else ""
+    return count + base
 
 
 def _row(parameter: Parameter) -> str:

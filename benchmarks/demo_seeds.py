@@ -1,0 +1,58 @@
+"""The demo on several families of specialists, each trained from its own initial weights: the table of the README.
+
+    python benchmarks/demo_seeds.py --out demo-seeds --seeds 0 1 2 --workers 2
+
+Trains whatever family is not there yet (about ten minutes each on one core), runs the demo's searches on each (a few minutes on
+two cores), and prints accuracy on the same held-out problems as a Markdown table: mean over families, and each family with its
+standard error. Finished searches are kept and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from hf_evomerge.demo.quickstart import run_demo
+from hf_evomerge.demo.train import family, save
+from hf_evomerge.search.loop import Row
+
+
+def main() -> None:
+    """Train, search, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for families and searches")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one family each")
+    parser.add_argument("--workers", type=int, default=2, help="processes that evaluate side by side")
+    parser.add_argument("--evaluations", type=int, help="trials per search, in place of the demo's own")
+    arguments = parser.parse_args()
+    results: dict[int, dict[str, Row]] = {}
+    for seed in arguments.seeds:
+        folder = arguments.out / f"family-{seed}"
+        if not (folder / "japanese" / "config.json").exists():  # trained last
+            torch.set_num_threads(1)
+            for name, model in family(seed):
+                save(model, folder / name)
+        results[seed] = run_demo(
+            arguments.out / f"demo-{seed}", workers=arguments.workers, evaluations=arguments.evaluations, family=folder
+        )
+    print("\n" + table(results))
+
+
+def table(results: dict[int, dict[str, Row]]) -> str:
+    """Accuracy of every model of every family, as Markdown."""
+    seeds = list(results)
+    lines = ["| | evaluations | mean | " + " | ".join(f"family {seed}" for seed in seeds) + " |"]
+    lines.append("| --- " * (len(seeds) + 3) + "|")
+    for label in results[seeds[0]]:
+        rows = [results[seed][label] for seed in seeds]
+        accuracies = [row.outcome.accuracy or (float("nan"), 0.0) for row in rows]
+        cells = [f"{value:.3f} ± {error:.3f}" for value, error in accuracies]
+        mean = sum(value for value, _ in accuracies) / len(accuracies)
+        lines.append(f"| {label} | {rows[0].evaluations or ''} | **{mean:.3f}** | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
