@@ -11,15 +11,15 @@ import copy
 import json
 import logging
 import math
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from .errors import EvoMergeError, PathError, SourceError
+from .folders import copy_companions, new_folder
 from .merging.arithmetic import SLICE, tensor_order
-from .merging.checkpoint import DTYPES, new_folder
+from .merging.checkpoint import DTYPES
 from .merging.writer import Entry, header, parse_size, plan_shards, shard_names, write_index
 from .modeling.fold_layouts import Change, FoldLayout, layout_of, matches
 from .sources import Source
@@ -101,10 +101,8 @@ def fold(
         with new_folder(out) as folder:
             _write_weights(source, plan, folder, limit, progress)
             plain.save_pretrained(folder)
-            _copy_tokenizer(source.folder, folder)
+            copy_companions(source.folder, folder)
             _say_whether_bos(folder)
-            for file in folder.rglob("*"):
-                file.chmod(0o755 if file.is_dir() else 0o644)
     finally:
         source.close()
     return Path(out)
@@ -318,18 +316,6 @@ def _write(tensor: Tensor, planned: _Planned, stream: BinaryIO) -> None:
         if change is not None and not bool(torch.isfinite(values).all()):
             raise EvoMergeError(f"{planned.entry.name}: does not fit into {wanted} once it is multiplied by {change.factor:g}")
         stream.write(values.view(torch.uint8).numpy().data)
-
-
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the generation settings, the tokenizer and its chat templates."""
-    from .routing.checkpoint import TOKENIZER_FILES
-
-    for pattern in ("generation_config.json", *TOKENIZER_FILES):
-        for file in sorted(source.glob(pattern)):
-            target = folder / file.relative_to(source)
-            if file.is_file() and not target.exists():
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, target)
 
 
 def _say_whether_bos(folder: Path) -> None:

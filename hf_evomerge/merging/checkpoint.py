@@ -8,15 +8,11 @@ count a few numbers for each row of one tensor.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
-from uuid import uuid4
 
-from ..errors import EvoMergeError, RecipeError, SourceError
+from ..errors import RecipeError, SourceError
+from ..folders import copy_companions, new_folder
 from ..recipe import Recipe
 from ..sources import Source, check_mergeable
 from .arithmetic import SLICE, ModelJob, TensorJob, tensor_order
@@ -27,21 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-COPIED_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/*.jinja",
-    "*.model",
-    "*.tiktoken",
-)
 
 
 def merge_checkpoint(
@@ -85,25 +66,8 @@ def merge_checkpoint(
     with new_folder(out) as folder:
         _write_weights(recipe, method, opened, base, folder, limit, progress)
         _write_config(opened[0], folder, recipe.dtype)
-        _copy_tokenizer(opened[0].folder, folder)
+        copy_companions(opened[0].folder, folder)
     return Path(out)
-
-
-@contextmanager
-def new_folder(out: str | Path) -> Iterator[Path]:
-    """A folder beside `out` that is renamed to it at the end, and removed if anything goes wrong."""
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise EvoMergeError(f"{out}: is there already; choose another folder, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid4().hex[:8]}.partial")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.replace(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _write_weights(
@@ -141,7 +105,6 @@ def _write_weights(
                     else:
                         _write(sources[0].get(entry.name), stream)  # a mask or a table of positions: not a weight
                     bar.update(entry.size)
-            (folder / file).chmod(0o644)
     if len(files) > 1:
         write_index(folder, files)
 
@@ -176,13 +139,3 @@ def _write_config(source: Source, folder: Path, dtype: str | None) -> None:
                 if part is config or old is not None or "dtype" in part:
                     part["dtype"] = dtype
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    for pattern in COPIED_FILES:
-        for file in sorted(source.glob(pattern)):
-            if file.is_file():
-                target = folder / file.relative_to(source)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, target)
-                target.chmod(0o644)

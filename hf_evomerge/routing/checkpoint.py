@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from ..errors import PathError, SourceError
+from ..folders import copy_companions, new_folder
 from ..modeling import EvoMergedConfig, EvoMergedForCausalLM
 from ..modeling import modeling_evo_merged as modeling_file
 from ..modeling.modeling_evo_merged import check_scale_target, source_class
@@ -25,10 +25,6 @@ from ..modeling.origins import check_rearrangeable, plan_tensors
 from ..recipe import FlowPart, SourceRef
 from ..sources import Source
 
-TOKENIZER_FILES = (
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken"),
-    *("tokenizer.model", "spiece.model", "sentencepiece*.model", "chat_template*", "additional_chat_templates/*.jinja"),
-)
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "I64": 8, "F64": 8}
 
 
@@ -72,30 +68,21 @@ def build_flow(
     Raises:
         PathError: The path names a layer that is not there, or cannot run as asked.
         SourceError: The sources do not fit together, or a tensor is missing.
+        EvoMergeError: There is something under the folder's name already.
     """
-    out = FilePath(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SourceError(f"{out}: is already there; give a folder that is new or empty")
     opened = [Source(folder, ref) for folder, ref in zip(folders, sources, strict=True)]
     config = _configuration(opened, flow, dtype)
     plan = _plan(opened, config)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = FilePath(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".unfinished", dir=out.parent))
     try:
-        _write_weights(plan, unfinished, max_shard_size, progress)
-        config.save_pretrained(unfinished)
-        shutil.copyfile(str(modeling_file.__file__), unfinished / FilePath(str(modeling_file.__file__)).name)
-        _copy_tokenizer(opened[flow.embedding_source].folder, unfinished)
-        for item in [unfinished, *unfinished.rglob("*")]:
-            item.chmod(0o755 if item.is_dir() else 0o644)
-        unfinished.replace(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        with new_folder(out) as folder:
+            _write_weights(plan, folder, max_shard_size, progress)
+            config.save_pretrained(folder)
+            shutil.copyfile(str(modeling_file.__file__), folder / FilePath(str(modeling_file.__file__)).name)
+            copy_companions(opened[flow.embedding_source].folder, folder)
     finally:
         for source in opened:
             source.close()
-    return out
+    return FilePath(out)
 
 
 def _configuration(sources: Sequence[Source], flow: FlowPart, dtype: str | None) -> EvoMergedConfig:
@@ -170,13 +157,3 @@ def _write_weights(plan: dict[str, _Planned], folder: FilePath, max_shard_size: 
         (folder / "model.safetensors.index.json").write_text(
             json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
-
-
-def _copy_tokenizer(source: FilePath, folder: FilePath) -> None:
-    """Copy the generation settings, the tokenizer and its chat templates."""
-    for pattern in ("generation_config.json", *TOKENIZER_FILES):
-        for file in sorted(source.glob(pattern)):
-            if file.is_file() and not (folder / file.relative_to(source)).exists():
-                target = folder / file.relative_to(source)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, target)

@@ -143,7 +143,7 @@ def test_a_folder_that_holds_something_is_not_overwritten(folders: list[Path]) -
     """An existing folder is refused unless it is empty."""
     (folders[0].parent / "out").mkdir()
     build(folders)
-    with pytest.raises(SourceError, match=r"out: is already there"):
+    with pytest.raises(EvoMergeError, match=r"out: is there already"):
         build(folders)
 
 
