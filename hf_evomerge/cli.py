@@ -193,6 +193,47 @@ def show(
 
 
 @app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a checkpoint is, from its config and headers alone: layers, parameters, vocabulary, path, sources.
+
+    **Example**
+
+    - `hf-evomerge inspect my-search/model`
+    """
+    with _one_line_errors():
+        from .inspection import inspect_model
+
+        _quiet()
+        report = inspect_model(model)
+        typer.echo(report.to_json() if as_json else report.to_text())
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
+    b: Annotated[str, typer.Argument(help="The one to compare it with.", show_default=False)],
+    base: Annotated[str | None, typer.Option(help="Their common ancestor: compare the task vectors as well.")] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Show every tensor, not only layer groups.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what differs between two checkpoints: length, angle and signs, per layer group.
+
+    **Example**
+
+    - `hf-evomerge diff fine-tune-a fine-tune-b --base base`
+    """
+    with _one_line_errors():
+        from .inspection import diff_models
+
+        _quiet()
+        report = diff_models(a, b, base=base, progress=sys.stderr.isatty())
+        typer.echo(report.to_json(tensors=tensors) if as_json else report.to_text(tensors=tensors))
+
+
+@app.command()
 def methods() -> None:
     """List the merge methods and their parameters.
 

@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "registration": {"modeling"},
     "build": {"folders", "modeling", "merging", "routing", "sources", "recipe", "path", "errors"},
     "fold": {"folders", "modeling", "merging", "routing", "sources", "recipe", "path", "errors"},
+    "inspection": {"build", "merging", "sources", "recipe"},
 }
 UPPER = ["search", "hub", "cli", "plots", "demo"]  # each is kept out of everything in ALLOWED
 FORBIDDEN: dict[str, set[str]] = {"search": {"hub", "cli", "demo"}, "hub": {"cli", "demo"}}

@@ -255,13 +255,17 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         return tied
 
     def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
-        """Mark tied buffers as well as tied parameters, which are all that the inherited method knows."""
+        """Mark tied buffers as well as tied parameters, but nothing that the checkpoint lacks altogether.
+
+        A slot and its owner are one tensor until the weights are loaded: a mark would hide that the owner's are missing.
+        """
         tied = self.all_tied_weights_keys
-        buffers = {name for name, _ in self.named_buffers(remove_duplicate=False)} & tied.keys()
+        there = {name: owner for name, owner in tied.items() if owner not in loading_info.missing_keys}
+        buffers = {name for name, _ in self.named_buffers(remove_duplicate=False)} & there.keys()
         missing = buffers & set(loading_info.missing_keys)
         for name in buffers:
             setattr(self.get_buffer(name), "_is_hf_initialized", True)  # noqa: B010 (transformers' mark on a tensor)
-        self.all_tied_weights_keys = {name: owner for name, owner in tied.items() if name not in buffers}
+        self.all_tied_weights_keys = {name: owner for name, owner in there.items() if name not in buffers}
         try:
             super().mark_tied_weights_as_initialized(loading_info)
         finally:

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import VOCAB, tiny_model, token_ids
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, pipeline
+
+from hf_evomerge.modeling import EvoMergedForCausalLM
+from hf_evomerge.path import Path as LayerPath
+from hf_evomerge.routing.pool import LayerPool
+
+PATH = ["0:0", "1:1", "0:1*0.5 + 1:2*0.25", "0:0", "1:1", "0:2*1.5"]
+SCALES = [1.1, 0.9, 1.0, -0.7, 1.2, 0.8]
+WEIGHT = "mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def sources() -> list[PreTrainedModel]:
+    """A Llama of three layers and one of four."""
+    return [tiny_model("llama", 3), tiny_model("llama", 4, seed=1)]
+
+
+@pytest.fixture
+def model(sources: list[PreTrainedModel]) -> EvoMergedForCausalLM:
+    """Repeats, scales and weighted sums in one path, with weights of its own."""
+    return copy.deepcopy(LayerPool(sources).model(LayerPath.parse(PATH, SCALES)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One word per token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({f"w{number:02}": number for number in range(VOCAB)}, unk_token="w03"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w00", bos_token="w01", eos_token="w02", unk_token="w03")
+
+
+def assert_shared(model: EvoMergedForCausalLM) -> None:
+    """Hops 0 and 3, and hops 1 and 4, run the same tensors."""
+    for first, second in ((0, 3), (1, 4)):
+        assert model.layers[first].get_parameter(WEIGHT) is model.layers[second].get_parameter(WEIGHT)
+
+
+def test_a_pipeline_writes_what_generate_writes(model: EvoMergedForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The text-generation pipeline gives the text of the model's own greedy tokens, for padded batches as well."""
+    prompts = ["w05 w09 w33", "w07 w08 w21 w04 w60"]
+    writer = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
+    written = writer(prompts, max_new_tokens=6, do_sample=False, batch_size=2, return_full_text=False)
+    for prompt, (result,) in zip(prompts, written, strict=True):
+        given = tokenizer(prompt, return_tensors="pt")
+        tokens = model.generate(**given, max_new_tokens=6, do_sample=False)[0, given["input_ids"].shape[1] :]
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        assert text
+        assert result["generated_text"].strip() == text
+
+
+def test_a_deep_copy_shares_within_itself(model: EvoMergedForCausalLM) -> None:
+    """Hops of one layer share its tensors in a deep copy too, and none of them with the original."""
+    twin = copy.deepcopy(model)
+    assert_shared(twin)
+    assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in model.parameters()}
+
+
+def test_the_state_goes_through_torch_save(model: EvoMergedForCausalLM, sources: list[PreTrainedModel], tmp_path: Path) -> None:
+    """A state dict that torch.save wrote loads with weights_only=True, strictly, into a model that still shares its layers."""
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    assert (tmp_path / "state.pt").stat().st_size < sum(p.numel() * 4 for p in model.parameters()) + 60_000
+    fresh = EvoMergedForCausalLM(copy.deepcopy(model.config)).eval()
+    fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(fresh(token_ids()).logits, model(token_ids()).logits)
+    assert_shared(fresh)
+
+
+def test_missing_weights_of_a_shared_layer_are_reported(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+    """A checkpoint without a tensor of a repeated layer says so, and the model gets an initialised, shared one."""
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state[f"model.model.layers.0.{WEIGHT}"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert f"model.model.layers.0.{WEIGHT}" in info["missing_keys"]
+    assert again(token_ids()).logits.isfinite().all()
+    assert_shared(again)
+
+
+def test_the_vocabulary_can_shrink(model: EvoMergedForCausalLM) -> None:
+    """Fewer embeddings leave the logits of the remaining tokens as they were."""
+    ids = token_ids().clamp(max=VOCAB - 9)
+    before = model(ids).logits
+    model.resize_token_embeddings(VOCAB - 8)
+    assert model.get_output_embeddings().weight.shape[0] == model.config.get_text_config().vocab_size == VOCAB - 8
+    assert torch.allclose(model(ids).logits, before[..., : VOCAB - 8], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_can_be_cast(model: EvoMergedForCausalLM, dtype: torch.dtype) -> None:
+    """Half precision keeps the sharing and comes close to the logits of full precision."""
+    expected = model(token_ids()).logits
+    model.to(dtype)
+    assert model.dtype == dtype
+    assert_shared(model)
+    logits = model(token_ids()).logits
+    assert logits.dtype == dtype
+    assert (logits.float() - expected).norm() < 0.1 * expected.norm()
+
+
+def test_the_graph_compiles_whole(model: EvoMergedForCausalLM) -> None:
+    """torch.compile captures the forward in one graph, scales and sums included, and computes the same."""
+    expected = model(token_ids(), use_cache=False).logits
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(token_ids(), use_cache=False).logits, expected, atol=1e-6)
+
+
+def test_the_graph_exports(model: EvoMergedForCausalLM) -> None:
+    """torch.export gives a program that computes the same."""
+    program = torch.export.export(model, (), {"input_ids": token_ids(), "use_cache": False}, strict=False)
+    logits = program.module()(input_ids=token_ids(), use_cache=False).logits
+    assert torch.allclose(logits, model(token_ids()).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "num_return_sequences": 2, "do_sample": False},
+        {"num_beams": 3, "num_return_sequences": 3, "do_sample": True},
+        {"num_return_sequences": 4, "do_sample": True, "top_k": 10, "temperature": 0.7},
+    ],
+    ids=["beams", "sampled beams", "samples"],
+)
+def test_several_sequences_per_prompt(model: EvoMergedForCausalLM, options: dict[str, object]) -> None:
+    """Beam search and sampling give the asked number of continuations, the same ones with and without a cache."""
+    ids = token_ids()
+    written = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        given = {"max_new_tokens": 5, "eos_token_id": None, "pad_token_id": 0, "use_cache": use_cache, **options}
+        written.append(model.generate(ids, attention_mask=torch.ones_like(ids), **given))
+    assert written[0].shape == (2 * int(str(options["num_return_sequences"])), 14)
+    assert torch.equal(written[0], written[1])
+    assert torch.equal(written[0][0, :9], ids[0])
+
+
+def test_many_paths_hold_one_set_of_weights(model: EvoMergedForCausalLM) -> None:
+    """However many models with_path makes, they add no tensor, and a change of one is a change of all."""
+    paths = ["0:0, 1:1", "1:1, 0:0, 0:0", "0:2, 1:2*0.5 + 0:1*0.5", "0:1"]
+    others = [model.with_path(path) for path in paths]
+    storages = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+    assert all({tensor.untyped_storage().data_ptr() for tensor in other.parameters()} <= storages for other in others)
+    with torch.no_grad():
+        model.layers[0].get_parameter(WEIGHT).zero_()
+    assert not others[0].layers[0].get_parameter(WEIGHT).any()
+    assert not others[1].layers[2].get_parameter(WEIGHT).any()
+
+
+def test_a_device_map_places_the_model(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+    """device_map loads the same bits with the same sharing."""
+    pytest.importorskip("accelerate")
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, device_map="cpu")
+    assert torch.equal(again(token_ids()).logits, model(token_ids()).logits)
+    assert_shared(again)
+
+
+def test_a_trainer_trains_it(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+    """A few steps of Trainer lower the loss, leave the layers shared, and save what loads again."""
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    rows = [{"input_ids": ids, "labels": ids} for ids in token_ids()] * 4
+    settings = {"max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 5e-3, "use_cpu": True}
+    quiet = {"report_to": [], "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
+    before = model(token_ids(), labels=token_ids()).loss.item()
+    trainer = Trainer(model=model, args=TrainingArguments(output_dir=str(tmp_path), **settings, **quiet), train_dataset=rows)
+    trainer.train()
+    trainer.save_model(tmp_path / "trained")
+    model.eval()
+    assert model(token_ids(), labels=token_ids()).loss.item() < 0.7 * before
+    assert_shared(model)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "trained")
+    assert torch.equal(again(token_ids()).logits, model(token_ids()).logits)
+
+
+def adapted(model: EvoMergedForCausalLM, **options: object) -> PreTrainedModel:
+    """The model with LoRA adapters trained for a few steps."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", **options)
+    tuned = peft.get_peft_model(model, config)
+    optimizer = torch.optim.Adam([p for p in tuned.parameters() if p.requires_grad], lr=2e-2)
+    losses = []
+    for _ in range(6):
+        loss = tuned(token_ids(), labels=token_ids()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    return tuned.eval()
+
+
+def test_lora_trains_saves_and_loads(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+    """PEFT's adapters, one per hop even where hops share a layer, lower the loss, and load on the untouched model."""
+    untouched = copy.deepcopy(model)
+    tuned = adapted(model)
+    tuned.save_pretrained(tmp_path)
+    from peft import PeftModel
+
+    again = PeftModel.from_pretrained(untouched, tmp_path)
+    assert torch.equal(again(token_ids()).logits, tuned(token_ids()).logits)
+    with again.disable_adapter():
+        plain = again(token_ids()).logits
+    assert not torch.allclose(plain, again(token_ids()).logits, atol=1e-3)
+
+
+def test_lora_merges_into_layers_that_run_once(sources: list[PreTrainedModel]) -> None:
+    """Where no layer repeats, merging the adapters gives a plain merged model that computes what they computed."""
+    model = copy.deepcopy(LayerPool(sources).model(LayerPath.parse("0:0, 1:1, 0:2", [1.0, 0.8, 1.2])))
+    tuned = adapted(model)
+    expected = tuned(token_ids()).logits
+    merged = tuned.merge_and_unload()
+    assert type(merged) is EvoMergedForCausalLM
+    assert torch.allclose(merged(token_ids()).logits, expected, atol=1e-4)
