@@ -25,3 +25,7 @@ class FitnessError(EvoMergeError):
 
 class SearchError(EvoMergeError):
     """A search file or a study cannot be used as asked."""
+
+
+class HubError(EvoMergeError):
+    """A model cannot be published or fetched: the Hub, the licences or the folder do not allow it."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path as FilePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 
 from ..errors import SearchError
 from ..recipe import Recipe
+
+if TYPE_CHECKING:
+    from ..hub.push import Pushed
 
 STUDY_FILE = "study.db"
 SCHEMA_VERSION = 1
@@ -168,6 +171,23 @@ class Study:
             yield
         finally:
             lock.release()
+
+    def push(self, repo_id: str, **options: Any) -> Pushed:
+        """Publish the winner with this study's record; see `hf_evomerge.hub.push.push_model`.
+
+        Args:
+            repo_id: ``user/name``.
+            **options: The fields of `hf_evomerge.hub.push.PushOptions`, such as ``private`` and ``space``.
+
+        Raises:
+            HubError: The search is not finished, the licences forbid it, or the Hub does not take it.
+
+        Example:
+            >>> Study.open("my-search").push("me/my-merge", space=True)  # doctest: +SKIP
+        """
+        from ..hub.push import PushOptions, push_model
+
+        return push_model(self.folder, repo_id, PushOptions(**options))
 
     def meta(self, key: str) -> Any:
         """A value stored beside the trials, or None."""

@@ -1,0 +1,17 @@
+"""Where the card templates and the Space's files are: inside an installed wheel, or in the repository they are edited in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import HubError
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def bundled(name: str) -> Path:
+    """The folder ``model_cards`` or ``space_app``; raises `HubError` where the installation lacks it."""
+    for folder in (_PACKAGE / "_bundled" / name, _PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise HubError(f"{name}: not in this installation of hf_evomerge; install it again")

@@ -1,0 +1,286 @@
+"""The model card: what a model folder, its recipe and its record say of the model, as text for its page on the Hub.
+
+Everything that it states is read from files; what is not there is left out or said to be missing. The wording is in
+``model_cards/model.md.jinja``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..build import RECIPE_FILE
+from ..errors import HubError
+from ..recipe import Recipe, SourceRef
+from .bundled import bundled
+from .licences import LicenceDecision
+from .record import IMAGES_FOLDER, STUDY_JSON
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+TEMPLATE = "model.md.jinja"
+_STAGE_NAMES = {"ps": "Parameter space", "dfs": "Data flow space", "random": "Random search, for comparison"}
+_SPLITS = {"test": "held-out test problems", "validation": "validation problems", "search": "problems of the search itself"}
+_UNSAFE = re.compile(r"([\\`*_{}\[\]<>|!])")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What is known of a model.
+
+    Attributes:
+        config: Its ``config.json``.
+        recipe: Its recipe, with the sources named as they are published.
+        study: Its ``study.json``; None where it comes from a recipe that nobody searched for.
+        images: The pictures beside it.
+    """
+
+    config: dict[str, Any]
+    recipe: Recipe
+    study: dict[str, Any] | None = None
+    images: tuple[str, ...] = ()
+
+    @classmethod
+    def of_folder(cls, folder: str | os.PathLike[str]) -> CardFacts:
+        """Read what a model folder holds; raises `HubError` where it holds no model or no recipe."""
+        folder = Path(folder)
+        study = folder / STUDY_JSON
+        if not (folder / RECIPE_FILE).is_file():
+            raise HubError(f"{folder}: no {RECIPE_FILE} in it; only a model that was built from a recipe has such a card")
+        return cls(
+            read_json(folder / "config.json"),
+            Recipe.load(folder / RECIPE_FILE),
+            read_json(study) if study.is_file() else None,
+            tuple(sorted(file.name for file in (folder / IMAGES_FOLDER).glob("*.png"))),
+        )
+
+    @property
+    def kind(self) -> str:
+        """``ps``, ``dfs`` or ``hybrid``, by the parts of the recipe."""
+        if self.recipe.flow is None:
+            return "ps"
+        return "dfs" if self.recipe.merge is None else "hybrid"
+
+    @property
+    def architecture(self) -> str:
+        """The class of the model whose layers it runs."""
+        config = self.config.get("text_config", self.config) if self.kind != "ps" else self.config
+        return str((config.get("architectures") or ["model"])[0])
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises `HubError`."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError("not a JSON object")
+        return data
+    except (OSError, ValueError) as cause:
+        raise HubError(f"{file}: cannot be read: {cause}") from cause
+
+
+def render_card(
+    facts: CardFacts,
+    repo_id: str,
+    licence: LicenceDecision,
+    *,
+    languages: Sequence[str] = (),
+) -> str:
+    """Write the card of a model.
+
+    Args:
+        facts: What is known of it.
+        repo_id: Where it will be.
+        licence: What it goes out under.
+        languages: ISO 639 codes, for the Hub's filters.
+
+    Returns:
+        The text of ``README.md``: YAML metadata and Markdown.
+
+    Raises:
+        HubError: The template or the facts do not fit.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    environment.filters["cell"] = markdown_text
+    try:
+        template = environment.from_string((bundled("model_cards") / TEMPLATE).read_text(encoding="utf-8"))
+        body = template.render(**_values(facts, repo_id, licence))
+    except (jinja2.TemplateError, KeyError, TypeError) as cause:
+        raise HubError(f"{TEMPLATE}: does not fit what is known of {repo_id}: {cause}") from cause
+    metadata = card_metadata(facts, repo_id, licence, languages).to_yaml()
+    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    return f"---\n{metadata}\n---\n\n{body}\n"
+
+
+def card_metadata(facts: CardFacts, repo_id: str, licence: LicenceDecision, languages: Sequence[str] = ()) -> ModelCardData:
+    """The part of the card that the Hub reads. Figures are given only where they were measured on a test split."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results, evaluations = (facts.study or {}).get("results"), []
+    winner = next((row for row in results["rows"] if row["winner"]), None) if results else None
+    if results and winner and results["split"] == "test" and winner.get("accuracy") is not None:
+        data = facts.study["settings"]["data"].get("test", {}) if facts.study else {}
+        evaluations = [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=str(data.get("dataset") or "custom"),
+                dataset_name=str(data.get("dataset") or data.get("jsonl") or "examples of the search"),
+                dataset_revision=data.get("revision"),
+                metric_type="accuracy",
+                metric_name=f"accuracy on {results['examples']} held-out problems",
+                metric_value=round(float(winner["accuracy"]), 4),
+            )
+        ]
+    refs = [*facts.recipe.sources, *([facts.recipe.base] if facts.recipe.base is not None else [])]
+    parents = list(dict.fromkeys(ref.model for ref in refs if is_on_hub(ref)))
+    return ModelCardData(
+        base_model=parents or None,
+        base_model_relation="merge" if parents else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["merge", "evomerge"],
+        license=licence.licence,
+        license_name=licence.name,
+        license_link=licence.link or (f"https://huggingface.co/{repo_id}#licences" if licence.licence == "other" else None),
+        language=list(languages) or None,
+        model_name=repo_id.rsplit("/", 1)[-1] if evaluations else None,
+        eval_results=evaluations or None,
+    )
+
+
+def is_on_hub(ref: SourceRef) -> bool:
+    """Whether a published reference can be downloaded: a folder of the publisher's machine is named without a slash."""
+    return "/" in ref.model
+
+
+def markdown_text(value: object) -> str:
+    """Text from outside as plain text of a Markdown table: no markup, no line breaks."""
+    return _UNSAFE.sub(r"\\\1", " ".join(str(value).split()))
+
+
+def _values(facts: CardFacts, repo_id: str, licence: LicenceDecision) -> dict[str, Any]:
+    recipe, study = facts.recipe, facts.study
+    version = (recipe.built.versions if recipe.built else {}).get("hf-evomerge", "")
+    return {
+        "name": repo_id.rsplit("/", 1)[-1],
+        "repo_id": repo_id,
+        "short_name": repo_id.rsplit("/", 1)[-1],
+        "kind": facts.kind,
+        "architecture": facts.architecture,
+        "images": facts.images,
+        "licence": licence,
+        "recipe_yaml": recipe.to_yaml().rstrip(),
+        "version": version,
+        "study": None if study is None else {**study, "stages": [_stage(stage) for stage in study["stages"]]},
+        "stage_names": _STAGE_NAMES,
+        "splits_text": ", ".join(f"{count} {split}" for split, count in (study or {}).get("splits", {}).items()),
+        "example": _example(study),
+        **_source_values(facts),
+        **_path_values(facts),
+        **_result_values(study),
+        **_reproduction(recipe),
+    }
+
+
+def _source_values(facts: CardFacts) -> dict[str, Any]:
+    layers = {i: source.get("layers") for i, source in enumerate(facts.config.get("sources") or [])}
+    sources = [{**_shown(ref), "layers": layers.get(i)} for i, ref in enumerate(facts.recipe.sources)]
+    names = [source["shown"] for source in sources]
+    merged = [names[i] for i in facts.recipe.merge_sources] if facts.recipe.merge is not None else []
+    return {
+        "sources": sources,
+        "base": _shown(facts.recipe.base) if facts.recipe.base is not None else None,
+        "parents_text": _listing(names),
+        "merge_sources_text": _listing(merged),
+        "merged_layers": layers.get(len(sources)) if facts.kind == "hybrid" else None,
+    }
+
+
+def _shown(ref: SourceRef) -> dict[str, Any]:
+    name = markdown_text(ref.model)
+    revision = f"`{ref.revision[:12]}`" if ref.revision else ""
+    if is_on_hub(ref):
+        return {"shown": f"[{name}](https://huggingface.co/{ref.model})", "revision_shown": revision}
+    return {"shown": name, "revision_shown": "not published"}
+
+
+def _listing(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def _path_values(facts: CardFacts) -> dict[str, Any]:
+    if facts.recipe.flow is None:
+        return {"hops": 0, "distinct": 0, "scale_text": "", "foldable": False, "unfoldable_reason": ""}
+    path = facts.recipe.flow.to_path()
+    scaled = facts.recipe.flow.scales is not None and any(scale != 1 for scale in path.scales)
+    target = "the hidden state" if facts.recipe.flow.scale_target == "stream" else "the MLP output of the hop before"
+    reason = "a hop runs several layers side by side" if not path.is_serial else "a scale is zero" if 0 in path.scales else ""
+    return {
+        "hops": len(path),
+        "distinct": len(path.unique_layers),
+        "scale_text": f"one number per hop scales {target} on the way" if scaled else "nothing is scaled on the way",
+        "foldable": not reason,
+        "unfoldable_reason": reason,
+    }
+
+
+def _result_values(study: dict[str, Any] | None) -> dict[str, Any]:
+    results = (study or {}).get("results") or {"rows": [], "split": "test", "examples": 0}
+    rows = results["rows"]
+    task = (study or {}).get("settings", {}).get("fitness", {}).get("task")
+    return {
+        "results": results,
+        "split_text": _SPLITS.get(results["split"], "problems"),
+        "rows": [_row(row) for row in rows],
+        "has_accuracy": any(row.get("accuracy") is not None for row in rows),
+        "has_random": any(row["label"] == "random search" for row in rows),
+        "fitness_text": _FITNESS.get(str(task), "the score of the search's own task"),
+    }
+
+
+_FITNESS = {
+    "likelihood": "the log-probability of the right answer, as the search scored it",
+    "generation": "the score of the generated answer",
+}
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    def figure(key: str) -> str:
+        value = row.get(key)
+        return "" if value is None else f"{value:.3f} ± {row.get(f'{key}_se') or 0:.3f}"
+
+    shown = {"accuracy": figure("accuracy"), "fitness": figure("fitness") or "failed", "evaluations": row["evaluations"] or ""}
+    bold = "**" if row["winner"] else ""
+    label = markdown_text(row["label"]) + (" (this model)" if row["winner"] else "")
+    return {"label": f"{bold}{label}{bold}", **{k: f"{bold}{v}{bold}" if v != "" else "" for k, v in shown.items()}}
+
+
+def _stage(stage: dict[str, Any]) -> dict[str, Any]:
+    seconds = float(stage["seconds"])
+    minutes = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    return {**stage, "minutes": minutes if seconds < 7200 else f"{seconds / 3600:.0f} hours"}
+
+
+def _example(study: dict[str, Any] | None) -> str | None:
+    examples = (study or {}).get("examples") or []
+    chosen = next((example for example in examples if example.get("right")), None)
+    return json.dumps(chosen["prompt"], ensure_ascii=False) if chosen else None
+
+
+def _reproduction(recipe: Recipe) -> dict[str, Any]:
+    refs = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
+    missing = list(dict.fromkeys(ref.model for ref in refs if not is_on_hub(ref)))
+    return {
+        "reproducible": not missing and recipe.built is not None,
+        "irreproducible_reason": f"not published: {_listing([markdown_text(name) for name in missing])}"
+        if missing
+        else "it does not say what it gave when it was built",
+    }

@@ -1,0 +1,249 @@
+"""One commit to a repository on the Hub, which lands whole or not at all, once or not at all.
+
+The client goes on with large files where they broke off, but does not send a commit again whose answer got lost: it may be
+there already. Here it is sent on top of a known parent, and looked for before it is sent again.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from ..errors import HubError
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+ATTEMPTS = 5
+_FIRST_WAIT = 1.0  # seconds; doubled after every attempt
+Content = Path | bytes
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Where a commit landed.
+
+    Attributes:
+        repo_id: The repository.
+        sha: The commit; the branch's head where there was nothing to change.
+        url: Its page, or the pull request's.
+        changed: Whether there was anything to commit.
+    """
+
+    repo_id: str
+    sha: str
+    url: str
+    changed: bool = True
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a commit goes.
+
+    Attributes:
+        repo_id, repo_type: The repository: ``model`` or ``space``.
+        revision: The branch; made where there is none. A pull request's is ``refs/pr/N``.
+    """
+
+    repo_id: str
+    repo_type: str = "model"
+    revision: str = "main"
+
+
+def commit_files(
+    api: HfApi,
+    target: Target,
+    files: Mapping[str, Content],
+    *,
+    message: str,
+    remove: Callable[[str], bool] = lambda _: False,
+    progress: bool = False,
+) -> Commit:
+    """Make the repository hold these files, in one commit.
+
+    Args:
+        api: The client.
+        target: A repository and branch that exist.
+        files: What each file in the repository is to hold.
+        message: The commit's first line.
+        remove: Which of the files that are there, and not among `files`, go.
+        progress: Whether to show a bar while large files are uploaded.
+
+    Raises:
+        HubError: It did not work, or somebody else changed the repository meanwhile. Says what is there and what is not.
+    """
+    from huggingface_hub import CommitOperationDelete
+
+    with hub_errors(f"{target.repo_id}: cannot be read"):
+        head = str(api.repo_info(target.repo_id, repo_type=target.repo_type, revision=target.revision).sha)
+        there = api.list_repo_files(target.repo_id, repo_type=target.repo_type, revision=head)
+    if _landed(api, target, head, files) and not any(remove(name) for name in there if name not in files):
+        return Commit(target.repo_id, head, _url(api, target), changed=False)
+    additions = _upload(api, target, files, head, progress)
+    deletions = [CommitOperationDelete(path_in_repo=name) for name in there if name not in files and remove(name)]
+    sha = _send(api, target, [*additions, *deletions], head, files, message)
+    if not _landed(api, target, sha, files):
+        raise HubError(f"{target.repo_id}: commit {sha[:12]} does not hold what was sent; push again")
+    return Commit(target.repo_id, sha, _url(api, target))
+
+
+def _upload(api: HfApi, target: Target, files: Mapping[str, Content], head: str, progress: bool) -> list[CommitOperationAdd]:
+    """Upload the large files, one after the other; those that the Hub has already are not sent."""
+    from huggingface_hub import CommitOperationAdd
+
+    additions = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=content if isinstance(content, bytes) else str(content))
+        for name, content in files.items()
+    ]
+    total = sum(addition.upload_info.size for addition in additions)
+    with tqdm(total=total, unit="B", unit_scale=True, desc=f"uploading to {target.repo_id}", disable=not progress) as bar:
+        for done, addition in enumerate(additions):
+            left = (
+                f"nothing is committed, and the branch is still at {head[:12]}; {done} of {len(additions)} files are uploaded"
+            )
+            with hub_errors(f"{target.repo_id}: {addition.path_in_repo} cannot be uploaded ({left}; push again to go on)"):
+                api.preupload_lfs_files(
+                    target.repo_id, [addition], repo_type=target.repo_type, revision=target.revision, num_threads=1
+                )
+            bar.update(addition.upload_info.size)
+    return additions
+
+
+def _send(
+    api: HfApi,
+    target: Target,
+    operations: Sequence[CommitOperationAdd | CommitOperationDelete],
+    head: str,
+    files: Mapping[str, Content],
+    message: str,
+) -> str:
+    """Send the commit until it has landed; returns its sha."""
+    wait = _FIRST_WAIT
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*commit a data file.*")  # the record of a search is meant to be there
+                return str(
+                    api.create_commit(
+                        target.repo_id,
+                        operations,
+                        commit_message=message,
+                        repo_type=target.repo_type,
+                        revision=target.revision,
+                        parent_commit=head,
+                    ).oid
+                )
+        except Exception as cause:
+            if not _is_passing(cause) and _status(cause) != 412:
+                with hub_errors(f"{target.repo_id}: the commit was refused, and the branch is still at {head[:12]}"):
+                    raise
+            now = _head_or_none(api, target)
+            if now is not None and now != head:
+                if _landed(api, target, now, files):
+                    return now  # only its answer was lost
+                raise HubError(
+                    f"{target.repo_id}: somebody else has committed ({now[:12]}) while this was being pushed; push again"
+                ) from cause
+            if attempt == ATTEMPTS:
+                where = f"all files are uploaded, but nothing is committed and the branch is still at {head[:12]}"
+                raise HubError(
+                    f"{target.repo_id}: the Hub did not take the commit in {ATTEMPTS} attempts ({one_line(cause)}); {where}; "
+                    "push again later"
+                ) from cause
+            time.sleep(wait)
+            wait *= 2
+    raise AssertionError("unreachable")
+
+
+def _head_or_none(api: HfApi, target: Target) -> str | None:
+    try:
+        return str(api.repo_info(target.repo_id, repo_type=target.repo_type, revision=target.revision).sha)
+    except Exception as cause:
+        if not _is_passing(cause):
+            raise
+        return None
+
+
+def _landed(api: HfApi, target: Target, sha: str, files: Mapping[str, Content]) -> bool:
+    """Whether a commit holds exactly these contents under these names."""
+    with hub_errors(f"{target.repo_id}: cannot be read"):
+        infos = api.get_paths_info(target.repo_id, list(files), repo_type=target.repo_type, revision=sha)
+    stored = {info.path: info for info in infos}
+    return files.keys() <= stored.keys() and all(_is_same(stored[name], content) for name, content in files.items())
+
+
+def _is_same(stored: Any, content: Content) -> bool:
+    from huggingface_hub.utils.sha import git_hash
+
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    if stored.size != size:
+        return False
+    if stored.lfs is not None:
+        return str(stored.lfs.sha256) == file_sha256(content)
+    return str(stored.blob_id) == git_hash(content if isinstance(content, bytes) else content.read_bytes())
+
+
+def file_sha256(content: Content) -> str:
+    """The sha256 of a file, read in pieces, or of bytes."""
+    digest = sha256()
+    if isinstance(content, bytes):
+        digest.update(content)
+    else:
+        with content.open("rb") as stream:
+            while piece := stream.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Turn the client's errors into one line: what did not work, why, and what to do about it."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import httpx
+
+    try:
+        yield
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as cause:
+        status = _status(cause)
+        advice = {
+            401: "; log in with `hf auth login`, or set HF_TOKEN",
+            403: "; the token may not do this: it needs write access",
+            409: "; there is something under this name already",
+        }.get(status or 0, "")
+        raise HubError(f"{what}: {one_line(cause)}{advice}") from cause
+
+
+def _status(cause: BaseException) -> int | None:
+    return getattr(getattr(cause, "response", None), "status_code", None)
+
+
+def _is_passing(cause: BaseException) -> bool:
+    """Whether the same request may work a little later."""
+    from huggingface_hub.utils import httpx
+
+    status = _status(cause)
+    if status is not None:
+        return status >= 500 or status in (408, 429)
+    return isinstance(cause, (httpx.TransportError, ConnectionError, TimeoutError))
+
+
+def one_line(cause: BaseException, limit: int = 300) -> str:
+    """An error's text on one line."""
+    text = " ".join(str(cause).split()) or type(cause).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _url(api: HfApi, target: Target) -> str:
+    kind = "" if target.repo_type == "model" else f"{target.repo_type}s/"
+    base = f"{api.endpoint}/{kind}{target.repo_id}"
+    if target.revision.startswith("refs/pr/"):
+        return f"{base}/discussions/{target.revision.rsplit('/', 1)[-1]}"
+    return base if target.revision == "main" else f"{base}/tree/{target.revision}"

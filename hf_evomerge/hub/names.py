@@ -1,0 +1,76 @@
+"""How the sources of a recipe are named once it is published: by repository and commit, so that anybody gets the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import HubError
+from ..recipe import SourceRef
+from ..sources import Source
+from .commit import file_sha256, hub_errors
+from .record import hide_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+class PublicNames:
+    """Names sources for strangers. Callable: ``names(ref)`` is the published reference.
+
+    Args:
+        api: The client.
+        published: The repositories where local folders were published, by folder. What is there must be what is in the folder.
+
+    Raises:
+        HubError: A repository cannot be read, or does not hold the folder's weights.
+    """
+
+    def __init__(self, api: HfApi, published: Mapping[str, str] | None = None) -> None:
+        self._api = api
+        self._published = {Path(folder).expanduser().resolve(): repo_id for folder, repo_id in (published or {}).items()}
+        self._known: dict[SourceRef, SourceRef] = {}
+
+    def __call__(self, ref: SourceRef) -> SourceRef:
+        """The published reference."""
+        if ref not in self._known:
+            self._known[ref] = self._resolve(ref)
+        return self._known[ref]
+
+    def _resolve(self, ref: SourceRef) -> SourceRef:
+        folder = Path(ref.model).expanduser()
+        if folder.is_dir():
+            repo_id = self._published.get(folder.resolve())
+            return hide_folder(ref) if repo_id is None else self._same_weights(folder, repo_id)
+        return ref.model_copy(update={"revision": downloaded_commit(ref) or self._commit(ref)})
+
+    def _commit(self, ref: SourceRef) -> str:
+        with hub_errors(f"{ref.model}: cannot be pinned to a commit"):
+            return str(self._api.model_info(ref.model, revision=ref.revision).sha)
+
+    def _same_weights(self, folder: Path, repo_id: str) -> SourceRef:
+        """The repository's head, if its weights are those of the folder."""
+        with hub_errors(f"{repo_id}: cannot be read"):
+            info = self._api.model_info(repo_id, files_metadata=True)
+        there = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
+        for file in weight_files(folder):
+            if there.get(file.name) != file_sha256(file):
+                raise HubError(
+                    f"{repo_id}: {file.name} there is not the one in {folder}; push the folder there, or leave it out"
+                )
+        return SourceRef(model=repo_id, revision=str(info.sha))
+
+
+def downloaded_commit(ref: SourceRef) -> str | None:
+    """The commit of a repository that lies in the cache under this revision: what was merged, whatever it has become since."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(ref.model, "config.json", revision=ref.revision)
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
+def weight_files(folder: Path) -> Sequence[Path]:
+    """The safetensors files of a model folder, by name; raises `SourceError` where there are none or one is missing."""
+    source = Source.open(SourceRef(model=str(folder)))
+    return sorted(dict.fromkeys(info.file for info in source.tensors.values()))

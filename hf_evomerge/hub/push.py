@@ -1,0 +1,309 @@
+"""Publishes a merged model: weights, code, tokenizer, recipe, the record of its search, pictures and card, in one commit.
+
+Nothing leaves this machine before everything is checked and planned; what the plan does not list does not leave it at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from ..build import RECIPE_FILE
+from ..errors import HubError
+from ..folders import COMPANIONS
+from ..recipe import Built, Recipe
+from ..search.run import MODEL_FOLDER
+from ..search.study import STUDY_FILE
+from .card import CardFacts, is_on_hub, read_json, render_card
+from .commit import Commit, Content, Target, commit_files, file_sha256, hub_errors
+from .licences import LicenceDecision, decide_licence, licence_of
+from .names import PublicNames, weight_files
+from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, public_recipe, write_record
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+CARD = "README.md"
+_CODE = ("configuration_evo_merged.py", "modeling_evo_merged.py")
+_LIBRARIES = ("hf-evomerge", "huggingface_hub", "safetensors", "torch", "transformers")
+# What an earlier push may have left and a later one must not: other shards, the code and the record of another winner.
+_OURS = ("*.safetensors", "*.safetensors.index.json", *_CODE, RECIPE_FILE, STUDY_JSON, TRIALS_FILE, f"{IMAGES_FOLDER}/*.png")
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """How a model is published.
+
+    Attributes:
+        private: Make a new repository private. One that exists stays as it is.
+        revision: The branch; made where there is none.
+        create_pr: Open a pull request instead of committing to the branch.
+        licence: A Hub identifier, in place of what follows from the parents' licences.
+        languages: ISO 639 codes for the card.
+        published: Where local source folders were published: ``{folder: repository}``.
+        examples: How many problems of the test split to publish with the record.
+        card: Whether to write the card; otherwise what is there stays.
+        space: Whether to make a Space for the model as well.
+    """
+
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    licence: str | None = None
+    languages: Sequence[str] = ()
+    published: Mapping[str, str] = field(default_factory=dict)
+    examples: int = 0
+    card: bool = True
+    space: bool = False
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push would do.
+
+    Attributes:
+        repo_id: Where it goes.
+        files: What each file in the repository is to hold.
+        licence: What it goes out under.
+        warnings: What a reader should know before it is public, one line each.
+    """
+
+    repo_id: str
+    files: Mapping[str, Content]
+    licence: LicenceDecision
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in self.files.values())
+
+    def to_text(self) -> str:
+        """The plan, for people."""
+        lines = [f"{self.repo_id}: {len(self.files)} files, {self.size / 1e6:.1f} MB, licence {self.licence.title}"]
+        for name, content in sorted(self.files.items()):
+            lines.append(f"  {(len(content) if isinstance(content, bytes) else content.stat().st_size):>14,}  {name}")
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What was published.
+
+    Attributes:
+        model: The model's commit.
+        space: The Space's, where one was asked for.
+        warnings: As in the plan.
+    """
+
+    model: Commit
+    space: Commit | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def push_model(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    options: PushOptions | None = None,
+    *,
+    api: HfApi | None = None,
+    progress: bool = False,
+) -> Pushed:
+    """Publish a merged model, in one commit.
+
+    A parameter-space merge goes up as the plain model it is; a path with the two files of its class, so that it loads where
+    this package is not installed. Running it again after a failure goes on where it ended; with nothing new it changes nothing.
+
+    Args:
+        folder: The folder of a search that is finished, or of a model that was built from a recipe.
+        repo_id: ``user/name``; made where it does not exist.
+        options: How; see `PushOptions`.
+        api: The client, with its endpoint and token; that of ``HF_ENDPOINT`` and of ``hf auth login`` by default.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        HubError: The folder cannot be published, the licences forbid it, or the Hub does not take it.
+
+    Example:
+        >>> push_model("my-search", "me/my-merge", PushOptions(private=True)).model.url  # doctest: +SKIP
+        'https://huggingface.co/me/my-merge'
+    """
+    options, api = options or PushOptions(), api or default_api()
+    check_login(api, repo_id)
+    with TemporaryDirectory(prefix="evomerge-push-") as scratch:
+        plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
+        target = _open_target(api, repo_id, options)
+        message = f"{'Evolved merge' if STUDY_JSON in plan.files else 'Merge'} by hf_evomerge {version('hf-evomerge')}"
+        commit = commit_files(
+            api,
+            target,
+            plan.files,
+            message=message,
+            remove=lambda name: any(fnmatch(name, pattern) for pattern in _OURS),
+            progress=progress,
+        )
+    space = None
+    if options.space:
+        from .space import push_space
+
+        space = push_space(repo_id, repo_id, private=options.private, api=api)
+    return Pushed(commit, space, plan.warnings)
+
+
+def describe_push(
+    folder: str | os.PathLike[str], repo_id: str, options: PushOptions | None = None, *, api: HfApi | None = None
+) -> str:
+    """What `push_model` would do, for people; reads the Hub and changes nothing. Raises as `push_model`."""
+    options, api = options or PushOptions(), api or default_api()
+    check_login(api, repo_id)
+    with TemporaryDirectory(prefix="evomerge-push-") as scratch:
+        plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
+        return plan.to_text()
+
+
+def check_push(repo_id: str, recipe_refs: Sequence[Any], options: PushOptions, *, api: HfApi | None = None) -> None:
+    """Refuse, before a search begins, what could not be pushed when it ends.
+
+    Checks the login, the name and the licences of the parents.
+
+    Args:
+        repo_id: Where the winner is to go.
+        recipe_refs: The sources and the base (`SourceRef`).
+        options: How it is to be published.
+        api: The client.
+
+    Raises:
+        HubError: As `push_model`.
+    """
+    api = api or default_api()
+    check_login(api, repo_id)
+    names = PublicNames(api, options.published)
+    decide_licence([licence_of(_for_licence(ref, names), api) for ref in recipe_refs], options.licence)
+
+
+def plan_push(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    options: PushOptions,
+    *,
+    api: HfApi,
+    scratch: Path,
+) -> PushPlan:
+    """Make everything that a push sends, and send nothing.
+
+    Args:
+        folder, repo_id, options, api: As for `push_model`.
+        scratch: An empty folder for the files that are made; the plan needs it until it is carried out.
+    """
+    model, search = find_model(Path(folder))
+    weights = weight_files(model)
+    recipe = Recipe.load(model / RECIPE_FILE)
+    names = PublicNames(api, options.published)
+    refs = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
+    licence = decide_licence([licence_of(_for_licence(ref, names), api) for ref in refs], options.licence)
+    built = Built(
+        versions={name: version(name) for name in _LIBRARIES}, sha256={file.name: file_sha256(file) for file in weights}
+    )
+    files: dict[str, Content] = {file.name: file for file in weights}
+    for pattern in ("*.safetensors.index.json", *COMPANIONS, *_CODE):
+        files.update({str(file.relative_to(model)): file for file in sorted(model.glob(pattern)) if file.is_file()})
+    if search is not None:
+        write_record(search, scratch, examples=options.examples, publish=names)
+    public_recipe(recipe, names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
+    _write_config(model, recipe, names, scratch / "config.json")
+    if options.card:
+        card = render_card(CardFacts.of_folder(scratch), repo_id, licence, languages=options.languages)
+        (scratch / CARD).write_text(card, encoding="utf-8")
+    files.update({str(file.relative_to(scratch)): file for file in sorted(scratch.rglob("*")) if file.is_file()})
+    return PushPlan(repo_id, files, licence, tuple(_warnings(recipe, names, licence)))
+
+
+def find_model(folder: Path) -> tuple[Path, Path | None]:
+    """The model folder, and the folder of the search that it won, from either of them.
+
+    Raises:
+        HubError: There is no model that was built from a recipe.
+    """
+    search = folder if (folder / STUDY_FILE).is_file() else folder.parent
+    model = folder / MODEL_FOLDER if search == folder else folder
+    if not (model / "config.json").is_file():
+        what = "the search has not built its winner yet: resume it" if search == folder else "give the folder of a built model"
+        raise HubError(f"{model}: no config.json in it; {what}")
+    if not (model / RECIPE_FILE).is_file():
+        raise HubError(f"{model}: no {RECIPE_FILE} in it; only models that were built from a recipe can be published with it")
+    won = (search / STUDY_FILE).is_file() and (search / RECIPE_FILE).is_file()
+    same = won and (search / RECIPE_FILE).read_bytes() == (model / RECIPE_FILE).read_bytes()
+    return model, search if same else None
+
+
+def check_login(api: HfApi, repo_id: str) -> None:
+    """Refuse a name that cannot be, or a client that nobody has logged in; raises `HubError`."""
+    from huggingface_hub.utils import validate_repo_id
+
+    with hub_errors(f"{repo_id!r}: not a name for a repository, such as user/name"):
+        validate_repo_id(repo_id)
+    if repo_id.count("/") != 1:
+        raise HubError(f"{repo_id!r}: not a name for a repository; write it as user/name")
+    if os.path.isdir(repo_id):
+        raise HubError(f"{repo_id!r}: is a folder here; give the name that the model is to have on the Hub")
+    with hub_errors(f"{api.endpoint}: cannot be used"):
+        api.whoami()
+
+
+def _for_licence(ref: Any, names: PublicNames) -> Any:
+    """Where to read a parent's licence: on the Hub, where it is published there."""
+    public = names(ref)
+    return public if is_on_hub(public) else ref
+
+
+def _open_target(api: HfApi, repo_id: str, options: PushOptions) -> Target:
+    """The repository and branch to commit to, made where they are missing."""
+    with hub_errors(f"{repo_id}: cannot be created"):
+        api.create_repo(repo_id, private=options.private or None, exist_ok=True)
+    revision = options.revision or "main"
+    if revision != "main":
+        with hub_errors(f"{repo_id}: the branch {revision!r} cannot be created"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+    if options.create_pr:
+        with hub_errors(f"{repo_id}: a pull request cannot be opened"):
+            revision = f"refs/pr/{api.create_pull_request(repo_id, title='Evolved merge by hf_evomerge').num}"
+    return Target(repo_id, revision=revision)
+
+
+def _write_config(model: Path, recipe: Recipe, names: PublicNames, file: Path) -> None:
+    """The model's config.json, in which a path's sources are named as they are published."""
+    config = read_json(model / "config.json")
+    for described, ref in zip(config.get("sources") or [], recipe.sources, strict=False):
+        described.pop("revision", None)
+        described.update(names(ref).model_dump(exclude_none=True))
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _warnings(recipe: Recipe, names: PublicNames, licence: LicenceDecision) -> list[str]:
+    warnings = []
+    refs = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
+    if local := list(dict.fromkeys(ref.model for ref in map(names, refs) if not is_on_hub(ref))):
+        warnings.append(
+            f"{', '.join(local)}: only on this machine, so nobody else can rebuild the model; publish the folder and pass "
+            "--published FOLDER=user/name"
+        )
+    if licence.licence == "other":
+        warnings.append(f"licence: {licence.reason} The card lists them; --license overrides it")
+    if licence.chosen:
+        terms = ", ".join(dict.fromkeys(f"{parent.model} {parent.title}" for parent in licence.parents))
+        warnings.append(f"licence: {licence.licence} is your choice; the parents' are: {terms}")
+    return warnings
+
+
+def default_api() -> HfApi:
+    """The client of ``HF_ENDPOINT`` and of the token that ``hf auth login`` has left."""
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="hf-evomerge", library_version=version("hf-evomerge"))

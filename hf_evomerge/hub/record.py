@@ -1,0 +1,225 @@
+"""The record of a search, in files that others can read: what was searched, every trial, the results and the pictures.
+
+Made from a search's folder and put beside the weights of its winner. Holds no local path and, unless asked, no example.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import EvoMergeError, SearchError
+from ..path import Path as Route
+from ..recipe import Recipe, SourceRef
+from ..search.config import SearchConfig
+from ..search.run import PLOTS_FOLDER, RESULTS_FILE, settings_of
+from ..search.spaces import source_label
+from ..search.study import Study, Trial
+
+STUDY_JSON = "study.json"
+TRIALS_FILE = "trials.parquet"
+IMAGES_FOLDER = "images"
+FORMAT = 1
+_STAGES = ("ps", "dfs", "random")
+
+Publish = Callable[[SourceRef], SourceRef]
+
+
+def hide_folder(ref: SourceRef) -> SourceRef:
+    """A reference as strangers may see it: a folder of this machine by its last name only, others as they are."""
+    return SourceRef(model=source_label(ref)) if Path(ref.model).expanduser().is_dir() else ref
+
+
+def write_record(
+    search: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    examples: int = 0,
+    publish: Publish = hide_folder,
+) -> dict[str, Any]:
+    """Write ``study.json``, ``trials.parquet`` and ``images/`` of a search into a folder.
+
+    Args:
+        search: The folder of a search. An unfinished one has no results yet.
+        out: The folder to write to; it may exist.
+        examples: How many problems of the test split to publish, for others to try; the first ones. They are the user's data,
+            so none by default.
+        publish: Says how a source is named in the record.
+
+    Returns:
+        What ``study.json`` holds.
+
+    Raises:
+        SearchError: There is no search in the folder.
+        FitnessError: Examples are asked for and cannot be read.
+    """
+    search, out = Path(search), Path(out)
+    study = Study.open(search)
+    try:
+        config = settings_of(study)
+        trials = {stage: study.trials(stage) for stage in _STAGES}
+        record = {
+            "format": FORMAT,
+            "space": config.space,
+            "seed": config.seed,
+            "versions": study.meta("versions") or {},
+            "settings": _public_settings(config, publish),
+            "splits": _split_sizes(study, config),
+            "stages": [_stage(stage, found) for stage, found in trials.items() if found],
+            "levels": _levels(study, config),
+            "results": _results(search),
+            "examples": _examples(study, config, examples),
+        }
+        out.mkdir(parents=True, exist_ok=True)
+        _write_trials(study, [trial for found in trials.values() for trial in found], out / TRIALS_FILE, publish)
+    finally:
+        study.close()
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    (out / STUDY_JSON).write_text(text + "\n", encoding="utf-8")
+    for picture in sorted((search / PLOTS_FOLDER).glob("*.png")):
+        (out / IMAGES_FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(picture, out / IMAGES_FOLDER / picture.name)
+    return record
+
+
+def public_recipe(recipe: Recipe, publish: Publish) -> Recipe:
+    """A recipe whose sources are named as strangers may see them."""
+    return recipe.model_copy(
+        update={
+            "sources": [publish(ref) for ref in recipe.sources],
+            "base": publish(recipe.base) if recipe.base is not None else None,
+        }
+    )
+
+
+def _public_settings(config: SearchConfig, publish: Publish) -> dict[str, Any]:
+    settings = config.model_dump(mode="json", exclude_none=True)
+    settings["sources"] = [publish(ref).model_dump(exclude_none=True) for ref in config.sources]
+    if config.base is not None:
+        settings["base"] = publish(config.base).model_dump(exclude_none=True)
+    for data in settings["data"].values():
+        for key in ("jsonl", "dataset"):
+            if key in data and (key == "jsonl" or Path(data[key]).expanduser().exists()):
+                data[key] = Path(data[key]).name
+    return settings
+
+
+def _split_sizes(study: Study, config: SearchConfig) -> dict[str, int]:
+    """Examples per split, from outcomes that the study holds for every parent or finalist."""
+    sizes = {}
+    for split in ("search", "validation", "test"):
+        outcomes = (study.evaluation(label, split) for label in ("source:0", "base", *_finalists(study, split)))
+        scored = [len(outcome.scores) for outcome in outcomes if outcome is not None and outcome.error is None]
+        if scored:
+            sizes[split] = scored[0]
+    return sizes
+
+
+def _finalists(study: Study, split: str) -> list[str]:
+    if split != "validation":
+        return []
+    return [trial.recipe_key for stage in _STAGES for trial in study.best(stage, 1) if trial.recipe_key is not None]
+
+
+def _stage(stage: str, trials: Sequence[Trial]) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "trials": len(trials),
+        "failed": sum(trial.state == "FAILED" for trial in trials),
+        "duplicates": sum(trial.duplicate_of is not None for trial in trials),
+        "generations": 1 + max(trial.generation for trial in trials),
+        "seconds": round(sum(trial.outcome.seconds for trial in trials), 1),
+    }
+
+
+def _levels(study: Study, config: SearchConfig) -> dict[str, float]:
+    """Fitness of the base and the sources on the search split, by their short names."""
+    labels = {"base": "base", **{f"source:{i}": source_label(ref) for i, ref in enumerate(config.sources)}}
+    outcomes = {name: study.evaluation(label, "search") for label, name in labels.items()}
+    return {name: o.fitness for name, o in outcomes.items() if o is not None and o.fitness is not None}
+
+
+def _results(search: Path) -> dict[str, Any] | None:
+    file = search / RESULTS_FILE
+    if not file.is_file():
+        return None
+    try:
+        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return {key: report[key] for key in ("split", "examples", "rows")}
+    except (ValueError, KeyError, TypeError) as cause:
+        raise SearchError(f"{file}: damaged ({cause}); remove it and resume the search") from cause
+
+
+def _examples(study: Study, config: SearchConfig, count: int) -> list[dict[str, Any]]:
+    """The first problems of the test split with their answers, and whether the winner got them right."""
+    if count == 0:
+        return []
+    from ..fitness.data import load_examples
+
+    split = next((split for split in ("test", "validation", "search") if split in config.data), None)
+    if split is None:
+        raise SearchError("examples: this search got its examples from Python, so none can be published; ask for 0")
+    correct = None
+    recipe = study.folder / "recipe.yaml"
+    if recipe.is_file():
+        outcome = study.evaluation(study.add_recipe(Recipe.load(recipe)), split)
+        correct = outcome.correct if outcome is not None else None
+    chosen = load_examples(config.data[split])[:count]
+    return [
+        {"prompt": example.prompt, "answer": example.answer}
+        | ({"right": bool(correct[i])} if correct is not None and i < len(correct) else {})
+        for i, example in enumerate(chosen)
+    ]
+
+
+def _write_trials(study: Study, trials: Sequence[Trial], file: Path, publish: Publish) -> None:
+    """One row per trial; the whole table appears under its name at once."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    recipes = {key: study.recipe(key) for key in dict.fromkeys(t.recipe_key for t in trials) if key is not None}
+    texts = {key: public_recipe(recipe, publish).to_yaml() for key, recipe in recipes.items()}
+    paths = {key: recipe.flow.to_path() for key, recipe in recipes.items() if recipe.flow is not None}
+
+    def path_of(trial: Trial) -> Route | None:
+        return paths.get(trial.recipe_key or "")
+
+    def column(kind: pa.DataType, value: Callable[[Trial], Any]) -> pa.Array:
+        return pa.array([value(trial) for trial in trials], kind)
+
+    table = pa.table(
+        {
+            "stage": column(pa.string(), lambda t: t.stage),
+            "number": column(pa.int64(), lambda t: t.number),
+            "generation": column(pa.int64(), lambda t: t.generation),
+            "state": column(pa.string(), lambda t: t.state),
+            "fitness": column(pa.float64(), lambda t: t.fitness),
+            "standard_error": column(pa.float64(), lambda t: t.outcome.standard_error if t.fitness is not None else None),
+            "accuracy": column(pa.float64(), lambda t: t.outcome.accuracy[0] if t.outcome.accuracy else None),
+            "seconds": column(pa.float64(), lambda t: t.outcome.seconds),
+            "duplicate_of": column(pa.int64(), lambda t: t.duplicate_of),
+            "genome": column(pa.list_(pa.float64()), lambda t: t.genome.tolist()),
+            "recipe": column(pa.string(), lambda t: texts.get(t.recipe_key or "")),
+            "path": column(pa.list_(pa.string()), lambda t: path.as_text() if (path := path_of(t)) else None),
+            "scales": column(pa.list_(pa.float64()), lambda t: path.scales if (path := path_of(t)) else None),
+            "error": column(pa.string(), lambda t: _without_folders(t.outcome.error)),
+        }
+    )
+    unfinished = file.with_name(f".{file.name}.new")
+    try:
+        parquet.write_table(table, unfinished, compression="zstd")
+        unfinished.replace(file)
+    except OSError as cause:
+        unfinished.unlink(missing_ok=True)
+        raise EvoMergeError(f"{file}: cannot be written: {cause}") from cause
+
+
+def _without_folders(error: str | None) -> str | None:
+    """An error's text without what it says of this machine's folders."""
+    if error is None:
+        return None
+    return " ".join(Path(word).name if word.startswith(("/", "~/")) else word for word in error.split(" "))

@@ -1,0 +1,198 @@
+"""Rebuilds a published model from its recipe and its sources, and compares the result with what was published, bit for bit."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from ..build import RECIPE_FILE, build_model
+from ..errors import HubError
+from ..recipe import Recipe, SourceRef
+from ..sources import Source
+from .card import is_on_hub
+from .commit import file_sha256, hub_errors
+from .names import weight_files
+from .push import default_api
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """A tensor that came out otherwise.
+
+    Attributes:
+        name: Its name.
+        what: How it differs, in words.
+        largest: Largest absolute difference; None where the two cannot be subtracted.
+    """
+
+    name: str
+    what: str
+    largest: float | None = None
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What rebuilding a published model gave.
+
+    Attributes:
+        repo_id, commit: The model, and the commit that was compared with.
+        files: The sha256 of each weights file that was rebuilt, by its name.
+        tensors: Number of tensors compared; 0 where the files were equal as they are.
+        differences: The tensors that differ.
+        versions: What the model was built with, where that is not what it was rebuilt with: ``{library: (then, now)}``.
+    """
+
+    repo_id: str
+    commit: str
+    files: dict[str, str]
+    tensors: int
+    differences: tuple[TensorDifference, ...]
+    versions: dict[str, tuple[str, str]]
+
+    @property
+    def same(self) -> bool:
+        """Whether every bit is the same."""
+        return not self.differences
+
+    def to_text(self) -> str:
+        """The report, for people."""
+        where = f"{self.repo_id} at {self.commit[:12]}"
+        if self.same:
+            how = "every file" if self.tensors == 0 else f"every one of {self.tensors} tensors, in other files"
+            return "\n".join([f"{where}: the same bits, {how}", *(f"  {sha}  {name}" for name, sha in self.files.items())])
+        lines = [f"{where}: {len(self.differences)} of {self.tensors} tensors differ"]
+        for difference in self.differences[:20]:
+            largest = "" if difference.largest is None else f", by at most {difference.largest:.3g}"
+            lines.append(f"  {difference.name}: {difference.what}{largest}")
+        if len(self.differences) > 20:
+            lines.append(f"  ... and {len(self.differences) - 20} more")
+        lines += [f"  built with {name} {then}, rebuilt with {now}" for name, (then, now) in self.versions.items()]
+        return "\n".join(lines)
+
+
+def reproduce(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    api: HfApi | None = None,
+    progress: bool = False,
+) -> Reproduction:
+    """Rebuild a published model from its recipe, and compare the weights with those on the Hub.
+
+    Args:
+        repo_id: The model.
+        revision: Its branch, tag or commit.
+        out: Where to leave the rebuilt model; it is thrown away by default.
+        api: The client.
+        progress: Whether to show progress bars.
+
+    Raises:
+        HubError: The model has no recipe, a source was not published, or a downloaded file is not what the Hub says it is.
+        SourceError: A source cannot be read.
+
+    Example:
+        >>> reproduce("me/my-merge").same  # doctest: +SKIP
+        True
+    """
+    api = api or default_api()
+    commit, recipe = _published(api, repo_id, revision)
+    expected = _hub_sha256(api, SourceRef(model=repo_id, revision=commit))
+    assert recipe.built is not None  # _published has refused it otherwise
+    for name, sha in recipe.built.sha256.items():
+        if expected.get(name) != sha:
+            raise HubError(
+                f"{repo_id}: {name} is not the file that its {RECIPE_FILE} tells of; it was changed after it was pushed"
+            )
+    for ref in [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]:
+        verify_source(ref, api)
+    with TemporaryDirectory(prefix="evomerge-reproduce-") as scratch:
+        folder = Path(out) if out is not None else Path(scratch) / "model"
+        built = build_model(recipe.model_copy(update={"built": None}), folder, progress=progress)
+        files = {file.name: file_sha256(file) for file in weight_files(built)}
+        count, differences = (0, []) if files == recipe.built.sha256 else _compare(Source(built), repo_id, commit)
+    return Reproduction(repo_id, commit, files, count, tuple(differences), _other_versions(recipe))
+
+
+def verify_source(ref: SourceRef, api: HfApi) -> None:
+    """Download a source, and refuse it where a weights file is not what the Hub says: the client only compares sizes.
+
+    Raises:
+        HubError: A file's sha256 is another.
+        SourceError: It cannot be downloaded.
+    """
+    expected = _hub_sha256(api, ref)
+    for file in weight_files(Source.open(ref).folder):
+        if file.name in expected and file_sha256(file) != expected[file.name]:
+            raise HubError(
+                f"{ref.model}: {file} is not what the Hub holds (its sha256 is another); remove it, and it is downloaded again"
+            )
+
+
+def _published(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, Recipe]:
+    """The commit and the recipe of a model that can be rebuilt."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with hub_errors(f"{repo_id}: cannot be read"):
+        commit = str(api.model_info(repo_id, revision=revision).sha)
+        try:
+            file = api.hf_hub_download(repo_id, RECIPE_FILE, revision=commit)
+        except EntryNotFoundError as cause:
+            raise HubError(f"{repo_id}: holds no {RECIPE_FILE}, so there is nothing to rebuild it from") from cause
+    recipe = Recipe.load(file)
+    missing = [ref.model for ref in [*recipe.sources, *([recipe.base] if recipe.base else [])] if not is_on_hub(ref)]
+    if missing:
+        raise HubError(f"{repo_id}: {', '.join(dict.fromkeys(missing))} was not published; only its author can rebuild it")
+    if recipe.built is None:
+        raise HubError(f"{repo_id}: its {RECIPE_FILE} does not say what it gave; build it with `hf-evomerge merge`")
+    return commit, recipe
+
+
+def _hub_sha256(api: HfApi, ref: SourceRef) -> dict[str, str]:
+    """The sha256 of each large file, as the Hub knows it."""
+    with hub_errors(f"{ref.model}: cannot be read"):
+        info = api.model_info(ref.model, revision=ref.revision, files_metadata=True)
+    return {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
+
+
+def _compare(built: Source, repo_id: str, commit: str) -> tuple[int, list[TensorDifference]]:
+    """Tensor by tensor: how the rebuilt model differs from the published one."""
+    published = Source.open(SourceRef(model=repo_id, revision=commit))
+    names = list(dict.fromkeys([*published.tensors, *built.tensors]))
+    found = [_difference(name, built, published) for name in names]
+    return len(names), [difference for difference in found if difference is not None]
+
+
+def _difference(name: str, built: Source, published: Source) -> TensorDifference | None:
+    import torch
+
+    here, there = built.tensors.get(name), published.tensors.get(name)
+    if here is None or there is None:
+        return TensorDifference(name, "only in the published model" if here is None else "only in the rebuilt model")
+    if (here.dtype, here.shape) != (there.dtype, there.shape):
+        return TensorDifference(name, f"{there} is published, {here} was rebuilt")
+    a, b = built.get(name), published.get(name)
+    if torch.equal(a.view(torch.uint8) if a.dim() else a, b.view(torch.uint8) if b.dim() else b):
+        return None
+    distance = (a.double() - b.double()).abs()
+    return TensorDifference(name, f"{int((distance > 0).sum())} of {a.numel()} numbers differ", float(distance.max()))
+
+
+def _other_versions(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    changed = {}
+    for name, then in (recipe.built.versions if recipe.built else {}).items():
+        try:
+            now = version(name)
+        except PackageNotFoundError:
+            now = "none"
+        if now != then:
+            changed[name] = (then, now)
+    return changed

@@ -1,0 +1,113 @@
+"""The Gradio Space of a published model: uploads the app's files, or runs the app on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import HubError
+from .bundled import bundled
+from .commit import Commit, Content, Target, commit_files, hub_errors
+from .push import CARD, check_login, default_api
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+SPACE_FOLDER = "space_app"
+SETTINGS_FILE = "space.json"
+_SKIPPED = ("__pycache__", ".gradio")
+
+
+def push_space(
+    repo_id: str,
+    model: str,
+    *,
+    revision: str | None = None,
+    private: bool = False,
+    api: HfApi | None = None,
+    progress: bool = False,
+) -> Commit:
+    """Make, or update, the Space of a model: the app's files as they are, with a ``space.json`` that names the model.
+
+    Args:
+        repo_id: The Space, ``user/name``.
+        model: The model on the Hub that it shows.
+        revision: The model's branch or commit; ``main`` by default.
+        private: Make a new Space private. A Space for a private model needs a secret ``HF_TOKEN``, which is the user's to set.
+        api: The client.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        HubError: The model is not there, or the Hub does not take the Space.
+    """
+    api = api or default_api()
+    check_login(api, repo_id)
+    with hub_errors(f"{model}: the Space would show a model that cannot be found"):
+        info = api.model_info(model, revision=revision)
+    with hub_errors(f"{repo_id}: the Space cannot be created"):
+        api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
+    files = space_files(model, revision, title=repo_id.rsplit("/", 1)[-1])
+    message = f"Show {model} at {str(info.sha)[:12]}"
+    return commit_files(api, Target(repo_id, "space"), files, message=message, remove=_is_code, progress=progress)
+
+
+def space_files(model: str, revision: str | None = None, *, title: str | None = None) -> dict[str, Content]:
+    """What the Space's repository holds.
+
+    Args:
+        model: The model that it shows.
+        revision: Its branch or commit.
+        title: The Space's title; the app's own by default.
+    """
+    folder = bundled(SPACE_FOLDER)
+    files: dict[str, Content] = {
+        str(file.relative_to(folder)): file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not set(_SKIPPED) & set(file.parts)
+    }
+    files[SETTINGS_FILE] = (json.dumps({"model": model, "revision": revision}, indent=2) + "\n").encode()
+    files[CARD] = _header(folder / CARD, model, title)
+    return files
+
+
+def run_space(model: str, *, revision: str | None = None) -> None:
+    """Run the app for a model on this machine, until it is stopped.
+
+    Args:
+        model: A folder, or a repository on the Hub.
+        revision: The repository's branch or commit.
+
+    Raises:
+        HubError: gradio is not installed.
+    """
+    try:
+        import gradio  # noqa: F401
+    except ImportError as cause:
+        raise HubError('gradio is not installed; run `pip install "hf-evomerge[space]"`') from cause
+    os.environ["EVOMERGE_MODEL"] = model
+    if revision is not None:
+        os.environ["EVOMERGE_REVISION"] = revision
+    folder = bundled(SPACE_FOLDER)
+    sys.path.insert(0, str(folder))
+    runpy.run_path(str(folder / "app.py"), run_name="__main__")
+
+
+def _header(readme: Path, model: str, title: str | None) -> bytes:
+    """The Space's README with the model in its metadata, so that the Hub links the two."""
+    from huggingface_hub import RepoCard
+
+    card = RepoCard.load(readme)
+    card.data["models"] = [model]
+    if title is not None:
+        card.data["title"] = re.sub(r"[-_]+", " ", title)
+    return str(card).encode()
+
+
+def _is_code(name: str) -> bool:
+    """Whether a file in the Space's repository is one of an earlier version of the app."""
+    return name.endswith((".py", ".css")) or name == "requirements.txt"
