@@ -7,7 +7,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ import typer
 from .errors import EvoMergeError
 
 if TYPE_CHECKING:
+    from .hub.push import PushOptions
     from .search.loop import Result
     from .search.run import Plan
 
@@ -30,6 +31,14 @@ app = typer.Typer(
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that evaluate side by side; any number gives the same trials.")]
+RepoId = Annotated[str, typer.Argument(help="The repository on the Hub, user/name.", show_default=False)]
+Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
+WithSpace = Annotated[bool, typer.Option("--space", help="Make a Gradio Space for the model as well, of the same name.")]
+Licence = Annotated[str | None, typer.Option("--license", help="A Hub identifier, in place of what follows from the parents'.")]
+Published = Annotated[
+    list[str] | None, typer.Option(help="FOLDER=user/name: a source folder that was published there; may be given again.")
+]
+Examples = Annotated[int, typer.Option(min=0, help="Publish this many test problems, for visitors to try.")]
 NoModel = Annotated[bool, typer.Option("--no-model", help="Leave the recipe, but do not build the model.")]
 
 
@@ -53,6 +62,10 @@ def search(
     workers: Workers = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, time one evaluation, and stop.")] = False,
     no_model: NoModel = False,
+    push_to: Annotated[str | None, typer.Option(help="Publish the winner as user/name when the search ends.")] = None,
+    space: WithSpace = False,
+    private: Private = False,
+    licence: Licence = None,
 ) -> None:
     """Evolve a merge, and leave the winner's recipe, the built model and pictures.
 
@@ -63,12 +76,23 @@ def search(
     - `hf-evomerge search search.yaml --out my-search --workers 2`
 
     - `hf-evomerge search search.yaml --out my-search --dry-run`
+
+    - `hf-evomerge search search.yaml --out my-search --push-to me/my-merge --space`
     """
     with _one_line_errors():
         from .search.config import SearchConfig
 
         _quiet()
         config = SearchConfig.load(str(file))
+        if push_to is None and (space or private or licence):
+            raise EvoMergeError("--space, --private and --license say how to publish; name the repository with --push-to")
+        if push_to is not None:
+            from .hub.push import PushOptions, check_push
+
+            if no_model:
+                raise EvoMergeError("--push-to publishes the model, and --no-model builds none; leave one out")
+            options = PushOptions(private=private, licence=licence, space=space)
+            check_push(push_to, [*config.sources, *([config.base] if config.base is not None else [])], options)
         if dry_run:
             from .search.run import plan_search
 
@@ -79,6 +103,8 @@ def search(
         with _live_table() as table:
             result = run_search(config, out, workers=workers, report=table, build=not no_model)
         _print_result(result, out, built=not no_model)
+        if push_to is not None:
+            _push(out, push_to, options)
 
 
 @app.command()
@@ -144,7 +170,7 @@ def fold(
     - `hf-evomerge fold my-search/model --out my-search/plain --dtype bfloat16`
     """
     with _one_line_errors():
-        from .fold import fold as fold_model
+        from .folding import fold as fold_model
 
         _quiet()
         typer.echo(f"wrote {fold_model(model, out, dtype=dtype)}")
@@ -190,6 +216,106 @@ def show(
         from .search.study import STUDY_FILE
 
         typer.echo(describe_study(folder, best) if (folder / STUDY_FILE).exists() else describe_model(folder))
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished search, or of a built model.", show_default=False)],
+    repo_id: RepoId,
+    private: Private = False,
+    space: WithSpace = False,
+    revision: Annotated[str | None, typer.Option(help="The branch to commit to; made where there is none.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    licence: Licence = None,
+    language: Annotated[list[str] | None, typer.Option(help="ISO 639 code for the card; may be given again.")] = None,
+    published: Published = None,
+    examples: Examples = 0,
+    no_card: Annotated[bool, typer.Option("--no-card", help="Leave the README on the Hub as it is.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be published, and stop.")] = False,
+) -> None:
+    """Publish a merged model with its recipe, the record of its search, pictures and a card, in one commit.
+
+    Run again after a failure, it goes on where it ended. Nothing but what `--dry-run` lists leaves this machine.
+
+    **Examples**
+
+    - `hf-evomerge push my-search me/my-merge --private --dry-run`
+
+    - `hf-evomerge push my-search me/my-merge --space --examples 5`
+    """
+    with _one_line_errors():
+        from .hub.push import PushOptions, describe_push
+
+        _quiet()
+        options = PushOptions(
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            licence=licence,
+            languages=tuple(language or ()),
+            published=_folders(published or []),
+            examples=examples,
+            card=not no_card,
+            space=space,
+        )
+        if dry_run:
+            typer.echo(describe_push(folder, repo_id, options))
+            return
+        _push(folder, repo_id, options)
+
+
+@app.command()
+def reproduce(
+    repo_id: RepoId,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the rebuilt model in this folder.")] = None,
+) -> None:
+    """Rebuild a published model from its recipe and its sources, and compare it with what is on the Hub, bit for bit.
+
+    Ends with status 1 where they differ.
+
+    **Example**
+
+    - `hf-evomerge reproduce me/my-merge`
+    """
+    with _one_line_errors():
+        from .hub.reproduce import reproduce as reproduce_model
+
+        _quiet()
+        result = reproduce_model(repo_id, revision=revision, out=out, progress=sys.stderr.isatty())
+        typer.echo(result.to_text())
+        if not result.same:
+            raise typer.Exit(1)
+
+
+@app.command()
+def space(
+    repo_id: Annotated[str | None, typer.Argument(help="The Space, user/name.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="The model on the Hub that it shows.")] = None,
+    local: Annotated[str | None, typer.Option(help="Run the app here instead: a model's folder or repository.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The model's branch or commit.")] = None,
+    private: Private = False,
+) -> None:
+    """Make the Gradio Space of a published model, or run the same app on this machine.
+
+    **Examples**
+
+    - `hf-evomerge space me/my-merge --model me/my-merge`
+
+    - `hf-evomerge space --local my-search`
+    """
+    with _one_line_errors():
+        from .hub.space import push_space, run_space
+
+        if local is not None:
+            if repo_id is not None or model is not None:
+                raise EvoMergeError("--local runs the app here; leave out the Space's name and --model")
+            run_space(local, revision=revision)
+        elif repo_id is None or model is None:
+            raise EvoMergeError("give the Space's name and --model, or --local MODEL to run the app here")
+        else:
+            _quiet()
+            typer.echo(f"published {push_space(repo_id, model, revision=revision, private=private).url}")
 
 
 @app.command()
@@ -265,6 +391,51 @@ def demo(
 
         _quiet()
         run_demo(out, workers=workers, evaluations=evaluations, seed=seed)
+
+
+@app.command("hub")
+def serve_hub(
+    root: Annotated[Path, typer.Option(help="The folder to keep repositories in.")] = Path("evomerge-hub"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any that is free.")] = 8765,
+    user: Annotated[str, typer.Option(help="Your name there, and so the namespace of your repositories.")] = "local",
+) -> None:
+    """Run a small Hub on this machine, to try push, download and Spaces without an account or a network.
+
+    Prints the variables that point `huggingface_hub`, `transformers` and this program at it; see docs/local-hub.md.
+
+    **Example**
+
+    - `hf-evomerge hub --root my-hub`
+    """
+    with _one_line_errors():
+        from .hub.local import LocalHub
+
+        with LocalHub(root, port, user=user) as hub:
+            typer.echo(hub.describe())
+            with suppress(KeyboardInterrupt):
+                hub.wait()
+        typer.echo(f"stopped; the repositories are kept in {root}")
+
+
+def _push(folder: Path, repo_id: str, options: PushOptions) -> None:
+    from .hub.push import push_model
+
+    pushed = push_model(folder, repo_id, options, progress=sys.stderr.isatty())
+    for warning in pushed.warnings:
+        typer.secho(f"warning: {warning}", err=True, fg=typer.colors.YELLOW)
+    what = "published" if pushed.model.changed else "up to date:"
+    typer.echo(f"{what} {pushed.model.url} at {pushed.model.sha[:12]}")
+    if pushed.space is not None:
+        typer.echo(f"Space: {pushed.space.url}")
+
+
+def _folders(pairs: list[str]) -> dict[str, str]:
+    """FOLDER=user/name, as a mapping."""
+    for pair in pairs:
+        folder, _, repo_id = pair.rpartition("=")
+        if not folder or not repo_id:
+            raise EvoMergeError(f"--published {pair}: write it as FOLDER=user/name")
+    return {pair.rpartition("=")[0]: pair.rpartition("=")[2] for pair in pairs}
 
 
 def _quiet() -> None:

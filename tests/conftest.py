@@ -87,6 +87,27 @@ def tiny_half(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def hybrid_search(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """The folder of a finished hybrid search of the tiny family, its winner built."""
+    from hf_evomerge.search.run import run_search
+
+    optimizer = {"evaluations": 8, "population": 4}
+    settings = {
+        "space": "hybrid",
+        "sources": [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}],
+        "base": {"model": str(tiny / "base")},
+        "ps": {"blocks_per_group": "model", "optimizer": optimizer},
+        "dfs": {"repetitions": 1, "initialisation": "paper", "optimizer": {**optimizer, "sigma": 1.0}},
+        "fitness": {"task": "likelihood", "separator": " "},
+        "data": {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in SPLITS},
+        "finalists": 2,
+    }
+    out = tmp_path_factory.mktemp("hybrid") / "search"
+    run_search(validate(SearchConfig, settings, SearchError), out)
+    return out
+
+
 @pytest.fixture
 def search_settings(tiny: Path) -> Callable[..., dict[str, Any]]:
     """Makes the settings of a small search of the tiny family; keywords replace whole sections."""

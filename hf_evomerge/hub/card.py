@@ -6,6 +6,7 @@ Everything that it states is read from files; what is not there is left out or s
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from ..build import RECIPE_FILE
 from ..errors import HubError
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 TEMPLATE = "model.md.jinja"
 _STAGE_NAMES = {"ps": "Parameter space", "dfs": "Data flow space", "random": "Random search, for comparison"}
 _SPLITS = {"test": "held-out test problems", "validation": "validation problems", "search": "problems of the search itself"}
-_UNSAFE = re.compile(r"([\\`*_{}\[\]<>|!])")
+_UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,12 @@ def is_on_hub(ref: SourceRef) -> bool:
 
 def markdown_text(value: object) -> str:
     """Text from outside as plain text of a Markdown table: no markup, no line breaks."""
-    return _UNSAFE.sub(r"\\\1", " ".join(str(value).split()))
+    return _UNSAFE.sub(r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
 
 
 def _values(facts: CardFacts, repo_id: str, licence: LicenceDecision) -> dict[str, Any]:
     recipe, study = facts.recipe, facts.study
+    text = recipe.to_yaml().rstrip()
     version = (recipe.built.versions if recipe.built else {}).get("hf-evomerge", "")
     return {
         "name": repo_id.rsplit("/", 1)[-1],
@@ -177,7 +180,8 @@ def _values(facts: CardFacts, repo_id: str, licence: LicenceDecision) -> dict[st
         "architecture": facts.architecture,
         "images": facts.images,
         "licence": licence,
-        "recipe_yaml": recipe.to_yaml().rstrip(),
+        "recipe_yaml": text,
+        "fence": "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))]),
         "version": version,
         "study": None if study is None else {**study, "stages": [_stage(stage) for stage in study["stages"]]},
         "stage_names": _STAGE_NAMES,
@@ -208,7 +212,7 @@ def _shown(ref: SourceRef) -> dict[str, Any]:
     name = markdown_text(ref.model)
     revision = f"`{ref.revision[:12]}`" if ref.revision else ""
     if is_on_hub(ref):
-        return {"shown": f"[{name}](https://huggingface.co/{ref.model})", "revision_shown": revision}
+        return {"shown": f"[{name}](https://huggingface.co/{quote(ref.model)})", "revision_shown": revision}
     return {"shown": name, "revision_shown": "not published"}
 
 

@@ -6,6 +6,7 @@ there already. Here it is sent on top of a known parent, and looked for before i
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -211,7 +212,8 @@ def hub_errors(what: str) -> Iterator[None]:
 
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as cause:
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         status = _status(cause)
         advice = {
             401: "; log in with `hf auth login`, or set HF_TOKEN",
@@ -236,8 +238,8 @@ def _is_passing(cause: BaseException) -> bool:
 
 
 def one_line(cause: BaseException, limit: int = 300) -> str:
-    """An error's text on one line."""
-    text = " ".join(str(cause).split()) or type(cause).__name__
+    """An error's text on one line, its addresses without what signs them."""
+    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", " ".join(str(cause).split())) or type(cause).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

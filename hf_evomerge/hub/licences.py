@@ -33,6 +33,7 @@ PERMISSIVE += ("unlicense", "cc0-1.0", "postgresql")
 _SHARE_ALIKE = ("cc-by-sa", "cc-by-nc-sa", "gpl", "agpl", "lgpl", "odbl", "osl", "eupl", "mpl", "epl", "cdla-sharing")
 UNKNOWN = "unknown"
 OTHER = "other"
+_OF_THE_PARENTS = "licences-of-the-parents"  # the Hub wants a name where the licence is `other`
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def decide_licence(parents: Sequence[ParentLicence], chosen: str | None = None) 
     """
     parents = tuple(dict.fromkeys(parents))
     if chosen is not None:
-        return LicenceDecision(chosen, "The publisher chose this licence.", parents, chosen=True)
+        name = _OF_THE_PARENTS if chosen == OTHER else None
+        return LicenceDecision(chosen, "The publisher chose this licence.", parents, name=name, chosen=True)
     if conflict := _conflict(parents):
         raise HubError(f"licence: {conflict}; ask the authors, then pass --license with what you may use")
     first = parents[0] if parents else ParentLicence("")
@@ -122,7 +124,7 @@ def decide_licence(parents: Sequence[ParentLicence], chosen: str | None = None) 
         if unknown
         else "The parents are under different licences."
     )
-    return LicenceDecision(OTHER, f"{reason} The terms of all parents apply.", parents, name="licences-of-the-parents")
+    return LicenceDecision(OTHER, f"{reason} The terms of all parents apply.", parents, name=_OF_THE_PARENTS)
 
 
 def _conflict(parents: Sequence[ParentLicence]) -> str | None:

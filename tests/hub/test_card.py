@@ -1,0 +1,209 @@
+"""The model card: it claims what was measured, for every kind of winner and with any part of the information missing."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_evomerge.errors import HubError
+from hf_evomerge.hub.card import CardFacts, render_card
+from hf_evomerge.hub.licences import ParentLicence, decide_licence
+from hf_evomerge.recipe import Recipe
+
+PARENTS = [ParentLicence("u/a", "apache-2.0"), ParentLicence("u/b", "mit", link="https://example.org/mit")]
+LICENCE = decide_licence(PARENTS)
+SHA = "0123456789abcdef0123456789abcdef01234567"
+SOURCES = [{"model": "u/a", "revision": SHA}, {"model": "u/b", "revision": SHA}]
+MERGE = {"method": "ties", "parameters": [{"weight": 0.5, "density": 0.5}, {"weight": 0.25, "density": 0.5}]}
+FLOW = {"path": ["0:0", "1:1", "0:1", "0:1"], "scales": [1.0, 0.5, 1.5, 1.0]}
+BUILT = {"versions": {"hf-evomerge": "9.9"}, "sha256": {"model.safetensors": "00"}}
+PARTS: dict[str, dict[str, Any]] = {
+    "ps": {"merge": MERGE},
+    "dfs": {"flow": FLOW},
+    "hybrid": {"merge": MERGE, "flow": {**FLOW, "path": ["2:0", "1:1", "2:1", "2:1"]}},
+}
+STUDY: dict[str, Any] = {
+    "format": 1,
+    "space": "hybrid",
+    "seed": 7,
+    "versions": {},
+    "settings": {"fitness": {"task": "likelihood"}, "data": {"test": {"dataset": "u/data", "revision": SHA}}},
+    "splits": {"search": 5, "test": 6},
+    "stages": [
+        {"stage": "ps", "trials": 8, "failed": 1, "duplicates": 0, "generations": 2, "seconds": 30.0},
+        {"stage": "random", "trials": 8, "failed": 0, "duplicates": 0, "generations": 1, "seconds": 7300.0},
+    ],
+    "levels": {"a": -1.0},
+    "results": {
+        "split": "test",
+        "examples": 6,
+        "rows": [
+            {"label": "a", "fitness": -2.0, "fitness_se": 0.1, "accuracy": 0.25, "accuracy_se": 0.02, "evaluations": 0},
+            {"label": "b", "fitness": None, "fitness_se": 0.0, "accuracy": None, "accuracy_se": None, "evaluations": 0},
+            {"label": "random search", "fitness": -1, "fitness_se": 0, "accuracy": 0.5, "accuracy_se": 0, "evaluations": 8},
+            {
+                "label": "evolved PS",
+                "fitness": -0.5,
+                "fitness_se": 0.03,
+                "accuracy": 0.7512,
+                "accuracy_se": 0.01,
+                "evaluations": 8,
+            },
+        ],
+    },
+    "examples": [{"prompt": "wrong one", "answer": "1", "right": False}, {"prompt": 'say "x"', "answer": "2", "right": True}],
+}
+for _row in STUDY["results"]["rows"]:
+    _row |= {"evaluations": _row.get("evaluations", 8), "seconds": 1.0, "winner": _row["label"] == "evolved PS"}
+
+
+def _facts(kind: str, *, study: dict[str, Any] | None = STUDY, images: tuple[str, ...] = (), **recipe: Any) -> CardFacts:
+    config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    if kind != "ps":
+        layers = [{**source, "layers": 2} for source in SOURCES] + ([{"layers": 2}] if kind == "hybrid" else [])
+        config = {"architectures": ["EvoMergedForCausalLM"], "text_config": config, "sources": layers}
+    fields = {"sources": SOURCES, "base": {"model": "u/base", "revision": SHA}, "built": BUILT, **PARTS[kind], **recipe}
+    return CardFacts(config, Recipe.model_validate(fields), study, images)
+
+
+def _card(facts: CardFacts, **arguments: Any) -> ModelCard:
+    text = render_card(facts, "u/merge", LICENCE, **arguments)
+    assert "\n\n\n" not in text
+    assert "{{" not in text
+    assert "None" not in text
+    return ModelCard(text)
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_the_metadata_name_the_parents_and_the_licence(kind: str) -> None:
+    """The Hub reads all parents as base models of a merge, the task, the tags and the licence."""
+    data = _card(_facts(kind), languages=["ja"]).data.to_dict()
+    assert data["base_model"] == ["u/a", "u/b", "u/base"]
+    assert data["base_model_relation"] == "merge"
+    assert (data["library_name"], data["pipeline_tag"], data["language"]) == ("transformers", "text-generation", ["ja"])
+    assert {"merge", "evomerge"} <= set(data["tags"])
+    assert data["license"] == "apache-2.0"
+
+
+def test_figures_are_those_that_were_measured() -> None:
+    """The table has each row's figures with errors and the winner in bold; the metadata have the winner's accuracy."""
+    card = _card(_facts("ps"))
+    for line in (
+        "| a | 0.250 ± 0.020 | -2.000 ± 0.100 |  |",
+        "| b |  | failed |  |",
+        "| **evolved PS (this model)** | **0.751 ± 0.010** | **-0.500 ± 0.030** | **8** |",
+    ):
+        assert line in card.text
+    assert "Measured on 6 held-out test problems" in card.text
+    assert "The random search drew as many candidates" in card.text
+    assert "Parameter space: 8 trials in 2 generations, 1 of which failed, 30 seconds of evaluation." in card.text
+    assert "2 hours of evaluation" in card.text
+    assert card.data.eval_results is not None
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_type) == ("accuracy", 0.7512, "u/data")
+
+
+@pytest.mark.parametrize("split", ["validation", "search"])
+def test_figures_of_other_splits_are_not_given_as_results(split: str) -> None:
+    """Where there was no test split, the metadata hold no figure, and the text says that the table is optimistic."""
+    study = copy.deepcopy(STUDY)
+    study["results"]["split"] = split
+    card = _card(_facts("ps", study=study))
+    assert card.data.eval_results is None
+    assert "optimistic" in card.text
+    assert "held-out" not in card.text
+
+
+@pytest.mark.parametrize("kind", PARTS)
+@pytest.mark.parametrize("study", [None, {**STUDY, "results": None}, {**STUDY, "examples": [], "splits": {}, "stages": []}])
+@pytest.mark.parametrize("images", [(), ("fitness.png", "path.png", "weights.png")])
+def test_it_reads_well_with_half_of_it_missing(kind: str, study: dict[str, Any] | None, images: tuple[str, ...]) -> None:
+    """Whatever is missing is left out or said; nothing is claimed without results, and every picture named is there."""
+    card = _card(_facts(kind, study=study, images=images, base=None))
+    if study is None or study["results"] is None:
+        assert "nothing is claimed about" in card.text
+        assert card.data.eval_results is None
+    for image in ("fitness.png", "path.png", "weights.png"):
+        assert (f"images/{image}" in card.text) == (image in images and (image != "fitness.png" or study is not None))
+    assert "u/base" not in card.text
+    headings = [line for line in card.text.splitlines() if line.startswith("## ")]
+    assert headings[-5:] == ["## Use it", "## Recipe", "## Limits", "## Licences", "## Citation"]
+
+
+def test_loading_and_folding_are_explained_for_each_kind() -> None:
+    """A plain merge needs no custom code; a path does, and can be folded unless a hop or a scale forbids it."""
+    plain, path = _card(_facts("ps")).text, _card(_facts("dfs")).text
+    assert "trust_remote_code" not in plain
+    assert "plain `LlamaForCausalLM`" in plain
+    assert 'from_pretrained("u/merge", trust_remote_code=True)' in path
+    assert "hf-evomerge fold u/merge" in path
+    assert "a path of 4 hops visits 3 distinct layers" in path
+    wide = _card(_facts("dfs", flow={"path": ["0:0", "0:1*0.5 + 1:1*0.5"]})).text
+    assert "cannot be folded into a plain `LlamaForCausalLM`: a hop runs several layers side by side" in wide
+    zero = _card(_facts("dfs", flow={"path": ["0:0", "0:1"], "scales": [1, 0]})).text
+    assert "a scale is zero" in zero
+    assert 'tokenizer("say \\"x\\""' in path
+
+
+def test_the_recipe_is_there_and_says_whether_it_can_be_run() -> None:
+    """The recipe in the card is the recipe; sources that were not published are said to be missing."""
+    facts = _facts("hybrid")
+    text = _card(facts).text
+    assert Recipe.from_yaml(text.split("```yaml\n")[1].split("```")[0]) == facts.recipe
+    assert "hf-evomerge reproduce u/merge" in text
+    local = _card(_facts("ps", sources=[{"model": "my-folder"}, SOURCES[1]]))
+    assert "cannot be run as it stands: not published: my-folder" in local.text
+    assert local.data.to_dict()["base_model"] == ["u/b", "u/base"]
+    assert "does not say what it gave" in _card(_facts("ps", built=None)).text
+
+
+def test_licences_of_all_parents_are_listed() -> None:
+    """Every parent is in the table of licences, with the address or what is known of it; notices are named."""
+    text = _card(_facts("ps")).text
+    assert "| u/a | apache-2.0 |  |" in text
+    assert "| u/b | mit | https://example.org/mit |" in text
+    assert "notices are kept; they are in the parents' repositories: u/b: mit" in text
+    other = decide_licence([ParentLicence("u/a", "gemma"), ParentLicence("u/b", note="its card states no licence")])
+    card = ModelCard(render_card(_facts("ps"), "u/merge", other))
+    assert (card.data.license, card.data.license_name) == ("other", "licences-of-the-parents")
+    assert card.data.license_link == "https://huggingface.co/u/merge#licences"
+    assert "| u/b | unknown | its card states no licence |" in card.text
+
+
+def test_text_from_outside_stays_text() -> None:
+    """Names, labels and notes from other people's files cannot add markup, table cells, lines or template code."""
+    study = copy.deepcopy(STUDY)
+    hostile = "x | y <img src=q onerror=z> [l](javascript:0)\n# big {{ 7 * 7 }} `c`"
+    study["results"]["rows"][0]["label"] = hostile
+    licence = decide_licence([ParentLicence(hostile, "apache-2.0"), ParentLicence("u/b", "mit", note=hostile)])
+    text = render_card(_facts("ps", study=study, sources=[{"model": hostile}, SOURCES[1]]), "u/merge", licence)
+    outside_recipe = text.split("<details>")[0].split("---\n", 2)[2] + text.split("</details>")[1]
+    assert "<img" not in outside_recipe
+    assert re.search(r"(?<!\\)\]\(javascript", outside_recipe) is None
+    assert "\n# big" not in outside_recipe
+    assert "49" not in outside_recipe
+    (row,) = [line for line in outside_recipe.splitlines() if "-2.000" in line]
+    assert row.replace("\\|", "").count("|") == 5
+
+
+def test_a_hostile_recipe_cannot_leave_its_block() -> None:
+    """A source's name that holds a code fence cannot end the block that shows the recipe."""
+    text = render_card(_facts("ps", sources=[{"model": "x\n```\n# out"}, SOURCES[1]]), "u/merge", LICENCE)
+    block = text.split("````yaml\n")[1].split("\n````\n")[0]
+    assert "```" in block
+    assert yaml.safe_load(block)["sources"][0]["model"] == "x\n```\n# out"
+
+
+def test_only_models_of_a_recipe_have_such_a_card(tmp_path: Path) -> None:
+    """A folder without a recipe, or with a damaged file, is refused by name."""
+    with pytest.raises(HubError, match=r"no recipe.yaml"):
+        CardFacts.of_folder(tmp_path)
+    _facts("ps").recipe.save(tmp_path / "recipe.yaml")
+    with pytest.raises(HubError, match=r"config.json: cannot be read"):
+        CardFacts.of_folder(tmp_path)

@@ -1,0 +1,90 @@
+"""The record of a search: what it holds, and what of this machine it does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pyarrow import parquet
+
+from hf_evomerge.hub.record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, write_record
+from hf_evomerge.recipe import Recipe
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.study import Study
+
+
+def test_the_record_says_what_the_study_holds(hybrid_search: Path, tmp_path: Path) -> None:
+    """Stages, levels, splits and results are those of the study, and every trial is a row with its path and its recipe."""
+    record = write_record(hybrid_search, tmp_path)
+    assert record == json.loads((tmp_path / STUDY_JSON).read_text())
+    assert [(stage["stage"], stage["trials"], stage["failed"]) for stage in record["stages"]] == [("ps", 8, 0), ("dfs", 8, 0)]
+    assert record["splits"] == {"search": 5, "validation": 4, "test": 6}
+    assert record["results"]["rows"] == json.loads((hybrid_search / "results.json").read_text())["rows"]
+    assert sorted(file.name for file in (tmp_path / IMAGES_FOLDER).iterdir()) == sorted(
+        file.name for file in (hybrid_search / "plots").iterdir()
+    )
+    study = Study.open(hybrid_search)
+    base = study.evaluation("base", "search")
+    assert base is not None
+    assert record["levels"]["base"] == base.fitness
+    rows = parquet.read_table(tmp_path / TRIALS_FILE).to_pylist()
+    trials = [*study.trials("ps"), *study.trials("dfs")]
+    assert len(rows) == len(trials)
+    for row, trial in zip(rows, trials, strict=True):
+        assert (row["stage"], row["number"], row["generation"]) == (trial.stage, trial.number, trial.generation)
+        assert row["fitness"] == trial.fitness
+        assert row["genome"] == trial.genome.tolist()
+        recipe = Recipe.from_yaml(row["recipe"])
+        if trial.stage == "dfs":
+            assert recipe.flow is not None
+            assert (row["path"], row["scales"]) == (recipe.flow.path, recipe.flow.scales)
+        else:
+            assert row["path"] is None
+    study.close()
+
+
+def test_nothing_of_this_machine_is_in_it(hybrid_search: Path, tiny: Path, tmp_path: Path) -> None:
+    """No file of the record holds a folder of this machine or, unless asked, a problem."""
+    write_record(hybrid_search, tmp_path)
+    problem = json.loads((tiny / "test.jsonl").read_text().splitlines()[0])["prompt"]
+    texts = [(tmp_path / STUDY_JSON).read_text(), *map(str, parquet.read_table(tmp_path / TRIALS_FILE).to_pylist())]
+    for text in texts:
+        assert str(tiny) not in text
+        assert problem not in text
+    assert json.loads(texts[0])["settings"]["data"]["test"]["jsonl"] == "test.jsonl"
+    assert json.loads(texts[0])["settings"]["sources"] == [{"model": "a"}, {"model": "b"}]
+
+
+def test_examples_are_published_where_they_are_asked_for(hybrid_search: Path, tiny: Path, tmp_path: Path) -> None:
+    """The first problems of the test split are there with their answers, and with whether the winner was right."""
+    examples = write_record(hybrid_search, tmp_path, examples=2)["examples"]
+    problems = [json.loads(line) for line in (tiny / "test.jsonl").read_text().splitlines()]
+    assert [(e["prompt"], e["answer"]) for e in examples] == [(p["prompt"], p["answer"]) for p in problems[:2]]
+    study = Study.open(hybrid_search)
+    outcome = study.evaluation(study.add_recipe(Recipe.load(hybrid_search / "recipe.yaml")), "test")
+    assert outcome is not None
+    assert outcome.correct is not None
+    assert [e["right"] for e in examples] == outcome.correct[:2].tolist()
+    study.close()
+
+
+def test_failed_trials_and_unfinished_searches_have_a_record(
+    search_config: Callable[..., SearchConfig], tmp_path: Path
+) -> None:
+    """A search without results, with trials that failed, is recorded as it is, and errors name no folder."""
+    from hf_evomerge.search.study import Outcome, Trial
+
+    config: Any = search_config()
+    study = Study.create(tmp_path / "study", config.model_dump(mode="json"))
+    import numpy as np
+
+    study.add_trial(Trial("ps", 0, 0, np.zeros(2), None, Outcome(error="/home/someone/model: cannot be read")))
+    study.close()
+    record = write_record(tmp_path / "study", tmp_path / "record")
+    assert record["results"] is None
+    assert record["stages"][0]["failed"] == 1
+    (row,) = parquet.read_table(tmp_path / "record" / TRIALS_FILE).to_pylist()
+    assert (row["state"], row["fitness"], row["standard_error"], row["recipe"]) == ("FAILED", None, None, None)
+    assert row["error"] == "model: cannot be read"

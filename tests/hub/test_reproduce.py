@@ -1,0 +1,119 @@
+"""Rebuilding what was published: the same bits, or a report of what differs; and no faith in what was downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+
+from hf_evomerge.build import build_model
+from hf_evomerge.errors import HubError
+from hf_evomerge.hub.local import LocalHub
+from hf_evomerge.hub.push import PushOptions, push_model
+from hf_evomerge.hub.reproduce import reproduce
+from hf_evomerge.recipe import Recipe
+
+MAIN = "from hf_evomerge.cli import app; app()"
+
+
+@pytest.fixture
+def published(tiny: Path, lfs_api: HfApi) -> dict[str, str]:
+    """The tiny family on the hub, by folder."""
+    names = {}
+    for name in ("a", "b", "base"):
+        lfs_api.create_repo(f"local/{name}")
+        lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
+        names[str(tiny / name)] = f"local/{name}"
+    return names
+
+
+@pytest.fixture
+def merged(tiny: Path, tmp_path: Path) -> Path:
+    """A DARE merge with a path through it: everything that could come out otherwise."""
+    recipe = Recipe.model_validate(
+        {
+            "sources": [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}],
+            "base": {"model": str(tiny / "base")},
+            "merge": {"method": "dare_ties", "parameters": [{"weight": 0.6, "density": 0.5}, {"weight": 0.7, "density": 0.5}]},
+            "flow": {"path": ["2:0", "1:1", "2:1"], "scales": [1, 0.5, 1.5]},
+            "seed": 3,
+        }
+    )
+    return build_model(recipe, tmp_path / "merged", progress=False)
+
+
+def _cached(published: dict[str, str], name: str, home: Path) -> Path:
+    (file,) = (home / "hub" / f"models--local--{name}" / "snapshots").glob("*/model.safetensors")
+    return file.resolve()
+
+
+def test_a_published_merge_is_rebuilt_bit_for_bit(
+    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path, program: Callable[..., str]
+) -> None:
+    """From the recipe and the sources on the Hub alone, every file comes out the same, also by the command line."""
+    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
+    result = reproduce("local/merge", out=tmp_path / "again", api=lfs_api)
+    assert result.same
+    assert result.to_text().splitlines()[0].endswith("the same bits, every file")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
+    assert "the same bits, every file" in program(MAIN, "reproduce", "local/merge")
+
+
+def test_one_changed_byte_in_a_source_is_refused(
+    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path
+) -> None:
+    """A downloaded source whose content is not what the Hub says, though its size is, is not built from."""
+    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
+    assert reproduce("local/merge", api=lfs_api).same
+    file = _cached(published, "b", tmp_path / "client")
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(Exception, match=r"local/b.*sha256") as caught:
+        reproduce("local/merge", api=lfs_api)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_not_what_its_recipe_gives_is_reported(
+    merged: Path, published: dict[str, str], lfs_api: HfApi, program: Callable[..., str]
+) -> None:
+    """The tensors that differ are named, with how many numbers and by how much; the command ends with an error."""
+    tensors = load_file(merged / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    tensors[name][0, 0] += 0.25
+    save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
+    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
+    result = reproduce("local/merge", api=lfs_api)
+    assert not result.same
+    (difference,) = result.differences
+    assert (difference.name, difference.what) == (name, f"1 of {tensors[name].numel()} numbers differ")
+    assert difference.largest == pytest.approx(0.25, abs=1e-6)
+    printed = program(f"{MAIN}", "reproduce", "local/merge", check=False)
+    assert f"1 of {result.tensors} tensors differ" in printed
+
+
+def test_weights_that_were_changed_after_the_push_are_refused(
+    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path
+) -> None:
+    """A weights file that was replaced on the Hub does not pass for the recipe's."""
+    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    lfs_api.upload_file(repo_id="local/merge", path_in_repo="model.safetensors", path_or_fileobj=tmp_path / "x.safetensors")
+    with pytest.raises(HubError, match=r"model.safetensors is not the file that its recipe.yaml tells of"):
+        reproduce("local/merge", api=lfs_api)
+
+
+def test_what_cannot_be_rebuilt_is_refused(merged: Path, lfs_api: HfApi, hub: LocalHub) -> None:
+    """A model without a recipe, with unpublished sources, or that is not there, is refused with the reason."""
+    push_model(merged, "local/merge", api=lfs_api)
+    with pytest.raises(HubError, match=r"a, b, base was not published; only its author can rebuild it"):
+        reproduce("local/merge", api=lfs_api)
+    lfs_api.create_repo("local/empty")
+    with pytest.raises(HubError, match=r"holds no recipe.yaml"):
+        reproduce("local/empty", api=lfs_api)
+    with pytest.raises(HubError, match=r"local/nothing: cannot be read"):
+        reproduce("local/nothing", api=lfs_api)
