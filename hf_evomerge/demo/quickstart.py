@@ -1,7 +1,7 @@
 """The demo: evolves merges of the specialists that ship with the package, and shows that the result is real.
 
 Three searches and a random one of the same budget; the winners built, loaded again in a fresh process in which this package
-cannot be imported, and asked held-out problems.
+cannot be imported, and asked held-out problems; and the last of them published to a Hub on loopback, and loaded from there.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import typer
 
 from ..errors import EvoMergeError
+from ..hub.local import LocalHub
 from ..search.config import SearchConfig
 from ..search.display import LiveTable
 from ..search.evaluator import Evaluator
@@ -30,6 +33,7 @@ RELOAD = Path(__file__).parent / "reload.py"
 SIZES = {"search": 128, "validation": 256, "test": 500}
 EVALUATIONS = 600
 SPACES = ("ps", "dfs", "hybrid")
+LOCAL_NAME = "demo/evolved"
 
 
 def run_demo(
@@ -40,6 +44,7 @@ def run_demo(
     seed: int = 0,
     family: str | os.PathLike[str] = SPECIALISTS,
     sizes: dict[str, int] | None = None,
+    push_to: str | None = None,
 ) -> dict[str, Row]:
     """Run the demo.
 
@@ -50,6 +55,8 @@ def run_demo(
         seed: Seed of the searches. The problems are the same for all.
         family: A folder with the models ``base``, ``japanese`` and ``maths``.
         sizes: Problems per split.
+        push_to: ``user/name``: publish the PS+DFS winner there, on the Hub, with its Space and the specialists beside it. By
+            default it is published to a Hub on loopback, in the folder ``hub``.
 
     Returns:
         The rows of the table that was printed, by label.
@@ -57,6 +64,10 @@ def run_demo(
     Raises:
         EvoMergeError: A search could not run, or a winner answers otherwise once it is loaded again.
     """
+    if push_to is not None:
+        from ..hub.push import check_login, default_api
+
+        check_login(default_api(), push_to)
     out = Path(out)
     data = write_problems(out / "data", sizes or SIZES)
     results: dict[str, Result] = {}
@@ -69,8 +80,18 @@ def run_demo(
     count = len(rows["evolved PS"].outcome.scores)
     typer.echo("\n" + rows_table(list(rows.values()), f"{count} held-out problems; ± is one standard error"))
     for space in SPACES:
-        typer.echo(check_reload(out / space / "model", data["test"], results[space]))
+        typer.echo(check_reload(str(out / space / "model"), data["test"], results[space]))
     typer.echo("\n" + one_problem(config, results))
+    typer.echo("")
+    if push_to is not None:
+        typer.echo(publish(out / "hybrid", Path(family), push_to, "--space"))
+    else:
+        with LocalHub(out / "hub", user="demo") as hub:
+            environment = hub.environment()
+            card = str(out / "card.md")
+            typer.echo(publish(out / "hybrid", Path(family), LOCAL_NAME, "--card", card, environment=environment))
+            typer.echo(check_reload(LOCAL_NAME, data["test"], results["hybrid"], environment))
+        typer.echo(f"look at it again: hf-evomerge hub --root {out / 'hub'}")
     typer.echo("\npictures:")
     for picture in sorted(out.glob("*/plots/*.png")):
         typer.echo(f"  {picture}")
@@ -126,9 +147,26 @@ def comparison(results: dict[str, Result]) -> dict[str, Row]:
     return rows
 
 
-def check_reload(model: Path, test: Path, result: Result) -> str:
-    """Load a built winner in a fresh process without this package, generate its answers, and compare the accuracy."""
-    ran = subprocess.run([sys.executable, str(RELOAD), str(model), str(test)], capture_output=True, text=True, check=False)
+def publish(search: Path, family: Path, repo_id: str, *more: str, environment: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Publish a winner and its sources in a process of its own, which the environment points to a Hub."""
+    command = [sys.executable, "-m", "hf_evomerge.demo.publish", str(search), str(family), repo_id, *more]
+    ran = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    if ran.returncode != 0:
+        raise EvoMergeError(f"{repo_id}: {''.join(ran.stderr.strip().splitlines()[-1:]).removeprefix('error: ')}")
+    return ran.stdout.rstrip()
+
+
+def check_reload(model: str, test: Path, result: Result, environment: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Load a winner in a fresh process without this package, generate its answers, and compare the accuracy.
+
+    Args:
+        model: A folder, or a repository of the Hub that the environment points to.
+        test: The problems.
+        result: What the search says of its winner.
+        environment: More variables for the process.
+    """
+    command = [sys.executable, str(RELOAD), model, str(test)]
+    ran = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     if ran.returncode != 0:
         raise EvoMergeError(f"{model}: does not load in a fresh process: {ran.stderr.strip().splitlines()[-1:]}")
     report = json.loads(ran.stdout.splitlines()[-1])

@@ -14,6 +14,7 @@ from huggingface_hub import HfApi, constants
 from hf_evomerge.hub.local import LocalHub
 
 Program = Callable[..., str]
+Connect = Callable[..., HfApi]
 
 
 @pytest.fixture
@@ -42,31 +43,40 @@ def program(hub: LocalHub, tmp_path: Path) -> Program:
     return run
 
 
-def point_client_at(hub: LocalHub, home: Path, monkeypatch: pytest.MonkeyPatch, *, xet: bool) -> HfApi:
-    """The client of this process, told by its own constants what `hub.environment()` tells a new one."""
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    monkeypatch.setattr(constants, "HF_XET_CACHE", str(home / "xet"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setenv("HF_TOKEN", hub.token)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    return HfApi(endpoint=hub.endpoint, token=hub.token)
+@pytest.fixture
+def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
+    """Makes the client of this process one of a running hub, as the first user; `xet=False` sends large files by LFS.
+
+    The client reads its environment when it is imported: here its own constants are told what a new process reads there.
+    """
+
+    def go(hub: LocalHub, *, xet: bool = False) -> HfApi:
+        home = tmp_path / "client"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_XET_CACHE", str(home / "xet"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        return HfApi(endpoint=hub.endpoint, token=hub.token)
+
+    return go
 
 
 @pytest.fixture(params=["lfs", "xet"])
-def api(request: pytest.FixtureRequest, hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HfApi:
+def api(request: pytest.FixtureRequest, hub: LocalHub, connect: Connect) -> HfApi:
     """The real client as user `local`, once with LFS and once with Xet."""
-    return point_client_at(hub, tmp_path / "client", monkeypatch, xet=request.param == "xet")
+    return connect(hub, xet=request.param == "xet")
 
 
 @pytest.fixture
-def lfs_api(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HfApi:
+def lfs_api(hub: LocalHub, connect: Connect) -> HfApi:
     """The real client as user `local`, with LFS: transfers go through the hub, so that they can be made to fail."""
-    return point_client_at(hub, tmp_path / "client", monkeypatch, xet=False)
+    return connect(hub)
 
 
 @pytest.fixture

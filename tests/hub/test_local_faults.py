@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,23 +85,18 @@ def test_an_upload_that_is_cut_is_sent_again(lfs_api: HfApi, lfs_repo: str, hub:
     assert lfs_api.get_paths_info(lfs_repo, "new.bin")[0].size == len(SMALL) + 4
 
 
-def test_parts(lfs_api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts(connect: Callable[..., HfApi], tmp_path: Path) -> None:
     """A file that is uploaded in parts is whole in the end, also where one part fails at first."""
     with LocalHub(tmp_path / "parts", part_size=150_000) as hub:
-        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api = connect(hub)
         api.create_repo("m")
         fault = hub.faults.add(Fault("PUT /lfs/.*/2[?]", "status", status=500))
         api.upload_file(path_or_fileobj=SMALL, path_in_repo="w.bin", repo_id="local/m")
         assert fault.hits == 1
         parts = [seen.target.split("?")[0].rsplit("/", 1)[1] for seen in hub.requests if seen.method == "PUT"]
         assert parts == ["1", "2", "2", "3"]
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", _template(hub))
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
         assert Path(api.hf_hub_download("local/m", "w.bin")).read_bytes() == SMALL
-
-
-def _template(hub: LocalHub) -> str:
-    return hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        assert list((hub.root / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize(

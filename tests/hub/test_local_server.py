@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import http.client
 import json
 import socket
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -111,40 +111,14 @@ def test_ranges(send: Send, repo: str, asked: str, status: int, expected: slice 
         assert headers["content-range"] == f"bytes {start}-{stop - 1}/10240"
 
 
-HOSTILE = [
-    "../x",
-    "a/../../x",
-    "/etc/passwd",
-    "a//b",
-    "./a",
-    "..",
-    ".git/config",
-    "a/.GIT/x",
-    "a\\..\\b",
-    "C:/x",
-    "a\0b",
-    "a\nb",
-    "",
-]
+HOSTILE = ["../x", "a/../../x", "/etc/passwd", "a//b", "./a", "..", ".git/config", "a/.GIT/x", "a\\..\\b", "C:/x", "a\0b", ""]
+ELSEWHERE = ["../../../etc/passwd", "..%2f..%2fx", "%2e%2e/%2e%2e/repository.json", "%2Fetc%2Fpasswd", "a%00"]
+ADDRESSES = ["/acme/m/resolve/main/", "/api/resolve-cache/models/acme/m/main/", "/api/models/acme/m/tree/main/"]
+NO_NAMES = ["..", "../x", ".hidden", "a/b", "x" * 97, "a--b", "a..b", "a b", "a.git", "é", "<b>"]
 
 
-@pytest.mark.parametrize("path", HOSTILE)
-@pytest.mark.parametrize("key", ["file", "lfsFile", "deletedFile", "deletedFolder"])
-def test_paths_that_lead_out_are_refused(send: Send, repo: str, hub: LocalHub, key: str, path: str) -> None:
-    """A commit cannot name a path that would leave the repository where a client writes it."""
-    value = {"path": path, "content": base64.b64encode(b"x").decode(), "encoding": "base64", "oid": "0" * 64}
-    lines = [{"key": "header", "value": {"summary": "x"}}, {"key": key, "value": value}]
-    status, _, body = send("POST", "/api/models/acme/m/commit/main", "\n".join(map(json.dumps, lines)).encode())
-    assert status == 400
-    assert "Invalid path" in json.loads(body)["error"]
-
-
-@pytest.mark.parametrize(
-    "path", ["../../../etc/passwd", "..%2f..%2fx", "%2e%2e/%2e%2e/repository.json", "%2Fetc%2Fpasswd", "a%00"]
-)
-@pytest.mark.parametrize(
-    "before", ["/acme/m/resolve/main/", "/api/resolve-cache/models/acme/m/main/", "/api/models/acme/m/tree/main/"]
-)
+@pytest.mark.parametrize("path", ELSEWHERE)
+@pytest.mark.parametrize("before", ADDRESSES)
 def test_addresses_do_not_reach_the_disk(send: Send, repo: str, before: str, path: str) -> None:
     """An address names entries of a commit, so no way of writing it leads to another file."""
     status, _, body = send("GET", before + path)
@@ -152,18 +126,11 @@ def test_addresses_do_not_reach_the_disk(send: Send, repo: str, before: str, pat
     assert b"root:" not in body
 
 
-@pytest.mark.parametrize("name", ["..", "../x", ".hidden", "a/b", "x" * 97, "a--b", "a..b", "a b", "a.git", "é", "", 7, "<b>"])
-@pytest.mark.parametrize("key", ["name", "organization"])
+@pytest.mark.parametrize(("key", "name"), [*product(("name", "organization"), NO_NAMES), ("name", ""), ("name", 7)])
 def test_names_that_are_none_are_refused(send: Send, hub: LocalHub, name: Any, key: str) -> None:
     """A repository and an owner have names that are safe as folders; nothing else is created."""
     wanted = {"name": "m", "organization": "acme", key: name}
     status, _, _ = send("POST", "/api/repos/create", wanted)
-    if (key, name) in (
-        ("organization", ""),
-        ("organization", 7),
-    ):  # the user's own, and a number as a name is theirs to ask for
-        assert status in (200, 403)
-        return
     assert status == 400
     assert list(hub.root.glob("repositories/*/*/*")) == []
 
@@ -286,14 +253,14 @@ def _raw(hub: LocalHub, data: bytes) -> bytes:
 def test_broken_requests(hub: LocalHub) -> None:
     """A request that is no HTTP, or ends too early, ends its connection and nothing else."""
     host = b"Host: 127.0.0.1\r\n"
-    assert b" 400 " in _raw(hub, b"POST /api/repos/create HTTP/1.1\r\n" + host + b"Content-Length: -5\r\n\r\n").splitlines()[0]
-    assert (
-        b" 400 " in _raw(hub, b"POST /api/repos/create HTTP/1.1\r\n" + host + b"Content-Length: many\r\n\r\n").splitlines()[0]
-    )
+    for length in (b"-5", b"many", b"5, 6"):
+        answer = _raw(hub, b"POST /api/repos/create HTTP/1.1\r\n" + host + b"Content-Length: " + length + b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 ")
     chunked = b"POST /api/validate-yaml HTTP/1.1\r\n" + host + b"Transfer-Encoding: chunked\r\n\r\n"
-    assert b" 400 " in _raw(hub, chunked + b"xyz\r\n").splitlines()[0]
+    answer = _raw(hub, chunked + b"xyz\r\nGET /api/models HTTP/1.1\r\n" + host + b"\r\n")
+    assert (answer.startswith(b"HTTP/1.1 400 "), answer.count(b"HTTP/1.1 ")) == (True, 1)
     assert _raw(hub, b"POST /api/validate-yaml HTTP/1.1\r\n" + host + b"Content-Length: 50\r\n\r\n{}") == b""
-    assert _raw(hub, b"\x16\x03\x01 nonsense\r\n\r\n").startswith(b"") is True
+    assert b"400" in _raw(hub, b"GET / / HTTP/1.1\r\n\r\n")
     text = b'{"content": "---\\nlicense: mit\\n---\\n"}'
     whole = chunked + b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (text[:7], text[7:])) + b"0\r\n\r\n"
     again = b"GET /api/models HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n"

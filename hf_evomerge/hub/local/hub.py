@@ -159,7 +159,7 @@ class LocalHub:
         content = f"http://localhost:{server.server_port}"  # another origin to a client, as the real Hub's contents are
         hub = Hub(store, self._users, self._signer, address, content, self._part_size)
         self._server, self._port = server, server.server_port
-        self._thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
         return self
 

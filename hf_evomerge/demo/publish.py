@@ -1,0 +1,81 @@
+"""Publishes the demo's winner and the specialists it was made of: `python -m hf_evomerge.demo.publish SEARCH FAMILY user/name`.
+
+Where they go is up to the environment: the Hub, or one on loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import typer
+
+from ..errors import EvoMergeError
+from ..hub.commit import Target, commit_files, hub_errors
+from ..hub.push import CARD, PushOptions, default_api, push_model
+from ..hub.reproduce import reproduce
+
+SPECIALISTS = ("base", "japanese", "maths")
+EXAMPLES = 6
+
+
+def publish_demo(
+    search: Path, family: Path, repo_id: str, *, name: str | None = None, space: bool = False, card: Path | None = None
+) -> str:
+    """Publish the specialists, then the winner that was made of them; rebuild it from what is there, and compare.
+
+    Args:
+        search: The folder of the finished search.
+        family: The folder of the specialists that it merged.
+        repo_id: Where the winner goes; the specialists go beside it, their names after a hyphen.
+        name: Another place for the winner.
+        space: Whether to make a Space as well.
+        card: Where to leave the published card.
+
+    Returns:
+        What was done, in lines for people.
+
+    Raises:
+        EvoMergeError: The Hub does not take them, or the winner does not come out the same.
+    """
+    api, published = default_api(), {}
+    for specialist in SPECIALISTS:
+        target = Target(f"{repo_id}-{specialist}")
+        with hub_errors(f"{target.repo_id}: cannot be created"):
+            api.create_repo(target.repo_id, exist_ok=True)
+        files = {file.name: file for file in sorted((family / specialist).iterdir()) if file.is_file()}
+        commit_files(api, target, files, message="Specialist of the hf_evomerge demo")
+        published[str(family / specialist)] = target.repo_id
+    options = PushOptions(published=published, examples=EXAMPLES, languages=("ja",), space=space)
+    repo_id = name or repo_id
+    pushed = push_model(search, repo_id, options, api=api)
+    rebuilt = reproduce(repo_id, api=api)
+    if not rebuilt.same:
+        raise EvoMergeError(rebuilt.to_text())
+    lines = [f"published {pushed.model.url}", *([f"Space: {pushed.space.url}"] if pushed.space else [])]
+    if card is not None:
+        shutil.copyfile(api.hf_hub_download(repo_id, CARD, revision=pushed.model.sha), card)
+        lines.append(f"its card: {card}")
+    return "\n".join([*lines, f"rebuilt from its recipe: {rebuilt.to_text().splitlines()[0]}"])
+
+
+def main() -> None:
+    """Publish, and print what was done; a user's error is one line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("search", type=Path)
+    parser.add_argument("family", type=Path)
+    parser.add_argument("repo_id")
+    parser.add_argument("--name")
+    parser.add_argument("--space", action="store_true")
+    parser.add_argument("--card", type=Path)
+    arguments = parser.parse_args()
+    try:
+        typer.echo(publish_demo(**vars(arguments)))
+    except EvoMergeError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""transformers' own ``push_to_hub`` on a merged model: strangers load what it leaves on the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+CODE = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+import hf_evomerge
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+model.push_to_hub("local/direct")
+AutoTokenizer.from_pretrained(sys.argv[1]).push_to_hub("local/direct")
+"""
+LOAD = """
+import json, sys
+sys.modules["hf_evomerge"] = None
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("local/direct", trust_remote_code=True)
+plain = AutoTokenizer.from_pretrained("local/direct", trust_remote_code=True)
+tokens = model.generate(**plain("w1 w2", return_tensors="pt", return_token_type_ids=False), max_new_tokens=3, do_sample=False)
+print(json.dumps([type(model).__module__.split(".")[0], len(model.config.path), tokens.shape[1] > 2]))
+"""
+
+
+def test_push_to_hub_takes_the_code_along(hybrid_search: Path, program: Callable[..., str]) -> None:
+    """`model.push_to_hub` uploads the two files of the class, so that it loads where this package is not."""
+    program(CODE, str(hybrid_search / "model"))
+    module, hops, generated = json.loads(program(LOAD).splitlines()[-1])
+    assert module == "transformers_modules"
+    assert hops == len(json.loads((hybrid_search / "model" / "config.json").read_text())["path"])
+    assert generated

@@ -1,0 +1,108 @@
+"""The Space of a model: what is uploaded, what is kept, and that it shows the model it was made for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import HfApi, SpaceCard
+
+from hf_evomerge.errors import HubError
+from hf_evomerge.hub.bundled import bundled
+from hf_evomerge.hub.space import SPACE_FOLDER, push_space, run_space
+
+MAIN = "from hf_evomerge.cli import app; app()"
+
+
+@pytest.fixture
+def model(lfs_api: HfApi) -> str:
+    """A repository that a Space can show."""
+    lfs_api.create_repo("local/merge")
+    lfs_api.upload_file(repo_id="local/merge", path_in_repo="config.json", path_or_fileobj=b"{}")
+    return "local/merge"
+
+
+def test_the_app_goes_up_as_it_stands(model: str, lfs_api: HfApi, tmp_path: Path) -> None:
+    """Every file of the app is in the Space unchanged; the model is named beside it and in the header."""
+    commit = push_space("local/merge-space", model, revision="main", api=lfs_api)
+    folder = Path(lfs_api.snapshot_download("local/merge-space", repo_type="space", local_dir=tmp_path / "space"))
+    app = bundled(SPACE_FOLDER)
+    expected = {str(file.relative_to(app)) for file in app.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+    there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and ".cache" not in file.parts}
+    assert there - {".gitattributes"} == expected | {"space.json"}
+    for name in expected - {"README.md"}:
+        assert (folder / name).read_bytes() == (app / name).read_bytes()
+    assert json.loads((folder / "space.json").read_text()) == {"model": model, "revision": "main"}
+    card = SpaceCard.load(folder / "README.md")
+    assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", [model])
+    assert card.data.title == "merge space"
+    card.validate(repo_type="space")
+    assert commit.url.endswith("/spaces/local/merge-space")
+
+
+def test_an_update_keeps_what_is_not_ours(model: str, lfs_api: HfApi) -> None:
+    """Pushed again, nothing changes; code of an earlier version goes, the owner's files and secrets stay."""
+    first = push_space("local/s", model, api=lfs_api)
+    again = push_space("local/s", model, api=lfs_api)
+    assert (again.changed, again.sha) == (False, first.sha)
+    for name in ("old_module.py", "picture.png"):
+        lfs_api.upload_file(repo_id="local/s", repo_type="space", path_in_repo=name, path_or_fileobj=b"x")
+    push_space("local/s", model, api=lfs_api)
+    there = lfs_api.list_repo_files("local/s", repo_type="space")
+    assert "picture.png" in there
+    assert "old_module.py" not in there
+
+
+def test_a_space_needs_its_model(lfs_api: HfApi) -> None:
+    """Where the model is not on the Hub, no Space is made."""
+    with pytest.raises(HubError, match=r"local/nothing: the Space would show a model that cannot be found"):
+        push_space("local/s", "local/nothing", api=lfs_api)
+    assert not lfs_api.repo_exists("local/s", repo_type="space")
+
+
+def test_the_app_runs_here_without_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`run_space` starts the same app, told by the environment which model to show."""
+    (tmp_path / "app.py").write_text("import os; open(os.environ['SEEN'], 'w').write(os.environ['EVOMERGE_MODEL'])")
+    monkeypatch.setattr("hf_evomerge.hub.space.bundled", lambda name: tmp_path)
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    monkeypatch.setenv("EVOMERGE_MODEL", "before")
+    run_space("my-search/model")
+    assert (tmp_path / "seen").read_text() == "my-search/model"
+
+
+def test_a_search_pushes_its_winner_and_makes_the_space(
+    search_settings: Callable[..., dict[str, Any]], program: Callable[..., str], lfs_api: HfApi, tmp_path: Path
+) -> None:
+    """`search --push-to user/name --space` ends with the model and its Space on the Hub."""
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings()))
+    printed = program(
+        MAIN, "search", str(tmp_path / "search.yaml"), "--out", str(tmp_path / "out"), "--push-to", "local/won", "--space"
+    )
+    assert "published " in printed
+    assert "Space: " in printed
+    assert {"model.safetensors", "study.json", "README.md"} <= set(lfs_api.list_repo_files("local/won"))
+    assert "app.py" in lfs_api.list_repo_files("local/won", repo_type="space")
+
+
+def test_a_search_that_could_not_push_does_not_begin(
+    search_settings: Callable[..., dict[str, Any]], tiny: Path, program: Callable[..., str], lfs_api: HfApi, tmp_path: Path
+) -> None:
+    """Contradicting licences, and a login that is not there, stop the search before its first trial."""
+    sources = []
+    for name, licence in (("a", "cc-by-sa-4.0"), ("b", "gemma")):
+        lfs_api.create_repo(f"local/{name}")
+        card = f"---\nlicense: {licence}\n---\n".encode()
+        lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
+        lfs_api.upload_file(repo_id=f"local/{name}", path_in_repo="README.md", path_or_fileobj=card)
+        sources.append({"model": f"local/{name}"})
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings(sources=sources)))
+    arguments = ("search", str(tmp_path / "search.yaml"), "--out", str(tmp_path / "out"), "--push-to", "local/won")
+    printed = program(MAIN, *arguments, check=False)
+    assert "local/a is under cc-by-sa-4.0, which derived works must keep, and local/b under gemma" in printed
+    without = "import os; os.environ['HF_TOKEN'] = 'hf_wrong'; " + MAIN
+    assert "hf auth login" in program(without, *arguments, check=False)
+    assert not (tmp_path / "out").exists()
