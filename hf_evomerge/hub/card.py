@@ -21,6 +21,7 @@ from ..errors import HubError
 from ..recipe import Recipe, SourceRef
 from .bundled import bundled
 from .licences import LicenceDecision
+from .names import is_on_hub, parents_of, parts_of
 from .record import IMAGES_FOLDER, STUDY_JSON
 
 if TYPE_CHECKING:
@@ -141,8 +142,7 @@ def card_metadata(facts: CardFacts, repo_id: str, licence: LicenceDecision, lang
                 metric_value=round(float(winner["accuracy"]), 4),
             )
         ]
-    refs = [*facts.recipe.sources, *([facts.recipe.base] if facts.recipe.base is not None else [])]
-    parents = list(dict.fromkeys(ref.model for ref in refs if is_on_hub(ref)))
+    parents = list(dict.fromkeys(ref.model for ref in parents_of(facts.recipe) if is_on_hub(ref)))
     return ModelCardData(
         base_model=parents or None,
         base_model_relation="merge" if parents else None,
@@ -156,11 +156,6 @@ def card_metadata(facts: CardFacts, repo_id: str, licence: LicenceDecision, lang
         model_name=repo_id.rsplit("/", 1)[-1] if evaluations else None,
         eval_results=evaluations or None,
     )
-
-
-def is_on_hub(ref: SourceRef) -> bool:
-    """Whether a published reference can be downloaded: a folder of the publisher's machine is named without a slash."""
-    return "/" in ref.model
 
 
 def markdown_text(value: object) -> str:
@@ -209,11 +204,12 @@ def _source_values(facts: CardFacts) -> dict[str, Any]:
 
 
 def _shown(ref: SourceRef) -> dict[str, Any]:
-    name = markdown_text(ref.model)
-    revision = f"`{ref.revision[:12]}`" if ref.revision else ""
-    if is_on_hub(ref):
-        return {"shown": f"[{name}](https://huggingface.co/{quote(ref.model)})", "revision_shown": revision}
-    return {"shown": name, "revision_shown": "not published"}
+    names, revisions = [], []
+    for part in parts_of(ref):
+        name = markdown_text(part.model)
+        names.append(f"[{name}](https://huggingface.co/{quote(part.model)})" if is_on_hub(part) else name)
+        revisions.append(f"`{part.revision[:12]}`" if part.revision else "" if is_on_hub(part) else "not published")
+    return {"shown": " with adapter ".join(names), "revision_shown": ", ".join(filter(None, revisions))}
 
 
 def _listing(names: Sequence[str]) -> str:
@@ -280,8 +276,7 @@ def _example(study: dict[str, Any] | None) -> str | None:
 
 
 def _reproduction(recipe: Recipe) -> dict[str, Any]:
-    refs = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
-    missing = list(dict.fromkeys(ref.model for ref in refs if not is_on_hub(ref)))
+    missing = list(dict.fromkeys(ref.model for ref in parents_of(recipe) if not is_on_hub(ref)))
     return {
         "reproducible": not missing and recipe.built is not None,
         "irreproducible_reason": f"not published: {_listing([markdown_text(name) for name in missing])}"

@@ -131,7 +131,7 @@ def _send(
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*commit a data file.*")  # the record of a search is meant to be there
+                warnings.filterwarnings("ignore", message=".*commit a data file.*")  # the record belongs there
                 return str(
                     api.create_commit(
                         target.repo_id,

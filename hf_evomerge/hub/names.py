@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from ..errors import HubError
-from ..recipe import SourceRef
+from ..recipe import Recipe, SourceRef
 from ..sources import Source
 from .commit import file_sha256, hub_errors
 from .record import hide_folder
@@ -39,6 +40,14 @@ class PublicNames:
         return self._known[ref]
 
     def _resolve(self, ref: SourceRef) -> SourceRef:
+        model, *adapter = (self._pin(part) for part in parts_of(ref))
+        found = {"model": model.model, "revision": model.revision}
+        for part in adapter:
+            found.update(adapter=part.model, adapter_revision=part.revision)
+        return ref.model_copy(update=found)
+
+    def _pin(self, ref: SourceRef) -> SourceRef:
+        """A checkpoint or an adapter by itself, by repository and commit."""
         folder = Path(ref.model).expanduser()
         if folder.is_dir():
             repo_id = self._published.get(folder.resolve())
@@ -54,7 +63,8 @@ class PublicNames:
         with hub_errors(f"{repo_id}: cannot be read"):
             info = self._api.model_info(repo_id, files_metadata=True)
         there = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
-        for file in weight_files(folder):
+        adapter = folder / ADAPTER_WEIGHTS
+        for file in [adapter] if adapter.is_file() else weight_files(folder):
             if there.get(file.name) != file_sha256(file):
                 raise HubError(
                     f"{repo_id}: {file.name} there is not the one in {folder}; push the folder there, or leave it out"
@@ -62,12 +72,34 @@ class PublicNames:
         return SourceRef(model=repo_id, revision=str(info.sha))
 
 
+def parts_of(ref: SourceRef) -> list[SourceRef]:
+    """The checkpoint that a reference names, and the adapter where it has one: what has a licence and an author of its own."""
+    parts = [SourceRef(model=ref.model, revision=ref.revision)]
+    if ref.adapter is not None:
+        parts.append(SourceRef(model=ref.adapter, revision=ref.adapter_revision))
+    return parts
+
+
+def parents_of(recipe: Recipe) -> list[SourceRef]:
+    """Everything that a recipe is made from: its sources and base, each adapter apart, each once."""
+    refs = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
+    return list(dict.fromkeys(part for ref in refs for part in parts_of(ref)))
+
+
+def is_on_hub(ref: SourceRef) -> bool:
+    """Whether a published reference can be downloaded: a folder of the publisher's machine is named without a slash."""
+    return all("/" in part.model for part in parts_of(ref))
+
+
 def downloaded_commit(ref: SourceRef) -> str | None:
     """The commit of a repository that lies in the cache under this revision: what was merged, whatever it has become since."""
     from huggingface_hub import try_to_load_from_cache
 
-    file = try_to_load_from_cache(ref.model, "config.json", revision=ref.revision)
-    return Path(file).parent.name if isinstance(file, str) else None
+    for name in ("config.json", "adapter_config.json"):
+        file = try_to_load_from_cache(ref.model, name, revision=ref.revision)
+        if isinstance(file, str):
+            return Path(file).parent.name
+    return None
 
 
 def weight_files(folder: Path) -> Sequence[Path]:

@@ -13,18 +13,18 @@ from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..build import RECIPE_FILE
 from ..errors import HubError
 from ..folders import COMPANIONS
-from ..recipe import Built, Recipe
+from ..recipe import Built, Recipe, SourceRef
 from ..search.run import MODEL_FOLDER
 from ..search.study import STUDY_FILE
-from .card import CardFacts, is_on_hub, read_json, render_card
+from .card import CardFacts, read_json, render_card
 from .commit import Commit, Content, Target, commit_files, file_sha256, hub_errors
 from .licences import LicenceDecision, decide_licence, licence_of
-from .names import PublicNames, weight_files
+from .names import PublicNames, is_on_hub, parents_of, parts_of, weight_files
 from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, public_recipe, write_record
 
 if TYPE_CHECKING:
@@ -168,14 +168,14 @@ def describe_push(
         return plan.to_text()
 
 
-def check_push(repo_id: str, recipe_refs: Sequence[Any], options: PushOptions, *, api: HfApi | None = None) -> None:
+def check_push(repo_id: str, recipe_refs: Sequence[SourceRef], options: PushOptions, *, api: HfApi | None = None) -> None:
     """Refuse, before a search begins, what could not be pushed when it ends.
 
     Checks the login, the name and the licences of the parents.
 
     Args:
         repo_id: Where the winner is to go.
-        recipe_refs: The sources and the base (`SourceRef`).
+        recipe_refs: The sources and the base.
         options: How it is to be published.
         api: The client.
 
@@ -185,7 +185,8 @@ def check_push(repo_id: str, recipe_refs: Sequence[Any], options: PushOptions, *
     api = api or default_api()
     check_login(api, repo_id)
     names = PublicNames(api, options.published)
-    decide_licence([licence_of(_for_licence(ref, names), api) for ref in recipe_refs], options.licence)
+    parents = [part for ref in recipe_refs for part in parts_of(ref)]
+    decide_licence([licence_of(_for_licence(ref, names), api) for ref in parents], options.licence)
 
 
 def plan_push(
@@ -206,8 +207,7 @@ def plan_push(
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
-    refs = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
-    licence = decide_licence([licence_of(_for_licence(ref, names), api) for ref in refs], options.licence)
+    licence = decide_licence([licence_of(_for_licence(ref, names), api) for ref in parents_of(recipe)], options.licence)
     built = Built(
         versions={name: version(name) for name in _LIBRARIES}, sha256={file.name: file_sha256(file) for file in weights}
     )
@@ -257,7 +257,7 @@ def check_login(api: HfApi, repo_id: str) -> None:
         api.whoami()
 
 
-def _for_licence(ref: Any, names: PublicNames) -> Any:
+def _for_licence(ref: SourceRef, names: PublicNames) -> SourceRef:
     """Where to read a parent's licence: on the Hub, where it is published there."""
     public = names(ref)
     return public if is_on_hub(public) else ref
@@ -288,8 +288,7 @@ def _write_config(model: Path, recipe: Recipe, names: PublicNames, file: Path) -
 
 def _warnings(recipe: Recipe, names: PublicNames, licence: LicenceDecision) -> list[str]:
     warnings = []
-    refs = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
-    if local := list(dict.fromkeys(ref.model for ref in map(names, refs) if not is_on_hub(ref))):
+    if local := list(dict.fromkeys(ref.model for ref in map(names, parents_of(recipe)) if not is_on_hub(ref))):
         warnings.append(
             f"{', '.join(local)}: only on this machine, so nobody else can rebuild the model; publish the folder and pass "
             "--published FOLDER=user/name"

@@ -31,7 +31,9 @@ Publish = Callable[[SourceRef], SourceRef]
 
 def hide_folder(ref: SourceRef) -> SourceRef:
     """A reference as strangers may see it: a folder of this machine by its last name only, others as they are."""
-    return SourceRef(model=source_label(ref)) if Path(ref.model).expanduser().is_dir() else ref
+    named = {"model": ref.model, "adapter": ref.adapter}
+    folders = {key: Path(name) for key, name in named.items() if name is not None and Path(name).expanduser().is_dir()}
+    return ref.model_copy(update={key: folder.name for key, folder in folders.items()})
 
 
 def write_record(

@@ -12,9 +12,8 @@ from ..build import RECIPE_FILE, build_model
 from ..errors import HubError
 from ..recipe import Recipe, SourceRef
 from ..sources import Source
-from .card import is_on_hub
 from .commit import file_sha256, hub_errors
-from .names import weight_files
+from .names import is_on_hub, parents_of, parts_of, weight_files
 from .push import default_api
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def reproduce(
                 f"{repo_id}: {name} is not the file that its {RECIPE_FILE} tells of; it was changed after it was pushed"
             )
     for ref in [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]:
-        verify_source(ref, api)
+        verify_source(ref, api, progress=progress)
     with TemporaryDirectory(prefix="evomerge-reproduce-") as scratch:
         folder = Path(out) if out is not None else Path(scratch) / "model"
         built = build_model(recipe.model_copy(update={"built": None}), folder, progress=progress)
@@ -120,19 +119,25 @@ def reproduce(
     return Reproduction(repo_id, commit, files, count, tuple(differences), _other_versions(recipe))
 
 
-def verify_source(ref: SourceRef, api: HfApi) -> None:
-    """Download a source, and refuse it where a weights file is not what the Hub says: the client only compares sizes.
+def verify_source(ref: SourceRef, api: HfApi, *, progress: bool = False) -> None:
+    """Download a source and its adapter, and refuse them where a weights file is not what the Hub says.
+
+    What was downloaded before is compared as well: a disk may fail, and a cache may be shared.
 
     Raises:
         HubError: A file's sha256 is another.
         SourceError: It cannot be downloaded.
     """
-    expected = _hub_sha256(api, ref)
-    for file in weight_files(Source.open(ref).folder):
-        if file.name in expected and file_sha256(file) != expected[file.name]:
-            raise HubError(
-                f"{ref.model}: {file} is not what the Hub holds (its sha256 is another); remove it, and it is downloaded again"
-            )
+    source = Source.open(ref)
+    source.download(progress=progress)
+    folders = [source.folder, *([source.adapter.folder] if source.adapter is not None else [])]
+    for part, folder in zip(parts_of(ref), folders, strict=True):
+        expected = _hub_sha256(api, part)
+        for file in sorted(folder.glob("*.safetensors")):
+            if file.name in expected and file_sha256(file) != expected[file.name]:
+                raise HubError(
+                    f"{part.model}: {file} is not what the Hub holds (its sha256 is another); remove it, and run this again"
+                )
 
 
 def _published(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, Recipe]:
@@ -146,7 +151,7 @@ def _published(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, Rec
         except EntryNotFoundError as cause:
             raise HubError(f"{repo_id}: holds no {RECIPE_FILE}, so there is nothing to rebuild it from") from cause
     recipe = Recipe.load(file)
-    missing = [ref.model for ref in [*recipe.sources, *([recipe.base] if recipe.base else [])] if not is_on_hub(ref)]
+    missing = [ref.model for ref in parents_of(recipe) if not is_on_hub(ref)]
     if missing:
         raise HubError(f"{repo_id}: {', '.join(dict.fromkeys(missing))} was not published; only its author can rebuild it")
     if recipe.built is None:
@@ -164,6 +169,7 @@ def _hub_sha256(api: HfApi, ref: SourceRef) -> dict[str, str]:
 def _compare(built: Source, repo_id: str, commit: str) -> tuple[int, list[TensorDifference]]:
     """Tensor by tensor: how the rebuilt model differs from the published one."""
     published = Source.open(SourceRef(model=repo_id, revision=commit))
+    published.download(progress=False)
     names = list(dict.fromkeys([*published.tensors, *built.tensors]))
     found = [_difference(name, built, published) for name in names]
     return len(names), [difference for difference in found if difference is not None]

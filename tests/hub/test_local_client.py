@@ -243,6 +243,47 @@ def test_pull_requests(api: HfApi, visitor: HfApi, repo: str, folder: Path) -> N
     assert len(api.list_repo_refs(repo, include_pull_requests=True).pull_requests or []) == 3
 
 
+def test_who_may_do_what_with_a_pull_request(api: HfApi, visitor: HfApi, repo: str) -> None:
+    """Large files can be proposed by anybody; a pull request is its author's while it is open, and nobody's afterwards."""
+    made = visitor.upload_file(path_or_fileobj=b"v" * 99, path_in_repo="v.bin", repo_id=repo, create_pr=True)
+    assert Path(api.hf_hub_download(repo, "v.bin", revision=made.pr_revision)).read_bytes() == b"v" * 99
+    theirs = api.upload_file(path_or_fileobj=b"a", path_in_repo="a.txt", repo_id=repo, create_pr=True)
+
+    def push(ref: str | None) -> None:
+        visitor.upload_file(path_or_fileobj=b"w", path_in_repo="w.txt", repo_id=repo, revision=ref)
+
+    assert _status(lambda: push(theirs.pr_revision)) == 403
+    assert _status(lambda: visitor.change_discussion_status(repo, theirs.pr_num or 0, "closed")) == 403
+    visitor.change_discussion_status(repo, made.pr_num or 0, "closed", comment="no longer")
+    assert _status(lambda: push(made.pr_revision)) == 403
+    assert _status(lambda: api.merge_pull_request(repo, made.pr_num or 0), BadRequestError) == 400
+    assert [one.num for one in api.get_repo_discussions(repo, author="visitor")] == [made.pr_num]
+    talk = api.create_discussion(repo, "a question", description="why?")
+    assert [one.num for one in api.get_repo_discussions(repo, discussion_type="discussion")] == [talk.num]
+    assert _status(lambda: api.get_discussion_details(repo, 99)) == 404
+
+
+def test_a_long_history_comes_in_pages(api: HfApi) -> None:
+    """A history longer than one answer is listed whole, the newest first."""
+    api.create_repo("acme/m")
+    for number in range(60):
+        api.create_commit("acme/m", [CommitOperationAdd("n.txt", b"%d" % number)], commit_message=f"{number}")
+    titles = [commit.title for commit in api.list_repo_commits("acme/m")]
+    assert titles == [*(f"{number}" for number in reversed(range(60))), "initial commit"]
+
+
+def test_ignored_files(api: HfApi, tmp_path: Path) -> None:
+    """Files that the folder's own .gitignore names are not uploaded: by name, ending, path, or a folder above."""
+    api.create_repo("acme/m")
+    files = ["keep.txt", "a.log", "sub/b.log", "cache/x/y.txt", "sub/only/here.txt", "only/here.txt", "build"]
+    for name in files:
+        (tmp_path / "f" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "f" / name).write_text(name)
+    (tmp_path / "f" / ".gitignore").write_text("# comment\n*.log\ncache/\n/sub/only\n\nbuild\n")
+    api.upload_folder(repo_id="acme/m", folder_path=tmp_path / "f")
+    assert api.list_repo_files("acme/m") == [".gitattributes", ".gitignore", "keep.txt", "only/here.txt"]
+
+
 def test_gated(api: HfApi, visitor: HfApi, repo: str, tmp_path: Path) -> None:
     """A gated repository is described to everybody, and its files are for those who were let in."""
     api.update_repo_settings(repo, gated="manual")

@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.local import LocalHub
-from hf_evomerge.hub.local.repository import Commit, Repository
+from hf_evomerge.hub.local.repository import Commit, Repository, State
 from hf_evomerge.hub.local.store import Store
 from hf_evomerge.hub.local.wire import Refusal
 
@@ -206,20 +206,20 @@ def test_commits_at_the_same_time(lfs_api: HfApi) -> None:
 def test_creation_that_was_killed_is_forgotten(tmp_path: Path) -> None:
     """What a killed run left half-made is neither shown nor in the way."""
     store = Store(tmp_path)
-    made = store.create("models", "a/m", author="a")
+    made = store.create(State("models", "a/m"), author="a")
     (made.folder / "repository.json").unlink()
     (tmp_path / "tmp" / "half").write_bytes(b"half")
     again = Store(tmp_path)
     assert again.get("models", "a/m") is None
     assert list((tmp_path / "tmp").iterdir()) == []
-    assert list(again.create("models", "a/m", author="a").at("main").tree) == [".gitattributes"]
+    assert list(again.create(State("models", "a/m"), author="a").at("main").tree) == [".gitattributes"]
     with pytest.raises(Refusal, match="already created"):
-        again.create("models", "a/m", author="a")
+        again.create(State("models", "a/m"), author="a")
 
 
 def test_history_with_merges(tmp_path: Path) -> None:
     """A history lists every commit once and no commit before one that was made from it."""
-    repository = Store(tmp_path).create("models", "a/m", author="a")
+    repository = Store(tmp_path).create(State("models", "a/m"), author="a")
     root = repository.at("main")
     known = {"root": root.id}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from hf_evomerge.build import build_model
-from hf_evomerge.errors import HubError
-from hf_evomerge.hub.local import LocalHub
+from hf_evomerge.errors import EvoMergeError, HubError
+from hf_evomerge.hub.local import Fault, LocalHub
 from hf_evomerge.hub.push import PushOptions, push_model
 from hf_evomerge.hub.reproduce import reproduce
 from hf_evomerge.recipe import Recipe
@@ -76,6 +77,24 @@ def test_one_changed_byte_in_a_source_is_refused(
     with pytest.raises(Exception, match=r"local/b.*sha256") as caught:
         reproduce("local/merge", api=lfs_api)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["truncate", "reset", "corrupt"])
+def test_a_source_that_comes_damaged_is_not_built_from(
+    merged: Path, published: dict[str, str], hub: LocalHub, lfs_api: HfApi, fault: Any
+) -> None:
+    """A download that is cut short or cut off is made whole; one with a wrong byte is refused, and is right the next time."""
+    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
+    # the first request reads the header, the second fetches the file
+    ordered = hub.faults.add(
+        Fault(r"GET /content/", "truncate" if fault == "reset" else fault, skip=1, after_bytes=3000, rst=fault == "reset")
+    )
+    if fault == "corrupt":
+        with pytest.raises(EvoMergeError, match=r"what was downloaded has sha256 .* removed from the cache") as caught:
+            reproduce("local/merge", api=lfs_api)
+        assert "\n" not in str(caught.value)
+    assert reproduce("local/merge", api=lfs_api).same
+    assert ordered.hits == 1
 
 
 def test_a_model_that_is_not_what_its_recipe_gives_is_reported(

@@ -74,7 +74,7 @@ def check_card(text: str, kind: str) -> Findings:
     block, _ = split_card(text)
     try:
         card = yaml.safe_load(block) if block else None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         findings.errors.append(f"invalid YAML: {' '.join(str(error).split())}")
         return findings
     if card is None:

@@ -26,14 +26,13 @@ NO_PULL = "refs/pr/"
 def preupload(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     """Say for each file that a client is about to commit: into git or not, ignored or not, and what is there now."""
     found = _writable(call, kind, repo_id, revision)
-    wanted = call.request.json()
-    files = wanted.get("files")
-    if not isinstance(files, list) or len(files) > MOST_FILES:
+    files = call.request.objects("files")
+    if len(files) > MOST_FILES:
         raise Refusal(400, f'"files" must be an array of at most {MOST_FILES}')
-    tree, ignore = found.at(revision).tree, _patterns(wanted.get("gitIgnore"))
+    tree, ignore = found.at(revision).tree, _patterns(call.request.json().get("gitIgnore"))
     answers = []
     for file in files:
-        path = check_path(file.get("path") if isinstance(file, dict) else None)
+        path = check_path(file.get("path"))
         mode = "lfs" if _is_large(path, file) else "regular"
         answer: dict[str, Any] = {"path": path, "uploadMode": mode, "shouldIgnore": _ignored(path, ignore)}
         if path in tree:
@@ -121,7 +120,7 @@ def _read_lines(body: bytes) -> tuple[_Head, list[tuple[str, dict[str, Any]]]]:
     try:
         lines = [json.loads(line) for line in body.splitlines() if line.strip()]
         operations = [(line["key"], line["value"]) for line in lines]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise Refusal(400, "a commit is one JSON object a line, with key and value") from None
     if not operations or operations[0][0] != "header" or not all(isinstance(value, dict) for _, value in operations):
         raise Refusal(400, "a commit begins with its header")

@@ -61,4 +61,4 @@ def discussion(call: Call, kind: str, repo_id: str, number: str) -> Response:
 
 def _page(title: str, body: str, *, status: int = 200) -> Response:
     head = f'<!doctype html><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>'
-    return Response(status, (head + body).encode(), dict(HEADERS))
+    return Response(status, (head + body).encode("utf-8", "replace"), dict(HEADERS))

@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 from .call import Call
-from .cards import card_tags, check_card, read_card
-from .repository import SINGULAR, Commit, Kind, Repository, now
-from .spaces import runtime
+from .cards import SDKS, card_tags, check_card, read_card
+from .repository import SINGULAR, Commit, Kind, Repository, State, now
+from .spaces import keep_setting, runtime
 from .store import check_name
 from .wire import Refusal, Response
 
+PRIVATE = ("private", "protected")
 CONFIG_KEYS = ("architectures", "model_type", "auto_map", "tokenizer_config")
 KINDS: dict[str, Kind] = {"model": "models", "dataset": "datasets", "space": "spaces"}
 
@@ -39,26 +40,24 @@ def create(call: Call) -> Response:
     if not user.can_write(owner):
         what = f'You don\'t have the rights to create a {SINGULAR[kind]} under the namespace "{owner}"'
         raise Refusal(403, what)
-    sdk = wanted.get("sdk")
-    if kind == "spaces" and sdk not in ("gradio", "streamlit", "docker", "static"):
-        raise Refusal(400, '"sdk" must be one of [gradio, streamlit, docker, static]')
-    private = bool(wanted.get("private")) or wanted.get("visibility") in ("private", "protected")
+    state = State(kind, repo_id, private=bool(wanted.get("private")) or wanted.get("visibility") in PRIVATE)
+    if kind == "spaces":
+        _prepare_space(call, state)
     try:
-        made = call.store.create(kind, repo_id, author=user.name, private=private, sdk=sdk if kind == "spaces" else None)
+        made = call.store.create(state, author=user.name)
     except Refusal as refusal:  # the client reads the address where it was told that the repository may exist
         raise Refusal(refusal.status, refusal.message, body={"url": call.web_url(kind, repo_id)}) from None
-    with made.lock:
-        for secret in wanted.get("secrets") or []:
-            made.state.secrets[str(secret["key"])] = {"description": secret.get("description"), "updatedAt": now()}
-        for variable in wanted.get("variables") or []:
-            made.state.variables[str(variable["key"])] = {
-                "value": str(variable["value"]),
-                "description": variable.get("description"),
-                "updatedAt": now(),
-            }
-        made.state.hardware = str(wanted.get("hardware") or made.state.hardware)
-        made.save()
     return Response(200, {"url": call.web_url(kind, repo_id), "name": repo_id, "id": made.state.number})
+
+
+def _prepare_space(call: Call, state: State) -> None:
+    wanted = call.request.json()
+    state.sdk, state.hardware = wanted.get("sdk"), str(wanted.get("hardware") or state.hardware)
+    if state.sdk not in SDKS:
+        raise Refusal(400, f'"sdk" must be one of [{", ".join(SDKS)}]')
+    for which in ("secrets", "variables"):
+        for item in call.request.objects(which):
+            keep_setting(state, which, item)
 
 
 def delete(call: Call) -> Response:
@@ -158,7 +157,7 @@ def settings(call: Call, kind: str, repo_id: str) -> Response:
                 raise Refusal(400, '"gated" must be one of [auto, manual, false]')
             found.state.gated = wanted["gated"]
         if "visibility" in wanted or "private" in wanted:
-            found.state.private = bool(wanted.get("private")) or wanted.get("visibility") in ("private", "protected")
+            found.state.private = bool(wanted.get("private")) or wanted.get("visibility") in PRIVATE
         found.save()
     return Response(200, {"private": found.state.private, "gated": found.state.gated})
 

@@ -7,6 +7,7 @@ import heapq
 import json
 import re
 import threading
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -99,7 +100,7 @@ class Commit:
 
     def to_json(self) -> bytes:
         """The content of the commit's file."""
-        return json.dumps(asdict(self), ensure_ascii=False).encode()
+        return json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Commit:
@@ -115,8 +116,8 @@ class State:
 
     kind: Kind
     id: str
-    number: str
-    created: str
+    number: str = field(default_factory=lambda: uuid.uuid4().hex[:24])
+    created: str = field(default_factory=now)
     private: bool = False
     gated: str | bool = False
     sdk: str | None = None
@@ -163,7 +164,7 @@ class Repository:
 
     def save(self) -> None:
         """Write the state; after this call it survives a kill."""
-        write_whole(self.folder / STATE, json.dumps(asdict(self.state), ensure_ascii=False).encode(), self._temporary)
+        write_whole(self.folder / STATE, json.dumps(asdict(self.state)).encode(), self._temporary)
 
     def commit(self, oid: str) -> Commit:
         """A commit by its full id."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .call import Call
 from .cards import read_card
-from .repository import Repository, now
-from .wire import Response
+from .repository import Repository, State, now
+from .wire import Refusal, Response
 
 FILES = {"docker": "Dockerfile", "static": "index.html"}
 SLEEP_SECONDS = 172_800  # of free hardware
@@ -49,18 +50,26 @@ def _settings(call: Call, repo_id: str, which: str) -> Response:
     space = call.repository("spaces", repo_id, write=True)
     kept: dict[str, dict[str, Any]] = getattr(space.state, which)
     if call.request.method != "GET":
-        key = call.request.text("key")
         with space.lock:
             if call.request.method == "DELETE":
-                kept.pop(key, None)
+                kept.pop(call.request.text("key"), None)
             else:
-                value = call.request.text("value")
-                description = call.request.text("description", required=False) or None
-                kept[key] = {"description": description, "updatedAt": now()}
-                if which == "variables":
-                    kept[key]["value"] = value
+                keep_setting(space.state, which, call.request.json())
             space.save()
     return Response(200, {key: {"key": key, **about} for key, about in kept.items()})
+
+
+def keep_setting(state: State, which: str, item: dict[str, Any]) -> None:
+    """Note a secret, without its value, or a variable. The caller saves.
+
+    Raises:
+        Refusal: 400, where it has no name or no value.
+    """
+    key, value = item.get("key"), item.get("value")
+    if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_]\w*", key) or not isinstance(value, str):
+        raise Refusal(400, f'"{which}" need a "key" that is a name and a "value" that is a string')
+    about: dict[str, Any] = {"description": item.get("description"), "updatedAt": now()}
+    getattr(state, which)[key] = {**about, "value": value} if which == "variables" else about
 
 
 def hardware(call: Call, repo_id: str) -> Response:

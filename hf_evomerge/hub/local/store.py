@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 from .objects import Objects
-from .repository import SINGULAR, STATE, Commit, Entry, Kind, Repository, State, Tree, now
+from .repository import SINGULAR, STATE, Commit, Entry, Repository, State, Tree
 from .wire import Refusal
 
 _LARGE = """
@@ -87,31 +87,26 @@ class Store:
         """All of a kind, by name."""
         return [repository for (of, _), repository in sorted(self._repositories.items()) if of == kind]
 
-    def create(self, kind: Kind, repo_id: str, *, author: str, private: bool = False, sdk: str | None = None) -> Repository:
+    def create(self, state: State, *, author: str) -> Repository:
         """Make a repository with its first commit, as the Hub does.
 
         Args:
-            kind: `models`, `datasets` or `spaces`.
-            repo_id: `owner/name`, both checked by `check_name`.
+            state: What it is; its name is one that `check_name` takes.
             author: Who makes it.
-            private: Whether others can see it.
-            sdk: A Space's SDK.
 
         Raises:
             Refusal: 409, where it is there already.
         """
         with self.lock:
-            if (kind, repo_id) in self._repositories:
-                raise Refusal(409, f"You already created this {SINGULAR[kind]} repo: {repo_id}")
-            folder = self._folder / kind / repo_id
+            if (state.kind, state.id) in self._repositories:
+                raise Refusal(409, f"You already created this {SINGULAR[state.kind]} repo: {state.id}")
+            folder = self._folder / state.kind / state.id
             shutil.rmtree(folder, ignore_errors=True)  # without a state file, it was killed before it was whole
-            state = State(kind, repo_id, uuid.uuid4().hex[:24], now(), private, sdk=sdk)
             repository = Repository(folder, self.objects.temporary, state)
-            tree = self._first_tree(repo_id.split("/")[1], kind, sdk)
-            commit = repository.add(Commit.make(tree, (), title="initial commit", message="", author=author))
+            commit = repository.add(Commit.make(self._first_tree(state), (), title="initial commit", message="", author=author))
             state.branches["main"] = commit.id
             repository.save()
-            self._repositories[kind, repo_id] = repository
+            self._repositories[state.kind, state.id] = repository
             return repository
 
     def delete(self, repository: Repository) -> None:
@@ -137,9 +132,10 @@ class Store:
         size = self.objects.size(sha256)
         return None if size is None else Entry.large(sha256, size)
 
-    def _first_tree(self, name: str, kind: Kind, sdk: str | None) -> Tree:
+    def _first_tree(self, state: State) -> Tree:
         tree = {".gitattributes": self.regular(ATTRIBUTES)}
-        if kind == "spaces":
-            file = "app_file: app.py\n" if sdk in ("gradio", "streamlit") else ""
-            tree["README.md"] = self.regular(SPACE_CARD.format(name=name, sdk=sdk, file=file).encode())
+        if state.kind == "spaces":
+            file = "app_file: app.py\n" if state.sdk in ("gradio", "streamlit") else ""
+            card = SPACE_CARD.format(name=state.id.split("/")[1], sdk=state.sdk, file=file)
+            tree["README.md"] = self.regular(card.encode())
         return tree

@@ -14,14 +14,13 @@ LFS_JSON = {"Content-Type": "application/vnd.git-lfs+json"}
 
 def batch(call: Call, kind: str, repo_id: str) -> Response:
     """Say for each content where to upload it; one that is here already needs no upload."""
-    ref = call.request.json().get("ref")
-    name = str(ref.get("name", "")) if isinstance(ref, dict) else ""
-    _check_upload(call, kind, repo_id, proposes=name.startswith("refs/pr/"))
-    wanted, transfers = call.request.json().get("objects"), call.request.json().get("transfers") or []
-    if not isinstance(wanted, list) or call.request.json().get("operation", "upload") != "upload":
-        raise Refusal(422, "this hub knows the LFS operation upload, with an array of objects")
+    call.repository(kind, repo_id)
+    call.known_user()  # whoever can see it: a content may be for a pull request, and shows only where a commit names it
+    transfers = call.request.json().get("transfers") or []
+    if call.request.json().get("operation", "upload") != "upload":
+        raise Refusal(422, "of LFS, this hub knows the operation upload")
     answers, parts = [], False
-    for item in wanted:
+    for item in call.request.objects("objects"):
         oid, size = str(item.get("oid")), item.get("size")
         if not isinstance(size, int) or size < 0:
             raise Refusal(422, f"the size of {oid[:64]} is missing")
@@ -32,13 +31,6 @@ def batch(call: Call, kind: str, repo_id: str) -> Response:
             answer["actions"] = _actions(call, oid, size, part_size)
         answers.append(answer)
     return Response(200, {"transfer": "multipart" if parts else "basic", "objects": answers}, dict(LFS_JSON))
-
-
-def _check_upload(call: Call, kind: str, repo_id: str, *, proposes: bool) -> None:
-    """Let pass who can write, and anybody who is known for the contents of a pull request."""
-    found, user = call.repository(kind, repo_id), call.known_user()
-    if not proposes and not user.can_write(found.owner):
-        raise Refusal(403, NO_WRITE)
 
 
 def _actions(call: Call, oid: str, size: int, part_size: int | None) -> dict[str, Any]:
@@ -69,8 +61,8 @@ def put_part(call: Call, oid: str, number: str) -> Response:
 def complete(call: Call, oid: str) -> Response:
     """Make a content of its parts."""
     call.hub.signer.check(call.request)
-    parts = call.request.json().get("parts")
-    if not isinstance(parts, list) or [part.get("partNumber") for part in parts] != list(range(1, len(parts) + 1)):
+    parts = call.request.objects("parts")
+    if [part.get("partNumber") for part in parts] != list(range(1, len(parts) + 1)):
         raise Refusal(400, '"parts" must be all parts, in their order')
     call.store.objects.join(oid, [str(part.get("etag")).strip('"') for part in parts])
     return Response(200, {})
@@ -86,8 +78,10 @@ def verify(call: Call, oid: str) -> Response:
 
 def xet_write(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     """The address of the Xet store, for an upload."""
+    found, user = call.repository(kind, repo_id), call.known_user()
     proposes = call.request.flag("create_pr") or revision.startswith("refs/pr/")
-    _check_upload(call, kind, repo_id, proposes=proposes)
+    if not proposes and not user.can_write(found.owner):
+        raise Refusal(403, NO_WRITE)
     return _xet_token(call)
 
 

@@ -153,7 +153,7 @@ class Request:
         """
         try:
             value = json.loads(self.body.read() or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Refusal(400, "the body is not valid JSON") from None
         if not isinstance(value, dict):
             raise Refusal(400, "the body is not a JSON object")
@@ -170,6 +170,19 @@ class Request:
             return ""
         if not isinstance(value, str) or (required and not value):
             raise Refusal(400, f'"{name}" must be a string')
+        return value
+
+    def objects(self, name: str) -> list[dict[str, Any]]:
+        """An array of objects in the JSON body; empty where it is missing.
+
+        Raises:
+            Refusal: 400, where it is something else.
+        """
+        value = self.json().get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise Refusal(400, f'"{name}" must be an array of objects')
         return value
 
 
