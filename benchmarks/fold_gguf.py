@@ -23,9 +23,8 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from hf_evomerge import LayerPool
+from hf_evomerge import LayerPool, fold
 from hf_evomerge import Path as LayerPath
-from hf_evomerge.fold import fold
 
 # even and odd layers stay in even and odd places: llama.cpp takes Gemma 2 to alternate between sliding and full attention
 PATH = "0:0, 1:1, 1:2, 0:3, 1:2, 1:1, 0:2, 0:3"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,9 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from hf_evomerge.mergekit import from_mergekit, to_mergekit
 from hf_evomerge.merging.checkpoint import merge_checkpoint
 from hf_evomerge.recipe import Recipe
 
@@ -95,6 +98,81 @@ CASES: dict[str, Case] = {
     "arcee_fusion": Case("arcee_fusion", [{}], {}),
 }
 
+FILES: dict[str, str] = {
+    "file: slerp, gradients per filter": """
+merge_method: slerp
+base_model: source0
+models: [{model: source0}, {model: source1}]
+parameters:
+  t: [{filter: self_attn, value: [0, 0.5, 0.3, 0.7, 1]}, {filter: mlp, value: [1, 0.5, 0.7, 0.3, 0]}, {value: 0.5}]
+""",
+    "file: linear, gradients and filters": """
+merge_method: linear
+models:
+  - {model: source0, parameters: {weight: [0.1, 0.9]}}
+  - {model: source1, parameters: {weight: [{filter: norm, value: 0.7}, {filter: layers.1., value: [0.2, 1, 0.4]}]}}
+  - {model: source2}
+parameters: {weight: 0.3}
+""",
+    "file: ties, gradient of the density": """
+merge_method: ties
+base_model: base
+models:
+  - {model: source0, parameters: {weight: 0.6, density: [1, 0.5, 0.2]}}
+  - {model: source1, parameters: {weight: [0.2, 0.8], density: {filter: mlp, value: 0.4}}}
+parameters: {normalize: true, int8_mask: true}
+""",
+    "file: task_arithmetic in slices": """
+merge_method: task_arithmetic
+base_model: base
+slices:
+  - sources:
+      - {model: base, layer_range: [0, 1]}
+      - {model: source0, layer_range: [0, 1], parameters: {weight: 0.5}}
+      - {model: source1, layer_range: [0, 1]}
+  - sources:
+      - {model: source0, layer_range: [1, 3], parameters: {weight: [0.1, 0.9]}}
+      - {model: source1, layer_range: [1, 3], parameters: {weight: [{filter: q_proj, value: 0}]}}
+      - {model: base, layer_range: [1, 3]}
+    parameters: {weight: 0.7}
+parameters: {weight: 0.4, lambda: 1.1}
+""",
+    "file: slerp in slices": """
+merge_method: slerp
+base_model: source1
+slices:
+  - {sources: [{model: source0, layer_range: [0, 2]}, {model: source1, layer_range: [0, 2]}], parameters: {t: [0, 1]}}
+  - sources: [{model: source0, layer_range: [2, 3]}, {model: source1, layer_range: [2, 3]}]
+    parameters: {t: [{filter: up_proj, value: 0.2}]}
+parameters: {t: [0.9, 0.3]}
+""",
+    "file: passthrough, two models": """
+merge_method: passthrough
+slices:
+  - {sources: [{model: source0, layer_range: [0, 2]}]}
+  - {sources: [{model: source1, layer_range: [1, 3]}]}
+  - {sources: [{model: source2, layer_range: [0, 3]}]}
+""",
+    "file: passthrough, repeated and scaled": """
+merge_method: passthrough
+slices:
+  - {sources: [{model: source0, layer_range: [0, 2]}]}
+  - sources:
+      - model: source0
+        layer_range: [1, 3]
+        parameters: {scale: [{filter: o_proj, value: 0}, {filter: down_proj, value: [0.5, 0.1]}, {value: 1}]}
+  - {sources: [{model: source0, layer_range: [2, 3]}]}
+""",
+    "file: linear over different layers": """
+merge_method: linear
+slices:
+  - sources:
+      - {model: source0, layer_range: [0, 2], parameters: {weight: 0.8}}
+      - {model: source1, layer_range: [1, 3], parameters: {weight: [0.3, 0.6]}}
+  - {sources: [{model: source2, layer_range: [2, 3], parameters: {weight: 1}}]}
+""",
+}
+
 
 def main() -> None:
     """Merge with both, and print the differences."""
@@ -106,6 +184,8 @@ def main() -> None:
         save_family(work)
         names = {f"case{number}": case for number, case in enumerate(CASES)}
         configs = {short: mergekit_config(work, CASES[case]) for short, case in names.items()}
+        files = {f"file{number}": name for number, name in enumerate(FILES)}
+        configs |= {short: yaml.safe_load(with_folders(work, FILES[name])) for short, name in files.items()}
         (work / "configs.json").write_text(json.dumps(configs))
         subprocess.run([python, "-c", RUN, work / "configs.json", work / "theirs"], check=True, stderr=subprocess.DEVNULL)
         base = load(work / "base")
@@ -117,10 +197,27 @@ def main() -> None:
                 for who, merged in (("here", ours), ("mergekit", theirs)):
                     print(f"{case:38} {who}: {shares(base, load(work / 'source0'), merged)}")
                 continue
-            assert set(ours) <= set(theirs), set(ours) ^ set(theirs)
-            difference = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
-            other = int((difference > 1e-5).sum())
-            print(f"{case:38} {float(difference.max()):.2e}{f', {other} of {len(difference)} elements' if other else ''}")
+            print_difference(case, ours, theirs)
+        for short, name in files.items():
+            read = from_mergekit(with_folders(work, FILES[name])).recipe
+            assert from_mergekit(to_mergekit(read)[0]).recipe == read, name
+            print_difference(
+                name, load(merge_checkpoint(read, work / "ours" / short, progress=False)), load(work / "theirs" / short)
+            )
+
+
+def with_folders(work: Path, text: str) -> str:
+    """A mergekit file that names the models of the family."""
+    named = re.sub(r"\b(base|source\d)\b", lambda match: str(work / match[1]), text)
+    return f"{named}dtype: float32\n"
+
+
+def print_difference(case: str, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """One line: the largest difference, and how many elements differ by more than roundings."""
+    assert set(ours) <= set(theirs), set(ours) ^ set(theirs)
+    difference = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
+    other = int((difference > 1e-5).sum())
+    print(f"{case:38} {float(difference.max()):.2e}{f', {other} of {len(difference)} elements' if other else ''}")
 
 
 def install(folder: Path) -> Path:

@@ -14,6 +14,9 @@ from .registration import register_when_imported
 
 if TYPE_CHECKING:
     from .build import build_model
+    from .folding import fold
+    from .hub.push import PushOptions, push_model
+    from .hub.reproduce import reproduce
     from .modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedModel
     from .path import Path
     from .recipe import Recipe
@@ -31,11 +34,15 @@ _HOMES = {
     "EvoMergedModel": "modeling",
     "LayerPool": "routing.pool",
     "Path": "path",
+    "PushOptions": "hub.push",
     "Recipe": "recipe",
     "SearchConfig": "search.config",
     "Source": "sources",
     "Study": "search.study",
     "build_model": "build",
+    "fold": "folding",
+    "push_model": "hub.push",
+    "reproduce": "hub.reproduce",
     "resume_search": "search.run",
     "run_search": "search.run",
 }
@@ -47,11 +54,15 @@ __all__ = [
     "EvoMergedModel",
     "LayerPool",
     "Path",
+    "PushOptions",
     "Recipe",
     "SearchConfig",
     "Source",
     "Study",
     "build_model",
+    "fold",
+    "push_model",
+    "reproduce",
     "resume_search",
     "run_search",
 ]

@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path as FilePath
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import RecipeError, SourceError
+from .folders import put_in_place, scratch_folder, write_chat_template
 from .recipe import FlowPart, Recipe, SourceRef
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from .sources import Source
 
 RECIPE_FILE = "recipe.yaml"
 
 
-def build_model(recipe: Recipe, out: str | os.PathLike[str], *, progress: bool = True, overwrite: bool = False) -> FilePath:
+Report = Callable[[str], None]
+
+
+def build_model(
+    recipe: Recipe,
+    out: str | os.PathLike[str],
+    *,
+    progress: bool = True,
+    overwrite: bool = False,
+    max_shard_size: str | int = "4GB",
+    report: Report | None = None,
+) -> FilePath:
     """Build the model of a recipe.
 
     A recipe with only a ``merge`` part gives a plain model of the parents' architecture, one with a ``flow`` part an
-    `EvoMergedForCausalLM`. The recipe is saved beside the weights. The folder appears under its name only when it is whole.
+    `EvoMergedForCausalLM`. The recipe is saved beside the weights. Configs and headers are checked before any weights are
+    downloaded. The folder appears under its name only when it is whole; what an interrupted build had finished stays in a
+    hidden folder beside it, and the next build of the same recipe goes on from there.
 
     Args:
         recipe: What to build.
         out: The folder to make.
         progress: Whether to show a progress bar.
         overwrite: Whether to replace a folder that exists.
+        max_shard_size: The largest file of weights, such as ``"4GB"``.
+        report: Called with lines for the user: what is doubtful about the sources, and how they are related.
 
     Returns:
         The folder.
@@ -36,24 +54,42 @@ def build_model(recipe: Recipe, out: str | os.PathLike[str], *, progress: bool =
         RecipeError: The recipe names an unknown method or parameter, or the folder exists (with `overwrite`: and is no model,
             or is one of the sources).
         SourceError: A source cannot be read, or the sources do not fit each other.
+        EvoMergeError: Another process is building this folder.
 
     Example:
         >>> build_model(Recipe.load("recipe.yaml"), "merged")  # doctest: +SKIP
         PosixPath('merged')
     """
+    from .sources import build_key
+
     out = FilePath(out)
     if out.exists() and not overwrite:
         raise RecipeError(f"{out}: exists already; choose another folder, or pass --overwrite")
     _check_replaceable(recipe, out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        whole = _build_parts(recipe, FilePath(scratch), progress)
+    sources, base = _open(recipe)
+    checked = _check(recipe, sources, base)
+    if report is not None:
+        for line in checked.doubts:
+            report(f"warning: {line}")
+    key = build_key(recipe, [*sources.values(), *([base] if base is not None else [])], str(max_shard_size))
+    how: dict[str, Any] = {"progress": progress, "max_shard_size": max_shard_size}
+    with scratch_folder(out, key) as scratch:
+        whole = _build_parts(recipe, scratch, sources=sources, base=base, how=how, report=report)
         recipe.save(whole / RECIPE_FILE)
-        replaced = FilePath(scratch) / "replaced"
-        if out.exists():
-            out.rename(replaced)
-        whole.rename(out)
+        _replace(out, whole, scratch / "replaced")
     return out
+
+
+def _replace(out: FilePath, whole: FilePath, aside: FilePath) -> None:
+    """Put the finished folder in the place of the old one, or leave the old one there."""
+    if out.exists():
+        out.rename(aside)
+    try:
+        put_in_place(whole, out)
+    except BaseException:
+        if aside.exists():
+            aside.rename(out)
+        raise
 
 
 def _check_replaceable(recipe: Recipe, out: FilePath) -> None:
@@ -67,64 +103,138 @@ def _check_replaceable(recipe: Recipe, out: FilePath) -> None:
             raise RecipeError(f"{out}: is one of the recipe's own sources; choose another folder")
 
 
-def _build_parts(recipe: Recipe, scratch: FilePath, progress: bool) -> FilePath:
+def _open(recipe: Recipe) -> tuple[dict[int, Source], Source | None]:
+    """The sources that the recipe uses, by their numbers, and the base. Of repositories only small files are fetched."""
+    from .sources import Source
+
+    used = set(range(len(recipe.sources)))
+    if recipe.flow is None:
+        used = {*recipe.merge_sources, *([recipe.tokenizer] if isinstance(recipe.tokenizer, int) else [])}
+        if recipe.dtype is None:
+            used.add(0)  # the dtype of the result is the first source's, also where it takes no part
+    sources = {number: Source.open(recipe.sources[number]) for number in sorted(used)}
+    return sources, Source.open(recipe.base) if recipe.base is not None else None
+
+
+def _build_parts(
+    recipe: Recipe,
+    scratch: FilePath,
+    *,
+    sources: Mapping[int, Source],
+    base: Source | None,
+    how: Mapping[str, Any],
+    report: Report | None,
+) -> FilePath:
     """The finished model, in a folder inside `scratch`."""
     from .merging.checkpoint import merge_checkpoint
     from .routing.checkpoint import build_flow
     from .sources import Source
 
     if recipe.merge is not None and recipe.dtype is None and recipe.merge_sources[0] != 0:
-        stored = Source.open(recipe.sources[0]).config.dtype  # the dtype is the first source's, also where it takes no part
+        stored = sources[0].config.dtype  # the dtype is the first source's, also where it takes no part
         recipe = recipe.model_copy(update={"dtype": None if stored is None else str(stored).removeprefix("torch.")})
+    merged = scratch / "merged"
+    if recipe.merge is not None and not merged.is_dir():  # it is there, and whole, where a build was stopped after it
+        merge = recipe.model_copy(update={"flow": None})
+        merge_checkpoint(merge, merged, sources=sources, base=base, report=report, **how)
     if recipe.flow is None:
-        return merge_checkpoint(recipe, scratch / "merged", progress=progress)
-    folders = [Source.open(ref).folder for ref in recipe.sources]
-    refs = list(recipe.sources)
+        return merged
+    along = list(sources.values())
     if recipe.merge is not None:
-        merged = merge_checkpoint(recipe.model_copy(update={"flow": None}), scratch / "merged", progress=progress)
-        folders.append(merged)
-        refs.append(SourceRef(model="merged"))
-    return build_flow(folders, recipe.flow, scratch / "model", sources=refs, dtype=recipe.dtype, progress=progress)
+        along.append(Source(merged, SourceRef(model="merged")))
+    whole = scratch / "model"
+    if not whole.is_dir():
+        owner = _tokenizer_of(recipe, sources, base)
+        build_flow(along, recipe.flow, whole, dtype=recipe.dtype, tokenizer=owner, **how)
+    if recipe.chat_template is not None:
+        write_chat_template(whole, recipe.chat_template)
+    return whole
+
+
+def _tokenizer_of(recipe: Recipe, sources: Mapping[int, Source], base: Source | None) -> Source | None:
+    """The source that the recipe names for the tokenizer."""
+    return base if recipe.tokenizer == "base" else None if recipe.tokenizer is None else sources[recipe.tokenizer]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a recipe would give.
+
+    Attributes:
+        what: One line that says it.
+        doubts: What a user should know before building it, one line each.
+    """
+
+    what: str
+    doubts: list[str]
+
+    def __str__(self) -> str:
+        return "\n".join([f"fine: {self.what}", *(f"warning: {line}" for line in self.doubts)])
 
 
 def check_recipe(recipe: Recipe) -> str:
-    """Check a recipe and its sources from configs and headers, without building; returns one line that says what it would be.
+    """Check a recipe and its sources from configs and headers, without building and without downloading weights.
+
+    Returns:
+        A line that says what it would be, and one for each doubt about the sources.
 
     Raises:
         RecipeError: The recipe names an unknown method or parameter.
         SourceError: A source cannot be read, or the sources do not fit each other.
         PathError: The path names a layer that is not there.
     """
-    from .merging import check_part
-    from .sources import Source, check_mergeable
+    return str(_check(recipe, *_open(recipe)))
 
-    sources = [Source.open(ref) for ref in recipe.sources]
-    base = Source.open(recipe.base) if recipe.base is not None else None
-    layers = [source.layer_count for source in sources]
-    parts = []
+
+def _check(recipe: Recipe, sources: Mapping[int, Source], base: Source | None) -> Checked:
+    from .checks import doubts
+    from .merging.checkpoint import merged_config, plan_recipe
+
+    parts, layers, found = [], [source.layer_count for source in sources.values()], list[str]()
+    along = list(sources.values())
+    configs = [source.config for source in along]
     if recipe.merge is not None:
-        taking_part = [sources[index] for index in recipe.merge_sources]
-        depth = taking_part[0].layer_count
-        check_mergeable(taking_part, base)
-        check_part(recipe.merge, sources=len(taking_part), has_base=base is not None, layer_count=depth)
-        parts.append(f"{recipe.merge.method} of {len(taking_part)} sources")
+        plan, owner = plan_recipe(recipe, sources, base)
+        depth = plan.sources[0].layer_count if plan.stack is None else len(plan.stack)
+        stacked = f", stacked to {depth} layers" if plan.stack is not None else ""
+        parts.append(f"{plan.method.name} of {len(plan.sources)} sources{stacked}")
         layers.append(depth)
+        along.append(plan.sources[0])
+        configs.append(merged_config(plan))
+        found += doubts(plan.sources, base, owner)
     if recipe.flow is not None:
         path = recipe.flow.to_path()
         path.check(layers)
-        check_flow([*sources, *([sources[recipe.merge_sources[0]]] if recipe.merge is not None else [])], recipe.flow)
+        check_flow(along, recipe.flow, configs=configs)
+        embedding, tokens = along[recipe.flow.embedding_source], _tokenizer_of(recipe, sources, base)
+        if tokens is not None and tokens.vocab_size != embedding.vocab_size:
+            raise SourceError(
+                f"tokenizer: {tokens} has a vocabulary of {tokens.vocab_size}, the embeddings of {embedding} one of "
+                f"{embedding.vocab_size}; name another source"
+            )
         parts.append(f"a path of {len(path)} hops over {len(path.unique_layers)} distinct layers")
-    return f"fine: {', then '.join(parts)}, as {recipe.dtype or sources[0].config.dtype}"
+        if recipe.merge is None:
+            found += doubts(along, None, tokens or embedding)
+    return Checked(f"{', then '.join(parts)}, as {recipe.dtype or along[0].config.dtype}", found)
 
 
-def check_flow(sources: Sequence[Source], flow: FlowPart) -> None:
-    """Check from the configs that the layers of these sources can run in one model, along this path; raises `EvoMergeError`."""
+def check_flow(sources: Sequence[Source], flow: FlowPart, *, configs: Sequence[PretrainedConfig] | None = None) -> None:
+    """Check from the configs that the layers of these sources can run in one model, along this path.
+
+    Args:
+        sources: The sources, by their numbers in the path.
+        flow: The path.
+        configs: Their configs, where one of them is not what its folder says.
+
+    Raises:
+        EvoMergeError: They cannot.
+    """
     from .modeling import EvoMergedConfig
     from .modeling.modeling_evo_merged import check_scale_target
     from .modeling.origins import check_rearrangeable
 
     path = flow.to_path()
-    configs = [source.config for source in sources]
+    configs = [source.config for source in sources] if configs is None else list(configs)
     try:
         check_rearrangeable(configs)
         config = EvoMergedConfig.from_sources(

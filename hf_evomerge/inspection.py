@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .build import RECIPE_FILE
 from .merging.arithmetic import tensor_order
 from .merging.groups import classify
-from .recipe import SourceRef
-from .sources import ALLOWED_FILES, IGNORED_FILES, Source, TensorInfo
+from .sources import Source, TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,7 +139,7 @@ def inspect_model(model: str | Path) -> Inspection:
         >>> inspect_model("my-search/model").effective.parameters  # doctest: +SKIP
         8030261248
     """
-    source = _open_headers(str(model))
+    source = Source.open(str(model))
     config, text = source.config, source.text_config
     merged, runs = None, Counter[int]()
     if config.model_type == "evo_merged":
@@ -159,7 +158,7 @@ def inspect_model(model: str | Path) -> Inspection:
         quantization = str(getattr(named.get("quant_method"), "value", named.get("quant_method")))
     tensors = source.tensors
     return Inspection(
-        model=str(source),
+        model=str(source) if source.repository is None else f"{source.repository.name}@{source.repository.commit}",
         architecture=(config.architectures or ["unknown"])[0],
         model_type=text.model_type,
         layers=getattr(text, "num_hidden_layers", None),
@@ -174,31 +173,6 @@ def inspect_model(model: str | Path) -> Inspection:
         recipe=(source.folder / RECIPE_FILE).is_file(),
         merged=merged,
     )
-
-
-def _open_headers(model: str) -> Source:
-    """The checkpoint; of a repository that the Hub can be asked about, the small files and the headers of the weights."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafetensorsRepoError, SafetensorsParsingError
-
-    if Path(model).expanduser().is_dir():
-        return Source.open(model)
-    # OSError and the HTTP library's own error, which is another one from release to release
-    unreachable: tuple[Any, ...] = HfHubHTTPError.__bases__
-    small = [pattern for pattern in ALLOWED_FILES if not pattern.endswith(".safetensors")]
-    try:
-        folder = Path(snapshot_download(model, allow_patterns=small, ignore_patterns=IGNORED_FILES))
-        metadata = HfApi().get_safetensors_metadata(model, revision=folder.name)
-    except (*unreachable, HFValidationError, NotASafetensorsRepoError, SafetensorsParsingError):
-        return Source.open(model)  # finds it in the cache, or says what is wrong
-    source = Source(folder, SourceRef(model=model, revision=folder.name))
-    source.tensors = {
-        name: TensorInfo(str(info.dtype), tuple(info.shape), folder / file)
-        for file, held in metadata.files_metadata.items()
-        for name, info in held.tensors.items()
-        if not (source.is_tied and name == "lm_head.weight")
-    }
-    return source
 
 
 def _times(name: str, runs: Counter[int]) -> int:

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import EvoMergeError
-from .merging.groups import GroupKey, parse_key
+from .merging.groups import GroupKey, GroupValue, parse_key, per_group
 from .path import Path
-from .recipe import MergePart, ParameterValue
+from .recipe import MergePart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,11 +237,11 @@ def weights_figure(part: MergePart, labels: Sequence[str]) -> Figure:
 
     if part.parameters and len(part.parameters) != len(labels):
         raise EvoMergeError(f"weights plot: {len(labels)} labels for {len(part.parameters)} sources; give one per source")
-    panels: dict[str, dict[int, ParameterValue]] = {}  # parameter -> source -> value; global options have source -1
+    panels: dict[str, dict[int, GroupValue]] = {}  # parameter -> source -> value; global options have source -1
     for index, mapping in enumerate(part.parameters):
         for name, value in mapping.items():
-            panels.setdefault(name, {})[index] = value
-    panels |= {name: {-1: value} for name, value in part.options.items() if isinstance(value, dict)}
+            panels.setdefault(name, {})[index] = per_group(value, name)
+    panels |= {name: {-1: per_group(v, name)} for name, v in part.options.items() if isinstance(v, (dict, list))}
     numbers = {name: v for name, v in part.options.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     if not panels:
         panels, numbers = {name: {-1: value} for name, value in numbers.items()}, {}
@@ -269,14 +269,14 @@ def weights_figure(part: MergePart, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def _columns(values: Iterator[ParameterValue]) -> list[_Column]:
+def _columns(values: Iterator[GroupValue]) -> list[_Column]:
     """The layer groups that are named, in the order of the layers; none where every value is for the whole model."""
     keys = [parse_key(key) for value in values if isinstance(value, dict) for key in value]
     columns = sorted({(_KINDS.index(key.kind), key.first, key.last) for key in keys})
     return [] if all(_KINDS[kind] == "default" for kind, _, _ in columns) else columns
 
 
-def _value_at(value: ParameterValue, column: _Column, half: str) -> float:
+def _value_at(value: GroupValue, column: _Column, half: str) -> float:
     """The number of a layer group: its own, that of a group it is part of, or the default; NaN where there is none."""
     if not isinstance(value, dict):
         return value
@@ -288,7 +288,7 @@ def _value_at(value: ParameterValue, column: _Column, half: str) -> float:
     return next((number for key, number in value.items() if covers(parse_key(key))), value.get("default", np.nan))
 
 
-def _draw_groups(axes: Axes, name: str, panel: Mapping[int, ParameterValue], columns: Sequence[_Column]) -> None:
+def _draw_groups(axes: Axes, name: str, panel: Mapping[int, GroupValue], columns: Sequence[_Column]) -> None:
     """One line per source (two where attention and MLP differ) over the blocks; embeddings and head stand apart."""
     axes.set_ylabel(_text(name), weight="bold")
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
@@ -321,7 +321,7 @@ def _draw_groups(axes: Axes, name: str, panel: Mapping[int, ParameterValue], col
         axes.set_ylim(bottom=0)
 
 
-def _draw_bars(axes: Axes, name: str, panel: Mapping[int, ParameterValue], labels: Sequence[str]) -> None:
+def _draw_bars(axes: Axes, name: str, panel: Mapping[int, GroupValue], labels: Sequence[str]) -> None:
     """One bar per source."""
     numbers = {source: value.get("default", np.nan) if isinstance(value, dict) else value for source, value in panel.items()}
     names = [_text(labels[source]) if source >= 0 else "" for source in numbers]
@@ -334,7 +334,7 @@ def _draw_bars(axes: Axes, name: str, panel: Mapping[int, ParameterValue], label
     axes.margins(x=0.16)
 
 
-def _weights_legend(figure: Figure, panels: Mapping[str, Mapping[int, ParameterValue]], labels: Sequence[str]) -> None:
+def _weights_legend(figure: Figure, panels: Mapping[str, Mapping[int, GroupValue]], labels: Sequence[str]) -> None:
     sources = sorted({source for panel in panels.values() for source in panel if source >= 0})
     handles = [_mark(_look(s)[1], 4.5, color=_look(s)[0], linestyle="-") for s in sources]
     names = [_text(labels[source]) for source in sources]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -11,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_evomerge import build
+from hf_evomerge import build, folders, shards
 from hf_evomerge.build import build_model, check_recipe
 from hf_evomerge.errors import EvoMergeError, PathError, RecipeError, SourceError
 from hf_evomerge.recipe import Recipe
@@ -97,10 +102,10 @@ def test_the_dtype_is_the_first_sources(tiny: Path, tiny_half: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("disk full")])
-def test_an_interrupted_build_leaves_nothing(
+def test_an_interrupted_build_changes_nothing(
     fault: Any, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A build that is interrupted at its very end leaves nothing new, and what it was to replace is still there."""
+    """A build that is interrupted at its very end leaves only a hidden folder, and what it was to replace is still there."""
     out = build_model(make("flow"), tmp_path / "model", progress=False)
     before = _digests(out)
 
@@ -112,7 +117,105 @@ def test_an_interrupted_build_leaves_nothing(
         with pytest.raises((KeyboardInterrupt, OSError)):
             build_model(make("both"), folder, progress=False, overwrite=True)
     assert _digests(out) == before
-    assert os.listdir(tmp_path) == ["model"]
+    assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == ["model"]
+    assert {name.split(".")[1] for name in os.listdir(tmp_path) if name.startswith(".")} == {"model", "new"}
+    monkeypatch.undo()
+    monkeypatch.setattr("hf_evomerge.merging.checkpoint._merge", None)  # what is finished is not merged again
+    again = build_model(make("both"), tmp_path / "new", progress=False)
+    monkeypatch.undo()
+    assert _digests(again) == _digests(build_model(make("both"), tmp_path / "fresh", progress=False))
+    build_model(make("flow"), out, progress=False, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["fresh", "model", "new"]
+
+
+KILLED = """
+import os, signal, sys
+from filelock import FileLock
+
+from hf_evomerge import build, folders, shards
+from hf_evomerge.merging import checkpoint
+from hf_evomerge.recipe import Recipe
+put, calls = checkpoint._put, []
+def _put(tensor, write):
+    calls.append(1)
+    if len(calls) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(tensor, write)
+checkpoint._put = _put
+build.build_model(Recipe.load(sys.argv[1]), sys.argv[2], progress=False, max_shard_size="2KB")
+"""
+
+
+@pytest.mark.parametrize("part", ["merge", "both"])
+def test_a_killed_build_goes_on(part: str, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build killed at any point leaves no folder under its name; the next goes on, to the same bytes, and cleans up."""
+    recipe = make(part)
+    recipe.save(tmp_path / "recipe.yaml")
+    whole = build_model(recipe, tmp_path / "whole", progress=False, max_shard_size="2KB")
+    out = tmp_path / "out"
+    for call in (7, 6):  # the second process begins where the first was killed
+        words = [sys.executable, "-c", KILLED, str(tmp_path / "recipe.yaml"), str(out), str(call)]
+        assert subprocess.run(words, check=False, cwd=Path(__file__).parents[1]).returncode == -signal.SIGKILL
+        assert not out.exists()
+    kept = {file.name for file in tmp_path.rglob(".out.*/**/*.safetensors")}
+    assert len(kept) >= 3
+    made: list[str] = []
+    monkeypatch.setattr("hf_evomerge.shards._write_file", _noting(made))
+    build_model(recipe, out, progress=False, max_shard_size="2KB")
+    assert made
+    assert not kept & set(made[: len(made) if part == "merge" else 1])
+    assert _digests(out) == _digests(whole)
+    assert sorted(os.listdir(tmp_path)) == ["out", "recipe.yaml", "whole"]
+
+
+def _noting(made: list[str]) -> Callable[..., None]:
+    write = shards._write_file
+
+    def noting(file: Path, *arguments: Any, **options: Any) -> None:
+        made.append(file.name)
+        write(file, *arguments, **options)
+
+    return noting
+
+
+def test_what_another_recipe_left_is_removed(make: MakeRecipe, tmp_path: Path) -> None:
+    """A scratch folder of another recipe for the same name goes, unless a process is building in it; others stay."""
+    for name in (".model.0123456789abcdef.partial", ".model.fedcba9876543210.partial", ".other.0123456789abcdef.partial"):
+        (tmp_path / name).mkdir()
+    with FileLock(tmp_path / ".model.fedcba9876543210.lock"):
+        build_model(make("merge"), tmp_path / "model", progress=False)
+    left = {name for name in os.listdir(tmp_path) if name.endswith(".partial")}
+    assert left == {".model.fedcba9876543210.partial", ".other.0123456789abcdef.partial"}
+
+
+def test_two_builds_of_one_recipe_do_not_meet(make: MakeRecipe, tmp_path: Path) -> None:
+    """While a process builds a folder, another one is told so."""
+    key = "0123456789abcdef"
+    with folders.scratch_folder(tmp_path / "model", key), pytest.raises(EvoMergeError, match="another process is building it"):
+        folders.scratch_folder(tmp_path / "model", key).__enter__()
+    assert os.listdir(tmp_path) == []
+
+
+def test_changed_sources_are_merged_anew(make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was finished from other weights under the same folder's name is not used."""
+    recipe = make("merge")
+    copies = {ref.model: tmp_path / "sources" / Path(ref.model).name for ref in [*recipe.sources, recipe.base]}
+    for model, folder in copies.items():
+        shutil.copytree(model, folder)
+    data = recipe.model_dump()
+    data["sources"] = [{"model": str(copies[ref.model])} for ref in recipe.sources]
+    data["base"] = {"model": str(copies[recipe.base.model])}
+    recipe = Recipe.model_validate(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(Recipe, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            build_model(recipe, tmp_path / "out", progress=False)
+    shutil.copyfile(
+        copies[make("merge").sources[1].model] / "model.safetensors",
+        copies[make("merge").sources[0].model] / "model.safetensors",
+    )
+    out = build_model(recipe, tmp_path / "out", progress=False)
+    assert _digests(out) == _digests(build_model(recipe, tmp_path / "fresh", progress=False))
 
 
 def test_an_existing_folder_is_kept(make: MakeRecipe, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_help_has_examples_and_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", HELP, "", *COMMANDS], capture_output=True, text=True, check=True)
     pages, heavy = json.loads(done.stdout)
     assert heavy == []
-    assert set(COMMANDS) >= {"search", "resume", "merge", "eval", "show", "methods", "demo"}
+    assert set(COMMANDS) >= {"search", "resume", "merge", "eval", "show", "methods", "demo", "hub"}
     for name in COMMANDS:
         assert name in pages[""]
         assert pages[name].count(f"hf-evomerge {name}") >= 2, f"{name}: usage, but no example"

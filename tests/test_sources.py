@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipe import SourceRef
-from hf_evomerge.sources import Source, check_mergeable
+from hf_evomerge.checks import check_mergeable
+from hf_evomerge.sources import Source
 
 
 def save(folder: Path, dtype: torch.dtype = torch.float32, **changes) -> Path:
@@ -107,7 +108,7 @@ def test_a_repository_that_cannot_be_had_is_refused(monkeypatch):
 
 
 def test_a_download_takes_neither_pickles_nor_code(saved, monkeypatch):
-    """Only safetensors, JSON, tokenizer and template files are asked for, at the revision of the recipe."""
+    """A source is opened with JSON, tokenizer and template files alone, at the revision of the recipe."""
     from fnmatch import fnmatch
 
     asked = {}
@@ -125,7 +126,7 @@ def test_a_download_takes_neither_pickles_nor_code(saved, monkeypatch):
             fnmatch(name, p) for p in asked["ignore_patterns"]
         )
 
-    names = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.model", "chat_template.jinja"]
+    names = ["config.json", "model.safetensors.index.json", "tokenizer.model", "chat_template.jinja"]
     assert all(map(taken, [*names, "merges.txt", "additional_chat_templates/tool.jinja"]))
     assert not any(
         map(taken, ["pytorch_model.bin", "modeling_x.py", "x.pt", "consolidated.safetensors", "onnx/model.safetensors"])
@@ -151,9 +152,10 @@ def test_missing_files_are_refused(folder):
     with pytest.raises(SourceError, match=r"no .safetensors file \(no weights\)"):
         Source.open(str(folder))
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(SourceError, match=r"a LoRA adapter, not a model; merge it into its base first"):
+    with pytest.raises(SourceError, match=r"a LoRA adapter, not a model; write \{model: ITS BASE, adapter: "):
         Source.open(str(folder))
     (folder / "config.json").unlink()
+    (folder / "adapter_config.json").unlink()
     with pytest.raises(SourceError, match=r"no config.json in .*; give the folder or repository of a transformers model"):
         Source.open(str(folder))
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,7 +114,11 @@ class TensorJob:
     def merge_slice(self, call: Call, start: int, stop: int) -> Tensor:
         """One slice of the result, in float32."""
         call.start = start
-        return self.method.function(self.base(start, stop), self.tensors(start, stop), call)
+        return self.method.function(*self.parts(start, stop), call)
+
+    def parts(self, start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
+        """A slice of the base and of all inputs, as `base` and `tensors` give them."""
+        return self.base(start, stop), self.tensors(start, stop)
 
     def tensors(self, start: int, stop: int) -> list[Tensor]:
         """A slice of all inputs, as `tensor` gives it."""
@@ -227,17 +233,27 @@ class ModelJob:
     """All tensors of the merged model as one long vector, for methods that look at a whole task vector at once.
 
     Args:
-        jobs: The tensors in the order of `tensor_order`.
+        jobs: The tensors in the order of `tensor_order`, or what makes them when they are first asked for.
     """
 
-    def __init__(self, jobs: Sequence[TensorJob]) -> None:
-        self.jobs = list(jobs)
-        self.offsets: dict[str, int] = {}
-        self.numel = 0
-        for job in self.jobs:
-            self.offsets[job.name] = self.numel
-            self.numel += job.numel
+    def __init__(self, jobs: Sequence[TensorJob] | Callable[[], Sequence[TensorJob]]) -> None:
+        self._given = jobs
         self._magnitudes: dict[int, Magnitudes] = {}
+
+    @cached_property
+    def jobs(self) -> list[TensorJob]:
+        """The tensors."""
+        return list(self._given() if callable(self._given) else self._given)
+
+    @cached_property
+    def offsets(self) -> dict[str, int]:
+        """Position of each tensor in the vector."""
+        return dict(zip((job.name for job in self.jobs), accumulate((job.numel for job in self.jobs), initial=0), strict=False))
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return sum(job.numel for job in self.jobs)
 
     def survey(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Any:
         """What the method wants to know of the whole model; None for most."""

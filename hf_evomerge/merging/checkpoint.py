@@ -1,42 +1,54 @@
 """The checkpoint executor: executes the merge part of a recipe, tensor by tensor, from memory-mapped files to a new folder.
 
-The result is a plain model of the parents' own class. What it holds in memory does not grow with the model: one slice of each
-input and output, where elements are chosen by size the magnitudes of one tensor that are close to the threshold, and where rows
-count a few numbers for each row of one tensor.
+The result is a plain model of the parents' own class. What it holds in memory does not grow with the model: for each thread one
+slice of each input and output, where elements are chosen by size the magnitudes of one tensor that are close to the threshold,
+and where rows count a few numbers for each row of one tensor.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from threading import Lock
+from typing import TYPE_CHECKING
 
+from ..checks import check_mergeable
 from ..errors import RecipeError, SourceError
-from ..folders import copy_companions, new_folder
+from ..folders import check_free, copy_companions, put_in_place, scratch_folder, write_chat_template
 from ..recipe import Recipe
-from ..sources import Source, check_mergeable
-from .arithmetic import SLICE, ModelJob, TensorJob, tensor_order
-from .registry import Call, MergeMethod, check_part, complete_options, complete_parameters
-from .writer import Entry, header, parse_size, plan_shards, shard_names, write_index
+from ..shards import Entry, Write, parse_size, write_shards
+from ..sources import Source, build_key
+from .arithmetic import SLICE, ModelJob, TensorJob
+from .kinship import Kinship
+from .plan import DTYPES, MergePlan, Planned, plan_merge
+from .registry import Call, check_part, check_sources, get_method
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PretrainedConfig
 
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+__all__ = ["DTYPES", "merge_checkpoint", "merged_config", "plan_recipe"]
+Report = Callable[[str], None]
+Sources = Sequence[Source] | Mapping[int, Source]  # by their numbers in the recipe
 
 
 def merge_checkpoint(
     recipe: Recipe,
     out: str | Path,
     *,
-    sources: list[Source] | None = None,
+    sources: Sources | None = None,
     base: Source | None = None,
     max_shard_size: str | int = "4GB",
     progress: bool = True,
+    report: Report | None = None,
 ) -> Path:
     """Build the model of a recipe's merge part in a new folder.
 
-    Config, generation config, tokenizer and chat template are those of the first source that takes part.
+    As many tensors are merged at a time as torch is allowed threads; the bits do not depend on it. The config is that of the
+    first source that takes part; generation config, tokenizer and chat template too, unless the recipe says otherwise. A build
+    that was interrupted, even killed, goes on with the files of weights that it had finished.
 
     Args:
         recipe: The recipe; its flow part, if any, is left to the caller.
@@ -45,6 +57,7 @@ def merge_checkpoint(
         base: The recipe's base, if it is open already.
         max_shard_size: The largest file, such as ``"4GB"``.
         progress: Whether to show a progress bar.
+        report: Called at the end with lines for the user: how long the task vectors are, and whether the sources are related.
 
     Returns:
         The folder.
@@ -52,90 +65,226 @@ def merge_checkpoint(
     Raises:
         RecipeError: The merge part is wrong; nothing was read or written.
         SourceError: A source cannot be opened, or cannot be merged with the others.
+        EvoMergeError: There is something under the folder's name already, or another process is building it.
     """
-    if recipe.merge is None:
+    out, limit = Path(out), parse_size(max_shard_size)
+    plan, donor = plan_recipe(recipe, sources, base)
+    everyone = [*plan.sources, *([plan.base] if plan.base is not None else [])]
+    check_free(out)
+    with scratch_folder(out, build_key(recipe, everyone, str(limit))) as scratch:
+        for source in everyone:
+            source.download(progress=progress)
+        folder = scratch / "model"
+        folder.mkdir(exist_ok=True)
+        kinship = _write_weights(plan, folder, limit, recipe.seed, progress)
+        _write_config(plan, folder, recipe.dtype)
+        copy_companions(donor.folder, folder)
+        if recipe.chat_template is not None:
+            write_chat_template(folder, recipe.chat_template)
+        put_in_place(folder, out)
+    if report is not None:
+        for line in kinship.summary():
+            report(line)
+    return out
+
+
+def plan_recipe(recipe: Recipe, sources: Sources | None = None, base: Source | None = None) -> tuple[MergePlan, Source]:
+    """Open and check what a recipe's merge part needs; returns the plan, and the source of the tokenizer.
+
+    Args:
+        recipe: The recipe.
+        sources: All sources of the recipe in its order, if they are open already.
+        base: The recipe's base, if it is open already.
+
+    Raises:
+        RecipeError: The merge part is wrong.
+        SourceError: A source cannot be opened, or cannot be merged with the others.
+    """
+    part = recipe.merge
+    if part is None:
         raise RecipeError("merge: the recipe has no merge part; there is nothing to merge")
-    limit = parse_size(max_shard_size)
-    taking_part = recipe.merge_sources
-    check_part(recipe.merge, sources=len(taking_part), has_base=recipe.base is not None)
-    opened = [sources[index] if sources is not None else Source.open(recipe.sources[index]) for index in taking_part]
+    numbers = recipe.merge_sources
+    if part.slices is None:
+        check_part(part, sources=len(numbers), has_base=recipe.base is not None)
+    else:
+        for piece in part.slices:
+            check_sources(get_method(part.method), len(piece.layers), recipe.base is not None)
+    opened = [sources[number] if sources is not None else Source.open(recipe.sources[number]) for number in numbers]
     if base is None and recipe.base is not None:
         base = Source.open(recipe.base)
-    check_mergeable(opened, base)
-    method = check_part(recipe.merge, sources=len(opened), has_base=base is not None, layer_count=opened[0].layer_count)
-    with new_folder(out) as folder:
-        _write_weights(recipe, method, opened, base, folder, limit, progress)
-        _write_config(opened[0], folder, recipe.dtype)
-        copy_companions(opened[0].folder, folder)
-    return Path(out)
+    check_mergeable(opened, base, same_depth=part.slices is None, same_vocabulary=recipe.vocabulary in (None, "refuse"))
+    plan = plan_merge(recipe, opened, base)
+    return plan, _tokenizer_owner(recipe, plan, sources)
 
 
-def _write_weights(
-    recipe: Recipe, method: MergeMethod, sources: list[Source], base: Source | None, folder: Path, limit: int, progress: bool
-) -> None:
+def _tokenizer_owner(recipe: Recipe, plan: MergePlan, sources: Sources | None) -> Source:
+    """The source whose tokenizer goes with the result; it must have as many tokens as the result has rows."""
+    size = plan.vocabulary.size if plan.vocabulary is not None else plan.sources[0].vocab_size
+    if recipe.tokenizer == "base":
+        assert plan.base is not None  # the recipe was checked
+        owner = plan.base
+    elif recipe.tokenizer is not None:
+        number = recipe.tokenizer
+        owner = sources[number] if sources is not None else Source.open(recipe.sources[number])
+    else:
+        everyone = [*plan.sources, *([plan.base] if plan.base is not None else [])]
+        owner = next(source for source in everyone if source.vocab_size == size)
+    if owner.vocab_size != size:
+        raise SourceError(
+            f"tokenizer: {owner} has a vocabulary of {owner.vocab_size}, the merged model one of {size}; name another source"
+        )
+    return owner
+
+
+def _write_weights(plan: MergePlan, folder: Path, limit: int, seed: int, progress: bool) -> Kinship:
     import torch
-    from tqdm import tqdm
 
-    assert recipe.merge is not None
-    options = complete_options(method, recipe.merge.options)
-    values = complete_parameters(method, recipe.merge.parameters, len(sources))
-    entries = []
-    for name in sorted(sources[0].tensors, key=tensor_order):
-        info = sources[0].tensors[name]
-        dtype = DTYPES[recipe.dtype] if recipe.dtype is not None and info.is_float else info.dtype
-        entries.append(Entry(name, dtype, info.shape))
-    shards = plan_shards(entries, limit)
-    files = dict(zip(shard_names(len(shards)), shards, strict=True))
-    total = sum(entry.size for entry in entries)
+    tensors = {planned.entry.name: planned for planned in plan.tensors}
     jobs: dict[str, TensorJob] = {}
-    for entry in entries:
-        if sources[0].tensors[entry.name].is_float:
-            tensors = [source.get(entry.name) for source in sources]
-            origin = base.get(entry.name) if base is not None else None
-            jobs[entry.name] = TensorJob(entry.name, method, origin, tensors, seed=recipe.seed)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="merging", disable=not progress) as bar, torch.inference_mode():
-        model = ModelJob(list(jobs.values())).survey(values, options)
-        for file, shard in files.items():
-            with (folder / file).open("wb") as stream:
-                stream.write(header(shard))
-                for entry in shard:
-                    if entry.name in jobs:
-                        job = jobs.pop(entry.name)  # and with it what it knows of the tensor
-                        _stream(job, job.call(values, options, model), entry, stream)
-                    else:
-                        _write(sources[0].get(entry.name), stream)  # a mask or a table of positions: not a weight
-                    bar.update(entry.size)
-    if len(files) > 1:
-        write_index(folder, files)
+
+    def all_jobs() -> list[TensorJob]:
+        """For methods that look at the whole model before the first tensor is merged; what they find out is kept."""
+        jobs.update({name: _job(plan, planned, seed) for name, planned in tensors.items() if planned.is_weight})
+        return list(jobs.values())
+
+    method = plan.method
+    kinship = Kinship(_labels(plan), task_vectors=plan.base is not None and method.task_vectors)
+    with _bar(sum(planned.entry.size for planned in plan.tensors), progress) as done, torch.inference_mode():
+        model = None
+        if method.survey is not None and plan.values:
+            model = method.survey(ModelJob(all_jobs), plan.values, plan.options)
+
+        def produce(entry: Entry, write: Write) -> None:
+            planned = tensors[entry.name]
+            with torch.inference_mode():  # a setting of the thread
+                if not planned.is_weight:
+                    _put(planned.inputs[0].source.get(planned.inputs[0].name), write)
+                    return
+                job = jobs.pop(entry.name, None) or _job(plan, planned, seed)
+                _merge(job, job.call(planned.values, planned.options, model), entry, write, kinship)
+                _append_rows(plan, planned, write)
+
+        with _single_threaded() as threads:
+            write_shards(
+                folder, [planned.entry for planned in plan.tensors], produce, max_size=limit, threads=threads, done=done
+            )
+    return kinship
 
 
-def _stream(job: TensorJob, call: Call, entry: Entry, stream: BinaryIO) -> None:
+def _job(plan: MergePlan, planned: Planned, seed: int) -> TensorJob:
+    def read(source: Source, name: str) -> Tensor:
+        tensor = source.get(name)
+        return tensor[: plan.vocabulary.shared] if planned.vocabulary and plan.vocabulary is not None else tensor
+
+    tensors = [read(item.source, item.name) for item in planned.inputs]
+    origin = read(planned.base.source, planned.base.name) if planned.base is not None else None
+    return TensorJob(planned.entry.name, plan.method, origin, tensors, seed=seed)
+
+
+def _merge(job: TensorJob, call: Call, entry: Entry, write: Write, kinship: Kinship) -> None:
     """Merge one tensor and write it, slice by slice."""
     import torch
 
     dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     for start in range(0, job.numel, SLICE):
-        _write(job.merge_slice(call, start, min(start + SLICE, job.numel)).to(dtypes[entry.dtype]), stream)
+        base, vectors = job.parts(start, min(start + SLICE, job.numel))
+        kinship.add(base, vectors)
+        call.start = start
+        _put(job.method.function(base, vectors, call).to(dtypes[entry.dtype]), write)
 
 
-def _write(tensor: Tensor, stream: BinaryIO) -> None:
+def _append_rows(plan: MergePlan, planned: Planned, write: Write) -> None:
+    """Write the rows that only the donor of the vocabulary has."""
+    if planned.vocabulary and plan.vocabulary is not None and plan.vocabulary.donor is not None:
+        import torch
+
+        dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+        rows = plan.vocabulary.donor.get(planned.inputs[0].name)[plan.vocabulary.shared :]
+        _put(rows.to(dtypes[planned.entry.dtype]), write)
+
+
+def _put(tensor: Tensor, write: Write) -> None:
     import torch
 
-    stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _write_config(source: Source, folder: Path, dtype: str | None) -> None:
-    """Copy config.json, with the dtype of the result."""
-    file = source.folder / "config.json"
+@contextmanager
+def _single_threaded() -> Iterator[int]:
+    """One thread per tensor rather than several for each operation; yields how many torch is allowed."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        raise SourceError(f"{file}: cannot be read: {cause}") from cause
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _bar(total: int, progress: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar in bytes that may be moved from several threads."""
+    from tqdm import tqdm
+
+    lock = Lock()
+    with tqdm(total=total, unit="B", unit_scale=True, desc="merging", disable=not progress) as bar:
+
+        def done(size: int) -> None:
+            with lock:
+                bar.update(size)
+
+        yield done
+
+
+def _labels(plan: MergePlan) -> list[str]:
+    """What the merged vectors are called: the ends of the sources' names, numbered where two are alike."""
+    everyone = list(plan.sources)
+    if plan.base is not None and plan.method.takes_base_as_first(len(everyone)):
+        everyone.insert(0, plan.base)
+    names = [source.ref.model.rstrip("/").rpartition("/")[2] for source in everyone]
+    return names if len(set(names)) == len(names) else [f"{number}:{name}" for number, name in enumerate(names)]
+
+
+def _write_config(plan: MergePlan, folder: Path, dtype: str | None) -> None:
+    """Write config.json: the first source's, with the result's dtype, vocabulary and layers."""
+    if plan.stack is None:
+        config = plan.sources[0].read_json("config.json")
+    else:
+        config = json.loads(merged_config(plan).to_json_string())
     config.pop("_name_or_path", None)
-    if dtype is not None:
-        for part in (config, config.get("text_config")):
-            if isinstance(part, dict):
-                old = part.pop("torch_dtype", None)
-                if part is config or old is not None or "dtype" in part:
-                    part["dtype"] = dtype
+    for part in (config, config.get("text_config")):
+        if not isinstance(part, dict):
+            continue
+        if dtype is not None:
+            old = part.pop("torch_dtype", None)
+            if part is config or old is not None or "dtype" in part:
+                part["dtype"] = dtype
+        if plan.vocabulary is not None and "vocab_size" in part:
+            part["vocab_size"] = plan.vocabulary.size
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def merged_config(plan: MergePlan) -> PretrainedConfig:
+    """The first source's config with the layers of the stack.
+
+    Raises:
+        SourceError: The layers of this architecture cannot change places, or those of the sources do not go together.
+    """
+    from ..modeling import EvoMergedConfig
+    from ..modeling.origins import check_rearrangeable
+
+    if plan.stack is None:
+        return plan.sources[0].config
+    configs = [source.config for source in plan.sources]
+    for source in plan.sources:
+        if source.text_config is not source.config:
+            raise SourceError(f"{source}: {source.config.model_type!r} is more than a language model; give a text-only source")
+    try:
+        check_rearrangeable(configs)
+        stacked = EvoMergedConfig.from_sources(configs, [f"{source}:{layer}" for source, layer in plan.stack]).text_config
+    except ValueError as cause:
+        raise SourceError(" ".join(str(cause).split())) from cause
+    stacked.architectures = configs[0].architectures
+    stacked.dtype = configs[0].dtype
+    return stacked

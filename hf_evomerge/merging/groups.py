@@ -1,21 +1,23 @@
 """Layer groups: which part of the model a tensor belongs to, and which of a parameter's values applies to it. No torch.
 
 A layer, in the words of arXiv:2403.13187 (section 3.1), is a transformer block or the input or output embeddings. A group is
-one of them, a run of blocks, or the attention or MLP half of a run of blocks.
+one of them, a run of blocks, or the attention or MLP half of a run of blocks. Beside groups, a name pattern such as
+``*down_proj*`` names tensors, and a list of numbers, a gradient, runs over the blocks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import RecipeError
 
 Kind = Literal["embed", "block", "head"]
 Half = Literal["attn", "mlp"]
+GroupValue = float | dict[str, float]
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.(.+)$")
 _EMBEDDING = re.compile(r"emb|wte|wpe|project_in")
@@ -48,31 +50,50 @@ def classify(tensor_name: str) -> tuple[Kind, int | None, Half | None]:
 
 @dataclass(frozen=True)
 class GroupKey:
-    """A parsed group key: ``embed``, ``blocks.0``, ``blocks.0-3``, ``blocks.4.attn``, ``head`` or ``default``."""
+    """A parsed key: ``embed``, ``blocks.0``, ``blocks.0-3``, ``blocks.4.attn``, ``head``, ``default`` or a name pattern."""
 
-    kind: Literal["embed", "block", "head", "default"]
+    kind: Literal["embed", "block", "head", "default", "pattern"]
     first: int = 0
     last: int = 0
     half: Half | None = None
+    pattern: str = ""
 
     def covers(self, tensor_name: str) -> bool:
-        """Whether a tensor belongs to the group; ``default`` covers nothing by itself."""
+        """Whether a tensor belongs to the group or has a name of the pattern; ``default`` covers nothing by itself."""
+        if self.kind == "pattern":
+            return _matches(self.pattern, tensor_name)
         kind, block, half = classify(tensor_name)
         if kind != self.kind:
             return False
         return block is None or (self.first <= block <= self.last and self.half in (None, half))
 
 
+def _matches(pattern: str, name: str) -> bool:
+    """Whether the whole name follows the pattern, in which ``*`` stands for any text."""
+    first, *middle, last = pattern.split("*")
+    if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):
+        return False
+    rest = name[len(first) : len(name) - len(last)]
+    for part in filter(None, middle):
+        _, found, rest = rest.partition(part)
+        if not found:
+            return False
+    return True
+
+
 @lru_cache(maxsize=4096)
 def parse_key(key: str) -> GroupKey:
-    """Read a group key; raises `RecipeError` if it is none."""
+    """Read the key of a value; raises `RecipeError` if it is neither a layer group nor a name pattern."""
+    if isinstance(key, str) and "*" in key:
+        return GroupKey("pattern", pattern=key)
     match = _KEY.fullmatch(key) if isinstance(key, str) else None
     if match is None:
         raise RecipeError(
-            f"{key!r} is not a layer group; write embed, head, default, blocks.3, blocks.0-7, blocks.3.attn or blocks.0-7.mlp"
+            f"{key!r} is not a layer group; write embed, head, default, blocks.3, blocks.0-7, blocks.3.attn or blocks.0-7.mlp, "
+            "or a pattern of tensor names with *, such as '*down_proj*'"
         )
     if match[1]:
-        return GroupKey("block" if match[1] == "blocks" else match[1])  # type: ignore[arg-type]
+        return GroupKey(match[1])  # type: ignore[arg-type]
     first, last = int(match[2]), int(match[3] or match[2])
     if last < first:
         raise RecipeError(f"{key!r}: the first block of a layer group comes first; write blocks.{last}-{first}")
@@ -81,7 +102,10 @@ def parse_key(key: str) -> GroupKey:
 
 @lru_cache(maxsize=262144)
 def _select(keys: tuple[str, ...], tensor_name: str) -> str:
+    """The key that counts for a tensor: the first pattern that its name follows, else its group, else ``default``."""
     matching = [key for key in keys if parse_key(key).covers(tensor_name)]
+    if patterns := [key for key in matching if parse_key(key).kind == "pattern"]:
+        return patterns[0]
     if len(matching) > 1:
         raise RecipeError(f"layer groups {matching[0]} and {matching[1]} both name {tensor_name}; keep one of them")
     if matching:
@@ -91,29 +115,96 @@ def _select(keys: tuple[str, ...], tensor_name: str) -> str:
     raise RecipeError(f"no layer group names {tensor_name} (found {', '.join(keys)}); add its group, or default")
 
 
-def resolve(value: float | Mapping[str, float], tensor_name: str) -> float:
-    """The number that applies to a tensor.
+@dataclass(frozen=True)
+class Ramp:
+    """A gradient over the blocks from `first` to `last`: numbers at equal distances, and straight lines between them.
+
+    The first number is that of the first block and the last that of the last; a single block has the last number. Embeddings,
+    final norm and head are outside the blocks, and have the first number: as in mergekit, so that its files mean the same.
+    """
+
+    numbers: tuple[float, ...]
+    first: int
+    last: int
+
+    def at(self, block: int | None) -> float:
+        """The number of a block; None: outside the blocks."""
+        if block is None:
+            return self.numbers[0]
+        place = 1.0 if self.last == self.first else (block - self.first) / (self.last - self.first)
+        scaled = min(max(place, 0.0), 1.0) * (len(self.numbers) - 1)
+        left = int(scaled)
+        right = min(left + 1, len(self.numbers) - 1)
+        share = scaled - left
+        return (1 - share) * self.numbers[left] + share * self.numbers[right]
+
+
+def expand(value: Any, first: int, last: int) -> Any:
+    """A parameter's value with a `Ramp` in place of each list of numbers.
 
     Args:
-        value: A number for the whole model, or one per layer group.
-        tensor_name: The raw name of the tensor.
-
-    Raises:
-        RecipeError: No group names the tensor and there is no ``default``, or two do.
+        value: A number, a list of numbers, or a mapping from keys to numbers or lists of numbers; anything else stays.
+        first, last: The blocks that a list runs over, unless it stands under a group of blocks: it then runs over those.
     """
     if isinstance(value, Mapping):
-        return value[_select(tuple(value), tensor_name)]
+        groups = {key: parse_key(key) for key in value}
+        spans = {key: (group.first, group.last) if group.kind == "block" else (first, last) for key, group in groups.items()}
+        return {key: expand(item, *spans[key]) for key, item in value.items()}
+    if isinstance(value, list):
+        return Ramp(tuple(value), first, last)
     return value
 
 
-def check_groups(value: Mapping[str, float], layer_count: int) -> None:
-    """Raise `RecipeError` unless every tensor of a model with so many blocks has exactly one value."""
+def resolve(value: Any, tensor_name: str, block: int | None = -1) -> Any:
+    """What applies to a tensor.
+
+    Args:
+        value: A value for the whole model, a `Ramp`, or a mapping from keys to numbers or ramps (see `expand`).
+        tensor_name: The raw name of the tensor.
+        block: The place on the ramps, None outside the blocks; -1: the number in the name.
+
+    Raises:
+        RecipeError: No key names the tensor and there is no ``default``, or two layer groups do.
+    """
+    if isinstance(value, Mapping):
+        value = value[_select(tuple(value), tensor_name)]
+    if isinstance(value, Ramp):
+        return value.at(classify(tensor_name)[1] if block == -1 else block)
+    return value
+
+
+def check_keys(value: Mapping[str, Any], layer_count: int, names: Sequence[str] | None = None) -> None:
+    """Raise `RecipeError` unless every tensor has exactly one value, and every key names a tensor.
+
+    Args:
+        value: The values by their keys.
+        layer_count: Number of blocks of the model.
+        names: The raw names of its tensors. Where they are not known, patterns go unchecked and a stand-in for each group is
+            asked about.
+    """
     for key in value:
         group = parse_key(key)
         if group.kind == "block" and group.last >= layer_count:
             raise RecipeError(f"layer group {key}: there are {layer_count} blocks, 0 to {layer_count - 1}")
-    for name in one_of_each(layer_count):
-        resolve(value, name)
+        if group.kind == "pattern" and names is not None and not any(map(group.covers, names)):
+            raise RecipeError(f"the pattern {key!r} names no tensor; the names are like {_some(names)}")
+    if names is not None or not any(parse_key(key).kind == "pattern" for key in value):
+        for name in names if names is not None else one_of_each(layer_count):
+            resolve(value, name)
+
+
+def _some(names: Sequence[str]) -> str:
+    """A name from outside the blocks, and one from inside."""
+    kinds = {classify(name)[0]: name for name in reversed(names)}
+    return " and ".join(kinds[kind] for kind in ("embed", "block") if kind in kinds) or ", ".join(names[:1])
+
+
+def per_group(value: Any, where: str) -> GroupValue:
+    """The value as a number or as one number per layer group; raises `RecipeError` for gradients and name patterns."""
+    values = value if isinstance(value, Mapping) else {"default": value}
+    if any(isinstance(number, list) or parse_key(key).kind == "pattern" for key, number in values.items()):
+        raise RecipeError(f"{where}: given as a gradient or by name patterns (found {value!r}); give numbers per layer group")
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def one_of_each(layer_count: int) -> list[str]:

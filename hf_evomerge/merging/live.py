@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..checks import check_mergeable
 from ..errors import SourceError
 from ..recipe import ParameterValue, Recipe
-from ..sources import Source, check_mergeable
+from ..sources import Source
 from .arithmetic import ModelJob, TensorJob, memory_needed, tensor_order
 from .registry import check_sources, check_together, complete_options, complete_parameters, get_method
 
@@ -58,7 +59,9 @@ class LiveMerger:
         check_mergeable(sources, base)
         self.layer_count = sources[0].layer_count
         self.source_count = len(sources)
-        self.options = complete_options(self.method, options, self.layer_count)
+        self.names = list(sources[0].tensors)
+        self.options = dict(options)
+        complete_options(self.method, self.options, self.layer_count, self.names)
         self._jobs: list[tuple[TensorJob, Tensor]] = []
         for name, parameter in _targets(sources[0], model).items():
             needed = memory_needed(self.method, parameter.numel(), len(sources), base is not None)
@@ -82,6 +85,8 @@ class LiveMerger:
     ) -> LiveMerger:
         """A merger for the method, options and seed of a recipe; `sources` are all of the recipe's, in its order."""
         assert recipe.merge is not None
+        if recipe.merge.slices is not None or recipe.vocabulary not in (None, "refuse"):
+            raise SourceError("slices and other vocabularies change the model's shape; build the recipe with merge instead")
         taking_part = [sources[index] for index in recipe.merge_sources]
         return cls(taking_part, base, recipe.merge.method, recipe.merge.options, recipe.seed, model, **limits)
 
@@ -98,16 +103,29 @@ class LiveMerger:
         """
         import torch
 
-        complete = complete_parameters(self.method, parameters, self.source_count, self.layer_count)
-        chosen = self.options
-        if options:
-            given = {**self.options, **options}
-            chosen = complete_options(self.method, given, self.layer_count)
-        check_together(self.method, complete, chosen)
+        complete = complete_parameters(self.method, parameters, self.source_count, self.layer_count, self.names)
+        chosen = complete_options(self.method, {**self.options, **(options or {})}, self.layer_count, self.names)
+        check_together(self.method, complete, chosen, names=self.names)
         with torch.inference_mode():
             model = self._model.survey(complete, chosen)
             for job, target in self._jobs:
                 job.run(complete, chosen, target, model=model)
+
+
+def write_adapter(source: Source, model: PreTrainedModel) -> None:
+    """Write the weights that the source's adapter changes into a model that was loaded from the source's folder.
+
+    Raises:
+        SourceError: The adapter changes a tensor that is no parameter of the model under its raw name.
+    """
+    import torch
+
+    if source.adapter is None:
+        return
+    targets = _targets(source, model)
+    with torch.inference_mode():
+        for name in source.changes:
+            targets[name].copy_(source.get(name))
 
 
 def _targets(source: Source, model: PreTrainedModel) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..errors import EvoMergeError, RecipeError
 from ..recipe import MergePart
-from .groups import check_groups, parse_key
+from .groups import check_keys, expand, one_of_each, parse_key
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class Parameter:
         low, high: The smallest and largest number allowed; None: no limit.
         choices: What a choice may be.
         search: Bounds that suit a search; None: not worth searching.
-        grouped: Whether a value may be given per layer group.
+        grouped: Whether a value may be given per layer group or name pattern, and as a gradient over the layers.
         help: One sentence for the documentation.
     """
 
@@ -55,24 +55,35 @@ class Parameter:
         """The same parameter with another default."""
         return replace(self, default=default)
 
-    def check(self, value: Any, where: str, layer_count: int | None = None) -> None:
+    def check(self, value: Any, where: str, layer_count: int | None = None, names: Sequence[str] | None = None) -> None:
         """Raise `RecipeError`, beginning with `where`, unless the value is of the right kind and within the limits."""
-        if isinstance(value, Mapping):
-            if not self.grouped:
-                raise RecipeError(f"{where}: takes one value, not one per layer group (found {dict(value)!r})")
-            if not value:
-                raise RecipeError(f"{where}: no layer groups; give a number, or default and the groups that differ")
-            try:
-                for key in value:
-                    parse_key(key)
-                if layer_count is not None:
-                    check_groups(value, layer_count)
-            except RecipeError as cause:
-                raise RecipeError(f"{where}: {cause}") from cause
-            for key, item in value.items():
-                self._check_one(item, f"{where}.{key}")
-        else:
+        if not isinstance(value, Mapping):
+            self._check_values(value, where)
+            return
+        if not self.grouped:
+            raise RecipeError(f"{where}: takes one value, not one per layer group (found {dict(value)!r})")
+        if not value:
+            raise RecipeError(f"{where}: no layer groups; give a number, or default and the groups that differ")
+        try:
+            for key in value:
+                parse_key(key)
+            if layer_count is not None:
+                check_keys(dict.fromkeys(value, 0.0), layer_count, names)
+        except RecipeError as cause:
+            raise RecipeError(f"{where}: {cause}") from cause
+        for key, item in value.items():
+            self._check_values(item, f"{where}.{key}")
+
+    def _check_values(self, value: Any, where: str) -> None:
+        if not isinstance(value, list):
             self._check_one(value, where)
+            return
+        if not self.grouped:
+            raise RecipeError(f"{where}: takes one value, not a gradient over the layers (found {value!r})")
+        if not value:
+            raise RecipeError(f"{where}: an empty list; give the numbers of the gradient, from the first layer to the last")
+        for position, item in enumerate(value):
+            self._check_one(item, f"{where}[{position}]")
 
     def _check_one(self, value: Any, where: str) -> None:
         if self.kind == "flag" and not isinstance(value, bool):
@@ -130,8 +141,12 @@ class Survey(Protocol):
 class Check(Protocol):
     """What a method refuses although each parameter by itself is right."""
 
-    def __call__(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], /) -> None:
-        """Raise `RecipeError` where the complete parameters do not go together; numbers may be given per layer group."""
+    def __call__(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], names: Sequence[str], /) -> None:
+        """Raise `RecipeError` where the complete parameters do not go together.
+
+        Values may differ from tensor to tensor (`hf_evomerge.merging.groups.resolve` tells them); `names` are those of the
+        tensors, and empty while they are not known.
+        """
 
 
 @dataclass(frozen=True)
@@ -255,7 +270,9 @@ def get_method(name: str) -> MergeMethod:
     return known[name]
 
 
-def check_part(part: MergePart, *, sources: int, has_base: bool, layer_count: int | None = None) -> MergeMethod:
+def check_part(
+    part: MergePart, *, sources: int, has_base: bool, layer_count: int | None = None, names: Sequence[str] | None = None
+) -> MergeMethod:
     """Check the merge part of a recipe before any work, and return its method.
 
     Args:
@@ -263,24 +280,39 @@ def check_part(part: MergePart, *, sources: int, has_base: bool, layer_count: in
         sources: Number of sources that take part.
         has_base: Whether the recipe names a base.
         layer_count: Number of blocks of the sources; layer groups are checked against it where it is known.
+        names: Raw names of the sources' tensors; patterns are checked against them where they are known.
 
     Raises:
         RecipeError: Naming the key: unknown method or parameter, wrong type, out of range, layer groups that do not exist,
-            overlap or leave a part of the model out, parameters that do not go together, no base where one is needed, too many
-            or too few sources.
+            overlap or leave a part of the model out, patterns that name nothing, parameters that do not go together, no base
+            where one is needed, too many or too few sources.
     """
     method = get_method(part.method)
     check_sources(method, sources, has_base)
-    options = complete_options(method, part.options, layer_count)
-    values = complete_parameters(method, part.parameters, sources, layer_count)
-    check_together(method, values, options)
+    options = complete_options(method, part.options, layer_count, names)
+    values = complete_parameters(method, part.parameters, sources, layer_count, names)
+    check_together(method, values, options, layer_count=layer_count, names=names)
     return method
 
 
-def check_together(method: MergeMethod, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
+def check_together(
+    method: MergeMethod,
+    sources: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    *,
+    layer_count: int | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
     """Raise `RecipeError` where the complete parameters, each of them right, do not go together."""
-    if method.check is not None:
-        method.check(sources, options)
+    if method.check is None:
+        return
+    if names is None:
+        keys = [
+            key for values in (*sources, options) for value in values.values() if isinstance(value, Mapping) for key in value
+        ]
+        by_name = any(parse_key(key).kind == "pattern" for key in keys)
+        names = [] if by_name or layer_count is None else one_of_each(layer_count)
+    method.check(sources, options, names)
 
 
 def check_sources(method: MergeMethod, sources: int, has_base: bool) -> None:
@@ -298,32 +330,50 @@ def check_sources(method: MergeMethod, sources: int, has_base: bool) -> None:
         )
 
 
-def complete_options(method: MergeMethod, given: Mapping[str, Any], layer_count: int | None = None) -> dict[str, Any]:
-    """The options with the defaults filled in; raises `RecipeError` where one is unknown or wrong."""
-    return _complete(method, method.options, given, "merge.options", layer_count)
+def complete_options(
+    method: MergeMethod, given: Mapping[str, Any], layer_count: int | None = None, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The options with the defaults filled in and gradients laid over the blocks, where their number is known.
+
+    Raises:
+        RecipeError: An option is unknown or wrong.
+    """
+    return _complete(method, "global", given, "merge.options", layer_count, names)
 
 
 def complete_parameters(
-    method: MergeMethod, given: Sequence[Mapping[str, Any]], sources: int, layer_count: int | None = None
+    method: MergeMethod,
+    given: Sequence[Mapping[str, Any]],
+    sources: int,
+    layer_count: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The per-source parameters with the defaults filled in; raises `RecipeError` where one is unknown or wrong."""
+    """The per-source parameters with the defaults filled in; see `complete_options`."""
     if given and len(given) != sources:
         raise RecipeError(f"merge.parameters: {len(given)} mappings for {sources} sources; give one per source")
     return [
-        _complete(method, method.source_parameters, mapping, f"merge.parameters[{index}]", layer_count)
+        _complete(method, "source", mapping, f"merge.parameters[{index}]", layer_count, names)
         for index, mapping in enumerate(given or [{}] * sources)
     ]
 
 
 def _complete(
-    method: MergeMethod, declared: tuple[Parameter, ...], given: Mapping[str, Any], where: str, layer_count: int | None
+    method: MergeMethod,
+    scope: str,
+    given: Mapping[str, Any],
+    where: str,
+    layer_count: int | None,
+    names: Sequence[str] | None,
 ) -> dict[str, Any]:
-    known = {parameter.name: parameter for parameter in declared}
+    known = {parameter.name: parameter for parameter in (method.options if scope == "global" else method.source_parameters)}
     for name, value in given.items():
         if name not in known:
             other = next((p for p in method.parameters if p.name == name), None)
             place = "options" if other is not None and other.scope == "global" else "parameters, once per source"
             hint = f"it belongs in merge.{place}" if other else f"it takes {', '.join(known) or 'none'}"
             raise RecipeError(f"{where}.{name}: {method.name} has no such parameter here; {hint}")
-        known[name].check(value, f"{where}.{name}", layer_count)
-    return {parameter.name: given.get(parameter.name, parameter.default) for parameter in declared}
+        known[name].check(value, f"{where}.{name}", layer_count, names)
+    complete = {name: given.get(name, parameter.default) for name, parameter in known.items()}
+    if layer_count is None:
+        return complete
+    return {name: expand(value, 0, layer_count - 1) for name, value in complete.items()}

@@ -6,11 +6,11 @@ This file travels to the Hub beside the weights: it imports nothing but transfor
 import copy
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
@@ -94,19 +94,23 @@ class EvoMergedConfig(PreTrainedConfig):
     text_config: Any = None
     path: Any = None
     scales: Any = None
-    scale_target: str = "stream"
-    embedding_source: int = 0
+    scale_target: Any = "stream"
+    embedding_source: Any = 0
     sources: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.path is None:
             layers = _layer_count(self.text_config)
-            self.path = [f"0:{layer}" for layer in range(32 if layers is None else layers)]
+            layers = 32 if layers is None else layers
+            if type(layers) is not int or not 0 < layers <= MAX_HOPS:
+                raise ValueError(f"text_config.num_hidden_layers: {layers!r:.80}, but a path has between 1 and {MAX_HOPS} hops")
+            self.path = [f"0:{layer}" for layer in range(layers)]
         if self.scales is None:
             self.scales = [1.0] * len(self.path) if isinstance(self.path, list) else []
         if self.sources is None:
             self.sources = []
         self._check_numbers()
+        self._check_inherited(kwargs)
         self.text_config = _as_config(self.text_config, len(self.slots))
         self._check_text_config()
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -118,6 +122,11 @@ class EvoMergedConfig(PreTrainedConfig):
         """Part of the validation by `@strict`: the fields must agree with each other whenever they are saved."""
         self._check_numbers()
         self._check_text_config()
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Write the configuration, unless it was changed into something wrong; `@strict` says that in several lines."""
+        self.validate_path()
+        super().save_pretrained(*args, **kwargs)
 
     @property
     def hops(self) -> list[list[Term]]:
@@ -157,20 +166,20 @@ class EvoMergedConfig(PreTrainedConfig):
         if len(scales) != len(path):
             raise ValueError(f"scales: {len(scales)} numbers for a path of {len(path)} hops; give one per hop")
         for position, scale in enumerate(scales):
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) < math.inf:
-                raise ValueError(f"scales[{position}]: {scale!r} is not a finite number")
+            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= sys.float_info.max:
+                raise ValueError(f"scales[{position}]: {scale!r:.80} is not a finite number")
         if self.scale_target not in SCALE_TARGETS:
-            raise ValueError(f"scale_target: {self.scale_target!r} is unknown; there are {', '.join(SCALE_TARGETS)}")
+            raise ValueError(f"scale_target: {self.scale_target!r:.80} is unknown; there are {', '.join(SCALE_TARGETS)}")
         hops = self.hops
         if (count := sum(map(len, hops))) > MAX_HOPS:
             raise ValueError(f"path: {count} terms; a path has at most {MAX_HOPS}")
         for position, source in enumerate(sources):
-            layers = source.get("layers") if isinstance(source, dict) else None
-            if isinstance(layers, bool) or not isinstance(layers, int):
-                raise ValueError(f"sources[{position}]: {source!r} is not a mapping with the number of 'layers'")
-        if self.embedding_source < 0 or (sources and self.embedding_source >= len(sources)):
-            there = f"there are {len(sources)} sources, from 0" if sources else "sources are numbered from 0"
-            raise ValueError(f"embedding_source: {self.embedding_source}, but {there}")
+            if not isinstance(source, dict) or type(source.get("layers")) is not int:
+                raise ValueError(f"sources[{position}]: {source!r:.80} is not a mapping with the number of 'layers'")
+            for name in ("model", "revision"):
+                if not isinstance(source.get(name), (str, type(None))):
+                    raise ValueError(f"sources[{position}].{name}: {source[name]!r:.80} is not a text")
+        self._check_embedding_source()
         for position, hop in enumerate(hops if sources else []):
             for source, layer, _ in hop:
                 if source >= len(sources):
@@ -179,6 +188,24 @@ class EvoMergedConfig(PreTrainedConfig):
                     raise ValueError(
                         f"path[{position}]: layer {layer} of source {source}, which has {sources[source]['layers']} layers"
                     )
+
+    def _check_inherited(self, others: dict[str, Any]) -> None:
+        """Fields of the base class over which it would trip without naming them."""
+        for name in ("id2label", "label2id", "quantization_config"):
+            value = others.get(name, getattr(self, name, None))
+            if value is not None and not isinstance(value, dict) and not hasattr(value, "to_dict"):
+                raise ValueError(f"{name}: {type(value).__name__}, but it must be a mapping")
+        for name in ("hops", "slots", "hop_slots", "owners"):
+            if name in others:
+                raise ValueError(f"{name}: not a field of the configuration, it follows from 'path'")
+
+    def _check_embedding_source(self) -> None:
+        number, count = self.embedding_source, len(self.sources)
+        if type(number) is not int:
+            raise ValueError(f"embedding_source: {number!r:.80} is not the number of a source")
+        if number < 0 or (count and number >= count):
+            there = f"there are {count} sources, from 0" if count else "sources are numbered from 0"
+            raise ValueError(f"embedding_source: {number}, but {there}")
 
     def _check_text_config(self) -> None:
         slots, config = self.slots, self.text_config
@@ -370,14 +397,16 @@ def _layer_count(config: Any) -> int | None:
         return config.num_hidden_layers
     if not isinstance(config, dict):
         return None
-    kind = CONFIG_MAPPING[config["model_type"]] if config.get("model_type") in CONFIG_MAPPING else None
+    model_type = config.get("model_type")
+    kind = CONFIG_MAPPING[model_type] if isinstance(model_type, str) and model_type in CONFIG_MAPPING else None
     name = kind.attribute_map.get("num_hidden_layers", "num_hidden_layers") if kind else "num_hidden_layers"
     return config.get(name, config.get("num_hidden_layers"))
 
 
 def _check_architecture(model_type: Any) -> None:
-    if model_type not in CONFIG_MAPPING or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ValueError(f"text_config.model_type: {model_type!r} is not an architecture of causal language models")
+    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING and model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not known:
+        raise ValueError(f"text_config.model_type: {model_type!r:.80} is not an architecture of causal language models")
 
 
 def _as_config(value: Any, slots: int) -> PreTrainedConfig:
@@ -389,13 +418,13 @@ def _as_config(value: Any, slots: int) -> PreTrainedConfig:
     _check_architecture(value.model_type if isinstance(value, PreTrainedConfig) else value.get("model_type"))
     count = _layer_count(value)
     if count != slots:
-        raise ValueError(f"text_config.num_hidden_layers: {count}, but the path needs {slots} cache slots")
+        raise ValueError(f"text_config.num_hidden_layers: {count!r:.80}, but the path needs {slots} cache slots")
     if isinstance(value, PreTrainedConfig):
         return value
     try:
         return CONFIG_MAPPING[value["model_type"]](**value)
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as cause:
-        raise ValueError(f"text_config: {' '.join(str(cause).split())}") from cause
+    except Exception as cause:  # each architecture trips in its own way over values that it does not expect
+        raise ValueError(f"text_config: {type(cause).__name__}: {' '.join(str(cause).split()):.200}") from cause
 
 
 EvoMergedConfig._auto_class = "AutoConfig"

@@ -9,8 +9,7 @@ This file travels to the Hub beside the weights: it imports nothing but torch, t
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -160,11 +159,6 @@ def copy_structure(module: nn.Module, config: PreTrainedConfig, slot: int | None
     return new
 
 
-@lru_cache(maxsize=128)
-def _argument_names(function: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
-
-
 class EvoMergedPreTrainedModel(PreTrainedModel):
     """What the merged model with and without head have in common: sharing, scales, sums; all else is the source class's."""
 
@@ -183,11 +177,13 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         """Build the model; `inner` is the source architecture's model where its layers are made and shared already."""
         check_scale_target(config)
         super().__init__(config)
+        self.model_tags = ["merge", "evomerge"]  # for the card that push_to_hub writes
         self._assembled = inner is not None
         if inner is None:
             inner = source_class(config.text_config, head=self._with_head)(config.text_config)
         self._inner_name = "model" if self._with_head else (inner.base_model_prefix or "model")
         setattr(self, self._inner_name, inner)
+        self._known_arguments = frozenset(inspect.signature(type(inner).forward).parameters)
         self._layers_name = find_layers(self, len(config.slots))
         layers = self.get_submodule(self._layers_name)
         self._tied_weights_keys = self._share(list(layers.children()))
@@ -242,13 +238,62 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
                 others = [layers[slot] for slot in group[1:]]
                 layers[position].register_forward_hook(SumTerms(weights, others), with_kwargs=True)
 
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Tie the slots of a layer; of quantised linear maps, which keep more than a weight, they share the whole module."""
+        super().tie_weights(*args, **kwargs)
+        for slot, name, module in self._shared_quantised():
+            parent, _, leaf = name.rpartition(".")
+            setattr(self.layers[slot].get_submodule(parent), leaf, module)
+
+    def _shared_quantised(self) -> Iterator[tuple[int, str, nn.Module]]:
+        """The quantised linear maps of layers that run again: the slot that runs it again, its name there, the owner's."""
+        layers = self.layers if getattr(self, "is_quantized", False) else []
+        for slot, owner in enumerate(self.config.owners if layers else []):
+            for name, module in list(layers[owner].named_modules()) if slot != owner else ():
+                if _is_quantised(module):
+                    yield slot, name, module
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Save as the base class does, every layer once; but refuse what could not be loaded again."""
+        if any(self._shared_quantised()):
+            raise ValueError("model: quantised layers that run more than once cannot be saved; save it before, or fold it")
+        if hasattr(self, "hf_device_map") and kwargs.get("state_dict") is None and len(args) < 3:
+            # tensors that are on disk do not look shared
+            kwargs["state_dict"] = {k: v for k, v in self.state_dict().items() if k not in self.all_tied_weights_keys}
+        return super().save_pretrained(*args, **kwargs)
+
+    def unshare(self) -> None:
+        """Give every slot tensors of its own, in place; the path then names the layers anew, as those of one source.
+
+        For whatever changes the weights of single hops, such as merging the LoRA adapters of a layer that runs twice.
+
+        Raises:
+            ValueError: Layers that run more than once are quantised.
+        """
+        if any(self._shared_quantised()):
+            raise ValueError("model: quantised layers that run more than once cannot be separated")
+        taken: set[int] = set()
+        for layer in self.layers:
+            places: list[Any] = [place for module in layer.modules() for place in (module._parameters, module._buffers)]
+            for tensors in places:
+                tensors.update({name: copy.deepcopy(tensor) for name, tensor in tensors.items() if id(tensor) in taken})
+            taken.update(id(tensor) for tensors in places for tensor in tensors.values() if tensor is not None)
+        config = self.config
+        hops = [zip(group, hop, strict=True) for group, hop in zip(config.hop_slots, config.hops, strict=True)]
+        terms = [[f"0:{slot}" + ("" if weight == 1 else f"*{weight}") for slot, (_, _, weight) in hop] for hop in hops]
+        config.path, config.embedding_source = [" + ".join(hop) for hop in terms], 0
+        config.sources = [{"layers": len(config.slots)}]
+        self._tied_weights_keys = {}
+        inside = f"{self._layers_name}."
+        self.all_tied_weights_keys = {k: v for k, v in self.all_tied_weights_keys.items() if not k.startswith(inside)}
+
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """The tied tensors of the slots, whether or not the embeddings are tied too."""
         if all_submodels:
             return super().get_expanded_tied_weights_keys(all_submodels=True)
         prefix, tied = self._layers_name, {}
         layers = self.layers
-        names = {owner: _stored_names(layers[owner]) for owner in set(self.config.owners)}
+        names = {owner: list(layers[owner].state_dict(keep_vars=True)) for owner in set(self.config.owners)}
         for slot, owner in enumerate(self.config.owners):
             if slot != owner:
                 tied.update({f"{prefix}.{slot}.{name}": f"{prefix}.{owner}.{name}" for name in names[owner]})
@@ -296,15 +341,14 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
 
     def _arguments(self, **arguments: Any) -> dict[str, Any]:
         """The arguments in the names that the source class of the installed transformers knows, without those not given."""
-        known = _argument_names(type(self.inner).forward)
+        known = self._known_arguments
         cache = [arguments.pop(name, None) for name in ("cache", "past_key_values", "cache_params")]
         given = [value for value in cache if value is not None]
         if len(given) > 1:
             raise ValueError("cache: given twice, under its old name and its new one")
         if given:
-            arguments[next((name for name in ("cache", "past_key_values", "cache_params") if name in known), "cache")] = given[
-                0
-            ]
+            name = next((name for name in ("cache", "past_key_values", "cache_params") if name in known), "cache")
+            arguments[name] = given[0]
         for name in {"position_ids", "logits_to_keep"} - known:
             arguments.pop(name, None)
         for name in ("output_hidden_states", "output_attentions"):
@@ -412,7 +456,10 @@ class EvoMergedForCausalLM(EvoMergedPreTrainedModel, GenerationMixin):
             path, scales = path.as_text(), path.scales if scales is None else scales
         hops = [hop.strip() for hop in path.split(",")] if isinstance(path, str) else list(path)
         config = self.config.rerouted(hops, scales, scale_target=scale_target)
-        return assemble(self.inner, dict(zip(self.config.slots, self.layers, strict=True)), config)
+        model = assemble(self.inner, dict(zip(self.config.slots, self.layers, strict=True)), config)
+        for name in {"is_quantized", "quantization_method", "hf_quantizer"} & vars(self).keys():
+            setattr(model, name, getattr(self, name))
+        return model
 
 
 def check_scale_target(config: EvoMergedConfig) -> None:
@@ -425,9 +472,9 @@ def check_scale_target(config: EvoMergedConfig) -> None:
         raise ValueError(f"scale_target: 'mlp_delta' is not defined for the layers of {kind!r}; use 'stream'")
 
 
-def _stored_names(module: nn.Module) -> list[str]:
-    """The names of the parameters and persistent buffers of a module."""
-    return list(module.state_dict(keep_vars=True))
+def _is_quantised(module: nn.Module) -> bool:
+    """Whether this is no plain linear map any more: its class (bitsandbytes) or its weight (torchao) is another."""
+    return isinstance(module, nn.Linear) and (type(module), type(module.weight.data)) != (nn.Linear, torch.Tensor)
 
 
 def assemble(

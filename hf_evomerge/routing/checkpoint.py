@@ -1,31 +1,31 @@
 """Write the merged model of a path: tensors stream from the sources' safetensors files into those of the result.
 
-Knows files. Never holds more than one shard, never unpickles, and leaves nothing half-written behind.
+Knows files. Holds one slice of a tensor, never unpickles, and leaves nothing half-written behind under the result's name.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from ..errors import PathError, SourceError
-from ..folders import copy_companions, new_folder
+from ..folders import check_free, copy_companions, put_in_place, scratch_folder
 from ..modeling import EvoMergedConfig, EvoMergedForCausalLM
 from ..modeling import modeling_evo_merged as modeling_file
 from ..modeling.modeling_evo_merged import check_scale_target, source_class
 from ..modeling.origins import check_rearrangeable, plan_tensors
-from ..recipe import FlowPart, SourceRef
+from ..recipe import FlowPart
+from ..shards import Entry, Write, parse_size, write_shards
 from ..sources import Source
 
-_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "I64": 8, "F64": 8}
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+SLICE = 1 << 20  # elements that are converted and written at a time
 
 
 class _Planned(NamedTuple):
@@ -34,31 +34,34 @@ class _Planned(NamedTuple):
     source: Source
     name: str
     dtype: torch.dtype | None  # None: as it is stored
-    size: int  # bytes
+    entry: Entry
 
-    def read(self) -> torch.Tensor:
-        tensor = self.source.get(self.name)
-        return (tensor if self.dtype is None else tensor.to(self.dtype)).contiguous()
+    def write(self, write: Write) -> None:
+        flat = self.source.get(self.name).contiguous().reshape(-1)
+        for start in range(0, len(flat), SLICE):
+            piece = flat[start : start + SLICE]
+            piece = piece if self.dtype is None else piece.to(self.dtype)
+            write(piece.view(torch.uint8).numpy().data)
 
 
 def build_flow(
-    folders: Sequence[FilePath],
+    sources: Sequence[Source],
     flow: FlowPart,
     out: FilePath,
     *,
-    sources: Sequence[SourceRef],
     dtype: str | None = None,
-    max_shard_size: str = "4GB",
+    tokenizer: Source | None = None,
+    max_shard_size: str | int = "4GB",
     progress: bool = True,
 ) -> FilePath:
     """Write the merged model of a path into a folder that `from_pretrained` loads.
 
     Args:
-        folders: The checkpoint folder of each source.
-        flow: The path, its scales, and the source of the embeddings and the tokenizer.
+        sources: The sources, by the numbers that the path gives them; the result's configuration calls them by their ``ref``.
+        flow: The path, its scales, and the source of the embeddings.
         out: The folder to make; it must not exist, or be empty.
-        sources: What the sources are called in the result's configuration.
         dtype: The dtype of the floating-point tensors, such as ``bfloat16``; the first source's by default.
+        tokenizer: Whose tokenizer, chat template and generation settings to copy; those of the embeddings' source by default.
         max_shard_size: The size that no file of weights exceeds, unless a single tensor does.
         progress: Whether to show a progress bar.
 
@@ -70,19 +73,26 @@ def build_flow(
         SourceError: The sources do not fit together, or a tensor is missing.
         EvoMergeError: There is something under the folder's name already.
     """
-    opened = [Source(folder, ref) for folder, ref in zip(folders, sources, strict=True)]
-    config = _configuration(opened, flow, dtype)
-    plan = _plan(opened, config)
+    out, limit = FilePath(out), parse_size(max_shard_size)
+    config = _configuration(sources, flow, dtype)
+    plan = _plan(sources, config)
+    check_free(out)
+    facts = [flow.model_dump_json(), str(config.dtype), str(limit), *(source.fingerprint() for source in sources)]
     try:
-        with new_folder(out) as folder:
-            _write_weights(plan, folder, max_shard_size, progress)
+        with scratch_folder(out, sha256("\0".join(facts).encode()).hexdigest()[:16]) as scratch:
+            for source in sources:
+                source.download(progress=progress)
+            folder = scratch / "model"
+            folder.mkdir(exist_ok=True)
+            _write_weights(plan, folder, limit, progress)
             config.save_pretrained(folder)
             shutil.copyfile(str(modeling_file.__file__), folder / FilePath(str(modeling_file.__file__)).name)
-            copy_companions(opened[flow.embedding_source].folder, folder)
+            copy_companions((tokenizer or sources[flow.embedding_source]).folder, folder)
+            put_in_place(folder, out)
     finally:
-        for source in opened:
+        for source in sources:
             source.close()
-    return FilePath(out)
+    return out
 
 
 def _configuration(sources: Sequence[Source], flow: FlowPart, dtype: str | None) -> EvoMergedConfig:
@@ -132,28 +142,13 @@ def _plan(sources: Sequence[Source], config: EvoMergedConfig) -> dict[str, _Plan
         if info.shape != shape:
             raise SourceError(f"{source}: {name} has shape {list(info.shape)}, the merged model needs {list(shape)}")
         dtype = wanted if info.is_float and not kept_in_float32 & set(target.split(".")) else None
-        size = info.numel * (_BYTES.get(info.dtype, 1) if dtype is None else dtype.itemsize)
-        plan[target] = _Planned(source, name, dtype, size)
+        stored = info.dtype if dtype is None else DTYPES[dtype]
+        plan[target] = _Planned(source, name, dtype, Entry(target, stored, info.shape))
     return plan
 
 
-def _write_weights(plan: dict[str, _Planned], folder: FilePath, max_shard_size: str, progress: bool) -> None:
-    shards = split_state_dict_into_shards_factory(
-        plan,
-        get_storage_size=lambda planned: planned.size,
-        get_storage_id=lambda planned: None,
-        max_shard_size=max_shard_size,
-        filename_pattern="model{suffix}.safetensors",
-    )
-    with tqdm(total=len(plan), unit="tensor", desc="Writing", disable=None if progress else True) as bar:
-        for file, names in shards.filename_to_tensors.items():
-            tensors = {}
-            for name in names:
-                tensors[name] = plan[name].read()
-                bar.update()
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-    if shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(
-            json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+def _write_weights(plan: dict[str, _Planned], folder: FilePath, limit: int, progress: bool) -> None:
+    entries = [planned.entry for planned in plan.values()]
+    total = sum(entry.size for entry in entries)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=not progress) as bar:
+        write_shards(folder, entries, lambda entry, write: plan[entry.name].write(write), max_size=limit, done=bar.update)

@@ -60,7 +60,7 @@ class Evaluator:
         self._sources = [Source.open(ref) for ref in config.sources]
         self._base = Source.open(config.base) if config.base is not None else None
         self.dtype = getattr(torch, config.dtype) if config.dtype else self._sources[0].config.dtype or torch.float32
-        self._resident: dict[str, PreTrainedModel] = {}
+        self._resident: dict[SourceRef, PreTrainedModel] = {}
         self._merged_models: dict[int, PreTrainedModel] = {}
         self._merger: tuple[str, LiveMerger, PreTrainedModel] | None = None
         self._applied: MergePart | None = None
@@ -145,19 +145,22 @@ class Evaluator:
         """The resident plain model of a parent."""
         from ..sources import Source
 
-        key = f"{ref.model}@{ref.revision}"
-        if key not in self._resident:
-            self._resident[key] = self._from_disk(Source.open(ref))
-        return self._resident[key]
+        if ref not in self._resident:
+            self._resident[ref] = self._from_disk(Source.open(ref))
+        return self._resident[ref]
 
     def _from_disk(self, source: Source) -> PreTrainedModel:
         """A plain model of its own, ready to be scored."""
         from transformers import AutoModelForCausalLM
 
+        from ..merging.live import write_adapter
+
+        source.download()
         loaded: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=self.dtype, output_loading_info=True)
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
             raise SourceError(f"{source}: has no tensor {missing[0]} ({len(missing)} are missing); download it again")
+        write_adapter(source, model)
         ready: PreTrainedModel = model.eval().requires_grad_(False).to(self.config.device)
         return ready
 
@@ -165,6 +168,8 @@ class Evaluator:
         """The resident merged model with these parameters written into it; its config is that of the first source."""
         from ..merging.live import LiveMerger
 
+        if part.slices is not None:
+            raise SourceError("merge.slices: a stack is built on disk and not scored in memory; build it, and give its folder")
         numbers = list(part.sources or range(len(self._sources)))
         taking_part = [self._sources[number] for number in numbers]
         key = f"{part.method} {sorted(part.options)} {numbers}"

@@ -181,7 +181,8 @@ def evaluate_model(model: str, config: SearchConfig, *, split: str = "test", sho
 
 def _check(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
     """Refuse a search that cannot work, before anything expensive; returns the number of coordinates per stage."""
-    from ..sources import Source, check_mergeable
+    from ..checks import check_mergeable
+    from ..sources import Source
     from .spaces import FlowSpace, ParameterSpace
 
     _check_device(config)

@@ -56,6 +56,7 @@ def test_running_again_evaluates_nothing(demo: tuple[Path, dict[str, Row]], monk
     jobs: list[Any] = []
     monkeypatch.setattr(LocalRunner, "run", lambda self, given: iter(jobs.extend(given) or ()))
     monkeypatch.setattr(quickstart, "check_reload", lambda *arguments: "")
+    monkeypatch.setattr(quickstart, "publish", lambda *arguments, **more: "")
     again = run_demo(out, evaluations=24, sizes=SIZES)
     assert jobs == []
     assert {label: row.outcome.scores.tolist() for label, row in again.items()} == {
@@ -71,7 +72,7 @@ def test_reloading_notices_another_model(demo: tuple[Path, dict[str, Row]]) -> N
     assert rows["japanese"].outcome.accuracy is not None
     assert rows["japanese"].outcome.accuracy[0] < 0.9
     with pytest.raises(EvoMergeError, match=r"japanese: answers 0\.\d+ right after loading"):
-        check_reload(SPECIALISTS / "japanese", out / "data" / "test.jsonl", result)
+        check_reload(str(SPECIALISTS / "japanese"), out / "data" / "test.jsonl", result)
 
 
 def test_problems_are_the_same_for_everybody(tmp_path: Path) -> None:

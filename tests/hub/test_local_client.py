@@ -105,13 +105,16 @@ def test_upload_folder_and_download(api: HfApi, repo: str, folder: Path, tmp_pat
     assert api.verify_repo_checksums(repo).mismatches == []
 
 
-def test_large_files_stay_out_of_git(api: HfApi, repo: str, request: pytest.FixtureRequest) -> None:
+def test_large_files_stay_out_of_git(api: HfApi, hub: LocalHub, repo: str, request: pytest.FixtureRequest) -> None:
     """Weights are LFS files, with a Xet hash where they came by Xet; text is in git."""
     by_path = {info.path: info for info in api.list_repo_tree(repo) if hasattr(info, "lfs")}
     weights = by_path["model.safetensors"]
     assert (weights.size, weights.lfs.size, weights.lfs.pointer_size) == (300_000, 300_000, 131)
     assert bool(weights.xet_hash) == ("xet" in request.node.callspec.id)
     assert by_path["config.json"].lfs is None
+    api.hf_hub_download(repo, "model.safetensors")
+    by_http = [seen.target for seen in hub.requests if seen.target.startswith(("/content/", "/lfs/"))]
+    assert bool(by_http) == ("lfs" in request.node.callspec.id)
 
 
 def test_description(api: HfApi, repo: str) -> None:
@@ -366,6 +369,7 @@ def test_spaces(api: HfApi, folder: Path) -> None:
     assert list(api.get_space_secrets("acme/s")) == ["HF_TOKEN"]
     assert api.get_space_variables("acme/s") == {}
     assert api.request_space_hardware("acme/s", "t4-small").requested_hardware == "t4-small"
+    assert api.set_space_sleep_time("acme/s", 3600).sleep_time == 3600
     assert api.pause_space("acme/s").stage == "PAUSED"
     assert api.restart_space("acme/s").stage == "RUNNING"
     bad = b"---\nsdk: gradio\ncolorFrom: mauve\n---\n"

@@ -194,7 +194,7 @@ def test_a_hub_that_is_down(lfs_api: HfApi, lfs_repo: str, hub: LocalHub) -> Non
 
 def test_a_delay(lfs_api: HfApi, lfs_repo: str, hub: LocalHub) -> None:
     """A delayed answer is late and otherwise as usual, and does not hold up other requests."""
-    hub.faults.add(Fault("/refs$", "delay", seconds=0.5))
+    hub.faults.add(Fault("/refs$", "delay", seconds=1.0))
     late: list[float] = []
     begin = time.monotonic()
 
@@ -207,7 +207,7 @@ def test_a_delay(lfs_api: HfApi, lfs_repo: str, hub: LocalHub) -> None:
     lfs_api.model_info(lfs_repo)
     assert not late
     thread.join()
-    assert late[0] >= 0.5
+    assert late[0] >= 1.0
 
 
 def test_which_requests_a_fault_hits() -> None:

@@ -7,16 +7,19 @@ import json
 import os
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from huggingface_hub import HfApi
 
 import hf_evomerge.hub.local as local
 from hf_evomerge.hub.local import LocalHub
+from hf_evomerge.hub.local.faults import Action
 from hf_evomerge.hub.local.hub import NOT_IMITATED
 from hf_evomerge.hub.local.xet import XetStore, read_shard
 
@@ -96,6 +99,13 @@ def test_our_own_command(tmp_path: Path) -> None:
     assert (tmp_path / "kept" / "repositories" / "models" / "me" / "mine" / "repository.json").exists()
 
 
+def test_the_page_about_it_says_the_same() -> None:
+    """The documentation names all that the command says is not imitated, and every action of a fault."""
+    page = (PACKAGE.parents[2] / "docs" / "local-hub.md").read_text(encoding="utf-8").replace("`", "")
+    assert [limit for limit in NOT_IMITATED if limit not in page] == []
+    assert [action for action in get_args(Action) if action not in page] == []
+
+
 def test_our_command_in_a_folder_that_is_none(tmp_path: Path) -> None:
     """A folder that cannot be is one line and status 1."""
     (tmp_path / "file").write_text("")
@@ -103,6 +113,23 @@ def test_our_command_in_a_folder_that_is_none(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert str(tmp_path / "file") in done.stderr
+
+
+def _record(name: int, *numbers: int) -> bytes:
+    """48 bytes of a shard: a hash of one repeated byte, and four numbers."""
+    return bytes([name]) * 32 + struct.pack("<4I", *numbers)
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_shards_with_and_without_verification(verified: bool) -> None:
+    """A file's size is the sum of its segments, and its SHA-256 is found behind them, with or without records between."""
+    flags = 0x40000000 | (0x80000000 if verified else 0)
+    segments = [_record(9, 0, 100, 0, 2), _record(9, 0, 23, 2, 3)]
+    between = [_record(8, 0, 0, 0, 0)] * (2 if verified else 0)
+    unnamed = [_record(1, 0, 1, 0, 0), _record(9, 0, 5, 0, 1)]  # a file of which no SHA-256 is known
+    file = [_record(2, flags, 2, 0, 0), *segments, *between, _record(3, 0, 0, 0, 0)]
+    shard = bytes(48) + b"".join([*unnamed, *file]) + b"\xff" * 48 + _record(4, flags, 1, 0, 0) * 3
+    assert read_shard(shard) == {"03" * 32: ("02" * 32, 123)}
 
 
 def test_shards_that_end_early(api: HfApi, hub: LocalHub) -> None:

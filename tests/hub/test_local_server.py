@@ -82,6 +82,14 @@ def test_contents_need_a_signature_and_no_token(send: Send, repo: str) -> None:
     assert send("PUT", f"/lfs/{digest}", b"x", token=None)[0] == 403
 
 
+def test_signed_addresses_expire(send: Send, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address whose time is over is refused, though its signature is right."""
+    monkeypatch.setattr("hf_evomerge.hub.local.access.LINK_SECONDS", -2)
+    assert send("GET", _content(send), token=None)[0] == 403
+    monkeypatch.setattr("hf_evomerge.hub.local.access.LINK_SECONDS", 100)
+    assert send("GET", _content(send), token=None)[0] == 200
+
+
 @pytest.mark.parametrize(
     ("asked", "status", "expected"),
     [
@@ -115,6 +123,15 @@ HOSTILE = ["../x", "a/../../x", "/etc/passwd", "a//b", "./a", "..", ".git/config
 ELSEWHERE = ["../../../etc/passwd", "..%2f..%2fx", "%2e%2e/%2e%2e/repository.json", "%2Fetc%2Fpasswd", "a%00"]
 ADDRESSES = ["/acme/m/resolve/main/", "/api/resolve-cache/models/acme/m/main/", "/api/models/acme/m/tree/main/"]
 NO_NAMES = ["..", "../x", ".hidden", "a/b", "x" * 97, "a--b", "a..b", "a b", "a.git", "é", "<b>"]
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+@pytest.mark.parametrize("key", ["file", "lfsFile", "deletedFile", "deletedFolder"])
+def test_paths_that_lead_out_are_refused(send: Send, repo: str, key: str, path: str) -> None:
+    """A commit cannot name a path that would leave the repository where a client writes it."""
+    status, _, body = _commit(send, (key, {"path": path, "content": "eA==", "encoding": "base64", "oid": "0" * 64}))
+    assert status == 400
+    assert "Invalid path" in json.loads(body)["error"]
 
 
 @pytest.mark.parametrize("path", ELSEWHERE)
@@ -156,7 +173,7 @@ def test_refs_that_git_would_refuse(send: Send, repo: str, name: str) -> None:
         ("POST", "/api/models/acme/m/preupload/main", {"files": [{"path": f"{n}", "size": 1} for n in range(257)]}),
         ("PUT", "/api/models/acme/m/settings", {"gated": "maybe"}),
         ("POST", "/api/models/acme/m/paths-info/main", b"[" * 100_000),
-        ("POST", "/api/validate-yaml", {"content": "---\na: " + "[" * 4_000 + "\n---\n"}),
+        ("POST", "/api/validate-yaml", {"content": "---\na: " + "[" * 1_500 + "\n---\n"}),
         ("POST", "/acme/m.git/info/lfs/objects/batch", {"objects": [7]}),
         ("POST", "/api/repos/create", {"name": "s", "type": "space", "sdk": "docker", "secrets": [{"key": "K"}]}),
         ("POST", "/api/repos/create", {"name": "s", "type": "space", "sdk": "docker", "variables": {"K": "v"}}),
@@ -192,7 +209,7 @@ def test_commits_that_cannot_be(send: Send, repo: str, lfs_api: HfApi) -> None:
     assert lfs_api.repo_info(repo).sha == before
 
 
-def test_an_upload_is_what_was_announced(send: Send, repo: str, hub: LocalHub) -> None:
+def test_an_upload_is_what_was_announced(send: Send, repo: str) -> None:
     """A content with another SHA-256 than its address is refused, and can be uploaded rightly afterwards."""
     digest = hashlib.sha256(b"right").hexdigest()
     wanted = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": digest, "size": 5}]}

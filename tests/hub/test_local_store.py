@@ -22,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.local import LocalHub
+from hf_evomerge.hub.local.objects import Objects
 from hf_evomerge.hub.local.repository import Commit, Repository, State
 from hf_evomerge.hub.local.store import Store
 from hf_evomerge.hub.local.wire import Refusal
@@ -203,6 +204,24 @@ def test_commits_at_the_same_time(lfs_api: HfApi) -> None:
         assert answers == [200, *[412] * 7]
 
 
+def test_parts_are_joined_as_they_were_sent(tmp_path: Path) -> None:
+    """Parts make a content only if all are there, are the ones that were sent, and together are what was announced."""
+    objects, digest = Objects(tmp_path), hashlib.sha256(b"abc").hexdigest()
+    etags = [objects.receive_part(digest, number, [part]) for number, part in enumerate((b"a", b"bc"), start=1)]
+    assert etags[0] == hashlib.md5(b"a").hexdigest()
+    for wrong, message in [
+        ([etags[0], etags[0]], "part 2 is missing or differs"),
+        ([*etags, etags[0]], "part 3 is missing or differs"),
+        ([etags[0]], "does not match the SHA-256"),
+    ]:
+        with pytest.raises(Refusal, match=message):
+            objects.join(digest, wrong)
+        assert objects.size(digest) is None
+    objects.join(digest, etags)
+    assert objects.open_file(digest, None).read_bytes() == b"abc"
+    assert list(objects.temporary.iterdir()) == []
+
+
 def test_creation_that_was_killed_is_forgotten(tmp_path: Path) -> None:
     """What a killed run left half-made is neither shown nor in the way."""
     store = Store(tmp_path)
@@ -215,6 +234,26 @@ def test_creation_that_was_killed_is_forgotten(tmp_path: Path) -> None:
     assert list(again.create(State("models", "a/m"), author="a").at("main").tree) == [".gitattributes"]
     with pytest.raises(Refusal, match="already created"):
         again.create(State("models", "a/m"), author="a")
+
+
+def test_a_folder_that_is_damaged(tmp_path: Path) -> None:
+    """A state that cannot be read is one line that names its file, and the folder is free again."""
+    made = Store(tmp_path).create(State("models", "a/m"), author="a")
+    for content in (b"", b"[1]", b'{"mood": 1}'):
+        (made.folder / "repository.json").write_bytes(content)
+        with pytest.raises(HubError, match=r"repository\.json: no repository of this hub"):
+            LocalHub(tmp_path).start()
+    (made.folder / "repository.json").unlink()
+    with LocalHub(tmp_path) as hub:
+        assert hub.endpoint
+
+
+@pytest.mark.parametrize("wrong", [{"user": "../x"}, {"user": ""}, {"orgs": ["fine", "a/b"]}, {"token": " "}])
+def test_users_that_cannot_be(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """A name that the Hub would not take, and an empty token, are refused before anything starts."""
+    with pytest.raises(HubError, match=r"is no name of|is empty"):
+        LocalHub(tmp_path / "hub", **wrong)
+    assert not (tmp_path / "hub").exists()
 
 
 def test_history_with_merges(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ CASES = [
     ("nuslerp", [{"weight": 0.7}, {"weight": GROUPED}], {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
     ("multislerp", [{"weight": 0.6}, {"weight": GROUPED}, {"weight": 0.2}], {}),
     ("karcher", [{"weight": 0.6}, {"weight": GROUPED}, {}], {}),
+    ("linear", [{"weight": [0.2, 0.9]}, {"weight": {"*up_proj*": [0.5, 0.1], "default": 0.4}}], {}),
     ("nearswap", [{}], {"t": {"embed": 0.001, "default": 0.01}}),
     ("arcee_fusion", [{}], {}),
 ]
@@ -54,8 +55,8 @@ def merge(method, base, sources, parameters=(), options=None, *, seed=0, name=NA
     chosen = get_method(method)
     job = TensorJob(name, chosen, base, sources, seed=seed, keep=keep)
     out = torch.empty(sources[0].shape)
-    values = complete_parameters(chosen, parameters, len(sources))
-    job.run(values, complete_options(chosen, options or {}), out, slice_size=slice_size)
+    values = complete_parameters(chosen, parameters, len(sources), 4)
+    job.run(values, complete_options(chosen, options or {}, 4), out, slice_size=slice_size)
     return out
 
 

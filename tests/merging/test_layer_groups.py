@@ -1,11 +1,11 @@
-"""Layer groups: which tensor belongs where, and which value applies to it."""
+"""Layer groups, name patterns and gradients: which tensor belongs where, and which value applies to it."""
 
 from __future__ import annotations
 
 import pytest
 
 from hf_evomerge.errors import RecipeError
-from hf_evomerge.merging.groups import Grouping, check_groups, classify, parse_key, resolve
+from hf_evomerge.merging.groups import Grouping, check_keys, classify, expand, parse_key, per_group, resolve
 
 NAMES = {
     ("embed", None, None): [
@@ -85,7 +85,7 @@ def test_every_tensor_has_one_group():
         for split in (False, True):
             grouping = Grouping(size, split, 13)
             values = {key: float(position) for position, key in enumerate(grouping.keys)}
-            check_groups(values, 13)
+            check_keys(values, 13)
             for name in (name for names in NAMES.values() for name in names):
                 assert values[grouping.key_of(name)] == resolve(values, name)
 
@@ -123,7 +123,104 @@ def test_a_grouping_that_cannot_be_is_refused(size, count):
 
 
 def test_keys_are_read_whole():
-    """A group key is not a pattern: nothing may follow it."""
+    """A group key without a star is not a pattern: nothing may follow it."""
     for key in ("blocks.1 ", "embeds", "blocks.01x", "blocks.1-", "", "blocks.1\n"):
         with pytest.raises(RecipeError, match="is not a layer group"):
             parse_key(key)
+
+
+UP, DOWN, NORM = (f"model.layers.4.{part}.weight" for part in ("mlp.up_proj", "mlp.down_proj", "input_layernorm"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*down_proj*", [DOWN]),
+        ("*", [UP, DOWN, NORM]),
+        ("*.mlp.*.weight", [UP, DOWN]),
+        ("model.layers.4.input_layernorm.weight*", [NORM]),
+        ("model.*.4.*up*", [UP]),
+        ("down_proj*", []),
+        ("*down_proj", []),
+        ("*weight*weight*", []),
+        ("*.4.*.4.*", []),
+        ("**mlp**", [UP, DOWN]),
+    ],
+)
+def test_a_pattern_names_whole_names(pattern, names):
+    """A star stands for any text, none included, and everything else for itself; the whole name must follow the pattern."""
+    assert [name for name in (UP, DOWN, NORM) if parse_key(pattern).covers(name)] == names
+
+
+def test_a_long_pattern_takes_no_time():
+    """A pattern of many stars is answered at once, whatever the name."""
+    assert not parse_key("*a" * 500 + "*b").covers("a" * 5000)
+
+
+def test_patterns_come_before_groups_and_in_order():
+    """Of the keys that name a tensor the first pattern counts, then its group, then default."""
+    value = {"default": 1, "blocks.4.mlp": 2, "*up_proj*": 3, "*mlp*": 4, "*norm*": 5}
+    assert [resolve(value, name) for name in (UP, DOWN, NORM, "model.layers.5.mlp.up_proj.weight")] == [3, 4, 5, 3]
+    assert resolve({"*mlp*": 4, "*up_proj*": 3, "default": 0}, UP) == 4
+    assert resolve({"*x*": 4, "blocks.4.mlp": 2, "default": 0}, UP) == 2
+    assert resolve({"*x*": 4, "default": 0}, "lm_head.weight") == 0
+
+
+def _over_blocks(value, count):
+    names = ["model.embed_tokens.weight", *(f"model.layers.{i}.mlp.x" for i in range(count)), "lm_head.weight"]
+    return [resolve(expand(value, 0, count - 1), name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("value", "numbers"),
+    [
+        ([0.0, 1.0], [0, 0, 0.25, 0.5, 0.75, 1, 0]),
+        ([1.0, 0.0, 4.0], [1, 1, 0.5, 0, 2, 4, 1]),
+        ([0.3], [0.3] * 7),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], [1, 1, 3, 5, 7, 9, 1]),
+        ({"default": [0.0, 1.0], "head": 9.0, "embed": 8.0}, [8, 0, 0.25, 0.5, 0.75, 1, 9]),
+        ({"blocks.1-3": [0.0, 1.0], "default": 5.0}, [5, 5, 0, 0.5, 1, 5, 5]),
+        ({"blocks.2": [3.0, 7.0], "default": [0.0, 1.0]}, [0, 0, 0.25, 7, 0.75, 1, 0]),
+        ({"*mlp*": [0.0, 1.0], "default": 5.0}, [5, 0, 0.25, 0.5, 0.75, 1, 5]),
+    ],
+)
+def test_a_gradient_runs_over_the_blocks(value, numbers):
+    """A list is interpolated linearly over all blocks, or over those it stands under; elsewhere the first number counts."""
+    assert _over_blocks(value, 5) == pytest.approx(numbers, abs=1e-12)
+
+
+def test_a_gradient_over_one_block():
+    """A model of one block has the last number in it, and the first outside."""
+    assert _over_blocks([2.0, 5.0], 1) == [2, 5, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            {"*mpl*": 1, "default": 0},
+            r"the pattern '\*mpl\*' names no tensor; the names are like .*embed.* and .*layers.4.mlp.up",
+        ),
+        ({"embed": 0, "*mlp*": 1}, "no layer group names model.layers.4.input_layernorm.weight"),
+        ({"default": 0, "blocks.5": 1}, "layer group blocks.5: there are 5 blocks, 0 to 4"),
+        ({"default": 0, "blocks.4": 1, "blocks.4.mlp": 1}, "layer groups blocks.4 and blocks.4.mlp both name"),
+    ],
+)
+def test_keys_are_checked_against_the_tensors(value, message):
+    """A pattern that names nothing and a tensor without a value, or with two, are refused once the names are known."""
+    with pytest.raises(RecipeError, match=message):
+        check_keys(value, 5, ["model.embed_tokens.weight", UP, DOWN, NORM])
+
+
+def test_patterns_wait_for_the_names():
+    """Without the tensors' names patterns cannot be checked and are let through."""
+    check_keys({"*mpl*": 1}, 5)
+
+
+def test_values_per_group():
+    """Numbers per layer group are handed back; gradients and patterns are refused with the place."""
+    assert per_group(0.5, "weight") == 0.5
+    assert per_group({"embed": 1.0, "default": 2.0}, "weight") == {"embed": 1.0, "default": 2.0}
+    for value in ([0.0, 1.0], {"default": [0.0]}, {"*mlp*": 1.0, "default": 0.0}):
+        with pytest.raises(RecipeError, match="weight: given as a gradient or by name patterns"):
+            per_group(value, "weight")

@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from hf_evomerge.errors import EvoMergeError, RecipeError, SourceError
 from hf_evomerge.merging.checkpoint import merge_checkpoint
 from hf_evomerge.merging.registry import all_methods, get_method
-from hf_evomerge.merging.writer import Entry, parse_size, plan_shards
+from hf_evomerge.shards import Entry, parse_size, plan_shards
 from hf_evomerge.sources import Source
 
 DARE = [{"weight": 0.9, "density": 0.5}, {"weight": 0.7, "density": {"embed": 1, "blocks.0-1": 0.25, "head": 0.5}}]
@@ -53,6 +53,18 @@ def test_a_merge_equals_the_reference(family, make_recipe, tmp_path):
             kept.append(reference.drop(sources[index] - base, rho, field, "expected"))
         expected = reference.vote(base, kept, [0.9, 0.7], normalize=False)
         assert abs(tensor.double().flatten().numpy() - expected).max() < 1e-6
+
+
+def test_gradients_and_patterns_reach_the_tensors(family, make_recipe, tmp_path):
+    """A gradient over the two blocks, and a pattern of names, give each tensor its own weight."""
+    weights = [{"weight": {"*down_proj*": 3.0, "default": [0.0, 1.0]}}, {"weight": {"*norm*": [2.0], "default": 1.0}}]
+    recipe = make_recipe(family, "linear", weights, {"normalize": False}, base=False)
+    merged = load_file(merge_checkpoint(recipe, tmp_path / "out", progress=False) / "model.safetensors")
+    first, second = (load_file(family / name / "model.safetensors") for name in ("source0", "source1"))
+    for name, tensor in merged.items():
+        here = 3.0 if "down_proj" in name else 1.0 if "layers.1." in name else 0.0
+        there = 2.0 if "norm" in name else 1.0
+        assert torch.equal(tensor, first[name] * here + second[name] * there), name
 
 
 @pytest.mark.parametrize("method", sorted(all_methods()))
@@ -223,6 +235,8 @@ def test_mistakes_are_found_before_anything_is_written(family, half_family, make
     """A wrong parameter, or parents that do not fit, leave no trace on disk."""
     with pytest.raises(RecipeError, match=r"merge.parameters\[0\].density"):
         merge_checkpoint(make_recipe(family, "linear", [{"density": 1}, {}]), tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"weight: the pattern '\*mpl\*' names no tensor; the names are like model.embed"):
+        merge_checkpoint(make_recipe(family, "linear", [{"weight": {"default": 1, "*mpl*": 1}}, {}]), tmp_path / "out")
     with pytest.raises(RecipeError, match="there are 2 blocks, 0 to 1"):
         merge_checkpoint(make_recipe(family, "linear", [{"weight": {"default": 1, "blocks.2": 1}}, {}]), tmp_path / "out")
     mixed = make_recipe(family, "linear").model_dump()

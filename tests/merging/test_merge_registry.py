@@ -93,6 +93,12 @@ REFUSED = [
         part("ties", [{}, {"density": {"default": 0.5}}], semantics="paper"),
         r"parameters\[1\].density: semantics paper trims the whole model at once; give one number",
     ),
+    (part(parameters=[{"weight": []}, {}]), r"merge.parameters\[0\].weight: an empty list; give the numbers of the gradient"),
+    (part(parameters=[{"density": [0.5, 2]}, {}]), r"merge.parameters\[0\].density\[1\]: 2(.0)? is out of range"),
+    (part(parameters=[{"density": {"*mlp*": [0.5, -1], "default": 1}}, {}]), r"density.\*mlp\*\[1\]: -1(.0)? is out of range"),
+    (part(**{"lambda": [1.0, 2.0]}), r"merge.options.lambda: takes one value, not a gradient over the layers"),
+    (part("linear", [{"weight": [0, 1]}, {"weight": [0, 2]}]), "the weights of linear add up to 0"),
+    (part("ties", [{}, {"density": [0.5, 1]}], semantics="paper"), r"parameters\[1\].density: semantics paper trims the whole"),
     (part("slerp", t={"default": 0.5, "blocks.9": 1}), r"merge.options.t: layer group blocks.9: there are 4 blocks"),
 ]
 
@@ -115,6 +121,17 @@ def test_a_right_part_passes():
     halves = [{"weight": {"default": 0, "embed": 1, "blocks.0-1": 1, "head": 1}}, {"weight": 0.5}]
     check_part(part("linear", halves), sources=2, has_base=False, layer_count=2)
     check_part(part("ties", [{"density": 0.5}, {}], semantics="paper"), sources=2, has_base=True)
+
+
+def test_patterns_are_checked_against_the_names():
+    """With the tensors' names, a pattern that names none of them is refused, and weights that cancel for a single tensor."""
+    names = ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
+    known = {"sources": 2, "has_base": False, "layer_count": 1, "names": names}
+    check_part(part("linear", [{"weight": {"*mlp*": [0.0, 2.0], "default": 1}}, {"weight": 1}]), **known)
+    with pytest.raises(RecipeError, match=r"merge.options.t: the pattern '\*attn\*' names no tensor"):
+        check_part(part("slerp", t={"*attn*": 0.1, "default": 0.5}), **known)
+    with pytest.raises(RecipeError, match="the weights of linear add up to 0"):
+        check_part(part("linear", [{"weight": {"*mlp*": -1, "default": 1}}, {"weight": 1}]), **known)
 
 
 def test_a_base_is_asked_for():

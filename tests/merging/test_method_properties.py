@@ -156,7 +156,7 @@ def test_the_memory_of_a_search_is_declared(method, parameters, options):
     base, sources = base.view(100, 1000).bfloat16(), [source.view(100, 1000).bfloat16() for source in sources]
     job = TensorJob(NAME, chosen, base, sources, seed=0, keep=True)
     inputs = [id(tensor) for tensor in [job._base, *job._inputs]]
-    values, complete = complete_parameters(chosen, parameters, len(sources)), complete_options(chosen, options)
+    values, complete = complete_parameters(chosen, parameters, len(sources), 4), complete_options(chosen, options, 4)
     model = ModelJob([job])
     facts = model.survey(values, complete)
     job.run(values, complete, torch.empty(100, 1000), model=facts)

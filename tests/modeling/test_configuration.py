@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import StrictDataclassClassValidationError
+import torch
+from refusals import REFUSALS, VALID, table
 from tiny_models import ARCHITECTURES, tiny_model
-from transformers import AutoConfig, LlamaConfig, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from hf_evomerge.modeling import EvoMergedConfig, check_alike
 from hf_evomerge.modeling.origins import check_rearrangeable
@@ -46,47 +47,32 @@ def test_first_terms_take_the_first_slots() -> None:
     assert config.hops[2] == [(0, 0, 2.0), (1, 1, 1.0), (1, 3, -1e-3)]
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"path": ["0:0", "0:3"]}, "path[1]: layer 3 of source 0, which has 3 layers"),
-        ({"path": ["2:0", "0:2"]}, "path[0]: source 2, but there are 2 sources"),
-        ({"path": ["0:0", "0:0-2"]}, "path[1]: cannot read '0:0-2'"),
-        ({"path": ["0:0", "0:1 x2"]}, "path[1]: cannot read"),
-        ({"path": ["0:0", 7]}, "path[1]: cannot read 7"),
-        ({"path": ["0:0", "0:1*1e999"]}, "path[1]: cannot read"),
-        ({"path": []}, "path: no hops"),
-        ({"path": "0:0"}, "path: str, but it must be a list"),
-        ({"path": ["0:0"] * 4097}, "path: 4097 hops"),
-        ({"path": [" + ".join(["0:0"] * 5000)]}, "path: 5000 terms"),
-        ({"scales": [1.0]}, "scales: 1 numbers for a path of 2 hops"),
-        ({"scales": [1.0, float("nan")]}, "scales[1]: nan is not a finite number"),
-        ({"scales": [float("-inf"), 1.0]}, "scales[0]: -inf is not a finite number"),
-        ({"scales": [1.0, True]}, "scales[1]: True is not a finite number"),
-        ({"scales": [1.0, "1"]}, "scales[1]: '1' is not a finite number"),
-        ({"scale_target": "attention"}, "scale_target: 'attention' is unknown"),
-        ({"embedding_source": 2}, "embedding_source: 2, but there are 2 sources"),
-        ({"embedding_source": -1}, "embedding_source: -1"),
-        ({"sources": [{"model": "a"}]}, "sources[0]:"),
-        ({"text_config": {"model_type": "no_such_model"}}, "text_config.model_type: 'no_such_model'"),
-        ({"text_config": {"model_type": "vit"}}, "text_config.model_type: 'vit'"),
-        ({"text_config": {}}, "text_config.model_type: None"),
-        ({"text_config": 3}, "text_config: int"),
-        ({"text_config": {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": "wide"}}, "text_config: "),
-        ({"text_config": {"model_type": "qwen2", "num_hidden_layers": 2, "layer_types": ["full_attention"]}}, "text_config"),
-        ({"text_config": llama(3)}, "text_config.num_hidden_layers: 3, but the path needs 2 cache slots"),
-        ({"text_config": {"model_type": "llama", "num_hidden_layers": 10**9}}, "text_config.num_hidden_layers: 1000000000"),
-        ({"text_config": {"model_type": "gpt2", "n_layer": 5}}, "text_config.num_hidden_layers: 5"),
-    ],
-)
-def test_what_is_wrong_is_one_line_that_names_the_field(fields: dict[str, Any], message: str) -> None:
-    """A wrong field is refused with one line that begins with its name, before anything is made."""
-    with pytest.raises(ValueError, match=r"^\w+") as caught:
-        EvoMergedConfig(
-            **{"text_config": llama(2), "path": ["0:0", "0:2"], "sources": [{"layers": 3}, {"layers": 3}], **fields}
-        )
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("what", REFUSALS)
+def test_a_wrong_config_json_is_refused_in_one_line(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong config.json is refused with one line that begins with the field's name, before a module is made."""
+    fields, message = REFUSALS[what]
+    (tmp_path / "config.json").write_text(json.dumps({**VALID, **fields}))
+    monkeypatch.setattr(torch.nn.Module, "__init__", None)
+    for load in (AutoConfig.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(ValueError, match=r"^[\w.]+(\[\d+\])?(\.\w+)?: ") as caught:
+            load(tmp_path)
+        assert str(caught.value).startswith(message)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 300
+
+
+def test_the_refusals_are_documented() -> None:
+    """docs/model.md shows what is refused and with which words; `python tests/modeling/refusals.py` prints the table."""
+    assert table() in (Path(__file__).parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
+
+
+def test_the_configuration_that_the_refusals_spoil_is_valid(tmp_path: Path) -> None:
+    """Without what makes it wrong, the config.json of the test above is read, and written back as it was."""
+    (tmp_path / "config.json").write_text(json.dumps(VALID))
+    read = AutoConfig.from_pretrained(tmp_path)
+    assert {name: getattr(read, name) for name in VALID if name not in ("model_type", "text_config")} == {
+        name: value for name, value in VALID.items() if name not in ("model_type", "text_config")
+    }
 
 
 def test_a_layer_has_one_type_wherever_it_runs() -> None:
@@ -105,11 +91,12 @@ def test_the_terms_of_a_hop_are_of_one_layer_type() -> None:
 
 
 def test_a_changed_configuration_is_checked_when_saved(tmp_path: Path) -> None:
-    """A configuration that was changed into nonsense cannot be saved."""
+    """A configuration that was changed into nonsense cannot be saved, and says so in one line."""
     config = merged(["0:0", "1:3"])
     config.scales = [1.0, float("nan")]
-    with pytest.raises(StrictDataclassClassValidationError, match="scales"):
+    with pytest.raises(ValueError, match=r"^scales\[1\]: nan is not a finite number$"):
         config.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_lists_follow_the_path() -> None:

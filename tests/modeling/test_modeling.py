@@ -4,11 +4,11 @@ import copy
 import pickle
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
+from properties import race
 from safetensors import safe_open
 from tiny_models import VOCAB, tiny_model, token_ids
 from torch.nn import functional
@@ -236,23 +236,16 @@ def test_another_path_needs_layers_that_are_there(model: EvoMergedForCausalLM) -
         model.with_path(["0:0", "1:3"])
 
 
-def test_two_threads_may_generate_on_one_model(model: EvoMergedForCausalLM) -> None:
-    """Two threads that generate at once get what each gets alone."""
-    prompts = [token_ids()[:1], token_ids()[1:, :5]]
-    expected = [greedy(model, ids, max_new_tokens=20) for ids in prompts]
-    found: dict[tuple[int, int], torch.Tensor] = {}
-
-    def work(number: int) -> None:
-        for turn_number in range(4):
-            found[number, turn_number] = greedy(model, prompts[number], max_new_tokens=20)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 8
-    assert all(torch.equal(tokens, expected[number]) for (number, _), tokens in found.items())
+@pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
+def test_threads_may_generate_at_once(sources: list[PreTrainedModel], scale_target: str) -> None:
+    """Threads that generate at once on one model, and on other paths over its layers, get what each gets alone."""
+    model = LayerPool(sources).model(LayerPath.parse(PATH, SCALES), scale_target)
+    other = model.with_path("0:0, 0:0, 1:1", [0.5, 2.0, -1.0])
+    again = model.with_path(PATH[::-1], SCALES, scale_target="stream")
+    race([model, other, again], token_ids(), rounds=6)
+    assert torch.equal(
+        LayerPool(sources).model(LayerPath.parse(PATH, SCALES), scale_target)(token_ids()).logits, model(token_ids()).logits
+    )
 
 
 def test_gradients_reach_shared_layers_from_every_hop(model: EvoMergedForCausalLM) -> None:

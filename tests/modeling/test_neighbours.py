@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -110,10 +111,11 @@ def test_a_model_can_be_cast(model: EvoMergedForCausalLM, dtype: torch.dtype) ->
 
 
 def test_the_graph_compiles_whole(model: EvoMergedForCausalLM) -> None:
-    """torch.compile captures the forward in one graph, scales and sums included, and computes the same."""
+    """torch.compile captures the forward in one graph without a warning, scales and sums included, and computes the same."""
     expected = model(token_ids(), use_cache=False).logits
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert torch.allclose(compiled(token_ids(), use_cache=False).logits, expected, atol=1e-6)
 
 
@@ -165,6 +167,32 @@ def test_a_device_map_places_the_model(model: EvoMergedForCausalLM, tmp_path: Pa
     again = AutoModelForCausalLM.from_pretrained(tmp_path, device_map="cpu")
     assert torch.equal(again(token_ids()).logits, model(token_ids()).logits)
     assert_shared(again)
+
+
+@pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
+@pytest.mark.parametrize("memory", [90_000, 30_000, 0], ids=["half on disk", "layers on disk", "all on disk"])
+def test_layers_may_be_offloaded(model: EvoMergedForCausalLM, scale_target: str, memory: int, tmp_path: Path) -> None:
+    """With part of the layers or all of them on disk the bits are the same, and hops of one layer are in one place."""
+    pytest.importorskip("accelerate")
+    model = model.with_path(PATH, SCALES, scale_target=scale_target)
+    model.save_pretrained(tmp_path / "saved")
+    where: dict[str, object] = {"device_map": "auto", "max_memory": {"cpu": memory}} if memory else {"device_map": {"": "disk"}}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", **where, offload_folder=tmp_path / "offloaded")
+    places = again.hf_device_map
+    assert "disk" in places.values()
+    if memory == 90_000:
+        places = {slot: places[f"model.model.layers.{slot}"] for slot in range(7)}
+        assert set(places.values()) == {"cpu", "disk"}
+        assert (places[0], places[1]) == (places[3], places[4])
+    assert torch.equal(again(token_ids()).logits, model(token_ids()).logits)
+    written = [other.generate(token_ids(), max_new_tokens=5, do_sample=False) for other in (again, model)]
+    assert torch.equal(*written)
+    again.save_pretrained(tmp_path / "resaved")
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "resaved")(token_ids()).logits, model(token_ids()).logits
+    )
+    with pytest.raises(ValueError, match="its forward is replaced; load the source without device_map"):
+        again.with_path("0:0, 0:1")
 
 
 def test_a_trainer_trains_it(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
@@ -226,3 +254,28 @@ def test_lora_merges_into_layers_that_run_once(sources: list[PreTrainedModel]) -
     merged = tuned.merge_and_unload()
     assert type(merged) is EvoMergedForCausalLM
     assert torch.allclose(merged(token_ids()).logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before training", "before merging"])
+def test_lora_merges_into_layers_that_were_separated(model: EvoMergedForCausalLM, first: bool, tmp_path: Path) -> None:
+    """unshare gives hops of one layer tensors of their own, and nothing else; adapters then merge, and the result saves."""
+    before = model(token_ids()).logits
+    slots = len(model.layers)
+    if first:
+        model.unshare()
+        assert torch.equal(model(token_ids()).logits, before)
+    tuned = adapted(model)
+    expected = tuned(token_ids()).logits
+    if not first:
+        tuned.get_base_model().unshare()
+        assert torch.equal(tuned(token_ids()).logits, expected)
+    merged = tuned.merge_and_unload()
+    assert torch.allclose(merged(token_ids()).logits, expected, atol=1e-4)
+    assert merged.config.path == ["0:0", "0:1", "0:2*0.5 + 0:6*0.25", "0:3", "0:4", "0:5*1.5"]
+    assert len({id(layer.get_parameter(WEIGHT)) for layer in merged.layers}) == slots
+    merged.save_pretrained(tmp_path)
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert torch.equal(again(token_ids()).logits, merged(token_ids()).logits)
+    shorter = again.with_path("0:0, 0:4")
+    assert shorter.layers[1].get_parameter(WEIGHT) is again.layers[4].get_parameter(WEIGHT)

@@ -15,6 +15,7 @@ from hf_evomerge.recipe import FlowPart, SourceRef
 from hf_evomerge.routing import checkpoint
 from hf_evomerge.routing.checkpoint import build_flow
 from hf_evomerge.routing.pool import LayerPool
+from hf_evomerge.sources import Source
 
 IDS = torch.arange(3, 15).view(2, 6)
 FLOW = FlowPart(path=["0:0", "1:3", "0:1*0.5 + 1:1*0.5", "1:3", "0:2"], scales=[1, 0.5, 1, 2, 1])
@@ -42,7 +43,12 @@ def folders(tmp_path: Path) -> list[Path]:
 
 def build(folders: list[Path], flow: FlowPart = FLOW, **options: Any) -> Path:
     """Build into the folder ``out`` beside the sources."""
-    return build_flow(folders, flow, folders[0].parent / "out", sources=REFS, progress=False, **options)
+    return build_flow(opened(folders), flow, folders[0].parent / "out", progress=False, **options)
+
+
+def opened(folders: list[Path]) -> list[Source]:
+    """The sources, called as they are on the Hub."""
+    return [Source(folder, ref) for folder, ref in zip(folders, REFS, strict=True)]
 
 
 def evaluated(folders: list[Path], flow: FlowPart = FLOW, **options: Any) -> torch.Tensor:
@@ -112,7 +118,7 @@ def test_what_belongs_to_the_model_is_beside_it(folders: list[Path]) -> None:
 def test_building_twice_gives_the_same_bytes(folders: list[Path], tmp_path: Path) -> None:
     """The same recipe gives the same files."""
     first = build(folders)
-    second = build_flow(folders, FLOW, tmp_path / "twice", sources=REFS, progress=False)
+    second = build_flow(opened(folders), FLOW, tmp_path / "twice", progress=False)
     assert {f.name: f.read_bytes() for f in first.iterdir()} == {f.name: f.read_bytes() for f in second.iterdir()}
 
 
@@ -122,7 +128,7 @@ def test_a_checkpoint_of_the_base_model_is_read(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
     model.transformer.save_pretrained(tmp_path / "gpt2")
     flow = FlowPart(path="0:0, 0:1, 0:1")
-    out = build_flow([tmp_path / "gpt2"], flow, tmp_path / "out", sources=[SourceRef(model="gpt2")], progress=False)
+    out = build_flow([Source.open(str(tmp_path / "gpt2"))], flow, tmp_path / "out", progress=False)
     expected = LayerPool([model]).model(flow.to_path())(IDS).logits
     assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(IDS).logits, expected)
 
@@ -133,7 +139,7 @@ def test_nothing_is_left_behind_by_a_failure(folders: list[Path], monkeypatch: p
     def full(*args: Any, **options: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_shards", full)
     with pytest.raises(OSError, match="disk full"):
         build(folders)
     assert sorted(file.name for file in folders[0].parent.iterdir()) == ["a", "b"]
@@ -186,4 +192,4 @@ def test_mlp_delta_is_refused_where_it_has_no_meaning(tmp_path: Path) -> None:
     BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)).save_pretrained(tmp_path / "bloom")
     flow = FlowPart(path="0:0, 0:1", scales=[1, 0.5], scale_target="mlp_delta")
     with pytest.raises(PathError, match="'mlp_delta' is not defined for the layers of 'bloom'"):
-        build_flow([tmp_path / "bloom"], flow, tmp_path / "out", sources=[SourceRef(model="bloom")], progress=False)
+        build_flow([Source.open(str(tmp_path / "bloom"))], flow, tmp_path / "out", progress=False)

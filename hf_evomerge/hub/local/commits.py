@@ -191,7 +191,7 @@ def refs(call: Call, kind: str, repo_id: str) -> Response:
     state = call.repository(kind, repo_id).state
 
     def shown(names: dict[str, str], prefix: str) -> list[dict[str, str]]:
-        return [{"name": name, "ref": prefix + name, "targetCommit": oid} for name, oid in names.items()]
+        return [{"name": name, "ref": prefix + name, "targetCommit": oid} for name, oid in list(names.items())]
 
     answer: dict[str, Any] = {"branches": shown(state.branches, "refs/heads/"), "tags": shown(state.tags, "refs/tags/")}
     return Response(200, {**answer, "converts": [], "pullRequests": shown(state.pulls, "")})

@@ -17,7 +17,7 @@ from .api import answer
 from .call import Hub
 from .faults import Faults
 from .server import Seen, Server
-from .store import Store
+from .store import Store, is_name
 
 NOT_IMITATED = (
     "git clone and git push",
@@ -90,8 +90,16 @@ class LocalHub:
             name: Their name and namespace.
             token: Their token. It is kept in memory only, so users have to be added again after a restart.
             orgs: Organisations that they can write in.
+
+        Raises:
+            HubError: Where a name is none that the Hub would take, or the token is empty.
         """
-        self._users.add(User(name, tuple(orgs)), token)
+        names = (name, *orgs)
+        if wrong := [one for one in names if not is_name(one)]:
+            raise HubError(f"{wrong[0]!r} is no name of a user or organisation; use letters, digits, - _ and .")
+        if not token.strip():
+            raise HubError(f"the token of {name} is empty; give it one")
+        self._users.add(User(name, names[1:]), token)
 
     @property
     def endpoint(self) -> str:

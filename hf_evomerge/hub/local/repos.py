@@ -202,7 +202,7 @@ def handle_access(call: Call, kind: str, repo_id: str) -> Response:
 def access_requests(call: Call, kind: str, repo_id: str, status: str) -> Response:
     """The requests for access of one status."""
     found = call.repository(kind, repo_id, write=True)
-    asked = [(name, request) for name, request in found.state.access.items() if request["status"] == status]
+    asked = [(name, request) for name, request in list(found.state.access.items()) if request["status"] == status]
     return Response(200, [{"user": {"user": name, "fullname": name}, "requestId": name, **request} for name, request in asked])
 
 

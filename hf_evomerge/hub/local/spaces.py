@@ -56,7 +56,7 @@ def _settings(call: Call, repo_id: str, which: str) -> Response:
             else:
                 keep_setting(space.state, which, call.request.json())
             space.save()
-    return Response(200, {key: {"key": key, **about} for key, about in kept.items()})
+    return Response(200, {key: {"key": key, **about} for key, about in list(kept.items())})
 
 
 def keep_setting(state: State, which: str, item: dict[str, Any]) -> None:

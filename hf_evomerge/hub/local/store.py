@@ -9,6 +9,7 @@ import threading
 import uuid
 from pathlib import Path
 
+from ...errors import HubError
 from .objects import Objects
 from .repository import SINGULAR, STATE, Commit, Entry, Repository, State, Tree
 from .wire import Refusal
@@ -24,13 +25,18 @@ LONGEST_PATH = 1024
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 
 
+def is_name(name: str) -> bool:
+    """Whether this can be the name of a user, an organisation or a repository."""
+    return bool(NAME.fullmatch(name)) and not (".." in name or "--" in name or name.endswith(".git"))
+
+
 def check_name(name: str) -> str:
-    """A user's or repository's name, if it is one.
+    """A name, if it is one.
 
     Raises:
         Refusal: 400.
     """
-    if not NAME.fullmatch(name) or ".." in name or "--" in name or name.endswith(".git"):
+    if not is_name(name):
         raise Refusal(400, f"Invalid name: {name[:100]!r}")
     return name
 
@@ -68,6 +74,9 @@ class Store:
 
     Args:
         root: The folder; made if it is not there.
+
+    Raises:
+        HubError: Where a repository's state cannot be read.
     """
 
     def __init__(self, root: Path) -> None:
@@ -76,7 +85,10 @@ class Store:
         self._repositories: dict[tuple[str, str], Repository] = {}
         self.lock = threading.RLock()
         for state in sorted(self._folder.glob(f"*/*/*/{STATE}")):
-            repository = Repository(state.parent, self.objects.temporary)
+            try:
+                repository = Repository(state.parent, self.objects.temporary)
+            except (ValueError, TypeError) as error:
+                raise HubError(f"{state}: no repository of this hub ({error}); move its folder away") from error
             self._repositories[repository.state.kind, repository.id] = repository
 
     def get(self, kind: str, repo_id: str) -> Repository | None:

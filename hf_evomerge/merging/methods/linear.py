@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RecipeError
-from ..groups import one_of_each, parse_key, resolve
+from ..groups import resolve
 from ..registry import Call, register_method
 from .common import NORMALIZE, WEIGHT, weighted_sum
 
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def check(sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
-    """With ``normalize`` the weights must not cancel, in no layer group."""
+def check(sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], names: Sequence[str]) -> None:
+    """With ``normalize`` the weights must not cancel, for no tensor."""
     weights = [values["weight"] for values in sources]
-    keys = [parse_key(key) for weight in weights if isinstance(weight, Mapping) for key in weight]
-    blocks = 1 + max((key.last for key in keys), default=0)  # how many the model has is not known here: those that are named
-    if options["normalize"]:
-        for name in one_of_each(blocks) if keys else one_of_each(1)[:1]:
-            _total([resolve(weight, name) for weight in weights])
+    if not options["normalize"]:
+        return
+    if all(isinstance(weight, (int, float)) for weight in weights):
+        _total(weights)
+    for name in names:
+        _total([resolve(weight, name) for weight in weights])
 
 
 def _total(weights: Sequence[float]) -> float:

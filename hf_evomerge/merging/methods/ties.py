@@ -56,14 +56,14 @@ class Whole:
     majority: float = 1.0
 
 
-def check(sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
+def check(sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], names: Sequence[str] = ()) -> None:
     """The paper's semantics trim the whole model at once: there is one density per source, and no rescaling."""
     if options["semantics"] != "paper":
         return
     if options["rescale"] != "none":
         raise RecipeError(f"merge.options.rescale: {options['rescale']!r} does not go with semantics paper; write none")
     for index, values in enumerate(sources):
-        if isinstance(values["density"], Mapping):
+        if not isinstance(values["density"], (int, float)):
             raise RecipeError(
                 f"merge.parameters[{index}].density: semantics paper trims the whole model at once; give one number"
             )

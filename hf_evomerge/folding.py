@@ -20,8 +20,8 @@ from .errors import EvoMergeError, PathError, SourceError
 from .folders import copy_companions, new_folder
 from .merging.arithmetic import SLICE, tensor_order
 from .merging.checkpoint import DTYPES
-from .merging.writer import Entry, header, parse_size, plan_shards, shard_names, write_index
 from .modeling.fold_layouts import Change, FoldLayout, layout_of, matches
+from .shards import Entry, header, parse_size, plan_shards, shard_names, write_index
 from .sources import Source
 
 if TYPE_CHECKING:

@@ -1,0 +1,154 @@
+"""The commands that build and look at models: merge, convert, fold, inspect, diff, methods."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Out, app, note, one_line_errors, quiet
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="The recipe file (YAML); see docs/recipes.md.", show_default=False)],
+    out: Out,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
+    max_shard_size: Annotated[str, typer.Option(help="The largest file of weights.")] = "4GB",
+) -> None:
+    """Build the model of a recipe, or of a mergekit file. A build that was stopped goes on where it was.
+
+    **Examples**
+
+    - `hf-evomerge merge recipe.yaml --out merged`
+
+    - `hf-evomerge merge recipe.yaml --out merged --dry-run`
+    """
+    with one_line_errors():
+        from ..build import build_model, check_recipe
+        from ..mergekit import load
+
+        quiet()
+        read = load(recipe)
+        note(read.notes)
+        if dry_run:
+            typer.echo(check_recipe(read.recipe))
+            return
+        show = sys.stderr.isatty()
+        folder = build_model(
+            read.recipe,
+            out,
+            overwrite=overwrite,
+            progress=show,
+            max_shard_size=max_shard_size,
+            report=lambda line: note([line]),
+        )
+        typer.echo(f"built {folder}")
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A recipe, or a mergekit file.", show_default=False)],
+    to: Annotated[str, typer.Option(help="recipe or mergekit.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; printed where absent.")] = None,
+) -> None:
+    """Write a mergekit file as a recipe, or a recipe as a mergekit file.
+
+    **Examples**
+
+    - `hf-evomerge convert mergekit.yml --to recipe --out recipe.yaml`
+
+    - `hf-evomerge convert recipe.yaml --to mergekit`
+    """
+    with one_line_errors():
+        from ..errors import RecipeError
+        from ..mergekit import load, to_mergekit
+
+        if to not in ("recipe", "mergekit"):
+            raise RecipeError(f"--to: {to!r} is neither recipe nor mergekit")
+        read = load(file)
+        text, notes = to_mergekit(read.recipe) if to == "mergekit" else (read.recipe.to_yaml(), [])
+        note([*read.notes, *notes])
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            out.write_text(text, encoding="utf-8")
+
+
+@app.command()
+def fold(
+    model: Annotated[str, typer.Argument(help="A merged model: a folder, or a repository on the Hub.", show_default=False)],
+    out: Out,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, in place of the model's own.")] = None,
+) -> None:
+    """Write a merged model as a plain one of the source architecture, for vLLM, llama.cpp and the like.
+
+    Works where every hop of the path is one layer. Layers that run twice are written twice; the scales go into the weights.
+
+    **Example**
+
+    - `hf-evomerge fold my-search/model --out my-search/plain --dtype bfloat16`
+    """
+    with one_line_errors():
+        from ..folding import fold as fold_model
+
+        quiet()
+        typer.echo(f"wrote {fold_model(model, out, dtype=dtype)}")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a checkpoint is, from its config and headers alone: layers, parameters, vocabulary, path, sources.
+
+    **Example**
+
+    - `hf-evomerge inspect my-search/model`
+    """
+    with one_line_errors():
+        from ..inspection import inspect_model
+
+        quiet()
+        report = inspect_model(model)
+        typer.echo(report.to_json() if as_json else report.to_text())
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
+    b: Annotated[str, typer.Argument(help="The one to compare it with.", show_default=False)],
+    base: Annotated[str | None, typer.Option(help="Their common ancestor: compare the task vectors as well.")] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Show every tensor, not only layer groups.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what differs between two checkpoints: length, angle and signs, per layer group.
+
+    **Example**
+
+    - `hf-evomerge diff fine-tune-a fine-tune-b --base base`
+    """
+    with one_line_errors():
+        from ..inspection import diff_models
+
+        quiet()
+        report = diff_models(a, b, base=base, progress=sys.stderr.isatty())
+        typer.echo(report.to_json(tensors=tensors) if as_json else report.to_text(tensors=tensors))
+
+
+@app.command()
+def methods() -> None:
+    """List the merge methods and their parameters.
+
+    **Example**
+
+    - `hf-evomerge methods`
+    """
+    with one_line_errors():
+        from ..merging.table import methods_table
+
+        typer.echo(methods_table())

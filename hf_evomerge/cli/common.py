@@ -1,0 +1,56 @@
+"""What the commands share: the program, its options, one-line errors."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import EvoMergeError
+
+app = typer.Typer(
+    name="hf-evomerge",
+    help="Evolve a merge of existing language models, and load the result with from_pretrained.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that evaluate side by side; any number gives the same trials.")]
+RepoId = Annotated[str, typer.Argument(help="The repository on the Hub, user/name.", show_default=False)]
+Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
+WithSpace = Annotated[bool, typer.Option("--space", help="Make a Gradio Space for the model as well, of the same name.")]
+Licence = Annotated[str | None, typer.Option("--license", help="A Hub identifier, in place of what follows from the parents'.")]
+NoModel = Annotated[bool, typer.Option("--no-model", help="Leave the recipe, but do not build the model.")]
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A user's error ends the program with one line and status 1."""
+    try:
+        yield
+    except (EvoMergeError, OSError, sqlite3.Error) as error:  # not only ours: a folder that cannot be written, a full disk
+        typer.secho(f"error: {' '.join(str(error).split())}", err=True, fg=typer.colors.RED)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as interrupt:
+        typer.secho("interrupted; whatever was finished is kept", err=True)
+        raise typer.Exit(130) from interrupt
+
+
+def quiet() -> None:
+    """Keep the libraries' own bars and notes out of the live table."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def note(lines: list[str]) -> None:
+    """Tell the user something beside the result."""
+    for line in lines:
+        typer.secho(line if line.startswith("warning: ") else f"note: {line}", err=True)

@@ -1,0 +1,167 @@
+"""The commands around the Hub: push, rebuild, make a Space, and a Hub on loopback."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import EvoMergeError
+from .common import Licence, Private, RepoId, WithSpace, app, one_line_errors, quiet
+
+if TYPE_CHECKING:
+    from ..hub.push import PushOptions
+
+Published = Annotated[
+    list[str] | None, typer.Option(help="FOLDER=user/name: a source folder that was published there; may be given again.")
+]
+Examples = Annotated[int, typer.Option(min=0, help="Publish this many test problems, for visitors to try.")]
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished search, or of a built model.", show_default=False)],
+    repo_id: RepoId,
+    private: Private = False,
+    space: WithSpace = False,
+    revision: Annotated[str | None, typer.Option(help="The branch to commit to; made where there is none.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    licence: Licence = None,
+    language: Annotated[list[str] | None, typer.Option(help="ISO 639 code for the card; may be given again.")] = None,
+    published: Published = None,
+    examples: Examples = 0,
+    no_card: Annotated[bool, typer.Option("--no-card", help="Leave the README on the Hub as it is.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be published, and stop.")] = False,
+) -> None:
+    """Publish a merged model with its recipe, the record of its search, pictures and a card, in one commit.
+
+    Run again after a failure, it goes on where it ended. Nothing but what `--dry-run` lists leaves this machine.
+
+    **Examples**
+
+    - `hf-evomerge push my-search me/my-merge --private --dry-run`
+
+    - `hf-evomerge push my-search me/my-merge --space --examples 5`
+    """
+    with one_line_errors():
+        from ..hub.push import PushOptions, describe_push
+
+        quiet()
+        options = PushOptions(
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            licence=licence,
+            languages=tuple(language or ()),
+            published=_folders(published or []),
+            examples=examples,
+            card=not no_card,
+            space=space,
+        )
+        if dry_run:
+            typer.echo(describe_push(folder, repo_id, options))
+            return
+        push_and_report(folder, repo_id, options)
+
+
+@app.command()
+def reproduce(
+    repo_id: RepoId,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the rebuilt model in this folder.")] = None,
+) -> None:
+    """Rebuild a published model from its recipe and its sources, and compare it with what is on the Hub, bit for bit.
+
+    Ends with status 1 where they differ.
+
+    **Example**
+
+    - `hf-evomerge reproduce me/my-merge`
+    """
+    with one_line_errors():
+        from ..hub.reproduce import reproduce as reproduce_model
+
+        quiet()
+        result = reproduce_model(repo_id, revision=revision, out=out, progress=sys.stderr.isatty())
+        typer.echo(result.to_text())
+        if not result.same:
+            raise typer.Exit(1)
+
+
+@app.command()
+def space(
+    repo_id: Annotated[str | None, typer.Argument(help="The Space, user/name.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="The model on the Hub that it shows.")] = None,
+    local: Annotated[str | None, typer.Option(help="Run the app here instead: a model's folder or repository.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The model's branch or commit.")] = None,
+    private: Private = False,
+) -> None:
+    """Make the Gradio Space of a published model, or run the same app on this machine.
+
+    **Examples**
+
+    - `hf-evomerge space me/my-merge --model me/my-merge`
+
+    - `hf-evomerge space --local my-search`
+    """
+    with one_line_errors():
+        from ..hub.space import push_space, run_space
+
+        if local is not None:
+            if repo_id is not None or model is not None:
+                raise EvoMergeError("--local runs the app here; leave out the Space's name and --model")
+            run_space(local, revision=revision)
+        elif repo_id is None or model is None:
+            raise EvoMergeError("give the Space's name and --model, or --local MODEL to run the app here")
+        else:
+            quiet()
+            typer.echo(f"published {push_space(repo_id, model, revision=revision, private=private).url}")
+
+
+@app.command("hub")
+def serve_hub(
+    root: Annotated[Path, typer.Option(help="The folder to keep repositories in.")] = Path("evomerge-hub"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any that is free.")] = 8765,
+    user: Annotated[str, typer.Option(help="Your name there, and so the namespace of your repositories.")] = "local",
+) -> None:
+    """Run a small Hub on this machine, to try push, download and Spaces without an account or a network.
+
+    Prints the variables that point `huggingface_hub`, `transformers` and this program at it; see docs/local-hub.md.
+
+    **Example**
+
+    - `hf-evomerge hub --root my-hub`
+    """
+    with one_line_errors():
+        from ..hub.local import LocalHub
+
+        with LocalHub(root, port, user=user) as hub:
+            typer.echo(hub.describe())
+            with suppress(KeyboardInterrupt):
+                hub.wait()
+        typer.echo(f"stopped; the repositories are kept in {root}")
+
+
+def push_and_report(folder: Path, repo_id: str, options: PushOptions) -> None:
+    """Publish, and print where it is and what to know about it."""
+    from ..hub.push import push_model
+
+    pushed = push_model(folder, repo_id, options, progress=sys.stderr.isatty())
+    for warning in pushed.warnings:
+        typer.secho(f"warning: {warning}", err=True, fg=typer.colors.YELLOW)
+    what = "published" if pushed.model.changed else "up to date:"
+    typer.echo(f"{what} {pushed.model.url} at {pushed.model.sha[:12]}")
+    if pushed.space is not None:
+        typer.echo(f"Space: {pushed.space.url}")
+
+
+def _folders(pairs: list[str]) -> dict[str, str]:
+    """FOLDER=user/name, as a mapping."""
+    for pair in pairs:
+        folder, _, repo_id = pair.rpartition("=")
+        if not folder or not repo_id:
+            raise EvoMergeError(f"--published {pair}: write it as FOLDER=user/name")
+    return {pair.rpartition("=")[0]: pair.rpartition("=")[2] for pair in pairs}

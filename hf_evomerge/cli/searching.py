@@ -1,0 +1,189 @@
+"""The commands around a search: run it, go on with it, score and show what it found; and the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import EvoMergeError
+from .common import Licence, NoModel, Out, Private, WithSpace, Workers, app, one_line_errors, quiet
+
+if TYPE_CHECKING:
+    from ..search.loop import Result
+    from ..search.run import Plan
+
+
+@app.command()
+def search(
+    file: Annotated[Path, typer.Argument(help="The search file (YAML); see docs/search.md.", show_default=False)],
+    out: Out,
+    workers: Workers = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, time one evaluation, and stop.")] = False,
+    no_model: NoModel = False,
+    push_to: Annotated[str | None, typer.Option(help="Publish the winner as user/name when the search ends.")] = None,
+    space: WithSpace = False,
+    private: Private = False,
+    licence: Licence = None,
+) -> None:
+    """Evolve a merge, and leave the winner's recipe, the built model and pictures.
+
+    Run again on the same folder, it goes on where it was stopped.
+
+    **Examples**
+
+    - `hf-evomerge search search.yaml --out my-search --workers 2`
+
+    - `hf-evomerge search search.yaml --out my-search --dry-run`
+
+    - `hf-evomerge search search.yaml --out my-search --push-to me/my-merge --space`
+    """
+    with one_line_errors():
+        from ..search.config import SearchConfig
+
+        quiet()
+        config = SearchConfig.load(str(file))
+        if push_to is None and (space or private or licence):
+            raise EvoMergeError("--space, --private and --license say how to publish; name the repository with --push-to")
+        if push_to is not None:
+            from ..hub.push import PushOptions, check_push
+
+            if no_model:
+                raise EvoMergeError("--push-to publishes the model, and --no-model builds none; leave one out")
+            options = PushOptions(private=private, licence=licence, space=space)
+            check_push(push_to, [*config.sources, *([config.base] if config.base is not None else [])], options)
+        if dry_run:
+            from ..search.run import plan_search
+
+            _print_plan(plan_search(config), workers)
+            return
+        from ..search.run import run_search
+
+        with _live_table() as table:
+            result = run_search(config, out, workers=workers, report=table, build=not no_model)
+        _print_result(result, out, built=not no_model)
+        if push_to is not None:
+            from .publishing import push_and_report
+
+            push_and_report(out, push_to, options)
+
+
+@app.command()
+def resume(
+    study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
+    workers: Workers = 1,
+    no_model: NoModel = False,
+) -> None:
+    """Go on with a search that was stopped, to the same trials as if it never had been.
+
+    **Example**
+
+    - `hf-evomerge resume my-search --workers 2`
+    """
+    with one_line_errors():
+        from ..search.run import resume_search
+
+        quiet()
+        with _live_table() as table:
+            result = resume_search(study, workers=workers, report=table, build=not no_model)
+        _print_result(result, study, built=not no_model)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
+    file: Annotated[Path, typer.Option("--search", help="Take task and data from this search file.", show_default=False)],
+    split: Annotated[str, typer.Option(help="Which of its splits: search, validation or test.")] = "test",
+    show: Annotated[int, typer.Option(min=0, help="Print this many problems with the model's answers.")] = 0,
+) -> None:
+    """Score one model on the task of a search.
+
+    **Example**
+
+    - `hf-evomerge eval my-search/model --search search.yaml --split test --show 3`
+    """
+    with one_line_errors():
+        from ..search.config import SearchConfig
+        from ..search.run import evaluate_model
+
+        quiet()
+        report = evaluate_model(model, SearchConfig.load(str(file)), split=split, show=show)
+        typer.echo(report)
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="The folder of a search or of a built model.", show_default=False)],
+    best: Annotated[int, typer.Option(min=1, help="How many of the best trials to list.")] = 5,
+) -> None:
+    """Show what a search has found so far, or which path or merge a model is.
+
+    **Examples**
+
+    - `hf-evomerge show my-search`
+
+    - `hf-evomerge show my-search/model`
+    """
+    with one_line_errors():
+        from ..search.show import describe_model, describe_study
+        from ..search.study import STUDY_FILE
+
+        typer.echo(describe_study(folder, best) if (folder / STUDY_FILE).exists() else describe_model(folder))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("evomerge-demo"),
+    workers: Annotated[int, typer.Option(min=1, help="Processes that evaluate side by side.")] = min(2, os.cpu_count() or 1),
+    evaluations: Annotated[int | None, typer.Option(min=8, help="Trials per search, in place of the demo's own.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the searches.")] = 0,
+    push_to: Annotated[str | None, typer.Option(help="Publish the winner as user/name on the Hub, not on loopback.")] = None,
+) -> None:
+    """Merge two tiny specialists that ship with the package, in a few minutes and without a network.
+
+    **Example**
+
+    - `hf-evomerge demo --out evomerge-demo`
+    """
+    with one_line_errors():
+        from ..demo.quickstart import run_demo
+
+        quiet()
+        run_demo(out, workers=workers, evaluations=evaluations, seed=seed, push_to=push_to)
+
+
+@contextmanager
+def _live_table() -> Iterator[Any]:
+    from ..search.display import LiveTable
+
+    with LiveTable() as table:
+        yield table
+
+
+def _print_plan(plan: Plan, workers: int) -> None:
+    for stage, count in plan.evaluations.items():
+        size = f", {plan.dimensions[stage]} numbers to evolve" if stage in plan.dimensions else ""
+        typer.echo(f"{stage}: {count} evaluations{size}")
+    typer.echo(f"examples: {json.dumps(plan.examples)}")
+    minutes = plan.minutes / workers
+    whole = (
+        f"{minutes:.0f} minutes"
+        if 2 <= minutes < 120
+        else f"{minutes * 60:.0f} seconds"
+        if minutes < 2
+        else f"{minutes / 60:.0f} hours"
+    )
+    typer.echo(f"one evaluation takes {plan.seconds_per_evaluation:.3g} s: about {whole} in all, with workers={workers}")
+
+
+def _print_result(result: Result, out: Path, *, built: bool) -> None:
+    from ..search.show import results_table
+
+    typer.echo(results_table(result))
+    model = [f"model:  {out / 'model'}"] if built else []
+    typer.echo("\n".join([f"recipe: {out / 'recipe.yaml'}", *model, f"plots:  {out / 'plots'}"]))

@@ -1,0 +1,326 @@
+"""Reads mergekit's YAML files as recipes.
+
+A file that says something a recipe cannot is refused with the key's name. ``slices`` become a stack, filters become patterns of
+tensor names, and lists of numbers are gradients in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any, cast, get_args
+
+from ..errors import RecipeError
+from ..merging.registry import Parameter, check_part, check_sources, get_method
+from ..recipe import Dtype, MergePart, Recipe, SlicePart, SourceRef, read_yaml, validate
+from .words import REQUIRED, WITHOUT_BASE
+
+KEYS = (
+    *("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer"),
+    *("chat_template", "name"),
+)
+SILENT = ("int8_mask",)  # changes how mergekit computes, not what
+Setting = list[tuple[str | None, Any]]
+
+
+@dataclass
+class Converted:
+    """A recipe, and what was left out on the way to it.
+
+    Attributes:
+        recipe: The recipe.
+        notes: Lines for the user.
+    """
+
+    recipe: Recipe
+    notes: list[str] = field(default_factory=list)
+
+
+def load(file: str | FilePath) -> Converted:
+    """Read a recipe from a file, be it a recipe or mergekit's; raises `RecipeError` that begins with the file's name."""
+    try:
+        text = FilePath(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise RecipeError(f"{file}: cannot be read: {cause}") from cause
+    try:
+        data = read_yaml(text, RecipeError)
+        return _read(data) if "merge_method" in data else Converted(validate(Recipe, data, RecipeError))
+    except RecipeError as cause:
+        raise RecipeError(f"{file}: {cause}") from cause
+
+
+def from_mergekit(text: str) -> Converted:
+    """Read a mergekit file.
+
+    Args:
+        text: Its YAML.
+
+    Raises:
+        RecipeError: It is no such file, or says what a recipe cannot, naming the key.
+
+    Example:
+        >>> from_mergekit(Path("mergekit.yml").read_text()).recipe.save("recipe.yaml")  # doctest: +SKIP
+    """
+    return _read(read_yaml(text, RecipeError))
+
+
+def _read(data: Mapping[str, Any]) -> Converted:
+    for key, why in (("modules", "a recipe is of one language model"), ("merge_method", "")):
+        if (key in data) != (key == "merge_method"):
+            raise RecipeError(f"{key}: {why or 'missing; this is no mergekit file'}")
+    if unknown := sorted(set(data) - set(KEYS)):
+        raise RecipeError(f"{unknown[0]}: no key of a mergekit file that is known here (found {data[unknown[0]]!r:.60})")
+    if ("models" in data) == ("slices" in data):
+        raise RecipeError("models: give either models or slices")
+    return _Reader(data).read()
+
+
+class _Reader:
+    """Reads one file."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.data = data
+        self.method = get_method(str(data["merge_method"]))
+        self.base = _model(data["base_model"], "base_model") if data.get("base_model") is not None else None
+        self.sources: list[SourceRef] = []
+        self.given = _mapping(data.get("parameters"), "parameters")
+        self.notes: dict[str, None] = {}
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the base stands apart from the sources, as it does where task vectors are merged."""
+        return self.base is not None and self.method.name not in WITHOUT_BASE
+
+    def read(self) -> Converted:
+        part = self._models() if "models" in self.data else self._slices()
+        recipe: dict[str, Any] = {"sources": self.sources, "merge": part, "dtype": self._dtype(), **self._tokenizer()}
+        if self.keeps_base:
+            recipe["base"] = self.base
+        made = validate(Recipe, recipe, RecipeError)
+        if part.slices is None:
+            check_part(part, sources=len(self.sources), has_base=self.keeps_base)
+        for piece in part.slices or ():
+            check_sources(self.method, len(piece.layers), self.keeps_base)
+        return Converted(made, list(self.notes))
+
+    def _models(self) -> MergePart:
+        entries = [
+            (_model(_entry(item, where)["model"], f"{where}.model"), _mapping(_entry(item, where).get("parameters"), where))
+            for where, item in _items(self.data["models"], "models")
+        ]
+        entries = self._in_order(entries)
+        if self.base is not None and not self.keeps_base and self.base not in [ref for ref, _ in entries]:
+            entries.append((self.base, {}))  # mergekit merges the base as one more model
+        values = []
+        for ref, given in entries:
+            if not (self.keeps_base and ref == self.base):
+                self.sources.append(ref)
+                values.append(self._values("source", [given, self.given], f"models ({ref})"))
+        return self._part(
+            MergePart(method=self.method.name, options=self._values("global", [self.given], ""), parameters=values)
+        )
+
+    def _in_order(self, entries: list[tuple[SourceRef, Any]]) -> list[tuple[SourceRef, Any]]:
+        """As they are; slerp begins at the base."""
+        if self.method.name == "slerp":
+            if self.base is None:
+                raise RecipeError("base_model: missing; slerp begins there")
+            entries = sorted(entries, key=lambda entry: entry[0] != self.base)
+        return entries
+
+    def _slices(self) -> MergePart:
+        pieces = []
+        for where, item in _items(self.data["slices"], "slices"):
+            if unknown := sorted(set(item) - {"sources", "parameters", "base_model"}):
+                raise RecipeError(f"{where}.{unknown[0]}: a recipe has nothing like it (found {item[unknown[0]]!r:.60})")
+            if item.get("base_model") is not None and _model(item["base_model"], f"{where}.base_model") != self.base:
+                raise RecipeError(f"{where}.base_model: a recipe has one base")
+            pieces.append(self._slice(item, where))
+        return self._part(MergePart(method=self.method.name, options=self._values("global", [self.given], ""), slices=pieces))
+
+    def _slice(self, item: Mapping[str, Any], where: str) -> SlicePart:
+        own = _mapping(item.get("parameters"), f"{where}.parameters")
+        layers, values, base = [], [], None
+        entries = [
+            (_model(_entry(source, place)["model"], f"{place}.model"), (place, source))
+            for place, source in _items(item.get("sources"), f"{where}.sources")
+        ]
+        for ref, (place, source) in self._in_order(entries):
+            span = _layers(source.get("layer_range"), place)
+            if self.keeps_base and ref == self.base:
+                base = span
+                continue
+            if ref not in self.sources:
+                self.sources.append(ref)
+            layers.append(f"{self.sources.index(ref)}:{span}")
+            scopes = [_mapping(source.get("parameters"), place), own, self.given]
+            values.append(self._values("source", scopes, place))
+        if self.keeps_base and base is None:
+            raise RecipeError(f"{where}.sources: the base_model is not among them; name its layers")
+        options = {name: value for name, value in self._values("global", [own, self.given], where).items() if name in own}
+        same = base is None or (layers and layers[0].partition(":")[2] == base)
+        return SlicePart(layers=layers, base=None if same else base, options=options, parameters=values)
+
+    def _part(self, part: MergePart) -> MergePart:
+        """The part without what is empty."""
+        empty = part.slices is None and not any(part.parameters)
+        pieces = [
+            piece if any(piece.parameters) else piece.model_copy(update={"parameters": []}) for piece in part.slices or ()
+        ]
+        return part.model_copy(update={"parameters": [] if empty else part.parameters, "slices": pieces or None})
+
+    def _values(self, scope: str, scopes: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
+        """The parameters of a scope from the settings that may hold them, the first of which counts most."""
+        declared = {p.name: p for p in self.method.parameters if p.scope == scope and p.name != "semantics"}
+        if self.method.name == "karcher":
+            declared.pop("weight", None)
+        for name in {name: None for settings in scopes for name in settings}:
+            if name not in {p.name for p in self.method.parameters} and name not in SILENT:
+                self.notes[f"parameters.{name}: {self.method.name} has no such parameter; left out, as mergekit does"] = None
+        found = {}
+        for name, parameter in declared.items():
+            setting = _setting([settings[name] for settings in scopes if settings.get(name) is not None], f"{where}.{name}")
+            if setting:
+                found[name] = _value(parameter, setting, f"{where}.{name}".lstrip("."))
+            elif name in REQUIRED and not (scope == "global" and "slices" in self.data and where == ""):
+                raise RecipeError(f"{where}.parameters.{name}: missing; mergekit has no default for it".lstrip("."))
+        return found
+
+    def _dtype(self) -> str | None:
+        dtype = self.data.get("out_dtype") or self.data.get("dtype")
+        if dtype is not None and dtype not in get_args(Dtype):
+            key = "out_dtype" if self.data.get("out_dtype") else "dtype"
+            raise RecipeError(f"{key}: {dtype!r} cannot be written; a recipe's result is {', '.join(get_args(Dtype))}")
+        return cast(str | None, dtype)
+
+    def _tokenizer(self) -> dict[str, Any]:
+        """The keys of the recipe that say which tokenizer and chat template go with the result."""
+        source: Any = self.data.get("tokenizer_source")
+        if (given := self.data.get("tokenizer")) is not None:
+            settings = _mapping(given, "tokenizer")
+            for key in ("tokens", "pad_to_multiple_of"):
+                if settings.get(key):
+                    raise RecipeError(f"tokenizer.{key}: a recipe adds no tokens (found {settings[key]!r:.60})")
+            source = settings.get("source", "union")
+        if source == "union":
+            raise RecipeError("tokenizer_source: union: a recipe makes no vocabulary of several; leave it out, or name a model")
+        ref = self.base if source in (None, "base") else _model(source, "tokenizer_source")
+        found: dict[str, Any] = {}
+        if ref is not None and self.keeps_base and ref == self.base:
+            found["tokenizer"] = "base"
+        elif ref is not None and ref not in self.sources:
+            raise RecipeError(f"tokenizer_source: {ref} is none of the models (found {', '.join(map(str, self.sources))})")
+        elif ref is not None and self.sources.index(ref) > 0:
+            found["tokenizer"] = self.sources.index(ref)
+        template = self.data.get("chat_template")
+        if template is not None:
+            if not isinstance(template, str) or "{" not in template:
+                raise RecipeError(f"chat_template: {template!r:.60} is a name; a recipe holds the Jinja text itself")
+            found["chat_template"] = template
+        return found
+
+
+def _items(value: Any, where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """The mappings of a list, each with its place."""
+    if not isinstance(value, list) or not value:
+        raise RecipeError(f"{where}: expected a list (found {value!r:.60})")
+    return [(f"{where}[{position}]", _mapping(item, f"{where}[{position}]")) for position, item in enumerate(value)]
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise RecipeError(f"{where}: expected a mapping (found {value!r:.60})")
+    return value
+
+
+def _entry(item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """An entry of ``models`` or ``sources``."""
+    if item.get("model") is None:
+        raise RecipeError(f"{where}.model: missing")
+    if unknown := sorted(set(item) - {"model", "parameters", "layer_range"}):
+        raise RecipeError(f"{where}.{unknown[0]}: a recipe has nothing like it (found {item[unknown[0]]!r:.60})")
+    return item
+
+
+def _model(value: Any, where: str) -> SourceRef:
+    """``PATH@REVISION+ADAPTER@REVISION``, or a mapping that says the same."""
+    if isinstance(value, dict):
+        if value.get("override_architecture"):
+            raise RecipeError(f"{where}.override_architecture: an architecture is not overridden here; leave it out")
+        parts = [value.get("model"), value.get("lora")]
+    else:
+        parts = [*str(value).split("+"), None][:2] if str(value).count("+") < 2 else [None, None]
+    named: list[str | None] = []
+    for part in parts:
+        pieces = [part.get("path"), part.get("revision")] if isinstance(part, dict) else [*str(part or "").split("@"), None]
+        named += [pieces[0] or None, pieces[1]]
+    if named[0] is None:
+        raise RecipeError(f"{where}: {value!r:.80} names no model; write PATH, PATH@REVISION or PATH+ADAPTER")
+    return SourceRef(model=named[0], revision=named[1], adapter=named[2], adapter_revision=named[3])
+
+
+def _layers(value: Any, where: str) -> str:
+    """``[first, last + 1]`` as the layers of a path."""
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(isinstance(n, int) for n in value)
+        or not 0 <= value[0] < value[1]
+    ):
+        raise RecipeError(f"{where}.layer_range: {value!r:.60} is not [first, one after the last]")
+    return f"{value[0]}" if value[1] - value[0] == 1 else f"{value[0]}-{value[1] - 1}"
+
+
+def _setting(scopes: Sequence[Any], where: str) -> Setting:
+    """Pairs of a filter and a value in the order in which they are tried; None: fits every tensor."""
+    found: Setting = []
+    for scope in scopes:
+        if isinstance(scope, dict):
+            scope = [scope]
+        if not isinstance(scope, list) or (scope and not any(isinstance(item, dict) for item in scope)):
+            return [*found, (None, scope)]
+        for item in scope:
+            condition = _mapping(item, where)
+            if "value" not in condition or set(condition) - {"value", "filter"}:
+                raise RecipeError(f"{where.lstrip('.')}: expected a filter and a value (found {item!r:.60})")
+            name = None if condition.get("filter") == "*" else condition.get("filter")
+            found.append((name, condition["value"]))
+            if name is None:
+                return found
+    return found
+
+
+def _value(parameter: Parameter, setting: Setting, where: str) -> Any:
+    """The value of a recipe's parameter."""
+    values = [(name, _convert(parameter, value, where)) for name, value in setting]
+    if values[0][0] is None:
+        return values[0][1]
+    found: dict[str, Any] = {}
+    for name, value in values:
+        if name is not None and "*" in name:
+            raise RecipeError(f"{where}: the filter {name!r} holds a star, which mergekit takes for itself; leave it out")
+        found.setdefault("default" if name is None else f"*{name}*", value)
+    if "default" not in found:
+        if parameter.name in REQUIRED:
+            raise RecipeError(f"{where}: no value for tensors that no filter names, and mergekit has no default; add one")
+        found["default"] = parameter.default
+    return found
+
+
+def _convert(parameter: Parameter, value: Any, where: str) -> Any:
+    """One value, or a gradient, in the type that a recipe has."""
+    if isinstance(value, list):
+        return [_convert(parameter, item, where) for item in value]
+    if parameter.name == "rescale" and isinstance(value, (bool, int)):
+        return "l1" if value else "none"
+    if parameter.kind == "flag":
+        return bool(value) if value in (0, 1) else value
+    if parameter.kind != "number":
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError) as cause:
+        raise RecipeError(f"{where}: {value!r:.60} is not a number") from cause

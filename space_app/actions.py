@@ -1,0 +1,159 @@
+"""What happens when something on the page is pressed: each method takes the values of components and gives new ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import edits
+import evolution
+import gradio as gr
+import views
+from models import Piece
+from showcase import Showcase
+from texts import SpaceError, cards, message
+
+FRAMES = 60
+
+
+class Actions:
+    """The actions of one showcase's page. What a visitor has edited comes in and goes out; nothing of it is kept here."""
+
+    def __init__(self, show: Showcase) -> None:
+        self.show = show
+
+    async def watch(self) -> AsyncIterator[str]:
+        """The state of the model until it is ready."""
+        while True:
+            state, words = self.show.status()
+            kind = {"busy": "info", "ready": "ready", "error": "error"}[state]
+            yield message(words, kind)
+            if state != "busy":
+                return
+            await asyncio.sleep(0.5)
+
+    def begin(self, request: gr.Request) -> str:
+        """Earlier stops no longer count."""
+        self.show.begin(str(request.session_hash))
+        return message("Waiting for the model …")
+
+    def begin_again(self, request: gr.Request) -> None:
+        """The same where the last answer may stay until the next one comes."""
+        self.show.begin(str(request.session_hash))
+
+    def halt(self, request: gr.Request) -> None:
+        """Stop what is written for this visitor."""
+        self.show.stop(str(request.session_hash))
+
+    def answer(self, prompt: str, others: list[str], tokens: float, request: gr.Request) -> Iterator[str]:
+        """The answers, as they grow."""
+        try:
+            for answers in self.show.ask(prompt, others, tokens, str(request.session_hash)):
+                yield cards(answers)
+        except SpaceError as error:
+            yield message(str(error), "error")
+
+    def answer_changed(
+        self, prompt: str, way: edits.Route | None, tokens: float, known: Any, request: gr.Request
+    ) -> Iterator[tuple[str, Any]]:
+        """The published answer and the changed one; the first is kept while the prompt is the same."""
+        if way is None:
+            yield message(views.NO_PATH), None
+            return
+        if isinstance(prompt, str) and not prompt.strip():
+            yield message("Write a prompt below: its answer then follows every edit."), known
+            return
+        asked = (prompt, tokens)
+        piece = known[1] if known and known[0] == asked else None
+        try:
+            for answers in self.show.ask_changed(prompt, way, tokens, str(request.session_hash), piece):
+                first = answers[0]
+                if first.state == "done":
+                    piece = Piece("done", first.text, first.tokens, first.seconds)
+                yield cards(answers), (asked, piece) if piece else None
+        except SpaceError as error:
+            yield message(str(error), "error"), known
+
+    def edit(self, action: str, way: edits.Route | None, undo: tuple[edits.Route, ...], count: int, scale: float) -> list[Any]:
+        """One edit: the new path and everything that shows it. A refused edit says why and changes nothing."""
+        if way is None:
+            return [None, "", gr.Dropdown(), gr.Slider(), message(views.NO_PATH), "", (), count]
+        published = self.show.published
+        original = edits.Route(published.path, published.scales) if published else way
+        try:
+            if action == "undo":
+                now, undo = (undo[-1], undo[:-1]) if undo else (way, ())
+            else:
+                steps = {
+                    "drop": way.drop,
+                    "repeat": way.repeat,
+                    "earlier": lambda: way.move(-1),
+                    "later": lambda: way.move(1),
+                    "scale": lambda: way.scale(scale),
+                    "reset": lambda: original,
+                }
+                now = steps[action]()
+                same = action == "scale" and undo and undo[-1].select(way.selected).scale(0) == way.scale(0)
+                undo = (*undo[-19:], way) if now != way and not same else undo  # a slider on its way is one edit
+        except SpaceError as error:
+            return [way, *self.shown(way, str(error)), undo, count]
+        return [now, *self.shown(now), undo, count + 1]
+
+    def shown(self, way: edits.Route | None, problem: str = "") -> list[Any]:
+        """What shows a path: picture, list, slider, a line that says what was changed, recipe."""
+        published = self.show.published
+        if way is None or published is None:
+            return ["", gr.Dropdown(), gr.Slider(), "", ""]
+        names = [
+            (f"{at + 1}: {edits.describe(hop, scale, published.labels)}", at)
+            for at, (hop, scale) in enumerate(zip(way.hops, way.scales, strict=True))
+        ]
+        scale = way.scales[way.selected]
+        low, high = min(-2.0, *way.scales), max(2.0, *way.scales)
+        said = problem or edits.difference(edits.Route(published.path, published.scales), way)
+        return [
+            views.path_picture(way, published.labels, published.layers, select=True),
+            gr.Dropdown(choices=names, value=way.selected),
+            gr.Slider(minimum=low, maximum=high, value=round(scale, 3)),
+            message(said, "error" if problem else "info"),
+            edits.changed_recipe(published.recipe, published.config, way),
+        ]
+
+    def choose(self, way: edits.Route | None, event: gr.SelectData) -> list[Any]:
+        """A hop was pressed in the picture."""
+        return self.choose_listed(way, event.index)
+
+    def choose_listed(self, way: edits.Route | None, index: Any) -> list[Any]:
+        """A hop was chosen in the list."""
+        if way is None:
+            return [None, *self.shown(None)]
+        try:
+            way = way.select(index)
+        except SpaceError as error:
+            return [way, *self.shown(way, str(error))]
+        return [way, *self.shown(way)]
+
+    def turn(self, stage: str, generation: float) -> tuple[str, str]:
+        """One generation of a stage."""
+        published = self.show.published
+        return views.generation_view(published, stage, int(generation)) if published else ("", "")
+
+    def turn_to(self, stage: str) -> list[Any]:
+        """The last generation of another stage."""
+        last = self.last(stage)
+        return [gr.Slider(maximum=max(last, 1), value=last), *self.turn(stage, last)]
+
+    def last(self, stage: str) -> int:
+        """The place of the last generation of a stage."""
+        published = self.show.published
+        return len(evolution.generations(evolution.of_stage(published.trials, stage))) - 1 if published else 0
+
+    async def run(self, stage: str, generation: float) -> AsyncIterator[list[Any]]:
+        """All generations from the one shown, or from the first where the last is shown."""
+        last = self.last(stage)
+        start = 0 if generation >= last else int(generation)
+        step = max(1, (last - start) // FRAMES)
+        for at in [*range(start, last, step), last]:
+            yield [at, *self.turn(stage, at)]
+            await asyncio.sleep(0.35)

@@ -1,0 +1,300 @@
+"""The Space: its tabs, and what happens when something is pressed. Everything else is in the modules beside this file.
+
+The owner sets the model: `EVOMERGE_MODEL=user/model python app.py`, or `space.json` beside this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # its modules are found wherever it is started from
+
+with contextlib.suppress(ImportError):
+    import spaces  # noqa: F401  # before torch: on ZeroGPU it decides when CUDA begins
+
+import edits  # noqa: E402
+import evolution  # noqa: E402
+import gradio as gr  # noqa: E402
+import views  # noqa: E402
+from actions import Actions  # noqa: E402
+from endpoints import endpoints, friendly  # noqa: E402
+from models import MAX_TOKENS, choices  # noqa: E402
+from published import Published, settings  # noqa: E402
+from showcase import Showcase  # noqa: E402
+from texts import MAX_PROMPT, Card, cards, message  # noqa: E402
+
+QUEUE = 64
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # what the page calls is no part of the API
+MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # one pass at a time, of page and API together
+FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
+AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
+LATEST: dict[str, Any] = {"trigger_mode": "always_last"}
+SELECT_HOP = """
+const choose = (target) => {
+  const hop = target.closest('[data-hop]');
+  if (hop) trigger('select', {index: Number(hop.dataset.hop), value: hop.dataset.tip});
+  return hop;
+};
+let refocus = false;
+element.addEventListener('click', (event) => choose(event.target));
+element.addEventListener('keydown', (event) => {
+  if ((event.key === 'Enter' || event.key === ' ') && choose(event.target)) { refocus = true; event.preventDefault(); }
+});
+watch('value', () => {
+  const shown = [...element.querySelectorAll('.ev-selected')].find((hop) => hop.getClientRects().length);
+  if (refocus && shown) shown.focus();
+  refocus = false;
+});
+"""
+
+
+class Page:
+    """The page of one showcase: builds the components, and holds what their events do."""
+
+    def __init__(self, show: Showcase) -> None:
+        self.show = show
+        self.do = Actions(show)
+
+    def build(self) -> gr.Blocks:
+        """The whole page with its events and API."""
+        with gr.Blocks(title="hf_evomerge", analytics_enabled=False) as blocks:
+            self.heading = gr.HTML('<div class="ev-heading"><h1>An evolved merge</h1></div>', elem_id="ev-heading")
+            self.status = gr.HTML(message("Starting …"), elem_id="ev-status")
+            with gr.Tabs(elem_id="ev-tabs"):
+                with gr.Tab("Try", id="try"):
+                    self._try_tab()
+                with gr.Tab("Path", id="path"):
+                    self.path = gr.HTML(message("Reading …"), elem_id="ev-path")
+                with gr.Tab("Change it", id="change"):
+                    self._change_tab()
+                with gr.Tab("Evolution", id="evolution"):
+                    self._evolution_tab()
+                with gr.Tab("Recipe", id="recipe"):
+                    self._recipe_tab()
+            for function, runs_model in endpoints(self.show):
+                gr.api(friendly(function), api_name=function.__name__, **(MODEL if runs_model else {"concurrency_limit": None}))
+            self._events(blocks)
+        return blocks
+
+    def _try_tab(self) -> None:
+        self.prompt = gr.Textbox(
+            label="Prompt",
+            lines=3,
+            max_lines=12,
+            max_length=MAX_PROMPT,
+            elem_id="ev-prompt",
+            placeholder="Ask the model something",
+        )
+        self.samples = gr.Dataset(
+            components=[self.prompt],
+            samples=[],
+            samples_per_page=3,
+            label="Problems of the model's own task",
+            visible=False,
+            elem_id="ev-samples",
+        )
+        with gr.Row():
+            self.others = gr.CheckboxGroup(
+                [], label="Ask these too (loaded when asked)", visible=False, elem_id="ev-others", min_width=300
+            )
+            self.tokens = gr.Slider(
+                1, MAX_TOKENS, value=64, step=1, label="At most so many new tokens", elem_id="ev-tokens", min_width=300
+            )
+        self.absent = gr.HTML("", visible=False)
+        with gr.Row():
+            self.ask = gr.Button("Ask", variant="primary", elem_id="ev-ask", scale=4, min_width=120)
+            self.stop = gr.Button("Stop", elem_id="ev-stop", scale=1, min_width=80)
+        self.answers = gr.HTML(cards([Card("the evolved model", "evolved", state="")]), elem_id="ev-answers", min_height=120)
+
+    def _change_tab(self) -> None:
+        self.no_path = gr.HTML(message("Reading …"))
+        self.way = gr.State(None)  # each visitor has their own
+        self.undo = gr.State(())
+        self.known = gr.State(None)
+        self.count = gr.State(0)
+        with gr.Column(visible=False) as self.editor:
+            gr.HTML(
+                '<p class="ev-faint">Choose a hop in the picture or in the list, and change it. Edits rearrange the layers '
+                "that this model holds; no weights are copied or trained, so the answer changes at once. Only you see them.</p>"
+            )
+            self.picture = gr.HTML("", js_on_load=SELECT_HOP, elem_id="ev-edit")
+            with gr.Row(equal_height=True):
+                self.hop = gr.Dropdown([], label="Hop", elem_id="ev-hop", filterable=False, min_width=300)
+                self.scale = gr.Slider(
+                    -2, 2, value=1, step=0.01, label="Scale on the way into this hop", elem_id="ev-scale", min_width=300
+                )
+            with gr.Row(elem_classes="ev-buttons"):
+                self.drop = gr.Button("Drop", elem_id="ev-drop", min_width=84)
+                self.repeat = gr.Button("Repeat", elem_id="ev-repeat", min_width=84)
+                self.earlier = gr.Button("← Earlier", elem_id="ev-earlier", min_width=84)
+                self.later = gr.Button("Later →", elem_id="ev-later", min_width=84)
+                self.back = gr.Button("Undo", elem_id="ev-undo", min_width=84)
+                self.reset = gr.Button("Reset", elem_id="ev-reset", min_width=84)
+            self.said = gr.HTML("", elem_id="ev-said")
+            self.answers2 = gr.HTML("", elem_id="ev-answers2", min_height=120)
+            self.prompt2 = gr.Textbox(label="Prompt", lines=2, max_lines=8, max_length=MAX_PROMPT, elem_id="ev-prompt2")
+            with gr.Row():
+                self.answer2 = gr.Button("Answer", variant="primary", elem_id="ev-answer2", scale=4, min_width=120)
+                self.stop2 = gr.Button("Stop", elem_id="ev-stop2", scale=1, min_width=80)
+            self.changed = self._code("yaml", "The changed recipe", "ev-changed", max_lines=18)
+
+    def _evolution_tab(self) -> None:
+        self.fitness = gr.HTML(message("Reading …"), elem_id="ev-fitness")
+        with gr.Column(visible=False) as self.replayer:
+            gr.HTML("<h2>Generation by generation</h2>")
+            with gr.Row(equal_height=True):
+                self.stage = gr.Radio([], label="Stage", elem_id="ev-stage", scale=1)
+                self.generation = gr.Slider(
+                    0, 1, value=0, step=1, label="Generation", elem_id="ev-generation", scale=3, min_width=300
+                )
+            with gr.Row():
+                self.play = gr.Button("Replay", variant="primary", elem_id="ev-play", scale=4, min_width=120)
+                self.pause = gr.Button("Stop", elem_id="ev-pause", scale=1, min_width=80)
+            self.spread = gr.HTML("", elem_id="ev-spread")
+            self.best = gr.HTML("", elem_id="ev-best")
+
+    def _recipe_tab(self) -> None:
+        self.recipe = self._code("yaml", "recipe.yaml", "ev-recipe", max_lines=30)
+        self.commands = self._code("shell", "Load, rebuild, fold", "ev-commands")
+        self.licences = gr.HTML("", elem_id="ev-licences")
+        self._code("latex", "Citation", "ev-citation", value=views.CITATION)
+
+    def _code(self, language: Any, label: str, name: str, *, max_lines: int | None = None, value: str = "") -> gr.Code:
+        """Text to copy or to keep."""
+        buttons: Any = ["copy", "download"]
+        look: dict[str, Any] = {"max_lines": max_lines, "show_line_numbers": False, "buttons": buttons, "interactive": False}
+        return gr.Code(value, language=language, label=label, elem_id=name, **look)
+
+    def _events(self, blocks: gr.Blocks) -> None:
+        blocks.load(self.do.watch, outputs=self.status, **FREE)
+        filled = [
+            self.heading,
+            self.samples,
+            self.others,
+            self.absent,
+            self.path,
+            self.no_path,
+            self.editor,
+            self.way,
+            self.prompt2,
+        ]
+        filled += [self.fitness, self.replayer, self.stage, self.generation, self.spread, self.best]
+        filled += [self.recipe, self.commands, self.licences, self.prompt]
+        edited = [self.way, self.picture, self.hop, self.scale, self.said, self.changed]
+        blocks.load(self.fill, outputs=filled, **FREE).then(self.do.shown, self.way, edited[1:], **FREE)
+
+        asked = [self.prompt, self.others, self.tokens]
+        self.samples.click(lambda sample: (sample[0], sample[0]), self.samples, [self.prompt, self.prompt2], **AT_ONCE)
+        pressed = gr.on([self.ask.click, self.prompt.submit], self.do.begin, outputs=self.answers, **AT_ONCE)
+        pressed.then(self.do.answer, asked, self.answers, scroll_to_output=True, **LATEST, **MODEL, **PRIVATE)
+        self.stop.click(self.do.halt, **AT_ONCE)
+
+        for button, action in ((self.drop, "drop"), (self.repeat, "repeat"), (self.earlier, "earlier"), (self.later, "later")):
+            self._edits(button.click, action, edited)
+        self._edits(self.back.click, "undo", edited)
+        self._edits(self.reset.click, "reset", edited)
+        self._edits(self.scale.input, "scale", edited)
+        self.picture.select(self.do.choose, self.way, edited, **AT_ONCE)
+        self.hop.input(self.do.choose_listed, [self.way, self.hop], edited, **AT_ONCE)
+        again = gr.on([self.answer2.click, self.prompt2.submit, self.count.change], self.do.begin_again, **AT_ONCE)
+        inputs, outputs = [self.prompt2, self.way, self.tokens, self.known], [self.answers2, self.known]
+        again.then(self.do.answer_changed, inputs, outputs, **LATEST, **MODEL, **PRIVATE)
+        self.stop2.click(self.do.halt, **AT_ONCE)
+
+        replayed = [self.spread, self.best]
+        self.generation.input(self.do.turn, [self.stage, self.generation], replayed, **LATEST, **FREE)
+        self.stage.input(self.do.turn_to, self.stage, [self.generation, *replayed], **LATEST, **FREE)
+        running = self.play.click(self.do.run, [self.stage, self.generation], [self.generation, *replayed], **FREE)
+        self.pause.click(None, cancels=running, **PRIVATE)
+
+    def _edits(self, event: Any, action: str, outputs: list[Any]) -> None:
+        def changed(way: edits.Route | None, undo: tuple[edits.Route, ...], count: int, scale: float) -> list[Any]:
+            return self.do.edit(action, way, undo, count, scale)
+
+        inputs = [self.way, self.undo, self.count, self.scale]
+        event(changed, inputs, [*outputs, self.undo, self.count], **LATEST, **FREE)
+
+    async def fill(self) -> dict[Any, Any]:
+        """The page as soon as the model's files are read; the weights may still be on their way."""
+        while not self.show.known.is_set():
+            await asyncio.sleep(0.1)
+        published = self.show.published
+        if published is None:
+            said = message("There is nothing to show until a model is set; see above.")
+            return {self.path: said, self.no_path: said, self.fitness: said}
+        return {**self._filled(published), **self._replayed(published)}
+
+    def _filled(self, published: Published) -> dict[Any, Any]:
+        samples = [[prompt] for prompt, _ in published.examples]
+        others = choices(published.parents)
+        missing = [f"{parent.label} ({parent.missing})" for parent in published.parents if parent.missing]
+        first = samples[0][0] if samples else ""
+        return {
+            self.heading: views.heading(published),
+            self.prompt: first,
+            self.samples: gr.Dataset(samples=samples, visible=bool(samples)),
+            self.others: gr.CheckboxGroup(choices=others, visible=bool(others)),
+            self.absent: gr.HTML(message(f"Cannot be asked: {'; '.join(missing)}."), visible=bool(missing)),
+            self.path: views.path_view(published),
+            self.no_path: gr.HTML(message(views.NO_PATH), visible=not published.path),
+            self.editor: gr.Column(visible=bool(published.path)),
+            self.way: edits.Route(published.path, published.scales) if published.path else None,
+            self.prompt2: first,
+            self.fitness: views.fitness_view(published),
+            self.recipe: published.recipe_text or "# the repository has no recipe.yaml",
+            self.commands: views.commands(published),
+            self.licences: "<h2>Licences</h2>" + views.licences(published),
+        }
+
+    def _replayed(self, published: Published) -> dict[Any, Any]:
+        replayed = views.evolution_stages(published)
+        if not replayed:
+            return {}
+        stage = replayed[-1][1]
+        last = len(evolution.generations(evolution.of_stage(published.trials, stage))) - 1
+        spread, best = views.generation_view(published, stage, last)
+        return {
+            self.replayer: gr.Column(visible=True),
+            self.stage: gr.Radio(choices=replayed, value=stage, visible=len(replayed) > 1),
+            self.generation: gr.Slider(maximum=max(last, 1), value=last),
+            self.spread: spread,
+            self.best: best,
+        }
+
+
+def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.Blocks, Showcase]:
+    """Start the page of a model, and the model behind it.
+
+    Args:
+        model: Repository id or folder; empty where the owner has set none, which the page then explains.
+        revision: Branch, tag or commit.
+        options: More options of Gradio's `launch`.
+    """
+    show = Showcase(model, revision)
+    blocks = Page(show).build()
+    blocks.queue(max_size=QUEUE, default_concurrency_limit=4)
+    show.start()
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
+    blocks.launch(
+        head=f"<style>{style}</style><script>{script}</script>",  # not css=, which would change the selectors
+        theme=gr.themes.Default(
+            primary_hue="blue", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),
+        footer_links=["api", "gradio", "settings"],
+        mcp_server=importlib.util.find_spec("mcp") is not None,
+        ssr_mode=False,
+        max_file_size="1mb",
+        state_session_capacity=1000,  # a visitor's path and undo steps: some 100 kB at most
+        **options,
+    )
+    return blocks, show
+
+
+if __name__ == "__main__":
+    serve(*settings(HERE))

@@ -1,0 +1,223 @@
+"""Fitness over evaluations and the spread of each generation, as inline SVG themed by style.css."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evolution import STAGE_NAMES, Generation, best_line, of_stage, stages
+from pictures import NARROW, both, svg, text
+from published import Trial
+from texts import escape, number
+
+_MOST_DOTS = 1500
+_COLOURS = {"ps": "ev-s0", "dfs": "ev-s2", "random": "ev-grey"}
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Where numbers are on a chart."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return self.left + (value - low) / ((high - low) or 1) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return self.bottom - (max(value, low) - low) / ((high - low) or 1) * (self.bottom - self.top)
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers between two numbers."""
+    span = (high - low) or 1.0
+    raw = span / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    return [round(index * step, 12) for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def fitness_range(trials: Sequence[Trial], levels: Mapping[str, float]) -> tuple[float, float]:
+    """The fitness that is worth showing: without the far tail of bad trials, which would flatten all others.
+
+    A random search is mostly tail; only its best is sure to be shown.
+    """
+    values = sorted(trial.fitness for trial in trials if trial.fitness is not None and trial.stage != "random")
+    chance = [trial.fitness for trial in trials if trial.fitness is not None and trial.stage == "random"]
+    values = values or sorted(chance)
+    if not values:
+        values = sorted(levels.values()) or [0.0, 1.0]
+    middle, best = values[len(values) // 2], values[-1]
+    low = max(values[0], min(middle - (best - middle), values[min((len(values) + 9) // 10, len(values) - 1)]))
+    shown = [*levels.values(), max(chance, default=best)]
+    low, high = min([low, *shown]), max([best, *shown])
+    margin = 0.06 * ((high - low) or 1.0)
+    return low - margin, high + margin
+
+
+def fitness_picture(trials: Sequence[Trial], levels: Mapping[str, float]) -> str:
+    """Every trial, the best so far of each stage, and the parents as dashed lines."""
+    if not trials:
+        return ""
+    return both(lambda width: _fitness(trials, levels, width))
+
+
+def _frame(width: int, height: int, x_range: tuple[float, float], y_range: tuple[float, float], *, right: float) -> _Axes:
+    return _Axes(52.0, width - right, 40.0, height - 40.0, x_range, y_range)
+
+
+def _grid(axes: _Axes, *, x_name: str, y_name: str, x_ticks: int) -> str:
+    parts = []
+    for value in ticks(*axes.y_range, 6):
+        y = axes.y(value)
+        parts.append(f'<path class="ev-gridline" d="M{axes.left:.1f},{y:.1f}H{axes.right:.1f}"/>')
+        parts.append(text(axes.left - 6, y + 4, number(value), anchor="end", kind="ev-tick"))
+    for value in ticks(*axes.x_range, x_ticks):
+        if value >= axes.x_range[0]:
+            parts.append(text(axes.x(value), axes.bottom + 17, number(value, 6), anchor="middle", kind="ev-tick"))
+    parts.append(text((axes.left + axes.right) / 2, axes.bottom + 34, x_name, anchor="middle", kind="ev-tick"))
+    parts.append(text(4, axes.top - 10, y_name, kind="ev-tick"))
+    return "".join(parts)
+
+
+def _fitness(trials: Sequence[Trial], levels: Mapping[str, float], width: int) -> str:
+    narrow = width == NARROW
+    order = stages(trials)
+    parts_of = {stage: of_stage(trials, stage) for stage in order}
+    starts, count = {}, 0
+    for stage in order:  # a random search has the same budget and stands beside; the other stages follow each other
+        starts[stage] = 0 if stage == "random" else count
+        count += 0 if stage == "random" else len(parts_of[stage])
+    most = max(count, len(parts_of.get("random", ())))
+    height = 330 if narrow else 430
+    axes = _frame(width, height, (0.0, float(most)), fitness_range(trials, levels), right=14.0 if narrow else 190.0)
+    parts = [_grid(axes, x_name="evaluations", y_name="fitness", x_ticks=4 if narrow else 8), _levels(axes, levels, narrow)]
+    thin = max(1, math.ceil(len(trials) / _MOST_DOTS))
+    for stage in order:
+        dots = [_dot(axes, trial, starts[stage] + at) for at, trial in enumerate(parts_of[stage], 1) if at % thin == 0]
+        parts.append(f'<g class="{_COLOURS.get(stage, "ev-s3")}"><g class="ev-dots">{"".join(dots)}</g></g>')
+    for stage in order:
+        parts.append(_best(axes, stage, best_line(parts_of[stage], starts[stage])))
+    parts.append(_legend(order, axes.left, narrow))
+    return svg(width, height, "".join(parts), label=_summary(order, parts_of))
+
+
+def _dot(axes: _Axes, trial: Trial, at: int) -> str:
+    if trial.fitness is None:
+        x, y = axes.x(at), axes.bottom - 4
+        return f'<path class="ev-failed" d="M{x - 3:.1f},{y - 3:.1f}l6,6m0,-6l-6,6" data-tip="Trial {trial.number}: failed"/>'
+    y = axes.y(trial.fitness)
+    tip = f"Trial {trial.number}, generation {trial.generation}: {number(trial.fitness)}"
+    if trial.fitness < axes.y_range[0]:
+        x = axes.x(at)
+        return f'<path class="ev-below" d="M{x - 3:.1f},{y - 6:.1f}h6l-3,5z" data-tip="{escape(tip)}"/>'
+    return f'<circle cx="{axes.x(at):.1f}" cy="{y:.1f}" r="2.4" data-tip="{escape(tip)}"/>'
+
+
+def _best(axes: _Axes, stage: str, points: Sequence[tuple[int, float]]) -> str:
+    if not points:
+        return ""
+    steps = f"M{axes.x(points[0][0]):.1f},{axes.y(points[0][1]):.1f}"
+    steps += "".join(f"H{axes.x(x):.1f}V{axes.y(y):.1f}" for x, y in points[1:])
+    tip = f"{STAGE_NAMES.get(stage, stage)}: best {number(points[-1][1])}"
+    words = text(axes.x(points[-1][0]) - 2, axes.y(points[-1][1]) - 7, number(points[-1][1]), anchor="end", kind="ev-value")
+    return f'<g class="{_COLOURS.get(stage, "ev-s3")}"><path class="ev-best" d="{steps}" data-tip="{escape(tip)}"/>{words}</g>'
+
+
+def _levels(axes: _Axes, levels: Mapping[str, float], narrow: bool) -> str:
+    """Dashed lines with names; names that would overlap are moved apart."""
+    parts: list[str] = []
+    last = math.inf
+    for name, value in sorted(levels.items(), key=lambda item: -item[1]):
+        y = axes.y(value)
+        spot = y + 4 if math.isinf(last) else max(y + 4, last + 15)
+        last = spot
+        parts.append(f'<path class="ev-level" d="M{axes.left:.1f},{y:.1f}H{axes.right:.1f}"/>')
+        label = f"{name[:20]} {number(value)}"
+        if narrow:
+            parts.append(text(axes.right - 2, y - 4 if spot == y + 4 else spot, label, anchor="end", kind="ev-tick ev-halo"))
+        else:
+            parts.append(f'<path class="ev-leader" d="M{axes.right:.1f},{y:.1f}L{axes.right + 14:.1f},{spot - 4:.1f}"/>')
+            parts.append(text(axes.right + 18, spot, label, kind="ev-tick"))
+    return "".join(parts)
+
+
+def _legend(order: Sequence[str], left: float, narrow: bool) -> str:
+    """A line per stage; on phones in short words."""
+    x, parts = left + 24, []
+    for stage in order:
+        words = (
+            (stage.upper() if stage != "random" else "random") if narrow else f"{STAGE_NAMES.get(stage, stage)}, best so far"
+        )
+        parts.append(f'<g class="{_COLOURS.get(stage, "ev-s3")}"><path class="ev-best" d="M{x},15h20"/></g>')
+        parts.append(text(x + 26, 19, words, kind="ev-tick"))
+        x += 44 + 6.6 * len(words)
+    return "".join(parts)
+
+
+def _summary(order: Sequence[str], parts_of: Mapping[str, Sequence[Trial]]) -> str:
+    said = []
+    for stage in order:
+        line = best_line(parts_of[stage])
+        best = number(line[-1][1]) if line else "none"
+        said.append(f"{STAGE_NAMES.get(stage, stage)}: {len(parts_of[stage])} trials, best fitness {best}")
+    return f"Fitness over evaluations. {'; '.join(said)}."
+
+
+def spread_picture(grown: Sequence[Generation], at: int, y_range: tuple[float, float], stage: str) -> str:
+    """The fitness of each generation: all of it, its middle half, its median and the best so far; one generation is marked.
+
+    Args:
+        grown: The generations of a stage.
+        at: The generation that is marked, as a place in `grown`.
+        y_range: The least and the greatest fitness that are shown.
+        stage: Whose colour is used.
+    """
+    scored = [generation for generation in grown if generation.fitness]
+    if not scored:
+        return ""
+    return both(lambda width: _spread(scored, grown[at].number, y_range, stage, width))
+
+
+def _spread(scored: Sequence[Generation], marked: int, y_range: tuple[float, float], stage: str, width: int) -> str:
+    narrow = width == NARROW
+    height = 260 if narrow else 300
+    x_range = (scored[0].number - 0.5, scored[-1].number + 0.5)
+    axes = _frame(width, height, x_range, y_range, right=14.0)
+    bands = []
+    for low, high, kind in ((0.0, 1.0, "ev-all"), (0.25, 0.75, "ev-middle")):
+        upper = [f"{axes.x(one.number):.1f},{axes.y(one.quantile(high)):.1f}" for one in scored]
+        lower = [f"{axes.x(one.number):.1f},{axes.y(one.quantile(low)):.1f}" for one in reversed(scored)]
+        bands.append(f'<polygon class="{kind}" points="{" ".join(upper + lower)}"/>')
+    median = " ".join(f"{axes.x(one.number):.1f},{axes.y(one.quantile(0.5)):.1f}" for one in scored)
+    best = " ".join(f"{axes.x(one.number):.1f},{axes.y(one.so_far or 0.0):.1f}" for one in scored)
+    column = (axes.right - axes.left) / len(scored)
+    pads = []
+    for one in scored:
+        worst, top = number(one.fitness[0]), number(one.fitness[-1])
+        tip = f"Generation {one.number}: {worst} to {top}, median {number(one.quantile(0.5))}; best so far {number(one.so_far)}"
+        pads.append(
+            f'<rect class="ev-pad" x="{axes.x(one.number) - column / 2:.1f}" y="{axes.top:.1f}" width="{column:.1f}" '
+            f'height="{axes.bottom - axes.top:.1f}" data-tip="{escape(tip)}"/>'
+        )
+    cursor = f'<path class="ev-cursor" d="M{axes.x(marked):.1f},{axes.top:.1f}V{axes.bottom:.1f}"/>'
+    words = "shades: all trials, and their middle half; thin line: median; thick line: best so far"
+    notes = text(axes.left + 24, 19, "all, middle half, median, best" if narrow else words, kind="ev-tick")
+    content = "".join(
+        [
+            _grid(axes, x_name="generation", y_name="fitness", x_ticks=4 if narrow else 10),
+            f'<g class="{_COLOURS.get(stage, "ev-s3")}">{"".join(bands)}<polyline class="ev-median" points="{median}"/>',
+            f'<polyline class="ev-best" points="{best}"/></g>{cursor}{notes}{"".join(pads)}',
+        ]
+    )
+    label = (
+        f"Spread of the population, {STAGE_NAMES.get(stage, stage)}: {len(scored)} generations; generation {marked} is marked."
+    )
+    return svg(width, height, content, label=label)

@@ -1,0 +1,148 @@
+"""The named API: what `gradio_client` can call, and what an MCP client sees as tools. One pass at a time, as on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import edits
+import evolution
+import gradio as gr
+from models import EVOLVED, Job, Piece, choices
+from showcase import Showcase, token_bound
+from texts import SpaceError, clean_prompt
+
+
+def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
+    """The functions of the API, each with whether it runs the model."""
+
+    def answer(prompt: str, model: str = EVOLVED, max_tokens: int = 64) -> dict[str, Any]:
+        """Let one model answer a prompt, greedily.
+
+        Args:
+            prompt: The prompt, at most 8,000 characters.
+            model: "evolved", or the name of a parent as `about` lists it.
+            max_tokens: At most so many new tokens, from 1 to 256.
+
+        Returns:
+            A mapping with `text`, `tokens`, `seconds`, `right` (null where the prompt is none of the examples) and `note`.
+        """
+        published, _ = show.need()
+        if model != EVOLVED and model not in choices(published.parents):
+            there = ", ".join([EVOLVED, *choices(published.parents)])
+            raise SpaceError(f"There is no model {model!r:.60} here; there are {there}.")
+        return _answered(show, prompt, max_tokens, lambda words, bound: Job(model, words, bound))
+
+    def answer_with_path(
+        prompt: str, path: list[str], scales: list[float] | None = None, max_tokens: int = 64
+    ) -> dict[str, Any]:
+        """Let the evolved model answer along another path through its layers. Nothing is copied and nothing is kept.
+
+        Args:
+            prompt: The prompt, at most 8,000 characters.
+            path: One text per hop, such as "0:3"; only layers that the model has.
+            scales: One number per hop; all 1 where there are none.
+            max_tokens: At most so many new tokens, from 1 to 256.
+
+        Returns:
+            A mapping as that of `answer`.
+        """
+        way = edits.route(path, scales, holds=_own_path(show))
+        return _answered(show, prompt, max_tokens, lambda words, bound: Job(EVOLVED, words, bound, way.hops, way.scales))
+
+    def changed_recipe(path: list[str], scales: list[float] | None = None) -> str:
+        """Write the recipe of the model with another path, as YAML that `hf-evomerge merge` reads.
+
+        Args:
+            path: One text per hop, such as "0:3"; only layers that the model has.
+            scales: One number per hop; all 1 where there are none.
+
+        Returns:
+            The recipe.
+        """
+        published, _ = show.need()
+        return edits.changed_recipe(published.recipe, published.config, edits.route(path, scales, holds=_own_path(show)))
+
+    def about() -> dict[str, Any]:
+        """Say what the model is: its sources, path, scales, results, examples and the state of this Space.
+
+        Returns:
+            A mapping with `model`, `revision`, `state`, `path`, `scales`, `parents`, `results`, `examples` and `recipe`.
+        """
+        published, _ = show.need()
+        state, words = show.status()
+        return {
+            "model": published.name,
+            "revision": published.revision,
+            "state": state,
+            "status": words,
+            "path": list(published.path),
+            "scales": list(published.scales),
+            "parents": choices(published.parents),
+            "results": published.rows,
+            "examples": [{"prompt": prompt, "answer": answer} for prompt, answer in published.examples],
+            "recipe": published.recipe_text,
+        }
+
+    def best_of_generation(stage: str, generation: int) -> dict[str, Any]:
+        """Say which trial was the best of one generation of the search.
+
+        Args:
+            stage: "ps", "dfs" or "random".
+            generation: The number of the generation, from 0.
+
+        Returns:
+            A mapping with `trial`, `fitness`, `accuracy`, `path`, `scales` and `recipe` (of a merge of weights).
+        """
+        published, _ = show.need()
+        grown = evolution.generations(evolution.of_stage(published.trials, stage))
+        one = next((one for one in grown if one.number == generation), None)
+        if one is None or isinstance(generation, bool):
+            raise SpaceError(f"There is no generation {generation!r:.40} of {stage!r:.40}; it has {len(grown)}, from 0.")
+        if one.best is None:
+            raise SpaceError(f"All trials of generation {one.number} failed.")
+        best = one.best
+        return {
+            "trial": best.number,
+            "fitness": best.fitness,
+            "accuracy": best.accuracy,
+            "path": list(best.path),
+            "scales": list(best.scales),
+            "recipe": best.recipe,
+        }
+
+    return [(answer, True), (answer_with_path, True), (changed_recipe, False), (about, False), (best_of_generation, False)]
+
+
+def friendly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its `SpaceError`s as Gradio shows them: one line, without a trace."""
+    from functools import wraps
+
+    @wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except SpaceError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return call
+
+
+def _own_path(show: Showcase) -> tuple[str, ...]:
+    published, _ = show.need()
+    if not published.path:
+        raise SpaceError("This model has no path to change: its weights are merged, its layers are in their usual order.")
+    return published.path
+
+
+def _answered(show: Showcase, prompt: object, max_tokens: object, job: Callable[[str, int], Job]) -> dict[str, Any]:
+    _, host = show.need()
+    words, note = clean_prompt(prompt)
+    piece: Piece = host.whole_answer(job(words, token_bound(max_tokens)))
+    return {
+        "text": piece.text,
+        "tokens": piece.tokens,
+        "seconds": round(piece.seconds, 4),
+        "right": show.verdict(words, piece.text),
+        "note": note,
+    }

@@ -1,0 +1,77 @@
+"""The trials of a search, ready to be drawn: stages, generations, the best of each. Pure functions over `Published.trials`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from published import Trial
+
+STAGES = ("ps", "dfs", "random")
+STAGE_NAMES = {"ps": "parameter space", "dfs": "data flow space", "random": "random search"}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one generation scored.
+
+    Attributes:
+        number: Its number, from 0.
+        fitness: The fitness of its trials, from the worst to the best; without the failed ones.
+        best: Its best trial; None where all failed.
+        so_far: The best fitness up to and with this generation.
+        evaluations: The number of trials up to and with this generation.
+    """
+
+    number: int
+    fitness: tuple[float, ...]
+    best: Trial | None
+    so_far: float | None
+    evaluations: int
+
+    def quantile(self, share: float) -> float:
+        """A quantile of the fitness, by linear interpolation."""
+        place = share * (len(self.fitness) - 1)
+        low = int(place)
+        high = min(low + 1, len(self.fitness) - 1)
+        return self.fitness[low] + (place - low) * (self.fitness[high] - self.fitness[low])
+
+
+def stages(trials: Sequence[Trial]) -> list[str]:
+    """The stages that the trials belong to, in the order they ran, the random search last."""
+    there = list(dict.fromkeys(trial.stage for trial in trials))
+    return sorted(there, key=lambda stage: STAGES.index(stage) if stage in STAGES else len(STAGES))
+
+
+def of_stage(trials: Sequence[Trial], stage: str) -> list[Trial]:
+    """The trials of one stage, in order."""
+    return sorted((trial for trial in trials if trial.stage == stage), key=lambda trial: trial.number)
+
+
+def generations(trials: Sequence[Trial]) -> list[Generation]:
+    """The generations of one stage's trials."""
+    members: dict[int, list[Trial]] = {}
+    for trial in trials:
+        members.setdefault(trial.generation, []).append(trial)
+    found: list[Generation] = []
+    so_far: float | None = None
+    count = 0
+    for number in sorted(members):
+        scored = [(trial.fitness, trial) for trial in members[number] if trial.fitness is not None]
+        best = max(scored, key=lambda pair: pair[0])[1] if scored else None
+        count += len(members[number])
+        if best is not None and best.fitness is not None:
+            so_far = best.fitness if so_far is None else max(so_far, best.fitness)
+        found.append(Generation(number, tuple(sorted(value for value, _ in scored)), best, so_far, count))
+    return found
+
+
+def best_line(trials: Sequence[Trial], start: int = 0) -> list[tuple[int, float]]:
+    """The best fitness so far, as the points where it rises and the last one: (evaluations, fitness)."""
+    points: list[tuple[int, float]] = []
+    for at, trial in enumerate(trials, start + 1):
+        if trial.fitness is not None and (not points or trial.fitness > points[-1][1]):
+            points.append((at, trial.fitness))
+    if points:
+        points.append((start + len(trials), points[-1][1]))
+    return points

@@ -1,0 +1,128 @@
+"""Puts a model into memory: from safetensors only, if it fits, and without running anybody else's code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from texts import SpaceError
+
+MAX_SECONDS = 60.0  # of one answer
+_ROOM = 1.2  # free memory that loading takes, relative to the size of the files
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, with its tokenizer, and the seconds that loading took."""
+
+    model: Any
+    tokenizer: Any
+    seconds: float
+
+
+def load(model: str, revision: str | None, *, own: bool) -> Loaded:
+    """Load a model and its tokenizer, from safetensors only.
+
+    Code from the repository runs for the owner's own model only, and only where the package, whose class it is, is missing.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    begin = time.monotonic()
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    options["trust_remote_code"] = own and not _package_is_there()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto", use_safetensors=True, **options).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model, **options)
+    if torch.cuda.is_available():
+        loaded = loaded.to("cuda")
+    return Loaded(loaded, tokenizer, time.monotonic() - begin)
+
+
+def _package_is_there() -> bool:
+    """Whether the package is installed; importing it registers the model's class."""
+    try:
+        import hf_evomerge  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def weights_bytes(model: str, revision: str | None) -> int:
+    """The size of a model's safetensors files; 0 where it is not known.
+
+    Raises:
+        SpaceError: A folder or a repository has none. Other formats can run code, and are not read.
+    """
+    if Path(model).is_dir():
+        sizes = [file.stat().st_size for file in Path(model).glob("*.safetensors")]
+    else:
+        from huggingface_hub import HfApi
+
+        try:
+            info = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=20)
+        except Exception:  # only a forecast; loading itself tells what is wrong
+            return 0
+        sizes = [item.size or 0 for item in info.siblings or [] if item.rfilename.endswith(".safetensors")]
+    if not sizes:
+        raise SpaceError(f"{Path(model).name} has no weights in safetensors files; others are not read.")
+    return sum(sizes)
+
+
+def check_memory(needed: int, name: str) -> None:
+    """Raise `SpaceError` where a model of so many bytes does not fit."""
+    if not fits(needed):
+        raise SpaceError(
+            f"{name} needs {needed * _ROOM / 1e9:.1f} GB of memory and {free_memory() / 1e9:.1f} GB are free here. "
+            "Duplicate this Space on larger hardware to try it."
+        )
+
+
+def fits(needed: int) -> bool:
+    """Whether there is room for a model of so many bytes."""
+    return needed * _ROOM <= free_memory()
+
+
+def free_memory() -> float:
+    """The memory that is left, in bytes: of the machine, and of the container where that is less."""
+    free = float("inf")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        if limit != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+            stat = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").split()
+            cached = int(stat[stat.index("inactive_file") + 1])  # what the kernel gives back when it is needed
+            free = min(free, max(int(limit) - used + cached, 0))
+    except (OSError, StopIteration, ValueError):
+        pass
+    return free
+
+
+def zero_gpu() -> bool:
+    """Whether this is a Space that gets a GPU for the time of a call."""
+    try:
+        from spaces.config import Config
+    except ImportError:
+        return False
+    return bool(Config.zero_gpu)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, cut where it is long."""
+    lines = str(error).strip().splitlines()
+    return f"{lines[0]:.300}" if lines else type(error).__name__
+
+
+def on_gpu(function: Function) -> Function:
+    """The function as ZeroGPU wants it; unchanged elsewhere."""
+    try:
+        import spaces
+    except ImportError:
+        return function
+    wrapped: Function = spaces.GPU(function, duration=int(MAX_SECONDS))
+    return wrapped

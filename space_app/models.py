@@ -1,0 +1,327 @@
+"""Holds the model and, when asked, its parents; generates one answer at a time, in pieces, within bounds of tokens and time."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import loading
+from loading import MAX_SECONDS, Loaded
+from published import Parent, Published, mapping
+from texts import SpaceError
+
+EVOLVED = "evolved"
+MAX_TOKENS = 256
+_HEARTBEAT = 0.25
+
+
+@dataclass(frozen=True)
+class Job:
+    """One answer to be written. Plain data, so that it can cross to another process on ZeroGPU.
+
+    Attributes:
+        key: ``evolved``, or the label of a parent.
+        prompt: The visitor's text, checked.
+        max_tokens: At most so many new tokens.
+        hops: Another path through the layers of the evolved model.
+        scales: Its scales.
+    """
+
+    key: str
+    prompt: str
+    max_tokens: int = 64
+    hops: tuple[str, ...] = ()
+    scales: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An answer so far."""
+
+    state: str
+    text: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class Host:
+    """Holds the models of one Space and lets one pass at a time run on them.
+
+    Args:
+        published: The model as it was read.
+        max_seconds: The longest time that one answer may take.
+    """
+
+    def __init__(self, published: Published, *, max_seconds: float = MAX_SECONDS) -> None:
+        self.published = published
+        self.max_seconds = max_seconds
+        self.error = ""
+        self.started = time.monotonic()
+        self._ready = threading.Event()
+        self._pass = threading.Lock()
+        self._loading = threading.Lock()
+        self._evolved: Loaded | None = None
+        self._parents: dict[str, Loaded] = {}
+        self._run = loading.on_gpu(self._generate)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is in memory, or has failed to get there."""
+        return self._ready.is_set()
+
+    @property
+    def evolved(self) -> Loaded | None:
+        """The model itself, once it is loaded."""
+        return self._evolved
+
+    def start(self) -> None:
+        """Load in the background; on ZeroGPU now, because models must be placed before the first call."""
+        if loading.zero_gpu():
+            self.load()
+        else:
+            threading.Thread(target=self.load, daemon=True, name="load").start()
+
+    def load(self) -> None:
+        """Load the evolved model; what goes wrong is in `error`."""
+        self.started = time.monotonic()
+        try:
+            loading.check_memory(loading.weights_bytes(self.published.model, self.published.revision), self.published.name)
+            self._evolved = loading.load(self.published.model, self.published.revision, own=True)
+        except SpaceError as error:
+            self.error = str(error)
+        except Exception as error:  # whatever a model's files provoke, the page must say it and stay
+            self.error = f"{self.published.name} cannot be loaded: {loading.first_line(error)}"
+        finally:
+            self._ready.set()
+
+    def answer(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Iterator[Piece]:
+        """Write one answer.
+
+        Args:
+            job: What is asked of which model.
+            stopped: Asked between pieces; the answer ends where it says True.
+
+        Yields:
+            The answer so far; the last piece is ``done`` or ``stopped``.
+
+        Raises:
+            SpaceError: The model cannot be loaded, or the prompt does not fit.
+        """
+        while not self._ready.wait(_HEARTBEAT):
+            yield Piece("loading")
+            if stopped():
+                yield Piece("stopped")
+                return
+        if self.error:
+            raise SpaceError(self.error)
+        if job.key != EVOLVED and job.key not in self._parents:
+            yield Piece("loading")
+        last = Piece("waiting")
+        pieces = self._run(job)
+        try:
+            for last in pieces:
+                if last.state == "error":
+                    raise SpaceError(last.text)
+                if stopped():
+                    yield Piece("stopped", last.text, last.tokens, last.seconds)
+                    return
+                yield last
+        finally:
+            pieces.close()
+
+    def whole_answer(self, job: Job) -> Piece:
+        """The answer when it is finished; raises `SpaceError`."""
+        return deque(self.answer(job), maxlen=1).pop()
+
+    def _generate(self, job: Job) -> Generator[Piece, None, None]:
+        """The pieces of one answer. The thread that runs the model holds the lock, so nothing depends on who still listens."""
+        news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stop = threading.Event()
+        worker = threading.Thread(target=self._work, args=(job, news, stop), daemon=True, name="generate")
+        worker.start()
+        ids: list[int] = []
+        tokenizer, begin, state = None, time.monotonic(), "waiting"
+        try:
+            while True:
+                try:
+                    kind, value = news.get(timeout=_HEARTBEAT)
+                except queue.Empty:
+                    yield Piece(state, _decode(tokenizer, ids), len(ids), time.monotonic() - begin if ids else 0.0)
+                    continue
+                if kind == "error":  # as a piece: an exception would lose its words on the way out of ZeroGPU's process
+                    yield Piece("error", value)
+                    return
+                if kind == "start":
+                    tokenizer, begin, state = value, time.monotonic(), "writing"
+                elif kind == "tokens":
+                    ids += value
+                    yield Piece("writing", _decode(tokenizer, ids), len(ids), time.monotonic() - begin)
+                else:
+                    yield Piece("done", _decode(tokenizer, ids), len(ids), value)
+                    return
+        finally:
+            stop.set()
+
+    def _work(self, job: Job, news: queue.SimpleQueue[Any], stop: threading.Event) -> None:
+        """Run the model in this thread, alone."""
+        import torch
+
+        try:
+            with self._pass, torch.inference_mode():
+                if stop.is_set():
+                    return
+                loaded = self._loaded(job.key)
+                model = self._rerouted(loaded.model, job)
+                inputs, room = encode(job.prompt, loaded, self._prompt_settings())
+                news.put(("start", loaded.tokenizer))
+                begin = time.monotonic()
+                _decode_greedily(
+                    model,
+                    inputs.to(model.device),
+                    max_new_tokens=max(1, min(job.max_tokens, MAX_TOKENS, room)),
+                    max_seconds=self.max_seconds,
+                    news=news,
+                    stop=stop,
+                    tokenizer=loaded.tokenizer,
+                )
+                news.put(("end", time.monotonic() - begin))
+        except SpaceError as error:
+            news.put(("error", str(error)))
+        except Exception as error:  # shown to the visitor, in one line
+            news.put(("error", f"The model could not answer: {loading.first_line(error)}"))
+
+    def _rerouted(self, model: Any, job: Job) -> Any:
+        if not job.hops:
+            return model
+        if not hasattr(model, "with_path"):
+            raise SpaceError("This model has no path to change: its weights are merged, its layers are in their usual order.")
+        try:
+            return model.with_path(list(job.hops), list(job.scales) or None).eval()
+        except ValueError as error:
+            raise SpaceError(f"This path does not work: {loading.first_line(error)}") from error
+
+    def _prompt_settings(self) -> dict[str, Any]:
+        """How the search prompted the models: the `data` part of its settings, for the test split."""
+        return mapping(mapping(mapping(self.published.study.get("settings")).get("data")).get("test"))
+
+    def _loaded(self, key: str) -> Loaded:
+        if key == EVOLVED:
+            if self._evolved is None:
+                raise SpaceError(self.error or "The model is not loaded yet.")
+            return self._evolved
+        if key not in self._parents:
+            self._parents[key] = self._load_parent(key)
+        return self._parents[key]
+
+    def _load_parent(self, key: str) -> Loaded:
+        parent = next((parent for parent in self.published.parents if parent.label == key), None)
+        if parent is None:
+            raise SpaceError(f"There is no model {key!r:.60} here.")
+        if parent.missing:
+            raise SpaceError(f"{parent.label} is {parent.missing}.")
+        needed = loading.weights_bytes(parent.model, parent.revision)
+        while self._parents and not loading.fits(needed):
+            self._parents.pop(next(iter(self._parents)))
+            gc.collect()
+        loading.check_memory(needed, parent.label)
+        try:
+            return loading.load(parent.model, parent.revision, own=False)
+        except Exception as error:
+            raise SpaceError(f"{parent.label} cannot be loaded: {loading.first_line(error)}") from error
+
+
+def encode(prompt: str, loaded: Loaded, settings: dict[str, Any]) -> tuple[Any, int]:
+    """A prompt as token ids, and the number of tokens for which the model has room after it.
+
+    The chat template is used where the tokenizer has one, unless the search prompted the models without.
+
+    Raises:
+        SpaceError: The prompt does not fit, or has no tokens.
+    """
+    import torch
+
+    tokenizer = loaded.tokenizer
+    chat = bool(getattr(tokenizer, "chat_template", None)) and settings.get("chat", True)
+    if chat:
+        system = settings.get("system")
+        messages = [{"role": "system", "content": system}] if isinstance(system, str) else []
+        messages.append({"role": "user", "content": prompt})
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = list(tokenizer(prompt, add_special_tokens=not chat)["input_ids"])
+    if ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()  # the text goes on
+    if not ids:
+        raise SpaceError("The model's tokenizer makes nothing of this prompt.")
+    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions if isinstance(positions, int) and positions > 0 else 4096
+    if len(ids) >= positions:
+        raise SpaceError(f"The prompt has {len(ids):,} tokens; this model reads {positions:,}, answer included. Shorten it.")
+    return torch.tensor([ids]), positions - len(ids)
+
+
+class _Streamer:
+    """Hands every new token on; the first call of `generate` brings the prompt, which is not new."""
+
+    def __init__(self, news: queue.SimpleQueue[Any]) -> None:
+        self._news, self._prompt = news, True
+
+    def put(self, ids: Any) -> None:
+        if self._prompt:
+            self._prompt = False
+        else:
+            self._news.put(("tokens", ids.reshape(-1).tolist()))
+
+    def end(self) -> None:
+        pass
+
+
+def _decode_greedily(
+    model: Any,
+    inputs: Any,
+    *,
+    max_new_tokens: int,
+    max_seconds: float,
+    news: queue.SimpleQueue[Any],
+    stop: threading.Event,
+    tokenizer: Any,
+) -> None:
+    """Greedy, so that two models or two paths differ by what they are and not by chance."""
+    import torch
+    from transformers import StoppingCriteriaList
+
+    deadline = time.monotonic() + max_seconds
+
+    def ended(ids: Any, scores: Any, **_: Any) -> Any:
+        over = stop.is_set() or time.monotonic() > deadline
+        return torch.full((ids.shape[0],), over, dtype=torch.bool, device=ids.device)
+
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    model.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        streamer=_Streamer(news),
+        stopping_criteria=StoppingCriteriaList([ended]),
+    )
+
+
+def _decode(tokenizer: Any, ids: list[int]) -> str:
+    """The text so far, without a character of which only some bytes are there."""
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\ufffd").strip() if ids else ""
+
+
+def choices(parents: tuple[Parent, ...]) -> list[str]:
+    """The parents that can be asked."""
+    return [parent.label for parent in parents if not parent.missing]

@@ -1,0 +1,38 @@
+// Tips of the pictures: on hover, tap and focus; arrow keys go from mark to mark. Text is set as text, never as HTML.
+(() => {
+  let tip;
+  const show = (target) => {
+    if (!tip) {
+      tip = document.createElement("div");
+      tip.className = "ev-tip";
+      tip.setAttribute("role", "tooltip");
+    }
+    const host = document.querySelector(".gradio-container") || document.body;
+    if (tip.parentNode !== host) host.appendChild(tip);
+    tip.textContent = target.dataset.tip;
+    tip.hidden = false;
+    const mark = (target.querySelector(".ev-markshape") || target).getBoundingClientRect();
+    const x = mark.left + mark.width / 2 - tip.offsetWidth / 2;
+    tip.style.left = `${Math.max(8, Math.min(x, window.innerWidth - tip.offsetWidth - 8))}px`;
+    const above = mark.top - tip.offsetHeight - 8;
+    tip.style.top = `${above > 8 ? above : mark.bottom + 8}px`;
+  };
+  const hide = () => { if (tip) tip.hidden = true; };
+  const marked = (event) => event.target.closest && event.target.closest("[data-tip]");
+  for (const name of ["mouseover", "focusin", "click"]) {
+    document.addEventListener(name, (event) => { const target = marked(event); if (target) show(target); else hide(); });
+  }
+  document.addEventListener("scroll", hide, true);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") { hide(); return; }
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    const frame = event.target.closest && event.target.closest(".ev-svg");
+    if (!step || !frame) return;
+    const marks = [...frame.querySelectorAll("[data-tip][tabindex]")];
+    if (!marks.length) return;
+    const at = marks.indexOf(document.activeElement.closest("[data-tip]"));
+    const next = at < 0 ? (step > 0 ? 0 : marks.length - 1) : Math.max(0, Math.min(marks.length - 1, at + step));
+    marks[next].focus();
+    event.preventDefault();
+  });
+})();

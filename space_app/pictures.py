@@ -1,0 +1,374 @@
+"""The path of the hidden state as a picture, and the weights of a merge as a heat map: inline SVG, themed by style.css.
+
+Each picture is drawn twice, for wide screens and for phones, at the size it is shown; the style sheet shows one of them. What
+a mark means is in its `data-tip`, which page.js shows on hover, tap and focus. All text is escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from edits import Route, describe, name_of, terms
+from published import as_float, listing, mapping
+from texts import details, escape, number, table
+
+WIDE, NARROW = 1120, 348
+_SHAPES = 6
+
+
+def both(draw: Callable[[int], str]) -> str:
+    """A picture for wide screens and one for phones; the style sheet shows the one that fits."""
+    return f'<div class="ev-wide">{draw(WIDE)}</div><div class="ev-narrow">{draw(NARROW)}</div>'
+
+
+def svg(width: float, height: float, content: str, *, label: str, scroll: bool = False) -> str:
+    """The frame of a picture. It shrinks with the page, unless it is wide and scrolls."""
+    style = f"width:{width:.0f}px" if scroll else f"width:100%;max-width:{width:.0f}px"
+    return (
+        f'<div class="ev-scroll"><svg class="ev-svg" viewBox="0 0 {width:.0f} {height:.0f}" style="{style}" role="group" '
+        f'tabindex="0" aria-label="{escape(label)}">{content}</svg></div>'
+    )
+
+
+def text(x: float, y: float, words: object, *, anchor: str = "start", kind: str = "") -> str:
+    """A text in a picture."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(words)}</text>'
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where the hops and the layers of a path picture are, in pixels."""
+
+    left: float
+    top: float
+    pitch: float
+    row: float
+    gap: float
+    layers: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def x(self, hop: int) -> float:
+        return self.left + (hop + 0.5) * self.pitch
+
+    def block(self, source: int) -> float:
+        """The upper end of the rows of a source."""
+        above = self.order[: self.order.index(source)]
+        return self.top + sum(self.layers[other] * self.row + self.gap for other in above) + self.gap
+
+    def y(self, source: int, layer: int) -> float:
+        return self.block(source) + (self.layers[source] - layer - 0.5) * self.row
+
+    @property
+    def height(self) -> float:
+        return self.top + sum(self.layers[source] * self.row + self.gap for source in self.order)
+
+
+def path_picture(
+    way: Route, labels: Sequence[str], layers: Sequence[int], *, select: bool = False, hops: int = 0, listed: bool = True
+) -> str:
+    """The route of the hidden state: hops from left to right, the layers of each source from bottom to top.
+
+    Args:
+        way: The path.
+        labels: The names of the sources.
+        layers: The number of layers of each source; as many as the path needs where it is not known.
+        select: Whether a hop can be chosen, and which one is shows.
+        hops: Room for so many hops, so that pictures of several paths are alike.
+        listed: Whether a table of the hops follows, for those who read rather than see.
+    """
+    parsed = [terms(hop) for hop in way.hops]
+    rows = _rows(parsed, layers)
+    room = max(len(way), hops)
+    words = f"{len(way)} hops over {len({term[:2] for hop in parsed for term in hop})} layers"
+    picture = both(lambda width: _path(way, parsed, labels, rows, width=width, room=room, select=select, words=words))
+    if not listed:
+        return picture
+    heads = ["hop", "layer", "scale"]
+    lines = [
+        (at + 1, describe(hop, 1.0, labels).removesuffix(", scale 1"), number(scale))
+        for at, (hop, scale) in enumerate(zip(way.hops, way.scales, strict=True))
+    ]
+    return picture + details("The same as a table", table(heads, lines, caption=words, mark=way.selected if select else None))
+
+
+def _rows(parsed: Sequence[list[tuple[int, int, float]]], layers: Sequence[int]) -> tuple[int, ...]:
+    """The layers that are drawn of each source; none of a source that the path never visits and of which nothing is known."""
+    count = max([len(layers), *(source + 1 for hop in parsed for source, _, _ in hop)])
+    needed = [0] * min(count, 64)
+    for hop in parsed:
+        for source, layer, _ in hop:
+            if source < len(needed):
+                needed[source] = max(needed[source], layer + 1)
+    known = [*layers, *[0] * len(needed)]
+    return tuple(min(max(need, known[source]), 4096) for source, need in enumerate(needed))
+
+
+def _path(
+    way: Route,
+    parsed: Sequence[list[tuple[int, int, float]]],
+    labels: Sequence[str],
+    rows: tuple[int, ...],
+    *,
+    width: int,
+    room: int,
+    select: bool,
+    words: str,
+) -> str:
+    narrow = width == NARROW
+    left = 34.0
+    space = width - left - 8
+    pitch = max(min(space / room, 26.0 if narrow else 84.0), 10.0 if narrow else 8.0)
+    total = max(sum(rows), 1)
+    most = 16.0 if select else 18.0 if narrow else 26.0  # where a path is edited, its answer should be on the same screen
+    row = max(min((320 if select else 520) / total, most), 6.0)
+    visited = [source for source in range(len(rows)) if rows[source]]
+    grid = _Grid(left, 34.0, pitch, row, 26.0, rows, tuple(reversed(visited)))
+    wide = max(left + pitch * room + 8, min(width, 348))
+    height = grid.height + 36
+    parts = [_layer_rows(grid, parsed, labels, right=left + pitch * room), _scale_legend(way, words, grid, min(wide, width))]
+    spots = [[(grid.x(at), grid.y(source, layer)) for source, layer, _ in hop] for at, hop in enumerate(parsed)]
+    lines = [f"M{a:.1f},{b:.1f}L{c:.1f},{d:.1f}" for p, q in pairwise(spots) for a, b in p for c, d in q]
+    parts.append(f'<path class="ev-route" d="{"".join(lines)}"/>')
+    unit = _unit(way, grid)
+    for at, hop in enumerate(parsed):
+        parts.append(_hop(way, at, hop, labels, grid=grid, unit=unit, select=select))
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 4096) if step * pitch >= 22)
+    parts += [
+        text(grid.x(at), grid.height + 16, at + 1, anchor="middle", kind="ev-tick")
+        for at in range(room)
+        if (at + 1) % step == 0 or at == 0
+    ]
+    parts.append(text(left, grid.height + 32, "hop", kind="ev-tick"))
+    label = f"Path picture: {words}. Arrow keys go from hop to hop."
+    return svg(wide, height, "".join(parts), label=label, scroll=wide > width or narrow)
+
+
+def _unit(way: Route, grid: _Grid) -> float:
+    """The half width of a mark with scale 1."""
+    largest = max(1.0, *map(abs, way.scales))
+    return max(min(grid.pitch * 0.46, grid.row * 0.8, 15.0), 5.0) / largest
+
+
+def _layer_rows(grid: _Grid, parsed: Sequence[list[tuple[int, int, float]]], labels: Sequence[str], *, right: float) -> str:
+    used = {(source, layer) for hop in parsed for source, layer, _ in hop}
+    every = next(step for step in (1, 2, 4, 8, 16, 32, 4096) if step * grid.row >= 14)
+    parts = []
+    for source in grid.order:
+        count = grid.layers[source]
+        bars = []
+        for layer in range(count):
+            y, kind = grid.y(source, layer), "ev-used" if (source, layer) in used else "ev-unused"
+            bars.append(
+                f'<rect class="{kind}" x="{grid.left:.1f}" y="{y - grid.row * 0.43:.1f}" width="{right - grid.left:.1f}" '
+                f'height="{grid.row * 0.86:.1f}"/>'
+            )
+            if layer % every == 0:
+                bars.append(text(grid.left - 6, y + 4, layer, anchor="end", kind="ev-tick"))
+        visits = sum(1 for place, _ in used if place == source)
+        name = f"{name_of(labels, source)[:36]}   {visits} of {count} layers"
+        bars.append(text(grid.left, grid.block(source) - 6, name, kind="ev-name"))
+        parts.append(f'<g class="ev-s{source % _SHAPES}">{"".join(bars)}</g>')
+    return "".join(parts)
+
+
+def _hop(
+    way: Route,
+    at: int,
+    hop: Sequence[tuple[int, int, float]],
+    labels: Sequence[str],
+    *,
+    grid: _Grid,
+    unit: float,
+    select: bool,
+) -> str:
+    scale = way.scales[at]
+    tip = f"Hop {at + 1}: {describe(way.hops[at], scale, labels)}"
+    size = max(abs(scale) * unit, 1.5)
+    marks = "".join(
+        f'<g class="ev-s{source % _SHAPES}">{_shape(source, grid.x(at), grid.y(source, layer), size)}</g>'
+        for source, layer, _ in hop
+    )
+    # an invisible pad, so that a small mark can be hit with a finger
+    pads = "".join(
+        f'<rect class="ev-pad" x="{grid.x(at) - grid.pitch / 2:.1f}" y="{grid.y(source, layer) - 12:.1f}" '
+        f'width="{grid.pitch:.1f}" height="24"/>'
+        for source, layer, _ in hop
+    )
+    kind = "ev-hop" + (" ev-negative" if scale < 0 else "") + (" ev-selected" if select and at == way.selected else "")
+    chosen = f' data-hop="{at}" aria-pressed="{str(at == way.selected).lower()}"' if select else ""
+    role = "button" if select else "img"
+    words = f'data-tip="{escape(tip)}" aria-label="{escape(tip)}"'
+    return f'<g class="{kind}" role="{role}" tabindex="-1" {words}{chosen}>{pads}{marks}</g>'
+
+
+def _shape(source: int, x: float, y: float, r: float) -> str:
+    """A mark: circle, square, triangles and diamonds, so that sources differ without colour too."""
+    kind = source % _SHAPES
+    if kind == 0:
+        return f'<circle class="ev-markshape" cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"/>'
+    s = r * 0.9
+    points = {
+        1: [(-s, -s), (s, -s), (s, s), (-s, s)],
+        2: [(0, -r * 1.1), (r, r * 0.8), (-r, r * 0.8)],
+        3: [(0, r * 1.1), (r, -r * 0.8), (-r, -r * 0.8)],
+        4: [(0, -r * 1.15), (r * 1.15, 0), (0, r * 1.15), (-r * 1.15, 0)],
+        5: [(-r * 0.5, -r), (r * 0.5, -r), (r, 0), (r * 0.5, r), (-r * 0.5, r), (-r, 0)],
+    }[kind]
+    corners = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in points)
+    return f'<polygon class="ev-markshape" points="{corners}"/>'
+
+
+def _scale_legend(way: Route, words: str, grid: _Grid, width: float) -> str:
+    """The number of hops, and the sizes of the least scale, 1 and the greatest."""
+    if all(scale == 1 for scale in way.scales):
+        return text(4, 18, f"{words}, every scale 1", kind="ev-title")
+    sizes = sorted({1.0, round(min(way.scales), 2), round(max(way.scales), 2)})
+    unit, x, parts = _unit(way, grid), width - 10.0, []
+    for size in reversed(sizes):
+        label = number(size)
+        x -= 8.0 * len(label)
+        parts.append(text(x, 18, label, kind="ev-tick"))
+        r = max(abs(size) * unit, 1.5)
+        x -= r + 5
+        kind = "ev-legend ev-negative" if size < 0 else "ev-legend"
+        parts.append(f'<g class="{kind}"><circle class="ev-markshape" cx="{x:.1f}" cy="14" r="{r:.1f}"/></g>')
+        x -= r + 9
+    if width > 520:
+        parts.append(text(x, 18, "scale", anchor="end", kind="ev-tick"))
+    return text(4, 18, words, kind="ev-title") + "".join(parts)
+
+
+_KEY = re.compile(r"(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?")
+_Row = tuple[str, Mapping[str, float]]  # the name of a row, and its value per layer group
+
+
+def weights_picture(merge: Mapping[str, Any], labels: Sequence[str]) -> str:
+    """The parameters of a merge per layer group, as a heat map with its numbers.
+
+    Args:
+        merge: The `merge` part of a recipe.
+        labels: The names of the sources.
+    """
+    rows = weight_rows(merge, labels)
+    method = str(merge.get("method", ""))[:40]
+    options = mapping(merge.get("options"))
+    said = ", ".join(f"{key} = {value}" for key, value in options.items() if not isinstance(value, dict))
+    if not rows:
+        return f'<p class="ev-faint">The merge method {escape(method)} has no parameters per source. {escape(said)}</p>'
+    groups = sorted({group for _, values in rows for group in values}, key=_group_order)
+    most = _largest(rows)
+    title = f"{method}{': ' + said if said else ''}"
+    wide = _heat(rows, groups, most, title)
+    narrow = _heat_down(rows, groups, most, title)
+    heads = ["layers", *(name for name, _ in rows)]
+    lines = [[_group_name(group), *(number(values.get(group, values.get("all"))) for _, values in rows)] for group in groups]
+    listed = details("The same as a table", table(heads, lines, caption=title))
+    return f'<div class="ev-wide">{wide}</div><div class="ev-narrow">{narrow}</div>{listed}'
+
+
+def _largest(rows: Sequence[_Row]) -> dict[str, float]:
+    """The largest value of each row's parameter: the colours of weights and of densities have a scale of their own."""
+    most: dict[str, float] = {}
+    for name, values in rows:
+        kind = name.rsplit(": ", 1)[-1]
+        most[kind] = max([most.get(kind, 0.0), *map(abs, values.values())])
+    return {name: most[name.rsplit(": ", 1)[-1]] or 1.0 for name, _ in rows}
+
+
+def weight_rows(merge: Mapping[str, Any], labels: Sequence[str]) -> list[_Row]:
+    """One row per parameter and source, and one per option that differs from layer to layer."""
+    parameters = listing(merge.get("parameters"))
+    taking_part = listing(merge.get("sources")) or list(range(len(parameters)))
+    names = list(dict.fromkeys(name for item in parameters if isinstance(item, dict) for name in item))
+    rows: list[_Row] = []
+    for name in names:
+        for source, item in zip(taking_part, parameters, strict=False):
+            values = _group_values(item.get(name)) if isinstance(item, dict) else {}
+            if values and isinstance(source, int):
+                rows.append((f"{name_of(labels, source)}: {name}"[:48], values))
+    options = mapping(merge.get("options"))
+    return rows + [(str(name)[:48], _group_values(value)) for name, value in options.items() if isinstance(value, dict)]
+
+
+def _group_values(value: object) -> dict[str, float]:
+    given = mapping(value) or {"all": value}
+    pairs = [(str(key), as_float(item)) for key, item in given.items()]
+    return {key: item for key, item in pairs if item is not None}
+
+
+def _group_order(group: str) -> tuple[int, int, int, str]:
+    match = _KEY.fullmatch(group)
+    if not match:
+        return (4, 0, 0, group)
+    if match[1]:
+        return ({"embed": 0, "head": 2, "default": 3}[match[1]], 0, 0, group)
+    return (1, int(match[2]), int(match[3] or match[2]), match[4] or "")
+
+
+def _group_name(group: str) -> str:
+    return {"all": "all layers", "default": "others"}.get(group, group.removeprefix("blocks."))[:20]
+
+
+def _cell(x: float, y: float, width: float, height: float, *, value: float | None, most: float, tip: str) -> str:
+    if value is None:
+        return f'<rect class="ev-unused" x="{x:.1f}" y="{y:.1f}" width="{width - 2:.1f}" height="{height - 2:.1f}"/>'
+    strength = abs(value) / most
+    kind = "ev-minus" if value < 0 else "ev-plus"
+    words = ""
+    if width >= 34:
+        words = text(
+            x + width / 2 - 1, y + height / 2 + 3, number(value, 2), anchor="middle", kind="ev-on" if strength > 0.55 else ""
+        )
+    return (
+        f'<g class="ev-cell" role="img" tabindex="-1" data-tip="{escape(tip)}" aria-label="{escape(tip)}">'
+        f'<rect class="{kind}" fill-opacity="{0.06 + 0.94 * strength:.2f}" x="{x:.1f}" y="{y:.1f}" width="{width - 2:.1f}" '
+        f'height="{height - 2:.1f}" rx="2"/>{words}</g>'
+    )
+
+
+def _heat(rows: Sequence[_Row], groups: Sequence[str], most: Mapping[str, float], title: str) -> str:
+    """Layer groups from left to right."""
+    left = 14 + 7.2 * max(len(name) for name, _ in rows)
+    width, height = max(min((WIDE - left) / len(groups), 84.0), 14.0), 34.0
+    parts = [text(4, 18, title, kind="ev-title")]
+    for down, (name, values) in enumerate(rows):
+        y = 34 + down * height
+        parts.append(text(left - 8, y + height / 2 + 4, name, anchor="end"))
+        for at, group in enumerate(groups):
+            value = values.get(group, values.get("all"))
+            tip = f"{name}, {_group_name(group)}: {number(value)}"
+            parts.append(_cell(left + at * width, y, width, height, value=value, most=most[name], tip=tip))
+    below = 34 + len(rows) * height
+    step = next(step for step in (1, 2, 4, 8, 16, 4096) if step * width >= 7.5 * max(len(_group_name(g)) for g in groups))
+    for at, group in enumerate(groups):
+        if at % step == 0 or group in ("embed", "head"):
+            parts.append(text(left + (at + 0.5) * width, below + 16, _group_name(group), anchor="middle", kind="ev-tick"))
+    wide = left + width * len(groups) + 12
+    label = f"Heat map: {title}. Arrow keys go from cell to cell."
+    return svg(wide, below + 28, "".join(parts), label=label, scroll=wide > WIDE)
+
+
+def _heat_down(rows: Sequence[_Row], groups: Sequence[str], most: Mapping[str, float], title: str) -> str:
+    """Layer groups from top to bottom, for phones."""
+    left = 14 + 7.2 * max(len(_group_name(group)) for group in groups)
+    width, height = max((NARROW - left - 6) / len(rows), 40.0), 26.0
+    parts = [text(4, 18, title[:44], kind="ev-title")]
+    top = 34.0 + 16 * len(rows)
+    for across, (name, _) in enumerate(rows):
+        x = left + across * width
+        parts.append(text(x, 38 + 16 * across, name, kind="ev-tick"))
+        parts.append(f'<path class="ev-route" d="M{x + 2:.1f},{42 + 16 * across}V{top + 6:.1f}"/>')
+    for down, group in enumerate(groups):
+        y = top + 8 + down * height
+        parts.append(text(left - 8, y + height / 2 + 3, _group_name(group), anchor="end", kind="ev-tick"))
+        for across, (name, values) in enumerate(rows):
+            value = values.get(group, values.get("all"))
+            tip = f"{name}, {_group_name(group)}: {number(value)}"
+            parts.append(_cell(left + across * width, y, width, height, value=value, most=most[name], tip=tip))
+    wide = left + width * len(rows) + 4
+    label = f"Heat map: {title}. Arrow keys go from cell to cell."
+    return svg(wide, top + 16 + len(groups) * height, "".join(parts), label=label, scroll=wide > NARROW + 4)

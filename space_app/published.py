@@ -1,0 +1,370 @@
+"""What a published model says about itself: configuration, recipe, study and trials, read from a folder or from the Hub.
+
+Only `config.json` must be there. Whatever else is missing or broken is left out, with a note that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from texts import SpaceError
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "path", "scales", "recipe"]
+_MAX_TRIALS = 100_000
+UNSET = (
+    "No model is set. The owner of this Space sets the variable EVOMERGE_MODEL to the id of a model, such as user/model "
+    "(Settings, Variables), or to a folder where the app runs at home."
+)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """One checkpoint that the model was made from.
+
+    Attributes:
+        label: Its name in pictures and tables.
+        model: Repository or folder.
+        revision: Commit, where it is pinned.
+        role: ``parent`` or ``base``.
+        missing: Why it cannot be loaded; empty where it can.
+        licence: As its page on the Hub says; empty where that is not known.
+    """
+
+    label: str
+    model: str
+    revision: str | None = None
+    role: str = "parent"
+    missing: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of the search; `path` and `scales` in data flow space, `parameters` in parameter space."""
+
+    stage: str
+    number: int
+    generation: int
+    fitness: float | None
+    accuracy: float | None = None
+    path: tuple[str, ...] = ()
+    scales: tuple[float, ...] = ()
+    recipe: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model as its repository describes it.
+
+    Attributes:
+        model: Repository id or folder, as `from_pretrained` takes it.
+        revision: The commit that was read; None for a folder.
+        name: What it is called on the page.
+        config: `config.json`.
+        recipe_text: `recipe.yaml` as it stands; empty where there is none.
+        recipe: The same, parsed.
+        study: `study.json`.
+        trials: The trials, in the order they were run.
+        card: The metadata of the model's card.
+        parents: The sources and the base.
+        notes: What could not be read.
+    """
+
+    model: str
+    name: str
+    revision: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    recipe_text: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    study: Mapping[str, Any] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+    card: Mapping[str, Any] = field(default_factory=dict)
+    parents: tuple[Parent, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the model comes from the Hub, rather than from a folder."""
+        return self.revision is not None
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The hops of the model; none where only weights were merged."""
+        path = self.config.get("path")
+        return tuple(map(str, path)) if self.config.get("model_type") == "evo_merged" and isinstance(path, list) else ()
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scale of each hop."""
+        scales = self.config.get("scales")
+        known = tuple(value for value in map(as_float, listing(scales)) if value is not None)
+        return known if len(known) == len(self.path) else (1.0,) * len(self.path)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The name of each source that a path can run through; the merged model of a hybrid search is the last."""
+        names = [parent.label for parent in self.parents if parent.role == "parent"]
+        if self.recipe.get("merge"):
+            names.append("merged")
+        return tuple(names)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The number of layers of each source, as far as the configuration says it."""
+        found = [mapping(item).get("layers") for item in listing(self.config.get("sources"))]
+        return tuple(count if isinstance(count, int) and 0 < count <= 4096 else 0 for count in found)
+
+    @property
+    def examples(self) -> list[tuple[str, str]]:
+        """Prompts of the model's own task, with the right answers."""
+        pairs = [(mapping(item).get("prompt"), mapping(item).get("answer")) for item in listing(self.study.get("examples"))]
+        return [(prompt, answer) for prompt, answer in pairs if isinstance(prompt, str) and isinstance(answer, str)][:24]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the table of results."""
+        return [row for row in listing(mapping(self.study.get("results")).get("rows")) if isinstance(row, dict)]
+
+    @property
+    def levels(self) -> dict[str, float]:
+        """The fitness of the base and of each source on the search split."""
+        pairs = [(str(name), as_float(value)) for name, value in mapping(self.study.get("levels")).items()]
+        return {name: value for name, value in pairs if value is not None}
+
+
+def mapping(value: object) -> dict[Any, Any]:
+    """A mapping, or an empty one where there is something else."""
+    return value if isinstance(value, dict) else {}
+
+
+def listing(value: object) -> list[Any]:
+    """A list, or an empty one where there is something else."""
+    return value if isinstance(value, list) else []
+
+
+def as_float(value: object) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < 1e300 else None
+
+
+def settings(folder: Path) -> tuple[str, str | None]:
+    """The model and the revision that the owner has set: by variables, or by `space.json` beside the app."""
+    given: Any = {}
+    if (file := folder / "space.json").is_file():
+        try:
+            given = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            given = {}
+    given = mapping(given)
+    model = os.environ.get("EVOMERGE_MODEL", "").strip() or str(given.get("model") or "").strip()
+    revision = os.environ.get("EVOMERGE_REVISION", "").strip() or str(given.get("revision") or "").strip()
+    return model, revision or None
+
+
+def read(model: str, revision: str | None = None) -> Published:
+    """Read what a published model says about itself.
+
+    Args:
+        model: A folder, or the id of a repository on the Hub.
+        revision: Branch, tag or commit on the Hub; the main branch by default.
+
+    Raises:
+        SpaceError: No model is named, or it cannot be found, or it has no readable `config.json`.
+    """
+    if not model:
+        raise SpaceError(UNSET)
+    if Path(model).expanduser().is_dir():
+        return _read_folder(Path(model).expanduser().resolve())
+    if not _REPO_ID.fullmatch(model):
+        words = "which is neither a folder here nor a repository such as user/model"
+        raise SpaceError(f"EVOMERGE_MODEL is {model!r:.100}, {words}.")
+    commit = _commit(model, revision)
+    return _read_parts(Published(model=model, name=model, revision=commit), lambda name: _download(model, name, commit))
+
+
+def _read_folder(folder: Path) -> Published:
+    """Read a model's folder, or that of a finished search, whose model is in `model/` and whose record is made on the way."""
+    search = not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file()
+    model = folder / "model" if search else folder
+    with tempfile.TemporaryDirectory() as record:
+        if search:
+            _write_record(folder, record)
+        places = [Path(record), model]
+        found = Published(model=str(model), name=folder.name)
+        return _read_parts(found, lambda name: next((place / name for place in places if (place / name).is_file()), None))
+
+
+def _write_record(search: Path, record: str) -> None:
+    """The record of a search that is not published, where the package is there to make it."""
+    try:
+        from hf_evomerge.hub.record import write_record
+    except ImportError:
+        return
+    with contextlib.suppress(Exception):  # the page is there without it, and says that there is no record
+        write_record(search, record, examples=6)
+
+
+def _commit(model: str, revision: str | None) -> str:
+    """The commit that a revision stands for now, so that weights and record are of the same one."""
+    file = _download(model, "config.json", revision)
+    if file is None:
+        raise SpaceError(f"{model} has no config.json; it is not a model that can be loaded.")
+    return file.parent.name  # the cache's folder of a snapshot is named by its commit
+
+
+def _download(model: str, name: str, revision: str | None) -> Path | None:
+    """A file of a repository, or None where the repository has no such file."""
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(model, name, revision=revision))
+    except errors.LocalEntryNotFoundError as cause:
+        raise SpaceError(f"The Hub cannot be reached to read {model}. Please try again later.") from cause
+    except errors.EntryNotFoundError:
+        return None
+    except errors.GatedRepoError as cause:
+        raise SpaceError(f"{model} is gated: the owner of this Space must give it a token (secret HF_TOKEN).") from cause
+    except errors.RevisionNotFoundError as cause:
+        raise SpaceError(f"{model} has no revision {revision!r:.60}; see the variable EVOMERGE_REVISION.") from cause
+    except errors.RepositoryNotFoundError as cause:
+        raise SpaceError(f"There is no public model {model} on the Hub; see the variable EVOMERGE_MODEL.") from cause
+    except (errors.HfHubHTTPError, OSError) as cause:
+        raise SpaceError(f"{name} of {model} could not be read from the Hub ({type(cause).__name__}).") from cause
+
+
+def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Published:
+    notes: list[str] = []
+
+    def part(name: str, reader: Callable[[Path], Any], default: Any) -> Any:
+        try:
+            file = fetch(name)
+            return default if file is None else reader(file)
+        except SpaceError as error:
+            notes.append(str(error))
+        except Exception as error:  # a broken file of somebody else's must not take the page down
+            notes.append(f"{name} cannot be read and is left out ({type(error).__name__}).")
+        return default
+
+    config = part("config.json", _json, None)
+    if not isinstance(config, dict):
+        raise SpaceError(f"{found.name}: config.json is missing or cannot be read.")
+    text = part("recipe.yaml", lambda file: file.read_text(encoding="utf-8"), "")
+    recipe = part("recipe.yaml", lambda file: parse_recipe(text), {}) if text else {}
+    study = part("study.json", _json, {})
+    found = replace(
+        found,
+        config=config,
+        recipe_text=text,
+        recipe=recipe,
+        study=mapping(study),
+        trials=part("trials.parquet", _trials, ()),
+        card=part("README.md", _front_matter, {}),
+    )
+    return replace(found, parents=_parents(found), notes=tuple(dict.fromkeys(notes)))
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def parse_recipe(text: str) -> dict[str, Any]:
+    """A recipe as plain data. Hops are text: YAML 1.1 would read an unquoted ``1:30`` as a number of base 60."""
+    return mapping(yaml.load(text, Loader=_Loader))
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader without numbers of base 60."""
+
+
+_DECIMAL = re.compile(r"[-+]?(?:0|[1-9]\d*)$", re.ASCII)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, _DECIMAL if tag == "tag:yaml.org,2002:int" else pattern) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _front_matter(file: Path) -> dict[str, Any]:
+    text = file.read_text(encoding="utf-8")
+    parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
+    return mapping(yaml.safe_load(parts[1])) if len(parts) == 3 and not parts[0].strip() else {}
+
+
+def _trials(file: Path) -> tuple[Trial, ...]:
+    import pyarrow.parquet as parquet
+
+    there = set(parquet.read_schema(file).names)
+    table = parquet.read_table(file, columns=[name for name in _COLUMNS if name in there])
+    return tuple(_trial(row) for row in table.slice(0, _MAX_TRIALS).to_pylist())
+
+
+def _trial(row: Mapping[str, Any]) -> Trial:
+    path, scales = row.get("path") or [], row.get("scales") or []
+    known = row.get("state") == "COMPLETE"
+    return Trial(
+        stage=str(row.get("stage")),
+        number=int(row.get("number") or 0),
+        generation=int(row.get("generation") or 0),
+        fitness=as_float(row.get("fitness")) if known else None,
+        accuracy=as_float(row.get("accuracy")),
+        path=tuple(map(str, path)),
+        scales=tuple(map(float, scales)) if len(scales) == len(path) else (1.0,) * len(path),
+        recipe="" if path else str(row.get("recipe") or ""),
+    )
+
+
+def _parents(found: Published) -> tuple[Parent, ...]:
+    """The sources of the recipe and its base; where there is no recipe, the sources of the configuration."""
+    listed = found.recipe.get("sources") or (found.config.get("sources") if found.path else None)
+    sources = [item for item in listing(listed) if mapping(item).get("model")]
+    parents = [_parent(item, "parent", found.on_hub) for item in sources]
+    base = found.recipe.get("base")
+    if isinstance(base, dict) and base.get("model"):
+        parents.append(_parent(base, "base", found.on_hub))
+    seen: dict[str, int] = {}
+    for at, parent in enumerate(parents):  # two users may have given their models one name
+        seen[parent.label] = seen.get(parent.label, 0) + 1
+        if seen[parent.label] > 1:
+            parents[at] = replace(parent, label=f"{parent.label} ({seen[parent.label]})")
+    return tuple(parents)
+
+
+def _parent(item: Mapping[str, Any], role: str, on_hub: bool) -> Parent:
+    model, revision = str(item["model"]), item.get("revision")
+    label = model.rstrip("/").rsplit("/", 1)[-1] or model
+    missing = ""
+    if not on_hub and Path(model).is_dir():
+        revision = None
+    elif not _REPO_ID.fullmatch(model):
+        missing = "not published: it was a folder on the machine of the search"
+        model = label
+    return Parent(label=label, model=model, revision=str(revision) if revision else None, role=role, missing=missing)
+
+
+def with_licences(found: Published) -> Published:
+    """The same with the parents' licences, as far as the Hub tells them; never fails."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+
+    def licence(parent: Parent) -> str:
+        if parent.missing or not _REPO_ID.fullmatch(parent.model):
+            return ""
+        try:
+            card = api.model_info(parent.model, revision=parent.revision, timeout=5).card_data
+        except Exception:  # a courtesy: the page is complete without it
+            return ""
+        return "" if card is None else str(card.get("license_name") or card.get("license") or "")
+
+    return replace(found, parents=tuple(replace(parent, licence=licence(parent)) for parent in found.parents))

@@ -1,0 +1,152 @@
+"""Words and small pieces of HTML: what the visitor reads. What comes from a model or a repository is escaped here."""
+
+from __future__ import annotations
+
+import html
+import math
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+MAX_PROMPT = 8_000
+
+
+class SpaceError(Exception):
+    """Something that the visitor or the owner should know; its text is shown as it is, so it is one friendly line."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One model's answer, as it is shown.
+
+    Attributes:
+        name: The model's name.
+        role: What it is, such as ``evolved`` or ``parent``.
+        state: ``waiting``, ``loading``, ``writing``, ``done``, ``stopped`` or ``error``.
+        text: The answer so far, or what went wrong.
+        tokens: Tokens that were generated.
+        seconds: Time from the first to the last of them.
+        right: Whether the answer is right; None where that is not known.
+        note: A line below the answer.
+        wanted: The right answer, where this one is wrong.
+    """
+
+    name: str
+    role: str = ""
+    state: str = "waiting"
+    text: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+    right: bool | None = None
+    note: str = ""
+    wanted: str = ""
+
+    def stopped(self) -> Card:
+        """The card as the visitor's stop leaves it."""
+        return replace(self, state="stopped") if self.state in ("waiting", "loading", "writing") else self
+
+
+_STATES = {
+    "waiting": "waiting",
+    "loading": "loading the weights …",
+    "writing": "writing …",
+    "stopped": "stopped",
+    "error": "no answer",
+    "done": "",
+}
+
+
+def escape(text: object) -> str:
+    """Text as it may stand in HTML, in an attribute or between tags."""
+    return html.escape(str(text), quote=True)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number in a few digits, with a proper minus; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "\N{EN DASH}"
+    return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
+
+
+def clean_prompt(prompt: object) -> tuple[str, str]:
+    """Check a prompt and take out what no model should read.
+
+    Args:
+        prompt: What the visitor sent.
+
+    Returns:
+        The prompt without control characters, and a note that says what was left out ("" where nothing was).
+
+    Raises:
+        SpaceError: It is no text, or there is nothing in it, or it is too long.
+    """
+    if not isinstance(prompt, str):
+        raise SpaceError(f"The prompt must be text, not {type(prompt).__name__}.")
+    if len(prompt) > MAX_PROMPT:
+        raise SpaceError(f"The prompt has {len(prompt):,} characters; please keep it below {MAX_PROMPT:,}.")
+    text = prompt.replace("\r\n", "\n").replace("\r", "\n")
+    kept = "".join(character for character in text if not _is_control(character))
+    if not kept.strip():
+        raise SpaceError("The prompt is empty. Write something, or choose one of the examples.")
+    gone = len(text) - len(kept)
+    note = f"{gone} control character{'s were' if gone > 1 else ' was'} left out of the prompt." if gone else ""
+    return kept.strip(), note
+
+
+def _is_control(character: str) -> bool:
+    """Control characters but tab and newline, lone surrogates, and marks that turn the direction of the text round."""
+    if character in "\n\t":
+        return False
+    return (
+        unicodedata.category(character) in ("Cc", "Cs") or character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    )
+
+
+def message(text: str, kind: str = "info") -> str:
+    """A line in a box; an empty one where there is no text."""
+    role = "alert" if kind == "error" else "status"
+    return f'<div class="ev-message ev-{escape(kind)}" role="{role}">{escape(text)}</div>' if text else ""
+
+
+def cards(answers: Iterable[Card]) -> str:
+    """The answers side by side."""
+    return f'<div class="ev-cards" aria-live="polite">{"".join(map(_card, answers))}</div>'
+
+
+def _card(card: Card) -> str:
+    verdict = ""
+    if card.right is not None:
+        kind, mark, word = ("right", "✓", "right") if card.right else ("wrong", "✗", "wrong")
+        verdict = f'<span class="ev-verdict ev-{kind}"><span aria-hidden="true">{mark}</span> {word}</span>'
+    speed = ""
+    if card.tokens:
+        rate = f" · {number(card.tokens / card.seconds)} tokens/s" if card.seconds > 0 else ""
+        speed = f"{card.tokens} tokens · {card.seconds:.2f} s{rate}"
+    state = _STATES.get(card.state, card.state)
+    busy = ' aria-busy="true"' if card.state in ("loading", "writing") else ""
+    text = escape(card.text) or ('<span class="ev-faint">(an empty answer)</span>' if card.state == "done" else "&nbsp;")
+    wanted = f"right would be: {card.wanted}" if card.wanted else ""
+    foot = "".join(f"<span>{escape(part)}</span>" for part in (state, wanted, speed, card.note) if part)
+    return (
+        f'<section class="ev-card ev-{escape(card.state)}" aria-label="Answer of {escape(card.name)}"{busy}>'
+        f'<header><b>{escape(card.name)}</b><span class="ev-role">{escape(card.role)}</span>{verdict}</header>'
+        f'<div class="ev-answer">{text}</div><footer>{foot}</footer></section>'
+    )
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[object]], *, caption: str, mark: int | None = None) -> str:
+    """A plain table; the row with the number `mark` stands out."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    body = "".join(
+        f"<tr{' class=ev-mark' if index == mark else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for index, row in enumerate(rows)
+    )
+    return (
+        f'<div class="ev-scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="ev-table">'
+        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def details(summary: str, content: str) -> str:
+    """Content that opens on demand; both are HTML already, or escaped by the caller."""
+    return f'<details class="ev-details"><summary>{escape(summary)}</summary>{content}</details>'

@@ -1,0 +1,196 @@
+"""What each tab says about a published model, as HTML and text. Pure functions; everything from the repository is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import edits
+from charts import fitness_picture, fitness_range, spread_picture
+from evolution import STAGE_NAMES, generations, of_stage, stages
+from pictures import path_picture, weights_picture
+from published import Published, as_float, mapping, parse_recipe
+from texts import escape, message, number, table
+
+HUB = "https://huggingface.co"
+CITATION = """@article{akiba2025evolutionary,
+  title   = {Evolutionary optimization of model merging recipes},
+  author  = {Akiba, Takuya and Shing, Makoto and Tang, Yujin and Sun, Qi and Ha, David},
+  journal = {Nature Machine Intelligence},
+  volume  = {7},
+  pages   = {195--204},
+  year    = {2025},
+  note    = {arXiv:2403.13187}
+}"""
+NO_PATH = (
+    "This model was merged in parameter space: its layers are in their usual order and there is no path to change. "
+    "The Path tab shows how much of each parent went into each layer."
+)
+NO_STUDY = "The repository has no record of a search: the recipe was written by hand, or the record was not published."
+
+
+def kind_of(published: Published) -> str:
+    """Which search the model comes from, in words."""
+    if published.path and published.recipe.get("merge"):
+        return "merged weights, then a path through layers"
+    if published.path:
+        return "a path through the layers of its sources"
+    return "merged weights" if published.recipe.get("merge") else "a plain model"
+
+
+def heading(published: Published) -> str:
+    """The name of the model and what is known about it at a glance."""
+    name = escape(published.name)
+    if published.on_hub:
+        name = f'<a href="{HUB}/{quote(published.model)}" target="_blank" rel="noopener">{name}</a>'
+    chips = [kind_of(published)]
+    if published.path:
+        chips.append(f"{len(published.path)} hops")
+    if winner := next((row for row in published.rows if row.get("winner")), None):
+        accuracy = as_float(winner.get("accuracy"))
+        if accuracy is not None:
+            chips.append(f"{100 * accuracy:.1f} % right on held-out problems")
+    parents = [parent.label for parent in published.parents if parent.role == "parent"]
+    said = f"<p>Evolved from {' and '.join(f'<b>{escape(name)}</b>' for name in parents)}.</p>" if parents else ""
+    tags = "".join(f'<span class="ev-chip">{escape(chip)}</span>' for chip in chips)
+    notes = "".join(message(note, "warning") for note in published.notes)
+    return f'<div class="ev-heading"><h1>{name}</h1><div>{tags}</div>{said}{notes}</div>'
+
+
+def path_view(published: Published) -> str:
+    """The path, and the weights of a merge."""
+    merge = published.recipe.get("merge")
+    parts = []
+    if published.path:
+        way = edits.Route(published.path, published.scales)
+        target = published.config.get("scale_target", "stream")
+        meaning = (
+            "scales multiply what the MLP of the hop before adds"
+            if target == "mlp_delta"
+            else "scales multiply the hidden state"
+        )
+        parts.append("<h2>The route of the hidden state</h2>")
+        parts.append(path_picture(way, published.labels, published.layers))
+        parts.append(
+            '<p class="ev-faint">From left to right the hops, from bottom to top the layers of each source. The wider a mark, '
+            f"the larger the scale on the way into it ({meaning}); a hollow mark is a negative scale. "
+            "Grey layers are not used. Hover, tap or use the arrow keys for details.</p>"
+        )
+    if isinstance(merge, dict):
+        parts.append(f"<h2>{'The merged source' if published.path else 'How much of each parent'}</h2>")
+        parts.append(weights_picture(merge, merge_labels(published)))
+        parts.append(
+            '<p class="ev-faint">One column per group of layers, from the embeddings to the head. '
+            "Weights multiply what a parent differs by from the base, and need not add up to 1.</p>"
+        )
+    return "".join(parts) or message("The repository has no recipe; there is nothing to draw.")
+
+
+def merge_labels(published: Published) -> list[str]:
+    """The names of the sources that can take part in a merge."""
+    return [parent.label for parent in published.parents if parent.role == "parent"]
+
+
+def evolution_stages(published: Published) -> list[tuple[str, str]]:
+    """The stages whose generations can be replayed, as (words, stage)."""
+    there = [stage for stage in stages(published.trials) if stage != "random"]
+    return [(STAGE_NAMES.get(stage, stage), stage) for stage in there]
+
+
+def fitness_view(published: Published) -> str:
+    """The picture of all trials and the table of the results."""
+    if not published.trials:
+        return message(NO_STUDY) + results_table(published)
+    return f"<h2>Fitness over evaluations</h2>{fitness_picture(published.trials, published.levels)}{results_table(published)}"
+
+
+def results_table(published: Published) -> str:
+    """The held-out results; empty where there are none."""
+    if not published.rows:
+        return ""
+    results = mapping(published.study.get("results"))
+    rows = []
+    for row in published.rows:
+        accuracy, error = as_float(row.get("accuracy")), as_float(row.get("accuracy_se"))
+        fitness, spread = as_float(row.get("fitness")), as_float(row.get("fitness_se"))
+        rows.append(
+            (
+                row.get("label", ""),
+                (number(accuracy) if accuracy is None else f"{accuracy:.3f}") + ("" if error is None else f" ± {error:.3f}"),
+                number(fitness) + ("" if spread is None else f" ± {number(spread, 2)}"),
+                row.get("evaluations") or "",
+            )
+        )
+    winner = next((at for at, row in enumerate(published.rows) if row.get("winner")), None)
+    caption = f"{results.get('examples', '')} problems of the {results.get('split', 'test')} split; ± is one standard error"
+    return "<h2>Results</h2>" + table(("model", "accuracy", "fitness", "evaluations"), rows, caption=caption, mark=winner)
+
+
+def generation_view(published: Published, stage: str, at: int) -> tuple[str, str]:
+    """The spread with one generation marked, and the best recipe of that generation.
+
+    Args:
+        published: The model.
+        stage: The stage that is replayed.
+        at: The generation, as a place among those of the stage.
+    """
+    trials = of_stage(published.trials, stage)
+    grown = generations(trials)
+    if not grown:
+        return message(NO_STUDY), ""
+    one = grown[max(0, min(at, len(grown) - 1))]
+    spread = spread_picture(grown, grown.index(one), fitness_range(trials, {}), stage)
+    if one.best is None:
+        return spread, message(f"All trials of generation {one.number} failed.", "warning")
+    best = one.best
+    accuracy = f", accuracy {number(best.accuracy)}" if best.accuracy is not None else ""
+    title = (
+        f"<h3>Best of generation {one.number}: fitness {number(best.fitness)}{accuracy}</h3>"
+        f'<p class="ev-faint">Trial {best.number}; best so far {number(one.so_far)} after {one.evaluations} evaluations.</p>'
+    )
+    if best.path:
+        room = max(len(trial.path) for trial in trials)
+        way = edits.Route(best.path, best.scales)
+        return spread, title + path_picture(way, published.labels, published.layers, hops=room, listed=False)
+    merge = _merge_of(best.recipe)
+    return spread, title + (weights_picture(merge, merge_labels(published)) if merge else "")
+
+
+def _merge_of(recipe: str) -> Mapping[str, Any]:
+    try:
+        return mapping(parse_recipe(recipe).get("merge"))
+    except Exception:  # a trial of somebody else's file
+        return {}
+
+
+def commands(published: Published) -> str:
+    """How to load, rebuild and fold the model."""
+    model = published.model if published.on_hub else published.name
+    custom = ", trust_remote_code=True" if published.path else ""
+    lines = [
+        "# load it (Python)",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f'model = AutoModelForCausalLM.from_pretrained("{model}"{custom})',
+        f'tokenizer = AutoTokenizer.from_pretrained("{model}"{custom})',
+        "",
+        "# build it again from its parents, and compare (shell)",
+        "pip install hf-evomerge",
+        f"hf-evomerge reproduce {model} --out rebuilt" if published.on_hub else "hf-evomerge merge recipe.yaml --out rebuilt",
+    ]
+    if published.path:
+        lines += ["", "# a plain model of the parents' architecture, for vLLM, llama.cpp and others (shell)"]
+        lines.append(f"hf-evomerge fold {model} --out plain")
+    return "\n".join(lines)
+
+
+def licences(published: Published) -> str:
+    """The licence of the model and those of its parents, as their pages say."""
+    card = published.card
+    own = card.get("license_name") or card.get("license") or "not stated"
+    rows = [(published.name, "this model", own, (published.revision or "")[:12])]
+    for parent in published.parents:
+        licence = parent.licence or parent.missing or "see its page"
+        rows.append((parent.model, parent.role, licence, (parent.revision or "")[:12]))
+    caption = "Licences, as the models' pages state them"
+    return table(("model", "what it is", "licence", "revision"), rows, caption=caption, mark=0)

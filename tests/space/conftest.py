@@ -1,0 +1,131 @@
+"""The Space under test: small published models made by real searches, and the page started on a free port."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SPACE = Path(__file__).parents[2] / "space_app"
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(SPACE))
+
+for _needed in ("gradio", "gradio_client", "pyarrow"):
+    pytest.importorskip(_needed, reason="the Space's tests need the packages of the 'dev' extra")
+
+
+def _search(tiny: Path, space: str, out: Path) -> Path:
+    """A finished search of the tiny family, published with its record: the model's folder."""
+    from hf_evomerge.errors import SearchError
+    from hf_evomerge.hub.record import write_record
+    from hf_evomerge.recipe import validate
+    from hf_evomerge.search.config import SearchConfig
+    from hf_evomerge.search.run import run_search
+
+    optimizer = {"evaluations": 12, "population": 4}
+    settings = {
+        "space": space,
+        "sources": [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}],
+        "base": {"model": str(tiny / "base")},
+        "ps": {"optimizer": optimizer},
+        "dfs": {"repetitions": 2, "optimizer": optimizer},
+        "fitness": {"task": "likelihood", "separator": " "},
+        "data": {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in ("search", "validation", "test")},
+        "finalists": 2,
+    }
+    run_search(validate(SearchConfig, settings, SearchError), out / "search")
+    shutil.copytree(out / "search" / "model", out / "model")
+    write_record(out / "search", out / "model", examples=3)
+    return out / "model"
+
+
+def greedy(folder: Path, prompt: str, tokens: int = 8, path: list[str] | None = None, scales: list[float] | None = None) -> str:
+    """What transformers' own generation answers, within the model's positions."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import hf_evomerge  # noqa: F401
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = model if path is None else model.with_path(path, scales)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    room = model.config.get_text_config().max_position_embeddings - inputs["input_ids"].shape[1]
+    with torch.inference_mode():
+        output = model.generate(**inputs, max_new_tokens=min(tokens, room), do_sample=False, pad_token_id=0)
+    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+@pytest.fixture(scope="session")
+def dfs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a path. The answer of its first example is what it says itself, that of the second is not."""
+    folder = _search(tiny, "dfs", tmp_path_factory.mktemp("dfs"))
+    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    study["examples"][0]["answer"] = greedy(folder, study["examples"][0]["prompt"], 64)
+    study["examples"][1]["answer"] = "none of the words it knows"
+    (folder / "study.json").write_text(json.dumps(study), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ps(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of merged weights."""
+    return _search(tiny, "ps", tmp_path_factory.mktemp("ps"))
+
+
+@pytest.fixture
+def broken(dfs: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a copy of the model with a path in which files are replaced, or are gone where the text is None."""
+
+    def make(**files: str | None) -> Path:
+        copy = tmp_path / "copy"
+        shutil.copytree(dfs, copy)
+        for name, text in files.items():
+            file = copy / name.replace("__", ".")
+            file.unlink() if text is None else file.write_text(text, encoding="utf-8")
+        return copy
+
+    return make
+
+
+class Served:
+    """A page that runs, and what is behind it."""
+
+    def __init__(self, blocks: Any, show: Any) -> None:
+        self.blocks, self.show, self.url = blocks, show, blocks.local_url
+
+    def client(self) -> Any:
+        """A new visitor through the API."""
+        from gradio_client import Client
+
+        return Client(self.url, verbose=False)
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Callable[..., Served]]:
+    """Starts pages; they are closed at the end."""
+    import app
+
+    started = []
+
+    def start(model: str | Path) -> Served:
+        blocks, show = app.serve(str(model), server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+        started.append(blocks)
+        return Served(blocks, show)
+
+    yield start
+    for blocks in started:
+        blocks.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def served(serve: Callable[..., Served], dfs: Path) -> Served:
+    """The page of the model with a path."""
+    return serve(dfs)

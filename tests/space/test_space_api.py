@@ -1,0 +1,163 @@
+"""The named API as strangers use it: what each endpoint answers, hostile calls, and twenty visitors at once."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Served, greedy
+from gradio_client.exceptions import AppError
+
+from hf_evomerge.recipe import Recipe
+
+PROMPT = "t0 w3 w4 5"
+NAMES = {"/answer", "/answer_with_path", "/changed_recipe", "/about", "/best_of_generation"}
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Any:
+    """One visitor."""
+    return served.client()
+
+
+def test_the_api_is_named_and_described(client: Any) -> None:
+    """The public endpoints are the five named ones, each with its description and its parameters; the page's events are not."""
+    info = client.view_api(return_format="dict", print_info=False)
+    assert set(info["named_endpoints"]) == NAMES
+    assert not info["unnamed_endpoints"]
+    described = json.loads(urllib.request.urlopen(f"{client.src}gradio_api/info").read())
+    for name in NAMES:
+        assert described["named_endpoints"][name]["description"], name
+    parameters = info["named_endpoints"]["/answer"]["parameters"]
+    assert [parameter["parameter_name"] for parameter in parameters] == ["prompt", "model", "max_tokens"]
+
+
+def test_answers_are_the_models(client: Any, dfs: Path, tiny: Path) -> None:
+    """The evolved model, a parent and a changed path each give their own greedy answer."""
+    assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["text"] == greedy(dfs, PROMPT)
+    assert client.predict(PROMPT, "b", 8, api_name="/answer")["text"] == greedy(tiny / "b", PROMPT)
+    about = client.predict(api_name="/about")
+    path, scales = about["path"][::-1], [0.7] * len(about["path"])
+    changed = client.predict(PROMPT, path, scales, 8, api_name="/answer_with_path")
+    assert changed["text"] == greedy(dfs, PROMPT, path=path, scales=scales)
+    assert 0 < changed["tokens"] <= 8
+
+
+def test_known_answers_are_judged(client: Any) -> None:
+    """An example's answer is marked right or wrong, any other prompt's is not."""
+    first, second, *_ = client.predict(api_name="/about")["examples"]
+    assert client.predict(first["prompt"], "evolved", 64, api_name="/answer")["right"] is True
+    assert client.predict(second["prompt"], "evolved", 64, api_name="/answer")["right"] is False
+    assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["right"] is None
+
+
+def test_the_exported_recipe_loads(client: Any) -> None:
+    """What the API exports is a recipe that the package reads, with the changed path."""
+    about = client.predict(api_name="/about")
+    path = [*about["path"], about["path"][0]]
+    recipe = Recipe.from_yaml(client.predict(path, None, api_name="/changed_recipe"))
+    assert recipe.flow is not None
+    assert recipe.flow.path == path
+    assert about["recipe"].startswith("sources:")
+
+
+def test_the_best_of_a_generation_is_the_best(client: Any, served: Served) -> None:
+    """The endpoint gives the trial with the highest fitness of its generation."""
+    trials = [trial for trial in served.show.published.trials if trial.generation == 1]
+    best = client.predict("dfs", 1, api_name="/best_of_generation")
+    assert best["fitness"] == max(trial.fitness for trial in trials)
+    assert best["path"]
+
+
+HOSTILE: list[tuple[str, list[Any], str]] = [
+    ("/answer", ["", "evolved", 8], "prompt is empty"),
+    ("/answer", ["\x00\x07", "evolved", 8], "prompt is empty"),
+    ("/answer", ["x" * 100_000, "evolved", 8], "100,000 characters"),
+    ("/answer", ["w1 " * 60, "evolved", 8], "60 tokens; this model reads 48"),
+    ("/answer", [5, "evolved", 8], "must be text, not int"),
+    ("/answer", [None, "evolved", 8], "must be text, not NoneType"),
+    ("/answer", [["w1"], "evolved", 8], "must be text, not list"),
+    ("/answer", ["w1", "no/such-model", 8], "no model 'no/such-model'"),
+    ("/answer", ["w1", "../../etc/passwd", 8], "no model"),
+    ("/answer", ["w1", {"a": 1}, 8], "no model"),
+    ("/answer", ["w1", "evolved", "many"], "whole number from 1 to 256"),
+    ("/answer", ["w1", "evolved", -1], "whole number from 1 to 256"),
+    ("/answer", ["w1", "evolved", 10**9], "whole number from 1 to 256"),
+    ("/answer", ["w1", "evolved", 1.5], "whole number from 1 to 256"),
+    ("/answer_with_path", ["w1", "0:0", None, 8], "must be a list of hops"),
+    ("/answer_with_path", ["w1", ["7:7"], None, 8], "not part of this model"),
+    ("/answer_with_path", ["w1", ["0:0"] * 5000, None, 8], "at most|may have 512"),
+    ("/answer_with_path", ["w1", ["<img src=x onerror=alert(1)>"], None, 8], "cannot be read"),
+    ("/changed_recipe", [["OWN"], ["x"]], "scale of hop 1"),
+    ("/best_of_generation", ["dfs", 99], "no generation 99"),
+    ("/best_of_generation", ["dfs", "1"], "no generation"),
+    ("/best_of_generation", [["dfs"], 0], "no generation"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "said"), HOSTILE)
+def test_hostile_calls_get_a_friendly_line(client: Any, served: Served, name: str, arguments: list[Any], said: str) -> None:
+    """Wrong types, endless and empty input, unknown models and layers: one line that says what is wrong, and no trace."""
+    if arguments[0] == ["OWN"]:
+        arguments = [list(served.show.published.path[:1]), *arguments[1:]]
+    with pytest.raises(AppError, match=said) as caught:
+        client.predict(*arguments, api_name=name)
+    assert "Traceback" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_after_hostile_calls_the_page_still_answers(client: Any, dfs: Path) -> None:
+    """Nothing that was sent before changed the model."""
+    assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["text"] == greedy(dfs, PROMPT)
+
+
+def test_twenty_visitors_get_their_own_answers(
+    served: Served, dfs: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Twenty at once, each with their own prompt and path, get exactly their own answer."""
+    path = served.show.published.path
+    jobs = [
+        (f"w{k % 12} w{(5 * k) % 12} {k % 10}", [*path, path[k % len(path)]], [1.0 + k / 40] * (len(path) + 1))
+        for k in range(20)
+    ]
+    wanted = [greedy(dfs, prompt, 12, way, scales) for prompt, way, scales in jobs]
+    clients = [served.client() for _ in jobs]
+    waits: list[float] = []
+
+    def ask(k: int) -> str:
+        prompt, way, scales = jobs[k]
+        begin = time.monotonic()
+        answer = clients[k].predict(prompt, way, scales, 12, api_name="/answer_with_path")
+        waits.append(time.monotonic() - begin)
+        return str(answer["text"])
+
+    with ThreadPoolExecutor(20) as pool:
+        got = list(pool.map(ask, range(20)))
+    record_property("waits", sorted(waits))
+    print(f"20 visitors: median wait {sorted(waits)[10]:.2f} s, longest {max(waits):.2f} s")
+    assert got == wanted
+    assert len(set(wanted)) > 5
+
+
+def test_a_model_without_path_says_so(serve: Callable[..., Served], ps: Path) -> None:
+    """Of a merge of weights the API answers, and explains that there is no path."""
+    client = serve(ps).client()
+    assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["text"] == greedy(ps, PROMPT)
+    best = client.predict("ps", 0, api_name="/best_of_generation")
+    assert yaml.safe_load(best["recipe"])["merge"]["parameters"]
+    with pytest.raises(AppError, match="no path"):
+        client.predict(PROMPT, ["0:0"], None, 8, api_name="/answer_with_path")
+
+
+def test_without_a_model_the_page_explains(serve: Callable[..., Served]) -> None:
+    """A Space whose owner has set no model comes up and says what to set."""
+    client = serve("").client()
+    with pytest.raises(AppError, match="EVOMERGE_MODEL"):
+        client.predict(api_name="/about")

@@ -1,0 +1,308 @@
+"""The page in a real browser: every tab, an answer, an edit, the replay, errors, a phone, and two visitors side by side."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Served, greedy
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+
+TABS = ["Try", "Path", "Change it", "Evolution", "Recipe"]
+EVIL = "<img src=x onerror=window.hacked=1> ${window.hacked=1} {{7*7}} w1"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One browser for all tests."""
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Any, served: Served) -> Iterator[Callable[..., Any]]:
+    """Opens the page as a new visitor; what the page complains of in the console fails the test."""
+    contexts, complaints = [], []
+
+    def open_page(url: str = served.url, wait: bool = True, **options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(url)
+        if wait:
+            page.wait_for_selector("#ev-status .ev-ready, #ev-status .ev-error")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+def _tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def _asked(page: Any, prompt: str) -> str:
+    """Ask, and wait for the evolved model's answer."""
+    page.fill("#ev-prompt textarea", prompt)
+    page.click("#ev-ask")
+    return str(page.locator("#ev-answers .ev-card.ev-done .ev-answer").first.inner_text()).strip()
+
+
+def _changed(page: Any) -> str:
+    """The answer of the changed path, once it is there."""
+    return str(page.locator("#ev-answers2 .ev-card.ev-done:nth-child(2) .ev-answer").inner_text()).strip()
+
+
+def test_every_tab_shows_its_part(visit: Callable[..., Any], dfs: Path) -> None:
+    """Each tab has its picture or text, and each control has a name that a screen reader says."""
+    page = visit()
+    for name in TABS:
+        _tab(page, name)
+        shown = {"Try": "#ev-prompt", "Path": "#ev-path svg", "Change it": "#ev-edit svg", "Evolution": "#ev-fitness svg"}
+        page.wait_for_selector(f"{shown.get(name, '#ev-recipe')}:visible")
+        unnamed = page.eval_on_selector_all(
+            "button, input, textarea, [role=button], [role=tab], svg.ev-svg",
+            """all => all.filter(one => one.getClientRects().length && !one.closest('[aria-hidden=true]')).filter(one => {
+                const label = one.closest('label') || (one.id && document.querySelector(`label[for="${one.id}"]`));
+                const names = [one.ariaLabel, one.title, one.placeholder, one.textContent, label && label.textContent];
+                return !names.some(name => name && name.trim());
+            }).map(one => one.outerHTML.slice(0, 200))""",
+        )
+        assert not unnamed, name
+    assert "sources:" in page.locator("#ev-recipe").inner_text()
+    assert "from_pretrained" in page.locator("#ev-commands").inner_text()
+    assert "2403.13187" in page.locator("#ev-citation").inner_text()
+
+
+def test_a_visitor_asks_and_compares(visit: Callable[..., Any], served: Served, dfs: Path, tiny: Path) -> None:
+    """An example, the evolved model and a parent: the right answers, marked, with time and speed."""
+    page = visit()
+    prompt = served.show.published.examples[0][0]
+    page.locator("#ev-samples button").first.click()
+    page.wait_for_function("text => document.querySelector('#ev-prompt textarea').value === text", arg=prompt)
+    page.get_by_label("b", exact=True).check()
+    page.click("#ev-ask")
+    second = page.locator("#ev-answers .ev-card.ev-done:nth-child(2)")
+    assert second.locator(".ev-answer").inner_text().strip() == greedy(tiny / "b", prompt, 64)
+    first = page.locator("#ev-answers .ev-card").first
+    assert first.locator(".ev-answer").inner_text().strip() == greedy(dfs, prompt, 64)
+    assert "right" in first.inner_text()
+    assert re.search(r"\d+ tokens · [\d.]+ s · [\d.]+ tokens/s", first.inner_text())
+
+
+def test_an_edit_changes_the_answer_at_once(visit: Callable[..., Any], served: Served, dfs: Path) -> None:
+    """Press a hop, drop it, repeat one, scale one: picture, recipe and answer follow; undo and reset bring the path back."""
+    page = visit()
+    path, scales = list(served.show.published.path), list(served.show.published.scales)
+    prompt = "w3 w5 7"
+    _tab(page, "Change it")
+    page.fill("#ev-prompt2 textarea", prompt)
+    page.locator("#ev-edit [data-hop='1']:visible").click()
+    page.wait_for_selector("#ev-edit .ev-selected[data-hop='1']:visible")
+    page.click("#ev-drop")
+    page.wait_for_selector("#ev-said >> text=Changed")
+    dropped = [path[:1] + path[2:], scales[:1] + scales[2:]]
+    assert _changed(page) == greedy(dfs, prompt, 64, *dropped)
+    page.click("#ev-undo")
+    page.wait_for_selector("#ev-said >> text=as published")
+    page.locator("#ev-edit [data-hop='0']:visible").click()
+    page.wait_for_selector("#ev-edit .ev-selected[data-hop='0']:visible")
+    box = page.locator("#ev-scale input[type=number]")
+    box.fill("-1.25")
+    box.press("Enter")
+    page.wait_for_selector("#ev-said >> text=1 scale")
+    page.wait_for_selector("#ev-edit .ev-negative:visible")
+    page.wait_for_function("document.querySelector('#ev-changed').innerText.includes('-1.25')")
+    page.wait_for_selector("#ev-answers2 .ev-card:nth-child(2) footer >> text=1 scale")
+    assert _changed(page) == greedy(dfs, prompt, 64, path, [-1.25, *scales[1:]])
+    page.click("#ev-reset")
+    page.wait_for_selector("#ev-said >> text=as published")
+
+
+def test_the_last_hop_stays(visit: Callable[..., Any], served: Served) -> None:
+    """Dropping hop after hop ends with a friendly line and one hop."""
+    page = visit()
+    _tab(page, "Change it")
+    for left in reversed(range(1, len(served.show.published.path))):
+        page.click("#ev-drop")
+        page.wait_for_function(f"document.querySelectorAll('#ev-edit .ev-wide [data-hop]').length === {left}")
+    page.click("#ev-drop")
+    page.wait_for_selector("#ev-said .ev-error >> text=at least one hop")
+    assert page.locator("#ev-edit .ev-wide [data-hop]").count() == 1
+
+
+def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any], served: Served) -> None:
+    """What one visitor edits, another does not see."""
+    one, other = visit(), visit()
+    hops = len(served.show.published.path)
+    for page in (one, other):
+        _tab(page, "Change it")
+    one.click("#ev-repeat")
+    one.wait_for_function(f"document.querySelectorAll('#ev-edit .ev-wide [data-hop]').length === {hops + 1}")
+    other.click("#ev-later")
+    other.wait_for_selector("#ev-said >> text=order of the hops")
+    assert other.locator("#ev-edit .ev-wide [data-hop]").count() == hops
+    assert one.locator("#ev-edit .ev-wide [data-hop]").count() == hops + 1
+
+
+def test_the_replay_walks_through_the_generations(visit: Callable[..., Any]) -> None:
+    """Replay goes from the first generation to the last; the slider shows any of them with its best path."""
+    page = visit()
+    _tab(page, "Evolution")
+    best = page.locator("#ev-best")
+    best.locator("text=Best of generation 2").wait_for()
+    page.click("#ev-play")
+    best.locator("text=Best of generation 0").wait_for()
+    best.locator("text=Best of generation 2").wait_for()
+    slider = page.locator("#ev-generation input[type=range]")
+    slider.focus()
+    slider.press("ArrowLeft")
+    best.locator("text=Best of generation 1").wait_for()
+    assert "generation 1 is marked" in page.locator("#ev-spread svg:visible").get_attribute("aria-label")
+    assert best.locator("svg:visible .ev-hop").count() > 0
+
+
+def test_pictures_answer_to_mouse_keyboard_and_finger(visit: Callable[..., Any]) -> None:
+    """Hover, arrow keys and a tap show what a mark means; Enter chooses a hop and keeps the focus."""
+    page = visit()
+    _tab(page, "Path")
+    page.locator("#ev-path .ev-hop:visible").nth(1).hover()
+    assert page.locator(".ev-tip").inner_text().startswith("Hop 2:")
+    page.locator("#ev-path svg:visible").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".ev-tip").inner_text().startswith("Hop 1:")
+    page.keyboard.press("Escape")
+    assert page.locator(".ev-tip").is_hidden()
+    _tab(page, "Change it")
+    page.locator("#ev-edit svg:visible").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#ev-edit .ev-selected[data-hop='1']:visible")
+    page.wait_for_function("document.activeElement.dataset.hop === '1'")
+    phone = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    _tab(phone, "Path")
+    phone.locator("#ev-path .ev-hop:visible").nth(1).tap()
+    assert phone.locator(".ev-tip").inner_text().startswith("Hop 2:")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling(visit: Callable[..., Any], served: Served, theme: str) -> None:
+    """On a phone, in the light and in the dark, all tabs are there and no tab is wider than the screen."""
+    page = visit(f"{served.url}?__theme={theme}", viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    for name in TABS:
+        _tab(page, name)
+        time.sleep(0.3)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+    colours = (
+        "getComputedStyle(document.querySelector('.ev-heading h1')).color + getComputedStyle(document.body).backgroundColor"
+    )
+    light = [int(number) > 127 for number in re.findall(r"\d+", page.evaluate(colours))[:1]]
+    assert light == [theme == "dark"]
+
+
+def test_hostile_prompts_are_text(visit: Callable[..., Any]) -> None:
+    """Markup, templates and control characters in a prompt are shown or left out, never run."""
+    page = visit()
+    _asked(page, EVIL + "\x00\x1b")
+    _tab(page, "Change it")
+    page.fill("#ev-prompt2 textarea", EVIL)
+    page.click("#ev-repeat")
+    page.wait_for_selector("#ev-answers2 .ev-done")
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("#ev-answers img, #ev-answers2 img, #ev-said img").count() == 0
+
+
+def test_errors_are_friendly(visit: Callable[..., Any]) -> None:
+    """An empty prompt and one that is too long for the model are each one line on the page."""
+    page = visit()
+    page.fill("#ev-prompt textarea", "")
+    page.click("#ev-ask")
+    page.wait_for_selector("#ev-answers .ev-error >> text=The prompt is empty")
+    page.fill("#ev-prompt textarea", "w1 " * 60)
+    page.click("#ev-ask")
+    page.wait_for_selector("#ev-answers .ev-error >> text=60 tokens; this model reads 48")
+
+
+def test_an_answer_can_be_stopped(visit: Callable[..., Any], served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop ends the answer that is being written, keeps what is there, and the next question is answered."""
+    import models
+
+    plain, slow = models._Streamer.put, [0.25]
+
+    def put(self: Any, ids: Any) -> None:
+        time.sleep(slow[0])
+        plain(self, ids)
+
+    model = served.show.host.evolved.model
+    monkeypatch.setattr(models._Streamer, "put", put)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    page = visit()
+    page.fill("#ev-prompt textarea", "w1 w2")
+    page.click("#ev-ask")
+    page.wait_for_selector("#ev-answers .ev-writing")
+    page.click("#ev-stop")
+    page.wait_for_selector("#ev-answers .ev-stopped")
+    slow[0] = 0.0
+    assert _asked(page, "w1 w2")
+
+
+def test_the_page_is_there_before_the_model(
+    visit: Callable[..., Any], serve: Callable[..., Served], dfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the weights load, everything but the answers is shown, with progress; an answer waits and then comes."""
+    import loading
+
+    plain, gate = loading.load, [False]
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        while not gate[0]:
+            time.sleep(0.05)
+        return plain(*arguments, **named)
+
+    monkeypatch.setattr(loading, "load", slow)
+    late = serve(dfs)
+    page = visit(late.url, wait=False)
+    page.wait_for_selector("#ev-status >> text=Loading the weights")
+    _tab(page, "Path")
+    page.wait_for_selector("#ev-path svg:visible")
+    _tab(page, "Try")
+    page.fill("#ev-prompt textarea", "w1 w2")
+    page.click("#ev-ask")
+    page.wait_for_selector("#ev-answers .ev-loading")
+    gate[0] = True
+    page.wait_for_selector("#ev-answers .ev-done")
+    page.wait_for_selector("#ev-status .ev-ready")
+
+
+def test_other_models_have_their_page(
+    visit: Callable[..., Any], serve: Callable[..., Served], ps: Path, broken: Callable[..., Path]
+) -> None:
+    """A merge of weights shows its heat map and no editor, no model at all what to set, a broken one what is wrong."""
+    page = visit(serve(ps).url)
+    _tab(page, "Path")
+    page.wait_for_selector("#ev-path .ev-cell:visible")
+    _tab(page, "Change it")
+    page.wait_for_selector("text=there is no path to change")
+    assert page.locator("#ev-drop").is_hidden()
+    empty = visit(serve("").url)
+    empty.wait_for_selector("#ev-status .ev-error >> text=EVOMERGE_MODEL")
+    folder = broken(study__json="{")
+    (folder / "model.safetensors").write_bytes(b"\0" * 64)
+    wrong = visit(serve(folder).url)
+    wrong.wait_for_selector("#ev-status .ev-error >> text=cannot be loaded")
+    wrong.wait_for_selector("#ev-heading .ev-warning >> text=study.json cannot be read")

@@ -1,0 +1,124 @@
+"""Edits of a path: what each does, what is refused, and that the changed recipe is one that the package reads."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import edits
+import pytest
+from edits import Route
+from texts import SpaceError
+
+from hf_evomerge.path import Path
+from hf_evomerge.recipe import Recipe
+
+WAY = Route(("0:0", "0:1", "1:1", "0:2*0.5 + 1:2*-1.5"), (1.0, 0.9, 1.1, -0.5))
+RECIPE = {"sources": [{"model": "user/a"}, {"model": "user/b"}], "flow": {"path": list(WAY.hops), "scale_target": "mlp_delta"}}
+
+
+def test_each_edit_changes_one_hop() -> None:
+    """Drop, repeat, move and scale act on the selected hop and leave the others as they are."""
+    at = WAY.select(1)
+    assert at.drop() == Route(("0:0", "1:1", WAY.hops[3]), (1.0, 1.1, -0.5), 1)
+    assert at.repeat() == Route(("0:0", "0:1", "0:1", "1:1", WAY.hops[3]), (1.0, 0.9, 0.9, 1.1, -0.5), 2)
+    assert at.move(1) == Route(("0:0", "1:1", "0:1", WAY.hops[3]), (1.0, 1.1, 0.9, -0.5), 2)
+    assert at.move(-1) == Route(("0:1", "0:0", "1:1", WAY.hops[3]), (0.9, 1.0, 1.1, -0.5), 0)
+    assert at.scale(1.5).scales == (1.0, 1.5, 1.1, -0.5)
+    assert WAY.select(3).drop().selected == 2
+    assert WAY.move(-1) == WAY
+
+
+def test_random_edits_keep_a_path_whole() -> None:
+    """After any edits there is a scale per hop, a hop that is selected, and no layer that was not there."""
+    rng = random.Random(0)
+    way, layers = WAY, {term[:2] for hop in WAY.hops for term in edits.terms(hop)}
+    for _ in range(500):
+        way = way.select(rng.randrange(len(way)))
+        edit: Any = rng.choice(
+            [way.repeat, way.drop, lambda w=way: w.move(rng.choice([-1, 1])), lambda w=way: w.scale(rng.random())]
+        )
+        if len(way) > 1 or edit != way.drop:
+            way = edit()
+        assert len(way.hops) == len(way.scales) > way.selected >= 0
+        assert {term[:2] for hop in way.hops for term in edits.terms(hop)} <= layers
+
+
+def test_what_cannot_be_edited_is_refused() -> None:
+    """The last hop stays, a path has an end, and a hop or a scale that is none is explained."""
+    with pytest.raises(SpaceError, match="at least one"):
+        Route(("0:0",), (1.0,)).drop()
+    with pytest.raises(SpaceError, match="at most"):
+        Route(("0:0",) * edits.MAX_HOPS, (1.0,) * edits.MAX_HOPS).repeat()
+    for index in (-1, 4, True, None, "1", float("nan"), [0]):
+        with pytest.raises(SpaceError, match="no hop"):
+            WAY.select(index)
+    for scale in (float("nan"), float("inf"), 1e9, None, "1", True):
+        with pytest.raises(SpaceError, match="scale of hop 1"):
+            WAY.scale(scale)
+
+
+@pytest.mark.parametrize(
+    ("hops", "scales"),
+    [
+        ("0:0", None),
+        ([], None),
+        (None, None),
+        ({"a": 1}, None),
+        ([1, 2], None),
+        (["0:x"], None),
+        (["0:0" + " " * 10_000], None),
+        (["0:0 + " * 3000 + "0:0"], None),
+        (["0:0"] * 100_000, None),
+        (["0:7"], None),
+        (["-1:0"], None),
+        (["0:0*nan"], None),
+        (["0:0"], [1, 2]),
+        (["0:0"], "1"),
+        (["0:0"], [None]),
+        (["0:0"], [1e300]),
+        (["0:0*" + "9" * 390], None),
+    ],
+)
+def test_a_path_from_outside_is_checked(hops: Any, scales: Any) -> None:
+    """Whatever comes through the API is a path through layers that are there, or one line that says what is wrong."""
+    with pytest.raises(SpaceError) as caught:
+        edits.route(hops, scales, holds=WAY.hops)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_terms_are_read_as_the_package_reads_them() -> None:
+    """The Space's reader of hops agrees with the package's."""
+    for hop in (*WAY.hops, "3:14*1e+2", "0:1*.5 + 0:2*2."):
+        theirs = Path.parse([hop]).hops[0].terms
+        assert edits.terms(hop) == [(term.source, term.layer, term.weight) for term in theirs]
+
+
+def test_the_changed_recipe_loads() -> None:
+    """The exported YAML is a recipe with the changed path and scales, and everything else as it was."""
+    changed = WAY.select(0).repeat().scale(0.25)
+    text = edits.changed_recipe(
+        {**RECIPE, "seed": 7, "built": {"x": 1}}, {"scale_target": "mlp_delta", "embedding_source": 1}, changed
+    )
+    recipe = Recipe.from_yaml(text)
+    assert recipe.flow is not None
+    assert recipe.flow.path == list(changed.hops)
+    assert recipe.flow.scales == list(changed.scales)
+    assert (recipe.flow.scale_target, recipe.flow.embedding_source, recipe.seed) == ("mlp_delta", 1, 7)
+    assert [ref.model for ref in recipe.sources] == ["user/a", "user/b"]
+
+
+def test_a_changed_model_without_recipe_is_exported_too() -> None:
+    """Where the repository has no recipe, the sources come from the configuration."""
+    config = {"sources": [{"model": "user/a", "layers": 3, "revision": None}, {"model": "user/b", "layers": 3}]}
+    recipe = Recipe.from_yaml(edits.changed_recipe({}, config, WAY))
+    assert [ref.model for ref in recipe.sources] == ["user/a", "user/b"]
+
+
+def test_the_difference_is_said() -> None:
+    """A visitor reads what was changed."""
+    assert edits.difference(WAY, WAY.select(2)) == "The path is as published."
+    assert edits.difference(WAY, WAY.drop()) == "Changed: 3 hops instead of 4."
+    assert edits.difference(WAY, WAY.move(1)) == "Changed: the order of the hops."
+    assert edits.difference(WAY, WAY.scale(2)) == "Changed: 1 scale."

@@ -1,0 +1,216 @@
+"""The models behind the Space: answers are transformers' own, bounded, stoppable, and nothing foreign is run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import loading
+import models
+import pytest
+from conftest import greedy
+from models import EVOLVED, Host, Job
+from published import Published, read
+from texts import SpaceError
+
+PROMPT = "t0 w3 w4 5"
+
+
+def _host(folder: Path, **changes: Any) -> Host:
+    host = Host(replace(read(str(folder)), **changes))
+    host.load()
+    return host
+
+
+@pytest.fixture(scope="module")
+def host(dfs: Path) -> Host:
+    """The model with a path, loaded."""
+    return _host(dfs)
+
+
+def test_an_answer_is_what_transformers_generates(host: Host, dfs: Path) -> None:
+    """The streamed pieces grow into transformers' own greedy answer, with the number of its tokens."""
+    pieces = list(host.answer(Job(EVOLVED, PROMPT, 8)))
+    texts = [piece.text for piece in pieces if piece.state == "writing"]
+    assert pieces[-1].state == "done"
+    assert pieces[-1].text == greedy(dfs, PROMPT)
+    assert pieces[-1].tokens <= 8
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+
+
+def test_a_changed_path_is_what_with_path_generates(host: Host, dfs: Path) -> None:
+    """Another path gives the answer of the same model with that path, and leaves the published one as it was."""
+    before = host.whole_answer(Job(EVOLVED, PROMPT, 8)).text
+    layers = list(dict.fromkeys(host.published.path))
+    path, scales = [*layers, *reversed(layers)], [0.5 + k / 4 for k in range(2 * len(layers))]
+    changed = host.whole_answer(Job(EVOLVED, PROMPT, 8, tuple(path), tuple(scales))).text
+    assert changed == greedy(dfs, PROMPT, path=path, scales=scales)
+    assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).text == before
+
+
+def test_a_path_through_absent_layers_is_explained(host: Host) -> None:
+    """A layer that the checkpoint lacks gives one line, and the next answer is right again."""
+    with pytest.raises(SpaceError, match="path does not work"):
+        host.whole_answer(Job(EVOLVED, PROMPT, 8, ("0:99",), (1.0,)))
+    assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).state == "done"
+
+
+def test_a_merge_of_weights_has_no_path(ps: Path) -> None:
+    """A plain model answers as itself, and says that it has no path to change."""
+    host = _host(ps)
+    assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).text == greedy(ps, PROMPT)
+    with pytest.raises(SpaceError, match="no path"):
+        host.whole_answer(Job(EVOLVED, PROMPT, 8, ("0:0",), (1.0,)))
+
+
+def test_parents_are_loaded_only_when_asked(dfs: Path, tiny: Path) -> None:
+    """No parent is in memory until it is asked; then it answers as itself."""
+    host = _host(dfs)
+    assert not host._parents
+    assert host.whole_answer(Job("a", PROMPT, 8)).text == greedy(tiny / "a", PROMPT)
+    assert list(host._parents) == ["a"]
+    with pytest.raises(SpaceError, match="no model 'zzz'"):
+        host.whole_answer(Job("zzz", PROMPT, 8))
+
+
+def test_answers_end_at_the_bounds(host: Host) -> None:
+    """Tokens are bounded by what was asked, by the model's positions and by the Space; time by the host."""
+    endless = Host(host.published, max_seconds=0.0)
+    endless.load()
+    endless._evolved.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
+    assert endless.whole_answer(Job(EVOLVED, PROMPT, 40)).tokens == 1
+    endless.max_seconds = 60.0
+    assert endless.whole_answer(Job(EVOLVED, PROMPT, 3)).tokens == 3
+    assert endless.whole_answer(Job(EVOLVED, PROMPT, 10**9)).tokens == 48 - 4  # the model's positions less the prompt
+
+
+def test_a_prompt_longer_than_the_model_is_explained(host: Host) -> None:
+    """More tokens than the model has positions is one line with both numbers."""
+    with pytest.raises(SpaceError, match=r"60 tokens; this model reads 48"):
+        host.whole_answer(Job(EVOLVED, "w1 " * 60, 8))
+
+
+def test_a_stop_ends_the_answer_and_frees_the_model(host: Host) -> None:
+    """After a stop the answer ends as stopped, and the next visitor is served."""
+    asked = []
+
+    def stopped() -> bool:
+        asked.append(1)
+        return len(asked) > 1
+
+    pieces = list(host.answer(Job(EVOLVED, PROMPT, 40), stopped))
+    assert pieces[-1].state == "stopped"
+    begin = time.monotonic()
+    assert host.whole_answer(Job(EVOLVED, PROMPT, 4)).state == "done"
+    assert time.monotonic() - begin < 10
+
+
+def test_a_visitor_who_leaves_frees_the_model(host: Host) -> None:
+    """An answer that nobody reads any more does not hold the model."""
+    pieces = host.answer(Job(EVOLVED, PROMPT, 40))
+    next(pieces)
+    del pieces
+    assert host.whole_answer(Job(EVOLVED, PROMPT, 4)).state == "done"
+
+
+def test_one_pass_at_a_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many ask at once, the model runs one answer at a time and each gets their own."""
+    inside, most, lock = 0, 0, threading.Lock()
+    plain = models._decode_greedily
+
+    def counted(*arguments: Any, **named: Any) -> None:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        plain(*arguments, **named)
+        with lock:
+            inside -= 1
+
+    prompts = [f"w{k} w{k + 1} {k}" for k in range(8)]
+    wanted = [host.whole_answer(Job(EVOLVED, prompt, 6)).text for prompt in prompts]
+    monkeypatch.setattr(models, "_decode_greedily", counted)
+    got: dict[int, str] = {}
+
+    def ask(k: int) -> None:
+        got[k] = host.whole_answer(Job(EVOLVED, prompts[k], 6)).text
+
+    threads = [threading.Thread(target=ask, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[k] for k in range(8)] == wanted
+    assert most == 1
+
+
+def test_too_little_memory_is_explained(dfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that does not fit says how much it needs; a parent makes room for another before that."""
+    host = _host(dfs)
+    host.whole_answer(Job("a", PROMPT, 2))
+    room = [0.0]
+    monkeypatch.setattr(loading, "free_memory", lambda: room[0] if host._parents else 1e12)
+    host.whole_answer(Job("b", PROMPT, 2))
+    assert list(host._parents) == ["b"]
+    monkeypatch.setattr(loading, "free_memory", lambda: 0.0)
+    with pytest.raises(SpaceError, match="GB of memory"):
+        host.whole_answer(Job("a", PROMPT, 2))
+    assert "GB of memory" in _host(dfs).error
+
+
+def test_a_model_without_safetensors_is_refused(broken: Callable[..., Path]) -> None:
+    """Weights in other formats are not opened: the page says so, and whoever asks is told."""
+    folder = broken()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    host = _host(folder)
+    assert "no weights in safetensors" in host.error
+    with pytest.raises(SpaceError, match="no weights in safetensors"):
+        host.whole_answer(Job(EVOLVED, PROMPT, 2))
+
+
+def test_no_code_of_a_parent_is_run(dfs: Path, tiny: Path, tmp_path: Path) -> None:
+    """A parent that brings its own code is refused in one line, and its code does not run."""
+    evil = tmp_path / "evil"
+    shutil.copytree(tiny / "a", evil)
+    config = json.loads((evil / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (evil / "config.json").write_text(json.dumps(config))
+    (evil / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nConfig = Model = None\n")
+    host = Host(read(str(dfs)))
+    host.load()
+    parent = replace(host.published.parents[0], label="evil", model=str(evil))
+    host.published = replace(host.published, parents=(parent,))
+    with pytest.raises(SpaceError, match="evil cannot be loaded"):
+        host.whole_answer(Job("evil", PROMPT, 2))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_chat_template_is_used_unless_the_search_did_without(host: Host) -> None:
+    """With a template the prompt is a chat, without special tokens of the tokenizer's own."""
+    import copy
+
+    loaded = copy.copy(host.evolved)
+    assert loaded is not None
+    tokenizer = copy.deepcopy(loaded.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}w9"
+    loaded = replace(loaded, tokenizer=tokenizer)
+    plain = tokenizer("w1", add_special_tokens=True)["input_ids"]
+    assert models.encode("w1", loaded, {"chat": False})[0][0].tolist() == plain
+    chat = tokenizer("s w2 u w1 w9", add_special_tokens=False)["input_ids"]
+    assert models.encode("w1", loaded, {"system": "w2"})[0][0].tolist() == chat
+    assert models.encode("w1", loaded, {})[0][0].tolist() == tokenizer("u w1 w9", add_special_tokens=False)["input_ids"]
+
+
+def test_no_model_is_no_crash() -> None:
+    """What cannot be loaded leaves one line, whatever the files provoke."""
+    host = Host(Published(model="/nowhere", name="nowhere"))
+    host.load()
+    assert "nowhere" in host.error
+    assert "\n" not in host.error

@@ -1,0 +1,200 @@
+"""The Space's pictures: every number is where it belongs, at any size, and no text becomes markup."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import charts
+import pictures
+import pytest
+import views
+from edits import Route
+from evolution import best_line, generations, of_stage, stages
+from published import Published, Trial
+from texts import Card, cards, message, table
+
+MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+EVIL = "<img src=x onerror=alert(1)>\"'&</svg>"
+
+
+def _frames(html: str) -> list[ElementTree.Element]:
+    """The pictures in a piece of HTML; fails where one is not well-formed."""
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, flags=re.S)]
+
+
+class _Tags(HTMLParser):
+    """The names of all tags and attributes, as a browser sees them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+
+
+def _way(hops: int) -> Route:
+    return Route(tuple(f"{k % 2}:{k % 32}" for k in range(hops)), tuple(0.5 + (k % 7) / 7 for k in range(hops)))
+
+
+@pytest.mark.parametrize("hops", [1, 7, 130])
+def test_a_path_picture_holds_every_hop_inside_its_frame(hops: int) -> None:
+    """For one hop, seven or 130 there is a mark per hop with its words, inside the frame, for wide screens and for phones."""
+    frames = _frames(pictures.path_picture(_way(hops), ["a", "b"], [32, 32]))
+    assert len(frames) == 2
+    for frame, most in zip(frames, (pictures.WIDE, None), strict=True):
+        width, height = map(float, frame.attrib["viewBox"].split()[2:])
+        marks = [node for node in frame.iter() if "data-tip" in node.attrib]
+        assert [node.attrib["data-tip"].split(":")[0] for node in marks] == [f"Hop {k + 1}" for k in range(hops)]
+        assert most is None or width <= most
+        assert height < 900
+        for shape in (node for node in frame.iter() if node.attrib.get("class") == "ev-markshape" and "cx" in node.attrib):
+            assert 0 < float(shape.attrib["cx"]) < width
+            assert 0 < float(shape.attrib["cy"]) < height
+
+
+def test_layers_go_up_and_scales_are_sizes() -> None:
+    """A later layer is drawn higher, a larger scale wider, a negative one hollow, and the selected hop is marked."""
+    way = Route(("0:0", "0:1", "0:2"), (1.0, 0.5, -1.5), 1)
+    frame = _frames(pictures.path_picture(way, ["a"], [3], select=True))[0]
+    hops = [node for node in frame.iter() if "data-hop" in node.attrib]
+    circles = [next(node for node in hop.iter() if node.tag == "circle") for hop in hops]
+    heights = [float(circle.attrib["cy"]) for circle in circles]
+    sizes = [float(circle.attrib["r"]) for circle in circles]
+    assert heights[0] > heights[1] > heights[2]
+    assert sizes[1] < sizes[0] < sizes[2]
+    assert [("ev-negative" in hop.attrib["class"]) for hop in hops] == [False, False, True]
+    assert [hop.attrib["aria-pressed"] for hop in hops] == ["false", "true", "false"]
+
+
+def test_a_sum_has_a_mark_per_term() -> None:
+    """A hop of two terms is one thing to press with a mark on each layer and its weights in the words."""
+    frame = _frames(pictures.path_picture(Route(("0:0*0.25 + 1:1*-2",), (1.0,)), ["a", "b"], [2, 2]))[0]
+    marks = [node for node in frame.iter() if "data-tip" in node.attrib]
+    assert [node.attrib["data-tip"] for node in marks] == [
+        f"Hop 1: a, layer 0 ({TIMES} 0.25) + b, layer 1 ({TIMES} {MINUS}2), scale 1"
+    ]
+    assert len([node for node in marks[0].iter() if node.attrib.get("class") == "ev-markshape"]) == 2
+
+
+MERGE = {
+    "method": "dare_ties",
+    "options": {"lambda": 1.0, "t": {"blocks.0": 0.5}},
+    "parameters": [
+        {"weight": {"head": 0.25, "blocks.10": -0.5, "blocks.2": 1.5, "embed": 1}, "density": 0.3},
+        {"weight": 0.75},
+    ],
+}
+
+
+def test_a_heat_map_holds_every_number() -> None:
+    """Each weight and density is one cell with its number, in the order of the layers, wide and narrow."""
+    for frame in _frames(pictures.weights_picture(MERGE, ["a", "b"])):
+        tips = [node.attrib["data-tip"] for node in frame.iter() if "data-tip" in node.attrib]
+        row = [tip for tip in tips if tip.startswith("a: weight")]
+        assert row == ["a: weight, embed: 1", "a: weight, 2: 1.5", f"a: weight, 10: {MINUS}0.5", "a: weight, head: 0.25"]
+        assert "b: weight, 2: 0.75" in tips
+        assert "a: density, head: 0.3" in tips
+        assert "t, 0: 0.5" in tips
+
+
+def test_densities_have_a_scale_of_their_own() -> None:
+    """A density of 0.3 is as strong as the largest weight where it is the largest density."""
+    frame = _frames(pictures.weights_picture({"parameters": [{"weight": 3.0, "density": 0.3}]}, ["a"]))[0]
+    strength = [node.attrib["fill-opacity"] for node in frame.iter() if "fill-opacity" in node.attrib]
+    assert strength == ["1.00", "1.00"]
+
+
+def _trials() -> list[Trial]:
+    fitness = [-5.0, -4.0, None, -6.0, -3.0, -3.5, -2.0, -90.0]
+    evolved = [Trial("ps", k, k // 4, value, recipe="merge: {parameters: [{weight: 1}]}") for k, value in enumerate(fitness)]
+    return [*evolved, *(Trial("random", k, 0, -7.0 - k) for k in range(3))]
+
+
+def test_generations_say_spread_and_best() -> None:
+    """Quartiles, best trial, best so far and evaluations of each generation; a failed trial has no fitness."""
+    grown = generations(of_stage(_trials(), "ps"))
+    assert [one.fitness for one in grown] == [(-6.0, -5.0, -4.0), (-90.0, -3.5, -3.0, -2.0)]
+    assert [one.best.number for one in grown if one.best] == [1, 6]
+    assert [one.so_far for one in grown] == [-4.0, -2.0]
+    assert [one.evaluations for one in grown] == [4, 8]
+    assert grown[0].quantile(0.25) == -5.5
+    assert stages(_trials()) == ["ps", "random"]
+    assert best_line(of_stage(_trials(), "ps")) == [(1, -5.0), (2, -4.0), (5, -3.0), (7, -2.0), (8, -2.0)]
+
+
+def test_the_fitness_chart_holds_trials_levels_and_random_search() -> None:
+    """There is a mark per trial, failed and far-off ones included, a line per stage, and a dashed line per parent."""
+    for frame in _frames(charts.fitness_picture(_trials(), {"a": -4.5, "b": -8.0})):
+        kinds = [node.attrib.get("class") for node in frame.iter()]
+        tips = [node.attrib["data-tip"] for node in frame.iter() if node.attrib.get("data-tip", "").startswith("Trial")]
+        assert len(tips) == 11
+        assert kinds.count("ev-failed") == 1
+        assert kinds.count("ev-below") >= 1
+        assert kinds.count("ev-level") == 2
+        said = "".join(frame.itertext())
+        assert f"{MINUS}4.5" in said
+        assert "random" in said
+
+
+def test_ticks_are_round_and_inside() -> None:
+    """Axis labels are round numbers within the range."""
+    assert charts.ticks(-11.3, 0.2, 6) == [-10.0, -8.0, -6.0, -4.0, -2.0, 0.0]
+    assert charts.ticks(0, 600, 8) == [0, 100, 200, 300, 400, 500, 600]
+    assert charts.ticks(1.0, 1.0, 5)
+
+
+def test_ten_thousand_trials_stay_light() -> None:
+    """A long search is thinned for the picture, but its best line is not."""
+    trials = [Trial("dfs", k, k // 128, -1000.0 / (k + 1)) for k in range(10_000)]
+    picture = charts.fitness_picture(trials, {})
+    assert len(picture) < 900_000
+    assert f"best {MINUS}0.1" in picture
+
+
+def test_no_text_of_a_repository_becomes_markup() -> None:
+    """Names, labels, errors, answers and keys from outside are text in every view."""
+    from published import Parent
+
+    trials = (
+        Trial("ps", 0, 0, -1.0, recipe=f"merge: {{method: '{EVIL[:20]}'}}"),
+        Trial(EVIL, 1, 0, -1.0, path=("0:0",), scales=(1.0,)),
+    )
+    study = {
+        "levels": {EVIL: -1.0},
+        "results": {
+            "split": EVIL,
+            "examples": EVIL,
+            "rows": [{"label": EVIL, "winner": True, "evaluations": EVIL, "accuracy": 0.5}],
+        },
+    }
+    merge = {"method": EVIL, "options": {EVIL: EVIL}, "parameters": [{EVIL: {EVIL: 1.0}}]}
+    found = Published(
+        model=EVIL,
+        name=EVIL,
+        revision=EVIL,
+        config={"model_type": "evo_merged", "path": ["0:0", "1:0"], "scale_target": EVIL},
+        recipe={"merge": merge},
+        study=study,
+        trials=trials,
+        card={"license": EVIL},
+        parents=(Parent(EVIL, EVIL, EVIL, licence=EVIL), Parent(EVIL, EVIL, missing=EVIL)),
+        notes=(EVIL,),
+    )
+    html = views.heading(found) + views.path_view(found) + views.fitness_view(found) + views.licences(found)
+    html += "".join(part for stage in ("ps", EVIL) for part in views.generation_view(found, stage, 0))
+    html += (
+        cards([Card(EVIL, EVIL, state="error", text=EVIL, note=EVIL)]) + message(EVIL) + table([EVIL], [[EVIL]], caption=EVIL)
+    )
+    html += pictures.path_picture(_way(3), [EVIL, EVIL], [2, 2], select=True)
+    assert "<img" not in html
+    tags = _Tags()
+    tags.feed(html)
+    assert "img" not in tags.names
+    assert not [name for name in tags.attributes if name.startswith("on")]
+    assert "&lt;img" in html
+    _frames(html)

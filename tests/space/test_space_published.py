@@ -1,0 +1,134 @@
+"""What the Space reads of a published model, and what it makes of missing, broken and hostile files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import published
+import pytest
+from texts import SpaceError
+
+
+def test_the_record_is_read(dfs: Path) -> None:
+    """Configuration, recipe, study and every trial of a published search are there."""
+    found = published.read(str(dfs))
+    config = json.loads((dfs / "config.json").read_text())
+    assert list(found.path) == config["path"]
+    assert list(found.scales) == config["scales"]
+    assert found.recipe["flow"]["path"] == config["path"]
+    assert [trial.number for trial in found.trials] == list(range(12))
+    assert {trial.generation for trial in found.trials} == {0, 1, 2}
+    assert set(found.levels) == {"base", "a", "b"}
+    assert found.layers == (2, 2)
+    assert found.labels == ("a", "b")
+    assert found.notes == ()
+    assert not found.on_hub
+
+
+def test_variables_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`space.json` names the model unless the variables do; a broken one counts as none."""
+    monkeypatch.delenv("EVOMERGE_MODEL", raising=False)
+    monkeypatch.delenv("EVOMERGE_REVISION", raising=False)
+    assert published.settings(tmp_path) == ("", None)
+    (tmp_path / "space.json").write_text('{"model": "user/name", "revision": null}')
+    assert published.settings(tmp_path) == ("user/name", None)
+    monkeypatch.setenv("EVOMERGE_MODEL", "other/model")
+    monkeypatch.setenv("EVOMERGE_REVISION", "v1")
+    assert published.settings(tmp_path) == ("other/model", "v1")
+    monkeypatch.delenv("EVOMERGE_MODEL")
+    (tmp_path / "space.json").write_text("{")
+    assert published.settings(tmp_path) == ("", "v1")
+
+
+@pytest.mark.parametrize(
+    "model", ["", "no such folder", "../no such/../x", "a/b/c", "user/name?x", "<img src=x>", "user/\nname"]
+)
+def test_a_model_that_is_none_is_explained(model: str) -> None:
+    """An unset or impossible model is one line that names the variable."""
+    with pytest.raises(SpaceError, match="EVOMERGE_MODEL"):
+        published.read(model)
+
+
+def test_a_hub_that_cannot_be_reached_is_explained() -> None:
+    """A repository that cannot be asked for is one line, not a trace."""
+    with pytest.raises(SpaceError, match="nobody/nothing"):
+        published.read("nobody/nothing")
+
+
+def test_what_is_missing_is_left_out(broken: Callable[..., Path]) -> None:
+    """A model without record and recipe is shown from its configuration alone."""
+    found = published.read(str(broken(study__json=None, trials__parquet=None, recipe__yaml=None)))
+    assert found.path
+    assert found.trials == ()
+    assert found.study == {}
+    assert [parent.label for parent in found.parents] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("study__json", "{"),
+        ("study__json", "[1]"),
+        ("study__json", '{"results": 3, "examples": [1, {"prompt": 2}], "levels": {"a": "x"}, "settings": null}'),
+        ("trials__parquet", "not parquet"),
+        ("recipe__yaml", "a: [1"),
+        ("recipe__yaml", "- 1"),
+        ("recipe__yaml", "sources: 5\nmerge: x\nflow: []"),
+        ("recipe__yaml", "!!python/object/apply:os.system ['touch hacked']"),
+        ("README__md", "---\na: [\n---\n"),
+    ],
+)
+def test_what_is_broken_is_left_out(broken: Callable[..., Path], name: str, text: str) -> None:
+    """A file that cannot be read, or holds something else, never takes the page down."""
+    import views
+
+    found = published.read(str(broken(**{name: text})))
+    for view in (views.heading, views.path_view, views.fitness_view, views.commands, views.licences, views.evolution_stages):
+        view(found)
+    assert found.path
+    assert not Path("hacked").exists()
+
+
+def test_without_configuration_there_is_no_model(broken: Callable[..., Path]) -> None:
+    """A folder whose config.json cannot be read is refused in one line."""
+    with pytest.raises(SpaceError, match=r"config\.json"):
+        published.read(str(broken(config__json="{")))
+
+
+def test_hops_are_text() -> None:
+    """An unquoted hop is not read as a number of base 60, and integers stay integers."""
+    read = published.parse_recipe("flow:\n  path: [1:30, '0:2', 1:5]\n  embedding_source: 1\nseed: -3\n")
+    assert read["flow"]["path"] == ["1:30", "0:2", "1:5"]
+    assert (read["flow"]["embedding_source"], read["seed"]) == (1, -3)
+
+
+def test_a_published_recipe_opens_no_folder_of_the_server(broken: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model from the Hub only repositories are parents: a folder's name in its recipe is never a folder here."""
+    sources = [
+        {"model": "/etc"},
+        {"model": "japanese"},
+        {"model": "user/maths", "revision": "f" * 40},
+        {"model": "other/maths"},
+    ]
+    folder = broken(recipe__yaml=json.dumps({"sources": sources, "base": {"model": "."}, "flow": {"path": ["0:0"]}}))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    asked = []
+
+    def download(model: str, name: str, revision: str | None) -> Path | None:
+        asked.append(revision)
+        snapshot = folder.parent / commit
+        if not snapshot.exists():
+            folder.rename(snapshot)
+        return snapshot / name if (snapshot / name).is_file() else None
+
+    monkeypatch.setattr(published, "_download", download)
+    found = published.read("user/model", "main")
+    assert (found.model, found.revision) == ("user/model", commit)
+    assert asked[0] == "main"
+    assert set(asked[1:]) == {commit}
+    by_label = {parent.label: parent for parent in found.parents}
+    assert list(by_label) == ["etc", "japanese", "maths", "maths (2)", "."]
+    assert [label for label, parent in by_label.items() if not parent.missing] == ["maths", "maths (2)"]
+    assert by_label["maths"].revision == "f" * 40

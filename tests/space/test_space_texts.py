@@ -1,0 +1,52 @@
+"""What a visitor may send, and how an answer is judged."""
+
+from __future__ import annotations
+
+import judge
+import pytest
+import showcase
+import texts
+from texts import SpaceError
+
+
+def test_control_characters_are_left_out_and_said() -> None:
+    """Control characters, lone surrogates and direction marks go, with a note; text, emoji and newlines stay."""
+    prompt, note = texts.clean_prompt("a\x00b\x1b[31m\ud800\u202ec\r\nd\t👩‍🔬 ")
+    assert prompt == "ab[31mc\nd\t👩‍🔬"
+    assert note == "4 control characters were left out of the prompt."
+    assert texts.clean_prompt("答え は") == ("答え は", "")
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", "\x00\x01", None, 5, ["a"], {"a": 1}, "x" * 100_000])
+def test_a_prompt_that_is_none_is_explained(prompt: object) -> None:
+    """An empty, wrong or endless prompt is one friendly line."""
+    with pytest.raises(SpaceError, match=r"prompt") as caught:
+        texts.clean_prompt(prompt)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("tokens", [0, 257, 1.5, "8", None, True, float("nan"), float("inf"), [8]])
+def test_the_bound_of_tokens_is_checked(tokens: object) -> None:
+    """The number of tokens is a whole number within the bounds, whatever type is sent."""
+    with pytest.raises(SpaceError, match="number of tokens"):
+        showcase.token_bound(tokens)
+    assert showcase.token_bound(8.0) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "fitness", "right"),
+    [
+        ("答え は 10", "答え は  10", {"task": "likelihood"}, True),
+        ("答え は 10 個", "答え は 10", {"task": "likelihood"}, False),
+        ("the answer is 1,010.0", "1010", {"task": "generation"}, True),
+        ("10 - 5 = 5. Next: 7", "5", {"task": "generation", "stop": ["Next"]}, True),
+        ("it is -5", "5", {"task": "generation", "extract": "last_number"}, False),
+        ("答えは１８です", "18", {"task": "generation"}, True),
+        ("none", "18", {"task": "generation"}, False),
+        ("18", "18", {"task": "generation", "extract": "all"}, True),
+        ("so 18", "18", {"task": "generation", "extract": "all"}, False),
+    ],
+)
+def test_an_answer_is_judged_as_the_search_did(text: str, answer: str, fitness: dict[str, object], right: bool) -> None:
+    """Numbers are compared where the search compared numbers, texts otherwise."""
+    assert judge.is_right(text, answer, fitness) is right
