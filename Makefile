@@ -30,6 +30,7 @@ quality: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd space_app && ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache *.py
 	$(BIN)/pytest tests/test_imports.py
 
 style: env

@@ -14,7 +14,7 @@ from .sources import Source
 
 _SAME_SETTINGS = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "num_experts_per_tok")
 _DOUBTFUL = (
-    *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "sliding_window", "max_position_embeddings"),
+    *("rope_parameters", "partial_rotary_factor", "sliding_window", "max_position_embeddings"),
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "logits_scaling"),
 )
 _SHOWN = 6

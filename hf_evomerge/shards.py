@@ -162,7 +162,6 @@ def _write_file(
         wait(tasks, return_when=FIRST_EXCEPTION)
         failed = [task for task in tasks if task.done() and task.exception() is not None]
         sums = [task.result() for task in failed or tasks]
-        os.fsync(descriptor)
     finally:
         for task in tasks:
             task.cancel()

@@ -42,6 +42,10 @@ class Actions:
         """The same where the last answer may stay until the next one comes."""
         self.show.begin(str(request.session_hash))
 
+    def turned_away(self) -> str:
+        """What stands where an answer would be, where the queue was full or the call failed."""
+        return message("The model is busy and could not take the question. Please try again in a moment.", "error")
+
     def halt(self, request: gr.Request) -> None:
         """Stop what is written for this visitor."""
         self.show.stop(str(request.session_hash))

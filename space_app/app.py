@@ -192,7 +192,8 @@ class Page:
         asked = [self.prompt, self.others, self.tokens]
         self.samples.click(lambda sample: (sample[0], sample[0]), self.samples, [self.prompt, self.prompt2], **AT_ONCE)
         pressed = gr.on([self.ask.click, self.prompt.submit], self.do.begin, outputs=self.answers, **AT_ONCE)
-        pressed.then(self.do.answer, asked, self.answers, scroll_to_output=True, **LATEST, **MODEL, **PRIVATE)
+        answered = pressed.then(self.do.answer, asked, self.answers, scroll_to_output=True, **LATEST, **MODEL, **PRIVATE)
+        answered.failure(self.do.turned_away, outputs=self.answers, **AT_ONCE)
         self.stop.click(self.do.halt, **AT_ONCE)
 
         for button, action in ((self.drop, "drop"), (self.repeat, "repeat"), (self.earlier, "earlier"), (self.later, "later")):
@@ -204,7 +205,8 @@ class Page:
         self.hop.input(self.do.choose_listed, [self.way, self.hop], edited, **AT_ONCE)
         again = gr.on([self.answer2.click, self.prompt2.submit, self.count.change], self.do.begin_again, **AT_ONCE)
         inputs, outputs = [self.prompt2, self.way, self.tokens, self.known], [self.answers2, self.known]
-        again.then(self.do.answer_changed, inputs, outputs, **LATEST, **MODEL, **PRIVATE)
+        followed = again.then(self.do.answer_changed, inputs, outputs, **LATEST, **MODEL, **PRIVATE)
+        followed.failure(self.do.turned_away, outputs=self.answers2, **AT_ONCE)
         self.stop2.click(self.do.halt, **AT_ONCE)
 
         replayed = [self.spread, self.best]

@@ -18,6 +18,7 @@ from texts import SpaceError
 
 EVOLVED = "evolved"
 MAX_TOKENS = 256
+MAX_PROMPT_TOKENS = 2048  # reading the prompt is one step, which nothing can stop
 _HEARTBEAT = 0.25
 
 
@@ -260,6 +261,8 @@ def encode(prompt: str, loaded: Loaded, settings: dict[str, Any]) -> tuple[Any, 
         raise SpaceError("The model's tokenizer makes nothing of this prompt.")
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     positions = positions if isinstance(positions, int) and positions > 0 else 4096
+    if len(ids) > MAX_PROMPT_TOKENS:
+        raise SpaceError(f"The prompt has {len(ids):,} tokens; here it may have {MAX_PROMPT_TOKENS:,}. Shorten it.")
     if len(ids) >= positions:
         raise SpaceError(f"The prompt has {len(ids):,} tokens; this model reads {positions:,}, answer included. Shorten it.")
     return torch.tensor([ids]), positions - len(ids)

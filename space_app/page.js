@@ -19,7 +19,8 @@
   };
   const hide = () => { if (tip) tip.hidden = true; };
   const marked = (event) => event.target.closest && event.target.closest("[data-tip]");
-  for (const name of ["mouseover", "focusin", "click"]) {
+  const hovers = window.matchMedia("(hover: hover)").matches; // a finger does not hover: its tap is a click
+  for (const name of hovers ? ["mouseover", "focusin", "click"] : ["focusin", "click"]) {
     document.addEventListener(name, (event) => { const target = marked(event); if (target) show(target); else hide(); });
   }
   document.addEventListener("scroll", hide, true);

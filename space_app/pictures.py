@@ -321,7 +321,7 @@ def _cell(x: float, y: float, width: float, height: float, *, value: float | Non
     words = ""
     if width >= 34:
         words = text(
-            x + width / 2 - 1, y + height / 2 + 3, number(value, 2), anchor="middle", kind="ev-on" if strength > 0.55 else ""
+            x + width / 2 - 1, y + height / 2 + 3, number(value, 2), anchor="middle", kind="ev-on" if strength > 0.75 else ""
         )
     return (
         f'<g class="ev-cell" role="img" tabindex="-1" data-tip="{escape(tip)}" aria-label="{escape(tip)}">'

@@ -20,7 +20,7 @@ from texts import SpaceError
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "path", "scales", "recipe"]
-_MAX_TRIALS = 100_000
+_MAX_TRIALS = 50_000
 UNSET = (
     "No model is set. The owner of this Space sets the variable EVOMERGE_MODEL to the id of a model, such as user/model "
     "(Settings, Variables), or to a folder where the app runs at home."

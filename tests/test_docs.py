@@ -20,7 +20,10 @@ from hf_evomerge.search.config import FlowSpaceConfig, OptimizerConfig, Paramete
 from hf_evomerge.search.spaces import FlowSpace, ParameterSpace
 
 ROOT = Path(__file__).parents[1]
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/search.md", "docs/recipes.md")}
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/search.md", "docs/recipes.md", "docs/publish.md")
+}
 SOURCES = "sources: [{model: your-name/japanese-7b}, {model: your-name/maths-7b}]\n"
 
 

@@ -149,12 +149,15 @@ def push_model(
             remove=lambda name: any(fnmatch(name, pattern) for pattern in _OURS),
             progress=progress,
         )
-    space = None
+    space, warnings = None, list(plan.warnings)
     if options.space:
         from .space import push_space
 
-        space = push_space(repo_id, repo_id, private=options.private, api=api)
-    return Pushed(commit, space, plan.warnings)
+        revision = None if target.revision == "main" else target.revision
+        space = push_space(repo_id, repo_id, revision=revision, private=options.private, api=api)
+        if options.private:
+            warnings.append(f"the Space can read the private model once you give it a secret HF_TOKEN: {space.url}/settings")
+    return Pushed(commit, space, tuple(warnings))
 
 
 def describe_push(

@@ -1,6 +1,6 @@
 """How closely the sources of a merge are related, seen in the same pass that merges them: lengths of task vectors, and angles.
 
-For a summary in words only: float32 products, not part of the merged model.
+For a summary in words only: float32 products of a part of each large tensor, which do not go into the merged model.
 """
 
 from __future__ import annotations

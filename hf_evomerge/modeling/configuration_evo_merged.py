@@ -308,6 +308,13 @@ class EvoMergedConfig(PreTrainedConfig):
         merged.dtype = self.dtype
         return merged
 
+    def separate(self) -> None:
+        """Name the layers anew, as those of one source with a layer per slot: where repeated layers are no longer shared."""
+        hops = [zip(group, hop, strict=True) for group, hop in zip(self.hop_slots, self.hops, strict=True)]
+        terms = [[f"0:{slot}" + ("" if weight == 1 else f"*{weight}") for slot, (_, _, weight) in hop] for hop in hops]
+        self.sources, self.embedding_source = [{"layers": len(self.slots)}], 0
+        self.path = [" + ".join(hop) for hop in terms]
+
 
 def _slots_of(path: Sequence[str]) -> list[tuple[int, int]]:
     """The `(source, layer)` of each cache slot of a path: the first terms of the hops, then the further terms."""

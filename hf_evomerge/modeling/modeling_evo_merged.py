@@ -41,6 +41,10 @@ _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks"),
     *("_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"),
 )
+_ABILITIES = (
+    *("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend", "_is_stateful"),
+    *("_can_compile_fullgraph", "supports_gradient_checkpointing", "_supports_context_parallel"),
+)
 _PLACE_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index")
 
 
@@ -108,8 +112,7 @@ class HopList(nn.ModuleList):
 
 def find_layers(model: nn.Module, count: int) -> str:
     """The name of the list of decoder layers in a model: the outermost list of `count` modules."""
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    found = [name for name, module in lists if len(module._modules) == count]
+    found = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part._modules) == count]
     outermost = min((name.count(".") for name in found), default=0)
     found = [name for name in found if name.count(".") == outermost]
     if len(found) != 1:
@@ -192,9 +195,7 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
             parent, _, name = self._layers_name.rpartition(".")
             setattr(self.get_submodule(parent), name, HopList(list(layers.children()), len(config.path)))
         # what the source class can do, its instance says
-        for flag in ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend"):
-            setattr(self, flag, getattr(inner, flag, False))
-        for flag in ("_can_compile_fullgraph", "supports_gradient_checkpointing", "_is_stateful", "_supports_context_parallel"):
+        for flag in _ABILITIES:
             setattr(self, flag, getattr(inner, flag, False))
         config._attn_implementation_internal = config.text_config._attn_implementation
         config._experts_implementation_internal = getattr(config.text_config, "_experts_implementation", None)
@@ -250,8 +251,17 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         layers = self.layers if getattr(self, "is_quantized", False) else []
         for slot, owner in enumerate(self.config.owners if layers else []):
             for name, module in list(layers[owner].named_modules()) if slot != owner else ():
-                if _is_quantised(module):
+                # bitsandbytes puts another class in the place of a linear map, torchao another kind of tensor into it
+                if isinstance(module, nn.Linear) and (type(module), type(module.weight.data)) != (nn.Linear, torch.Tensor):
                     yield slot, name, module
+
+    @classmethod
+    def _load_pretrained_model(cls, model: Any, *args: Any, **kwargs: Any) -> Any:
+        # of tensors that are converted when they are read (experts), accelerate would look for a copy per slot on disk
+        result = super()._load_pretrained_model(model, *args, **kwargs)
+        if isinstance(result, tuple) and isinstance(index := result[-1], dict):
+            index.update({name: index[owner] for name, owner in model.all_tied_weights_keys.items() if owner in index})
+        return result
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """Save as the base class does, every layer once; but refuse what could not be loaded again."""
@@ -278,11 +288,7 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
             for tensors in places:
                 tensors.update({name: copy.deepcopy(tensor) for name, tensor in tensors.items() if id(tensor) in taken})
             taken.update(id(tensor) for tensors in places for tensor in tensors.values() if tensor is not None)
-        config = self.config
-        hops = [zip(group, hop, strict=True) for group, hop in zip(config.hop_slots, config.hops, strict=True)]
-        terms = [[f"0:{slot}" + ("" if weight == 1 else f"*{weight}") for slot, (_, _, weight) in hop] for hop in hops]
-        config.path, config.embedding_source = [" + ".join(hop) for hop in terms], 0
-        config.sources = [{"layers": len(config.slots)}]
+        self.config.separate()
         self._tied_weights_keys = {}
         inside = f"{self._layers_name}."
         self.all_tied_weights_keys = {k: v for k, v in self.all_tied_weights_keys.items() if not k.startswith(inside)}
@@ -291,8 +297,7 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         """The tied tensors of the slots, whether or not the embeddings are tied too."""
         if all_submodels:
             return super().get_expanded_tied_weights_keys(all_submodels=True)
-        prefix, tied = self._layers_name, {}
-        layers = self.layers
+        prefix, layers, tied = self._layers_name, self.layers, {}
         names = {owner: list(layers[owner].state_dict(keep_vars=True)) for owner in set(self.config.owners)}
         for slot, owner in enumerate(self.config.owners):
             if slot != owner:
@@ -470,11 +475,6 @@ def check_scale_target(config: EvoMergedConfig) -> None:
     falcon = kind == "falcon" and config.text_config.new_decoder_architecture and not config.text_config.parallel_attn
     if kind not in MLP_BRANCH or falcon:
         raise ValueError(f"scale_target: 'mlp_delta' is not defined for the layers of {kind!r}; use 'stream'")
-
-
-def _is_quantised(module: nn.Module) -> bool:
-    """Whether this is no plain linear map any more: its class (bitsandbytes) or its weight (torchao) is another."""
-    return isinstance(module, nn.Linear) and (type(module), type(module.weight.data)) != (nn.Linear, torch.Tensor)
 
 
 def assemble(

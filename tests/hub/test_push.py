@@ -169,6 +169,10 @@ def test_private_branches_and_pull_requests(plain: Path, hub: LocalHub, lfs_api:
     assert lfs_api.model_info("local/merge").private
     assert "model.safetensors" in lfs_api.list_repo_files("local/merge", revision="try")
     assert "model.safetensors" not in lfs_api.list_repo_files("local/merge")
+    again = push_model(plain, "local/merge", PushOptions(private=True, revision="try", space=True), api=lfs_api)
+    assert any("a secret HF_TOKEN" in warning for warning in again.warnings)
+    settings = lfs_api.hf_hub_download("local/merge", "space.json", repo_type="space")
+    assert json.loads(Path(settings).read_text())["revision"] == "try"
     pushed = push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api)
     assert "model.safetensors" not in lfs_api.list_repo_files("local/merge")
     assert "model.safetensors" in lfs_api.list_repo_files("local/merge", revision="refs/pr/1")

@@ -274,6 +274,19 @@ def saved(architecture: str, folder: Path) -> None:
 
 
 @_property()
+def offloaded(architecture: str, folder: Path) -> None:
+    """With all of the model on disk (accelerate) the logits are the same, and what it saves is the same file."""
+    model = model_of(architecture, "serial")
+    model.save_pretrained(folder / "saved")
+    again = AutoModelForCausalLM.from_pretrained(folder / "saved", device_map={"": "disk"}, offload_folder=folder / "disk")
+    assert {parameter.device.type for parameter in again.parameters()} == {"meta"}
+    assert close(again(token_ids()).logits, model(token_ids()).logits)
+    again.save_pretrained(folder / "resaved")
+    saved, resaved = ((folder / name / "model.safetensors").read_bytes() for name in ("saved", "resaved"))
+    assert saved == resaved
+
+
+@_property()
 def threads(architecture: str, folder: Path) -> None:
     """Four threads that generate at once, two on a model and two on another path over its layers, get what each gets alone."""
     model = model_of(architecture, "serial", scale_targets(architecture)[-1])

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,17 @@ class Served:
         from gradio_client import Client
 
         return Client(self.url, verbose=False)
+
+    def fill_queue(self) -> urllib.error.HTTPError:
+        """Ask and ask until the queue takes no more; returns how that was said."""
+        body = json.dumps({"data": ["w1", "evolved", 1]}).encode()
+        call = urllib.request.Request(f"{self.url}gradio_api/call/answer", body, {"Content-Type": "application/json"})
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(call, timeout=30)
+            except urllib.error.HTTPError as refused:
+                return refused
+        raise AssertionError("the queue has no end")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -144,6 +145,25 @@ def test_twenty_visitors_get_their_own_answers(
     print(f"20 visitors: median wait {sorted(waits)[10]:.2f} s, longest {max(waits):.2f} s")
     assert got == wanted
     assert len(set(wanted)) > 5
+
+
+def test_a_full_queue_turns_visitors_away(served: Served, dfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit of the queue a call is refused at once in words, and those who wait are served."""
+    import models
+
+    plain, gate = models._decode_greedily, threading.Event()
+
+    def held(*arguments: Any, **named: Any) -> None:
+        gate.wait(60)
+        plain(*arguments, **named)
+
+    monkeypatch.setattr(models, "_decode_greedily", held)
+    waiting = served.client().submit(PROMPT, "evolved", 8, api_name="/answer")
+    refused = served.fill_queue()
+    gate.set()
+    assert refused.code == 503
+    assert "full" in refused.read().decode().lower()
+    assert waiting.result(timeout=60)["text"] == greedy(dfs, PROMPT)
 
 
 def test_a_model_without_path_says_so(serve: Callable[..., Served], ps: Path) -> None:

@@ -30,6 +30,22 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> list[float]:
+    """Makes every token take as long as the number in it says, and no answer end by itself."""
+    import models
+
+    plain, seconds = models._Streamer.put, [0.25]
+
+    def put(self: Any, ids: Any) -> None:
+        time.sleep(seconds[0])
+        plain(self, ids)
+
+    monkeypatch.setattr(models._Streamer, "put", put)
+    monkeypatch.setattr(served.show.host.evolved.model.generation_config, "eos_token_id", None)
+    return seconds
+
+
+@pytest.fixture
 def visit(browser: Any, served: Served) -> Iterator[Callable[..., Any]]:
     """Opens the page as a new visitor; what the page complains of in the console fails the test."""
     contexts, complaints = [], []
@@ -197,6 +213,8 @@ def test_pictures_answer_to_mouse_keyboard_and_finger(visit: Callable[..., Any])
     phone = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     _tab(phone, "Path")
     phone.locator("#ev-path .ev-hop:visible").nth(1).tap()
+    time.sleep(0.3)  # what follows a tap must not hide the words again
+    assert phone.locator(".ev-tip").is_visible()
     assert phone.locator(".ev-tip").inner_text().startswith("Hop 2:")
 
 
@@ -238,19 +256,8 @@ def test_errors_are_friendly(visit: Callable[..., Any]) -> None:
     page.wait_for_selector("#ev-answers .ev-error >> text=60 tokens; this model reads 48")
 
 
-def test_an_answer_can_be_stopped(visit: Callable[..., Any], served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_can_be_stopped(visit: Callable[..., Any], slow: list[float]) -> None:
     """Stop ends the answer that is being written, keeps what is there, and the next question is answered."""
-    import models
-
-    plain, slow = models._Streamer.put, [0.25]
-
-    def put(self: Any, ids: Any) -> None:
-        time.sleep(slow[0])
-        plain(self, ids)
-
-    model = served.show.host.evolved.model
-    monkeypatch.setattr(models._Streamer, "put", put)
-    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
     page = visit()
     page.fill("#ev-prompt textarea", "w1 w2")
     page.click("#ev-ask")
@@ -259,6 +266,45 @@ def test_an_answer_can_be_stopped(visit: Callable[..., Any], served: Served, mon
     page.wait_for_selector("#ev-answers .ev-stopped")
     slow[0] = 0.0
     assert _asked(page, "w1 w2")
+
+
+def test_who_waits_sees_their_place(visit: Callable[..., Any], slow: list[float]) -> None:
+    """While the model answers one visitor, the next sees their place in the queue, and then their answer."""
+    first, second = visit(), visit()
+    first.fill("#ev-prompt textarea", "w1 w2")
+    first.click("#ev-ask")
+    first.wait_for_selector("#ev-answers .ev-writing")
+    second.fill("#ev-prompt textarea", "w3 w4")
+    second.click("#ev-ask")
+    second.wait_for_selector("#ev-answers >> text=/queue: 1.1/")
+    slow[0] = 0.0
+    second.wait_for_selector("#ev-answers .ev-done")
+    first.wait_for_selector("#ev-answers .ev-done")
+
+
+def test_who_is_turned_away_is_told(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
+    """Where the queue is full, a question gets a friendly line in the place of its answer."""
+    page, slow[0] = visit(), 3.0
+    page.fill("#ev-prompt textarea", "w1 w2")
+    served.fill_queue()
+    page.click("#ev-ask")
+    page.wait_for_selector("#ev-answers .ev-error >> text=The model is busy")
+    slow[0] = 0.0
+    while served.blocks._queue.event_queue_per_concurrency_id["model"].queue:
+        time.sleep(0.1)
+
+
+def test_a_new_question_ends_the_old_one(visit: Callable[..., Any], slow: list[float]) -> None:
+    """Who edits on while an answer is written does not wait for it: the newest edit's answer is what is shown."""
+    page = visit()
+    _tab(page, "Change it")
+    page.fill("#ev-prompt2 textarea", "w1 w2")
+    page.click("#ev-repeat")
+    page.wait_for_selector("#ev-answers2 .ev-writing")
+    page.click("#ev-repeat")
+    slow[0] = 0.02
+    hops = page.locator("#ev-edit .ev-wide [data-hop]").count()
+    page.locator(f"#ev-answers2 .ev-done:nth-child(2) .ev-role >> text='{hops} hops'").wait_for()
 
 
 def test_the_page_is_there_before_the_model(

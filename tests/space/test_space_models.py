@@ -95,6 +95,8 @@ def test_a_prompt_longer_than_the_model_is_explained(host: Host) -> None:
     """More tokens than the model has positions is one line with both numbers."""
     with pytest.raises(SpaceError, match=r"60 tokens; this model reads 48"):
         host.whole_answer(Job(EVOLVED, "w1 " * 60, 8))
+    with pytest.raises(SpaceError, match=r"2,500 tokens; here it may have 2,048"):
+        host.whole_answer(Job(EVOLVED, "w1 " * 2500, 8))
 
 
 def test_a_stop_ends_the_answer_and_frees_the_model(host: Host) -> None:
