@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
+import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..errors import HubError
+from ..search.study import STUDY_FILE
 from .bundled import bundled
 from .commit import Commit, Content, Target, commit_files, hub_errors
-from .push import CARD, check_login, default_api
+from .push import CARD, check_login, default_api, find_model
+from .record import write_record
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 SPACE_FOLDER = "space_app"
 SETTINGS_FILE = "space.json"
+_LOCAL_EXAMPLES = 6
 _SKIPPED = ("__pycache__", ".gradio")
 
 
@@ -79,22 +83,44 @@ def run_space(model: str, *, revision: str | None = None) -> None:
     """Run the app for a model on this machine, until it is stopped.
 
     Args:
-        model: A folder, or a repository on the Hub.
+        model: The folder of a search or of a model, or a repository on the Hub.
         revision: The repository's branch or commit.
 
     Raises:
-        HubError: gradio is not installed.
+        HubError: gradio is not installed, or the app ended with an error.
     """
     try:
         import gradio  # noqa: F401
     except ImportError as cause:
         raise HubError('gradio is not installed; run `pip install "hf-evomerge[space]"`') from cause
-    os.environ["EVOMERGE_MODEL"] = model
-    if revision is not None:
-        os.environ["EVOMERGE_REVISION"] = revision
-    folder = bundled(SPACE_FOLDER)
-    sys.path.insert(0, str(folder))
-    runpy.run_path(str(folder / "app.py"), run_name="__main__")
+    command = [sys.executable, str(bundled(SPACE_FOLDER) / "app.py")]
+    with TemporaryDirectory(prefix="evomerge-space-") as scratch:
+        shown = _with_record(Path(model), Path(scratch) / Path(model).resolve().name) if Path(model).is_dir() else model
+        settings = {"EVOMERGE_MODEL": str(shown), **({"EVOMERGE_REVISION": revision} if revision is not None else {})}
+        ended = subprocess.run(command, env={**os.environ, **settings}, check=False)
+    if ended.returncode > 0:
+        raise HubError(f"{model}: the app ended with status {ended.returncode}; what it said is above")
+
+
+def _with_record(folder: Path, shown: Path) -> Path:
+    """A model folder as it would be published, but with the sources where they are on this machine.
+
+    Args:
+        folder: The folder of a search or of a model.
+        shown: The folder to make, with links to the model's files and the record of the search beside them.
+
+    Returns:
+        `shown`, or `folder` itself where no search is known.
+    """
+    if not (folder / STUDY_FILE).is_file() and not (folder.parent / STUDY_FILE).is_file():
+        return folder
+    model, search = find_model(folder)
+    if search is None:
+        return folder
+    write_record(search, shown, examples=_LOCAL_EXAMPLES, publish=lambda ref: ref)
+    for file in model.iterdir():
+        (shown / file.name).symlink_to(file.resolve())
+    return shown
 
 
 def _header(readme: Path, model: str, title: str | None) -> bytes:

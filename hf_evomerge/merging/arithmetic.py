@@ -117,8 +117,11 @@ class TensorJob:
         return self.method.function(*self.parts(start, stop), call)
 
     def parts(self, start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
-        """A slice of the base and of all inputs, as `base` and `tensors` give them."""
-        return self.base(start, stop), self.tensors(start, stop)
+        """A slice of the base and of all inputs, as `base` and `tensors` give them; the base is converted once."""
+        base = self.base(start, stop)
+        if base is None or self._kept is not None:
+            return base, self.tensors(start, stop)
+        return base, [self._difference(tensor[start:stop], base) for tensor in self._inputs]
 
     def tensors(self, start: int, stop: int) -> list[Tensor]:
         """A slice of all inputs, as `tensor` gives it."""
@@ -148,16 +151,27 @@ class TensorJob:
         """The sum of the magnitudes of one input, after `change` of each slice where it is given."""
         if change is None and index in self._sums:
             return self._sums[index]
-        total = sum(sum_magnitudes(block) for _, block in self.blocks(index, change))
         if change is None:
-            self._sums[index] = total
-        return total
+            self._sums[index] = sum(sum_magnitudes(block) for _, block in self.blocks(index))
+            return self._sums[index]
+        before, after = 0.0, 0.0
+        for start in range(0, self.numel, SUM_BLOCK):  # both in one pass: whoever asks for one needs the other
+            block = self.tensor(index, start, min(start + SUM_BLOCK, self.numel))
+            if index not in self._sums:
+                before += sum_magnitudes(block.numpy(force=True))
+            after += sum_magnitudes(change(block, start).numpy(force=True))
+        self._sums.setdefault(index, before)
+        return after
 
     def product(self, left: int, right: int) -> float:
         """The inner product of two inputs as flat vectors."""
         if (left, right) not in self._products:
-            pairs = zip(self.blocks(left), self.blocks(right), strict=True)
-            self._products[left, right] = sum(inner_product(a, b) for (_, a), (_, b) in pairs)
+            keys = dict.fromkeys([(left, right), (left, left), (right, right)])  # an angle takes all three: one pass
+            sums = dict.fromkeys((key for key in keys if key not in self._products), 0.0)
+            for (_, a), (_, b) in zip(self.blocks(left), self.blocks(right), strict=True):
+                for first, second in sums:
+                    sums[first, second] += inner_product(a if first == left else b, a if second == left else b)
+            self._products.update(sums)
         return self._products[left, right]
 
     @property
@@ -222,11 +236,15 @@ class TensorJob:
             yield start, (block if change is None else change(block, start)).numpy(force=True)
 
     def _read(self, index: int, start: int, stop: int) -> Tensor:
-        values = self._float(self._inputs[index][start:stop])
-        return values if self._base is None else values.sub(self._float(self._base[start:stop]))
+        values = self._inputs[index][start:stop]
+        return self._float(values) if self._base is None else self._difference(values, self._float(self._base[start:stop]))
+
+    def _difference(self, values: Tensor, base: Tensor) -> Tensor:
+        vector = self._float(values)
+        return vector.sub(base) if vector is values else vector.sub_(base)  # not in the source's own memory
 
     def _float(self, tensor: Tensor) -> Tensor:
-        return tensor.to(device=self.device).float()
+        return (tensor if tensor.device == self.device else tensor.to(self.device)).float()
 
 
 class ModelJob:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as field_of
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +38,7 @@ class Cut:
 
     keeps_all: bool
     below: float = 0.0
-    surplus: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    surplus: NDArray[np.int64] = field_of(default_factory=lambda: np.zeros(0, np.int64))
 
     def apply(self, vector: Tensor, start: int = 0) -> Tensor:
         """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is cut."""
@@ -93,31 +94,38 @@ class Magnitudes:
         return float(self._threshold(k)[0])
 
     def _make(self, k: int) -> Cut:
-        threshold, surplus = self._threshold(k)
+        threshold, surplus, places = self._threshold(k)
         if threshold == 0:
             return Cut(keeps_all=True)  # only zeros would be cut
         below = float(np.nextafter(threshold, np.float32(0)))
-        if surplus == 0:
-            return Cut(False, below)
-        equal = [start + np.flatnonzero(np.abs(block) == threshold) for start, block in self.blocks()]
-        return Cut(False, below, np.concatenate(equal)[-surplus:])
+        return Cut(False, below) if surplus == 0 else Cut(False, below, places()[-surplus:])
 
-    def _threshold(self, k: int) -> tuple[np.float32, int]:
-        """The k-th largest magnitude, and how many elements of exactly that magnitude are one too many."""
+    def _threshold(self, k: int) -> tuple[np.float32, int, Callable[[], NDArray[np.int64]]]:
+        """The k-th largest magnitude, how many elements of exactly that magnitude are one too many, and where all of it are."""
         if self.keep:
             if self._sorted is None:
                 self._sorted = np.sort(self._all())
             threshold = self._sorted[-k]
-            if self._sorted[-k - 1] < threshold:
-                return threshold, 0
-            return threshold, self.numel - int(np.searchsorted(self._sorted, threshold)) - k
+            above = self._sorted[-k - 1] < threshold
+            surplus = 0 if above else self.numel - int(np.searchsorted(self._sorted, threshold)) - k
+            return threshold, surplus, lambda: self._equal(threshold)
         if self.numel <= _SELECT_AT_ONCE:
-            values, rank = self._all(), k
+            values, places, rank = self._all(), None, k
         else:
-            values, rank = self._bin(k)
-        values.partition(values.size - rank)
-        threshold = values[values.size - rank]
-        return threshold, int(np.count_nonzero(values[: values.size - rank] == threshold))
+            values, places, rank = self._bin(k)
+        ordered = np.partition(values, values.size - rank)
+        threshold = ordered[values.size - rank]
+        surplus = int(np.count_nonzero(ordered[: values.size - rank] == threshold))
+        del ordered
+
+        def equal() -> NDArray[np.int64]:
+            found = values == threshold
+            return np.flatnonzero(found) if places is None else places[found]
+
+        return threshold, surplus, equal
+
+    def _equal(self, threshold: np.float32) -> NDArray[np.int64]:
+        return np.concatenate([start + np.flatnonzero(np.abs(block) == threshold) for start, block in self.blocks()])
 
     def _all(self) -> NDArray[np.float32]:
         values = np.empty(self.numel, np.float32)
@@ -125,8 +133,8 @@ class Magnitudes:
             np.abs(block, out=values[start : start + block.size])
         return values
 
-    def _bin(self, k: int) -> tuple[NDArray[np.float32], int]:
-        """The magnitudes that share the upper 16 bits with the k-th largest, and its rank among them."""
+    def _bin(self, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
+        """The magnitudes that share the upper 16 bits with the k-th largest, their positions, and its rank among them."""
         if self._counts is None:
             counts = np.zeros(1 << 15, np.int64)
             for _, block in self.blocks():
@@ -134,10 +142,12 @@ class Magnitudes:
             self._counts = counts
         at_least = np.cumsum(self._counts[::-1])[::-1]
         chosen = int(np.flatnonzero(at_least >= k)[-1])
-        members = []
-        for _, block in self.blocks():
-            members.append(np.abs(block[_upper_bits(block) == chosen]))
-        return np.concatenate(members), k - int(at_least[chosen] - self._counts[chosen])
+        members, places = [], []
+        for start, block in self.blocks():
+            inside = np.flatnonzero(_upper_bits(block) == chosen)
+            members.append(np.abs(block[inside]))
+            places.append(start + inside)
+        return np.concatenate(members), np.concatenate(places), k - int(at_least[chosen] - self._counts[chosen])
 
 
 def _upper_bits(values: NDArray[np.float32]) -> NDArray[np.int32]:
@@ -155,11 +165,14 @@ class Drop:
         limit: density * 65536, rounded.
         field: The random numbers.
         levels: How many different numbers there are.
+        masks: One bit per element of the slices that were asked for, by start and length: a second pass over a tensor then
+            need not draw the numbers again.
     """
 
     limit: int
     field: RandomField
     levels: int = LEVELS
+    masks: dict[tuple[int, int], NDArray[np.uint8]] = field_of(default_factory=dict)
 
     @property
     def keeps_all(self) -> bool:
@@ -170,9 +183,17 @@ class Drop:
         """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is dropped."""
         if self.keeps_all:
             return vector.clone()
-        # limit - u is a whole number, at least 1 exactly where u < limit: the mask, without a bool tensor
-        mask = self.field.slice(start, vector)
-        return mask.neg_().add_(float(self.limit - self.levels // 2)).clamp_(0, 1).mul_(vector)
+        if self.field.keep:
+            # limit - u is a whole number, at least 1 exactly where u < limit: the mask, without a bool tensor
+            mask = self.field.slice(start, vector)
+            return mask.neg_().add_(float(self.limit - self.levels // 2)).clamp_(0, 1).mul_(vector)
+        import torch
+
+        key, count = (start, vector.numel()), vector.numel()
+        if key not in self.masks:
+            self.masks[key] = np.packbits(self.field.numbers(start, start + count) < self.limit)
+        bits = np.unpackbits(self.masks[key], count=count)
+        return torch.from_numpy(bits).to(vector.device).float().mul_(vector)
 
 
 class RandomField:

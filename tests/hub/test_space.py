@@ -72,6 +72,29 @@ def test_the_app_runs_here_without_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("EVOMERGE_MODEL", "before")
     run_space("my-search/model")
     assert (tmp_path / "seen").read_text() == "my-search/model"
+    (tmp_path / "app.py").write_text("raise SystemExit(3)")
+    with pytest.raises(HubError, match="my-search/model: the app ended with status 3"):
+        run_space("my-search/model")
+
+
+def test_a_search_is_shown_with_its_record(hybrid_search: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The folder of a search is shown as it would be published, its sources where they are; nothing is left behind."""
+    look = """
+import json, os, pathlib
+folder = pathlib.Path(os.environ["EVOMERGE_MODEL"])
+study = json.loads((folder / "study.json").read_text())
+seen = [str(folder), sorted(file.name for file in folder.iterdir()), study["settings"]]
+pathlib.Path(os.environ["SEEN"]).write_text(json.dumps(seen))
+"""
+    (tmp_path / "app.py").write_text(look)
+    monkeypatch.setattr("hf_evomerge.hub.space.bundled", lambda name: tmp_path)
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    run_space(str(hybrid_search))
+    folder, names, settings = json.loads((tmp_path / "seen").read_text())
+    assert {"config.json", "model.safetensors", "recipe.yaml", "study.json", "trials.parquet", "images"} <= set(names)
+    assert Path(settings["sources"][0]["model"]).is_dir()
+    assert not Path(folder).exists()
+    assert (hybrid_search / "model" / "model.safetensors").is_file()
 
 
 def test_a_search_pushes_its_winner_and_makes_the_space(

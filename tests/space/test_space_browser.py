@@ -268,6 +268,17 @@ def test_an_answer_can_be_stopped(visit: Callable[..., Any], slow: list[float]) 
     assert _asked(page, "w1 w2")
 
 
+def test_who_leaves_frees_the_model(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
+    """When the page is closed, the answer that was written for it ends."""
+    page = visit()
+    page.fill("#ev-prompt textarea", "w1 w2")
+    page.click("#ev-ask")
+    page.wait_for_selector("#ev-answers .ev-writing")
+    page.close()
+    assert served.show.host._pass.acquire(timeout=5), "44 tokens would take 11 seconds"
+    served.show.host._pass.release()
+
+
 def test_who_waits_sees_their_place(visit: Callable[..., Any], slow: list[float]) -> None:
     """While the model answers one visitor, the next sees their place in the queue, and then their answer."""
     first, second = visit(), visit()

@@ -30,7 +30,7 @@ _PARALLEL = 0.9995  # |cos| above which the angle is too small to divide by its 
 def coefficients(job: TensorJob, call: Call) -> list[float]:
     """The factors of the two tensors, from the angle between them as flat vectors."""
     t = call.options["t"]
-    first, second, dot = job.product(0, 0), job.product(1, 1), job.product(0, 1)
+    dot, first, second = job.product(0, 1), job.product(0, 0), job.product(1, 1)
     cosine = dot / math.sqrt(first * second) if min(first, second) > 1e-16 else 1.0
     if abs(cosine) > _PARALLEL:
         return [1 - t, t]
