@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import lru_cache
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,15 +194,17 @@ def _is_same(stored: Any, content: Content) -> bool:
 
 
 def file_sha256(content: Content) -> str:
-    """The sha256 of a file, read in pieces, or of bytes."""
-    digest = sha256()
+    """The sha256 of a file, read in pieces, or of bytes. A file that has not changed since is not read again."""
     if isinstance(content, bytes):
-        digest.update(content)
-    else:
-        with content.open("rb") as stream:
-            while piece := stream.read(1 << 22):
-                digest.update(piece)
-    return digest.hexdigest()
+        return sha256(content).hexdigest()
+    facts = content.stat()
+    return _read_sha256(content, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _read_sha256(file: Path, size: int, modified: int) -> str:
+    with file.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
