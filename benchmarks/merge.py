@@ -1,9 +1,9 @@
 """Compares the cost of a merge with mergekit's: CPU time, wall time and memory, from checkpoints on disk to a folder.
 
 Makes Llamas of 110 and 470 million parameters with random weights in bfloat16, a base and two fine-tunes of each, and merges
-them here (`build_model`, with its checks and its report) and with mergekit's Python API, each merge in a process of its own that
-has merged a tiny model before, so that imports do not count. Memory is the largest anonymous memory above that at the start:
-files that are mapped do not count, because the system may drop them. CPU time is what other programs on the machine change least.
+them here (`build_model`, with its checks and its report) and with mergekit's Python API, each merge in a process of its own
+that has merged a tiny model before, so that imports do not count. Memory is the largest anonymous memory above that at the
+start: files that are mapped do not count, because the system may drop them. CPU time is what other programs change least.
 
     python benchmarks/merge.py --venv /tmp/mergekit-venv --sizes 110M
 """

@@ -31,6 +31,7 @@ def build_model(
     overwrite: bool = False,
     max_shard_size: str | int = "4GB",
     report: Report | None = None,
+    trust_remote_code: bool = False,
 ) -> FilePath:
     """Build the model of a recipe.
 
@@ -46,6 +47,8 @@ def build_model(
         overwrite: Whether to replace a folder that exists.
         max_shard_size: The largest file of weights, such as ``"4GB"``.
         report: Called with lines for the user: what is doubtful about the sources, and how they are related.
+        trust_remote_code: Whether Python files that come with the sources may be run to read their configs; they are then
+            copied to the result.
 
     Returns:
         The folder.
@@ -66,7 +69,7 @@ def build_model(
     if out.exists() and not overwrite:
         raise RecipeError(f"{out}: exists already; choose another folder, or pass --overwrite")
     _check_replaceable(recipe, out)
-    sources, base = _open(recipe)
+    sources, base = _open(recipe, trust_remote_code)
     checked = _check(recipe, sources, base)
     if report is not None:
         for line in checked.doubts:
@@ -103,7 +106,7 @@ def _check_replaceable(recipe: Recipe, out: FilePath) -> None:
             raise RecipeError(f"{out}: is one of the recipe's own sources; choose another folder")
 
 
-def _open(recipe: Recipe) -> tuple[dict[int, Source], Source | None]:
+def _open(recipe: Recipe, trust_remote_code: bool) -> tuple[dict[int, Source], Source | None]:
     """The sources that the recipe uses, by their numbers, and the base. Of repositories only small files are fetched."""
     from .sources import Source
 
@@ -112,8 +115,9 @@ def _open(recipe: Recipe) -> tuple[dict[int, Source], Source | None]:
         used = {*recipe.merge_sources, *([recipe.tokenizer] if isinstance(recipe.tokenizer, int) else [])}
         if recipe.dtype is None:
             used.add(0)  # the dtype of the result is the first source's, also where it takes no part
-    sources = {number: Source.open(recipe.sources[number]) for number in sorted(used)}
-    return sources, Source.open(recipe.base) if recipe.base is not None else None
+    trust = {"trust_remote_code": trust_remote_code}
+    sources = {number: Source.open(recipe.sources[number], **trust) for number in sorted(used)}
+    return sources, Source.open(recipe.base, **trust) if recipe.base is not None else None
 
 
 def _build_parts(
@@ -172,8 +176,12 @@ class Checked:
         return "\n".join([f"fine: {self.what}", *(f"warning: {line}" for line in self.doubts)])
 
 
-def check_recipe(recipe: Recipe) -> str:
+def check_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> str:
     """Check a recipe and its sources from configs and headers, without building and without downloading weights.
+
+    Args:
+        recipe: What to check.
+        trust_remote_code: As for `build_model`.
 
     Returns:
         A line that says what it would be, and one for each doubt about the sources.
@@ -183,7 +191,7 @@ def check_recipe(recipe: Recipe) -> str:
         SourceError: A source cannot be read, or the sources do not fit each other.
         PathError: The path names a layer that is not there.
     """
-    return str(_check(recipe, *_open(recipe)))
+    return str(_check(recipe, *_open(recipe, trust_remote_code)))
 
 
 def _check(recipe: Recipe, sources: Mapping[int, Source], base: Source | None) -> Checked:

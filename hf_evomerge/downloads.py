@@ -1,11 +1,13 @@
 """One repository on the Hub: small files at once, the headers of its weights by range, the weights when they are needed.
 
-A checkpoint is checked from its config and headers before gigabytes are fetched. Pickles and code are never fetched. What the
-cache has is used as it is, also without a network. What is fetched is compared with the Hub's sha256: the client does not.
+A checkpoint is checked from its config and headers before gigabytes are fetched. Pickles are never fetched, and code with
+consent only. What the cache has is used as it is, also without a network. What is fetched is compared with the Hub's sha256,
+which the client does not do.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,21 +29,21 @@ class Repository:
     Args:
         name: Its id on the Hub.
         revision: Branch, tag or commit; the default branch where absent.
+        code: Whether its Python files are fetched too.
 
     Raises:
         SourceError: There is no such repository, or neither the Hub nor the cache has it.
     """
 
-    def __init__(self, name: str, revision: str | None = None) -> None:
+    def __init__(self, name: str, revision: str | None = None, *, code: bool = False) -> None:
         from huggingface_hub import snapshot_download
 
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise SourceError(f"{name}: no such folder; give a folder that exists or the id of a repository on the Hub")
         self.name = name
+        wanted = [*SMALL_FILES, *(["*.py"] if code else [])]
         with _one_line_errors(name):
-            self.folder = Path(
-                snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES, ignore_patterns=IGNORED_FILES)
-            )
+            self.folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=IGNORED_FILES))
         self.commit = self.folder.name
 
     def weight_files(self) -> list[str]:
@@ -82,9 +84,10 @@ class Repository:
         with _one_line_errors(self.name):
             entries: list[Any] = HfApi().get_paths_info(self.name, missing, revision=self.commit)
             expected = {entry.path: entry.lfs.sha256 for entry in entries if getattr(entry, "lfs", None) is not None}
+            sizes = {entry.path: entry.size for entry in entries}
             for file in missing:
                 if progress:
-                    _say(f"{self.name}: fetching {file}")
+                    _say(f"{self.name}: fetching {file} ({sizes.get(file, 0) / 1e9:.2f} GB)")
                 path = self._download(file)
                 if file in expected:
                     _check_content(path, expected[file], f"{self.name}: {file}")
@@ -122,7 +125,7 @@ def _check_content(path: Path, expected: str, where: str) -> None:
 def _say(text: str) -> None:
     from tqdm import tqdm
 
-    tqdm.write(text)
+    tqdm.write(text, file=sys.stderr)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -18,6 +18,7 @@ from .errors import EvoMergeError
 COMPANIONS = (
     "generation_config.json",
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("tokenizer.model", "spiece.model", "sentencepiece*.model", "chat_template*", "additional_chat_templates/*.jinja"),
 )
 
@@ -114,8 +115,17 @@ def _remove_unless_used(folder: Path) -> None:
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy the generation settings, the tokenizer and its chat templates, except what `folder` has already."""
-    for pattern in COMPANIONS:
+    """Copy the generation settings, the tokenizer, its chat templates and processors, except what `folder` has already."""
+    _copy(source, folder, COMPANIONS)
+
+
+def copy_code(source: Path, folder: Path) -> None:
+    """Copy the Python files that come with a model, except what `folder` has already."""
+    _copy(source, folder, ["*.py"])
+
+
+def _copy(source: Path, folder: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
         for file in sorted(source.glob(pattern)):
             target = folder / file.relative_to(source)
             if file.is_file() and not target.exists():

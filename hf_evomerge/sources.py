@@ -35,6 +35,7 @@ class Source:
         ref: How the recipe names it; the folder itself by default.
         repository: Where the weights come from if they are not in the folder.
         adapter: A LoRA adapter that is merged into each tensor when it is read.
+        trust_remote_code: Whether the checkpoint's own Python files may be run to read its config.
     """
 
     def __init__(
@@ -44,20 +45,23 @@ class Source:
         *,
         repository: Repository | None = None,
         adapter: Adapter | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.ref = ref if ref is not None else SourceRef(model=str(folder))
         self.repository = repository
         self.adapter = adapter
+        self.trust_remote_code = trust_remote_code
         self._handles: dict[Path, Any] = {}
         self._lock = Lock()
 
     @classmethod
-    def open(cls, ref: SourceRef | str) -> Source:
+    def open(cls, ref: SourceRef | str, *, trust_remote_code: bool = False) -> Source:
         """Find the checkpoint. Of a repository only small files are fetched; the weights follow when the first is read.
 
         Args:
             ref: A reference from a recipe, or just its ``model``: a folder or the id of a repository on the Hub.
+            trust_remote_code: Whether the checkpoint's own Python files may be fetched, and run to read its config.
 
         Raises:
             SourceError: There is no such folder or repository, or it holds no config or no safetensors file.
@@ -68,10 +72,10 @@ class Source:
             if ref.revision is not None:
                 raise SourceError(f"{ref.model}: a folder has no revision (found {ref.revision!r}); leave it out")
         else:
-            repository = Repository(ref.model, ref.revision)
+            repository = Repository(ref.model, ref.revision, code=trust_remote_code)
             folder = repository.folder
         adapter = Adapter.open(ref.adapter, ref.adapter_revision) if ref.adapter is not None else None
-        source = cls(folder, ref, repository=repository, adapter=adapter)
+        source = cls(folder, ref, repository=repository, adapter=adapter, trust_remote_code=trust_remote_code)
         source._check_files()
         return source
 
@@ -83,12 +87,16 @@ class Source:
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The checkpoint's config; custom code is never run."""
+        """The checkpoint's config; its own code is run with consent only."""
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as cause:
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError, KeyError, ImportError) as cause:
+            if not self.trust_remote_code and isinstance(cause, ValueError) and self.read_json("config.json").get("auto_map"):
+                raise SourceError(
+                    f"{self}: its config needs Python code that comes with the model; read it, and pass --trust-remote-code"
+                ) from cause
             raise SourceError(f"{self}: config.json cannot be read: {one_line(cause)}") from cause
 
     @property

@@ -11,6 +11,7 @@ import evolution
 import gradio as gr
 import views
 from models import Piece
+from pictures import path_picture
 from showcase import Showcase
 from texts import SpaceError, cards, message
 
@@ -98,8 +99,8 @@ class Actions:
                     "reset": lambda: original,
                 }
                 now = steps[action]()
-                same = action == "scale" and undo and undo[-1].select(way.selected).scale(0) == way.scale(0)
-                undo = (*undo[-19:], way) if now != way and not same else undo  # a slider on its way is one edit
+                on_its_way = action == "scale" and bool(undo) and way.only_scales_hop(undo[-1])  # a slider: one edit in all
+                undo = (*undo[-19:], way) if now != way and not on_its_way else undo
         except SpaceError as error:
             return [way, *self.shown(way, str(error)), undo, count]
         return [now, *self.shown(now), undo, count + 1]
@@ -117,7 +118,7 @@ class Actions:
         low, high = min(-2.0, *way.scales), max(2.0, *way.scales)
         said = problem or edits.difference(edits.Route(published.path, published.scales), way)
         return [
-            views.path_picture(way, published.labels, published.layers, select=True),
+            path_picture(way, published.labels, published.layers, select=True),
             gr.Dropdown(choices=names, value=way.selected),
             gr.Slider(minimum=low, maximum=high, value=round(scale, 3)),
             message(said, "error" if problem else "info"),

@@ -35,6 +35,7 @@ MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # o
 FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
 LATEST: dict[str, Any] = {"trigger_mode": "always_last"}
+LIVE = "element.setAttribute('aria-live', 'polite');"  # screen readers say what changes in it
 SELECT_HOP = """
 const choose = (target) => {
   const hop = target.closest('[data-hop]');
@@ -65,7 +66,7 @@ class Page:
         """The whole page with its events and API."""
         with gr.Blocks(title="hf_evomerge", analytics_enabled=False) as blocks:
             self.heading = gr.HTML('<div class="ev-heading"><h1>An evolved merge</h1></div>', elem_id="ev-heading")
-            self.status = gr.HTML(message("Starting …"), elem_id="ev-status")
+            self.status = gr.HTML(message("Starting …"), elem_id="ev-status", js_on_load=LIVE)
             with gr.Tabs(elem_id="ev-tabs"):
                 with gr.Tab("Try", id="try"):
                     self._try_tab()
@@ -110,7 +111,8 @@ class Page:
         with gr.Row():
             self.ask = gr.Button("Ask", variant="primary", elem_id="ev-ask", scale=4, min_width=120)
             self.stop = gr.Button("Stop", elem_id="ev-stop", scale=1, min_width=80)
-        self.answers = gr.HTML(cards([Card("the evolved model", "evolved", state="")]), elem_id="ev-answers", min_height=120)
+        unasked = cards([Card("the evolved model", "evolved", state="")])
+        self.answers = gr.HTML(unasked, elem_id="ev-answers", min_height=120, js_on_load=LIVE)
 
     def _change_tab(self) -> None:
         self.no_path = gr.HTML(message("Reading …"))
@@ -136,8 +138,8 @@ class Page:
                 self.later = gr.Button("Later →", elem_id="ev-later", min_width=84)
                 self.back = gr.Button("Undo", elem_id="ev-undo", min_width=84)
                 self.reset = gr.Button("Reset", elem_id="ev-reset", min_width=84)
-            self.said = gr.HTML("", elem_id="ev-said")
-            self.answers2 = gr.HTML("", elem_id="ev-answers2", min_height=120)
+            self.said = gr.HTML("", elem_id="ev-said", js_on_load=LIVE)
+            self.answers2 = gr.HTML("", elem_id="ev-answers2", min_height=120, js_on_load=LIVE)
             self.prompt2 = gr.Textbox(label="Prompt", lines=2, max_lines=8, max_length=MAX_PROMPT, elem_id="ev-prompt2")
             with gr.Row():
                 self.answer2 = gr.Button("Answer", variant="primary", elem_id="ev-answer2", scale=4, min_width=120)
@@ -173,19 +175,9 @@ class Page:
 
     def _events(self, blocks: gr.Blocks) -> None:
         blocks.load(self.do.watch, outputs=self.status, **FREE)
-        filled = [
-            self.heading,
-            self.samples,
-            self.others,
-            self.absent,
-            self.path,
-            self.no_path,
-            self.editor,
-            self.way,
-            self.prompt2,
-        ]
+        filled = [self.heading, self.prompt, self.samples, self.others, self.absent, self.path]
+        filled += [self.no_path, self.editor, self.way, self.prompt2, self.recipe, self.commands, self.licences]
         filled += [self.fitness, self.replayer, self.stage, self.generation, self.spread, self.best]
-        filled += [self.recipe, self.commands, self.licences, self.prompt]
         edited = [self.way, self.picture, self.hop, self.scale, self.said, self.changed]
         blocks.load(self.fill, outputs=filled, **FREE).then(self.do.shown, self.way, edited[1:], **FREE)
 

@@ -71,6 +71,10 @@ class Route:
         at = self.selected
         return replace(self, scales=(*self.scales[:at], checked, *self.scales[at + 1 :]))
 
+    def only_scales_hop(self, before: Route) -> bool:
+        """Whether nothing but the scale of the selected hop is other than before."""
+        return self.hops == before.hops and self.scale(0) == before.select(self.selected).scale(0)
+
     def _index(self, index: object) -> int:
         if isinstance(index, bool) or not isinstance(index, (int, float)) or index != index or not 0 <= index < len(self):
             raise SpaceError(f"There is no hop {index!r:.40}; the path has {len(self)}.")

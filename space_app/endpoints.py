@@ -10,7 +10,7 @@ import evolution
 import gradio as gr
 from models import EVOLVED, Job, Piece, choices
 from showcase import Showcase, token_bound
-from texts import SpaceError, clean_prompt
+from texts import SpaceError
 
 
 def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
@@ -137,7 +137,7 @@ def _own_path(show: Showcase) -> tuple[str, ...]:
 
 def _answered(show: Showcase, prompt: object, max_tokens: object, job: Callable[[str, int], Job]) -> dict[str, Any]:
     _, host = show.need()
-    words, note = clean_prompt(prompt)
+    words, note = show.question(prompt)
     piece: Piece = host.whole_answer(job(words, token_bound(max_tokens)))
     return {
         "text": piece.text,

@@ -11,22 +11,28 @@ _NUMBER = re.compile(r"(?:(?<![0-9A-Za-z.)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("\N{MINUS SIGN}"): ord("-")}
 
 
-def is_right(text: str, answer: str, fitness: Mapping[str, Any]) -> bool:
-    """Whether a response holds the right answer.
+def is_right(text: str, answer: str, fitness: Mapping[str, Any]) -> bool | None:
+    """Whether a response is the right answer; None where the search decided that in a way that is not known here.
 
     Args:
         text: What the model wrote.
         answer: The right answer.
-        fitness: The `fitness` part of the search's settings. Where it takes the last number of a response, numbers are
-            compared; otherwise the texts, but for the space in them.
+        fitness: The `fitness` part of the search's settings. Likelihood tasks want the whole response, or its beginning where
+            the search did not ask for its end; generation tasks the last number or the whole response.
     """
-    if fitness.get("task") == "generation" and fitness.get("extract", "last_number") == "last_number":
-        stops = fitness.get("stop")
-        for stop in stops if isinstance(stops, list) else []:
-            text = text.split(stop, 1)[0] if isinstance(stop, str) and stop else text
-        found, wanted = last_number(text), last_number(answer)
-        return found is not None and wanted is not None and abs(found - wanted) <= 1e-6
-    return " ".join(text.split()) == " ".join(answer.split())
+    if fitness.get("task") == "likelihood":
+        said, wanted = " ".join(text.split()), " ".join(answer.split())
+        return said == wanted or (fitness.get("append_eos") is False and said.startswith(wanted))
+    extract = fitness.get("extract", "last_number")
+    if fitness.get("task") != "generation" or extract not in ("last_number", "all"):
+        return None
+    stops = fitness.get("stop")
+    for stop in stops if isinstance(stops, list) else []:
+        text = text.split(stop, 1)[0] if isinstance(stop, str) and stop else text
+    if fitness.get("compare") == "text" or (extract == "all" and fitness.get("compare") is None):
+        return text.strip() == answer.strip()
+    found, known = last_number(text), last_number(answer)
+    return found is not None and known is not None and abs(found - known) <= 1e-6
 
 
 def last_number(text: str) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,7 +59,7 @@ def weights_bytes(model: str, revision: str | None) -> int:
         SpaceError: A folder or a repository has none. Other formats can run code, and are not read.
     """
     if Path(model).is_dir():
-        sizes = [file.stat().st_size for file in Path(model).glob("*.safetensors")]
+        sizes = [file.stat().st_size for file in Path(model).glob("model*.safetensors")]
     else:
         from huggingface_hub import HfApi
 
@@ -66,7 +67,8 @@ def weights_bytes(model: str, revision: str | None) -> int:
             info = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=20)
         except Exception:  # only a forecast; loading itself tells what is wrong
             return 0
-        sizes = [item.size or 0 for item in info.siblings or [] if item.rfilename.endswith(".safetensors")]
+        files = [item for item in info.siblings or [] if fnmatch(item.rfilename, "model*.safetensors")]
+        sizes = [item.size or 0 for item in files]
     if not sizes:
         raise SpaceError(f"{Path(model).name} has no weights in safetensors files; others are not read.")
     return sum(sizes)

@@ -63,10 +63,8 @@ class Host:
         self.published = published
         self.max_seconds = max_seconds
         self.error = ""
-        self.started = time.monotonic()
         self._ready = threading.Event()
         self._pass = threading.Lock()
-        self._loading = threading.Lock()
         self._evolved: Loaded | None = None
         self._parents: dict[str, Loaded] = {}
         self._run = loading.on_gpu(self._generate)
@@ -90,7 +88,6 @@ class Host:
 
     def load(self) -> None:
         """Load the evolved model; what goes wrong is in `error`."""
-        self.started = time.monotonic()
         try:
             loading.check_memory(loading.weights_bytes(self.published.model, self.published.revision), self.published.name)
             self._evolved = loading.load(self.published.model, self.published.revision, own=True)

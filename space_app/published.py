@@ -332,7 +332,7 @@ def _parents(found: Published) -> tuple[Parent, ...]:
     base = found.recipe.get("base")
     if isinstance(base, dict) and base.get("model"):
         parents.append(_parent(base, "base", found.on_hub))
-    seen: dict[str, int] = {}
+    seen = {"evolved": 1}  # the API's name of the model itself
     for at, parent in enumerate(parents):  # two users may have given their models one name
         seen[parent.label] = seen.get(parent.label, 0) + 1
         if seen[parent.label] > 1:

@@ -114,7 +114,7 @@ class Showcase:
             SpaceError: The prompt or the choice is not as it must be.
         """
         published, _ = self.need()
-        words, note = clean_prompt(prompt)
+        words, note = self.question(prompt)
         bound = token_bound(tokens)
         chosen = _chosen(others, choices(published.parents))
         roles = {parent.label: parent.role for parent in published.parents}
@@ -139,7 +139,7 @@ class Showcase:
             SpaceError: The prompt is not as it must be, or the model has no path.
         """
         published, _ = self.need()
-        words, note = clean_prompt(prompt)
+        words, note = self.question(prompt)
         original = edits.Route(published.path, published.scales)
         if not original.hops:
             raise SpaceError("This model has no path to change: its weights are merged, its layers are in their usual order.")
@@ -182,19 +182,20 @@ class Showcase:
     def _card(self, card: Card, piece: Piece, prompt: str) -> Card:
         right = self.verdict(prompt, piece.text) if piece.state == "done" else None
         grown = replace(card, state=piece.state, text=piece.text, tokens=piece.tokens, seconds=piece.seconds, right=right)
-        return replace(grown, wanted=self._known_answers()[prompt]) if right is False else grown
+        return replace(grown, wanted=dict(self.need()[0].examples)[prompt]) if right is False else grown
+
+    def question(self, prompt: object) -> tuple[str, str]:
+        """The prompt, checked, and a note; an example to the letter as the search asked it. Raises `SpaceError`."""
+        words, note = clean_prompt(prompt)
+        return next((known for known, _ in self.need()[0].examples if known.strip() == words), words), note
 
     def verdict(self, prompt: str, text: str) -> bool | None:
         """Whether an answer is right; None where the prompt is none of the examples."""
         published, _ = self.need()
-        known = self._known_answers()
-        if prompt not in known:
+        answer = dict(published.examples).get(prompt)
+        if answer is None:
             return None
-        return judge.is_right(text, known[prompt], mapping(mapping(published.study.get("settings")).get("fitness")))
-
-    def _known_answers(self) -> dict[str, str]:
-        published, _ = self.need()
-        return {prompt.strip(): answer for prompt, answer in published.examples}
+        return judge.is_right(text, answer, mapping(mapping(published.study.get("settings")).get("fitness")))
 
 
 def short_name(published: Published) -> str:

@@ -110,7 +110,7 @@ def message(text: str, kind: str = "info") -> str:
 
 def cards(answers: Iterable[Card]) -> str:
     """The answers side by side."""
-    return f'<div class="ev-cards" aria-live="polite">{"".join(map(_card, answers))}</div>'
+    return f'<div class="ev-cards">{"".join(map(_card, answers))}</div>'
 
 
 def _card(card: Card) -> str:

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from hf_evomerge.checks import check_mergeable
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipe import SourceRef
-from hf_evomerge.checks import check_mergeable
 from hf_evomerge.sources import Source
 
 
@@ -203,6 +203,9 @@ def test_a_wrong_config_is_refused(folder):
     """A config of no known architecture is refused, and code that comes with it is never run."""
     edit_config(folder, model_type="unheard-of", auto_map={"AutoConfig": "configuration_x.Config"})
     (folder / "configuration_x.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(SourceError, match=r"model: its config needs Python code that comes with the model; read it, and pass"):
+        _ = Source.open(str(folder)).config
+    (folder / "config.json").write_text('{"model_type": "unheard-of"}')
     with pytest.raises(SourceError, match=r"model: config.json cannot be read: "):
         _ = Source.open(str(folder)).config
 

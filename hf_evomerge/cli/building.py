@@ -18,6 +18,7 @@ def merge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
     max_shard_size: Annotated[str, typer.Option(help="The largest file of weights.")] = "4GB",
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the sources bring.")] = False,
 ) -> None:
     """Build the model of a recipe, or of a mergekit file. A build that was stopped goes on where it was.
 
@@ -35,7 +36,7 @@ def merge(
         read = load(recipe)
         note(read.notes)
         if dry_run:
-            typer.echo(check_recipe(read.recipe))
+            typer.echo(check_recipe(read.recipe, trust_remote_code=trust_remote_code))
             return
         show = sys.stderr.isatty()
         folder = build_model(
@@ -45,6 +46,7 @@ def merge(
             progress=show,
             max_shard_size=max_shard_size,
             report=lambda line: note([line]),
+            trust_remote_code=trust_remote_code,
         )
         typer.echo(f"built {folder}")
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 SPACE_FOLDER = "space_app"
 SETTINGS_FILE = "space.json"
 _LOCAL_EXAMPLES = 6
-_SKIPPED = ("__pycache__", ".gradio")
 
 
 def push_space(
@@ -72,7 +71,7 @@ def space_files(model: str, revision: str | None = None, *, title: str | None = 
     files: dict[str, Content] = {
         str(file.relative_to(folder)): file
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and not set(_SKIPPED) & set(file.parts)
+        if file.is_file() and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
     }
     files[SETTINGS_FILE] = (json.dumps({"model": model, "revision": revision}, indent=2) + "\n").encode()
     files[CARD] = _header(folder / CARD, model, title)
@@ -136,4 +135,4 @@ def _header(readme: Path, model: str, title: str | None) -> bytes:
 
 def _is_code(name: str) -> bool:
     """Whether a file in the Space's repository is one of an earlier version of the app."""
-    return name.endswith((".py", ".css")) or name == "requirements.txt"
+    return name.endswith((".py", ".css", ".js")) or name == "requirements.txt"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..checks import check_mergeable
 from ..errors import RecipeError, SourceError
-from ..folders import check_free, copy_companions, put_in_place, scratch_folder, write_chat_template
+from ..folders import check_free, copy_code, copy_companions, put_in_place, scratch_folder, write_chat_template
 from ..recipe import Recipe
 from ..shards import Entry, Write, parse_size, write_shards
 from ..sources import Source, build_key
@@ -79,6 +79,9 @@ def merge_checkpoint(
         kinship = _write_weights(plan, folder, limit, recipe.seed, progress)
         _write_config(plan, folder, recipe.dtype)
         copy_companions(donor.folder, folder)
+        for source in (plan.sources[0], donor):
+            if source.trust_remote_code:
+                copy_code(source.folder, folder)
         if recipe.chat_template is not None:
             write_chat_template(folder, recipe.chat_template)
         put_in_place(folder, out)
@@ -254,6 +257,8 @@ def _write_config(plan: MergePlan, folder: Path, dtype: str | None) -> None:
     else:
         config = json.loads(merged_config(plan).to_json_string())
     config.pop("_name_or_path", None)
+    if not plan.sources[0].trust_remote_code:
+        config.pop("auto_map", None)  # the code that it names is not copied
     for part in (config, config.get("text_config")):
         if not isinstance(part, dict):
             continue

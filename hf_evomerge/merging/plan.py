@@ -128,11 +128,14 @@ def _planned(
 ) -> Planned:
     """One tensor, once its inputs are known to be there and alike."""
     first, info = inputs[0], inputs[0].source.tensors[inputs[0].name]
-    rows = vocabulary is not None and has_rows(first.name, info, first.source)
-    for other in [*inputs[1:], *([base] if base is not None else [])]:
-        there = other.source.tensors.get(other.name)
-        if there is None:
+    others = [*inputs[1:], *([base] if base is not None else [])]
+    for other in others:
+        if other.name not in other.source.tensors:
             raise SourceError(f"tensor {first.name} of {first.source} has no match in {other.source}: no {other.name}")
+    everywhere = [has_rows(item.name, item.source.tensors[item.name], item.source) for item in [first, *others]]
+    rows = vocabulary is not None and all(everywhere)
+    for other in others:
+        there = other.source.tensors[other.name]
         if there.shape[rows:] != info.shape[rows:] or there.is_float != info.is_float:
             raise SourceError(f"{first.name} is {info} in {first.source}, but {other.name} is {there} in {other.source}")
     kind = DTYPES[dtype] if dtype is not None and info.is_float else info.dtype

@@ -31,7 +31,11 @@ def test_the_app_goes_up_as_it_stands(model: str, lfs_api: HfApi, tmp_path: Path
     commit = push_space("local/merge-space", model, revision="main", api=lfs_api)
     folder = Path(lfs_api.snapshot_download("local/merge-space", repo_type="space", local_dir=tmp_path / "space"))
     app = bundled(SPACE_FOLDER)
-    expected = {str(file.relative_to(app)) for file in app.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+    expected = {
+        str(file.relative_to(app))
+        for file in app.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith(".")
+    }
     there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and ".cache" not in file.parts}
     assert there - {".gitattributes"} == expected | {"space.json"}
     for name in expected - {"README.md"}:

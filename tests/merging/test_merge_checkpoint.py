@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,14 +13,16 @@ import sys
 import merge_reference as reference
 import pytest
 import torch
-from conftest import save_family, tiny_config
+from families import save_family, tiny_config
 from method_cases import CASES
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
+from hf_evomerge.build import build_model
 from hf_evomerge.errors import EvoMergeError, RecipeError, SourceError
 from hf_evomerge.merging.checkpoint import merge_checkpoint
 from hf_evomerge.merging.registry import all_methods, get_method
+from hf_evomerge.recipe import Recipe
 from hf_evomerge.shards import Entry, parse_size, plan_shards
 from hf_evomerge.sources import Source
 
@@ -185,6 +188,74 @@ def test_everybody_may_read_the_files(half_family, make_recipe, tmp_path):
     out = merge_checkpoint(make_recipe(half_family, "linear"), tmp_path / "out", max_shard_size="20KB", progress=False)
     for file in out.glob("*.safetensors"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o644
+
+
+CONFIGURATION = """
+from transformers import LlamaConfig
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+"""
+MODELING = """
+from transformers import LlamaForCausalLM
+from .configuration_own import OwnConfig
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_custom_code_needs_consent(family, tmp_path, monkeypatch):
+    """A model that brings its own code is refused without consent; with it the code is run, and copied to the result."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    for index in range(2):
+        folder = shutil.copytree(family / f"source{index}", tmp_path / f"own{index}")
+        (folder / "configuration_own.py").write_text(CONFIGURATION)
+        (folder / "modeling_own.py").write_text(MODELING)
+        config = json.loads((folder / "config.json").read_text())
+        named = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+        config.update(model_type="own_llama", architectures=["OwnForCausalLM"], auto_map=named)
+        (folder / "config.json").write_text(json.dumps(config))
+    sources = [{"model": str(tmp_path / f"own{index}")} for index in range(2)]
+    recipe = Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}})
+    with pytest.raises(SourceError, match=r"its config needs Python code that comes with the model; .*--trust-remote-code"):
+        build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out", progress=False, trust_remote_code=True)
+    assert (out / "modeling_own.py").read_text() == MODELING
+    assert type(AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)).__name__ == "OwnForCausalLM"
+
+
+def test_code_that_is_not_copied_is_not_named(family, make_recipe, tmp_path):
+    """A model that brings code for an architecture that transformers knows is merged without it, and the result names none."""
+    for index in range(2):
+        folder = shutil.copytree(family / f"source{index}", tmp_path / "family" / f"source{index}")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(
+            json.dumps({**config, "auto_map": {"AutoConfig": "configuration_llama.LlamaConfig"}})
+        )
+    out = merge_checkpoint(make_recipe(tmp_path / "family", "linear", base=False), tmp_path / "out", progress=False)
+    assert "auto_map" not in json.loads((out / "config.json").read_text())
+
+
+@pytest.mark.parametrize(("named", "whose"), [(None, "source0"), (1, "source1"), ("base", "base")])
+def test_whose_tokenizer_is_copied(family, make_recipe, tmp_path, named, whose):
+    """Tokenizer, processor and generation settings are the first source's, or of the one that the recipe names."""
+    folder = shutil.copytree(family, tmp_path / "family")
+    names = ("tokenizer.json", "preprocessor_config.json", "generation_config.json")
+    for parent in ("source0", "source1", "base"):
+        for name in names:
+            (folder / parent / name).write_text(json.dumps({"of": parent}))
+    fields = {} if named is None else {"tokenizer": named}
+    out = merge_checkpoint(make_recipe(folder, "ties", **fields), tmp_path / "out", progress=False)
+    assert {json.loads((out / name).read_text())["of"] for name in names} == {whose}
+
+
+def test_a_chat_template_of_the_recipes_own(family, make_recipe, tmp_path):
+    """The recipe's template takes the place of the tokenizer's, wherever that was kept."""
+    folder = shutil.copytree(family, tmp_path / "family")
+    (folder / "source0" / "chat_template.jinja").write_text("old")
+    (folder / "source0" / "tokenizer_config.json").write_text(json.dumps({"chat_template": "old", "eos_token": "x"}))
+    out = merge_checkpoint(make_recipe(folder, "linear", chat_template="{{ messages }} 日本"), tmp_path / "out", progress=False)
+    assert (out / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }} 日本"
+    assert json.loads((out / "tokenizer_config.json").read_text()) == {"eos_token": "x"}
 
 
 def test_tokenizer_and_chat_template_come_from_the_first_source(family, make_recipe, tmp_path):

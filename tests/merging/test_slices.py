@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conftest import save_family, tiny_config
+from families import save_family, tiny_config
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 

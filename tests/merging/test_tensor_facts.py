@@ -16,9 +16,12 @@ def blocks_of(values, size=1000):
     return lambda: ((start, values[start : start + size]) for start in range(0, values.size, size))
 
 
-@pytest.fixture(params=["select", "bins", "sorted"])
+@pytest.fixture(params=["select", "wrong guess", "bins", "sorted"])
 def magnitudes(request, monkeypatch):
-    """Each of the three ways to a threshold: select from all, count into bins first, keep sorted."""
+    """Each way to a threshold: select from those near a guess, or where it is wrong from all; count into bins; keep sorted."""
+    if request.param == "wrong guess":
+        monkeypatch.setattr(statistics, "_SAMPLE", 8)
+        monkeypatch.setattr(statistics, "_MARGIN", 0)
     if request.param == "bins":
         monkeypatch.setattr(statistics, "_SELECT_AT_ONCE", 0)
     return lambda values: Magnitudes(blocks_of(values), values.size, keep=request.param == "sorted")

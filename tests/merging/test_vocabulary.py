@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import save_family, tiny_config
+from families import save_family, tiny_config
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
@@ -86,6 +86,17 @@ def test_the_rest_comes_from_one_source(grown, load, tmp_path, donor, size):
     assert model.config.vocab_size == size
     assert model(torch.tensor([[0, size - 1]])).logits.shape[-1] == size
     assert (out / "tokenizer.json").read_bytes() == (grown / f"source{donor}" / "tokenizer.json").read_bytes()
+
+
+def test_a_vocabulary_as_large_as_the_model_is_wide(load, tmp_path):
+    """A norm that happens to have as many elements as there are tokens is no table of tokens."""
+    folder = save_family(tmp_path, tiny_config(tie_word_embeddings=False, vocab_size=32), torch.float32, 2)
+    grow(folder / "source1", 35)
+    recipe = recipe_of(folder, {"from": 1}, sources=("source0", "source1"))
+    merged = load_file(merge_checkpoint(recipe, tmp_path / "out", progress=False) / "model.safetensors")
+    assert merged["model.norm.weight"].shape == (32,)
+    assert merged["model.embed_tokens.weight"].shape == (35, 32)
+    load(tmp_path / "out")
 
 
 def test_a_base_of_fewer_tokens(grown, tmp_path):

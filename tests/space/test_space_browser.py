@@ -37,7 +37,9 @@ def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> list[float]:
     plain, seconds = models._Streamer.put, [0.25]
 
     def put(self: Any, ids: Any) -> None:
-        time.sleep(seconds[0])
+        begin = time.monotonic()
+        while time.monotonic() - begin < seconds[0]:
+            time.sleep(0.01)
         plain(self, ids)
 
     monkeypatch.setattr(models._Streamer, "put", put)
@@ -78,9 +80,13 @@ def _asked(page: Any, prompt: str) -> str:
     return str(page.locator("#ev-answers .ev-card.ev-done .ev-answer").first.inner_text()).strip()
 
 
-def _changed(page: Any) -> str:
-    """The answer of the changed path, once it is there."""
-    return str(page.locator("#ev-answers2 .ev-card.ev-done:nth-child(2) .ev-answer").inner_text()).strip()
+def _wait_for_changed(page: Any, answer: str) -> None:
+    """Wait until the changed path's answer is this one; answers of edits on the way may come before."""
+    script = """answer => {
+        const shown = document.querySelector('#ev-answers2 .ev-card.ev-done:nth-child(2) .ev-answer');
+        return shown && shown.innerText.trim() === answer;
+    }"""
+    page.wait_for_function(script, arg=answer)
 
 
 def test_every_tab_shows_its_part(visit: Callable[..., Any], dfs: Path) -> None:
@@ -132,19 +138,26 @@ def test_an_edit_changes_the_answer_at_once(visit: Callable[..., Any], served: S
     page.click("#ev-drop")
     page.wait_for_selector("#ev-said >> text=Changed")
     dropped = [path[:1] + path[2:], scales[:1] + scales[2:]]
-    assert _changed(page) == greedy(dfs, prompt, 64, *dropped)
+    _wait_for_changed(page, greedy(dfs, prompt, 64, *dropped))
     page.click("#ev-undo")
     page.wait_for_selector("#ev-said >> text=as published")
     page.locator("#ev-edit [data-hop='0']:visible").click()
     page.wait_for_selector("#ev-edit .ev-selected[data-hop='0']:visible")
     box = page.locator("#ev-scale input[type=number]")
+    box.fill("-1.2")
+    page.wait_for_selector("#ev-said >> text=1 scale")
     box.fill("-1.25")
     box.press("Enter")
     page.wait_for_selector("#ev-said >> text=1 scale")
     page.wait_for_selector("#ev-edit .ev-negative:visible")
     page.wait_for_function("document.querySelector('#ev-changed').innerText.includes('-1.25')")
-    page.wait_for_selector("#ev-answers2 .ev-card:nth-child(2) footer >> text=1 scale")
-    assert _changed(page) == greedy(dfs, prompt, 64, path, [-1.25, *scales[1:]])
+    _wait_for_changed(page, greedy(dfs, prompt, 64, path, [-1.25, *scales[1:]]))
+    page.click("#ev-undo")
+    page.wait_for_selector("#ev-said >> text=as published")
+    page.click("#ev-repeat")
+    page.wait_for_selector("#ev-said >> text=instead of")
+    box.fill("0.5")
+    page.wait_for_function("document.querySelector('#ev-changed').innerText.includes('- 0.5')")
     page.click("#ev-reset")
     page.wait_for_selector("#ev-said >> text=as published")
 
@@ -295,7 +308,7 @@ def test_who_waits_sees_their_place(visit: Callable[..., Any], slow: list[float]
 
 def test_who_is_turned_away_is_told(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
     """Where the queue is full, a question gets a friendly line in the place of its answer."""
-    page, slow[0] = visit(), 3.0
+    page, slow[0] = visit(), 20.0
     page.fill("#ev-prompt textarea", "w1 w2")
     served.fill_queue()
     page.click("#ev-ask")
@@ -305,7 +318,7 @@ def test_who_is_turned_away_is_told(visit: Callable[..., Any], served: Served, s
         time.sleep(0.1)
 
 
-def test_a_new_question_ends_the_old_one(visit: Callable[..., Any], slow: list[float]) -> None:
+def test_a_new_question_ends_the_old_one(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
     """Who edits on while an answer is written does not wait for it: the newest edit's answer is what is shown."""
     page = visit()
     _tab(page, "Change it")
@@ -313,8 +326,9 @@ def test_a_new_question_ends_the_old_one(visit: Callable[..., Any], slow: list[f
     page.click("#ev-repeat")
     page.wait_for_selector("#ev-answers2 .ev-writing")
     page.click("#ev-repeat")
-    slow[0] = 0.02
-    hops = page.locator("#ev-edit .ev-wide [data-hop]").count()
+    hops = len(served.show.published.path) + 2
+    page.wait_for_function(f"document.querySelectorAll('#ev-edit .ev-wide [data-hop]').length === {hops}")
+    slow[0] = 0.0
     page.locator(f"#ev-answers2 .ev-done:nth-child(2) .ev-role >> text='{hops} hops'").wait_for()
 
 

@@ -122,3 +122,11 @@ def test_the_difference_is_said() -> None:
     assert edits.difference(WAY, WAY.drop()) == "Changed: 3 hops instead of 4."
     assert edits.difference(WAY, WAY.move(1)) == "Changed: the order of the hops."
     assert edits.difference(WAY, WAY.scale(2)) == "Changed: 1 scale."
+
+
+def test_a_slider_on_its_way_is_one_edit() -> None:
+    """Scales of one hop are one step to undo; another hop's, or another path's, are not, whatever its length."""
+    at = WAY.select(1)
+    assert at.scale(0.3).only_scales_hop(at)
+    assert not at.scale(0.3).only_scales_hop(WAY.select(2).scale(5))
+    assert not WAY.select(3).repeat().only_scales_hop(WAY)

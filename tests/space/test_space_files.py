@@ -73,3 +73,17 @@ def test_the_modules_need_only_the_requirements(file: Path) -> None:
 def test_no_module_hides_one_of_the_standard_library() -> None:
     """No file of the Space has the name of a module of Python's own."""
     assert not {file.stem for file in MODULES} & sys.stdlib_module_names
+
+
+def test_the_documentation_lists_the_endpoints() -> None:
+    """The table in docs/space.md has the endpoints of the API with their arguments, in order."""
+    from inspect import signature
+
+    from endpoints import endpoints
+    from showcase import Showcase
+
+    page = (ROOT / "docs" / "space.md").read_text(encoding="utf-8")
+    listed = {
+        name: re.findall(r"`(\w+)`", arguments) for name, arguments in re.findall(r"^\| `/(\w+)` \|([^|]*)\|", page, re.M)
+    }
+    assert listed == {function.__name__: list(signature(function).parameters) for function, _ in endpoints(Showcase(""))}

@@ -167,7 +167,7 @@ def test_too_little_memory_is_explained(dfs: Path, monkeypatch: pytest.MonkeyPat
     assert "GB of memory" in _host(dfs).error
 
 
-def test_a_model_without_safetensors_is_refused(broken: Callable[..., Path]) -> None:
+def test_a_model_without_safetensors_is_refused(broken: Callable[..., Path], dfs: Path) -> None:
     """Weights in other formats are not opened: the page says so, and whoever asks is told."""
     folder = broken()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -175,6 +175,13 @@ def test_a_model_without_safetensors_is_refused(broken: Callable[..., Path]) -> 
     assert "no weights in safetensors" in host.error
     with pytest.raises(SpaceError, match="no weights in safetensors"):
         host.whole_answer(Job(EVOLVED, PROMPT, 2))
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    state = AutoModelForCausalLM.from_pretrained(dfs).state_dict()
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "model-decoy.safetensors").write_bytes(b"x")
+    assert "cannot be loaded" in _host(folder).error
 
 
 def test_no_code_of_a_parent_is_run(dfs: Path, tiny: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_densities_have_a_scale_of_their_own() -> None:
 
 
 def _trials() -> list[Trial]:
-    fitness = [-5.0, -4.0, None, -6.0, -3.0, -3.5, -2.0, -90.0]
+    fitness = [-5.0, -4.0, None, -6.0, -3.0, -3.5, -2.0, -90.0, -2.5]
     evolved = [Trial("ps", k, k // 4, value, recipe="merge: {parameters: [{weight: 1}]}") for k, value in enumerate(fitness)]
     return [*evolved, *(Trial("random", k, 0, -7.0 - k) for k in range(3))]
 
@@ -118,13 +118,13 @@ def _trials() -> list[Trial]:
 def test_generations_say_spread_and_best() -> None:
     """Quartiles, best trial, best so far and evaluations of each generation; a failed trial has no fitness."""
     grown = generations(of_stage(_trials(), "ps"))
-    assert [one.fitness for one in grown] == [(-6.0, -5.0, -4.0), (-90.0, -3.5, -3.0, -2.0)]
-    assert [one.best.number for one in grown if one.best] == [1, 6]
-    assert [one.so_far for one in grown] == [-4.0, -2.0]
-    assert [one.evaluations for one in grown] == [4, 8]
+    assert [one.fitness for one in grown] == [(-6.0, -5.0, -4.0), (-90.0, -3.5, -3.0, -2.0), (-2.5,)]
+    assert [one.best.number for one in grown if one.best] == [1, 6, 8]
+    assert [one.so_far for one in grown] == [-4.0, -2.0, -2.0]
+    assert [one.evaluations for one in grown] == [4, 8, 9]
     assert grown[0].quantile(0.25) == -5.5
     assert stages(_trials()) == ["ps", "random"]
-    assert best_line(of_stage(_trials(), "ps")) == [(1, -5.0), (2, -4.0), (5, -3.0), (7, -2.0), (8, -2.0)]
+    assert best_line(of_stage(_trials(), "ps")) == [(1, -5.0), (2, -4.0), (5, -3.0), (7, -2.0), (9, -2.0)]
 
 
 def test_the_fitness_chart_holds_trials_levels_and_random_search() -> None:
@@ -132,7 +132,7 @@ def test_the_fitness_chart_holds_trials_levels_and_random_search() -> None:
     for frame in _frames(charts.fitness_picture(_trials(), {"a": -4.5, "b": -8.0})):
         kinds = [node.attrib.get("class") for node in frame.iter()]
         tips = [node.attrib["data-tip"] for node in frame.iter() if node.attrib.get("data-tip", "").startswith("Trial")]
-        assert len(tips) == 11
+        assert len(tips) == 12
         assert kinds.count("ev-failed") == 1
         assert kinds.count("ev-below") >= 1
         assert kinds.count("ev-level") == 2

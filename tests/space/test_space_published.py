@@ -112,7 +112,7 @@ def test_a_published_recipe_opens_no_folder_of_the_server(broken: Callable[..., 
         {"model": "user/maths", "revision": "f" * 40},
         {"model": "other/maths"},
     ]
-    folder = broken(recipe__yaml=json.dumps({"sources": sources, "base": {"model": "."}, "flow": {"path": ["0:0"]}}))
+    folder = broken(recipe__yaml=json.dumps({"sources": sources, "base": {"model": "user/evolved"}, "flow": {"path": ["0:0"]}}))
     commit = "0123456789abcdef0123456789abcdef01234567"
     asked = []
 
@@ -129,6 +129,6 @@ def test_a_published_recipe_opens_no_folder_of_the_server(broken: Callable[..., 
     assert asked[0] == "main"
     assert set(asked[1:]) == {commit}
     by_label = {parent.label: parent for parent in found.parents}
-    assert list(by_label) == ["etc", "japanese", "maths", "maths (2)", "."]
-    assert [label for label, parent in by_label.items() if not parent.missing] == ["maths", "maths (2)"]
+    assert list(by_label) == ["etc", "japanese", "maths", "maths (2)", "evolved (2)"]
+    assert [label for label, parent in by_label.items() if not parent.missing] == ["maths", "maths (2)", "evolved (2)"]
     assert by_label["maths"].revision == "f" * 40

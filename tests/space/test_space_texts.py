@@ -6,6 +6,8 @@ import judge
 import pytest
 import showcase
 import texts
+from models import Host
+from published import Published
 from texts import SpaceError
 
 
@@ -23,6 +25,16 @@ def test_a_prompt_that_is_none_is_explained(prompt: object) -> None:
     with pytest.raises(SpaceError, match=r"prompt") as caught:
         texts.clean_prompt(prompt)
     assert len(str(caught.value)) < 200
+
+
+def test_an_example_is_asked_to_the_letter() -> None:
+    """A prompt that is an example but for the space around it is asked as the search asked it; any other as it was sent."""
+    show = showcase.Showcase("")
+    show.published = Published("m", "m", study={"examples": [{"prompt": "1 + 1 = ", "answer": "2"}]})
+    show.host = Host(show.published)
+    show.known.set()
+    assert show.question("1 + 1 =")[0] == "1 + 1 = "
+    assert show.question(" 1 + 2 = ")[0] == "1 + 2 ="
 
 
 @pytest.mark.parametrize("tokens", [0, 257, 1.5, "8", None, True, float("nan"), float("inf"), [8]])
@@ -43,10 +55,15 @@ def test_the_bound_of_tokens_is_checked(tokens: object) -> None:
         ("it is -5", "5", {"task": "generation", "extract": "last_number"}, False),
         ("答えは１８です", "18", {"task": "generation"}, True),
         ("none", "18", {"task": "generation"}, False),
+        ("it is 17.5", "18", {"task": "generation"}, False),
         ("18", "18", {"task": "generation", "extract": "all"}, True),
         ("so 18", "18", {"task": "generation", "extract": "all"}, False),
+        ("18.0", "18", {"task": "generation", "extract": "all", "compare": "number"}, True),
+        ("so: 18", "18", {"task": "generation", "extract": {"regex": "so: (.*)"}}, None),
+        ("答え は 10 個", "答え は 10", {"task": "likelihood", "append_eos": False}, True),
+        ("10", "10", {"task": "somebody's own"}, None),
     ],
 )
-def test_an_answer_is_judged_as_the_search_did(text: str, answer: str, fitness: dict[str, object], right: bool) -> None:
-    """Numbers are compared where the search compared numbers, texts otherwise."""
+def test_an_answer_is_judged_as_the_search_did(text: str, answer: str, fitness: dict[str, object], right: bool | None) -> None:
+    """Numbers are compared where the search compared numbers, texts where it compared texts, and nothing is said otherwise."""
     assert judge.is_right(text, answer, fitness) is right

@@ -1,0 +1,37 @@
+"""Tiny parents on disk: a base, and fine-tunes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def tiny_config(**changes) -> LlamaConfig:
+    """A Llama of two blocks."""
+    settings = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+        "tie_word_embeddings": True,
+    }
+    return LlamaConfig(**{**settings, **changes})
+
+
+def save_family(folder: Path, config: LlamaConfig, dtype: torch.dtype, count: int = 3) -> Path:
+    """Save a base and fine-tunes of it that differ from it by noise."""
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(config).to(dtype)
+    base.save_pretrained(folder / "base")
+    for index in range(count):
+        tuned = LlamaForCausalLM(config).to(dtype)
+        tuned.load_state_dict(base.state_dict())
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+        tuned.save_pretrained(folder / f"source{index}")
+    return folder
