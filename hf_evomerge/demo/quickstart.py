@@ -91,7 +91,8 @@ def run_demo(
             card = str(out / "card.md")
             typer.echo(publish(out / "hybrid", Path(family), LOCAL_NAME, "--card", card, environment=environment))
             typer.echo(check_reload(LOCAL_NAME, data["test"], results["hybrid"], environment))
-        typer.echo(f"look at it again: hf-evomerge hub --root {out / 'hub'} --user demo")
+        typer.echo(f"the hub again: hf-evomerge hub --root {out / 'hub'} --user demo")
+    typer.echo(f"see and change it in a browser: hf-evomerge space --local {out / 'hybrid'}")
     typer.echo("\npictures:")
     for picture in sorted(out.glob("*/plots/*.png")):
         typer.echo(f"  {picture}")

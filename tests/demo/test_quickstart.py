@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from hf_evomerge.demo import quickstart
 from hf_evomerge.demo.quickstart import SPECIALISTS, check_reload, demo_config, run_demo, write_problems
 from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.hub.local import LocalHub
 from hf_evomerge.recipe import Recipe
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.loop import Result, Row
@@ -48,6 +50,19 @@ def test_winners_pictures_and_recipes_are_there(demo: tuple[Path, dict[str, Row]
         config = demo_config(space, write_problems(out / "data", SIZES), 24, 0)
         outcome = Evaluator(config).evaluate(recipe, "test")
         assert outcome.scores.tolist() == rows[label].outcome.scores.tolist()
+
+
+def test_the_last_winner_is_published(demo: tuple[Path, dict[str, Row]]) -> None:
+    """The demo leaves a hub that holds the winner and its sources, pinned in its recipe, and the card as it was published."""
+    out, _ = demo
+    with LocalHub(out / "hub", user="demo") as hub:
+        stored = (out / "hybrid" / "model" / "model.safetensors").read_bytes()
+        address = f"{hub.endpoint}/demo/evolved/resolve/main"
+        assert urlopen(f"{address}/model.safetensors").read() == stored
+        recipe = Recipe.from_yaml(urlopen(f"{address}/recipe.yaml").read().decode())
+        assert (out / "card.md").read_bytes() == urlopen(f"{address}/README.md").read()
+    assert [ref.model for ref in recipe.sources] == ["demo/evolved-japanese", "demo/evolved-maths"]
+    assert all(ref.revision is not None for ref in recipe.sources)
 
 
 def test_running_again_evaluates_nothing(demo: tuple[Path, dict[str, Row]], monkeypatch: pytest.MonkeyPatch) -> None:
