@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import SourceError
@@ -70,10 +71,41 @@ def doubts(sources: Sequence[Source], base: Source | None = None, owner: Source 
         if source is not first:
             found += _doubtful_settings(first, source)
     owner = owner if owner is not None else first
+    kept = _Tokenizer.of(owner)
     for source in everyone:
-        if source is not owner and (line := _other_tokenizer(owner, source)) is not None:
+        if source is not owner and (line := _other_tokenizer(owner, kept, source)) is not None:
             found.append(line)
-    return [*found, *_end_of_text(owner)]
+    return [*found, *_end_of_text(owner, kept)]
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    """What tokenizer.json says.
+
+    Attributes:
+        tokens: The token of each id.
+        merges: How pairs are joined, where the tokenizer does that.
+    """
+
+    tokens: dict[int, str]
+    merges: Any
+
+    @classmethod
+    def of(cls, source: Source) -> _Tokenizer | None:
+        """The tokenizer of a source; None where there is no tokenizer.json that can be read."""
+        data = _json(source, "tokenizer.json")
+        if data is None:
+            return None
+        try:
+            vocabulary = data["model"]["vocab"]
+            pairs = (
+                vocabulary.items() if isinstance(vocabulary, dict) else ((piece[0], n) for n, piece in enumerate(vocabulary))
+            )
+            tokens = {int(number): str(token) for token, number in pairs}
+            tokens.update({int(added["id"]): str(added["content"]) for added in data.get("added_tokens") or ()})
+            return cls(tokens, data["model"].get("merges"))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            return None
 
 
 def _setting_differences(first: Source, other: Source, same_depth: bool, same_vocabulary: bool) -> Iterator[str]:
@@ -121,55 +153,38 @@ def _dtypes(source: Source) -> str:
     return ", ".join(sorted({info.dtype for info in source.tensors.values() if info.is_float}))
 
 
-def _tokens(source: Source) -> dict[int, str] | None:
-    """The token of each id, from tokenizer.json; None where there is none that can be read."""
-    data = _json(source, "tokenizer.json")
-    if data is None:
-        return None
-    try:
-        vocabulary = data["model"]["vocab"]
-        pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((piece[0], n) for n, piece in enumerate(vocabulary))
-        tokens = {int(number): str(token) for token, number in pairs}
-        tokens.update({int(added["id"]): str(added["content"]) for added in data.get("added_tokens") or ()})
-        return tokens
-    except (KeyError, TypeError, ValueError, IndexError):
-        return None
-
-
 def _first_other_token(first: Source, other: Source) -> str | None:
     """Where two tokenizers give an id that both models have to different tokens."""
-    here, there = _tokens(first), _tokens(other)
+    here, there = _Tokenizer.of(first), _Tokenizer.of(other)
     if here is None or there is None:
         return None
     for number in range(min(first.vocab_size, other.vocab_size)):
-        if number in here and number in there and here[number] != there[number]:
-            return f"token {number} is {here[number]!r} in {first}, {there[number]!r} in {other}, so their rows do not match"
+        a, b = here.tokens.get(number), there.tokens.get(number)
+        if None not in (a, b) and a != b:
+            return f"token {number} is {a!r} in {first}, {b!r} in {other}, so their rows do not match"
     return None
 
 
-def _other_tokenizer(owner: Source, source: Source) -> str | None:
-    here, there = _tokens(owner), _tokens(source)
-    if here is None or there is None:
+def _other_tokenizer(owner: Source, here: _Tokenizer | None, source: Source) -> str | None:
+    there = _Tokenizer.of(source)
+    if here is None or there is None or here == there:
         return None
-    if here == there:
-        merges = [(_json(s, "tokenizer.json") or {}).get("model", {}).get("merges") for s in (owner, source)]
-        return (
-            None
-            if merges[0] == merges[1]
-            else f"tokenizers differ in their merges: {owner} and {source}; that of {owner} is kept"
-        )
-    number = next(n for n in sorted(here.keys() | there.keys()) if here.get(n) != there.get(n))
+    if here.tokens == there.tokens:
+        return f"tokenizers differ in their merges: {owner} and {source}; that of {owner} is kept"
+    ids = sorted(here.tokens.keys() | there.tokens.keys())
+    number = next(n for n in ids if here.tokens.get(n) != there.tokens.get(n))
     return (
-        f"tokenizers differ: {len(here)} tokens in {owner}, {len(there)} in {source}; first at {number}: {here.get(number)!r} "
-        f"and {there.get(number)!r}; that of {owner} is kept"
+        f"tokenizers differ: {len(here.tokens)} tokens in {owner}, {len(there.tokens)} in {source}; first at {number}: "
+        f"{here.tokens.get(number)!r} and {there.tokens.get(number)!r}; that of {owner} is kept"
     )
 
 
-def _end_of_text(owner: Source) -> Iterator[str]:
+def _end_of_text(owner: Source, kept: _Tokenizer | None) -> Iterator[str]:
     """Generation stops at ids that should be tokens, the tokenizer's end of text among them."""
-    generation, tokens = _json(owner, "generation_config.json"), _tokens(owner)
-    if generation is None or tokens is None:
+    generation = _json(owner, "generation_config.json")
+    if generation is None or kept is None:
         return
+    tokens = kept.tokens
     ends = generation.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     for end in ends:

@@ -68,7 +68,9 @@ class TensorJob:
         self._ranks: dict[int, Ranks] = {}
         self._derived: dict[str, Magnitudes] = {}
         self._fields = [RandomField(seed, index, name, self.numel, keep) for index in range(len(self._inputs))]
-        self._magnitudes = [Magnitudes(self._blocks_of(index), self.numel, keep) for index in range(len(self._inputs))]
+        self._magnitudes = [
+            Magnitudes(self._blocks_of(index), self.numel, keep, self._sample_of(index)) for index in range(len(self._inputs))
+        ]
         self._kept_base: Tensor | None = None
         self._kept: list[Tensor] | None = None
         if keep:
@@ -226,6 +228,15 @@ class TensorJob:
 
     def _blocks_of(self, index: int) -> Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]:
         return lambda: self.blocks(index)
+
+    def _sample_of(self, index: int) -> Callable[[int], NDArray[np.float32]]:
+        def sample(count: int) -> NDArray[np.float32]:
+            some = slice(None, None, max(1, self.numel // count))
+            values = self._inputs[index][some]
+            vector = self._float(values) if self._base is None else self._difference(values, self._float(self._base[some]))
+            return vector.numpy(force=True)
+
+        return sample
 
     def blocks(
         self, index: int, change: Callable[[Tensor, int], Tensor] | None = None

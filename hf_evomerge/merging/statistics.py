@@ -24,6 +24,7 @@ _SAMPLE, _MARGIN = 1 << 14, 1 << 8  # numbers that are sorted to guess another o
 _SELECT_AT_ONCE = 1 << 22  # larger tensors are counted into bins first: 16 MB of copies at most
 
 Positions = NDArray[np.signedinteger[Any]]
+Sample = Callable[[int], NDArray[np.float32]]
 Blocks = Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]
 """Yields a task vector's blocks, each with its position, from the first to the last."""
 
@@ -61,12 +62,14 @@ class Magnitudes:
         blocks: Yields the task vector.
         numel: Its number of elements.
         keep: Whether to sort the magnitudes once and hold on to them (4 bytes each): every further k is then a look-up.
+        sample: Makes so many elements of the vector, spread over it; without it a large vector is read once more.
     """
 
-    def __init__(self, blocks: Blocks, numel: int, keep: bool = False) -> None:
+    def __init__(self, blocks: Blocks, numel: int, keep: bool = False, sample: Sample | None = None) -> None:
         self.blocks = blocks
         self.numel = numel
         self.keep = keep
+        self.sample = sample
         self._sorted: NDArray[np.float32] | None = None
         self._counts: NDArray[np.int64] | None = None
         self._cuts: dict[int, Cut] = {}
@@ -111,7 +114,10 @@ class Magnitudes:
             above = self._sorted[-k - 1] < threshold
             surplus = 0 if above else self.numel - int(np.searchsorted(self._sorted, threshold)) - k
             return threshold, surplus, lambda: self._equal(threshold)
-        values, places, rank = _near(self._all(), k) if self.numel <= _SELECT_AT_ONCE else self._bin(k)
+        if self.numel <= _SELECT_AT_ONCE:
+            values, places, rank = _near(self._all(), k)
+        else:
+            values, places, rank = self._streamed(k) or self._bin(k)
         ordered = np.partition(values, values.size - rank)
         threshold = ordered[values.size - rank]
         surplus = int(np.count_nonzero(ordered[: values.size - rank] == threshold))
@@ -128,18 +134,44 @@ class Magnitudes:
             np.abs(block, out=values[start : start + block.size])
         return values
 
+    def _streamed(self, k: int) -> tuple[NDArray[np.float32], Positions, int] | None:
+        """As `_near`, without holding the vector; None where the guess is wrong, or too much is near it."""
+        if self.sample is None:
+            return None
+        low, high = _bracket(self.sample(_SAMPLE), self.numel, k)
+        room, filled, above = self.numel // 16, 0, 0
+        members, places = np.empty(room, np.float32), np.empty(room, self._place_type)
+        for start, block in self.blocks():
+            values = np.abs(block)
+            above += int(np.count_nonzero(values > high))
+            inside = np.flatnonzero((values >= low) & (values <= high))
+            if filled + inside.size > room:
+                return None
+            members[filled : filled + inside.size] = values[inside]
+            places[filled : filled + inside.size] = start + inside
+            filled += inside.size
+        rank = k - above
+        return (members[:filled], places[:filled], rank) if 1 <= rank <= filled else None
+
+    @property
+    def _place_type(self) -> type[np.signedinteger[Any]]:
+        return np.int32 if self.numel < 1 << 31 else np.int64
+
     def _bin(self, k: int) -> tuple[NDArray[np.float32], Positions, int]:
         """The magnitudes that share the upper 16 bits with the k-th largest, their positions, and its rank among them."""
         if self._counts is None:
-            counts = np.zeros(1 << 15, np.int64)
+            counts, self._nonzero = np.zeros(1 << 15, np.int64), 0
             for _, block in self.blocks():
                 counts += np.bincount(_upper_bits(block), minlength=1 << 15)
+                self._nonzero += int(np.count_nonzero(block))
             self._counts = counts
+        if k > self.nonzero:
+            return np.zeros(1, np.float32), np.zeros(1, np.int32), 1
         at_least = np.cumsum(self._counts[::-1])[::-1]
         chosen = int(np.flatnonzero(at_least >= k)[-1])
         size, filled = int(self._counts[chosen]), 0
         members = np.empty(size, np.float32)
-        places: Positions = np.empty(size, np.int32 if self.numel < 1 << 31 else np.int64)
+        places: Positions = np.empty(size, self._place_type)
         for start, block in self.blocks():
             inside = np.flatnonzero(_upper_bits(block) == chosen)
             members[filled : filled + inside.size] = np.abs(block[inside])
@@ -151,17 +183,21 @@ class Magnitudes:
 def _near(values: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], Positions, int]:
     """Numbers around the `k`-th largest, their positions, and its rank among them: all of them where the guess is wrong.
 
-    A sample says between which two numbers it should lie; counting what is above and picking what is between costs less than
-    selecting among all.
+    Counting what is above a guess and picking what is near it costs less than selecting among all.
     """
-    sample = np.sort(values[:: max(1, values.size // _SAMPLE)])
-    place = int((values.size - k) / values.size * sample.size)
-    low, high = sample[max(0, place - _MARGIN)], sample[min(sample.size - 1, place + _MARGIN)]
+    low, high = _bracket(values[:: max(1, values.size // _SAMPLE)], values.size, k)
     inside = np.flatnonzero((values >= low) & (values <= high))
     rank = k - int(np.count_nonzero(values > high))
     if 1 <= rank <= inside.size:
         return values[inside], inside, rank
     return values, np.arange(values.size), k
+
+
+def _bracket(sample: NDArray[np.float32], numel: int, k: int) -> tuple[np.float32, np.float32]:
+    """Two magnitudes between which the `k`-th largest of a vector should lie, going by a sample of it."""
+    ordered = np.sort(np.abs(sample))
+    place = int((numel - k) / numel * ordered.size)
+    return ordered[max(0, place - _MARGIN)], ordered[min(ordered.size - 1, place + _MARGIN)]
 
 
 def _upper_bits(values: NDArray[np.float32]) -> NDArray[np.int32]:

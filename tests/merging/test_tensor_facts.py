@@ -16,12 +16,17 @@ def blocks_of(values, size=1000):
     return lambda: ((start, values[start : start + size]) for start in range(0, values.size, size))
 
 
-@pytest.fixture(params=["select", "wrong guess", "bins", "sorted"])
+@pytest.fixture(params=["select", "select, wrong guess", "stream", "stream, wrong guess", "bins", "sorted"])
 def magnitudes(request, monkeypatch):
-    """Each way to a threshold: select from those near a guess, or where it is wrong from all; count into bins; keep sorted."""
-    if request.param == "wrong guess":
+    """Each way to a threshold: select near a guess, held or streamed, right or wrong; count into bins; keep sorted."""
+    if "wrong" in request.param:
         monkeypatch.setattr(statistics, "_SAMPLE", 8)
         monkeypatch.setattr(statistics, "_MARGIN", 0)
+    if "stream" in request.param:
+        monkeypatch.setattr(statistics, "_SELECT_AT_ONCE", 0)
+        return lambda values: Magnitudes(
+            blocks_of(values), values.size, sample=lambda count: values[:: max(1, values.size // count)]
+        )
     if request.param == "bins":
         monkeypatch.setattr(statistics, "_SELECT_AT_ONCE", 0)
     return lambda values: Magnitudes(blocks_of(values), values.size, keep=request.param == "sorted")

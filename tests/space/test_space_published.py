@@ -51,8 +51,10 @@ def test_a_model_that_is_none_is_explained(model: str) -> None:
         published.read(model)
 
 
-def test_a_hub_that_cannot_be_reached_is_explained() -> None:
+def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     """A repository that cannot be asked for is one line, not a trace."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits longer and longer
     with pytest.raises(SpaceError, match="nobody/nothing"):
         published.read("nobody/nothing")
 
