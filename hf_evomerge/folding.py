@@ -14,14 +14,15 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from .errors import EvoMergeError, PathError, SourceError
 from .folders import copy_companions, new_folder
+from .headers import STORED, torch_dtype
 from .merging.arithmetic import SLICE, tensor_order
-from .merging.checkpoint import DTYPES
 from .modeling.fold_layouts import Change, FoldLayout, layout_of, matches
-from .shards import Entry, header, parse_size, plan_shards, shard_names, write_index
+from .recipe import Dtype
+from .shards import Entry, Write, parse_size, write_shards
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def fold(
         >>> fold("my-search/model", "my-search/plain", dtype="bfloat16")
         PosixPath('my-search/plain')
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise EvoMergeError(f"dtype: {dtype!r} is unknown; there are {', '.join(DTYPES)}")
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise EvoMergeError(f"dtype: {dtype!r} is unknown; there are {', '.join(get_args(Dtype))}")
     limit = parse_size(max_shard_size)
     source = Source.open(str(model))
     try:
@@ -214,7 +215,7 @@ def _plan(source: Source, config: EvoMergedConfig, plain: PreTrainedConfig, *, d
             raise SourceError(f"{source}: {stored} has shape {list(info.shape)}, but must have {list(shapes[name])}")
         if name in changes and not info.is_float:
             raise SourceError(f"{source}: {stored} is {info.dtype}, which cannot be scaled")
-        kind = DTYPES[dtype] if dtype is not None and info.is_float and not kept & set(name.split(".")) else info.dtype
+        kind = STORED[dtype] if dtype is not None and info.is_float and not kept & set(name.split(".")) else info.dtype
         plan[name] = _Planned(stored, Entry(name, kind, info.shape), changes.get(name))
     return plan
 
@@ -287,26 +288,21 @@ def _outer_changes(config: EvoMergedConfig, model: PreTrainedModel, names: Itera
 def _write_weights(source: Source, plan: dict[str, _Planned], folder: Path, limit: int, progress: bool) -> None:
     from tqdm import tqdm
 
-    shards = plan_shards([plan[name].entry for name in sorted(plan, key=tensor_order)], limit)
-    files = dict(zip(shard_names(len(shards)), shards, strict=True))
-    total = sum(planned.entry.size for planned in plan.values())
+    entries = [plan[name].entry for name in sorted(plan, key=tensor_order)]
+    total = sum(entry.size for entry in entries)
+
+    def produce(entry: Entry, write: Write) -> None:
+        _write(source.get(plan[entry.name].stored), plan[entry.name], write)
+
     with tqdm(total=total, unit="B", unit_scale=True, desc="folding", disable=None if progress else True) as bar:
-        for file, shard in files.items():
-            with (folder / file).open("wb") as stream:
-                stream.write(header(shard))
-                for entry in shard:
-                    _write(source.get(plan[entry.name].stored), plan[entry.name], stream)
-                    bar.update(entry.size)
-    if len(files) > 1:
-        write_index(folder, files)
+        write_shards(folder, entries, produce, max_size=limit, done=bar.update)
 
 
-def _write(tensor: Tensor, planned: _Planned, stream: BinaryIO) -> None:
+def _write(tensor: Tensor, planned: _Planned, write: Write) -> None:
     """Write one tensor slice by slice; what is multiplied is multiplied in float64 and rounded once."""
     import torch
 
-    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    wanted, change = dtypes.get(planned.entry.dtype, tensor.dtype), planned.change
+    wanted, change = torch_dtype(planned.entry.dtype) or tensor.dtype, planned.change
     flat = tensor.contiguous().reshape(-1)
     for start in range(0, len(flat), SLICE):
         values = flat[start : start + SLICE]
@@ -315,7 +311,7 @@ def _write(tensor: Tensor, planned: _Planned, stream: BinaryIO) -> None:
         values = values.to(wanted)
         if change is not None and not bool(torch.isfinite(values).all()):
             raise EvoMergeError(f"{planned.entry.name}: does not fit into {wanted} once it is multiplied by {change.factor:g}")
-        stream.write(values.view(torch.uint8).numpy().data)
+        write(values.view(torch.uint8).numpy().data)
 
 
 def _say_whether_bos(folder: Path) -> None:

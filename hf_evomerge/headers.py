@@ -7,11 +7,15 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import SourceError
 
-FLOAT_DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+if TYPE_CHECKING:
+    import torch
+
+STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+"""safetensors' names of the plain floating-point numbers, by torch's names."""
 _MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 
 
@@ -32,7 +36,7 @@ class TensorInfo:
     @property
     def is_float(self) -> bool:
         """Whether the tensor holds plain floating-point numbers, which can be merged."""
-        return self.dtype in FLOAT_DTYPES
+        return self.dtype in STORED.values()
 
     @property
     def numel(self) -> int:
@@ -44,6 +48,14 @@ class TensorInfo:
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
+
+
+def torch_dtype(stored: str) -> torch.dtype | None:
+    """torch's dtype for safetensors' name of one, such as ``BF16``; None where it is no plain floating-point number."""
+    import torch
+
+    names = {theirs: name for name, theirs in STORED.items()}
+    return getattr(torch, names[stored]) if stored in names else None
 
 
 def read_header(file: Path, owner: str = "") -> dict[str, TensorInfo]:

@@ -108,7 +108,7 @@ def write_shards(
     *,
     max_size: int,
     threads: int = 1,
-    done: Callable[[int], None] = lambda size: None,
+    done: Callable[[int], object] = lambda size: None,
 ) -> None:
     """Write tensors into one or more safetensors files, and an index where there are several.
 
@@ -146,7 +146,7 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _write_file(
-    file: Path, shard: Sequence[Entry], produce: Produce, *, pool: ThreadPoolExecutor, done: Callable[[int], None]
+    file: Path, shard: Sequence[Entry], produce: Produce, *, pool: ThreadPoolExecutor, done: Callable[[int], object]
 ) -> None:
     unfinished = file.with_name(f"{file.name}.part")
     first = header(shard)
@@ -171,7 +171,7 @@ def _write_file(
     os.replace(unfinished, file)
 
 
-def _write_tensor(descriptor: int, entry: Entry, offset: int, produce: Produce, done: Callable[[int], None]) -> int:
+def _write_tensor(descriptor: int, entry: Entry, offset: int, produce: Produce, done: Callable[[int], object]) -> int:
     """Write one tensor at its place; returns its checksum."""
     place, checksum = offset, 0
 

@@ -26,12 +26,12 @@ ALLOWED: dict[str, set[str]] = {
     "checks": {"sources", "errors"},
     "modeling": set(),
     "mergekit": {"merging", "recipe", "path", "errors"},
-    "merging": {"checks", "folders", "modeling", "shards", "sources", "recipe", "path", "errors"},
-    "routing": {"folders", "modeling", "shards", "sources", "recipe", "path", "errors"},
+    "merging": {"checks", "folders", "headers", "modeling", "shards", "sources", "recipe", "path", "errors"},
+    "routing": {"folders", "headers", "modeling", "shards", "sources", "recipe", "path", "errors"},
     "fitness": {"sources", "recipe", "path", "errors"},
     "registration": {"modeling"},
     "build": {"checks", "folders", "modeling", "merging", "routing", "sources", "recipe", "path", "errors"},
-    "folding": {"folders", "modeling", "merging", "routing", "shards", "sources", "recipe", "path", "errors"},
+    "folding": {"folders", "headers", "modeling", "merging", "routing", "shards", "sources", "recipe", "path", "errors"},
     "inspection": {"build", "merging", "sources", "recipe"},
 }
 UPPER = ["search", "hub", "cli", "plots", "demo"]  # each is kept out of everything in ALLOWED

@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING
 from ..checks import check_mergeable
 from ..errors import RecipeError, SourceError
 from ..folders import check_free, copy_code, copy_companions, put_in_place, scratch_folder, write_chat_template
+from ..headers import torch_dtype
 from ..recipe import Recipe
 from ..shards import Entry, Write, parse_size, write_shards
 from ..sources import Source, build_key
 from .arithmetic import SLICE, ModelJob, TensorJob
 from .kinship import Kinship
-from .plan import DTYPES, MergePlan, Planned, plan_merge
+from .plan import MergePlan, Planned, plan_merge
 from .registry import Call, check_part, check_sources, get_method
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
 
-__all__ = ["DTYPES", "merge_checkpoint", "merged_config", "plan_recipe"]
+__all__ = ["merge_checkpoint", "merged_config", "plan_recipe"]
 Report = Callable[[str], None]
 Sources = Sequence[Source] | Mapping[int, Source]  # by their numbers in the recipe
 
@@ -186,25 +187,20 @@ def _job(plan: MergePlan, planned: Planned, seed: int) -> TensorJob:
 
 def _merge(job: TensorJob, call: Call, entry: Entry, write: Write, kinship: Kinship) -> None:
     """Merge one tensor and write it, slice by slice."""
-    import torch
-
-    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    dtype = torch_dtype(entry.dtype)
     for start in range(0, job.numel, SLICE):
         base, vectors = job.parts(start, min(start + SLICE, job.numel))
         if start // SLICE % 4 == 0:  # a quarter of a large tensor says enough, and costs a quarter
             kinship.add(base, vectors)
         call.start = start
-        _put(job.method.function(base, vectors, call).to(dtypes[entry.dtype]), write)
+        _put(job.method.function(base, vectors, call).to(dtype), write)
 
 
 def _append_rows(plan: MergePlan, planned: Planned, write: Write) -> None:
     """Write the rows that only the donor of the vocabulary has."""
     if planned.vocabulary and plan.vocabulary is not None and plan.vocabulary.donor is not None:
-        import torch
-
-        dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
         rows = plan.vocabulary.donor.get(planned.inputs[0].name)[plan.vocabulary.shared :]
-        _put(rows.to(dtypes[planned.entry.dtype]), write)
+        _put(rows.to(torch_dtype(planned.entry.dtype)), write)
 
 
 def _put(tensor: Tensor, write: Write) -> None:
@@ -227,7 +223,7 @@ def _single_threaded() -> Iterator[int]:
 
 
 @contextmanager
-def _bar(total: int, progress: bool) -> Iterator[Callable[[int], None]]:
+def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
     """A progress bar in bytes that may be moved from several threads."""
     from tqdm import tqdm
 

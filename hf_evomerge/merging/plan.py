@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError, SourceError
+from ..headers import STORED
 from ..recipe import MergePart, Recipe, SlicePart
 from ..shards import Entry
 from ..sources import Source
@@ -27,7 +28,6 @@ from .registry import (
 )
 from .vocabulary import Vocabulary, has_rows, plan_vocabulary
 
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _NUMBER = re.compile(r"((?:^|\.)(?:layers|layer|h|blocks|block)\.)(\d+)(?=\.)")
 
 
@@ -138,7 +138,7 @@ def _planned(
         there = other.source.tensors[other.name]
         if there.shape[rows:] != info.shape[rows:] or there.is_float != info.is_float:
             raise SourceError(f"{first.name} is {info} in {first.source}, but {other.name} is {there} in {other.source}")
-    kind = DTYPES[dtype] if dtype is not None and info.is_float else info.dtype
+    kind = STORED[dtype] if dtype is not None and info.is_float else info.dtype
     shape = vocabulary.shape(info.shape) if rows and vocabulary is not None else info.shape
     return Planned(Entry(name, kind, shape), inputs, base, values, options, info.is_float, rows)
 

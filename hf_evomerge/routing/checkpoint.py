@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..errors import PathError, SourceError
 from ..folders import check_free, copy_companions, put_in_place, scratch_folder
+from ..headers import STORED
 from ..modeling import EvoMergedConfig, EvoMergedForCausalLM
 from ..modeling import modeling_evo_merged as modeling_file
 from ..modeling.modeling_evo_merged import check_scale_target, source_class
@@ -24,7 +25,6 @@ from ..recipe import FlowPart
 from ..shards import Entry, Write, parse_size, write_shards
 from ..sources import Source
 
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 SLICE = 1 << 20  # elements that are converted and written at a time
 
 
@@ -142,7 +142,7 @@ def _plan(sources: Sequence[Source], config: EvoMergedConfig) -> dict[str, _Plan
         if info.shape != shape:
             raise SourceError(f"{source}: {name} has shape {list(info.shape)}, the merged model needs {list(shape)}")
         dtype = wanted if info.is_float and not kept_in_float32 & set(target.split(".")) else None
-        stored = info.dtype if dtype is None else DTYPES[dtype]
+        stored = info.dtype if dtype is None else STORED[str(dtype).removeprefix("torch.")]
         plan[target] = _Planned(source, name, dtype, Entry(target, stored, info.shape))
     return plan
 
