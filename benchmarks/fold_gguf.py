@@ -6,6 +6,7 @@ is shown beside.
 
     pip install gguf llama-cpp-python
     python benchmarks/fold_gguf.py
+    python benchmarks/fold_gguf.py --model evomerge-demo/dfs/model     # a model of Llamas, on the demo's problems
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,17 @@ import llama_cpp
 import numpy as np
 import torch
 from safetensors.numpy import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_evomerge import LayerPool, fold
 from hf_evomerge import Path as LayerPath
+from hf_evomerge.demo.language import problems
 
 # even and odd layers stay in even and odd places: llama.cpp takes Gemma 2 to alternate between sliding and full attention
 PATH = "0:0, 1:1, 1:2, 0:3, 1:2, 1:1, 0:2, 0:3"
 # with mlp_delta a first scale other than 1 unties the head of Gemma, for which GGUF has no name
 SCALES = [1.0, 0.9, 1.1, -1.2, 1.0, -0.8, 0.7, -1.3]
-VOCAB, PROMPT, NEW = 64, 9, 8
+VOCAB, PROMPT, NEW, PROBLEMS = 64, 9, 8, 100
 COMMON: dict[str, Any] = {
     **{"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "max_position_embeddings": 256},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "attn_implementation": "eager"},
@@ -59,6 +62,7 @@ def sources(architecture: str) -> list[PreTrainedModel]:
 def write_gguf(folder: Path, file: Path) -> None:
     """Write a checkpoint as llama.cpp's converter does, without a vocabulary."""
     config = json.loads((folder / "config.json").read_text())
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     kind, layers = config["model_type"], config["num_hidden_layers"]
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     writer = gguf.GGUFWriter(file, kind)
@@ -68,12 +72,12 @@ def write_gguf(folder: Path, file: Path) -> None:
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(COMMON["head_dim"])
-    writer.add_value_length(COMMON["head_dim"])
-    writer.add_rope_dimension_count(COMMON["head_dim"])
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(VOCAB)
+    writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
     if kind == "gemma2":
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
@@ -85,7 +89,7 @@ def write_gguf(folder: Path, file: Path) -> None:
         if kind == "gemma2" and "norm" in name:
             tensor = tensor + 1
         if kind == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            tensor = _interleave(tensor, tensor.shape[0] // COMMON["head_dim"])
+            tensor = _interleave(tensor, tensor.shape[0] // head_dim)
         writer.add_tensor(there, np.ascontiguousarray(tensor, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -98,47 +102,73 @@ def _interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def run_llama_cpp(file: Path, prompt: list[int]) -> tuple[np.ndarray, list[int]]:
-    """The logits of the prompt, and greedy tokens after it."""
+def run_llama_cpp(file: Path, prompts: list[list[int]]) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """For each prompt its logits, and greedy tokens after it."""
     model = llama_cpp.Llama(
         str(file),
-        n_ctx=64,
+        n_ctx=128,
         logits_all=True,
         n_threads=1,
         type_k=llama_cpp.GGML_TYPE_F32,
         type_v=llama_cpp.GGML_TYPE_F32,
         verbose=False,
     )
-    model.eval(prompt)
-    logits, tokens = model.scores[: len(prompt)].copy(), []
-    for _ in range(NEW):
-        tokens.append(int(model.scores[model.n_tokens - 1].argmax()))
-        model.eval(tokens[-1:])
+    for prompt in prompts:
+        model.reset()
+        model.eval(prompt)
+        logits, tokens = model.scores[: len(prompt)].copy(), []
+        for _ in range(NEW):
+            tokens.append(int(model.scores[model.n_tokens - 1].argmax()))
+            model.eval(tokens[-1:])
+        yield logits, tokens
     model.close()
-    return logits, tokens
 
 
 def compare(architecture: str, scales: list[float], scale_target: str) -> tuple[float, bool]:
     """The largest difference of the logits, and whether the greedy tokens are the same."""
     merged = LayerPool(sources(architecture)).model(LayerPath.parse(PATH, scales), scale_target)
     ids = torch.randint(3, VOCAB, (1, PROMPT), generator=torch.Generator().manual_seed(5))
+    with tempfile.TemporaryDirectory() as name:
+        merged.save_pretrained(f"{name}/merged")
+        [(difference, equal)] = differences(merged, Path(name) / "merged", [ids[0].tolist()])
+    return difference, equal
+
+
+def differences(merged: PreTrainedModel, folder: Path, prompts: list[list[int]]) -> list[tuple[float, bool]]:
+    """Fold a saved model, and compare it for each prompt: the largest difference of a logit, whether the text is the same."""
+    found = []
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
-        folder = Path(name)
-        merged.save_pretrained(folder / "merged")
-        fold(folder / "merged", folder / "plain", progress=False)
-        write_gguf(folder / "plain", folder / "plain.gguf")
-        logits, tokens = run_llama_cpp(folder / "plain.gguf", ids[0].tolist())
-        wanted = merged(ids).logits[0].numpy()
-        text = merged.generate(ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)[0, PROMPT:]
-    return float(np.abs(logits - wanted).max()), text.tolist() == tokens
+        fold(folder, Path(name) / "plain", progress=False)
+        write_gguf(Path(name) / "plain", Path(name) / "plain.gguf")
+        for prompt, (logits, tokens) in zip(prompts, run_llama_cpp(Path(name) / "plain.gguf", prompts), strict=True):
+            ids = torch.tensor([prompt])
+            wanted = merged(ids).logits[0].numpy()
+            text = merged.generate(ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
+            found.append((float(np.abs(logits - wanted).max()), text[0, len(prompt) :].tolist() == tokens))
+    return found
+
+
+def compare_saved(folder: Path) -> None:
+    """Print how a saved model of the demo does."""
+    merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompts = [tokenizer(problem["prompt"])["input_ids"] for problem in problems("test", PROBLEMS)]
+    found = differences(merged, folder, prompts)
+    largest, equal = max(difference for difference, _ in found), sum(equal for _, equal in found)
+    print(f"{folder}: {len(found)} prompts, max abs difference of logits {largest:.1e}, greedy tokens equal in {equal}")
 
 
 def main() -> None:
     """Print one row per architecture and scale target."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=ARCHITECTURES, nargs="*", default=list(ARCHITECTURES), help="architectures")
+    parser.add_argument("--model", type=Path, help="a model of Llamas with the demo's vocabulary, instead of random ones")
+    options = parser.parse_args()
+    if options.model is not None:
+        compare_saved(options.model)
+        return
     print("| architecture | scales | max abs difference of logits | greedy tokens equal |\n| --- | --- | --- | --- |")
-    for architecture in parser.parse_args().only:
+    for architecture in options.only:
         for label, scales, target in (
             ("none", [1.0] * len(SCALES), "stream"),
             ("stream", [0.8, *SCALES[1:]], "stream"),

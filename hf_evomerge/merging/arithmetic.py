@@ -18,7 +18,7 @@ import numpy as np
 from .groups import resolve
 from .registry import Call, MergeMethod
 from .rows import Lines, RankDrop, Ranks, column_sums, row_spans, row_sums
-from .statistics import LEVELS, SUM_BLOCK, Cut, Drop, Magnitudes, RandomField, inner_product, sum_magnitudes
+from .statistics import LEVELS, SUM_BLOCK, Cut, Drop, Magnitudes, RandomField, inner_product, sample_step, sum_magnitudes
 
 if TYPE_CHECKING:
     import torch
@@ -231,7 +231,7 @@ class TensorJob:
 
     def _sample_of(self, index: int) -> Callable[[int], NDArray[np.float32]]:
         def sample(count: int) -> NDArray[np.float32]:
-            some = slice(None, None, max(1, self.numel // count))
+            some = slice(None, None, sample_step(self.numel, count))
             values = self._inputs[index][some]
             vector = self._float(values) if self._base is None else self._difference(values, self._float(self._base[some]))
             return vector.numpy(force=True)

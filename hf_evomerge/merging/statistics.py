@@ -7,6 +7,7 @@ Sums are float64 in a fixed order.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from dataclasses import field as field_of
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 LEVELS = 1 << 16  # the field of DARE is made of 16-bit numbers
 SUM_BLOCK = 1 << 16  # elements that are added up at a time: part of the definition of a sum
-_SAMPLE, _MARGIN = 1 << 14, 1 << 8  # numbers that are sorted to guess another one, and how far off the guess may be
+_SAMPLE, _LARGE_SAMPLE = 1 << 14, 1 << 18  # elements that are looked at first, to guess a threshold
+_MARGIN = 2.0  # how far off the guess may be, in square roots of their number: four standard deviations or more
 _SELECT_AT_ONCE = 1 << 22  # larger tensors are counted into bins first: 16 MB of copies at most
 
 Positions = NDArray[np.signedinteger[Any]]
@@ -29,29 +31,31 @@ Blocks = Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]
 """Yields a task vector's blocks, each with its position, from the first to the last."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Cut:
     """Keeps the k elements of largest magnitude; of equal ones at the threshold those that come first.
 
     Attributes:
         keeps_all: Whether nothing is cut.
-        below: The largest float32 below the k-th largest magnitude: what is larger is kept.
-        surplus: Positions at the threshold that are cut all the same, because only k may stay; sorted.
+        threshold: The k-th largest magnitude: what is larger is kept.
+        end: Where what is exactly as large ceases to be kept: the position of the first of these elements that is cut.
     """
 
     keeps_all: bool
-    below: float = 0.0
-    surplus: Positions = field_of(default_factory=lambda: np.zeros(0, np.int64))
+    threshold: float = 0.0
+    end: int = 0
 
     def apply(self, vector: Tensor, start: int = 0) -> Tensor:
         """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is cut."""
         if self.keeps_all:
             return vector.clone()
-        kept = vector.hardshrink(self.below)
-        if self.surplus.size:
-            first, last = np.searchsorted(self.surplus, [start, start + vector.numel()])
-            if last > first:
-                kept[self.surplus[first:last] - start] = 0.0
+        below = float(np.nextafter(np.float32(self.threshold), np.float32(0)))  # hardshrink keeps what is larger
+        here = self.end - start
+        if here >= vector.numel():
+            return vector.hardshrink(below)
+        kept = vector.hardshrink(self.threshold)
+        if here > 0:
+            kept[:here] = vector[:here].hardshrink(below)
         return kept
 
 
@@ -99,34 +103,40 @@ class Magnitudes:
         return float(self._threshold(k)[0])
 
     def _make(self, k: int) -> Cut:
-        threshold, surplus, places = self._threshold(k)
-        if threshold == 0:
-            return Cut(keeps_all=True)  # only zeros would be cut
-        below = float(np.nextafter(threshold, np.float32(0)))
-        return Cut(False, below) if surplus == 0 else Cut(False, below, places()[-surplus:])
+        threshold, end = self._threshold(k)
+        return Cut(keeps_all=True) if threshold == 0 else Cut(False, float(threshold), end())  # else only zeros would be cut
 
-    def _threshold(self, k: int) -> tuple[np.float32, int, Callable[[], Positions]]:
-        """The k-th largest magnitude, how many elements of exactly that magnitude are one too many, and where all of it are."""
+    def _threshold(self, k: int) -> tuple[np.float32, Callable[[], int]]:
+        """The k-th largest magnitude, and what finds `Cut.end`."""
         if self.keep:
             if self._sorted is None:
                 self._sorted = np.sort(self._all())
             threshold = self._sorted[-k]
-            above = self._sorted[-k - 1] < threshold
-            surplus = 0 if above else self.numel - int(np.searchsorted(self._sorted, threshold)) - k
-            return threshold, surplus, lambda: self._equal(threshold)
+            stay = k - self.numel + int(np.searchsorted(self._sorted, threshold, "right"))
+            return threshold, lambda: self._position(self.blocks(), threshold, stay)
         if self.numel <= _SELECT_AT_ONCE:
-            values, places, rank = _near(self._all(), k)
-        else:
-            values, places, rank = self._streamed(k) or self._bin(k)
-        ordered = np.partition(values, values.size - rank)
-        threshold = ordered[values.size - rank]
-        surplus = int(np.count_nonzero(ordered[: values.size - rank] == threshold))
-        del ordered
+            values = self._all()
+            near, rank = _near(values, k)
+            threshold, stay = _select(near, rank)
+            return threshold, lambda: self._position(_in_blocks(values), threshold, stay)
+        near, places, rank = self._streamed(k) or self._bin(k)
+        threshold, stay = _select(near, rank)
 
-        return threshold, surplus, lambda: places[values == threshold]
+        def end() -> int:
+            equal = np.flatnonzero(near == threshold)
+            return int(places[equal[stay]]) if stay < equal.size else self.numel
 
-    def _equal(self, threshold: np.float32) -> NDArray[np.int64]:
-        return np.concatenate([start + np.flatnonzero(np.abs(block) == threshold) for start, block in self.blocks()])
+        return threshold, end
+
+    def _position(self, blocks: Iterator[tuple[int, NDArray[np.float32]]], threshold: np.float32, count: int) -> int:
+        """The position of the element of exactly this magnitude that `count` others precede; at the end if there is none."""
+        for start, block in blocks:
+            equal = np.abs(block) == threshold
+            found = int(np.count_nonzero(equal))
+            if count < found:
+                return start + int(np.flatnonzero(equal)[count])
+            count -= found
+        return self.numel
 
     def _all(self) -> NDArray[np.float32]:
         values = np.empty(self.numel, np.float32)
@@ -138,13 +148,14 @@ class Magnitudes:
         """As `_near`, without holding the vector; None where the guess is wrong, or too much is near it."""
         if self.sample is None:
             return None
-        low, high = _bracket(self.sample(_SAMPLE), self.numel, k)
+        low, high = _bracket(self.sample(_LARGE_SAMPLE), self.numel, k)
         room, filled, above = self.numel // 16, 0, 0
         members, places = np.empty(room, np.float32), np.empty(room, self._place_type)
         for start, block in self.blocks():
             values = np.abs(block)
-            above += int(np.count_nonzero(values > high))
-            inside = np.flatnonzero((values >= low) & (values <= high))
+            larger = values > high
+            above += int(np.count_nonzero(larger))
+            inside = np.flatnonzero((values >= low) ^ larger)
             if filled + inside.size > room:
                 return None
             members[filled : filled + inside.size] = values[inside]
@@ -180,24 +191,40 @@ class Magnitudes:
         return members, places, k - int(at_least[chosen] - size)
 
 
-def _near(values: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], Positions, int]:
-    """Numbers around the `k`-th largest, their positions, and its rank among them: all of them where the guess is wrong.
+def _near(values: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], int]:
+    """Numbers around the `k`-th largest, and its rank among them: all of them where the guess is wrong.
 
     Counting what is above a guess and picking what is near it costs less than selecting among all.
     """
-    low, high = _bracket(values[:: max(1, values.size // _SAMPLE)], values.size, k)
-    inside = np.flatnonzero((values >= low) & (values <= high))
-    rank = k - int(np.count_nonzero(values > high))
-    if 1 <= rank <= inside.size:
-        return values[inside], inside, rank
-    return values, np.arange(values.size), k
+    low, high = _bracket(values[:: sample_step(values.size, _SAMPLE)], values.size, k)
+    above = values > high
+    rank = k - int(np.count_nonzero(above))
+    near = values[np.flatnonzero((values >= low) ^ above)]
+    return (near, rank) if 1 <= rank <= near.size else (values, k)
+
+
+def _select(values: NDArray[np.float32], rank: int) -> tuple[np.float32, int]:
+    """The number of this rank, from 1 for the largest, and how many that are equal to it have no larger rank."""
+    ordered = np.partition(values, values.size - rank)
+    threshold = ordered[values.size - rank]
+    return threshold, rank - int(np.count_nonzero(ordered[values.size - rank :] > threshold))
 
 
 def _bracket(sample: NDArray[np.float32], numel: int, k: int) -> tuple[np.float32, np.float32]:
     """Two magnitudes between which the `k`-th largest of a vector should lie, going by a sample of it."""
-    ordered = np.sort(np.abs(sample))
-    place = int((numel - k) / numel * ordered.size)
-    return ordered[max(0, place - _MARGIN)], ordered[min(ordered.size - 1, place + _MARGIN)]
+    margin, place = int(_MARGIN * math.sqrt(sample.size)), int((numel - k) / numel * sample.size)
+    low, high = max(0, place - margin), min(sample.size - 1, place + margin)
+    ordered = np.partition(np.abs(sample), (low, high))
+    return ordered[low], ordered[high]
+
+
+def sample_step(numel: int, count: int) -> int:
+    """The distance between about so many samples of a vector; odd, so that they are of all columns of a matrix."""
+    return max(1, numel // count) | 1
+
+
+def _in_blocks(values: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    return ((start, values[start : start + SUM_BLOCK]) for start in range(0, values.size, SUM_BLOCK))
 
 
 def _upper_bits(values: NDArray[np.float32]) -> NDArray[np.int32]:

@@ -21,6 +21,7 @@ def magnitudes(request, monkeypatch):
     """Each way to a threshold: select near a guess, held or streamed, right or wrong; count into bins; keep sorted."""
     if "wrong" in request.param:
         monkeypatch.setattr(statistics, "_SAMPLE", 8)
+        monkeypatch.setattr(statistics, "_LARGE_SAMPLE", 8)
         monkeypatch.setattr(statistics, "_MARGIN", 0)
     if "stream" in request.param:
         monkeypatch.setattr(statistics, "_SELECT_AT_ONCE", 0)
