@@ -16,7 +16,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import llama_cpp
@@ -124,27 +124,42 @@ def run_llama_cpp(file: Path, prompts: list[list[int]]) -> Iterator[tuple[np.nda
     model.close()
 
 
-def compare(architecture: str, scales: list[float], scale_target: str) -> tuple[float, bool]:
-    """The largest difference of the logits, and whether the greedy tokens are the same."""
+class Found(NamedTuple):
+    """What llama.cpp does with a prompt, against the merged model.
+
+    Attributes:
+        difference: The largest difference of a logit.
+        folding: How much of it is there without llama.cpp: that of the folded model in transformers.
+        equal: Whether the greedy tokens are the same.
+    """
+
+    difference: float
+    folding: float
+    equal: bool
+
+
+def compare(architecture: str, scales: list[float], scale_target: str) -> Found:
+    """Compare a path through random sources."""
     merged = LayerPool(sources(architecture)).model(LayerPath.parse(PATH, scales), scale_target)
     ids = torch.randint(3, VOCAB, (1, PROMPT), generator=torch.Generator().manual_seed(5))
     with tempfile.TemporaryDirectory() as name:
         merged.save_pretrained(f"{name}/merged")
-        [(difference, equal)] = differences(merged, Path(name) / "merged", [ids[0].tolist()])
-    return difference, equal
+        return compare_prompts(merged, Path(name) / "merged", [ids[0].tolist()])[0]
 
 
-def differences(merged: PreTrainedModel, folder: Path, prompts: list[list[int]]) -> list[tuple[float, bool]]:
-    """Fold a saved model, and compare it for each prompt: the largest difference of a logit, whether the text is the same."""
+def compare_prompts(merged: PreTrainedModel, folder: Path, prompts: list[list[int]]) -> list[Found]:
+    """Fold a saved model, and compare it for each prompt."""
     found = []
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         fold(folder, Path(name) / "plain", progress=False)
+        plain = AutoModelForCausalLM.from_pretrained(f"{name}/plain", attn_implementation="eager")
         write_gguf(Path(name) / "plain", Path(name) / "plain.gguf")
         for prompt, (logits, tokens) in zip(prompts, run_llama_cpp(Path(name) / "plain.gguf", prompts), strict=True):
             ids = torch.tensor([prompt])
-            wanted = merged(ids).logits[0].numpy()
+            wanted, folded = merged(ids).logits[0].numpy(), plain(ids).logits[0].numpy()
             text = merged.generate(ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
-            found.append((float(np.abs(logits - wanted).max()), text[0, len(prompt) :].tolist() == tokens))
+            largest = [float(np.abs(other - wanted).max()) for other in (logits, folded)]
+            found.append(Found(*largest, text[0, len(prompt) :].tolist() == tokens))
     return found
 
 
@@ -153,9 +168,10 @@ def compare_saved(folder: Path) -> None:
     merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompts = [tokenizer(problem["prompt"])["input_ids"] for problem in problems("test", PROBLEMS)]
-    found = differences(merged, folder, prompts)
-    largest, equal = max(difference for difference, _ in found), sum(equal for _, equal in found)
-    print(f"{folder}: {len(found)} prompts, max abs difference of logits {largest:.1e}, greedy tokens equal in {equal}")
+    found = compare_prompts(merged, folder, prompts)
+    largest, folding = (max(values) for values in zip(*((one.difference, one.folding) for one in found), strict=True))
+    print(f"{folder}: {len(found)} prompts, max abs difference of logits {largest:.1e} (by folding {folding:.1e}),")
+    print(f"greedy tokens equal in {sum(one.equal for one in found)}")
 
 
 def main() -> None:
@@ -167,15 +183,17 @@ def main() -> None:
     if options.model is not None:
         compare_saved(options.model)
         return
-    print("| architecture | scales | max abs difference of logits | greedy tokens equal |\n| --- | --- | --- | --- |")
+    print("| architecture | scales | max abs difference of logits | by folding | greedy tokens equal |")
+    print("| --- | --- | --- | --- | --- |")
     for architecture in options.only:
         for label, scales, target in (
             ("none", [1.0] * len(SCALES), "stream"),
             ("stream", [0.8, *SCALES[1:]], "stream"),
             ("mlp_delta", SCALES, "mlp_delta"),
         ):
-            difference, equal = compare(architecture, scales, target)
-            print(f"| {architecture} | {label} | {difference:.1e} | {'yes' if equal else 'NO'} |", flush=True)
+            one = compare(architecture, scales, target)
+            equal = "yes" if one.equal else "NO"
+            print(f"| {architecture} | {label} | {one.difference:.1e} | {one.folding:.1e} | {equal} |", flush=True)
 
 
 if __name__ == "__main__":
