@@ -100,6 +100,7 @@ def main() -> None:
         work = Path(folder)
         for size in ("tiny", *options.sizes):
             save_family(work / size, SIZES[size])
+        os.sync()  # else the first merges wait for these files to be written
         print(f"{'':22} {'CPU s':>17} {'wall s':>17} {'memory MB':>17}   CPU time: times less (goal)")
         for size in options.sizes:
             for method in options.methods:

@@ -26,7 +26,7 @@ def merge(
 
     - `hf-evomerge merge recipe.yaml --out merged`
 
-    - `hf-evomerge merge recipe.yaml --out merged --dry-run`
+    - `hf-evomerge merge mergekit.yml --out merged --dry-run`
     """
     with one_line_errors():
         from ..build import build_model, check_recipe
