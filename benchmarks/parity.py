@@ -1,9 +1,10 @@
 """Compares the merge methods with mergekit's, in float32: the largest difference of any element.
 
 Makes a small Llama and three fine-tunes of it, merges them here and with mergekit, and prints a table. mergekit is installed in
-a virtual environment of its own and only run, never imported here. DARE and DELLA are random in both: with density 1 they are
-compared element by element, otherwise by the share that is kept and by the factor on what is kept. Where a method chooses
-elements, roundings may decide on one at the threshold: elements that differ by more than roundings are counted.
+a virtual environment of its own and only run, never imported here. DARE and DELLA are random in both: they are compared element
+by element with the same random numbers handed to both, and by the share that is kept and the factor on what is kept with
+random numbers of their own. Where a method chooses elements, roundings may decide on one at the threshold: elements that
+differ by more than roundings are counted.
 
     python benchmarks/parity.py --venv /tmp/mergekit-venv
 """
@@ -17,9 +18,12 @@ import subprocess
 import sys
 import tempfile
 import venv
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -27,15 +31,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_evomerge.mergekit import from_mergekit, to_mergekit
 from hf_evomerge.merging.checkpoint import merge_checkpoint
+from hf_evomerge.merging.statistics import RandomField
 from hf_evomerge.recipe import Recipe
 
 MERGEKIT = "mergekit==0.1.5"
 RUN = """
 import json, sys
+import numpy, torch
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
+random = torch.bernoulli
+def handed(probabilities):
+    words = numpy.random.Philox(key=0).random_raw((probabilities.numel() + 3) // 4)
+    numbers = torch.from_numpy(words.view("<u2")[: probabilities.numel()].astype("i4")).view(probabilities.shape)
+    return (numbers < (probabilities * 65536).round()).to(probabilities.dtype)
 for name, config in json.load(open(sys.argv[1])).items():
+    torch.bernoulli = handed if name.startswith("handed") else random
     options = MergeOptions(random_seed=0, copy_tokenizer=False, write_model_card=False)
     run_merge(MergeConfiguration.model_validate(config), out_path=f"{sys.argv[2]}/{name}", options=options)
 """
@@ -70,6 +82,12 @@ CASES: dict[str, Case] = {
     "dare_linear, density 1": Case("dare_linear", _THREE, {}),
     "dare_ties, density 1": Case("dare_ties", _THREE, {}),
     "dare_ties, density 1, normalised": Case("dare_ties", _TWO, {"normalize": True}),
+    "dare_linear, numbers handed in": Case("dare_linear", _DENSE, {}),
+    "dare_linear, handed in, normalised": Case("dare_linear", _DENSE, {"normalize": True, "rescale": "none"}),
+    "dare_ties, numbers handed in": Case("dare_ties", _DENSE, {"lambda": 1.2}),
+    "dare_ties, handed in, normalised": Case("dare_ties", _DENSE, {"normalize": True}),
+    "della, numbers handed in": Case("della", [{**values, "epsilon": 0.04} for values in _DENSE], {}),
+    "della_linear, numbers handed in": Case("della_linear", [{**values, "epsilon": 0.04} for values in _DENSE], {}),
     "dare_linear, density 0.4, random": Case("dare_linear", [{"weight": 1.0, "density": 0.4}], {}),
     "breadcrumbs": Case("breadcrumbs", _TRIMMED, {}),
     "breadcrumbs, l1, normalised": Case("breadcrumbs", _TRIMMED, {"rescale": "l1", "normalize": True}),
@@ -182,7 +200,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         save_family(work)
-        names = {f"case{number}": case for number, case in enumerate(CASES)}
+        names = {f"{'handed' if 'handed in' in case else 'case'}{number}": case for number, case in enumerate(CASES)}
         configs = {short: mergekit_config(work, CASES[case]) for short, case in names.items()}
         files = {f"file{number}": name for number, name in enumerate(FILES)}
         configs |= {short: yaml.safe_load(with_folders(work, FILES[name])) for short, name in files.items()}
@@ -191,7 +209,8 @@ def main() -> None:
         base = load(work / "base")
         print(f"{'case':38} largest difference, of numbers up to {max(float(t.abs().max()) for t in base.values()):.2f}")
         for short, case in names.items():
-            ours = load(merge_checkpoint(recipe(work, CASES[case]), work / "ours" / short, progress=False))
+            with handed_in() if "handed in" in case else nullcontext():
+                ours = load(merge_checkpoint(recipe(work, CASES[case]), work / "ours" / short, progress=False))
             theirs = load(work / "theirs" / short)
             if "random" in case:
                 for who, merged in (("here", ours), ("mergekit", theirs)):
@@ -204,6 +223,17 @@ def main() -> None:
             print_difference(
                 name, load(merge_checkpoint(read, work / "ours" / short, progress=False)), load(work / "theirs" / short)
             )
+
+
+def handed_in() -> AbstractContextManager[object]:
+    """The random numbers that `RUN` hands to mergekit: the same for every tensor and source."""
+
+    def numbers(field: RandomField, start: int, stop: int) -> np.ndarray:
+        field.key = 0
+        return own(field, start, stop)
+
+    own = RandomField.numbers
+    return patch.object(RandomField, "numbers", numbers)
 
 
 def with_folders(work: Path, text: str) -> str:
@@ -265,7 +295,7 @@ def recipe(work: Path, case: Case) -> Recipe:
 
 def mergekit_config(work: Path, case: Case) -> dict[str, Any]:
     """The case as mergekit's configuration."""
-    options = {**case.options, **({"rescale": True} if case.options.get("rescale") == "l1" else {})}
+    options = {key: value == "l1" if key == "rescale" else value for key, value in case.options.items()}
     models = [{"model": str(work / f"source{i}"), "parameters": values} for i, values in enumerate(case.parameters)]
     config: dict[str, Any] = {"merge_method": case.method, "models": models, "parameters": options, "dtype": "float32"}
     if case.base:
