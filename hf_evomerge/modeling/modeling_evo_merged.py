@@ -436,9 +436,19 @@ class EvoMergedForCausalLM(EvoMergedPreTrainedModel, GenerationMixin):
         """The source class's model without head."""
         return self.inner.get_decoder(*args, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Prepare one step of generation as the source class does."""
+        # generate() asks for `inputs_embeds` by name; a source class that does not know it would go on without it
+        if inputs_embeds is not None:
+            kwargs["inputs_embeds"] = inputs_embeds
+            if "inputs_embeds" not in inspect.signature(self.inner.prepare_inputs_for_generation).parameters:
+                raise ValueError(f"inputs_embeds: {type(self.inner).__name__} cannot generate from embeddings; give input_ids")
         return self.inner.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        self.inner._validate_model_kwargs(model_kwargs)
 
     def _supports_default_dynamic_cache(self) -> bool:  # type: ignore[override]
         return type(self.inner)._supports_default_dynamic_cache()

@@ -180,10 +180,12 @@ def _several(model: PreTrainedModel, options: dict[str, Any]) -> torch.Tensor:
 
 @_property()
 def inputs_embeds(architecture: str, folder: Path) -> None:
-    """Embeddings in place of tokens give the same logits."""
+    """Embeddings in place of tokens give the same logits, and a prompt of embeddings the same greedy tokens."""
     model = model_of(architecture, "sums")
     embeddings = model.get_input_embeddings()(token_ids())
     assert close(model(inputs_embeds=embeddings).logits, model(token_ids()).logits)
+    written = model.generate(inputs_embeds=embeddings, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(written, generated(model, token_ids()))
 
 
 @_property()

@@ -290,6 +290,21 @@ def test_arguments_are_the_source_class_s_own(model: EvoMergedForCausalLM) -> No
     assert torch.equal(model(ids, return_dict=False)[0], logits)
 
 
+def test_generation_takes_what_the_source_class_takes() -> None:
+    """generate takes the arguments of the source class, and refuses those that it does not know or would drop silently."""
+    ids, options = token_ids(), {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    source = tiny_model("gpt2")
+    model = LayerPool([source]).model(LayerPath.identity(3))
+    kinds = torch.ones_like(ids)
+    written = [each.generate(ids, token_type_ids=kinds, **options) for each in (model, source)]
+    assert torch.equal(*written)
+    with pytest.raises(ValueError, match=r"not used by the model: \['tokn_type_ids'\]"):
+        model.generate(ids, tokn_type_ids=kinds, **options)
+    model = LayerPool([tiny_model("openai-gpt")]).model(LayerPath.identity(3))
+    with pytest.raises(ValueError, match=r"^inputs_embeds: OpenAIGPTLMHeadModel cannot generate from embeddings"):
+        model.generate(inputs_embeds=model.get_input_embeddings()(ids), **options)
+
+
 def test_the_vocabulary_can_grow(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
     """Resized embeddings are saved and loaded."""
     twin = copy.deepcopy(model)
