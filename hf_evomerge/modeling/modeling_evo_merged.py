@@ -322,6 +322,13 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
             self.all_tied_weights_keys = tied
             loading_info.missing_keys = {*loading_info.missing_keys, *missing}
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize embeddings and head as the base class does, for the source class too: some compute the loss with its size."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if hasattr(self.inner, "vocab_size"):
+            self.inner.vocab_size = embeddings.weight.shape[0]
+        return embeddings
+
     def _adjust_bias(self, output_embeddings: nn.Module, input_embeddings: Any) -> None:
         # the inherited tying cuts biases to the size of a vocabulary, which is right for a head only
         if output_embeddings is self.get_output_embeddings():

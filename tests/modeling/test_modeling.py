@@ -315,6 +315,19 @@ def test_the_vocabulary_can_grow(model: EvoMergedForCausalLM, tmp_path: Path) ->
     assert again(token_ids()).logits.shape[-1] == VOCAB + 6
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "mixtral", "gpt2"])
+def test_a_larger_vocabulary_can_be_trained(architecture: str) -> None:
+    """With resized embeddings the loss is that of the logits, whichever size the source class computes it with."""
+    ids = token_ids()
+    model = LayerPool([tiny_model(architecture)]).model(LayerPath.parse("0:0, 0:1, 0:0"))
+    twin = copy.deepcopy(model)
+    twin.resize_token_embeddings(VOCAB + 6)
+    for each in (twin, twin.with_path("0:0, 0:1")):
+        out = each(ids, labels=ids)
+        loss = functional.cross_entropy(out.logits[:, :-1].reshape(-1, VOCAB + 6).float(), ids[:, 1:].reshape(-1))
+        assert torch.allclose(out.loss, loss, atol=1e-5)
+
+
 def test_a_fresh_model_can_be_made_from_a_configuration(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
     """AutoModelForCausalLM.from_config gives random weights with the same sharing, which save and load."""
     fresh = AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).eval()
