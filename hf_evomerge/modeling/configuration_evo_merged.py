@@ -129,6 +129,15 @@ class EvoMergedConfig(PreTrainedConfig):
         super().save_pretrained(*args, **kwargs)
 
     @property
+    def use_cache(self) -> bool:
+        """The source architecture's own field: whether a forward pass keeps a cache unless it is told."""
+        return bool(self.text_config.use_cache)
+
+    @use_cache.setter
+    def use_cache(self, value: bool) -> None:
+        self.text_config.use_cache = value
+
+    @property
     def hops(self) -> list[list[Term]]:
         """The path as lists of `(source, layer, weight)`."""
         return [parse_hop(text, position) for position, text in enumerate(self.path)]
@@ -195,6 +204,8 @@ class EvoMergedConfig(PreTrainedConfig):
             value = others.get(name, getattr(self, name, None))
             if value is not None and not isinstance(value, dict) and not hasattr(value, "to_dict"):
                 raise ValueError(f"{name}: {type(value).__name__}, but it must be a mapping")
+        if type(use_cache := others.get("use_cache", True)) is not bool:
+            raise ValueError(f"use_cache: {use_cache!r:.80} is not true or false")
         for name in ("hops", "slots", "hop_slots", "owners"):
             if name in others:
                 raise ValueError(f"{name}: not a field of the configuration, it follows from 'path'")

@@ -178,6 +178,7 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: EvoMergedConfig, inner: PreTrainedModel | None = None) -> None:
         """Build the model; `inner` is the source architecture's model where its layers are made and shared already."""
+        config.validate_path()  # it may have been changed since it was made, also by from_pretrained's arguments
         check_scale_target(config)
         super().__init__(config)
         self.model_tags = ["merge", "evomerge"]  # for the card that push_to_hub writes

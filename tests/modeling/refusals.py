@@ -120,6 +120,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "text_config.layer_types: layer 0:0 is 'full_attention' in slot 0 but 'sliding_attention' in slot 1",
     ),
+    "a cache that is neither wanted nor not": ({"use_cache": "no"}, "use_cache: 'no' is not true or false"),
     "labels that are a number": ({"id2label": 5}, "id2label: int, but it must be a mapping"),
     "a quantisation that is a number": ({"quantization_config": 7}, "quantization_config: int, but it must be a mapping"),
     "a field that follows from the path": ({"slots": [0]}, "slots: not a field of the configuration, it follows from 'path'"),

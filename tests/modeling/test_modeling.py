@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -303,6 +305,45 @@ def test_generation_takes_what_the_source_class_takes() -> None:
     model = LayerPool([tiny_model("openai-gpt")]).model(LayerPath.identity(3))
     with pytest.raises(ValueError, match=r"^inputs_embeds: OpenAIGPTLMHeadModel cannot generate from embeddings"):
         model.generate(inputs_embeds=model.get_input_embeddings()(ids), **options)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scales": [1.0]}, "scales: 1 numbers for a path of 6 hops"),
+        ({"scales": [1.0] * 5 + [float("nan")]}, "scales[5]: nan is not a finite number"),
+        ({"scale_target": "attention"}, "scale_target: 'attention' is unknown"),
+        ({"path": ["0:0"] * 6}, "text_config.num_hidden_layers: 7, but the path needs 6 cache slots"),
+        ({"embedding_source": 7}, "embedding_source: 7, but there are 2 sources, from 0"),
+    ],
+)
+def test_fields_that_are_changed_later_are_checked_too(
+    model: EvoMergedForCausalLM, fields: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    """Whether given to from_pretrained or set on a configuration, a wrong field is refused before a module is made."""
+    model.save_pretrained(tmp_path)
+    config = copy.deepcopy(model.config)
+    for name, value in fields.items():
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, **fields)
+
+
+def test_use_cache_is_the_source_architecture_s(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
+    """use_cache can be set on the configuration, as Trainer does, or given to from_pretrained; it is stored in text_config."""
+    model.save_pretrained(tmp_path / "first")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "first", use_cache=False)
+    model.config.use_cache = False
+    for each in (model, again):
+        out = each(token_ids())
+        assert out.get("cache", out.get("past_key_values")) is None
+    model.save_pretrained(tmp_path / "second")
+    written = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert "use_cache" not in written
+    assert written["text_config"]["use_cache"] is False
+    assert AutoConfig.from_pretrained(tmp_path / "second").use_cache is False
 
 
 def test_the_vocabulary_can_grow(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
