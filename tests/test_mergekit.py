@@ -151,6 +151,19 @@ def test_the_base_of_linear_is_one_more_model() -> None:
     assert read.recipe.tokenizer == 2
 
 
+def test_slerp_begins_at_a_base_that_is_not_listed() -> None:
+    """The base is the first of the two models where only the other is listed: t is the way from the base."""
+    read = from_mergekit("merge_method: slerp\nbase_model: org/a\nmodels: [{model: org/b@main}]\nparameters: {t: 0.3}")
+    assert read.recipe.sources == [A, B]
+    assert read.recipe.tokenizer is None
+
+
+def test_a_constant_may_be_named() -> None:
+    """A parameter of mergekit's that is a constant here is silent at that value."""
+    read = from_mergekit(MODELS + "merge_method: multislerp\nparameters: {weight: 1, eps: 1e-8}\n")
+    assert read.notes == []
+
+
 def test_settings_without_effect_are_noted() -> None:
     """A parameter that the method does not have is left out with a note, as mergekit leaves it out without one."""
     read = from_mergekit(MODELS + "merge_method: linear\nparameters: {weight: 1, density: 0.5}\n")
@@ -190,6 +203,10 @@ def test_settings_without_effect_are_noted() -> None:
             "models (org/a).weight: the filter 'a*' holds a star",
         ),
         (MODELS + "merge_method: linear\nparameters: {weight: much}", "models (org/a).weight: 'much' is not a number"),
+        (
+            MODELS + "merge_method: multislerp\nparameters: {weight: 1, eps: 0.1}",
+            "parameters.eps: 1e-08 in multislerp, and no other (found 0.1)",
+        ),
         (MODELS + WEIGHTED + "dtype: float64", "dtype: 'float64' cannot be written; a recipe's result is float32"),
         (MODELS + WEIGHTED + "tokenizer_source: union", "tokenizer_source: union: a recipe makes no vocabulary of several"),
         (MODELS + WEIGHTED + "tokenizer_source: org/x", "tokenizer_source: org/x is none of the models"),

@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 from ..errors import RecipeError
 from ..merging.registry import Parameter, check_part, check_sources, get_method
 from ..recipe import Dtype, MergePart, Recipe, SlicePart, SourceRef, read_yaml, validate
-from .words import REQUIRED, WITHOUT_BASE
+from .words import FIXED, REQUIRED, WITHOUT_BASE
 
 KEYS = (
     *("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer"),
@@ -109,11 +109,10 @@ class _Reader:
             (_model(_entry(item, where)["model"], f"{where}.model"), _mapping(_entry(item, where).get("parameters"), where))
             for where, item in _items(self.data["models"], "models")
         ]
-        entries = self._in_order(entries)
         if self.base is not None and not self.keeps_base and self.base not in [ref for ref, _ in entries]:
             entries.append((self.base, {}))  # mergekit merges the base as one more model
         values = []
-        for ref, given in entries:
+        for ref, given in self._in_order(entries):
             if not (self.keeps_base and ref == self.base):
                 self.sources.append(ref)
                 values.append(self._values("source", [given, self.given], f"models ({ref})"))
@@ -176,7 +175,9 @@ class _Reader:
         if self.method.name == "karcher":
             declared.pop("weight", None)
         for name in {name: None for settings in scopes for name in settings}:
-            if name not in {p.name for p in self.method.parameters} and name not in SILENT:
+            if name in FIXED.get(self.method.name, {}):
+                self._check_fixed(name, [settings[name] for settings in scopes if name in settings])
+            elif name not in {p.name for p in self.method.parameters} and name not in SILENT:
                 self.notes[f"parameters.{name}: {self.method.name} has no such parameter; left out, as mergekit does"] = None
         found = {}
         for name, parameter in declared.items():
@@ -186,6 +187,13 @@ class _Reader:
             elif name in REQUIRED and not (scope == "global" and "slices" in self.data and where == ""):
                 raise RecipeError(f"{where}.parameters.{name}: missing; mergekit has no default for it".lstrip("."))
         return found
+
+    def _check_fixed(self, name: str, given: Sequence[Any]) -> None:
+        """Refuse another value than that of a parameter which is a constant here."""
+        fixed = FIXED[self.method.name][name]
+        for value in given:
+            if value not in (None, fixed):
+                raise RecipeError(f"parameters.{name}: {fixed:g} in {self.method.name}, and no other (found {value!r:.60})")
 
     def _dtype(self) -> str | None:
         dtype = self.data.get("out_dtype") or self.data.get("dtype")
