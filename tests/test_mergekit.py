@@ -136,11 +136,22 @@ def test_there_and_back(text: str) -> None:
         ("tokenizer_source: org/b@main\n" + MODELS + WEIGHTED, 1),
         ("tokenizer: {source: org/b@main}\n" + MODELS + WEIGHTED, 1),
         ("tokenizer_source: base\nbase_model: org/b@main\n" + MODELS + WEIGHTED, 1),
+        ("tokenizer_source: org/x\n" + MODELS + WEIGHTED, 2),
+        ("base_model: org/x\n" + FRANKEN, 2),
     ],
 )
 def test_whose_tokenizer(text: str, tokenizer: int | str | None) -> None:
     """The tokenizer is the base's where there is one, or that of the model that the file names."""
     assert from_mergekit(text).recipe.tokenizer == tokenizer
+
+
+@pytest.mark.parametrize("text", ["tokenizer_source: org/x\n" + MODELS + WEIGHTED, "base_model: org/x\n" + FRANKEN])
+def test_a_tokenizer_of_a_model_that_is_not_merged(text: str) -> None:
+    """A model that only gives its tokenizer is a further source, which takes no part in the merge; and back."""
+    recipe = from_mergekit(text).recipe
+    assert recipe.sources == [A, B, SourceRef(model="org/x")]
+    assert recipe.merge_sources == [0, 1]
+    assert from_mergekit(to_mergekit(recipe)[0]).recipe == recipe
 
 
 def test_the_base_of_linear_is_one_more_model() -> None:
@@ -168,6 +179,8 @@ def test_settings_without_effect_are_noted() -> None:
     """A parameter that the method does not have is left out with a note, as mergekit leaves it out without one."""
     read = from_mergekit(MODELS + "merge_method: linear\nparameters: {weight: 1, density: 0.5}\n")
     assert read.notes == ["parameters.density: linear has no such parameter; left out, as mergekit does"]
+    read = from_mergekit("models: [{model: org/a, layer_range: [0, 2]}]\nmerge_method: passthrough")
+    assert read.notes == ["models[0].layer_range: left out, as mergekit does; layers are chosen in slices"]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +222,11 @@ def test_settings_without_effect_are_noted() -> None:
         ),
         (MODELS + WEIGHTED + "dtype: float64", "dtype: 'float64' cannot be written; a recipe's result is float32"),
         (MODELS + WEIGHTED + "tokenizer_source: union", "tokenizer_source: union: a recipe makes no vocabulary of several"),
-        (MODELS + WEIGHTED + "tokenizer_source: org/x", "tokenizer_source: org/x is none of the models"),
+        (
+            "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]}]\nmerge_method: slerp\n"
+            "base_model: c\nparameters: {t: 0.5}",
+            "slices[0].sources: the base_model is not among them; slerp begins there",
+        ),
         (MODELS + WEIGHTED + "tokenizer: {source: org/a, tokens: {x: 1}}", "tokenizer.tokens: a recipe adds no tokens"),
         (
             MODELS + WEIGHTED + "tokenizer: {source: org/a, pad_to_multiple_of: 8}",
@@ -284,6 +301,10 @@ def recipe_of(**fields: object) -> Recipe:
         (
             {"merge": {"method": "passthrough", "slices": [{"layers": ["0:3-0"]}]}},
             "merge.slices[0].layers: mergekit's layers go up one by one (found [3, 2, 1, 0])",
+        ),
+        (
+            {"merge": {"method": "linear", "slices": [{"layers": ["0:0-1", "0:1-2"]}]}},
+            "merge.slices[0].layers: mergekit takes a model once in a slice (found org/a twice)",
         ),
         ({"sources": [SourceRef(model="a+b"), B]}, "sources: a+b has a + or an @ in a name"),
     ],

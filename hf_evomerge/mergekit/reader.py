@@ -94,21 +94,27 @@ class _Reader:
 
     def read(self) -> Converted:
         part = self._models() if "models" in self.data else self._slices()
-        recipe: dict[str, Any] = {"sources": self.sources, "merge": part, "dtype": self._dtype(), **self._tokenizer()}
+        merged = len(self.sources)
+        recipe: dict[str, Any] = {"sources": self.sources, "dtype": self._dtype(), **self._tokenizer()}
+        if part.slices is None and len(self.sources) > merged:
+            part = part.model_copy(update={"sources": list(range(merged))})
+        recipe["merge"] = part
         if self.keeps_base:
             recipe["base"] = self.base
         made = validate(Recipe, recipe, RecipeError)
         if part.slices is None:
-            check_part(part, sources=len(self.sources), has_base=self.keeps_base)
+            check_part(part, sources=merged, has_base=self.keeps_base)
         for piece in part.slices or ():
             check_sources(self.method, len(piece.layers), self.keeps_base)
         return Converted(made, list(self.notes))
 
     def _models(self) -> MergePart:
-        entries = [
-            (_model(_entry(item, where)["model"], f"{where}.model"), _mapping(_entry(item, where).get("parameters"), where))
-            for where, item in _items(self.data["models"], "models")
-        ]
+        entries: list[tuple[SourceRef, Any]] = []
+        for where, item in _items(self.data["models"], "models"):
+            entry = _entry(item, where)
+            entries.append((_model(entry["model"], f"{where}.model"), _mapping(entry.get("parameters"), where)))
+            if "layer_range" in entry:
+                self.notes[f"{where}.layer_range: left out, as mergekit does; layers are chosen in slices"] = None
         if self.base is not None and not self.keeps_base and self.base not in [ref for ref, _ in entries]:
             entries.append((self.base, {}))  # mergekit merges the base as one more model
         values = []
@@ -145,6 +151,8 @@ class _Reader:
             (_model(_entry(source, place)["model"], f"{place}.model"), (place, source))
             for place, source in _items(item.get("sources"), f"{where}.sources")
         ]
+        if self.method.name == "slerp" and self.base is not None and self.base not in [ref for ref, _ in entries]:
+            raise RecipeError(f"{where}.sources: the base_model is not among them; slerp begins there")
         for ref, (place, source) in self._in_order(entries):
             span = _layers(source.get("layer_range"), place)
             if self.keeps_base and ref == self.base:
@@ -217,10 +225,11 @@ class _Reader:
         found: dict[str, Any] = {}
         if ref is not None and self.keeps_base and ref == self.base:
             found["tokenizer"] = "base"
-        elif ref is not None and ref not in self.sources:
-            raise RecipeError(f"tokenizer_source: {ref} is none of the models (found {', '.join(map(str, self.sources))})")
-        elif ref is not None and self.sources.index(ref) > 0:
-            found["tokenizer"] = self.sources.index(ref)
+        elif ref is not None:
+            if ref not in self.sources:
+                self.sources.append(ref)  # gives its tokenizer, and takes no part in the merge
+            if self.sources.index(ref) > 0:
+                found["tokenizer"] = self.sources.index(ref)
         template = self.data.get("chat_template")
         if template is not None:
             if not isinstance(template, str) or "{" not in template:

@@ -81,10 +81,12 @@ def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> dict[str,
 
 
 def _write_slice(recipe: Recipe, method: MergeMethod, piece: SlicePart, where: str, stands_apart: bool) -> dict[str, Any]:
-    sources = []
+    sources: list[dict[str, Any]] = []
     for number, run in enumerate(piece.runs()):
         entry = {"model": _reference(recipe.sources[run[0][0]]), "layer_range": _span([layer for _, layer in run], where)}
         given = piece.parameters[number] if piece.parameters else {}
+        if entry["model"] in [other["model"] for other in sources]:
+            raise RecipeError(f"{where}.layers: mergekit takes a model once in a slice (found {entry['model']} twice)")
         sources.append(_with_parameters(entry, _written(method, "source", given, f"{where}.parameters[{number}]")))
     if recipe.base is not None and (stands_apart or method.takes_base_as_first(len(sources))):
         sources.append({"model": _reference(recipe.base), "layer_range": _span(piece.base_layers(), where)})
