@@ -26,6 +26,7 @@ _MLP = re.compile(
     r"mlp|ffn|feed_?forward|expert|moe|router|(?:^|\.)fc\d|(?:^|\.)gate\b|post_attention_layernorm|ln_2|(?:^|\.)final_layer_norm|"
     r"dense_h_to_4h|dense_4h_to_h"
 )
+TIED_HEAD = "lm_head.weight"  # may be named where it is the embedding matrix: the same file then does for models of both kinds
 _KEY = re.compile(r"(?:(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?)")
 
 
@@ -186,7 +187,7 @@ def check_keys(value: Mapping[str, Any], layer_count: int, names: Sequence[str] 
         group = parse_key(key)
         if group.kind == "block" and group.last >= layer_count:
             raise RecipeError(f"layer group {key}: there are {layer_count} blocks, 0 to {layer_count - 1}")
-        if group.kind == "pattern" and names is not None and not any(map(group.covers, names)):
+        if group.kind == "pattern" and names is not None and not any(map(group.covers, [*names, TIED_HEAD])):
             raise RecipeError(f"the pattern {key!r} names no tensor; the names are like {_some(names)}")
     if names is not None or not any(parse_key(key).kind == "pattern" for key in value):
         for name in names if names is not None else one_of_each(layer_count):

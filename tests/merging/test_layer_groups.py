@@ -212,6 +212,11 @@ def test_keys_are_checked_against_the_tensors(value, message):
         check_keys(value, 5, ["model.embed_tokens.weight", UP, DOWN, NORM])
 
 
+def test_a_tied_head_may_be_named():
+    """A file that treats lm_head by itself does for models whose head is their embedding matrix, too."""
+    check_keys({"*lm_head*": 0, "default": 1}, 5, ["model.embed_tokens.weight", UP, DOWN, NORM])
+
+
 def test_patterns_wait_for_the_names():
     """Without the tensors' names patterns cannot be checked and are let through."""
     check_keys({"*mpl*": 1}, 5)
