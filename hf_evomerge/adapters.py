@@ -107,8 +107,12 @@ class Adapter:
         if self._repository is not None:
             self._repository.fetch([WEIGHTS_FILE], progress=progress)
 
-    def changes(self, tensors: Mapping[str, TensorInfo]) -> dict[str, _Change]:
+    def changes(self, tensors: Mapping[str, TensorInfo], *, tied: bool = False) -> dict[str, _Change]:
         """What becomes of which of a checkpoint's tensors.
+
+        Args:
+            tensors: The checkpoint's tensors.
+            tied: Whether its head is its embedding matrix.
 
         Raises:
             SourceError: A tensor of the adapter has no place in the checkpoint, another shape, or a meaning that is not known.
@@ -118,6 +122,11 @@ class Adapter:
         for key in self.tensors:
             name = key.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
             module, part = _split(name)
+            if tied and self._unties(name):
+                raise SourceError(
+                    f"{self.label}: has a head or embeddings of its own ({name}), which are one matrix in the model; merge it "
+                    "with peft"
+                )
             target = self._target(name if part is None else f"{module}.weight", tensors)
             change = found.setdefault(target, _Change())
             if part is None:
@@ -187,6 +196,15 @@ class Adapter:
             )
         return config
 
+    def _unties(self, name: str) -> bool:
+        """Whether a head and embeddings that were one matrix are two with this tensor, as peft leaves the other one alone."""
+        kept = [str(module) for module in self.config.get("modules_to_save") or ()]
+        module = name.rpartition(".")[0]
+        is_kept = any(module == own or module.endswith(f".{own}") for own in kept)
+        return "lm_head." in name or (
+            is_kept and re.search(r"(?:^|\.)(?:wte|embed_(?:tokens|in)|word_embeddings)$", module) is not None
+        )
+
     def _target(self, name: str, tensors: Mapping[str, TensorInfo]) -> str:
         """The checkpoint's own name of a tensor: the same, or with or without the name of the inner model in front."""
         if name in tensors:
@@ -206,10 +224,10 @@ class Adapter:
             raise SourceError(
                 f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)}); not supported"
             )
-        rank = int(_pattern_value(self.config.get("rank_pattern"), module, self.config.get("r", a[0])))
-        if not a[0] == b[1] == rank:
-            raise SourceError(f"{self.label}: {module} has rank {a[0]}, {CONFIG_FILE} says {rank}")
-        alpha = float(_pattern_value(self.config.get("alpha_pattern"), module, self.config.get("lora_alpha", rank)))
+        rank = self._number("rank_pattern", "r", module, a[0])
+        if not a[0] == b[1] == rank > 0:
+            raise SourceError(f"{self.label}: {module} has rank {a[0]}, {CONFIG_FILE} says {rank:g}")
+        alpha = self._number("alpha_pattern", "lora_alpha", module, rank)
         change.scaling = alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
         change.turned = "embedding" in change.parts or bool(self.config.get("fan_in_fan_out"))
         if change.magnitude and "embedding" in change.parts:
@@ -219,6 +237,17 @@ class Adapter:
                 f"{self.label}: {module}: use_dora is {self.config.get('use_dora')!r}, which its tensors do not follow"
             )
         self._check_shape(target, info.shape, (a[1], b[0]) if change.turned else (b[0], a[1]))
+
+    def _number(self, patterns: str, key: str, module: str, default: float) -> float:
+        """A module's rank or alpha."""
+        value = self.config.get(key, default)
+        given = self.config.get(patterns)
+        if given is not None and not isinstance(given, dict):
+            raise SourceError(f"{self.label}: {CONFIG_FILE}: {patterns} is {given!r:.60}, not a mapping")
+        value = _pattern_value(given, module, value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise SourceError(f"{self.label}: {CONFIG_FILE}: {key} of {module} is {value!r:.60}, not a finite number")
+        return value
 
     def _check_shape(self, name: str, here: tuple[int, ...], there: tuple[int, ...]) -> None:
         if here != there:

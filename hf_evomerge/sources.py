@@ -137,7 +137,7 @@ class Source:
     @cached_property
     def changes(self) -> dict[str, Any]:
         """What the adapter does to which tensors; raises `SourceError` where it does not fit the checkpoint."""
-        return self.adapter.changes(self.tensors) if self.adapter is not None else {}
+        return self.adapter.changes(self.tensors, tied=self.is_tied) if self.adapter is not None else {}
 
     def get(self, name: str) -> torch.Tensor:
         """One tensor. Do not write to it.

@@ -197,6 +197,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"use_dora": True}, "use_dora is True, which its tensors do not follow"),
     ({"fan_in_fan_out": True}, "has shape [32, 40] in the model, but [40, 32] in the adapter"),
     ({"alpha_pattern": {"(": 3}}, "'(' is no regular expression"),
+    ({"alpha_pattern": [3]}, "alpha_pattern is [3], not a mapping"),
+    ({"lora_alpha": None}, "lora_alpha of model.layers.0.mlp.down_proj is None, not a finite number"),
+    ({"rank_pattern": {"down_proj": "4"}}, "r of model.layers.0.mlp.down_proj is '4', not a finite number"),
 ]
 
 
@@ -241,6 +244,23 @@ def test_tensors_that_do_not_fit_are_refused(
     with pytest.raises(SourceError) as caught:
         check_recipe(recipe_of(base, adapter))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["wte"]}, {"target_modules": ["lm_head"]}])
+def test_what_unties_the_head_is_refused(settings: dict[str, Any], adapted: Callable[..., tuple[Path, Path]]) -> None:
+    """Where head and embeddings are one matrix, peft changes the one and leaves the other: a source has only one of them."""
+    base, adapter = adapted("gpt2", r=4, **{"target_modules": ["c_attn"], "fan_in_fan_out": True, **settings})
+    with pytest.raises(
+        SourceError, match=r"has a head or embeddings of its own \((transformer.wte|lm_head).*merge it with peft"
+    ):
+        _ = opened(base, adapter).changes
+
+
+def test_adapted_embeddings_are_the_tied_head_too(adapted: Callable[..., tuple[Path, Path]]) -> None:
+    """LoRA on the embeddings of a tied model changes the head with them, as in peft."""
+    base, adapter = adapted("gpt2", r=4, target_modules=["wte"])
+    expected, source = merged_by_peft(base, adapter), opened(base, adapter)
+    assert torch.allclose(source.get("transformer.wte.weight"), expected["lm_head.weight"], atol=1e-6)
 
 
 def test_an_adapter_that_is_not_there(tmp_path: Path, adapted: Callable[..., tuple[Path, Path]]) -> None:
