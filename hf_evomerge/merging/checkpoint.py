@@ -8,7 +8,8 @@ and where rows count a few numbers for each row of one tensor.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -21,7 +22,7 @@ from ..headers import torch_dtype
 from ..recipe import Recipe
 from ..shards import Entry, Write, parse_size, write_shards
 from ..sources import Source, build_key
-from .arithmetic import SLICE, ModelJob, TensorJob
+from .arithmetic import SLICE, ModelJob, TensorJob, tensor_order
 from .kinship import Kinship
 from .plan import MergePlan, Planned, plan_merge
 from .registry import Call, check_part, check_sources, get_method
@@ -77,7 +78,7 @@ def merge_checkpoint(
             source.download(progress=progress)
         folder = scratch / "model"
         folder.mkdir(exist_ok=True)
-        kinship = _write_weights(plan, folder, limit, recipe.seed, progress)
+        kinship, strange = _write_weights(plan, folder, limit, recipe.seed, progress)
         _write_config(plan, folder, recipe.dtype)
         copy_companions(donor.folder, folder)
         for source in (plan.sources[0], donor):
@@ -87,7 +88,7 @@ def merge_checkpoint(
             write_chat_template(folder, recipe.chat_template)
         put_in_place(folder, out)
     if report is not None:
-        for line in kinship.summary():
+        for line in [*kinship.summary(), *_not_finite(strange)]:
             report(line)
     return out
 
@@ -140,7 +141,8 @@ def _tokenizer_owner(recipe: Recipe, plan: MergePlan, sources: Sources | None) -
     return owner
 
 
-def _write_weights(plan: MergePlan, folder: Path, limit: int, seed: int, progress: bool) -> Kinship:
+def _write_weights(plan: MergePlan, folder: Path, limit: int, seed: int, progress: bool) -> tuple[Kinship, dict[str, None]]:
+    """Merge all tensors; returns how the sources are related, and the tensors whose numbers are not all finite."""
     import torch
 
     tensors = {planned.entry.name: planned for planned in plan.tensors}
@@ -151,6 +153,7 @@ def _write_weights(plan: MergePlan, folder: Path, limit: int, seed: int, progres
         jobs.update({name: _job(plan, planned, seed) for name, planned in tensors.items() if planned.is_weight})
         return list(jobs.values())
 
+    strange: dict[str, None] = {}
     method = plan.method
     kinship = Kinship(_labels(plan), task_vectors=plan.base is not None and method.task_vectors)
     with _bar(sum(planned.entry.size for planned in plan.tensors), progress) as done, torch.inference_mode():
@@ -165,14 +168,27 @@ def _write_weights(plan: MergePlan, folder: Path, limit: int, seed: int, progres
                     _put(planned.inputs[0].source.get(planned.inputs[0].name), write)
                     return
                 job = jobs.pop(entry.name, None) or _job(plan, planned, seed)
-                _merge(job, job.call(planned.values, planned.options, model), entry, write, kinship)
+                if not _merge(job, job.call(planned.values, planned.options, model), entry, write, kinship):
+                    strange[entry.name] = None
                 _append_rows(plan, planned, write)
 
         with _single_threaded() as threads:
             write_shards(
                 folder, [planned.entry for planned in plan.tensors], produce, max_size=limit, threads=threads, done=done
             )
-    return kinship
+    return kinship, strange
+
+
+def _not_finite(names: Iterable[str]) -> list[str]:
+    """A warning where merged tensors hold NaN or infinite numbers."""
+    found = sorted(names, key=tensor_order)
+    if not found:
+        return []
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return [
+        f"warning: not all numbers are finite in {', '.join(found[:3])}{more}: a source has NaN or infinite ones (hf-evomerge "
+        "diff names them), or they are too large for the dtype"
+    ]
 
 
 def _job(plan: MergePlan, planned: Planned, seed: int) -> TensorJob:
@@ -185,15 +201,20 @@ def _job(plan: MergePlan, planned: Planned, seed: int) -> TensorJob:
     return TensorJob(planned.entry.name, plan.method, origin, tensors, seed=seed)
 
 
-def _merge(job: TensorJob, call: Call, entry: Entry, write: Write, kinship: Kinship) -> None:
-    """Merge one tensor and write it, slice by slice."""
-    dtype = torch_dtype(entry.dtype)
+def _merge(job: TensorJob, call: Call, entry: Entry, write: Write, kinship: Kinship) -> bool:
+    """Merge one tensor and write it, slice by slice; returns whether all its numbers are finite."""
+    import torch
+
+    dtype, finite = torch_dtype(entry.dtype), True
     for start in range(0, job.numel, SLICE):
         base, vectors = job.parts(start, min(start + SLICE, job.numel))
         if start // SLICE % 4 == 0:  # a quarter of a large tensor says enough, and costs a quarter
             kinship.add(base, vectors)
         call.start = start
-        _put(job.method.function(base, vectors, call).to(dtype), write)
+        merged = job.method.function(base, vectors, call).to(dtype)
+        finite = finite and math.isfinite(float(merged.sum(dtype=torch.float32)))
+        _put(merged, write)
+    return finite
 
 
 def _append_rows(plan: MergePlan, planned: Planned, write: Write) -> None:

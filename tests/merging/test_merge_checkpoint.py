@@ -22,7 +22,7 @@ from hf_evomerge.build import build_model
 from hf_evomerge.errors import EvoMergeError, RecipeError, SourceError
 from hf_evomerge.merging.checkpoint import merge_checkpoint
 from hf_evomerge.merging.registry import all_methods, get_method
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.recipe import Recipe, SourceRef
 from hf_evomerge.shards import Entry, parse_size, plan_shards
 from hf_evomerge.sources import Source
 
@@ -327,6 +327,28 @@ def test_parents_of_two_dtypes_merge(family, make_recipe, load, tmp_path):
     for name, merged in tensors[2].items():
         assert merged.dtype == torch.float32
         assert torch.equal(merged, (tensors[0][name] + tensors[1][name].float()) / 2)
+
+
+@pytest.mark.parametrize("method", ["linear", "sce", "ties", "karcher"])
+def test_numbers_that_are_not_finite_are_named(family, make_recipe, tmp_path, method):
+    """A source with NaN in a tensor merges, and the user is told which tensor of the result is spoilt."""
+    shutil.copytree(family / "source1", tmp_path / "source1")
+    tensors = load_file(tmp_path / "source1/model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, tmp_path / "source1/model.safetensors", metadata={"format": "pt"})
+    recipe = make_recipe(family, method, options={"select_topk": 0.5} if method == "sce" else {})
+    recipe = recipe.model_copy(update={"sources": [recipe.sources[0], SourceRef(model=str(tmp_path / "source1"))]})
+    lines: list[str] = []
+    merge_checkpoint(recipe, tmp_path / "out", progress=False, report=lines.append)
+    assert lines[-1].startswith("warning: not all numbers are finite in model.layers.1.mlp.up_proj.weight: a source")
+
+
+def test_numbers_that_are_too_large_are_named(family, make_recipe, tmp_path):
+    """float16 ends at 65504; what is larger becomes infinite, and the user is told."""
+    recipe = make_recipe(family, "linear", [{"weight": 1e7}, {"weight": 1e7}], {"normalize": False}, dtype="float16")
+    lines: list[str] = []
+    merge_checkpoint(recipe, tmp_path / "out", progress=False, report=lines.append)
+    assert "too large for the dtype" in lines[-1]
 
 
 def test_masks_are_copied_and_not_merged(make_recipe, tmp_path, load):

@@ -86,7 +86,7 @@ def selection(job: TensorJob, call: Call) -> Selection:
         cut = order.cut(k)
     squares = [_square(job, index, cut) for index in range(len(call.sources))]
     total = sum(squares)
-    if total == 0 or (call.options["semantics"] == "mergekit" and total / job.numel < 1e-6):
+    if total == 0 or not math.isfinite(total) or (call.options["semantics"] == "mergekit" and total / job.numel < 1e-6):
         return Selection(cut, [1 / len(squares)] * len(squares))
     return Selection(cut, [square / total for square in squares])
 
