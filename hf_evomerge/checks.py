@@ -6,6 +6,7 @@ What makes a merge impossible is an error that names both sides; what makes it d
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,7 @@ def doubts(sources: Sequence[Source], base: Source | None = None, owner: Source 
     found: list[str] = []
     first, everyone = sources[0], [*sources, *([base] if base is not None else [])]
     for source in everyone:
+        found += _missing_layers(source)
         if source is not first:
             found += _doubtful_settings(first, source)
     owner = owner if owner is not None else first
@@ -137,6 +139,14 @@ def _tensor_differences(first: Source, other: Source, same_vocabulary: bool) -> 
     for name in other.tensors:
         if name not in first.tensors:
             yield f"tensor {name} of {other} is missing in {first}"
+
+
+def _missing_layers(source: Source) -> Iterator[str]:
+    """Layers that the config counts and the files do not have: transformers would fill them with random numbers."""
+    numbers = {int(found[1]) for name in source.tensors if (found := re.search(r"(?:^|\.)(\d+)\.", name)) is not None}
+    missing = [layer for layer in range(source.layer_count) if layer not in numbers]
+    if numbers and missing:
+        yield f"config.json of {source} counts {source.layer_count} layers, but its files hold nothing of layer {missing[0]}"
 
 
 def _doubtful_settings(first: Source, other: Source) -> Iterator[str]:

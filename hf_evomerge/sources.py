@@ -88,11 +88,12 @@ class Source:
     @cached_property
     def config(self) -> PretrainedConfig:
         """The checkpoint's config; its own code is run with consent only."""
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
-        except (OSError, ValueError, KeyError, ImportError) as cause:
+        except (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as cause:
             if not self.trust_remote_code and isinstance(cause, ValueError) and self.read_json("config.json").get("auto_map"):
                 raise SourceError(
                     f"{self}: its config needs Python code that comes with the model; read it, and pass --trust-remote-code"

@@ -205,9 +205,10 @@ def test_a_wrong_config_is_refused(folder):
     (folder / "configuration_x.py").write_text("raise SystemExit('ran')")
     with pytest.raises(SourceError, match=r"model: its config needs Python code that comes with the model; read it, and pass"):
         _ = Source.open(str(folder)).config
-    (folder / "config.json").write_text('{"model_type": "unheard-of"}')
-    with pytest.raises(SourceError, match=r"model: config.json cannot be read: "):
-        _ = Source.open(str(folder)).config
+    for text in ('{"model_type": "unheard-of"}', '{"model_type": "llama", "num_hidden_layers": "two"}'):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(SourceError, match=r"model: config.json cannot be read: "):
+            _ = Source.open(str(folder)).config
 
 
 def test_an_unknown_tensor_is_refused(saved):
