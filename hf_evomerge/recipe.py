@@ -364,10 +364,15 @@ def validate(kind: type[Part], data: dict[str, Any], error: type[EvoMergeError])
         raise error("; ".join(dict.fromkeys(_complaint(item) for item in cause.errors()))) from cause
 
 
+def shown(value: Any) -> str:
+    """A value of a file for a message: cut short, also where aliases make it huge or endless."""
+    return _FOUND.repr(value)
+
+
 def _complaint(item: Any) -> str:
     # pydantic names the kinds of a union as if they were keys: Range, float, dict[str,float], function-after[...]
     kinds = ("Range", "bool", "float", "str")
     where = ".".join(str(key) for key in item["loc"] if key not in kinds and "[" not in str(key))
     what = item["msg"].removeprefix("Value error, ")
-    found = "" if item["type"] in ("missing", "value_error") else f" (found {_FOUND.repr(item['input'])})"
+    found = "" if item["type"] in ("missing", "value_error") else f" (found {shown(item['input'])})"
     return f"{where}: {what}{found}" if where else f"{what}{found}"

@@ -254,6 +254,20 @@ def test_settings_without_effect_are_noted() -> None:
             "merge.slices[0].layers: 2, 3, 2 layers",
         ),
         ("a: [", "not valid YAML: "),
+        (MODELS + WEIGHTED + "1: 2\nz: 3", "1: no key of a mergekit file that is known here (found 2)"),
+        (MODELS + "merge_method: linear\nparameters: {weight: .inf}", "models (org/a).weight: inf is not a finite number"),
+        (MODELS + f"merge_method: linear\nparameters: {{weight: {'9' * 400}}}", "models (org/a).weight: 99999"),
+        (
+            MODELS + "merge_method: linear\nparameters: {weight: [[1], 2]}",
+            "models (org/a).weight: [1] is not a number; a gradient is one list",
+        ),
+        (
+            MODELS + "merge_method: linear\nparameters: {weight: [{filter: 3, value: 1}, {value: 2}]}",
+            "models (org/a).weight: the filter 3 is no text; put it in quotes",
+        ),
+        ("models: [{model: {model: {path: a, revision: 2}}}]\n" + WEIGHTED, "models[0].model: {'model': {"),
+        ("models: [{model: a@b@c}]\n" + WEIGHTED, "models[0].model: 'a@b@c' names no model"),
+        ("models: [{model: [a]}]\n" + WEIGHTED, "models[0].model: ['a'] names no model"),
     ],
 )
 def test_what_a_recipe_cannot_say_is_refused(text: str, message: str) -> None:
@@ -262,6 +276,18 @@ def test_what_a_recipe_cannot_say_is_refused(text: str, message: str) -> None:
         from_mergekit(text)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bomb_of_aliases_is_refused_at_once() -> None:
+    """Lists of lists of aliases, which would be a billion numbers, are neither made nor shown."""
+    bomb = "\n".join(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10))
+    names = ("models: [{model: org/a}]\ndtype", "models", "base_model", "tokenizer_source", "chat_template", "merge_method")
+    for name in names:
+        text = f"{MODELS if name != 'models' and 'dtype' not in name else ''}{name}:\n- &a0 1\n{bomb}\n"
+        text += "" if name == "merge_method" else WEIGHTED
+        with pytest.raises(RecipeError) as caught:
+            from_mergekit(text)
+        assert len(str(caught.value)) < 300, name
 
 
 def recipe_of(**fields: object) -> Recipe:

@@ -6,6 +6,7 @@ tensor names, and lists of numbers are gradients in both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -13,7 +14,7 @@ from typing import Any, cast, get_args
 
 from ..errors import RecipeError
 from ..merging.registry import Parameter, check_part, check_sources, get_method
-from ..recipe import Dtype, MergePart, Recipe, SlicePart, SourceRef, read_yaml, validate
+from ..recipe import Dtype, MergePart, Recipe, SlicePart, SourceRef, read_yaml, shown, validate
 from .words import FIXED, REQUIRED, WITHOUT_BASE
 
 KEYS = (
@@ -69,8 +70,8 @@ def _read(data: Mapping[str, Any]) -> Converted:
     for key, why in (("modules", "a recipe is of one language model"), ("merge_method", "")):
         if (key in data) != (key == "merge_method"):
             raise RecipeError(f"{key}: {why or 'missing; this is no mergekit file'}")
-    if unknown := sorted(set(data) - set(KEYS)):
-        raise RecipeError(f"{unknown[0]}: no key of a mergekit file that is known here (found {data[unknown[0]]!r:.60})")
+    if unknown := sorted(set(data) - set(KEYS), key=str):
+        raise RecipeError(f"{unknown[0]}: no key of a mergekit file that is known here (found {shown(data[unknown[0]])})")
     if ("models" in data) == ("slices" in data):
         raise RecipeError("models: give either models or slices")
     return _Reader(data).read()
@@ -81,7 +82,9 @@ class _Reader:
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.data = data
-        self.method = get_method(str(data["merge_method"]))
+        if not isinstance(data["merge_method"], str):
+            raise RecipeError(f"merge_method: {shown(data['merge_method'])} is no name of a method")
+        self.method = get_method(data["merge_method"])
         self.base = _model(data["base_model"], "base_model") if data.get("base_model") is not None else None
         self.sources: list[SourceRef] = []
         self.given = _mapping(data.get("parameters"), "parameters")
@@ -137,8 +140,8 @@ class _Reader:
     def _slices(self) -> MergePart:
         pieces = []
         for where, item in _items(self.data["slices"], "slices"):
-            if unknown := sorted(set(item) - {"sources", "parameters", "base_model"}):
-                raise RecipeError(f"{where}.{unknown[0]}: a recipe has nothing like it (found {item[unknown[0]]!r:.60})")
+            if unknown := sorted(set(item) - {"sources", "parameters", "base_model"}, key=str):
+                raise RecipeError(f"{where}.{unknown[0]}: a recipe has nothing like it (found {shown(item[unknown[0]])})")
             if item.get("base_model") is not None and _model(item["base_model"], f"{where}.base_model") != self.base:
                 raise RecipeError(f"{where}.base_model: a recipe has one base")
             pieces.append(self._slice(item, where))
@@ -201,13 +204,13 @@ class _Reader:
         fixed = FIXED[self.method.name][name]
         for value in given:
             if value not in (None, fixed):
-                raise RecipeError(f"parameters.{name}: {fixed:g} in {self.method.name}, and no other (found {value!r:.60})")
+                raise RecipeError(f"parameters.{name}: {fixed:g} in {self.method.name}, and no other (found {shown(value)})")
 
     def _dtype(self) -> str | None:
         dtype = self.data.get("out_dtype") or self.data.get("dtype")
         if dtype is not None and dtype not in get_args(Dtype):
             key = "out_dtype" if self.data.get("out_dtype") else "dtype"
-            raise RecipeError(f"{key}: {dtype!r} cannot be written; a recipe's result is {', '.join(get_args(Dtype))}")
+            raise RecipeError(f"{key}: {shown(dtype)} cannot be written; a recipe's result is {', '.join(get_args(Dtype))}")
         return cast(str | None, dtype)
 
     def _tokenizer(self) -> dict[str, Any]:
@@ -217,7 +220,7 @@ class _Reader:
             settings = _mapping(given, "tokenizer")
             for key in ("tokens", "pad_to_multiple_of"):
                 if settings.get(key):
-                    raise RecipeError(f"tokenizer.{key}: a recipe adds no tokens (found {settings[key]!r:.60})")
+                    raise RecipeError(f"tokenizer.{key}: a recipe adds no tokens (found {shown(settings[key])})")
             source = settings.get("source", "union")
         if source == "union":
             raise RecipeError("tokenizer_source: union: a recipe makes no vocabulary of several; leave it out, or name a model")
@@ -233,7 +236,7 @@ class _Reader:
         template = self.data.get("chat_template")
         if template is not None:
             if not isinstance(template, str) or "{" not in template:
-                raise RecipeError(f"chat_template: {template!r:.60} is a name; a recipe holds the Jinja text itself")
+                raise RecipeError(f"chat_template: {shown(template)} is a name; a recipe holds the Jinja text itself")
             found["chat_template"] = template
         return found
 
@@ -241,7 +244,7 @@ class _Reader:
 def _items(value: Any, where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """The mappings of a list, each with its place."""
     if not isinstance(value, list) or not value:
-        raise RecipeError(f"{where}: expected a list (found {value!r:.60})")
+        raise RecipeError(f"{where}: expected a list (found {shown(value)})")
     return [(f"{where}[{position}]", _mapping(item, f"{where}[{position}]")) for position, item in enumerate(value)]
 
 
@@ -249,7 +252,7 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise RecipeError(f"{where}: expected a mapping (found {value!r:.60})")
+        raise RecipeError(f"{where}: expected a mapping (found {shown(value)})")
     return value
 
 
@@ -257,8 +260,8 @@ def _entry(item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """An entry of ``models`` or ``sources``."""
     if item.get("model") is None:
         raise RecipeError(f"{where}.model: missing")
-    if unknown := sorted(set(item) - {"model", "parameters", "layer_range"}):
-        raise RecipeError(f"{where}.{unknown[0]}: a recipe has nothing like it (found {item[unknown[0]]!r:.60})")
+    if unknown := sorted(set(item) - {"model", "parameters", "layer_range"}, key=str):
+        raise RecipeError(f"{where}.{unknown[0]}: a recipe has nothing like it (found {shown(item[unknown[0]])})")
     return item
 
 
@@ -269,13 +272,18 @@ def _model(value: Any, where: str) -> SourceRef:
             raise RecipeError(f"{where}.override_architecture: an architecture is not overridden here; leave it out")
         parts = [value.get("model"), value.get("lora")]
     else:
-        parts = [*str(value).split("+"), None][:2] if str(value).count("+") < 2 else [None, None]
-    named: list[str | None] = []
+        parts = [*value.split("+"), None][:2] if isinstance(value, str) and value.count("+") < 2 else []
+    named: list[Any] = []
     for part in parts:
-        pieces = [part.get("path"), part.get("revision")] if isinstance(part, dict) else [*str(part or "").split("@"), None]
-        named += [pieces[0] or None, pieces[1]]
-    if named[0] is None:
-        raise RecipeError(f"{where}: {value!r:.80} names no model; write PATH, PATH@REVISION or PATH+ADAPTER")
+        pieces: list[Any]
+        if isinstance(part, dict):
+            pieces = [part.get("path"), part.get("revision")]
+        else:
+            pieces = part.split("@") if isinstance(part, str) else [part]
+        named += [pieces[0] or None, *pieces[1:], *[None] * (2 - len(pieces))]
+    is_text = all(item is None or isinstance(item, str) for item in named)
+    if len(named) != 4 or named[0] is None or not is_text:  # more than 4: a second @
+        raise RecipeError(f"{where}: {shown(value)} names no model; write PATH, PATH@REVISION or PATH+ADAPTER")
     return SourceRef(model=named[0], revision=named[1], adapter=named[2], adapter_revision=named[3])
 
 
@@ -287,7 +295,7 @@ def _layers(value: Any, where: str) -> str:
         or not all(isinstance(n, int) for n in value)
         or not 0 <= value[0] < value[1]
     ):
-        raise RecipeError(f"{where}.layer_range: {value!r:.60} is not [first, one after the last]")
+        raise RecipeError(f"{where}.layer_range: {shown(value)} is not [first, one after the last]")
     return f"{value[0]}" if value[1] - value[0] == 1 else f"{value[0]}-{value[1] - 1}"
 
 
@@ -300,10 +308,12 @@ def _setting(scopes: Sequence[Any], where: str) -> Setting:
         if not isinstance(scope, list) or (scope and not any(isinstance(item, dict) for item in scope)):
             return [*found, (None, scope)]
         for item in scope:
-            condition = _mapping(item, where)
+            condition = _mapping(item, where.lstrip("."))
             if "value" not in condition or set(condition) - {"value", "filter"}:
-                raise RecipeError(f"{where.lstrip('.')}: expected a filter and a value (found {item!r:.60})")
+                raise RecipeError(f"{where.lstrip('.')}: expected a filter and a value (found {shown(item)})")
             name = None if condition.get("filter") == "*" else condition.get("filter")
+            if not (name is None or isinstance(name, str)):
+                raise RecipeError(f"{where.lstrip('.')}: the filter {shown(name)} is no text; put it in quotes")
             found.append((name, condition["value"]))
             if name is None:
                 return found
@@ -330,6 +340,8 @@ def _value(parameter: Parameter, setting: Setting, where: str) -> Any:
 def _convert(parameter: Parameter, value: Any, where: str) -> Any:
     """One value, or a gradient, in the type that a recipe has."""
     if isinstance(value, list):
+        if nested := [item for item in value if isinstance(item, list)]:
+            raise RecipeError(f"{where}: {shown(nested[0])} is not a number; a gradient is one list")
         return [_convert(parameter, item, where) for item in value]
     if parameter.name == "rescale" and isinstance(value, (bool, int)):
         return "l1" if value else "none"
@@ -338,6 +350,9 @@ def _convert(parameter: Parameter, value: Any, where: str) -> Any:
     if parameter.kind != "number":
         return value
     try:
-        return float(value)
-    except (TypeError, ValueError) as cause:
-        raise RecipeError(f"{where}: {value!r:.60} is not a number") from cause
+        number = float(value)
+    except (TypeError, ValueError, OverflowError) as cause:
+        raise RecipeError(f"{where}: {shown(value)} is not a number") from cause
+    if not math.isfinite(number):
+        raise RecipeError(f"{where}: {shown(value)} is not a finite number")
+    return number
