@@ -79,6 +79,9 @@ def build_model(
     with scratch_folder(out, key) as scratch:
         whole = _build_parts(recipe, scratch, sources=sources, base=base, how=how, report=report)
         recipe.save(whole / RECIPE_FILE)
+        if not overwrite and out.exists() and not _is_empty(out):
+            raise RecipeError(f"{out}: was made by somebody else meanwhile; choose another folder, or pass --overwrite")
+        _check_replaceable(recipe, out)  # again: a build takes minutes
         _replace(out, whole, scratch / "replaced")
     return out
 
@@ -95,9 +98,13 @@ def _replace(out: FilePath, whole: FilePath, aside: FilePath) -> None:
         raise
 
 
+def _is_empty(folder: FilePath) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
 def _check_replaceable(recipe: Recipe, out: FilePath) -> None:
     """Refuse to replace anything but a model, and a model that the recipe needs."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or _is_empty(out):
         return
     if not (out / "config.json").is_file():
         raise RecipeError(f"{out}: exists and is no model; choose another folder, or remove it yourself")

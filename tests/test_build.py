@@ -232,6 +232,22 @@ def test_an_existing_folder_is_kept(make: MakeRecipe, tmp_path: Path) -> None:
     assert (build_model(make("merge"), tmp_path / "empty", progress=False, overwrite=True) / "config.json").exists()
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_meanwhile_is_kept(overwrite: bool, make: MakeRecipe, tmp_path: Path) -> None:
+    """A folder that comes to be under the name during a build is not replaced; the same command goes on from what was built."""
+
+    def somebody_else(line: str) -> None:
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model/notes.txt").write_text("mine")
+
+    with pytest.raises(RecipeError, match="exists and is no model" if overwrite else "was made by somebody else meanwhile"):
+        build_model(make("merge"), tmp_path / "model", progress=False, overwrite=overwrite, report=somebody_else)
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["notes.txt"]
+    (tmp_path / "model/notes.txt").unlink()
+    build_model(make("merge"), tmp_path / "model", progress=False, overwrite=True)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["model"]
+
+
 def test_only_models_are_replaced(tiny: Path, make: MakeRecipe, tmp_path: Path) -> None:
     """Overwriting never removes a folder that is no model, a file, or a source of the recipe."""
     (tmp_path / "work").mkdir()
