@@ -1,23 +1,32 @@
-"""Rebuilds a published model from its recipe and its sources, and compares the result with what was published, bit for bit."""
+"""Rebuilds a published model from its recipe and its sources, and compares the result with what was published, bit for bit.
+
+Compares the weights and ``config.json``, which holds the path. Says nothing of tokenizer, code and card.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..build import RECIPE_FILE, build_model
 from ..errors import HubError
 from ..recipe import Recipe, SourceRef
 from ..sources import Source
+from .card import read_json
 from .commit import file_sha256, hub_errors
 from .names import is_on_hub, parents_of, parts_of, weight_files
 from .push import default_api
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+# How the sources are called, which the recipe says, and who wrote the file.
+_UNCOMPARED = ("sources", "transformers_version", "_name_or_path")
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Reproduction:
         files: The sha256 of each weights file that was rebuilt, by its name.
         tensors: Number of tensors compared; 0 where the files were equal as they are.
         differences: The tensors that differ.
+        settings: What differs in ``config.json``, one line each.
         versions: What the model was built with, where that is not what it was rebuilt with: ``{library: (then, now)}``.
     """
 
@@ -52,25 +62,29 @@ class Reproduction:
     files: dict[str, str]
     tensors: int
     differences: tuple[TensorDifference, ...]
+    settings: tuple[str, ...]
     versions: dict[str, tuple[str, str]]
 
     @property
     def same(self) -> bool:
         """Whether every bit is the same."""
-        return not self.differences
+        return not self.differences and not self.settings
 
     def to_text(self) -> str:
         """The report, for people."""
         where = f"{self.repo_id} at {self.commit[:12]}"
         if self.same:
-            how = "every file" if self.tensors == 0 else f"every one of {self.tensors} tensors, in other files"
+            how = "every weights file" if self.tensors == 0 else f"every one of {self.tensors} tensors, in other files"
             return "\n".join([f"{where}: the same bits, {how}", *(f"  {sha}  {name}" for name, sha in self.files.items())])
-        lines = [f"{where}: {len(self.differences)} of {self.tensors} tensors differ"]
+        lines = [f"{where}: {len(self.differences)} of {self.tensors} tensors differ"] if self.differences else []
         for difference in self.differences[:20]:
             largest = "" if difference.largest is None else f", by at most {difference.largest:.3g}"
             lines.append(f"  {difference.name}: {difference.what}{largest}")
         if len(self.differences) > 20:
             lines.append(f"  ... and {len(self.differences) - 20} more")
+        if self.settings:
+            lines.append(f"{where}: config.json is not what the recipe gives")
+            lines += [f"  {setting}" for setting in self.settings]
         lines += [f"  built with {name} {then}, rebuilt with {now}" for name, (then, now) in self.versions.items()]
         return "\n".join(lines)
 
@@ -102,13 +116,8 @@ def reproduce(
     """
     api = api or default_api()
     commit, recipe = _published(api, repo_id, revision)
-    expected = _hub_sha256(api, SourceRef(model=repo_id, revision=commit))
+    _check_published(api, repo_id, commit, recipe)
     assert recipe.built is not None  # _published has refused it otherwise
-    for name, sha in recipe.built.sha256.items():
-        if expected.get(name) != sha:
-            raise HubError(
-                f"{repo_id}: {name} is not the file that its {RECIPE_FILE} tells of; it was changed after it was pushed"
-            )
     for ref in [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]:
         verify_source(ref, api, progress=progress)
     with TemporaryDirectory(prefix="evomerge-reproduce-") as scratch:
@@ -116,7 +125,9 @@ def reproduce(
         built = build_model(recipe.model_copy(update={"built": None}), folder, progress=progress)
         files = {file.name: file_sha256(file) for file in weight_files(built)}
         count, differences = (0, []) if files == recipe.built.sha256 else _compare(Source(built), repo_id, commit)
-    return Reproduction(repo_id, commit, files, count, tuple(differences), _other_versions(recipe))
+        versions = _other_versions(recipe)
+        settings = _compare_configs(built, _download(api, repo_id, "config.json", commit), versions)
+    return Reproduction(repo_id, commit, files, count, tuple(differences), tuple(settings), versions)
 
 
 def verify_source(ref: SourceRef, api: HfApi, *, progress: bool = False) -> None:
@@ -166,6 +177,60 @@ def _hub_sha256(api: HfApi, ref: SourceRef) -> dict[str, str]:
     return {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
 
 
+def _check_published(api: HfApi, repo_id: str, commit: str, recipe: Recipe) -> None:
+    """Refuse weights that the recipe does not tell of: transformers might load them in place of those that it does."""
+    told = recipe.built.sha256 if recipe.built is not None else {}
+    there = _hub_sha256(api, SourceRef(model=repo_id, revision=commit))
+    for name, sha in told.items():
+        if there.get(name) != sha:
+            raise HubError(
+                f"{repo_id}: {name} is not the file that its {RECIPE_FILE} tells of; it was changed after it was pushed"
+            )
+    with hub_errors(f"{repo_id}: cannot be read"):
+        names = api.list_repo_files(repo_id, revision=commit)
+    loadable = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    for index in (name for name in names if name.endswith(".safetensors.index.json") and "/" not in name):
+        weights = read_json(_download(api, repo_id, index, commit)).get("weight_map")
+        loadable += [str(name) for name in weights.values()] if isinstance(weights, dict) else []
+    if extra := [name for name in dict.fromkeys(loadable) if name not in told]:
+        raise HubError(
+            f"{repo_id}: {extra[0]} is not in its {RECIPE_FILE}, and may be loaded in place of the files that are; it was "
+            "added after the model was pushed"
+        )
+
+
+def _download(api: HfApi, repo_id: str, name: str, commit: str) -> Path:
+    """One small file of the published model."""
+    with hub_errors(f"{repo_id}: {name} cannot be downloaded"):
+        return Path(api.hf_hub_download(repo_id, name, revision=commit))
+
+
+def _compare_configs(built: Path, published: Path, versions: Mapping[str, tuple[str, str]]) -> list[str]:
+    """What ``config.json`` says otherwise. Another transformers writes more keys or fewer; that is no difference."""
+    pairs = [_flat(read_json(file)) for file in (built / "config.json", published)]
+    here, there = ({key: value for key, value in pair.items() if key.rpartition(".")[2] not in _UNCOMPARED} for pair in pairs)
+    both = here.keys() & there.keys()
+    keys = [key for key in {**here, **there} if key in both or "transformers" not in versions]
+    return [
+        f"{key}: {_shown(there.get(key))} is published, the recipe gives {_shown(here.get(key))}"
+        for key in keys
+        if here.get(key) != there.get(key)
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _compare(built: Source, repo_id: str, commit: str) -> tuple[int, list[TensorDifference]]:
     """Tensor by tensor: how the rebuilt model differs from the published one."""
     published = Source.open(SourceRef(model=repo_id, revision=commit))
@@ -184,10 +249,12 @@ def _difference(name: str, built: Source, published: Source) -> TensorDifference
     if (here.dtype, here.shape) != (there.dtype, there.shape):
         return TensorDifference(name, f"{there} is published, {here} was rebuilt")
     a, b = built.get(name), published.get(name)
-    if torch.equal(a.view(torch.uint8) if a.dim() else a, b.view(torch.uint8) if b.dim() else b):
+    bits = [tensor.contiguous().reshape(-1).view(torch.uint8).reshape(tensor.numel(), -1) for tensor in (a, b)]
+    count = int((bits[0] != bits[1]).any(dim=1).sum()) if a.numel() else 0
+    if count == 0:
         return None
     distance = (a.double() - b.double()).abs()
-    return TensorDifference(name, f"{int((distance > 0).sum())} of {a.numel()} numbers differ", float(distance.max()))
+    return TensorDifference(name, f"{count} of {a.numel()} numbers differ", float(distance.max()))
 
 
 def _other_versions(recipe: Recipe) -> dict[str, tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,9 @@ def test_a_published_merge_is_rebuilt_bit_for_bit(
     push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
     result = reproduce("local/merge", out=tmp_path / "again", api=lfs_api)
     assert result.same
-    assert result.to_text().splitlines()[0].endswith("the same bits, every file")
+    assert result.to_text().splitlines()[0].endswith("the same bits, every weights file")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
-    assert "the same bits, every file" in program(MAIN, "reproduce", "local/merge")
+    assert "the same bits, every weights file" in program(MAIN, "reproduce", "local/merge")
 
 
 def test_one_changed_byte_in_a_source_is_refused(
@@ -124,6 +125,41 @@ def test_weights_that_were_changed_after_the_push_are_refused(
     lfs_api.upload_file(repo_id="local/merge", path_in_repo="model.safetensors", path_or_fileobj=tmp_path / "x.safetensors")
     with pytest.raises(HubError, match=r"model.safetensors is not the file that its recipe.yaml tells of"):
         reproduce("local/merge", api=lfs_api)
+
+
+@pytest.mark.parametrize("where", ["model.safetensors", "other/x.safetensors"])
+def test_weights_that_were_added_after_the_push_are_refused(
+    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path, where: str
+) -> None:
+    """A file that transformers would load in place of the recipe's own does not go unnoticed, at the top or by the index."""
+    parts = build_model(Recipe.load(merged / "recipe.yaml"), tmp_path / "parts", max_shard_size="20KB", progress=False)
+    push_model(parts, "local/merge", PushOptions(published=published), api=lfs_api)
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    lfs_api.upload_file(repo_id="local/merge", path_in_repo=where, path_or_fileobj=tmp_path / "x.safetensors")
+    if "/" in where:
+        index = json.loads((parts / "model.safetensors.index.json").read_text())
+        index["weight_map"]["lm_head.weight"] = where
+        name = "model.safetensors.index.json"
+        lfs_api.upload_file(repo_id="local/merge", path_in_repo=name, path_or_fileobj=json.dumps(index).encode())
+    with pytest.raises(HubError, match=rf"{where} is not in its recipe.yaml, and may be loaded in place"):
+        reproduce("local/merge", api=lfs_api)
+
+
+def test_a_config_that_the_recipe_does_not_give_is_reported(merged: Path, published: dict[str, str], lfs_api: HfApi) -> None:
+    """The path, its scales and everything else that config.json decides are compared as the weights are."""
+    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
+    config = json.loads(Path(lfs_api.hf_hub_download("local/merge", "config.json")).read_text())
+    config["scales"][1] = 0.75
+    config["text_config"]["rms_norm_eps"] = 0.5
+    lfs_api.upload_file(repo_id="local/merge", path_in_repo="config.json", path_or_fileobj=json.dumps(config).encode())
+    result = reproduce("local/merge", api=lfs_api)
+    assert not result.same
+    assert result.differences == ()
+    assert result.settings == (
+        "scales: [1.0, 0.75, 1.5] is published, the recipe gives [1.0, 0.5, 1.5]",
+        "text_config.rms_norm_eps: 0.5 is published, the recipe gives 1e-06",
+    )
+    assert "config.json is not what the recipe gives" in result.to_text()
 
 
 def test_what_cannot_be_rebuilt_is_refused(merged: Path, lfs_api: HfApi, hub: LocalHub) -> None:
