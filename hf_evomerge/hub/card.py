@@ -20,12 +20,13 @@ from ..build import RECIPE_FILE
 from ..errors import HubError
 from ..recipe import Recipe, SourceRef
 from .bundled import bundled
+from .commit import hub_errors, one_line
 from .licences import LicenceDecision
 from .names import is_on_hub, parents_of, parts_of
 from .record import IMAGES_FOLDER, STUDY_JSON
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import HfApi, ModelCardData
 
 TEMPLATE = "model.md.jinja"
 _STAGE_NAMES = {"ps": "Parameter space", "dfs": "Data flow space", "random": "Random search, for comparison"}
@@ -150,12 +151,44 @@ def card_metadata(facts: CardFacts, repo_id: str, licence: LicenceDecision, lang
         pipeline_tag="text-generation",
         tags=["merge", "evomerge"],
         license=licence.licence,
-        license_name=licence.name,
-        license_link=licence.link or (f"https://huggingface.co/{repo_id}#licences" if licence.licence == "other" else None),
+        **_licence_terms(repo_id, licence),
         language=list(languages) or None,
         model_name=repo_id.rsplit("/", 1)[-1] if evaluations else None,
         eval_results=evaluations or None,
     )
+
+
+def metadata_text(repo_id: str, licence: LicenceDecision, languages: Sequence[str]) -> str:
+    """The part of a card that is known before there is a model, for `check_metadata`."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(license=licence.licence, language=list(languages) or None, **_licence_terms(repo_id, licence))
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def check_metadata(card: str, repo_id: str, api: HfApi) -> None:
+    """Ask the Hub whether it takes a card's metadata: it would refuse the commit, after everything was uploaded.
+
+    Raises:
+        HubError: It does not.
+    """
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    with hub_errors(f"{repo_id}: the metadata of the card cannot be checked"):
+        response = get_session().post(f"{api.endpoint}/api/validate-yaml", json={"content": card, "repoType": "model"})
+        if response.status_code != 400:
+            hf_raise_for_status(response)
+            return
+        complaints = [str(error.get("message")) for error in response.json().get("errors", [])]
+    raise HubError(
+        f"{repo_id}: the Hub does not take the metadata of the card: {one_line(ValueError('; '.join(complaints)))}; correct "
+        "--license or --language"
+    )
+
+
+def _licence_terms(repo_id: str, licence: LicenceDecision) -> dict[str, Any]:
+    link = f"https://huggingface.co/{repo_id}#licences" if licence.licence == "other" else None
+    return {"license_name": licence.name, "license_link": licence.link or link}
 
 
 def markdown_text(value: object) -> str:

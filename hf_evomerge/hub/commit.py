@@ -84,17 +84,31 @@ def commit_files(
     """
     from huggingface_hub import CommitOperationDelete
 
-    with hub_errors(f"{target.repo_id}: cannot be read"):
-        head = str(api.repo_info(target.repo_id, repo_type=target.repo_type, revision=target.revision).sha)
-        there = api.list_repo_files(target.repo_id, repo_type=target.repo_type, revision=head)
-    if _landed(api, target, head, files) and not any(remove(name) for name in there if name not in files):
+    head, there = _state(api, target)
+    gone = [name for name in there if name not in files and remove(name)]
+    if not gone and _landed(api, target, head, files):
         return Commit(target.repo_id, head, _url(api, target), changed=False)
     additions = _upload(api, target, files, head, progress)
-    deletions = [CommitOperationDelete(path_in_repo=name) for name in there if name not in files and remove(name)]
+    deletions = [CommitOperationDelete(path_in_repo=name) for name in gone]
     sha = _send(api, target, [*additions, *deletions], head, files, message)
     if not _landed(api, target, sha, files):
         raise HubError(f"{target.repo_id}: commit {sha[:12]} does not hold what was sent; push again")
     return Commit(target.repo_id, sha, _url(api, target))
+
+
+def unchanged(api: HfApi, target: Target, files: Mapping[str, Content], *, remove: Callable[[str], bool]) -> Commit | None:
+    """The branch's head where `commit_files` would have nothing to change; None otherwise."""
+    head, there = _state(api, target)
+    if any(remove(name) for name in there if name not in files) or not _landed(api, target, head, files):
+        return None
+    return Commit(target.repo_id, head, _url(api, target), changed=False)
+
+
+def _state(api: HfApi, target: Target) -> tuple[str, list[str]]:
+    """The head of the branch, and the files in it."""
+    with hub_errors(f"{target.repo_id}: cannot be read"):
+        head = str(api.repo_info(target.repo_id, repo_type=target.repo_type, revision=target.revision).sha)
+        return head, api.list_repo_files(target.repo_id, repo_type=target.repo_type, revision=head)
 
 
 def _upload(api: HfApi, target: Target, files: Mapping[str, Content], head: str, progress: bool) -> list[CommitOperationAdd]:
@@ -170,7 +184,8 @@ def _head_or_none(api: HfApi, target: Target) -> str | None:
         return str(api.repo_info(target.repo_id, repo_type=target.repo_type, revision=target.revision).sha)
     except Exception as cause:
         if not _is_passing(cause):
-            raise
+            with hub_errors(f"{target.repo_id}: cannot be read, so it is not known whether the commit was taken; push again"):
+                raise
         return None
 
 

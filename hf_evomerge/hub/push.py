@@ -21,20 +21,26 @@ from ..folders import COMPANIONS
 from ..recipe import Built, Recipe, SourceRef
 from ..search.run import MODEL_FOLDER
 from ..search.study import STUDY_FILE
-from .card import CardFacts, read_json, render_card
-from .commit import Commit, Content, Target, commit_files, file_sha256, hub_errors
+from .card import CardFacts, check_metadata, metadata_text, read_json, render_card
+from .commit import Commit, Content, Target, commit_files, file_sha256, hub_errors, unchanged
 from .licences import LicenceDecision, decide_licence, licence_of
 from .names import PublicNames, is_on_hub, parents_of, parts_of, weight_files
 from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, public_recipe, write_record
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import Discussion, HfApi
 
 CARD = "README.md"
 _CODE = ("configuration_evo_merged.py", "modeling_evo_merged.py")
 _LIBRARIES = ("hf-evomerge", "huggingface_hub", "safetensors", "torch", "transformers")
-# What an earlier push may have left and a later one must not: other shards, the code and the record of another winner.
-_OURS = ("*.safetensors", "*.safetensors.index.json", *_CODE, RECIPE_FILE, STUDY_JSON, TRIALS_FILE, f"{IMAGES_FOLDER}/*.png")
+# What an earlier push may have left and a later one must not: other shards, tokenizer, code and record of another winner.
+_OURS = (
+    *("*.safetensors", "*.safetensors.index.json", *COMPANIONS, *_CODE),
+    *(RECIPE_FILE, STUDY_JSON, TRIALS_FILE, *(f"{IMAGES_FOLDER}/{name}.png" for name in ("fitness", "path", "weights"))),
+)
+# What makes a repository one of something else, whose files and ours would be taken for each other.
+_OTHER_KINDS = {"adapter_config.json": "an adapter", "model_index.json": "a diffusers pipeline"}
+_PULL_REQUEST = "Evolved merge by hf_evomerge"
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,9 @@ class PushOptions:
     """How a model is published.
 
     Attributes:
-        private: Make a new repository private. One that exists stays as it is.
+        private: Make a new repository private. One that exists and is public is refused.
         revision: The branch; made where there is none.
-        create_pr: Open a pull request instead of committing to the branch.
+        create_pr: Open a pull request instead of committing to the branch; one that an earlier push opened is gone on with.
         licence: A Hub identifier, in place of what follows from the parents' licences.
         languages: ISO 639 codes for the card.
         published: Where local source folders were published: ``{folder: repository}``.
@@ -73,12 +79,14 @@ class PushPlan:
         files: What each file in the repository is to hold.
         licence: What it goes out under.
         warnings: What a reader should know before it is public, one line each.
+        removed: Which files of an earlier winner go.
     """
 
     repo_id: str
     files: Mapping[str, Content]
     licence: LicenceDecision
     warnings: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -90,6 +98,7 @@ class PushPlan:
         lines = [f"{self.repo_id}: {len(self.files)} files, {self.size / 1e6:.1f} MB, licence {self.licence.title}"]
         for name, content in sorted(self.files.items()):
             lines.append(f"  {(len(content) if isinstance(content, bytes) else content.stat().st_size):>14,}  {name}")
+        lines += [f"  {'removed':>14}  {name}" for name in self.removed]
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
@@ -139,22 +148,16 @@ def push_model(
     check_login(api, repo_id)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
-        target = _open_target(api, repo_id, options)
-        message = f"{'Evolved merge' if STUDY_JSON in plan.files else 'Merge'} by hf_evomerge {version('hf-evomerge')}"
-        commit = commit_files(
-            api,
-            target,
-            plan.files,
-            message=message,
-            remove=lambda name: any(fnmatch(name, pattern) for pattern in _OURS),
-            progress=progress,
-        )
+        target, commit = _carry_out(api, plan, options, progress)
     space, warnings = None, list(plan.warnings)
     if options.space:
         from .space import push_space
 
         revision = None if target.revision == "main" else target.revision
-        space = push_space(repo_id, repo_id, revision=revision, private=options.private, api=api)
+        try:
+            space = push_space(repo_id, repo_id, revision=revision, private=options.private, api=api)
+        except HubError as cause:
+            raise HubError(f"the model is published, {commit.url} at {commit.sha[:12]}, but not its Space: {cause}") from cause
         if options.private:
             warnings.append(f"the Space can read the private model once you give it a secret HF_TOKEN: {space.url}/settings")
     return Pushed(commit, space, tuple(warnings))
@@ -174,7 +177,7 @@ def describe_push(
 def check_push(repo_id: str, recipe_refs: Sequence[SourceRef], options: PushOptions, *, api: HfApi | None = None) -> None:
     """Refuse, before a search begins, what could not be pushed when it ends.
 
-    Checks the login, the name and the licences of the parents.
+    Checks the login, the name, what is there already, and the licences of the parents.
 
     Args:
         repo_id: Where the winner is to go.
@@ -187,9 +190,11 @@ def check_push(repo_id: str, recipe_refs: Sequence[SourceRef], options: PushOpti
     """
     api = api or default_api()
     check_login(api, repo_id)
+    _files_there(api, repo_id, options)
     names = PublicNames(api, options.published)
     parents = [part for ref in recipe_refs for part in parts_of(ref)]
-    decide_licence([licence_of(_for_licence(ref, names), api) for ref in parents], options.licence)
+    licence = decide_licence([licence_of(_for_licence(ref, names), api) for ref in parents], options.licence)
+    check_metadata(metadata_text(repo_id, licence, options.languages), repo_id, api)
 
 
 def plan_push(
@@ -207,6 +212,7 @@ def plan_push(
         scratch: An empty folder for the files that are made; the plan needs it until it is carried out.
     """
     model, search = find_model(Path(folder))
+    there = _files_there(api, repo_id, options)
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
@@ -223,9 +229,11 @@ def plan_push(
     _write_config(model, recipe, names, scratch / "config.json")
     if options.card:
         card = render_card(CardFacts.of_folder(scratch), repo_id, licence, languages=options.languages)
+        check_metadata(card, repo_id, api)
         (scratch / CARD).write_text(card, encoding="utf-8")
     files.update({str(file.relative_to(scratch)): file for file in sorted(scratch.rglob("*")) if file.is_file()})
-    return PushPlan(repo_id, files, licence, tuple(_warnings(recipe, names, licence)))
+    removed = tuple(name for name in there if name not in files and _is_ours(name))
+    return PushPlan(repo_id, files, licence, tuple(_warnings(recipe, names, licence)), removed)
 
 
 def find_model(folder: Path) -> tuple[Path, Path | None]:
@@ -274,10 +282,69 @@ def _open_target(api: HfApi, repo_id: str, options: PushOptions) -> Target:
     if revision != "main":
         with hub_errors(f"{repo_id}: the branch {revision!r} cannot be created"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-    if options.create_pr:
-        with hub_errors(f"{repo_id}: a pull request cannot be opened"):
-            revision = f"refs/pr/{api.create_pull_request(repo_id, title='Evolved merge by hf_evomerge').num}"
     return Target(repo_id, revision=revision)
+
+
+def _carry_out(api: HfApi, plan: PushPlan, options: PushOptions, progress: bool) -> tuple[Target, Commit]:
+    """Commit what is planned, to the branch or in a pull request; where there is nothing to change, none is opened."""
+    target = _open_target(api, plan.repo_id, options)
+    message = f"{'Evolved merge' if STUDY_JSON in plan.files else 'Merge'} by hf_evomerge {version('hf-evomerge')}"
+    if not options.create_pr:
+        return target, commit_files(api, target, plan.files, message=message, remove=_is_ours, progress=progress)
+    if same := unchanged(api, target, plan.files, remove=_is_ours):
+        return target, same
+    with hub_errors(f"{plan.repo_id}: a pull request cannot be opened"):
+        pull = _pull_request(api, plan.repo_id)
+    target = Target(plan.repo_id, revision=f"refs/pr/{pull.num}")
+    commit = commit_files(api, target, plan.files, message=message, remove=_is_ours, progress=progress)
+    if pull.status == "draft":
+        with hub_errors(f"{commit.url}: holds the model, but is still a draft"):
+            api.change_discussion_status(plan.repo_id, pull.num, new_status="open")
+    return target, commit
+
+
+def _pull_request(api: HfApi, repo_id: str) -> Discussion:
+    """The user's open pull request of an earlier push, or a new one."""
+    user = api.whoami()["name"]
+    for found in api.get_repo_discussions(repo_id, author=user, discussion_type="pull_request"):
+        if found.title == _PULL_REQUEST and found.author == user and found.status in ("open", "draft"):
+            return found
+    return api.create_pull_request(repo_id, title=_PULL_REQUEST)
+
+
+def _files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
+    """What is in the repository already; nothing, where there is none.
+
+    Raises:
+        HubError: What is there, or the options, do not allow the push.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    if options.create_pr and options.revision is not None:
+        raise HubError(f"{repo_id}: a pull request is one to the main branch; leave out --revision or --create-pr")
+    if options.space:
+        from .space import check_space
+
+        check_space(repo_id, api, private=options.private)
+    with hub_errors(f"{repo_id}: cannot be read"):
+        try:
+            if options.private and not api.model_info(repo_id).private:
+                raise HubError(f"{repo_id}: is there already, and public; make it private there, or leave out --private")
+            try:
+                names = api.list_repo_files(repo_id, revision=options.revision)
+            except RevisionNotFoundError:  # the branch will start as main is
+                names = api.list_repo_files(repo_id)
+        except RepositoryNotFoundError:
+            return []
+    for name, kind in _OTHER_KINDS.items():
+        if name in names:
+            raise HubError(f"{repo_id}: holds {kind} ({name}), not a model; choose another name, or remove the file there")
+    return names
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file in the repository is one that a push would have put there; fnmatch's ``*`` would reach into folders."""
+    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in _OURS)
 
 
 def _write_config(model: Path, recipe: Recipe, names: PublicNames, file: Path) -> None:

@@ -50,6 +50,7 @@ def push_space(
     """
     api = api or default_api()
     check_login(api, repo_id)
+    check_space(repo_id, api, private=private)
     with hub_errors(f"{model}: the Space would show a model that cannot be found"):
         info = api.model_info(model, revision=revision)
     with hub_errors(f"{repo_id}: the Space cannot be created"):
@@ -57,6 +58,29 @@ def push_space(
     files = space_files(model, revision, title=repo_id.rsplit("/", 1)[-1])
     message = f"Show {model} at {str(info.sha)[:12]}"
     return commit_files(api, Target(repo_id, "space"), files, message=message, remove=_is_code, progress=progress)
+
+
+def check_space(repo_id: str, api: HfApi, *, private: bool = False) -> None:
+    """Refuse a Space that is there and is not ours: its code would be replaced.
+
+    Raises:
+        HubError: It shows something else, or is public and should be private.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    with hub_errors(f"{repo_id}: the Space cannot be read"):
+        try:
+            info = api.space_info(repo_id)
+        except RepositoryNotFoundError:
+            return
+    names = [file.rfilename for file in info.siblings or []]
+    if SETTINGS_FILE not in names and (code := next(filter(_is_code, names), None)):
+        raise HubError(
+            f"{repo_id}: is a Space with an app of its own ({code}), which would be replaced; give the Space another name with "
+            "`hf-evomerge space`, or empty it"
+        )
+    if private and not info.private:
+        raise HubError(f"{repo_id}: the Space is there already, and public; make it private, or leave out --private")
 
 
 def space_files(model: str, revision: str | None = None, *, title: str | None = None) -> dict[str, Content]:

@@ -24,7 +24,7 @@ from hf_evomerge.errors import HubError
 from hf_evomerge.hub.card import TEMPLATE
 from hf_evomerge.hub.commit import ATTEMPTS
 from hf_evomerge.hub.local import Fault, LocalHub
-from hf_evomerge.hub.push import PushOptions, describe_push, push_model
+from hf_evomerge.hub.push import PushOptions, check_push, describe_push, push_model
 from hf_evomerge.recipe import Recipe
 from hf_evomerge.search.study import Study
 
@@ -177,6 +177,112 @@ def test_private_branches_and_pull_requests(plain: Path, hub: LocalHub, lfs_api:
     assert "model.safetensors" not in lfs_api.list_repo_files("local/merge")
     assert "model.safetensors" in lfs_api.list_repo_files("local/merge", revision="refs/pr/1")
     assert pushed.model.url == f"{hub.endpoint}/local/merge/discussions/1"
+
+
+def test_what_a_push_did_not_make_is_kept_and_what_changes_the_model_goes(plain: Path, lfs_api: HfApi) -> None:
+    """An earlier winner's chat template and tokenizer would change this model; weights and pictures in folders do not."""
+    ours = ("chat_template.jinja", "tokenizer.model", "images/path.png")
+    theirs = ("steps/1/model.safetensors", "onnx/x.safetensors", "images/logo.png", "images/more/path.png", "notes.py")
+    lfs_api.create_repo("local/merge")
+    files = [CommitOperationAdd(name, b"x") for name in (*ours, *theirs)]
+    lfs_api.create_commit("local/merge", files, commit_message="before")
+    planned = describe_push(plain, "local/merge", api=lfs_api)
+    push_model(plain, "local/merge", api=lfs_api)
+    there = set(lfs_api.list_repo_files("local/merge"))
+    assert there >= {*theirs, "model.safetensors"}
+    assert not there & set(ours)
+    for name in ours:
+        assert f"removed  {name}\n" in planned
+    assert not any(f"removed  {name}" in planned for name in theirs)
+
+
+def test_a_repository_of_something_else_is_refused(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+    """Beside an adapter's config, transformers would load another model than the one that is pushed."""
+    lfs_api.create_repo("local/merge")
+    lfs_api.upload_file(repo_id="local/merge", path_in_repo="adapter_config.json", path_or_fileobj=b"{}")
+    for refused in (push_model, describe_push):
+        with pytest.raises(HubError, match=r"local/merge: holds an adapter \(adapter_config.json\), not a model"):
+            refused(plain, "local/merge", api=lfs_api)
+    with pytest.raises(HubError, match=r"holds an adapter"):
+        check_push("local/merge", [], PushOptions(), api=lfs_api)
+
+
+def test_private_is_not_ignored(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+    """Asked for a private repository, nothing is pushed to a public one that is there, nor to a public Space."""
+    lfs_api.create_repo("local/merge")
+    with pytest.raises(HubError, match=r"local/merge: is there already, and public"):
+        push_model(plain, "local/merge", PushOptions(private=True), api=lfs_api)
+    assert not any(seen.method == "PUT" for seen in hub.requests)
+    lfs_api.create_repo("local/other", repo_type="space", space_sdk="gradio")
+    with pytest.raises(HubError, match=r"local/other: the Space is there already, and public"):
+        push_model(plain, "local/other", PushOptions(private=True, space=True), api=lfs_api)
+    assert not lfs_api.repo_exists("local/other")
+
+
+def test_a_space_with_an_app_of_its_own_is_not_replaced(plain: Path, lfs_api: HfApi) -> None:
+    """A Space under the model's name that shows something else is refused before anything is pushed."""
+    lfs_api.create_repo("local/merge", repo_type="space", space_sdk="gradio")
+    lfs_api.upload_file(repo_id="local/merge", repo_type="space", path_in_repo="app.py", path_or_fileobj=b"print('mine')")
+    with pytest.raises(HubError, match=r"local/merge: is a Space with an app of its own \(app.py\)"):
+        push_model(plain, "local/merge", PushOptions(space=True), api=lfs_api)
+    assert not lfs_api.repo_exists("local/merge")
+
+
+def test_a_space_that_fails_says_that_the_model_is_there(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+    """Where only the Space cannot be made, the error says that the model is published, and pushing again makes the Space."""
+    hub.faults.add(Fault(r"POST /api/spaces/local/merge/commit/", "status", status=403))
+    with pytest.raises(HubError, match=r"the model is published, http.*/local/merge at [0-9a-f]{12}, but not its Space: "):
+        push_model(plain, "local/merge", PushOptions(space=True), api=lfs_api)
+    again = push_model(plain, "local/merge", PushOptions(space=True), api=lfs_api)
+    assert not again.model.changed
+    assert again.space is not None
+
+
+def test_a_pull_request_is_gone_on_with(plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]) -> None:
+    """After a failure the same pull request is finished; it is open, and none is opened where there is nothing to change."""
+    hub.faults.add(Fault(COMMIT, "status", status=500, times=ATTEMPTS))
+    with pytest.raises(HubError, match="push again later"):
+        push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api)
+    pushed = [push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api).model for _ in range(2)]
+    assert [(commit.url.rsplit("/", 1)[-1], commit.changed) for commit in pushed] == [("1", True), ("1", False)]
+    assert [(one.num, one.status) for one in lfs_api.get_repo_discussions("local/merge")] == [(1, "open")]
+    lfs_api.merge_pull_request("local/merge", 1)
+    again = push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api).model
+    assert (again.changed, again.url) == (False, f"{hub.endpoint}/local/merge")
+    assert len(list(lfs_api.get_repo_discussions("local/merge"))) == 1
+    with pytest.raises(HubError, match="leave out --revision or --create-pr"):
+        push_model(plain, "local/merge", PushOptions(create_pr=True, revision="try"), api=lfs_api)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (PushOptions(licence="my own"), '"license" must be one of'),
+        (PushOptions(languages=["japanese"]), '"japanese" is not valid'),
+    ],
+)
+def test_metadata_that_the_hub_does_not_take_are_refused_first(
+    plain: Path, hub: LocalHub, lfs_api: HfApi, options: PushOptions, complaint: str
+) -> None:
+    """A licence or language that is none is refused by a dry run, before a search, and before anything is uploaded."""
+    for refused in (push_model, describe_push):
+        with pytest.raises(HubError, match=complaint):
+            refused(plain, "local/merge", options, api=lfs_api)
+    with pytest.raises(HubError, match=complaint):
+        check_push("local/merge", [], options, api=lfs_api)
+    assert not lfs_api.repo_exists("local/merge")
+    assert not any(seen.method == "PUT" for seen in hub.requests)
+
+
+def test_a_hub_that_shuts_the_door_meanwhile_is_one_line(
+    plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]
+) -> None:
+    """Where the commit's answer is lost and the repository cannot be read any more, that is said."""
+    hub.faults.add(Fault(COMMIT, "status", status=503))
+    lfs_api.create_repo("local/merge")
+    hub.faults.add(Fault(r"GET /api/models/local/merge/revision/main", "status", status=403, skip=1, times=None))
+    with pytest.raises(HubError, match=r"not known whether the commit was taken"):
+        push_model(plain, "local/merge", api=lfs_api)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +443,8 @@ def test_a_licence_conflict_publishes_nothing(plain: Path, tiny: Path, lfs_api: 
 def test_a_dry_run_lists_everything_and_changes_nothing(hybrid_search: Path, hub: LocalHub, lfs_api: HfApi) -> None:
     """The plan names every file that would go up, and the Hub is only read."""
     text = describe_push(hybrid_search, "local/merge", api=lfs_api)
-    assert {seen.method for seen in hub.requests} <= {"GET", "HEAD"}
+    changing = [seen for seen in hub.requests if seen.method not in ("GET", "HEAD")]
+    assert {seen.target for seen in changing} <= {"/api/validate-yaml"}
     push_model(hybrid_search, "local/merge", api=lfs_api)
     for name in set(lfs_api.list_repo_files("local/merge")) - {".gitattributes"}:
         assert f"  {name}\n" in text + "\n"
