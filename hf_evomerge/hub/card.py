@@ -251,13 +251,14 @@ def _listing(names: Sequence[str]) -> str:
 
 def _path_values(facts: CardFacts) -> dict[str, Any]:
     if facts.recipe.flow is None:
-        return {"hops": 0, "distinct": 0, "scale_text": "", "foldable": False, "unfoldable_reason": ""}
+        return {"hops": 0, "runs": 0, "distinct": 0, "scale_text": "", "foldable": False, "unfoldable_reason": ""}
     path = facts.recipe.flow.to_path()
     scaled = facts.recipe.flow.scales is not None and any(scale != 1 for scale in path.scales)
     target = "the hidden state" if facts.recipe.flow.scale_target == "stream" else "the MLP output of the hop before"
     reason = "a hop runs several layers side by side" if not path.is_serial else "a scale is zero" if 0 in path.scales else ""
     return {
         "hops": len(path),
+        "runs": sum(len(hop.terms) for hop in path.hops),
         "distinct": len(path.unique_layers),
         "scale_text": f"one number per hop scales {target} on the way" if scaled else "nothing is scaled on the way",
         "foldable": not reason,
@@ -274,11 +275,22 @@ def _result_values(study: dict[str, Any] | None) -> dict[str, Any]:
         "split_text": _SPLITS.get(results["split"], "problems"),
         "rows": [_row(row) for row in rows],
         "has_accuracy": any(row.get("accuracy") is not None for row in rows),
-        "has_random": any(row["label"] == "random search" for row in rows),
+        "random_text": _random_text(rows, (study or {}).get("space")),
         "fitness_text": _FITNESS.get(str(task), "the score of the search's own task"),
     }
 
 
+def _random_text(rows: Sequence[dict[str, Any]], space: str | None) -> str:
+    """What the winner was compared with. A random search after a hybrid one has the space of its first stage only."""
+    drawn = next((row["evaluations"] for row in rows if row["label"] == _RANDOM), None)
+    if drawn is None:
+        return "No random search of the same budget was run for comparison."
+    evolved = max((row["evaluations"] or 0 for row in rows if row["label"] != _RANDOM), default=0)
+    where = "the same parameter space" if space == "hybrid" else "the same space"
+    return f"The random search drew {'as many' if drawn == evolved else drawn} candidates from {where}."
+
+
+_RANDOM = "random search"
 _FITNESS = {
     "likelihood": "the log-probability of the right answer, as the search scored it",
     "generation": "the score of the generated answer",
@@ -303,9 +315,17 @@ def _stage(stage: dict[str, Any]) -> dict[str, Any]:
 
 
 def _example(study: dict[str, Any] | None) -> str | None:
+    """A prompt as the search gave it to the models, for the code that loads it: text, or the messages of a chat."""
     examples = (study or {}).get("examples") or []
     chosen = next((example for example in examples if example.get("right")), None)
-    return json.dumps(chosen["prompt"], ensure_ascii=False) if chosen else None
+    if study is None or chosen is None:
+        return None
+    data = study.get("settings", {}).get("data", {})
+    spec: dict[str, Any] = next((data[split] for split in ("test", "validation", "search") if split in data), {})
+    if not spec.get("chat"):
+        return json.dumps(chosen["prompt"], ensure_ascii=False)
+    messages = [{"role": "system", "content": spec["system"]}] if spec.get("system") is not None else []
+    return json.dumps([*messages, {"role": "user", "content": chosen["prompt"]}], ensure_ascii=False)
 
 
 def _reproduction(recipe: Recipe) -> dict[str, Any]:

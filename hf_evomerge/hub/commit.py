@@ -158,7 +158,7 @@ def _send(
                     ).oid
                 )
         except Exception as cause:
-            if not _is_passing(cause) and _status(cause) != 412:
+            if not is_passing(cause) and _status(cause) != 412:
                 with hub_errors(f"{target.repo_id}: the commit was refused, and the branch is still at {head[:12]}"):
                     raise
             now = _head_or_none(api, target)
@@ -183,7 +183,7 @@ def _head_or_none(api: HfApi, target: Target) -> str | None:
     try:
         return str(api.repo_info(target.repo_id, repo_type=target.repo_type, revision=target.revision).sha)
     except Exception as cause:
-        if not _is_passing(cause):
+        if not is_passing(cause):
             with hub_errors(f"{target.repo_id}: cannot be read, so it is not known whether the commit was taken; push again"):
                 raise
         return None
@@ -245,7 +245,7 @@ def _status(cause: BaseException) -> int | None:
     return getattr(getattr(cause, "response", None), "status_code", None)
 
 
-def _is_passing(cause: BaseException) -> bool:
+def is_passing(cause: BaseException) -> bool:
     """Whether the same request may work a little later."""
     from huggingface_hub.utils import httpx
 

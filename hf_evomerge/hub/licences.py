@@ -10,9 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import yaml
 
 from ..errors import HubError
 from ..recipe import SourceRef
+from .commit import is_passing, one_line
+from .record import hide_folder, is_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -60,8 +65,15 @@ class ParentLicence:
 
     @property
     def terms(self) -> tuple[str, str | None, str | None]:
-        """What must be equal for two licences to be the same."""
-        return self.licence, self.name, self.link
+        """What must be equal for two licences to be the same; an identifier says it all, but for ``other``."""
+        return (self.licence, self.name, self.link) if self.licence == OTHER else (self.licence, None, None)
+
+    @property
+    def address(self) -> str | None:
+        """Where it can be read: a link to a file is one to a file of the parent."""
+        if self.link is None or "://" in self.link or "/" not in self.model:
+            return self.link
+        return f"https://huggingface.co/{quote(self.model)}/blob/main/{quote(self.link)}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ def decide_licence(parents: Sequence[ParentLicence], chosen: str | None = None) 
         raise HubError(f"licence: {conflict}; ask the authors, then pass --license with what you may use")
     first = parents[0] if parents else ParentLicence("")
     if first.licence != UNKNOWN and (first.licence != OTHER or first.name) and len({p.terms for p in parents}) == 1:
-        return LicenceDecision(first.licence, "All parents are under this licence.", parents, first.name, first.link)
+        return LicenceDecision(first.licence, "All parents are under this licence.", parents, first.name, first.address)
     if parents and all(parent.licence in PERMISSIVE for parent in parents):
         notices = tuple(f"{parent.model}: {parent.licence}" for parent in parents if parent.licence != "apache-2.0")
         return LicenceDecision(
@@ -145,13 +157,19 @@ def _conflict(parents: Sequence[ParentLicence]) -> str | None:
 
 
 def licence_of(ref: SourceRef, api: HfApi) -> ParentLicence:
-    """The licence that a parent's card states; ``unknown``, with a note, where it cannot be read."""
+    """The licence that a parent's card states; ``unknown``, with a note, where there is none to read.
+
+    Raises:
+        HubError: The Hub does not answer, so that it is not known whether there is one.
+    """
     from huggingface_hub import ModelCard
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     folder = Path(ref.model).expanduser()
     try:
-        if folder.is_dir():
+        if is_folder(ref.model):
+            if not folder.is_dir():
+                return ParentLicence(hide_folder(ref).model, note="the folder is not there any more")
             if not (folder / "README.md").is_file():
                 return ParentLicence(folder.name, note="the folder has no README.md")
             data = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
@@ -159,11 +177,15 @@ def licence_of(ref: SourceRef, api: HfApi) -> ParentLicence:
         else:
             card = api.model_info(ref.model, revision=ref.revision).card_data
             data, name = (card.to_dict() if card is not None else {}), ref.model
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as cause:
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError, yaml.YAMLError) as cause:
+        if is_passing(cause):
+            raise HubError(f"{ref.model}: its licence cannot be read: {one_line(cause)}; try again later") from cause
         return ParentLicence(ref.model, note=f"its card cannot be read: {' '.join(str(cause).split())[:120]}")
     licence = data.get("license")
     if isinstance(licence, list):
-        licence = licence[0] if len(licence) == 1 else None
+        if len(licence) > 1:
+            return ParentLicence(name, note=f"its card states several: {', '.join(map(str, licence))}")
+        licence = licence[0] if licence else None
     if not isinstance(licence, str) or not licence.strip():
         return ParentLicence(name, note="its card states no licence")
     texts = {key: value for key in ("license_name", "license_link") if isinstance(value := data.get(key), str)}

@@ -11,7 +11,7 @@ from ..errors import HubError
 from ..recipe import Recipe, SourceRef
 from ..sources import Source
 from .commit import file_sha256, hub_errors
-from .record import hide_folder
+from .record import hide_folder, is_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -24,6 +24,9 @@ class PublicNames:
         api: The client.
         published: The repositories where local folders were published, by folder. What is there must be what is in the folder.
 
+    Attributes:
+        guessed: Repositories that no revision is known of and that are not in the cache: pinned to what they hold now.
+
     Raises:
         HubError: A repository cannot be read, or does not hold the folder's weights.
     """
@@ -32,6 +35,7 @@ class PublicNames:
         self._api = api
         self._published = {Path(folder).expanduser().resolve(): repo_id for folder, repo_id in (published or {}).items()}
         self._known: dict[SourceRef, SourceRef] = {}
+        self.guessed: list[str] = []
 
     def __call__(self, ref: SourceRef) -> SourceRef:
         """The published reference."""
@@ -48,15 +52,18 @@ class PublicNames:
 
     def _pin(self, ref: SourceRef) -> SourceRef:
         """A checkpoint or an adapter by itself, by repository and commit."""
-        folder = Path(ref.model).expanduser()
-        if folder.is_dir():
+        if is_folder(ref.model):
+            folder = Path(ref.model).expanduser()
             repo_id = self._published.get(folder.resolve())
             return hide_folder(ref) if repo_id is None else self._same_weights(folder, repo_id)
-        return ref.model_copy(update={"revision": downloaded_commit(ref) or self._commit(ref)})
-
-    def _commit(self, ref: SourceRef) -> str:
+        commit = downloaded_commit(ref)
+        if commit is not None and "/" in ref.model:
+            return ref.model_copy(update={"revision": commit})
         with hub_errors(f"{ref.model}: cannot be pinned to a commit"):
-            return str(self._api.model_info(ref.model, revision=ref.revision).sha)
+            info = self._api.model_info(ref.model, revision=commit or ref.revision)  # its id has a slash, also that of `gpt2`
+        if commit is None and ref.revision is None:
+            self.guessed.append(ref.model)
+        return ref.model_copy(update={"model": info.id, "revision": str(info.sha)})
 
     def _same_weights(self, folder: Path, repo_id: str) -> SourceRef:
         """The repository's head, if its weights are those of the folder."""

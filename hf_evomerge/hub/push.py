@@ -40,6 +40,8 @@ _OURS = (
 )
 # What makes a repository one of something else, whose files and ours would be taken for each other.
 _OTHER_KINDS = {"adapter_config.json": "an adapter", "model_index.json": "a diffusers pipeline"}
+_NOTES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "preprocessor_config.json")
+_NOTED = ("name_or_path", "_name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file")
 _PULL_REQUEST = "Evolved merge by hf_evomerge"
 
 
@@ -223,6 +225,7 @@ def plan_push(
     files: dict[str, Content] = {file.name: file for file in weights}
     for pattern in ("*.safetensors.index.json", *COMPANIONS, *_CODE):
         files.update({str(file.relative_to(model)): file for file in sorted(model.glob(pattern)) if file.is_file()})
+    files.update(_without_folders(files, scratch))
     if search is not None:
         write_record(search, scratch, examples=options.examples, publish=names)
     public_recipe(recipe, names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
@@ -347,12 +350,29 @@ def _is_ours(name: str) -> bool:
     return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in _OURS)
 
 
+def _without_folders(files: Mapping[str, Content], scratch: Path) -> dict[str, Content]:
+    """The JSON files in which older libraries noted where on this machine something came from, written without it."""
+    cleaned: dict[str, Content] = {}
+    for name, file in files.items():
+        if name not in _NOTES or not isinstance(file, Path):
+            continue
+        settings = read_json(file)
+        if found := [key for key, value in settings.items() if key in _NOTED and str(value).startswith(("/", "~", "."))]:
+            kept = {key: value for key, value in settings.items() if key not in found}
+            (scratch / name).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            cleaned[name] = scratch / name
+    return cleaned
+
+
 def _write_config(model: Path, recipe: Recipe, names: PublicNames, file: Path) -> None:
     """The model's config.json, in which a path's sources are named as they are published."""
     config = read_json(model / "config.json")
     for described, ref in zip(config.get("sources") or [], recipe.sources, strict=False):
         described.pop("revision", None)
         described.update(names(ref).model_dump(exclude_none=True))
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and part.get("_name_or_path"):
+            del part["_name_or_path"]
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -363,6 +383,10 @@ def _warnings(recipe: Recipe, names: PublicNames, licence: LicenceDecision) -> l
             f"{', '.join(local)}: only on this machine, so nobody else can rebuild the model; publish the folder and pass "
             "--published FOLDER=user/name"
         )
+    warnings += [
+        f"{name}: not in the cache of this machine, so the recipe names what it holds now, which may not be what was merged"
+        for name in names.guessed
+    ]
     if licence.licence == "other":
         warnings.append(f"licence: {licence.reason} The card lists them; --license overrides it")
     if licence.chosen:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,14 +27,22 @@ IMAGES_FOLDER = "images"
 FORMAT = 1
 _STAGES = ("ps", "dfs", "random")
 
+# An absolute path: between quotes, where it may hold spaces, or by itself; not the end of a URL.
+_FOLDER = re.compile(r"(?<=['\"])(?P<quoted>~?/[^'\"]+)(?=['\"])|(?<![\w:/.~])(?P<bare>~?/[^\s'\"()\[\]{},;:]+)")
+
 Publish = Callable[[SourceRef], SourceRef]
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name is that of a folder and not of a repository, be the folder still there or not."""
+    return Path(name).expanduser().is_dir() or name.startswith(("/", "~", ".")) or name.count("/") > 1
 
 
 def hide_folder(ref: SourceRef) -> SourceRef:
     """A reference as strangers may see it: a folder of this machine by its last name only, others as they are."""
     named = {"model": ref.model, "adapter": ref.adapter}
-    folders = {key: Path(name) for key, name in named.items() if name is not None and Path(name).expanduser().is_dir()}
-    return ref.model_copy(update={key: folder.name for key, folder in folders.items()})
+    folders = {key: Path(name).expanduser() for key, name in named.items() if name is not None and is_folder(name)}
+    return ref.model_copy(update={key: folder.name or folder.resolve().name for key, folder in folders.items()})
 
 
 def write_record(
@@ -224,4 +233,4 @@ def _without_folders(error: str | None) -> str | None:
     """An error's text without what it says of this machine's folders."""
     if error is None:
         return None
-    return " ".join(Path(word).name if word.startswith(("/", "~/")) else word for word in error.split(" "))
+    return _FOLDER.sub(lambda found: Path(found["quoted"] or found["bare"]).name, error)

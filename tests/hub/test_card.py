@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import re
 from pathlib import Path
@@ -101,12 +102,35 @@ def test_figures_are_those_that_were_measured() -> None:
     ):
         assert line in card.text
     assert "Measured on 6 held-out test problems" in card.text
-    assert "The random search drew as many candidates" in card.text
+    assert "The random search drew as many candidates from the same parameter space." in card.text
     assert "Parameter space: 8 trials in 2 generations, 1 of which failed, 30 seconds of evaluation." in card.text
     assert "2 hours of evaluation" in card.text
     assert card.data.eval_results is not None
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_type) == ("accuracy", 0.7512, "u/data")
+
+
+def test_the_random_search_is_not_said_to_be_what_it_is_not() -> None:
+    """After a hybrid search it had the first stage's space; it had another budget where minutes ended it; or there was none."""
+    study = copy.deepcopy(STUDY)
+    study["results"]["rows"][2]["evaluations"] = 5
+    assert "The random search drew 5 candidates from the same parameter space." in _card(_facts("hybrid", study=study)).text
+    study["space"] = "dfs"
+    assert "drew 5 candidates from the same space." in _card(_facts("dfs", study=study)).text
+    del study["results"]["rows"][2]
+    assert "No random search of the same budget was run" in _card(_facts("dfs", study=study)).text
+
+
+def test_a_chat_is_shown_as_a_chat() -> None:
+    """Where the search prompted the models through the chat template, so does the code in the card."""
+    study = copy.deepcopy(STUDY)
+    study["settings"]["data"]["test"] |= {"chat": True, "system": "Be brief."}
+    text = _card(_facts("ps", study=study)).text
+    (line,) = [line for line in text.splitlines() if line.startswith("inputs = ")]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 'say "x"'}]
+    asked = re.fullmatch(r"inputs = tokenizer.apply_chat_template\((\[.*\]), add_generation_prompt=True, .*\)", line)
+    assert asked is not None
+    assert ast.literal_eval(asked[1]) == messages
 
 
 @pytest.mark.parametrize("split", ["validation", "search"])
@@ -146,6 +170,7 @@ def test_loading_and_folding_are_explained_for_each_kind() -> None:
     assert "a path of 4 hops visits 3 distinct layers" in path
     wide = _card(_facts("dfs", flow={"path": ["0:0", "0:1*0.5 + 1:1*0.5"]})).text
     assert "cannot be folded into a plain `LlamaForCausalLM`: a hop runs several layers side by side" in wide
+    assert "as much time and cache as a model of 3 layers" in wide
     zero = _card(_facts("dfs", flow={"path": ["0:0", "0:1"], "scales": [1, 0]})).text
     assert "a scale is zero" in zero
     assert 'tokenizer("say \\"x\\""' in path
@@ -189,6 +214,8 @@ def test_text_from_outside_stays_text() -> None:
     assert "\n# big" not in outside_recipe
     assert "49" not in outside_recipe
     (row,) = [line for line in outside_recipe.splitlines() if "-2.000" in line]
+    unknown = decide_licence([ParentLicence(hostile), ParentLicence("u/b", "mit")])
+    assert "<img" not in render_card(_facts("ps"), "u/merge", unknown)
     assert row.replace("\\|", "").count("|") == 5
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
 
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.licences import LicenceDecision, ParentLicence, decide_licence, licence_of
@@ -61,6 +63,43 @@ def test_named_licences_are_the_same_only_with_the_same_name() -> None:
     assert decide_licence(different).name == "licences-of-the-parents"
 
 
+def test_an_identifier_needs_no_name() -> None:
+    """Parents under one known licence agree, also where only one of them gives its address."""
+    both = [ParentLicence("a/a", "llama3"), ParentLicence("b/b", "llama3", "llama3", "LICENSE")]
+    assert decide_licence(both).licence == "llama3"
+    kept = [ParentLicence("a/a", "cc-by-sa-4.0"), ParentLicence("b/b", "cc-by-sa-4.0", link="https://example.org/sa")]
+    assert decide_licence(kept).licence == "cc-by-sa-4.0"
+
+
+def test_a_licence_file_is_the_parents() -> None:
+    """A link to a file of the parent's repository leads there, also from the merge, which has no such file."""
+    decision = decide_licence([ParentLicence(model, "other", "own", "LICENSE") for model in ("a/a", "b/b")])
+    assert (decision.licence, decision.link) == ("other", "https://huggingface.co/a/a/blob/main/LICENSE")
+
+
+def test_a_hub_that_does_not_answer_is_no_licence() -> None:
+    """A passing fault must not turn a known licence into an unknown one; a repository that is not there has none."""
+
+    def failing(status: int) -> Any:
+        response = httpx.Response(status, request=httpx.Request("GET", "http://127.0.0.1/api/models/a/b"))
+
+        def model_info(repo_id: str, revision: str | None = None) -> Any:
+            raise HfHubHTTPError(f"status {status}", response=response)
+
+        return SimpleNamespace(model_info=model_info)
+
+    for status in (503, 429):
+        with pytest.raises(HubError, match=r"a/b: its licence cannot be read: .*try again later"):
+            licence_of(SourceRef(model="a/b"), failing(status))
+    assert licence_of(SourceRef(model="a/b"), failing(404)).licence == "unknown"
+
+
+def test_a_card_that_cannot_be_parsed_states_nothing(tmp_path: Path) -> None:
+    """Broken metadata in a folder's README are no reason to end with an error of the YAML library."""
+    (tmp_path / "README.md").write_text("---\nlicense: [mit\nx: {\n---\n")
+    assert licence_of(SourceRef(model=str(tmp_path)), _api(None)).licence == "unknown"
+
+
 @pytest.mark.parametrize(
     ("licences", "named"),
     [
@@ -91,7 +130,9 @@ def test_the_licence_is_read_from_the_card(tmp_path: Path) -> None:
     assert licence_of(SourceRef(model="a/b"), _api({"license": "MIT"})) == ParentLicence("a/b", "mit")
     named = licence_of(SourceRef(model="a/b"), _api({"license": "other", "license_name": "own", "license_link": "https://x.y"}))
     assert named == ParentLicence("a/b", "other", "own", "https://x.y")
-    for data in (None, {}, {"license": ["mit", "gpl-3.0"]}, {"license": 3}):
+    several = licence_of(SourceRef(model="a/b"), _api({"license": ["mit", "gpl-3.0"]}))
+    assert several == ParentLicence("a/b", note="its card states several: mit, gpl-3.0")
+    for data in (None, {}, {"license": []}, {"license": 3}):
         assert licence_of(SourceRef(model="a/b"), _api(data)) == ParentLicence("a/b", note="its card states no licence")
     assert licence_of(SourceRef(model=str(tmp_path)), _api(None)).note == "the folder has no README.md"
     (tmp_path / "README.md").write_text("---\nlicense: gemma\n---\n# it\n")

@@ -139,6 +139,35 @@ def test_the_recipe_says_what_it_gave_and_from_what(hybrid_search: Path, tiny: P
             assert str(tiny).encode() not in file.read_bytes(), file.name
 
 
+def test_folders_that_are_gone_are_still_not_named(plain: Path, tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
+    """A merge goes out after its sources were removed, without a word of where they were; nor does a tokenizer's note."""
+    recipe = Recipe.load(plain / "recipe.yaml")
+    gone = [ref.model_copy(update={"model": f"{tmp_path}/gone/{name}"}) for name, ref in zip("ab", recipe.sources, strict=True)]
+    recipe.model_copy(update={"sources": gone}).save(plain / "recipe.yaml")
+    settings = json.loads((plain / "tokenizer_config.json").read_text())
+    settings |= {"name_or_path": f"{tmp_path}/x", "model_max_length": 48}
+    (plain / "tokenizer_config.json").write_text(json.dumps(settings))
+    pushed = push_model(plain, "local/merge", api=lfs_api)
+    assert any("a, b: only on this machine" in warning for warning in pushed.warnings)
+    folder = Path(lfs_api.snapshot_download("local/merge", local_dir=tmp_path / "got"))
+    for file in folder.rglob("*"):
+        if file.is_file() and ".cache" not in file.parts:
+            assert str(tmp_path).encode() not in file.read_bytes(), file.name
+    assert "| a | unknown | the folder is not there any more |" in (folder / "README.md").read_text()
+    assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 48
+
+
+def test_what_is_not_known_to_have_been_merged_is_said(plain: Path, tiny: Path, lfs_api: HfApi) -> None:
+    """A source without a revision that this machine never downloaded is pinned to what is there now, with a warning."""
+    for name in ("a", "b"):
+        lfs_api.create_repo(f"local/{name}")
+        lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
+    sources = [{"model": "local/a"}, {"model": "local/b", "revision": "main"}]
+    Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}}).save(plain / "recipe.yaml")
+    warnings = push_model(plain, "local/merge", api=lfs_api).warnings
+    assert [warning.split(":")[0] for warning in warnings if "may not be what was merged" in warning] == ["local/a"]
+
+
 def test_a_published_source_must_be_the_one_that_was_merged(plain: Path, tiny: Path, lfs_api: HfApi) -> None:
     """A repository that holds other weights than the folder is not taken for it."""
     lfs_api.create_repo("local/other")

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pyarrow import parquet
 
-from hf_evomerge.hub.record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, write_record
+from hf_evomerge.hub.record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, _without_folders, write_record
 from hf_evomerge.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.study import Study
@@ -88,3 +89,16 @@ def test_failed_trials_and_unfinished_searches_have_a_record(
     (row,) = parquet.read_table(tmp_path / "record" / TRIALS_FILE).to_pylist()
     assert (row["state"], row["fitness"], row["standard_error"], row["recipe"]) == ("FAILED", None, None, None)
     assert row["error"] == "model: cannot be read"
+
+
+@pytest.mark.parametrize(
+    ("error", "published"),
+    [
+        ("[Errno 2] No such file: '/home/some one/a/x.safetensors'", "[Errno 2] No such file: 'x.safetensors'"),
+        ("cannot open (/data/private/y), or ~/z/w; stop", "cannot open (y), or w; stop"),
+        ("file=/home/me/q and/or https://huggingface.co/u/m at 3/4", "file=q and/or https://huggingface.co/u/m at 3/4"),
+    ],
+)
+def test_errors_name_no_folder(error: str, published: str) -> None:
+    """Wherever a path of this machine stands in an error, only its last name is published; addresses stay."""
+    assert _without_folders(error) == published
