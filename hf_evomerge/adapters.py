@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -75,8 +76,8 @@ class Adapter:
     def open(cls, name: str, revision: str | None = None) -> Adapter:
         """Find an adapter: a folder, or a repository on the Hub; raises `SourceError`."""
         label = name if revision is None else f"{name}@{revision}"
-        folder = Path(name).expanduser()
-        if folder.is_dir():
+        folder = Path(os.path.expanduser(name))
+        if os.path.isdir(folder):
             if revision is not None:
                 raise SourceError(f"{name}: a folder has no revision (found {revision!r}); leave it out")
             return cls(folder, label)

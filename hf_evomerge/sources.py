@@ -7,6 +7,7 @@ tensor is read, transformers when the config is.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -67,8 +68,8 @@ class Source:
             SourceError: There is no such folder or repository, or it holds no config or no safetensors file.
         """
         ref = SourceRef(model=ref) if isinstance(ref, str) else ref
-        folder, repository = Path(ref.model).expanduser(), None
-        if folder.is_dir():
+        folder, repository = Path(os.path.expanduser(ref.model)), None
+        if os.path.isdir(folder):  # Path.is_dir raises where a name is too long
             if ref.revision is not None:
                 raise SourceError(f"{ref.model}: a folder has no revision (found {ref.revision!r}); leave it out")
         else:
@@ -88,12 +89,11 @@ class Source:
     @cached_property
     def config(self) -> PretrainedConfig:
         """The checkpoint's config; its own code is run with consent only."""
-        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
-        except (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as cause:
+        except Exception as cause:  # anything: transformers' config classes trip over values that cannot be
             if not self.trust_remote_code and isinstance(cause, ValueError) and self.read_json("config.json").get("auto_map"):
                 raise SourceError(
                     f"{self}: its config needs Python code that comes with the model; read it, and pass --trust-remote-code"
@@ -174,7 +174,7 @@ class Source:
         """One of the checkpoint's JSON files; raises `SourceError` where it cannot be read or holds no mapping."""
         try:
             data = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as cause:
+        except (OSError, ValueError, RecursionError) as cause:
             raise SourceError(f"{self}: {name} cannot be read: {one_line(cause)}") from cause
         if not isinstance(data, dict):
             raise SourceError(f"{self}: {name} holds {type(data).__name__}, not a mapping of keys to values")

@@ -269,3 +269,16 @@ def test_no_sources_are_refused():
     """There is nothing to merge without sources."""
     with pytest.raises(SourceError, match="no sources to merge"):
         check_mergeable([])
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": -5}, {"num_attention_heads": "many"}, {"rope_parameters": [1]}, {"model_type": 3}, {"x": None}]
+)
+def test_a_config_that_makes_no_sense_is_one_line(saved, tmp_path, change):
+    """Whatever transformers makes of a value that cannot be, the error names the checkpoint."""
+    folder = shutil.copytree(saved, tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    text = json.dumps({**config, **change})
+    (folder / "config.json").write_text(text if "x" not in change else '{"a":' * 50_000)
+    with pytest.raises(SourceError, match=r"odd: config.json cannot be read: "):
+        _ = Source.open(SourceRef(model=str(folder))).config

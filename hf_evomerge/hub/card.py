@@ -85,7 +85,7 @@ def read_json(file: Path) -> dict[str, Any]:
         if not isinstance(data, dict):
             raise ValueError("not a JSON object")
         return data
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:
         raise HubError(f"{file}: cannot be read: {cause}") from cause
 
 

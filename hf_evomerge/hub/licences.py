@@ -6,6 +6,7 @@ says ``other`` and lists the parents' licences. What is known to contradict itse
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def licence_of(ref: SourceRef, api: HfApi) -> ParentLicence:
     from huggingface_hub import ModelCard
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    folder = Path(ref.model).expanduser()
+    folder = Path(os.path.expanduser(ref.model))
     try:
         if is_folder(ref.model):
             if not folder.is_dir():

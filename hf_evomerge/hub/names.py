@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ class PublicNames:
     def _pin(self, ref: SourceRef) -> SourceRef:
         """A checkpoint or an adapter by itself, by repository and commit."""
         if is_folder(ref.model):
-            folder = Path(ref.model).expanduser()
+            folder = Path(os.path.expanduser(ref.model))
             repo_id = self._published.get(folder.resolve())
             return hide_folder(ref) if repo_id is None else self._same_weights(folder, repo_id)
         commit = downloaded_commit(ref)

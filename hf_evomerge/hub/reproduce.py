@@ -21,6 +21,7 @@ from .card import read_json
 from .commit import file_sha256, hub_errors
 from .names import is_on_hub, parents_of, parts_of, weight_files
 from .push import default_api
+from .record import is_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -86,7 +87,7 @@ class Reproduction:
             lines.append(f"{where}: config.json is not what the recipe gives")
             lines += [f"  {setting}" for setting in self.settings]
         lines += [f"  built with {name} {then}, rebuilt with {now}" for name, (then, now) in self.versions.items()]
-        return "\n".join(lines)
+        return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)  # not all of it is ours
 
 
 def reproduce(
@@ -165,6 +166,8 @@ def _published(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, Rec
     missing = [ref.model for ref in parents_of(recipe) if not is_on_hub(ref)]
     if missing:
         raise HubError(f"{repo_id}: {', '.join(dict.fromkeys(missing))} was not published; only its author can rebuild it")
+    if folder := next((part.model for part in parents_of(recipe) if is_folder(part.model)), None):
+        raise HubError(f"{repo_id}: {folder!r} in its {RECIPE_FILE} is a folder on this machine, or would be one; not read")
     if recipe.built is None:
         raise HubError(f"{repo_id}: its {RECIPE_FILE} does not say what it gave; build it with `hf-evomerge merge`")
     return commit, recipe

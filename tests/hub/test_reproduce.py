@@ -16,7 +16,7 @@ from hf_evomerge.build import build_model
 from hf_evomerge.errors import EvoMergeError, HubError
 from hf_evomerge.hub.local import Fault, LocalHub
 from hf_evomerge.hub.push import PushOptions, push_model
-from hf_evomerge.hub.reproduce import reproduce
+from hf_evomerge.hub.reproduce import Reproduction, TensorDifference, reproduce
 from hf_evomerge.recipe import Recipe
 
 MAIN = "from hf_evomerge.cli import app; app()"
@@ -160,6 +160,30 @@ def test_a_config_that_the_recipe_does_not_give_is_reported(merged: Path, publis
         "text_config.rms_norm_eps: 0.5 is published, the recipe gives 1e-06",
     )
     assert "config.json is not what the recipe gives" in result.to_text()
+
+
+@pytest.mark.parametrize("name", ["{here}/secret", "../secret", "~nobody-at-all/x", "here/it", "a/" + "b" * 5000])
+def test_a_recipe_of_a_stranger_reads_no_folder(
+    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A published recipe cannot name a folder of whoever rebuilds it, whether it is there or not."""
+    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
+    for folder in ("secret", "here/it"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.load(lfs_api.hf_hub_download("local/merge", "recipe.yaml"))
+    source = recipe.sources[0].model_copy(update={"model": name.format(here=tmp_path), "revision": None})
+    text = recipe.model_copy(update={"sources": [source, recipe.sources[1]]}).to_yaml()
+    lfs_api.upload_file(repo_id="local/merge", path_in_repo="recipe.yaml", path_or_fileobj=text.encode())
+    with pytest.raises(EvoMergeError, match="cannot be downloaded" if name.startswith("a/") else "not read"):
+        reproduce("local/merge", api=lfs_api)
+
+
+def test_names_from_a_repository_do_not_reach_the_terminal_raw() -> None:
+    """A tensor's name that holds control characters cannot clear the screen or colour what follows."""
+    hostile = TensorDifference("x\x1b[2J\ny", "1 of 2 numbers differ", 0.5)
+    text = Reproduction("u/m", "0" * 40, {}, 2, (hostile,), (), {}).to_text()
+    assert text.splitlines()[1] == "  x?[2J?y: 1 of 2 numbers differ, by at most 0.5"
 
 
 def test_what_cannot_be_rebuilt_is_refused(merged: Path, lfs_api: HfApi, hub: LocalHub) -> None:

@@ -143,7 +143,7 @@ def _config(call: Call, commit: Commit) -> dict[str, Any]:
     entry = commit.tree.get("config.json")
     try:
         config = json.loads(call.store.read(entry)) if entry and not entry.lfs else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         config = {}
     return config if isinstance(config, dict) else {}
 
