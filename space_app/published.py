@@ -212,8 +212,10 @@ def _write_record(search: Path, record: str) -> None:
         from hf_evomerge.hub.record import write_record
     except ImportError:
         return
-    with contextlib.suppress(Exception):  # the page is there without it, and says that there is no record
-        write_record(search, record, examples=6)
+    for examples in (6, 0):  # the data that examples come from may have moved since the search
+        with contextlib.suppress(Exception):  # the page is there without it, and says that there is no record
+            write_record(search, record, examples=examples)
+            return
 
 
 def _commit(model: str, revision: str | None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ..errors import HubError
+from ..errors import EvoMergeError, HubError
 from ..search.study import STUDY_FILE
 from .bundled import bundled
 from .commit import Commit, Content, Target, commit_files, hub_errors
@@ -140,7 +140,11 @@ def _with_record(folder: Path, shown: Path) -> Path:
     model, search = find_model(folder)
     if search is None:
         return folder
-    write_record(search, shown, examples=_LOCAL_EXAMPLES, publish=lambda ref: ref)
+    try:
+        write_record(search, shown, examples=_LOCAL_EXAMPLES, publish=lambda ref: ref)
+    except EvoMergeError as cause:  # the data may have moved since the search, or have come from Python
+        print(f"the page has no problems to try: {cause}", file=sys.stderr)
+        write_record(search, shown, publish=lambda ref: ref)
     for file in model.iterdir():
         (shown / file.name).symlink_to(file.resolve())
     return shown

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import HfApi, SpaceCard
 
-from hf_evomerge.errors import HubError
+from hf_evomerge.errors import FitnessError, HubError
 from hf_evomerge.hub.bundled import bundled
 from hf_evomerge.hub.space import SPACE_FOLDER, push_space, run_space
 
@@ -79,6 +79,26 @@ def test_the_app_runs_here_without_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "app.py").write_text("raise SystemExit(3)")
     with pytest.raises(HubError, match="my-search/model: the app ended with status 3"):
         run_space("my-search/model")
+
+
+def test_a_search_whose_data_moved_is_shown_without_problems(
+    hybrid_search: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the examples of a search cannot be read any more, the page has everything but them, and that is said."""
+
+    def moved(spec: object) -> Any:
+        raise FitnessError("data/test.jsonl: cannot be read")
+
+    copy = "import os, shutil; shutil.copy(os.environ['EVOMERGE_MODEL'] + '/study.json', os.environ['SEEN'])"
+    (tmp_path / "app.py").write_text(copy)
+    monkeypatch.setattr("hf_evomerge.hub.space.bundled", lambda name: tmp_path)
+    monkeypatch.setattr("hf_evomerge.fitness.data.load_examples", moved)
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    run_space(str(hybrid_search))
+    study = json.loads((tmp_path / "seen").read_text())
+    assert study["examples"] == []
+    assert study["stages"]
+    assert "no problems to try: data/test.jsonl" in capsys.readouterr().err
 
 
 def test_a_search_is_shown_with_its_record(hybrid_search: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

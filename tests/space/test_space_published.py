@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import published
 import pytest
@@ -25,6 +26,21 @@ def test_the_record_is_read(dfs: Path) -> None:
     assert found.labels == ("a", "b")
     assert found.notes == ()
     assert not found.on_hub
+
+
+def test_a_search_whose_data_moved_keeps_its_record(dfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of a search is shown with its trials where only its examples cannot be read any more."""
+    from hf_evomerge.errors import FitnessError
+
+    def moved(spec: object) -> Any:
+        raise FitnessError("cannot be read")
+
+    search = dfs.parent / "search"
+    assert len(published.read(str(search)).examples) == 6
+    monkeypatch.setattr("hf_evomerge.fitness.data.load_examples", moved)
+    found = published.read(str(search))
+    assert found.examples == []
+    assert len(found.trials) == 12
 
 
 def test_variables_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
