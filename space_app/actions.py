@@ -26,13 +26,15 @@ class Actions:
 
     async def watch(self) -> AsyncIterator[str]:
         """The state of the model until it is ready."""
-        while True:
-            state, words = self.show.status()
-            kind = {"busy": "info", "ready": "ready", "error": "error"}[state]
-            yield message(words, kind)
-            if state != "busy":
-                return
+        while self.show.status()[0] == "busy":
+            yield self.state()
             await asyncio.sleep(0.5)
+        yield self.state()
+
+    def state(self) -> str:
+        """The state of the model now."""
+        state, words = self.show.status()
+        return message(words, {"busy": "info", "ready": "ready", "error": "error"}[state])
 
     def begin(self, request: gr.Request) -> str:
         """Earlier stops no longer count."""
@@ -44,8 +46,8 @@ class Actions:
         self.show.begin(str(request.session_hash))
 
     def turned_away(self) -> str:
-        """What stands where an answer would be, where the queue was full or the call failed."""
-        return message("The model is busy and could not take the question. Please try again in a moment.", "error")
+        """What stands where an answer or an edit would be, where the queue was full or the call failed."""
+        return message("Too many are waiting for the model, or a value is out of range. Please try again in a moment.", "error")
 
     def halt(self, request: gr.Request) -> None:
         """Stop what is written for this visitor."""

@@ -27,12 +27,13 @@ from endpoints import endpoints, friendly  # noqa: E402
 from models import MAX_TOKENS, choices  # noqa: E402
 from published import Published, settings  # noqa: E402
 from showcase import Showcase  # noqa: E402
-from texts import MAX_PROMPT, Card, cards, message  # noqa: E402
+from texts import Card, cards, message  # noqa: E402
 
 QUEUE = 64
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # what the page calls is no part of the API
 MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # one pass at a time, of page and API together
 FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
+# past the queue, which has one limit for all that is in it: where it is full, the page still opens
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
 LATEST: dict[str, Any] = {"trigger_mode": "always_last"}
 LIVE = "element.setAttribute('aria-live', 'polite');"  # screen readers say what changes in it
@@ -88,7 +89,6 @@ class Page:
             label="Prompt",
             lines=3,
             max_lines=12,
-            max_length=MAX_PROMPT,
             elem_id="ev-prompt",
             placeholder="Ask the model something",
         )
@@ -140,7 +140,7 @@ class Page:
                 self.reset = gr.Button("Reset", elem_id="ev-reset", min_width=84)
             self.said = gr.HTML("", elem_id="ev-said", js_on_load=LIVE)
             self.answers2 = gr.HTML("", elem_id="ev-answers2", min_height=120, js_on_load=LIVE)
-            self.prompt2 = gr.Textbox(label="Prompt", lines=2, max_lines=8, max_length=MAX_PROMPT, elem_id="ev-prompt2")
+            self.prompt2 = gr.Textbox(label="Prompt", lines=2, max_lines=8, elem_id="ev-prompt2")
             with gr.Row():
                 self.answer2 = gr.Button("Answer", variant="primary", elem_id="ev-answer2", scale=4, min_width=120)
                 self.stop2 = gr.Button("Stop", elem_id="ev-stop2", scale=1, min_width=80)
@@ -174,12 +174,13 @@ class Page:
         return gr.Code(value, language=language, label=label, elem_id=name, **look)
 
     def _events(self, blocks: gr.Blocks) -> None:
-        blocks.load(self.do.watch, outputs=self.status, **FREE)
+        watched = blocks.load(self.do.watch, outputs=self.status, **FREE)
+        watched.failure(self.do.state, outputs=self.status, **AT_ONCE)
         filled = [self.heading, self.prompt, self.samples, self.others, self.absent, self.path]
         filled += [self.no_path, self.editor, self.way, self.prompt2, self.recipe, self.commands, self.licences]
         filled += [self.fitness, self.replayer, self.stage, self.generation, self.spread, self.best]
         edited = [self.way, self.picture, self.hop, self.scale, self.said, self.changed]
-        blocks.load(self.fill, outputs=filled, **FREE).then(self.do.shown, self.way, edited[1:], **FREE)
+        blocks.load(self.fill, outputs=filled, **AT_ONCE).then(self.do.shown, self.way, edited[1:], **AT_ONCE)
 
         asked = [self.prompt, self.others, self.tokens]
         self.samples.click(lambda sample: (sample[0], sample[0]), self.samples, [self.prompt, self.prompt2], **AT_ONCE)
@@ -202,8 +203,8 @@ class Page:
         self.stop2.click(self.do.halt, **AT_ONCE)
 
         replayed = [self.spread, self.best]
-        self.generation.input(self.do.turn, [self.stage, self.generation], replayed, **LATEST, **FREE)
-        self.stage.input(self.do.turn_to, self.stage, [self.generation, *replayed], **LATEST, **FREE)
+        self.generation.input(self.do.turn, [self.stage, self.generation], replayed, **LATEST, **AT_ONCE)
+        self.stage.input(self.do.turn_to, self.stage, [self.generation, *replayed], **LATEST, **AT_ONCE)
         running = self.play.click(self.do.run, [self.stage, self.generation], [self.generation, *replayed], **FREE)
         self.pause.click(None, cancels=running, **PRIVATE)
 
@@ -212,7 +213,8 @@ class Page:
             return self.do.edit(action, way, undo, count, scale)
 
         inputs = [self.way, self.undo, self.count, self.scale]
-        event(changed, inputs, [*outputs, self.undo, self.count], **LATEST, **FREE)
+        edited = event(changed, inputs, [*outputs, self.undo, self.count], **LATEST, **FREE)  # `count.change` needs the queue
+        edited.failure(self.do.turned_away, outputs=self.said, **AT_ONCE)
 
     async def fill(self) -> dict[Any, Any]:
         """The page as soon as the model's files are read; the weights may still be on their way."""

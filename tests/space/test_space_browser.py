@@ -259,7 +259,7 @@ def test_hostile_prompts_are_text(visit: Callable[..., Any]) -> None:
 
 
 def test_errors_are_friendly(visit: Callable[..., Any]) -> None:
-    """An empty prompt and one that is too long for the model are each one line on the page."""
+    """An empty prompt, one that is too long for the model and one that is too long for the page are each one line on the page."""
     page = visit()
     page.fill("#ev-prompt textarea", "")
     page.click("#ev-ask")
@@ -267,6 +267,9 @@ def test_errors_are_friendly(visit: Callable[..., Any]) -> None:
     page.fill("#ev-prompt textarea", "w1 " * 60)
     page.click("#ev-ask")
     page.wait_for_selector("#ev-answers .ev-error >> text=60 tokens; this model reads 48")
+    page.fill("#ev-prompt textarea", "x" * 100_000)
+    page.click("#ev-ask")
+    page.wait_for_selector("#ev-answers .ev-error >> text=100,000 characters")
 
 
 def test_an_answer_can_be_stopped(visit: Callable[..., Any], slow: list[float]) -> None:
@@ -312,7 +315,24 @@ def test_who_is_turned_away_is_told(visit: Callable[..., Any], served: Served, s
     page.fill("#ev-prompt textarea", "w1 w2")
     served.fill_queue()
     page.click("#ev-ask")
-    page.wait_for_selector("#ev-answers .ev-error >> text=The model is busy")
+    page.wait_for_selector("#ev-answers .ev-error >> text=Too many are waiting")
+    slow[0] = 0.0
+    while served.blocks._queue.event_queue_per_concurrency_id["model"].queue:
+        time.sleep(0.1)
+
+
+def test_the_page_opens_while_the_queue_is_full(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
+    """Whoever comes while the queue is full sees the whole page, and is told why an edit is not taken."""
+    slow[0] = 20.0
+    served.fill_queue()
+    page = visit()
+    page.wait_for_selector("#ev-heading >> text=Evolved from")
+    _tab(page, "Change it")
+    page.click("#ev-repeat")
+    page.wait_for_selector("#ev-said .ev-error >> text=Too many are waiting")
+    _tab(page, "Evolution")
+    page.locator("#ev-generation input[type=range]").press("ArrowLeft")
+    page.locator("#ev-best >> text=Best of generation 1").wait_for()
     slow[0] = 0.0
     while served.blocks._queue.event_queue_per_concurrency_id["model"].queue:
         time.sleep(0.1)
