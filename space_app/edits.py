@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
+from hops import terms
 from published import as_float, listing, mapping
 from texts import SpaceError, number
 
-_NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
-_TERM = re.compile(r"\s*(\d{1,9}):(\d{1,9})(?:\s*\*\s*(" + _NUMBER + r"))?\s*", re.ASCII)
-MAX_HOPS = 512
+MAX_HOPS = 512  # and as many layers to run: a hop of several terms runs several
 MAX_SCALE = 10.0
-MAX_HOP_TEXT = 400
-MAX_TERMS = 8
-
-Term = tuple[int, int, float]  # source, layer, weight
 
 
 @dataclass(frozen=True)
@@ -51,10 +45,10 @@ class Route:
 
     def repeat(self) -> Route:
         """With the selected hop once more, right after itself; raises `SpaceError` where the path is too long for that."""
-        if len(self) >= MAX_HOPS:
-            raise SpaceError(f"A path has at most {MAX_HOPS} hops here.")
         at = self.selected + 1
         hop, scale = self.hops[at - 1], self.scales[at - 1]
+        if sum(len(terms(other)) for other in (*self.hops, hop)) > MAX_HOPS:
+            raise SpaceError(f"A path runs at most {MAX_HOPS} layers here.")
         return Route((*self.hops[:at], hop, *self.hops[at:]), (*self.scales[:at], scale, *self.scales[at:]), at)
 
     def move(self, by: int) -> Route:
@@ -81,24 +75,6 @@ class Route:
         return int(index)
 
 
-def terms(hop: str) -> list[Term]:
-    """The terms of a hop; raises `SpaceError` where it cannot be read."""
-    if not isinstance(hop, str) or len(hop) > MAX_HOP_TEXT:
-        raise SpaceError(f"A hop is a short text such as 0:3, not {hop!r:.40}.")
-    found: list[Term] = []
-    for part in re.split(r"(?<![eE])\+", hop):
-        match = _TERM.fullmatch(part)
-        if not match:
-            raise SpaceError(f"The hop {hop!r:.60} cannot be read; write SOURCE:LAYER, such as 0:3.")
-        weight = as_float(float(match[3] or 1))
-        if weight is None:
-            raise SpaceError(f"A weight in the hop {hop!r:.60} is not a finite number.")
-        found.append((int(match[1]), int(match[2]), weight))
-    if len(found) > MAX_TERMS:
-        raise SpaceError(f"The hop {hop!r:.60} has {len(found)} terms; here it may have {MAX_TERMS}.")
-    return found
-
-
 def route(hops: object, scales: object = None, *, holds: Sequence[str] = ()) -> Route:
     """Check a path that came through the API.
 
@@ -115,6 +91,8 @@ def route(hops: object, scales: object = None, *, holds: Sequence[str] = ()) -> 
     if len(hops) > MAX_HOPS:
         raise SpaceError(f"The path has {len(hops)} hops; here it may have {MAX_HOPS}.")
     parsed = [terms(hop) for hop in hops]
+    if (runs := sum(map(len, parsed))) > MAX_HOPS:
+        raise SpaceError(f"The path runs {runs:,} layers; here it may run {MAX_HOPS}.")
     there = {(source, layer) for hop in holds for source, layer, _ in terms(hop)}
     for source, layer in ((source, layer) for hop in parsed for source, layer, _ in hop):
         if there and (source, layer) not in there:

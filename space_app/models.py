@@ -18,7 +18,7 @@ from texts import SpaceError
 
 EVOLVED = "evolved"
 MAX_TOKENS = 256
-MAX_PROMPT_TOKENS = 2048  # reading the prompt is one step, which nothing can stop
+MAX_PROMPT_TOKENS = 2048
 _HEARTBEAT = 0.25
 
 
@@ -265,16 +265,22 @@ def encode(prompt: str, loaded: Loaded, settings: dict[str, Any]) -> tuple[Any, 
     return torch.tensor([ids]), positions - len(ids)
 
 
+class _EndedError(Exception):
+    """The answer was stopped, or its time was over, between two layers."""
+
+
 class _Streamer:
     """Hands every new token on; the first call of `generate` brings the prompt, which is not new."""
 
     def __init__(self, news: queue.SimpleQueue[Any]) -> None:
         self._news, self._prompt = news, True
+        self.tokens = 0
 
     def put(self, ids: Any) -> None:
         if self._prompt:
             self._prompt = False
         else:
+            self.tokens += 1
             self._news.put(("tokens", ids.reshape(-1).tolist()))
 
     def end(self) -> None:
@@ -291,30 +297,49 @@ def _decode_greedily(
     stop: threading.Event,
     tokenizer: Any,
 ) -> None:
-    """Greedy, so that two models or two paths differ by what they are and not by chance."""
+    """Greedy, so that two models or two paths differ by what they are and not by chance.
+
+    A stop and the end of the time count between two layers too: reading a long prompt is one step of `generate`.
+    """
     import torch
     from transformers import StoppingCriteriaList
 
     deadline = time.monotonic() + max_seconds
+    streamer = _Streamer(news)
+
+    def over() -> bool:
+        return stop.is_set() or time.monotonic() > deadline
 
     def ended(ids: Any, scores: Any, **_: Any) -> Any:
-        over = stop.is_set() or time.monotonic() > deadline
-        return torch.full((ids.shape[0],), over, dtype=torch.bool, device=ids.device)
+        return torch.full((ids.shape[0],), over(), dtype=torch.bool, device=ids.device)
 
+    def between(*_: Any) -> None:
+        if over():
+            raise _EndedError
+
+    layers = [layer for part in model.modules() if isinstance(part, torch.nn.ModuleList) for layer in part]
+    hooks = [layer.register_forward_pre_hook(between) for layer in dict.fromkeys(layers)]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    model.generate(
-        inputs,
-        attention_mask=torch.ones_like(inputs),
-        do_sample=False,
-        num_beams=1,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad,
-        streamer=_Streamer(news),
-        stopping_criteria=StoppingCriteriaList([ended]),
-    )
+    try:
+        model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            streamer=streamer,
+            stopping_criteria=StoppingCriteriaList([ended]),
+        )
+    except _EndedError as error:
+        if not streamer.tokens and not stop.is_set():
+            raise SpaceError(f"Reading the prompt took longer than {max_seconds:.0f} s here. Shorten it.") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:

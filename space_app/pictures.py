@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from edits import Route, describe, name_of, terms
+from edits import Route, describe, name_of
+from hops import terms
 from published import as_float, listing, mapping
 from texts import details, escape, number, table
 

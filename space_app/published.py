@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hops import readable
 from texts import SpaceError
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -100,8 +101,7 @@ class Published:
     @property
     def path(self) -> tuple[str, ...]:
         """The hops of the model; none where only weights were merged."""
-        path = self.config.get("path")
-        return tuple(map(str, path)) if self.config.get("model_type") == "evo_merged" and isinstance(path, list) else ()
+        return readable(self.config.get("path")) if self.config.get("model_type") == "evo_merged" else ()
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -274,6 +274,8 @@ def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Publis
         trials=part("trials.parquet", _trials, ()),
         card=part("README.md", _front_matter, {}),
     )
+    if config.get("model_type") == "evo_merged" and not found.path:
+        notes.append("The path in config.json cannot be read and is left out.")
     return replace(found, parents=_parents(found), notes=tuple(dict.fromkeys(notes)))
 
 
@@ -312,7 +314,7 @@ def _trials(file: Path) -> tuple[Trial, ...]:
 
 
 def _trial(row: Mapping[str, Any]) -> Trial:
-    path, scales = row.get("path") or [], row.get("scales") or []
+    path, scales = readable(row.get("path")), listing(row.get("scales"))
     known = row.get("state") == "COMPLETE"
     return Trial(
         stage=str(row.get("stage")),
@@ -320,7 +322,7 @@ def _trial(row: Mapping[str, Any]) -> Trial:
         generation=int(row.get("generation") or 0),
         fitness=as_float(row.get("fitness")) if known else None,
         accuracy=as_float(row.get("accuracy")),
-        path=tuple(map(str, path)),
+        path=path,
         scales=tuple(map(float, scales)) if len(scales) == len(path) else (1.0,) * len(path),
         recipe="" if path else str(row.get("recipe") or ""),
     )

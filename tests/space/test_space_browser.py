@@ -259,7 +259,7 @@ def test_hostile_prompts_are_text(visit: Callable[..., Any]) -> None:
 
 
 def test_errors_are_friendly(visit: Callable[..., Any]) -> None:
-    """An empty prompt, one that is too long for the model and one that is too long for the page are each one line on the page."""
+    """An empty prompt, and one that is too long for the model or the page, are each one line on the page."""
     page = visit()
     page.fill("#ev-prompt textarea", "")
     page.click("#ev-ask")

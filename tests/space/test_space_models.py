@@ -80,12 +80,23 @@ def test_parents_are_loaded_only_when_asked(dfs: Path, tiny: Path) -> None:
         host.whole_answer(Job("zzz", PROMPT, 8))
 
 
-def test_answers_end_at_the_bounds(host: Host) -> None:
+def test_answers_end_at_the_bounds(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens are bounded by what was asked, by the model's positions and by the Space; time by the host."""
+    plain = models._Streamer.put
+
+    def slow(self: Any, ids: Any) -> None:
+        time.sleep(0.1)
+        plain(self, ids)
+
     endless = Host(host.published, max_seconds=0.0)
     endless.load()
     endless._evolved.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
-    assert endless.whole_answer(Job(EVOLVED, PROMPT, 40)).tokens == 1
+    with pytest.raises(SpaceError, match="Reading the prompt took longer than 0 s"):
+        endless.whole_answer(Job(EVOLVED, PROMPT, 40))
+    endless.max_seconds = 1.0
+    with monkeypatch.context() as patched:
+        patched.setattr(models._Streamer, "put", slow)
+        assert 0 < endless.whole_answer(Job(EVOLVED, PROMPT, 40)).tokens < 12
     endless.max_seconds = 60.0
     assert endless.whole_answer(Job(EVOLVED, PROMPT, 3)).tokens == 3
     assert endless.whole_answer(Job(EVOLVED, PROMPT, 10**9)).tokens == 48 - 4  # the model's positions less the prompt
@@ -112,6 +123,24 @@ def test_a_stop_ends_the_answer_and_frees_the_model(host: Host) -> None:
     begin = time.monotonic()
     assert host.whole_answer(Job(EVOLVED, PROMPT, 4)).state == "done"
     assert time.monotonic() - begin < 10
+
+
+def test_a_stop_counts_while_the_prompt_is_read(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pass over a long path ends between two layers, not with the last of them."""
+    layer = next(iter(host.evolved.model.get_decoder().layers))  # type: ignore[union-attr]
+    plain = type(layer).forward
+
+    def slow(self: Any, *arguments: Any, **named: Any) -> Any:
+        time.sleep(0.1)
+        return plain(self, *arguments, **named)
+
+    monkeypatch.setattr(type(layer), "forward", slow)
+    hops = host.published.path * (300 // len(host.published.path))
+    begin = time.monotonic()
+    pieces = list(host.answer(Job(EVOLVED, PROMPT, 4, hops, (1.0,) * len(hops)), lambda: time.monotonic() - begin > 0.5))
+    assert (pieces[-1].state, pieces[-1].tokens) == ("stopped", 0)
+    assert host._pass.acquire(timeout=5), "300 layers would take 30 seconds"
+    host._pass.release()
 
 
 def test_a_visitor_who_leaves_frees_the_model(host: Host) -> None:

@@ -109,6 +109,27 @@ def test_what_is_broken_is_left_out(broken: Callable[..., Path], name: str, text
     assert not Path("hacked").exists()
 
 
+@pytest.mark.parametrize("hop", ["0", "<b>", 3, None, {}, "0:" + "9" * 20])
+def test_a_path_that_cannot_be_read_is_left_out_and_said(broken: Callable[..., Path], dfs: Path, hop: object) -> None:
+    """One bad hop in the configuration, or in a trial of the record, does not take the page down."""
+    import pyarrow as pa
+    import views
+    from pyarrow import parquet
+
+    config = json.loads((dfs / "config.json").read_text())
+    folder = broken(config__json=json.dumps({**config, "path": [*config["path"], hop]}))
+    table = parquet.read_table(folder / "trials.parquet")
+    column = table.column_names.index("path")
+    parquet.write_table(table.set_column(column, "path", pa.array([[str(hop)]] * len(table))), folder / "trials.parquet")
+    found = published.read(str(folder))
+    assert found.path == ()
+    assert "The path in config.json cannot be read and is left out." in found.notes
+    assert [trial.path for trial in found.trials] == [()] * 12
+    for view in (views.heading, views.path_view, views.fitness_view, views.commands):
+        view(found)
+    views.generation_view(found, "dfs", 1)
+
+
 def test_without_configuration_there_is_no_model(broken: Callable[..., Path]) -> None:
     """A folder whose config.json cannot be read is refused in one line."""
     with pytest.raises(SpaceError, match=r"config\.json"):

@@ -1,0 +1,49 @@
+"""Reads one hop of a path, such as ``0:3`` or ``0:3*0.5 + 1:4*0.5``."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import lru_cache
+
+from texts import SpaceError
+
+_NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+_TERM = re.compile(r"\s*(\d{1,9}):(\d{1,9})(?:\s*\*\s*(" + _NUMBER + r"))?\s*", re.ASCII)
+MAX_HOP_TEXT = 400
+MAX_TERMS = 8
+
+Term = tuple[int, int, float]  # source, layer, weight
+
+
+def terms(hop: str) -> list[Term]:
+    """The terms of a hop; raises `SpaceError` where it cannot be read."""
+    if not isinstance(hop, str) or len(hop) > MAX_HOP_TEXT:
+        raise SpaceError(f"A hop is a short text such as 0:3, not {hop!r:.40}.")
+    found: list[Term] = []
+    for part in re.split(r"(?<![eE])\+", hop):
+        match = _TERM.fullmatch(part)
+        if not match:
+            raise SpaceError(f"The hop {hop!r:.60} cannot be read; write SOURCE:LAYER, such as 0:3.")
+        weight = float(match[3] or 1)
+        if not math.isfinite(weight) or abs(weight) >= 1e300:
+            raise SpaceError(f"A weight in the hop {hop!r:.60} is not a finite number.")
+        found.append((int(match[1]), int(match[2]), weight))
+    if len(found) > MAX_TERMS:
+        raise SpaceError(f"The hop {hop!r:.60} has {len(found)} terms; here it may have {MAX_TERMS}.")
+    return found
+
+
+def readable(path: object) -> tuple[str, ...]:
+    """The hops of a path as a repository has it; none where one of them cannot be read."""
+    if isinstance(path, list) and all(isinstance(hop, str) and _is_readable(hop) for hop in path):
+        return tuple(path)
+    return ()
+
+
+@lru_cache(10_000)  # thousands of trials share the hops of a few layers
+def _is_readable(hop: str) -> bool:
+    try:
+        return bool(terms(hop))
+    except SpaceError:
+        return False
