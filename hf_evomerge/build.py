@@ -109,7 +109,7 @@ def _check_replaceable(recipe: Recipe, out: FilePath) -> None:
     if not (out / "config.json").is_file():
         raise RecipeError(f"{out}: exists and is no model; choose another folder, or remove it yourself")
     for ref in [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]:
-        if FilePath(ref.model).expanduser().resolve() == out.resolve():
+        if FilePath(os.path.expanduser(ref.model)).resolve() == out.resolve():
             raise RecipeError(f"{out}: is one of the recipe's own sources; choose another folder")
 
 
