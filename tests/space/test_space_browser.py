@@ -30,8 +30,8 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> list[float]:
-    """Makes every token take as long as the number in it says, and no answer end by itself."""
+def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> Iterator[list[float]]:
+    """Makes every token take as long as the number in it says, and no answer end by itself; at the end, nobody waits."""
     import models
 
     plain, seconds = models._Streamer.put, [0.25]
@@ -44,7 +44,10 @@ def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> list[float]:
 
     monkeypatch.setattr(models._Streamer, "put", put)
     monkeypatch.setattr(served.show.host.evolved.model.generation_config, "eos_token_id", None)
-    return seconds
+    yield seconds
+    seconds[0] = 0.0
+    while served.blocks._queue.event_queue_per_concurrency_id["model"].queue:
+        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -316,9 +319,6 @@ def test_who_is_turned_away_is_told(visit: Callable[..., Any], served: Served, s
     served.fill_queue()
     page.click("#ev-ask")
     page.wait_for_selector("#ev-answers .ev-error >> text=Too many are waiting")
-    slow[0] = 0.0
-    while served.blocks._queue.event_queue_per_concurrency_id["model"].queue:
-        time.sleep(0.1)
 
 
 def test_the_page_opens_while_the_queue_is_full(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
@@ -331,11 +331,9 @@ def test_the_page_opens_while_the_queue_is_full(visit: Callable[..., Any], serve
     page.click("#ev-repeat")
     page.wait_for_selector("#ev-said .ev-error >> text=Too many are waiting")
     _tab(page, "Evolution")
+    page.locator("#ev-best >> text=Best of generation 2").wait_for()
     page.locator("#ev-generation input[type=range]").press("ArrowLeft")
     page.locator("#ev-best >> text=Best of generation 1").wait_for()
-    slow[0] = 0.0
-    while served.blocks._queue.event_queue_per_concurrency_id["model"].queue:
-        time.sleep(0.1)
 
 
 def test_a_new_question_ends_the_old_one(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
