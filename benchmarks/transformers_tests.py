@@ -20,6 +20,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -116,6 +117,8 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="run the tests that match this expression of pytest -k")
     arguments = parser.parse_args()
+    if find_spec("parameterized") is None:
+        sys.exit("transformers' tests need parameterized: pip install parameterized")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = arguments.checkout or download(folder)
@@ -123,7 +126,7 @@ def main() -> None:
         report = run(folder / "run", arguments.only)
     for name in left_out:
         print(f"not in the source distribution, not run: tests/{name}")
-    print_counts(report)
+    sys.exit(print_counts(report))
 
 
 def download(folder: Path) -> Path:
@@ -168,8 +171,8 @@ def run(folder: Path, only: str) -> ElementTree.Element:
     return ElementTree.parse(folder / "report.xml").getroot()
 
 
-def print_counts(report: ElementTree.Element) -> None:
-    """Print passed, failed and skipped tests of every case as a Markdown table, and what failed."""
+def print_counts(report: ElementTree.Element) -> int:
+    """Print passed, failed and skipped tests of every case as a Markdown table, and what failed; returns the exit status."""
     order = ("skipped", "passed", "failed")  # a test with subtests is what the last of its kinds here says
     kinds: dict[tuple[str, str], str] = {}
     for case in report.iter("testcase"):
@@ -186,6 +189,7 @@ def print_counts(report: ElementTree.Element) -> None:
             print(f"failed: {name}.{test}")
     for reason in dict.fromkeys(SKIPPED.values()):
         print(f"left out, {reason}: {', '.join(test for test, why in SKIPPED.items() if why == reason)}")
+    return int("failed" in kinds.values())
 
 
 if __name__ == "__main__":
