@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .downloads import Repository
 from .errors import SourceError
+from .folders import named_folder
 from .headers import TensorInfo, read_header
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Adapter:
     def open(cls, name: str, revision: str | None = None) -> Adapter:
         """Find an adapter: a folder, or a repository on the Hub; raises `SourceError`."""
         label = name if revision is None else f"{name}@{revision}"
-        folder = Path(os.path.expanduser(name))
+        folder = named_folder(name)
         if os.path.isdir(folder):
             if revision is not None:
                 raise SourceError(f"{name}: a folder has no revision (found {revision!r}); leave it out")

@@ -9,7 +9,7 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 from .errors import RecipeError, SourceError
-from .folders import put_in_place, scratch_folder, write_chat_template
+from .folders import named_folder, put_in_place, scratch_folder, write_chat_template
 from .recipe import FlowPart, Recipe, SourceRef
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _check_replaceable(recipe: Recipe, out: FilePath) -> None:
     if not (out / "config.json").is_file():
         raise RecipeError(f"{out}: exists and is no model; choose another folder, or remove it yourself")
     for ref in [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]:
-        if FilePath(os.path.expanduser(ref.model)).resolve() == out.resolve():
+        if named_folder(ref.model).resolve() == out.resolve():
             raise RecipeError(f"{out}: is one of the recipe's own sources; choose another folder")
 
 

@@ -23,6 +23,11 @@ COMPANIONS = (
 )
 
 
+def named_folder(name: str) -> Path:
+    """The folder that a name may mean, be it there or not; unlike `Path.expanduser` no error where ``~`` names nobody."""
+    return Path(os.path.expanduser(name))
+
+
 @contextmanager
 def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder beside `out` that is renamed to it at the end, and removed if anything goes wrong.

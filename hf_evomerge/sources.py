@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .adapters import WEIGHTS_FILE, Adapter
 from .downloads import Repository
 from .errors import SourceError
+from .folders import named_folder
 from .headers import TensorInfo, one_line, read_header
 from .recipe import Recipe, SourceRef
 
@@ -68,7 +69,7 @@ class Source:
             SourceError: There is no such folder or repository, or it holds no config or no safetensors file.
         """
         ref = SourceRef(model=ref) if isinstance(ref, str) else ref
-        folder, repository = Path(os.path.expanduser(ref.model)), None
+        folder, repository = named_folder(ref.model), None
         if os.path.isdir(folder):  # Path.is_dir raises where a name is too long
             if ref.revision is not None:
                 raise SourceError(f"{ref.model}: a folder has no revision (found {ref.revision!r}); leave it out")

@@ -169,6 +169,8 @@ def metadata_text(repo_id: str, licence: LicenceDecision, languages: Sequence[st
 def check_metadata(card: str, repo_id: str, api: HfApi) -> None:
     """Ask the Hub whether it takes a card's metadata: it would refuse the commit, after everything was uploaded.
 
+    `RepoCard.validate` asks the default endpoint, which need not be this client's.
+
     Raises:
         HubError: It does not.
     """

@@ -6,16 +6,15 @@ says ``other`` and lists the parents' licences. What is known to contradict itse
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import yaml
 
 from ..errors import HubError
+from ..folders import named_folder
 from ..recipe import SourceRef
 from .commit import is_passing, one_line
 from .record import hide_folder, is_folder
@@ -166,7 +165,7 @@ def licence_of(ref: SourceRef, api: HfApi) -> ParentLicence:
     from huggingface_hub import ModelCard
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    folder = Path(os.path.expanduser(ref.model))
+    folder = named_folder(ref.model)
     try:
         if is_folder(ref.model):
             if not folder.is_dir():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from ..errors import HubError
+from ..folders import named_folder
 from ..recipe import Recipe, SourceRef
 from ..sources import Source
 from .commit import file_sha256, hub_errors
@@ -34,7 +34,7 @@ class PublicNames:
 
     def __init__(self, api: HfApi, published: Mapping[str, str] | None = None) -> None:
         self._api = api
-        self._published = {Path(folder).expanduser().resolve(): repo_id for folder, repo_id in (published or {}).items()}
+        self._published = {named_folder(str(folder)).resolve(): repo_id for folder, repo_id in (published or {}).items()}
         self._known: dict[SourceRef, SourceRef] = {}
         self.guessed: list[str] = []
 
@@ -54,7 +54,7 @@ class PublicNames:
     def _pin(self, ref: SourceRef) -> SourceRef:
         """A checkpoint or an adapter by itself, by repository and commit."""
         if is_folder(ref.model):
-            folder = Path(os.path.expanduser(ref.model))
+            folder = named_folder(ref.model)
             repo_id = self._published.get(folder.resolve())
             return hide_folder(ref) if repo_id is None else self._same_weights(folder, repo_id)
         commit = downloaded_commit(ref)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EvoMergeError, SearchError
+from ..folders import named_folder
 from ..path import Path as Route
 from ..recipe import Recipe, SourceRef
 from ..search.config import SearchConfig
@@ -35,13 +36,13 @@ Publish = Callable[[SourceRef], SourceRef]
 
 def is_folder(name: str) -> bool:
     """Whether a name is that of a folder and not of a repository, be the folder still there or not."""
-    return os.path.isdir(os.path.expanduser(name)) or name.startswith(("/", "~", ".")) or name.count("/") > 1
+    return os.path.isdir(named_folder(name)) or name.startswith(("/", "~", ".")) or name.count("/") > 1
 
 
 def hide_folder(ref: SourceRef) -> SourceRef:
     """A reference as strangers may see it: a folder of this machine by its last name only, others as they are."""
     named = {"model": ref.model, "adapter": ref.adapter}
-    folders = {key: Path(os.path.expanduser(name)) for key, name in named.items() if name is not None and is_folder(name)}
+    folders = {key: named_folder(name) for key, name in named.items() if name is not None and is_folder(name)}
     return ref.model_copy(update={key: folder.name or folder.resolve().name for key, folder in folders.items()})
 
 
