@@ -15,7 +15,6 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf
@@ -25,8 +24,8 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from hf_evomerge import LayerPath as LayerPath
 from hf_evomerge import LayerPool, fold
-from hf_evomerge import Path as LayerPath
 from hf_evomerge.demo.language import problems
 
 # even and odd layers stay in even and odd places: llama.cpp takes Gemma 2 to alternate between sliding and full attention
@@ -59,7 +58,7 @@ def sources(architecture: str) -> list[PreTrainedModel]:
     return found
 
 
-def write_gguf(folder: Path, file: Path) -> None:
+def write_gguf(folder: LayerPath, file: LayerPath) -> None:
     """Write a checkpoint as llama.cpp's converter does, without a vocabulary."""
     config = json.loads((folder / "config.json").read_text())
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
@@ -102,7 +101,7 @@ def _interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def run_llama_cpp(file: Path, prompts: list[list[int]]) -> Iterator[tuple[np.ndarray, list[int]]]:
+def run_llama_cpp(file: LayerPath, prompts: list[list[int]]) -> Iterator[tuple[np.ndarray, list[int]]]:
     """For each prompt its logits, and greedy tokens after it."""
     model = llama_cpp.Llama(
         str(file),
@@ -144,17 +143,17 @@ def compare(architecture: str, scales: list[float], scale_target: str) -> Found:
     ids = torch.randint(3, VOCAB, (1, PROMPT), generator=torch.Generator().manual_seed(5))
     with tempfile.TemporaryDirectory() as name:
         merged.save_pretrained(f"{name}/merged")
-        return compare_prompts(merged, Path(name) / "merged", [ids[0].tolist()])[0]
+        return compare_prompts(merged, LayerPath(name) / "merged", [ids[0].tolist()])[0]
 
 
-def compare_prompts(merged: PreTrainedModel, folder: Path, prompts: list[list[int]]) -> list[Found]:
+def compare_prompts(merged: PreTrainedModel, folder: LayerPath, prompts: list[list[int]]) -> list[Found]:
     """Fold a saved model, and compare it for each prompt."""
     found = []
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
-        fold(folder, Path(name) / "plain", progress=False)
+        fold(folder, LayerPath(name) / "plain", progress=False)
         plain = AutoModelForCausalLM.from_pretrained(f"{name}/plain", attn_implementation="eager")
-        write_gguf(Path(name) / "plain", Path(name) / "plain.gguf")
-        for prompt, (logits, tokens) in zip(prompts, run_llama_cpp(Path(name) / "plain.gguf", prompts), strict=True):
+        write_gguf(LayerPath(name) / "plain", LayerPath(name) / "plain.gguf")
+        for prompt, (logits, tokens) in zip(prompts, run_llama_cpp(LayerPath(name) / "plain.gguf", prompts), strict=True):
             ids = torch.tensor([prompt])
             wanted, folded = merged(ids).logits[0].numpy(), plain(ids).logits[0].numpy()
             text = merged.generate(ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -163,7 +162,7 @@ def compare_prompts(merged: PreTrainedModel, folder: Path, prompts: list[list[in
     return found
 
 
-def compare_saved(folder: Path) -> None:
+def compare_saved(folder: LayerPath) -> None:
     """Print how a saved model of the demo does."""
     merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -178,7 +177,7 @@ def main() -> None:
     """Print one row per architecture and scale target."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=ARCHITECTURES, nargs="*", default=list(ARCHITECTURES), help="architectures")
-    parser.add_argument("--model", type=Path, help="a model of Llamas with the demo's vocabulary, instead of random ones")
+    parser.add_argument("--model", type=LayerPath, help="a model of Llamas with the demo's vocabulary, instead of random ones")
     options = parser.parse_args()
     if options.model is not None:
         compare_saved(options.model)

@@ -59,8 +59,8 @@ def measure(work):
 OURS = (
     MEASURE
     + """
-from hf_evomerge.build import build_model
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.building.build import build_model
+from hf_evomerge.recipes.recipe import Recipe
 def merge(text, out):
     build_model(Recipe.from_yaml(text), out, progress=False, report=lambda line: None)
 tiny, recipe, out = json.loads(sys.argv[1])

@@ -29,10 +29,10 @@ import yaml
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from hf_evomerge.building.merged import merge_checkpoint
 from hf_evomerge.mergekit import from_mergekit, to_mergekit
-from hf_evomerge.merging.checkpoint import merge_checkpoint
 from hf_evomerge.merging.statistics import RandomField
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.recipes.recipe import Recipe
 
 MERGEKIT = "mergekit==0.1.5"
 RUN = """

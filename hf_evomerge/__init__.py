@@ -13,18 +13,18 @@ from .errors import EvoMergeError
 from .registration import register_when_imported
 
 if TYPE_CHECKING:
-    from .build import build_model
-    from .folding import fold
+    from .building.build import build_model
+    from .building.folded import fold
+    from .checkpoints.source import Source
     from .hub.push import PushOptions, push_model
     from .hub.reproduce import reproduce
     from .modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedModel
-    from .path import Path
-    from .recipe import Recipe
+    from .recipes.layer_path import LayerPath
+    from .recipes.recipe import Recipe
     from .routing.pool import LayerPool
     from .search.config import SearchConfig
     from .search.run import resume_search, run_search
     from .search.study import Study
-    from .sources import Source
 
 __version__ = "0.1.0"
 
@@ -33,14 +33,14 @@ _HOMES = {
     "EvoMergedForCausalLM": "modeling",
     "EvoMergedModel": "modeling",
     "LayerPool": "routing.pool",
-    "Path": "path",
+    "LayerPath": "recipes.layer_path",
     "PushOptions": "hub.push",
-    "Recipe": "recipe",
+    "Recipe": "recipes.recipe",
     "SearchConfig": "search.config",
-    "Source": "sources",
+    "Source": "checkpoints.source",
     "Study": "search.study",
-    "build_model": "build",
-    "fold": "folding",
+    "build_model": "building.build",
+    "fold": "building.folded",
     "push_model": "hub.push",
     "reproduce": "hub.reproduce",
     "resume_search": "search.run",
@@ -52,8 +52,8 @@ __all__ = [
     "EvoMergedConfig",
     "EvoMergedForCausalLM",
     "EvoMergedModel",
+    "LayerPath",
     "LayerPool",
-    "Path",
     "PushOptions",
     "Recipe",
     "SearchConfig",

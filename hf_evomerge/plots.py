@@ -11,16 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import EvoMergeError
-from .merging.groups import GroupKey, GroupValue, parse_key, per_group
-from .path import Path
-from .recipe import MergePart
+from .recipes.layer_groups import GroupKey, GroupValue, parse_key, per_group
+from .recipes.layer_path import LayerPath
+from .recipes.recipe import MergePart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -346,7 +346,7 @@ def _weights_legend(figure: Figure, panels: Mapping[str, Mapping[int, GroupValue
         figure.legend(handles, names, loc="outside upper left", ncols=min(len(handles), 4))
 
 
-def plot_path(path: Path, layers_per_source: Sequence[int], labels: Sequence[str], file: str | os.PathLike[str]) -> None:
+def plot_path(path: LayerPath, layers_per_source: Sequence[int], labels: Sequence[str], file: str | os.PathLike[str]) -> None:
     """Draw the route of the hidden state, as arXiv:2403.13187 does: hops from left to right, layers from bottom to top.
 
     One block of rows per source; a marker per term, as wide as the scale of its hop (hollow where that is negative); a thin
@@ -364,7 +364,7 @@ def plot_path(path: Path, layers_per_source: Sequence[int], labels: Sequence[str
     _save(path_figure(path, layers_per_source, labels), file)
 
 
-def path_figure(path: Path, layers_per_source: Sequence[int], labels: Sequence[str]) -> Figure:
+def path_figure(path: LayerPath, layers_per_source: Sequence[int], labels: Sequence[str]) -> Figure:
     """The figure of `plot_path`. Its markers are one collection per source, gid ``terms:SOURCE``, with x = hop and y = row."""
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
@@ -400,7 +400,7 @@ def path_figure(path: Path, layers_per_source: Sequence[int], labels: Sequence[s
 
 
 def _draw_layers(
-    axes: Axes, path: Path, layers_per_source: Sequence[int], labels: Sequence[str], first_row: Sequence[float], row: float
+    axes: Axes, path: LayerPath, layers_per_source: Sequence[int], labels: Sequence[str], first_row: Sequence[float], row: float
 ) -> None:
     """A row per layer, tinted where the path visits it and grey where it does not, and a name over each source's rows."""
     right = axes.get_xlim()[1]
@@ -422,7 +422,7 @@ def _draw_layers(
     axes.set_ylabel("layer")
 
 
-def _draw_terms(axes: Axes, path: Path, first_row: Sequence[float], unit: float) -> None:
+def _draw_terms(axes: Axes, path: LayerPath, first_row: Sequence[float], unit: float) -> None:
     """A marker per term; the weight is written beside it where it is not 1 and there is room."""
     terms = [(k, hop.scale, term) for k, hop in enumerate(path.hops, 1) for term in hop.terms]
     for source in sorted({term.source for _, _, term in terms}):
@@ -442,7 +442,7 @@ def _draw_terms(axes: Axes, path: Path, first_row: Sequence[float], unit: float)
                 note.set_bbox({"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8})
 
 
-def _path_legend(figure: Figure, path: Path, unit: float) -> None:
+def _path_legend(figure: Figure, path: LayerPath, unit: float) -> None:
     """The sizes of the least scale, 1 and the greatest; one line of text where all scales are 1."""
     sizes = sorted({1.0, *(round(scale, 2) for scale in (min(path.scales), max(path.scales)))})
     same = all(scale == 1 for scale in path.scales)
@@ -493,7 +493,7 @@ def _style() -> Iterator[None]:
 
 def _save(figure: Figure, file: str | os.PathLike[str]) -> None:
     """Write a figure without anything that differs from run to run."""
-    suffix = FilePath(file).suffix.lower()
+    suffix = Path(file).suffix.lower()
     if suffix not in (".png", ".svg"):
         raise EvoMergeError(f"{os.fspath(file)}: a picture is a .png or .svg file, not {suffix or 'one without a suffix'}")
     with _style():

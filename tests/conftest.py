@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hf_evomerge.errors import SearchError
-from hf_evomerge.recipe import validate
+from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
 
 WORDS = [*(f"w{number}" for number in range(12)), *map(str, range(10))]

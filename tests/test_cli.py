@@ -15,9 +15,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from hf_evomerge import cli
-from hf_evomerge.build import build_model
+from hf_evomerge.building.build import build_model
 from hf_evomerge.merging.table import methods_table
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.run import run_search
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]  # type: ignore[union-attr]

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from hf_evomerge import cli
 from hf_evomerge.errors import SearchError
 from hf_evomerge.merging.table import methods_table
-from hf_evomerge.recipe import Recipe, parse_yaml
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.strict_yaml import parse_yaml
 from hf_evomerge.search.config import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig, SearchConfig
 from hf_evomerge.search.spaces import FlowSpace, ParameterSpace
 

@@ -15,29 +15,21 @@ PACKAGE = Path(__file__).parents[1] / "hf_evomerge"
 # What each part may import, besides itself. A part is a module or a folder directly inside the package.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "folders": {"errors"},
-    "path": {"errors"},
-    "recipe": {"path", "errors"},
-    "headers": {"errors"},
-    "shards": {"errors"},
-    "downloads": {"headers", "errors"},
-    "adapters": {"downloads", "folders", "headers", "errors"},
-    "sources": {"adapters", "downloads", "folders", "headers", "recipe", "path", "errors"},
-    "checks": {"sources", "errors"},
     "modeling": set(),
-    "mergekit": {"merging", "recipe", "path", "errors"},
-    "merging": {"checks", "folders", "headers", "modeling", "shards", "sources", "recipe", "path", "errors"},
-    "routing": {"folders", "headers", "modeling", "shards", "sources", "recipe", "path", "errors"},
-    "fitness": {"sources", "recipe", "path", "errors"},
     "registration": {"modeling"},
-    "build": {"checks", "folders", "modeling", "merging", "routing", "sources", "recipe", "path", "errors"},
-    "folding": {"folders", "headers", "modeling", "merging", "routing", "shards", "sources", "recipe", "path", "errors"},
-    "inspection": {"build", "merging", "sources", "recipe"},
+    "recipes": {"errors"},
+    "checkpoints": {"recipes", "errors"},
+    "merging": {"checkpoints", "recipes", "errors"},
+    "routing": {"modeling", "checkpoints", "recipes", "errors"},
+    "building": {"modeling", "merging", "routing", "checkpoints", "recipes", "errors"},
+    "mergekit": {"merging", "recipes", "errors"},
+    "fitness": {"checkpoints", "recipes", "errors"},
+    "local_hub": {"errors"},
 }
 UPPER = ["search", "hub", "cli", "plots", "demo"]  # each is kept out of everything in ALLOWED
 FORBIDDEN: dict[str, set[str]] = {"search": {"hub", "cli", "demo"}, "hub": {"cli", "demo"}}
 DOORS = {"search/study.py": "hf_evomerge.hub.push"}  # `Study.push` is how Python users publish; nothing below depends on it
-LIGHT = ["hf_evomerge", "hf_evomerge.recipe", "hf_evomerge.path", "hf_evomerge.merging.registry"]
+LIGHT = ["hf_evomerge", "hf_evomerge.recipes.recipe", "hf_evomerge.recipes.layer_path", "hf_evomerge.merging.registry"]
 LIGHT += ["hf_evomerge.merging", "hf_evomerge.fitness", "hf_evomerge.routing.layout", "hf_evomerge.search.config"]
 LIGHT += ["hf_evomerge.search.spaces", "hf_evomerge.search.study", "hf_evomerge.search.loop"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from hf_evomerge.errors import EvoMergeError, PathError
-from hf_evomerge.path import Path
 from hf_evomerge.plots import (
     Curve,
     fitness_figure,
@@ -25,7 +24,8 @@ from hf_evomerge.plots import (
     stage_curves,
     weights_figure,
 )
-from hf_evomerge.recipe import MergePart
+from hf_evomerge.recipes.layer_path import LayerPath
+from hf_evomerge.recipes.recipe import MergePart
 from hf_evomerge.search.study import Outcome, Trial
 
 HOPS = "0:0-2, 1:3, 0:3*0.6 + 1:4*0.4, 1:4, 0:5"
@@ -138,7 +138,7 @@ def test_short_and_flat_curves_have_limits(fitness: tuple[float, ...]) -> None:
 
 def test_markers_are_the_terms_of_the_path() -> None:
     """Each term has a marker of its source at its hop and on its layer's row, a hop of two terms one in each source."""
-    figure = path_figure(Path.parse(HOPS, SCALES), [6, 6], ["a", "b"])
+    figure = path_figure(LayerPath.parse(HOPS, SCALES), [6, 6], ["a", "b"])
     assert spots(figure, 0) == [(h, row(figure, 0, layer)) for h, layer in [(1, 0), (2, 1), (3, 2), (5, 3), (7, 5)]]
     assert spots(figure, 1) == [(h, pytest.approx(row(figure, 1, layer))) for h, layer in [(4, 3), (5, 4), (6, 4)]]
     assert row(figure, 1, 0) > row(figure, 0, 5) + 1
@@ -146,7 +146,7 @@ def test_markers_are_the_terms_of_the_path() -> None:
 
 def test_marker_width_is_proportional_to_the_scale() -> None:
     """Diameters go with the size of the scales, the same for all sources; a negative one is hollow."""
-    figure = path_figure(Path.parse(HOPS, SCALES), [6, 6], ["a", "b"])
+    figure = path_figure(LayerPath.parse(HOPS, SCALES), [6, 6], ["a", "b"])
     first, second = (np.sqrt(find(figure, f"terms:{source}").get_sizes()) for source in (0, 1))
     np.testing.assert_allclose(first / first[0], [1.0, 0.9, 1.4, 1.1, 1.0])
     np.testing.assert_allclose(second / first[0], [0.5, 1.1, 0.7])
@@ -155,7 +155,7 @@ def test_marker_width_is_proportional_to_the_scale() -> None:
 
 def test_the_legend_shows_the_sizes_that_are_drawn() -> None:
     """The legend's markers are as wide as markers of the scale they are named after."""
-    figure = path_figure(Path.parse(HOPS, SCALES), [6, 6], ["a", "b"])
+    figure = path_figure(LayerPath.parse(HOPS, SCALES), [6, 6], ["a", "b"])
     unit = np.sqrt(find(figure, "terms:0").get_sizes()[0])
     legend = figure.legends[0]
     sizes = [line.get_markersize() for line in legend.get_lines()]
@@ -165,7 +165,7 @@ def test_the_legend_shows_the_sizes_that_are_drawn() -> None:
 
 def test_a_line_joins_every_hop_to_the_next() -> None:
     """Serial hops are joined by one segment, and both terms of a hop to both sides."""
-    figure = path_figure(Path.parse(HOPS), [6, 6], ["a", "b"])
+    figure = path_figure(LayerPath.parse(HOPS), [6, 6], ["a", "b"])
     segments = [[(int(x), y) for x, y in segment] for segment in find(figure, "route").get_segments()]
     assert [(a[0], b[0]) for a, b in segments] == [(1, 2), (2, 3), (3, 4), (4, 5), (4, 5), (5, 6), (5, 6), (6, 7)]
     assert segments[0] == [(1, row(figure, 0, 0)), (2, row(figure, 0, 1))]
@@ -173,15 +173,15 @@ def test_a_line_joins_every_hop_to_the_next() -> None:
 
 def test_skipped_layers_are_grey() -> None:
     """The rows of visited layers have their source's colour, those of the others none."""
-    figure = path_figure(Path.parse(HOPS), [6, 6], ["a", "b"])
+    figure = path_figure(LayerPath.parse(HOPS), [6, 6], ["a", "b"])
     grey = {(s, i) for s in (0, 1) for i in range(6) if len(set(find(figure, f"layer:{s}:{i}").get_facecolor()[:3])) == 1}
     assert grey == {(0, 4), (1, 0), (1, 1), (1, 2), (1, 5)}
 
 
-def test_long_paths_fit(tmp_path: FilePath) -> None:
+def test_long_paths_fit(tmp_path: Path) -> None:
     """130 hops over 96 layers, and the longest path there can be, give pictures of a sane size with a marker per hop."""
     for hops in (130, 4096):
-        path = Path.of([(k % 3, k * 7 % 32) for k in range(hops)], [0.4 + k % 11 / 10 for k in range(hops)])
+        path = LayerPath.of([(k % 3, k * 7 % 32) for k in range(hops)], [0.4 + k % 11 / 10 for k in range(hops)])
         figure = path_figure(path, [32] * 3, ["a", "b", "c"])
         assert sum(len(spots(figure, source)) for source in range(3)) == hops
         assert max(figure.get_size_inches()) < 16
@@ -192,9 +192,9 @@ def test_long_paths_fit(tmp_path: FilePath) -> None:
 def test_a_path_must_fit_its_sources() -> None:
     """A layer that is not there and a missing label are errors, not wrong pictures."""
     with pytest.raises(PathError, match="layer 9"):
-        path_figure(Path.parse("0:9"), [6], ["a"])
+        path_figure(LayerPath.parse("0:9"), [6], ["a"])
     with pytest.raises(EvoMergeError, match="1 labels for 2 sources"):
-        path_figure(Path.parse("0:1"), [6, 6], ["a"])
+        path_figure(LayerPath.parse("0:1"), [6, 6], ["a"])
 
 
 def test_weights_are_drawn_in_the_order_of_the_layers() -> None:
@@ -249,14 +249,15 @@ def test_a_merge_without_numbers_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_the_same_data_give_the_same_bytes(tmp_path: FilePath, suffix: str) -> None:
+def test_the_same_data_give_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     """Pictures do not differ between processes with other hash seeds, other settings of matplotlib or another time."""
     program = (
         "import sys, matplotlib; matplotlib.rcParams['xtick.labelsize'] = float(sys.argv[2])\n"
-        "from hf_evomerge.plots import *; from hf_evomerge.path import Path; from hf_evomerge.recipe import MergePart\n"
+        "from hf_evomerge.plots import *; from hf_evomerge.recipes.layer_path import LayerPath\n"
+        "from hf_evomerge.recipes.recipe import MergePart\n"
         "out, suffix = sys.argv[1], sys.argv[3]\n"
         "plot_fitness([Curve('ps', (-2., None, -1.), (0, 0, 1))], {'base': -3.}, out + '/fitness' + suffix)\n"
-        "plot_path(Path.parse('0:0-3, 1:2', [1, .5, 1, 1.2, 1]), [4, 4], ['a', 'b'], out + '/path' + suffix)\n"
+        "plot_path(LayerPath.parse('0:0-3, 1:2', [1, .5, 1, 1.2, 1]), [4, 4], ['a', 'b'], out + '/path' + suffix)\n"
         "part = MergePart(method='x', parameters=[{'w': {'embed': 1., 'default': .5}}])\n"
         "plot_weights(part, ['a'], out + '/weights' + suffix)\n"
         "assert 'matplotlib.pyplot' not in sys.modules and matplotlib.rcParams['xtick.labelsize'] == float(sys.argv[2])\n"
@@ -265,14 +266,14 @@ def test_the_same_data_give_the_same_bytes(tmp_path: FilePath, suffix: str) -> N
         (tmp_path / seed).mkdir()
         command = [sys.executable, "-c", program, str(tmp_path / seed), size, suffix]
         environment = {"PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": seed, "MPLCONFIGDIR": str(tmp_path)}
-        subprocess.run(command, check=True, env=environment, cwd=FilePath(__file__).parents[1])
+        subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[1])
     for name in ("fitness", "path", "weights"):
         first, second = ((tmp_path / seed / f"{name}{suffix}").read_bytes() for seed in ("1", "2"))
         assert first == second
         assert first[:4] == (b"\x89PNG" if suffix == ".png" else b"<?xm")
 
 
-def test_other_suffixes_are_refused(tmp_path: FilePath) -> None:
+def test_other_suffixes_are_refused(tmp_path: Path) -> None:
     """A file that is neither .png nor .svg is an error that says what to write instead."""
     with pytest.raises(EvoMergeError, match=r"\.png or \.svg file, not \.jpg"):
         plot_fitness([curve(-1.0)], {}, tmp_path / "a.jpg")

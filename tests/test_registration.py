@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import hf_evomerge
-from hf_evomerge.build import build_model
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.building.build import build_model
+from hf_evomerge.recipes.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

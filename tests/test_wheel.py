@@ -12,7 +12,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from hf_evomerge.hub.local import LocalHub
+from hf_evomerge.local_hub import LocalHub
 
 ROOT = Path(__file__).parents[1]
 MAIN = "from hf_evomerge.cli import app; app()"

@@ -29,7 +29,7 @@ def merge(
     - `hf-evomerge merge mergekit.yml --out merged --dry-run`
     """
     with one_line_errors():
-        from ..build import build_model, check_recipe
+        from ..building.build import build_model, check_recipe
         from ..mergekit import load
 
         quiet()
@@ -95,7 +95,7 @@ def fold(
     - `hf-evomerge fold my-search/model --out my-search/plain --dtype bfloat16`
     """
     with one_line_errors():
-        from ..folding import fold as fold_model
+        from ..building.folded import fold as fold_model
 
         quiet()
         typer.echo(f"wrote {fold_model(model, out, dtype=dtype)}")
@@ -113,7 +113,7 @@ def inspect(
     - `hf-evomerge inspect my-search/model`
     """
     with one_line_errors():
-        from ..inspection import inspect_model
+        from ..checkpoints.inspect import inspect_model
 
         quiet()
         report = inspect_model(model)
@@ -135,7 +135,7 @@ def diff(
     - `hf-evomerge diff fine-tune-a fine-tune-b --base base`
     """
     with one_line_errors():
-        from ..inspection import diff_models
+        from ..checkpoints.inspect import diff_models
 
         quiet()
         report = diff_models(a, b, base=base, progress=sys.stderr.isatty())

@@ -136,7 +136,7 @@ def serve_hub(
     - `hf-evomerge hub --root my-hub`
     """
     with one_line_errors():
-        from ..hub.local import LocalHub
+        from ..local_hub import LocalHub
 
         with LocalHub(root, port, user=user) as hub:
             typer.echo(hub.describe())

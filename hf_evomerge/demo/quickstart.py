@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from ..errors import EvoMergeError
-from ..hub.local import LocalHub
+from ..local_hub import LocalHub
 from ..search.config import SearchConfig
 from ..search.display import LiveTable
 from ..search.evaluator import Evaluator

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from ..errors import FitnessError
-from ..recipe import StrictModel
+from ..recipes.strict_yaml import StrictModel
 
 # A minus sign counts unless it joins what comes before it, as in "10-5" or "GPT-4"; commas count where they group thousands.
 _NUMBER = re.compile(r"(?:(?<![0-9A-Za-z.)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import FitnessError
-from ..recipe import StrictModel
+from ..recipes.strict_yaml import StrictModel
 
 Record = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 from pydantic import BeforeValidator, SerializeAsAny
 
 from ..errors import FitnessError
-from ..recipe import StrictModel, validate
+from ..recipes.strict_yaml import StrictModel, validate
 from .data import Example
 
 

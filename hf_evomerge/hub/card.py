@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ..build import RECIPE_FILE
 from ..errors import HubError
-from ..recipe import Recipe, SourceRef
+from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from .bundled import bundled
 from .commit import hub_errors, one_line
 from .licences import LicenceDecision

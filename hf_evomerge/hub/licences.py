@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 import yaml
 
+from ..checkpoints.model_folder import named_folder
 from ..errors import HubError
-from ..folders import named_folder
-from ..recipe import SourceRef
+from ..recipes.recipe import SourceRef
 from .commit import is_passing, one_line
 from .record import hide_folder, is_folder
 

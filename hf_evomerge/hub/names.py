@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
+from ..checkpoints.lora import WEIGHTS_FILE as ADAPTER_WEIGHTS
+from ..checkpoints.model_folder import named_folder
+from ..checkpoints.source import Source
 from ..errors import HubError
-from ..folders import named_folder
-from ..recipe import Recipe, SourceRef
-from ..sources import Source
+from ..recipes.recipe import Recipe, SourceRef
 from .commit import file_sha256, hub_errors
 from .record import hide_folder, is_folder
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ..build import RECIPE_FILE
+from ..checkpoints.model_folder import COMPANIONS
 from ..errors import HubError
-from ..folders import COMPANIONS
-from ..recipe import Built, Recipe, SourceRef
+from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from ..search.run import MODEL_FOLDER
 from ..search.study import STUDY_FILE
 from .card import CardFacts, check_metadata, metadata_text, read_json, render_card

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.model_folder import named_folder
 from ..errors import EvoMergeError, SearchError
-from ..folders import named_folder
-from ..path import Path as Route
-from ..recipe import Recipe, SourceRef
+from ..recipes.layer_path import LayerPath
+from ..recipes.recipe import Recipe, SourceRef
 from ..search.config import SearchConfig
 from ..search.run import PLOTS_FOLDER, RESULTS_FILE, settings_of
 from ..search.spaces import source_label
@@ -197,7 +197,7 @@ def _write_trials(study: Study, trials: Sequence[Trial], file: Path, publish: Pu
     texts = {key: public_recipe(recipe, publish).to_yaml() for key, recipe in recipes.items()}
     paths = {key: recipe.flow.to_path() for key, recipe in recipes.items() if recipe.flow is not None}
 
-    def path_of(trial: Trial) -> Route | None:
+    def path_of(trial: Trial) -> LayerPath | None:
         return paths.get(trial.recipe_key or "")
 
     def column(kind: pa.DataType, value: Callable[[Trial], Any]) -> pa.Array:

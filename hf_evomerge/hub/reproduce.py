@@ -13,10 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ..build import RECIPE_FILE, build_model
+from ..building.build import build_model
+from ..checkpoints.source import Source
 from ..errors import HubError
-from ..recipe import Recipe, SourceRef
-from ..sources import Source
+from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from .card import read_json
 from .commit import file_sha256, hub_errors
 from .names import is_on_hub, parents_of, parts_of, weight_files

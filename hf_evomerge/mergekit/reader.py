@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any, cast, get_args
 
 from ..errors import RecipeError
 from ..merging.registry import Parameter, check_part, check_sources, get_method
-from ..recipe import Dtype, MergePart, Recipe, SlicePart, SourceRef, read_yaml, shown, validate
+from ..recipes.recipe import Dtype, MergePart, Recipe, SlicePart, SourceRef
+from ..recipes.strict_yaml import read_yaml, shown, validate
 from .words import FIXED, REQUIRED, WITHOUT_BASE
 
 KEYS = (
@@ -38,10 +39,10 @@ class Converted:
     notes: list[str] = field(default_factory=list)
 
 
-def load(file: str | FilePath) -> Converted:
+def load(file: str | Path) -> Converted:
     """Read a recipe from a file, be it a recipe or mergekit's; raises `RecipeError` that begins with the file's name."""
     try:
-        text = FilePath(file).read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as cause:
         raise RecipeError(f"{file}: cannot be read: {cause}") from cause
     try:

@@ -9,7 +9,7 @@ import yaml
 
 from ..errors import RecipeError
 from ..merging.registry import MergeMethod, get_method
-from ..recipe import MergePart, Recipe, SlicePart, SourceRef
+from ..recipes.recipe import MergePart, Recipe, SlicePart, SourceRef
 from .words import RANDOM, REQUIRED, WITHOUT_BASE
 
 

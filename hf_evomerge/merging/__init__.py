@@ -1,6 +1,6 @@
 """Parameter space: merge methods, and the two executors that apply them, to disk and to a model in memory."""
 
-from .groups import Grouping, classify, resolve
+from ..recipes.layer_groups import Grouping, classify, resolve
 from .registry import MergeMethod, Parameter, all_methods, check_part, get_method, register_method
 
 __all__ = [

@@ -7,7 +7,6 @@ slices or threads, and is kept for the next call with other parameters.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .groups import resolve
+from ..recipes.layer_groups import resolve
 from .registry import Call, MergeMethod
 from .rows import Lines, RankDrop, Ranks, column_sums, row_spans, row_sums
 from .statistics import LEVELS, SUM_BLOCK, Cut, Drop, Magnitudes, RandomField, inner_product, sample_step, sum_magnitudes
@@ -300,11 +299,6 @@ class ModelJob:
         for job in self.jobs:
             for start, block in job.blocks(index):
                 yield self.offsets[job.name] + start, block
-
-
-def tensor_order(name: str) -> list[tuple[int, int | str]]:
-    """Sort key of tensor names: layer 2 before layer 10. The same everywhere, whatever the order in a checkpoint."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
 
 
 def memory_needed(method: MergeMethod, numel: int, sources: int, with_base: bool) -> int:

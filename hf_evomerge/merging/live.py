@@ -1,7 +1,7 @@
 """The live executor: writes merged tensors into the parameters of a resident model, for search.
 
 A candidate costs the arithmetic alone: nothing is loaded, allocated or rebuilt. The tensors are those that
-`hf_evomerge.merging.checkpoint.merge_checkpoint` writes for the same recipe, bit for bit.
+`hf_evomerge.building.merged.merge_checkpoint` writes for the same recipe, bit for bit.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..checks import check_mergeable
+from ..checkpoints.compatibility import check_mergeable
+from ..checkpoints.headers import tensor_order
+from ..checkpoints.source import Source
 from ..errors import SourceError
-from ..recipe import ParameterValue, Recipe
-from ..sources import Source
-from .arithmetic import ModelJob, TensorJob, memory_needed, tensor_order
+from ..recipes.recipe import ParameterValue, Recipe
+from .arithmetic import ModelJob, TensorJob, memory_needed
 from .registry import check_sources, check_together, complete_options, complete_parameters, get_method
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..errors import EvoMergeError, RecipeError
-from ..recipe import MergePart
-from .groups import check_keys, expand, one_of_each, parse_key
+from ..recipes.layer_groups import check_keys, expand, one_of_each, parse_key
+from ..recipes.recipe import MergePart
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +144,7 @@ class Check(Protocol):
     def __call__(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], names: Sequence[str], /) -> None:
         """Raise `RecipeError` where the complete parameters do not go together.
 
-        Values may differ from tensor to tensor (`hf_evomerge.merging.groups.resolve` tells them); `names` are those of the
+        Values may differ from tensor to tensor (`resolve` of the layer groups tells them); `names` are those of the
         tensors, and empty while they are not known.
         """
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PathError
-from ..path import Path
+from ..recipes.layer_path import LayerPath
 
 Initialisation = Literal["near_identity", "paper"]
 ScaleEncoding = Literal["none", "slot", "matrix", "network"]
@@ -105,7 +105,7 @@ class FlowGenome:
             lower[len(self.layout) :], upper[len(self.layout) :] = (bound - 1 for bound in self.scale_bounds)
         return lower, upper
 
-    def decode(self, genome: Sequence[float] | Vector) -> Path:
+    def decode(self, genome: Sequence[float] | Vector) -> LayerPath:
         """The path of a genome.
 
         The first slot is always on. Where the last slot that is on is not the last layer of A, that layer is appended, with the
@@ -121,7 +121,7 @@ class FlowGenome:
             )
         on = self._slots_on(vector[: len(self.layout)])
         layers = [self.layout.slots[slot] for slot in on]
-        return Path.of(layers, self._scales(on, vector[len(self.layout) :]))
+        return LayerPath.of(layers, self._scales(on, vector[len(self.layout) :]))
 
     def _slots_on(self, indicators: Vector) -> list[int]:
         """Indices of the slots on the path, in order."""

@@ -14,8 +14,8 @@ from ..errors import PathError, SourceError
 from ..modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedPreTrainedModel, check_alike
 from ..modeling.modeling_evo_merged import assemble, find_layers
 from ..modeling.origins import check_rearrangeable
-from ..path import Path
-from ..recipe import ScaleTarget
+from ..recipes.layer_path import LayerPath
+from ..recipes.recipe import ScaleTarget
 
 
 class LayerPool:
@@ -32,7 +32,7 @@ class LayerPool:
 
     Example:
         >>> pool = LayerPool([first, second])
-        >>> merged = pool.model(Path.parse("0:0-15, 1:8-15, 0:15"))
+        >>> merged = pool.model(LayerPath.parse("0:0-15, 1:8-15, 0:15"))
     """
 
     def __init__(self, models: Sequence[PreTrainedModel], embedding_source: int = 0) -> None:
@@ -68,7 +68,7 @@ class LayerPool:
         """The number of layers of each source."""
         return [model.config.num_hidden_layers for model in self.models]
 
-    def model(self, path: Path, scale_target: ScaleTarget = "stream") -> EvoMergedForCausalLM:
+    def model(self, path: LayerPath, scale_target: ScaleTarget = "stream") -> EvoMergedForCausalLM:
         """The merged model that takes this path, in eval mode.
 
         Args:

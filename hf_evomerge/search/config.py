@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,7 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from ..errors import SearchError
 from ..fitness.data import DataSpec
 from ..fitness.registry import AnyTaskSpec
-from ..recipe import Dtype, ScaleTarget, SourceRef, StrictModel, dump_yaml, load_yaml
+from ..recipes.recipe import Dtype, ScaleTarget, SourceRef
+from ..recipes.strict_yaml import StrictModel, dump_yaml, load_yaml
 from ..routing.layout import Initialisation, ScaleEncoding
 from .optimizer import Algorithm, Restarts
 
@@ -178,7 +179,7 @@ class SearchConfig(StrictModel):
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the search to a YAML file."""
-        FilePath(file).write_text(dump_yaml(self), encoding="utf-8")
+        Path(file).write_text(dump_yaml(self), encoding="utf-8")
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> SearchConfig:

@@ -15,16 +15,16 @@ import numpy as np
 
 from ..errors import EvoMergeError, FitnessError, SourceError
 from ..fitness import Example, Task, load_examples, make_task
-from ..recipe import FlowPart, MergePart, Recipe, SourceRef
+from ..recipes.recipe import FlowPart, MergePart, Recipe, SourceRef
 from .config import SearchConfig
 from .study import Outcome
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ..checkpoints.source import Source
     from ..merging.live import LiveMerger
     from ..routing.pool import LayerPool
-    from ..sources import Source
 
 Target = Recipe | SourceRef
 Batch = tuple[int, ...]
@@ -51,7 +51,7 @@ class Evaluator:
     ) -> None:
         import torch
 
-        from ..sources import Source
+        from ..checkpoints.source import Source
 
         torch.set_num_threads(config.threads)
         self.config = config
@@ -143,7 +143,7 @@ class Evaluator:
 
     def _load(self, ref: SourceRef) -> PreTrainedModel:
         """The resident plain model of a parent."""
-        from ..sources import Source
+        from ..checkpoints.source import Source
 
         if ref not in self._resident:
             self._resident[ref] = self._from_disk(Source.open(ref))
@@ -214,7 +214,7 @@ class Evaluator:
     def _tokenizer_owner(self, target: Target) -> Source:
         """The source whose tokenizer goes with a target: its own, the embeddings', or the first that is merged."""
         if isinstance(target, SourceRef):
-            from ..sources import Source
+            from ..checkpoints.source import Source
 
             return Source.open(target)
         if target.flow is not None and target.flow.embedding_source < len(self._sources):

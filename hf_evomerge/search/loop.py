@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..errors import EvoMergeError, SearchError
-from ..recipe import Recipe, SourceRef
+from ..recipes.recipe import Recipe, SourceRef
 from .config import OptimizerConfig, SearchConfig, Stage
 from .evaluator import Batch
 from .optimizer import Optimizer, Vector

@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..build import RECIPE_FILE, build_model
+from ..building.build import build_model
 from ..errors import SearchError
 from ..fitness import Example, Task, check_disjoint
-from ..recipe import SourceRef, validate
+from ..recipes.recipe import RECIPE_FILE, SourceRef
+from ..recipes.strict_yaml import validate
 from .config import SearchConfig
 from .evaluator import Evaluator
 from .loop import Report, Result, Search
@@ -22,8 +23,8 @@ from .spaces import source_label
 from .study import STUDY_FILE, Study
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
-    from ..sources import Source
+    from ..checkpoints.source import Source
+    from ..recipes.recipe import Recipe
 
 SEARCH_FILE = "search.yaml"
 RESULTS_FILE = "results.json"
@@ -88,7 +89,7 @@ def run_search(
     arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples}
     evaluator = Evaluator(config, **arguments)
     _check(config, evaluator)
-    study = _open_study(config, FilePath(out))
+    study = _open_study(config, Path(out))
     _check_same_examples(study, evaluator)
     runner: Runner = LocalRunner(evaluator) if workers == 1 else ProcessRunner(config, workers, **arguments)
     try:
@@ -181,8 +182,8 @@ def evaluate_model(model: str, config: SearchConfig, *, split: str = "test", sho
 
 def _check(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
     """Refuse a search that cannot work, before anything expensive; returns the number of coordinates per stage."""
-    from ..checks import check_mergeable
-    from ..sources import Source
+    from ..checkpoints.compatibility import check_mergeable
+    from ..checkpoints.source import Source
     from .spaces import FlowSpace, ParameterSpace
 
     _check_device(config)
@@ -196,7 +197,7 @@ def _check(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
         _check_method(parameters, taking_part[0].layer_count)
         dimensions["ps"] = len(parameters.coordinates)
     if config.space in ("dfs", "hybrid"):
-        from ..recipe import MergePart
+        from ..recipes.recipe import MergePart
 
         layers, merge = evaluator.layers, None
         if config.space == "hybrid":
@@ -218,14 +219,14 @@ def _check_method(space: Any, layer_count: int) -> None:
 
 def _check_path(recipe: Recipe, sources: Sequence[Source]) -> None:
     """Refuse sources whose layers cannot run in one model, on the path that the search begins with."""
-    from ..build import check_flow
+    from ..building.build import check_flow
 
     assert recipe.flow is not None  # a data flow space makes recipes with a flow part
     merged = [sources[recipe.merge_sources[0]]] if recipe.merge is not None else []
     check_flow([*sources, *merged], recipe.flow)
 
 
-def _open_study(config: SearchConfig, out: FilePath) -> Study:
+def _open_study(config: SearchConfig, out: Path) -> Study:
     """The folder's study, or a new one; raises `SearchError` where it is that of another search."""
     settings = config.model_dump(mode="json")
     if not (out / STUDY_FILE).exists():
@@ -259,7 +260,7 @@ def _check_same_examples(study: Study, evaluator: Evaluator) -> None:
     study.set_meta("examples", digests)
 
 
-def _check_unused(config: SearchConfig, out: FilePath) -> None:
+def _check_unused(config: SearchConfig, out: Path) -> None:
     """Refuse a folder that holds what a search would overwrite; this search's own file may lie there already."""
     for name in (RECIPE_FILE, RESULTS_FILE, MODEL_FOLDER, PLOTS_FOLDER):
         if (out / name).exists():
@@ -324,7 +325,7 @@ def _leave_results(config: SearchConfig, study: Study, result: Result) -> None:
     (study.folder / RESULTS_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _leave_model(folder: FilePath, winner: Recipe) -> None:
+def _leave_model(folder: Path, winner: Recipe) -> None:
     """Build the winner, unless it is there already; only what a search has built is replaced."""
     built = folder / MODEL_FOLDER / RECIPE_FILE
     if built.parent.exists() and not built.exists():

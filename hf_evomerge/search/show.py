@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ..build import RECIPE_FILE
 from ..errors import SearchError
-from ..recipe import Recipe
+from ..recipes.recipe import RECIPE_FILE, Recipe
 from .loop import STAGE_NAMES, Result, Row
 from .study import Outcome, Study
 
@@ -90,7 +89,7 @@ def describe_recipe(recipe: Recipe) -> str:
 
 def describe_model(folder: str | os.PathLike[str]) -> str:
     """What a built model is, from its files alone; raises `SearchError` where the folder holds no model."""
-    file = FilePath(folder) / "config.json"
+    file = Path(folder) / "config.json"
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
@@ -107,7 +106,7 @@ def describe_model(folder: str | os.PathLike[str]) -> str:
             f"  hop {i:3}  {hop:24} scale {scale:.4f}"
             for i, (hop, scale) in enumerate(zip(path, config["scales"], strict=True))
         ]
-    recipe = FilePath(folder) / RECIPE_FILE
+    recipe = Path(folder) / RECIPE_FILE
     if recipe.is_file():
         lines += ["", f"# {recipe.name}", recipe.read_text(encoding="utf-8").rstrip()]
     return "\n".join(lines)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SearchError
-from ..merging.groups import Grouping
 from ..merging.registry import Parameter, get_method
-from ..recipe import FlowPart, MergePart, ParameterValue, Recipe, SourceRef
+from ..recipes.layer_groups import Grouping
+from ..recipes.recipe import FlowPart, MergePart, ParameterValue, Recipe, SourceRef
 from ..routing.layout import FlowGenome, Layout
 from .config import FlowSpaceConfig, Range, SearchConfig
 from .optimizer import Start

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ..errors import SearchError
-from ..recipe import Recipe
+from ..recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from ..hub.push import Pushed
@@ -119,13 +119,13 @@ class Study:
         -0.71
     """
 
-    def __init__(self, folder: FilePath, connection: sqlite3.Connection) -> None:
+    def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self.folder, self._connection = folder, connection
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], settings: dict[str, Any]) -> Study:
         """Start a study in a folder that has none; raises `SearchError` where there is one."""
-        folder = FilePath(folder)
+        folder = Path(folder)
         if (folder / STUDY_FILE).exists():
             raise SearchError(f"{folder}: there is a study here already; continue it with `hf-evomerge resume {folder}`")
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ class Study:
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Study:
         """Open the study of a folder; raises `SearchError` where there is none, or one of another schema."""
-        folder = FilePath(folder)
+        folder = Path(folder)
         if not (folder / STUDY_FILE).is_file():
             raise SearchError(f"{folder}: no {STUDY_FILE} here; start a search with `hf-evomerge search FILE --out {folder}`")
         try:
@@ -271,7 +271,7 @@ def standard_error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else 0.0
 
 
-def _connect(file: FilePath) -> sqlite3.Connection:
+def _connect(file: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(file)
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA journal_mode = WAL")

@@ -13,8 +13,8 @@ import pytest
 from hf_evomerge.demo import quickstart
 from hf_evomerge.demo.quickstart import SPECIALISTS, check_reload, demo_config, run_demo, write_problems
 from hf_evomerge.errors import EvoMergeError
-from hf_evomerge.hub.local import LocalHub
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.local_hub import LocalHub
+from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.loop import Result, Row
 from hf_evomerge.search.runner import LocalRunner

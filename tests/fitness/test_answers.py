@@ -9,7 +9,7 @@ from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import GenerationSpec, answers
 from hf_evomerge.fitness.answers import LanguageCheck, cut_at_stops, extract_answer, language_probability, parse_number
 from hf_evomerge.fitness.generation import is_right
-from hf_evomerge.recipe import validate
+from hf_evomerge.recipes.strict_yaml import validate
 
 JAPANESE = "ジャネットは毎日16個の卵のうち3個を食べ、4個を使います。\n残りは9個なので、答えは18ドルです。"
 ENGLISH = "Janet eats three of the sixteen eggs and bakes with four.\nNine are left, so the answer is 18 dollars."

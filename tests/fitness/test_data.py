@@ -10,7 +10,7 @@ import pytest
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DataSpec, Example, check_disjoint, load_examples
-from hf_evomerge.recipe import validate
+from hf_evomerge.recipes.strict_yaml import validate
 
 
 def records(count: int = 10) -> list[dict[str, Any]]:

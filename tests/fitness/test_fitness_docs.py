@@ -9,7 +9,7 @@ import yaml
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DataSpec, GenerationSpec, LikelihoodSpec, parse_task
-from hf_evomerge.recipe import StrictModel, validate
+from hf_evomerge.recipes.strict_yaml import StrictModel, validate
 
 PAGE = (Path(__file__).parents[2] / "docs" / "fitness.md").read_text(encoding="utf-8")
 EXAMPLES = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]

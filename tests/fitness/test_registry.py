@@ -9,7 +9,7 @@ from hf_evomerge.errors import FitnessError, SearchError
 from hf_evomerge.fitness import AnyTaskSpec, LikelihoodSpec, LikelihoodTask, Scores, TaskSpec, get_task, make_task, parse_task
 from hf_evomerge.fitness import registry as registry_module
 from hf_evomerge.fitness.registry import register_task, task_names
-from hf_evomerge.recipe import StrictModel, parse_yaml
+from hf_evomerge.recipes.strict_yaml import StrictModel, parse_yaml
 
 
 class LengthSpec(TaskSpec):

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.card import CardFacts, render_card
 from hf_evomerge.hub.licences import ParentLicence, decide_licence
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.recipes.recipe import Recipe
 
 PARENTS = [ParentLicence("u/a", "apache-2.0"), ParentLicence("u/b", "mit", link="https://example.org/mit")]
 LICENCE = decide_licence(PARENTS)

@@ -13,7 +13,7 @@ from huggingface_hub.utils import httpx
 
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.licences import LicenceDecision, ParentLicence, decide_licence, licence_of
-from hf_evomerge.recipe import SourceRef
+from hf_evomerge.recipes.recipe import SourceRef
 
 
 def _decide(*licences: str, chosen: str | None = None) -> LicenceDecision:

@@ -19,13 +19,13 @@ from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.build import build_model
+from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.card import TEMPLATE
 from hf_evomerge.hub.commit import ATTEMPTS
-from hf_evomerge.hub.local import Fault, LocalHub
 from hf_evomerge.hub.push import PushOptions, check_push, describe_push, push_model
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.local_hub import Fault, LocalHub
+from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.study import Study
 
 COMMIT = r"POST /api/models/local/merge/commit/"

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from hf_evomerge.hub.record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, _without_folders, write_record
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.study import Study
 

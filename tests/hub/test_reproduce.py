@@ -12,12 +12,12 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
-from hf_evomerge.build import build_model
+from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import EvoMergeError, HubError
-from hf_evomerge.hub.local import Fault, LocalHub
 from hf_evomerge.hub.push import PushOptions, push_model
 from hf_evomerge.hub.reproduce import Reproduction, TensorDifference, reproduce
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.local_hub import Fault, LocalHub
+from hf_evomerge.recipes.recipe import Recipe
 
 MAIN = "from hf_evomerge.cli import app; app()"
 

@@ -7,10 +7,10 @@ import torch
 from method_cases import CASES, IDS
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, GPT2Model
 
+from hf_evomerge.building.merged import merge_checkpoint
+from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import RecipeError, SourceError
-from hf_evomerge.merging.checkpoint import merge_checkpoint
 from hf_evomerge.merging.live import LiveMerger
-from hf_evomerge.sources import Source
 
 
 @pytest.mark.parametrize(

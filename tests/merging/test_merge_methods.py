@@ -15,7 +15,7 @@ from method_cases import NAME, assert_close, deltas, exact, merge, tensors
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.arithmetic import ModelJob, TensorJob
 from hf_evomerge.merging.registry import all_methods, check_part, complete_options, complete_parameters, get_method
-from hf_evomerge.recipe import MergePart
+from hf_evomerge.recipes.recipe import MergePart
 
 TASK_VECTOR_METHODS = ["task_arithmetic", "ties", "dare_linear", "dare_ties"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from hf_evomerge.errors import EvoMergeError, RecipeError
 from hf_evomerge.merging.registry import METHODS, Parameter, all_methods, check_part, get_method, register_method
-from hf_evomerge.recipe import MergePart
+from hf_evomerge.recipes.recipe import MergePart
 
 NAMES = ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
 

@@ -10,8 +10,8 @@ import torch
 from method_cases import CASES, IDS, NAME, RANDOM, merge, tensors
 
 from hf_evomerge.merging.arithmetic import ModelJob, TensorJob, memory_needed
-from hf_evomerge.merging.groups import resolve
 from hf_evomerge.merging.registry import all_methods, complete_options, complete_parameters, get_method
+from hf_evomerge.recipes.layer_groups import resolve
 
 METHODS = sorted(all_methods())
 SEVERAL = [name for name in METHODS if get_method(name).count[1] != 1]

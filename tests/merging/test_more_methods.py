@@ -13,7 +13,7 @@ from method_cases import NAME, assert_close, deltas, exact, merge, tensors
 
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.registry import check_part, get_method
-from hf_evomerge.recipe import MergePart
+from hf_evomerge.recipes.recipe import MergePart
 
 WEIGHTS = [[0.6, 0.7], [0.9, -0.4], [0.0, 0.8], [0.7, 0.4, 0.3]]
 DELLAS = [(1.0, 0.15), (0.5, 0.15), (0.2, 0.1), (0.9, 0.3), (0.1, 0.3), (0.5, 0.0), (0.0, 0.1)]

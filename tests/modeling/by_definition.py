@@ -10,7 +10,7 @@ from tiny_models import ARCHITECTURES, tiny_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_evomerge.path import Path as LayerPath
+from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 
 # Where the decoder layers are, and which submodule of a block writes to the residual stream last.
 LAYERS = {

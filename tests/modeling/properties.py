@@ -19,13 +19,13 @@ from safetensors import safe_open
 from tiny_models import ARCHITECTURES, OLD_CACHE_NAMES, tiny_model, token_ids
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hf_evomerge.building.routed import build_flow
+from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.modeling import EvoMergedForCausalLM
 from hf_evomerge.modeling.origins import tensor_origins
-from hf_evomerge.path import Path as LayerPath
-from hf_evomerge.recipe import FlowPart, SourceRef
-from hf_evomerge.routing.checkpoint import build_flow
+from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
+from hf_evomerge.recipes.recipe import FlowPart, SourceRef
 from hf_evomerge.routing.pool import LayerPool
-from hf_evomerge.sources import Source
 
 SERIAL = LayerPath.parse("0:0, 1:1, 1:3, 0:1, 1:2, 0:0, 1:3, 0:2", [1, 0.9, 1.1, 1, 1.2, 1, -0.8, 1])
 SUMS = LayerPath.parse(["0:0", "0:1*0.5 + 1:1*0.5", "1:2 + 0:2 + 0:0*-1", "0:2*1.5"], [1.2, 0.9, -0.8, 1.1])

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedModel, register
-from hf_evomerge.path import Path as LayerPath
+from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
 PATH = ["0:0", "1:1", "0:1*0.5 + 1:2*0.25", "0:0", "1:1", "0:2*1.5"]

@@ -11,7 +11,7 @@ from tiny_models import VOCAB, tiny_model, token_ids
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, pipeline
 
 from hf_evomerge.modeling import EvoMergedForCausalLM
-from hf_evomerge.path import Path as LayerPath
+from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
 PATH = ["0:0", "1:1", "0:1*0.5 + 1:2*0.25", "0:0", "1:1", "0:2*1.5"]

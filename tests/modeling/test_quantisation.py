@@ -12,7 +12,7 @@ from by_definition import deep_model
 from tiny_models import tiny_model, token_ids
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
-from hf_evomerge.path import Path as LayerPath
+from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
 PATH = LayerPath.parse("0:0, 1:1, 1:3, 0:1, 0:0, 1:3")

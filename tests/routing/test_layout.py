@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_evomerge.errors import PathError
-from hf_evomerge.path import Path
+from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.layout import NETWORK_WIDTH, FlowGenome, Layout, ScaleEncoding
 
 SMALL = Layout((0, 1), (2, 2), 2)  # A0 A1 B0 B1 | A0 A1 B0 B1
@@ -146,7 +146,7 @@ def test_the_start_itself_is_source_a(encoding: ScaleEncoding, initialisation: s
     genome = FlowGenome(PAPER, encoding, initialisation=initialisation)  # type: ignore[arg-type]
     start, (lower, upper) = genome.start(0.1), genome.bounds()
     path = genome.decode(start)
-    assert path.as_text() == Path.identity(32).as_text()
+    assert path.as_text() == LayerPath.identity(32).as_text()
     assert path.scales == pytest.approx([1.0] * 32, abs=1e-12)
     assert (lower <= start).all()
     assert (start <= upper).all()

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hf_evomerge.errors import PathError, SourceError
-from hf_evomerge.path import Path
+from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
 IDS = torch.arange(3, 15).view(2, 6)
@@ -30,7 +30,7 @@ def pool() -> LayerPool:
 
 def test_nothing_is_copied(pool: LayerPool) -> None:
     """Every parameter of a merged model is a source's own, at the same address."""
-    model = pool.model(Path.parse(["0:0", "1:3", "0:1*0.5 + 1:1*0.5", "1:3", "0:2"], [1, 0.5, 1, 2, 1]))
+    model = pool.model(LayerPath.parse(["0:0", "1:3", "0:1*0.5 + 1:1*0.5", "1:3", "0:2"], [1, 0.5, 1, 2, 1]))
     resident = {parameter.data_ptr() for source in pool.models for parameter in source.parameters()}
     assert {tensor.data_ptr() for tensor in model.state_dict().values()} <= resident
     assert model.layers[1].mlp.up_proj.weight is pool.models[1].model.layers[3].mlp.up_proj.weight
@@ -40,7 +40,7 @@ def test_nothing_is_copied(pool: LayerPool) -> None:
 
 def test_changes_in_place_are_seen(pool: LayerPool) -> None:
     """A model made earlier follows what is written into a source's parameters later."""
-    model = pool.model(Path.identity(3))
+    model = pool.model(LayerPath.identity(3))
     with torch.no_grad():
         for parameter in pool.models[0].parameters():
             parameter.mul_(1.01)
@@ -50,9 +50,9 @@ def test_changes_in_place_are_seen(pool: LayerPool) -> None:
 def test_models_do_not_disturb_each_other_or_the_sources(pool: LayerPool) -> None:
     """Making and running a model changes neither the sources nor models made before, hooks and numbers included."""
     before = [source(IDS).logits for source in pool.models]
-    first = pool.model(Path.parse("0:0, 1:1, 0:2", [1, 0.5, 2]))
+    first = pool.model(LayerPath.parse("0:0, 1:1, 0:2", [1, 0.5, 2]))
     expected = first(IDS).logits
-    second = pool.model(Path.parse("0:2, 1:1, 1:0, 0:0, 0:0"), "mlp_delta")
+    second = pool.model(LayerPath.parse("0:2, 1:1, 1:0, 0:0, 0:0"), "mlp_delta")
     second(IDS, output_hidden_states=True)
     second.generate(IDS, max_new_tokens=2, do_sample=False, pad_token_id=0)
     assert torch.equal(first(IDS).logits, expected)
@@ -64,7 +64,7 @@ def test_models_do_not_disturb_each_other_or_the_sources(pool: LayerPool) -> Non
 def test_a_used_source_lends_no_hooks(pool: LayerPool) -> None:
     """Hooks on a source, such as those that record hidden states, are not those of a merged model."""
     pool.models[0](IDS, output_hidden_states=True)
-    states = pool.model(Path.parse("0:0, 0:0, 0:2"))(IDS, output_hidden_states=True).hidden_states
+    states = pool.model(LayerPath.parse("0:0, 0:0, 0:2"))(IDS, output_hidden_states=True).hidden_states
     assert len(states) == 4
 
 
@@ -72,7 +72,7 @@ def test_embeddings_come_from_the_embedding_source() -> None:
     """Embeddings, final norm, head and their settings are those of the source asked for."""
     first, second = llama(3), llama(4, seed=1, vocab_size=70, eos_token_id=9)
     second.generation_config.repetition_penalty = 1.3
-    model = LayerPool([first, second], embedding_source=1).model(Path.identity(3, 0))
+    model = LayerPool([first, second], embedding_source=1).model(LayerPath.identity(3, 0))
     assert model.get_input_embeddings().weight is second.model.embed_tokens.weight
     assert model.config.embedding_source == 1
     assert model.config.text_config.vocab_size == 70
@@ -81,7 +81,7 @@ def test_embeddings_come_from_the_embedding_source() -> None:
 
 def test_making_a_model_is_cheap(pool: LayerPool) -> None:
     """A path of ten hops becomes a model in a few milliseconds."""
-    path = Path.parse("0:0, 1:1, 1:2, 0:1, 1:3, 0:0, 1:1, 1:2, 0:1, 0:2", [1, 0.9, 1, 1.1, 1, 1, 1, 0.8, 1, 1])
+    path = LayerPath.parse("0:0, 1:1, 1:2, 0:1, 1:3, 0:0, 1:1, 1:2, 0:1, 0:2", [1, 0.9, 1, 1.1, 1, 1, 1, 0.8, 1, 1])
     seconds = []
     for _ in range(10):
         begin = time.perf_counter()
@@ -97,19 +97,19 @@ def test_models_are_freed(pool: LayerPool) -> None:
         gc.collect()
         return sum(issubclass(type(thing), torch.nn.Module) for thing in gc.get_objects())
 
-    pool.model(Path.identity(3))
+    pool.model(LayerPath.identity(3))
     before = modules()
     for _ in range(20):
-        pool.model(Path.parse("0:0, 1:1*0.5 + 0:1*0.5, 0:2", [1, 0.5, 1]))
+        pool.model(LayerPath.parse("0:0, 1:1*0.5 + 0:1*0.5, 0:2", [1, 0.5, 1]))
     assert modules() == before
 
 
 def test_a_path_beyond_the_sources_is_refused(pool: LayerPool) -> None:
     """A layer or source that is not there is an error of the path."""
     with pytest.raises(PathError, match=r"path\[1\]: layer 3 of source 0, which has 3 layers"):
-        pool.model(Path.parse("0:0, 0:3"))
+        pool.model(LayerPath.parse("0:0, 0:3"))
     with pytest.raises(PathError, match=r"path\[0\]: source 2"):
-        pool.model(Path.parse("2:0"))
+        pool.model(LayerPath.parse("2:0"))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_sources_of_other_kinds_are_refused(pool: LayerPool) -> None:
     with pytest.raises(SourceError, match=r"source 1: LlamaModel in"):
         LayerPool([llama(), llama().model])
     with pytest.raises(SourceError, match=r"source 0: EvoMergedForCausalLM is not a plain"):
-        LayerPool([pool.model(Path.identity(3))])
+        LayerPool([pool.model(LayerPath.identity(3))])
     with pytest.raises(SourceError, match="embedding_source: 1, but there are 1 sources"):
         LayerPool([llama()], embedding_source=1)
 

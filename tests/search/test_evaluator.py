@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_evomerge.build import build_model
+from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import FitnessError, SourceError
 from hf_evomerge.fitness import FunctionTask, make_task
-from hf_evomerge.recipe import Recipe, SourceRef
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.spaces import uniform_average

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from hf_evomerge.errors import SearchError
-from hf_evomerge.recipe import Recipe, SourceRef, validate
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.loop import Progress, Result, Search
 from hf_evomerge.search.runner import Job

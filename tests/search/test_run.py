@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchError, SourceError
 from hf_evomerge.fitness import DataSpec, Example, FunctionTask
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.loop import Progress, Result
 from hf_evomerge.search.run import evaluate_model, plan_search, resume_search, run_search

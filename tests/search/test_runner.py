@@ -14,7 +14,7 @@ import pytest
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Example, Scores, make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.runner import Job, LocalRunner, ProcessRunner, Runner

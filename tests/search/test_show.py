@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hf_evomerge.errors import SearchError
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.loop import Result, Row
 from hf_evomerge.search.show import describe_model, describe_study, format_accuracy, format_fitness, results_table
 from hf_evomerge.search.study import Outcome, Study, Trial

@@ -9,8 +9,9 @@ import pytest
 
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.merging.registry import check_part
-from hf_evomerge.path import Path
-from hf_evomerge.recipe import MergePart, SourceRef, validate
+from hf_evomerge.recipes.layer_path import LayerPath
+from hf_evomerge.recipes.recipe import MergePart, SourceRef
+from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.spaces import FlowSpace, ParameterSpace, source_label, uniform_average
 
@@ -165,7 +166,7 @@ def test_flow_space_begins_at_a() -> None:
     space = FlowSpace(config, [4, 3])
     flow = space.decode(space.start().mean).flow
     assert flow is not None
-    assert flow.path == Path.identity(3, source=1).as_text()
+    assert flow.path == LayerPath.identity(3, source=1).as_text()
     assert (flow.scales, flow.embedding_source, flow.scale_target) == (None, 1, "stream")
     assert space.start().sigma == 0.1
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hf_evomerge.errors import SearchError
-from hf_evomerge.recipe import MergePart, Recipe, SourceRef
+from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
 from hf_evomerge.search.study import STUDY_FILE, Outcome, Study, Trial, standard_error
 
 ROOT = Path(__file__).parents[2]

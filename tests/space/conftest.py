@@ -27,7 +27,7 @@ def _search(tiny: Path, space: str, out: Path) -> Path:
     """A finished search of the tiny family, published with its record: the model's folder."""
     from hf_evomerge.errors import SearchError
     from hf_evomerge.hub.record import write_record
-    from hf_evomerge.recipe import validate
+    from hf_evomerge.recipes.strict_yaml import validate
     from hf_evomerge.search.config import SearchConfig
     from hf_evomerge.search.run import run_search
 

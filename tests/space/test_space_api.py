@@ -16,7 +16,7 @@ import yaml
 from conftest import Served, greedy
 from gradio_client.exceptions import AppError
 
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.recipes.recipe import Recipe
 
 PROMPT = "t0 w3 w4 5"
 NAMES = {"/answer", "/answer_with_path", "/changed_recipe", "/about", "/best_of_generation"}

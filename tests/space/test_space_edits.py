@@ -11,8 +11,8 @@ from edits import Route
 from hops import terms
 from texts import SpaceError
 
-from hf_evomerge.path import Path
-from hf_evomerge.recipe import Recipe
+from hf_evomerge.recipes.layer_path import LayerPath
+from hf_evomerge.recipes.recipe import Recipe
 
 WAY = Route(("0:0", "0:1", "1:1", "0:2*0.5 + 1:2*-1.5"), (1.0, 0.9, 1.1, -0.5))
 RECIPE = {"sources": [{"model": "user/a"}, {"model": "user/b"}], "flow": {"path": list(WAY.hops), "scale_target": "mlp_delta"}}
@@ -93,7 +93,7 @@ def test_a_path_from_outside_is_checked(hops: Any, scales: Any) -> None:
 def test_terms_are_read_as_the_package_reads_them() -> None:
     """The Space's reader of hops agrees with the package's."""
     for hop in (*WAY.hops, "3:14*1e+2", "0:1*.5 + 0:2*2."):
-        theirs = Path.parse([hop]).hops[0].terms
+        theirs = LayerPath.parse([hop]).hops[0].terms
         assert terms(hop) == [(term.source, term.layer, term.weight) for term in theirs]
 
 

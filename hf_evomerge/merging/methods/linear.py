@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RecipeError
-from ..groups import resolve
+from ...recipes.layer_groups import resolve
 from ..registry import Call, register_method
 from .common import NORMALIZE, WEIGHT, weighted_sum
 

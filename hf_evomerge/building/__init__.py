@@ -1,0 +1,1 @@
+"""Building: a recipe as a checkpoint that can be read, merged, routed or folded, and written to disk."""

@@ -1,0 +1,332 @@
+"""Folds the scales of a merged model into its weights: a plain checkpoint of the source architecture, for programs that run no
+custom code.
+
+Knows files and arithmetic; which tensors it concerns is in ``modeling/fold_layouts.py``. Memory does not grow with the model:
+one slice of one tensor is held at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+from ..checkpoints.headers import STORED, tensor_order, torch_dtype
+from ..checkpoints.model_folder import copy_companions, new_folder
+from ..checkpoints.shards import Entry, Write, parse_size, write_shards
+from ..checkpoints.source import Source
+from ..errors import EvoMergeError, PathError, SourceError
+from ..merging.arithmetic import SLICE
+from ..modeling.fold_layouts import Change, FoldLayout, layout_of, matches
+from ..recipes.recipe import Dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from ..modeling import EvoMergedConfig
+
+logger = logging.getLogger(__name__)
+
+
+class _Planned(NamedTuple):
+    """One tensor of the result: its name in the merged checkpoint, how it is written, and what becomes of it."""
+
+    stored: str
+    entry: Entry
+    change: Change | None
+
+
+class _Factors(NamedTuple):
+    """The factors of one hop, as `FoldLayout.change` takes them."""
+
+    attention: float = 1.0
+    mlp: float = 1.0
+    sign: float = 1.0
+    reader: float = 1.0
+
+
+def fold(
+    model: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: str | int = "4GB",
+    progress: bool = True,
+) -> Path:
+    """Write a merged model as a plain checkpoint of the source architecture, which needs no custom code.
+
+    Every hop becomes a layer of its own, so a layer that runs twice is written twice. The scales go into the weights:
+
+    - ``mlp_delta``, ``x_k = r_{k-1} + beta_k * MLP_{k-1}``: what the MLP of hop k-1 writes is multiplied by beta_k, the
+      embeddings by beta_0. Exact. Embeddings that are scaled and tied to the head are untied.
+    - ``stream``, ``x_k = beta_k * h_{k-1}``: with ``c_k = beta_0 * ... * beta_k`` and ``x_k = c_k * y_k``, the plain model
+      carries y. What hop k writes to the stream is divided by c_k, and the norms that read it change their sign where c_k < 0.
+      The embeddings stay as they are, tied or not. Exact but for the norms' epsilon.
+
+    Products are formed in float64 and rounded once, to the dtype that is written.
+
+    Args:
+        model: The folder of the merged model, or its repository on the Hub.
+        out: The folder to make; it must not exist, or be empty. It appears when the checkpoint is complete.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; by default each tensor keeps its own.
+        max_shard_size: The largest file of weights, such as ``"4GB"``.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The folder.
+
+    Raises:
+        PathError: The path or its scales have no plain equal: several terms in a hop, a weight other than 1, a zero in the
+            stream.
+        SourceError: The folder is not a merged model, its architecture cannot be folded, or a tensor is missing.
+        EvoMergeError: An argument is wrong, or a weight does not fit into the dtype.
+
+    Example:
+        >>> fold("my-search/model", "my-search/plain", dtype="bfloat16")
+        PosixPath('my-search/plain')
+    """
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise EvoMergeError(f"dtype: {dtype!r} is unknown; there are {', '.join(get_args(Dtype))}")
+    limit = parse_size(max_shard_size)
+    source = Source.open(str(model))
+    try:
+        config = _merged_config(source)
+        plain = _plain_config(config, dtype)
+        plan = _plan(source, config, plain, dtype=dtype)
+        with new_folder(out) as folder:
+            _write_weights(source, plan, folder, limit, progress)
+            plain.save_pretrained(folder)
+            copy_companions(source.folder, folder)
+            _say_whether_bos(folder)
+    finally:
+        source.close()
+    return Path(out)
+
+
+def hop_factors(config: EvoMergedConfig) -> list[_Factors]:
+    """The factors that fold the scales into the weights of each hop.
+
+    Raises:
+        PathError: The path or its scales have no plain equal.
+    """
+    for position, hop in enumerate(config.hops):
+        text = f"path[{position}]: {config.path[position]!r}"
+        if len(hop) > 1:
+            raise PathError(f"{text} sums {len(hop)} layers; no plain model does that, so the path cannot be folded")
+        if hop[0][2] != 1:
+            raise PathError(f"{text} has a weight other than 1, which cannot be folded; say it with the scales instead")
+    if config.scale_target == "mlp_delta":
+        return [_Factors(mlp=float(scale)) for scale in [*config.scales[1:], 1.0]]
+    factors, product = [], 1.0
+    for position, scale in enumerate(config.scales):
+        product *= scale
+        if scale == 0:
+            raise PathError(f"scales[{position}]: 0 wipes out the stream, the input with it; no plain model does that")
+        if not sys.float_info.min <= abs(product) <= sys.float_info.max:
+            raise PathError(f"scales[{position}]: the product of the scales up to this one is {product}, which is out of range")
+        factors.append(_Factors(1 / product, 1 / product, math.copysign(1.0, product), product))
+    return factors
+
+
+def _embedding_factor(config: EvoMergedConfig) -> float:
+    """In the stream the scale of the first hop is in every c_k, and the embeddings stay as they are, tied or not."""
+    return float(config.scales[0]) if config.scale_target == "mlp_delta" else 1.0
+
+
+def _merged_config(source: Source) -> EvoMergedConfig:
+    """The configuration, if there is a plain equal of its path."""
+    from ..modeling import EvoMergedConfig
+
+    config = source.config
+    if not isinstance(config, EvoMergedConfig):
+        raise SourceError(f"{source}: a plain {config.model_type!r}, not a merged model; there is nothing to fold")
+    hop_factors(config)
+    if getattr(config, "quantization_config", None) is not None:
+        raise SourceError(f"{source}: quantised weights cannot be folded; give the unquantised model")
+    return config
+
+
+def _layout(config: EvoMergedConfig) -> FoldLayout:
+    """Where the scales go in this architecture."""
+    from ..modeling.modeling_evo_merged import check_scale_target
+
+    try:
+        check_scale_target(config)
+        return layout_of(config.text_config)
+    except ValueError as cause:
+        raise SourceError(str(cause)) from cause
+
+
+def _plain_config(config: EvoMergedConfig, dtype: str | None) -> PreTrainedConfig:
+    """The configuration of the result: its lists with one entry per layer are in the order of the hops already."""
+    import torch
+
+    from ..modeling.modeling_evo_merged import source_class
+
+    plain = copy.deepcopy(config.text_config)
+    plain.architectures = [source_class(plain).__name__]
+    plain.dtype = getattr(torch, dtype) if dtype is not None else config.dtype
+    if _embedding_factor(config) != 1:
+        plain.tie_word_embeddings = False
+    _describe_windows(plain)
+    return plain
+
+
+def _describe_windows(plain: PreTrainedConfig) -> None:
+    """Say the kinds of the layers in the older way too, or that it cannot be said."""
+    kinds = getattr(plain, "layer_types", None)
+    if not kinds:
+        return
+    if getattr(plain, "max_window_layers", None) is not None:
+        plain.max_window_layers = next((layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"), len(kinds))
+    fields = {name: value for name, value in plain.to_dict().items() if name != "layer_types"}
+    if list(getattr(type(plain)(**fields), "layer_types", None) or kinds) != list(kinds):
+        logger.warning(
+            "layer_types: the path does not keep the order of the architecture's kinds of layers; a program that does not read "
+            "this list from config.json, such as llama.cpp, computes something else"
+        )
+
+
+def _plan(source: Source, config: EvoMergedConfig, plain: PreTrainedConfig, *, dtype: str | None) -> dict[str, _Planned]:
+    """Find every tensor of the result in the headers of the merged model."""
+    import torch
+
+    from ..modeling.modeling_evo_merged import source_class
+
+    with torch.device("meta"):
+        model = source_class(plain)(plain)
+    shapes = _shapes(model)
+    changes: dict[str, Change] = {}
+    if any(scale != 1 for scale in config.scales):
+        changes = {**_outer_changes(config, model, shapes), **_layer_changes(config, model, shapes)}
+    kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+    plan = {}
+    for name, stored in _stored_names(config, model, shapes).items():
+        info = source.tensors.get(stored)
+        if info is None:
+            raise SourceError(f"{source}: no tensor called {stored}; save the model again with the installed transformers")
+        if info.shape != shapes[name]:
+            raise SourceError(f"{source}: {stored} has shape {list(info.shape)}, but must have {list(shapes[name])}")
+        if name in changes and not info.is_float:
+            raise SourceError(f"{source}: {stored} is {info.dtype}, which cannot be scaled")
+        kind = STORED[dtype] if dtype is not None and info.is_float and not kept & set(name.split(".")) else info.dtype
+        plan[name] = _Planned(stored, Entry(name, kind, info.shape), changes.get(name))
+    return plan
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """The tensors of a checkpoint of this model, under the names in which ``save_pretrained`` writes them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    left_out = model.all_tied_weights_keys.keys() | set(model._keys_to_ignore_on_save or ())
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
+
+
+def _weight_of(model: PreTrainedModel, module: Any) -> str:
+    """The name of the weight of one of the model's modules."""
+    return next((f"{name}.weight" for name, other in model.named_modules() if other is module), "")
+
+
+def _hop_names(config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]) -> Iterator[tuple[str, int, str, str]]:
+    """Of each tensor of the layers: its name, its hop, its name within the layer, and the name of the layer that is stored."""
+    from ..modeling.modeling_evo_merged import find_layers
+
+    prefix = f"{find_layers(model, len(config.path))}."
+    for name in names:
+        if name.startswith(prefix):
+            hop, _, rest = name.removeprefix(prefix).partition(".")
+            yield name, int(hop), rest, f"{prefix}{config.owners[int(hop)]}.{rest}"
+
+
+def _stored_names(config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Under which name the merged checkpoint holds each tensor of the result."""
+    stored = {name: f"model.{name}" for name in names}
+    stored.update({name: f"model.{there}" for name, _, _, there in _hop_names(config, model, names)})
+    if config.text_config.tie_word_embeddings and (head := _weight_of(model, model.get_output_embeddings())) in stored:
+        stored[head] = f"model.{_weight_of(model, model.get_input_embeddings())}"
+    return stored
+
+
+def _layer_changes(config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]) -> dict[str, Change]:
+    """What becomes of the tensors of the layers."""
+    layout, factors = _layout(config), hop_factors(config)
+    present: list[list[str]] = [[] for _ in factors]
+    changes = {}
+    for name, hop, rest, _ in _hop_names(config, model, names):
+        present[hop].append(rest)
+        if (change := layout.change(rest, **factors[hop]._asdict())) is not None:
+            changes[name] = change
+    kind = config.text_config.model_type
+    for hop, names_there in enumerate(present):
+        for lacking in layout.missing(names_there) if factors[hop] != _Factors() else ():
+            raise SourceError(f"text_config: layer {hop} has no {lacking}; this kind of {kind!r} cannot be folded")
+    return changes
+
+
+def _outer_changes(config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]) -> dict[str, Change]:
+    """What becomes of the tensors outside the layers: the embeddings and the final norm."""
+    layout, last = _layout(config), hop_factors(config)[-1]
+    changes = {}
+    if (factor := _embedding_factor(config)) != 1:
+        patterns = layout.embeddings or (_weight_of(model, model.get_input_embeddings()),)
+        changes = {name: Change(factor) for name in names if matches(name, patterns)}
+    norm = f"{layout.final_norm}.weight"
+    if last != _Factors() and norm not in names:
+        raise SourceError(f"text_config: no {norm}; this kind of {config.text_config.model_type!r} cannot be folded")
+    if last.sign < 0:
+        changes[norm] = Change(-1.0, layout.offset(norm))
+    return changes
+
+
+def _write_weights(source: Source, plan: dict[str, _Planned], folder: Path, limit: int, progress: bool) -> None:
+    from tqdm import tqdm
+
+    entries = [plan[name].entry for name in sorted(plan, key=tensor_order)]
+    total = sum(entry.size for entry in entries)
+
+    def produce(entry: Entry, write: Write) -> None:
+        _write(source.get(plan[entry.name].stored), plan[entry.name], write)
+
+    with tqdm(total=total, unit="B", unit_scale=True, desc="folding", disable=None if progress else True) as bar:
+        write_shards(folder, entries, produce, max_size=limit, done=bar.update)
+
+
+def _write(tensor: Tensor, planned: _Planned, write: Write) -> None:
+    """Write one tensor slice by slice; what is multiplied is multiplied in float64 and rounded once."""
+    import torch
+
+    wanted, change = torch_dtype(planned.entry.dtype) or tensor.dtype, planned.change
+    flat = tensor.contiguous().reshape(-1)
+    for start in range(0, len(flat), SLICE):
+        values = flat[start : start + SLICE]
+        if change is not None:
+            values = (values.double() + change.offset) * change.factor - change.offset
+        values = values.to(wanted)
+        if change is not None and not bool(torch.isfinite(values).all()):
+            raise EvoMergeError(f"{planned.entry.name}: does not fit into {wanted} once it is multiplied by {change.factor:g}")
+        write(values.view(torch.uint8).numpy().data)
+
+
+def _say_whether_bos(folder: Path) -> None:
+    """Write ``add_bos_token`` as the tokenizer does it: where the key is absent, programs assume different things."""
+    from transformers import AutoTokenizer
+
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, ImportError) as cause:
+        logger.warning("tokenizer_config.json: add_bos_token is not written, because the tokenizer cannot be loaded: %s", cause)
+        return
+    first = tokenizer("a")["input_ids"][:1]
+    settings["add_bos_token"] = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

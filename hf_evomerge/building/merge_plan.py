@@ -1,0 +1,244 @@
+"""The merge part of a recipe laid out over the sources' headers: which tensors the result has, and what each is merged from.
+
+No weight is read. The executor in ``checkpoint.py`` computes what is planned here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoints.headers import STORED, tensor_order
+from ..checkpoints.shards import Entry
+from ..checkpoints.source import Source
+from ..errors import RecipeError, SourceError
+from ..merging.registry import (
+    MergeMethod,
+    check_part,
+    check_sources,
+    check_together,
+    complete_options,
+    complete_parameters,
+    get_method,
+)
+from ..recipes.layer_groups import classify, parse_key, resolve
+from ..recipes.recipe import MergePart, Recipe, SlicePart
+from .vocabulary import Vocabulary, has_rows, plan_vocabulary
+
+_NUMBER = re.compile(r"((?:^|\.)(?:layers|layer|h|blocks|block)\.)(\d+)(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One tensor of one source."""
+
+    source: Source
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One tensor of the result.
+
+    Attributes:
+        entry: Its name, dtype and shape.
+        inputs: What it is merged from: one tensor of each source that takes part.
+        base: The base's tensor.
+        values: Complete per-source parameters.
+        options: Complete options.
+        is_weight: Whether it is merged; a mask or a table of positions is that of the first source.
+        vocabulary: Whether it has one row per token, in vocabularies that differ.
+    """
+
+    entry: Entry
+    inputs: tuple[Input, ...]
+    base: Input | None
+    values: Sequence[Mapping[str, Any]]
+    options: Mapping[str, Any]
+    is_weight: bool
+    vocabulary: bool = False
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Everything that the executor needs.
+
+    Attributes:
+        method: The merge method.
+        sources: Those that take part, each once; the first gives the config.
+        base: The base.
+        tensors: The tensors of the result in their order.
+        values, options: Complete parameters for the whole model; empty where the recipe has slices.
+        vocabulary: What becomes of vocabularies that differ.
+        stack: Index in `sources` and layer of each layer of the result; None: those of the first source in their order.
+    """
+
+    method: MergeMethod
+    sources: list[Source]
+    base: Source | None
+    tensors: list[Planned]
+    values: Sequence[Mapping[str, Any]]
+    options: Mapping[str, Any]
+    vocabulary: Vocabulary | None = None
+    stack: list[tuple[int, int]] | None = None
+
+
+def plan_merge(recipe: Recipe, sources: Sequence[Source], base: Source | None) -> MergePlan:
+    """Lay the merge part of a recipe out.
+
+    Args:
+        recipe: The recipe.
+        sources: Those that take part, in the order of ``recipe.merge_sources``; they have been compared with each other.
+        base: The base.
+
+    Raises:
+        RecipeError: Parameters do not fit the method or the model.
+        SourceError: A tensor is missing or has another shape than its namesakes.
+    """
+    part, taking_part = recipe.merge, list(sources)
+    assert part is not None  # the caller has looked
+    vocabulary = plan_vocabulary(recipe, taking_part, base)
+    if part.slices is not None:
+        return _plan_slices(recipe, part, part.slices, taking_part, base, vocabulary)
+    first = taking_part[0]
+    depth, names = first.layer_count, list(first.tensors)
+    method = check_part(part, sources=len(taking_part), has_base=base is not None, layer_count=depth, names=names)
+    options = complete_options(method, part.options, depth)
+    values = complete_parameters(method, part.parameters, len(taking_part), depth)
+    tensors = []
+    for name in sorted(names, key=tensor_order):
+        inputs = tuple(Input(source, name) for source in taking_part)
+        origin = Input(base, name) if base is not None else None
+        tensors.append(_planned(name, inputs, origin, values, options, dtype=recipe.dtype, vocabulary=vocabulary))
+    return MergePlan(method, taking_part, base, tensors, values, options, vocabulary)
+
+
+def _planned(
+    name: str,
+    inputs: tuple[Input, ...],
+    base: Input | None,
+    values: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    *,
+    dtype: str | None,
+    vocabulary: Vocabulary | None,
+) -> Planned:
+    """One tensor, once its inputs are known to be there and alike."""
+    first, info = inputs[0], inputs[0].source.tensors[inputs[0].name]
+    others = [*inputs[1:], *([base] if base is not None else [])]
+    for other in others:
+        if other.name not in other.source.tensors:
+            raise SourceError(f"tensor {first.name} of {first.source} has no match in {other.source}: no {other.name}")
+    everywhere = [has_rows(item.name, item.source.tensors[item.name], item.source) for item in [first, *others]]
+    rows = vocabulary is not None and all(everywhere)
+    for other in others:
+        there = other.source.tensors[other.name]
+        if there.shape[rows:] != info.shape[rows:] or there.is_float != info.is_float:
+            raise SourceError(f"{first.name} is {info} in {first.source}, but {other.name} is {there} in {other.source}")
+    kind = STORED[dtype] if dtype is not None and info.is_float else info.dtype
+    shape = vocabulary.shape(info.shape) if rows and vocabulary is not None else info.shape
+    return Planned(Entry(name, kind, shape), inputs, base, values, options, info.is_float, rows)
+
+
+def _plan_slices(
+    recipe: Recipe,
+    part: MergePart,
+    slices: Sequence[SlicePart],
+    sources: list[Source],
+    base: Source | None,
+    vocabulary: Vocabulary | None,
+) -> MergePlan:
+    """Stack the slices: each layer from the layers that it names, what is outside the layers from the first and the last."""
+    method = get_method(part.method)
+    by_number = dict(zip(recipe.merge_sources, sources, strict=True))
+    tensors: list[Planned] = []
+    stack: list[tuple[int, int]] = []
+    for position, piece in enumerate(slices):
+        where = f"merge.slices[{position}]"
+        taking_part = [by_number[run[0][0]] for run in piece.runs()]
+        options, values = _slice_values(method, part, piece, taking_part, base, where)
+        layers = [*([piece.base_layers()] if base is not None else []), *([n for _, n in run] for run in piece.runs())]
+        _check_depth(layers, [*([base] if base is not None else []), *taking_part], where)
+        outside = {"embed"} if position == 0 else set()
+        outside |= {"head"} if position == len(slices) - 1 else set()
+        stacked = _Stacked(taking_part, base, options, values, recipe.dtype, vocabulary)
+        tensors += stacked.outside(outside)
+        for offset, numbers in enumerate(zip(*layers, strict=True)):
+            tensors += stacked.layer(len(stack), offset, list(numbers))
+            stack.append((sources.index(taking_part[0]), numbers[1 if base is not None else 0]))
+    tensors.sort(key=lambda planned: tensor_order(planned.entry.name))
+    as_it_is = stack == [(0, layer) for layer in range(sources[0].layer_count)]
+    return MergePlan(method, sources, base, tensors, [], {}, vocabulary, None if as_it_is else stack)
+
+
+def _slice_values(
+    method: MergeMethod, part: MergePart, piece: SlicePart, sources: list[Source], base: Source | None, where: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The complete parameters of a slice, with gradients over its layers."""
+    try:
+        check_sources(method, len(sources), base is not None)
+        count, names = len(piece.runs()[0]), list(sources[0].tensors)
+        mappings: list[Mapping[str, Any]] = [part.options, piece.options, *piece.parameters]
+        for mapping in mappings:
+            for name, value in mapping.items():
+                keys = list(value) if isinstance(value, Mapping) else []
+                if grouped := [key for key in keys if parse_key(key).kind == "block"]:
+                    raise RecipeError(f"{name}.{grouped[0]}: slices name the layers themselves; use patterns, or another slice")
+        options = complete_options(method, {**part.options, **piece.options}, count, names)
+        values = complete_parameters(method, piece.parameters, len(sources), count, names)
+        check_together(method, values, options, names=names)
+        if method.survey is not None and options.get("semantics") == "paper":
+            raise RecipeError("merge.options.semantics: paper looks at the whole model at once; it does not go with slices")
+    except RecipeError as cause:
+        raise RecipeError(f"{where}: {cause}") from cause
+    return options, values
+
+
+def _check_depth(layers: Sequence[Sequence[int]], sources: Sequence[Source], where: str) -> None:
+    for numbers, source in zip(layers, sources, strict=True):
+        if (last := max(numbers)) >= source.layer_count:
+            raise SourceError(f"{where}: layer {last} of {source}, which has {source.layer_count} layers")
+
+
+@dataclass(frozen=True)
+class _Stacked:
+    """What the tensors of one slice have in common."""
+
+    sources: list[Source]
+    base: Source | None
+    options: Mapping[str, Any]
+    values: Sequence[Mapping[str, Any]]
+    dtype: str | None
+    vocabulary: Vocabulary | None
+
+    def outside(self, kinds: set[str]) -> list[Planned]:
+        """The tensors of these kinds, from outside the blocks."""
+        names = [name for name in self.sources[0].tensors if classify(name)[0] in kinds]
+        return [self._tensor(name, [name] * len(self.sources), name, None) for name in names]
+
+    def layer(self, number: int, offset: int, numbers: list[int]) -> list[Planned]:
+        """The tensors of layer `number` of the result, the slice's `offset`-th, from these layers of base and sources."""
+        base, *layers = numbers if self.base is not None else [0, *numbers]
+        planned = []
+        for name in self.sources[0].tensors:
+            if classify(name)[1] == layers[0]:
+                there = [_renumbered(name, layer) for layer in layers]
+                planned.append(self._tensor(_renumbered(name, number), there, _renumbered(name, base), offset))
+        return planned
+
+    def _tensor(self, name: str, there: list[str], base: str, offset: int | None) -> Planned:
+        inputs = tuple(Input(source, own) for source, own in zip(self.sources, there, strict=True))
+        origin = Input(self.base, base) if self.base is not None else None
+        options = {key: resolve(value, name, offset) for key, value in self.options.items()}
+        values = [
+            {key: resolve(value, own, offset) for key, value in mapping.items()}
+            for mapping, own in zip(self.values, there, strict=True)
+        ]
+        return _planned(name, inputs, origin, values, options, dtype=self.dtype, vocabulary=self.vocabulary)
+
+
+def _renumbered(name: str, number: int) -> str:
+    """The name of the same tensor of another block."""
+    return _NUMBER.sub(lambda match: f"{match[1]}{number}", name, count=1)

@@ -1,0 +1,215 @@
+"""Whether checkpoints can be merged, from their configs, headers and tokenizers alone: before any download or work.
+
+What makes a merge impossible is an error that names both sides; what makes it doubtful is a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import SourceError
+from .source import Source
+
+_SAME_SETTINGS = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "num_experts_per_tok")
+_DOUBTFUL = (
+    *("rope_parameters", "partial_rotary_factor", "sliding_window", "max_position_embeddings"),
+    *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "logits_scaling"),
+)
+_SHOWN = 6
+
+
+def check_mergeable(
+    sources: Sequence[Source], base: Source | None = None, *, same_depth: bool = True, same_vocabulary: bool = True
+) -> None:
+    """Raise `SourceError` unless the checkpoints can be merged tensor by tensor. Reads configs and headers, no weights.
+
+    Checked against the first source: architecture, number of layers, heads, vocabulary, tied head, the names of the tensors,
+    their shapes, and that all weights are plain floating-point numbers (float16 and bfloat16 may be mixed).
+
+    Args:
+        sources: Those that take part.
+        base: Their base.
+        same_depth: Whether they must have as many layers; without it the layers' tensors are left to the caller.
+        same_vocabulary: Whether they must have as many tokens; without it, the tokens that they share must be the same.
+    """
+    if not sources:
+        raise SourceError("no sources to merge; give at least one")
+    first = sources[0]
+    for source in [*sources, *([base] if base is not None else [])]:
+        if getattr(source.config, "quantization_config", None) is not None:
+            raise SourceError(f"{source}: quantised weights cannot be merged; give the unquantised model")
+        source.changes  # noqa: B018  raises where an adapter does not fit
+        if source is first:
+            continue
+        complaints = list(_setting_differences(first, source, same_depth, same_vocabulary))
+        if same_depth:
+            complaints += _tensor_differences(first, source, same_vocabulary)
+        if not same_vocabulary and (other := _first_other_token(first, source)) is not None:
+            complaints.append(other)
+        if complaints:
+            more = f"; and {len(complaints) - _SHOWN} more" if len(complaints) > _SHOWN else ""
+            raise SourceError(f"{'; '.join(complaints[:_SHOWN])}{more}; sources must be fine-tunes of one base")
+    for name, info in first.tensors.items():
+        if not info.is_float and info.dtype not in ("BOOL", "I64", "I32", "U8"):
+            raise SourceError(f"{first}: {name} is {info.dtype}, which cannot be merged; give the model in bfloat16 or float32")
+
+
+def doubts(sources: Sequence[Source], base: Source | None = None, owner: Source | None = None) -> list[str]:
+    """What a user should know before merging these checkpoints, one line each; nothing here makes it impossible.
+
+    Args:
+        sources: Those that take part.
+        base: Their base.
+        owner: The one whose tokenizer and generation settings go with the result; the first by default.
+    """
+    found: list[str] = []
+    first, everyone = sources[0], [*sources, *([base] if base is not None else [])]
+    for source in everyone:
+        found += _missing_layers(source)
+        if source is not first:
+            found += _doubtful_settings(first, source)
+    owner = owner if owner is not None else first
+    kept = _Tokenizer.of(owner)
+    for source in everyone:
+        if source is not owner and (line := _other_tokenizer(owner, kept, source)) is not None:
+            found.append(line)
+    return [*found, *_end_of_text(owner, kept)]
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    """What tokenizer.json says.
+
+    Attributes:
+        tokens: The token of each id.
+        merges: How pairs are joined, where the tokenizer does that.
+    """
+
+    tokens: dict[int, str]
+    merges: Any
+
+    @classmethod
+    def of(cls, source: Source) -> _Tokenizer | None:
+        """The tokenizer of a source; None where there is no tokenizer.json that can be read."""
+        data = _json(source, "tokenizer.json")
+        if data is None:
+            return None
+        try:
+            vocabulary = data["model"]["vocab"]
+            pairs = (
+                vocabulary.items() if isinstance(vocabulary, dict) else ((piece[0], n) for n, piece in enumerate(vocabulary))
+            )
+            tokens = {int(number): str(token) for token, number in pairs}
+            tokens.update({int(added["id"]): str(added["content"]) for added in data.get("added_tokens") or ()})
+            return cls(tokens, data["model"].get("merges"))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            return None
+
+
+def _setting_differences(first: Source, other: Source, same_depth: bool, same_vocabulary: bool) -> Iterator[str]:
+    pairs: list[tuple[str, Any, Any]] = [("architecture", first.config.model_type, other.config.model_type)]
+    if same_depth:
+        pairs.append(("number of layers", first.layer_count, other.layer_count))
+    if same_vocabulary:
+        pairs.append(("vocabulary size", first.vocab_size, other.vocab_size))
+    pairs.append(("tie_word_embeddings", first.is_tied, other.is_tied))
+    pairs += [(key, getattr(first.text_config, key, None), getattr(other.text_config, key, None)) for key in _SAME_SETTINGS]
+    for what, here, there in pairs:
+        if here != there:
+            yield f"{what} differs: {here} in {first}, {there} in {other}"
+    if same_vocabulary and first.vocab_size != other.vocab_size:
+        yield "where one is the other with rows added at the end, write vocabulary: truncate, or vocabulary: {from: SOURCE}"
+
+
+def _tensor_differences(first: Source, other: Source, same_vocabulary: bool) -> Iterator[str]:
+    for name, info in first.tensors.items():
+        match = other.tensors.get(name)
+        rows = not same_vocabulary and info.shape[:1] == (first.vocab_size,) and match is not None
+        rows = rows and match is not None and match.shape[:1] == (other.vocab_size,)
+        if match is None:
+            yield f"tensor {name} of {first} is missing in {other}"
+        elif info.shape[rows:] != match.shape[rows:]:
+            yield f"{name}: shape {list(info.shape)} in {first}, {list(match.shape)} in {other}"
+        elif info.is_float != match.is_float:
+            yield f"{name}: {info.dtype} in {first}, {match.dtype} in {other}"
+    for name in other.tensors:
+        if name not in first.tensors:
+            yield f"tensor {name} of {other} is missing in {first}"
+
+
+def _missing_layers(source: Source) -> Iterator[str]:
+    """Layers that the config counts and the files do not have: transformers would fill them with random numbers."""
+    numbers = {int(found[1]) for name in source.tensors if (found := re.search(r"(?:^|\.)(\d+)\.", name)) is not None}
+    missing = [layer for layer in range(source.layer_count) if layer not in numbers]
+    if numbers and missing:
+        yield f"config.json of {source} counts {source.layer_count} layers, but its files hold nothing of layer {missing[0]}"
+
+
+def _doubtful_settings(first: Source, other: Source) -> Iterator[str]:
+    for key in _DOUBTFUL:
+        here, there = getattr(first.text_config, key, None), getattr(other.text_config, key, None)
+        if here != there:
+            yield f"{key} differs: {here} in {first}, {there} in {other}; the result has that of the first"
+    here, there = _dtypes(first), _dtypes(other)
+    if here != there:
+        yield f"dtype differs: {here} in {first}, {there} in {other}"
+
+
+def _dtypes(source: Source) -> str:
+    return ", ".join(sorted({info.dtype for info in source.tensors.values() if info.is_float}))
+
+
+def _first_other_token(first: Source, other: Source) -> str | None:
+    """Where two tokenizers give an id that both models have to different tokens."""
+    here, there = _Tokenizer.of(first), _Tokenizer.of(other)
+    if here is None or there is None:
+        return None
+    for number in range(min(first.vocab_size, other.vocab_size)):
+        a, b = here.tokens.get(number), there.tokens.get(number)
+        if None not in (a, b) and a != b:
+            return f"token {number} is {a!r} in {first}, {b!r} in {other}, so their rows do not match"
+    return None
+
+
+def _other_tokenizer(owner: Source, here: _Tokenizer | None, source: Source) -> str | None:
+    there = _Tokenizer.of(source)
+    if here is None or there is None or here == there:
+        return None
+    if here.tokens == there.tokens:
+        return f"tokenizers differ in their merges: {owner} and {source}; that of {owner} is kept"
+    ids = sorted(here.tokens.keys() | there.tokens.keys())
+    number = next(n for n in ids if here.tokens.get(n) != there.tokens.get(n))
+    return (
+        f"tokenizers differ: {len(here.tokens)} tokens in {owner}, {len(there.tokens)} in {source}; first at {number}: "
+        f"{here.tokens.get(number)!r} and {there.tokens.get(number)!r}; that of {owner} is kept"
+    )
+
+
+def _end_of_text(owner: Source, kept: _Tokenizer | None) -> Iterator[str]:
+    """Generation stops at ids that should be tokens, the tokenizer's end of text among them."""
+    generation = _json(owner, "generation_config.json")
+    if generation is None or kept is None:
+        return
+    tokens = kept.tokens
+    ends = generation.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    for end in ends:
+        if end not in tokens:
+            yield f"generation_config.json of {owner}: eos_token_id {end} is no token of its tokenizer"
+    end_text = (_json(owner, "tokenizer_config.json") or {}).get("eos_token")
+    end_text = end_text.get("content") if isinstance(end_text, dict) else end_text
+    if ends and end_text is not None and end_text not in {tokens.get(end) for end in ends}:
+        named = ", ".join(f"{end} ({tokens.get(end)!r})" for end in ends)
+        yield f"generation_config.json of {owner} stops at {named}, but its tokenizer's eos_token is {end_text!r}"
+
+
+def _json(source: Source, name: str) -> dict[str, Any] | None:
+    try:
+        data = json.loads((source.folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None

@@ -1,0 +1,312 @@
+"""LoRA adapters as part of a source: what an adapter changes, computed when a tensor is read. safetensors only.
+
+Knows an adapter's config and tensors, and nothing of merges. LoRA (arXiv:2106.09685) adds ``scaling * B A`` to a weight; DoRA
+(arXiv:2402.09353) then gives each output a length of its own. The sums over the rank are made in float32 in a fixed order, one
+rounding per multiplication and addition, so that the same adapter gives the same bits on every processor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SourceError
+from .headers import TensorInfo, read_header
+from .model_folder import named_folder
+from .repository import Repository
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_BLOCK = 1 << 16  # elements of the weight that are changed at a time: they fit the processor's cache
+# Keys of adapter_config.json that change the arithmetic in ways that are not known here. A method that starts from a changed
+# base (init_lora_weights: pissa and the like) is refused as well.
+_REFUSED = (
+    *(
+        "lora_bias",
+        "trainable_token_indices",
+        "target_parameters",
+        "layer_replication",
+        "use_qalora",
+        "alora_invocation_tokens",
+    ),
+    *("use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "megatron_config"),
+)
+_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+@dataclass
+class _Change:
+    """What the adapter's tensors do to one weight: names of tensors in the adapter's file."""
+
+    a: str = ""
+    b: str = ""
+    magnitude: str = ""
+    whole: str = ""
+    scaling: float = 1.0
+    turned: bool = False
+    parts: set[str] = field(default_factory=set)
+
+
+class Adapter:
+    """One LoRA adapter.
+
+    Args:
+        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are.
+        label: What it is called in messages.
+        repository: Where the weights come from if they are not in the folder.
+    """
+
+    def __init__(self, folder: Path, label: str, repository: Repository | None = None) -> None:
+        self.folder = folder
+        self.label = label
+        self._repository = repository
+        self._handle: Any = None
+        self.config = self._read_config()
+
+    @classmethod
+    def open(cls, name: str, revision: str | None = None) -> Adapter:
+        """Find an adapter: a folder, or a repository on the Hub; raises `SourceError`."""
+        label = name if revision is None else f"{name}@{revision}"
+        folder = named_folder(name)
+        if os.path.isdir(folder):
+            if revision is not None:
+                raise SourceError(f"{name}: a folder has no revision (found {revision!r}); leave it out")
+            return cls(folder, label)
+        repository = Repository(name, revision)
+        return cls(repository.folder, label, repository)
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """The tensors of the adapter's file."""
+        file = self.folder / WEIGHTS_FILE
+        if file.is_file():
+            return read_header(file, self.label)
+        if self._repository is not None:
+            return self._repository.headers([WEIGHTS_FILE])[WEIGHTS_FILE]
+        pickles = sorted(f.name for f in self.folder.glob("adapter_model.*"))
+        held = f"only {pickles[0]}, a pickle, which can run code when read" if pickles else "no weights"
+        raise SourceError(f"{self.label}: no {WEIGHTS_FILE} ({held}); save the adapter again with safetensors")
+
+    def fingerprint(self) -> str:
+        """A text that is another one when the adapter's files are."""
+        if self._repository is not None:
+            return f"{self.label} {self._repository.commit}"
+        facts = (self.folder / WEIGHTS_FILE).stat()
+        return f"{self.label} {facts.st_size} {facts.st_mtime_ns} {json.dumps(self.config, sort_keys=True, default=str)}"
+
+    def download(self, *, progress: bool = True) -> None:
+        """Fetch the weights if they are on the Hub."""
+        if self._repository is not None:
+            self._repository.fetch([WEIGHTS_FILE], progress=progress)
+
+    def changes(self, tensors: Mapping[str, TensorInfo], *, tied: bool = False) -> dict[str, _Change]:
+        """What becomes of which of a checkpoint's tensors.
+
+        Args:
+            tensors: The checkpoint's tensors.
+            tied: Whether its head is its embedding matrix.
+
+        Raises:
+            SourceError: A tensor of the adapter has no place in the checkpoint, another shape, or a meaning that is not known.
+        """
+        found: dict[str, _Change] = {}
+        modules: dict[str, str] = {}
+        for key in self.tensors:
+            name = key.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+            module, part = _split(name)
+            if tied and self._unties(name):
+                raise SourceError(
+                    f"{self.label}: has a head or embeddings of its own ({name}), which are one matrix in the model; merge it "
+                    "with peft"
+                )
+            target = self._target(name if part is None else f"{module}.weight", tensors)
+            change = found.setdefault(target, _Change())
+            if part is None:
+                change.whole = key
+                self._check_shape(target, tensors[target].shape, self.tensors[key].shape)
+                continue
+            setattr(change, part, key)
+            change.parts.add("embedding" if "lora_embedding" in name else "linear")
+            modules[target] = module
+        for target, module in modules.items():
+            self._complete(found[target], module, target, tensors[target])
+        return found
+
+    def apply(self, change: _Change, weight: Tensor) -> Tensor:
+        """The changed weight, in its own dtype."""
+        import torch
+
+        if change.whole:
+            weight = self._get(change.whole).to(weight.dtype)
+        if not change.a:
+            return weight
+        left, right = self._factors(change)
+        with torch.no_grad():
+            if change.magnitude:
+                return _dora(weight, left, right, change, self._get(change.magnitude).float())
+            out = torch.empty_like(weight, memory_format=torch.contiguous_format)
+            for rows, delta in _deltas(left, right, change.scaling):
+                out[rows] = delta.add_(weight[rows]).to(weight.dtype)
+            return out
+
+    def close(self) -> None:
+        """Let go of the open file."""
+        self._handle = None
+
+    def _factors(self, change: _Change) -> tuple[Tensor, Tensor]:
+        """The factors whose product, in the weight's own orientation, is the difference: rows x rank and rank x columns."""
+        a, b = self._get(change.a).float(), self._get(change.b).float()
+        return (a.T.contiguous(), b.T.contiguous()) if change.turned else (b.contiguous(), a.contiguous())
+
+    def _get(self, key: str) -> Tensor:
+        from safetensors import safe_open
+
+        if self._handle is None:
+            self.download(progress=False)
+            self._handle = safe_open(str(self.folder / WEIGHTS_FILE), framework="pt")
+        tensor: Tensor = self._handle.get_tensor(key)
+        return tensor
+
+    def _read_config(self) -> dict[str, Any]:
+        file = self.folder / CONFIG_FILE
+        try:
+            config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            kind = config.get("peft_type")
+        except (OSError, ValueError, AttributeError) as cause:
+            raise SourceError(f"{self.label}: no LoRA adapter: {CONFIG_FILE} cannot be read: {cause}") from cause
+        if kind != "LORA":
+            raise SourceError(f"{self.label}: {CONFIG_FILE}: peft_type is {kind!r}; only LORA adapters can be merged")
+        for key in _REFUSED:
+            if config.get(key):
+                raise SourceError(
+                    f"{self.label}: {CONFIG_FILE}: {key} is {config[key]!r}, which is not supported; merge it with peft"
+                )
+        start = config.get("init_lora_weights", True)
+        if start not in _PLAIN_STARTS:
+            raise SourceError(
+                f"{self.label}: {CONFIG_FILE}: init_lora_weights is {start!r}, which changes the base; convert it with peft"
+            )
+        return config
+
+    def _unties(self, name: str) -> bool:
+        """Whether a head and embeddings that were one matrix are two with this tensor, as peft leaves the other one alone."""
+        kept = [str(module) for module in self.config.get("modules_to_save") or ()]
+        module = name.rpartition(".")[0]
+        is_kept = any(module == own or module.endswith(f".{own}") for own in kept)
+        return "lm_head." in name or (
+            is_kept and re.search(r"(?:^|\.)(?:wte|embed_(?:tokens|in)|word_embeddings)$", module) is not None
+        )
+
+    def _target(self, name: str, tensors: Mapping[str, TensorInfo]) -> str:
+        """The checkpoint's own name of a tensor: the same, or with or without the name of the inner model in front."""
+        if name in tensors:
+            return name
+        _, _, shorter = name.partition(".")
+        near = [there for there in tensors if there == shorter or there.partition(".")[2] == name]
+        if len(near) == 1:
+            return near[0]
+        raise SourceError(f"{self.label}: changes {name}, which the model does not have; it belongs to another model")
+
+    def _complete(self, change: _Change, module: str, target: str, info: TensorInfo) -> None:
+        """Check a change that is a product, and find its scaling and its orientation."""
+        if not change.a or not change.b:
+            raise SourceError(f"{self.label}: {module} has only one of the two LoRA matrices; save the adapter again")
+        a, b = self.tensors[change.a].shape, self.tensors[change.b].shape
+        if len(a) != 2 or len(b) != 2 or len(info.shape) != 2:
+            raise SourceError(
+                f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)}); not supported"
+            )
+        rank = self._number("rank_pattern", "r", module, a[0])
+        if not a[0] == b[1] == rank > 0:
+            raise SourceError(f"{self.label}: {module} has rank {a[0]}, {CONFIG_FILE} says {rank:g}")
+        alpha = self._number("alpha_pattern", "lora_alpha", module, rank)
+        change.scaling = alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+        change.turned = "embedding" in change.parts or bool(self.config.get("fan_in_fan_out"))
+        if change.magnitude and "embedding" in change.parts:
+            raise SourceError(f"{self.label}: {module}: DoRA on embeddings is not supported; merge it with peft")
+        if bool(self.config.get("use_dora")) != bool(change.magnitude):
+            raise SourceError(
+                f"{self.label}: {module}: use_dora is {self.config.get('use_dora')!r}, which its tensors do not follow"
+            )
+        self._check_shape(target, info.shape, (a[1], b[0]) if change.turned else (b[0], a[1]))
+
+    def _number(self, patterns: str, key: str, module: str, default: float) -> float:
+        """A module's rank or alpha."""
+        value = self.config.get(key, default)
+        given = self.config.get(patterns)
+        if given is not None and not isinstance(given, dict):
+            raise SourceError(f"{self.label}: {CONFIG_FILE}: {patterns} is {given!r:.60}, not a mapping")
+        value = _pattern_value(given, module, value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise SourceError(f"{self.label}: {CONFIG_FILE}: {key} of {module} is {value!r:.60}, not a finite number")
+        return value
+
+    def _check_shape(self, name: str, here: tuple[int, ...], there: tuple[int, ...]) -> None:
+        if here != there:
+            raise SourceError(f"{self.label}: {name} has shape {list(here)} in the model, but {list(there)} in the adapter")
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """A module and which of the adapter's matrices for it this is; None: a tensor that is replaced."""
+    match = re.fullmatch(r"(.+)\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(?:\.weight)?", name)
+    if match is None:
+        if "lora_" in name or "token_adapter" in name:
+            raise SourceError(f"adapter: the tensor {name} has a meaning that is not known here; merge it with peft")
+        return name, None
+    return match[1], {"A": "a", "B": "b", "magnitude_vector": "magnitude"}[match[2].removeprefix("embedding_")]
+
+
+def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first pattern that the end of a module's name follows, as peft looks them up."""
+    for pattern, value in (patterns or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as cause:
+            raise SourceError(f"{CONFIG_FILE}: {pattern!r} is no regular expression: {cause}") from cause
+    return default
+
+
+def _deltas(left: Tensor, right: Tensor, scaling: float) -> Iterator[tuple[slice, Tensor]]:
+    """``scaling * left @ right`` by blocks of rows, each summed over the rank from the first to the last."""
+    import torch
+
+    step = max(1, _BLOCK // right.shape[1])
+    for start in range(0, left.shape[0], step):
+        rows = slice(start, min(start + step, left.shape[0]))
+        block = left[rows]
+        total = torch.zeros(block.shape[0], right.shape[1])
+        product = torch.empty_like(total)
+        for k in range(right.shape[0]):
+            torch.mul(block[:, k : k + 1], right[k], out=product)
+            total.add_(product)
+        yield rows, total.mul_(scaling)
+
+
+def _dora(weight: Tensor, left: Tensor, right: Tensor, change: _Change, magnitude: Tensor) -> Tensor:
+    """``m (W + BA) / |W + BA|``: each output's weights get the length that the adapter says."""
+    import numpy as np
+    import torch
+
+    moved = weight.to(torch.float32, copy=True)
+    axis = 0 if change.turned else 1  # the weights of one output lie along it
+    squares = np.zeros(moved.shape[1 - axis])
+    for rows, delta in _deltas(left, right, change.scaling):
+        moved[rows] += delta
+        sums = np.square(moved[rows].numpy(), dtype=np.float64).sum(axis=axis)
+        if change.turned:
+            squares += sums
+        else:
+            squares[rows] = sums
+    factor = magnitude.reshape(-1) / torch.from_numpy(np.sqrt(squares).astype(np.float32))
+    return moved.mul_(factor if change.turned else factor[:, None]).to(weight.dtype)

@@ -1,0 +1,150 @@
+"""Model folders: how one comes to be under its name only when it is whole, and which files go with the weights. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from ..errors import EvoMergeError
+
+COMPANIONS = (
+    "generation_config.json",
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece*.model", "chat_template*", "additional_chat_templates/*.jinja"),
+)
+
+
+def named_folder(name: str) -> Path:
+    """The folder that a name may mean, be it there or not; unlike `Path.expanduser` no error where ``~`` names nobody."""
+    return Path(os.path.expanduser(name))
+
+
+@contextmanager
+def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder beside `out` that is renamed to it at the end, and removed if anything goes wrong.
+
+    Everything in it becomes readable by others: safetensors writes files that only their owner can read.
+
+    Raises:
+        EvoMergeError: There is something under this name already.
+    """
+    out = Path(out)
+    check_free(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{uuid4().hex[:8]}.partial")
+    temporary.mkdir()
+    try:
+        yield temporary
+        put_in_place(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def check_free(out: Path) -> None:
+    """Raise `EvoMergeError` where there is something under the name of a folder that is to be made."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise EvoMergeError(f"{out}: is there already; choose another folder, or remove it")
+
+
+def put_in_place(folder: Path, out: Path) -> None:
+    """Give a finished folder its name; everything in it becomes readable by others."""
+    for item in [folder, *folder.rglob("*")]:
+        item.chmod(0o755 if item.is_dir() else 0o644)
+    os.replace(folder, out)
+
+
+@contextmanager
+def scratch_folder(out: Path, key: str) -> Iterator[Path]:
+    """A hidden folder beside `out`, ``.NAME.KEY.partial``, in which an interrupted build leaves the files that it finished.
+
+    The next build of the same key finds them. It is removed when the build succeeds, and when it fails before a file of weights
+    was finished; folders that builds of other keys left behind for the same `out` are removed at the start.
+
+    Args:
+        out: The folder to be made.
+        key: Sixteen hexadecimal digits that stand for everything the build depends on.
+
+    Raises:
+        EvoMergeError: Another process is building it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = out.with_name(f".{out.name}.{key}.partial")
+    for other in _scratch_folders(out):
+        if other != folder:
+            _remove_unless_used(other)
+    lock = FileLock(_lock_of(folder))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as cause:
+        raise EvoMergeError(f"{out}: another process is building it; wait for it, or choose another folder") from cause
+    try:
+        folder.mkdir(exist_ok=True)
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        if folder.exists() and not any(folder.rglob("*.safetensors")):
+            shutil.rmtree(folder, ignore_errors=True)
+        _lock_of(folder).unlink(missing_ok=True)
+        lock.release()
+
+
+def _scratch_folders(out: Path) -> list[Path]:
+    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{16}}\.partial")
+    return [item for item in sorted(out.parent.iterdir()) if name.fullmatch(item.name) and item.is_dir()]
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_suffix(".lock")
+
+
+def _remove_unless_used(folder: Path) -> None:
+    """Remove what an interrupted build left, unless a process is at work in it."""
+    lock = FileLock(_lock_of(folder))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    _lock_of(folder).unlink(missing_ok=True)
+    lock.release()
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy the generation settings, the tokenizer, its chat templates and processors, except what `folder` has already."""
+    _copy(source, folder, COMPANIONS)
+
+
+def copy_code(source: Path, folder: Path) -> None:
+    """Copy the Python files that come with a model, except what `folder` has already."""
+    _copy(source, folder, ["*.py"])
+
+
+def _copy(source: Path, folder: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        for file in sorted(source.glob(pattern)):
+            target = folder / file.relative_to(source)
+            if file.is_file() and not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, target)
+
+
+def write_chat_template(folder: Path, template: str) -> None:
+    """Give a model folder this chat template, in place of whatever it had."""
+    for old in folder.glob("chat_template*"):
+        old.unlink()
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    file = folder / "tokenizer_config.json"
+    if file.is_file():
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if settings.pop("chat_template", None) is not None:
+            file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,157 @@
+"""One repository on the Hub: small files at once, the headers of its weights by range, the weights when they are needed.
+
+A checkpoint is checked from its config and headers before gigabytes are fetched. Pickles are never fetched, and code with
+consent only. What the cache has is used as it is, also without a network. What is fetched is compared with the Hub's sha256,
+which the client does not do.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceError
+from .headers import TensorInfo, one_line
+
+SMALL_FILES = ["*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
+_ATTEMPTS = 4
+IGNORED_FILES = ["*/*.json", "*/*.txt", "*/*.model"]
+
+
+class Repository:
+    """A repository at one commit.
+
+    Args:
+        name: Its id on the Hub.
+        revision: Branch, tag or commit; the default branch where absent.
+        code: Whether its Python files are fetched too.
+
+    Raises:
+        SourceError: There is no such repository, or neither the Hub nor the cache has it.
+    """
+
+    def __init__(self, name: str, revision: str | None = None, *, code: bool = False) -> None:
+        from huggingface_hub import snapshot_download
+
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise SourceError(f"{name}: no such folder; give a folder that exists or the id of a repository on the Hub")
+        self.name = name
+        wanted = [*SMALL_FILES, *(["*.py"] if code else [])]
+        with _one_line_errors(name):
+            self.folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=IGNORED_FILES))
+        self.commit = self.folder.name
+
+    def weight_files(self) -> list[str]:
+        """The safetensors files at the top of the repository, without another copy in a format of its own."""
+        from huggingface_hub import HfApi
+
+        with _one_line_errors(self.name):
+            names = HfApi().list_repo_files(self.name, revision=self.commit)
+        return [
+            n for n in names if n.endswith(".safetensors") and "/" not in n and not n.startswith(("consolidated", "adapter_"))
+        ]
+
+    def headers(self, files: Sequence[str]) -> dict[str, dict[str, TensorInfo]]:
+        """The tensors of each of these files, by reading their headers only; `TensorInfo.file` is where it will be."""
+        from huggingface_hub import HfApi
+
+        found = {}
+        with _one_line_errors(self.name):
+            for file in files:
+                header = HfApi().parse_safetensors_file_metadata(self.name, file, revision=self.commit)
+                found[file] = {
+                    name: TensorInfo(str(info.dtype), tuple(info.shape), self.folder / file)
+                    for name, info in header.tensors.items()
+                }
+        return found
+
+    def fetch(self, files: Sequence[str], *, progress: bool = True) -> None:
+        """Download those of these files that the cache lacks, and check what came.
+
+        Raises:
+            SourceError: A file cannot be had, or is not what the Hub says it is; it is then removed from the cache.
+        """
+        from huggingface_hub import HfApi
+
+        missing = [file for file in files if not (self.folder / file).is_file()]
+        if not missing:
+            return
+        with _one_line_errors(self.name):
+            entries: list[Any] = HfApi().get_paths_info(self.name, missing, revision=self.commit)
+            expected = {entry.path: entry.lfs.sha256 for entry in entries if getattr(entry, "lfs", None) is not None}
+            sizes = {entry.path: entry.size for entry in entries}
+            for file in missing:
+                if progress:
+                    _say(f"{self.name}: fetching {file} ({sizes.get(file, 0) / 1e9:.2f} GB)")
+                path = self._download(file)
+                if file in expected:
+                    _check_content(path, expected[file], f"{self.name}: {file}")
+
+    def _download(self, file: str) -> Path:
+        """One file. The client goes on where a download was cut short, but gives up where the connection was reset."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils import httpx
+
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return Path(hf_hub_download(self.name, file, revision=self.commit))
+            except httpx.TransportError:
+                if attempt == _ATTEMPTS:
+                    raise
+                time.sleep(attempt)
+        raise AssertionError("unreachable")
+
+
+def _check_content(path: Path, expected: str, where: str) -> None:
+    """Compare a file with its sha256; a wrong one is removed, so that it is not taken for the right one later."""
+    digest = sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    if digest.hexdigest() != expected:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise SourceError(
+            f"{where}: what was downloaded has sha256 {digest.hexdigest()[:12]}..., the Hub says {expected[:12]}...; it was "
+            "removed from the cache, run the command again"
+        )
+
+
+def _say(text: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
+
+
+@contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
+    """Turn the client's errors into one line that says what to do."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        NotASafetensorsRepoError,
+        OfflineModeIsEnabled,
+        SafetensorsParsingError,
+    )
+
+    # the HTTP library's own error is another class from release to release
+    failures: tuple[Any, ...] = (
+        HFValidationError,
+        SafetensorsParsingError,
+        NotASafetensorsRepoError,
+        *HfHubHTTPError.__bases__,
+    )
+    try:
+        yield
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as cause:
+        raise SourceError(
+            f"{name}: neither a folder nor in the Hub cache, and the Hub cannot be reached; check the name and HF_HUB_OFFLINE"
+        ) from cause
+    except failures as cause:
+        raise SourceError(f"{name}: cannot be downloaded: {one_line(cause)}") from cause

@@ -1,0 +1,260 @@
+"""A source: one parent checkpoint, on disk or on the Hub, read lazily by its raw safetensors names. Never pickle.
+
+Knows the checkpoint's files, config, headers and adapter. Does not know what a merge is. torch is imported when the first
+tensor is read, transformers when the config is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SourceError
+from ..recipes.recipe import Recipe, SourceRef
+from .headers import TensorInfo, one_line, read_header
+from .lora import WEIGHTS_FILE, Adapter
+from .model_folder import named_folder
+from .repository import Repository
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+__all__ = ["Source", "TensorInfo", "build_key", "read_header"]
+
+
+class Source:
+    """One parent checkpoint.
+
+    Args:
+        folder: Where ``config.json`` and the ``.safetensors`` files are, or will be.
+        ref: How the recipe names it; the folder itself by default.
+        repository: Where the weights come from if they are not in the folder.
+        adapter: A LoRA adapter that is merged into each tensor when it is read.
+        trust_remote_code: Whether the checkpoint's own Python files may be run to read its config.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        ref: SourceRef | None = None,
+        *,
+        repository: Repository | None = None,
+        adapter: Adapter | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.folder = Path(folder)
+        self.ref = ref if ref is not None else SourceRef(model=str(folder))
+        self.repository = repository
+        self.adapter = adapter
+        self.trust_remote_code = trust_remote_code
+        self._handles: dict[Path, Any] = {}
+        self._lock = Lock()
+
+    @classmethod
+    def open(cls, ref: SourceRef | str, *, trust_remote_code: bool = False) -> Source:
+        """Find the checkpoint. Of a repository only small files are fetched; the weights follow when the first is read.
+
+        Args:
+            ref: A reference from a recipe, or just its ``model``: a folder or the id of a repository on the Hub.
+            trust_remote_code: Whether the checkpoint's own Python files may be fetched, and run to read its config.
+
+        Raises:
+            SourceError: There is no such folder or repository, or it holds no config or no safetensors file.
+        """
+        ref = SourceRef(model=ref) if isinstance(ref, str) else ref
+        folder, repository = named_folder(ref.model), None
+        if os.path.isdir(folder):  # Path.is_dir raises where a name is too long
+            if ref.revision is not None:
+                raise SourceError(f"{ref.model}: a folder has no revision (found {ref.revision!r}); leave it out")
+        else:
+            repository = Repository(ref.model, ref.revision, code=trust_remote_code)
+            folder = repository.folder
+        adapter = Adapter.open(ref.adapter, ref.adapter_revision) if ref.adapter is not None else None
+        source = cls(folder, ref, repository=repository, adapter=adapter, trust_remote_code=trust_remote_code)
+        source._check_files()
+        return source
+
+    def __str__(self) -> str:
+        return str(self.ref)
+
+    def __repr__(self) -> str:
+        return f"Source({str(self)!r})"
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The checkpoint's config; its own code is run with consent only."""
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+        except Exception as cause:  # anything: transformers' config classes trip over values that cannot be
+            if not self.trust_remote_code and isinstance(cause, ValueError) and self.read_json("config.json").get("auto_map"):
+                raise SourceError(
+                    f"{self}: its config needs Python code that comes with the model; read it, and pass --trust-remote-code"
+                ) from cause
+            raise SourceError(f"{self}: config.json cannot be read: {one_line(cause)}") from cause
+
+    @property
+    def text_config(self) -> PretrainedConfig:
+        """The part of the config that describes the language model."""
+        return self.config.get_text_config()
+
+    @property
+    def layer_count(self) -> int:
+        """Number of transformer blocks."""
+        return int(self.text_config.num_hidden_layers)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows of the embeddings."""
+        return int(self.text_config.vocab_size)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output head is the embedding matrix."""
+        return bool(getattr(self.config, "tie_word_embeddings", False))
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor by its raw name, from the headers alone; a tied head that is stored all the same is left out."""
+        found: dict[str, TensorInfo] = {}
+        for header in self._headers():
+            for name, info in header.items():
+                if name in found:
+                    raise SourceError(f"{self}: tensor {name} is in {found[name].file.name} and in {info.file.name}; keep one")
+                found[name] = info
+        for missing in (name for name in self._index() if name not in found):
+            raise SourceError(f"{self}: the index lists {missing}, which is in none of the files; download it again")
+        if self.is_tied:
+            found.pop("lm_head.weight", None)
+        return found
+
+    @cached_property
+    def changes(self) -> dict[str, Any]:
+        """What the adapter does to which tensors; raises `SourceError` where it does not fit the checkpoint."""
+        return self.adapter.changes(self.tensors, tied=self.is_tied) if self.adapter is not None else {}
+
+    def get(self, name: str) -> torch.Tensor:
+        """One tensor. Do not write to it.
+
+        Memory-mapped, so that nothing is read before its values are used; where an adapter changes it, a new tensor.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        info = self.tensors.get(name)
+        if info is None:
+            raise SourceError(f"{self}: no tensor called {name}")
+        try:
+            with self._lock:
+                if info.file not in self._handles:
+                    if self.repository is not None:
+                        self.repository.fetch([info.file.name])
+                    self._handles[info.file] = safe_open(str(info.file), framework="pt")
+                tensor: torch.Tensor = self._handles[info.file].get_tensor(name)
+        except (OSError, SafetensorError) as cause:
+            raise SourceError(f"{info.file}: cannot be read: {one_line(cause)}; download it again") from cause
+        if self.adapter is not None and name in self.changes:
+            return self.adapter.apply(self.changes[name], tensor)
+        return tensor
+
+    def download(self, *, progress: bool = True) -> None:
+        """Fetch the weights if they are on the Hub and not in the cache; raises `SourceError`."""
+        if self.repository is not None:
+            self.repository.fetch(sorted({info.file.name for info in self.tensors.values()}), progress=progress)
+        if self.adapter is not None:
+            self.adapter.download(progress=progress)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One of the checkpoint's JSON files; raises `SourceError` where it cannot be read or holds no mapping."""
+        try:
+            data = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as cause:
+            raise SourceError(f"{self}: {name} cannot be read: {one_line(cause)}") from cause
+        if not isinstance(data, dict):
+            raise SourceError(f"{self}: {name} holds {type(data).__name__}, not a mapping of keys to values")
+        return data
+
+    def fingerprint(self) -> str:
+        """A text that is another one when the checkpoint's weights or config are."""
+        facts = [str(self), (self.folder / "config.json").read_text(encoding="utf-8")]
+        if self.repository is not None:
+            facts.append(self.repository.commit)
+        else:
+            files = [(file.name, file.stat()) for file in self._files()]
+            facts += [f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in files]
+        return "\n".join([*facts, *([self.adapter.fingerprint()] if self.adapter is not None else [])])
+
+    def close(self) -> None:
+        """Let go of the open files; tensors already handed out stay valid."""
+        self._handles.clear()
+        if self.adapter is not None:
+            self.adapter.close()
+
+    def _index(self) -> dict[str, str]:
+        file = self.folder / "model.safetensors.index.json"
+        if not file.is_file():
+            return {}
+        try:
+            names = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+            return {str(name): str(target) for name, target in names.items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as cause:
+            raise SourceError(f"{file}: not an index of safetensors files; download it again") from cause
+
+    def _headers(self) -> list[dict[str, TensorInfo]]:
+        """The headers of all files: from the disk, or where they are not fetched yet from the Hub."""
+        names = list(dict.fromkeys(self._index().values())) or ["model.safetensors"]
+        for name in names:
+            self._check_inside(name)
+        if self.repository is None or all((self.folder / name).is_file() for name in names):
+            return [read_header(file, str(self)) for file in self._files()]
+        files = names if self._index() else self.repository.weight_files()
+        if not files:
+            raise SourceError(f"{self}: no .safetensors file; ask its author for safetensors")
+        return list(self.repository.headers(files).values())
+
+    def _files(self) -> list[Path]:
+        single = self.folder / "model.safetensors"
+        if index := self._index():
+            return [self._inside(name) for name in dict.fromkeys(index.values())]
+        if single.is_file():
+            return [single]
+        return [file for file in sorted(self.folder.glob("*.safetensors")) if file.name != WEIGHTS_FILE]
+
+    def _check_inside(self, name: str) -> None:
+        if Path(name).name != name:
+            raise SourceError(f"{self}: the index names a file outside the folder: {name!r}")
+
+    def _inside(self, name: str) -> Path:
+        self._check_inside(name)
+        file = self.folder / name
+        if not file.is_file():
+            raise SourceError(f"{self}: the index lists {name}, which is not there; download it again")
+        return file
+
+    def _check_files(self) -> None:
+        is_model = (self.folder / "config.json").is_file()
+        weights = self.repository is not None or bool(self._files())
+        if (self.folder / "adapter_config.json").is_file() and not (is_model and weights):
+            raise SourceError(f"{self}: a LoRA adapter, not a model; write {{model: ITS BASE, adapter: {self.ref.model}}}")
+        if not is_model:
+            raise SourceError(f"{self}: no config.json in {self.folder}; give the folder or repository of a transformers model")
+        if weights:
+            return
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in self.folder.glob(pattern))
+        held = f"only {pickles[0]}, a pickle, which can run code when read" if pickles else "no weights"
+        raise SourceError(
+            f"{self}: no .safetensors file ({held}); save it again with save_pretrained, or ask its author for safetensors"
+        )
+
+
+def build_key(recipe: Recipe, sources: Sequence[Source], *settings: str) -> str:
+    """Sixteen hexadecimal digits that stand for everything that a build depends on, so that it can go on after a stop."""
+    text = "\0".join([recipe.to_yaml(), *settings, *(source.fingerprint() for source in sources)])
+    return sha256(text.encode()).hexdigest()[:16]

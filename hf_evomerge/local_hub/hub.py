@@ -1,0 +1,198 @@
+"""The hub as a whole: a folder, a port, users, and the environment that points clients at it."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from ..errors import HubError
+from .access import Signer, User, Users
+from .api import answer
+from .call import Hub
+from .faults import Faults
+from .server import Seen, Server
+from .store import Store, is_name
+
+NOT_IMITATED = (
+    "git clone and git push",
+    "LFS locks",
+    "scans for malware and secrets",
+    "quotas and rate limits",
+    "running a Space",
+    "inference",
+    "search ranking, likes and downloads",
+    "webhooks, jobs, buckets, kernels, collections and papers",
+    "renaming and duplicating repositories",
+)
+DEFAULT_TOKEN = "hf_local"
+DEFAULT_USER = "local"
+
+
+class LocalHub:
+    """A Hub on this machine, for the real clients of `huggingface_hub` and `transformers`. No account and no network.
+
+    Only programs of this machine can reach it. Everything but users and tokens is kept in `root` and is there again after a
+    restart, also after `kill -9`. What it does not imitate is listed in docs/local-hub.md.
+
+    Args:
+        root: The folder to keep everything in; made if it is not there.
+        port: The port; 0 for any that is free.
+        token: The token of the first user.
+        user: The first user's name, and so the namespace of their repositories.
+        orgs: Organisations that the first user can write in.
+        part_size: Larger LFS files are uploaded in parts of this many bytes; None for whole files always.
+
+    Attributes:
+        faults: What is to go wrong; see `Fault`.
+        token: The first user's token.
+
+    Raises:
+        HubError: Where another hub serves the folder.
+        OSError: Where the folder cannot be written or the port is taken.
+
+    Example:
+        ```py
+        with LocalHub("my-hub") as hub:
+            subprocess.run([sys.executable, "push.py"], env={**os.environ, **hub.environment()}, check=True)
+            print(HfApi(endpoint=hub.endpoint, token=hub.token).list_repo_files("local/my-model"))
+        ```
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        port: int = 0,
+        *,
+        token: str = DEFAULT_TOKEN,
+        user: str = DEFAULT_USER,
+        orgs: Iterable[str] = (),
+        part_size: int | None = None,
+    ) -> None:
+        self.root, self.token, self.faults = Path(root).absolute(), token, Faults()
+        self.user = user
+        self._port, self._part_size = port, part_size
+        self._users, self._signer = Users(), Signer()
+        self._server: Server | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = FileLock(self.root / ".lock")
+        self.add_user(user, token, orgs=orgs)
+
+    def add_user(self, name: str, token: str, *, orgs: Iterable[str] = ()) -> None:
+        """Let one more user in.
+
+        Args:
+            name: Their name and namespace.
+            token: Their token. It is kept in memory only, so users have to be added again after a restart.
+            orgs: Organisations that they can write in.
+
+        Raises:
+            HubError: Where a name is none that the Hub would take, or the token is empty.
+        """
+        names = (name, *orgs)
+        if wrong := [one for one in names if not is_name(one)]:
+            raise HubError(f"{wrong[0]!r} is no name of a user or organisation; use letters, digits, - _ and .")
+        if not token.strip():
+            raise HubError(f"the token of {name} is empty; give it one")
+        self._users.add(User(name, names[1:]), token)
+
+    @property
+    def endpoint(self) -> str:
+        """The address, for `HF_ENDPOINT` and `HfApi(endpoint=...)`.
+
+        Raises:
+            HubError: Where the hub does not run.
+        """
+        return f"http://127.0.0.1:{self._running.server_port}"
+
+    @property
+    def requests(self) -> list[Seen]:
+        """The requests since the start, the last 10,000 of them, without their tokens."""
+        return list(self._running.requests)
+
+    def environment(self, *, xet: bool = True, home: str | Path | None = None) -> dict[str, str]:
+        """The variables that make a new process talk to this hub and to nothing else.
+
+        They have to be set before `huggingface_hub` is imported, which reads them once.
+
+        Args:
+            xet: Whether large files go by Xet, the client's way if `hf_xet` is installed, or by LFS.
+            home: The folder of the client's cache; by default one in `root`, so that these repositories are not mixed with
+                those of the real Hub that have the same names.
+        """
+        values = {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_TOKEN": self.token,
+            "HF_HOME": str(home or self.root / "client"),
+            "HF_HUB_OFFLINE": "0",
+            "TRANSFORMERS_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+        }
+        return {**values, "HF_HUB_DISABLE_XET": "0" if xet else "1"}
+
+    def describe(self) -> str:
+        """What a person needs to know: where it is, what to export in another terminal, and what it does not do."""
+        exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in self.environment().items())
+        return (
+            f"A Hub for programs on this machine: {self.endpoint}, as user {self.user}.\n"
+            f"Everything is kept in {self.root}. Ctrl-C stops it.\n\n"
+            f"In another terminal:\n\n{exports}\n\n"
+            f"Not imitated: {'; '.join(NOT_IMITATED)}."
+        )
+
+    def start(self) -> LocalHub:
+        """Begin to serve, in threads of this process."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise HubError(f"{self.root}: another hub serves this folder; stop it, or choose another folder") from None
+        try:
+            store = Store(self.root)
+            server = Server(self._port, lambda request: answer(hub, request), self.faults)
+        except BaseException as error:
+            self._lock.release()
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                raise HubError(f"port {self._port} is in use; stop what uses it, or choose another port") from error
+            raise
+        address = f"http://127.0.0.1:{server.server_port}"
+        content = f"http://localhost:{server.server_port}"  # another origin to a client, as the real Hub's contents are
+        hub = Hub(store, self._users, self._signer, address, content, self._part_size)
+        self._server, self._port = server, server.server_port
+        self._thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop serving. `start` begins again at the same port."""
+        if self._server is not None and self._thread is not None:
+            self._server.close()
+            self._thread.join()
+            self._server = self._thread = None
+            self._lock.release()
+
+    def wait(self) -> None:
+        """Serve until the program is interrupted."""
+        thread = self._thread
+        while thread is not None and thread.is_alive():
+            thread.join(timeout=0.5)
+
+    @property
+    def _running(self) -> Server:
+        if self._server is None:
+            raise HubError("the hub does not run; call start(), or use it in a with statement")
+        return self._server
+
+    def __enter__(self) -> LocalHub:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()

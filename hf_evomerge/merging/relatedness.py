@@ -1,0 +1,87 @@
+"""How closely the sources of a merge are related, seen in the same pass that merges them: lengths of task vectors, and angles.
+
+For a summary in words only: float32 products of a part of each large tensor, which do not go into the merged model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FAR = 0.7  # of the base's length; task vectors of unrelated models of one size have about sqrt(2)
+APART = 0.7  # cosine; fine-tunes of one base have nearly 1, unrelated models nearly 0
+_PAIRS = 6
+
+
+class Relatedness:
+    """Inner products of the merged vectors with each other, summed over the tensors.
+
+    Args:
+        names: What the vectors are called.
+        task_vectors: Whether they are differences to a base, rather than weights.
+    """
+
+    def __init__(self, names: Sequence[str], *, task_vectors: bool) -> None:
+        self.names = list(names)
+        self.task_vectors = task_vectors
+        self.base = 0.0
+        self.products = np.zeros((len(self.names), len(self.names)))
+        self._lock = Lock()
+
+    def add(self, base: Tensor | None, vectors: Sequence[Tensor]) -> None:
+        """Count one slice of one tensor; called from several threads."""
+        if len(vectors) != len(self.names):
+            return  # a slice of the recipe in which other sources take part
+        products = np.zeros_like(self.products)
+        for i, left in enumerate(vectors):
+            for j, right in enumerate(vectors[: i + 1]):
+                products[i, j] = products[j, i] = float(left.dot(right))
+        length = float(base.dot(base)) if base is not None else 0.0
+        with self._lock:
+            self.products += products
+            self.base += length
+
+    def summary(self) -> list[str]:
+        """What to tell the user: a line or two, and a warning where the sources are hardly related."""
+        lengths = np.sqrt(np.diag(self.products))
+        if not np.isfinite(self.products).all() or not lengths.any():
+            return []
+        lines = []
+        if self.task_vectors and self.base > 0:
+            shares = lengths / math.sqrt(self.base)
+            lines.append("task vectors, in lengths of the base: " + self._list(f"{share:.3f}" for share in shares))
+            if (largest := float(shares.max())) >= FAR:
+                lines.append(
+                    f"warning: a task vector is as long as {largest:.2f} of the base: the sources and the base hardly have a "
+                    "common ancestor, and merging their weights will not do"
+                )
+        cosines = self._cosines(lengths)
+        if cosines:
+            what = "task vectors" if self.task_vectors else "weights"
+            shown = ", ".join(f"{a} and {b} {cosine:.3f}" for (a, b), cosine in list(cosines.items())[:_PAIRS])
+            more = "" if len(cosines) <= _PAIRS else f", ... (from {min(cosines.values()):.3f} to {max(cosines.values()):.3f})"
+            lines.append(f"cosine between {what}: {shown}{more}")
+            if not self.task_vectors and (least := min(cosines.values())) < APART:
+                lines.append(
+                    f"warning: the cosine between two sources' weights is {least:.2f}; that of fine-tunes of one base is "
+                    "nearly 1, so they hardly have a common ancestor, and merging their weights will not do"
+                )
+        return lines
+
+    def _list(self, numbers: object) -> str:
+        return ", ".join(f"{name} {number}" for name, number in zip(self.names, numbers, strict=True))  # type: ignore[call-overload]
+
+    def _cosines(self, lengths: np.ndarray) -> dict[tuple[str, str], float]:
+        return {
+            (self.names[j], self.names[i]): float(self.products[i, j] / (lengths[i] * lengths[j]))
+            for i in range(len(self.names))
+            for j in range(i)
+            if lengths[i] > 0 and lengths[j] > 0
+        }

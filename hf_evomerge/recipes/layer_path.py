@@ -1,0 +1,211 @@
+"""The path that the hidden state takes through the layers of the sources: terms, hops and their text form.
+
+Knows nothing of tensors: this module must stay importable in milliseconds. The text of a hop is the same in a recipe,
+in a search file and in a model's ``config.json``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from reprlib import Repr
+
+from ..errors import PathError
+
+MAX_HOPS = 4096
+_NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+_TERM = re.compile(r"^\s*(\d{1,9}):(\d{1,9})(?:\s*\*\s*(" + _NUMBER + r"))?\s*$")
+_RANGE = re.compile(r"^\s*(\d{1,9}):(\d{1,9})-(\d{1,9})\s*$")
+_REPEAT = re.compile(r"^(.*\S)\s+x(\d{1,9})\s*$")
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+@dataclass(frozen=True, order=True)
+class Term:
+    """One layer of one source, with the weight of its output in the hop.
+
+    Attributes:
+        source: Index of the source, in the order of the recipe.
+        layer: Index of the layer in that source, from 0.
+        weight: Factor of the layer's output; 1 for a serial hop.
+    """
+
+    source: int
+    layer: int
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.layer}" + ("" if self.weight == 1 else f"*{self.weight!r}")
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One step of the path: ``h_k = sum_i w_i * Layer_i(scale * h_{k-1})``.
+
+    Attributes:
+        terms: The layers that run side by side on the same input; one for the serial paths of arXiv:2403.13187, section 3.2.
+        scale: The factor beta on the way into the hop (the paper's ``W_ij``, compiled to one number per hop).
+    """
+
+    terms: tuple[Term, ...]
+    scale: float = 1.0
+
+    @property
+    def is_serial(self) -> bool:
+        """Whether the hop runs a single layer with weight 1."""
+        return len(self.terms) == 1 and self.terms[0].weight == 1
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.terms))
+
+
+@dataclass(frozen=True)
+class LayerPath:
+    """A list of hops: the whole route from the embeddings to the final norm."""
+
+    hops: tuple[Hop, ...]
+
+    def __len__(self) -> int:
+        return len(self.hops)
+
+    def __str__(self) -> str:
+        return ", ".join(self.as_text())
+
+    @property
+    def is_serial(self) -> bool:
+        """Whether every hop runs one layer with weight 1, so that the path can be folded into a plain model."""
+        return all(hop.is_serial for hop in self.hops)
+
+    @property
+    def scales(self) -> list[float]:
+        """The scale of each hop."""
+        return [hop.scale for hop in self.hops]
+
+    @property
+    def unique_layers(self) -> list[tuple[int, int]]:
+        """The distinct ``(source, layer)`` pairs in the order of their first visit: what a checkpoint stores."""
+        return list(dict.fromkeys((term.source, term.layer) for hop in self.hops for term in hop.terms))
+
+    def as_text(self) -> list[str]:
+        """One string per hop, without the scales: ``["0:0", "0:1 + 1:1*0.5"]``."""
+        return [str(hop) for hop in self.hops]
+
+    def with_scales(self, scales: Sequence[float]) -> LayerPath:
+        """The same hops with other scales; raises `PathError` unless there is one finite number per hop."""
+        if not isinstance(scales, Iterable):
+            raise PathError(f"scales: {_short(scales)} is not a list of numbers; give one per hop")
+        scales = list(scales)
+        if len(scales) != len(self.hops):
+            raise PathError(f"scales: {len(scales)} numbers for a path of {len(self.hops)} hops; give one per hop")
+        for position, scale in enumerate(scales):
+            if not _is_finite(scale):
+                raise PathError(f"scales[{position}]: {_short(scale)} is not a finite number")
+        return LayerPath(tuple(replace(hop, scale=float(s)) for hop, s in zip(self.hops, scales, strict=True)))
+
+    def check(self, layers_per_source: Sequence[int]) -> None:
+        """Raise `PathError` if a term names a source or a layer that is not there."""
+        for position, hop in enumerate(self.hops):
+            for term in hop.terms:
+                if not 0 <= term.source < len(layers_per_source):
+                    raise PathError(
+                        f"path[{position}]: source {term.source} of {term}, but there are "
+                        f"{len(layers_per_source)} sources (0 to {len(layers_per_source) - 1})"
+                    )
+                if not 0 <= term.layer < layers_per_source[term.source]:
+                    raise PathError(
+                        f"path[{position}]: layer {term.layer} of source {term.source}, which has "
+                        f"{layers_per_source[term.source]} layers (0 to {layers_per_source[term.source] - 1})"
+                    )
+
+    @classmethod
+    def of(cls, layers: Iterable[tuple[int, int]], scales: Sequence[float] | None = None) -> LayerPath:
+        """A serial path from ``(source, layer)`` pairs."""
+        path = cls(tuple(Hop((Term(source, layer),)) for source, layer in layers))
+        return path if scales is None else path.with_scales(scales)
+
+    @classmethod
+    def identity(cls, layers: int, source: int = 0) -> LayerPath:
+        """The path that runs a source as it is."""
+        return cls.of((source, layer) for layer in range(layers))
+
+    @classmethod
+    def parse(cls, text: str | Sequence[str], scales: Sequence[float] | None = None) -> LayerPath:
+        """Read a path.
+
+        Args:
+            text: Hops separated by commas, or a list of them: ``0:3`` is layer 3 of source 0, ``0:0-15`` a range (backwards
+                where the first number is the larger), ``1:4-7 x2`` a repeated one, ``0:3*0.5 + 1:3*0.5`` a hop of two terms.
+            scales: One finite number per hop; all 1 by default.
+
+        Raises:
+            PathError: The text cannot be read, or the path is empty or longer than `MAX_HOPS`.
+
+        Example:
+            >>> str(LayerPath.parse("0:0-2, 1:3 x2"))
+            '0:0, 0:1, 0:2, 1:3, 1:3'
+        """
+        if not isinstance(text, Sequence):
+            raise PathError(f"path: {_short(text)} is not a path such as 0:0-15, nor a list of hops")
+        pieces = text.split(",") if isinstance(text, str) else text
+        hops: list[Hop] = []
+        for position, piece in enumerate(pieces):
+            hops.extend(_parse_piece(piece, position, room=MAX_HOPS - len(hops)))
+        if not hops:
+            raise PathError("path: no hops; a path has at least one, such as 0:0-15")
+        path = cls(tuple(hops))
+        return path if scales is None else path.with_scales(scales)
+
+
+def _parse_piece(piece: str, position: int, room: int) -> list[Hop]:
+    """The hops of one comma-separated piece, at most `room` of them."""
+    if not isinstance(piece, str):
+        raise PathError(f"path[{position}]: {_short(piece)} is not text such as 0:3 or 0:0-15")
+    body, count = piece, 1
+    if repeat := _REPEAT.match(piece):
+        body, count = repeat[1], int(repeat[2])
+    if span := _RANGE.match(body):
+        source, first, last = (int(span[group]) for group in (1, 2, 3))
+        length, step = abs(last - first) + 1, 1 if last >= first else -1
+        _check_room(length * count, room, position)
+        return [Hop((Term(source, layer),)) for layer in range(first, last + step, step)] * count
+    terms = []
+    for part in re.split(r"(?<![eE])\+", body):  # "1e+3" is one number
+        match = _TERM.match(part)
+        if not match:
+            raise PathError(
+                f"path[{position}]: cannot read {_short(piece.strip())}; write SOURCE:LAYER, SOURCE:FIRST-LAST, "
+                "SOURCE:LAYER*WEIGHT + SOURCE:LAYER*WEIGHT, or any of the first two followed by xCOUNT"
+            )
+        weight = 1.0 if match[3] is None else float(match[3])
+        if not math.isfinite(weight):
+            raise PathError(f"path[{position}]: the weight in {_short(piece.strip())} is not a finite number")
+        terms.append(Term(int(match[1]), int(match[2]), weight))
+    _check_room(count, room, position)
+    return [Hop(tuple(terms))] * count
+
+
+def _is_finite(number: object) -> bool:
+    """Whether this is a number that a float can hold."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return False
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
+def _short(value: object) -> str:
+    """What was found, short enough for one line of a message."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a {type(value).__name__}"
+
+
+def _check_room(wanted: int, room: int, position: int) -> None:
+    """Refuse a piece that would take the path beyond `MAX_HOPS`, before anything is allocated."""
+    if wanted < 1 or wanted > room:
+        raise PathError(f"path[{position}]: {wanted} hops; a path has between 1 and {MAX_HOPS} hops in all")

@@ -1,0 +1,284 @@
+"""The recipe: everything that is needed to rebuild one merged model, bit for bit. Read from and written to YAML.
+
+Knows nothing of tensors. What a merge method computes is in ``hf_evomerge/merging``; what a path computes is in
+``hf_evomerge/modeling``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ..errors import EvoMergeError, PathError, RecipeError
+from .layer_path import LayerPath
+from .strict_yaml import StrictModel, dump_yaml, load_yaml, parse_yaml
+
+RECIPE_FILE = "recipe.yaml"  # beside the weights of every model that is built
+
+ScaleTarget = Literal["stream", "mlp_delta"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Gradient = list[float]
+ParameterValue = float | Gradient | dict[str, float | Gradient]
+OptionValue = bool | float | str | Gradient | dict[str, float | Gradient]
+Vocabulary = Literal["refuse", "truncate"] | dict[Literal["from"], int | Literal["base"]]
+
+
+class SourceRef(StrictModel):
+    """Where one parent checkpoint is.
+
+    Attributes:
+        model: A folder, or the id of a repository on the Hub.
+        revision: Branch, tag or commit on the Hub; a commit pins the recipe. Must be empty for a folder.
+        adapter: A LoRA adapter that is merged into the weights when they are read: a folder, or a repository on the Hub.
+        adapter_revision: Branch, tag or commit of the adapter's repository.
+    """
+
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    adapter: str | None = Field(default=None, min_length=1)
+    adapter_revision: str | None = None
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> SourceRef:
+        if self.adapter is None and self.adapter_revision is not None:
+            raise ValueError("adapter_revision: there is no adapter; name it, or leave its revision out")
+        return self
+
+    def __str__(self) -> str:
+        pairs = [(self.model, self.revision), (self.adapter, self.adapter_revision)]
+        return " + ".join(name if at is None else f"{name}@{at}" for name, at in pairs if name is not None)
+
+
+class SlicePart(StrictModel):
+    """Some layers of a merged model that is stacked from slices.
+
+    Attributes:
+        layers: One entry per source that takes part in the slice: its layers as hops of a path, such as ``0:0-15``, ``1:8-23``
+            or ``0:4-7 x2``. All entries have as many layers; the slice's layers are merged one by one.
+        base: The base's layers, such as ``0-15``; those of the first entry where absent.
+        options: Options of this slice, in place of the merge's.
+        parameters: The method's per-source parameters, one mapping per entry of ``layers``. A gradient runs over the slice.
+    """
+
+    layers: list[str] = Field(min_length=1)
+    base: str | None = None
+    options: dict[str, OptionValue] = Field(default_factory=dict)
+    parameters: list[dict[str, ParameterValue]] = Field(default_factory=list)
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _split_text(cls, value: Any) -> Any:
+        return _pieces(value)
+
+    def runs(self) -> list[list[tuple[int, int]]]:
+        """Source and layer of each layer of the slice, per entry of ``layers``; raises `PathError`."""
+        return [_run(text) for text in self.layers]
+
+    def base_layers(self) -> list[int]:
+        """The base's layers; raises `PathError`."""
+        run = self.runs()[0] if self.base is None else _run(f"0:{self.base}")
+        return [layer for _, layer in run]
+
+    def check(self) -> None:
+        """Raise `PathError` where the layers cannot be read, or `ValueError` where their numbers differ."""
+        runs = self.runs()
+        counts = [len(run) for run in runs] + [len(self.base_layers())]
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"layers: {', '.join(map(str, counts))} layers; the sources of a slice, and its base, have as many"
+            )
+        if len(self.parameters) not in (0, len(runs)):
+            raise ValueError(
+                f"parameters: {len(self.parameters)} mappings for {len(runs)} sources; give one per entry of layers"
+            )
+
+
+class MergePart(StrictModel):
+    """The parameter-space part: how much of each source's weights goes into the merged model.
+
+    Attributes:
+        method: Name of a merge method (``hf-evomerge methods`` lists them).
+        options: The method's global parameters, such as ``normalize`` or ``lambda``; defaults where absent. Some, like
+            slerp's ``t``, take what a per-source parameter takes.
+        sources: Which sources take part, as indices into the recipe's sources; all by default.
+        slices: A stack of layers in place of the sources' own: its parts, from the bottom to the top. The embeddings are merged
+            as the first slice is, final norm and head as the last. Then ``sources`` and ``parameters`` are left out.
+        parameters: The method's per-source parameters, one mapping per source that takes part, such as
+            ``{weight: 0.5}``. A value is a number for the whole model, a gradient over the blocks such as ``[0, 0.5, 1]``, or
+            a mapping to numbers and gradients: from layer groups (``embed``, ``blocks.0-3``, ``blocks.4.attn``, ``head``) or
+            patterns of tensor names (``"*down_proj*"``); the key ``default`` stands for all that is not named.
+    """
+
+    method: str
+    options: dict[str, OptionValue] = Field(default_factory=dict)
+    sources: list[int] | None = None
+    slices: list[SlicePart] | None = Field(default=None, min_length=1)
+    parameters: list[dict[str, ParameterValue]] = Field(default_factory=list)
+
+    def check_slices(self) -> None:
+        """Raise `ValueError`, naming the key, where the slices do not go with the rest or with themselves."""
+        if self.slices is None:
+            return
+        for key, given in (("sources", self.sources), ("parameters", self.parameters)):
+            if given:
+                raise ValueError(f"merge.{key}: with slices it is given in each slice; leave it out here")
+        for position, part in enumerate(self.slices):
+            try:
+                part.check()
+            except (EvoMergeError, ValueError) as error:
+                raise ValueError(f"merge.slices[{position}].{error}") from error
+
+
+class FlowPart(StrictModel):
+    """The data-flow part: which layer of which source runs next, and the scale on the way.
+
+    Attributes:
+        path: One string per hop, or ranges of hops: see `LayerPath.parse`. The number of the merged model, where
+            the recipe has a ``merge`` part as well, is the number of sources.
+        scales: One number per hop; all 1 where absent.
+        scale_target: What a scale multiplies: the residual stream (``stream``, the paper's text) or only the MLP output of the
+            hop before (``mlp_delta``, what the released EvoLLM-JP-v1-10B computes).
+        embedding_source: The source of the embeddings, the final norm, the head and the tokenizer.
+    """
+
+    path: list[str]
+    scales: list[float] | None = None
+    scale_target: ScaleTarget = "stream"
+    embedding_source: int = 0
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _split_text(cls, value: Any) -> Any:
+        return _pieces(value)
+
+    def to_path(self) -> LayerPath:
+        """The path with its scales."""
+        return LayerPath.parse(self.path, self.scales)
+
+
+class Built(StrictModel):
+    """What a published recipe gave when it was built; for whoever rebuilds it. Building does not read it.
+
+    Attributes:
+        versions: Versions of the libraries that it was built with.
+        sha256: The sha256 of each weights file, by its name.
+    """
+
+    versions: dict[str, str] = Field(default_factory=dict)
+    sha256: dict[str, str] = Field(default_factory=dict)
+
+
+def _pieces(value: Any) -> Any:
+    """A path that is written as one text, as a list of its pieces."""
+    return [piece.strip() for piece in value.split(",")] if isinstance(value, str) else value
+
+
+def _run(text: str) -> list[tuple[int, int]]:
+    """Source and layer of each hop of a piece of a path."""
+    path = LayerPath.parse([text])
+    if not path.is_serial:
+        raise PathError(
+            f"layers: {text!r} sums layers; write one range per source, and say how they are merged with parameters"
+        )
+    return [(hop.terms[0].source, hop.terms[0].layer) for hop in path.hops]
+
+
+class Recipe(StrictModel):
+    """Everything that is needed to rebuild one merged model.
+
+    Attributes:
+        sources: The parents, numbered from 0 in this order.
+        base: The common ancestor; needed by methods that work on task vectors.
+        merge: The parameter-space part. Without a ``flow`` part the result is a plain model of the parents' architecture.
+        flow: The data-flow part; the result is an `EvoMergedForCausalLM`.
+        dtype: The dtype of the result; the first source's where absent. Sums are accumulated in float32.
+        seed: Seed of the random masks of DARE and DELLA.
+        vocabulary: What to do where the sources' vocabularies differ by rows at their end. ``refuse``, the default;
+            ``truncate``: the result has the smallest vocabulary; ``{from: 1}``: that of source 1 (or of the ``base``), whose
+            further rows are taken as they are.
+        tokenizer: The source whose tokenizer, chat template and generation settings go with the result, or ``base``; by default
+            the first source that takes part, or the one that gives the vocabulary or the embeddings.
+        chat_template: A Jinja template in place of the tokenizer's own.
+        built: What it gave when it was built, in a published recipe.
+    """
+
+    sources: list[SourceRef] = Field(min_length=1)
+    base: SourceRef | None = None
+    merge: MergePart | None = None
+    flow: FlowPart | None = None
+    dtype: Dtype | None = None
+    seed: int = 0
+    vocabulary: Vocabulary | None = None
+    tokenizer: int | Literal["base"] | None = None
+    chat_template: str | None = Field(default=None, min_length=1)
+    built: Built | None = None
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Recipe:
+        if self.merge is None and self.flow is None:
+            raise ValueError("neither 'merge' nor 'flow' is given; a recipe has at least one of them")
+        if self.merge is not None:
+            self.merge.check_slices()
+            taking_part = self.merge_sources
+            if bad := [i for i in taking_part if not 0 <= i < len(self.sources)]:
+                where = "sources" if self.merge.slices is None else "slices"
+                raise ValueError(f"merge.{where}: {bad[0]} is not a source; there are {len(self.sources)}, numbered from 0")
+            given = len(self.merge.parameters)
+            if given not in (0, len(taking_part)):
+                raise ValueError(f"merge.parameters: {given} mappings for {len(taking_part)} sources; give one per source")
+        self._check_donors()
+        if self.flow is not None:
+            count = len(self.sources) + (self.merge is not None)
+            try:
+                path = self.flow.to_path()
+            except EvoMergeError as error:
+                raise ValueError(f"flow.{error}") from error
+            named = [self.flow.embedding_source, *(term.source for hop in path.hops for term in hop.terms)]
+            if bad := [i for i in named if not 0 <= i < count]:
+                raise ValueError(f"flow: source {bad[0]} is not there; there are {count}, numbered from 0")
+        return self
+
+    def _check_donors(self) -> None:
+        """Raise `ValueError` unless the sources of the vocabulary and of the tokenizer are there."""
+        donor = self.vocabulary.get("from", 0) if isinstance(self.vocabulary, dict) else None
+        if isinstance(self.vocabulary, dict) and "from" not in self.vocabulary:
+            raise ValueError("vocabulary: write refuse, truncate, or {from: SOURCE}")
+        if self.vocabulary not in (None, "refuse") and self.merge is None:
+            raise ValueError("vocabulary: there is no merge; a path has the vocabulary of flow.embedding_source")
+        if donor is not None and donor != "base" and donor not in self.merge_sources:
+            raise ValueError(f"vocabulary.from: {donor} is no source that takes part in the merge")
+        for key, index in (("vocabulary.from", donor), ("tokenizer", self.tokenizer)):
+            if index == "base" and self.base is None:
+                raise ValueError(f"{key}: there is no base; name a source by its number")
+            if isinstance(index, int) and not 0 <= index < len(self.sources):
+                raise ValueError(f"{key}: {index} is not a source; there are {len(self.sources)}, numbered from 0")
+
+    @property
+    def merge_sources(self) -> list[int]:
+        """Indices of the sources that take part in the merge, each once."""
+        if self.merge is None:
+            return list(range(len(self.sources)))
+        if self.merge.slices is not None:
+            return list(dict.fromkeys(run[0][0] for part in self.merge.slices for run in part.runs()))
+        return list(range(len(self.sources))) if self.merge.sources is None else self.merge.sources
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML; the same recipe always gives the same text."""
+        return dump_yaml(self)
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write the recipe to a YAML file."""
+        Path(file).write_text(self.to_yaml(), encoding="utf-8")
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Recipe:
+        """Read a recipe from YAML text; raises `RecipeError` with the key that is wrong."""
+        return parse_yaml(cls, text, RecipeError)
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> Recipe:
+        """Read a recipe from a YAML file; raises `RecipeError`."""
+        return load_yaml(cls, file, RecipeError)

@@ -1,0 +1,3 @@
+"""The tiny parents of the merge tests."""
+
+from merge_fixtures import family, half_family, load, make_recipe, open_all  # noqa: F401

@@ -1,0 +1,323 @@
+"""Building a recipe's model: the parts together, the same bits every time, and nothing half-made left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_evomerge.building import build
+from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.checkpoints import model_folder, shards
+from hf_evomerge.errors import EvoMergeError, PathError, RecipeError, SourceError
+from hf_evomerge.recipes.recipe import Recipe
+
+MERGE = {"method": "dare_ties", "parameters": [{"weight": 0.9, "density": 0.5}, {"weight": 0.4, "density": 0.7}]}
+FLOW = {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.8, 1.1]}
+PARTS: dict[str, dict[str, Any]] = {
+    "merge": {"merge": MERGE},
+    "flow": {"flow": FLOW},
+    "both": {"merge": MERGE, "flow": {"path": ["2:0", "1:1", "2:1"], "embedding_source": 2}},
+}
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def make(tiny: Path) -> MakeRecipe:
+    """Makes a recipe over the tiny family."""
+
+    def recipe(part: str = "merge", **fields: Any) -> Recipe:
+        sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
+        return Recipe.model_validate({"sources": sources, "base": {"model": str(tiny / "base")}, **PARTS[part], **fields})
+
+    return recipe
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_same_recipe_gives_the_same_files(part: str, make: MakeRecipe, tmp_path: Path) -> None:
+    """A recipe, and the one that was saved beside its model, give the same bits in every file however often they are built."""
+    first = build_model(make(part), tmp_path / "first", progress=False)
+    assert Recipe.load(first / "recipe.yaml") == make(part)
+    again = build_model(Recipe.load(first / "recipe.yaml"), tmp_path / "elsewhere" / "again", progress=False)
+    assert _digests(first) == _digests(again)
+    assert {"config.json", "model.safetensors", "recipe.yaml", "tokenizer.json"} <= set(_digests(first))
+    other = build_model(make(part, seed=1), tmp_path / "other", progress=False)
+    same_weights = _digests(other)["model.safetensors"] == _digests(first)["model.safetensors"]
+    assert same_weights == (part == "flow")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_model_loads_and_everybody_can_read_it(part: str, make: MakeRecipe, tmp_path: Path) -> None:
+    """Every file is readable by all, and the model and its tokenizer load: a merge as a plain model, a path as a merged one."""
+    folder = build_model(make(part), tmp_path / "model", progress=False)
+    for item in [folder, *folder.rglob("*")]:
+        assert stat.S_IMODE(item.stat().st_mode) & 0o444 == 0o444, item
+    assert list(tmp_path.iterdir()) == [folder]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model).__name__ == ("LlamaForCausalLM" if part == "merge" else "EvoMergedForCausalLM")
+    ids = torch.tensor([AutoTokenizer.from_pretrained(folder)("w1 w2 3")["input_ids"]])
+    assert model(ids).logits.isfinite().all()
+
+
+def test_the_path_runs_through_the_merged_model(make: MakeRecipe, tmp_path: Path) -> None:
+    """With both parts and the identity path through the merged model, the result computes what the plain merge computes."""
+    plain = AutoModelForCausalLM.from_pretrained(build_model(make("merge"), tmp_path / "plain", progress=False))
+    flow = {"path": ["2:0-1"], "embedding_source": 2}
+    both = AutoModelForCausalLM.from_pretrained(build_model(make("merge", flow=flow), tmp_path / "both", progress=False))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(plain(ids).logits, both(ids).logits)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_dtype_of_the_result(dtype: str, make: MakeRecipe, tmp_path: Path) -> None:
+    """The result has the recipe's dtype, in its configuration and in its file."""
+    folder = build_model(make("both", dtype=dtype), tmp_path / "model", progress=False)
+    assert {str(parameter.dtype) for parameter in AutoModelForCausalLM.from_pretrained(folder).parameters()} == {
+        f"torch.{dtype}"
+    }
+
+
+def test_the_dtype_is_the_first_sources(tiny: Path, tiny_half: Path, tmp_path: Path) -> None:
+    """Where no dtype is given it is that of source 0, also where source 0 is not the first that is merged."""
+    sources = [{"model": str(tiny / "a")}, {"model": str(tiny_half / "b")}]
+    merge = {"method": "linear", "sources": [1, 0]}
+    folder = build_model(Recipe.model_validate({"sources": sources, "merge": merge}), tmp_path / "model", progress=False)
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("disk full")])
+def test_an_interrupted_build_changes_nothing(
+    fault: Any, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that is interrupted at its very end leaves only a hidden folder, and what it was to replace is still there."""
+    out = build_model(make("flow"), tmp_path / "model", progress=False)
+    before = _digests(out)
+
+    def interrupted(self: Recipe, file: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(Recipe, "save", interrupted)
+    for folder in (out, tmp_path / "new"):
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            build_model(make("both"), folder, progress=False, overwrite=True)
+    assert _digests(out) == before
+    assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == ["model"]
+    assert {name.split(".")[1] for name in os.listdir(tmp_path) if name.startswith(".")} == {"model", "new"}
+    monkeypatch.undo()
+    monkeypatch.setattr("hf_evomerge.building.merged._merge", None)  # what is finished is not merged again
+    again = build_model(make("both"), tmp_path / "new", progress=False)
+    monkeypatch.undo()
+    assert _digests(again) == _digests(build_model(make("both"), tmp_path / "fresh", progress=False))
+    build_model(make("flow"), out, progress=False, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["fresh", "model", "new"]
+
+
+KILLED = """
+import os, signal, sys
+from filelock import FileLock
+
+from hf_evomerge.building import build, merged
+from hf_evomerge.checkpoints import model_folder, shards
+
+from hf_evomerge.recipes.recipe import Recipe
+put, calls = merged._put, []
+def _put(tensor, write):
+    calls.append(1)
+    if len(calls) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(tensor, write)
+merged._put = _put
+build.build_model(Recipe.load(sys.argv[1]), sys.argv[2], progress=False, max_shard_size="2KB")
+"""
+
+
+@pytest.mark.parametrize("part", ["merge", "both"])
+def test_a_killed_build_goes_on(part: str, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build killed at any point leaves no folder under its name; the next goes on, to the same bytes, and cleans up."""
+    recipe = make(part)
+    recipe.save(tmp_path / "recipe.yaml")
+    whole = build_model(recipe, tmp_path / "whole", progress=False, max_shard_size="2KB")
+    out = tmp_path / "out"
+    for call in (7, 6):  # the second process begins where the first was killed
+        words = [sys.executable, "-c", KILLED, str(tmp_path / "recipe.yaml"), str(out), str(call)]
+        assert subprocess.run(words, check=False, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+        assert not out.exists()
+    kept = {file.name for file in tmp_path.rglob(".out.*/**/*.safetensors")}
+    assert len(kept) >= 3
+    made: list[str] = []
+    monkeypatch.setattr("hf_evomerge.checkpoints.shards._write_file", _noting(made))
+    build_model(recipe, out, progress=False, max_shard_size="2KB")
+    assert made
+    assert not kept & set(made[: len(made) if part == "merge" else 1])
+    assert _digests(out) == _digests(whole)
+    assert sorted(os.listdir(tmp_path)) == ["out", "recipe.yaml", "whole"]
+
+
+def _noting(made: list[str]) -> Callable[..., None]:
+    write = shards._write_file
+
+    def noting(file: Path, *arguments: Any, **options: Any) -> None:
+        made.append(file.name)
+        write(file, *arguments, **options)
+
+    return noting
+
+
+def test_what_another_recipe_left_is_removed(make: MakeRecipe, tmp_path: Path) -> None:
+    """A scratch folder of another recipe for the same name goes, unless a process is building in it; others stay."""
+    for name in (".model.0123456789abcdef.partial", ".model.fedcba9876543210.partial", ".other.0123456789abcdef.partial"):
+        (tmp_path / name).mkdir()
+    with FileLock(tmp_path / ".model.fedcba9876543210.lock"):
+        build_model(make("merge"), tmp_path / "model", progress=False)
+    left = {name for name in os.listdir(tmp_path) if name.endswith(".partial")}
+    assert left == {".model.fedcba9876543210.partial", ".other.0123456789abcdef.partial"}
+
+
+def test_two_builds_of_one_recipe_do_not_meet(make: MakeRecipe, tmp_path: Path) -> None:
+    """While a process builds a folder, another one is told so."""
+    key = "0123456789abcdef"
+    with (
+        model_folder.scratch_folder(tmp_path / "model", key),
+        pytest.raises(EvoMergeError, match="another process is building it"),
+    ):
+        model_folder.scratch_folder(tmp_path / "model", key).__enter__()
+    assert os.listdir(tmp_path) == []
+
+
+def test_changed_sources_are_merged_anew(make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was finished from other weights under the same folder's name is not used."""
+    recipe = make("merge")
+    copies = {ref.model: tmp_path / "sources" / Path(ref.model).name for ref in [*recipe.sources, recipe.base]}
+    for model, folder in copies.items():
+        shutil.copytree(model, folder)
+    data = recipe.model_dump()
+    data["sources"] = [{"model": str(copies[ref.model])} for ref in recipe.sources]
+    data["base"] = {"model": str(copies[recipe.base.model])}
+    recipe = Recipe.model_validate(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(Recipe, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            build_model(recipe, tmp_path / "out", progress=False)
+    shutil.copyfile(
+        copies[make("merge").sources[1].model] / "model.safetensors",
+        copies[make("merge").sources[0].model] / "model.safetensors",
+    )
+    out = build_model(recipe, tmp_path / "out", progress=False)
+    assert _digests(out) == _digests(build_model(recipe, tmp_path / "fresh", progress=False))
+
+
+def test_an_existing_folder_is_kept(make: MakeRecipe, tmp_path: Path) -> None:
+    """A folder that exists is refused, and replaced whole where overwriting is asked for."""
+    out = build_model(make("flow"), tmp_path / "model", progress=False)
+    before = _digests(out)
+    with pytest.raises(RecipeError, match="model: exists already; choose another folder, or pass --overwrite"):
+        build_model(make("merge"), out, progress=False)
+    assert _digests(out) == before
+    build_model(make("merge"), out, progress=False, overwrite=True)
+    assert not (out / "modeling_evo_merged.py").exists()
+    assert _digests(out) == _digests(build_model(make("merge"), tmp_path / "fresh", progress=False))
+    (tmp_path / "empty").mkdir()
+    assert (build_model(make("merge"), tmp_path / "empty", progress=False, overwrite=True) / "config.json").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_meanwhile_is_kept(overwrite: bool, make: MakeRecipe, tmp_path: Path) -> None:
+    """A folder that comes to be under the name during a build is not replaced; the same command goes on from what was built."""
+
+    def somebody_else(line: str) -> None:
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model/notes.txt").write_text("mine")
+
+    with pytest.raises(RecipeError, match="exists and is no model" if overwrite else "was made by somebody else meanwhile"):
+        build_model(make("merge"), tmp_path / "model", progress=False, overwrite=overwrite, report=somebody_else)
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["notes.txt"]
+    (tmp_path / "model/notes.txt").unlink()
+    build_model(make("merge"), tmp_path / "model", progress=False, overwrite=True)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["model"]
+
+
+def test_only_models_are_replaced(tiny: Path, make: MakeRecipe, tmp_path: Path) -> None:
+    """Overwriting never removes a folder that is no model, a file, or a source of the recipe."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.tex").write_text("ten years")
+    (tmp_path / "file").write_text("something")
+    for name in ("work", "file"):
+        with pytest.raises(RecipeError, match=f"{name}: exists and is no model"):
+            build_model(make(), tmp_path / name, progress=False, overwrite=True)
+    assert (tmp_path / "work" / "thesis.tex").read_text() == "ten years"
+    for name in ("a", "base"):
+        with pytest.raises(RecipeError, match="one of the recipe's own sources"):
+            build_model(make(), tiny / name, progress=False, overwrite=True)
+    assert (tiny / "a" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("part", "summary"),
+    [
+        ("merge", "fine: dare_ties of 2 sources, as torch.float32"),
+        ("flow", "fine: a path of 3 hops over 3 distinct layers, as torch.float32"),
+        ("both", "fine: dare_ties of 2 sources, then a path of 3 hops over 3 distinct layers, as torch.float32"),
+    ],
+)
+def test_checking_says_what_would_be_built(part: str, summary: str, make: MakeRecipe) -> None:
+    """Checking a good recipe says in one line what it would be."""
+    assert check_recipe(make(part)).replace("torch.", "") == summary.replace("torch.", "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "message"),
+    [
+        ({"merge": {"method": "magic"}}, RecipeError, "'magic' is not known"),
+        ({"merge": {"method": "linear", "parameters": [{"wait": 1}, {}]}}, RecipeError, "wait"),
+        (
+            {"merge": {"method": "linear", "parameters": [{"weight": {"default": 1, "blocks.0-7": 1}}, {}]}},
+            RecipeError,
+            "blocks",
+        ),
+        ({"merge": {"method": "ties"}, "base": None}, RecipeError, "name the base model"),
+        ({"merge": {"method": "linear"}, "base": {"model": "./nowhere"}}, SourceError, "./nowhere: no such folder"),
+        ({"merge": None, "flow": {"path": ["0:0", "1:2"]}}, PathError, "layer 2 of source 1"),
+    ],
+)
+def test_checking_refuses_what_building_refuses(
+    fields: dict[str, Any], kind: type[EvoMergeError], message: str, make: MakeRecipe, tmp_path: Path
+) -> None:
+    """A recipe that cannot be built is refused by the check with the same line as by the build, which leaves nothing."""
+    recipe = make(**fields)
+    with pytest.raises(kind, match=message) as checked:
+        check_recipe(recipe)
+    with pytest.raises(kind) as built:
+        build_model(recipe, tmp_path / "model", progress=False)
+    assert str(checked.value) == str(built.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sources_that_cannot_share_a_path(tiny: Path, make: MakeRecipe, tmp_path: Path) -> None:
+    """Checking a path refuses sources whose layers cannot run in one model, without building."""
+    model = AutoModelForCausalLM.from_pretrained(tiny / "a")
+    type(model)(type(model.config)(**{**model.config.to_dict(), "hidden_size": 32})).save_pretrained(tmp_path / "wide")
+    recipe = make("flow", sources=[{"model": str(tiny / "a")}, {"model": str(tmp_path / "wide")}])
+    with pytest.raises(SourceError, match="hidden_size is 32, but 16 in source 0"):
+        check_recipe(recipe)
+
+
+def test_the_name_of_the_saved_recipe_is_public() -> None:
+    """The recipe's file has the name that the documentation gives it."""
+    assert build.RECIPE_FILE == "recipe.yaml"

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fold_cases import HOPS, SCALES, VARIANTS, fold_error, folded, pool_of
+from safetensors.torch import load_file, save_file
+from tiny_models import ARCHITECTURES, OLD_CACHE_NAMES, tiny_model, token_ids
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from hf_evomerge import fold
+from hf_evomerge.cli import app
+from hf_evomerge.errors import EvoMergeError, PathError, SourceError
+from hf_evomerge.modeling.fold_layouts import LAYOUTS
+from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A merged Llama in a folder."""
+    pool_of("llama").model(LayerPath.parse(HOPS, SCALES)).save_pretrained(tmp_path / "merged")
+    return tmp_path / "merged"
+
+
+@pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_fold_too(variant: str, scale_target: str, tmp_path: Path) -> None:
+    """Variants of the architectures, built differently, fold to a plain model of the same logits and tokens."""
+    architecture, fields = VARIANTS[variant]
+    fold_error(architecture, fields, scale_target, tmp_path)
+
+
+def test_every_layout_is_tested() -> None:
+    """The table of layouts has no architecture that the tests leave out, where this transformers can run it."""
+    tested = {*ARCHITECTURES, *(architecture for architecture, _ in VARIANTS.values())}
+    assert LAYOUTS.keys() ^ tested == ({"mamba"} if OLD_CACHE_NAMES else set())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_without_scales_the_tensors_are_copies(architecture: str, tmp_path: Path) -> None:
+    """Where all scales are 1 the folded model gives the merged model's logits, to the bit."""
+    model = pool_of(architecture).model(LayerPath.parse(HOPS))
+    assert torch.equal(folded(model, tmp_path)(token_ids()).logits, model(token_ids()).logits)
+
+
+def test_only_scales_need_a_known_architecture(tmp_path: Path) -> None:
+    """A path without scales is exported for any architecture; with scales an unknown one is refused by name."""
+    pool = pool_of("persimmon")
+    model = pool.model(LayerPath.parse(HOPS))
+    assert torch.equal(folded(model, tmp_path)(token_ids()).logits, model(token_ids()).logits)
+    pool.model(LayerPath.parse(HOPS, SCALES)).save_pretrained(tmp_path / "scaled")
+    with pytest.raises(SourceError, match="'persimmon' cannot be folded; known are llama"):
+        fold(tmp_path / "scaled", tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize(("scale_target", "tied"), [("stream", True), ("mlp_delta", False)])
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "gpt2"])
+def test_scaled_embeddings_leave_the_head(architecture: str, scale_target: str, tied: bool, tmp_path: Path) -> None:
+    """Embeddings that are scaled are no longer the head's; in the stream they are not scaled and stay tied."""
+    model = pool_of(architecture, tie_word_embeddings=True).model(LayerPath.parse(HOPS, SCALES), scale_target)
+    plain = folded(model, tmp_path)
+    assert plain.config.tie_word_embeddings is tied
+    embeddings, head = plain.get_input_embeddings().weight, plain.get_output_embeddings().weight
+    assert (embeddings is head) is tied
+    assert torch.equal(head, model.get_output_embeddings().weight)
+
+
+def test_a_zero_in_mlp_delta_drops_the_mlp(tmp_path: Path) -> None:
+    """With mlp_delta a scale of zero is exact: that MLP writes nothing."""
+    model = pool_of("gemma3_text").model(LayerPath.parse("0:0, 0:1, 0:2", [1, 0, 1]), "mlp_delta")
+    plain = folded(model, tmp_path)
+    assert torch.allclose(plain(token_ids()).logits, model(token_ids()).logits, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("hops", "scales", "message"),
+    [
+        (["0:0", "0:1*0.5 + 1:1*0.5"], [1, 1], "path[1]: '0:1*0.5 + 1:1*0.5' sums 2 layers"),
+        (["0:0", "0:1*0.5"], [1, 1], "path[1]: '0:1*0.5' has a weight other than 1"),
+        (["0:0", "0:1"], [1, 0], "scales[1]: 0 wipes out the stream"),
+        (["0:0", "0:1"], [1e-200, 1e-200], "scales[1]: the product of the scales up to this one is 0.0"),
+    ],
+)
+def test_what_no_plain_model_computes_is_refused(hops: list[str], scales: list[float], message: str, tmp_path: Path) -> None:
+    """A path without a plain equal is refused in one line, and nothing is left behind."""
+    pool_of("llama").model(LayerPath.parse(hops, scales)).save_pretrained(tmp_path / "merged")
+    with pytest.raises(PathError, match=re.escape(message)) as caught:
+        fold(tmp_path / "merged", tmp_path / "out", progress=False)
+    assert "\n" not in str(caught.value)
+    assert [item.name for item in tmp_path.iterdir()] == ["merged"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "message"),
+    [
+        ("opt", {"do_layer_norm_before": False}, "text_config.do_layer_norm_before: False"),
+        ("opt", {"layer_norm_elementwise_affine": False}, "no model.decoder.final_layer_norm.weight"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "text_config.apply_residual_connection_post_layernorm"),
+    ],
+)
+def test_variants_that_are_built_otherwise_are_refused(
+    architecture: str, fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """A known architecture is refused where its configuration changes what reads or writes the residual stream."""
+    pool_of(architecture, **fields).model(LayerPath.parse(HOPS, SCALES)).save_pretrained(tmp_path / "merged")
+    with pytest.raises(SourceError, match=re.escape(message)):
+        fold(tmp_path / "merged", tmp_path / "out", progress=False)
+
+
+def test_a_layer_without_its_writer_is_noticed() -> None:
+    """A layer whose tensors have other names than the table says lacks something, and what it lacks is named."""
+    layer = ["self_attn.o_proj.weight", "mlp.fc2.weight", "input_layernorm.weight"]
+    assert list(LAYOUTS["llama"].missing(layer)) == ["mlp.down_proj.*"]
+    assert not list(LAYOUTS["llama"].missing([*layer, "mlp.down_proj.weight"]))
+
+
+def test_a_plain_model_is_refused(tmp_path: Path) -> None:
+    """A checkpoint that is no merged model has nothing to fold."""
+    tiny_model("llama").save_pretrained(tmp_path / "plain")
+    with pytest.raises(SourceError, match="a plain 'llama', not a merged model"):
+        fold(tmp_path / "plain", tmp_path / "out", progress=False)
+
+
+def test_a_missing_tensor_is_named(saved: Path, tmp_path: Path) -> None:
+    """A merged checkpoint that lacks a tensor is refused before anything is written."""
+    tensors = load_file(saved / "model.safetensors")
+    del tensors["model.model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SourceError, match=r"no tensor called model\.model\.layers\.1\.mlp\.down_proj\.weight"):
+        fold(saved, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_and_file_modes(saved: Path, tmp_path: Path) -> None:
+    """A small shard size gives an index and several files, all of them readable by others, and the same tensors."""
+    fold(saved, tmp_path / "whole", progress=False)
+    fold(saved, tmp_path / "cut", max_shard_size="20KB", progress=False)
+    shards = sorted((tmp_path / "cut").glob("*.safetensors"))
+    assert len(shards) > 3
+    assert all(file.stat().st_mode & 0o777 == 0o644 for file in (tmp_path / "cut").iterdir())
+    together = {name: tensor for file in shards for name, tensor in load_file(file).items()}
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    assert together.keys() == whole.keys()
+    assert all(torch.equal(together[name], whole[name]) for name in whole)
+
+
+def test_a_dtype_can_be_asked_for(saved: Path, tmp_path: Path) -> None:
+    """The factor is applied before the weights are rounded to the dtype that is asked for, and config.json says it."""
+    exact, plain = (
+        load_file(fold(saved, tmp_path / name, dtype=name, progress=False) / "model.safetensors")
+        for name in ("float32", "bfloat16")
+    )
+    assert all(torch.equal(plain[name], exact[name].bfloat16()) for name in exact)
+    assert json.loads((tmp_path / "bfloat16" / "config.json").read_text())["dtype"] == "bfloat16"
+    with pytest.raises(EvoMergeError, match="dtype: 'int8' is unknown; there are float32"):
+        fold(saved, tmp_path / "out", dtype="int8", progress=False)
+
+
+def test_a_weight_that_overflows_is_an_error(tmp_path: Path) -> None:
+    """A weight that does not fit into the dtype once it is scaled is refused, and nothing is left behind."""
+    pool_of("llama").model(LayerPath.parse("0:0, 0:1", [1, 1e-7])).save_pretrained(tmp_path / "merged")
+    with pytest.raises(EvoMergeError, match=r"layers\.1\.\S+: does not fit into torch\.float16"):
+        fold(tmp_path / "merged", tmp_path / "out", dtype="float16", progress=False)
+    assert [item.name for item in tmp_path.iterdir()] == ["merged"]
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_tokenizer_says_whether_it_adds_bos(saved: Path, adds: bool, tmp_path: Path) -> None:
+    """The tokenizer comes along, encodes as before, and says explicitly whether it puts a BOS in front."""
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "b": 3}, unk_token="b"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if adds:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(saved)
+    (saved / "chat_template.jinja").write_text("{{ messages }}")
+    out = fold(saved, tmp_path / "out", progress=False)
+    assert json.loads((out / "tokenizer_config.json").read_text())["add_bos_token"] is adds
+    assert AutoTokenizer.from_pretrained(out)("a b")["input_ids"] == [0] * adds + [2, 3]
+    assert (out / "chat_template.jinja").is_file()
+    assert (out / "generation_config.json").is_file()
+
+
+def test_a_rearranged_window_pattern_is_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A path that breaks the architecture's order of layer kinds is folded with a warning, and one that keeps it without."""
+    pool = pool_of("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    pool.model(LayerPath.parse("0:0, 0:1, 0:2, 1:3")).save_pretrained(tmp_path / "kept")
+    pool.model(LayerPath.parse("0:0, 0:1, 0:0, 1:3")).save_pretrained(tmp_path / "broken")
+    fold(tmp_path / "kept", tmp_path / "one", progress=False)
+    assert not caplog.records
+    fold(tmp_path / "broken", tmp_path / "two", progress=False)
+    assert "layer_types: the path does not keep the order" in caplog.text
+
+
+def test_the_command_line_folds(saved: Path, tmp_path: Path) -> None:
+    """`hf-evomerge fold` writes the plain model, and ends with one line where it cannot."""
+    done = CliRunner().invoke(app, ["fold", str(saved), "--out", str(tmp_path / "out"), "--dtype", "bfloat16"])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+    again = CliRunner().invoke(app, ["fold", str(saved), "--out", str(tmp_path / "out")])
+    assert again.exit_code == 1
+    assert "is there already" in again.output

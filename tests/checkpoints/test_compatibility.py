@@ -1,0 +1,189 @@
+"""What is checked before a merge: what makes it impossible is refused, what makes it doubtful is told, with both sides."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.checkpoints.compatibility import check_mergeable, doubts
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.cli import app
+from hf_evomerge.errors import SourceError
+from hf_evomerge.recipes.recipe import Recipe
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def pair(tiny: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two fine-tunes in folders that a test may change."""
+    return shutil.copytree(tiny / "a", tmp_path / "a"), shutil.copytree(tiny / "b", tmp_path / "b")
+
+
+def edit(folder: Path, name: str, change: Edit) -> None:
+    """Change a JSON file."""
+    data = json.loads((folder / name).read_text())
+    change(data)
+    (folder / name).write_text(json.dumps(data))
+
+
+def told(first: Path, second: Path) -> list[str]:
+    """The doubts about two folders."""
+    return doubts([Source.open(str(first)), Source.open(str(second))])
+
+
+def recipe_of(first: Path, second: Path) -> Recipe:
+    """Their mean."""
+    return Recipe.model_validate({"sources": [{"model": str(first)}, {"model": str(second)}], "merge": {"method": "linear"}})
+
+
+def test_relatives_raise_no_doubt(pair: tuple[Path, Path]) -> None:
+    """Fine-tunes of one base with one tokenizer are told nothing about."""
+    assert told(*pair) == []
+    assert "\n" not in check_recipe(recipe_of(*pair))
+
+
+def test_layers_that_are_not_there_are_told(pair: tuple[Path, Path]) -> None:
+    """A config that counts more layers than the files hold is told: the model would have random ones."""
+    for folder in pair:
+        edit(folder, "config.json", lambda c: c.update(num_hidden_layers=c["num_hidden_layers"] + 1))
+    count = Source.open(str(pair[0])).layer_count
+    expected = [
+        f"config.json of {folder} counts {count} layers, but its files hold nothing of layer {count - 1}" for folder in pair
+    ]
+    assert told(*pair) == expected
+
+
+SETTINGS: list[tuple[Edit, str]] = [
+    (
+        lambda c: c.update(rms_norm_eps=1e-3),
+        "rms_norm_eps differs: 1e-06 in {a}, 0.001 in {b}; the result has that of the first",
+    ),
+    (lambda c: c.update(max_position_embeddings=99), "max_position_embeddings differs: 48 in {a}, 99 in {b}"),
+    (
+        lambda c: c.update(rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+        "rope_parameters differs: {{'rope_theta': 10000.0, 'rope_type': 'default'}} in {a}, ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), SETTINGS)
+def test_settings_that_differ_are_told(change: Edit, message: str, pair: tuple[Path, Path]) -> None:
+    """Other rotary settings, norm epsilons and lengths are a warning that names both sides, and the merge is still made."""
+    edit(pair[1], "config.json", change)
+    lines = told(*pair)
+    assert len(lines) == 1
+    assert lines[0].startswith(message.format(a=pair[0], b=pair[1])), lines
+    check_mergeable([Source.open(str(folder)) for folder in pair])
+
+
+def test_dtypes_that_differ_are_told(tiny: Path, tiny_half: Path) -> None:
+    """Sources of two dtypes are named."""
+    assert told(tiny / "a", tiny_half / "b") == [f"dtype differs: F32 in {tiny / 'a'}, BF16 in {tiny_half / 'b'}"]
+
+
+def test_tokenizers_that_differ_are_told(pair: tuple[Path, Path]) -> None:
+    """A token with another id, and other merges, are named with both sources and with whose tokenizer stays."""
+
+    def rename(data: dict[str, Any]) -> None:
+        data["model"]["vocab"]["other"] = data["model"]["vocab"].pop("w3")
+
+    edit(pair[1], "tokenizer.json", rename)
+    lines = told(*pair)
+    assert len(lines) == 1
+    assert lines[0].startswith(
+        f"tokenizers differ: 26 tokens in {pair[0]}, 26 in {pair[1]}; first at 7: 'w3' and 'other'; that of"
+    )
+    shutil.copyfile(pair[0] / "tokenizer.json", pair[1] / "tokenizer.json")
+    edit(pair[1], "tokenizer.json", lambda data: data["model"].update(merges=["a b"]))
+    assert told(*pair) == [f"tokenizers differ in their merges: {pair[0]} and {pair[1]}; that of {pair[0]} is kept"]
+
+
+def test_where_generation_stops(pair: tuple[Path, Path]) -> None:
+    """Generation that stops at an id without a token, or at another token than the tokenizer's end of text, is told."""
+    edit(pair[0], "generation_config.json", lambda data: data.update(eos_token_id=[99, 3]))
+    where = f"generation_config.json of {pair[0]}"
+    assert told(*pair) == [
+        f"{where}: eos_token_id 99 is no token of its tokenizer",
+        f"{where} stops at 99 (None), 3 ('<unk>'), but its tokenizer's eos_token is '<eos>'",
+    ]
+    edit(pair[0], "generation_config.json", lambda data: data.update(eos_token_id=[2, 3]))
+    assert told(*pair) == []
+
+
+def test_a_dry_run_and_a_build_tell_the_same(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Doubts are printed by a dry run, and by a build before it begins; a build adds how the sources are related."""
+    edit(pair[1], "config.json", lambda data: data.update(rms_norm_eps=1e-3))
+    recipe_of(*pair).save(tmp_path / "recipe.yaml")
+    words = ["merge", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]
+    dry = CliRunner().invoke(app, [*words, "--dry-run"])
+    built = CliRunner().invoke(app, words)
+    assert dry.exit_code == built.exit_code == 0
+    line = next(line for line in dry.stdout.splitlines() if line.startswith("warning: rms_norm_eps differs"))
+    assert dry.stdout.startswith("fine: linear of 2 sources, as ")
+    assert line in built.stderr
+    assert "note: cosine between weights: a and b 0." in built.stderr
+
+
+def test_every_disagreement_is_named(pair: tuple[Path, Path]) -> None:
+    """All that makes a merge impossible is in one line, the first six in full."""
+    edit(pair[1], "config.json", lambda data: data.update(num_attention_heads=4, hidden_act="gelu", num_hidden_layers=1))
+    with pytest.raises(SourceError) as caught:
+        check_mergeable([Source.open(str(folder)) for folder in pair])
+    message = str(caught.value)
+    for part in ("number of layers differs: 2 in", "num_attention_heads differs: 2 in", "hidden_act differs: silu in"):
+        assert part in message
+    assert message.endswith("sources must be fine-tunes of one base")
+    shutil.copyfile(pair[0] / "config.json", pair[1] / "config.json")
+    (pair[1] / "model.safetensors").unlink()
+    shutil.copyfile(pair[1].parent / "a" / "model.safetensors", pair[1] / "model.safetensors")
+    edit(pair[1], "config.json", lambda data: data.update(tie_word_embeddings=True))
+    with pytest.raises(
+        SourceError, match=r"tie_word_embeddings differs: False in .*a, True in .*b; tensor lm_head.weight of .*a is"
+    ):
+        check_mergeable([Source.open(str(folder)) for folder in pair])
+
+
+@pytest.mark.parametrize(
+    ("spread", "method", "close", "warned"),
+    [
+        (0.02, "task_arithmetic", True, False),
+        (3.0, "task_arithmetic", False, True),
+        (0.02, "linear", True, False),
+        (3.0, "linear", False, True),
+    ],
+)
+def test_how_the_sources_are_related(
+    spread: float, method: str, close: bool, warned: bool, pair: tuple[Path, Path], tiny: Path, tmp_path: Path
+) -> None:
+    """The lengths of the task vectors and the angles are those of the whole model; strangers are warned of."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base = load_file(tiny / "base" / "model.safetensors")
+    torch.manual_seed(0)
+    vectors = []
+    for folder in pair:
+        tensors = {name: tensor + spread * torch.randn_like(tensor) for name, tensor in base.items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        vectors.append(torch.cat([(tensors[n] - (base[n] if method != "linear" else 0)).flatten() for n in sorted(base)]))
+    recipe = recipe_of(*pair).model_dump()
+    recipe["merge"]["method"] = method
+    recipe["base"] = {"model": str(tiny / "base")} if method != "linear" else None
+    lines: list[str] = []
+    build_model(Recipe.model_validate(recipe), tmp_path / "out", progress=False, report=lines.append)
+    cosine = float(torch.nn.functional.cosine_similarity(*vectors, dim=0))
+    kind = "weights" if method == "linear" else "task vectors"
+    assert f"cosine between {kind}: a and b {cosine:.3f}" in lines
+    if method != "linear":
+        length = torch.cat([base[n].flatten() for n in sorted(base)]).norm()
+        shares = [f"{name} {float(vector.norm() / length):.3f}" for name, vector in zip("ab", vectors, strict=True)]
+        assert f"task vectors, in lengths of the base: {', '.join(shares)}" in lines
+    assert any("hardly have a common ancestor" in line for line in lines) == warned != close

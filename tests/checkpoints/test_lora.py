@@ -1,0 +1,277 @@
+"""LoRA adapters as part of a source: what peft's own merge gives, everywhere a source is read, or a refusal in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.errors import SourceError
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
+
+BOTH = ["q_proj", "down_proj"]
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {"r": 4, "lora_alpha": 7},
+    "rank-stabilised": {"r": 9, "lora_alpha": 7, "use_rslora": True},
+    "patterns": {"r": 4, "lora_alpha": 7, "rank_pattern": {"q_proj": 6}, "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 3}},
+    "dora": {"r": 4, "lora_alpha": 7, "use_dora": True},
+    "embeddings": {"r": 4, "lora_alpha": 7, "target_modules": [*BOTH, "embed_tokens"]},
+    "modules to save": {"r": 4, "lora_alpha": 7, "modules_to_save": ["lm_head"]},
+    "bias": {"r": 4, "lora_alpha": 7, "bias": "all"},
+    "one layer": {"r": 1, "lora_alpha": 1, "layers_to_transform": [1]},
+}
+
+
+def base_model(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
+    """A small random model; the Llama has biases and a head of its own."""
+    torch.manual_seed(0)
+    if architecture == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(vocab_size=48, n_embd=24, n_layer=2, n_head=2, n_positions=32)).to(dtype)
+    sizes = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads)).to(dtype)
+
+
+def save_adapter(model: Any, folder: Path, **settings: Any) -> Path:
+    """Save an adapter of random numbers for the model."""
+    tuned = get_peft_model(model, LoraConfig(**{"target_modules": BOTH, **settings}))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name or "modules_to_save" in name or (name.endswith("bias") and settings.get("bias") == "all"):
+                noise = torch.randn(parameter.shape, generator=generator) * 0.1
+                parameter.copy_(parameter.float().abs() + 0.1 * noise.abs() if "magnitude" in name else noise)
+    tuned.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adapted(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Saves a base and an adapter of it; gives their folders."""
+
+    def save(architecture: str = "llama", dtype: torch.dtype = torch.float32, **settings: Any) -> tuple[Path, Path]:
+        base_model(architecture, dtype).save_pretrained(tmp_path / "base")
+        return tmp_path / "base", save_adapter(base_model(architecture, dtype), tmp_path / "adapter", **settings)
+
+    return save
+
+
+def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    """The tensors that peft's merge_and_unload gives."""
+    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    return dict(model.merge_and_unload().state_dict())
+
+
+def opened(base: Path, adapter: Path) -> Source:
+    """The base with the adapter."""
+    return Source.open(SourceRef(model=str(base), adapter=str(adapter)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_what_peft_merges(case: str, dtype: torch.dtype, adapted: Callable[..., tuple[Path, Path]]) -> None:
+    """Every tensor equals that of merge_and_unload: to 1e-6 in float32, and in bfloat16 but for one rounding in a thousand."""
+    base, adapter = adapted(dtype=dtype, **CASES[case])
+    expected, before = merged_by_peft(base, adapter), load_file(base / "model.safetensors")
+    source = opened(base, adapter)
+    changed = [name for name in source.tensors if not torch.equal(source.get(name), before[name])]
+    assert changed
+    assert sorted(changed) == sorted(source.changes)
+    for name, info in source.tensors.items():
+        found = source.get(name)
+        assert (found.dtype, found.shape) == (dtype, info.shape)
+        if dtype == torch.float32:
+            assert torch.allclose(found, expected[name], atol=1e-6, rtol=1e-6), name
+        else:
+            twice = "embed" in name  # peft rounds the difference of embeddings before it adds it
+            assert torch.allclose(found, expected[name], rtol=2**-7, atol=2**-9 if twice else 0), name
+            assert (found != expected[name]).float().mean() <= (0.5 if twice else 0.001), name
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_transposed_layers(dora: bool, adapted: Callable[..., tuple[Path, Path]]) -> None:
+    """GPT-2 keeps its weights transposed, square ones too; what peft makes of them is made here."""
+    settings = {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": dora}
+    base, adapter = adapted("gpt2", **settings)
+    expected, source = merged_by_peft(base, adapter), opened(base, adapter)
+    assert len(source.changes) == 6
+    for name in source.tensors:
+        assert torch.allclose(source.get(name), expected[name], atol=1e-6), name
+
+
+def test_the_bits_do_not_depend_on_threads(adapted: Callable[..., tuple[Path, Path]]) -> None:
+    """The same adapter gives the same bits with one thread and with several."""
+    base, adapter = adapted(r=7)
+    source = opened(base, adapter)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            found.append([source.get(name) for name in source.changes])
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_checkpoint_of_the_inner_model(adapted: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+    """Tensors saved without the name of the inner model in front are found."""
+    base, adapter = adapted("gpt2", r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    base_model("gpt2").transformer.save_pretrained(tmp_path / "inner")
+    whole, inner = opened(base, adapter), opened(tmp_path / "inner", adapter)
+    name = "h.1.attn.c_attn.weight"
+    assert name in inner.changes
+    assert torch.equal(inner.get(name), whole.get(f"transformer.{name}"))
+
+
+def test_a_merge_of_adapters(adapted: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+    """Built at weight 1 the result is the adapted model; two adapters of one base add up in weight space."""
+    base, first = adapted(r=4)
+    second = save_adapter(base_model(), tmp_path / "second", r=2, lora_alpha=5)
+    sources = [{"model": str(base), "adapter": str(adapter)} for adapter in (first, second)]
+    alone = Recipe.model_validate({"sources": sources[:1], "merge": {"method": "linear"}})
+    merged = load_file(build_model(alone, tmp_path / "alone", progress=False) / "model.safetensors")
+    source = opened(base, first)
+    assert all(torch.equal(tensor, source.get(name)) for name, tensor in merged.items())
+    both = Recipe.model_validate({"sources": sources, "base": {"model": str(base)}, "merge": {"method": "task_arithmetic"}})
+    assert check_recipe(both).startswith("fine: task_arithmetic of 2 sources")
+    sums = load_file(build_model(both, tmp_path / "both", progress=False) / "model.safetensors")
+    other, origin = opened(base, second), load_file(base / "model.safetensors")
+    for name, tensor in sums.items():
+        expected = origin[name] + ((source.get(name) - origin[name]) + (other.get(name) - origin[name]))
+        assert torch.equal(tensor, expected), name
+
+
+def test_a_path_through_adapted_layers(adapted: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+    """A path through an adapted source computes what peft's merged model computes."""
+    base, adapter = adapted(r=4)
+    recipe = Recipe.model_validate({"sources": [{"model": str(base), "adapter": str(adapter)}], "flow": {"path": ["0:0-1"]}})
+    model = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "out", progress=False))
+    assert model.config.sources[0]["adapter"] == str(adapter)
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    plain.load_state_dict(merged_by_peft(base, adapter))
+    ids = torch.arange(8)[None]
+    assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-5)
+
+
+def test_a_search_scores_adapted_sources(search_config: Callable[..., Any], tiny: Path, tmp_path: Path) -> None:
+    """In a search an adapted source has the score of the same weights on disk, merged or by itself."""
+    from hf_evomerge.recipes.recipe import MergePart
+    from hf_evomerge.search.evaluator import Evaluator
+
+    adapter = save_adapter(AutoModelForCausalLM.from_pretrained(tiny / "b"), tmp_path / "adapter", r=2, lora_alpha=8)
+    ref = SourceRef(model=str(tiny / "b"), adapter=str(adapter))
+    alone = Recipe(sources=[ref], merge=MergePart(method="linear"))
+    folder = SourceRef(model=str(build_model(alone, tmp_path / "merged", progress=False)))
+    scores = []
+    for source in (ref, folder, SourceRef(model=str(tiny / "b"))):
+        evaluator = Evaluator(search_config(sources=[{"model": str(tiny / "a")}, source.model_dump(exclude_none=True)]))
+        recipe = Recipe(sources=evaluator.config.sources, merge=MergePart(method="linear"))
+        outcomes = [evaluator.evaluate(source), evaluator.evaluate(recipe)]
+        assert [outcome.error for outcome in outcomes] == [None, None]
+        scores.append([outcome.scores.tolist() for outcome in outcomes])
+    assert scores[0] == scores[1]
+    assert scores[0] != scores[2]
+
+
+def recipe_of(base: Path, adapter: Path) -> Recipe:
+    """A merge of the adapted base alone."""
+    return Recipe.model_validate({"sources": [{"model": str(base), "adapter": str(adapter)}], "merge": {"method": "linear"}})
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA adapters can be merged"),
+    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', which changes the base"),
+    ({"target_parameters": ["experts"]}, "target_parameters is ['experts'], which is"),
+    ({"lora_bias": True}, "lora_bias is True, which is"),
+    ({"r": 5}, "model.layers.0.mlp.down_proj has rank 4, adapter_config.json says 5"),
+    ({"use_dora": True}, "use_dora is True, which its tensors do not follow"),
+    ({"fan_in_fan_out": True}, "has shape [32, 40] in the model, but [40, 32] in the adapter"),
+    ({"alpha_pattern": {"(": 3}}, "'(' is no regular expression"),
+    ({"alpha_pattern": [3]}, "alpha_pattern is [3], not a mapping"),
+    ({"lora_alpha": None}, "lora_alpha of model.layers.0.mlp.down_proj is None, not a finite number"),
+    ({"rank_pattern": {"down_proj": "4"}}, "r of model.layers.0.mlp.down_proj is '4', not a finite number"),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), REFUSED)
+def test_a_config_that_cannot_be_followed_is_refused(
+    config: dict[str, Any], message: str, adapted: Callable[..., tuple[Path, Path]]
+) -> None:
+    """Another kind of adapter, or settings that change the arithmetic or contradict the tensors, are refused in one line."""
+    base, adapter = adapted(r=4)
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    with pytest.raises(SourceError) as caught:
+        check_recipe(recipe_of(base, adapter))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: {k.replace("layers.1", "layers.7"): v for k, v in t.items()},
+            "layers.7.mlp.down_proj.weight, which",
+        ),
+        (lambda t: {k: v for k, v in t.items() if "lora_B" not in k}, "has only one of the two LoRA matrices"),
+        (lambda t: {k: v[..., :3].contiguous() if "lora_A" in k else v for k, v in t.items()}, "in the adapter"),
+        (
+            lambda t: {**t, "base_model.model.x.lora_C.weight": torch.ones(1)},
+            "x.lora_C.weight has a meaning that is not",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    message: str,
+    adapted: Callable[..., tuple[Path, Path]],
+) -> None:
+    """An adapter of another model, half an adapter, and tensors of unknown meaning are refused before any merge."""
+    base, adapter = adapted(r=4)
+    file = adapter / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+    with pytest.raises(SourceError) as caught:
+        check_recipe(recipe_of(base, adapter))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["wte"]}, {"target_modules": ["lm_head"]}])
+def test_what_unties_the_head_is_refused(settings: dict[str, Any], adapted: Callable[..., tuple[Path, Path]]) -> None:
+    """Where head and embeddings are one matrix, peft changes the one and leaves the other: a source has only one of them."""
+    base, adapter = adapted("gpt2", r=4, **{"target_modules": ["c_attn"], "fan_in_fan_out": True, **settings})
+    with pytest.raises(
+        SourceError, match=r"has a head or embeddings of its own \((transformer.wte|lm_head).*merge it with peft"
+    ):
+        _ = opened(base, adapter).changes
+
+
+def test_adapted_embeddings_are_the_tied_head_too(adapted: Callable[..., tuple[Path, Path]]) -> None:
+    """LoRA on the embeddings of a tied model changes the head with them, as in peft."""
+    base, adapter = adapted("gpt2", r=4, target_modules=["wte"])
+    expected, source = merged_by_peft(base, adapter), opened(base, adapter)
+    assert torch.allclose(source.get("transformer.wte.weight"), expected["lm_head.weight"], atol=1e-6)
+
+
+def test_an_adapter_that_is_not_there(tmp_path: Path, adapted: Callable[..., tuple[Path, Path]]) -> None:
+    """A folder without an adapter, one with a pickle, and a revision next to a folder are refused with what to do."""
+    base, adapter = adapted(r=4)
+    with pytest.raises(SourceError, match=r"no LoRA adapter: adapter_config.json cannot be read"):
+        opened(base, base)
+    with pytest.raises(SourceError, match=r"a folder has no revision \(found 'main'\)"):
+        Source.open(SourceRef(model=str(base), adapter=str(adapter), adapter_revision="main"))
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(SourceError, match=r"no adapter_model.safetensors \(only adapter_model.bin, a pickle"):
+        _ = opened(base, adapter).changes
+    with pytest.raises(SourceError, match=r"a LoRA adapter, not a model; write \{model: ITS BASE, adapter: "):
+        Source.open(str(adapter))

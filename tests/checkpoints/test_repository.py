@@ -1,0 +1,169 @@
+"""Sources on the Hub: checked before their weights are fetched, checked again when they came, and used from the cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_evomerge.building.build import build_model
+from hf_evomerge.local_hub import LocalHub
+from hf_evomerge.local_hub.faults import Fault
+from hf_evomerge.recipes.recipe import Recipe
+
+NAMES = ("base", "a", "b")
+WEIGHTS = "model.safetensors"
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def recipe_text(prefix: str, **fields: Any) -> str:
+    """A merge of the tiny family under these names."""
+    data = {
+        "sources": [{"model": f"{prefix}a"}, {"model": f"{prefix}b"}],
+        "base": {"model": f"{prefix}base"},
+        "merge": {"method": "dare_ties", "parameters": [{"weight": 0.9, "density": 0.5}, {"weight": 0.4}]},
+        **fields,
+    }
+    return Recipe.model_validate(data).to_yaml()
+
+
+@pytest.fixture
+def family(lfs_api: HfApi, tiny: Path) -> None:
+    """The tiny family, published."""
+    for name in NAMES:
+        publish(lfs_api, tiny / name, f"local/{name}")
+
+
+def publish(api: HfApi, folder: Path, repo_id: str) -> None:
+    """Upload a folder."""
+    api.create_repo(repo_id)
+    for file in sorted(item for item in folder.iterdir() if item.is_file() and item.name != "README.md"):
+        api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id=repo_id)
+
+
+@pytest.fixture
+def run(hub: LocalHub, tmp_path: Path) -> Run:
+    """Runs the command line against the hub, by LFS."""
+
+    there = hub.environment(xet=False, home=tmp_path / "client")
+
+    def go(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        settings = {**os.environ, **there, **environment}
+        program = [sys.executable, "-c", "from hf_evomerge.cli import app; app()", *words]
+        return subprocess.run(program, env=settings, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+
+    return go
+
+
+def cached(tmp_path: Path) -> list[Path]:
+    """The weights in the client's cache."""
+    return sorted((tmp_path / "client").rglob("*.safetensors"))
+
+
+def test_a_dry_run_fetches_no_weights(hub: LocalHub, family: None, run: Run, tmp_path: Path) -> None:
+    """Everything is checked from small files and headers that are read by range; the cache holds no weights afterwards."""
+    (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
+    before = len(hub.requests)
+    done = run("merge", "recipe.yaml", "--out", "out", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("fine: dare_ties of 2 sources, as ")
+    assert cached(tmp_path) == []
+    fetched = [seen for seen in hub.requests[before:] if seen.method == "GET" and WEIGHTS in seen.target]
+    assert fetched
+    assert all("range" in {name.lower() for name in seen.headers} for seen in fetched)
+
+
+def test_weights_are_fetched_checked_and_kept(hub: LocalHub, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:
+    """A build from the Hub has the bits of a build from folders, and works again from the cache when the Hub is gone."""
+    (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
+    done = run("merge", "recipe.yaml", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    expected = build_model(Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders", progress=False)
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
+    for name in NAMES:
+        assert any(file.read_bytes() == (tiny / name / WEIGHTS).read_bytes() for file in cached(tmp_path))
+    hub.stop()
+    for mode in ("0", "1"):
+        again = run("merge", "recipe.yaml", "--out", f"again-{mode}", HF_HUB_OFFLINE=mode, HF_ENDPOINT="http://127.0.0.1:9")
+        assert again.returncode == 0, again.stderr
+        assert (tmp_path / f"again-{mode}" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
+    hub.start()
+
+
+def test_sources_that_do_not_fit_cost_no_download(lfs_api: HfApi, family: None, run: Run, tmp_path: Path) -> None:
+    """Sources of other shapes are refused, with both sides, before any weights are fetched."""
+    sizes = {"vocab_size": 26, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)).save_pretrained(tmp_path / "wide")
+    publish(lfs_api, tmp_path / "wide", "local/wide")
+    sources = [{"model": "local/a"}, {"model": "local/wide"}]
+    (tmp_path / "recipe.yaml").write_text(recipe_text("local/", sources=sources))
+    done = run("merge", "recipe.yaml", "--out", "out")
+    assert done.returncode == 1
+    assert "lm_head.weight: shape [26, 16] in local/a, [26, 32] in local/wide" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert cached(tmp_path) == []
+
+
+def test_a_damaged_download_is_refused_and_made_good(hub: LocalHub, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:
+    """A byte that changed on the way is noticed, the file leaves the cache, and the next run fetches it again."""
+    (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
+    size = (tiny / "a" / WEIGHTS).stat().st_size
+    hub.faults.add(Fault("GET /content/models/local/a/", "corrupt", times=None, at=size - 3))  # the header stays as it is
+    done = run("merge", "recipe.yaml", "--out", "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: local/a: model.safetensors: what was downloaded has sha256 "), done.stderr
+    assert done.stderr.endswith("; it was removed from the cache, run the command again\n")
+    assert cached(tmp_path) == []
+    hub.faults.clear()
+    good = run("merge", "recipe.yaml", "--out", "out")
+    assert good.returncode == 0, good.stderr
+    expected = build_model(Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders", progress=False)
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
+
+
+def test_what_cannot_be_had_is_one_line(hub: LocalHub, lfs_api: HfApi, run: Run, tmp_path: Path) -> None:
+    """A repository that is not there, one without safetensors, and a Hub that is gone are told in one line each."""
+    lfs_api.create_repo("local/empty")
+    lfs_api.upload_file(path_or_fileobj=b'{"model_type": "llama"}', path_in_repo="config.json", repo_id="local/empty")
+    cases = {"local/nowhere": "local/nowhere: cannot be downloaded: ", "local/empty": "local/empty: no .safetensors file"}
+    for name, message in cases.items():
+        (tmp_path / "recipe.yaml").write_text(f"sources: [{{model: {name}}}]\nmerge: {{method: linear}}\n")
+        done = run("merge", "recipe.yaml", "--out", "out", "--dry-run")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {message}"), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    hub.stop()
+    done = run("merge", "recipe.yaml", "--out", "out", "--dry-run", HF_HOME=str(tmp_path / "other"))
+    hub.start()
+    assert done.stderr.startswith("error: local/empty: neither a folder nor in the Hub cache, and the Hub cannot be reached")
+
+
+def test_adapters_are_fetched_too(lfs_api: HfApi, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:
+    """A model and its adapter may both be on the Hub; a dry run fetches neither's weights."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny / "a"), LoraConfig(r=2, target_modules=["q_proj"]))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            parameter.add_(0.1 if "lora_" in name else 0)
+    tuned.save_pretrained(tmp_path / "lora")
+    publish(lfs_api, tmp_path / "lora", "local/lora")
+    (tmp_path / "recipe.yaml").write_text("sources: [{model: local/a, adapter: local/lora}]\nmerge: {method: linear}\n")
+    checked = run("merge", "recipe.yaml", "--out", "out", "--dry-run")
+    assert checked.returncode == 0, checked.stderr
+    assert cached(tmp_path) == []
+    done = run("merge", "recipe.yaml", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    merged, plain = load_file(tmp_path / "out" / WEIGHTS), load_file(tiny / "a" / WEIGHTS)
+    changed = {name for name in plain if not torch.equal(plain[name], merged[name])}
+    assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}

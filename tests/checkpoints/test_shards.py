@@ -1,0 +1,116 @@
+"""Files of weights written as a stream: the same bytes in any order of work, whole or not there, and kept after a stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from hf_evomerge.checkpoints.shards import Entry, Write, write_shards
+from hf_evomerge.errors import EvoMergeError
+
+ENTRIES = [Entry(f"t{n}", "F32", (n, 5)) for n in (3, 1, 0, 7, 4)]
+SIZE = sum(entry.size for entry in ENTRIES)
+
+
+def values(entry: Entry) -> np.ndarray:
+    """What a tensor holds."""
+    return np.arange(entry.size // 4, dtype=np.float32).reshape(entry.shape) + len(entry.name) + entry.shape[0]
+
+
+class Producer:
+    """Makes the tensors in two pieces and remembers which; may be slow with some, and fail at one."""
+
+    def __init__(self, fail: str = "", slow: str = "") -> None:
+        self.fail, self.slow = fail, slow
+        self.made: list[str] = []
+        self.threads: set[int] = set()
+
+    def __call__(self, entry: Entry, write: Write) -> None:
+        """Make one tensor."""
+        self.threads.add(threading.get_ident())
+        if entry.name == self.slow:
+            time.sleep(0.1)
+        if entry.name == self.fail:
+            raise OSError("disk full")
+        data = values(entry).tobytes()
+        write(data[:4])
+        write(memoryview(data)[4:])
+        self.made.append(entry.name)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file."""
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("size", [1000, 70, 1])
+def test_threads_do_not_matter(tmp_path: Path, size: int) -> None:
+    """Any number of threads, the first tensor finished last, writes the same bytes, which safetensors reads back."""
+    for threads in (1, 3):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        producer = Producer(slow="t3")
+        write_shards(folder, ENTRIES, producer, max_size=size, threads=threads)
+        assert sorted(producer.made) == sorted(entry.name for entry in ENTRIES)
+    assert files(tmp_path / "1") == files(tmp_path / "3")
+    found = {}
+    for file in (tmp_path / "3").glob("*.safetensors"):
+        found |= load_file(file)
+    assert all(np.array_equal(found[entry.name], values(entry)) for entry in ENTRIES)
+    assert (tmp_path / "3" / "model.safetensors.index.json").exists() == (size < SIZE)
+    assert all(not name.startswith(".") and not name.endswith(".part") for name in files(folder))
+
+
+def test_several_threads_work(tmp_path: Path) -> None:
+    """With more than one thread, another thread goes on while one is busy."""
+    producer = Producer(slow="t3")
+    write_shards(tmp_path, ENTRIES, producer, max_size=1000, threads=2)
+    assert len(producer.threads) == 2
+    assert producer.made[-1] == "t3"
+
+
+def test_what_was_finished_is_kept(tmp_path: Path) -> None:
+    """After a failure the finished files are there and are not made again; the unfinished one does not have its name."""
+    with pytest.raises(OSError, match="disk full"):
+        write_shards(tmp_path, ENTRIES, Producer(fail="t7"), max_size=80)
+    assert [name for name in files(tmp_path) if name.endswith(".safetensors")] == ["model-00001-of-00003.safetensors"]
+    producer, done = Producer(), list[int]()
+    write_shards(tmp_path, ENTRIES, producer, max_size=80, done=done.append)
+    assert producer.made == ["t7", "t4"]
+    assert sum(done) == SIZE
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    write_shards(fresh, ENTRIES, Producer(), max_size=80)
+    expected = files(fresh)
+    (tmp_path / "fresh").rename(tmp_path.with_name("fresh"))
+    assert files(tmp_path) == expected
+
+
+@pytest.mark.parametrize("damage", ["value", "short", "long", "sums", "other"])
+def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
+    """A kept file that lost a byte, gained one, holds another value or other tensors, or has no checksums, is not trusted."""
+    with pytest.raises(OSError, match="disk full"):
+        write_shards(tmp_path, ENTRIES, Producer(fail="t7"), max_size=80)
+    file = tmp_path / "model-00001-of-00003.safetensors"
+    whole = file.read_bytes()
+    if damage == "sums":
+        (tmp_path / f".{file.name}.sums").unlink()
+    else:
+        broken = {"value": whole[:-1] + b"x", "short": whole[:-1], "long": whole + b"x", "other": whole.replace(b"t3", b"u3")}
+        file.write_bytes(broken[damage])
+    producer = Producer()
+    write_shards(tmp_path, ENTRIES, producer, max_size=80)
+    assert producer.made == ["t3", "t1", "t0", "t7", "t4"]
+    assert file.read_bytes() == whole
+
+
+def test_a_tensor_of_another_length_is_an_error(tmp_path: Path) -> None:
+    """A tensor that turns out shorter than announced does not become a file."""
+    with pytest.raises(EvoMergeError, match="t3: 4 bytes were made, 60 were announced"):
+        write_shards(tmp_path, ENTRIES, lambda entry, write: write(b"four"), max_size=1000)
+    assert not list(tmp_path.glob("*.safetensors"))

@@ -1,0 +1,285 @@
+"""Sources: what is read from a checkpoint's files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_evomerge.checkpoints.compatibility import check_mergeable
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.errors import SourceError
+from hf_evomerge.recipes.recipe import SourceRef
+
+
+def save(folder: Path, dtype: torch.dtype = torch.float32, **changes) -> Path:
+    """Save a tiny Llama."""
+    torch.manual_seed(0)
+    settings = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "vocab_size": 32,
+        "tie_word_embeddings": True,
+    }
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**{**settings, **heads, **changes})).to(dtype).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A tiny Llama on disk."""
+    return save(tmp_path_factory.mktemp("saved"))
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> Path:
+    """A copy of it that a test may damage."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def edit_config(folder: Path, **changes) -> None:
+    """Change config.json."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_folder_is_read_as_it_is(saved):
+    """Headers and config tell names, dtypes, shapes, layers and the tied head; tensors are those of the file."""
+    source = Source.open(SourceRef(model=str(saved)))
+    expected = load_file(saved / "model.safetensors")
+    assert source.folder == saved
+    assert (source.layer_count, source.is_tied, source.config.model_type) == (2, True, "llama")
+    assert set(source.tensors) == set(expected)
+    info = source.tensors["model.embed_tokens.weight"]
+    assert (info.dtype, info.shape, info.file, info.numel, info.is_float) == (
+        "F32",
+        (32, 16),
+        saved / "model.safetensors",
+        512,
+        True,
+    )
+    assert all(torch.equal(source.get(name), tensor) for name, tensor in expected.items())
+    assert str(source) == str(saved)
+
+
+def test_shards_are_read_through_the_index(saved, tmp_path):
+    """A checkpoint in shards is the same checkpoint."""
+    LlamaForCausalLM.from_pretrained(saved).save_pretrained(tmp_path, max_shard_size="4KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    whole, cut = Source.open(str(saved)), Source.open(str(tmp_path))
+    check_mergeable([whole, cut], whole)
+    assert all(torch.equal(whole.get(name), cut.get(name)) for name in whole.tensors)
+
+
+def test_opening_needs_no_torch(saved):
+    """A source is opened and its headers are read without importing torch or transformers."""
+    code = (
+        f"import sys; from hf_evomerge.checkpoints.source import Source\n"
+        f"s = Source.open({str(saved)!r}); s._files(); s._index()\n"
+        "sys.exit(' '.join({'torch', 'transformers', 'safetensors'} & set(sys.modules)) or 0)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_a_missing_folder_is_refused():
+    """A folder that is not there is not looked for on the Hub."""
+    for name in ("./not-there", "/not/there", "~/not-there", "a/b/c"):
+        with pytest.raises(SourceError, match=r"not.there: no such folder|a/b/c: no such folder"):
+            Source.open(name)
+
+
+def test_a_repository_that_cannot_be_had_is_refused(monkeypatch):
+    """Without the Hub, a repository that is not in the cache is refused with a hint."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SourceError, match=r"no-one/nothing: neither a folder nor in the Hub cache, .* HF_HUB_OFFLINE"):
+        Source.open("no-one/nothing")
+    with pytest.raises(SourceError, match=r"no one: cannot be downloaded: Repo id must"):
+        Source.open("no one")
+
+
+def test_a_download_takes_neither_pickles_nor_code(saved, monkeypatch):
+    """A source is opened with JSON, tokenizer and template files alone, at the revision of the recipe."""
+    from fnmatch import fnmatch
+
+    asked = {}
+
+    def download(repo, **arguments):
+        asked.update(arguments, repo=repo)
+        return str(saved)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    source = Source.open(SourceRef(model="some-one/some-model", revision="abc"))
+    assert (asked["repo"], asked["revision"], str(source)) == ("some-one/some-model", "abc", "some-one/some-model@abc")
+
+    def taken(name):
+        return any(fnmatch(name, p) for p in asked["allow_patterns"]) and not any(
+            fnmatch(name, p) for p in asked["ignore_patterns"]
+        )
+
+    names = ["config.json", "model.safetensors.index.json", "tokenizer.model", "chat_template.jinja"]
+    assert all(map(taken, [*names, "merges.txt", "additional_chat_templates/tool.jinja"]))
+    assert not any(
+        map(taken, ["pytorch_model.bin", "modeling_x.py", "x.pt", "consolidated.safetensors", "onnx/model.safetensors"])
+    )
+
+
+def test_a_folder_has_no_revision(saved):
+    """A revision next to a folder is refused rather than ignored."""
+    with pytest.raises(SourceError, match=r"a folder has no revision \(found 'main'\); leave it out"):
+        Source.open(SourceRef(model=str(saved), revision="main"))
+
+
+def test_pickles_are_refused(folder):
+    """A checkpoint that is only there as a pickle is refused, and the pickle is named."""
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(SourceError, match=r"no .safetensors file \(only pytorch_model.bin, a pickle, .*save_pretrained"):
+        Source.open(str(folder))
+
+
+def test_missing_files_are_refused(folder):
+    """A folder without config, without weights, or with an adapter alone is refused with what is missing."""
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(SourceError, match=r"no .safetensors file \(no weights\)"):
+        Source.open(str(folder))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"a LoRA adapter, not a model; write \{model: ITS BASE, adapter: "):
+        Source.open(str(folder))
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(SourceError, match=r"no config.json in .*; give the folder or repository of a transformers model"):
+        Source.open(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: b"", "not a safetensors file, or cut short"),
+        (lambda data: data[:5], "not a safetensors file, or cut short"),
+        (lambda data: data[:200], "not a safetensors file, or cut short"),
+        (lambda data: data[:-4], r"holds \d+ bytes of tensors, the header says \d+; download it again"),
+        (lambda data: data[:8] + b"x" + data[9:], r"the safetensors header cannot be read \(.*; download it again"),
+        (lambda data: struct.pack("<Q", 2) + b"[]", "the safetensors header cannot be read"),
+        (lambda data: struct.pack("<Q", 8) + b'{"a": 1}', "the safetensors header cannot be read"),
+        (lambda data: struct.pack("<Q", 1 << 40) + data[8:], "not a safetensors file, or cut short"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "not a safetensors file, or cut short"),
+    ],
+)
+def test_damaged_files_are_refused(folder, damage, message):
+    """A damaged or cut file is found by its header, before any tensor is read."""
+    file = folder / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(SourceError, match=message) as caught:
+        _ = Source.open(str(folder)).tensors
+    assert "\n" not in str(caught.value)
+    assert "model.safetensors" in str(caught.value)
+
+
+def test_a_wrong_index_is_refused(folder):
+    """An index that is not one, names a file that is not there or outside, or a tensor that is in no file, is refused."""
+    index = folder / "model.safetensors.index.json"
+    for text, message in [
+        ("{", "not an index of safetensors files"),
+        ('{"weight_map": 3}', "not an index of safetensors files"),
+        ('{"weight_map": {"a": "model-2.safetensors"}}', "the index lists model-2.safetensors, which is not there"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', "the index names a file outside the folder"),
+        ('{"weight_map": {"a": "model.safetensors"}}', "the index lists a, which is in none of the files"),
+    ]:
+        index.write_text(text)
+        with pytest.raises(SourceError, match=message):
+            _ = Source.open(str(folder)).tensors
+
+
+def test_a_wrong_config_is_refused(folder):
+    """A config of no known architecture is refused, and code that comes with it is never run."""
+    edit_config(folder, model_type="unheard-of", auto_map={"AutoConfig": "configuration_x.Config"})
+    (folder / "configuration_x.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(SourceError, match=r"model: its config needs Python code that comes with the model; read it, and pass"):
+        _ = Source.open(str(folder)).config
+    for text in ('{"model_type": "unheard-of"}', '{"model_type": "llama", "num_hidden_layers": "two"}'):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(SourceError, match=r"model: config.json cannot be read: "):
+            _ = Source.open(str(folder)).config
+
+
+def test_an_unknown_tensor_is_refused(saved):
+    """A tensor that is not there is refused by name."""
+    with pytest.raises(SourceError, match=r"no tensor called model\.nothing"):
+        Source.open(str(saved)).get("model.nothing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 3}, "number of layers differs: 2 in .*model, 3 in .*other"),
+        ({"vocab_size": 40}, "vocabulary size differs: 32 in .*model, 40 in .*other"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings differs: True in .*model, False in .*other"),
+        ({"hidden_size": 32, "head_dim": 4}, r"model.embed_tokens.weight: shape \[32, 16\] in .*model, \[32, 32\] in .*other"),
+        ({"intermediate_size": 32}, r"mlp.down_proj.weight: shape \[16, 24\] in .*model, \[16, 32\] in .*other"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 2}, "num_attention_heads differs: 4 in .*, 8 in"),
+        ({"hidden_act": "gelu"}, "hidden_act differs: silu in .*model, gelu in .*other"),
+        ({"attention_bias": True}, "tensor model.layers.0.self_attn.k_proj.bias of .*other is missing in .*model"),
+    ],
+)
+def test_parents_that_do_not_fit_are_refused(folder, tmp_path, changes, message):
+    """Checkpoints that differ in architecture or shape are refused with both values, from configs and headers alone."""
+    other = Source.open(str(save(tmp_path / "other", **changes)))
+    with pytest.raises(SourceError, match=f"{message}.*; sources must be fine-tunes of one base"):
+        check_mergeable([Source.open(str(folder)), other])
+    with pytest.raises(SourceError, match=message):
+        check_mergeable([Source.open(str(folder))], other)
+
+
+def test_missing_tensors_and_other_kinds_are_refused(folder, saved):
+    """A tensor that one parent lacks, or stores as integers, is named."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "model.norm.weight": torch.ones(16, dtype=torch.int32)}, file)
+    with pytest.raises(SourceError, match=r"model.norm.weight: F32 in .*, I32 in .*model"):
+        check_mergeable([Source.open(str(saved)), Source.open(str(folder))])
+    del tensors["model.norm.weight"]
+    save_file(tensors, file)
+    with pytest.raises(SourceError, match=r"tensor model.norm.weight of .* is missing in .*model"):
+        check_mergeable([Source.open(str(saved)), Source.open(str(folder))])
+
+
+def test_quantised_weights_are_refused(folder, saved):
+    """Quantised parents are refused, by their config or by the dtype of a tensor."""
+    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(SourceError, match="model: quantised weights cannot be merged; give the unquantised model"):
+        check_mergeable([Source.open(str(saved)), Source.open(str(folder))])
+    shutil.copy(saved / "config.json", folder)
+    save_file(
+        {k: v.to(torch.float8_e4m3fn) for k, v in load_file(saved / "model.safetensors").items()}, folder / "model.safetensors"
+    )
+    with pytest.raises(SourceError, match=r"is F8_E4M3, which cannot be merged; give the model in bfloat16 or float32"):
+        check_mergeable([Source.open(str(folder))])
+
+
+def test_no_sources_are_refused():
+    """There is nothing to merge without sources."""
+    with pytest.raises(SourceError, match="no sources to merge"):
+        check_mergeable([])
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": -5}, {"num_attention_heads": "many"}, {"rope_parameters": [1]}, {"model_type": 3}, {"x": None}]
+)
+def test_a_config_that_makes_no_sense_is_one_line(saved, tmp_path, change):
+    """Whatever transformers makes of a value that cannot be, the error names the checkpoint."""
+    folder = shutil.copytree(saved, tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    text = json.dumps({**config, **change})
+    (folder / "config.json").write_text(text if "x" not in change else '{"a":' * 50_000)
+    with pytest.raises(SourceError, match=r"odd: config.json cannot be read: "):
+        _ = Source.open(SourceRef(model=str(folder))).config

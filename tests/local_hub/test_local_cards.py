@@ -1,0 +1,143 @@
+"""Card metadata: what the hub on loopback takes, what it refuses, and the tags that follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from hf_evomerge.local_hub.cards import card_tags, check_card, read_card, split_card
+
+RESULT = {
+    "task": {"type": "text-generation"},
+    "dataset": {"name": "toy", "type": "toy"},
+    "metrics": [{"type": "accuracy", "value": 0.5}],
+}
+INDEX = [{"name": "m", "results": [RESULT]}]
+
+
+def _card(**metadata: Any) -> str:
+    return f"---\n{yaml.safe_dump(metadata)}---\n# m\n"
+
+
+def _without(path: str) -> list[dict[str, Any]]:
+    """The index of results with one thing left out."""
+    index = yaml.safe_load(yaml.safe_dump(INDEX))
+    *way, last = path.split(".")
+    place = index[0]
+    for step in way:
+        place = place[int(step)] if step.isdigit() else place[step]
+    del place[last]
+    return index
+
+
+GOOD: dict[str, tuple[str, dict[str, Any]]] = {
+    "nothing else": ("model", {"license": "mit"}),
+    "several parents": ("model", {"license": "apache-2.0", "base_model": ["a/x", "b/y.z_1"], "base_model_relation": "merge"}),
+    "one parent": ("model", {"license": "cc-by-nc-sa-4.0", "base_model": "gpt2", "language": "ja"}),
+    "own licence": ("model", {"license": "other", "license_name": "x", "license_link": "LICENSE"}),
+    "results": ("model", {"license": "mit", "model-index": INDEX}),
+    "unknown keys": ("model", {"license": "mit", "mood": {"good": True}}),
+    "special languages": ("dataset", {"license": "odbl", "language": ["code", "multilingual", "haw"]}),
+    "a Space": ("space", {"sdk": "gradio", "sdk_version": 6.3, "colorFrom": "red", "title": "t", "pinned": False}),
+}
+BAD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "licence": ("model", {"license": "Apache 2"}, '"license" must be one of'),
+    "licence of several": ("model", {"license": ["mit", "mine"]}, '"license" must be one of'),
+    "licence as a number": ("model", {"license": 2}, '"license" must be a string'),
+    "tags as text": ("model", {"tags": "merge"}, '"tags" must be an array'),
+    "tags of numbers": ("model", {"tags": ["merge", 7]}, '"tags" must be a string or an array of strings'),
+    "a folder as parent": (
+        "model",
+        {"base_model": ["/home/me/model"]},
+        '"base_model" with value "/home/me/model" is not valid',
+    ),
+    "a relative folder": ("model", {"base_model": "./model"}, '"base_model" with value "./model" is not valid'),
+    "parents as a mapping": ("model", {"base_model": {"a": "b"}}, '"base_model" must be a string'),
+    "relation": ("model", {"base_model_relation": "mix"}, '"base_model_relation" must be one of'),
+    "language name": ("model", {"language": "English"}, '"language" with value "English" is not valid'),
+    "Norwegian": ("model", {"language": False}, '"language" must be a string'),  # what YAML reads in `language: no`
+    "pipeline as a list": ("model", {"pipeline_tag": ["text-generation"]}, '"pipeline_tag" must be a string'),
+    "pipeline with spaces": ("model", {"pipeline_tag": "Text Generation"}, '"pipeline_tag" with value'),
+    "index as a mapping": ("model", {"model-index": {"name": "m"}}, '"model-index" must be an array'),
+    "index without a name": ("model", {"model-index": _without("name")}, '"model-index[0].name" is required'),
+    "index without results": ("model", {"model-index": _without("results")}, '"model-index[0].results" is required'),
+    "result without a task": ("model", {"model-index": _without("results.0.task.type")}, "results[0].task.type"),
+    "result without a data set": ("model", {"model-index": _without("results.0.dataset.name")}, "results[0].dataset.name"),
+    "result without metrics": ("model", {"model-index": _without("results.0.metrics")}, "results[0].metrics"),
+    "metric without a value": ("model", {"model-index": _without("results.0.metrics.0.value")}, "metrics[0].value"),
+    "a Space without SDK": ("space", {"title": "t"}, '"sdk" is required'),
+    "a Space's SDK": ("space", {"sdk": "flask"}, '"sdk" must be one of'),
+    "a Space's colour": ("space", {"sdk": "gradio", "colorTo": "mauve"}, '"colorTo" must be one of'),
+    "a Space's description": ("space", {"sdk": "gradio", "short_description": "x" * 61}, "60 characters"),
+    "a Space's pin": ("space", {"sdk": "gradio", "pinned": "yes"}, '"pinned" must be a boolean'),
+    "a Space's parents": ("space", {"sdk": "gradio", "models": ["/tmp/x"]}, '"models" with value "/tmp/x" is not valid'),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_metadata(name: str) -> None:
+    """Metadata that the Hub takes has no errors and no warnings."""
+    kind, metadata = GOOD[name]
+    findings = check_card(_card(**metadata), kind)
+    assert (findings.errors, findings.warnings) == ([], [])
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_metadata(name: str) -> None:
+    """Each mistake is one error that names the key."""
+    kind, metadata, message = BAD[name]
+    errors = check_card(_card(**metadata), kind).errors
+    assert len(errors) == 1, errors
+    assert message in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [("a: [1", "invalid YAML"), ("- a", "must be a mapping"), ("d: 2024-13-45", "invalid YAML")],
+    ids=["no YAML", "a list", "no date"],
+)
+def test_metadata_that_is_none(head: str, message: str) -> None:
+    """Metadata that is no YAML, or no mapping, is an error, and a description reads it as empty."""
+    text = f"---\n{head}\n---\n"
+    assert message in check_card(text, "model").errors[0]
+    assert read_card(text.encode())[0] == {}
+
+
+def test_warnings() -> None:
+    """A missing head and a licence without its name are warned of."""
+    assert check_card("# only text", "model").warnings == ["empty or missing yaml metadata in repo card"]
+    assert check_card("", "model").warnings == ["empty or missing yaml metadata in repo card"]
+    assert "license_name" in check_card(_card(license="other"), "model").warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "head", "rest"),
+    [
+        ("---\na: 1\n---\nrest", "a: 1", "rest"),
+        ("\n---\r\na: 1\r\n---\r\nrest", "a: 1", "rest"),
+        ("---\na: 1\n---", "a: 1", ""),
+        ("---\n---\nrest", "", "rest"),
+        ("text\n---\na: 1\n---\n", None, "text\n---\na: 1\n---\n"),
+        ("---\na: 1\n", None, "---\na: 1\n"),
+    ],
+)
+def test_where_the_metadata_is(text: str, head: str | None, rest: str) -> None:
+    """Metadata is between two lines of dashes at the very top, whatever ends the lines."""
+    assert split_card(text) == (head, rest)
+
+
+def _tags(card: dict[str, Any], **more: Any) -> list[str]:
+    return card_tags(card, more.get("body", ""), kind=more.get("kind", "models"), config={}, names=more.get("names", []))
+
+
+def test_tags_of_relations() -> None:
+    """Several parents make a merge, one makes a fine-tune, and a card may say otherwise."""
+    assert _tags({"base_model": ["a/x", "b/y"]})[:4] == [
+        "base_model:a/x", "base_model:b/y", "base_model:merge:a/x", "base_model:merge:b/y",
+    ]  # fmt: skip
+    assert "base_model:finetune:a/x" in _tags({"base_model": "a/x"})
+    assert "base_model:quantized:a/x" in _tags({"base_model": "a/x", "base_model_relation": "quantized"})
+    assert _tags({"sdk": "gradio", "tags": ["x", "x"]}, kind="spaces") == ["x", "gradio", "region:us"]
+    assert _tags({"tags": {"a": 1}, "language": 7}, body="arxiv.org/pdf/2403.13187v2") == ["arxiv:2403.13187", "region:us"]

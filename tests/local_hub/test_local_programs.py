@@ -1,0 +1,166 @@
+"""Whole programs against the hub on loopback: transformers, the `hf` command, our own command."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shlex
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from huggingface_hub import HfApi
+
+import hf_evomerge.local_hub as local
+from hf_evomerge.local_hub import LocalHub
+from hf_evomerge.local_hub.faults import Action
+from hf_evomerge.local_hub.hub import NOT_IMITATED
+from hf_evomerge.local_hub.xet import XetStore, read_shard
+
+Program = Callable[..., str]
+PACKAGE = Path(local.__file__).parent
+
+ROUND_TRIP = """
+import json, torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+model, ids = LlamaForCausalLM(LlamaConfig(**sizes)).eval(), torch.arange(6)[None]
+load = lambda **more: AutoModelForCausalLM.from_pretrained("acme/tiny", **more).eval()(ids).logits
+model.push_to_hub("acme/tiny", tags=["merge"])
+before = model(ids).logits
+with torch.no_grad():
+    model.lm_head.weight.add_(1)
+model.push_to_hub("acme/tiny", revision="next")
+after = model(ids).logits
+print(json.dumps([torch.equal(load(), before), torch.equal(load(revision="next"), after), torch.equal(before, after)]))
+"""
+
+
+@pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+def test_transformers_round_trip(program: Program, connect: Callable[..., HfApi], hub: LocalHub, xet: bool) -> None:
+    """A model that is pushed is the same when it is loaded, from the main branch and from another."""
+    assert json.loads(program(ROUND_TRIP, xet=xet).splitlines()[-1]) == [True, True, False]
+    api = connect(hub)
+    assert "merge" in (api.model_info("acme/tiny").tags or [])
+    assert api.list_repo_files("acme/tiny") == [
+        ".gitattributes", "README.md", "config.json", "generation_config.json", "model.safetensors",
+    ]  # fmt: skip
+    asked = {seen.target for seen in hub.requests if "/xet-" in seen.target}
+    assert bool(asked) is xet
+
+
+@pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+def test_the_hf_command(hub: LocalHub, tmp_path: Path, xet: bool) -> None:
+    """The `hf` command creates, uploads, tags, downloads and deletes."""
+    environment = {**os.environ, **hub.environment(xet=xet)}
+
+    def hf(*arguments: str) -> str:
+        command = [str(Path(sys.executable).with_name("hf")), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "w.safetensors").write_bytes(bytes(90_000))
+    assert "local" in hf("auth", "whoami")
+    hf("repos", "create", "acme/cli")
+    hf("upload", "acme/cli", "in", ".")
+    hf("repos", "tag", "create", "acme/cli", "v1")
+    hf("download", "acme/cli", "--revision", "v1", "--local-dir", "out")
+    assert (tmp_path / "out" / "w.safetensors").read_bytes() == bytes(90_000)
+    hf("repos", "delete", "acme/cli", "--yes")
+    assert not list(hub.root.glob("repositories/models/acme/*"))
+
+
+def test_our_own_command(tmp_path: Path) -> None:
+    """`hf-evomerge hub` prints lines for a shell, says what it does not do, stops on Ctrl-C, and keeps everything."""
+    command = [str(Path(sys.executable).with_name("hf-evomerge")), "hub", "--root", "kept", "--port", "0", "--user", "me"]
+    begin = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **begin) as process:  # type: ignore[call-overload]
+        printed = []
+        while not printed or not printed[-1].startswith("Not imitated"):
+            printed.append(process.stdout.readline())
+            assert printed[-1] or process.poll() is None
+        exports = dict(shlex.split(line)[1].split("=", 1) for line in printed if line.startswith("export "))
+        code = "from huggingface_hub import HfApi; print(HfApi().whoami()['name'], HfApi().create_repo('mine'))"
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **exports}, capture_output=True, text=True)
+        assert done.stdout.split() == ["me", f"{exports['HF_ENDPOINT']}/me/mine"], done.stderr
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (0, "")
+    assert rest == "stopped; the repositories are kept in kept\n"
+    assert all(limit in printed[-1] for limit in NOT_IMITATED)
+    assert (tmp_path / "kept" / "repositories" / "models" / "me" / "mine" / "repository.json").exists()
+
+
+def test_the_page_about_it_says_the_same() -> None:
+    """The documentation names all that the command says is not imitated, and every action of a fault."""
+    page = (PACKAGE.parents[1] / "docs" / "local-hub.md").read_text(encoding="utf-8").replace("`", "")
+    assert [limit for limit in NOT_IMITATED if limit not in page] == []
+    assert [action for action in get_args(Action) if action not in page] == []
+
+
+def test_our_command_in_a_folder_that_is_none(tmp_path: Path) -> None:
+    """A folder that cannot be is one line and status 1."""
+    (tmp_path / "file").write_text("")
+    command = [str(Path(sys.executable).with_name("hf-evomerge")), "hub", "--root", str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert str(tmp_path / "file") in done.stderr
+
+
+def _record(name: int, *numbers: int) -> bytes:
+    """48 bytes of a shard: a hash of one repeated byte, and four numbers."""
+    return bytes([name]) * 32 + struct.pack("<4I", *numbers)
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_shards_with_and_without_verification(verified: bool) -> None:
+    """A file's size is the sum of its segments, and its SHA-256 is found behind them, with or without records between."""
+    flags = 0x40000000 | (0x80000000 if verified else 0)
+    segments = [_record(9, 0, 100, 0, 2), _record(9, 0, 23, 2, 3)]
+    between = [_record(8, 0, 0, 0, 0)] * (2 if verified else 0)
+    unnamed = [_record(1, 0, 1, 0, 0), _record(9, 0, 5, 0, 1)]  # a file of which no SHA-256 is known
+    file = [_record(2, flags, 2, 0, 0), *segments, *between, _record(3, 0, 0, 0, 0)]
+    shard = bytes(48) + b"".join([*unnamed, *file]) + b"\xff" * 48 + _record(4, flags, 1, 0, 0) * 3
+    assert read_shard(shard) == {"03" * 32: ("02" * 32, 123)}
+
+
+def test_shards_that_end_early(api: HfApi, hub: LocalHub) -> None:
+    """Of a shard that is cut anywhere, the files before the cut are read, and nothing is made up."""
+    api.create_repo("acme/m")
+    for number in range(3):
+        api.upload_file(path_or_fileobj=os.urandom(70_000), path_in_repo=f"{number}.bin", repo_id="acme/m")
+    shards = [shard.read_bytes() for shard in (hub.root / "xet").rglob("shards/*.mdb")]
+    whole = {name: file for shard in shards for name, file in read_shard(shard).items()}
+    listed = {info.lfs.sha256: info.xet_hash for info in api.list_repo_tree("acme/m") if getattr(info, "lfs", None)}
+    if not shards:  # LFS
+        assert whole == {}
+        assert set(listed.values()) == {None}
+        return
+    assert {name: file.hash for name, file in whole.items()} == listed
+    assert {file.size for file in whole.values()} == {70_000}
+    for shard in shards:
+        for length in range(0, len(shard), 24):
+            cut = read_shard(shard[:length])
+            assert cut.items() <= whole.items()
+    assert XetStore(hub.root / "nothing").find("0" * 64) is None
+
+
+def test_the_server_stands_alone() -> None:
+    """The hub imports the standard library, PyYAML, a file lock and hf_xet, and of this package only itself and the errors."""
+    allowed = {*sys.stdlib_module_names, "yaml", "filelock", "hf_xet"}
+    for file in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= allowed, file.name
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                assert (node.module or "").split(".")[0] in allowed, file.name
+            elif isinstance(node, ast.ImportFrom) and node.level > 1:
+                assert (node.level, node.module) == (2, "errors"), file.name

@@ -1,0 +1,381 @@
+"""The hub on loopback as seen without the client: addresses, headers, ranges, and everything that somebody hostile may send."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import socket
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pytest
+from huggingface_hub import HfApi
+
+from hf_evomerge.local_hub import LocalHub
+
+Answer = tuple[int, dict[str, str], bytes]
+Send = Callable[..., Answer]
+WEIGHTS = bytes(range(256)) * 40
+
+
+@pytest.fixture
+def send(hub: LocalHub) -> Send:
+    """Sends a request as it is given, without following redirects; `token=None` for nobody's."""
+
+    def go(method: str, target: str, body: Any = None, *, token: str | None = hub.token, **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", int(urlsplit(hub.endpoint).port or 0), timeout=10)
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        if token:
+            names.setdefault("Authorization", f"Bearer {token}")
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        connection.request(method, target, data, names)
+        answer = connection.getresponse()
+        result = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        connection.close()
+        return result
+
+    return go
+
+
+@pytest.fixture
+def repo(lfs_api: HfApi) -> str:
+    """A repository with a text and weights, which are `WEIGHTS`."""
+    lfs_api.create_repo("acme/m")
+    lfs_api.upload_file(path_or_fileobj=WEIGHTS, path_in_repo="w.bin", repo_id="acme/m")
+    lfs_api.upload_file(path_or_fileobj=b"hello", path_in_repo="a.txt", repo_id="acme/m")
+    return "acme/m"
+
+
+def test_redirects(send: Send, repo: str, lfs_api: HfApi) -> None:
+    """A text is at the same origin, and a large file at another, with what the client needs to know beforehand."""
+    sha = lfs_api.repo_info(repo).sha
+    status, headers, _ = send("HEAD", "/acme/m/resolve/main/a.txt")
+    assert (status, headers["location"]) == (307, f"/api/resolve-cache/models/acme/m/{sha}/a.txt")
+    status, headers, body = send("GET", headers["location"])
+    assert (status, body, headers["content-length"]) == (200, b"hello", "5")
+    assert headers["etag"] == '"b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0"'  # git hash-object of "hello"
+    status, headers, _ = send("HEAD", "/acme/m/resolve/main/w.bin")
+    assert status == 302
+    assert headers["location"].startswith("http://localhost:")
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    expected = {"x-linked-size": "10240", "x-linked-etag": f'"{digest}"', "x-repo-commit": sha, "accept-ranges": "bytes"}
+    assert {name: headers[name] for name in expected} == expected
+
+
+def _content(send: Send) -> str:
+    location = urlsplit(send("HEAD", "/acme/m/resolve/main/w.bin")[1]["location"])
+    return f"{location.path}?{location.query}"
+
+
+def test_contents_need_a_signature_and_no_token(send: Send, repo: str) -> None:
+    """A content is served for its signed address alone: not for another signature, and not to who leaks a token as well."""
+    address = _content(send)
+    assert send("GET", address, token=None)[::2] == (200, WEIGHTS)
+    assert send("GET", address)[0] == 400
+    assert send("GET", address.split("?")[0], token=None)[0] == 403
+    assert send("GET", address[:-1] + ("0" if address[-1] != "0" else "1"), token=None)[0] == 403
+    assert send("GET", address.replace("expires=", "expires=9"), token=None)[0] == 403
+    digest = hashlib.sha256(b"x").hexdigest()
+    assert send("PUT", f"/lfs/{digest}", b"x", token=None)[0] == 403
+
+
+def test_signed_addresses_expire(send: Send, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address whose time is over is refused, though its signature is right."""
+    monkeypatch.setattr("hf_evomerge.local_hub.access.LINK_SECONDS", -2)
+    assert send("GET", _content(send), token=None)[0] == 403
+    monkeypatch.setattr("hf_evomerge.local_hub.access.LINK_SECONDS", 100)
+    assert send("GET", _content(send), token=None)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "expected"),
+    [
+        ("bytes=0-9", 206, slice(0, 10)),
+        ("bytes=10000-", 206, slice(10000, None)),
+        ("bytes=10000-99999", 206, slice(10000, None)),
+        ("bytes=-40", 206, slice(-40, None)),
+        ("bytes=0-", 200, slice(None)),
+        ("bytes=1-2,4-5", 200, slice(None)),
+        ("lines=1-2", 200, slice(None)),
+        ("bytes=10240-", 416, None),
+        ("bytes=9-5", 416, None),
+        ("bytes=-0", 416, None),
+    ],
+)
+def test_ranges(send: Send, repo: str, asked: str, status: int, expected: slice | None) -> None:
+    """A range gives those bytes; what is no single range gives all; what is beyond the end is refused."""
+    got, headers, body = send("GET", _content(send), token=None, Range=asked)
+    assert got == status
+    if expected is None:
+        assert headers["content-range"] == "bytes */10240"
+    else:
+        assert body == WEIGHTS[expected]
+        assert headers["content-length"] == str(len(body))
+    if status == 206 and expected is not None:
+        start, stop, _ = expected.indices(len(WEIGHTS))
+        assert headers["content-range"] == f"bytes {start}-{stop - 1}/10240"
+
+
+HOSTILE = ["../x", "a/../../x", "/etc/passwd", "a//b", "./a", "..", ".git/config", "a/.GIT/x", "a\\..\\b", "C:/x", "a\0b", ""]
+ELSEWHERE = ["../../../etc/passwd", "..%2f..%2fx", "%2e%2e/%2e%2e/repository.json", "%2Fetc%2Fpasswd", "a%00"]
+ADDRESSES = ["/acme/m/resolve/main/", "/api/resolve-cache/models/acme/m/main/", "/api/models/acme/m/tree/main/"]
+NO_NAMES = ["..", "../x", ".hidden", "a/b", "x" * 97, "a--b", "a..b", "a b", "a.git", "é", "<b>"]
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+@pytest.mark.parametrize("key", ["file", "lfsFile", "deletedFile", "deletedFolder"])
+def test_paths_that_lead_out_are_refused(send: Send, repo: str, key: str, path: str) -> None:
+    """A commit cannot name a path that would leave the repository where a client writes it."""
+    status, _, body = _commit(send, (key, {"path": path, "content": "eA==", "encoding": "base64", "oid": "0" * 64}))
+    assert status == 400
+    assert "Invalid path" in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
+@pytest.mark.parametrize("before", ADDRESSES)
+def test_addresses_do_not_reach_the_disk(send: Send, repo: str, before: str, path: str) -> None:
+    """An address names entries of a commit, so no way of writing it leads to another file."""
+    status, _, body = send("GET", before + path)
+    assert status == 404
+    assert b"root:" not in body
+
+
+@pytest.mark.parametrize(("key", "name"), [*product(("name", "organization"), NO_NAMES), ("name", ""), ("name", 7)])
+def test_names_that_are_none_are_refused(send: Send, hub: LocalHub, name: Any, key: str) -> None:
+    """A repository and an owner have names that are safe as folders; nothing else is created."""
+    wanted = {"name": "m", "organization": "acme", key: name}
+    status, _, _ = send("POST", "/api/repos/create", wanted)
+    assert status == 400
+    assert list(hub.root.glob("repositories/*/*/*")) == []
+
+
+@pytest.mark.parametrize("name", ["a..b", "-x", "a b", "x.lock", "refs/pr/1", "f" * 40, "a//b", "x/", "a~1", "a:b", "é\n"])
+def test_refs_that_git_would_refuse(send: Send, repo: str, name: str) -> None:
+    """A branch or tag has a name that git would take and that no other revision can have."""
+    assert send("POST", f"/api/models/acme/m/branch/{quote(name, safe='')}", {})[0] in (400, 409)
+    assert send("POST", "/api/models/acme/m/tag/main", {"tag": name})[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body"),
+    [
+        ("POST", "/api/repos/create", b"not json"),
+        ("POST", "/api/repos/create", [1]),
+        ("POST", "/api/repos/create", {"name": "k", "type": "kernel"}),
+        ("POST", "/api/repos/create", {"name": "s", "type": "space"}),
+        ("POST", "/api/models/acme/m/commit/main", b""),
+        ("POST", "/api/models/acme/m/commit/main", b'{"key": "header", "value": {}}'),
+        ("POST", "/api/models/acme/m/commit/main", b'{"key": "file", "value": {"path": "x", "content": ""}}'),
+        ("POST", "/api/models/acme/m/preupload/main", {"files": [{"path": "x", "sample": 7, "size": 1}]}),
+        ("POST", "/api/models/acme/m/preupload/main", {"files": [{"path": f"{n}", "size": 1} for n in range(257)]}),
+        ("PUT", "/api/models/acme/m/settings", {"gated": "maybe"}),
+        ("POST", "/api/models/acme/m/paths-info/main", b"[" * 100_000),
+        ("POST", "/api/validate-yaml", {"content": "---\na: " + "[" * 1_500 + "\n---\n"}),
+        ("POST", "/acme/m.git/info/lfs/objects/batch", {"objects": [7]}),
+        ("POST", "/api/repos/create", {"name": "s", "type": "space", "sdk": "docker", "secrets": [{"key": "K"}]}),
+        ("POST", "/api/repos/create", {"name": "s", "type": "space", "sdk": "docker", "variables": {"K": "v"}}),
+        ("POST", "/api/models/acme/m/discussions", {"title": 7}),
+    ],
+)
+def test_nonsense_is_refused(send: Send, repo: str, method: str, target: str, body: Any) -> None:
+    """A body that is not what the endpoint takes is answered with 400 and a message."""
+    status, _, answer = send(method, target, body)
+    assert status == 400, answer
+    assert json.loads(answer).keys() & {"error", "errors"}
+    assert send("GET", "/api/spaces/local/s")[0] == 404
+
+
+def _commit(send: Send, *operations: tuple[str, dict[str, Any]]) -> Answer:
+    lines = [{"key": "header", "value": {"summary": "x"}}, *({"key": key, "value": value} for key, value in operations)]
+    return send("POST", "/api/models/acme/m/commit/main", "\n".join(map(json.dumps, lines)).encode())
+
+
+def test_commits_that_cannot_be(send: Send, repo: str, lfs_api: HfApi) -> None:
+    """A commit with one impossible operation changes nothing at all."""
+    before, good = lfs_api.repo_info(repo).sha, ("file", {"path": "good.txt", "content": "eA==", "encoding": "base64"})
+    for key, value in [
+        ("lfsFile", {"path": "w.bin", "oid": "0" * 64}),
+        ("lfsFile", {"path": "w.bin", "oid": "../../etc/passwd"}),
+        ("file", {"path": "x", "content": "***", "encoding": "base64"}),
+        ("file", {"path": "a.txt/b", "content": "eA==", "encoding": "base64"}),
+        ("rename", {"path": "a.txt"}),
+        ("file", {"path": "README.md", "content": "---\nlicense: 7\n---"}),
+    ]:
+        status, _, body = _commit(send, good, (key, value))
+        assert status == 400, body
+    assert lfs_api.repo_info(repo).sha == before
+
+
+def test_an_upload_is_what_was_announced(send: Send, repo: str) -> None:
+    """A content with another SHA-256 than its address is refused, and can be uploaded rightly afterwards."""
+    digest = hashlib.sha256(b"right").hexdigest()
+    wanted = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": digest, "size": 5}]}
+    actions = json.loads(send("POST", "/acme/m.git/info/lfs/objects/batch", wanted)[2])["objects"][0]["actions"]
+    upload, verify = (urlsplit(actions[name]["href"]) for name in ("upload", "verify"))
+    assert send("PUT", f"{upload.path}?{upload.query}", b"wrong", token=None)[0] == 400
+    assert send("POST", f"{verify.path}?{verify.query}", {"oid": digest, "size": 5})[0] == 400
+    assert send("PUT", f"{upload.path}?{upload.query}", b"right", token=None)[0] == 200
+    assert send("POST", f"{verify.path}?{verify.query}", {"oid": digest, "size": 5})[0] == 200
+    assert "actions" not in json.loads(send("POST", "/acme/m.git/info/lfs/objects/batch", wanted)[2])["objects"][0]
+    assert send("POST", "/acme/m.git/info/lfs/objects/batch", wanted, token=None)[0] == 401
+
+
+WRITES = [
+    ("PUT", "/api/models/acme/m/settings"),
+    ("POST", "/api/models/acme/m/commit/main"),
+    ("POST", "/api/models/acme/m/preupload/main"),
+    ("POST", "/api/models/acme/m/branch/x"),
+    ("POST", "/api/models/acme/m/tag/main"),
+    ("POST", "/api/models/acme/m/user-access-request/grant"),
+    ("GET", "/api/models/acme/m/user-access-request/pending"),
+    ("GET", "/api/models/acme/m/xet-write-token/main"),
+    ("GET", "/api/spaces/acme/s/secrets"),
+    ("POST", "/api/spaces/acme/s/secrets"),
+    ("POST", "/api/spaces/acme/s/hardware"),
+    ("POST", "/api/spaces/acme/s/pause"),
+]
+
+
+@pytest.mark.parametrize(("method", "target"), WRITES)
+def test_who_may_not_write(send: Send, repo: str, lfs_api: HfApi, method: str, target: str) -> None:
+    """What changes a repository is for its owners: 401 to nobody, 403 to others."""
+    lfs_api.create_repo("acme/s", repo_type="space", space_sdk="static")
+    body = b'{"user": "visitor", "key": "k", "value": "v", "flavor": "t4-small", "tag": "t"}'
+    assert send(method, target, body, token=None)[0] == 401
+    assert send(method, target, body, token="hf_visitor")[0] == 403
+
+
+def test_other_names_for_this_machine(send: Send, hub: LocalHub) -> None:
+    """A page in a browser cannot reach the hub under a name of its own."""
+    assert send("GET", "/api/models", Host="localhost:1")[0] == 200
+    for name in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
+        assert send("GET", "/api/models", Host=name)[0] == 421
+
+
+def test_methods_and_addresses_that_are_not_there(send: Send, repo: str) -> None:
+    """An unknown address is 404, and a known one with another method is 405 with those that it takes."""
+    assert send("GET", "/api/nothing/here/at/all")[0] == 404
+    status, headers, _ = send("PUT", "/api/models/acme/m/refs")
+    assert (status, headers["allow"]) == (405, "GET")
+
+
+def _raw(hub: LocalHub, data: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", int(urlsplit(hub.endpoint).port or 0)), timeout=5) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+        return received
+
+
+def test_broken_requests(hub: LocalHub) -> None:
+    """A request that is no HTTP, or ends too early, ends its connection and nothing else."""
+    host = b"Host: 127.0.0.1\r\n"
+    for length in (b"-5", b"many", b"5, 6"):
+        answer = _raw(hub, b"POST /api/repos/create HTTP/1.1\r\n" + host + b"Content-Length: " + length + b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+    chunked = b"POST /api/validate-yaml HTTP/1.1\r\n" + host + b"Transfer-Encoding: chunked\r\n\r\n"
+    answer = _raw(hub, chunked + b"xyz\r\nGET /api/models HTTP/1.1\r\n" + host + b"\r\n")
+    assert (answer.startswith(b"HTTP/1.1 400 "), answer.count(b"HTTP/1.1 ")) == (True, 1)
+    assert _raw(hub, b"POST /api/validate-yaml HTTP/1.1\r\n" + host + b"Content-Length: 50\r\n\r\n{}") == b""
+    assert b"400" in _raw(hub, b"GET / / HTTP/1.1\r\n\r\n")
+    text = b'{"content": "---\\nlicense: mit\\n---\\n"}'
+    whole = chunked + b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (text[:7], text[7:])) + b"0\r\n\r\n"
+    again = b"GET /api/models HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n"
+    answers = _raw(hub, whole + again)
+    assert answers.count(b"HTTP/1.1 200") == 2
+
+
+def test_a_refused_body_does_not_become_the_next_request(hub: LocalHub) -> None:
+    """A body that nobody read is not taken for a request on the same connection."""
+    inner = b"DELETE /api/repos/delete HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    host = b"Host: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(inner)
+    answers = _raw(hub, b"PUT /api/models/acme/m/settings HTTP/1.1\r\n" + host + inner)
+    assert answers.count(b"HTTP/1.1 ") == 1
+    assert [seen.method for seen in hub.requests] == ["PUT"]
+
+
+def test_pages(send: Send, repo: str, lfs_api: HfApi) -> None:
+    """A person who opens a link sees files and card as text; what was uploaded cannot become part of the page."""
+    evil = "<script>alert(1)</script>"
+    lfs_api.upload_file(path_or_fileobj=f"# hi {evil}".encode(), path_in_repo="README.md", repo_id=repo)
+    lfs_api.upload_file(path_or_fileobj=b"<script>1</script>", path_in_repo=f"{evil[:-9]}.html", repo_id=repo)
+    pull = lfs_api.upload_file(path_or_fileobj=b"", path_in_repo="p", repo_id=repo, commit_message=evil, create_pr=True)
+    assert pull.pr_url is not None
+    sha = lfs_api.repo_info(repo).sha
+    for target in ("/", "/acme/m", "/acme/m/tree/main", f"/acme/m/commit/{sha}", urlsplit(pull.pr_url).path):
+        status, headers, body = send("GET", target, token=None)
+        assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert b"<script" not in body
+        assert b"acme/m" in body
+    assert b"# hi &lt;script&gt;" in send("GET", "/acme/m", token=None)[2]
+    file = send("HEAD", f"/acme/m/resolve/main/{quote(evil[:-9])}.html", token=None)[1]["location"]
+    headers = send("GET", file, token=None)[1]
+    assert (headers["content-type"], headers["x-content-type-options"]) == ("text/plain; charset=utf-8", "nosniff")
+    lfs_api.update_repo_settings(repo, private=True)
+    assert send("GET", "/acme/m", token=None)[0] == 401
+    assert b"acme/m" not in send("GET", "/", token=None)[2]
+
+
+def test_access_to_a_gated_repository_is_asked_for(send: Send, repo: str, lfs_api: HfApi) -> None:
+    """Who asks waits until they are let in, or is in at once where the gate is automatic."""
+    page, file = "/acme/m/ask-access", "/acme/m/resolve/main/a.txt"
+    lfs_api.update_repo_settings(repo, gated="manual")
+    assert send("POST", page, token=None)[0] == 401
+    assert json.loads(send("POST", page, token="hf_visitor")[2]) == {"status": "pending"}
+    assert [request.username for request in lfs_api.list_pending_access_requests(repo)] == ["visitor"]
+    assert send("GET", file, token="hf_visitor")[0] == 403
+    assert send("GET", "/acme/m/resolve/main/.gitattributes", token="hf_visitor")[0] == 307
+    lfs_api.accept_access_request(repo, "visitor")
+    assert send("GET", file, token="hf_visitor")[0] == 307
+    lfs_api.cancel_access_request(repo, "visitor")
+    assert send("GET", file, token="hf_visitor")[0] == 403
+    lfs_api.update_repo_settings(repo, gated="auto")
+    assert json.loads(send("POST", page, token="hf_visitor")[2]) == {"status": "accepted"}
+    assert send("GET", file, token="hf_visitor")[0] == 307
+
+
+def test_a_failure_of_the_hub_itself(send: Send, repo: str, hub: LocalHub, caplog: pytest.LogCaptureFixture) -> None:
+    """A fault of the hub is answered with 500 and logged with its cause, and other requests go on."""
+    state = next(hub.root.glob("repositories/models/acme/m"))
+    for commit in (state / "commits").iterdir():
+        commit.write_bytes(b"broken")
+    hub.stop()
+    hub.start()
+    status, _, body = send("GET", "/api/models/acme/m")
+    assert (status, json.loads(body)["error"]) == (500, "the hub failed on this request; see its log")
+    assert "JSONDecodeError" in caplog.text
+    assert send("GET", "/api/whoami-v2")[0] == 200
+
+
+def test_text_of_any_kind(send: Send, repo: str) -> None:
+    """A title that is no valid Unicode is kept and shown, and breaks nothing."""
+    header = {"key": "header", "value": {"summary": "odd \ud800 title", "description": "\u0000"}}
+    operation = {"key": "file", "value": {"path": "x.txt", "content": "x"}}
+    body = "\n".join(map(json.dumps, [header, operation])).encode()
+    assert send("POST", "/api/models/acme/m/commit/main", body)[0] == 200
+    assert json.loads(send("GET", "/api/models/acme/m/commits/main")[2])[0]["title"] == "odd \ud800 title"
+    assert send("GET", "/acme/m")[0] == 200
+
+
+def test_headers_stay_headers(send: Send, repo: str) -> None:
+    """What a caller sends cannot break out of a header of the answer."""
+    status, headers, _ = send("GET", "/api/models/acme/m/tree/main%0d%0aX-Evil:%201%E2%82%AC")
+    assert (status, headers["x-error-code"]) == (404, "RevisionNotFound")
+    assert "x-evil" not in headers
+    assert headers["x-error-message"] == "Invalid rev id: main  X-Evil: 1?"
+
+
+def test_metadata_that_json_cannot_say(send: Send, repo: str) -> None:
+    """Dates and anchors in a card do not break the description of its repository."""
+    card = "---\nlicense: mit\ndate: 2024-01-01\nodd: &a [*a]\n---\n"
+    assert _commit(send, ("file", {"path": "README.md", "content": card}))[0] == 200
+    assert send("GET", "/api/models/acme/m")[0] == 200
+    card = "---\nlicense: mit\ndate: 2024-01-01\n---\n"
+    assert _commit(send, ("file", {"path": "README.md", "content": card}))[0] == 200
+    assert json.loads(send("GET", "/api/models/acme/m")[2])["cardData"] == {"license": "mit", "date": "2024-01-01"}

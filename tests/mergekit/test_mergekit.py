@@ -1,0 +1,380 @@
+"""mergekit's YAML files: read as recipes, written back, built; and what cannot be said is refused by its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from hf_evomerge.cli import app
+from hf_evomerge.errors import RecipeError
+from hf_evomerge.mergekit import from_mergekit, load, to_mergekit
+from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe, SlicePart, SourceRef
+
+A, B = SourceRef(model="org/a"), SourceRef(model="org/b", revision="main")
+MODELS = "models: [{model: org/a}, {model: org/b@main}]\n"
+WEIGHTED = "merge_method: linear\nparameters: {weight: 1}\n"
+
+SLERP = """
+slices:
+  - sources:
+      - {model: org/a, layer_range: [0, 32]}
+      - {model: org/b@main, layer_range: [0, 32]}
+merge_method: slerp
+base_model: org/b@main
+parameters:
+  t:
+    - {filter: self_attn, value: [0, 0.5, 0.3, 0.7, 1]}
+    - {filter: mlp, value: [1, 0.5]}
+    - value: 0.5
+dtype: bfloat16
+"""
+TIES = """
+models:
+  - {model: org/base}
+  - model: org/a
+    parameters: {density: [1, 0.7, 0.1], weight: {filter: mlp, value: 0.5}}
+  - model: org/b@main+some/lora@v2
+    parameters: {density: 0.33, weight: [{filter: embed, value: 0.1}, {filter: "*", value: "1e-1"}, {value: 9}]}
+merge_method: ties
+base_model: org/base
+parameters: {normalize: 1, int8_mask: true, weight: 0.3, rescale: true}
+dtype: float32
+out_dtype: float16
+tokenizer_source: org/a
+"""
+FRANKEN = """
+merge_method: passthrough
+slices:
+  - sources: [{model: org/a, layer_range: [0, 24]}]
+  - sources: [{model: org/b@main, layer_range: [8, 9], parameters: {scale: [{filter: o_proj, value: 0.0}, {value: 1.0}]}}]
+    parameters: {scale: 3}
+  - sources: [{model: org/a, layer_range: [23, 32]}]
+chat_template: "{% for message in messages %}{{ message }}{% endfor %}"
+"""
+STACKED = """
+merge_method: task_arithmetic
+base_model: org/base
+slices:
+  - sources:
+      - {model: org/a, layer_range: [0, 8]}
+      - {model: org/b@main, layer_range: [8, 16], parameters: {weight: [0, 1]}}
+      - {model: org/base, layer_range: [4, 12]}
+    parameters: {lambda: 0.9}
+parameters: {weight: 0.5, normalize: false}
+"""
+
+
+def test_slices_with_filters_and_gradients() -> None:
+    """The file that most slerp merges are made with: filters become patterns, and the base is where the way begins."""
+    read = from_mergekit(SLERP)
+    t = {"*self_attn*": [0.0, 0.5, 0.3, 0.7, 1.0], "*mlp*": [1.0, 0.5], "default": 0.5}
+    part = MergePart(method="slerp", options={"t": t}, slices=[SlicePart(layers=["0:0-31", "1:0-31"])])
+    assert read.recipe == Recipe(sources=[B, A], merge=part, dtype="bfloat16")
+    assert read.notes == []
+
+
+def test_models_with_a_base() -> None:
+    """Settings fall through from a model to the whole file; the base is no source; what has no effect is silent."""
+    read = from_mergekit(TIES)
+    lora = SourceRef(model="org/b", revision="main", adapter="some/lora", adapter_revision="v2")
+    values = [
+        {"weight": {"*mlp*": 0.5, "default": 0.3}, "density": [1.0, 0.7, 0.1]},
+        {"weight": {"*embed*": 0.1, "default": 0.1}, "density": 0.33},
+    ]
+    part = MergePart(method="ties", options={"normalize": True, "rescale": "l1"}, parameters=values)
+    expected = Recipe(sources=[A, lora], base=SourceRef(model="org/base"), merge=part, dtype="float16")
+    assert read.recipe == expected
+    assert read.notes == []
+
+
+def test_a_stack_of_slices() -> None:
+    """Passthrough slices become a stack, in their order, with the setting that counts most for each."""
+    recipe = from_mergekit(FRANKEN).recipe
+    assert recipe.merge is not None
+    assert recipe.merge.slices == [
+        SlicePart(layers=["0:0-23"]),
+        SlicePart(layers=["1:8"], parameters=[{"scale": {"*o_proj*": 0.0, "default": 1.0}}]),
+        SlicePart(layers=["0:23-31"]),
+    ]
+    assert recipe.sources == [A, B]
+    assert recipe.chat_template == "{% for message in messages %}{{ message }}{% endfor %}"
+
+
+def test_slices_of_several_sources() -> None:
+    """The base of a slice has layers of its own, options of a slice stay there, and the file's are the merge's."""
+    recipe = from_mergekit(STACKED).recipe
+    piece = SlicePart(
+        layers=["0:0-7", "1:8-15"],
+        base="4-11",
+        options={"lambda": 0.9},
+        parameters=[{"weight": 0.5}, {"weight": [0.0, 1.0]}],
+    )
+    part = MergePart(method="task_arithmetic", options={"normalize": False}, slices=[piece])
+    assert recipe == Recipe(sources=[A, B], base=SourceRef(model="org/base"), merge=part, tokenizer="base")
+
+
+@pytest.mark.parametrize("text", [SLERP, TIES, FRANKEN, STACKED, MODELS + WEIGHTED], ids=range(5))
+def test_there_and_back(text: str) -> None:
+    """A file read, written and read again is the same recipe, and written again the same text."""
+    recipe = from_mergekit(text).recipe
+    written, _ = to_mergekit(recipe)
+    again = from_mergekit(written)
+    assert again.recipe == recipe
+    assert to_mergekit(again.recipe)[0] == written
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "tokenizer"),
+    [
+        ("base_model: org/a\n" + MODELS + WEIGHTED, None),
+        ("base_model: org/b@main\n" + MODELS + WEIGHTED, 1),
+        ("tokenizer_source: org/b@main\n" + MODELS + WEIGHTED, 1),
+        ("tokenizer: {source: org/b@main}\n" + MODELS + WEIGHTED, 1),
+        ("tokenizer_source: base\nbase_model: org/b@main\n" + MODELS + WEIGHTED, 1),
+        ("tokenizer_source: org/x\n" + MODELS + WEIGHTED, 2),
+        ("base_model: org/x\n" + FRANKEN, 2),
+    ],
+)
+def test_whose_tokenizer(text: str, tokenizer: int | str | None) -> None:
+    """The tokenizer is the base's where there is one, or that of the model that the file names."""
+    assert from_mergekit(text).recipe.tokenizer == tokenizer
+
+
+@pytest.mark.parametrize("text", ["tokenizer_source: org/x\n" + MODELS + WEIGHTED, "base_model: org/x\n" + FRANKEN])
+def test_a_tokenizer_of_a_model_that_is_not_merged(text: str) -> None:
+    """A model that only gives its tokenizer is a further source, which takes no part in the merge; and back."""
+    recipe = from_mergekit(text).recipe
+    assert recipe.sources == [A, B, SourceRef(model="org/x")]
+    assert recipe.merge_sources == [0, 1]
+    assert from_mergekit(to_mergekit(recipe)[0]).recipe == recipe
+
+
+def test_the_base_of_linear_is_one_more_model() -> None:
+    """Where no task vectors are merged the base is merged like the models, at the end, as mergekit does."""
+    read = from_mergekit("base_model: org/c\n" + MODELS + WEIGHTED)
+    assert read.recipe.sources == [A, B, SourceRef(model="org/c")]
+    assert read.recipe.base is None
+    assert read.recipe.tokenizer == 2
+
+
+def test_slerp_begins_at_a_base_that_is_not_listed() -> None:
+    """The base is the first of the two models where only the other is listed: t is the way from the base."""
+    read = from_mergekit("merge_method: slerp\nbase_model: org/a\nmodels: [{model: org/b@main}]\nparameters: {t: 0.3}")
+    assert read.recipe.sources == [A, B]
+    assert read.recipe.tokenizer is None
+
+
+def test_a_constant_may_be_named() -> None:
+    """A parameter of mergekit's that is a constant here is silent at that value."""
+    read = from_mergekit(MODELS + "merge_method: multislerp\nparameters: {weight: 1, eps: 1e-8}\n")
+    assert read.notes == []
+
+
+def test_settings_without_effect_are_noted() -> None:
+    """A parameter that the method does not have is left out with a note, as mergekit leaves it out without one."""
+    read = from_mergekit(MODELS + "merge_method: linear\nparameters: {weight: 1, density: 0.5}\n")
+    assert read.notes == ["parameters.density: linear has no such parameter; left out, as mergekit does"]
+    read = from_mergekit("models: [{model: org/a, layer_range: [0, 2]}]\nmerge_method: passthrough")
+    assert read.notes == ["models[0].layer_range: left out, as mergekit does; layers are chosen in slices"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modules: {}\nmerge_method: linear", "modules: a recipe is of one language model"),
+        (MODELS, "merge_method: missing; this is no mergekit file"),
+        (MODELS + "merge_method: ram", "merge.method: 'ram' is not known; choose one of"),
+        (MODELS + WEIGHTED + "slices: []", "models: give either models or slices"),
+        ("merge_method: linear", "models: give either models or slices"),
+        (MODELS + WEIGHTED + "colour: red", "colour: no key of a mergekit file that is known here (found 'red')"),
+        ("models: []\n" + WEIGHTED, "models: expected a list (found [])"),
+        ("models: [{parameters: {}}]\n" + WEIGHTED, "models[0].model: missing"),
+        ("models: [{model: a+b+c}]\n" + WEIGHTED, "models[0].model: 'a+b+c' names no model; write PATH"),
+        (
+            "models: [{model: {model: {path: a}, override_architecture: X}}]\n" + WEIGHTED,
+            "models[0].model.override_architecture: an architecture is not overridden here",
+        ),
+        (MODELS + "merge_method: linear", "models (org/a).parameters.weight: missing; mergekit has no default for it"),
+        (MODELS + "merge_method: slerp\nparameters: {t: 1}", "base_model: missing; slerp begins there"),
+        (MODELS + "merge_method: slerp\nbase_model: org/a", "parameters.t: missing; mergekit has no default for it"),
+        (MODELS + "merge_method: ties\nparameters: {weight: 1}", "base: ties works on differences to a common base"),
+        (
+            MODELS + "merge_method: linear\nparameters: {weight: {filter: mlp, value: 1}}",
+            "models (org/a).weight: no value for tensors that no filter names, and mergekit has no default; add one",
+        ),
+        (
+            MODELS + "merge_method: linear\nparameters: {weight: [{filter: 'a*', value: 1}, 2]}",
+            "models (org/a).weight: expected a mapping (found 2)",
+        ),
+        (
+            MODELS + "merge_method: linear\nparameters: {weight: [{filter: 'a*', value: 1}, {value: 2}]}",
+            "models (org/a).weight: the filter 'a*' holds a star",
+        ),
+        (MODELS + "merge_method: linear\nparameters: {weight: much}", "models (org/a).weight: 'much' is not a number"),
+        (
+            MODELS + "merge_method: multislerp\nparameters: {weight: 1, eps: 0.1}",
+            "parameters.eps: 1e-08 in multislerp, and no other (found 0.1)",
+        ),
+        (MODELS + WEIGHTED + "dtype: float64", "dtype: 'float64' cannot be written; a recipe's result is float32"),
+        (MODELS + WEIGHTED + "tokenizer_source: union", "tokenizer_source: union: a recipe makes no vocabulary of several"),
+        (
+            "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]}]\nmerge_method: slerp\n"
+            "base_model: c\nparameters: {t: 0.5}",
+            "slices[0].sources: the base_model is not among them; slerp begins there",
+        ),
+        (MODELS + WEIGHTED + "tokenizer: {source: org/a, tokens: {x: 1}}", "tokenizer.tokens: a recipe adds no tokens"),
+        (
+            MODELS + WEIGHTED + "tokenizer: {source: org/a, pad_to_multiple_of: 8}",
+            "tokenizer.pad_to_multiple_of: a recipe adds",
+        ),
+        (MODELS + WEIGHTED + "chat_template: auto", "chat_template: 'auto' is a name; a recipe holds the Jinja text itself"),
+        (
+            "slices: [{sources: [{model: a, layer_range: [0, 2]}], residual_weight: 1}]\nmerge_method: passthrough",
+            "slices[0].residual_weight: a recipe has nothing like it (found 1)",
+        ),
+        (
+            "slices: [{sources: [{model: a, layer_range: [0, 2]}], base_model: b}]\nmerge_method: passthrough",
+            "slices[0].base_model: a recipe has one base",
+        ),
+        (
+            "slices: [{sources: [{model: a, layer_range: [2, 2]}]}]\nmerge_method: passthrough",
+            "slices[0].sources[0].layer_range: [2, 2] is not [first, one after the last]",
+        ),
+        (
+            "slices: [{sources: [{model: a, layer_range: [0, 2]}]}]\nmerge_method: model_stock\nbase_model: b",
+            "slices[0].sources: the base_model is not among them; name its layers",
+        ),
+        (
+            "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]}]\n" + WEIGHTED,
+            "merge.slices[0].layers: 2, 3, 2 layers",
+        ),
+        ("a: [", "not valid YAML: "),
+        (MODELS + WEIGHTED + "1: 2\nz: 3", "1: no key of a mergekit file that is known here (found 2)"),
+        (MODELS + "merge_method: linear\nparameters: {weight: .inf}", "models (org/a).weight: inf is not a finite number"),
+        (MODELS + f"merge_method: linear\nparameters: {{weight: {'9' * 400}}}", "models (org/a).weight: 99999"),
+        (
+            MODELS + "merge_method: linear\nparameters: {weight: [[1], 2]}",
+            "models (org/a).weight: [1] is not a number; a gradient is one list",
+        ),
+        (
+            MODELS + "merge_method: linear\nparameters: {weight: [{filter: 3, value: 1}, {value: 2}]}",
+            "models (org/a).weight: the filter 3 is no text; put it in quotes",
+        ),
+        ("models: [{model: {model: {path: a, revision: 2}}}]\n" + WEIGHTED, "models[0].model: {'model': {"),
+        ("models: [{model: a@b@c}]\n" + WEIGHTED, "models[0].model: 'a@b@c' names no model"),
+        ("models: [{model: [a]}]\n" + WEIGHTED, "models[0].model: ['a'] names no model"),
+    ],
+)
+def test_what_a_recipe_cannot_say_is_refused(text: str, message: str) -> None:
+    """Each is refused in one line that begins with the file's own key."""
+    with pytest.raises(RecipeError) as caught:
+        from_mergekit(text)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bomb_of_aliases_is_refused_at_once() -> None:
+    """Lists of lists of aliases, which would be a billion numbers, are neither made nor shown."""
+    bomb = "\n".join(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10))
+    names = ("models: [{model: org/a}]\ndtype", "models", "base_model", "tokenizer_source", "chat_template", "merge_method")
+    for name in names:
+        text = f"{MODELS if name != 'models' and 'dtype' not in name else ''}{name}:\n- &a0 1\n{bomb}\n"
+        text += "" if name == "merge_method" else WEIGHTED
+        with pytest.raises(RecipeError) as caught:
+            from_mergekit(text)
+        assert len(str(caught.value)) < 300, name
+
+
+def recipe_of(**fields: object) -> Recipe:
+    """A linear merge of two sources, with other fields."""
+    return Recipe.model_validate({"sources": [A, B], "merge": {"method": "linear"}, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vocabulary": "truncate"}, "vocabulary: mergekit goes by the tokenizers"),
+        ({"flow": {"path": ["2:0-3"], "embedding_source": 2}}, "flow: mergekit has no path through a merged model"),
+        ({"merge": None, "flow": {"path": ["0:0 + 1:0*0.5"]}}, "flow.path: mergekit has no hop of several layers"),
+        ({"merge": None, "flow": {"path": ["0:0"], "scales": [0.5]}}, "flow.scales: mergekit scales tensors"),
+        ({"merge": None, "flow": {"path": ["0:0", "1:1"]}}, "flow.embedding_source: mergekit takes embeddings and head from"),
+        ({"merge": {"method": "linear", "sources": [0, 0]}}, "merge.sources: mergekit takes a model once"),
+        (
+            {"merge": {"method": "linear", "parameters": [{"weight": {"embed": 1, "default": 0}}, {}]}},
+            "merge.parameters[0].weight.embed: mergekit knows parts of names",
+        ),
+        (
+            {"merge": {"method": "linear", "parameters": [{"weight": {"*a*b*": 1, "default": 0}}, {}]}},
+            "merge.parameters[0].weight.*a*b*: mergekit knows parts of names",
+        ),
+        (
+            {"merge": {"method": "ties", "options": {"semantics": "paper"}}, "base": A},
+            "merge.options.semantics: mergekit has nothing like it (found 'paper')",
+        ),
+        (
+            {"merge": {"method": "dare_ties", "options": {"rescale": "expected"}}, "base": A},
+            "merge.options.rescale: mergekit knows",
+        ),
+        (
+            {"merge": {"method": "karcher", "parameters": [{"weight": 2}, {}]}},
+            "merge.parameters[0].weight: mergekit has nothing",
+        ),
+        (
+            {"merge": {"method": "passthrough", "slices": [{"layers": ["0:3-0"]}]}},
+            "merge.slices[0].layers: mergekit's layers go up one by one (found [3, 2, 1, 0])",
+        ),
+        (
+            {"merge": {"method": "linear", "slices": [{"layers": ["0:0-1", "0:1-2"]}]}},
+            "merge.slices[0].layers: mergekit takes a model once in a slice (found org/a twice)",
+        ),
+        ({"sources": [SourceRef(model="a+b"), B]}, "sources: a+b has a + or an @ in a name"),
+    ],
+)
+def test_what_mergekit_cannot_say_is_refused(fields: dict[str, object], message: str) -> None:
+    """Each is refused in one line that begins with the recipe's key."""
+    with pytest.raises(RecipeError) as caught:
+        to_mergekit(recipe_of(**fields))
+    assert str(caught.value).startswith(message)
+
+
+def test_a_path_is_written_as_a_passthrough_merge() -> None:
+    """A serial path becomes slices of layers that follow each other, and a repeated layer a slice of its own."""
+    recipe = Recipe(sources=[A, B], flow=FlowPart(path=["0:0-3", "1:2-3", "1:3", "0:5"]))
+    read = from_mergekit(to_mergekit(recipe)[0]).recipe
+    assert read.merge is not None
+    assert [piece.layers for piece in read.merge.slices or ()] == [["0:0-3"], ["1:2-3"], ["1:3"], ["0:5"]]
+
+
+def test_what_mergekit_does_otherwise_is_noted() -> None:
+    """Random masks are named; the tokenizer of a source is asked for where mergekit would take the base's."""
+    text, notes = to_mergekit(recipe_of(merge={"method": "dare_ties"}, base={"model": "c"}))
+    assert notes == ["dare_ties drops elements at random: mergekit draws other ones"]
+    assert "tokenizer_source: org/a\n" in text
+    assert "tokenizer_source" not in to_mergekit(recipe_of(merge={"method": "ties"}, base={"model": "c"}, tokenizer="base"))[0]
+
+
+def test_the_command_line_takes_both_kinds_of_file(tiny: Path, tmp_path: Path) -> None:
+    """A mergekit file is built as it is, converted to a recipe that builds the same, and back."""
+    text = f"""
+merge_method: linear
+models: [{{model: {tiny / "a"}, parameters: {{weight: [0.2, 0.7]}}}}, {{model: {tiny / "b"}, parameters: {{weight: 0.5}}}}]
+parameters: {{t: 1}}
+"""
+    (tmp_path / "mergekit.yml").write_text(text)
+    run = CliRunner().invoke
+    built = run(app, ["merge", str(tmp_path / "mergekit.yml"), "--out", str(tmp_path / "one")])
+    assert built.exit_code == 0, built.output
+    assert "note: parameters.t: linear has no such parameter" in built.stderr
+    made = run(app, ["convert", str(tmp_path / "mergekit.yml"), "--to", "recipe", "--out", str(tmp_path / "recipe.yaml")])
+    assert made.exit_code == 0, made.output
+    assert run(app, ["merge", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "two")]).exit_code == 0
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    back = run(app, ["convert", str(tmp_path / "recipe.yaml"), "--to", "mergekit"])
+    assert from_mergekit(back.stdout).recipe == Recipe.load(tmp_path / "recipe.yaml") == load(tmp_path / "mergekit.yml").recipe
+    assert run(app, ["convert", str(tmp_path / "recipe.yaml"), "--to", "else"]).exit_code == 1

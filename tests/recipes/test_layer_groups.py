@@ -1,0 +1,231 @@
+"""Layer groups, name patterns and gradients: which tensor belongs where, and which value applies to it."""
+
+from __future__ import annotations
+
+import pytest
+
+from hf_evomerge.errors import RecipeError
+from hf_evomerge.recipes.layer_groups import Grouping, check_keys, classify, expand, parse_key, per_group, resolve
+
+NAMES = {
+    ("embed", None, None): [
+        "model.embed_tokens.weight",
+        "wte.weight",
+        "transformer.wpe.weight",
+        "gpt_neox.embed_in.weight",
+        "transformer.word_embeddings.weight",
+        "transformer.word_embeddings_layernorm.bias",
+        "model.decoder.embed_positions.weight",
+    ],
+    ("head", None, None): [
+        "model.norm.weight",
+        "lm_head.weight",
+        "transformer.ln_f.bias",
+        "embed_out.weight",
+        "gpt_neox.final_layer_norm.weight",
+        "model.final_layernorm.weight",
+        "model.decoder.final_layer_norm.weight",
+    ],
+    ("block", 3, "attn"): [
+        "model.layers.3.self_attn.q_proj.weight",
+        "model.layers.3.input_layernorm.weight",
+        "h.3.attn.c_attn.weight",
+        "transformer.h.3.ln_1.bias",
+        "gpt_neox.layers.3.attention.query_key_value.weight",
+        "transformer.h.3.self_attention.dense.weight",
+        "transformer.h.3.ln_attn.weight",
+        "model.decoder.layers.3.self_attn_layer_norm.weight",
+        "model.layers.3.self_attn.q_norm.weight",
+        "backbone.layers.3.mixer.in_proj.weight",
+    ],
+    ("block", 12, "mlp"): [
+        "model.layers.12.mlp.down_proj.weight",
+        "model.layers.12.post_attention_layernorm.weight",
+        "transformer.h.12.ln_2.weight",
+        "transformer.h.12.mlp.c_fc.weight",
+        "model.layers.12.block_sparse_moe.experts.3.w1.weight",
+        "model.layers.12.block_sparse_moe.gate.weight",
+        "model.layers.12.mlp.experts.7.up_proj.weight",
+        "model.layers.12.pre_feedforward_layernorm.weight",
+        "model.decoder.layers.12.fc1.weight",
+        "model.decoder.layers.12.final_layer_norm.weight",
+        "gpt_neox.layers.12.mlp.dense_h_to_4h.bias",
+        "transformer.h.12.ln_mlp.weight",
+    ],
+}
+
+
+@pytest.mark.parametrize(("place", "name"), [(place, name) for place, names in NAMES.items() for name in names])
+def test_classify(place, name):
+    """Tensors of all common architectures are found in the embeddings, the halves of the blocks, or the head."""
+    assert classify(name) == place
+
+
+@pytest.mark.parametrize(
+    ("size", "split", "keys"),
+    [
+        (1, False, ["embed", "blocks.0", "blocks.1", "blocks.2", "head"]),
+        (2, False, ["embed", "blocks.0-1", "blocks.2", "head"]),
+        (2, True, ["embed", "blocks.0-1.attn", "blocks.0-1.mlp", "blocks.2.attn", "blocks.2.mlp", "head"]),
+        (5, False, ["embed", "blocks.0-2", "head"]),
+        ("all", False, ["embed", "blocks.0-2", "head"]),
+        ("all", True, ["embed", "blocks.0-2.attn", "blocks.0-2.mlp", "head"]),
+        ("model", False, ["default"]),
+        ("model", True, ["default"]),
+    ],
+)
+def test_grouping(size, split, keys):
+    """A grouping names its groups in the order of the layers."""
+    assert Grouping(size, split, 3).keys == list(Grouping(size, split, 3)) == keys
+
+
+def test_every_tensor_has_one_group():
+    """Any grouping covers a whole model, each tensor once."""
+    for size in (1, 2, 3, "all", "model"):
+        for split in (False, True):
+            grouping = Grouping(size, split, 13)
+            values = {key: float(position) for position, key in enumerate(grouping.keys)}
+            check_keys(values, 13)
+            for name in (name for names in NAMES.values() for name in names):
+                assert values[grouping.key_of(name)] == resolve(values, name)
+
+
+def test_resolve():
+    """A number counts for all, a group for its tensors, and default for the rest."""
+    name = "model.layers.4.mlp.up_proj.weight"
+    assert resolve(0.5, name) == 0.5
+    assert resolve({"embed": 1, "blocks.4.attn": 2, "blocks.4.mlp": 3, "default": 4}, name) == 3
+    assert resolve({"embed": 1, "blocks.0-3": 2, "default": 4}, name) == 4
+    assert resolve({"blocks.0-10": 2}, name) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"embed": 1}, r"no layer group names model.layers.4.mlp.x \(found embed\); add its group, or default"),
+        ({"blocks.4": 1, "blocks.4.mlp": 1}, "layer groups blocks.4 and blocks.4.mlp both name model.layers.4.mlp.x"),
+        ({"blocks.4-3": 1}, "'blocks.4-3': the first block of a layer group comes first; write blocks.3-4"),
+        ({"blocks": 1}, "'blocks' is not a layer group; write embed, head, default"),
+        ({"head.mlp": 1}, "'head.mlp' is not a layer group"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(value, message):
+    """A tensor without a value, or with two, is named together with the groups."""
+    with pytest.raises(RecipeError, match=message):
+        resolve(value, "model.layers.4.mlp.x")
+
+
+@pytest.mark.parametrize(("size", "count"), [(0, 3), (-1, 3), ("half", 3), (True, 3), (1.5, 3), (1, 0)])
+def test_a_grouping_that_cannot_be_is_refused(size, count):
+    """A group has at least one block, and so has a model."""
+    with pytest.raises(RecipeError, match=r"blocks_per_group|layer_count"):
+        Grouping(size, False, count)
+
+
+def test_keys_are_read_whole():
+    """A group key without a star is not a pattern: nothing may follow it."""
+    for key in ("blocks.1 ", "embeds", "blocks.01x", "blocks.1-", "", "blocks.1\n"):
+        with pytest.raises(RecipeError, match="is not a layer group"):
+            parse_key(key)
+
+
+UP, DOWN, NORM = (f"model.layers.4.{part}.weight" for part in ("mlp.up_proj", "mlp.down_proj", "input_layernorm"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*down_proj*", [DOWN]),
+        ("*", [UP, DOWN, NORM]),
+        ("*.mlp.*.weight", [UP, DOWN]),
+        ("model.layers.4.input_layernorm.weight*", [NORM]),
+        ("model.*.4.*up*", [UP]),
+        ("down_proj*", []),
+        ("*down_proj", []),
+        ("*weight*weight*", []),
+        ("*.4.*.4.*", []),
+        ("**mlp**", [UP, DOWN]),
+    ],
+)
+def test_a_pattern_names_whole_names(pattern, names):
+    """A star stands for any text, none included, and everything else for itself; the whole name must follow the pattern."""
+    assert [name for name in (UP, DOWN, NORM) if parse_key(pattern).covers(name)] == names
+
+
+def test_a_long_pattern_takes_no_time():
+    """A pattern of many stars is answered at once, whatever the name."""
+    assert not parse_key("*a" * 500 + "*b").covers("a" * 5000)
+
+
+def test_patterns_come_before_groups_and_in_order():
+    """Of the keys that name a tensor the first pattern counts, then its group, then default."""
+    value = {"default": 1, "blocks.4.mlp": 2, "*up_proj*": 3, "*mlp*": 4, "*norm*": 5}
+    assert [resolve(value, name) for name in (UP, DOWN, NORM, "model.layers.5.mlp.up_proj.weight")] == [3, 4, 5, 3]
+    assert resolve({"*mlp*": 4, "*up_proj*": 3, "default": 0}, UP) == 4
+    assert resolve({"*x*": 4, "blocks.4.mlp": 2, "default": 0}, UP) == 2
+    assert resolve({"*x*": 4, "default": 0}, "lm_head.weight") == 0
+
+
+def _over_blocks(value, count):
+    names = ["model.embed_tokens.weight", *(f"model.layers.{i}.mlp.x" for i in range(count)), "lm_head.weight"]
+    return [resolve(expand(value, 0, count - 1), name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("value", "numbers"),
+    [
+        ([0.0, 1.0], [0, 0, 0.25, 0.5, 0.75, 1, 0]),
+        ([1.0, 0.0, 4.0], [1, 1, 0.5, 0, 2, 4, 1]),
+        ([0.3], [0.3] * 7),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], [1, 1, 3, 5, 7, 9, 1]),
+        ({"default": [0.0, 1.0], "head": 9.0, "embed": 8.0}, [8, 0, 0.25, 0.5, 0.75, 1, 9]),
+        ({"blocks.1-3": [0.0, 1.0], "default": 5.0}, [5, 5, 0, 0.5, 1, 5, 5]),
+        ({"blocks.2": [3.0, 7.0], "default": [0.0, 1.0]}, [0, 0, 0.25, 7, 0.75, 1, 0]),
+        ({"*mlp*": [0.0, 1.0], "default": 5.0}, [5, 0, 0.25, 0.5, 0.75, 1, 5]),
+    ],
+)
+def test_a_gradient_runs_over_the_blocks(value, numbers):
+    """A list is interpolated linearly over all blocks, or over those it stands under; elsewhere the first number counts."""
+    assert _over_blocks(value, 5) == pytest.approx(numbers, abs=1e-12)
+
+
+def test_a_gradient_over_one_block():
+    """A model of one block has the last number in it, and the first outside."""
+    assert _over_blocks([2.0, 5.0], 1) == [2, 5, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            {"*mpl*": 1, "default": 0},
+            r"the pattern '\*mpl\*' names no tensor; the names are like .*embed.* and .*layers.4.mlp.up",
+        ),
+        ({"embed": 0, "*mlp*": 1}, "no layer group names model.layers.4.input_layernorm.weight"),
+        ({"default": 0, "blocks.5": 1}, "layer group blocks.5: there are 5 blocks, 0 to 4"),
+        ({"default": 0, "blocks.4": 1, "blocks.4.mlp": 1}, "layer groups blocks.4 and blocks.4.mlp both name"),
+    ],
+)
+def test_keys_are_checked_against_the_tensors(value, message):
+    """A pattern that names nothing and a tensor without a value, or with two, are refused once the names are known."""
+    with pytest.raises(RecipeError, match=message):
+        check_keys(value, 5, ["model.embed_tokens.weight", UP, DOWN, NORM])
+
+
+def test_a_tied_head_may_be_named():
+    """A file that treats lm_head by itself does for models whose head is their embedding matrix, too."""
+    check_keys({"*lm_head*": 0, "default": 1}, 5, ["model.embed_tokens.weight", UP, DOWN, NORM])
+
+
+def test_patterns_wait_for_the_names():
+    """Without the tensors' names patterns cannot be checked and are let through."""
+    check_keys({"*mpl*": 1}, 5)
+
+
+def test_values_per_group():
+    """Numbers per layer group are handed back; gradients and patterns are refused with the place."""
+    assert per_group(0.5, "weight") == 0.5
+    assert per_group({"embed": 1.0, "default": 2.0}, "weight") == {"embed": 1.0, "default": 2.0}
+    for value in ([0.0, 1.0], {"default": [0.0]}, {"*mlp*": 1.0, "default": 0.0}):
+        with pytest.raises(RecipeError, match="weight: given as a gradient or by name patterns"):
+            per_group(value, "weight")

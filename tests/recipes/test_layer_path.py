@@ -1,0 +1,251 @@
+"""Paths: text to hops and back, and every refusal."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from hf_evomerge.errors import PathError
+from hf_evomerge.recipes.layer_path import MAX_HOPS, Hop, LayerPath, Term
+
+
+def _random_path(rng: random.Random) -> LayerPath:
+    def weight() -> float:
+        return rng.choice([1.0, 0.5, -0.25, rng.gauss(0, 1), rng.gauss(0, 1) * 1e-12, rng.gauss(0, 1) * 1e18])
+
+    def hop() -> Hop:
+        terms = tuple(Term(rng.randrange(4), rng.randrange(64), weight()) for _ in range(rng.choice([1, 1, 1, 2, 3])))
+        return Hop(terms, rng.gauss(1, 0.5))
+
+    return LayerPath(tuple(hop() for _ in range(rng.randrange(1, 12))))
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_text_and_scales_give_the_path_back(seed: int) -> None:
+    """Any path is read back from its text, as a list and as one string, to the last bit of every weight and scale."""
+    path = _random_path(random.Random(seed))
+    assert LayerPath.parse(path.as_text(), path.scales) == path
+    assert LayerPath.parse(str(path), path.scales) == path
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("0:3", [(0, 3)]),
+        ("0:0-3", [(0, 0), (0, 1), (0, 2), (0, 3)]),
+        ("1:7-5", [(1, 7), (1, 6), (1, 5)]),
+        ("2:4-4", [(2, 4)]),
+        ("1:4-5 x2", [(1, 4), (1, 5), (1, 4), (1, 5)]),
+        ("1:5-4  x2 , 0:1", [(1, 5), (1, 4), (1, 5), (1, 4), (0, 1)]),
+        ("0:9 x3", [(0, 9)] * 3),
+        (" 0:0 ,\n 1:1 ", [(0, 0), (1, 1)]),
+        (["0:0-1", "1:1 x2"], [(0, 0), (0, 1), (1, 1), (1, 1)]),
+        (("0:0", "1:1"), [(0, 0), (1, 1)]),
+    ],
+)
+def test_serial_text(text: str | list[str], layers: list[tuple[int, int]]) -> None:
+    """Single layers, ranges forwards and backwards, and repeats stand for these layers in this order."""
+    path = LayerPath.parse(text)
+    assert path == LayerPath.of(layers)
+    assert path.is_serial
+    assert path.scales == [1.0] * len(layers)
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("0:3*0.5 + 1:3*0.5", [(0, 3, 0.5), (1, 3, 0.5)]),
+        ("0:3+1:4+2:5", [(0, 3, 1.0), (1, 4, 1.0), (2, 5, 1.0)]),
+        ("0:3 * 2", [(0, 3, 2.0)]),
+        ("0:3*-.5", [(0, 3, -0.5)]),
+        ("0:3*5.", [(0, 3, 5.0)]),
+        ("0:3*1e+3 + 1:3*1E-3", [(0, 3, 1000.0), (1, 3, 0.001)]),
+        ("0:3*1e+3+1:3", [(0, 3, 1000.0), (1, 3, 1.0)]),
+    ],
+)
+def test_weighted_text(text: str, terms: list[tuple[int, int, float]]) -> None:
+    """A hop of several terms keeps their order and weights, exponents with a plus sign included."""
+    (hop,) = LayerPath.parse(text).hops
+    assert [(term.source, term.layer, term.weight) for term in hop.terms] == terms
+    assert not hop.is_serial
+
+
+def test_a_weighted_hop_can_be_repeated() -> None:
+    """A repeat count repeats the whole sum."""
+    assert LayerPath.parse("0:1*0.5 + 1:1*0.5 x2").as_text() == ["0:1*0.5 + 1:1*0.5"] * 2
+
+
+def test_a_single_weighted_term_is_not_serial() -> None:
+    """A weight other than 1 keeps a path from being folded into a plain model."""
+    assert not LayerPath.parse("0:0, 0:1*0.5").is_serial
+    assert LayerPath.parse("0:0, 0:1*1.0").is_serial
+
+
+def test_text_form_is_canonical() -> None:
+    """The text of a path has no ranges, repeats, needless weights or needless spaces."""
+    path = LayerPath.parse(" 0:0-2,1:3 x2, 0:1*1.0+1:1*.50")
+    assert str(path) == "0:0, 0:1, 0:2, 1:3, 1:3, 0:1 + 1:1*0.5"
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("", "path[0]"),
+        ("   ", "path[0]"),
+        ("0:0,", "path[1]"),
+        ("0:0,,0:1", "path[1]"),
+        ("0", "path[0]"),
+        ("0:", "path[0]"),
+        ("a:b", "path[0]"),
+        ("-1:0", "path[0]"),
+        ("0:-1", "path[0]"),
+        ("0:0-", "path[0]"),
+        ("0:0-1-2", "path[0]"),
+        ("0:0 x", "path[0]"),
+        ("x2", "path[0]"),
+        (" x2", "path[0]"),
+        ("0:0 x0", "path[0]"),
+        ("0:0 x-2", "path[0]"),
+        ("0:0-3*0.5", "path[0]"),
+        ("0:0*nan", "path[0]"),
+        ("0:0*inf", "path[0]"),
+        ("0:0*1e999", "path[0]"),
+        ("0:0*", "path[0]"),
+        ("0:0 +", "path[0]"),
+        ("0:0 0:1", "path[0]"),
+        ("0:0; 0:1", "path[0]"),
+        ("0:1234567890", "path[0]"),
+        ("99999999999999999999:0", "path[0]"),
+        ("__import__('os')", "path[0]"),
+        (["0:0", 7], "path[1]"),
+        (["0:0", None], "path[1]"),
+        ([["0:0"]], "path[0]"),
+        ([], "path"),
+        (7, "path"),
+        (None, "path"),
+    ],
+)
+def test_text_that_is_no_path(text: object, where: str) -> None:
+    """Whatever cannot be read is a `PathError` of one short line that begins with the place."""
+    with pytest.raises(PathError) as caught:
+        LayerPath.parse(text)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert message.startswith(f"{where}: ")
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0:0-999999",
+        "0:999999999-0",
+        "0:0 x1000000",
+        "0:0-99999999 x99999999",
+        "0:0*0.5 + 1:0*0.5 x999999999",
+        f"0:0-{MAX_HOPS - 1}, 0:0",
+        ["0:0 x4000", "0:0 x97"],
+    ],
+)
+def test_too_many_hops_are_refused_at_once(text: str | list[str]) -> None:
+    """A path that is too long is refused by its text alone, before a hop of the piece is made."""
+    begin = time.process_time()
+    with pytest.raises(PathError, match=f"between 1 and {MAX_HOPS} hops"):
+        LayerPath.parse(text)
+    assert time.process_time() - begin < 1
+
+
+def test_the_longest_path_is_allowed() -> None:
+    """Exactly the greatest number of hops can be read."""
+    assert len(LayerPath.parse(f"0:0-{MAX_HOPS - 1}")) == MAX_HOPS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [" " * 200_000, "0:0" + " " * 200_000 + "y", "0:0*" + "1" * 200_000 + "y", "0:0 x" * 40_000, "+" * 200_000],
+    ids=["spaces", "spaces inside", "digits", "repeats", "signs"],
+)
+def test_hostile_text_takes_no_time(text: str) -> None:
+    """Long nonsense is refused in time that grows with its length only, and is not repeated in the message."""
+    begin = time.process_time()
+    with pytest.raises(PathError) as caught:
+        LayerPath.parse(text)
+    assert time.process_time() - begin < 1
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ([1.0], "scales: 1 numbers for a path of 2 hops; give one per hop"),
+        ([], "scales: 0 numbers for a path of 2 hops; give one per hop"),
+        ([1.0, float("nan")], "scales[1]: nan is not a finite number"),
+        ([float("inf"), 1.0], "scales[0]: inf is not a finite number"),
+        ([1.0, "1"], "scales[1]: '1' is not a finite number"),
+        ([True, 1.0], "scales[0]: True is not a finite number"),
+        ([None, 1.0], "scales[0]: None is not a finite number"),
+        (["1" * 10_000, 1.0], None),
+        ([10**400, 1.0], None),
+        ([10**9000, 1.0], None),
+        (5, "scales: 5 is not a list of numbers; give one per hop"),
+    ],
+    ids=lambda value: "" if value is None or isinstance(value, str) else f"{type(value).__name__}",
+)
+def test_scales_that_are_no_scales(scales: object, message: str | None) -> None:
+    """Scales of the wrong number, kind or size are refused in one short line."""
+    with pytest.raises(PathError) as caught:
+        LayerPath.parse("0:0-1", scales)  # type: ignore[arg-type]
+    assert str(caught.value).startswith("scales")
+    assert len(str(caught.value)) < 200
+    if message is not None:
+        assert str(caught.value) == message
+
+
+def test_whole_numbers_become_floats() -> None:
+    """A scale given as a whole number is the same scale, and prints the same, as the float."""
+    path = LayerPath.parse("0:0-1", [1, 2])
+    assert path == LayerPath.parse("0:0-1", [1.0, 2.0])
+    assert all(type(scale) is float for scale in path.scales)
+
+
+def test_with_scales_keeps_the_hops() -> None:
+    """New scales make a new path over the same terms and leave the old one alone."""
+    path = LayerPath.parse("0:0, 0:1 + 1:1*0.5", [0.9, 1.1])
+    other = path.with_scales([2.0, 3.0])
+    assert other.as_text() == path.as_text()
+    assert (path.scales, other.scales) == ([0.9, 1.1], [2.0, 3.0])
+
+
+def test_unique_layers_in_order_of_the_first_visit() -> None:
+    """Each visited layer is listed once, where the path first comes to it."""
+    path = LayerPath.parse("0:0-1, 1:1, 0:1, 0:0*0.5 + 1:0*0.5, 1:1")
+    assert path.unique_layers == [(0, 0), (0, 1), (1, 1), (1, 0)]
+
+
+def test_identity_runs_a_source_as_it_is() -> None:
+    """The identity path visits every layer of one source once, in order, with scale 1."""
+    assert LayerPath.identity(3, source=1) == LayerPath.parse("1:0-2", [1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (LayerPath.parse("0:0, 2:0"), "path[1]: source 2 of 2:0, but there are 2 sources (0 to 1)"),
+        (LayerPath.parse("0:3"), "path[0]: layer 3 of source 0, which has 3 layers (0 to 2)"),
+        (LayerPath.parse("0:2, 0:0 + 1:2*0.5"), "path[1]: layer 2 of source 1, which has 2 layers (0 to 1)"),
+        (LayerPath.of([(-1, 0)]), "path[0]: source -1 of -1:0, but there are 2 sources (0 to 1)"),
+        (LayerPath.of([(0, -1)]), "path[0]: layer -1 of source 0, which has 3 layers (0 to 2)"),
+    ],
+)
+def test_check_names_what_is_not_there(path: LayerPath, message: str) -> None:
+    """A term outside the sources is refused with the hop, the term and what there is."""
+    with pytest.raises(PathError) as caught:
+        path.check([3, 2])
+    assert str(caught.value) == message
+
+
+def test_check_accepts_every_layer_there_is() -> None:
+    """The first and last layers of all sources pass."""
+    LayerPath.parse("0:0-2, 1:1-0, 0:2*0.5 + 1:1").check([3, 2])

@@ -1,0 +1,284 @@
+"""Recipes: YAML and back, and every refusal as one line that names the key."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from hf_evomerge.errors import EvoMergeError, RecipeError
+from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe, SourceRef
+
+MERGE = "merge: {method: linear}\n"
+HEAD = "sources: [{model: a}, {model: b}]\n"
+
+FULL = Recipe(
+    sources=[SourceRef(model="org/日本語", revision="abc"), SourceRef(model="./folder with spaces")],
+    base=SourceRef(model="org/base"),
+    merge=MergePart(
+        method="dare_ties",
+        options={"normalize": False, "lambda": 1.5, "rescale": "l1", "t": {"embed": 0.1, "default": 0.2}},
+        sources=[1, 0],
+        parameters=[
+            {"weight": 1 / 3, "density": 1e-7},
+            {"weight": {"blocks.0-3": 0.1, "*o_proj*": [0.1, 0.7], "default": -2.0}, "density": [0.0, 1 / 3]},
+        ],
+    ),
+    flow=FlowPart(path=["2:0-3", "1:3", "0:1*0.5 + 1:1*0.5 x2"], scales=[0.1 + 0.2, *[1e-9] * 6], scale_target="mlp_delta"),
+    dtype="bfloat16",
+    seed=7,
+)
+
+
+def _refusal(text: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_yaml(text)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("recipe", [FULL, FULL.model_copy(update={"flow": None}), FULL.model_copy(update={"merge": None})])
+def test_yaml_gives_the_recipe_back(recipe: Recipe, tmp_path: Path) -> None:
+    """A recipe is read back from its YAML, from text and from a file, to the last bit of every number."""
+    recipe = recipe if recipe.merge is not None else Recipe(sources=FULL.sources, flow=FlowPart(path=["0:0-1"]))
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+
+
+def test_types_of_options_survive() -> None:
+    """A flag stays a flag, a number a number and a word a word on the way through YAML."""
+    options = Recipe.from_yaml(FULL.to_yaml()).merge.options  # type: ignore[union-attr]
+    assert {key: type(value) for key, value in options.items()} == {
+        "normalize": bool,
+        "lambda": float,
+        "rescale": str,
+        "t": dict,
+    }
+
+
+def test_text_is_golden() -> None:
+    """The YAML of a recipe is this text: in the order of the fields, without what is absent."""
+    recipe = Recipe(
+        sources=[SourceRef(model="a", revision="main"), SourceRef(model="b")],
+        flow=FlowPart(path="0:0-1, 1:1", scales=[1, 0.5, 1]),
+        seed=3,
+    )
+    assert recipe.to_yaml() == textwrap.dedent(
+        """\
+        sources:
+        - model: a
+          revision: main
+        - model: b
+        flow:
+          path:
+          - 0:0-1
+          - '1:1'
+          scales:
+          - 1.0
+          - 0.5
+          - 1.0
+          scale_target: stream
+          embedding_source: 0
+        seed: 3
+        """
+    )
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["1e5", "12e4567", "08", "007", "0x10", "1:30", "1_000", "true", "no", "null", "~", "2024-01-01", ".inf", "=", "+1", "0o7"],
+)
+def test_names_that_look_like_numbers_stay_names(word: str) -> None:
+    """A folder or a revision that looks like a number, a date or a flag is text again when it is read back."""
+    recipe = Recipe(sources=[SourceRef(model=word, revision=word)], merge=MergePart(method="linear"))
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "1", "12345"])
+def test_text_does_not_depend_on_the_hash_seed(hash_seed: str) -> None:
+    """The same recipe has the same text in every process."""
+    program = (
+        "import sys; from hf_evomerge.recipes.recipe import Recipe\n"
+        "sys.stdout.write(Recipe.from_yaml(sys.stdin.read()).to_yaml())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=FULL.to_yaml().encode(),
+        stdout=subprocess.PIPE,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.stdout.decode() == FULL.to_yaml()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["flow:\n  path:\n  - 0:0\n  - 1:3\n  - 1:30\n", "flow: {path: [0:0, 1:3, 1:30]}\n", "flow: {path: '0:0, 1:3, 1:30'}\n"],
+    ids=["block", "flow", "text"],
+)
+def test_unquoted_hops_are_hops(path: str) -> None:
+    """``1:30`` without quotes is layer 30 of source 1, not the base-60 number 90."""
+    recipe = Recipe.from_yaml(HEAD + path)
+    assert recipe.flow is not None
+    assert recipe.flow.path == ["0:0", "1:3", "1:30"]
+
+
+def test_a_single_unquoted_hop_is_a_path() -> None:
+    """A path of one hop may be written as a plain value."""
+    assert Recipe.from_yaml(HEAD + "flow: {path: 1:3}").flow == FlowPart(path=["1:3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", 1.0), ("-.5", -0.5), ("1e-3", 0.001), ("1E3", 1000.0), ("2.", 2.0), ("+1.5e+2", 150.0)]
+)
+def test_numbers_are_numbers(text: str, value: float) -> None:
+    """Integers, decimals and exponents with or without a point are read as numbers."""
+    recipe = Recipe.from_yaml(HEAD + f"merge: {{method: linear, options: {{x: {text}}}}}")
+    assert recipe.merge is not None
+    assert recipe.merge.options["x"] == value
+    assert not isinstance(recipe.merge.options["x"], str)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a mapping of keys to values, found NoneType"),
+        ("- a", "expected a mapping of keys to values, found list"),
+        ("hello", "expected a mapping of keys to values, found str"),
+        (HEAD, "neither 'merge' nor 'flow' is given; a recipe has at least one of them"),
+        (MERGE, "sources: Field required"),
+        ("sources: []\n" + MERGE, "sources: List should have at least 1 item"),
+        ("sources: [a]\n" + MERGE, "sources.0: Input should be a valid dictionary or instance of SourceRef (found 'a')"),
+        ("sources: [{model: ''}]\n" + MERGE, "sources.0.model: String should have at least 1 character (found '')"),
+        ("sources: [{model: 5}]\n" + MERGE, "sources.0.model: Input should be a valid string (found 5)"),
+        (HEAD + MERGE + "sed: 1", "sed: Extra inputs are not permitted (found 1)"),
+        (HEAD + MERGE + "seed: x", "seed: Input should be a valid integer"),
+        (HEAD + MERGE + "seed: 1.5", "seed: Input should be a valid integer"),
+        (HEAD + MERGE + "dtype: int8", "dtype: Input should be 'float32', 'float16' or 'bfloat16' (found 'int8')"),
+        (HEAD + "merge: {}", "merge.method: Field required"),
+        (HEAD + "merge: {method: linear, weight: 1}", "merge.weight: Extra inputs are not permitted (found 1)"),
+        (HEAD + "merge: {method: linear, sources: [0, 2]}", "merge.sources: 2 is not a source; there are 2, numbered from 0"),
+        (HEAD + "merge: {method: linear, sources: [-1]}", "merge.sources: -1 is not a source; there are 2, numbered from 0"),
+        (
+            HEAD + "merge: {method: linear, parameters: [{weight: 1}]}",
+            "merge.parameters: 1 mappings for 2 sources; give one per source",
+        ),
+        (HEAD + "merge: {method: linear, parameters: [{weight: .nan}, {}]}", "merge.parameters.0.weight"),
+        (HEAD + "merge: {method: linear, parameters: [{weight: .inf}, {}]}", "merge.parameters.0.weight"),
+        (HEAD + "merge: {method: linear, parameters: [{weight: [[1]]}, {}]}", "merge.parameters.0.weight"),
+        (HEAD + "merge: {method: linear, parameters: [{weight: [a]}, {}]}", "merge.parameters.0.weight"),
+        (HEAD + "merge: {method: linear, parameters: [{weight: {embed: {head: 1}}}, {}]}", "merge.parameters.0.weight"),
+        (HEAD + "flow: {path: [1]}", "flow.path.0: Input should be a valid string (found 1)"),
+        (HEAD + "flow: {path: []}", "flow.path: no hops; a path has at least one, such as 0:0-15"),
+        (HEAD + "flow: {path: [0:0, zero]}", "flow.path[1]: cannot read 'zero'; write SOURCE:LAYER"),
+        (HEAD + "flow: {path: 0:0-9999}", "flow.path[0]: 10000 hops; a path has between 1 and 4096 hops in all"),
+        (HEAD + "flow: {path: 0:0, scales: [1, 2]}", "flow.scales: 2 numbers for a path of 1 hops; give one per hop"),
+        (HEAD + "flow: {path: 0:0, scales: [.nan]}", "flow.scales.0: Input should be a finite number (found nan)"),
+        (
+            HEAD + "flow: {path: 0:0, scale_target: mlp}",
+            "flow.scale_target: Input should be 'stream' or 'mlp_delta' (found 'mlp')",
+        ),
+        (HEAD + "flow: {path: 2:0}", "flow: source 2 is not there; there are 2, numbered from 0"),
+        (HEAD + "flow: {path: 0:0 + 5:0*0.5}", "flow: source 5 is not there; there are 2, numbered from 0"),
+        (HEAD + "flow: {path: 0:0, embedding_source: 2}", "flow: source 2 is not there; there are 2, numbered from 0"),
+        (HEAD + "flow: {path: 0:0, embedding_source: -1}", "flow: source -1 is not there; there are 2, numbered from 0"),
+    ],
+)
+def test_refusals(text: str, message: str) -> None:
+    """Each wrong recipe is refused in one line that begins with the key and says what was there."""
+    assert _refusal(text).startswith(message)
+
+
+def test_the_merged_model_is_one_more_source() -> None:
+    """With a merge part the path may use the merged model, whose number is the number of sources, and no number above."""
+    recipe = Recipe.from_yaml(HEAD + MERGE + "flow: {path: '2:0, 0:1', embedding_source: 2}")
+    assert recipe.merge_sources == [0, 1]
+    assert _refusal(HEAD + MERGE + "flow: {path: 3:0}") == "flow: source 3 is not there; there are 3, numbered from 0"
+
+
+def test_several_complaints_are_one_line() -> None:
+    """All wrong keys are named at once."""
+    message = _refusal(HEAD + MERGE + "seed: x\nsed: 1")
+    assert "seed: " in message
+    assert "sed: " in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEAD + 'merge: !!python/object/apply:os.system ["touch FILE"]',
+        HEAD + 'merge: !!python/object/apply:subprocess.call [["touch", "FILE"]]',
+        HEAD + 'merge: !!python/object/new:os.system ["touch FILE"]',
+        HEAD + "merge: {method: !!python/name:os.system ''}",
+        HEAD + "merge: !!python/object:hf_evomerge.recipes.recipe.MergePart {method: linear}",
+        HEAD + "merge: {method: !!python/module:antigravity ''}",
+    ],
+)
+def test_tags_run_no_code(text: str, tmp_path: Path) -> None:
+    """YAML tags that would make Python objects are refused and nothing is run."""
+    file = tmp_path / "made"
+    assert _refusal(text.replace("FILE", str(file))).startswith("not valid YAML: ")
+    assert not file.exists()
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [",
+        "a: b: c",
+        "\tx: 1",
+        "a: \0",
+        "? [a]\n: b",
+        "[" * 5000,
+        HEAD + MERGE + "seed: 2024-13-45",
+        HEAD + MERGE + "seed: " + "9" * 5000,
+        HEAD + MERGE + "seed: !!int abc",
+        HEAD + MERGE + "seed: !!float abc",
+        "a: *nowhere",
+    ],
+    ids=range(11),
+)
+def test_broken_yaml(text: str) -> None:
+    """Text that YAML cannot read is a `RecipeError`, whatever YAML itself raises."""
+    assert _refusal(text).startswith("not valid YAML: ")
+
+
+def test_exponential_aliases_are_refused_in_a_short_line() -> None:
+    """Aliases that stand for billions of items neither take time nor fill the message."""
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+    begin = time.process_time()
+    for key in ("sed", "sources", "merge", "seed"):
+        assert len(_refusal(HEAD + MERGE + bomb.replace("a9:", f"{key}:"))) < 5_000
+    assert time.process_time() - begin < 2
+
+
+def test_a_file_is_named_in_every_complaint(tmp_path: Path) -> None:
+    """What is wrong with a file begins with the file's name: absent, no text, or wrong content."""
+    absent, binary, wrong = tmp_path / "absent.yaml", tmp_path / "binary.yaml", tmp_path / "wrong.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    wrong.write_text(HEAD + MERGE + "sed: 1")
+    for file, message in ((absent, "cannot be read"), (binary, "cannot be read"), (wrong, "sed: Extra inputs")):
+        with pytest.raises(RecipeError) as caught:
+            Recipe.load(file)
+        assert str(caught.value).startswith(f"{file}: {message}")
+
+
+def test_a_recipe_does_not_change() -> None:
+    """The fields of a recipe cannot be set once it is made."""
+    with pytest.raises(ValueError, match="frozen"):
+        FULL.seed = 1  # type: ignore[misc]
+
+
+def test_errors_are_of_the_package() -> None:
+    """A recipe's errors can be caught as the package's own."""
+    with pytest.raises(EvoMergeError):
+        Recipe.from_yaml(HEAD)

@@ -1,0 +1,103 @@
+"""Every worked example of docs/recipes.md is built, on a tiny family with as many layers as the examples have."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.mergekit import from_mergekit, to_mergekit
+from hf_evomerge.recipes.recipe import Recipe
+
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+MERGEKIT = re.findall(r"```yml\n(.*?)```", PAGE, re.DOTALL)
+FINE_TUNES = ("japanese-7b", "maths-7b", "maths-7b-instruct", "chat-7b-with-added-tokens")
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, fine-tunes of it, one of them with more tokens, and two adapters."""
+    folder = tmp_path_factory.mktemp("family")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 24, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 32}
+    base = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1))
+    base.save_pretrained(folder / "base-7b")
+    for name in FINE_TUNES:
+        tuned = LlamaForCausalLM(base.config)
+        with torch.no_grad():
+            for parameter, origin in zip(tuned.parameters(), base.parameters(), strict=True):
+                parameter.copy_(origin + 0.01 * torch.randn_like(origin))
+        if "added" in name:
+            tuned.resize_token_embeddings(27, mean_resizing=False)
+        tuned.save_pretrained(folder / name)
+    for name in ("japanese-lora", "maths-lora"):
+        get_peft_model(LlamaForCausalLM(base.config), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder / name)
+    return folder
+
+
+def local(text: str, family: Path) -> Recipe:
+    """The example on the tiny family: folders in place of repositories, without their revisions."""
+    recipe = Recipe.from_yaml(text).model_dump(exclude_none=True)
+    for ref in [*recipe["sources"], *([recipe["base"]] if "base" in recipe else [])]:
+        for key in ("model", "adapter"):
+            if key in ref:
+                ref[key] = str(family / Path(ref[key]).name)
+            ref.pop("revision" if key == "model" else "adapter_revision", None)
+    return Recipe.model_validate(recipe)
+
+
+def test_there_is_an_example_of_each_kind() -> None:
+    """Groups, gradients, patterns, stacks, paths, both, adapters, vocabularies and tokenizers are each shown."""
+    whole = "\n".join(BLOCKS)
+    for word in (
+        "blocks.0-15",
+        '"*self_attn*": [',
+        "slices:",
+        "path:",
+        "adapter:",
+        "vocabulary:",
+        "tokenizer:",
+        "chat_template:",
+    ):
+        assert word in whole, word
+    assert any("merge:" in block and "flow:" in block for block in BLOCKS)
+    assert len(BLOCKS) >= 9
+
+
+def test_the_mergekit_file_builds(family: Path, tmp_path: Path) -> None:
+    """The mergekit file that the page shows is read and built, without a word about what was left out."""
+    read = from_mergekit(MERGEKIT[0].replace("your-name/", f"{family}/"))
+    assert read.notes == []
+    model = AutoModelForCausalLM.from_pretrained(build_model(read.recipe, tmp_path / "out", progress=False))
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_every_example_builds(number: int, family: Path, tmp_path: Path) -> None:
+    """The example passes the check, is built, and the model loads and runs."""
+    recipe = local(BLOCKS[number], family)
+    assert check_recipe(recipe).startswith("fine: ")
+    model = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "out", progress=False))
+    assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+    shutil.rmtree(tmp_path / "out")
+
+
+def test_what_mergekit_can_say_is_said(family: Path) -> None:
+    """Of the examples those without groups, paths and vocabularies are written as mergekit files, and read back."""
+    written = 0
+    for block in BLOCKS:
+        if not re.search(r"blocks\.|flow:|vocabulary:", block):
+            recipe = local(block, family)
+            again = from_mergekit(to_mergekit(recipe)[0]).recipe
+            assert again.merge is not None
+            assert recipe.merge is not None
+            assert again.merge.method == recipe.merge.method
+            written += 1
+    assert written >= 4

@@ -1,0 +1,85 @@
+"""A hub on loopback for each test, and ways to talk to it: the client in this process, or a program of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, constants
+
+from hf_evomerge.local_hub import LocalHub
+
+Program = Callable[..., str]
+Connect = Callable[..., HfApi]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LocalHub]:
+    """A running hub: user `local` with the organisation `acme`, and user `visitor`, who owns nothing."""
+    hub = LocalHub(tmp_path / "hub", orgs=["acme"])
+    hub.add_user("visitor", "hf_visitor")
+    with hub:
+        yield hub
+
+
+@pytest.fixture
+def program(hub: LocalHub, tmp_path: Path) -> Program:
+    """Runs Python code in a process whose environment points at the hub, and gives what it printed.
+
+    `xet=False` sends large files by LFS; `check=False` gives output and errors of a program that fails.
+    """
+
+    def run(code: str, *arguments: str, xet: bool = True, check: bool = True) -> str:
+        environment = {**os.environ, **hub.environment(xet=xet, home=tmp_path / "client"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout if check else done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture
+def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
+    """Makes the client of this process one of a running hub, as the first user; `xet=False` sends large files by LFS.
+
+    The client reads its environment when it is imported: here its own constants are told what a new process reads there.
+    """
+
+    def go(hub: LocalHub, *, xet: bool = False) -> HfApi:
+        home = tmp_path / "client"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_XET_CACHE", str(home / "xet"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        return HfApi(endpoint=hub.endpoint, token=hub.token)
+
+    return go
+
+
+@pytest.fixture(params=["lfs", "xet"])
+def api(request: pytest.FixtureRequest, hub: LocalHub, connect: Connect) -> HfApi:
+    """The real client as user `local`, once with LFS and once with Xet."""
+    return connect(hub, xet=request.param == "xet")
+
+
+@pytest.fixture
+def lfs_api(hub: LocalHub, connect: Connect) -> HfApi:
+    """The real client as user `local`, with LFS: transfers go through the hub, so that they can be made to fail."""
+    return connect(hub)
+
+
+@pytest.fixture
+def visitor(hub: LocalHub) -> HfApi:
+    """The real client as user `visitor`. Give `cache_dir` where it downloads: the cache is user `local`'s."""
+    return HfApi(endpoint=hub.endpoint, token="hf_visitor")
