@@ -28,4 +28,4 @@ class SearchError(EvoMergeError):
 
 
 class HubError(EvoMergeError):
-    """A model cannot be published or fetched: the Hub, the licences or the folder do not allow it."""
+    """A model cannot be published or fetched: the Hub, the licenses or the folder do not allow it."""

@@ -164,7 +164,7 @@ class Page:
     def _recipe_tab(self) -> None:
         self.recipe = self._code("yaml", "recipe.yaml", "ev-recipe", max_lines=30)
         self.commands = self._code("shell", "Load, rebuild, fold", "ev-commands")
-        self.licences = gr.HTML("", elem_id="ev-licences")
+        self.licenses = gr.HTML("", elem_id="ev-licenses")
         self._code("latex", "Citation", "ev-citation", value=views.CITATION)
 
     def _code(self, language: Any, label: str, name: str, *, max_lines: int | None = None, value: str = "") -> gr.Code:
@@ -177,7 +177,7 @@ class Page:
         watched = blocks.load(self.do.watch, outputs=self.status, **FREE)
         watched.failure(self.do.state, outputs=self.status, **AT_ONCE)
         filled = [self.heading, self.prompt, self.samples, self.others, self.absent, self.path]
-        filled += [self.no_path, self.editor, self.way, self.prompt2, self.recipe, self.commands, self.licences]
+        filled += [self.no_path, self.editor, self.way, self.prompt2, self.recipe, self.commands, self.licenses]
         filled += [self.fitness, self.replayer, self.stage, self.generation, self.spread, self.best]
         edited = [self.way, self.picture, self.hop, self.scale, self.said, self.changed]
         blocks.load(self.fill, outputs=filled, **AT_ONCE).then(self.do.shown, self.way, edited[1:], **AT_ONCE)
@@ -245,7 +245,7 @@ class Page:
             self.fitness: views.fitness_view(published),
             self.recipe: published.recipe_text or "# the repository has no recipe.yaml",
             self.commands: views.commands(published),
-            self.licences: "<h2>Licences</h2>" + views.licences(published),
+            self.licenses: "<h2>Licenses</h2>" + views.licenses(published),
         }
 
     def _replayed(self, published: Published) -> dict[Any, Any]:

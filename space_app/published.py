@@ -38,7 +38,7 @@ class Parent:
         revision: Commit, where it is pinned.
         role: ``parent`` or ``base``.
         missing: Why it cannot be loaded; empty where it can.
-        licence: As its page on the Hub says; empty where that is not known.
+        license: As its page on the Hub says; empty where that is not known.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Parent:
     revision: str | None = None
     role: str = "parent"
     missing: str = ""
-    licence: str = ""
+    license: str = ""
 
 
 @dataclass(frozen=True)
@@ -356,13 +356,13 @@ def _parent(item: Mapping[str, Any], role: str, on_hub: bool) -> Parent:
     return Parent(label=label, model=model, revision=str(revision) if revision else None, role=role, missing=missing)
 
 
-def with_licences(found: Published) -> Published:
-    """The same with the parents' licences, as far as the Hub tells them; never fails."""
+def with_licenses(found: Published) -> Published:
+    """The same with the parents' licenses, as far as the Hub tells them; never fails."""
     from huggingface_hub import HfApi
 
     api = HfApi()
 
-    def licence(parent: Parent) -> str:
+    def license(parent: Parent) -> str:
         if parent.missing or not _REPO_ID.fullmatch(parent.model):
             return ""
         try:
@@ -371,4 +371,4 @@ def with_licences(found: Published) -> Published:
             return ""
         return "" if card is None else str(card.get("license_name") or card.get("license") or "")
 
-    return replace(found, parents=tuple(replace(parent, licence=licence(parent)) for parent in found.parents))
+    return replace(found, parents=tuple(replace(parent, license=license(parent)) for parent in found.parents))

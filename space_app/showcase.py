@@ -13,7 +13,7 @@ import edits
 import judge
 from loading import zero_gpu
 from models import EVOLVED, MAX_TOKENS, Host, Job, Piece, choices
-from published import Published, as_float, mapping, read, with_licences
+from published import Published, as_float, mapping, read, with_licenses
 from texts import Card, SpaceError, clean_prompt
 
 _REDRAW = 0.1  # seconds between two pictures of a growing answer
@@ -58,7 +58,7 @@ class Showcase:
             self.known.set()
         if self.host is not None and self.published is not None:
             self.host.start()
-            self.published = with_licences(self.published)
+            self.published = with_licenses(self.published)
 
     def status(self) -> tuple[str, str]:
         """The state (``busy``, ``ready`` or ``error``) and a line that says more."""

@@ -184,13 +184,13 @@ def commands(published: Published) -> str:
     return "\n".join(lines)
 
 
-def licences(published: Published) -> str:
-    """The licence of the model and those of its parents, as their pages say."""
+def licenses(published: Published) -> str:
+    """The license of the model and those of its parents, as their pages say."""
     card = published.card
     own = card.get("license_name") or card.get("license") or "not stated"
     rows = [(published.name, "this model", own, (published.revision or "")[:12])]
     for parent in published.parents:
-        licence = parent.licence or parent.missing or "see its page"
-        rows.append((parent.model, parent.role, licence, (parent.revision or "")[:12]))
-    caption = "Licences, as the models' pages state them"
-    return table(("model", "what it is", "licence", "revision"), rows, caption=caption, mark=0)
+        license = parent.license or parent.missing or "see its page"
+        rows.append((parent.model, parent.role, license, (parent.revision or "")[:12]))
+    caption = "Licenses, as the models' pages state them"
+    return table(("model", "what it is", "license", "revision"), rows, caption=caption, mark=0)

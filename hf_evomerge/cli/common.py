@@ -27,7 +27,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes that evaluate side 
 RepoId = Annotated[str, typer.Argument(help="The repository on the Hub, user/name.", show_default=False)]
 Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
 WithSpace = Annotated[bool, typer.Option("--space", help="Make a Gradio Space for the model as well, of the same name.")]
-Licence = Annotated[str | None, typer.Option("--license", help="A Hub identifier, in place of what follows from the parents'.")]
+License = Annotated[str | None, typer.Option("--license", help="A Hub identifier, in place of what follows from the parents'.")]
 NoModel = Annotated[bool, typer.Option("--no-model", help="Leave the recipe, but do not build the model.")]
 
 

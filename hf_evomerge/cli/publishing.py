@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import EvoMergeError
-from .common import Licence, Private, RepoId, WithSpace, app, one_line_errors, quiet
+from .common import License, Private, RepoId, WithSpace, app, one_line_errors, quiet
 
 if TYPE_CHECKING:
     from ..hub.push import PushOptions
@@ -29,7 +29,7 @@ def push(
     space: WithSpace = False,
     revision: Annotated[str | None, typer.Option(help="The branch to commit to; made where there is none.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
-    licence: Licence = None,
+    license: License = None,
     language: Annotated[list[str] | None, typer.Option(help="ISO 639 code for the card; may be given again.")] = None,
     published: Published = None,
     examples: Examples = 0,
@@ -54,7 +54,7 @@ def push(
             private=private,
             revision=revision,
             create_pr=create_pr,
-            licence=licence,
+            license=license,
             languages=tuple(language or ()),
             published=_folders(published or []),
             examples=examples,

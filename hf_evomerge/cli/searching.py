@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EvoMergeError
-from .common import Licence, NoModel, Out, Private, WithSpace, Workers, app, one_line_errors, quiet
+from .common import License, NoModel, Out, Private, WithSpace, Workers, app, one_line_errors, quiet
 
 if TYPE_CHECKING:
     from ..search.loop import Result
@@ -29,7 +29,7 @@ def search(
     push_to: Annotated[str | None, typer.Option(help="Publish the winner as user/name when the search ends.")] = None,
     space: WithSpace = False,
     private: Private = False,
-    licence: Licence = None,
+    license: License = None,
 ) -> None:
     """Evolve a merge, and leave the winner's recipe, the built model and pictures.
 
@@ -48,14 +48,14 @@ def search(
 
         quiet()
         config = SearchConfig.load(str(file))
-        if push_to is None and (space or private or licence):
+        if push_to is None and (space or private or license):
             raise EvoMergeError("--space, --private and --license say how to publish; name the repository with --push-to")
         if push_to is not None:
             from ..hub.push import PushOptions, check_push
 
             if no_model:
                 raise EvoMergeError("--push-to publishes the model, and --no-model builds none; leave one out")
-            options = PushOptions(private=private, licence=licence, space=space)
+            options = PushOptions(private=private, license=license, space=space)
             check_push(push_to, [*config.sources, *([config.base] if config.base is not None else [])], options)
         if dry_run:
             from ..search.run import plan_search

@@ -20,7 +20,7 @@ from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from .bundled import bundled
 from .commit import hub_errors, one_line
-from .licences import LicenceDecision
+from .licenses import LicenseDecision
 from .names import is_on_hub, parents_of, parts_of
 from .record import IMAGES_FOLDER, STUDY_JSON
 
@@ -91,7 +91,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def render_card(
     facts: CardFacts,
     repo_id: str,
-    licence: LicenceDecision,
+    license: LicenseDecision,
     *,
     languages: Sequence[str] = (),
 ) -> str:
@@ -100,7 +100,7 @@ def render_card(
     Args:
         facts: What is known of it.
         repo_id: Where it will be.
-        licence: What it goes out under.
+        license: What it goes out under.
         languages: ISO 639 codes, for the Hub's filters.
 
     Returns:
@@ -115,15 +115,15 @@ def render_card(
     environment.filters["cell"] = markdown_text
     try:
         template = environment.from_string((bundled("model_cards") / TEMPLATE).read_text(encoding="utf-8"))
-        body = template.render(**_values(facts, repo_id, licence))
+        body = template.render(**_values(facts, repo_id, license))
     except (jinja2.TemplateError, KeyError, TypeError) as cause:
         raise HubError(f"{TEMPLATE}: does not fit what is known of {repo_id}: {cause}") from cause
-    metadata = card_metadata(facts, repo_id, licence, languages).to_yaml()
+    metadata = card_metadata(facts, repo_id, license, languages).to_yaml()
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
     return f"---\n{metadata}\n---\n\n{body}\n"
 
 
-def card_metadata(facts: CardFacts, repo_id: str, licence: LicenceDecision, languages: Sequence[str] = ()) -> ModelCardData:
+def card_metadata(facts: CardFacts, repo_id: str, license: LicenseDecision, languages: Sequence[str] = ()) -> ModelCardData:
     """The part of the card that the Hub reads. Figures are given only where they were measured on a test split."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -149,19 +149,19 @@ def card_metadata(facts: CardFacts, repo_id: str, licence: LicenceDecision, lang
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["merge", "evomerge"],
-        license=licence.licence,
-        **_licence_terms(repo_id, licence),
+        license=license.license,
+        **_license_terms(repo_id, license),
         language=list(languages) or None,
         model_name=repo_id.rsplit("/", 1)[-1] if evaluations else None,
         eval_results=evaluations or None,
     )
 
 
-def metadata_text(repo_id: str, licence: LicenceDecision, languages: Sequence[str]) -> str:
+def metadata_text(repo_id: str, license: LicenseDecision, languages: Sequence[str]) -> str:
     """The part of a card that is known before there is a model, for `check_metadata`."""
     from huggingface_hub import ModelCardData
 
-    data = ModelCardData(license=licence.licence, language=list(languages) or None, **_licence_terms(repo_id, licence))
+    data = ModelCardData(license=license.license, language=list(languages) or None, **_license_terms(repo_id, license))
     return f"---\n{data.to_yaml()}\n---\n"
 
 
@@ -187,9 +187,9 @@ def check_metadata(card: str, repo_id: str, api: HfApi) -> None:
     )
 
 
-def _licence_terms(repo_id: str, licence: LicenceDecision) -> dict[str, Any]:
-    link = f"https://huggingface.co/{repo_id}#licences" if licence.licence == "other" else None
-    return {"license_name": licence.name, "license_link": licence.link or link}
+def _license_terms(repo_id: str, license: LicenseDecision) -> dict[str, Any]:
+    link = f"https://huggingface.co/{repo_id}#licenses" if license.license == "other" else None
+    return {"license_name": license.name, "license_link": license.link or link}
 
 
 def markdown_text(value: object) -> str:
@@ -197,7 +197,7 @@ def markdown_text(value: object) -> str:
     return _UNSAFE.sub(r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
 
 
-def _values(facts: CardFacts, repo_id: str, licence: LicenceDecision) -> dict[str, Any]:
+def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[str, Any]:
     recipe, study = facts.recipe, facts.study
     text = recipe.to_yaml().rstrip()
     version = (recipe.built.versions if recipe.built else {}).get("hf-evomerge", "")
@@ -208,7 +208,7 @@ def _values(facts: CardFacts, repo_id: str, licence: LicenceDecision) -> dict[st
         "kind": facts.kind,
         "architecture": facts.architecture,
         "images": facts.images,
-        "licence": licence,
+        "license": license,
         "recipe_yaml": text,
         "fence": "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))]),
         "version": version,

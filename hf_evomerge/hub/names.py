@@ -81,7 +81,7 @@ class PublicNames:
 
 
 def parts_of(ref: SourceRef) -> list[SourceRef]:
-    """The checkpoint that a reference names, and the adapter where it has one: what has a licence and an author of its own."""
+    """The checkpoint that a reference names, and the adapter where it has one: what has a license and an author of its own."""
     parts = [SourceRef(model=ref.model, revision=ref.revision)]
     if ref.adapter is not None:
         parts.append(SourceRef(model=ref.adapter, revision=ref.adapter_revision))

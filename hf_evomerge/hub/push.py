@@ -22,7 +22,7 @@ from ..search.run import MODEL_FOLDER
 from ..search.study import STUDY_FILE
 from .card import CardFacts, check_metadata, metadata_text, read_json, render_card
 from .commit import Commit, Content, Target, commit_files, file_sha256, hub_errors, unchanged
-from .licences import LicenceDecision, decide_licence, licence_of
+from .licenses import LicenseDecision, decide_license, license_of
 from .names import PublicNames, is_on_hub, parents_of, parts_of, weight_files
 from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, public_recipe, write_record
 
@@ -52,7 +52,7 @@ class PushOptions:
         private: Make a new repository private. One that exists and is public is refused.
         revision: The branch; made where there is none.
         create_pr: Open a pull request instead of committing to the branch; one that an earlier push opened is gone on with.
-        licence: A Hub identifier, in place of what follows from the parents' licences.
+        license: A Hub identifier, in place of what follows from the parents' licenses.
         languages: ISO 639 codes for the card.
         published: Where local source folders were published: ``{folder: repository}``.
         examples: How many problems of the test split to publish with the record.
@@ -63,7 +63,7 @@ class PushOptions:
     private: bool = False
     revision: str | None = None
     create_pr: bool = False
-    licence: str | None = None
+    license: str | None = None
     languages: Sequence[str] = ()
     published: Mapping[str, str] = field(default_factory=dict)
     examples: int = 0
@@ -78,14 +78,14 @@ class PushPlan:
     Attributes:
         repo_id: Where it goes.
         files: What each file in the repository is to hold.
-        licence: What it goes out under.
+        license: What it goes out under.
         warnings: What a reader should know before it is public, one line each.
         removed: Which files of an earlier winner go.
     """
 
     repo_id: str
     files: Mapping[str, Content]
-    licence: LicenceDecision
+    license: LicenseDecision
     warnings: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
 
@@ -96,7 +96,7 @@ class PushPlan:
 
     def to_text(self) -> str:
         """The plan, for people."""
-        lines = [f"{self.repo_id}: {len(self.files)} files, {self.size / 1e6:.1f} MB, licence {self.licence.title}"]
+        lines = [f"{self.repo_id}: {len(self.files)} files, {self.size / 1e6:.1f} MB, license {self.license.title}"]
         for name, content in sorted(self.files.items()):
             lines.append(f"  {(len(content) if isinstance(content, bytes) else content.stat().st_size):>14,}  {name}")
         lines += [f"  {'removed':>14}  {name}" for name in self.removed]
@@ -139,7 +139,7 @@ def push_model(
         progress: Whether to show a progress bar.
 
     Raises:
-        HubError: The folder cannot be published, the licences forbid it, or the Hub does not take it.
+        HubError: The folder cannot be published, the licenses forbid it, or the Hub does not take it.
 
     Example:
         >>> push_model("my-search", "me/my-merge", PushOptions(private=True)).model.url  # doctest: +SKIP
@@ -178,7 +178,7 @@ def describe_push(
 def check_push(repo_id: str, recipe_refs: Sequence[SourceRef], options: PushOptions, *, api: HfApi | None = None) -> None:
     """Refuse, before a search begins, what could not be pushed when it ends.
 
-    Checks the login, the name, what is there already, and the licences of the parents.
+    Checks the login, the name, what is there already, and the licenses of the parents.
 
     Args:
         repo_id: Where the winner is to go.
@@ -194,8 +194,8 @@ def check_push(repo_id: str, recipe_refs: Sequence[SourceRef], options: PushOpti
     _files_there(api, repo_id, options)
     names = PublicNames(api, options.published)
     parents = [part for ref in recipe_refs for part in parts_of(ref)]
-    licence = decide_licence([licence_of(_for_licence(ref, names), api) for ref in parents], options.licence)
-    check_metadata(metadata_text(repo_id, licence, options.languages), repo_id, api)
+    license = decide_license([license_of(_for_license(ref, names), api) for ref in parents], options.license)
+    check_metadata(metadata_text(repo_id, license, options.languages), repo_id, api)
 
 
 def plan_push(
@@ -217,7 +217,7 @@ def plan_push(
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
-    licence = decide_licence([licence_of(_for_licence(ref, names), api) for ref in parents_of(recipe)], options.licence)
+    license = decide_license([license_of(_for_license(ref, names), api) for ref in parents_of(recipe)], options.license)
     built = Built(
         versions={name: version(name) for name in _LIBRARIES}, sha256={file.name: file_sha256(file) for file in weights}
     )
@@ -230,12 +230,12 @@ def plan_push(
     public_recipe(recipe, names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
     _write_config(model, recipe, names, scratch / "config.json")
     if options.card:
-        card = render_card(CardFacts.of_folder(scratch), repo_id, licence, languages=options.languages)
+        card = render_card(CardFacts.of_folder(scratch), repo_id, license, languages=options.languages)
         check_metadata(card, repo_id, api)
         (scratch / CARD).write_text(card, encoding="utf-8")
     files.update({str(file.relative_to(scratch)): file for file in sorted(scratch.rglob("*")) if file.is_file()})
     removed = tuple(name for name in there if name not in files and _is_ours(name))
-    return PushPlan(repo_id, files, licence, tuple(_warnings(recipe, names, licence)), removed)
+    return PushPlan(repo_id, files, license, tuple(_warnings(recipe, names, license)), removed)
 
 
 def find_model(folder: Path) -> tuple[Path, Path | None]:
@@ -270,8 +270,8 @@ def check_login(api: HfApi, repo_id: str) -> None:
         api.whoami()
 
 
-def _for_licence(ref: SourceRef, names: PublicNames) -> SourceRef:
-    """Where to read a parent's licence: on the Hub, where it is published there."""
+def _for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
+    """Where to read a parent's license: on the Hub, where it is published there."""
     public = names(ref)
     return public if is_on_hub(public) else ref
 
@@ -375,7 +375,7 @@ def _write_config(model: Path, recipe: Recipe, names: PublicNames, file: Path) -
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _warnings(recipe: Recipe, names: PublicNames, licence: LicenceDecision) -> list[str]:
+def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> list[str]:
     warnings = []
     if local := list(dict.fromkeys(ref.model for ref in map(names, parents_of(recipe)) if not is_on_hub(ref))):
         warnings.append(
@@ -386,11 +386,11 @@ def _warnings(recipe: Recipe, names: PublicNames, licence: LicenceDecision) -> l
         f"{name}: not in the cache of this machine, so the recipe names what it holds now, which may not be what was merged"
         for name in names.guessed
     ]
-    if licence.licence == "other":
-        warnings.append(f"licence: {licence.reason} The card lists them; --license overrides it")
-    if licence.chosen:
-        terms = ", ".join(dict.fromkeys(f"{parent.model} {parent.title}" for parent in licence.parents))
-        warnings.append(f"licence: {licence.licence} is your choice; the parents' are: {terms}")
+    if license.license == "other":
+        warnings.append(f"license: {license.reason} The card lists them; --license overrides it")
+    if license.chosen:
+        terms = ", ".join(dict.fromkeys(f"{parent.model} {parent.title}" for parent in license.parents))
+        warnings.append(f"license: {license.license} is your choice; the parents' are: {terms}")
     return warnings
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-_LICENCES = """
+_LICENSES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
 afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-
 by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-
@@ -20,7 +20,7 @@ isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-
 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license fair-noncommercial-research-license llama2
 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma grok2-community unknown other
 """
-LICENCES = frozenset(_LICENCES.split())
+LICENSES = frozenset(_LICENSES.split())
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
 COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 SDKS = ("gradio", "streamlit", "docker", "static")
@@ -95,8 +95,8 @@ def _check_shared(card: dict[str, Any]) -> Iterator[str]:
     if isinstance(card.get("tags"), str):
         yield '"tags" must be an array'
     for name in _texts(card.get("license")):
-        if name not in LICENCES:
-            yield f'"license" must be one of [{", ".join(sorted(LICENCES))}]'
+        if name not in LICENSES:
+            yield f'"license" must be one of [{", ".join(sorted(LICENSES))}]'
     for name in _texts(card.get("language")):
         if name not in LANGUAGES and not re.fullmatch("[a-z]{2,3}", name):
             yield (

@@ -180,7 +180,7 @@ class Study:
             **options: The fields of `hf_evomerge.hub.push.PushOptions`, such as ``private`` and ``space``.
 
         Raises:
-            HubError: The search is not finished, the licences forbid it, or the Hub does not take it.
+            HubError: The search is not finished, the licenses forbid it, or the Hub does not take it.
 
         Example:
             >>> Study.open("my-search").push("me/my-merge", space=True)  # doctest: +SKIP

@@ -14,11 +14,11 @@ from huggingface_hub import ModelCard
 
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.card import CardFacts, render_card
-from hf_evomerge.hub.licences import ParentLicence, decide_licence
+from hf_evomerge.hub.licenses import ParentLicense, decide_license
 from hf_evomerge.recipes.recipe import Recipe
 
-PARENTS = [ParentLicence("u/a", "apache-2.0"), ParentLicence("u/b", "mit", link="https://example.org/mit")]
-LICENCE = decide_licence(PARENTS)
+PARENTS = [ParentLicense("u/a", "apache-2.0"), ParentLicense("u/b", "mit", link="https://example.org/mit")]
+LICENSE = decide_license(PARENTS)
 SHA = "0123456789abcdef0123456789abcdef01234567"
 SOURCES = [{"model": "u/a", "revision": SHA}, {"model": "u/b", "revision": SHA}]
 MERGE = {"method": "ties", "parameters": [{"weight": 0.5, "density": 0.5}, {"weight": 0.25, "density": 0.5}]}
@@ -74,7 +74,7 @@ def _facts(kind: str, *, study: dict[str, Any] | None = STUDY, images: tuple[str
 
 
 def _card(facts: CardFacts, **arguments: Any) -> ModelCard:
-    text = render_card(facts, "u/merge", LICENCE, **arguments)
+    text = render_card(facts, "u/merge", LICENSE, **arguments)
     assert "\n\n\n" not in text
     assert "{{" not in text
     assert "None" not in text
@@ -82,8 +82,8 @@ def _card(facts: CardFacts, **arguments: Any) -> ModelCard:
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_the_metadata_name_the_parents_and_the_licence(kind: str) -> None:
-    """The Hub reads all parents as base models of a merge, the task, the tags and the licence."""
+def test_the_metadata_name_the_parents_and_the_license(kind: str) -> None:
+    """The Hub reads all parents as base models of a merge, the task, the tags and the license."""
     data = _card(_facts(kind), languages=["ja"]).data.to_dict()
     assert data["base_model"] == ["u/a", "u/b", "u/base"]
     assert data["base_model_relation"] == "merge"
@@ -157,7 +157,7 @@ def test_it_reads_well_with_half_of_it_missing(kind: str, study: dict[str, Any] 
         assert (f"images/{image}" in card.text) == (image in images and (image != "fitness.png" or study is not None))
     assert "u/base" not in card.text
     headings = [line for line in card.text.splitlines() if line.startswith("## ")]
-    assert headings[-5:] == ["## Use it", "## Recipe", "## Limits", "## Licences", "## Citation"]
+    assert headings[-5:] == ["## Use it", "## Recipe", "## Limits", "## Licenses", "## Citation"]
 
 
 def test_loading_and_folding_are_explained_for_each_kind() -> None:
@@ -188,17 +188,17 @@ def test_the_recipe_is_there_and_says_whether_it_can_be_run() -> None:
     assert "does not say what it gave" in _card(_facts("ps", built=None)).text
 
 
-def test_licences_of_all_parents_are_listed() -> None:
-    """Every parent is in the table of licences, with the address or what is known of it; notices are named."""
+def test_licenses_of_all_parents_are_listed() -> None:
+    """Every parent is in the table of licenses, with the address or what is known of it; notices are named."""
     text = _card(_facts("ps")).text
     assert "| u/a | apache-2.0 |  |" in text
     assert "| u/b | mit | https://example.org/mit |" in text
     assert "notices are kept; they are in the parents' repositories: u/b: mit" in text
-    other = decide_licence([ParentLicence("u/a", "gemma"), ParentLicence("u/b", note="its card states no licence")])
+    other = decide_license([ParentLicense("u/a", "gemma"), ParentLicense("u/b", note="its card states no license")])
     card = ModelCard(render_card(_facts("ps"), "u/merge", other))
-    assert (card.data.license, card.data.license_name) == ("other", "licences-of-the-parents")
-    assert card.data.license_link == "https://huggingface.co/u/merge#licences"
-    assert "| u/b | unknown | its card states no licence |" in card.text
+    assert (card.data.license, card.data.license_name) == ("other", "licenses-of-the-parents")
+    assert card.data.license_link == "https://huggingface.co/u/merge#licenses"
+    assert "| u/b | unknown | its card states no license |" in card.text
 
 
 def test_text_from_outside_stays_text() -> None:
@@ -206,22 +206,22 @@ def test_text_from_outside_stays_text() -> None:
     study = copy.deepcopy(STUDY)
     hostile = "x | y <img src=q onerror=z> [l](javascript:0)\n# big {{ 7 * 7 }} `c`"
     study["results"]["rows"][0]["label"] = hostile
-    licence = decide_licence([ParentLicence(hostile, "apache-2.0"), ParentLicence("u/b", "mit", note=hostile)])
-    text = render_card(_facts("ps", study=study, sources=[{"model": hostile}, SOURCES[1]]), "u/merge", licence)
+    license = decide_license([ParentLicense(hostile, "apache-2.0"), ParentLicense("u/b", "mit", note=hostile)])
+    text = render_card(_facts("ps", study=study, sources=[{"model": hostile}, SOURCES[1]]), "u/merge", license)
     outside_recipe = text.split("<details>")[0].split("---\n", 2)[2] + text.split("</details>")[1]
     assert "<img" not in outside_recipe
     assert re.search(r"(?<!\\)\]\(javascript", outside_recipe) is None
     assert "\n# big" not in outside_recipe
     assert "49" not in outside_recipe
     (row,) = [line for line in outside_recipe.splitlines() if "-2.000" in line]
-    unknown = decide_licence([ParentLicence(hostile), ParentLicence("u/b", "mit")])
+    unknown = decide_license([ParentLicense(hostile), ParentLicense("u/b", "mit")])
     assert "<img" not in render_card(_facts("ps"), "u/merge", unknown)
     assert row.replace("\\|", "").count("|") == 5
 
 
 def test_a_hostile_recipe_cannot_leave_its_block() -> None:
     """A source's name that holds a code fence cannot end the block that shows the recipe."""
-    text = render_card(_facts("ps", sources=[{"model": "x\n```\n# out"}, SOURCES[1]]), "u/merge", LICENCE)
+    text = render_card(_facts("ps", sources=[{"model": "x\n```\n# out"}, SOURCES[1]]), "u/merge", LICENSE)
     block = text.split("````yaml\n")[1].split("\n````\n")[0]
     assert "```" in block
     assert yaml.safe_load(block)["sources"][0]["model"] == "x\n```\n# out"

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_evomerge.hub.card import CardFacts, render_card
-from hf_evomerge.hub.licences import ParentLicence, decide_licence
+from hf_evomerge.hub.licenses import ParentLicense, decide_license
 
 CARDS = Path(__file__).parents[2] / "model_cards" / "demo"
 SPACES = {"ps": "demo/evolved-ps", "dfs": "demo/evolved-dfs", "hybrid": "demo/evolved"}
@@ -25,8 +25,8 @@ FACTS = ("config.json", "recipe.yaml", "study.json")
 def _render(space: str) -> str:
     facts = CardFacts.of_folder(CARDS / space)
     parents = [*facts.recipe.sources, *([facts.recipe.base] if facts.recipe.base is not None else [])]
-    licence = decide_licence([ParentLicence(ref.model, "apache-2.0") for ref in parents])
-    return render_card(facts, SPACES[space], licence, languages=["ja"])
+    license = decide_license([ParentLicense(ref.model, "apache-2.0") for ref in parents])
+    return render_card(facts, SPACES[space], license, languages=["ja"])
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -286,14 +286,14 @@ def test_a_pull_request_is_gone_on_with(plain: Path, hub: LocalHub, lfs_api: HfA
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (PushOptions(licence="my own"), '"license" must be one of'),
+        (PushOptions(license="my own"), '"license" must be one of'),
         (PushOptions(languages=["japanese"]), '"japanese" is not valid'),
     ],
 )
 def test_metadata_that_the_hub_does_not_take_are_refused_first(
     plain: Path, hub: LocalHub, lfs_api: HfApi, options: PushOptions, complaint: str
 ) -> None:
-    """A licence or language that is none is refused by a dry run, before a search, and before anything is uploaded."""
+    """A license or language that is none is refused by a dry run, before a search, and before anything is uploaded."""
     for refused in (push_model, describe_push):
         with pytest.raises(HubError, match=complaint):
             refused(plain, "local/merge", options, api=lfs_api)
@@ -453,19 +453,19 @@ def _copy_with_recipe(tiny: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_licence_conflict_publishes_nothing(plain: Path, tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
-    """Parents whose licences contradict each other are refused before the repository is made, unless the user chooses."""
+def test_a_license_conflict_publishes_nothing(plain: Path, tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
+    """Parents whose licenses contradict each other are refused before the repository is made, unless the user chooses."""
     published = {}
-    for name, licence in (("a", "cc-by-sa-4.0"), ("b", "cc-by-nc-4.0")):
+    for name, license in (("a", "cc-by-sa-4.0"), ("b", "cc-by-nc-4.0")):
         lfs_api.create_repo(f"local/{name}")
         lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
-        card = f"---\nlicense: {licence}\n---\n".encode()
+        card = f"---\nlicense: {license}\n---\n".encode()
         lfs_api.upload_file(repo_id=f"local/{name}", path_in_repo="README.md", path_or_fileobj=card)
         published[str(tiny / name)] = f"local/{name}"
     with pytest.raises(HubError, match=r"local/a is under cc-by-sa-4.0.*local/b under cc-by-nc-4.0.*--license"):
         push_model(plain, "local/merge", PushOptions(published=published), api=lfs_api)
     assert not lfs_api.repo_exists("local/merge")
-    chosen = push_model(plain, "local/merge", PushOptions(published=published, licence="other"), api=lfs_api)
+    chosen = push_model(plain, "local/merge", PushOptions(published=published, license="other"), api=lfs_api)
     assert any("is your choice; the parents' are" in warning for warning in chosen.warnings)
 
 

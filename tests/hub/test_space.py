@@ -138,11 +138,11 @@ def test_a_search_pushes_its_winner_and_makes_the_space(
 def test_a_search_that_could_not_push_does_not_begin(
     search_settings: Callable[..., dict[str, Any]], tiny: Path, program: Callable[..., str], lfs_api: HfApi, tmp_path: Path
 ) -> None:
-    """Contradicting licences, and a login that is not there, stop the search before its first trial."""
+    """Contradicting licenses, and a login that is not there, stop the search before its first trial."""
     sources = []
-    for name, licence in (("a", "cc-by-sa-4.0"), ("b", "gemma")):
+    for name, license in (("a", "cc-by-sa-4.0"), ("b", "gemma")):
         lfs_api.create_repo(f"local/{name}")
-        card = f"---\nlicense: {licence}\n---\n".encode()
+        card = f"---\nlicense: {license}\n---\n".encode()
         lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
         lfs_api.upload_file(repo_id=f"local/{name}", path_in_repo="README.md", path_or_fileobj=card)
         sources.append({"model": f"local/{name}"})

@@ -36,16 +36,16 @@ GOOD: dict[str, tuple[str, dict[str, Any]]] = {
     "nothing else": ("model", {"license": "mit"}),
     "several parents": ("model", {"license": "apache-2.0", "base_model": ["a/x", "b/y.z_1"], "base_model_relation": "merge"}),
     "one parent": ("model", {"license": "cc-by-nc-sa-4.0", "base_model": "gpt2", "language": "ja"}),
-    "own licence": ("model", {"license": "other", "license_name": "x", "license_link": "LICENSE"}),
+    "own license": ("model", {"license": "other", "license_name": "x", "license_link": "LICENSE"}),
     "results": ("model", {"license": "mit", "model-index": INDEX}),
     "unknown keys": ("model", {"license": "mit", "mood": {"good": True}}),
     "special languages": ("dataset", {"license": "odbl", "language": ["code", "multilingual", "haw"]}),
     "a Space": ("space", {"sdk": "gradio", "sdk_version": 6.3, "colorFrom": "red", "title": "t", "pinned": False}),
 }
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
-    "licence": ("model", {"license": "Apache 2"}, '"license" must be one of'),
-    "licence of several": ("model", {"license": ["mit", "mine"]}, '"license" must be one of'),
-    "licence as a number": ("model", {"license": 2}, '"license" must be a string'),
+    "license": ("model", {"license": "Apache 2"}, '"license" must be one of'),
+    "license of several": ("model", {"license": ["mit", "mine"]}, '"license" must be one of'),
+    "license as a number": ("model", {"license": 2}, '"license" must be a string'),
     "tags as text": ("model", {"tags": "merge"}, '"tags" must be an array'),
     "tags of numbers": ("model", {"tags": ["merge", 7]}, '"tags" must be a string or an array of strings'),
     "a folder as parent": (
@@ -106,7 +106,7 @@ def test_metadata_that_is_none(head: str, message: str) -> None:
 
 
 def test_warnings() -> None:
-    """A missing head and a licence without its name are warned of."""
+    """A missing head and a license without its name are warned of."""
     assert check_card("# only text", "model").warnings == ["empty or missing yaml metadata in repo card"]
     assert check_card("", "model").warnings == ["empty or missing yaml metadata in repo card"]
     assert "license_name" in check_card(_card(license="other"), "model").warnings[0]

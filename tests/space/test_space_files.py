@@ -23,7 +23,7 @@ def _requirements() -> list[str]:
 
 
 def test_the_header_is_what_a_space_needs() -> None:
-    """The README's header names SDK, version, file, hardware, licence, and a description of at most 60 characters."""
+    """The README's header names SDK, version, file, hardware, license, and a description of at most 60 characters."""
     header = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert header["sdk"] == "gradio"
     assert re.fullmatch(r"6\.\d+\.\d+", header["sdk_version"])

@@ -182,10 +182,10 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
         study=study,
         trials=trials,
         card={"license": EVIL},
-        parents=(Parent(EVIL, EVIL, EVIL, licence=EVIL), Parent(EVIL, EVIL, missing=EVIL)),
+        parents=(Parent(EVIL, EVIL, EVIL, license=EVIL), Parent(EVIL, EVIL, missing=EVIL)),
         notes=(EVIL,),
     )
-    html = views.heading(found) + views.path_view(found) + views.fitness_view(found) + views.licences(found)
+    html = views.heading(found) + views.path_view(found) + views.fitness_view(found) + views.licenses(found)
     html += "".join(part for stage in ("ps", EVIL) for part in views.generation_view(found, stage, 0))
     html += (
         cards([Card(EVIL, EVIL, state="error", text=EVIL, note=EVIL)]) + message(EVIL) + table([EVIL], [[EVIL]], caption=EVIL)

@@ -103,7 +103,7 @@ def test_what_is_broken_is_left_out(broken: Callable[..., Path], name: str, text
     import views
 
     found = published.read(str(broken(**{name: text})))
-    for view in (views.heading, views.path_view, views.fitness_view, views.commands, views.licences, views.evolution_stages):
+    for view in (views.heading, views.path_view, views.fitness_view, views.commands, views.licenses, views.evolution_stages):
         view(found)
     assert found.path
     assert not Path("hacked").exists()

@@ -1,0 +1,192 @@
+"""Which license a merge may go out under, from the licenses of its parents. Decides only what is plain; not legal advice.
+
+Equal parents keep their license, permissive ones give apache-2.0 with notices. Everything else is left to the user: the card
+says ``other`` and lists the parents' licenses. What is known to contradict itself is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import yaml
+
+from ..checkpoints.model_folder import named_folder
+from ..errors import HubError
+from ..recipes.recipe import SourceRef
+from .commit import is_passing, one_line
+from .record import hide_folder, is_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+# Identifiers are those of https://huggingface.co/docs/hub/repositories-licenses
+PERMISSIVE: tuple[str, ...] = (
+    "apache-2.0",
+    "mit",
+    "bsd",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "bsd-3-clause-clear",
+    "isc",
+    "ncsa",
+    "zlib",
+)
+PERMISSIVE += ("unlicense", "cc0-1.0", "postgresql")
+_SHARE_ALIKE = ("cc-by-sa", "cc-by-nc-sa", "gpl", "agpl", "lgpl", "odbl", "osl", "eupl", "mpl", "epl", "cdla-sharing")
+UNKNOWN = "unknown"
+OTHER = "other"
+_OF_THE_PARENTS = "licenses-of-the-parents"  # the Hub wants a name where the license is `other`
+
+
+@dataclass(frozen=True)
+class ParentLicense:
+    """The license of one parent, as its repository states it.
+
+    Attributes:
+        model: The parent's repository, or the name of a folder.
+        license: The identifier; ``other`` for one with a name of its own, ``unknown`` where nothing is stated.
+        name, link: The name and address of a license without an identifier.
+        note: Why nothing is known.
+    """
+
+    model: str
+    license: str = UNKNOWN
+    name: str | None = None
+    link: str | None = None
+    note: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The license's own name where it has one, its identifier otherwise."""
+        return self.name or self.license
+
+    @property
+    def terms(self) -> tuple[str, str | None, str | None]:
+        """What must be equal for two licenses to be the same; an identifier says it all, but for ``other``."""
+        return (self.license, self.name, self.link) if self.license == OTHER else (self.license, None, None)
+
+    @property
+    def address(self) -> str | None:
+        """Where it can be read: a link to a file is one to a file of the parent."""
+        if self.link is None or "://" in self.link or "/" not in self.model:
+            return self.link
+        return f"https://huggingface.co/{quote(self.model)}/blob/main/{quote(self.link)}"
+
+
+@dataclass(frozen=True)
+class LicenseDecision:
+    """What the merge goes out under.
+
+    Attributes:
+        license: An identifier; ``other`` where the parents' licenses do not settle it.
+        name, link: Name and address of a license without an identifier.
+        parents: The parents' licenses.
+        reason: One sentence that says why.
+        chosen: Whether the user chose it.
+    """
+
+    license: str
+    reason: str
+    parents: tuple[ParentLicense, ...] = ()
+    name: str | None = None
+    link: str | None = None
+    chosen: bool = False
+    notices: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The license's own name where it has one, its identifier otherwise."""
+        return self.name or self.license
+
+
+def decide_license(parents: Sequence[ParentLicense], chosen: str | None = None) -> LicenseDecision:
+    """Decide under which license a merge may go out.
+
+    Args:
+        parents: The licenses of all sources and of the base.
+        chosen: The user's own choice, as a Hub identifier; it is taken as it is.
+
+    Raises:
+        HubError: The parents' licenses contradict each other, or forbid merges, and the user has chosen nothing.
+
+    Example:
+        >>> decide_license([ParentLicense("a", "mit"), ParentLicense("b", "apache-2.0")]).license
+        'apache-2.0'
+    """
+    parents = tuple(dict.fromkeys(parents))
+    if chosen is not None:
+        name = _OF_THE_PARENTS if chosen == OTHER else None
+        return LicenseDecision(chosen, "The publisher chose this license.", parents, name=name, chosen=True)
+    if conflict := _conflict(parents):
+        raise HubError(f"license: {conflict}; ask the authors, then pass --license with what you may use")
+    first = parents[0] if parents else ParentLicense("")
+    if first.license != UNKNOWN and (first.license != OTHER or first.name) and len({p.terms for p in parents}) == 1:
+        return LicenseDecision(first.license, "All parents are under this license.", parents, first.name, first.address)
+    if parents and all(parent.license in PERMISSIVE for parent in parents):
+        notices = tuple(f"{parent.model}: {parent.license}" for parent in parents if parent.license != "apache-2.0")
+        return LicenseDecision(
+            "apache-2.0", "All parents are under permissive licenses, whose notices are kept.", parents, notices=notices
+        )
+    unknown = [parent.model for parent in parents if parent.license in (UNKNOWN, OTHER)]
+    reason = (
+        f"The license of {', '.join(unknown)} is not stated in a known form."
+        if unknown
+        else "The parents are under different licenses."
+    )
+    return LicenseDecision(OTHER, f"{reason} The terms of all parents apply.", parents, name=_OF_THE_PARENTS)
+
+
+def _conflict(parents: Sequence[ParentLicense]) -> str | None:
+    """What is known to contradict itself, in one sentence."""
+    for parent in parents:
+        if "-nd-" in f"{parent.license}-":
+            return f"{parent.model} is under {parent.license}, which allows no derived works"
+    for parent in parents:
+        if not parent.license.startswith(_SHARE_ALIKE):
+            continue
+        for other in parents:
+            if other.terms != parent.terms and other.license not in (*PERMISSIVE, UNKNOWN, OTHER):
+                return (
+                    f"{parent.model} is under {parent.license}, which derived works must keep, and {other.model} under "
+                    f"{other.license}, which says otherwise"
+                )
+    return None
+
+
+def license_of(ref: SourceRef, api: HfApi) -> ParentLicense:
+    """The license that a parent's card states; ``unknown``, with a note, where there is none to read.
+
+    Raises:
+        HubError: The Hub does not answer, so that it is not known whether there is one.
+    """
+    from huggingface_hub import ModelCard
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    folder = named_folder(ref.model)
+    try:
+        if is_folder(ref.model):
+            if not folder.is_dir():
+                return ParentLicense(hide_folder(ref).model, note="the folder is not there any more")
+            if not (folder / "README.md").is_file():
+                return ParentLicense(folder.name, note="the folder has no README.md")
+            data = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
+            name = folder.name
+        else:
+            card = api.model_info(ref.model, revision=ref.revision).card_data
+            data, name = (card.to_dict() if card is not None else {}), ref.model
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError, yaml.YAMLError) as cause:
+        if is_passing(cause):
+            raise HubError(f"{ref.model}: its license cannot be read: {one_line(cause)}; try again later") from cause
+        return ParentLicense(ref.model, note=f"its card cannot be read: {' '.join(str(cause).split())[:120]}")
+    license = data.get("license")
+    if isinstance(license, list):
+        if len(license) > 1:
+            return ParentLicense(name, note=f"its card states several: {', '.join(map(str, license))}")
+        license = license[0] if license else None
+    if not isinstance(license, str) or not license.strip():
+        return ParentLicense(name, note="its card states no license")
+    texts = {key: value for key in ("license_name", "license_link") if isinstance(value := data.get(key), str)}
+    return ParentLicense(name, license.strip().lower(), texts.get("license_name"), texts.get("license_link"))
