@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,18 @@ def test_imports_point_one_way(file: Path) -> None:
         where = f"{file.relative_to(PACKAGE)}:{line} imports {name}"
         assert own not in ALLOWED or part in ALLOWED[own], where
         assert part not in FORBIDDEN.get(own, ()), where
+
+
+def test_merging_has_no_circle_of_imports() -> None:
+    """Within ``merging/`` no file imports, by way of others and for types alone, what imports it."""
+    files = {f"hf_evomerge.merging.{_dotted(file)}": file for file in (PACKAGE / "merging").rglob("*.py")}
+    edges = {name: {found for found, _ in _imports(file)} & set(files) for name, file in files.items()}
+    TopologicalSorter(edges).prepare()  # raises CycleError
+    assert edges["hf_evomerge.merging.methods.ties"] >= {"hf_evomerge.merging.registry", "hf_evomerge.merging.inputs"}
+
+
+def _dotted(file: Path) -> str:
+    return ".".join(file.relative_to(PACKAGE / "merging").with_suffix("").parts)
 
 
 def test_the_modelling_files_travel_alone() -> None:

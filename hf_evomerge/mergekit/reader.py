@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from ..errors import RecipeError
-from ..merging.registry import Parameter, check_part, check_sources, get_method
+from ..merging.checks import check_sources
+from ..merging.parameters import Parameter
+from ..merging.registry import check_part, get_method
 from ..recipes.recipe import Dtype, MergePart, Recipe, SlicePart, SourceRef
 from ..recipes.strict_yaml import read_yaml, shown, validate
 from .words import FIXED, REQUIRED, WITHOUT_BASE

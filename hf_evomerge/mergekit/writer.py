@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from ..errors import RecipeError
-from ..merging.registry import MergeMethod, get_method
+from ..merging.method import MergeMethod
+from ..merging.registry import get_method
 from ..recipes.recipe import MergePart, Recipe, SlicePart, SourceRef
 from .words import RANDOM, REQUIRED, WITHOUT_BASE
 

@@ -13,9 +13,10 @@ from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.headers import tensor_order
 from ..checkpoints.source import Source
 from ..errors import SourceError
-from ..recipes.recipe import ParameterValue, Recipe
+from ..recipes.recipe import ParameterValue
 from .arithmetic import ModelJob, TensorJob, memory_needed
-from .registry import check_sources, check_together, complete_options, complete_parameters, get_method
+from .checks import check_sources, check_together, complete_options, complete_parameters
+from .registry import get_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ class LiveMerger:
     """Merges sources into a model that stays in memory.
 
     Args:
-        sources: The sources that take part, in the order of the recipe's ``merge.sources``.
+        sources: The merged sources, in the order of the recipe's ``merge.sources``.
         base: The common ancestor, for methods that need one.
         method: Name of the merge method.
         options: Its global options; defaults where absent.
@@ -79,17 +80,6 @@ class LiveMerger:
             )
             self._jobs.append((job, parameter.data))
         self._model = ModelJob([job for job, _ in self._jobs])
-
-    @classmethod
-    def of(
-        cls, recipe: Recipe, model: PreTrainedModel, sources: list[Source], base: Source | None, **limits: int
-    ) -> LiveMerger:
-        """A merger for the method, options and seed of a recipe; `sources` are all of the recipe's, in its order."""
-        assert recipe.merge is not None
-        if recipe.merge.slices is not None or recipe.vocabulary not in (None, "refuse"):
-            raise SourceError("slices and other vocabularies change the model's shape; build the recipe with merge instead")
-        taking_part = [sources[index] for index in recipe.merge_sources]
-        return cls(taking_part, base, recipe.merge.method, recipe.merge.options, recipe.seed, model, **limits)
 
     def apply(self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None) -> None:
         """Overwrite the model's parameters with one merge.

@@ -1,6 +1,6 @@
-"""How closely the sources of a merge are related, seen in the same pass that merges them: lengths of task vectors, and angles.
+"""How closely the sources of a merge are related: lengths of task vectors and angles between them, from the merging pass.
 
-For a summary in words only: float32 products of a part of each large tensor, which do not go into the merged model.
+For a summary in words only: float32 inner products over a part of each large tensor. They do not affect the merged model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Facts about the rows of a tensor: inner products per row or column, and the ranks of magnitudes within a row.
+"""Statistics of the rows of a tensor: inner products per row or column, and the ranks of magnitudes within a row.
 
-A row is a vector along the last dimension: in a linear layer's weight, what one output unit reads. Like the facts about whole
+A row is a vector along the last dimension: in a linear layer's weight, what one output unit reads. Like those of whole
 tensors they depend on the tensor alone, and sums are float64 in a fixed order.
 """
 
@@ -69,13 +69,13 @@ class Lines:
 
 
 class Ranks:
-    """The rank of each element's magnitude within its row, from 0 for the smallest; of equal ones the first is smaller.
+    """The rank of each element's magnitude within its row, from 0 for the smallest; ties are ranked by position.
 
     Args:
         read: Reads a span of the tensor.
         numel: Number of elements of the tensor.
         width: Elements per row.
-        keep: Whether to hold on to all ranks (4 bytes each) for the next use.
+        keep: Whether to keep all ranks (4 bytes each) for the next use.
     """
 
     def __init__(self, read: Callable[[int, int], Tensor], numel: int, width: int, keep: bool = False) -> None:
@@ -87,7 +87,7 @@ class Ranks:
         self._block: NDArray[np.int32] = np.zeros(0, np.int32)
 
     def slice(self, start: int, stop: int) -> NDArray[np.int32]:
-        """The ranks of a span; the rows that it touches are looked at whole."""
+        """The ranks of a span; computed for all rows that it touches."""
         if start < self._first or stop > self._first + self._block.size:
             first = 0 if self.keep else start // self.width * self.width
             last = self.numel if self.keep else -(-stop // self.width) * self.width

@@ -1,4 +1,4 @@
-"""Facts about a whole tensor that a merge needs: the k-th largest magnitude, the random field of DARE, sums.
+"""Statistics of a whole tensor that a merge needs: the k-th largest magnitude, the random numbers of DARE, sums.
 
 Each of them is a function of the tensor, the seed and the tensor's name alone: not of threads, chunks, order or processor.
 Sums are float64 in a fixed order.
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEVELS = 1 << 16  # the field of DARE is made of 16-bit numbers
+LEVELS = 1 << 16  # DARE compares 16-bit random numbers with the density
 SUM_BLOCK = 1 << 16  # elements that are added up at a time: part of the definition of a sum
-_SAMPLE, _LARGE_SAMPLE = 1 << 14, 1 << 18  # elements that are looked at first, to guess a threshold
-_MARGIN = 2.0  # how far off the guess may be, in square roots of their number: four standard deviations or more
+_SAMPLE, _LARGE_SAMPLE = 1 << 14, 1 << 18  # elements that are sampled to guess a threshold
+_MARGIN = 2.0  # half-width of the guess in units of sqrt(sample size): four standard deviations or more
 _SELECT_AT_ONCE = 1 << 22  # larger tensors are counted into bins first: 16 MB of copies at most
 
 Positions = NDArray[np.signedinteger[Any]]
@@ -33,12 +33,12 @@ Blocks = Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Keeps the k elements of largest magnitude; of equal ones at the threshold those that come first.
+    """Keeps the k elements of largest magnitude; where magnitudes tie at the threshold, the earlier elements.
 
     Attributes:
         keeps_all: Whether nothing is cut.
-        threshold: The k-th largest magnitude: what is larger is kept.
-        end: Where what is exactly as large ceases to be kept: the position of the first of these elements that is cut.
+        threshold: The k-th largest magnitude; all larger ones are kept.
+        end: Position of the first element that is cut although its magnitude equals the threshold.
     """
 
     keeps_all: bool
@@ -65,7 +65,7 @@ class Magnitudes:
     Args:
         blocks: Yields the task vector.
         numel: Its number of elements.
-        keep: Whether to sort the magnitudes once and hold on to them (4 bytes each): every further k is then a look-up.
+        keep: Whether to sort the magnitudes once and keep them (4 bytes each): every further k is then a look-up.
         sample: Makes so many elements of the vector, spread over it; without it a large vector is read once more.
     """
 
@@ -129,7 +129,7 @@ class Magnitudes:
         return threshold, end
 
     def _position(self, blocks: Iterator[tuple[int, NDArray[np.float32]]], threshold: np.float32, count: int) -> int:
-        """The position of the element of exactly this magnitude that `count` others precede; at the end if there is none."""
+        """The position of number `count`, from 0, of the elements of just this magnitude; the end if there are fewer."""
         for start, block in blocks:
             equal = np.abs(block) == threshold
             found = int(np.count_nonzero(equal))
@@ -145,7 +145,7 @@ class Magnitudes:
         return values
 
     def _streamed(self, k: int) -> tuple[NDArray[np.float32], Positions, int] | None:
-        """As `_near`, without holding the vector; None where the guess is wrong, or too much is near it."""
+        """As `_near`, without holding the vector; None where the guess is wrong, or too many elements are near it."""
         if self.sample is None:
             return None
         low, high = _bracket(self.sample(_LARGE_SAMPLE), self.numel, k)
@@ -192,9 +192,9 @@ class Magnitudes:
 
 
 def _near(values: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], int]:
-    """Numbers around the `k`-th largest, and its rank among them: all of them where the guess is wrong.
+    """The numbers near the `k`-th largest, and its rank among them; all numbers where the guess from a sample is wrong.
 
-    Counting what is above a guess and picking what is near it costs less than selecting among all.
+    Counting the numbers above a guess and selecting among those near it costs less than selecting among all.
     """
     low, high = _bracket(values[:: sample_step(values.size, _SAMPLE)], values.size, k)
     above = values > high
@@ -204,14 +204,14 @@ def _near(values: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], int
 
 
 def _select(values: NDArray[np.float32], rank: int) -> tuple[np.float32, int]:
-    """The number of this rank, from 1 for the largest, and how many that are equal to it have no larger rank."""
+    """The number of this rank (1 is the largest), and how many numbers equal to it are among the `rank` largest."""
     ordered = np.partition(values, values.size - rank)
     threshold = ordered[values.size - rank]
     return threshold, rank - int(np.count_nonzero(ordered[values.size - rank :] > threshold))
 
 
 def _bracket(sample: NDArray[np.float32], numel: int, k: int) -> tuple[np.float32, np.float32]:
-    """Two magnitudes between which the `k`-th largest of a vector should lie, going by a sample of it."""
+    """Two magnitudes between which the `k`-th largest of a vector probably lies, estimated from a sample of it."""
     margin, place = int(_MARGIN * math.sqrt(sample.size)), int((numel - k) / numel * sample.size)
     low, high = max(0, place - margin), min(sample.size - 1, place + margin)
     ordered = np.partition(np.abs(sample), (low, high))
@@ -219,7 +219,7 @@ def _bracket(sample: NDArray[np.float32], numel: int, k: int) -> tuple[np.float3
 
 
 def sample_step(numel: int, count: int) -> int:
-    """The distance between about so many samples of a vector; odd, so that they are of all columns of a matrix."""
+    """The distance between `count` evenly spaced samples of a vector; odd, so that they hit all columns of a matrix."""
     return max(1, numel // count) | 1
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .registry import MergeMethod, Parameter, all_methods
+from .method import MergeMethod
+from .parameters import Parameter
+from .registry import all_methods
 
 
 def methods_table() -> str:

@@ -8,7 +8,7 @@ one of them, a run of blocks, or the attention or MLP half of a run of blocks. B
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -248,10 +248,3 @@ class Grouping:
             blocks = f"blocks.{first}" if first == last else f"blocks.{first}-{last}"
             keys += [f"{blocks}.attn", f"{blocks}.mlp"] if self.split_attention else [blocks]
         return [*keys, "head"]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys)
-
-    def key_of(self, tensor_name: str) -> str:
-        """The group that a tensor belongs to."""
-        return _select(tuple(self.keys), tensor_name)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SearchError
-from ..merging.registry import Parameter, get_method
+from ..merging.parameters import Parameter
+from ..merging.registry import get_method
 from ..recipes.layer_groups import Grouping
 from ..recipes.recipe import FlowPart, MergePart, ParameterValue, Recipe, SourceRef
 from ..routing.layout import FlowGenome, Layout

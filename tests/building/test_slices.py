@@ -13,8 +13,7 @@ from transformers import LlamaForCausalLM
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.building.merged import merge_checkpoint
-from hf_evomerge.errors import EvoMergeError, RecipeError, SourceError
-from hf_evomerge.merging.live import LiveMerger
+from hf_evomerge.errors import RecipeError, SourceError
 from hf_evomerge.recipes.recipe import Recipe
 
 
@@ -182,8 +181,8 @@ def test_what_cannot_be_stacked_is_refused(stack, tmp_path, slices, method, kind
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stack_is_checked_and_built_but_not_scored_in_memory(deep, tmp_path, load):
-    """The check says how many layers there will be, a path may run through the stack, and a live merge is refused."""
+def test_a_stack_is_checked_and_built(deep, tmp_path, load):
+    """The check says how many layers there will be, and a path may run through the stack."""
     data = {
         "sources": [{"model": str(deep / "source0")}, {"model": str(deep / "source1")}],
         "merge": {"method": "passthrough", "slices": [{"layers": ["0:0-3"]}, {"layers": ["1:2-3"]}]},
@@ -197,5 +196,3 @@ def test_a_stack_is_checked_and_built_but_not_scored_in_memory(deep, tmp_path, l
     )
     model = load(build_model(recipe, tmp_path / "out", progress=False))
     assert len(model.config.path) == 7
-    with pytest.raises(EvoMergeError, match="build the recipe with merge instead"):
-        LiveMerger.of(recipe, load(deep / "source0"), [], None)

@@ -34,6 +34,11 @@ def test_live_equals_checkpoint(
         assert torch.equal(found, wanted), name
 
 
+def merger_of(recipe, model, open_all):
+    """A merger of what the recipe names."""
+    return LiveMerger(*open_all(recipe), recipe.merge.method, recipe.merge.options, recipe.seed, model)
+
+
 def test_a_model_stays_where_it_is(family, make_recipe, open_all, load):
     """The parameters are overwritten in place: the tied head stays tied, and what refers to them sees the merge."""
     recipe = make_recipe(family, "task_arithmetic")
@@ -42,7 +47,7 @@ def test_a_model_stays_where_it_is(family, make_recipe, open_all, load):
     tokens = torch.arange(8)[None]
     with torch.no_grad():
         first = model(tokens).logits
-    merger = LiveMerger.of(recipe, model, *open_all(recipe))
+    merger = merger_of(recipe, model, open_all)
     merger.apply([{"weight": 0}, {"weight": 0}])
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, first)
@@ -58,7 +63,7 @@ def test_options_of_one_merge(family, make_recipe, open_all, load):
     """Options given to one merge hold for that merge alone."""
     recipe = make_recipe(family, "slerp", base=False)
     model = load(family / "base")
-    merger = LiveMerger.of(recipe, model, *open_all(recipe))
+    merger = merger_of(recipe, model, open_all)
     merger.apply([], {"t": 1.0})
     second = load(family / "source1")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), second.parameters(), strict=True))
@@ -87,7 +92,7 @@ def test_a_wrong_candidate_is_refused_and_changes_nothing(family, make_recipe, o
     """A candidate that is wrong raises before the first tensor is written, and the next one is fine."""
     recipe = make_recipe(family, "ties", options={"semantics": "paper"})
     model = load(family / "base")
-    merger = LiveMerger.of(recipe, model, *open_all(recipe))
+    merger = merger_of(recipe, model, open_all)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     with pytest.raises(RecipeError, match=message):
         merger.apply(parameters)
@@ -99,7 +104,7 @@ def test_parameters_that_do_not_go_together_change_nothing(family, make_recipe, 
     """Weights that cancel in one layer group are refused before the first tensor is written."""
     recipe = make_recipe(family, "linear")
     model = load(family / "base")
-    merger = LiveMerger.of(recipe, model, *open_all(recipe))
+    merger = merger_of(recipe, model, open_all)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     with pytest.raises(RecipeError, match="the weights of linear add up to 0; with normalize they must not be 0"):
         merger.apply([{"weight": {"default": 1, "blocks.1.mlp": -0.5}}, {"weight": 0.5}])

@@ -14,7 +14,8 @@ from method_cases import NAME, assert_close, deltas, exact, merge, tensors
 
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.arithmetic import ModelJob, TensorJob
-from hf_evomerge.merging.registry import all_methods, check_part, complete_options, complete_parameters, get_method
+from hf_evomerge.merging.checks import complete_options, complete_parameters
+from hf_evomerge.merging.registry import all_methods, check_part, get_method
 from hf_evomerge.recipes.recipe import MergePart
 
 TASK_VECTOR_METHODS = ["task_arithmetic", "ties", "dare_linear", "dare_ties"]
@@ -202,13 +203,13 @@ def test_ties_as_in_the_paper(normalize, opposed, keep):
     jobs = [TensorJob(f"{i}", method, base, tensors, seed=0, keep=keep) for i, (base, *tensors) in enumerate(columns)]
     values = complete_parameters(method, [{"weight": w, "density": d} for w, d in zip(weights, densities, strict=True)], 3)
     options = complete_options(method, {"semantics": "paper", "normalize": normalize, "lambda": 0.5})
-    facts = ModelJob(jobs).survey(values, options)
-    assert facts.majority == opposed
+    whole = ModelJob(jobs).survey(values, options)
+    assert whole.majority == opposed
     in_float64 = [[exact(tensor) for tensor in source] for source in sources]
     expected = reference.ties_paper([exact(base) for base in bases], in_float64, weights, densities, normalize, 0.5)
     for job, base, wanted in zip(jobs, bases, expected, strict=True):
         found = torch.empty_like(base)
-        job.run(values, options, found, model=facts)
+        job.run(values, options, found, model=whole)
         assert_close(found, wanted)
 
 
@@ -246,7 +247,7 @@ def test_equal_signs_and_full_density_give_the_weighted_mean(method):
 
 
 def test_ties_keeps_exactly_k_where_magnitudes_are_equal():
-    """Of elements of equal magnitude at the threshold those that come first stay, whatever the slices, sorted facts or not."""
+    """Where magnitudes tie at the threshold the earlier elements stay, whatever the slices, sorted or not."""
     base = torch.zeros(100)
     source = torch.tensor([1.0, -1.0] * 50)
     for keep, slice_size in itertools.product((False, True), (7, 1000)):

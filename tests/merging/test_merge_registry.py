@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from hf_evomerge.errors import EvoMergeError, RecipeError
-from hf_evomerge.merging.registry import METHODS, Parameter, all_methods, check_part, get_method, register_method
+from hf_evomerge.merging.parameters import Parameter
+from hf_evomerge.merging.registry import METHODS, all_methods, check_part, get_method, register_method
 from hf_evomerge.recipes.recipe import MergePart
 
 NAMES = ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"]

@@ -10,7 +10,8 @@ import torch
 from method_cases import CASES, IDS, NAME, RANDOM, merge, tensors
 
 from hf_evomerge.merging.arithmetic import ModelJob, TensorJob, memory_needed
-from hf_evomerge.merging.registry import all_methods, complete_options, complete_parameters, get_method
+from hf_evomerge.merging.checks import complete_options, complete_parameters
+from hf_evomerge.merging.registry import all_methods, get_method
 from hf_evomerge.recipes.layer_groups import resolve
 
 METHODS = sorted(all_methods())
@@ -96,7 +97,7 @@ def test_nothing_taken_leaves_the_base(method):
 @pytest.mark.parametrize("shape", [(515,), (5, 103), (103, 5), (5, 1), (3, 7, 11)])
 @pytest.mark.parametrize(("method", "parameters", "options"), ONE_TENSOR)
 def test_slices_and_what_is_kept_do_not_matter(method, parameters, options, shape):
-    """A tensor merged in slices of any size, with facts kept or made anew, has the same bits."""
+    """A tensor merged in slices of any size, with its statistics kept or computed again, has the same bits."""
     base, sources = tensors(len(parameters), size=int(np.prod(shape)))
     base, sources = base.view(shape), [source.view(shape) for source in sources]
     expected = merge(method, base, sources, parameters, options)
@@ -158,8 +159,8 @@ def test_the_memory_of_a_search_is_declared(method, parameters, options):
     inputs = [id(tensor) for tensor in [job._base, *job._inputs]]
     values, complete = complete_parameters(chosen, parameters, len(sources), 4), complete_options(chosen, options, 4)
     model = ModelJob([job])
-    facts = model.survey(values, complete)
-    job.run(values, complete, torch.empty(100, 1000), model=facts)
+    surveyed = model.survey(values, complete)
+    job.run(values, complete, torch.empty(100, 1000), model=surveyed)
     seen = list(inputs)
     found = held(job, seen) + held(model, seen)
     said = memory_needed(chosen, size, len(sources), with_base=True)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from hf_evomerge.merging.arithmetic import TensorJob
-from hf_evomerge.merging.registry import complete_options, complete_parameters, get_method
+from hf_evomerge.merging.checks import complete_options, complete_parameters
+from hf_evomerge.merging.registry import get_method
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 GROUPED = {"embed": 0.3, "blocks.0.attn": 0.9, "blocks.0.mlp": 0.1, "default": 0.6}

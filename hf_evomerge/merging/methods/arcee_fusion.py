@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..registry import Call, register_method
+from ..method import Call
+from ..registry import register_method
 from ..rows import Lines, row_spans
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import TensorJob
+    from ..inputs import TensorInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +36,22 @@ class Fusion:
         return vector.abs().mul_(self.divergence.slice(start, vector))
 
 
-def fusion(job: TensorJob, call: Call) -> Fusion:
+def fusion(inputs: TensorInputs, call: Call) -> Fusion:
     """The importance of a tensor's elements, and how much of it is enough."""
-    whole = Fusion(job.lines(np.concatenate([_divergence(job, *span) for span in row_spans(job.numel, job.width)])), math.inf)
-    order = job.derived("importance", lambda start, stop: whole.importance(job.tensor(0, start, stop), start))
-    q1, median, q3 = (order.largest(job.numel - math.floor(q * (job.numel - 1))) for q in (0.25, 0.5, 0.75))
+    whole = Fusion(
+        inputs.lines(np.concatenate([_divergence(inputs, *span) for span in row_spans(inputs.numel, inputs.width)])), math.inf
+    )
+    order = inputs.derived("importance", lambda start, stop: whole.importance(inputs.tensor(0, start, stop), start))
+    q1, median, q3 = (order.largest(inputs.numel - math.floor(q * (inputs.numel - 1))) for q in (0.25, 0.5, 0.75))
     return Fusion(whole.divergence, median + 1.5 * (q3 - q1))
 
 
-def _divergence(job: TensorJob, start: int, stop: int) -> NDArray[np.float64]:
+def _divergence(inputs: TensorInputs, start: int, stop: int) -> NDArray[np.float64]:
     """``sum p log(p / q)`` of each row, p and q being the softmax of the source's row and of the base's."""
-    origin = job.base(start, stop)
+    origin = inputs.base(start, stop)
     assert origin is not None
-    base = origin.numpy(force=True).astype(np.float64).reshape(-1, job.width)
-    p = _softmax(base + job.tensor(0, start, stop).numpy(force=True).reshape(-1, job.width)) + 1e-8
+    base = origin.numpy(force=True).astype(np.float64).reshape(-1, inputs.width)
+    p = _softmax(base + inputs.tensor(0, start, stop).numpy(force=True).reshape(-1, inputs.width)) + 1e-8
     q = _softmax(base) + 1e-8
     return np.maximum((p * np.log(p / q)).sum(axis=1), 0.0)
 
@@ -62,5 +65,5 @@ def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def arcee_fusion(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
     """The base, and the source's elements where ``abs(d)`` times the divergence of their row is far above the median."""
     assert base is not None
-    taken = call.facts.importance(vectors[0], call.start).ge(call.facts.threshold)
+    taken = call.prepared.importance(vectors[0], call.start).ge(call.prepared.threshold)
     return vectors[0].mul(taken).add_(base)

@@ -6,14 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..registry import Call, Parameter, register_method
+from ..method import Call
+from ..parameters import Parameter
+from ..registry import register_method
 from ..statistics import Cut
 from .common import DENSITY, LAMBDA, NORMALIZE, TRIM_RESCALE, WEIGHT, Sparse, add_sparse, l1_factor, vote_sparse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import TensorJob
+    from ..inputs import TensorInputs
 
 GAMMA = Parameter(
     "gamma",
@@ -46,21 +48,21 @@ class Band:
         return kept if self.top is None else kept.sub_(self.top.apply(vector, start))  # x - x = 0: exact
 
 
-def bands(job: TensorJob, call: Call) -> list[Sparse]:
+def bands(inputs: TensorInputs, call: Call) -> list[Sparse]:
     """Per source the band of the ``floor(rho N)`` elements next to the ``floor(gamma N)`` largest, and its factor.
 
     With density 1 all are kept, the largest included.
     """
-    return [_band(job, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
+    return [_band(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
 
 
-def _band(job: TensorJob, index: int, values: dict[str, float], rescale: str) -> Sparse:
-    kept = math.floor(values["density"] * job.numel)
+def _band(inputs: TensorInputs, index: int, values: dict[str, float], rescale: str) -> Sparse:
+    kept = math.floor(values["density"] * inputs.numel)
     if values["weight"] == 0 or kept == 0:
         return None
-    top = min(math.floor(values["gamma"] * job.numel), job.numel - kept)
-    band = Band(job.cut(index, top + kept), job.cut(index, top) if top > 0 else None)
-    return band, 1.0 if rescale == "none" or kept == job.numel else l1_factor(job, index, band)
+    top = min(math.floor(values["gamma"] * inputs.numel), inputs.numel - kept)
+    band = Band(inputs.cut(index, top + kept), inputs.cut(index, top) if top > 0 else None)
+    return band, 1.0 if rescale == "none" or kept == inputs.numel else l1_factor(inputs, index, band)
 
 
 @register_method("breadcrumbs", parameters=_PARAMETERS, task_vectors=True, prepare=bands, memory=4)

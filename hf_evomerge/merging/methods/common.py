@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from ..registry import Call, Parameter
+from ..method import Call
+from ..parameters import Parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import TensorJob
+    from ..inputs import TensorInputs
 
 WEIGHT = Parameter(
     "weight",
@@ -138,16 +139,16 @@ def onto_base(base: Tensor | None, mixed: Tensor, call: Call) -> Tensor:
     return mixed.add_(base)
 
 
-def l1_factor(job: TensorJob, index: int, mask: Sparsifier) -> float:
+def l1_factor(inputs: TensorInputs, index: int, mask: Sparsifier) -> float:
     """What restores the sum of the absolute values after a mask."""
-    kept = job.sum_abs(index, mask.apply)
-    return job.sum_abs(index) / kept if kept > 0 else 1.0
+    kept = inputs.sum_abs(index, mask.apply)
+    return inputs.sum_abs(index) / kept if kept > 0 else 1.0
 
 
 def sparse(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]]:
-    """The task vectors that ``call.facts`` leaves, as new tensors, and their weights."""
+    """The task vectors that ``call.prepared`` leaves, as new tensors, and their weights."""
     parts, weights = [], []
-    for vector, weight, kept in zip(vectors, call.weights, call.facts, strict=True):
+    for vector, weight, kept in zip(vectors, call.weights, call.prepared, strict=True):
         if kept is not None:
             mask, factor = kept
             part = mask.apply(vector, call.start)
@@ -157,7 +158,7 @@ def sparse(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]
 
 
 def add_sparse(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
-    """Task arithmetic on what ``call.facts`` leaves of the task vectors."""
+    """Task arithmetic on what ``call.prepared`` leaves of the task vectors."""
     parts, weights = sparse(vectors, call)
     mixed = weighted_sum(parts, weights) if parts else vectors[0].new_zeros(vectors[0].shape)
     if call.options["normalize"]:
@@ -166,7 +167,7 @@ def add_sparse(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor
 
 
 def vote_sparse(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
-    """The vote of TIES on what ``call.facts`` leaves of the task vectors."""
+    """The vote of TIES on what ``call.prepared`` leaves of the task vectors."""
     parts, weights = sparse(vectors, call)
     for part, weight in zip(parts, weights, strict=True):
         part.mul_(weight)

@@ -8,31 +8,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..registry import Call, register_method
+from ..method import Call
+from ..registry import register_method
 from .common import DENSITY, DROP_RESCALE, LAMBDA, NORMALIZE, WEIGHT, Sparse, add_sparse, l1_factor, vote_sparse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import TensorJob
+    from ..inputs import TensorInputs
 
 _PARAMETERS = [WEIGHT, DENSITY, NORMALIZE, LAMBDA, DROP_RESCALE]
 
 
-def drops(job: TensorJob, call: Call) -> list[Sparse]:
+def drops(inputs: TensorInputs, call: Call) -> list[Sparse]:
     """Per source the mask that keeps each element with probability rho, and the factor that makes up for the rest."""
-    return [_drop(job, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
+    return [_drop(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
 
 
-def _drop(job: TensorJob, index: int, values: dict[str, float], rescale: str) -> Sparse:
-    drop = job.drop(index, values["density"])
+def _drop(inputs: TensorInputs, index: int, values: dict[str, float], rescale: str) -> Sparse:
+    drop = inputs.drop(index, values["density"])
     if values["weight"] == 0 or drop.limit == 0:
         return None
     factor = 1.0
     if rescale == "expected":
         factor = drop.levels / drop.limit
     elif rescale == "l1" and not drop.keeps_all:
-        factor = l1_factor(job, index, drop)
+        factor = l1_factor(inputs, index, drop)
     return drop, factor
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..registry import Call, Parameter, register_method
+from ..method import Call
+from ..parameters import Parameter
+from ..registry import register_method
 from .common import DENSITY, DROP_RESCALE, LAMBDA, NORMALIZE, WEIGHT, Sparse, add_sparse, l1_factor, vote_sparse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import TensorJob
+    from ..inputs import TensorInputs
 
 EPSILON = Parameter(
     "epsilon",
@@ -32,20 +34,20 @@ RESCALE = replace(
 _PARAMETERS = [WEIGHT, DENSITY, EPSILON, NORMALIZE, LAMBDA, RESCALE]
 
 
-def drops(job: TensorJob, call: Call) -> list[Sparse]:
+def drops(inputs: TensorInputs, call: Call) -> list[Sparse]:
     """Per source the mask of MagPrune (section 3 of the paper), and the factor that makes up for what is dropped."""
-    return [_drop(job, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
+    return [_drop(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
 
 
-def _drop(job: TensorJob, index: int, values: dict[str, float], rescale: str) -> Sparse:
+def _drop(inputs: TensorInputs, index: int, values: dict[str, float], rescale: str) -> Sparse:
     rho, epsilon = values["density"], values["epsilon"]
     if values["weight"] == 0 or rho == 0:
         return None
     if rho == 1:
-        return job.drop(index, rho), 1.0
-    drop = job.rank_drop(index, lambda relative: rho - epsilon + 2 * epsilon * relative)
+        return inputs.drop(index, rho), 1.0
+    drop = inputs.rank_drop(index, lambda relative: rho - epsilon + 2 * epsilon * relative)
     drop.divide = rescale == "expected"
-    return drop, l1_factor(job, index, drop) if rescale == "l1" else 1.0
+    return drop, l1_factor(inputs, index, drop) if rescale == "l1" else 1.0
 
 
 @register_method(

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..registry import Call, Parameter, register_method
+from ..method import Call
+from ..parameters import Parameter
+from ..registry import register_method
 from .common import WEIGHT, divisor, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import TensorJob
+    from ..inputs import TensorInputs
 
 MAX_ITER = Parameter("max_iter", "number", 10.0, "global", "Number of steps at most.", low=0.0)
 TOL = Parameter(
@@ -28,7 +30,7 @@ TOL = Parameter(
 )
 
 
-def coefficients(job: TensorJob, call: Call) -> list[float]:
+def coefficients(inputs: TensorInputs, call: Call) -> list[float]:
     """The factors of the tensors.
 
     Every step of the iteration is a linear combination of the unit vectors ``u_i``, so it is done on their coefficients, with
@@ -40,12 +42,12 @@ def coefficients(job: TensorJob, call: Call) -> list[float]:
     total = divisor(call.weights)
     alphas = [weight / total for weight in call.weights]
     there = [index for index in range(count) if alphas[index] != 0]
-    lengths = {index: math.sqrt(job.product(index, index)) for index in there}
+    lengths = {index: math.sqrt(inputs.product(index, index)) for index in there}
     scale = sum(alphas[index] * lengths[index] for index in there)
     valid = [index for index in there if lengths[index] > tol]
     if not valid:
         return [0.0] * count
-    gram = np.array([[job.product(min(a, b), max(a, b)) / (lengths[a] * lengths[b]) for b in valid] for a in valid])
+    gram = np.array([[inputs.product(min(a, b), max(a, b)) / (lengths[a] * lengths[b]) for b in valid] for a in valid])
     mean = _mean(np.array([alphas[index] for index in valid]), gram, int(call.options["max_iter"]), tol)
     factors = [0.0] * count
     for index, factor in zip(valid, mean, strict=True):
@@ -80,4 +82,4 @@ def _mean(alphas: NDArray[np.float64], gram: NDArray[np.float64], max_iter: int,
 @register_method("karcher", parameters=[replace(WEIGHT, low=0.0), MAX_ITER, TOL], prepare=coefficients)
 def karcher(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
     """Karcher mean: the direction whose squared angles to the sources are least, at their mean length; per tensor. No base."""
-    return weighted_sum(sources, call.facts)
+    return weighted_sum(sources, call.prepared)

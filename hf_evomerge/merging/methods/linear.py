@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import RecipeError
 from ...recipes.layer_groups import resolve
-from ..registry import Call, register_method
+from ..method import Call
+from ..registry import register_method
 from .common import NORMALIZE, WEIGHT, weighted_sum
 
 if TYPE_CHECKING:

@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..registry import Call, Parameter, register_method
+from ..method import Call
+from ..parameters import Parameter
+from ..registry import register_method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import TensorJob
+    from ..inputs import TensorInputs
     from ..rows import Lines
 
 FILTER_WISE = Parameter("filter_wise", "flag", False, "global", "One angle per row of a tensor, rather than one per tensor.")
 
 
-def ratio(job: TensorJob, call: Call) -> float | Lines:
+def ratio(inputs: TensorInputs, call: Call) -> float | Lines:
     """The interpolation ratio ``t = N cos(theta) / (1 + (N - 1) cos(theta))``, theta being the mean angle between sources."""
     rows, count = call.options["filter_wise"], len(call.sources)
 
     def inner(left: int, right: int) -> NDArray[np.float64]:
-        return job.line_products(left, right) if rows else np.array([job.product(left, right)])
+        return inputs.line_products(left, right) if rows else np.array([inputs.product(left, right)])
 
     cosines = [
         # The floor is mergekit's: task vectors that are nearly 0 count as perpendicular
@@ -35,7 +37,7 @@ def ratio(job: TensorJob, call: Call) -> float | Lines:
     below = 1 + (count - 1) * cosine
     singular = np.abs(below) < 1e-6  # no finite ratio: the base stays
     t = np.where(singular, 0.0, count * cosine / np.where(singular, 1.0, below))
-    return job.lines(t) if rows else float(t[0])
+    return inputs.lines(t) if rows else float(t[0])
 
 
 @register_method("model_stock", parameters=[FILTER_WISE], task_vectors=True, prepare=ratio, count=(2, None))
@@ -46,5 +48,5 @@ def model_stock(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tenso
     for vector in vectors[1:]:
         mean.add_(vector)
     mean.div_(len(vectors))
-    t = call.facts
+    t = call.prepared
     return mean.mul_(t if isinstance(t, float) else t.slice(call.start, mean)).add_(base)

@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ..registry import Call, Parameter, register_method
+from ..method import Call
+from ..parameters import Parameter
+from ..registry import register_method
 from .common import WEIGHT, divisor, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import TensorJob
+    from ..inputs import TensorInputs
 
 NORMALIZE_WEIGHTS = Parameter("normalize_weights", "flag", True, "global", "Divide the weights by their sum.")
 
 
-def coefficients(job: TensorJob, call: Call) -> list[float]:
+def coefficients(inputs: TensorInputs, call: Call) -> list[float]:
     """The factors of the tensors: ``u_i = x_i / |x_i|``, ``m = sum w_i u_i``, result ``m / |m| * sum w_i |x_i|``."""
     weights = call.weights
     if len(weights) == 1:
@@ -29,9 +31,9 @@ def coefficients(job: TensorJob, call: Call) -> list[float]:
         total = divisor(weights)
         weights = [weight / total for weight in weights]
     there = [index for index, weight in enumerate(weights) if weight != 0]
-    lengths = {index: math.sqrt(job.product(index, index)) for index in there}
+    lengths = {index: math.sqrt(inputs.product(index, index)) for index in there}
     shares = {index: weights[index] / (lengths[index] + 1e-8) for index in there}
-    square = sum(shares[a] * shares[b] * job.product(min(a, b), max(a, b)) for a in there for b in there)
+    square = sum(shares[a] * shares[b] * inputs.product(min(a, b), max(a, b)) for a in there for b in there)
     if square < 1e-14:  # opposite directions cancel: a straight line, as mergekit has it for two sources
         return weights
     factor = sum(weights[index] * lengths[index] for index in there) / math.sqrt(square)
@@ -47,5 +49,5 @@ def coefficients(job: TensorJob, call: Call) -> list[float]:
 )
 def multislerp(base: Tensor | None, tensors: list[Tensor], call: Call) -> Tensor:
     """Weighted mean on the sphere, of the sources or, where a base is given, of their task vectors; per tensor."""
-    mixed = weighted_sum(tensors, call.facts)
+    mixed = weighted_sum(tensors, call.prepared)
     return mixed if base is None else mixed.add_(base)

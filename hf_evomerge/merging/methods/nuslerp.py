@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..registry import Call, Parameter, register_method
+from ..method import Call
+from ..parameters import Parameter
+from ..registry import register_method
 from .common import WEIGHT, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import TensorJob
+    from ..inputs import TensorInputs
     from ..rows import Lines
 
 Numbers = NDArray[np.float64]
@@ -29,17 +31,17 @@ ROW_WISE = Parameter(
 )
 
 
-def coefficients(job: TensorJob, call: Call) -> list[float] | list[Lines]:
+def coefficients(inputs: TensorInputs, call: Call) -> list[float] | list[Lines]:
     """The factors of the two tensors; numbers, or one per row or column."""
     first, second = call.weights
     total = first + second
     t = 0.5 if abs(total) < 1e-6 else second / total
     if call.options["nuslerp_flatten"]:
-        products = [np.array([job.product(a, b)]) for a, b in ((0, 0), (1, 1), (0, 1))]
+        products = [np.array([inputs.product(a, b)]) for a, b in ((0, 0), (1, 1), (0, 1))]
         return [float(factor[0]) for factor in _arc(t, *products)]
     columns = call.options["nuslerp_row_wise"]
-    products = [job.line_products(a, b, columns) for a, b in ((0, 0), (1, 1), (0, 1))]
-    return [job.lines(factor, columns) for factor in _arc(t, *products)]
+    products = [inputs.line_products(a, b, columns) for a, b in ((0, 0), (1, 1), (0, 1))]
+    return [inputs.lines(factor, columns) for factor in _arc(t, *products)]
 
 
 def _arc(t: float, first: Numbers, second: Numbers, dot: Numbers) -> list[Numbers]:
@@ -61,10 +63,10 @@ def _arc(t: float, first: Numbers, second: Numbers, dot: Numbers) -> list[Number
 )
 def nuslerp(base: Tensor | None, tensors: list[Tensor], call: Call) -> Tensor:
     """Spherical interpolation of two sources, or of their task vectors where a base is given; ``t = w_2 / (w_1 + w_2)``."""
-    facts = call.facts
-    if isinstance(facts[0], float):
-        mixed = weighted_sum(tensors, facts)
+    factors = call.prepared
+    if isinstance(factors[0], float):
+        mixed = weighted_sum(tensors, factors)
     else:
-        first, second = (tensor.mul(lines.slice(call.start, tensor)) for tensor, lines in zip(tensors, facts, strict=True))
+        first, second = (tensor.mul(lines.slice(call.start, tensor)) for tensor, lines in zip(tensors, factors, strict=True))
         mixed = first.add_(second)
     return mixed if base is None else mixed.add_(base)

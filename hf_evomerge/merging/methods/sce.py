@@ -6,14 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..registry import Call, Parameter, register_method
+from ..method import Call
+from ..parameters import Parameter
+from ..registry import register_method
 from ..statistics import Cut, inner_product
 from .common import agreeing, elect
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import TensorJob
+    from ..inputs import TensorInputs
 
 SELECT_TOPK = Parameter(
     "select_topk",
@@ -71,42 +73,42 @@ def selected(vectors: list[Tensor], cut: Cut | None, start: int) -> list[Tensor]
     return [vector.mul(mask) for vector in vectors]
 
 
-def selection(job: TensorJob, call: Call) -> Selection:
+def selection(inputs: TensorInputs, call: Call) -> Selection:
     """Which elements vary most, and the weights of the sources: their shares of the squares that are left."""
     cut = None
     if call.options["select_topk"] < 1:
 
         def variances(start: int, stop: int) -> Tensor:
-            return variance(job.tensors(start, stop))
+            return variance(inputs.tensors(start, stop))
 
-        order = job.derived("variance", variances)
+        order = inputs.derived("variance", variances)
         k = math.floor(order.nonzero * call.options["select_topk"])
         if k == 0:
             return Selection(None, None)
         cut = order.cut(k)
-    squares = [_square(job, index, cut) for index in range(len(call.sources))]
+    squares = [_square(inputs, index, cut) for index in range(len(call.sources))]
     total = sum(squares)
-    if total == 0 or not math.isfinite(total) or (call.options["semantics"] == "mergekit" and total / job.numel < 1e-6):
+    if total == 0 or not math.isfinite(total) or (call.options["semantics"] == "mergekit" and total / inputs.numel < 1e-6):
         return Selection(cut, [1 / len(squares)] * len(squares))
     return Selection(cut, [square / total for square in squares])
 
 
-def _square(job: TensorJob, index: int, cut: Cut | None) -> float:
+def _square(inputs: TensorInputs, index: int, cut: Cut | None) -> float:
     """The sum of squares of what is selected of one task vector."""
     if cut is None:
-        return job.product(index, index)
+        return inputs.product(index, index)
 
     def part(start: int, stop: int) -> Tensor:
-        return selected(job.tensors(start, stop), cut, start)[index]
+        return selected(inputs.tensors(start, stop), cut, start)[index]
 
-    return sum(inner_product(block, block) for _, block in job.computed(part))
+    return sum(inner_product(block, block) for _, block in inputs.computed(part))
 
 
 @register_method("sce", parameters=[SELECT_TOPK, SEMANTICS], task_vectors=True, prepare=selection, memory=4)
 def sce(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
     """SCE: merge the elements of largest variance that agree with the sign of their sum, weighted by the sources' squares."""
     assert base is not None
-    cut, weights = call.facts.cut, call.facts.weights
+    cut, weights = call.prepared.cut, call.prepared.weights
     if weights is None:
         return base.clone()
     parts = selected(vectors, cut, call.start)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ..registry import Call, Parameter, register_method
+from ..method import Call
+from ..parameters import Parameter
+from ..registry import register_method
 from .common import weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import TensorJob
+    from ..inputs import TensorInputs
 
 T = Parameter(
     "t",
@@ -27,10 +29,10 @@ T = Parameter(
 _PARALLEL = 0.9995  # |cos| above which the angle is too small to divide by its sine
 
 
-def coefficients(job: TensorJob, call: Call) -> list[float]:
+def coefficients(inputs: TensorInputs, call: Call) -> list[float]:
     """The factors of the two tensors, from the angle between them as flat vectors."""
     t = call.options["t"]
-    dot, first, second = job.product(0, 1), job.product(0, 0), job.product(1, 1)
+    dot, first, second = inputs.product(0, 1), inputs.product(0, 0), inputs.product(1, 1)
     cosine = dot / math.sqrt(first * second) if min(first, second) > 1e-16 else 1.0
     if abs(cosine) > _PARALLEL:
         return [1 - t, t]
@@ -45,4 +47,4 @@ def slerp(base: Tensor | None, models: list[Tensor], call: Call) -> Tensor:
     Coefficients ``sin((1-t) theta) / sin theta`` and ``sin(t theta) / sin theta`` on the raw tensors, theta being the angle
     between the whole flattened tensors; linear interpolation where they are nearly parallel (|cos| > 0.9995).
     """
-    return weighted_sum(models, call.facts)
+    return weighted_sum(models, call.prepared)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..registry import Call, register_method
+from ..method import Call
+from ..registry import register_method
 from .common import LAMBDA, NORMALIZE, WEIGHT, divisor, onto_base, weighted_sum
 
 if TYPE_CHECKING:

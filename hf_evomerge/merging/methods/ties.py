@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RecipeError
-from ..registry import Call, Parameter, register_method
+from ..method import Call
+from ..parameters import Parameter
+from ..registry import register_method
 from ..statistics import Cut
 from .common import DENSITY, LAMBDA, NORMALIZE, TRIM_RESCALE, WEIGHT, l1_factor, onto_base, vote
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..arithmetic import ModelJob, TensorJob
+    from ..inputs import ModelInputs, TensorInputs
 
 SEMANTICS = Parameter(
     "semantics",
@@ -69,7 +71,7 @@ def check(sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], name
             )
 
 
-def survey(model: ModelJob, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Whole | None:
+def survey(model: ModelInputs, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Whole | None:
     """The cuts and the majority of the paper's semantics."""
     if options["semantics"] != "paper":
         return None
@@ -81,37 +83,38 @@ def survey(model: ModelJob, sources: Sequence[Mapping[str, Any]], options: Mappi
         cuts.append(model.cut(index, max(1, math.floor(density * model.numel))) if taken else None)
     whole = Whole(cuts, model.offsets)
     balance = 0  # elements that elect + less those that elect -
-    for job in model.jobs:
-        call = job.call(sources, options, whole)
-        for call.start in range(0, job.numel, 1 << 16):
-            parts, _ = _trimmed(job.tensors(call.start, min(call.start + (1 << 16), job.numel)), call)
+    for inputs in model.tensors:
+        call = Call.of_tensor(inputs.name, sources, options, whole)
+        call.prepared = trims(inputs, call)
+        for call.start in range(0, inputs.numel, 1 << 16):
+            parts, _ = _trimmed(inputs.tensors(call.start, min(call.start + (1 << 16), inputs.numel)), call)
             if parts:
                 balance += int(sum(parts[1:], parts[0]).sign().sum().item())  # at most 65536: exact in float32
     whole.majority = 1.0 if balance >= 0 else -1.0
     return whole
 
 
-def trims(job: TensorJob, call: Call) -> list[Trim]:
+def trims(inputs: TensorInputs, call: Call) -> list[Trim]:
     """Per source the cut that keeps the ``k = max(1, floor(rho N))`` largest elements, and the factor of ``rescale``."""
     if call.model is not None:
-        return [Trim(cut, call.model.offsets[job.name]) for cut in call.model.cuts]
-    return [_trim(job, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
+        return [Trim(cut, call.model.offsets[inputs.name]) for cut in call.model.cuts]
+    return [_trim(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
 
 
-def _trim(job: TensorJob, index: int, values: dict[str, float], rescale: str) -> Trim:
+def _trim(inputs: TensorInputs, index: int, values: dict[str, float], rescale: str) -> Trim:
     density = values["density"]
     if values["weight"] == 0 or density <= 0:
         return Trim(None)
-    cut = job.cut(index, max(1, math.floor(density * job.numel)))
+    cut = inputs.cut(index, max(1, math.floor(density * inputs.numel)))
     if rescale == "none" or cut.keeps_all:
         return Trim(cut)
-    return Trim(cut, factor=l1_factor(job, index, cut))
+    return Trim(cut, factor=l1_factor(inputs, index, cut))
 
 
 def _trimmed(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]]:
     """``D_i = w_i * trimmed d_i`` of the sources that take part in this slice, and their ``w_i``."""
     parts, weights = [], []
-    for vector, weight, trim in zip(vectors, call.weights, call.facts, strict=True):
+    for vector, weight, trim in zip(vectors, call.weights, call.prepared, strict=True):
         if trim.cut is not None and weight != 0:
             part = trim.cut.apply(vector, trim.offset + call.start)
             parts.append((part.mul_(trim.factor) if trim.factor != 1 else part).mul_(weight))

@@ -1,4 +1,4 @@
-"""Facts about whole tensors: thresholds, random fields and sums."""
+"""Statistics of whole tensors: thresholds, random fields and sums."""
 
 from __future__ import annotations
 

@@ -1,0 +1,94 @@
+"""Checks and completes the parameters that a recipe gives a merge method. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import RecipeError
+from ..recipes.layer_groups import expand, one_of_each, parse_key
+from .method import MergeMethod
+
+
+def check_together(
+    method: MergeMethod,
+    sources: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    *,
+    layer_count: int | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Raise `RecipeError` where the complete parameters, each of them right, do not go together."""
+    if method.check is None:
+        return
+    if names is None:
+        keys = [
+            key for values in (*sources, options) for value in values.values() if isinstance(value, Mapping) for key in value
+        ]
+        by_name = any(parse_key(key).kind == "pattern" for key in keys)
+        names = [] if by_name or layer_count is None else one_of_each(layer_count)
+    method.check(sources, options, names)
+
+
+def check_sources(method: MergeMethod, sources: int, has_base: bool) -> None:
+    """Raise `RecipeError` unless the method can merge so many sources, with or without a base."""
+    if method.needs_base and not has_base:
+        raise RecipeError(f"base: {method.name} works on differences to a common base; name the base model")
+    low, high = method.count
+    tensors = sources + (1 if method.takes_base_as_first(sources) and has_base else 0)
+    if tensors < low or (high is not None and tensors > high):
+        wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+        hint = ", or one source and a base" if (low, high) == (2, 2) and not method.task_vectors else ""
+        models, given = ("model", "source") if wanted == "1" else ("models", "sources")
+        raise RecipeError(
+            f"merge.sources: {method.name} merges {wanted} {models} (found {sources}); give {wanted} {given}{hint}"
+        )
+
+
+def complete_options(
+    method: MergeMethod, given: Mapping[str, Any], layer_count: int | None = None, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The options with the defaults filled in and gradients laid over the blocks, where their number is known.
+
+    Raises:
+        RecipeError: An option is unknown or wrong.
+    """
+    return _complete(method, "global", given, "merge.options", layer_count, names)
+
+
+def complete_parameters(
+    method: MergeMethod,
+    given: Sequence[Mapping[str, Any]],
+    sources: int,
+    layer_count: int | None = None,
+    names: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """The per-source parameters with the defaults filled in; see `complete_options`."""
+    if given and len(given) != sources:
+        raise RecipeError(f"merge.parameters: {len(given)} mappings for {sources} sources; give one per source")
+    return [
+        _complete(method, "source", mapping, f"merge.parameters[{index}]", layer_count, names)
+        for index, mapping in enumerate(given or [{}] * sources)
+    ]
+
+
+def _complete(
+    method: MergeMethod,
+    scope: str,
+    given: Mapping[str, Any],
+    where: str,
+    layer_count: int | None,
+    names: Sequence[str] | None,
+) -> dict[str, Any]:
+    known = {parameter.name: parameter for parameter in (method.options if scope == "global" else method.source_parameters)}
+    for name, value in given.items():
+        if name not in known:
+            other = next((p for p in method.parameters if p.name == name), None)
+            place = "options" if other is not None and other.scope == "global" else "parameters, once per source"
+            hint = f"it belongs in merge.{place}" if other else f"it takes {', '.join(known) or 'none'}"
+            raise RecipeError(f"{where}.{name}: {method.name} has no such parameter here; {hint}")
+        known[name].check(value, f"{where}.{name}", layer_count, names)
+    complete = {name: given.get(name, parameter.default) for name, parameter in known.items()}
+    if layer_count is None:
+        return complete
+    return {name: expand(value, 0, layer_count - 1) for name, value in complete.items()}

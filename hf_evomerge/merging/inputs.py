@@ -1,0 +1,253 @@
+"""What one merged tensor is made of: the task vectors (or tensors) of the sources, slice by slice, and their statistics.
+
+A slice fits the processor's cache, and what is held in memory stays small. The statistics of a whole tensor
+(`TensorInputs.cut`, `TensorInputs.product`, ...) are computed in an order that does not depend on slices or threads, and are
+kept for the next merge of the same tensors with other parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .rows import Lines, RankDrop, Ranks, column_sums, row_spans, row_sums
+from .statistics import LEVELS, SUM_BLOCK, Cut, Drop, Magnitudes, RandomField, inner_product, sample_step, sum_magnitudes
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+class TensorInputs:
+    """The tensors of one name that are merged with each other.
+
+    Args:
+        name: Raw name of the tensor.
+        base: The base's tensor: the inputs are then task vectors, differences to it. None: they are the tensors themselves.
+        tensors: The tensors of the sources in the order of the recipe; of any float dtype, all of one shape.
+        seed: The recipe's seed.
+        device: Where to compute; where the tensors are, by default.
+        keep: Whether to hold the inputs as float32, and all statistics, for the next merge.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base: Tensor | None,
+        tensors: Sequence[Tensor],
+        *,
+        seed: int,
+        device: torch.device | None = None,
+        keep: bool = False,
+    ) -> None:
+        self.name = name
+        self.device = device if device is not None else tensors[0].device
+        self.keep = keep
+        self.shape = tuple(tensors[0].shape)
+        self.numel = tensors[0].numel()
+        self._base = base.reshape(-1) if base is not None else None
+        self._inputs = [tensor.reshape(-1) for tensor in tensors]
+        self._sums: dict[int, float] = {}
+        self._products: dict[tuple[int, int], float] = {}
+        self._line_products: dict[tuple[int, int, bool], NDArray[np.float64]] = {}
+        self._ranks: dict[int, Ranks] = {}
+        self._derived: dict[str, Magnitudes] = {}
+        self._fields = [RandomField(seed, index, name, self.numel, keep) for index in range(len(self._inputs))]
+        self._magnitudes = [
+            Magnitudes(self._blocks_of(index), self.numel, keep, self._sample_of(index)) for index in range(len(self._inputs))
+        ]
+        self._kept_base: Tensor | None = None
+        self._kept: list[Tensor] | None = None
+        if keep:
+            kept_base = self._float(self._base) if self._base is not None else None
+            self._kept = [self._read(index, 0, self.numel) for index in range(len(self._inputs))]
+            self._kept_base = kept_base
+
+    def parts(self, start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
+        """A slice of the base and of all inputs, as `base` and `tensors` give them; the base is converted once."""
+        base = self.base(start, stop)
+        if base is None or self._kept is not None:
+            return base, self.tensors(start, stop)
+        return base, [self._difference(tensor[start:stop], base) for tensor in self._inputs]
+
+    def tensors(self, start: int, stop: int) -> list[Tensor]:
+        """A slice of all inputs, as `tensor` gives it."""
+        return [self.tensor(index, start, stop) for index in range(len(self._inputs))]
+
+    def base(self, start: int, stop: int) -> Tensor | None:
+        """A slice of the base in float32, for methods on task vectors."""
+        if self._kept_base is not None:
+            return self._kept_base if start == 0 and stop == self.numel else self._kept_base[start:stop]
+        return self._float(self._base[start:stop]) if self._base is not None else None
+
+    def tensor(self, index: int, start: int, stop: int) -> Tensor:
+        """A slice of one input in float32: of a task vector or of a source. Do not write to it."""
+        if self._kept is not None:
+            return self._kept[index] if start == 0 and stop == self.numel else self._kept[index][start:stop]
+        return self._read(index, start, stop)
+
+    def cut(self, index: int, k: int) -> Cut:
+        """What keeps the `k` elements of largest magnitude of one input."""
+        return self._magnitudes[index].cut(k)
+
+    def drop(self, index: int, density: float) -> Drop:
+        """What keeps each element of one input with probability `density` (rounded to a multiple of 1/65536)."""
+        return Drop(min(max(round(density * LEVELS), 0), LEVELS), self._fields[index])
+
+    def sum_abs(self, index: int, change: Callable[[Tensor, int], Tensor] | None = None) -> float:
+        """The sum of the magnitudes of one input, after `change` of each slice where it is given."""
+        if change is None and index in self._sums:
+            return self._sums[index]
+        if change is None:
+            self._sums[index] = sum(sum_magnitudes(block) for _, block in self.blocks(index))
+            return self._sums[index]
+        before, after = 0.0, 0.0
+        for start in range(0, self.numel, SUM_BLOCK):  # both in one pass: whoever asks for one needs the other
+            block = self.tensor(index, start, min(start + SUM_BLOCK, self.numel))
+            if index not in self._sums:
+                before += sum_magnitudes(block.numpy(force=True))
+            after += sum_magnitudes(change(block, start).numpy(force=True))
+        self._sums.setdefault(index, before)
+        return after
+
+    def product(self, left: int, right: int) -> float:
+        """The inner product of two inputs as flat vectors."""
+        if (left, right) not in self._products:
+            keys = dict.fromkeys([(left, right), (left, left), (right, right)])  # an angle takes all three: one pass
+            sums = dict.fromkeys((key for key in keys if key not in self._products), 0.0)
+            for (_, a), (_, b) in zip(self.blocks(left), self.blocks(right), strict=True):
+                for first, second in sums:
+                    sums[first, second] += inner_product(a if first == left else b, a if second == left else b)
+            self._products.update(sums)
+        return self._products[left, right]
+
+    @property
+    def width(self) -> int:
+        """Length of a row, which is a vector along the last dimension; a tensor of one dimension is one row."""
+        return self.shape[-1] if len(self.shape) > 1 else self.numel
+
+    @property
+    def column_width(self) -> int:
+        """Number of columns, which are vectors along the first dimension; a tensor of one dimension is one column."""
+        return self.numel // self.shape[0] if len(self.shape) > 1 else 1
+
+    def line_products(self, left: int, right: int, columns: bool = False) -> NDArray[np.float64]:
+        """The inner products of the rows of two inputs, or of their columns."""
+        key = (left, right, columns)
+        if key not in self._line_products:
+            width = self.column_width if columns else self.width
+            pairs = (
+                (self.tensor(left, start, stop).numpy(force=True), self.tensor(right, start, stop).numpy(force=True))
+                for start, stop in row_spans(self.numel, width)
+            )
+            self._line_products[key] = column_sums(pairs, width) if columns else row_sums(pairs, width)
+        return self._line_products[key]
+
+    def lines(self, values: NDArray[np.float64], columns: bool = False) -> Lines:
+        """One number per row, or per column, to be laid along the slices of the tensor."""
+        return Lines(values.astype(np.float32), self.column_width if columns else self.width, columns)
+
+    def rank_drop(self, index: int, probabilities: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> RankDrop:
+        """What keeps each element of one input with a probability that depends on how large it is within its row.
+
+        Args:
+            index: The input.
+            probabilities: From relative ranks (0: the smallest of the row, 1: the largest) to probabilities.
+        """
+        if index not in self._ranks:
+            self._ranks[index] = Ranks(lambda *span: self.tensor(index, *span), self.numel, self.width, self.keep)
+        relative = np.linspace(0.0, 1.0, self.width) if self.width > 1 else np.full(self.width, 0.5)
+        limits = np.clip(np.rint(probabilities(relative) * LEVELS), 0, LEVELS)
+        return RankDrop(limits, self._ranks[index], self._fields[index])
+
+    def derived(self, key: str, compute: Callable[[int, int], Tensor]) -> Magnitudes:
+        """The order of magnitudes that a method computes from the inputs alone, slice by slice; kept under a key."""
+        if key not in self._derived:
+            self._derived[key] = Magnitudes(lambda: self.computed(compute), self.numel, self.keep)
+        return self._derived[key]
+
+    def computed(self, compute: Callable[[int, int], Tensor]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """What `compute` makes of the spans of the tensor, in blocks of `SUM_BLOCK` elements with their positions."""
+        for start in range(0, self.numel, SUM_BLOCK):
+            yield start, compute(start, min(start + SUM_BLOCK, self.numel)).numpy(force=True)
+
+    def _blocks_of(self, index: int) -> Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]:
+        return lambda: self.blocks(index)
+
+    def _sample_of(self, index: int) -> Callable[[int], NDArray[np.float32]]:
+        def sample(count: int) -> NDArray[np.float32]:
+            some = slice(None, None, sample_step(self.numel, count))
+            values = self._inputs[index][some]
+            vector = self._float(values) if self._base is None else self._difference(values, self._float(self._base[some]))
+            return vector.numpy(force=True)
+
+        return sample
+
+    def blocks(
+        self, index: int, change: Callable[[Tensor, int], Tensor] | None = None
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """One input in blocks of `SUM_BLOCK` elements with their positions, after `change` where it is given."""
+        for start in range(0, self.numel, SUM_BLOCK):
+            block = self.tensor(index, start, min(start + SUM_BLOCK, self.numel))
+            yield start, (block if change is None else change(block, start)).numpy(force=True)
+
+    def _read(self, index: int, start: int, stop: int) -> Tensor:
+        values = self._inputs[index][start:stop]
+        return self._float(values) if self._base is None else self._difference(values, self._float(self._base[start:stop]))
+
+    def _difference(self, values: Tensor, base: Tensor) -> Tensor:
+        vector = self._float(values)
+        return vector.sub(base) if vector is values else vector.sub_(base)  # not in the source's own memory
+
+    def _float(self, tensor: Tensor) -> Tensor:
+        return (tensor if tensor.device == self.device else tensor.to(self.device)).float()
+
+
+class ModelInputs:
+    """All tensors of the merged model as one long vector, for methods that look at a whole task vector at once.
+
+    Args:
+        tensors: The tensors in the order of `tensor_order`, or what makes them when they are first asked for.
+    """
+
+    def __init__(self, tensors: Sequence[TensorInputs] | Callable[[], Sequence[TensorInputs]]) -> None:
+        self._given = tensors
+        self._magnitudes: dict[int, Magnitudes] = {}
+
+    @cached_property
+    def tensors(self) -> list[TensorInputs]:
+        """The tensors."""
+        return list(self._given() if callable(self._given) else self._given)
+
+    @cached_property
+    def offsets(self) -> dict[str, int]:
+        """Position of each tensor in the vector."""
+        return dict(
+            zip(
+                (tensor.name for tensor in self.tensors),
+                accumulate((tensor.numel for tensor in self.tensors), initial=0),
+                strict=False,
+            )
+        )
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+    def cut(self, index: int, k: int) -> Cut:
+        """What keeps the `k` elements of largest magnitude of one input; positions count through all tensors."""
+        if index not in self._magnitudes:
+            keep = all(tensor.keep for tensor in self.tensors)
+            self._magnitudes[index] = Magnitudes(lambda: self._blocks(index), self.numel, keep)
+        return self._magnitudes[index].cut(k)
+
+    def _blocks(self, index: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for tensor in self.tensors:
+            for start, block in tensor.blocks(index):
+                yield self.offsets[tensor.name] + start, block

@@ -1,0 +1,127 @@
+"""What a merge method is: its function, its parameters, and what it must know before it sees the first elements. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..recipes.layer_groups import resolve
+from .parameters import Parameter
+
+if TYPE_CHECKING:
+    import torch
+
+    from .inputs import ModelInputs, TensorInputs
+
+
+@dataclass(slots=True)
+class Call:
+    """What a method's function is handed besides the tensors.
+
+    Attributes:
+        options: The global options, complete.
+        sources: The per-source parameters, complete, one mapping per merged source; numbers for this tensor.
+        prepared: What the method's ``prepare`` computed from the whole tensor; None where it has none.
+        start: Position of the slice in the flattened tensor.
+        model: What the method's ``survey`` computed from the whole model; None where it has none.
+    """
+
+    options: dict[str, Any]
+    sources: list[dict[str, Any]]
+    prepared: Any = None
+    start: int = 0
+    model: Any = None
+
+    @classmethod
+    def of_tensor(cls, name: str, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], model: Any = None) -> Call:
+        """The parameters that apply to the tensor of this name; values may be one per layer group."""
+        return cls(
+            {key: resolve(value, name) for key, value in options.items()},
+            [{key: resolve(value, name) for key, value in values.items()} for values in sources],
+            model=model,
+        )
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each source."""
+        return [values["weight"] for values in self.sources]
+
+
+class MergeFunction(Protocol):
+    """The arithmetic of a method on one slice of one flattened tensor, in float32. Changes none of its arguments."""
+
+    def __call__(self, base: torch.Tensor | None, tensors: list[torch.Tensor], call: Call, /) -> torch.Tensor:
+        """Merge one slice."""
+
+
+class Survey(Protocol):
+    """What a method must know of the whole model before the first tensor is merged."""
+
+    def __call__(self, model: ModelInputs, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], /) -> Any:
+        """Look at all tensors; raise `RecipeError` where the parameters do not go together."""
+
+
+class Check(Protocol):
+    """What a method refuses although each parameter by itself is right."""
+
+    def __call__(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], names: Sequence[str], /) -> None:
+        """Raise `RecipeError` where the complete parameters do not go together.
+
+        Values may differ from tensor to tensor (`resolve` of the layer groups tells them); `names` are those of the
+        tensors, and empty while they are not known.
+        """
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A merge method.
+
+    Attributes:
+        name: Its name in a recipe.
+        function: The arithmetic. It sees slices, so each element of the result may depend on that element of the inputs only.
+        parameters: All parameters it takes.
+        task_vectors: Whether it is handed differences to the base (then it needs one) rather than the sources themselves.
+        base_optional: For methods on task vectors: without a base they are handed the sources themselves.
+        prepare: Computes what depends on a whole tensor (a threshold, an angle); its result is ``call.prepared``.
+        survey: Computes what depends on the whole model, from all tensors and the parameters; its result is ``call.model``.
+        check: Refuses parameters that do not go together, before any work.
+        random: Whether it drops elements at random, by the recipe's seed and the name of the tensor.
+        memory: Bytes per element and source that a search keeps of its statistics, next to the tensors: 4 for sorted
+            magnitudes or for ranks, 2 for random numbers.
+        count: Smallest and largest number of tensors it merges; None: no limit. A method without task vectors that needs two
+            and is given one source takes the base as the first of the two.
+        help: One sentence for the documentation.
+    """
+
+    name: str
+    function: MergeFunction
+    parameters: tuple[Parameter, ...] = ()
+    task_vectors: bool = False
+    base_optional: bool = False
+    prepare: Callable[[TensorInputs, Call], Any] | None = None
+    survey: Survey | None = None
+    check: Check | None = None
+    random: bool = False
+    memory: int = 0
+    count: tuple[int, int | None] = (1, None)
+    help: str = ""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether a recipe must name a base."""
+        return self.task_vectors and not self.base_optional
+
+    @property
+    def source_parameters(self) -> tuple[Parameter, ...]:
+        """The parameters with one value per source."""
+        return tuple(parameter for parameter in self.parameters if parameter.scope == "source")
+
+    @property
+    def options(self) -> tuple[Parameter, ...]:
+        """The parameters with one value."""
+        return tuple(parameter for parameter in self.parameters if parameter.scope == "global")
+
+    def takes_base_as_first(self, sources: int) -> bool:
+        """Whether the base is the first tensor handed to the function."""
+        return not self.task_vectors and sources < self.count[0]
