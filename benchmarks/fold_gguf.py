@@ -51,7 +51,8 @@ def sources(architecture: str) -> list[PreTrainedModel]:
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **COMMON, **ARCHITECTURES[architecture]))
+        config = AutoConfig.for_model(architecture, **COMMON, **ARCHITECTURES[architecture])
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         for name, parameter in model.named_parameters():
             parameter.data = torch.randn_like(parameter) * 0.1 + (parameter.data if "norm" in name else 0)
         found.append(model.eval())
@@ -151,7 +152,7 @@ def compare_prompts(merged: PreTrainedModel, folder: LayerPath, prompts: list[li
     found = []
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         fold(folder, LayerPath(name) / "plain", progress=False)
-        plain = AutoModelForCausalLM.from_pretrained(f"{name}/plain", attn_implementation="eager")
+        plain = AutoModelForCausalLM.from_pretrained(f"{name}/plain", attn_implementation="eager", trust_remote_code=False)
         write_gguf(LayerPath(name) / "plain", LayerPath(name) / "plain.gguf")
         for prompt, (logits, tokens) in zip(prompts, run_llama_cpp(LayerPath(name) / "plain.gguf", prompts), strict=True):
             ids = torch.tensor([prompt])
@@ -164,8 +165,8 @@ def compare_prompts(merged: PreTrainedModel, folder: LayerPath, prompts: list[li
 
 def compare_saved(folder: LayerPath) -> None:
     """Print how a saved model of the demo does."""
-    merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     prompts = [tokenizer(problem["prompt"])["input_ids"] for problem in problems("test", PROBLEMS)]
     found = compare_prompts(merged, folder, prompts)
     largest, folding = (max(values) for values in zip(*((one.difference, one.folding) for one in found), strict=True))

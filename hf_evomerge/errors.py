@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+MAX_MESSAGE = 1500  # characters: what a stranger's file brings into a message must not fill a screen, or a log
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """A text, or what an error says, on one line that every terminal and file takes.
+
+    Args:
+        text: The text or the error. Of an error without words it is the name of its kind.
+        limit: Characters. The middle of a longer text is left out: its beginning says what is wrong, its end what to do.
+    """
+    words = " ".join(str(text).split()) or type(text).__name__
+    words = words.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair cannot be written
+    room = limit - 5
+    return words if len(words) <= limit else f"{words[: room * 2 // 3]} ... {words[-(room // 3) :]}"
+
 
 class EvoMergeError(Exception):
-    """Base of every error that a user can cause. The message says what, where, what was there and what to do."""
+    """Base of every error that a user can cause. The message says what, where, what was there and what to do.
+
+    Whatever goes into a message, it is one line of at most `MAX_MESSAGE` characters.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message, MAX_MESSAGE) if message else "")
 
 
 class PathError(EvoMergeError):

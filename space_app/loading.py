@@ -35,9 +35,11 @@ def load(model: str, revision: str | None, *, own: bool) -> Loaded:
 
     begin = time.monotonic()
     options: dict[str, Any] = {"revision": revision} if revision else {}
-    options["trust_remote_code"] = own and not _package_is_there()
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto", use_safetensors=True, **options).eval()
-    tokenizer = AutoTokenizer.from_pretrained(model, **options)
+    trust = own and not _package_is_there()
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model, dtype="auto", use_safetensors=True, trust_remote_code=trust, **options
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust, **options)
     if torch.cuda.is_available():
         loaded = loaded.to("cuda")
     return Loaded(loaded, tokenizer, time.monotonic() - begin)

@@ -5,7 +5,6 @@ What makes a merge impossible is an error that names both sides; what makes it d
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -209,7 +208,6 @@ def _end_of_text(owner: Source, kept: _Tokenizer | None) -> Iterator[str]:
 
 def _json(source: Source, name: str) -> dict[str, Any] | None:
     try:
-        data = json.loads((source.folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return source.read_json(name)
+    except SourceError:
         return None
-    return data if isinstance(data, dict) else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SourceError
+from ..errors import SourceError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 """safetensors' names of the plain floating-point numbers, by torch's names."""
 _MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
+_BITS = {
+    **{
+        "F64": 64,
+        "I64": 64,
+        "U64": 64,
+        "C64": 64,
+        "F32": 32,
+        "I32": 32,
+        "U32": 32,
+        "F16": 16,
+        "BF16": 16,
+        "I16": 16,
+        "U16": 16,
+    },
+    **{"BOOL": 8, "I8": 8, "U8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,17 @@ def torch_dtype(stored: str) -> torch.dtype | None:
     return getattr(torch, names[stored]) if stored in names else None
 
 
+def read_mapping(file: Path, where: str) -> dict[str, Any]:
+    """A JSON file that came with a model; raises `SourceError`, naming `where`, unless it is there and holds a mapping."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as cause:
+        raise SourceError(f"{where} cannot be read: {one_line(cause)}") from cause
+    if not isinstance(data, dict):
+        raise SourceError(f"{where} holds {type(data).__name__}, not a mapping of keys to values")
+    return data
+
+
 def read_header(file: Path, owner: str = "") -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, by reading its header only; raises `SourceError` where the file is damaged."""
     where = f"{owner}: {file.name}" if owner else str(file)
@@ -70,28 +97,52 @@ def read_header(file: Path, owner: str = "") -> dict[str, TensorInfo]:
             if length > min(_MAX_HEADER, size - 8):
                 raise SourceError(f"{where}: not a safetensors file, or cut short ({size} bytes); download it again")
             header = json.loads(stream.read(length))
-        tensors = parse_header(header, file)
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as cause:
+        header.pop("__metadata__", None)
+        entries = [(name, entry["dtype"], entry["shape"], entry["data_offsets"]) for name, entry in header.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         raise SourceError(f"{where}: the safetensors header cannot be read ({one_line(cause)}); download it again") from cause
-    if end != size - 8 - length:
-        raise SourceError(f"{where}: holds {size - 8 - length} bytes of tensors, the header says {end}; download it again")
-    return tensors
+    return check_header(entries, file, where, size - 8 - length)
 
 
-def parse_header(header: dict[str, Any], file: Path) -> dict[str, TensorInfo]:
-    """The tensors that a header names; takes the notes that are no tensor out of it."""
-    header.pop("__metadata__", None)
-    entries: Mapping[str, Any] = header
-    return {
-        name: TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), file) for name, entry in entries.items()
-    }
+def check_header(
+    entries: Iterable[tuple[str, Any, Any, Any]], file: Path, where: str, size: int | None = None
+) -> dict[str, TensorInfo]:
+    """The tensors that a header names, once it is known that they fill the file: one after the other, each with its own bytes.
+
+    Args:
+        entries: Name, dtype, shape and offsets of each tensor, as they were found.
+        file: The file that holds the tensors.
+        where: What the file is called in messages.
+        size: Bytes of all tensors, where it is known.
+
+    Raises:
+        SourceError: The entries are no such thing, overlap, leave a gap, or are larger or smaller than dtype and shape say.
+    """
+    found: dict[str, TensorInfo] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name, dtype, shape, offsets in entries:
+        if not (isinstance(dtype, str) and _are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
+            raise SourceError(f"{where}: the safetensors header cannot be read (entry {one_line(name)!r}); download it again")
+        found[name] = info = TensorInfo(dtype, tuple(shape), file)
+        spans.append((*offsets, name))
+        if (bits := _BITS.get(dtype)) is not None and info.numel * bits != (offsets[1] - offsets[0]) * 8:
+            given = f"{offsets[1] - offsets[0]} bytes for {info.numel} numbers of {dtype}"
+            raise SourceError(f"{where}: {one_line(name)} has {given}; download it again")
+    end, before = 0, "the header"
+    for first, last, name in sorted(spans):
+        if first != end or last < first:
+            raise SourceError(
+                f"{where}: {one_line(name)} begins at byte {first}, but {one_line(before)} ends at {end}; download it again"
+            )
+        end, before = last, name
+    if size is not None and end != size:
+        raise SourceError(f"{where}: holds {size} bytes of tensors, the header says {end}; download it again")
+    return found
 
 
-def one_line(cause: BaseException) -> str:
-    """An error's text, short enough for a message of one line."""
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    return text if len(text) <= 300 else text[:300] + "..."
+def _are_sizes(values: Any) -> bool:
+    """Whether this is a list of whole numbers from 0."""
+    return isinstance(values, (list, tuple)) and all(type(n) is int and 0 <= n < 1 << 63 for n in values)
 
 
 def tensor_order(name: str) -> list[tuple[int, int | str]]:

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import SourceError
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import RECIPE_FILE
-from .headers import tensor_order
+from .headers import read_mapping, tensor_order
 from .source import Source, TensorInfo
 
 if TYPE_CHECKING:
@@ -206,8 +207,8 @@ def _has_chat_template(folder: Path) -> bool:
     if any(folder.glob("chat_template*")) or any(folder.glob("additional_chat_templates/*.jinja")):
         return True
     try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
+        return bool(read_mapping(folder / "tokenizer_config.json", "").get("chat_template"))
+    except SourceError:
         return False
 
 

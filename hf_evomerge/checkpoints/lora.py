@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
-from .headers import TensorInfo, read_header
+from .headers import TensorInfo, read_header, read_mapping
+from .inside import check_folder
 from .model_folder import named_folder
 from .repository import Repository
 
@@ -71,6 +72,7 @@ class Adapter:
         self.label = label
         self._repository = repository
         self._handle: Any = None
+        check_folder(folder)
         self.config = self._read_config()
 
     @classmethod
@@ -178,13 +180,8 @@ class Adapter:
         return tensor
 
     def _read_config(self) -> dict[str, Any]:
-        file = self.folder / CONFIG_FILE
-        try:
-            config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            kind = config.get("peft_type")
-        except (OSError, ValueError, AttributeError) as cause:
-            raise SourceError(f"{self.label}: no LoRA adapter: {CONFIG_FILE} cannot be read: {cause}") from cause
-        if kind != "LORA":
+        config = read_mapping(self.folder / CONFIG_FILE, f"{self.label}: no LoRA adapter: {CONFIG_FILE}")
+        if (kind := config.get("peft_type")) != "LORA":
             raise SourceError(f"{self.label}: {CONFIG_FILE}: peft_type is {kind!r}; only LORA adapters can be merged")
         for key in _REFUSED:
             if config.get(key):

@@ -14,6 +14,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from ..errors import EvoMergeError
+from .inside import check_inside
 
 COMPANIONS = (
     "generation_config.json",
@@ -134,6 +135,7 @@ def _copy(source: Path, folder: Path, patterns: Iterable[str]) -> None:
         for file in sorted(source.glob(pattern)):
             target = folder / file.relative_to(source)
             if file.is_file() and not target.exists():
+                check_inside(source, file)
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, target)
 

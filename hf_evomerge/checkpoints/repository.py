@@ -15,8 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..errors import SourceError
-from .headers import TensorInfo, one_line
+from ..errors import SourceError, one_line
+from .headers import TensorInfo, check_header
 
 SMALL_FILES = ["*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
 _ATTEMPTS = 4
@@ -64,10 +64,8 @@ class Repository:
         with _one_line_errors(self.name):
             for file in files:
                 header = HfApi().parse_safetensors_file_metadata(self.name, file, revision=self.commit)
-                found[file] = {
-                    name: TensorInfo(str(info.dtype), tuple(info.shape), self.folder / file)
-                    for name, info in header.tensors.items()
-                }
+                entries = ((name, info.dtype, info.shape, info.data_offsets) for name, info in header.tensors.items())
+                found[file] = check_header(entries, self.folder / file, f"{self.name}: {file}")
         return found
 
     def fetch(self, files: Sequence[str], *, progress: bool = True) -> None:

@@ -6,7 +6,6 @@ tensor is read, transformers when the config is.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,9 +14,10 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SourceError
+from ..errors import SourceError, one_line
 from ..recipes.recipe import Recipe, SourceRef
-from .headers import TensorInfo, one_line, read_header
+from .headers import TensorInfo, read_header, read_mapping
+from .inside import check_folder
 from .lora import WEIGHTS_FILE, Adapter
 from .model_folder import named_folder
 from .repository import Repository
@@ -92,6 +92,8 @@ class Source:
         """The checkpoint's config; its own code is run with consent only."""
         from transformers import AutoConfig
 
+        if not self.trust_remote_code and (kernel := _kernel(self.read_json("config.json"))) is not None:
+            raise SourceError(f"{self}: config.json names code on the Hub, {kernel!r}, that computes attention; take it out")
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except Exception as cause:  # anything: transformers' config classes trip over values that cannot be
@@ -100,6 +102,15 @@ class Source:
                     f"{self}: its config needs Python code that comes with the model; read it, and pass --trust-remote-code"
                 ) from cause
             raise SourceError(f"{self}: config.json cannot be read: {one_line(cause)}") from cause
+
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer, loaded anew; its own code is run with consent only. Raises `SourceError`."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+        except Exception as cause:  # anything, as for the config
+            raise SourceError(f"{self}: its tokenizer cannot be read: {one_line(cause)}") from cause
 
     @property
     def text_config(self) -> PretrainedConfig:
@@ -130,8 +141,11 @@ class Source:
                 if name in found:
                     raise SourceError(f"{self}: tensor {name} is in {found[name].file.name} and in {info.file.name}; keep one")
                 found[name] = info
-        for missing in (name for name in self._index() if name not in found):
-            raise SourceError(f"{self}: the index lists {missing}, which is in none of the files; download it again")
+        for name, file in self._index().items():
+            if name not in found:
+                raise SourceError(f"{self}: the index lists {name}, which is in none of the files; download it again")
+            if (real := found[name].file.name) != file:
+                raise SourceError(f"{self}: the index lists {name} in {file}, but it is in {real}; download it again")
         if self.is_tied:
             found.pop("lm_head.weight", None)
         return found
@@ -173,13 +187,7 @@ class Source:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the checkpoint's JSON files; raises `SourceError` where it cannot be read or holds no mapping."""
-        try:
-            data = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as cause:
-            raise SourceError(f"{self}: {name} cannot be read: {one_line(cause)}") from cause
-        if not isinstance(data, dict):
-            raise SourceError(f"{self}: {name} holds {type(data).__name__}, not a mapping of keys to values")
-        return data
+        return read_mapping(self.folder / name, f"{self}: {name}")
 
     def fingerprint(self) -> str:
         """A text that is another one when the checkpoint's weights or config are."""
@@ -201,11 +209,10 @@ class Source:
         file = self.folder / "model.safetensors.index.json"
         if not file.is_file():
             return {}
-        try:
-            names = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-            return {str(name): str(target) for name, target in names.items()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as cause:
-            raise SourceError(f"{file}: not an index of safetensors files; download it again") from cause
+        names = read_mapping(file, str(file)).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(target, str) for target in names.values()):
+            raise SourceError(f"{file}: not an index of safetensors files; download it again")
+        return names
 
     def _headers(self) -> list[dict[str, TensorInfo]]:
         """The headers of all files: from the disk, or where they are not fetched yet from the Hub."""
@@ -239,6 +246,7 @@ class Source:
         return file
 
     def _check_files(self) -> None:
+        check_folder(self.folder)
         is_model = (self.folder / "config.json").is_file()
         weights = self.repository is not None or bool(self._files())
         if (self.folder / "adapter_config.json").is_file() and not (is_model and weights):
@@ -252,6 +260,14 @@ class Source:
         raise SourceError(
             f"{self}: no .safetensors file ({held}); save it again with save_pretrained, or ask its author for safetensors"
         )
+
+
+def _kernel(config: Any) -> str | None:
+    """The repository that a config names for its attention or experts; transformers would fetch and run what is in there."""
+    if not isinstance(config, dict):
+        return None
+    named = [value for key, value in config.items() if key.endswith("_implementation") and "/" in str(value)]
+    return one_line(named[0]) if named else next(filter(None, map(_kernel, config.values())), None)
 
 
 def build_key(recipe: Recipe, sources: Sequence[Source], *settings: str) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import EvoMergeError
+from ..errors import MAX_MESSAGE, EvoMergeError, one_line
 
 app = typer.Typer(
     name="hf-evomerge",
@@ -37,7 +37,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (EvoMergeError, OSError, sqlite3.Error) as error:  # not only ours: a folder that cannot be written, a full disk
-        typer.secho(f"error: {' '.join(str(error).split())}", err=True, fg=typer.colors.RED)
+        typer.secho(f"error: {one_line(error, MAX_MESSAGE)}", err=True, fg=typer.colors.RED)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as interrupt:
         typer.secho("interrupted; whatever was finished is kept", err=True)

@@ -124,11 +124,10 @@ class Evaluator:
     def answer(self, target: Target, example: Example, max_new_tokens: int = 64) -> str:
         """What a model writes after an example's prompt, greedily."""
         import torch
-        from transformers import AutoTokenizer
 
         from ..fitness.encoding import encode_prompt
 
-        tokenizer = AutoTokenizer.from_pretrained(self._tokenizer_owner(target).folder)
+        tokenizer = self._tokenizer_owner(target).tokenizer()
         prompt = torch.tensor([encode_prompt(example, tokenizer)], device=self.config.device)
         model: Any = self.model(target)
         with torch.inference_mode():
@@ -156,7 +155,9 @@ class Evaluator:
         from ..merging.live import write_adapter
 
         source.download()
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=self.dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.folder, dtype=self.dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+        )
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
             raise SourceError(f"{source}: has no tensor {missing[0]} ({len(missing)} are missing); download it again")
@@ -202,12 +203,9 @@ class Evaluator:
         owner = self._tokenizer_owner(target)
         key = (owner.folder, split, batch)
         if self._task is None or self._task[0] != key:
-            from transformers import AutoTokenizer
-
             examples = self.examples(split)
             task = self._task_factory()
-            tokenizer = AutoTokenizer.from_pretrained(owner.folder)
-            task.prepare(examples if batch is None else [examples[i] for i in batch], tokenizer)
+            task.prepare(examples if batch is None else [examples[i] for i in batch], owner.tokenizer())
             self._task = (key, task)
         return self._task[1]
 

@@ -189,7 +189,9 @@ def test_a_wrong_index_is_refused(folder):
     """An index that is not one, names a file that is not there or outside, or a tensor that is in no file, is refused."""
     index = folder / "model.safetensors.index.json"
     for text, message in [
-        ("{", "not an index of safetensors files"),
+        ("{", r"index\.json cannot be read: "),
+        ("[" * 100_000, r"index\.json cannot be read: "),
+        ('{"weight_map": {"a": 3}}', "not an index of safetensors files"),
         ('{"weight_map": 3}', "not an index of safetensors files"),
         ('{"weight_map": {"a": "model-2.safetensors"}}', "the index lists model-2.safetensors, which is not there"),
         ('{"weight_map": {"a": "../model.safetensors"}}', "the index names a file outside the folder"),

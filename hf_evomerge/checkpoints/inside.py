@@ -1,0 +1,36 @@
+"""Whether the files of a model folder are its own: links that lead out of it are refused, in reading and in copying.
+
+A folder that came from somebody else could otherwise hand any file of this machine to whoever gets the merge. No torch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import SourceError
+
+TEMPLATES = "additional_chat_templates"  # the one subfolder that is read
+
+
+def check_inside(folder: Path, file: Path) -> None:
+    """Raise `SourceError` where a file of a folder is, once all links are followed, somewhere else.
+
+    In the Hub's cache the files of ``snapshots/COMMIT`` are links to ``blobs`` beside it; those are its own.
+    """
+    home, target = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+        raise SourceError(f"{file}: a link to {target}, which is not in {folder}; put the file itself there")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `SourceError` where a file that may be read from a model folder is a link that leads out of it."""
+    try:
+        for place in (folder, folder / TEMPLATES):
+            if place == folder or place.is_dir():
+                for item in os.scandir(place):
+                    if item.is_symlink() and (item.name == TEMPLATES or not item.is_dir()):
+                        check_inside(folder, Path(item.path))
+    except OSError as cause:
+        raise SourceError(f"{folder}: cannot be read: {cause}") from cause

@@ -1,0 +1,83 @@
+"""Python code that comes with somebody else's model is not run unless the user has said so."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.errors import SourceError
+
+ROOT = Path(__file__).parents[2]
+LOADERS = {"from_pretrained", "from_config"}
+
+
+def _files() -> list[Path]:
+    folders = ("hf_evomerge", "space_app", "benchmarks")
+    found = [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+    return [file for file in found if file.parent.name != "building"]
+
+
+def _silent_loads(text: str) -> Iterator[int]:
+    """Lines where something is loaded through transformers' Auto classes without a word on its code."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOADERS:
+            owner = ast.unparse(node.func.value)
+            said = any(keyword.arg == "trust_remote_code" for keyword in node.keywords)
+            if owner.rpartition(".")[2].startswith("Auto") and not said:
+                yield node.lineno
+
+
+@pytest.mark.parametrize("file", _files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_load_says_whether_code_may_run(file: Path) -> None:
+    """Each call of an Auto class says trust_remote_code itself: transformers asks on standard input where nothing is said."""
+    assert list(_silent_loads(file.read_text(encoding="utf-8"))) == []
+
+
+def test_the_reader_of_calls_finds_a_silent_load() -> None:
+    """The reader of the test above sees calls in functions and with a module's name in front, and options by name only."""
+    text = "def f(o):\n  transformers.AutoConfig.from_pretrained('x')\n  AutoModel.from_config(c, **o)\n"
+    assert list(_silent_loads(text)) == [2, 3]
+    assert list(_silent_loads("AutoTokenizer.from_pretrained('x', trust_remote_code=False)")) == []
+
+
+def test_a_search_asks_nothing_and_runs_nothing(tiny, tmp_path, search_config) -> None:
+    """A source whose tokenizer brings code ends the search in one line, even where standard input says yes to anything."""
+    import shutil
+
+    folder = shutil.copytree(tiny / "a", tmp_path / "a")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast\n"
+        "class Own(PreTrainedTokenizerFast): pass\n"
+    )
+    config = search_config(sources=[{"model": str(folder)}, {"model": str(tiny / "b")}])
+    config.save(tmp_path / "search.yaml")
+    command = [sys.executable, "-m", "hf_evomerge.cli", "search", str(tmp_path / "search.yaml"), "-o", str(tmp_path / "out")]
+    ended = subprocess.run(command, input="y\n" * 20, capture_output=True, text=True, timeout=100, check=False)
+    assert not (tmp_path / "ran").exists()
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert (ended.returncode, len(errors)) == (1, 1), ended.stderr
+    assert "its tokenizer cannot be read" in errors[0]
+    assert "custom code" in errors[0]
+
+
+@pytest.mark.parametrize("where", ["whole", "inside"])
+def test_kernels_that_a_config_names_are_refused(tiny, tmp_path, where) -> None:
+    """A config that names a repository of kernels, at any depth, is refused before transformers could fetch and run them."""
+    import shutil
+
+    folder = shutil.copytree(tiny / "a", tmp_path / "a")
+    named = {"attn_implementation": "somebody/kernel"}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | (named if where == "whole" else {"text_config": named})))
+    with pytest.raises(SourceError, match=r"names code on the Hub, 'somebody/kernel'"):
+        Source.open(str(folder)).config  # noqa: B018

@@ -1,0 +1,125 @@
+"""Headers and indexes of safetensors files that say what is not so, and messages that somebody else's file makes long."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from hf_evomerge.checkpoints.headers import check_header, read_header
+from hf_evomerge.checkpoints.inspect import inspect_model
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.errors import MAX_MESSAGE, EvoMergeError, SourceError, one_line
+
+
+def write(file: Path, header: object, size: int) -> Path:
+    """A safetensors file with any header and so many bytes of tensors."""
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
+    return file
+
+
+def tensor(first: int, last: int, *shape: int, dtype: str = "F32") -> dict[str, object]:
+    """An entry of a header."""
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [first, last]}
+
+
+@pytest.mark.parametrize(
+    ("header", "size", "message"),
+    [
+        ({"a": tensor(0, 8, 2), "b": tensor(4, 12, 2)}, 12, "b begins at byte 4, but a ends at 8"),
+        ({"a": tensor(0, 8, 2), "b": tensor(0, 8, 2)}, 8, "b begins at byte 0, but a ends at 8"),
+        ({"a": tensor(0, 8, 2), "b": tensor(12, 20, 2)}, 20, "b begins at byte 12, but a ends at 8"),
+        ({"a": tensor(4, 12, 2)}, 12, "a begins at byte 4, but the header ends at 0"),
+        ({"a": tensor(0, 8, 3)}, 8, "a has 8 bytes for 3 numbers of F32"),
+        ({"a": tensor(0, 8, 2, dtype="BF16")}, 8, "a has 8 bytes for 2 numbers of BF16"),
+        ({"a": tensor(8, 0, -2)}, 8, "entry 'a'"),
+        ({"a": tensor(8, 0, 2, dtype="X9")}, 8, "a begins at byte 8"),
+        ({"a": tensor(0, 8, 2)}, 12, "holds 12 bytes of tensors, the header says 8"),
+        ({"a": {**tensor(0, 8), "shape": ["2"]}}, 8, "entry 'a'"),
+        ({"a": {**tensor(0, 8, 2), "data_offsets": [0, 8, 9]}}, 8, "entry 'a'"),
+        ({"a": {**tensor(0, 8, 2), "shape": [True, 2]}}, 8, "entry 'a'"),
+        ({"a": tensor(0, 8, *[1 << 62] * 50)}, 8, "a has 8 bytes"),
+    ],
+)
+def test_offsets_that_cannot_be_are_refused(tmp_path, header, size, message):
+    """A header whose tensors overlap, leave gaps, or have other sizes than their shapes is refused, naming the tensor."""
+    with pytest.raises(SourceError, match=message):
+        read_header(write(tmp_path / "model.safetensors", header, size))
+
+
+def test_a_header_that_fills_its_file_is_read(tmp_path):
+    """Tensors may stand in any order, be empty or scalars, hold half bytes or have a dtype that is not known here."""
+    header = {
+        "__metadata__": {"format": "pt"},
+        "b": tensor(8, 12),
+        "a": tensor(0, 8, 2),
+        "empty": tensor(8, 8, 0, 4),
+        "half": tensor(12, 14, 4, dtype="F4"),
+        "new": tensor(14, 17, 5, dtype="F99"),
+    }
+    found = read_header(write(tmp_path / "model.safetensors", header, 17))
+    assert {name: info.shape for name, info in found.items()} == {
+        "b": (),
+        "a": (2,),
+        "empty": (0, 4),
+        "half": (4,),
+        "new": (5,),
+    }
+
+
+def test_inspect_tells_of_wrong_offsets(tiny, tmp_path):
+    """What only looks at headers refuses a file whose tensors overlap, too."""
+    folder = shutil.copytree(tiny / "a", tmp_path / "a")
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    first, second = [name for name in header if name != "__metadata__"][:2]
+    header[second]["data_offsets"] = header[first]["data_offsets"]
+    write(file, header, len(data) - 8 - length)
+    with pytest.raises(SourceError, match=r"a: model\.safetensors: .*; download it again"):
+        inspect_model(folder)
+
+
+def test_an_index_that_names_the_wrong_file_is_refused(tiny, tmp_path):
+    """A tensor that is in another file than the index says is refused, naming both."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "cut"
+    AutoModelForCausalLM.from_pretrained(tiny / "a").save_pretrained(folder, max_shard_size="4KB")
+    index = folder / "model.safetensors.index.json"
+    data = json.loads(index.read_text())
+    name, file = next(iter(data["weight_map"].items()))
+    other = next(target for target in data["weight_map"].values() if target != file)
+    data["weight_map"][name] = other
+    index.write_text(json.dumps(data))
+    with pytest.raises(SourceError, match=rf"the index lists {name} in {other}, but it is in {file}"):
+        _ = Source.open(str(folder)).tensors
+
+
+@pytest.mark.parametrize("name", ["x" * 2_000_000, "\ud800" * 3000, "a\n" * 3000])
+def test_a_long_name_does_not_make_a_long_message(name, tmp_path):
+    """A tensor's name of two million characters, of halves of surrogate pairs or of lines gives one line below the limit."""
+    with pytest.raises(SourceError) as caught:
+        check_header([(name, "F32", [2], [0, 4])], tmp_path / "x", "x")
+    message = str(caught.value)
+    assert len(message) < 500
+    assert "\n" not in message
+    assert message.encode()
+    assert message.endswith("download it again")
+
+
+def test_every_message_is_cut_in_one_place():
+    """Whatever is put into an error of the package, its message is one line that can be written, with its beginning and end."""
+    error = EvoMergeError("begin\n" + "é\udcff" * 10**6 + " end")
+    assert len(str(error)) <= MAX_MESSAGE
+    assert str(error).encode()
+    assert str(error).startswith("begin é")
+    assert str(error).endswith("end")
+    assert one_line("short  text\n") == "short text"
+    assert one_line(ValueError()) == "ValueError"
+    assert [len(one_line("x" * size, 20)) for size in (19, 20, 21, 1000)] == [19, 20, 20, 20]

@@ -1,0 +1,100 @@
+"""Links in a model folder that lead out of it: what is behind them is neither read nor copied."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hf_evomerge.checkpoints.lora import Adapter
+from hf_evomerge.checkpoints.model_folder import copy_companions
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.errors import EvoMergeError, SourceError
+
+
+@pytest.fixture
+def folder(tiny, tmp_path) -> Path:
+    """A model folder that a test may change, beside a file that is nobody's business."""
+    (tmp_path / "secret").write_text('{"key": 1}')
+    return shutil.copytree(tiny / "a", tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", "chat_template.jinja", "own.py"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_link_out_of_a_model_folder_is_refused(folder, name, relative):
+    """Whatever a link out of the folder stands for, a source with it is refused by the link's name and what it leads to."""
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("../secret" if relative else folder.parent / "secret")
+    with pytest.raises(SourceError, match=rf"{name}: a link to .*secret, which is not in "):
+        Source.open(str(folder))
+
+
+def test_a_linked_folder_of_templates_is_refused(folder):
+    """The subfolder of chat templates may not be a link out of the folder either, nor hold one."""
+    (folder.parent / "other").mkdir()
+    (folder.parent / "other" / "x.jinja").write_text("{{ x }}")
+    (folder / "additional_chat_templates").symlink_to("../other")
+    with pytest.raises(SourceError, match="additional_chat_templates: a link to"):
+        Source.open(str(folder))
+    (folder / "additional_chat_templates").unlink()
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "x.jinja").symlink_to("../../other/x.jinja")
+    with pytest.raises(SourceError, match=r"x\.jinja: a link to"):
+        Source.open(str(folder))
+
+
+def test_a_link_is_not_copied(folder, tmp_path):
+    """A link that appears after the source was opened is not followed when the companions are copied."""
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to("../secret")
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(EvoMergeError, match=r"tokenizer\.json: a link to"):
+        copy_companions(folder, out)
+    assert not (out / "tokenizer.json").exists()
+
+
+def test_an_adapter_behind_a_link_is_refused(tmp_path):
+    """An adapter's folder is under the same rule as a model's."""
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "secret").write_text("{}")
+    (tmp_path / "adapter" / "adapter_config.json").symlink_to("../secret")
+    with pytest.raises(SourceError, match=r"adapter_config\.json: a link to"):
+        Adapter.open(str(tmp_path / "adapter"))
+
+
+def test_links_that_stay_inside_are_followed(folder, tmp_path):
+    """A link to another file of the folder is read, and so is a folder that is itself reached through a link."""
+    (folder / "model.safetensors").rename(folder / "weights")
+    (folder / "model.safetensors").symlink_to("weights")
+    (tmp_path / "named").symlink_to(folder)
+    (folder / "logs").symlink_to("..")  # never read
+    assert Source.open(str(tmp_path / "named")).tensors
+
+
+@pytest.mark.parametrize("escapes", ["no", "blob", "blobs"])
+def test_the_hubs_own_cache_is_read(folder, tmp_path, escapes):
+    """In a snapshot of the Hub's cache links into its blobs are files like others; blobs that lead further are refused."""
+    snapshot, blobs = tmp_path / "models--u--m" / "snapshots" / "0123", tmp_path / "models--u--m" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(folder.iterdir())):
+        shutil.copyfile(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(os.path.relpath(blobs / str(number), snapshot))
+    if escapes == "no":
+        out = tmp_path / "out"
+        out.mkdir()
+        assert Source.open(str(snapshot)).tensors
+        copy_companions(snapshot, out)
+        assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+        return
+    if escapes == "blob":
+        (blobs / "0").unlink()
+        (blobs / "0").symlink_to(tmp_path / "secret")
+    else:
+        blobs.rename(tmp_path / "elsewhere")
+        blobs.symlink_to("../elsewhere")
+    with pytest.raises(SourceError, match="a link to"):
+        Source.open(str(snapshot))
