@@ -17,7 +17,7 @@ from ..merging.checks import check_sources
 from ..merging.parameters import Parameter
 from ..merging.registry import check_part, get_method
 from ..recipes.recipe import Dtype, MergePart, Recipe, SlicePart, SourceRef
-from ..recipes.strict_yaml import read_yaml, shown, validate
+from ..recipes.strict_yaml import read_text, read_yaml, shown, validate
 from .words import FIXED, REQUIRED, WITHOUT_BASE
 
 KEYS = (
@@ -43,10 +43,7 @@ class Converted:
 
 def load(file: str | Path) -> Converted:
     """Read a recipe from a file, be it a recipe or mergekit's; raises `RecipeError` that begins with the file's name."""
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as cause:
-        raise RecipeError(f"{file}: cannot be read: {cause}") from cause
+    text = read_text(file, RecipeError)
     try:
         data = read_yaml(text, RecipeError)
         return _read(data) if "merge_method" in data else Converted(validate(Recipe, data, RecipeError))

@@ -16,6 +16,8 @@ from ..errors import EvoMergeError, PathError, RecipeError
 from .layer_path import LayerPath
 from .strict_yaml import StrictModel, dump_yaml, load_yaml, parse_yaml
 
+MAX_SLICE = 256  # sources of one slice
+MAX_STACK = 1 << 16  # layers of all slices, each counted once per source: a stack of 4,096 of 15 sources and a base
 RECIPE_FILE = "recipe.yaml"  # beside the weights of every model that is built
 
 ScaleTarget = Literal["stream", "mlp_delta"]
@@ -82,8 +84,10 @@ class SlicePart(StrictModel):
         run = self.runs()[0] if self.base is None else _run(f"0:{self.base}")
         return [layer for _, layer in run]
 
-    def check(self) -> None:
-        """Raise `PathError` where the layers cannot be read, or `ValueError` where their numbers differ."""
+    def check(self) -> int:
+        """How many layers all entries have; raises `PathError` where one cannot be read, `ValueError` where numbers differ."""
+        if len(self.layers) > MAX_SLICE:
+            raise ValueError(f"layers: {len(self.layers)} entries; a slice has at most {MAX_SLICE}")
         runs = self.runs()
         counts = [len(run) for run in runs] + [len(self.base_layers())]
         if len(set(counts)) > 1:
@@ -94,6 +98,7 @@ class SlicePart(StrictModel):
             raise ValueError(
                 f"parameters: {len(self.parameters)} mappings for {len(runs)} sources; give one per entry of layers"
             )
+        return sum(counts)
 
 
 class MergePart(StrictModel):
@@ -125,11 +130,14 @@ class MergePart(StrictModel):
         for key, given in (("sources", self.sources), ("parameters", self.parameters)):
             if given:
                 raise ValueError(f"merge.{key}: with slices it is given in each slice; leave it out here")
+        hops = 0
         for position, part in enumerate(self.slices):
             try:
-                part.check()
+                hops += part.check()
             except (EvoMergeError, ValueError) as error:
                 raise ValueError(f"merge.slices[{position}].{error}") from error
+            if hops > MAX_STACK:
+                raise ValueError(f"merge.slices: more than {MAX_STACK} layers, each counted once per source; write fewer")
 
 
 class FlowPart(StrictModel):

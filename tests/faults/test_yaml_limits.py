@@ -1,0 +1,129 @@
+"""YAML that somebody else wrote: whatever it says, reading it ends soon, in an object or in one line."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from hf_evomerge.errors import EvoMergeError, RecipeError, SearchError
+from hf_evomerge.mergekit import from_mergekit, load
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_NODES, parse_yaml, read_yaml
+from hf_evomerge.search.config import SearchConfig
+
+HEAD = "sources: [{model: a}, {model: b}]\n"
+MERGE = "merge: {method: linear}\n"
+READERS = {
+    "recipe": Recipe.from_yaml,
+    "search": lambda text: parse_yaml(SearchConfig, text, SearchError),
+    "mergekit": from_mergekit,
+}
+
+
+def refusal(read, text: str) -> str:
+    """The line that a text is refused with; checks that it is one, and that it took seconds of the processor at most."""
+    begin = time.process_time()
+    with pytest.raises(EvoMergeError) as caught:
+        read(text)
+    assert time.process_time() - begin < 20  # half a minute to hours before there were limits
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 2000
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize(
+    "tagged",
+    [
+        "!!bool maybe",
+        "!!timestamp x",
+        '!!int ""',
+        '!!float ""',
+        "!!map [1]",
+        "!!set [1]",
+        "!!omap {a: 1}",
+        "!!binary é",
+        "!own x",
+    ],
+)
+def test_tags_are_refused(read, tagged):
+    """An explicit tag is refused by its name and line, also where YAML itself would fail at its value."""
+    assert "the tag" in refusal(read, f"a: 1\nb: {tagged}")
+    assert "line 2" in refusal(read, f"a: 1\nb: {tagged}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 3000, f"more than {MAX_DEPTH} levels"),
+        ("{a: " * 3000, f"more than {MAX_DEPTH} levels"),
+        ("- " * 3000, f"more than {MAX_DEPTH} levels"),
+        ("? " * 3000, f"more than {MAX_DEPTH} levels"),
+        ("a: [" + "1, " * MAX_NODES + "]", f"or {MAX_NODES} values"),
+        ("\n".join(f"k{number}: 1" for number in range(MAX_NODES)), f"or {MAX_NODES} values"),
+        ("# " + "x" * MAX_BYTES, "longer than 1 MiB"),
+        ("a: &a [*a]", "a part of"),
+        ("a: &a {b: &b [1, *a]}", "a part of"),
+        ("a: *b", "undefined alias"),
+        ("a0: &a0 [1, 2]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)), "values"),
+        ("a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40)), "values"),
+        ("\n".join([f"k{number}: 1" for number in range(10_000)] + ["k3: 1"]), "the key 'k3' is given twice"),
+    ],
+    ids=range(13),
+)
+def test_limits(text, message):
+    """Depth, number of values, length, loops and multiplication by aliases are refused soon, and the line says which it was."""
+    assert message in refusal(Recipe.from_yaml, text)
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_every_reader_has_the_limits(read):
+    """Recipes, search files and mergekit's files are read by one reader."""
+    assert f"more than {MAX_DEPTH} levels" in refusal(read, "[" * 3000)
+
+
+def test_what_is_within_the_limits_is_read():
+    """A file just within the limits is read, and an alias means what it stands for."""
+    deep = "a: " + "[" * (MAX_DEPTH - 2) + "1" + "]" * (MAX_DEPTH - 2)
+    assert read_yaml(deep, RecipeError)["a"]
+    assert len(read_yaml("a: [" + "1, " * (MAX_NODES - 3) + "]", RecipeError)["a"]) == MAX_NODES - 3
+    assert read_yaml("a: &x {b: [1]}\nc: *x\nd: {<<: *x, e: 2}", RecipeError) == {
+        "a": {"b": [1]},
+        "c": {"b": [1]},
+        "d": {"b": [1], "e": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    "slices",
+    [
+        "".join(f"  - layers: ['0:0-31', '1:{n}-{n + 31}']\n" for n in range(3000)),
+        "  - layers: [" + "'0:0-4095', " * 2000 + "]\n",
+        "".join("  - layers: ['0:0-4095', '1:0-4095']\n" for n in range(2000)),
+        "  - layers: ['0:0-4095 x2000000']\n",
+    ],
+)
+def test_a_stack_has_a_limit(slices):
+    """Thousands of slices, of sources of one slice, or of layers are refused before they are written out."""
+    assert "merge.slices" in refusal(Recipe.from_yaml, HEAD + "merge:\n  method: linear\n  slices:\n" + slices)
+
+
+def test_a_long_stack_is_read():
+    """A stack of many single layers is a recipe."""
+    slices = "".join(f"  - layers: ['0:{n}', '1:{n}']\n" for n in range(500))
+    assert len(Recipe.from_yaml(HEAD + "merge:\n  method: linear\n  slices:\n" + slices).merge.slices) == 500
+
+
+def test_a_long_file_is_not_read_whole(tmp_path):
+    """Of a file that is far too long only the beginning is read; its name is in the line."""
+    file = tmp_path / "long.yaml"
+    with file.open("wb") as stream:
+        stream.truncate(1 << 36)
+    for read in (Recipe.load, load, SearchConfig.load):
+        assert refusal(read, file).startswith(f"{file}: longer than 1 MiB")
+
+
+def test_half_a_surrogate_pair_in_a_message_can_be_written():
+    """What YAML's escapes make of a value can be printed in a message whatever it is."""
+    assert refusal(Recipe.from_yaml, HEAD + MERGE + 'dtype: "\\ud800"').encode()
