@@ -37,12 +37,18 @@ def check_sources(method: MergeMethod, sources: int, has_base: bool) -> None:
     low, high = method.count
     tensors = sources + (1 if method.takes_base_as_first(sources) and has_base else 0)
     if tensors < low or (high is not None and tensors > high):
-        wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+        wanted = number_of_models(method)
         hint = ", or one source and a base" if (low, high) == (2, 2) and not method.task_vectors else ""
         models, given = ("model", "source") if wanted == "1" else ("models", "sources")
         raise RecipeError(
             f"merge.sources: {method.name} merges {wanted} {models} (found {sources}); give {wanted} {given}{hint}"
         )
+
+
+def number_of_models(method: MergeMethod) -> str:
+    """How many tensors a method merges, as in "at least 2"."""
+    low, high = method.count
+    return f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
 
 
 def complete_options(

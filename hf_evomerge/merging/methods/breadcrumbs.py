@@ -67,11 +67,34 @@ def _band(inputs: TensorInputs, index: int, values: dict[str, float], rescale: s
 
 @register_method("breadcrumbs", parameters=_PARAMETERS, task_vectors=True, prepare=bands, memory=4)
 def breadcrumbs(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
-    """Model breadcrumbs: drop the largest and the smallest elements of each task vector, add up with the weights."""
+    """Model breadcrumbs: drop the largest and the smallest elements of each task vector, add up with the weights.
+
+    Of each task vector ``d_i = x_i - base`` of N elements the ``floor(gamma * N)`` largest are dropped as outliers and the
+    next ``floor(density * N)`` kept (arXiv:2312.06795); where both do not fit, fewer are dropped at the top.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import breadcrumbs
+        >>> base, a = torch.zeros(4), torch.tensor([9.0, -3.0, 2.0, 0.1])
+        >>> breadcrumbs(base, [a], density=0.5, gamma=0.25)
+        tensor([ 0., -3.,  2.,  0.])
+    """
     return add_sparse(base, vectors, call)
 
 
 @register_method("breadcrumbs_ties", parameters=_PARAMETERS, task_vectors=True, prepare=bands, memory=4)
 def breadcrumbs_ties(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
-    """Model breadcrumbs with the vote of TIES: what is neither too large nor too small elects a sign and is added up."""
+    """Model breadcrumbs with the vote of TIES: what is neither too large nor too small elects a sign and is added up.
+
+    Of each task vector ``d_i = x_i - base`` of N elements the ``floor(gamma * N)`` largest are dropped as outliers and the
+    next ``floor(density * N)`` kept (arXiv:2312.06795); where both do not fit, fewer are dropped at the top. What is left is
+    merged by the vote of `ties`.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import breadcrumbs_ties
+        >>> base, a = torch.zeros(4), torch.tensor([9.0, -3.0, 2.0, 0.1])
+        >>> breadcrumbs_ties(base, [a], density=0.5, gamma=0.25)
+        tensor([ 0., -3.,  2.,  0.])
+    """
     return vote_sparse(base, vectors, call)

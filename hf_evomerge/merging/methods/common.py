@@ -24,6 +24,7 @@ WEIGHT = Parameter(
     "Factor of the source (of its task vector, where the method works on task vectors).",
     search=(0.0, 1.0),
     grouped=True,
+    argument="weights",
 )
 DENSITY = Parameter(
     "density",
@@ -39,7 +40,9 @@ DENSITY = Parameter(
 NORMALIZE = Parameter(
     "normalize", "flag", False, "global", "Divide by the sum of the weights (of those that count for the element)."
 )
-LAMBDA = Parameter("lambda", "number", 1.0, "global", "Factor of the merged task vector, applied after the division.")
+LAMBDA = Parameter(
+    "lambda", "number", 1.0, "global", "Factor of the merged task vector, applied after the division.", argument="lambda_"
+)
 TRIM_RESCALE = Parameter(
     "rescale",
     "choice",
@@ -87,7 +90,7 @@ def divisor(weights: list[float]) -> float:
 
 
 def vote(parts: list[Tensor], weights: list[float], normalize: bool, tie: float = 1.0) -> Tensor:
-    """TIES' election and merge (arXiv:2306.01708, section 3) on task vectors that are already trimmed and weighted.
+    """TIES' election and merge (arXiv:2306.01708, Algorithm 1, steps 2 and 3) of task vectors that are trimmed and weighted.
 
     Args:
         parts: ``D_i = w_i * trimmed d_i``; overwritten.

@@ -37,13 +37,41 @@ def _drop(inputs: TensorInputs, index: int, values: dict[str, float], rescale: s
     return drop, factor
 
 
-@register_method("dare_linear", parameters=_PARAMETERS, task_vectors=True, prepare=drops, memory=2)
+@register_method("dare_linear", parameters=_PARAMETERS, task_vectors=True, prepare=drops, memory=2, random=True)
 def dare_linear(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
-    """DARE with task arithmetic: keep each element with probability rho, rescale, add up with the weights."""
+    """DARE with task arithmetic: keep each element with probability rho, rescale, add up with the weights.
+
+    ``base + lambda * sum_i D_i`` over ``D_i = w_i * f_i * m_i * d_i``, where ``d_i = x_i - base``, the mask ``m_i`` keeps an
+    element with probability ``density`` (arXiv:2311.03099: 1 - p), and ``f_i`` makes up for what is dropped: ``1 / density``
+    in the paper (``rescale: expected``), the ratio of the sums of magnitudes before and after in mergekit (``l1``). Masks
+    depend on seed, name and the source's position alone, and are nested: a larger density keeps all that a smaller one keeps.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import dare_linear
+        >>> base, a = torch.zeros(6), torch.ones(6)
+        >>> dare_linear(base, [a], density=0.5, name="model.norm.weight", seed=5)
+        tensor([0., 0., 2., 0., 2., 2.])
+    """
     return add_sparse(base, vectors, call)
 
 
-@register_method("dare_ties", parameters=_PARAMETERS, task_vectors=True, prepare=drops, memory=2)
+@register_method("dare_ties", parameters=_PARAMETERS, task_vectors=True, prepare=drops, memory=2, random=True)
 def dare_ties(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
-    """DARE with the vote of TIES: keep each element with probability rho, rescale, add up those that agree in sign."""
+    """DARE with the vote of TIES: keep each element with probability rho, rescale, add up those that agree in sign.
+
+    ``base + lambda * sum_{i: sign(D_i) = s} D_i`` over ``D_i = w_i * f_i * m_i * d_i``, where ``d_i = x_i - base``, the mask
+    ``m_i`` keeps an element with probability ``density`` (arXiv:2311.03099: 1 - p), and ``f_i`` makes up for what is dropped:
+    ``1 / density`` in the paper (``rescale: expected``), the ratio of the sums of magnitudes before and after in mergekit
+    (``l1``). The elected sign s is that of ``sum_i D_i``, and + where that is 0. The merge of arXiv:2403.13187, section 3.1.
+    Masks depend on seed, name and the source's position alone, and are nested: a larger density keeps all that a smaller one
+    keeps.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import dare_ties
+        >>> base, a = torch.zeros(6), torch.ones(6)
+        >>> dare_ties(base, [a], density=0.5, name="model.norm.weight", seed=5)
+        tensor([0., 0., 2., 0., 2., 2.])
+    """
     return vote_sparse(base, vectors, call)

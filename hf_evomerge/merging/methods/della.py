@@ -56,13 +56,38 @@ def _drop(inputs: TensorInputs, index: int, values: dict[str, float], rescale: s
     task_vectors=True,
     prepare=drops,
     memory=6,
+    random=True,
 )
 def della(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
-    """DELLA: keep elements at random, large ones of a row more often than small ones, rescale, average those that agree."""
+    """DELLA: keep elements at random, large ones of a row more often than small ones, rescale, average those that agree.
+
+    As `dare_ties` with a mask that looks at magnitudes (MagPrune, arXiv:2406.11617, section 3): element j of a row of n is
+    kept with probability ``density - epsilon + 2 epsilon * rank_j / (n - 1)``, rank 0 being the smallest magnitude of the
+    row. A row is a vector along the last dimension. ``rescale: expected`` divides each element by its own probability.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import della
+        >>> base, a = torch.zeros(6), torch.ones(6)
+        >>> della(base, [a], density=0.5, name="model.norm.weight", seed=5)
+        tensor([0., 0., 2., 0., 2., 2.])
+    """
     return vote_sparse(base, vectors, call)
 
 
-@register_method("della_linear", parameters=_PARAMETERS, task_vectors=True, prepare=drops, memory=6)
+@register_method("della_linear", parameters=_PARAMETERS, task_vectors=True, prepare=drops, memory=6, random=True)
 def della_linear(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
-    """DELLA without the vote: keep elements at random, large ones of a row more often, rescale, add up with the weights."""
+    """DELLA without the vote: keep elements at random, large ones of a row more often, rescale, add up with the weights.
+
+    As `dare_linear` with a mask that looks at magnitudes (MagPrune, arXiv:2406.11617, section 3): element j of a row of n is
+    kept with probability ``density - epsilon + 2 epsilon * rank_j / (n - 1)``, rank 0 being the smallest magnitude of the
+    row. A row is a vector along the last dimension. ``rescale: expected`` divides each element by its own probability.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import della_linear
+        >>> base, a = torch.zeros(6), torch.ones(6)
+        >>> della_linear(base, [a], density=0.5, name="model.norm.weight", seed=5)
+        tensor([0., 0., 2., 0., 2., 2.])
+    """
     return add_sparse(base, vectors, call)

@@ -81,5 +81,15 @@ def _mean(alphas: NDArray[np.float64], gram: NDArray[np.float64], max_iter: int,
 
 @register_method("karcher", parameters=[replace(WEIGHT, low=0.0), MAX_ITER, TOL], prepare=coefficients)
 def karcher(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
-    """Karcher mean: the direction whose squared angles to the sources are least, at their mean length; per tensor. No base."""
+    """Karcher mean: the direction whose squared angles to the sources are least, at their mean length; per tensor. No base.
+
+    The weighted mean of the unit vectors on the sphere, found by gradient descent along great circles (arXiv:2603.04972),
+    times the weighted mean of the lengths. Weights are divided by their sum.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import karcher
+        >>> karcher([torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])])
+        tensor([1.4142, 1.4142])
+    """
     return weighted_sum(sources, call.prepared)

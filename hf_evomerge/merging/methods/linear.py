@@ -35,7 +35,16 @@ def _total(weights: Sequence[float]) -> float:
 
 @register_method("linear", parameters=[WEIGHT, NORMALIZE.with_default(True)], check=check)
 def linear(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
-    """Weighted mean of the sources: ``sum w_i x_i / sum w_i``; without ``normalize`` the plain sum. Needs no base."""
+    """Weighted mean of the sources: ``sum w_i x_i / sum w_i``; without ``normalize`` the plain sum. Needs no base.
+
+    With equal weights this is the uniform soup of arXiv:2203.05482. A source of weight 0 counts as absent.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import linear
+        >>> linear([torch.tensor([0.0, 4.0]), torch.tensor([2.0, 0.0])], weights=[3, 1])
+        tensor([0.5000, 3.0000])
+    """
     merged = weighted_sum(sources, call.weights)
     if not call.options["normalize"]:
         return merged

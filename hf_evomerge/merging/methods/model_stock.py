@@ -42,7 +42,18 @@ def ratio(inputs: TensorInputs, call: Call) -> float | Lines:
 
 @register_method("model_stock", parameters=[FILTER_WISE], task_vectors=True, prepare=ratio, count=(2, None))
 def model_stock(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
-    """Model stock: ``base + t mean(d_i)``; the more the task vectors point the same way, the nearer t is to 1."""
+    """Model stock: ``base + t mean(d_i)``; the more the task vectors point the same way, the nearer t is to 1.
+
+    ``t = N cos(theta) / (1 + (N - 1) cos(theta))`` for N sources (arXiv:2403.19522), theta being the mean angle between two
+    task vectors; 0 where the denominator is.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import model_stock
+        >>> base, a, b = torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])
+        >>> model_stock(base, [a, b])
+        tensor([0.8284, 0.4142])
+    """
     assert base is not None
     mean = vectors[0].clone()
     for vector in vectors[1:]:

@@ -48,6 +48,15 @@ def coefficients(inputs: TensorInputs, call: Call) -> list[float]:
     prepare=coefficients,
 )
 def multislerp(base: Tensor | None, tensors: list[Tensor], call: Call) -> Tensor:
-    """Weighted mean on the sphere, of the sources or, where a base is given, of their task vectors; per tensor."""
+    """Weighted mean on the sphere, of the sources or, where a base is given, of their task vectors; per tensor.
+
+    ``m / |m| * sum w_i |x_i|`` with ``m = sum w_i x_i / |x_i|``; one source is given back as it is.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import multislerp
+        >>> multislerp([torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])])
+        tensor([1.4142, 1.4142])
+    """
     mixed = weighted_sum(tensors, call.prepared)
     return mixed if base is None else mixed.add_(base)

@@ -62,7 +62,17 @@ def _arc(t: float, first: Numbers, second: Numbers, dot: Numbers) -> list[Number
     count=(2, 2),
 )
 def nuslerp(base: Tensor | None, tensors: list[Tensor], call: Call) -> Tensor:
-    """Spherical interpolation of two sources, or of their task vectors where a base is given; ``t = w_2 / (w_1 + w_2)``."""
+    """Spherical interpolation of two sources, or of their task vectors where a base is given; ``t = w_2 / (w_1 + w_2)``.
+
+    Coefficients as of `slerp`, ``sin((1-t) theta) / sin theta`` and ``sin(t theta) / sin theta``, with one angle theta per
+    tensor, per row or per column; straight only where the cosine is 1 to 1e-16.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import nuslerp
+        >>> nuslerp([torch.tensor([2.0, 0.0]), torch.tensor([0.0, 1.0])], weights=[1, 1])
+        tensor([1.4142, 0.7071])
+    """
     factors = call.prepared
     if isinstance(factors[0], float):
         mixed = weighted_sum(tensors, factors)

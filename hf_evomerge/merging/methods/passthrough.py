@@ -16,5 +16,14 @@ SCALE = Parameter("scale", "number", 1.0, "source", "Factor of the source's tens
 
 @register_method("passthrough", parameters=[SCALE], count=(1, 1))
 def passthrough(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
-    """The source itself, times ``scale``. Needs no base."""
+    """The source itself, times ``scale``. Needs no base.
+
+    Of use in stacks of slices, where layers are taken over unmerged.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import passthrough
+        >>> passthrough([torch.tensor([1.0, -2.0])], scale=0.5)
+        tensor([ 0.5000, -1.0000])
+    """
     return sources[0].mul(call.sources[0]["scale"])

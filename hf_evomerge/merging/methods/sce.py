@@ -106,7 +106,19 @@ def _square(inputs: TensorInputs, index: int, cut: Cut | None) -> float:
 
 @register_method("sce", parameters=[SELECT_TOPK, SEMANTICS], task_vectors=True, prepare=selection, memory=4)
 def sce(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
-    """SCE: merge the elements of largest variance that agree with the sign of their sum, weighted by the sources' squares."""
+    """SCE: merge the elements of largest variance that agree with the sign of their sum, weighted by the sources' squares.
+
+    The steps of arXiv:2408.07990. Select: the share ``select_topk`` of the elements whose variance between the task vectors
+    ``d_i`` is largest. Calculate: ``w_i = sum d_i^2 / sum_j sum d_j^2`` over these elements. Erase: elements whose sign is
+    not that of ``sum_i d_i``. The rest is ``base + sum w_i d_i / sum w_i`` over the sources that are left for an element.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import sce
+        >>> base, a, b = torch.zeros(2), torch.tensor([3.0, 1.0]), torch.tensor([-1.0, 1.0])
+        >>> sce(base, [a, b])
+        tensor([3., 1.])
+    """
     assert base is not None
     cut, weights = call.prepared.cut, call.prepared.weights
     if weights is None:

@@ -46,5 +46,11 @@ def slerp(base: Tensor | None, models: list[Tensor], call: Call) -> Tensor:
 
     Coefficients ``sin((1-t) theta) / sin theta`` and ``sin(t theta) / sin theta`` on the raw tensors, theta being the angle
     between the whole flattened tensors; linear interpolation where they are nearly parallel (|cos| > 0.9995).
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import slerp
+        >>> slerp([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])], t=0.5)
+        tensor([0.7071, 0.7071])
     """
     return weighted_sum(models, call.prepared)

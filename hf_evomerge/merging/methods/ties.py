@@ -134,8 +134,21 @@ def _trimmed(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[floa
 def ties(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
     """TIES: keep the largest elements of each task vector, elect a sign by their weighted sum, average those that agree.
 
-    The vote is on ``D_i = w_i * trimmed d_i``. With ``normalize`` the sum of the D_i that agree is divided by the sum of their
-    weights, or by their number (``semantics: paper``).
+    The vote is on ``D_i = w_i * trimmed d_i``. With ``normalize`` the sum of the D_i that agree is divided by the sum of
+    their weights, or by their number (``semantics: paper``).
+
+    The steps are those of arXiv:2306.01708, Algorithm 1. Trim: of each task vector ``d_i = x_i - base`` the ``k = max(1,
+    floor(density * N))`` elements of largest magnitude stay, the earlier ones where magnitudes tie. Elect: ``s = sign(sum_i
+    D_i)``, and + where the sum is 0. Merge: ``base + lambda * sum_{i: sign(D_i) = s} D_i / sum of their w_i``. ``semantics:
+    paper`` trims the task vector of the whole model at once, and where a sum is 0 elects the sign that most elements have.
+
+    Example:
+        >>> import torch
+        >>> from hf_evomerge.merging import ties
+        >>> base = torch.zeros(4)
+        >>> a, b = torch.tensor([4.0, -3.0, 1.0, 0.5]), torch.tensor([2.0, 5.0, 0.1, -0.2])
+        >>> ties(base, [a, b], weights=[0.6, 0.4], density=0.5)
+        tensor([3.2000, 5.0000, 0.0000, 0.0000])
     """
     parts, weights = _trimmed(vectors, call)
     if not parts:
