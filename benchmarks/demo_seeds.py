@@ -10,13 +10,15 @@ standard error. Finished searches are kept and not run again.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from hf_evomerge.demo.quickstart import run_demo
 from hf_evomerge.demo.train import family, save
-from hf_evomerge.search.loop import Row
+from hf_evomerge.search.results import Row, plus_minus
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that evaluate side by side")
     parser.add_argument("--evaluations", type=int, help="trials per search, in place of the demo's own")
     arguments = parser.parse_args()
-    results: dict[int, dict[str, Row]] = {}
+    results: dict[int, list[Row]] = {}
     for seed in arguments.seeds:
         folder = arguments.out / f"family-{seed}"
         if not (folder / "japanese" / "config.json").exists():  # trained last
@@ -40,17 +42,15 @@ def main() -> None:
     print("\n" + table(results))
 
 
-def table(results: dict[int, dict[str, Row]]) -> str:
+def table(results: dict[int, list[Row]]) -> str:
     """Accuracy of every model of every family, as Markdown."""
     seeds = list(results)
     lines = ["| | evaluations | mean | " + " | ".join(f"family {seed}" for seed in seeds) + " |"]
     lines.append("| --- " * (len(seeds) + 3) + "|")
-    for label in results[seeds[0]]:
-        rows = [results[seed][label] for seed in seeds]
-        accuracies = [row.outcome.accuracy or (float("nan"), 0.0) for row in rows]
-        cells = [f"{value:.3f} ± {error:.3f}" for value, error in accuracies]
-        mean = sum(value for value, _ in accuracies) / len(accuracies)
-        lines.append(f"| {label} | {rows[0].evaluations or ''} | **{mean:.3f}** | " + " | ".join(cells) + " |")
+    for rows in zip(*(results[seed] for seed in seeds), strict=True):  # every family has the same rows
+        cells = [plus_minus(row.scores.accuracy, row.scores.accuracy_error) for row in rows]
+        mean = fmean(math.nan if row.scores.accuracy is None else row.scores.accuracy for row in rows)
+        lines.append(f"| {rows[0].model} | {rows[0].evaluations or ''} | **{mean:.3f}** | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ from .errors import EvoMergeError
 from .recipes.layer_groups import GroupKey, GroupValue, parse_key, per_group
 from .recipes.layer_path import LayerPath
 from .recipes.recipe import MergePart
+from .search.config import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +37,6 @@ MARKERS = ("o", "s", "^", "v", "P", "D")
 _KINDS = ("embed", "block", "head", "default")
 _Column = tuple[int, int, int]  # index of the kind, first block, last block
 INK, GREY, FAINT = "#222222", "#757575", "#EDEDED"
-_STAGE_NAMES = {"ps": "parameter space", "dfs": "data flow space", "random": "random search"}
 _STYLE = {
     "font.size": 9.0,
     "axes.edgecolor": GREY,
@@ -104,7 +104,7 @@ class Curve:
 
 def stage_curves(trials: Sequence[Trial]) -> list[Curve]:
     """The curves of a study from all its trials: DFS goes on where PS ended; random search begins at 0, beside them."""
-    by_stage = {stage: [trial for trial in trials if trial.stage == stage] for stage in _STAGE_NAMES}
+    by_stage = {stage: [trial for trial in trials if trial.stage == stage] for stage in STAGES}
     starts = {"dfs": len(by_stage["ps"])}
     return [Curve.of_trials(stage, found, start=starts.get(stage, 0)) for stage, found in by_stage.items() if found]
 
@@ -202,7 +202,7 @@ def _fitness_legend(axes: Axes, curves: Sequence[Curve]) -> None:
     from matplotlib.patches import Patch
 
     lines = [line for line in axes.lines if str(line.get_gid()).startswith("best:")]
-    names = [_text(_STAGE_NAMES.get(curve.label, curve.label)) + ": best so far" for curve in curves]
+    names = [_text(STAGES.get(curve.label, curve.label)) + ": best so far" for curve in curves]
     entries: list[tuple[Any, str]] = list(zip(lines, names, strict=True))
     low = axes.get_ylim()[0]
     below = any((curve.values < low).any() for curve in curves)

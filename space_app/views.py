@@ -116,7 +116,7 @@ def results_table(published: Published) -> str:
         fitness, spread = as_float(row.get("fitness")), as_float(row.get("fitness_se"))
         rows.append(
             (
-                row.get("label", ""),
+                row.get("model", ""),
                 (number(accuracy) if accuracy is None else f"{accuracy:.3f}") + ("" if error is None else f" ± {error:.3f}"),
                 number(fitness) + ("" if spread is None else f" ± {number(spread, 2)}"),
                 row.get("evaluations") or "",

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from hf_evomerge.errors import EvoMergeError, PathError
+from hf_evomerge.fitness import Scores
 from hf_evomerge.plots import (
     Curve,
     fitness_figure,
@@ -26,7 +27,7 @@ from hf_evomerge.plots import (
 )
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import MergePart
-from hf_evomerge.search.study import Outcome, Trial
+from hf_evomerge.search.study import Trial
 
 HOPS = "0:0-2, 1:3, 0:3*0.6 + 1:4*0.4, 1:4, 0:5"
 SCALES = [1.0, 0.9, 1.4, 0.5, 1.1, -0.7, 1.0]
@@ -46,8 +47,8 @@ def curve(*fitness: float | None, label: str = "ps", population: int = 2, start:
 
 def trial(stage: str, number: int, score: float | None) -> Trial:
     """A trial as a study returns it; failed where there is no score."""
-    outcome = Outcome(error="broken") if score is None else Outcome(np.array([score]))
-    return Trial(stage, number, number // 2, np.zeros(1), None, outcome)
+    scores = Scores.failed("broken") if score is None else Scores([score])
+    return Trial(stage, number, number // 2, np.zeros(1), None, scores)
 
 
 def spots(figure: Figure, source: int) -> list[tuple[float, float]]:

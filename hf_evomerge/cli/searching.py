@@ -15,7 +15,7 @@ from ..errors import EvoMergeError
 from .common import License, NoModel, Out, Private, WithSpace, Workers, app, one_line_errors, quiet
 
 if TYPE_CHECKING:
-    from ..search.loop import Result
+    from ..search.results import Result
     from ..search.run import Plan
 
 
@@ -109,11 +109,10 @@ def evaluate(
     """
     with one_line_errors():
         from ..search.config import SearchConfig
-        from ..search.run import evaluate_model
+        from ..search.evaluation import evaluate_model
 
         quiet()
-        report = evaluate_model(model, SearchConfig.load(str(file)), split=split, show=show)
-        typer.echo(report)
+        typer.echo(evaluate_model(model, SearchConfig.load(str(file)), split=split, show=show))
 
 
 @app.command()
@@ -182,8 +181,6 @@ def _print_plan(plan: Plan, workers: int) -> None:
 
 
 def _print_result(result: Result, out: Path, *, built: bool) -> None:
-    from ..search.show import results_table
-
-    typer.echo(results_table(result))
+    typer.echo(result.to_text())
     model = [f"model:  {out / 'model'}"] if built else []
     typer.echo("\n".join([f"recipe: {out / 'recipe.yaml'}", *model, f"plots:  {out / 'plots'}"]))

@@ -23,9 +23,8 @@ from ..local_hub import LocalHub
 from ..search.config import SearchConfig
 from ..search.display import LiveTable
 from ..search.evaluator import Evaluator
-from ..search.loop import Result, Row
+from ..search.results import Result, Row, rows_table
 from ..search.run import run_search
-from ..search.show import rows_table
 from .language import problems
 
 SPECIALISTS = Path(__file__).parent / "specialists"
@@ -45,7 +44,7 @@ def run_demo(
     family: str | os.PathLike[str] = SPECIALISTS,
     sizes: dict[str, int] | None = None,
     push_to: str | None = None,
-) -> dict[str, Row]:
+) -> list[Row]:
     """Run the demo.
 
     Args:
@@ -59,7 +58,7 @@ def run_demo(
             default it is published to a Hub on loopback, in the folder ``hub``.
 
     Returns:
-        The rows of the table that was printed, by label.
+        The rows of the table that was printed.
 
     Raises:
         EvoMergeError: A search could not run, or a winner answers otherwise once it is loaded again.
@@ -77,8 +76,7 @@ def run_demo(
         with LiveTable() as table:
             results[space] = run_search(config, out / space, workers=workers, report=table)
     rows = comparison(results)
-    count = len(rows["evolved PS"].outcome.scores)
-    typer.echo("\n" + rows_table(list(rows.values()), f"{count} held-out problems; ± is one standard error"))
+    typer.echo("\n" + rows_table(rows, f"{results['ps'].examples} held-out problems; ± is one standard error"))
     for space in SPACES:
         typer.echo(check_reload(str(out / space / "model"), data["test"], results[space]))
     typer.echo("\n" + one_problem(config, results))
@@ -138,14 +136,11 @@ def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, 
     return SearchConfig.model_validate(settings)
 
 
-def comparison(results: dict[str, Result]) -> dict[str, Row]:
+def comparison(results: dict[str, Result]) -> list[Row]:
     """One table of all searches: the parents once, the random search, then each search's winner."""
-    rows = {row.label: replace(row, winner=False) for row in results["ps"].rows}
-    evolved = rows.pop("evolved PS")
-    rows["evolved PS"] = evolved
-    for space, label in (("dfs", "evolved DFS"), ("hybrid", "evolved PS+DFS")):
-        rows[label] = replace(next(row for row in results[space].rows if row.label == label), winner=False)
-    return rows
+    rows = [row for row in results["ps"].rows if row.stage != "ps"]
+    rows += [results["ps"].row("ps"), results["dfs"].row("dfs"), results["hybrid"].row("dfs")]
+    return [replace(row, winner=False) for row in rows]
 
 
 def publish(search: Path, family: Path, repo_id: str, *more: str, environment: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -172,8 +167,8 @@ def check_reload(model: str, test: Path, result: Result, environment: Mapping[st
         raise EvoMergeError(f"{model}: does not load in a fresh process: {ran.stderr.strip().splitlines()[-1:]}")
     report = json.loads(ran.stdout.splitlines()[-1])
     winner = next(row for row in result.rows if row.winner)
-    expected = winner.outcome.accuracy
-    if expected is None or abs(report["accuracy"] - expected[0]) > 1.5 / report["problems"]:
+    expected = winner.scores.accuracy
+    if expected is None or abs(report["accuracy"] - expected) > 1.5 / report["problems"]:
         raise EvoMergeError(f"{model}: answers {report['accuracy']} right after loading, {expected} before")
     return (
         f"{model}: loaded by AutoModelForCausalLM in a fresh process as {report['class']}, "
@@ -185,16 +180,15 @@ def one_problem(config: SearchConfig, results: dict[str, Result]) -> str:
     """A held-out problem that the winners solve and the parents do not, with every model's answer."""
     evaluator = Evaluator(config)
     rows = comparison(results)
-    evolved = [label for label in rows if label.startswith("evolved")]
-    others = [label for label in rows if not label.startswith("evolved")]
+    evolved = [row for row in rows if row.stage in ("ps", "dfs")]
+    others = [row for row in rows if row.stage not in ("ps", "dfs")]
     examples = evaluator.examples("test")
 
-    def right(label: str, index: int) -> bool:
-        correct = rows[label].outcome.correct
-        return correct is not None and bool(correct[index])
+    def right(row: Row, index: int) -> bool:
+        return row.scores.correct is not None and bool(row.scores.correct[index])
 
     def drama(index: int) -> int:
-        return 2 * sum(right(label, index) for label in evolved) - sum(right(label, index) for label in others)
+        return 2 * sum(right(row, index) for row in evolved) - sum(right(row, index) for row in others)
 
     chosen = max(range(len(examples)), key=lambda index: (drama(index), -index))
     example = examples[chosen]

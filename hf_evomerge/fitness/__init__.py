@@ -9,7 +9,6 @@ from .generation import GenerationSpec, GenerationTask
 from .likelihood import LikelihoodSpec, LikelihoodTask
 from .registry import (
     AnyTaskSpec,
-    Scores,
     Task,
     TaskSpec,
     get_task,
@@ -18,6 +17,7 @@ from .registry import (
     register_task,
     task_names,
 )
+from .scores import Scores
 
 __all__ = [
     "AnyTaskSpec",

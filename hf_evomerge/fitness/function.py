@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import FitnessError
 from .data import Example
 from .encoding import check_examples, scoring
-from .registry import Scores
+from .scores import Scores
 
 FitnessFunction = Callable[[Any, Any, list[Example]], Iterable[float]]
 

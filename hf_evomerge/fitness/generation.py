@@ -14,7 +14,8 @@ from ..errors import FitnessError
 from .answers import Extract, LanguageCheck, cut_at_stops, extract_answer, language_probability, parse_number
 from .data import Example
 from .encoding import check_examples, check_length, device_of, encode_prompt, length_batches, scoring
-from .registry import Scores, TaskSpec, register_task
+from .registry import TaskSpec, register_task
+from .scores import Scores
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +116,7 @@ class GenerationTask:
             float(right and (language is None or language.holds(output)))
             for right, (output, _) in zip(correct, pairs, strict=True)
         ]
-        return Scores(values, outputs, correct)
+        return Scores(values, outputs=outputs, correct=correct)
 
 
 def is_right(output: str, answer: str, spec: GenerationSpec) -> bool:

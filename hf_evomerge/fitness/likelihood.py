@@ -15,7 +15,8 @@ from pydantic import Field
 from ..errors import FitnessError
 from .data import Example
 from .encoding import check_examples, check_length, device_of, encode_pair, length_batches, scoring
-from .registry import Scores, TaskSpec, register_task
+from .registry import TaskSpec, register_task
+from .scores import Scores
 
 if TYPE_CHECKING:
     import torch

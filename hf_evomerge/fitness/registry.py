@@ -5,9 +5,7 @@ A task is prepared once, with its examples and a tokenizer, and then evaluates a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BeforeValidator, SerializeAsAny
@@ -15,51 +13,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from ..errors import FitnessError
 from ..recipes.strict_yaml import StrictModel, validate
 from .data import Example
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What one model scored; more is better.
-
-    Attributes:
-        values: One finite number per example, in the order of the examples. Their mean is the fitness.
-        outputs: What the model wrote, where it wrote anything.
-        correct: Whether the answer was right, where the task can tell.
-    """
-
-    values: list[float]
-    outputs: list[str] | None = None
-    correct: list[bool] | None = None
-
-    def __post_init__(self) -> None:
-        if not self.values:
-            raise FitnessError("no scores: there must be one per example")
-        for i, value in enumerate(self.values):
-            if not math.isfinite(value):
-                raise FitnessError(f"the score of example {i} is {value}, not a finite number")
-        for name in ("outputs", "correct"):
-            given = getattr(self, name)
-            if given is not None and len(given) != len(self.values):
-                raise FitnessError(f"{len(self.values)} scores but {len(given)} {name}; there must be one per example")
-
-    @property
-    def mean(self) -> float:
-        """The fitness."""
-        return math.fsum(self.values) / len(self.values)
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean over examples; nan for a single example."""
-        n = len(self.values)
-        if n < 2:
-            return math.nan
-        mean = self.mean
-        return math.sqrt(math.fsum((value - mean) ** 2 for value in self.values) / (n - 1) / n)
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of right answers, where the task can tell."""
-        return None if self.correct is None else sum(self.correct) / len(self.correct)
+from .scores import Scores
 
 
 class TaskSpec(StrictModel):

@@ -18,6 +18,8 @@ from urllib.parse import quote
 
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
+from ..search.config import STAGES
+from ..search.results import plus_minus
 from .bundled import bundled
 from .commit import hub_errors, one_line
 from .licenses import LicenseDecision
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelCardData
 
 TEMPLATE = "model.md.jinja"
-_STAGE_NAMES = {"ps": "Parameter space", "dfs": "Data flow space", "random": "Random search, for comparison"}
 _SPLITS = {"test": "held-out test problems", "validation": "validation problems", "search": "problems of the search itself"}
 _UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
@@ -213,7 +214,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "fence": "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))]),
         "version": version,
         "study": None if study is None else {**study, "stages": [_stage(stage) for stage in study["stages"]]},
-        "stage_names": _STAGE_NAMES,
+        "stage_names": {stage: name.capitalize() for stage, name in STAGES.items()},
         "splits_text": ", ".join(f"{count} {split}" for split, count in (study or {}).get("splits", {}).items()),
         "example": _example(study),
         **_source_values(facts),
@@ -283,15 +284,14 @@ def _result_values(study: dict[str, Any] | None) -> dict[str, Any]:
 
 def _random_text(rows: Sequence[dict[str, Any]], space: str | None) -> str:
     """What the winner was compared with. A random search after a hybrid one has the space of its first stage only."""
-    drawn = next((row["evaluations"] for row in rows if row["label"] == _RANDOM), None)
+    drawn = next((row["evaluations"] for row in rows if row["stage"] == "random"), None)
     if drawn is None:
         return "No random search of the same budget was run for comparison."
-    evolved = max((row["evaluations"] or 0 for row in rows if row["label"] != _RANDOM), default=0)
+    evolved = max((row["evaluations"] or 0 for row in rows if row["stage"] != "random"), default=0)
     where = "the same parameter space" if space == "hybrid" else "the same space"
     return f"The random search drew {'as many' if drawn == evolved else drawn} candidates from {where}."
 
 
-_RANDOM = "random search"
 _FITNESS = {
     "likelihood": "the log-probability of the right answer, as the search scored it",
     "generation": "the score of the generated answer",
@@ -300,13 +300,12 @@ _FITNESS = {
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
     def figure(key: str) -> str:
-        value = row.get(key)
-        return "" if value is None else f"{value:.3f} ± {row.get(f'{key}_se') or 0:.3f}"
+        return plus_minus(row.get(key), row.get(f"{key}_se"))
 
-    shown = {"accuracy": figure("accuracy"), "fitness": figure("fitness") or "failed", "evaluations": row["evaluations"] or ""}
+    cells = {"accuracy": figure("accuracy"), "fitness": figure("fitness") or "failed", "evaluations": row["evaluations"] or ""}
     bold = "**" if row["winner"] else ""
-    label = markdown_text(row["label"]) + (" (this model)" if row["winner"] else "")
-    return {"label": f"{bold}{label}{bold}", **{k: f"{bold}{v}{bold}" if v != "" else "" for k, v in shown.items()}}
+    model = markdown_text(row["model"]) + (" (this model)" if row["winner"] else "")
+    return {"model": f"{bold}{model}{bold}", **{k: f"{bold}{v}{bold}" if v != "" else "" for k, v in cells.items()}}
 
 
 def _stage(stage: dict[str, Any]) -> dict[str, Any]:

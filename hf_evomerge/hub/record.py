@@ -17,7 +17,7 @@ from ..checkpoints.model_folder import named_folder
 from ..errors import EvoMergeError, SearchError
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import Recipe, SourceRef
-from ..search.config import SearchConfig
+from ..search.config import STAGES, SearchConfig
 from ..search.run import PLOTS_FOLDER, RESULTS_FILE, settings_of
 from ..search.spaces import source_label
 from ..search.study import Study, Trial
@@ -26,7 +26,6 @@ STUDY_JSON = "study.json"
 TRIALS_FILE = "trials.parquet"
 IMAGES_FOLDER = "images"
 FORMAT = 1
-_STAGES = ("ps", "dfs", "random")
 
 # An absolute path: between quotes, where it may hold spaces, or by itself; not the end of a URL.
 _FOLDER = re.compile(r"(?<=['\"])(?P<quoted>~?/[^'\"]+)(?=['\"])|(?<![\w:/.~])(?P<bare>~?/[^\s'\"()\[\]{},;:]+)")
@@ -73,7 +72,7 @@ def write_record(
     study = Study.open(search)
     try:
         config = settings_of(study)
-        trials = {stage: study.trials(stage) for stage in _STAGES}
+        trials = {stage: study.trials(stage) for stage in STAGES}
         record = {
             "format": FORMAT,
             "space": config.space,
@@ -121,11 +120,11 @@ def _public_settings(config: SearchConfig, publish: Publish) -> dict[str, Any]:
 
 
 def _split_sizes(study: Study, config: SearchConfig) -> dict[str, int]:
-    """Examples per split, from outcomes that the study holds for every parent or finalist."""
+    """Examples per split, from scores that the study holds for every parent or finalist."""
     sizes = {}
     for split in ("search", "validation", "test"):
-        outcomes = (study.evaluation(label, split) for label in ("source:0", "base", *_finalists(study, split)))
-        scored = [len(outcome.scores) for outcome in outcomes if outcome is not None and outcome.error is None]
+        evaluations = (study.evaluation(label, split) for label in ("source:0", "base", *_finalists(study, split)))
+        scored = [scores.values.size for scores in evaluations if scores is not None and scores.error is None]
         if scored:
             sizes[split] = scored[0]
     return sizes
@@ -134,7 +133,7 @@ def _split_sizes(study: Study, config: SearchConfig) -> dict[str, int]:
 def _finalists(study: Study, split: str) -> list[str]:
     if split != "validation":
         return []
-    return [trial.recipe_key for stage in _STAGES for trial in study.best(stage, 1) if trial.recipe_key is not None]
+    return [trial.recipe_key for stage in STAGES for trial in study.best(stage, 1) if trial.recipe_key is not None]
 
 
 def _stage(stage: str, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -144,15 +143,15 @@ def _stage(stage: str, trials: Sequence[Trial]) -> dict[str, Any]:
         "failed": sum(trial.state == "FAILED" for trial in trials),
         "duplicates": sum(trial.duplicate_of is not None for trial in trials),
         "generations": 1 + max(trial.generation for trial in trials),
-        "seconds": round(sum(trial.outcome.seconds for trial in trials), 1),
+        "seconds": round(sum(trial.scores.seconds for trial in trials), 1),
     }
 
 
 def _levels(study: Study, config: SearchConfig) -> dict[str, float]:
     """Fitness of the base and the sources on the search split, by their short names."""
     labels = {"base": "base", **{f"source:{i}": source_label(ref) for i, ref in enumerate(config.sources)}}
-    outcomes = {name: study.evaluation(label, "search") for label, name in labels.items()}
-    return {name: o.fitness for name, o in outcomes.items() if o is not None and o.fitness is not None}
+    found = {name: study.evaluation(label, "search") for label, name in labels.items()}
+    return {name: scores.mean for name, scores in found.items() if scores is not None and scores.mean is not None}
 
 
 def _results(search: Path) -> dict[str, Any] | None:
@@ -178,8 +177,8 @@ def _examples(study: Study, config: SearchConfig, count: int) -> list[dict[str, 
     correct = None
     recipe = study.folder / "recipe.yaml"
     if recipe.is_file():
-        outcome = study.evaluation(study.add_recipe(Recipe.load(recipe)), split)
-        correct = outcome.correct if outcome is not None else None
+        scores = study.evaluation(Recipe.load(recipe).key, split)
+        correct = scores.correct if scores is not None else None
     chosen = load_examples(config.data[split])[:count]
     return [
         {"prompt": example.prompt, "answer": example.answer}
@@ -210,15 +209,15 @@ def _write_trials(study: Study, trials: Sequence[Trial], file: Path, publish: Pu
             "generation": column(pa.int64(), lambda t: t.generation),
             "state": column(pa.string(), lambda t: t.state),
             "fitness": column(pa.float64(), lambda t: t.fitness),
-            "standard_error": column(pa.float64(), lambda t: t.outcome.standard_error if t.fitness is not None else None),
-            "accuracy": column(pa.float64(), lambda t: t.outcome.accuracy[0] if t.outcome.accuracy else None),
-            "seconds": column(pa.float64(), lambda t: t.outcome.seconds),
+            "standard_error": column(pa.float64(), lambda t: t.scores.standard_error),
+            "accuracy": column(pa.float64(), lambda t: t.scores.accuracy),
+            "seconds": column(pa.float64(), lambda t: t.scores.seconds),
             "duplicate_of": column(pa.int64(), lambda t: t.duplicate_of),
             "genome": column(pa.list_(pa.float64()), lambda t: t.genome.tolist()),
             "recipe": column(pa.string(), lambda t: texts.get(t.recipe_key or "")),
             "path": column(pa.list_(pa.string()), lambda t: path.as_text() if (path := path_of(t)) else None),
             "scales": column(pa.list_(pa.float64()), lambda t: path.scales if (path := path_of(t)) else None),
-            "error": column(pa.string(), lambda t: _without_folders(t.outcome.error)),
+            "error": column(pa.string(), lambda t: _without_folders(t.scores.error)),
         }
     )
     unfinished = file.with_name(f".{file.name}.new")

@@ -7,6 +7,7 @@ Knows nothing of tensors. What a merge method computes is in ``hf_evomerge/mergi
 from __future__ import annotations
 
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -276,6 +277,11 @@ class Recipe(StrictModel):
     def to_yaml(self) -> str:
         """The recipe as YAML; the same recipe always gives the same text."""
         return dump_yaml(self)
+
+    @property
+    def key(self) -> str:
+        """A short name of the recipe: the first 16 hexadecimal digits of the sha256 of its YAML. Equal recipes have one key."""
+        return sha256(self.to_yaml().encode()).hexdigest()[:16]
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the recipe to a YAML file."""

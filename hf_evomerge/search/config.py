@@ -17,6 +17,7 @@ from ..routing.layout import Initialisation, ScaleEncoding
 from .optimizer import Algorithm, Restarts
 
 Stage = Literal["ps", "dfs", "random"]
+STAGES: dict[str, str] = {"ps": "parameter space", "dfs": "data flow space", "random": "random search"}
 
 
 class Range(StrictModel):

@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from .config import STAGES
+
 if TYPE_CHECKING:
     from .loop import Progress
 
-PHASES = {
+PHASES: dict[str, str] = {
     "parents": "parents",
-    "ps": "parameter space",
-    "dfs": "data flow space",
-    "random": "random search",
+    **STAGES,
     "finalists": "best, validated",
     "test": "held-out test",
 }

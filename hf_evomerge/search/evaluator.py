@@ -11,13 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import EvoMergeError, FitnessError, SourceError
-from ..fitness import Example, Task, load_examples, make_task
+from ..fitness import Example, Scores, Task, load_examples, make_task
 from ..recipes.recipe import FlowPart, MergePart, Recipe, SourceRef
 from .config import SearchConfig
-from .study import Outcome
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,7 +83,7 @@ class Evaluator:
             self._examples[split] = load_examples(spec)
         return self._examples[split]
 
-    def evaluate(self, target: Target, split: str = "search", batch: Batch | None = None) -> Outcome:
+    def evaluate(self, target: Target, split: str = "search", batch: Batch | None = None) -> Scores:
         """Score one recipe, or one parent as it is.
 
         Args:
@@ -95,22 +92,18 @@ class Evaluator:
             batch: Only the examples with these indices.
 
         Returns:
-            The outcome. Whatever goes wrong inside, out of memory included, is its error: one bad candidate must not end a
+            The scores. Whatever goes wrong inside, out of memory included, is their error: one bad candidate must not end a
             search.
         """
         begin = time.perf_counter()
         try:
             task = self._prepared(target, split, batch)
-            scores = task.evaluate(self.model(target))
-            return Outcome(
-                np.asarray(scores.values, dtype=np.float64),
-                None if scores.correct is None else np.asarray(scores.correct, dtype=np.bool_),
-                time.perf_counter() - begin,
-            )
+            scores: Scores = task.evaluate(self.model(target))
+            return scores.timed(time.perf_counter() - begin)
         except Exception as error:
             gc.collect()  # an out-of-memory error leaves tensors in its frames
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
-            return Outcome(seconds=time.perf_counter() - begin, error=f"{kind}{' '.join(str(error).split())}"[:1000])
+            return Scores.failed(f"{kind}{' '.join(str(error).split())}"[:1000], time.perf_counter() - begin)
 
     def model(self, target: Target) -> PreTrainedModel:
         """A live model of a recipe or a parent. It shares parameters with others made here: use it before the next one."""

@@ -6,23 +6,26 @@ kept, and a search that was killed ends with the same trials as one that was not
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import EvoMergeError, SearchError
+from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe, SourceRef
 from .config import OptimizerConfig, SearchConfig, Stage
 from .evaluator import Batch
 from .optimizer import Optimizer, Vector
+from .results import Result, Row
 from .runner import Job, Runner
 from .spaces import FlowSpace, ParameterSpace, Space, source_label, uniform_average
-from .study import Outcome, Study, Trial
+from .study import Study, Trial
 
-STAGE_NAMES: dict[str, str] = {"ps": "evolved PS", "dfs": "evolved DFS", "random": "random search"}
+_WINNER_NAMES: dict[Stage, str] = {"ps": "evolved PS", "dfs": "evolved DFS", "random": "random search"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Progress:
         generation: From 0.
         best, mean: Best fitness of the stage so far; mean of the last whole generation.
         sigma: The optimizer's step size.
-        failed, duplicates: Trials that failed, and that shared another's outcome.
+        failed, duplicates: Trials that failed, and that shared another's scores.
         seconds: Wall time of this phase in this process.
         fresh: Trials evaluated in this process; the others were replayed.
     """
@@ -54,34 +57,6 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table of results: a model on the test split (the validation split where there is no test)."""
-
-    label: str
-    outcome: Outcome
-    evaluations: int = 0
-    seconds: float = 0.0
-    winner: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a search found.
-
-    Attributes:
-        winner: The recipe that scored best on the validation split (on the search split where there is none).
-        winner_key: Its key in the study.
-        split: What `rows` were measured on.
-        rows: Base, parents, uniform average, the winner of each stage.
-    """
-
-    winner: Recipe
-    winner_key: str
-    split: str
-    rows: list[Row] = field(default_factory=list)
 
 
 class Search:
@@ -120,7 +95,7 @@ class Search:
         """
         with self.study.exclusive():
             self._evaluate_labels(self._parents(), "search", "parents")
-            winners: dict[str, str] = {}
+            winners: dict[Stage, str] = {}
             for stage in self.config.stages:
                 self._run_stage(stage, self._space(stage, winners.get("ps")))
                 winners[stage] = self._choose(self._finalists(stage))
@@ -166,7 +141,7 @@ class Search:
         """Keys of the best recipes of a stage; raises `SearchError` where every trial failed."""
         best = self.study.best(stage, self.config.finalists)
         if not best:
-            errors = [trial.outcome.error for trial in self.study.trials(stage)]
+            errors = [trial.scores.error for trial in self.study.trials(stage)]
             raise SearchError(f"{stage}: all {len(errors)} trials failed; the first said: {errors[0] if errors else '-'}")
         return [trial.recipe_key for trial in best if trial.recipe_key is not None]
 
@@ -174,51 +149,47 @@ class Search:
         """The best of some recipes on the validation split; of equals, and where there is no such split, the first."""
         if "validation" not in self.splits or len(keys) == 1:
             return keys[0]
-        outcomes = self._evaluate_labels({key: self.study.recipe(key) for key in keys}, "validation", "finalists")
-        fitness = [outcomes[key].fitness for key in keys]
+        scores = self._evaluate_labels({key: self.study.recipe(key) for key in keys}, "validation", "finalists")
+        fitness = [scores[key].mean for key in keys]
         return keys[int(np.argmax([-np.inf if value is None else value for value in fitness]))]  # the first of equals
 
-    def _result(self, winner: str, winners: dict[str, str]) -> Result:
+    def _result(self, winner: str, winners: dict[Stage, str]) -> Result:
         """Measure everything worth comparing on the test split, once."""
         split = next((s for s in ("test", "validation") if s in self.splits), "search")
-        average = uniform_average(self.config)
+        average = uniform_average(self.config) if len(set(self.layers)) == 1 else None
         targets: dict[str, Recipe | SourceRef] = dict(self._parents())
-        same_architecture = len(set(self.layers)) == 1
-        if same_architecture:
+        if average is not None:
             targets[self.study.add_recipe(average)] = average
         targets.update({key: self.study.recipe(key) for key in winners.values()})
-        outcomes = self._evaluate_labels(targets, split, "test")
-        rows = [Row(self._parent_name(label), outcomes[label]) for label in self._parents()]
-        if same_architecture:
-            rows.append(Row("uniform average", outcomes[self.study.add_recipe(average)]))
-        spent: dict[str, tuple[int, float]] = {}
-        for stage in winners:
-            trials = self.study.trials(stage)
-            spent[stage] = len(trials), sum(trial.outcome.seconds for trial in trials)
+        scores = self._evaluate_labels(targets, split, "test")
+        rows = [self._parent_row(label, ref, scores[label]) for label, ref in self._parents().items()]
+        if average is not None:
+            rows.append(Row("average", "uniform average", scores[average.key]))
         for stage, key in winners.items():
-            counted = ["ps", "dfs"] if stage == "dfs" else [stage]  # the second stage of a hybrid search builds on the first
-            trials_spent, seconds = (sum(column) for column in zip(*(spent[s] for s in counted if s in spent), strict=True))
-            name = "evolved PS+DFS" if stage == "dfs" and "ps" in winners else STAGE_NAMES[stage]
-            rows.append(Row(name, outcomes[key], int(trials_spent), seconds, winner=key == winner and stage != "random"))
-        return Result(self.study.recipe(winner), winner, split, rows)
+            after_ps = stage == "dfs" and "ps" in winners  # the second stage of a hybrid search builds on the first
+            trials = [trial for s in (["ps", "dfs"] if after_ps else [stage]) for trial in self.study.trials(s)]
+            name = "evolved PS+DFS" if after_ps else _WINNER_NAMES[stage]
+            seconds = math.fsum(trial.scores.seconds for trial in trials)
+            rows.append(Row(stage, name, scores[key], len(trials), seconds, winner=key == winner and stage != "random"))
+        return Result(self.study.recipe(winner), split, rows)
 
-    def _parent_name(self, label: str) -> str:
-        ref = self._parents()[label]
-        return f"base: {source_label(ref)}" if label == "base" else source_label(ref)
+    def _parent_row(self, label: str, ref: SourceRef, scores: Scores) -> Row:
+        name = source_label(ref)
+        return Row("base", f"base: {name}", scores) if label == "base" else Row("source", name, scores)
 
-    def _evaluate_labels(self, targets: Mapping[str, Recipe | SourceRef], split: str, phase: str) -> dict[str, Outcome]:
-        """Outcomes of labelled targets on a split: the stored ones, and the others evaluated and stored."""
-        outcomes = {label: self.study.evaluation(label, split) for label in targets}
-        missing = [label for label, outcome in outcomes.items() if outcome is None]
+    def _evaluate_labels(self, targets: Mapping[str, Recipe | SourceRef], split: str, phase: str) -> dict[str, Scores]:
+        """Scores of labelled targets on a split: the stored ones, and the others evaluated and stored."""
+        found = {label: self.study.evaluation(label, split) for label in targets}
+        missing = [label for label, scores in found.items() if scores is None]
         begin = time.perf_counter()
         jobs = [Job(targets[label], split) for label in missing]
-        for done, (index, outcome) in enumerate(self.runner.run(jobs), 1):
-            if phase == "parents" and outcome.error is not None:  # not stored: a search that goes on tries again
-                raise SearchError(f"{self._parents()[missing[index]].model}: cannot be evaluated: {outcome.error}")
-            self.study.add_evaluation(missing[index], split, outcome)
-            outcomes[missing[index]] = outcome
+        for done, (index, scores) in enumerate(self.runner.run(jobs), 1):
+            if phase == "parents" and scores.error is not None:  # not stored: a search that goes on tries again
+                raise SearchError(f"{self._parents()[missing[index]].model}: cannot be evaluated: {scores.error}")
+            self.study.add_evaluation(missing[index], split, scores)
+            found[missing[index]] = scores
             self.report(Progress(phase, done, len(missing), seconds=time.perf_counter() - begin, fresh=done))
-        return {label: outcome for label, outcome in outcomes.items() if outcome is not None}
+        return {label: scores for label, scores in found.items() if scores is not None}
 
 
 class _StageRun:
@@ -257,7 +228,7 @@ class _StageRun:
             values = np.array([np.nan if trial.fitness is None else trial.fitness for trial in trials])
             alive = values[~np.isnan(values)]
             if generation == 0 and not alive.size:
-                raise SearchError(f"{self.stage}: every candidate of the first generation failed: {trials[0].outcome.error}")
+                raise SearchError(f"{self.stage}: every candidate of the first generation failed: {trials[0].scores.error}")
             self.mean = float(alive.mean()) if alive.size else None
             if len(trials) == len(genomes):
                 self.optimizer.tell(values.tolist())
@@ -272,7 +243,7 @@ class _StageRun:
         return self.seconds_before + time.perf_counter() - self.begin
 
     def _generation(self, generation: int, genomes: list[Vector]) -> list[Trial]:
-        """The trials of one generation, in order: stored, evaluated, or sharing the outcome of an earlier one."""
+        """The trials of one generation, in order: stored, evaluated, or sharing the scores of an earlier one."""
         trials: dict[int, Trial] = {}
         batch = self._batch(generation)
         candidates = [
@@ -285,16 +256,16 @@ class _StageRun:
                 self._check_same(stored, candidate.genome)
                 self._keep(trials, stored, batch)
             elif candidate.recipe is None:
-                self._add(trials, candidate.trial(self.stage, generation, Outcome(error=candidate.error)), batch)
+                self._add(trials, candidate.trial(self.stage, generation, Scores.failed(candidate.error or "")), batch)
             elif (candidate.key, batch) not in self.first_of_recipe:
                 pending.setdefault(candidate.key, candidate)
         waiting = list(pending.values())
-        for index, outcome in self.search.runner.run([Job(c.recipe, "search", batch) for c in waiting if c.recipe is not None]):
-            self._add(trials, waiting[index].trial(self.stage, generation, outcome), batch)
+        for index, scores in self.search.runner.run([Job(c.recipe, "search", batch) for c in waiting if c.recipe is not None]):
+            self._add(trials, waiting[index].trial(self.stage, generation, scores), batch)
         for candidate in candidates:
             if candidate.number not in trials:  # its recipe has been evaluated as an earlier trial
                 original = self.first_of_recipe[candidate.key, batch]
-                trial = candidate.trial(self.stage, generation, replace(original.outcome, seconds=0.0))
+                trial = candidate.trial(self.stage, generation, original.scores.timed(0.0))
                 self._add(trials, replace(trial, duplicate_of=original.number), batch)
         return [trials[candidate.number] for candidate in candidates]
 
@@ -364,6 +335,6 @@ class _Candidate:
     recipe: Recipe | None
     error: str | None
 
-    def trial(self, stage: Stage, generation: int, outcome: Outcome) -> Trial:
+    def trial(self, stage: Stage, generation: int, scores: Scores) -> Trial:
         """The finished trial."""
-        return Trial(stage, self.number, generation, self.genome, self.key or None, outcome)
+        return Trial(stage, self.number, generation, self.genome, self.key or None, scores)

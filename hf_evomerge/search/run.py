@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from ..building.build import build_model
 from ..errors import SearchError
 from ..fitness import Example, Task, check_disjoint
-from ..recipes.recipe import RECIPE_FILE, SourceRef
+from ..recipes.recipe import RECIPE_FILE
 from ..recipes.strict_yaml import validate
 from .config import SearchConfig
 from .evaluator import Evaluator
-from .loop import Report, Result, Search
+from .loop import Report, Search
+from .results import Result
 from .runner import LocalRunner, ProcessRunner, Runner
 from .spaces import source_label
 from .study import STUDY_FILE, Study
@@ -139,45 +140,16 @@ def plan_search(config: SearchConfig) -> Plan:
     evaluator = Evaluator(config)
     dimensions = _check(config, evaluator)
     evaluator.evaluate(config.sources[0])  # loads the model
-    outcome = evaluator.evaluate(config.sources[0])
-    if outcome.error is not None:
-        raise SearchError(f"{config.sources[0].model}: cannot be evaluated: {outcome.error}")
+    scores = evaluator.evaluate(config.sources[0])
+    if scores.error is not None:
+        raise SearchError(f"{config.sources[0].model}: cannot be evaluated: {scores.error}")
     share = 1.0 if config.batch is None else min(1.0, config.batch / len(evaluator.examples("search")))
     budgets: dict[str, int] = {"ps": config.ps.optimizer.evaluations, "dfs": config.dfs.optimizer.evaluations}
     evaluations: dict[str, int] = {stage: budgets[stage] for stage in config.stages if stage != "random"}
     if config.random_baseline:
         evaluations["random"] = sum(evaluations.values())
     examples = {split: len(evaluator.examples(split)) for split in evaluator.splits}
-    return Plan(dimensions, evaluations, examples, outcome.seconds * share)
-
-
-def evaluate_model(model: str, config: SearchConfig, *, split: str = "test", show: int = 0) -> str:
-    """Score one model on a split of a search; returns the report as text.
-
-    Args:
-        model: A folder, or a repository on the Hub. Custom code is not run; merged models need none where this package is.
-        config: The search whose task and data are used.
-        split: ``search``, ``validation`` or ``test``.
-        show: How many problems to print with the model's answers.
-
-    Raises:
-        EvoMergeError: The model or the data cannot be read, or the model cannot be scored.
-    """
-    from .show import format_accuracy, format_fitness
-
-    target = SourceRef(model=model)
-    evaluator = Evaluator(config.model_copy(update={"sources": [target], "base": None}))  # the search's sources are not needed
-    examples = evaluator.examples(split)
-    outcome = evaluator.evaluate(target, split)
-    if outcome.error is not None:
-        raise SearchError(f"{model}: cannot be evaluated: {outcome.error}")
-    accuracy = format_accuracy(outcome)
-    lines = [
-        f"fitness {format_fitness(outcome)}" + (f", accuracy {accuracy}" if accuracy else "") + f" on {len(examples)} examples"
-    ]
-    for example in examples[:show]:
-        lines += ["", example.prompt, f"  expected: {example.answer}", f"  answered: {evaluator.answer(target, example)}"]
-    return "\n".join(lines)
+    return Plan(dimensions, evaluations, examples, scores.seconds * share)
 
 
 def _check(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
@@ -302,26 +274,7 @@ def _versions() -> dict[str, str]:
 def _leave_results(config: SearchConfig, study: Study, result: Result) -> None:
     """Write the winner's recipe and the comparison."""
     result.winner.save(study.folder / RECIPE_FILE)
-    rows = [
-        {
-            "label": row.label,
-            "fitness": row.outcome.fitness,
-            "fitness_se": row.outcome.standard_error,
-            "accuracy": None if row.outcome.accuracy is None else row.outcome.accuracy[0],
-            "accuracy_se": None if row.outcome.accuracy is None else row.outcome.accuracy[1],
-            "evaluations": row.evaluations,
-            "seconds": row.seconds,
-            "winner": row.winner,
-        }
-        for row in result.rows
-    ]
-    report = {
-        "space": config.space,
-        "seed": config.seed,
-        "split": result.split,
-        "examples": len(result.rows[0].outcome.scores),
-        "rows": rows,
-    }
+    report = {"space": config.space, "seed": config.seed, **result.to_json()}
     (study.folder / RESULTS_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -342,9 +295,9 @@ def _leave_plots(config: SearchConfig, study: Study, result: Result, layers: Seq
     folder.mkdir(exist_ok=True)
     labels = [source_label(ref) for ref in config.sources]
     levels = {
-        name: outcome.fitness
+        name: scores.mean
         for name, label in [("base", "base"), *((label, f"source:{i}") for i, label in enumerate(labels))]
-        if (outcome := study.evaluation(label, "search")) is not None and outcome.fitness is not None
+        if (scores := study.evaluation(label, "search")) is not None and scores.mean is not None
     }
     plots.plot_fitness(plots.stage_curves(study.trials()), levels, folder / "fitness.png")
     if result.winner.merge is not None:

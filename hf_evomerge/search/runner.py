@@ -12,9 +12,9 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from ..errors import SearchError
+from ..fitness import Scores
 from .config import SearchConfig
 from .evaluator import Batch, Evaluator, Target
-from .study import Outcome
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Job:
 class Runner(Protocol):
     """Something that evaluates jobs."""
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
-        """Evaluate jobs; yields the index and the outcome of each as it finishes, in any order."""
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
+        """Evaluate jobs; yields the index and the scores of each as it finishes, in any order."""
 
     def close(self) -> None:
         """Free what the runner holds."""
@@ -42,7 +42,7 @@ class LocalRunner:
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
         """Evaluate jobs in order."""
         for index, job in enumerate(jobs):
             yield index, self.evaluator.evaluate(job.target, job.split, job.batch)
@@ -55,7 +55,7 @@ class ProcessRunner:
     """Evaluates in worker processes, each with an `Evaluator` of its own.
 
     A worker that dies (killed for memory, a crash in native code) takes only its own job with it: the other jobs of the round
-    are run again, one at a time, and the one that kills its worker again is a failed outcome.
+    are run again, one at a time, and the one that kills its worker again is a failed evaluation.
     """
 
     def __init__(self, config: SearchConfig, workers: int, **evaluator_arguments: Any) -> None:
@@ -65,9 +65,9 @@ class ProcessRunner:
         self._workers = workers
         self._pool = self._new_pool(workers)
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
         """Evaluate jobs side by side."""
-        waiting: dict[Future[Outcome], int] = {}
+        waiting: dict[Future[Scores], int] = {}
         unfinished = set(range(len(jobs)))
         try:
             for index, job in enumerate(jobs):
@@ -84,12 +84,12 @@ class ProcessRunner:
         """End the workers."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _run_alone(self, job: Job) -> Outcome:
+    def _run_alone(self, job: Job) -> Scores:
         try:
             return self._pool.submit(_evaluate, job).result()
         except BrokenProcessPool:
             self._restart()
-            return Outcome(error="the worker process died: out of memory, or see what it wrote above")
+            return Scores.failed("the worker process died: out of memory, or see what it wrote above")
 
     def _restart(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -122,6 +122,6 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _evaluate(job: Job) -> Outcome:
+def _evaluate(job: Job) -> Scores:
     assert _evaluator is not None  # set by the pool's initializer
     return _evaluator.evaluate(job.target, job.split, job.batch)

@@ -7,45 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..errors import SearchError
 from ..recipes.recipe import RECIPE_FILE, Recipe
-from .loop import STAGE_NAMES, Result, Row
-from .study import Outcome, Study
-
-
-def results_table(result: Result) -> str:
-    """The comparison of a finished search, as text."""
-    examples = len(result.rows[0].outcome.scores)
-    return rows_table(result.rows, f"{examples} {result.split} examples; ± is one standard error; * is the winner")
-
-
-def rows_table(rows: list[Row], caption: str) -> str:
-    """Models side by side: fitness and accuracy with standard errors, and what they cost."""
-    table = Table(box=None, header_style="bold", pad_edge=False, caption=caption, caption_justify="left")
-    for heading in ("", "fitness", "accuracy", "evaluations", "seconds"):
-        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            f"{row.label}{' *' if row.winner else ''}",
-            format_fitness(row.outcome),
-            format_accuracy(row.outcome),
-            str(row.evaluations or ""),
-            f"{row.seconds:.0f}" if row.evaluations else "",
-        )
-    return render(table)
-
-
-def format_fitness(outcome: Outcome) -> str:
-    """Mean score and its standard error, or that the evaluation failed."""
-    return "failed" if outcome.fitness is None else f"{outcome.fitness:.3f} ± {outcome.standard_error:.3f}"
-
-
-def format_accuracy(outcome: Outcome) -> str:
-    """Share of right answers and its standard error; empty where the task cannot say."""
-    return "" if outcome.accuracy is None else f"{outcome.accuracy[0]:.3f} ± {outcome.accuracy[1]:.3f}"
+from .config import STAGES
+from .results import accuracy_text, fitness_text, render
+from .study import Study
 
 
 def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
@@ -54,7 +22,7 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
     try:
         settings = study.meta("settings")
         parts = [f"{settings['space']} search over {', '.join(source['model'] for source in settings['sources'])}"]
-        for stage in STAGE_NAMES:
+        for stage in STAGES:
             if not (trials := study.trials(stage)):
                 continue
             failed = [trial for trial in trials if trial.state == "FAILED"]
@@ -68,13 +36,13 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
                 table.add_row(
                     str(trial.number),
                     str(trial.generation),
-                    format_fitness(trial.outcome),
-                    format_accuracy(trial.outcome),
+                    fitness_text(trial.scores),
+                    accuracy_text(trial.scores),
                     describe_recipe(recipe),
                 )
             parts.append(render(table))
             if failed:
-                parts.append(f"the first failure, trial {failed[0].number}: {failed[0].outcome.error}")
+                parts.append(f"the first failure, trial {failed[0].number}: {failed[0].scores.error}")
     finally:
         study.close()
     return "\n".join(parts)
@@ -110,11 +78,3 @@ def describe_model(folder: str | os.PathLike[str]) -> str:
     if recipe.is_file():
         lines += ["", f"# {recipe.name}", recipe.read_text(encoding="utf-8").rstrip()]
     return "\n".join(lines)
-
-
-def render(table: Table) -> str:
-    """A table as text, at most as wide as it needs."""
-    console = Console(width=160, highlight=False, force_terminal=False, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

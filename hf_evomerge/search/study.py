@@ -11,8 +11,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +20,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ..errors import SearchError
+from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,42 +45,8 @@ CREATE TABLE IF NOT EXISTS evaluations (
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one evaluation gave.
-
-    Attributes:
-        scores: Score of each example, in the order of the split; empty where the evaluation failed.
-        correct: Whether each example was answered right, where the task can say.
-        seconds: Wall time.
-        error: One line that says why there are no scores.
-    """
-
-    scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    correct: NDArray[np.bool_] | None = None
-    seconds: float = 0.0
-    error: str | None = None
-
-    @property
-    def fitness(self) -> float | None:
-        """The mean score; None where the evaluation failed."""
-        return None if self.error is not None else float(self.scores.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean score."""
-        return standard_error(self.scores)
-
-    @property
-    def accuracy(self) -> tuple[float, float] | None:
-        """Share of examples answered right, and its standard error, where the task can say."""
-        if self.correct is None or not self.correct.size:
-            return None
-        return float(self.correct.mean()), standard_error(self.correct.astype(np.float64))
-
-
-@dataclass(frozen=True)
 class Trial:
-    """One genome, its recipe and its outcome.
+    """One genome, its recipe and its scores.
 
     Attributes:
         stage: ``ps``, ``dfs`` or ``random``.
@@ -88,7 +54,8 @@ class Trial:
         generation: The `ask` it came from.
         genome: The vector, shape (n,).
         recipe_key: Key of the recipe in the study; None where the genome has none (its error says why).
-        duplicate_of: Number of the earlier trial whose recipe is the same and whose outcome this one shares.
+        scores: What the recipe scored, or why it could not be scored.
+        duplicate_of: Number of the earlier trial whose recipe is the same and whose scores this one shares.
     """
 
     stage: str
@@ -96,18 +63,18 @@ class Trial:
     generation: int
     genome: NDArray[np.float64]
     recipe_key: str | None
-    outcome: Outcome
+    scores: Scores
     duplicate_of: int | None = None
 
     @property
     def state(self) -> State:
         """COMPLETE or FAILED."""
-        return "COMPLETE" if self.outcome.error is None else "FAILED"
+        return "COMPLETE" if self.scores.error is None else "FAILED"
 
     @property
     def fitness(self) -> float | None:
         """The mean score; None where the trial failed."""
-        return self.outcome.fitness
+        return self.scores.mean
 
 
 class Study:
@@ -201,10 +168,9 @@ class Study:
 
     def add_recipe(self, recipe: Recipe) -> str:
         """Store a recipe and return its key; the same recipe has the same key."""
-        text = recipe.to_yaml()
-        key = sha256(text.encode()).hexdigest()[:16]
+        key = recipe.key
         with self._connection:
-            self._connection.execute("INSERT OR IGNORE INTO recipes VALUES (?, ?)", (key, text))
+            self._connection.execute("INSERT OR IGNORE INTO recipes VALUES (?, ?)", (key, recipe.to_yaml()))
         return key
 
     def recipe(self, key: str) -> Recipe:
@@ -216,7 +182,6 @@ class Study:
 
     def add_trial(self, trial: Trial) -> None:
         """Store a finished trial, durably."""
-        outcome = trial.outcome
         with self._connection:
             self._connection.execute(
                 "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -228,7 +193,7 @@ class Study:
                     _pack(trial.genome),
                     trial.recipe_key,
                     trial.duplicate_of,
-                    *_outcome_columns(outcome),
+                    *_score_columns(trial.scores),
                 ),
             )
 
@@ -239,7 +204,7 @@ class Study:
             "WHERE ? IS NULL OR stage = ? ORDER BY stage, number"
         )
         return [
-            Trial(row[0], row[1], row[2], _unpack(row[3]), row[4], _outcome(*row[6:]), duplicate_of=row[5])
+            Trial(row[0], row[1], row[2], _unpack(row[3]), row[4], _scores(*row[6:]), duplicate_of=row[5])
             for row in self._connection.execute(query, (stage, stage))
         ]
 
@@ -252,23 +217,18 @@ class Study:
             first_of_recipe.setdefault(trial.recipe_key, trial)
         return list(first_of_recipe.values())[:count]
 
-    def add_evaluation(self, label: str, split: str, outcome: Outcome) -> None:
-        """Store the outcome of a recipe key, or of a parent, on a split."""
+    def add_evaluation(self, label: str, split: str, scores: Scores) -> None:
+        """Store the scores of a recipe key, or of a parent, on a split."""
         with self._connection:
             self._connection.execute(
-                "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", (label, split, *_outcome_columns(outcome))
+                "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", (label, split, *_score_columns(scores))
             )
 
-    def evaluation(self, label: str, split: str) -> Outcome | None:
-        """The stored outcome of a recipe key, or of a parent, on a split."""
+    def evaluation(self, label: str, split: str) -> Scores | None:
+        """The stored scores of a recipe key, or of a parent, on a split."""
         query = "SELECT scores, correct, seconds, error FROM evaluations WHERE label = ? AND split = ?"
         row = self._connection.execute(query, (label, split)).fetchone()
-        return None if row is None else _outcome(*row)
-
-
-def standard_error(values: NDArray[np.float64]) -> float:
-    """Standard error of the mean of independent values; 0 for fewer than two."""
-    return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else 0.0
+        return None if row is None else _scores(*row)
 
 
 def _connect(file: Path) -> sqlite3.Connection:
@@ -288,16 +248,14 @@ def _unpack(blob: bytes) -> NDArray[np.float64]:
     return np.frombuffer(blob, dtype="<f8").astype(np.float64)
 
 
-def _outcome_columns(outcome: Outcome) -> tuple[Any, ...]:
+def _score_columns(scores: Scores) -> tuple[Any, ...]:
     """Fitness, scores, correct, seconds and error, as they are stored."""
-    scores = None if outcome.error is not None else _pack(outcome.scores)
-    return outcome.fitness, scores, _pack(outcome.correct), outcome.seconds, outcome.error
+    values = None if scores.error is not None else _pack(scores.values)
+    return scores.mean, values, _pack(scores.correct), scores.seconds, scores.error
 
 
-def _outcome(scores: bytes | None, correct: bytes | None, seconds: float, error: str | None) -> Outcome:
-    return Outcome(
-        np.zeros(0) if scores is None else _unpack(scores),
-        None if correct is None else np.frombuffer(correct, dtype=np.uint8).astype(np.bool_),
-        seconds,
-        error,
-    )
+def _scores(values: bytes | None, correct: bytes | None, seconds: float, error: str | None) -> Scores:
+    if error is not None:
+        return Scores.failed(error, seconds)
+    right = None if correct is None else np.frombuffer(correct, dtype=np.uint8)
+    return Scores(_unpack(values or b""), correct=right, seconds=seconds)

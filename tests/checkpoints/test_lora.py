@@ -176,9 +176,9 @@ def test_a_search_scores_adapted_sources(search_config: Callable[..., Any], tiny
     for source in (ref, folder, SourceRef(model=str(tiny / "b"))):
         evaluator = Evaluator(search_config(sources=[{"model": str(tiny / "a")}, source.model_dump(exclude_none=True)]))
         recipe = Recipe(sources=evaluator.config.sources, merge=MergePart(method="linear"))
-        outcomes = [evaluator.evaluate(source), evaluator.evaluate(recipe)]
-        assert [outcome.error for outcome in outcomes] == [None, None]
-        scores.append([outcome.scores.tolist() for outcome in outcomes])
+        found = [evaluator.evaluate(source), evaluator.evaluate(recipe)]
+        assert [one.error for one in found] == [None, None]
+        scores.append([one.values.tolist() for one in found])
     assert scores[0] == scores[1]
     assert scores[0] != scores[2]
 

@@ -13,46 +13,47 @@ import pytest
 from hf_evomerge.demo import quickstart
 from hf_evomerge.demo.quickstart import SPECIALISTS, check_reload, demo_config, run_demo, write_problems
 from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.fitness import Scores
 from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.evaluator import Evaluator
-from hf_evomerge.search.loop import Result, Row
+from hf_evomerge.search.results import Result, Row
 from hf_evomerge.search.runner import LocalRunner
-from hf_evomerge.search.study import Outcome, Study
+from hf_evomerge.search.study import Study
 
 SIZES = {"search": 12, "validation": 12, "test": 32}
-LABELS = ["base: base", "japanese", "maths", "uniform average", "random search", "evolved PS", "evolved DFS", "evolved PS+DFS"]
+MODELS = ["base: base", "japanese", "maths", "uniform average", "random search", "evolved PS", "evolved DFS", "evolved PS+DFS"]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Row]]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
     """The demo, run once with a small budget."""
     out = tmp_path_factory.mktemp("demo")
     return out, run_demo(out, evaluations=24, sizes=SIZES)
 
 
-def test_the_table_is_complete(demo: tuple[Path, dict[str, Row]]) -> None:
+def test_the_table_is_complete(demo: tuple[Path, list[Row]]) -> None:
     """The table has every parent, the average, the random search and each search's winner, on all held-out problems."""
     _, rows = demo
-    assert list(rows) == LABELS
-    assert all(row.outcome.scores.size == SIZES["test"] and row.outcome.accuracy is not None for row in rows.values())
-    assert [row.evaluations for row in rows.values()] == [0, 0, 0, 0, 24, 24, 24, 24]
+    assert [row.model for row in rows] == MODELS
+    assert [row.stage for row in rows] == ["base", "source", "source", "average", "random", "ps", "dfs", "dfs"]
+    assert all(row.scores.values.size == SIZES["test"] and row.scores.accuracy is not None for row in rows)
+    assert [row.evaluations for row in rows] == [0, 0, 0, 0, 24, 24, 24, 24]
 
 
-def test_winners_pictures_and_recipes_are_there(demo: tuple[Path, dict[str, Row]]) -> None:
+def test_winners_pictures_and_recipes_are_there(demo: tuple[Path, list[Row]]) -> None:
     """Each search leaves its model, its recipe and its pictures, and each winner scores what the table says of it."""
     out, rows = demo
     pictures = {str(file.relative_to(out)) for file in out.glob("*/plots/*.png")}
     assert {"ps/plots/fitness.png", "ps/plots/weights.png", "dfs/plots/path.png", "hybrid/plots/fitness.png"} <= pictures
-    for space, label in (("ps", "evolved PS"), ("dfs", "evolved DFS")):
+    for space, row in (("ps", rows[5]), ("dfs", rows[6])):
         recipe = Recipe.load(out / space / "recipe.yaml")
         assert (out / space / "model" / "config.json").is_file()
         config = demo_config(space, write_problems(out / "data", SIZES), 24, 0)
-        outcome = Evaluator(config).evaluate(recipe, "test")
-        assert outcome.scores.tolist() == rows[label].outcome.scores.tolist()
+        assert Evaluator(config).evaluate(recipe, "test") == row.scores
 
 
-def test_the_last_winner_is_published(demo: tuple[Path, dict[str, Row]]) -> None:
+def test_the_last_winner_is_published(demo: tuple[Path, list[Row]]) -> None:
     """The demo leaves a hub that holds the winner and its sources, pinned in its recipe, and the card as it was published."""
     out, _ = demo
     with LocalHub(out / "hub", user="demo") as hub:
@@ -65,7 +66,7 @@ def test_the_last_winner_is_published(demo: tuple[Path, dict[str, Row]]) -> None
     assert all(ref.revision is not None for ref in recipe.sources)
 
 
-def test_running_again_evaluates_nothing(demo: tuple[Path, dict[str, Row]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_again_evaluates_nothing(demo: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run again on the same folder, the demo prints the same table without evaluating anything."""
     out, rows = demo
     jobs: list[Any] = []
@@ -74,18 +75,17 @@ def test_running_again_evaluates_nothing(demo: tuple[Path, dict[str, Row]], monk
     monkeypatch.setattr(quickstart, "publish", lambda *arguments, **more: "")
     again = run_demo(out, evaluations=24, sizes=SIZES)
     assert jobs == []
-    assert {label: row.outcome.scores.tolist() for label, row in again.items()} == {
-        label: row.outcome.scores.tolist() for label, row in rows.items()
-    }
+    assert [(row.model, row.scores) for row in again] == [(row.model, row.scores) for row in rows]
 
 
-def test_reloading_notices_another_model(demo: tuple[Path, dict[str, Row]]) -> None:
+def test_reloading_notices_another_model(demo: tuple[Path, list[Row]]) -> None:
     """A winner that answers otherwise than the table says is an error that names its folder."""
     out, rows = demo
-    right = Outcome(np.zeros(SIZES["test"]), np.ones(SIZES["test"], dtype=bool))
-    result = Result(Recipe.load(out / "ps" / "recipe.yaml"), "", "test", [Row("winner", right, winner=True)])
-    assert rows["japanese"].outcome.accuracy is not None
-    assert rows["japanese"].outcome.accuracy[0] < 0.9
+    right = Scores(np.zeros(SIZES["test"]), correct=np.ones(SIZES["test"], dtype=bool))
+    result = Result(Recipe.load(out / "ps" / "recipe.yaml"), "test", [Row("ps", "winner", right, winner=True)])
+    assert rows[1].model == "japanese"
+    assert rows[1].scores.accuracy is not None
+    assert rows[1].scores.accuracy < 0.9
     with pytest.raises(EvoMergeError, match=r"japanese: answers 0\.\d+ right after loading"):
         check_reload(str(SPECIALISTS / "japanese"), out / "data" / "test.jsonl", result)
 
@@ -110,7 +110,7 @@ def test_budgets_are_comparable(budget: int, tmp_path: Path) -> None:
     assert [config.random_baseline for config in (ps, dfs, hybrid)] == [True, False, False]
 
 
-def test_the_seed_is_the_seed_of_the_searches(demo: tuple[Path, dict[str, Row]]) -> None:
+def test_the_seed_is_the_seed_of_the_searches(demo: tuple[Path, list[Row]]) -> None:
     """Another seed is another search: a study of one seed is not taken for that of another."""
     out, _ = demo
     with pytest.raises(EvoMergeError, match="seed was 0 and is 1"):

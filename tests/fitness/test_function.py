@@ -14,7 +14,7 @@ def run(function: Any, model: LlamaForCausalLM, examples: list[Example], tokeniz
     """The values that a function gives."""
     task = FunctionTask(function)
     task.prepare(examples, tokenizer)
-    return task.evaluate(model).values
+    return task.evaluate(model).values.tolist()
 
 
 def test_own_function(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:

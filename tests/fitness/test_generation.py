@@ -53,8 +53,8 @@ def test_agrees_with_likelihood(model: LlamaForCausalLM, examples: list[Example]
     task = LikelihoodTask(LikelihoodSpec(separator=" "))
     task.prepare(asked, tokenizer)
     generated = run(model, asked, tokenizer, max_new_tokens=LENGTH + 2)
-    assert generated.correct == task.evaluate(model).correct == [True, False] * (len(asked) // 2)
-    assert generated.values == [1.0, 0.0] * (len(asked) // 2)
+    assert generated.correct.tolist() == task.evaluate(model).correct.tolist() == [True, False] * (len(asked) // 2)
+    assert generated.values.tolist() == [1.0, 0.0] * (len(asked) // 2)
 
 
 def test_stop_strings(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
@@ -106,7 +106,7 @@ def test_language_counts(
     monkeypatch.setattr(generation, "_generate", lambda _, prompts, *rest: [texts[len(prompt) - 1] for prompt in prompts])
     asked = [Example(prompt, "18") for prompt in ("one", "one one", "one one one")]
     scores = run(model, asked, tokenizer, extract="last_number", language={"code": "ja", "threshold": 0.5})
-    assert scores == Scores([1.0, 0.0, 0.0], texts, [True, True, False])
+    assert scores == Scores([1.0, 0.0, 0.0], outputs=texts, correct=[True, True, False])
 
 
 def test_non_finite_logits(broken_model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:

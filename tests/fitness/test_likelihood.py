@@ -92,7 +92,7 @@ def test_invariance(model: LlamaForCausalLM, examples: list[Example], tokenizer:
     for batch_size in (1, 4, 16):
         shuffled = score(model, [examples[i] for i in order], tokenizer, batch_size=batch_size)
         assert shuffled.values == pytest.approx([whole.values[i] for i in order], abs=1e-5)
-        assert shuffled.correct == [whole.correct[i] for i in order]
+        assert shuffled.correct.tolist() == [whole.correct[i] for i in order]
 
 
 def test_normalize_and_eos(model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
@@ -121,7 +121,7 @@ def test_correct_is_greedy_exact_match(
                 expected.append(tokens[len(words)] == tokenizer.eos_token_id)
     assert expected.count(True) >= 3
     assert expected.count(False) >= 3
-    assert score(model, asked, tokenizer).correct == expected
+    assert score(model, asked, tokenizer).correct.tolist() == expected
 
 
 def test_leaves_the_model_as_it_was(
@@ -147,7 +147,7 @@ def test_prepared_once_for_many_models(
         other.lm_head.weight.mul_(0.5)
     first, changed, second = task.evaluate(model), task.evaluate(other), task.evaluate(model)
     assert first == second
-    assert first.values != changed.values
+    assert first.values.tolist() != changed.values.tolist()
 
 
 def test_non_finite_logits(broken_model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -81,26 +80,3 @@ def test_builtin_task_in_yaml() -> None:
     with pytest.raises(SearchError, match=r"^fitness: normalize: .*'mean'") as caught:
         parse_yaml(Whole, "fitness: {task: likelihood, normalize: mean}", SearchError)
     assert "\n" not in str(caught.value)
-
-
-def test_scores() -> None:
-    """Mean, standard error and accuracy are those of the textbook, and one value has no standard error."""
-    scores = Scores([1.0, 0.0, 0.0, 1.0, 1.0], correct=[True, False, False, True, True])
-    assert scores.mean == pytest.approx(0.6)
-    assert scores.standard_error == pytest.approx(math.sqrt(0.3 / 5))
-    assert scores.accuracy == pytest.approx(0.6)
-    assert math.isnan(Scores([1.0]).standard_error)
-    assert Scores([1.0]).accuracy is None
-
-
-@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
-def test_scores_are_finite_numbers(values: list[float]) -> None:
-    """No scores at all, or a score that is no finite number, is refused."""
-    with pytest.raises(FitnessError):
-        Scores(values)
-
-
-def test_scores_have_one_length() -> None:
-    """Outputs and correctness come one per score."""
-    with pytest.raises(FitnessError, match="2 scores but 1 outputs"):
-        Scores([1.0, 2.0], outputs=["a"])

@@ -29,6 +29,13 @@ PARTS: dict[str, dict[str, Any]] = {
     "dfs": {"flow": FLOW},
     "hybrid": {"merge": MERGE, "flow": {**FLOW, "path": ["2:0", "1:1", "2:1", "2:1"]}},
 }
+
+
+def _row(stage: str, model: str, fitness: Any, accuracy: Any, *, evaluations: int = 0) -> dict[str, Any]:
+    figures = dict(zip(("fitness", "fitness_se", "accuracy", "accuracy_se"), (*fitness, *accuracy), strict=True))
+    return {"stage": stage, "model": model, **figures, "evaluations": evaluations, "seconds": 1.0, "winner": stage == "ps"}
+
+
 STUDY: dict[str, Any] = {
     "format": 1,
     "space": "hybrid",
@@ -45,23 +52,14 @@ STUDY: dict[str, Any] = {
         "split": "test",
         "examples": 6,
         "rows": [
-            {"label": "a", "fitness": -2.0, "fitness_se": 0.1, "accuracy": 0.25, "accuracy_se": 0.02, "evaluations": 0},
-            {"label": "b", "fitness": None, "fitness_se": 0.0, "accuracy": None, "accuracy_se": None, "evaluations": 0},
-            {"label": "random search", "fitness": -1, "fitness_se": 0, "accuracy": 0.5, "accuracy_se": 0, "evaluations": 8},
-            {
-                "label": "evolved PS",
-                "fitness": -0.5,
-                "fitness_se": 0.03,
-                "accuracy": 0.7512,
-                "accuracy_se": 0.01,
-                "evaluations": 8,
-            },
+            _row("source", "a", (-2.0, 0.1), (0.25, 0.02)),
+            _row("source", "b", (None, None), (None, None)),
+            _row("random", "chance", (-1, 0), (0.5, 0), evaluations=8),
+            _row("ps", "evolved PS", (-0.5, 0.03), (0.7512, 0.01), evaluations=8),
         ],
     },
     "examples": [{"prompt": "wrong one", "answer": "1", "right": False}, {"prompt": 'say "x"', "answer": "2", "right": True}],
 }
-for _row in STUDY["results"]["rows"]:
-    _row |= {"evaluations": _row.get("evaluations", 8), "seconds": 1.0, "winner": _row["label"] == "evolved PS"}
 
 
 def _facts(kind: str, *, study: dict[str, Any] | None = STUDY, images: tuple[str, ...] = (), **recipe: Any) -> CardFacts:
@@ -205,7 +203,7 @@ def test_text_from_outside_stays_text() -> None:
     """Names, labels and notes from other people's files cannot add markup, table cells, lines or template code."""
     study = copy.deepcopy(STUDY)
     hostile = "x | y <img src=q onerror=z> [l](javascript:0)\n# big {{ 7 * 7 }} `c`"
-    study["results"]["rows"][0]["label"] = hostile
+    study["results"]["rows"][0]["model"] = hostile
     license = decide_license([ParentLicense(hostile, "apache-2.0"), ParentLicense("u/b", "mit", note=hostile)])
     text = render_card(_facts("ps", study=study, sources=[{"model": hostile}, SOURCES[1]]), "u/merge", license)
     outside_recipe = text.split("<details>")[0].split("---\n", 2)[2] + text.split("</details>")[1]

@@ -29,7 +29,7 @@ def test_the_record_says_what_the_study_holds(hybrid_search: Path, tmp_path: Pat
     study = Study.open(hybrid_search)
     base = study.evaluation("base", "search")
     assert base is not None
-    assert record["levels"]["base"] == base.fitness
+    assert record["levels"]["base"] == base.mean
     rows = parquet.read_table(tmp_path / TRIALS_FILE).to_pylist()
     trials = [*study.trials("ps"), *study.trials("dfs")]
     assert len(rows) == len(trials)
@@ -64,10 +64,10 @@ def test_examples_are_published_where_they_are_asked_for(hybrid_search: Path, ti
     problems = [json.loads(line) for line in (tiny / "test.jsonl").read_text().splitlines()]
     assert [(e["prompt"], e["answer"]) for e in examples] == [(p["prompt"], p["answer"]) for p in problems[:2]]
     study = Study.open(hybrid_search)
-    outcome = study.evaluation(study.add_recipe(Recipe.load(hybrid_search / "recipe.yaml")), "test")
-    assert outcome is not None
-    assert outcome.correct is not None
-    assert [e["right"] for e in examples] == outcome.correct[:2].tolist()
+    scores = study.evaluation(Recipe.load(hybrid_search / "recipe.yaml").key, "test")
+    assert scores is not None
+    assert scores.correct is not None
+    assert [e["right"] for e in examples] == scores.correct[:2].tolist()
     study.close()
 
 
@@ -75,13 +75,14 @@ def test_failed_trials_and_unfinished_searches_have_a_record(
     search_config: Callable[..., SearchConfig], tmp_path: Path
 ) -> None:
     """A search without results, with trials that failed, is recorded as it is, and errors name no folder."""
-    from hf_evomerge.search.study import Outcome, Trial
+    from hf_evomerge.fitness import Scores
+    from hf_evomerge.search.study import Trial
 
     config: Any = search_config()
     study = Study.create(tmp_path / "study", config.model_dump(mode="json"))
     import numpy as np
 
-    study.add_trial(Trial("ps", 0, 0, np.zeros(2), None, Outcome(error="/home/someone/model: cannot be read")))
+    study.add_trial(Trial("ps", 0, 0, np.zeros(2), None, Scores.failed("/home/someone/model: cannot be read")))
     study.close()
     record = write_record(tmp_path / "study", tmp_path / "record")
     assert record["results"] is None

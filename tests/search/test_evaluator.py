@@ -15,12 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import FitnessError, SourceError
-from hf_evomerge.fitness import FunctionTask, make_task
+from hf_evomerge.fitness import FunctionTask, Scores, make_task
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.spaces import uniform_average
-from hf_evomerge.search.study import Outcome
 
 Config = Callable[..., SearchConfig]
 
@@ -49,11 +48,11 @@ def _scores_of_built(recipe: Recipe, config: SearchConfig, folder: Path, example
     model = AutoModelForCausalLM.from_pretrained(folder)
     task = make_task(config.fitness)
     task.prepare(examples, AutoTokenizer.from_pretrained(folder))
-    return task.evaluate(model.eval()).values
+    return task.evaluate(model.eval()).values.tolist()
 
 
-def _same(one: Outcome, other: Outcome) -> bool:
-    return one.error is None and np.array_equal(one.scores, other.scores)
+def _same(one: Scores, other: Scores) -> bool:
+    return one.error is None and one == other
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
@@ -66,11 +65,11 @@ def test_a_live_model_scores_what_the_built_model_scores(
     seen = []
     for part in PARTS:
         recipe = _recipe(config, part)
-        outcome = evaluator.evaluate(recipe)
-        assert outcome.error is None, part
+        scores = evaluator.evaluate(recipe)
+        assert scores.error is None, part
         built = _scores_of_built(recipe, config, tmp_path / part, evaluator.examples("search"))
-        assert outcome.scores.tolist() == built, part
-        seen.append(outcome.fitness)
+        assert scores.values.tolist() == built, part
+        seen.append(scores.mean)
     assert len(set(seen)) == len(PARTS)
 
 
@@ -86,7 +85,7 @@ def test_sources_that_differ_in_dtype_or_settings(tiny: Path, tiny_half: Path, s
     average, reverse = uniform_average(config), _recipe(config, "other sources")
     for number, recipe in enumerate([average, reverse, average]):
         built = _scores_of_built(recipe, config, tmp_path / str(number), evaluator.examples("search"))
-        assert evaluator.evaluate(recipe).scores.tolist() == built
+        assert evaluator.evaluate(recipe).values.tolist() == built
 
 
 def test_order_does_not_matter(search_config: Config) -> None:
@@ -109,25 +108,25 @@ def test_order_does_not_matter(search_config: Config) -> None:
         ({"merge": {"method": "task_arithmetic", "parameters": [{"wieght": 1.0}, {}]}}, "wieght"),
     ],
 )
-def test_a_broken_candidate_is_an_outcome(fields: dict[str, Any], message: str, search_config: Config) -> None:
-    """A candidate that cannot be scored is an outcome with one line that says why, not an exception."""
+def test_a_broken_candidate_has_an_error(fields: dict[str, Any], message: str, search_config: Config) -> None:
+    """A candidate that cannot be scored has scores that failed, with one line that says why, not an exception."""
     config = search_config()
-    outcome = Evaluator(config).evaluate(Recipe.model_validate({"sources": config.sources, "base": config.base, **fields}))
-    assert outcome.fitness is None
-    assert outcome.scores.size == 0
-    assert message in str(outcome.error)
-    assert "\n" not in str(outcome.error)
+    scores = Evaluator(config).evaluate(Recipe.model_validate({"sources": config.sources, "base": config.base, **fields}))
+    assert scores.mean is None
+    assert scores.values.size == 0
+    assert message in str(scores.error)
+    assert "\n" not in str(scores.error)
 
 
-def test_an_exception_of_the_task_is_an_outcome(search_config: Config) -> None:
+def test_an_exception_of_the_task_has_an_error(search_config: Config) -> None:
     """Whatever a user's own function raises becomes the candidate's error, on one line with the exception's name."""
 
     def fails(model: Any, tokenizer: Any, examples: Any) -> list[float]:
         raise RuntimeError("two\n  lines")
 
     config = search_config()
-    outcome = Evaluator(config, task_factory=lambda: FunctionTask(fails)).evaluate(config.sources[0])
-    assert outcome.error == "RuntimeError: two lines"
+    scores = Evaluator(config, task_factory=lambda: FunctionTask(fails)).evaluate(config.sources[0])
+    assert scores.error == "RuntimeError: two lines"
 
 
 def test_a_batch_is_part_of_the_split(search_config: Config) -> None:
@@ -138,8 +137,8 @@ def test_a_batch_is_part_of_the_split(search_config: Config) -> None:
     whole = evaluator.evaluate(recipe)
     for batch in ((1, 3), (0, 4), (4, 0)):
         part = evaluator.evaluate(recipe, "search", batch)
-        assert part.scores.size == 2
-        assert np.allclose(part.scores, whole.scores[list(batch)], atol=1e-5)
+        assert part.values.size == 2
+        assert np.allclose(part.values, whole.values[list(batch)], atol=1e-5)
     assert _same(evaluator.evaluate(recipe), whole)
 
 
@@ -148,7 +147,7 @@ def test_splits_have_their_own_scores(search_config: Config) -> None:
     evaluator = Evaluator(search_config())
     parent = evaluator.config.sources[0]
     assert evaluator.splits == ["search", "validation", "test"]
-    assert [evaluator.evaluate(parent, split).scores.size for split in evaluator.splits] == [5, 4, 6]
+    assert [evaluator.evaluate(parent, split).values.size for split in evaluator.splits] == [5, 4, 6]
     data = {"search": evaluator.config.data["search"].model_dump(exclude_defaults=True)}
     lonely = Evaluator(search_config(data=data))
     assert lonely.splits == ["search"]
@@ -162,12 +161,12 @@ def test_a_parent_is_scored_as_it_is(tiny: Path, search_config: Config) -> None:
     evaluator = Evaluator(config)
     task = make_task(config.fitness)
     task.prepare(evaluator.examples("search"), AutoTokenizer.from_pretrained(tiny / "b"))
-    expected = task.evaluate(AutoModelForCausalLM.from_pretrained(tiny / "b")).values
+    expected = task.evaluate(AutoModelForCausalLM.from_pretrained(tiny / "b")).values.tolist()
     for part in (None, "dfs", "hybrid", "ps"):
         if part is not None:
             evaluator.evaluate(_recipe(config, part))
-        assert evaluator.evaluate(config.sources[1]).scores.tolist() == expected
-        assert evaluator.evaluate(config.base).scores.tolist() != expected  # type: ignore[arg-type]
+        assert evaluator.evaluate(config.sources[1]).values.tolist() == expected
+        assert evaluator.evaluate(config.base).values.tolist() != expected  # type: ignore[arg-type]
 
 
 def test_sources_of_different_depth_share_a_path(tiny: Path, search_config: Config, tmp_path: Path) -> None:
@@ -177,7 +176,7 @@ def test_sources_of_different_depth_share_a_path(tiny: Path, search_config: Conf
     assert evaluator.layers == [2, 3]
     recipe = Recipe.model_validate({"sources": config.sources, "flow": {"path": ["0:0", "1:2", "1:0", "0:1"]}})
     built = _scores_of_built(recipe, config, tmp_path / "built", evaluator.examples("search"))
-    assert evaluator.evaluate(recipe).scores.tolist() == built
+    assert evaluator.evaluate(recipe).values.tolist() == built
 
 
 def test_candidates_share_the_layers_of_the_sources(search_config: Config) -> None:
@@ -220,10 +219,10 @@ def test_a_source_with_missing_weights_is_refused(tiny: Path, search_config: Con
     tensors = load_file(broken / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    outcome = Evaluator(search_config("dfs", sources=[{"model": str(broken)}, {"model": str(tiny / "b")}])).evaluate(
+    scores = Evaluator(search_config("dfs", sources=[{"model": str(broken)}, {"model": str(tiny / "b")}])).evaluate(
         SourceRef(model=str(broken))
     )
-    assert "model.layers.1.mlp.up_proj.weight" in str(outcome.error)
+    assert "model.layers.1.mlp.up_proj.weight" in str(scores.error)
 
 
 def test_one_tokenisation_for_all_candidates(search_config: Config) -> None:
@@ -240,6 +239,6 @@ def test_one_tokenisation_for_all_candidates(search_config: Config) -> None:
     for weight in (0.1, 0.2, 0.3):
         merge = {"method": "linear", "parameters": [{"weight": weight}, {"weight": 1.0}]}
         recipe = Recipe.model_validate({"sources": config.sources, "merge": merge})
-        assert evaluator.evaluate(recipe).fitness == 1.0
+        assert evaluator.evaluate(recipe).mean == 1.0
     assert prepared == [5]
     assert isinstance(config.sources[0], SourceRef)

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from hf_evomerge.errors import SearchError
+from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.loop import Progress, Result, Search
+from hf_evomerge.search.loop import Progress, Search
+from hf_evomerge.search.results import Result
 from hf_evomerge.search.runner import Job
-from hf_evomerge.search.study import Outcome, Study, Trial
+from hf_evomerge.search.study import Study, Trial
 
 LAYERS = [3, 3]
 EXAMPLES = 12
@@ -60,7 +62,7 @@ class ToyRunner:
         self.jobs: list[Job] = []
         self.rounds: list[list[Job]] = []
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
         """Evaluate jobs."""
         order = list(range(len(jobs)))
         if self.rng is not None:
@@ -71,10 +73,10 @@ class ToyRunner:
                 raise StoppedError
             self.jobs.append(jobs[index])
             if self.fails(jobs[index]):
-                yield index, Outcome(error="toy: this one fails", seconds=0.5)
+                yield index, Scores.failed("toy: this one fails", 0.5)
             else:
                 scores = self.scores(jobs[index])
-                yield index, Outcome(scores, scores > 0, seconds=0.25)
+                yield index, Scores(scores, correct=scores > 0, seconds=0.25)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -121,17 +123,17 @@ def _columns(study: Study) -> list[tuple[Any, ...]]:
     """Every column of every trial but the seconds, to the last bit."""
 
     def row(trial: Trial) -> tuple[Any, ...]:
-        correct = None if trial.outcome.correct is None else trial.outcome.correct.tobytes()
+        correct = None if trial.scores.correct is None else trial.scores.correct.tobytes()
         recipe = None if trial.recipe_key is None else study.recipe(trial.recipe_key).to_yaml()
-        bits = (trial.genome.tobytes(), trial.outcome.scores.tobytes(), correct)
+        bits = (trial.genome.tobytes(), trial.scores.values.tobytes(), correct)
         place = (trial.stage, trial.number, trial.generation, trial.state)
-        return (*place, *bits, trial.recipe_key, recipe, trial.duplicate_of, trial.fitness, trial.outcome.error)
+        return (*place, *bits, trial.recipe_key, recipe, trial.duplicate_of, trial.fitness, trial.scores.error)
 
     return [row(trial) for trial in study.trials()]
 
 
 def _table(result: Result) -> list[tuple[Any, ...]]:
-    return [(row.label, row.outcome.fitness, row.evaluations, row.winner) for row in result.rows]
+    return [(row.stage, row.model, row.scores.mean, row.evaluations, row.winner) for row in result.rows]
 
 
 @pytest.mark.parametrize("kind", SPACES)
@@ -142,10 +144,10 @@ def test_a_search_finds_something_good(kind: str, tmp_path: Path) -> None:
     budgets = {"ps": 31, "dfs": 20 if kind == "hybrid" else 31, "random": 51}
     assert {stage: len(study.trials(stage)) for stage in config.stages} == {stage: budgets[stage] for stage in config.stages}
     assert len({trial.stage for trial in study.trials()}) == len(config.stages)
-    winner = max(row.outcome.fitness or -9 for row in result.rows if row.winner)
-    assert winner > max(row.outcome.fitness or -9 for row in result.rows[:2])
+    winner = max(row.scores.mean or -9 for row in result.rows if row.winner)
+    assert winner > max(row.scores.mean or -9 for row in result.rows[:2])
     assert winner > -0.5
-    assert study.recipe(result.winner_key) == result.winner
+    assert study.recipe(result.winner.key) == result.winner
 
 
 @pytest.mark.parametrize("kind", ["ps", "dfs", "none", "hybrid", "surrogate", "batches"])
@@ -204,10 +206,10 @@ def test_a_failed_candidate_is_a_failed_trial(tmp_path: Path) -> None:
     study, result = _search(tmp_path, ToyRunner(fails=fails))
     states = [trial.state for trial in study.trials()]
     assert 0 < states.count("FAILED") < 31
-    assert all((trial.outcome.error == "toy: this one fails") == (trial.state == "FAILED") for trial in study.trials())
+    assert all((trial.scores.error == "toy: this one fails") == (trial.state == "FAILED") for trial in study.trials())
     assert all(trial.fitness is None for trial in study.trials() if trial.state == "FAILED")
     assert study.best("ps")[0].state == "COMPLETE"
-    assert max(row.outcome.fitness or -9 for row in result.rows if row.winner) > -0.2
+    assert max(row.scores.mean or -9 for row in result.rows if row.winner) > -0.2
 
 
 def test_all_failing_is_one_line(tmp_path: Path) -> None:
@@ -243,7 +245,7 @@ def test_identical_recipes_are_evaluated_once(tmp_path: Path) -> None:
         assert original.duplicate_of is None
         assert original.number < trial.number
         assert (original.recipe_key, original.fitness) == (trial.recipe_key, trial.fitness)
-        assert trial.outcome.seconds == 0
+        assert trial.scores.seconds == 0
 
 
 @pytest.mark.parametrize(("budget", "generations"), [(1, [1]), (7, [7]), (15, [7, 7, 1]), (20, [7, 7, 6])])
@@ -283,8 +285,8 @@ def test_validation_chooses_the_winner(tmp_path: Path) -> None:
 
     study, result = _search(tmp_path, ToyRunner(scores=scores))
     finalists = study.best("ps", 3)
-    assert result.winner_key == finalists[2].recipe_key
-    assert study.evaluation(result.winner_key, "test") is not None
+    assert result.winner.key == finalists[2].recipe_key
+    assert study.evaluation(result.winner.key, "test") is not None
     assert study.evaluation(finalists[0].recipe_key or "", "test") is None
 
 
@@ -299,21 +301,23 @@ def test_a_validation_fitness_of_zero_is_a_fitness(tmp_path: Path) -> None:
     study = Study.create(tmp_path, {})
     runner = ToyRunner(scores=scores)
     result = Search(_config("ps"), study, runner, layers=LAYERS, splits=("search", "validation")).run()
-    assert result.winner_key == study.best("ps")[0].recipe_key
+    assert result.winner.key == study.best("ps")[0].recipe_key
 
 
 def test_without_validation_the_search_fitness_chooses(tmp_path: Path) -> None:
     """Without a validation split the best trial wins, and of a hybrid search's stages the one with the better trial."""
     study, result = _search(tmp_path / "ps", ToyRunner(), splits=("search", "test"))
-    assert result.winner_key == study.best("ps")[0].recipe_key
+    assert result.winner.key == study.best("ps")[0].recipe_key
 
     def dfs_is_better(job: Job) -> np.ndarray:
         return toy_scores(job) + (5.0 if isinstance(job.target, Recipe) and job.target.flow else 0.0)
 
     for scores, better in ((dfs_is_better, "dfs"), (lambda job: -dfs_is_better(job), "ps")):
         study, result = _search(tmp_path / better, ToyRunner(scores=scores), "hybrid", splits=("search",))
-        assert result.winner_key == study.best(better)[0].recipe_key
-        assert [row.label for row in result.rows if row.winner] == ["evolved PS" if better == "ps" else "evolved PS+DFS"]
+        assert result.winner.key == study.best(better)[0].recipe_key
+        assert [(row.stage, row.model) for row in result.rows if row.winner] == [
+            ("ps", "evolved PS") if better == "ps" else ("dfs", "evolved PS+DFS")
+        ]
 
 
 def test_the_test_split_is_touched_once(tmp_path: Path) -> None:
@@ -339,9 +343,9 @@ def test_only_the_search_split_scores_candidates(tmp_path: Path) -> None:
 def test_rows_of_the_table(tmp_path: Path) -> None:
     """The table has the parents, the plain average and the winner of each stage, with what each has cost."""
     _, result = _search(tmp_path, ToyRunner(), "hybrid", base={"model": "org/c"})
-    rows = [(row.label, row.evaluations) for row in result.rows]
-    fixed = [("base: c", 0), ("a", 0), ("b", 0), ("uniform average", 0)]
-    assert rows == [*fixed, ("evolved PS", 31), ("evolved PS+DFS", 51), ("random search", 51)]
+    rows = [(row.stage, row.model, row.evaluations) for row in result.rows]
+    fixed = [("base", "base: c", 0), ("source", "a", 0), ("source", "b", 0), ("average", "uniform average", 0)]
+    assert rows == [*fixed, ("ps", "evolved PS", 31), ("dfs", "evolved PS+DFS", 51), ("random", "random search", 51)]
     assert result.split == "test"
     assert sum(row.winner for row in result.rows) == 1
 
@@ -350,7 +354,7 @@ def test_sources_of_different_depth_have_no_average(tmp_path: Path) -> None:
     """Where sources have different numbers of layers, no average of their weights is tried."""
     runner = ToyRunner()
     search = Search(_config("dfs"), Study.create(tmp_path, {}), runner, layers=[3, 4])
-    assert [row.label for row in search.run().rows] == ["a", "b", "evolved DFS"]
+    assert [row.model for row in search.run().rows] == ["a", "b", "evolved DFS"]
     assert not any(isinstance(job.target, Recipe) and job.target.flow is None for job in runner.jobs)
 
 
@@ -399,14 +403,14 @@ def test_the_random_baseline_has_the_budget_of_all_stages(tmp_path: Path) -> Non
     randoms = study.trials("random")
     assert len(randoms) == 31 + 20
     assert {study.recipe(trial.recipe_key or "").flow for trial in randoms} == {None}
-    assert [row.winner for row in result.rows if row.label == "random search"] == [False]
+    assert result.row("random").winner is False
 
 
 def test_dfs_of_a_hybrid_search_builds_on_the_winner_of_ps(tmp_path: Path) -> None:
     """Every DFS recipe of a hybrid search carries the merge that validation chose, as its first source."""
     study, _ = _search(tmp_path, ToyRunner(), "hybrid")
     finalists = [trial.recipe_key or "" for trial in study.best("ps", 3)]
-    chosen = max(finalists, key=lambda key: study.evaluation(key, "validation").fitness)  # type: ignore[union-attr, return-value, arg-type]
+    chosen = max(finalists, key=lambda key: study.evaluation(key, "validation").mean)  # type: ignore[union-attr, return-value, arg-type]
     for trial in study.trials("dfs"):
         recipe = study.recipe(trial.recipe_key or "")
         assert recipe.merge == study.recipe(chosen).merge

@@ -25,8 +25,9 @@ from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchE
 from hf_evomerge.fitness import DataSpec, Example, FunctionTask
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.evaluation import evaluate_model
 from hf_evomerge.search.loop import Progress, Result
-from hf_evomerge.search.run import evaluate_model, plan_search, resume_search, run_search
+from hf_evomerge.search.run import plan_search, resume_search, run_search
 from hf_evomerge.search.runner import LocalRunner
 from hf_evomerge.search.study import Study
 
@@ -85,13 +86,13 @@ def test_what_a_search_leaves(space: str, pictures: set[str], search_config: Con
     assert len(counted) == 2 * budget
     report = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert (report["split"], report["examples"], report["space"]) == ("test", 6, space)
-    assert [row["label"] for row in report["rows"]] == [row.label for row in result.rows]
-    assert [row["evaluations"] for row in report["rows"] if row["label"] == "random search"] == [budget]
+    assert [(row["stage"], row["model"]) for row in report["rows"]] == [(row.stage, row.model) for row in result.rows]
+    assert [row["evaluations"] for row in report["rows"] if row["stage"] == "random"] == [budget]
     winners = [row for row in report["rows"] if row["winner"]]
     assert len(winners) == 1
-    assert winners[0]["label"] != "random search"
-    assert f"fitness {winners[0]['fitness']:.3f}" in evaluate_model(str(out / "model"), config)
-    assert winners[0]["fitness"] == pytest.approx(study.evaluation(result.winner_key, "test").fitness)  # type: ignore[union-attr]
+    assert winners[0]["stage"] != "random"
+    assert f"fitness {winners[0]['fitness']:.3f}" in str(evaluate_model(str(out / "model"), config))
+    assert winners[0]["fitness"] == pytest.approx(study.evaluation(result.winner.key, "test").mean)  # type: ignore[union-attr]
 
 
 def test_a_finished_search_evaluates_nothing(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +114,7 @@ def test_a_finished_search_evaluates_nothing(search_config: Config, tmp_path: Pa
 
 
 def _table(result: Result) -> list[Any]:
-    return [(row.label, row.outcome.scores.tolist(), row.evaluations, row.seconds, row.winner) for row in result.rows]
+    return [(row.model, row.scores.values.tolist(), row.evaluations, row.seconds, row.winner) for row in result.rows]
 
 
 def test_no_model(search_config: Config, tmp_path: Path) -> None:
@@ -353,9 +354,9 @@ def test_a_fitness_of_ones_own(search_config: Config, tmp_path: Path) -> None:
         ps={"blocks_per_group": "model", "parameters": {"weight": {"low": -9, "high": 9}}, "optimizer": {"evaluations": 40}},
     )
     result = run_search(config, tmp_path, task_factory=lambda: FunctionTask(weight_score), examples=examples, build=False)
-    parents = [row.outcome.fitness for row in result.rows[:3]]
-    assert result.rows[-1].outcome.fitness > max(fitness for fitness in parents if fitness is not None)
-    assert result.rows[-1].outcome.fitness > -0.05
+    parents = [row.scores.mean for row in result.rows[:3]]
+    assert result.rows[-1].scores.mean > max(fitness for fitness in parents if fitness is not None)
+    assert result.rows[-1].scores.mean > -0.05
     assert (tmp_path / "recipe.yaml").is_file()
 
 
@@ -365,7 +366,7 @@ def test_data_from_a_function_is_not_for_a_file(search_config: Config, tmp_path:
     config = search_config().model_copy(update={"data": {"search": DataSpec(function=lambda: records)}})
     result = run_search(config, tmp_path, build=False)
     assert result.split == "search"
-    assert np.isfinite(result.rows[-1].outcome.scores).all()
+    assert np.isfinite(result.rows[-1].scores.values).all()
 
 
 def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +384,9 @@ def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_evaluate_model_needs_only_the_model(tiny: Path, search_config: Config) -> None:
     """One model is scored by a search's task and data even where the search's own sources are not there."""
     config = search_config(sources=[{"model": "./nowhere/a"}, {"model": "./nowhere/b"}], base=None)
-    text = evaluate_model(str(tiny / "a"), config, split="validation", show=2)
+    evaluation = evaluate_model(str(tiny / "a"), config, split="validation", show=2)
+    assert (evaluation.scores.values.size, len(evaluation.examples), len(evaluation.answers)) == (4, 4, 2)
+    text = str(evaluation)
     assert text.startswith("fitness -")
     assert text.splitlines()[0].endswith("on 4 examples")
     assert (text.count("expected: "), text.count("answered: ")) == (2, 2)

@@ -1,4 +1,4 @@
-"""Runners: worker processes give the outcomes of this process, and a worker that dies takes only its own job with it."""
+"""Runners: worker processes give the scores of this process, and a worker that dies takes only its own job with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.runner import Job, LocalRunner, ProcessRunner, Runner
-from hf_evomerge.search.study import Outcome
 
 EXAMPLES = [
     Example("w1 w2 w3", "4", "one"),
@@ -59,18 +58,10 @@ def _jobs(config: SearchConfig) -> list[Job]:
     return [Job(target, "search", (0, 1)) for target in targets]
 
 
-def _run(runner: Runner, jobs: list[Job]) -> list[Outcome]:
-    outcomes = dict(runner.run(jobs))
-    assert sorted(outcomes) == list(range(len(jobs)))
-    return [outcomes[index] for index in range(len(jobs))]
-
-
-def _facts(outcomes: list[Outcome]) -> list[Any]:
-    """All but the seconds."""
-    return [
-        (outcome.scores.tolist(), None if outcome.correct is None else list(outcome.correct), outcome.error)
-        for outcome in outcomes
-    ]
+def _run(runner: Runner, jobs: list[Job]) -> list[Scores]:
+    scores = dict(runner.run(jobs))
+    assert sorted(scores) == list(range(len(jobs)))
+    return [scores[index] for index in range(len(jobs))]
 
 
 @pytest.fixture
@@ -86,38 +77,38 @@ def test_workers_and_their_deaths(process_runner: ProcessRunner, search_config: 
     config = search_config()
     local = LocalRunner(Evaluator(config, task_factory=KillingTask, examples={"search": EXAMPLES}))
     jobs = _jobs(config)
-    expected = _facts(_run(local, jobs))
+    expected = _run(local, jobs)
     assert len({str(fact) for fact in expected}) == len(jobs)
-    assert _facts(_run(process_runner, jobs)) == expected
+    assert _run(process_runner, jobs) == expected
 
     deadly, ill = (Job(config.sources[0], "search", (index,)) for index in (2, 3))
-    outcomes = _run(process_runner, [jobs[0], deadly, ill, *jobs[4:6]])
-    assert _facts([outcomes[0], *outcomes[3:]]) == [expected[0], *expected[4:6]]
-    assert outcomes[1].fitness is None
-    assert outcomes[1].error == "the worker process died: out of memory, or see what it wrote above"
-    assert outcomes[2].error == "RuntimeError: not today"
-    assert _facts(_run(process_runner, jobs[-1:])) == expected[-1:]
+    scores = _run(process_runner, [jobs[0], deadly, ill, *jobs[4:6]])
+    assert [scores[0], *scores[3:]] == [expected[0], *expected[4:6]]
+    assert scores[1].mean is None
+    assert scores[1].error == "the worker process died: out of memory, or see what it wrote above"
+    assert scores[2].error == "RuntimeError: not today"
+    assert _run(process_runner, jobs[-1:]) == expected[-1:]
     assert multiprocessing.active_children()
     process_runner.close()
     assert not multiprocessing.active_children()
 
 
 def test_a_local_runner_keeps_the_order(search_config: Callable[..., SearchConfig]) -> None:
-    """In this process jobs are evaluated one after the other, each only when its outcome is asked for."""
+    """In this process jobs are evaluated one after the other, each only when its scores are asked for."""
 
     class Recording:
         def __init__(self) -> None:
             self.seen: list[Any] = []
 
-        def evaluate(self, target: Any, split: str, batch: Any) -> Outcome:
+        def evaluate(self, target: Any, split: str, batch: Any) -> Scores:
             self.seen.append((split, batch))
-            return Outcome(np.ones(2))
+            return Scores(np.ones(2))
 
     evaluator = Recording()
-    outcomes = LocalRunner(evaluator).run([Job(search_config().sources[0], "test", (number,)) for number in range(3)])  # type: ignore[arg-type]
-    assert next(outcomes)[0] == 0
+    scores = LocalRunner(evaluator).run([Job(search_config().sources[0], "test", (number,)) for number in range(3)])  # type: ignore[arg-type]
+    assert next(scores)[0] == 0
     assert evaluator.seen == [("test", (0,))]
-    assert [index for index, _ in outcomes] == [1, 2]
+    assert [index for index, _ in scores] == [1, 2]
     assert evaluator.seen == [("test", (number,)) for number in range(3)]
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from hf_evomerge.errors import SearchError
+from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.loop import Result, Row
-from hf_evomerge.search.show import describe_model, describe_study, format_accuracy, format_fitness, results_table
-from hf_evomerge.search.study import Outcome, Study, Trial
+from hf_evomerge.search.results import Result, Row, accuracy_text, fitness_text
+from hf_evomerge.search.show import describe_model, describe_study
+from hf_evomerge.search.study import Study, Trial
 
 SOURCES = [{"model": "org/a"}, {"model": "org/b"}]
 RECIPES = [
@@ -22,23 +23,23 @@ RECIPES = [
 PATH = Recipe.model_validate({"sources": SOURCES, "flow": {"path": ["0:0-3", "1:2"], "scales": [1, 1, 1, 1, 0.5]}})
 
 
-def _outcome(*scores: float) -> Outcome:
-    return Outcome(np.array(scores), np.array(scores) > 0, seconds=2.0)
+def _scores(*values: float) -> Scores:
+    return Scores(values, correct=np.array(values) > 0, seconds=2.0)
 
 
-def _trial(study: Study, number: int, recipe: Recipe, outcome: Outcome, stage: str = "ps", same: int | None = None) -> None:
-    study.add_trial(Trial(stage, number, number // 2, np.zeros(2), study.add_recipe(recipe), outcome, duplicate_of=same))
+def _trial(study: Study, number: int, recipe: Recipe, scores: Scores, stage: str = "ps", same: int | None = None) -> None:
+    study.add_trial(Trial(stage, number, number // 2, np.zeros(2), study.add_recipe(recipe), scores, duplicate_of=same))
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    """Five trials: one that failed, one that shares another's outcome, one of a second stage."""
+    """Five trials: one that failed, one that shares another's scores, one of a second stage."""
     study = Study.create(tmp_path, {"space": "hybrid", "sources": SOURCES})
-    _trial(study, 0, RECIPES[0], _outcome(1, -1))
-    _trial(study, 1, RECIPES[1], _outcome(2, 4))
-    _trial(study, 2, RECIPES[1], _outcome(2, 4), same=1)
-    _trial(study, 3, RECIPES[2], Outcome(error="no memory"))
-    _trial(study, 0, PATH, _outcome(1, 2), stage="dfs")
+    _trial(study, 0, RECIPES[0], _scores(1, -1))
+    _trial(study, 1, RECIPES[1], _scores(2, 4))
+    _trial(study, 2, RECIPES[1], _scores(2, 4), same=1)
+    _trial(study, 3, RECIPES[2], Scores.failed("no memory"))
+    _trial(study, 0, PATH, _scores(1, 2), stage="dfs")
     return study
 
 
@@ -71,11 +72,11 @@ def test_an_empty_study(tmp_path: Path) -> None:
 def test_the_table_of_results() -> None:
     """The table has a line per model with standard errors, costs for those that cost something, and a mark on the winner."""
     rows = [
-        Row("base", Outcome(np.array([1.0, 3.0]))),
-        Row("uniform average", Outcome(error="too wide")),
-        Row("evolved PS", _outcome(3, 5), evaluations=40, seconds=61.6, winner=True),
+        Row("base", "base", Scores([1.0, 3.0])),
+        Row("average", "uniform average", Scores.failed("too wide")),
+        Row("ps", "evolved PS", _scores(3, 5), evaluations=40, seconds=61.6, winner=True),
     ]
-    lines = results_table(Result(RECIPES[0], "key", "test", rows)).splitlines()
+    lines = Result(RECIPES[0], "test", rows).to_text().splitlines()
     assert lines[1].split() == ["base", "2.000", "±", "1.000"]
     assert lines[2].split() == ["uniform", "average", "failed"]
     assert lines[3].split() == ["evolved", "PS", "*", "4.000", "±", "1.000", "1.000", "±", "0.000", "40", "62"]
@@ -84,12 +85,14 @@ def test_the_table_of_results() -> None:
 
 def test_numbers() -> None:
     """Fitness and accuracy are means with the standard error of the mean; what is not known is left out."""
-    scores = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
-    error = scores.std(ddof=1) / np.sqrt(5)
-    assert format_fitness(Outcome(scores)) == f"0.600 ± {error:.3f}"
-    assert format_accuracy(Outcome(scores)) == ""
-    assert format_accuracy(Outcome(scores * 9, scores > 0)) == f"0.600 ± {error:.3f}"
-    assert format_fitness(Outcome(error="x")) == "failed"
+    values = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
+    error = values.std(ddof=1) / np.sqrt(5)
+    assert fitness_text(Scores(values)) == f"0.600 ± {error:.3f}"
+    assert accuracy_text(Scores(values)) == ""
+    assert accuracy_text(Scores(values * 9, correct=values > 0)) == f"0.600 ± {error:.3f}"
+    assert fitness_text(Scores([0.25])) == "0.250"
+    assert accuracy_text(Scores([0.25], correct=[True])) == "1.000"
+    assert fitness_text(Scores.failed("x")) == "failed"
 
 
 def test_a_model(tmp_path: Path) -> None:

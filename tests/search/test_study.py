@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from hf_evomerge.errors import SearchError
+from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
-from hf_evomerge.search.study import STUDY_FILE, Outcome, Study, Trial, standard_error
+from hf_evomerge.search.study import STUDY_FILE, Study, Trial
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,8 +26,8 @@ def _recipe(weight: float) -> Recipe:
 
 
 def _trial(number: int, fitness: float | None, key: str | None = None, stage: str = "ps", **more: object) -> Trial:
-    outcome = Outcome(error="it broke") if fitness is None else Outcome(np.array([fitness]))
-    return Trial(stage, number, 0, np.array([float(number)]), key or f"key{number}", outcome, **more)  # type: ignore[arg-type]
+    scores = Scores.failed("it broke") if fitness is None else Scores([fitness])
+    return Trial(stage, number, 0, np.array([float(number)]), key or f"key{number}", scores, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -40,10 +41,8 @@ def _same(one: Trial, other: Trial) -> bool:
     return (
         all(getattr(one, name) == getattr(other, name) for name in names)
         and one.genome.tobytes() == other.genome.tobytes()
-        and one.outcome.scores.tobytes() == other.outcome.scores.tobytes()
-        and (one.outcome.correct is None) == (other.outcome.correct is None)
-        and (one.outcome.correct is None or one.outcome.correct.tolist() == other.outcome.correct.tolist())  # type: ignore[union-attr]
-        and (one.outcome.seconds, one.outcome.error) == (other.outcome.seconds, other.outcome.error)
+        and one.scores == other.scores
+        and one.scores.seconds == other.scores.seconds
     )
 
 
@@ -51,12 +50,13 @@ def test_trials_come_back_bit_for_bit(study: Study) -> None:
     """Genomes, scores, flags, times and errors of complete, failed and duplicate trials are the same after reopening."""
     rng = np.random.default_rng(0)
     extremes = np.array([0.1 + 0.2, -0.0, 5e-324, 1.7976931348623157e308, -np.pi])
+    scores = Scores(rng.standard_normal(7), correct=rng.random(7) < 0.5, seconds=0.1 + 0.2)
     trials = [
-        Trial("ps", 0, 0, rng.standard_normal(4288), "k0", Outcome(rng.standard_normal(7), rng.random(7) < 0.5, 0.1 + 0.2)),
-        Trial("ps", 1, 0, extremes, "k1", Outcome(extremes, None, 1.5)),
-        Trial("ps", 2, 1, extremes, None, Outcome(error="genome: no path; 日本語")),
-        Trial("ps", 3, 1, extremes, "k0", Outcome(np.array([1.0]), np.array([True])), duplicate_of=0),
-        Trial("dfs", 0, 0, np.zeros(2), "k3", Outcome(np.array([0.0]), np.array([False]))),
+        Trial("ps", 0, 0, rng.standard_normal(4288), "k0", scores),
+        Trial("ps", 1, 0, extremes, "k1", Scores(extremes, seconds=1.5)),
+        Trial("ps", 2, 1, extremes, None, Scores.failed("genome: no path; 日本語")),
+        Trial("ps", 3, 1, extremes, "k0", Scores([1.0], correct=[True]), duplicate_of=0),
+        Trial("dfs", 0, 0, np.zeros(2), "k3", Scores([0.0], correct=[False])),
     ]
     for trial in trials:
         study.add_trial(trial)
@@ -104,33 +104,22 @@ def test_best_of_negative_fitness(study: Study) -> None:
     assert [trial.fitness for trial in study.best("ps", 3)] == [0.0, -1.0, -3.0]
 
 
-def test_outcome_statistics() -> None:
-    """Fitness is the mean score; its standard error and the accuracy's are those of a mean of independent values."""
-    outcome = Outcome(np.array([1.0, 2.0, 3.0, 6.0]), np.array([True, True, True, False]))
-    assert outcome.fitness == 3.0
-    assert outcome.standard_error == pytest.approx(np.sqrt((4 + 1 + 0 + 9) / 3 / 4))
-    assert outcome.accuracy == pytest.approx((0.75, np.sqrt(3 * 0.0625 + 0.5625) / np.sqrt(3) / 2))
-    assert Outcome(error="no").fitness is None
-    assert Outcome(np.array([1.0])).accuracy is None
-    assert standard_error(np.array([1.0])) == 0
-
-
 def test_recipes_have_the_key_of_their_content(study: Study) -> None:
     """The same recipe has one key, another recipe another, and the recipe comes back equal."""
     one, other = study.add_recipe(_recipe(0.1 + 0.2)), study.add_recipe(_recipe(0.3))
     assert one != other
-    assert study.add_recipe(_recipe(0.1 + 0.2)) == one
+    assert study.add_recipe(_recipe(0.1 + 0.2)) == one == _recipe(0.1 + 0.2).key
     assert study.recipe(one) == _recipe(0.1 + 0.2)
     with pytest.raises(SearchError, match="'nokey': not in this study"):
         study.recipe("nokey")
 
 
 def test_evaluations_by_label_and_split(study: Study) -> None:
-    """An outcome is found under its label and its split only."""
-    study.add_evaluation("base", "test", Outcome(np.array([0.25]), np.array([True]), 2.0))
+    """Scores are found under its label and its split only."""
+    study.add_evaluation("base", "test", Scores([0.25], correct=[True], seconds=2.0))
     found = study.evaluation("base", "test")
     assert found is not None
-    assert (found.fitness, found.accuracy, found.seconds) == (0.25, (1.0, 0.0), 2.0)
+    assert (found.mean, found.accuracy, found.seconds) == (0.25, 1.0, 2.0)
     assert study.evaluation("base", "validation") is None
     assert study.evaluation("source:0", "test") is None
 
@@ -207,12 +196,14 @@ def test_exclusive_is_released_when_a_search_fails(study: Study) -> None:
 WRITER = """
 import sys
 import numpy as np
-from hf_evomerge.search.study import Outcome, Study, Trial
+from hf_evomerge.fitness import Scores
+from hf_evomerge.search.study import Study, Trial
 study = Study.open(sys.argv[1])
 with study.exclusive():
     for number in range(len(study.trials()), 1_000_000):
         values = np.full(3000, number + 0.5)
-        study.add_trial(Trial("ps", number, number // 9, values, f"key{number}", Outcome(values, values > 9, float(number))))
+        scores = Scores(values, correct=values > 9, seconds=float(number))
+        study.add_trial(Trial("ps", number, number // 9, values, f"key{number}", scores))
         print(number, flush=True)
 """
 
@@ -236,6 +227,6 @@ def test_survives_being_killed(study: Study) -> None:
         assert len(trials) in (reported + 1, reported + 2)
         for trial in trials:
             values = np.full(3000, trial.number + 0.5)
-            expected = Outcome(values, values > 9, float(trial.number))
+            expected = Scores(values, correct=values > 9, seconds=float(trial.number))
             assert _same(trial, Trial("ps", trial.number, trial.number // 9, values, f"key{trial.number}", expected))
     assert reported > 3

@@ -169,7 +169,7 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
         "results": {
             "split": EVIL,
             "examples": EVIL,
-            "rows": [{"label": EVIL, "winner": True, "evaluations": EVIL, "accuracy": 0.5}],
+            "rows": [{"model": EVIL, "winner": True, "evaluations": EVIL, "accuracy": 0.5}],
         },
     }
     merge = {"method": EVIL, "options": {EVIL: EVIL}, "parameters": [{EVIL: {EVIL: 1.0}}]}

@@ -1,0 +1,108 @@
+"""Scores: what one model scored on some examples. The same object from the task that measures it to the card that prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import FitnessError
+
+
+class Scores:
+    """One number per example, more is better; or why there are none.
+
+    Args:
+        values: A finite number per example, in the order of the examples, shape (n,). Their mean is the fitness.
+        correct: Whether each answer was right, where the task can tell, shape (n,).
+        outputs: What the model wrote for each example, where it wrote anything. Kept in memory only.
+        seconds: Wall time of the evaluation.
+
+    Raises:
+        FitnessError: There is no value, one is not finite, or the other columns are not as long.
+
+    Example:
+        >>> scores = Scores([1.0, 0.0, 0.0, 1.0], correct=[True, False, False, True])
+        >>> scores.mean, scores.accuracy
+        (0.5, 0.5)
+        >>> Scores.failed("out of memory").mean is None
+        True
+    """
+
+    def __init__(
+        self,
+        values: ArrayLike,
+        *,
+        correct: ArrayLike | None = None,
+        outputs: Sequence[str] | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        self.values: NDArray[np.float64] = np.array(values, dtype=np.float64)
+        self.correct: NDArray[np.bool_] | None = None if correct is None else np.array(correct, dtype=np.bool_)
+        self.outputs: list[str] | None = None if outputs is None else list(outputs)
+        self.seconds = seconds
+        self.error: str | None = None
+        self._check()
+
+    @classmethod
+    def failed(cls, error: str, seconds: float = 0.0) -> Scores:
+        """An evaluation that gave no scores, and one line that says why."""
+        scores = cls.__new__(cls)
+        scores.values, scores.correct, scores.outputs = np.zeros(0), None, None
+        scores.seconds, scores.error = seconds, error
+        return scores
+
+    def _check(self) -> None:
+        if self.values.ndim != 1 or not self.values.size:
+            raise FitnessError("no scores: there must be one per example")
+        if (bad := np.flatnonzero(~np.isfinite(self.values))).size:
+            raise FitnessError(f"the score of example {bad[0]} is {self.values[bad[0]]}, not a finite number")
+        for name, given in (("outputs", self.outputs), ("correct", self.correct)):
+            if given is not None and len(given) != len(self.values):
+                raise FitnessError(f"{len(self.values)} scores but {len(given)} {name}; there must be one per example")
+
+    def timed(self, seconds: float) -> Scores:
+        """The same scores with another wall time."""
+        scores = copy(self)
+        scores.seconds = seconds
+        return scores
+
+    @property
+    def mean(self) -> float | None:
+        """The fitness; None where the evaluation failed."""
+        return None if self.error is not None else float(self.values.mean())
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of the mean over examples; None for fewer than two, which say nothing of it."""
+        return _standard_error(self.values)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right answers; None where the task cannot tell."""
+        return None if self.correct is None else float(self.correct.mean())
+
+    @property
+    def accuracy_error(self) -> float | None:
+        """Standard error of the accuracy over examples; None where there is no accuracy, and for a single example."""
+        return None if self.correct is None else _standard_error(self.correct.astype(np.float64))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether every number (to the last bit), output and error is the same; the time may differ."""
+        return self._bits() == other._bits() if isinstance(other, Scores) else NotImplemented
+
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"Scores.failed({self.error!r})"
+        return f"Scores(mean={self.mean}, examples={self.values.size}, accuracy={self.accuracy}, seconds={self.seconds})"
+
+    def _bits(self) -> tuple[object, ...]:
+        correct = None if self.correct is None else self.correct.tobytes()
+        return self.values.tobytes(), correct, self.outputs, self.error
+
+
+def _standard_error(values: NDArray[np.float64]) -> float | None:
+    """Standard error of the mean of independent values, by the sample's own spread."""
+    return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else None

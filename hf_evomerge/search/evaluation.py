@@ -1,0 +1,61 @@
+"""Scores one model, whichever it is, on the task and the data of a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import SearchError
+from ..fitness import Example, Scores
+from ..recipes.recipe import SourceRef
+from .config import SearchConfig
+from .evaluator import Evaluator
+from .results import accuracy_text, fitness_text
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scored on a split. As text: fitness, accuracy, and the answers that were asked for.
+
+    Attributes:
+        scores: Its scores.
+        examples: The examples of the split, in the order of the scores.
+        answers: What the model answers to the first of them.
+    """
+
+    scores: Scores
+    examples: tuple[Example, ...]
+    answers: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        accuracy = accuracy_text(self.scores)
+        figures = f"fitness {fitness_text(self.scores)}" + (f", accuracy {accuracy}" if accuracy else "")
+        lines = [f"{figures} on {len(self.examples)} examples"]
+        for example, answer in zip(self.examples, self.answers, strict=False):
+            lines += ["", example.prompt, f"  expected: {example.answer}", f"  answered: {answer}"]
+        return "\n".join(lines)
+
+
+def evaluate_model(model: str, config: SearchConfig, *, split: str = "test", show: int = 0) -> Evaluation:
+    """Score one model on a split of a search.
+
+    Args:
+        model: A folder, or a repository on the Hub. Custom code is not run; merged models need none where this package is.
+        config: The search whose task and data are used.
+        split: ``search``, ``validation`` or ``test``.
+        show: To how many examples, from the first on, the model's answers are kept.
+
+    Raises:
+        EvoMergeError: The model or the data cannot be read, or the model cannot be scored.
+
+    Example:
+        >>> evaluation = evaluate_model("my-search/model", SearchConfig.load("search.yaml"))  # doctest: +SKIP
+        >>> print(evaluation)  # doctest: +SKIP
+        fitness -0.276 ± 0.039, accuracy 0.928 ± 0.012 on 500 examples
+    """
+    target = SourceRef(model=model)
+    evaluator = Evaluator(config.model_copy(update={"sources": [target], "base": None}))  # the search's sources are not needed
+    examples = tuple(evaluator.examples(split))
+    scores = evaluator.evaluate(target, split)
+    if scores.error is not None:
+        raise SearchError(f"{model}: cannot be evaluated: {scores.error}")
+    return Evaluation(scores, examples, tuple(evaluator.answer(target, example) for example in examples[:show]))

@@ -1,0 +1,80 @@
+"""Scores: statistics of a mean, failures, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import Scores
+
+
+def test_statistics() -> None:
+    """Mean, accuracy and their standard errors are those of the textbook."""
+    scores = Scores([1.0, 2.0, 3.0, 6.0], correct=[True, True, True, False])
+    assert scores.mean == 3.0
+    assert scores.standard_error == pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 3 / 4))
+    assert scores.accuracy == 0.75
+    assert scores.accuracy_error == pytest.approx(math.sqrt(3 * 0.0625 + 0.5625) / math.sqrt(3) / 2)
+
+
+def test_a_single_example_has_no_standard_error() -> None:
+    """One score, right or wrong, says nothing of how far scores lie apart."""
+    scores = Scores([1.0], correct=[True])
+    assert (scores.mean, scores.standard_error, scores.accuracy, scores.accuracy_error) == (1.0, None, 1.0, None)
+
+
+def test_a_task_that_cannot_tell_right_from_wrong_has_no_accuracy() -> None:
+    """Without correctness there are a mean and its error, and nothing else."""
+    scores = Scores([1.0, 2.0])
+    assert (scores.mean, scores.accuracy, scores.accuracy_error) == (1.5, None, None)
+
+
+def test_a_failed_evaluation_has_an_error_and_no_number() -> None:
+    """What failed has its reason and its time, and None wherever there would be a number."""
+    scores = Scores.failed("no memory", 2.5)
+    assert (scores.error, scores.seconds) == ("no memory", 2.5)
+    assert (scores.mean, scores.standard_error, scores.accuracy, scores.accuracy_error) == (None, None, None, None)
+    assert scores.values.size == 0
+
+
+def test_equal_to_the_last_bit_and_whatever_the_time() -> None:
+    """Scores are equal where their numbers, outputs and errors are; a bit, a sign of zero or a flag makes a difference."""
+    scores = Scores([0.1 + 0.2, 0.0], correct=[True, False], outputs=["a", "b"])
+    assert scores == Scores(np.array([0.1 + 0.2, 0.0]), correct=np.array([True, False]), outputs=["a", "b"]).timed(3.0)
+    assert scores != Scores([0.3, 0.0], correct=[True, False], outputs=["a", "b"])
+    assert scores != Scores([0.1 + 0.2, -0.0], correct=[True, False], outputs=["a", "b"])
+    assert scores != Scores([0.1 + 0.2, 0.0], correct=[True, True], outputs=["a", "b"])
+    assert scores != Scores([0.1 + 0.2, 0.0], correct=[True, False])
+    assert Scores.failed("a") == Scores.failed("a", 1.0)
+    assert Scores.failed("a") != Scores.failed("b")
+
+
+def test_time_is_set_on_a_copy() -> None:
+    """Scores with another time are new scores; the others keep theirs."""
+    scores = Scores([1.0], seconds=1.0)
+    assert (scores.timed(2.0).seconds, scores.seconds) == (2.0, 1.0)
+    assert Scores.failed("no", 1.0).timed(0.0).seconds == 0.0
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], 1.0, [[1.0]]])
+def test_scores_are_finite_numbers_one_per_example(values: object) -> None:
+    """No scores at all, a number by itself, a table, or a score that is no finite number, is refused."""
+    with pytest.raises(FitnessError):
+        Scores(values)  # type: ignore[arg-type]
+
+
+def test_a_score_that_is_not_finite_is_named() -> None:
+    """The complaint says which example it is."""
+    with pytest.raises(FitnessError, match="the score of example 1 is nan"):
+        Scores([1.0, math.nan])
+
+
+def test_columns_have_one_length() -> None:
+    """Outputs and correctness come one per score."""
+    with pytest.raises(FitnessError, match="2 scores but 1 outputs"):
+        Scores([1.0, 2.0], outputs=["a"])
+    with pytest.raises(FitnessError, match="2 scores but 3 correct"):
+        Scores([1.0, 2.0], correct=[True, False, True])
