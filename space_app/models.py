@@ -16,6 +16,11 @@ from loading import MAX_SECONDS, Loaded
 from published import Parent, Published, mapping
 from texts import SpaceError
 
+try:
+    from hf_evomerge.fitness import chat_process
+except ImportError:  # a Space has the file beside this one
+    import chat_process  # type: ignore[no-redef]
+
 EVOLVED = "evolved"
 MAX_TOKENS = 256
 MAX_PROMPT_TOKENS = 2048
@@ -250,7 +255,10 @@ def encode(prompt: str, loaded: Loaded, settings: dict[str, Any]) -> tuple[Any, 
         system = settings.get("system")
         messages = [{"role": "system", "content": system}] if isinstance(system, str) else []
         messages.append({"role": "user", "content": prompt})
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            prompt = chat_process.render_chat(tokenizer, messages)
+        except chat_process.ChatError as error:
+            raise SpaceError(f"The model's chat template cannot be used: {loading.first_line(error)}") from error
     ids = list(tokenizer(prompt, add_special_tokens=not chat)["input_ids"])
     if ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id:
         ids.pop()  # the text goes on

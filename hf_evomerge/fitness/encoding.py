@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FitnessError
+from .chat_process import ChatError, render_chat
 from .data import Example
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
     """The text that the model is given: the prompt itself, or the prompt in the tokenizer's chat template.
 
     Raises:
-        FitnessError: The example is a chat and the tokenizer has no chat template, or the template refuses the chat.
+        FitnessError: The example is a chat and the tokenizer has no chat template, or the template refuses the chat, or takes
+            more time, memory or text for it than templates do.
     """
     if not example.chat:
         return example.prompt
@@ -25,11 +27,9 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
         raise FitnessError("data.chat: the tokenizer has no chat template; set 'chat: false' and write a 'template'")
     messages = [{"role": "system", "content": example.system}] if example.system is not None else []
     messages.append({"role": "user", "content": example.prompt})
-    from jinja2 import TemplateError  # what apply_chat_template itself runs on
-
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError as cause:
+        return render_chat(tokenizer, messages)
+    except ChatError as cause:
         raise FitnessError(f"data.chat: the tokenizer's chat template refuses {example.id}: {cause}") from cause
 
 

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..errors import EvoMergeError, HubError
+from ..fitness import chat_process
 from ..search.study import STUDY_FILE
 from .bundled import bundled
 from .commit import Commit, Content, Target, commit_files, hub_errors
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SPACE_FOLDER = "space_app"
 SETTINGS_FILE = "space.json"
+CHAT_FILE = Path(chat_process.__file__)  # the one file of the package that the app needs where the package is not
 _LOCAL_EXAMPLES = 6
 
 
@@ -97,6 +99,7 @@ def space_files(model: str, revision: str | None = None, *, title: str | None = 
         for file in sorted(folder.rglob("*"))
         if file.is_file() and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
     }
+    files[CHAT_FILE.name] = CHAT_FILE
     files[SETTINGS_FILE] = (json.dumps({"model": model, "revision": revision}, indent=2) + "\n").encode()
     files[CARD] = _header(folder / CARD, model, title)
     return files

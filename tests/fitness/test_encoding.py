@@ -66,7 +66,8 @@ def test_chat(tokenizer: PreTrainedTokenizerFast) -> None:
         seen.append(keys)
         return {"input_ids": [1]}
 
-    spy.eos_token, spy.chat_template, spy.apply_chat_template = None, "x", chatty.apply_chat_template
+    spy.eos_token, spy.chat_template, spy.special_tokens_map = None, "x", {}
+    spy.get_chat_template = chatty.get_chat_template
     encode_prompt(example, spy)
     assert seen == [{"add_special_tokens": False}]
     with pytest.raises(FitnessError, match="no chat template"):

@@ -1,0 +1,138 @@
+"""Chat templates are programs of strangers: what they write is transformers' own text, and what goes on and on is ended."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.fitness import chat_process
+from hf_evomerge.fitness.chat_process import ChatError, render_chat
+from hf_evomerge.search.run import run_search
+
+CHAT = [{"role": "system", "content": "be\nbrief"}, {"role": "user", "content": 'é "日本" <bos> \ud83d'}]
+LONG = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLED = "{{% set n = namespace(x='a') %}}{{% for i in range({0}) %}}{{% set n.x = n.x ~ n.x %}}{{% endfor %}}{{{{ n.x }}}}"
+
+
+@pytest.fixture
+def tokenizer(tiny) -> Any:
+    """A tokenizer that a test may give any template."""
+    return AutoTokenizer.from_pretrained(tiny / "a")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ bos_token }}{% for m in messages %}\n  {{ m['role'] | upper }}: {{ m.content }}{{ eos_token }}\n{% endfor %}",
+        "{%- for m in messages -%}{% if loop.first %}{% continue %}{% endif %}{{ m | tojson }}{%- endfor -%}",
+        "{% if add_generation_prompt %}assistant{% endif %}{{ tools is none }}{{ undefined_name }}",
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}{{ [1, 2] | tojson(indent=2) }}",
+    ],
+)
+def test_the_text_is_that_of_transformers(tokenizer, template):
+    """What the process writes is, letter by letter, what the tokenizer itself would have written."""
+    tokenizer.chat_template = template
+    assert render_chat(tokenizer, CHAT) == tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        (LONG, "takes more than 1 s or 2 GiB"),
+        ("{{ ('a' * 99999999).replace('a', 'a' * 99999999) }}", "takes more than"),
+        (DOUBLED.format(60), "takes more than"),
+        (DOUBLED.format(23), "writes more than 4194304 characters"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ raise_exception('no\nsystem') }}", "no system"),
+        ("{% for", "unexpected"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("x" * 300_000, "has 300000 characters; at most 262144 are read"),
+        ({"a": "x", "b": "y"}, "multiple chat templates"),
+    ],
+)
+def test_what_goes_on_without_end_is_ended(tokenizer, monkeypatch, template, message):
+    """A template that loops, doubles, recurses or refuses is one error that says so, and the next chat is rendered as ever."""
+    monkeypatch.setattr(chat_process, "CPU_SECONDS", 1)
+    broken = copy.deepcopy(tokenizer)
+    broken.chat_template = template
+    with pytest.raises(ChatError) as caught:
+        render_chat(broken, CHAT)
+    assert message in " ".join(str(caught.value).split())
+    tokenizer.chat_template = "{{ messages[0].role }}"
+    assert render_chat(tokenizer, CHAT) == "system"
+
+
+def test_a_search_with_an_endless_template_ends(tiny, tmp_path, search_settings, search_config, monkeypatch):
+    """A search whose first source has a template without end ends with one line that says whose and why."""
+    monkeypatch.setattr(chat_process, "CPU_SECONDS", 1)
+    folder = shutil.copytree(tiny / "a", tmp_path / "a")
+    (folder / "chat_template.jinja").write_text(LONG)
+    data = {"search": {**search_settings()["data"]["search"], "chat": True}}
+    config = search_config(sources=[{"model": str(folder)}, {"model": str(tiny / "b")}], base=None, data=data)
+    config = config.model_copy(update={"ps": config.ps.model_copy(update={"method": "linear"})})
+    begin = time.process_time()
+    with pytest.raises(
+        SearchError, match=r"a: cannot be evaluated: data\.chat: .* chat template refuses .*: takes more than 1 s"
+    ):
+        run_search(config, tmp_path / "out")
+    assert time.process_time() - begin < 30
+
+
+def test_the_process_ends_with_the_one_it_works_for(tiny):
+    """Where the process that asks is killed, the one that renders ends by itself, also in the middle of an endless template."""
+    program = f"""
+import sys, threading, time
+from transformers import AutoTokenizer
+from hf_evomerge.fitness import chat_process
+chat_process.CPU_SECONDS = 2
+tokenizer = AutoTokenizer.from_pretrained({str(tiny / "a")!r})
+tokenizer.chat_template = "x"
+chat_process.render_chat(tokenizer, [{{"role": "user", "content": ""}}])
+print(chat_process._PROCESS._process.pid, flush=True)
+tokenizer.chat_template = {LONG!r}
+chat_process.render_chat(tokenizer, [{{"role": "user", "content": ""}}])
+"""
+    asking = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert asking.stdout is not None
+    rendering = int(asking.stdout.readline())
+    asking.send_signal(signal.SIGKILL)
+    asking.wait()
+    asking.stdout.close()
+    begin = time.monotonic()
+    while _runs(rendering):
+        assert time.monotonic() - begin < 60
+        time.sleep(0.1)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and not only waiting to be noticed."""
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_space_brings_the_file_that_it_needs():
+    """The Space's repository holds the file that renders templates, and that file runs by itself."""
+    from hf_evomerge.hub.space import space_files
+
+    file = space_files("u/m")["chat_process.py"]
+    asked = {"template": "{{ messages[0].content }}", "messages": [{"content": "é"}], "variables": {}, "seconds": 5}
+    done = subprocess.run(
+        [sys.executable, str(file)], input=json.dumps(asked) + "\n", capture_output=True, text=True, check=True, timeout=120
+    )
+    assert json.loads(done.stdout) == {"text": "é"}
