@@ -1,91 +1,75 @@
-"""Registers the merged model with transformers' Auto classes at the moment these are first used, and not before.
+"""Makes transformers' Auto classes know the merged model, without importing transformers or the model before they are used.
 
-``import hf_evomerge`` is to take milliseconds, transformers and torch take seconds. So the imports of the two modules that hold
-the Auto classes are watched: the model is registered right after the one with the model classes, and where only `AutoConfig` is
-imported, when it is first asked for a configuration.
+`AutoConfig` looks model types up in `CONFIG_MAPPING`; there stands a class that fetches the real one, and with it the model
+classes, when the first configuration is made. If transformers is not imported yet, this waits for its import, by a finder in
+`sys.meta_path`. Nothing plainer does: importing transformers here takes seconds, transformers reads no entry points, and
+`importlib.util.LazyLoader` delays an import but tells nobody when it has happened.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import wraps
-from importlib.abc import Loader, MetaPathFinder
+from importlib import import_module
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+MODEL_TYPE = "evo_merged"
 
 
-def register_when_imported() -> None:
-    """Register now where the Auto classes are imported already, otherwise when they are."""
-    if AUTO_CLASSES in sys.modules:
-        _register()
-        return
+class EvoMergedConfig:
+    """Stands for the configuration class of this name until the first configuration is made."""
+
+    model_type = MODEL_TYPE
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
+        """Make a configuration of the real class."""
+        return _real()(*arguments, **keywords)
+
+    @classmethod
+    def from_dict(cls, *arguments: Any, **keywords: Any) -> Any:
+        """Make a configuration of the real class, as `AutoConfig.from_pretrained` does."""
+        return _real().from_dict(*arguments, **keywords)
+
+
+def register_lazily() -> None:
+    """Register the stand-in: now if transformers' `AutoConfig` is imported, otherwise as soon as it is."""
     if AUTO_CONFIG in sys.modules:
-        _register_when_asked(sys.modules[AUTO_CONFIG])
-    sys.meta_path.insert(0, _Watcher())
+        _register(import_module(AUTO_CONFIG))  # waits where another thread is half-way through importing it
+    else:
+        sys.meta_path.insert(0, _WhenImported())
 
 
-def _register() -> None:
-    from . import modeling  # noqa: F401 - importing it registers
+def _real() -> Any:
+    from . import modeling  # importing it registers the real classes
+
+    return modeling.EvoMergedConfig
 
 
-def _register_when_asked(module: ModuleType) -> None:
-    """Let `AutoConfig.from_pretrained` register before it works for the first time.
-
-    Registering as soon as `AutoConfig` is imported would not do: transformers imports it while its model classes, which ours
-    needs, are half imported.
-    """
-    auto_config: Any = module.AutoConfig
-    usual = vars(auto_config)["from_pretrained"]
-
-    @wraps(usual.__func__)
-    def from_pretrained(cls: Any, *arguments: Any, **keywords: Any) -> Any:
-        auto_config.from_pretrained = usual
-        _register()
-        return cls.from_pretrained(*arguments, **keywords)
-
-    auto_config.from_pretrained = classmethod(from_pretrained)
+def _register(auto_config: ModuleType) -> None:
+    if MODEL_TYPE not in auto_config.CONFIG_MAPPING:
+        auto_config.CONFIG_MAPPING.register(MODEL_TYPE, EvoMergedConfig)
 
 
-class _Watcher(MetaPathFinder):
-    """Hands out the usual modules, with a loader that sees to the registration after it."""
-
-    def __init__(self) -> None:
-        self._looking = False
+class _WhenImported(MetaPathFinder):
+    """Finds one module as the other finders do, and registers after it has run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in (AUTO_CLASSES, AUTO_CONFIG) or self._looking:
+        if fullname != AUTO_CONFIG:
             return None
-        self._looking = True
-        try:
-            spec = find_spec(fullname)
-        finally:
-            self._looking = False
+        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader)
+            usual = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                usual(module)
+                _register(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
-
-
-class _RegisteringLoader(Loader):
-    """Loads with another loader, then registers."""
-
-    def __init__(self, usual: Loader) -> None:
-        self._usual = usual
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._usual.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._usual.exec_module(module)
-        if module.__name__ == AUTO_CONFIG:
-            _register_when_asked(module)
-        else:
-            sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Watcher)]
-            _register()

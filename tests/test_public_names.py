@@ -1,0 +1,48 @@
+"""The names that ``import hf_evomerge`` offers: all there, all described, all found by tab completion and type checkers."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import hf_evomerge
+
+
+def _imports_for_type_checkers() -> set[tuple[str, str]]:
+    """The (module, name) pairs that the package imports under TYPE_CHECKING, each exported under its own name."""
+    tree = ast.parse(Path(hf_evomerge.__file__).read_text(encoding="utf-8"))
+    guarded = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    found = set()
+    for node in guarded.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            assert alias.asname == alias.name, "a type checker takes `from .x import A as A` for public, and no other form"
+            found.add((node.module or "", alias.name))
+    return found
+
+
+def test_one_list_of_names() -> None:
+    """Tab completion, ``import *``, type checkers and the lazy imports know the same names."""
+    lazy = {(home, name) for home, names in hf_evomerge._HOMES.items() for name in names}
+    assert _imports_for_type_checkers() == lazy
+    assert hf_evomerge.__all__ == sorted(name for _, name in lazy)
+    assert dir(hf_evomerge) == sorted([*hf_evomerge.__all__, "__version__"])
+
+
+@pytest.mark.parametrize("name", hf_evomerge.__all__)
+def test_every_public_name_is_described(name: str) -> None:
+    """A public name is what it is called, and its docstring says more than one line: arguments, attributes or an example."""
+    value = getattr(hf_evomerge, name)
+    assert value.__name__ == name
+    text = inspect.getdoc(value) or ""
+    is_kind_of_error = inspect.isclass(value) and issubclass(value, Exception)
+    assert is_kind_of_error or any(f"{part}:" in text for part in ("Args", "Attributes", "Example")), text
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """A name that is not offered is an AttributeError that names it."""
+    with pytest.raises(AttributeError, match="no attribute 'evolve'"):
+        hf_evomerge.evolve  # noqa: B018
