@@ -1,7 +1,7 @@
 """Evolve merges of existing language models: parameter space, data flow space, or both.
 
 Public names are imported when they are first used, so that ``import hf_evomerge`` takes milliseconds. The model class is
-registered with transformers' Auto classes as soon as these are imported.
+registered with transformers' Auto classes.
 """
 
 from __future__ import annotations
@@ -9,70 +9,86 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import EvoMergeError
-from .registration import register_when_imported
+from .registration import register_lazily
 
-if TYPE_CHECKING:
-    from .building.build import build_model
-    from .building.folded import fold
-    from .checkpoints.source import Source
-    from .hub.push import PushOptions, push_model
-    from .hub.reproduce import reproduce
-    from .modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedModel
-    from .recipes.layer_path import LayerPath
-    from .recipes.recipe import Recipe
-    from .routing.pool import LayerPool
-    from .search.config import SearchConfig
-    from .search.run import resume_search, run_search
-    from .search.study import Study
+if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
+    from .building.build import build_model as build_model
+    from .building.build import check_recipe as check_recipe
+    from .building.folded import fold as fold
+    from .checkpoints.inspect import diff_models as diff_models
+    from .checkpoints.inspect import inspect_model as inspect_model
+    from .checkpoints.source import Source as Source
+    from .errors import EvoMergeError as EvoMergeError
+    from .fitness import DataSpec as DataSpec
+    from .fitness import Example as Example
+    from .fitness import FunctionTask as FunctionTask
+    from .fitness import Scores as Scores
+    from .fitness import load_examples as load_examples
+    from .fitness import register_task as register_task
+    from .hub.push import PushOptions as PushOptions
+    from .hub.push import preview_push as preview_push
+    from .hub.push import push_model as push_model
+    from .hub.reproduce import reproduce as reproduce
+    from .hub.space import push_space as push_space
+    from .mergekit import from_mergekit as from_mergekit
+    from .mergekit import to_mergekit as to_mergekit
+    from .merging import register_method as register_method
+    from .modeling import EvoMergedConfig as EvoMergedConfig
+    from .modeling import EvoMergedForCausalLM as EvoMergedForCausalLM
+    from .modeling import EvoMergedModel as EvoMergedModel
+    from .recipes.layer_path import LayerPath as LayerPath
+    from .recipes.recipe import FlowPart as FlowPart
+    from .recipes.recipe import MergePart as MergePart
+    from .recipes.recipe import Recipe as Recipe
+    from .recipes.recipe import SourceRef as SourceRef
+    from .routing.pool import LayerPool as LayerPool
+    from .search.config import SearchConfig as SearchConfig
+    from .search.evaluation import evaluate_model as evaluate_model
+    from .search.run import plan_search as plan_search
+    from .search.run import resume_search as resume_search
+    from .search.run import run_search as run_search
+    from .search.study import Study as Study
+    from .search.study import Trial as Trial
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "EvoMergedConfig": "modeling",
-    "EvoMergedForCausalLM": "modeling",
-    "EvoMergedModel": "modeling",
-    "LayerPool": "routing.pool",
-    "LayerPath": "recipes.layer_path",
-    "PushOptions": "hub.push",
-    "Recipe": "recipes.recipe",
-    "SearchConfig": "search.config",
-    "Source": "checkpoints.source",
-    "Study": "search.study",
-    "build_model": "building.build",
-    "fold": "building.folded",
-    "push_model": "hub.push",
-    "reproduce": "hub.reproduce",
-    "resume_search": "search.run",
-    "run_search": "search.run",
+_HOMES: dict[str, tuple[str, ...]] = {
+    "building.build": ("build_model", "check_recipe"),
+    "building.folded": ("fold",),
+    "checkpoints.inspect": ("diff_models", "inspect_model"),
+    "checkpoints.source": ("Source",),
+    "errors": ("EvoMergeError",),
+    "fitness": ("DataSpec", "Example", "FunctionTask", "Scores", "load_examples", "register_task"),
+    "hub.push": ("PushOptions", "preview_push", "push_model"),
+    "hub.reproduce": ("reproduce",),
+    "hub.space": ("push_space",),
+    "mergekit": ("from_mergekit", "to_mergekit"),
+    "merging": ("register_method",),
+    "modeling": ("EvoMergedConfig", "EvoMergedForCausalLM", "EvoMergedModel"),
+    "recipes.layer_path": ("LayerPath",),
+    "recipes.recipe": ("FlowPart", "MergePart", "Recipe", "SourceRef"),
+    "routing.pool": ("LayerPool",),
+    "search.config": ("SearchConfig",),
+    "search.evaluation": ("evaluate_model",),
+    "search.run": ("plan_search", "resume_search", "run_search"),
+    "search.study": ("Study", "Trial"),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "EvoMergeError",
-    "EvoMergedConfig",
-    "EvoMergedForCausalLM",
-    "EvoMergedModel",
-    "LayerPath",
-    "LayerPool",
-    "PushOptions",
-    "Recipe",
-    "SearchConfig",
-    "Source",
-    "Study",
-    "build_model",
-    "fold",
-    "push_model",
-    "reproduce",
-    "resume_search",
-    "run_search",
-]
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    value = globals()[name] = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    return value
 
 
-register_when_imported()
+def __dir__() -> list[str]:
+    """The public names, for tab completion."""
+    return [*__all__, "__version__"]
+
+
+register_lazily()

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ def test_help_has_examples_and_is_light() -> None:
     for name in COMMANDS:
         assert name in pages[""]
         assert pages[name].count(f"hf-evomerge {name}") >= 2, f"{name}: usage, but no example"
+
+
+def test_the_program_has_a_version_and_runs_as_a_module() -> None:
+    """``python -m hf_evomerge --version`` prints the package's version under the program's name."""
+    done = subprocess.run([sys.executable, "-m", "hf_evomerge", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"hf-evomerge {version('hf-evomerge')}\n"
+    usage = subprocess.run([sys.executable, "-m", "hf_evomerge", "merge"], capture_output=True, text=True, check=False)
+    assert usage.returncode == 2
+    assert "Usage: hf-evomerge merge" in usage.stderr
 
 
 def test_search_show_and_eval(search_file: Path, tmp_path: Path) -> None:

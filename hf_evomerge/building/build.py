@@ -58,8 +58,9 @@ def build_model(
         EvoMergeError: Another process is building this folder.
 
     Example:
-        >>> build_model(Recipe.load("recipe.yaml"), "merged")  # doctest: +SKIP
-        PosixPath('merged')
+        >>> folder = build_model(Recipe.load("recipe.yaml"), "merged", progress=False)
+        >>> (folder / "model.safetensors").is_file()
+        True
     """
     from ..checkpoints.source import build_key
 

@@ -11,11 +11,11 @@ from typing import Annotated
 
 import typer
 
+from .. import __version__
 from ..errors import MAX_MESSAGE, EvoMergeError, one_line
 
 app = typer.Typer(
     name="hf-evomerge",
-    help="Evolve a merge of existing language models, and load the result with from_pretrained.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -29,6 +29,28 @@ Private = Annotated[bool, typer.Option("--private", help="Make a new repository 
 WithSpace = Annotated[bool, typer.Option("--space", help="Make a Gradio Space for the model as well, of the same name.")]
 License = Annotated[str | None, typer.Option("--license", help="A Hub identifier, in place of what follows from the parents'.")]
 NoModel = Annotated[bool, typer.Option("--no-model", help="Leave the recipe, but do not build the model.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hf-evomerge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Evolve a merge of existing language models, and load the result with from_pretrained.
+
+    **Examples**
+
+    - `hf-evomerge demo`
+
+    - `hf-evomerge search search.yaml --out my-search`
+    """
 
 
 @contextmanager

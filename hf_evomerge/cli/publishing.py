@@ -29,6 +29,7 @@ def push(
     space: WithSpace = False,
     revision: Annotated[str | None, typer.Option(help="The branch to commit to; made where there is none.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    commit_message: Annotated[str | None, typer.Option(help="The commit's title.")] = None,
     license: License = None,
     language: Annotated[list[str] | None, typer.Option(help="ISO 639 code for the card; may be given again.")] = None,
     published: Published = None,
@@ -47,13 +48,14 @@ def push(
     - `hf-evomerge push my-search me/my-merge --space --examples 5`
     """
     with one_line_errors():
-        from ..hub.push import PushOptions, describe_push
+        from ..hub.push import PushOptions, preview_push
 
         quiet()
         options = PushOptions(
             private=private,
             revision=revision,
             create_pr=create_pr,
+            commit_message=commit_message,
             license=license,
             languages=tuple(language or ()),
             published=_folders(published or []),
@@ -62,7 +64,7 @@ def push(
             space=space,
         )
         if dry_run:
-            typer.echo(describe_push(folder, repo_id, options))
+            typer.echo(preview_push(folder, repo_id, options))
             return
         push_and_report(folder, repo_id, options)
 

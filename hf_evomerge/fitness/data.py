@@ -122,8 +122,15 @@ def parse_template(template: str) -> list[tuple[str, str | None]]:
 def load_examples(spec: DataSpec) -> list[Example]:
     """Read the examples that a specification asks for, always in the same order.
 
+    Args:
+        spec: Where the records are, which of them to take, and what makes the prompt and the answer.
+
     Raises:
         FitnessError: The data cannot be read, a record lacks a field or is no record, or there are too few records.
+
+    Example:
+        >>> len(load_examples(DataSpec(jsonl="problems.jsonl", count=3)))
+        3
     """
     records, where = _open(spec)
     order = list(range(len(records)))

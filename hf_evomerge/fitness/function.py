@@ -20,11 +20,10 @@ class FunctionTask:
     evaluation mode, and must not change the model.
 
     Example:
-        ```python
-        task = FunctionTask(lambda model, tokenizer, examples: [my_score(model, tokenizer, e) for e in examples])
-        task.prepare(load_examples(DataSpec(jsonl="problems.jsonl")), tokenizer)
-        task.evaluate(model).mean
-        ```
+        >>> task = FunctionTask(lambda model, tokenizer, examples: [-len(example.prompt) for example in examples])
+        >>> task.prepare([Example("2 + 3 =", "5"), Example("2 + 3 + 4 =", "9")], tokenizer)
+        >>> task.evaluate(model).mean
+        -9.0
     """
 
     def __init__(self, function: FitnessFunction) -> None:

@@ -55,6 +55,12 @@ _TASKS: dict[str, type[RegisteredTask]] = {}
 def register_task(name: str) -> Callable[[Registered], Registered]:
     """Make a task class available to YAML files as ``task: name``.
 
+    Args:
+        name: What the class is called in YAML. The class has a ``spec_type`` with its settings; see `RegisteredTask`.
+
+    Returns:
+        A decorator for the class, which stays as it is.
+
     Raises:
         FitnessError: The name is taken.
     """

@@ -58,6 +58,11 @@ class PushOptions:
         examples: How many problems of the test split to publish with the record.
         card: Whether to write the card; otherwise what is there stays.
         space: Whether to make a Space for the model as well.
+        commit_message: The commit's title; one that names this package and its version where absent.
+
+    Example:
+        >>> PushOptions(private=True, license="apache-2.0", languages=["ja"]).create_pr
+        False
     """
 
     private: bool = False
@@ -69,15 +74,17 @@ class PushOptions:
     examples: int = 0
     card: bool = True
     space: bool = False
+    commit_message: str | None = None
 
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push would do.
+    """What a push would do; ``print`` it to read it.
 
     Attributes:
         repo_id: Where it goes.
-        files: What each file in the repository is to hold.
+        files: What each file in the repository is to hold. Files that were made for the push are gone when it is over.
+        sizes: Bytes of each file.
         license: What it goes out under.
         warnings: What a reader should know before it is public, one line each.
         removed: Which files of an earlier winner go.
@@ -85,20 +92,15 @@ class PushPlan:
 
     repo_id: str
     files: Mapping[str, Content]
+    sizes: Mapping[str, int]
     license: LicenseDecision
     warnings: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
 
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in self.files.values())
-
-    def to_text(self) -> str:
-        """The plan, for people."""
-        lines = [f"{self.repo_id}: {len(self.files)} files, {self.size / 1e6:.1f} MB, license {self.license.title}"]
-        for name, content in sorted(self.files.items()):
-            lines.append(f"  {(len(content) if isinstance(content, bytes) else content.stat().st_size):>14,}  {name}")
+    def __str__(self) -> str:
+        total = sum(self.sizes.values()) / 1e6
+        lines = [f"{self.repo_id}: {len(self.files)} files, {total:.1f} MB, license {self.license.title}"]
+        lines += [f"  {size:>14,}  {name}" for name, size in sorted(self.sizes.items())]
         lines += [f"  {'removed':>14}  {name}" for name in self.removed]
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
@@ -164,15 +166,18 @@ def push_model(
     return Pushed(commit, space, tuple(warnings))
 
 
-def describe_push(
+def preview_push(
     folder: str | os.PathLike[str], repo_id: str, options: PushOptions | None = None, *, api: HfApi | None = None
-) -> str:
-    """What `push_model` would do, for people; reads the Hub and changes nothing. Raises as `push_model`."""
+) -> PushPlan:
+    """Plan what `push_model` would do, with the same arguments and errors; reads the Hub and changes nothing.
+
+    Example:
+        >>> print(preview_push("my-search", "me/my-merge"))  # doctest: +SKIP
+    """
     options, api = options or PushOptions(), api or default_api()
     check_login(api, repo_id)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
-        plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
-        return plan.to_text()
+        return plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
 
 
 def check_push(repo_id: str, recipe_refs: Sequence[SourceRef], options: PushOptions, *, api: HfApi | None = None) -> None:
@@ -235,7 +240,8 @@ def plan_push(
         (scratch / CARD).write_text(card, encoding="utf-8")
     files.update({str(file.relative_to(scratch)): file for file in sorted(scratch.rglob("*")) if file.is_file()})
     removed = tuple(name for name in there if name not in files and _is_ours(name))
-    return PushPlan(repo_id, files, license, tuple(_warnings(recipe, names, license)), removed)
+    sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
+    return PushPlan(repo_id, files, sizes, license, tuple(_warnings(recipe, names, license)), removed)
 
 
 def find_model(folder: Path) -> tuple[Path, Path | None]:
@@ -290,7 +296,8 @@ def _open_target(api: HfApi, repo_id: str, options: PushOptions) -> Target:
 def _carry_out(api: HfApi, plan: PushPlan, options: PushOptions, progress: bool) -> tuple[Target, Commit]:
     """Commit what is planned, to the branch or in a pull request; where there is nothing to change, none is opened."""
     target = _open_target(api, plan.repo_id, options)
-    message = f"{'Evolved merge' if STUDY_JSON in plan.files else 'Merge'} by hf_evomerge {version('hf-evomerge')}"
+    what = "Evolved merge" if STUDY_JSON in plan.files else "Merge"
+    message = options.commit_message or f"{what} by hf_evomerge {version('hf-evomerge')}"
     if not options.create_pr:
         return target, commit_files(api, target, plan.files, message=message, remove=_is_ours, progress=progress)
     if same := unchanged(api, target, plan.files, remove=_is_ours):
@@ -394,8 +401,8 @@ def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> l
     return warnings
 
 
-def default_api() -> HfApi:
-    """The client of ``HF_ENDPOINT`` and of the token that ``hf auth login`` has left."""
+def default_api(token: str | bool | None = None) -> HfApi:
+    """The client of ``HF_ENDPOINT`` and of a token; by default the one that ``hf auth login`` has left."""
     from huggingface_hub import HfApi
 
-    return HfApi(library_name="hf-evomerge", library_version=version("hf-evomerge"))
+    return HfApi(token=token, library_name="hf-evomerge", library_version=version("hf-evomerge"))

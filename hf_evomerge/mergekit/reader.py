@@ -61,7 +61,9 @@ def from_mergekit(text: str) -> Converted:
         RecipeError: It is no such file, or says what a recipe cannot, naming the key.
 
     Example:
-        >>> from_mergekit(Path("mergekit.yml").read_text()).recipe.save("recipe.yaml")  # doctest: +SKIP
+        >>> read = from_mergekit(Path("mergekit.yml").read_text())
+        >>> read.recipe.merge.method
+        'task_arithmetic'
     """
     return _read(read_yaml(text, RecipeError))
 

@@ -27,7 +27,9 @@ def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
         RecipeError: The recipe says what mergekit cannot, naming the key.
 
     Example:
-        >>> text, notes = to_mergekit(Recipe.load("recipe.yaml"))  # doctest: +SKIP
+        >>> text, notes = to_mergekit(Recipe.load("recipe.yaml"))
+        >>> text.splitlines()[0]
+        'merge_method: task_arithmetic'
     """
     if recipe.vocabulary not in (None, "refuse"):
         raise RecipeError(f"vocabulary: mergekit goes by the tokenizers, not by rows (found {recipe.vocabulary!r})")

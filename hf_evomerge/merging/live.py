@@ -41,8 +41,10 @@ class LiveMerger:
         SourceError: The sources cannot be merged with each other, or do not fit the model.
 
     Example:
-        >>> merger = LiveMerger([japanese, maths], base, "dare_ties", {}, seed=0, model=model)  # doctest: +SKIP
-        >>> merger.apply([{"weight": 0.9, "density": 0.8}, {"weight": 0.7, "density": 0.4}])  # doctest: +SKIP
+        >>> japanese, maths, base = [Source.open(name) for name in ("japanese", "maths", "base")]
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> merger = LiveMerger([japanese, maths], base, "dare_ties", {}, seed=0, model=model)
+        >>> merger.apply([{"weight": 0.9, "density": 0.8}, {"weight": 0.7, "density": 0.4}])
     """
 
     def __init__(

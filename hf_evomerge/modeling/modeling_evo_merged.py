@@ -373,7 +373,12 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
 
 
 class EvoMergedModel(EvoMergedPreTrainedModel):
-    """The merged model without head: its output is the last hidden state."""
+    """The merged model without head: its output is the last hidden state.
+
+    Example:
+        >>> type(EvoMergedModel.from_pretrained("my-search/model").config).__name__
+        'EvoMergedConfig'
+    """
 
     def forward(
         self,
@@ -400,7 +405,13 @@ class EvoMergedModel(EvoMergedPreTrainedModel):
 
 
 class EvoMergedForCausalLM(EvoMergedPreTrainedModel, GenerationMixin):
-    """The merged model: an ordinary causal language model whose layers are the path."""
+    """The merged model: an ordinary causal language model whose layers are the path.
+
+    Example:
+        >>> model = EvoMergedForCausalLM.from_pretrained("my-search/model")
+        >>> len(model.config.scales) == len(model.config.path)
+        True
+    """
 
     _with_head = True
     model: PreTrainedModel

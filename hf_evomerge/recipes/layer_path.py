@@ -64,7 +64,16 @@ class Hop:
 
 @dataclass(frozen=True)
 class LayerPath:
-    """A list of hops: the whole route from the embeddings to the final norm."""
+    """A list of hops: the whole route from the embeddings to the final norm.
+
+    Attributes:
+        hops: The steps, in the order in which they run.
+
+    Example:
+        >>> path = LayerPath.parse("0:0-1, 1:1, 0:1").with_scales([1, 1, 0.8, 1])
+        >>> len(path.hops), path.hops[2].scale
+        (4, 0.8)
+    """
 
     hops: tuple[Hop, ...]
 

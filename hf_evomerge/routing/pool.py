@@ -31,8 +31,8 @@ class LayerPool:
         SourceError: The layers of these models cannot run in one model.
 
     Example:
-        >>> pool = LayerPool([first, second])
-        >>> merged = pool.model(LayerPath.parse("0:0-15, 1:8-15, 0:15"))
+        >>> pool = LayerPool([japanese, maths])
+        >>> merged = pool.model(LayerPath.parse("0:0-15, 1:8-23, 0:24-31"))
     """
 
     def __init__(self, models: Sequence[PreTrainedModel], embedding_source: int = 0) -> None:

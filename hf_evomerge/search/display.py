@@ -29,8 +29,8 @@ class LiveTable:
     ``seen`` the trials whose recipe had been evaluated before.
 
     Example:
-        >>> with LiveTable() as table:  # doctest: +SKIP
-        ...     run_search(config, "out", report=table)
+        >>> with LiveTable() as table:
+        ...     result = run_search(SearchConfig.load("search.yaml"), "my-search", report=table)
     """
 
     def __init__(self, console: Console | None = None) -> None:

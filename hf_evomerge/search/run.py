@@ -84,8 +84,8 @@ def run_search(
         EvoMergeError: The search cannot start (a source, the data or a setting is wrong), or no candidate could be evaluated.
 
     Example:
-        >>> result = run_search(SearchConfig.load("search.yaml"), "out", workers=2)  # doctest: +SKIP
-        >>> print(result.winner.to_yaml())  # doctest: +SKIP
+        >>> result = run_search(SearchConfig.load("search.yaml"), "my-search")
+        >>> result.winner.save("winner.yaml")
     """
     arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples}
     evaluator = Evaluator(config, **arguments)
@@ -121,7 +121,20 @@ def resume_search(
     report: Report | None = None,
     build: bool = True,
 ) -> Result:
-    """Go on with the search of a folder; raises `SearchError` where there is none. See `run_search`."""
+    """Go on with the search of a folder, to the same trials as if it had never been stopped.
+
+    Args:
+        out: The folder of the search.
+        workers, report, build: As for `run_search`.
+
+    Raises:
+        SearchError: There is no search in the folder, or it cannot go on.
+
+    Example:
+        >>> result = resume_search("my-search")
+        >>> any(row.winner for row in result.rows)
+        True
+    """
     study = Study.open(out)
     try:
         config = settings_of(study)
@@ -136,7 +149,18 @@ def settings_of(study: Study) -> SearchConfig:
 
 
 def plan_search(config: SearchConfig) -> Plan:
-    """Check everything that can be checked without searching, and time one evaluation; raises `EvoMergeError`."""
+    """Check everything that can be checked without searching, and time one evaluation.
+
+    Args:
+        config: The search.
+
+    Raises:
+        EvoMergeError: A source, the data or a setting is wrong.
+
+    Example:
+        >>> plan_search(SearchConfig.load("search.yaml")).evaluations
+        {'ps': 8, 'dfs': 8}
+    """
     evaluator = Evaluator(config)
     dimensions = _check(config, evaluator)
     evaluator.evaluate(config.sources[0])  # loads the model

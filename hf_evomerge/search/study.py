@@ -81,9 +81,10 @@ class Study:
     """All trials of one search, in ``DIR/study.db``.
 
     Example:
-        >>> study = Study.open("my-search")  # doctest: +SKIP
-        >>> study.best("ps").fitness  # doctest: +SKIP
-        -0.71
+        >>> study = Study.open("my-search")
+        >>> best = study.best("ps")[0]
+        >>> best.state, len(best.scores.values)  # one score per example
+        ('COMPLETE', 5)
     """
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
@@ -139,22 +140,40 @@ class Study:
         finally:
             lock.release()
 
-    def push(self, repo_id: str, **options: Any) -> Pushed:
-        """Publish the winner with this study's record; see `hf_evomerge.hub.push.push_model`.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        license: str | None = None,
+        **options: Any,
+    ) -> Pushed:
+        """Publish the winner with this study's record, in one commit; see `hf_evomerge.push_model`.
 
         Args:
-            repo_id: ``user/name``.
-            **options: The fields of `hf_evomerge.hub.push.PushOptions`, such as ``private`` and ``space``.
+            repo_id: ``user/name``; made where it does not exist.
+            commit_message: The commit's title; one that names this package by default.
+            private: Make a new repository private. One that exists and is public is refused.
+            token: A token of the Hub; by default the one that ``hf auth login`` has left.
+            license: A Hub identifier, in place of what follows from the parents' licenses.
+            **options: The other fields of `hf_evomerge.PushOptions`, such as ``revision``, ``create_pr`` and ``space``.
+
+        Returns:
+            The address and the commit of the model and of its Space, and warnings.
 
         Raises:
             HubError: The search is not finished, the licenses forbid it, or the Hub does not take it.
 
         Example:
-            >>> Study.open("my-search").push("me/my-merge", space=True)  # doctest: +SKIP
+            >>> Study.open("my-search").push_to_hub("me/my-merge", private=True).model.url  # doctest: +SKIP
+            'https://huggingface.co/me/my-merge'
         """
-        from ..hub.push import PushOptions, push_model
+        from ..hub.push import PushOptions, default_api, push_model
 
-        return push_model(self.folder, repo_id, PushOptions(**options))
+        how = PushOptions(commit_message=commit_message, private=bool(private), license=license, **options)
+        return push_model(self.folder, repo_id, how, api=default_api(token))
 
     def meta(self, key: str) -> Any:
         """A value stored beside the trials, or None."""

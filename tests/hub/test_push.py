@@ -23,7 +23,7 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.card import TEMPLATE
 from hf_evomerge.hub.commit import ATTEMPTS
-from hf_evomerge.hub.push import PushOptions, check_push, describe_push, push_model
+from hf_evomerge.hub.push import PushOptions, check_push, preview_push, push_model
 from hf_evomerge.local_hub import Fault, LocalHub
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.study import Study
@@ -215,7 +215,7 @@ def test_what_a_push_did_not_make_is_kept_and_what_changes_the_model_goes(plain:
     lfs_api.create_repo("local/merge")
     files = [CommitOperationAdd(name, b"x") for name in (*ours, *theirs)]
     lfs_api.create_commit("local/merge", files, commit_message="before")
-    planned = describe_push(plain, "local/merge", api=lfs_api)
+    planned = str(preview_push(plain, "local/merge", api=lfs_api))
     push_model(plain, "local/merge", api=lfs_api)
     there = set(lfs_api.list_repo_files("local/merge"))
     assert there >= {*theirs, "model.safetensors"}
@@ -229,7 +229,7 @@ def test_a_repository_of_something_else_is_refused(plain: Path, hub: LocalHub, l
     """Beside an adapter's config, transformers would load another model than the one that is pushed."""
     lfs_api.create_repo("local/merge")
     lfs_api.upload_file(repo_id="local/merge", path_in_repo="adapter_config.json", path_or_fileobj=b"{}")
-    for refused in (push_model, describe_push):
+    for refused in (push_model, preview_push):
         with pytest.raises(HubError, match=r"local/merge: holds an adapter \(adapter_config.json\), not a model"):
             refused(plain, "local/merge", api=lfs_api)
     with pytest.raises(HubError, match=r"holds an adapter"):
@@ -294,7 +294,7 @@ def test_metadata_that_the_hub_does_not_take_are_refused_first(
     plain: Path, hub: LocalHub, lfs_api: HfApi, options: PushOptions, complaint: str
 ) -> None:
     """A license or language that is none is refused by a dry run, before a search, and before anything is uploaded."""
-    for refused in (push_model, describe_push):
+    for refused in (push_model, preview_push):
         with pytest.raises(HubError, match=complaint):
             refused(plain, "local/merge", options, api=lfs_api)
     with pytest.raises(HubError, match=complaint):
@@ -471,7 +471,7 @@ def test_a_license_conflict_publishes_nothing(plain: Path, tiny: Path, lfs_api: 
 
 def test_a_dry_run_lists_everything_and_changes_nothing(hybrid_search: Path, hub: LocalHub, lfs_api: HfApi) -> None:
     """The plan names every file that would go up, and the Hub is only read."""
-    text = describe_push(hybrid_search, "local/merge", api=lfs_api)
+    text = str(preview_push(hybrid_search, "local/merge", api=lfs_api))
     changing = [seen for seen in hub.requests if seen.method not in ("GET", "HEAD")]
     assert {seen.target for seen in changing} <= {"/api/validate-yaml"}
     push_model(hybrid_search, "local/merge", api=lfs_api)
@@ -489,10 +489,14 @@ def test_the_template_is_found(tmp_path: Path) -> None:
 
 
 def test_push_from_a_study_and_from_the_command_line(hybrid_search: Path, lfs_api: HfApi, program: Callable[..., str]) -> None:
-    """`Study.push` and `hf-evomerge push` publish the same; the command prints the address and never the token."""
-    code = "import sys; from hf_evomerge import Study; print(Study.open(sys.argv[1]).push('local/one', private=True).model.url)"
+    """`Study.push_to_hub` and `hf-evomerge push` publish the same; the command prints the address and never the token."""
+    code = "import sys; from hf_evomerge import Study; study = Study.open(sys.argv[1])\n"
+    code += "print(study.push_to_hub('local/one', private=True, commit_message='Mine').model.url)"
     assert program(code, str(hybrid_search)).strip().endswith("/local/one")
-    printed = program(PUSH, "push", str(hybrid_search), "local/two", check=False)
+    assert lfs_api.list_repo_commits("local/one")[0].title == "Mine"
+    assert lfs_api.model_info("local/one").private
+    printed = program(PUSH, "push", str(hybrid_search), "local/two", "--commit-message", "Ours", check=False)
+    assert lfs_api.list_repo_commits("local/two")[0].title == "Ours"
     assert "published " in printed
     assert "only on this machine" in printed
     assert "hf_local" not in printed

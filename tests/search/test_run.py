@@ -202,7 +202,7 @@ def test_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
         batch=4,
     )
     config.save(tmp_path / "given.yaml")
-    command = [sys.executable, "-m", "hf_evomerge.cli", "search", "given.yaml", "--out", "killed", "--workers", "2"]
+    command = [sys.executable, "-m", "hf_evomerge", "search", "given.yaml", "--out", "killed", "--workers", "2"]
     search = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _stop_in_mid_generation(search, tmp_path / "killed", 5)

@@ -1,0 +1,152 @@
+"""The examples in docstrings, README and docs run, on tiny models, as a reader would run them: in one folder, in order."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import shlex
+import shutil
+from copy import deepcopy
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+import hf_evomerge
+from hf_evomerge import cli
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "hf_evomerge"
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+WITH_EXAMPLES = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text(encoding="utf-8")]
+# What needs something that is not here; each is tested on its own.
+NOT_RUN = {
+    "BitsAndBytesConfig": "tests/modeling/test_quantisation.py",
+    "merge_and_unload": "tests/modeling/test_neighbours.py",
+    "gradio_client": "tests/space/test_space_api.py",
+}
+OFFLINE = ("convert", "diff", "eval", "fold", "inspect", "merge", "methods", "resume", "search", "show")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory, tiny: Path, hybrid_search: Path) -> Path:
+    """The folder that the examples are run in: a search, its file, a recipe, a mergekit file, models and problems."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("desk")
+    shutil.copytree(hybrid_search, folder / "my-search")
+    shutil.copy(hybrid_search / "search.yaml", folder)
+    shutil.copy(tiny / "search.jsonl", folder / "problems.jsonl")
+    (folder / "mgsm_ja.tsv").write_text("問題\t1,000\n", encoding="utf-8")
+    for name, original in {"japanese": "a", "maths": "b", "base": "base"}.items():
+        shutil.copytree(tiny / original, folder / name)
+    for name, original in {"fine-tune-a": "a", "fine-tune-b": "b", "base": "base"}.items():
+        shutil.copytree(tiny / original, folder / "your-name" / name)
+        shutil.copytree(tiny / original, folder / name, dirs_exist_ok=True)
+    models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("japanese", "maths")]
+    merge = {"merge_method": "task_arithmetic", "base_model": "base", "models": models, "dtype": "float32"}
+    (folder / "mergekit.yml").write_text(yaml.safe_dump(merge), encoding="utf-8")
+    hf_evomerge.from_mergekit((folder / "mergekit.yml").read_text(encoding="utf-8")).recipe.save(folder / "recipe.yaml")
+    sizes = {"vocab_size": 26, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 32}
+    for name in ("deep-japanese", "deep-maths"):
+        LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder / name)
+    path = hf_evomerge.FlowPart(path=["0:0-1", "1:1", "0:2", "1:2"])
+    sources = [hf_evomerge.SourceRef(model=str(folder / name)) for name in ("deep-japanese", "deep-maths")]
+    merged = hf_evomerge.build_model(hf_evomerge.Recipe(sources=sources, flow=path), folder / "your-name" / "merged")
+    for file in tiny.glob("a/tokenizer*"):
+        shutil.copy(file, merged)
+    return folder
+
+
+@pytest.fixture
+def here(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the desk, which is the current folder."""
+    monkeypatch.chdir(shutil.copytree(desk, tmp_path / "desk"))
+    return tmp_path / "desk"
+
+
+@pytest.fixture(scope="module")
+def loaded(desk: Path) -> dict[str, Any]:
+    """Two models of 32 layers, a merged one, and a tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folders = {"japanese": "deep-japanese", "maths": "deep-maths", "model": "your-name/merged"}
+    models = {name: AutoModelForCausalLM.from_pretrained(desk / folder) for name, folder in folders.items()}
+    return {**models, "tokenizer": AutoTokenizer.from_pretrained(desk / "japanese")}
+
+
+@pytest.fixture
+def names(here: Path, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What an example may use without making it: the public names, and what is loaded."""
+    from transformers import AutoModelForCausalLM
+
+    for module, registry in (("hf_evomerge.fitness.registry", "_TASKS"), ("hf_evomerge.merging.registry", "METHODS")):
+        monkeypatch.setattr(f"{module}.{registry}", {**getattr(import_module(module), registry)})
+    public = {name: getattr(hf_evomerge, name) for name in hf_evomerge.__all__}
+    return {**public, **deepcopy(loaded), "AutoModelForCausalLM": AutoModelForCausalLM, "Path": Path}
+
+
+@pytest.mark.parametrize("file", WITH_EXAMPLES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_docstrings(file: Path, names: dict[str, Any]) -> None:
+    """Every example in a docstring gives what it shows; only what talks to the Hub is left out."""
+    module = import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    runner = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder().find(module, extraglobs=names):
+        for example in test.examples:
+            assert doctest.SKIP not in example.options or re.search("push|reproduce", example.source), example.source
+        runner.run(test)
+    assert runner.failures == 0
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in (ROOT / page).read_text(encoding="utf-8")])
+def test_python_blocks(page: str, names: dict[str, Any]) -> None:
+    """The Python blocks of a page run, one after the other."""
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+        program = compile(block, page, "exec")
+        if not any(word in block for word in NOT_RUN):
+            exec(program, names | {"__name__": "__main__"} if page == "docs/search.md" else names)
+
+
+def _commands() -> list[list[str]]:
+    """Every command line that a page, an example file or a command's own help shows, as words."""
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    lines = [line for text in texts for line in re.findall(r"^(?:    )?(hf-evomerge .*)$", text, re.MULTILINE)]
+    lines += [line for text in texts for line in re.findall(r"`(hf-evomerge [^`]*)`", text)]
+    for file in (ROOT / "examples").glob("*.yaml"):
+        lines += re.findall(r"^#\s+(hf-evomerge .*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    for command in cli.app.registered_commands:
+        lines += re.findall(r"`(hf-evomerge [^`]*)`", command.callback.__doc__ or "")  # type: ignore[union-attr]
+    return [shlex.split(line, comments=True)[1:] for line in dict.fromkeys(lines)]
+
+
+def test_commands_are_understood() -> None:
+    """Every command line that is shown names a command, and arguments and options that it takes."""
+    program: Any = typer.main.get_command(cli.app)
+    commands = _commands()
+    assert len(commands) > 30
+    for words in commands:
+        command = program.commands[words[0]]
+        if len(words) > 1:  # a command that is only named has no arguments
+            command.make_context(words[0], words[1:])
+
+
+def test_commands_run(here: Path) -> None:
+    """Command lines that need neither a network nor a file of the reader's own do what they say."""
+    ran = set()
+    for words in _commands():
+        if words[0] not in OFFLINE or len(words) == 1 or "--push-to" in words or any(word.isupper() for word in words):
+            continue
+        made = words[words.index("--out") + 1] if "--out" in words else ""
+        files = [word for word in words[1:] if word != made and ("/" in word or word.endswith((".yaml", ".yml")))]
+        if not all(Path(word).exists() for word in files):
+            continue
+        if words[0] in ("merge", "fold"):
+            shutil.rmtree(made, ignore_errors=True)  # the examples make the same folder more than once
+        result = CliRunner().invoke(cli.app, words)
+        assert result.exit_code == 0, (words, result.output)
+        ran.add(words[0])
+    assert ran == {*OFFLINE} - {"methods"}
