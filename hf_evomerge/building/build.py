@@ -232,13 +232,16 @@ def _check(recipe: Recipe, sources: Mapping[int, Source], base: Source | None) -
     return Checked(f"{', then '.join(parts)}, as {recipe.dtype or along[0].config.dtype}", found)
 
 
-def check_flow(sources: Sequence[Source], flow: FlowPart, *, configs: Sequence[PretrainedConfig] | None = None) -> None:
+def check_flow(
+    sources: Sequence[Source], flow: FlowPart, *, configs: Sequence[PretrainedConfig] | None = None, anywhere: bool = False
+) -> None:
     """Check from the configs that the layers of these sources can run in one model, along this path.
 
     Args:
         sources: The sources, by their numbers in the path.
         flow: The path.
         configs: Their configs, where one of them is not what its folder says.
+        anywhere: Also that their layers compute the same in any place of a path, since a search tries them all.
 
     Raises:
         EvoMergeError: They cannot.
@@ -250,7 +253,8 @@ def check_flow(sources: Sequence[Source], flow: FlowPart, *, configs: Sequence[P
     path = flow.to_path()
     configs = [source.config for source in sources] if configs is None else list(configs)
     try:
-        check_rearrangeable(configs)
+        if anywhere:
+            check_rearrangeable(configs)
         config = EvoMergedConfig.from_sources(
             configs, path.as_text(), path.scales, scale_target=flow.scale_target, embedding_source=flow.embedding_source
         )

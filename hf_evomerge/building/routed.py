@@ -22,7 +22,7 @@ from ..errors import PathError, SourceError
 from ..modeling import EvoMergedConfig, EvoMergedForCausalLM
 from ..modeling import modeling_evo_merged as modeling_file
 from ..modeling.modeling_evo_merged import check_scale_target, source_class
-from ..modeling.origins import check_rearrangeable, plan_tensors
+from ..modeling.origins import plan_tensors
 from ..recipes.recipe import FlowPart
 
 SLICE = 1 << 20  # elements that are converted and written at a time
@@ -104,7 +104,6 @@ def _configuration(sources: Sequence[Source], flow: FlowPart, dtype: str | None)
     path.check([source.layer_count for source in sources])
     configs = [source.config for source in sources]
     try:
-        check_rearrangeable(configs)
         config = EvoMergedConfig.from_sources(
             configs,
             path.as_text(),

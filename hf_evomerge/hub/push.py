@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from huggingface_hub import Discussion, HfApi
 
 CARD = "README.md"
-_CODE = ("configuration_evo_merged.py", "modeling_evo_merged.py")
+_CODE = ("configuration_evo_merged.py", "layers_evo_merged.py", "modeling_evo_merged.py")
 _LIBRARIES = ("hf-evomerge", "huggingface_hub", "safetensors", "torch", "transformers")
 # What an earlier push may have left and a later one must not: other shards, tokenizer, code and record of another winner.
 _OURS = (
@@ -130,7 +130,7 @@ def push_model(
 ) -> Pushed:
     """Publish a merged model, in one commit.
 
-    A parameter-space merge goes up as the plain model it is; a path with the two files of its class, so that it loads where
+    A parameter-space merge goes up as the plain model it is; a path with the files of its class, so that it loads where
     this package is not installed. Running it again after a failure goes on where it ended; with nothing new it changes nothing.
 
     Args:

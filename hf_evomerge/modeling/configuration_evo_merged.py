@@ -29,7 +29,7 @@ _TERM = re.compile(r"(\d{1,9}):(\d{1,9})(?:\s*\*\s*(-?(?:\d+(?:\.\d*)?|\.\d+)(?:
 # Fields that hold the numbers of some of the layers, rather than one entry per layer.
 _INDEX_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indices", "hybrid_layer_ids")
 # Fields that some architectures give once and others once per layer.
-_PER_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "activation_sparsity_pattern")
+_PER_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "activation_sparsity_pattern", "indexer_types")
 # Fields in which fine-tunes of one model may differ without their layers computing anything else.
 _HARMLESS = {
     *("architectures", "auto_map", "dtype", "id2label", "label2id", "num_labels", "problem_type", "transformers_version"),
@@ -41,6 +41,8 @@ _HARMLESS = {
 }
 # Fields in which they may differ, and the embedding source's value is used for the whole model.
 _EMBEDDING_SOURCE_DECIDES = {"sliding_window", "max_position_embeddings", "attention_dropout", "use_sliding_window"}
+# Fields of which it matters where they are: the merged model's own, if it has them.
+_NOT_ASKED = ("quantization_config", "auto_map", "transformers_weights")
 
 Term = tuple[int, int, float]
 
@@ -112,6 +114,8 @@ class EvoMergedConfig(PreTrainedConfig):
         self._check_numbers()
         self._check_inherited(kwargs)
         self.text_config = _as_config(self.text_config, len(self.slots))
+        for name in [name for name in kwargs if not self._owns(name)]:
+            setattr(self.text_config, name, kwargs.pop(name))
         self._check_text_config()
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         for name in ("attn_implementation", "experts_implementation"):  # the base class passes its own to text_config
@@ -128,14 +132,40 @@ class EvoMergedConfig(PreTrainedConfig):
         self.validate_path()
         super().save_pretrained(*args, **kwargs)
 
-    @property
-    def use_cache(self) -> bool:
-        """The source architecture's own field: whether a forward pass keeps a cache unless it is told."""
-        return bool(self.text_config.use_cache)
+    def __getattr__(self, name: str) -> Any:
+        """What this class has no field for, such as `hidden_size`, the source architecture's configuration answers."""
+        text_config = vars(self).get("text_config")
+        if name.startswith("_") or name in _NOT_ASKED or not isinstance(text_config, PreTrainedConfig):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(text_config, name)
 
-    @use_cache.setter
-    def use_cache(self, value: bool) -> None:
-        self.text_config.use_cache = value
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field where it is: of the source architecture's own, in `text_config`, so that it is stored once."""
+        super().__setattr__(name, value) if self._owns(name) else setattr(self.text_config, name, value)
+
+    def _owns(self, name: str) -> bool:
+        """Whether a field belongs to this class, rather than to the source architecture."""
+        return name in vars(self) or hasattr(type(self), name) or not hasattr(self, name)
+
+    def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Leave the rotary embeddings to `text_config`, which has done it."""
+        return kwargs
+
+    def validate_rope(self) -> None:
+        """Part of the validation by `@strict`: that of the source architecture's own class."""
+        type(self.text_config).validate_rope(self.text_config)
+
+    def validate_architecture(self) -> None:
+        """Part of the validation by `@strict`: that of the source architecture's own class."""
+        type(self.text_config).validate_architecture(self.text_config)
+
+    def validate_layer_type(self) -> None:
+        """Part of the validation by `@strict`: that of the source architecture's own class."""
+        type(self.text_config).validate_layer_type(self.text_config)  # a static method in one of them
+
+    def _get_generation_parameters(self) -> dict[str, Any]:
+        # fields of the source architecture that are called like one of generation's are no mistake
+        return {name: value for name, value in super()._get_generation_parameters().items() if name in vars(self)}
 
     @property
     def hops(self) -> list[list[Term]]:
@@ -162,6 +192,24 @@ class EvoMergedConfig(PreTrainedConfig):
         """For each slot the first slot that runs the same layer: the one under whose name its weights are stored."""
         first: dict[tuple[int, int], int] = {}
         return [first.setdefault(layer, slot) for slot, layer in enumerate(self.slots)]
+
+    def source_config(self, source: int) -> PreTrainedConfig:
+        """The configuration that a source has in its own right, as far as the path says it.
+
+        Lists with one entry per layer have the entries of the layers on the path; those of other layers are the first slot's.
+        """
+        slots = self.slots
+        layers = [layer for of, layer in slots if of == source]
+        count = self.sources[source]["layers"] if self.sources else max(layers, default=len(slots) - 1) + 1
+        there = {layer: slot for slot, layer in reversed(list(enumerate(slots)))}
+        return _along([self.text_config], [(0, there.get((source, layer), 0)) for layer in range(count)], 0)
+
+    def check_places(self) -> None:
+        """Raise `ValueError` where a layer would compute something else in its slot than in its source."""
+        from .layers_evo_merged import check_places
+
+        sources = {source for source, _ in self.slots} | {self.embedding_source}
+        check_places(self.text_config, self.slots, {source: self.source_config(source) for source in sorted(sources)})
 
     def _check_numbers(self) -> None:
         path, scales, sources = self.path, self.scales, self.sources
@@ -264,7 +312,7 @@ class EvoMergedConfig(PreTrainedConfig):
             embedding_source: The source whose embeddings, final norm and head are used, and whose configuration decides
                 where those of the sources may differ.
             sources: The `model` and `revision` of each source; the number of `layers` is filled in.
-            checked: That the sources fit together is known.
+            checked: It is known that the sources fit together, and that their layers may stand in any place.
 
         Raises:
             ValueError: The sources do not fit together, or the path does not fit them.
@@ -288,6 +336,13 @@ class EvoMergedConfig(PreTrainedConfig):
             sources=described,
         )
         merged.dtype = configs[embedding_source].dtype
+        unknown = _kinds_of(merged.text_config) - _kinds_of(configs[embedding_source])
+        if unknown:
+            raise ValueError(
+                f"path: source {embedding_source}, of the embeddings, knows no layers of the kind {min(unknown)!r}"
+            )
+        if not checked:
+            merged.check_places()
         return merged
 
     def rerouted(
@@ -317,6 +372,7 @@ class EvoMergedConfig(PreTrainedConfig):
             sources=copy.deepcopy(self.sources),
         )
         merged.dtype = self.dtype
+        merged.check_places()
         return merged
 
     def separate(self) -> None:
@@ -341,6 +397,7 @@ def check_alike(configs: Sequence[PreTrainedConfig], embedding_source: int = 0) 
         raise ValueError(f"embedding_source: {embedding_source}, but there are {len(configs)} sources")
     first = configs[embedding_source]
     _check_architecture(first.model_type)
+    _check_text_only(first)
     reference = _comparable(first)
     for position, config in enumerate(configs):
         if config.model_type != first.model_type:
@@ -353,7 +410,8 @@ def check_alike(configs: Sequence[PreTrainedConfig], embedding_source: int = 0) 
             if found.get(name) == reference.get(name):
                 continue
             what = (
-                f"sources[{position}]: {name} is {found.get(name)!r}, but {reference.get(name)!r} in source {embedding_source}"
+                f"sources[{position}]: {name} is {found.get(name)!r:.80}, but {reference.get(name)!r:.80} in source "
+                f"{embedding_source}"
             )
             if name not in _EMBEDDING_SOURCE_DECIDES:
                 raise ValueError(f"{what}; their layers cannot run in one model")
@@ -374,7 +432,7 @@ def _per_layer_fields(config: PreTrainedConfig) -> list[str]:
         name
         for name, value in vars(config).items()
         if isinstance(value, (list, tuple)) and len(value) == count and ("layer" in name or name in _PER_LAYER)
-        if name not in _INDEX_LISTS and not name.startswith("_")
+        if name not in _INDEX_LISTS and not name.startswith(("_", "mtp"))
     ]
 
 
@@ -383,8 +441,6 @@ def _along(configs: Sequence[PreTrainedConfig], slots: Sequence[tuple[int, int]]
     first = configs[embedding_source]
     if getattr(first, "is_heterogeneous", False):
         raise ValueError("text_config.per_layer_config: layers that differ in this way cannot be rearranged")
-    if getattr(first, "scale_attn_by_inverse_layer_idx", False):
-        raise ValueError("text_config.scale_attn_by_inverse_layer_idx: layers that depend on their place cannot be rearranged")
     merged = copy.deepcopy(first)
     merged.name_or_path = ""
     merged.num_hidden_layers = len(slots)
@@ -404,6 +460,11 @@ def _along(configs: Sequence[PreTrainedConfig], slots: Sequence[tuple[int, int]]
     return merged
 
 
+def _kinds_of(config: PreTrainedConfig) -> set[str]:
+    """The kinds of layers, for which a model has masks and rotary embeddings."""
+    return set(getattr(config, "layer_types", None) or ())
+
+
 def _is_dense(config: PreTrainedConfig, layer: int) -> bool:
     """Whether a layer of a mixture-of-experts model of the Qwen family has an ordinary MLP."""
     return layer in (config.mlp_only_layers or []) or (layer + 1) % config.decoder_sparse_step != 0
@@ -417,6 +478,9 @@ def _layer_count(config: Any) -> int | None:
         return None
     model_type = config.get("model_type")
     kind = CONFIG_MAPPING[model_type] if isinstance(model_type, str) and model_type in CONFIG_MAPPING else None
+    if kind and isinstance(getattr(kind, "num_hidden_layers", None), property):  # the length of a list
+        entries = config.get(kind.attribute_map.get("layer_types", "layer_types"))
+        return len(entries) if isinstance(entries, list) else None
     name = kind.attribute_map.get("num_hidden_layers", "num_hidden_layers") if kind else "num_hidden_layers"
     return config.get(name, config.get("num_hidden_layers"))
 
@@ -437,12 +501,19 @@ def _as_config(value: Any, slots: int) -> PreTrainedConfig:
     count = _layer_count(value)
     if count != slots:
         raise ValueError(f"text_config.num_hidden_layers: {count!r:.80}, but the path needs {slots} cache slots")
-    if isinstance(value, PreTrainedConfig):
-        return value
-    try:
-        return CONFIG_MAPPING[value["model_type"]](**value)
-    except Exception as cause:  # each architecture trips in its own way over values that it does not expect
-        raise ValueError(f"text_config: {type(cause).__name__}: {' '.join(str(cause).split()):.200}") from cause
+    if isinstance(value, dict):
+        try:
+            value = CONFIG_MAPPING[value["model_type"]](**value)
+        except Exception as cause:  # each architecture trips in its own way over values that it does not expect
+            raise ValueError(f"text_config: {type(cause).__name__}: {' '.join(str(cause).split()):.200}") from cause
+    _check_text_only(value)
+    return value
+
+
+def _check_text_only(config: PreTrainedConfig) -> None:
+    if config.is_encoder_decoder or config.sub_configs.keys() - {"attn_config", "ffn_config"}:
+        what = "an encoder and a decoder" if config.is_encoder_decoder else "more than a language model"
+        raise ValueError(f"text_config.model_type: {config.model_type!r} is {what}; give the language model alone")
 
 
 EvoMergedConfig._auto_class = "AutoConfig"

@@ -8,21 +8,16 @@ This file travels to the Hub beside the weights: it imports nothing but torch, t
 
 import copy
 import inspect
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_MAPPING,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationMixin, PreTrainedModel
 
 from .configuration_evo_merged import EvoMergedConfig
+from .layers_evo_merged import HopList, ScaleInput, ScaleOutput, SumTerms, copy_structure, find_layers, source_class
 
 # The submodule whose output a block adds to the residual stream last, for each architecture where that is so:
 # ``block(x) = r + c * branch(...)`` with a constant c. A norm after the MLP is part of the branch.
@@ -37,129 +32,10 @@ MLP_BRANCH = {
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "flex_olmo", "olmo_hybrid", "exaone4"), _POST_NORM),
     **{"glm4": "post_mlp_layernorm", "lfm2": "feed_forward", "lfm2_moe": "feed_forward"},
 }
-_HOOKS = (
-    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks"),
-    *("_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"),
-)
 _ABILITIES = (
     *("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend", "_is_stateful"),
     *("_can_compile_fullgraph", "supports_gradient_checkpointing", "_supports_context_parallel"),
 )
-_PLACE_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index")
-
-
-class ScaleInput:
-    """Forward pre-hook: multiply the hidden state on the way into a layer. Holds nothing but the factor."""
-
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return the arguments with the hidden state scaled."""
-        if args:
-            return (args[0] * self.factor, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] * self.factor}
-
-
-class ScaleOutput:
-    """Forward hook: multiply the output of a branch before it is added to the residual stream."""
-
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Return the output scaled; where it is a tuple, its first element."""
-        return (output[0] * self.factor, *output[1:]) if isinstance(output, tuple) else output * self.factor
-
-
-class SumTerms:
-    """Forward hook of the first term of a hop: run the further terms on the same input, and return the weighted sum."""
-
-    def __init__(self, weights: Sequence[float], others: Sequence[nn.Module]) -> None:
-        self.weights = list(weights)
-        self.others = list(others)
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Return the output of the whole hop."""
-        # `forward` rather than a call: the hooks that record hidden states must see one state per hop
-        outputs = [output, *(other.forward(*args, **kwargs) for other in self.others)]
-        states = [item[0] if isinstance(item, tuple) else item for item in outputs]
-        total = None
-        for weight, state in zip(self.weights, states, strict=True):
-            state = state if weight == 1 else state * weight
-            total = state if total is None else total + state
-        return (total, *output[1:]) if isinstance(output, tuple) else total
-
-
-class HopList(nn.ModuleList):
-    """A list of layers of which a model's loop over its layers sees the hops only, not the further terms behind them."""
-
-    hops = 0
-
-    def __init__(self, modules: Sequence[nn.Module], hops: int) -> None:
-        super().__init__(modules)
-        self.hops = hops
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter([layer for layer in self._modules.values() if layer is not None][: self.hops])
-
-    def __len__(self) -> int:
-        return self.hops
-
-    def __getitem__(self, index: Any) -> Any:
-        return list(self)[index]
-
-
-def find_layers(model: nn.Module, count: int) -> str:
-    """The name of the list of decoder layers in a model: the outermost list of `count` modules."""
-    found = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part._modules) == count]
-    outermost = min((name.count(".") for name in found), default=0)
-    found = [name for name in found if name.count(".") == outermost]
-    if len(found) != 1:
-        raise ValueError(f"text_config.model_type: {type(model).__name__} has {len(found)} lists of {count} layers, not one")
-    return found[0]
-
-
-def source_class(config: PreTrainedConfig, *, head: bool = True) -> type[PreTrainedModel]:
-    """The source architecture's own class, with or without the language-model head."""
-    mapping = MODEL_FOR_CAUSAL_LM_MAPPING if head else MODEL_MAPPING
-    if type(config) not in mapping:
-        raise ValueError(f"text_config.model_type: {config.model_type!r} has no causal language model in transformers")
-    kind: Any = mapping[type(config)]
-    return kind[0] if isinstance(kind, (tuple, list)) else kind
-
-
-def copy_structure(module: nn.Module, config: PreTrainedConfig, slot: int | None, swap: Mapping[int, nn.Module]) -> nn.Module:
-    """Copy a tree of modules without its hooks, over the same parameters and buffers.
-
-    Args:
-        module: The root of the tree.
-        config: The configuration that the copies refer to.
-        slot: The place of the layer in the merged model; None outside the layers.
-        swap: What to put in the place of some of the modules, by their `id`.
-    """
-    if id(module) in swap:
-        return swap[id(module)]
-    if "forward" in vars(module):
-        raise ValueError(f"{type(module).__name__}: its forward is replaced; load the source without device_map or patches")
-    new = module.__new__(type(module))
-    fields = new.__dict__
-    fields.update(module.__dict__)
-    for name in _HOOKS:
-        fields[name] = OrderedDict()
-    fields["_parameters"] = dict(module._parameters)
-    fields["_buffers"] = dict(module._buffers)
-    fields["_modules"] = {
-        name: None if child is None else copy_structure(child, config, slot, swap) for name, child in module._modules.items()
-    }
-    if isinstance(fields.get("config"), PreTrainedConfig):
-        fields["config"] = config
-    if slot is not None:
-        for name in _PLACE_NAMES:
-            if isinstance(fields.get(name), int):
-                fields[name] = slot
-    fields.pop("_output_capturing_hooks_installed", None)
-    return new
 
 
 class EvoMergedPreTrainedModel(PreTrainedModel):
@@ -180,6 +56,8 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         """Build the model; `inner` is the source architecture's model where its layers are made and shared already."""
         config.validate_path()  # it may have been changed since it was made, also by from_pretrained's arguments
         check_scale_target(config)
+        if inner is None:
+            config.check_places()
         super().__init__(config)
         self.model_tags = ["merge", "evomerge"]  # for the card that push_to_hub writes
         self._assembled = inner is not None
@@ -344,6 +222,20 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         if not self._assembled:
             super().init_weights()
 
+    def initialize_weights(self) -> None:
+        """Let the source class initialise what the checkpoint lacks, in the further terms of sums as well."""
+        layers = self.get_submodule(self._layers_name)
+        with layers.whole() if isinstance(layers, HopList) else nullcontext():
+            super().initialize_weights()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: the modules are transformers' own, and initialise only tensors that were not loaded.
+
+        Of custom code, transformers skips modules without tensors of their own; some of these fill the buffers of their layers.
+        """
+        return False
+
     def get_input_embeddings(self) -> nn.Module:
         """The source class's token embeddings."""
         return self.inner.get_input_embeddings()
@@ -355,6 +247,8 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
     def _arguments(self, **arguments: Any) -> dict[str, Any]:
         """The arguments in the names that the source class of the installed transformers knows, without those not given."""
         known = self._known_arguments
+        if "output_hidden_states" in arguments:
+            arguments["output_hidden_states"] = self._counted(arguments["output_hidden_states"])
         cache = [arguments.pop(name, None) for name in ("cache", "past_key_values", "cache_params")]
         given = [value for value in cache if value is not None]
         if len(given) > 1:
@@ -370,6 +264,14 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         if self.config.return_dict is False:
             arguments.setdefault("return_dict", False)
         return {name: value for name, value in arguments.items() if value is not None}
+
+    def _counted(self, selected: Any) -> Any:
+        """Negative numbers of hidden states, counted from the last hop: the source class would count from the last slot."""
+        if selected is None or isinstance(selected, bool):
+            return selected
+        count = len(self.config.path) + 1
+        numbers = [selected] if isinstance(selected, int) else selected
+        return [number if number >= 0 else max(number + count, -1) % (count + 1) for number in numbers]
 
 
 class EvoMergedModel(EvoMergedPreTrainedModel):

@@ -1,4 +1,4 @@
-"""Where each tensor of a merged checkpoint comes from, and whether an architecture's layers can change places at all.
+"""Where each tensor of a merged checkpoint comes from, and whether an architecture's layers may stand in any place.
 
 Works on the meta device: nothing is allocated, no weight is read.
 """
@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_evo_merged import MAX_HOPS, EvoMergedConfig
-from .modeling_evo_merged import _PLACE_NAMES, EvoMergedForCausalLM, find_layers, source_class
+from .modeling_evo_merged import EvoMergedForCausalLM
 
 
 def tensor_origins(config: EvoMergedConfig) -> dict[str, tuple[int, str]]:
@@ -40,9 +39,10 @@ def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tu
     state = {name: tensor for name, tensor in merged.state_dict().items() if name not in left_out}
     raw = _as_written(merged, state)
     prefix = f"{merged._inner_name}."
-    layers = f"{merged._layers_name.removeprefix(prefix)}."
-    known = _as_written(merged.inner, {name.removeprefix(prefix): tensor for name, tensor in state.items()})
-    if {f"{prefix}{name}" for name in known} != raw.keys():
+    inside = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    known = _as_written(merged.inner, inside)
+    layers = _written_layers(merged.inner, inside, f"{merged._layers_name.removeprefix(prefix)}.0.")
+    if layers is None or {f"{prefix}{name}" for name in known} != raw.keys():
         raise ValueError(f"text_config.model_type: the tensor names of {config.text_config.model_type!r} are not supported")
     plan = {}
     for name, tensor in raw.items():
@@ -55,6 +55,13 @@ def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tu
     return plan
 
 
+def _written_layers(model: PreTrainedModel, state: dict[str, torch.Tensor], first: str) -> str | None:
+    """How names of tensors of layers begin where they are written, up to the number; None where they do not begin alike."""
+    names = list(_as_written(model, {name: tensor for name, tensor in state.items() if name.startswith(first)}))
+    begin, found, _ = names[0].partition(".0.")
+    return f"{begin}." if found and all(name.startswith(f"{begin}.0.") for name in names) else None
+
+
 def _as_written(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors under the names, and in the shapes, in which ``save_pretrained`` writes them."""
     from transformers.core_model_loading import revert_weight_conversion
@@ -63,10 +70,10 @@ def _as_written(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[
 
 
 def check_rearrangeable(configs: Sequence[PreTrainedConfig]) -> None:
-    """Raise `ValueError` where a layer would compute something else in another place of the model.
+    """Raise `ValueError` unless every layer of these sources would compute the same in any place of a model.
 
-    Some architectures build their layers differently by their number. Each source is built on the meta device with its layers
-    in reverse, and every layer compared with itself in its own place.
+    Tried with one source's layers moved on by one, and one layer more: what depends on the number of a layer, on how many there
+    are, or on being the first or the last, differs then.
     """
     seen: list[dict[str, Any]] = []
     for config in configs:
@@ -74,34 +81,6 @@ def check_rearrangeable(configs: Sequence[PreTrainedConfig]) -> None:
             continue
         seen.append(fields)
         count = config.num_hidden_layers
-        if not 0 < count <= MAX_HOPS:
-            raise ValueError(f"num_hidden_layers: {count}; a source has between 1 and {MAX_HOPS} layers")
-        there = EvoMergedConfig.from_sources([config], [f"0:{layer}" for layer in reversed(range(count))]).text_config
-        plain, reversed_layers = _layers_on_meta(config), _layers_on_meta(there)
-        for layer, module in enumerate(plain):
-            here, other = _description(module), _description(reversed_layers[count - 1 - layer])
-            if here != other:
-                where = next((key for key in here.keys() | other.keys() if here.get(key) != other.get(key)), "")
-                raise ValueError(
-                    f"text_config.model_type: layer {layer} of {config.model_type!r} has {where} = {here.get(where)!r} in its "
-                    f"own place but {other.get(where)!r} elsewhere; layers of this architecture cannot be rearranged"
-                )
-
-
-def _layers_on_meta(config: PreTrainedConfig) -> list[nn.Module]:
-    with torch.device("meta"):
-        model = source_class(config)(config)
-    return list(model.get_submodule(find_layers(model, config.num_hidden_layers)).children())
-
-
-def _description(layer: nn.Module) -> dict[str, Any]:
-    """What a layer is made of and its settings, apart from its number."""
-    found: dict[str, Any] = {}
-    for name, module in layer.named_modules():
-        found[f"{name}.class"] = type(module)
-        for key, value in vars(module).items():
-            if not key.startswith("_") and key not in _PLACE_NAMES and isinstance(value, (int, float, str, tuple, type(None))):
-                found[f"{name}.{key}"] = value
-        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            found[f"{name}.{key}"] = None if tensor is None else tuple(tensor.shape)
-    return found
+        if not 0 < count < MAX_HOPS:
+            raise ValueError(f"num_hidden_layers: {count}; a source has between 1 and {MAX_HOPS - 1} layers")
+        EvoMergedConfig.from_sources([config], [f"0:{layer}" for layer in [*range(1, count), 0, 0]])

@@ -47,7 +47,6 @@ class LayerPool:
                 )
         try:
             check_alike([model.config for model in self.models], embedding_source)
-            check_rearrangeable([model.config for model in self.models])
             self._layers = {
                 (source, index): layer
                 for source, model in enumerate(self.models)
@@ -55,6 +54,7 @@ class LayerPool:
             }
         except ValueError as cause:
             raise SourceError(str(cause)) from cause
+        self._anywhere = self._may_stand_anywhere()
         first = self.models[embedding_source]
         for position, model in enumerate(self.models):
             if type(model) is not type(first) or model.dtype != first.dtype or model.device != first.device:
@@ -62,6 +62,14 @@ class LayerPool:
                     f"source {position}: {type(model).__name__} in {model.dtype} on {model.device}, but source "
                     f"{embedding_source} is {type(first).__name__} in {first.dtype} on {first.device}; load all sources alike"
                 )
+
+    def _may_stand_anywhere(self) -> bool:
+        """Whether every layer computes the same in any place, so that no path needs to be checked."""
+        try:
+            check_rearrangeable([model.config for model in self.models])
+        except ValueError:
+            return False
+        return True
 
     @property
     def layers_per_source(self) -> list[int]:
@@ -87,7 +95,7 @@ class LayerPool:
                 scale_target=scale_target,
                 embedding_source=self.embedding_source,
                 sources=[{"model": model.config.name_or_path} for model in self.models],
-                checked=True,
+                checked=self._anywhere,
             )
             return assemble(self.models[self.embedding_source], self._layers, config).eval()
         except ValueError as cause:

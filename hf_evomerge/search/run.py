@@ -219,7 +219,7 @@ def _check_path(recipe: Recipe, sources: Sequence[Source]) -> None:
 
     assert recipe.flow is not None  # a data flow space makes recipes with a flow part
     merged = [sources[recipe.merge_sources[0]]] if recipe.merge is not None else []
-    check_flow([*sources, *merged], recipe.flow)
+    check_flow([*sources, *merged], recipe.flow, anywhere=True)
 
 
 def _open_study(config: SearchConfig, out: Path) -> Study:

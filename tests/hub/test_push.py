@@ -88,7 +88,8 @@ def test_a_path_is_published_in_one_commit_and_loads_without_the_package(
     assert len(_commits(api)) == 2  # the Hub's own first one, and ours
     there = set(api.list_repo_files("local/merge"))
     assert there >= {
-        *("model.safetensors", "config.json", "configuration_evo_merged.py", "modeling_evo_merged.py", "tokenizer.json"),
+        *("model.safetensors", "config.json", "configuration_evo_merged.py", "layers_evo_merged.py", "modeling_evo_merged.py"),
+        "tokenizer.json",
         *("recipe.yaml", "study.json", "trials.parquet", "README.md", "images/fitness.png", "images/path.png"),
     }
     stored = Path(hf_hub_download("local/merge", "model.safetensors")).read_bytes()

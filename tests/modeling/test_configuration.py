@@ -171,5 +171,5 @@ def test_layers_that_depend_on_their_number_are_refused() -> None:
     """An architecture that computes a setting from the layer's number is refused, with the setting."""
     with pytest.raises(ValueError, match=r"'diffllama' has self_attn.lambda_init"):
         check_rearrangeable([tiny_model("diffllama").config])
-    with pytest.raises(ValueError, match="scale_attn_by_inverse_layer_idx"):
+    with pytest.raises(ValueError, match=r"'gpt2' has attn.scaling"):
         check_rearrangeable([tiny_model("gpt2", scale_attn_by_inverse_layer_idx=True).config])

@@ -1,0 +1,156 @@
+"""What clients ask a configuration: the source architecture's own fields, read, set, stored once, and kept."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.dataclasses import strict
+from tiny_models import tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+
+from hf_evomerge.modeling import EvoMergedConfig
+from hf_evomerge.recipes.layer_path import LayerPath
+from hf_evomerge.routing.pool import LayerPool
+
+ASKED = (
+    *("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "use_cache"),
+    *(
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "tie_word_embeddings",
+        "initializer_range",
+        "keys_to_ignore_at_inference",
+    ),
+)
+
+
+def merged(architecture: str = "llama", **fields: Any) -> EvoMergedConfig:
+    """A path of three hops, one of them of two terms."""
+    source = tiny_model(architecture, **fields).config
+    return EvoMergedConfig.from_sources([source], ["0:0", "0:0 + 0:2", "0:2"], [1.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "mistral", "gpt2", "opt", "qwen3", "gemma3_text", "falcon", "lfm2", "gpt_neo"]
+)
+def test_the_configuration_answers_from_text_config(architecture: str, tmp_path: Path) -> None:
+    """Whatever clients ask is answered as the source architecture's configuration answers, before and after saving."""
+    config = merged(architecture)
+    config.save_pretrained(tmp_path)
+    twins = [config, copy.deepcopy(config), pickle.loads(pickle.dumps(config)), AutoConfig.from_pretrained(tmp_path)]
+    twins += [EvoMergedConfig.from_dict(config.to_dict()), EvoMergedConfig.from_dict(config.to_diff_dict())]
+    for twin in twins:
+        for name in (*ASKED, *vars(config.text_config), *config.text_config.attribute_map):
+            if not name.startswith("_") and not hasattr(EvoMergedConfig, name):
+                assert getattr(twin, name, None) == getattr(config.text_config, name, None), name
+    assert [twin.to_dict() for twin in twins[:3]] == [config.to_dict()] * 3
+    assert [twin.to_diff_dict() for twin in twins] == [config.to_diff_dict()] * len(twins)
+
+
+def test_the_file_says_everything_once(tmp_path: Path) -> None:
+    """config.json holds the source architecture's fields in text_config only, also after they were asked for and set."""
+    config = merged("qwen3", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    config.max_position_embeddings = 48
+    config.update({"hidden_act": "gelu", "sliding_window": 6})
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    allowed = {
+        "model_type",
+        "path",
+        "scales",
+        "scale_target",
+        "embedding_source",
+        "sources",
+        "auto_map",
+        "text_config",
+    }
+    assert written.keys() == allowed | {"transformers_version"}
+    text = {"max_position_embeddings": 48, "hidden_act": "gelu", "sliding_window": 6}
+    assert {name: written["text_config"][name] for name in text} == text
+    assert written["text_config"]["rope_parameters"] == {"rope_type": "default", "rope_theta": 5e5}
+
+
+def test_a_field_that_is_set_or_given_reaches_the_source_architecture(tmp_path: Path) -> None:
+    """Arguments of from_pretrained and of the class, and attributes, change text_config; the model computes with them."""
+    model = LayerPool([tiny_model("llama")]).model(LayerPath.parse("0:0, 0:2"))
+    model.save_pretrained(tmp_path)
+    rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, max_position_embeddings=32, rope_parameters=rope, use_cache=False)
+    assert again.inner.config.max_position_embeddings == 32
+    assert again.inner.model.rotary_emb.rope_type == "linear"
+    assert not again.config.use_cache
+    text = {"model_type": "llama", "num_hidden_layers": 1}
+    given = EvoMergedConfig(text_config=text, path=["0:0"], use_cache=False, vocab_size=99, eos_token_id=[3, 4])
+    assert (given.text_config.use_cache, given.text_config.vocab_size, given.text_config.eos_token_id) == (False, 99, [3, 4])
+    assert EvoMergedConfig.from_dict(given.to_dict(), hidden_size=64).text_config.hidden_size == 64
+    given.pad_token_id = 7
+    assert given.text_config.pad_token_id == 7
+    assert not vars(given).keys() & {"use_cache", "vocab_size", "eos_token_id", "pad_token_id"}
+
+
+def test_what_nobody_has_is_an_attribute_error() -> None:
+    """A name that neither configuration has raises AttributeError, and setting it makes it the merged model's own."""
+    config = merged()
+    with pytest.raises(AttributeError, match="no_such_field"):
+        _ = config.no_such_field
+    config.no_such_field = 3
+    assert vars(config)["no_such_field"] == 3
+    assert not hasattr(config.text_config, "no_such_field")
+
+
+def test_a_depth_that_does_not_fit_the_path_is_refused(tmp_path: Path) -> None:
+    """num_hidden_layers can be asked, but not set to what the path does not need."""
+    config = merged()
+    assert config.num_hidden_layers == 4
+    config.num_hidden_layers = 5
+    with pytest.raises(ValueError, match=r"^text_config.num_hidden_layers: 5, but the path needs 4 cache slots"):
+        config.save_pretrained(tmp_path)
+
+
+def test_generation_begins_with_the_token_ids_of_the_source() -> None:
+    """A GenerationConfig made from the configuration has the special tokens that the source architecture's has."""
+    generation = GenerationConfig.from_model_config(merged(eos_token_id=[2, 9], pad_token_id=5))
+    assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, [2, 9], 5)
+
+
+@strict
+class _Composite(PreTrainedConfig):
+    """A model around the merged model, as of images and text."""
+
+    model_type = "composite_of_a_test"
+    sub_configs = {"text_config": EvoMergedConfig}  # noqa: RUF012
+    text_config: Any = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, dict):
+            self.text_config = EvoMergedConfig(**self.text_config)
+        super().__post_init__(**kwargs)
+
+
+def test_it_can_be_the_text_part_of_a_larger_model(tmp_path: Path) -> None:
+    """A composite configuration holds it, asks it, saves it and reads it back."""
+    config = _Composite(text_config=merged())
+    assert config.get_text_config() is config.text_config
+    assert config.get_text_config().hidden_size == 32
+    config.save_pretrained(tmp_path)
+    again = _Composite.from_pretrained(tmp_path)
+    assert again.text_config.to_diff_dict() == config.text_config.to_diff_dict()
+    assert again.get_text_config().vocab_size == config.text_config.text_config.vocab_size
+
+
+def test_what_is_chosen_for_the_attention_reaches_the_source_architecture() -> None:
+    """attn_implementation, given or set, is text_config's as well."""
+    config = EvoMergedConfig(
+        text_config={"model_type": "llama", "num_hidden_layers": 1}, path=["0:0"], attn_implementation="sdpa"
+    )
+    assert config.text_config._attn_implementation == "sdpa"
+    config._attn_implementation = "eager"
+    assert config.text_config._attn_implementation == "eager"
+    config.output_attentions = True
+    assert config.output_attentions

@@ -1,0 +1,115 @@
+"""Layers that depend on their place: what is built, made in memory and loaded again computes the same, or is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from every_type import tiny_source
+from tiny_models import tiny_model, token_ids
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_evomerge.errors import PathError
+from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForCausalLM
+from hf_evomerge.recipes.layer_path import LayerPath
+from hf_evomerge.routing.pool import LayerPool
+
+# Architecture: a path that puts a layer where it would compute something else, one that does not, and what differs.
+PLACES: dict[str, tuple[list[str], list[str], str]] = {
+    "deepseek_v2": (["0:1", "0:0"], ["0:0", "0:2", "0:1", "0:2"], "mlp.class"),
+    "deepseek_v3": (["0:1", "0:0"], ["0:0", "0:1 + 0:2*0.5", "0:1"], "mlp.class"),
+    "dots1": (["0:1", "0:0"], ["0:0", "0:2", "0:2"], "mlp.class"),
+    "glm4_moe": (["0:1", "0:0"], ["0:0", "0:2", "0:2"], "mlp.class"),
+    "ernie4_5_moe": (["0:1", "0:0"], ["0:0", "0:2", "0:2"], "mlp.class"),
+    "minicpm3": (["0:0", "0:1"], ["0:0", "0:2", "0:2"], "residual_scale"),
+    "diffllama": (["0:1", "0:0"], ["0:0", "0:1"], "self_attn.lambda_init"),
+    "beam": (["0:1", "0:0"], ["0:0", "0:1"], "attn_residual_add_idx"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Any:
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("architecture", PLACES)
+def test_a_layer_that_would_compute_something_else_is_refused_everywhere(architecture: str) -> None:
+    """The configuration, the model made from it, with_path and the pool refuse the same path, in one line with the setting."""
+    source = tiny_source(architecture, 3)
+    wrong, _, what = PLACES[architecture]
+    message = rf"^text_config\.model_type: layer \d of '{architecture}' has {what} = \S.* but \S.*; it cannot run there$"
+    config = EvoMergedConfig.from_sources([source.config], wrong, checked=True)
+    whole = LayerPool([source]).model(LayerPath.identity(3))
+    for refuse in (
+        lambda: EvoMergedConfig.from_sources([source.config], wrong),
+        lambda: EvoMergedForCausalLM(config),
+        lambda: whole.with_path(wrong),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refuse()
+    with pytest.raises(PathError, match=message):
+        LayerPool([source]).model(LayerPath.parse(wrong))
+
+
+@pytest.mark.parametrize("architecture", [name for name, (_, right, _) in PLACES.items() if len(right) > 2])
+def test_layers_that_stay_where_they_belong_are_allowed(architecture: str, tmp_path: Path) -> None:
+    """A path that keeps such layers in their places runs; what is saved, loaded and taken by with_path gives the same bits."""
+    model = LayerPool([tiny_source(architecture, 3)]).model(LayerPath.parse(PLACES[architecture][1]))
+    logits = model(token_ids()).logits
+    assert torch.equal(_reloaded(model, tmp_path)(token_ids()).logits, logits)
+    assert torch.equal(model.with_path(model.config.path)(token_ids()).logits, logits)
+
+
+def test_a_checkpoint_whose_layers_cannot_stand_there_is_refused_when_loaded(tmp_path: Path) -> None:
+    """A config.json that was written by hand is refused before weights are read."""
+    LayerPool([tiny_source("deepseek_v3", 3)]).model(LayerPath.parse("0:0, 0:1")).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**written, "path": ["0:1", "0:0"]}))
+    with pytest.raises(ValueError, match=r"^text_config\.model_type: layer 1 of 'deepseek_v3' has mlp.class = "):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("path", [["0:0", "0:1", "0:2"], ["0:0", "0:1*0.5 + 0:2*0.5", "0:0"]])
+def test_what_the_source_class_fills_in_is_filled_in(path: list[str], tmp_path: Path) -> None:
+    """Buffers that Falcon-H1 computes for its layers, and does not store, are right after loading: in sums as well."""
+    source = tiny_source("falcon_h1", 3)
+    model = LayerPool([source]).model(LayerPath.parse(path))
+    again = _reloaded(model, tmp_path)
+    vectors = [layer.mamba.mup_vector for layer in again.layers]
+    assert all(torch.equal(vector, source.model.layers[0].mamba.mup_vector) for vector in vectors)
+    assert torch.equal(again(token_ids()).logits, model(token_ids()).logits)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("gemma3", "'gemma3' is more than a language model; give the language model alone"),
+        ("bart", "'bart' is an encoder and a decoder; give the language model alone"),
+    ],
+)
+def test_more_than_a_language_model_is_refused(architecture: str, message: str) -> None:
+    """A text_config of a model that is more than a decoder of text is refused, from a mapping and from a configuration."""
+    with pytest.raises(ValueError, match=f"^text_config.model_type: {message}$"):
+        EvoMergedConfig(text_config={"model_type": architecture, "num_hidden_layers": 2}, path=["0:0", "0:1"])
+
+
+@pytest.mark.parametrize("selected", [-1, [-1], [0, -2], [-4, 2], [1, 9, -9]])
+def test_hidden_states_are_selected_by_hop(selected: Any) -> None:
+    """Hidden states selected by number, negative ones from the end, are those of the hops, whatever the number of terms."""
+    model = LayerPool([tiny_model("llama")]).model(LayerPath.parse(["0:0", "0:0*0.5 + 0:1*0.5 + 0:2*0.1", "0:2"]))
+    every = model(token_ids(), output_hidden_states=True).hidden_states
+    some = model(token_ids(), output_hidden_states=selected).hidden_states
+    numbers = [selected] if isinstance(selected, int) else selected
+    wanted = {range(4)[number] for number in numbers if -4 <= number < 4}
+    assert len(every) == len(some) == 4
+    assert {place for place, state in enumerate(some) if state is not None} == wanted
+    assert all(torch.equal(some[place], every[place]) for place in wanted)
+
+
+def _reloaded(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    model.save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder)

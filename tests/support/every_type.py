@@ -1,0 +1,128 @@
+"""A tiny random model of every type of causal language model in the installed transformers, from its config's defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tiny_models import VOCAB
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+# What a config's field becomes, where it has the field.
+_SMALL: dict[str, Any] = {
+    **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2},
+    **{
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "sep_token_id": 3,
+    },
+    **{
+        "is_decoder": True,
+        "sliding_window": 4,
+        "attention_chunk_size": 8,
+        "local_attention": 8,
+        "block_size": 8,
+        "sep_token_id": 3,
+    },
+    # other names of widths
+    **{"ffn_dim": 40, "dff": 40, "dim_ff": 40, "dim_head": 8, "embedding_size": 32, "intermediate_size_mlp": 40},
+    **{"decoder_ffn_dim": 40, "encoder_ffn_dim": 40, "dense_intermediate_size": 40, "ffn_hidden_size": 40, "rotary_dim": 8},
+    # experts
+    **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 16),
+    **{
+        "first_k_dense_replace": 1,
+        "num_dense_layers": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "expert_ffn_hidden_size": 16,
+        "zero_expert_num": 1,
+    },
+    # latent, indexed and further attentions
+    **{"kv_lora_rank": 8, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "o_lora_rank": 8},
+    **{"index_head_dim": 16, "index_n_heads": 2, "index_topk": 4, "query_pre_attn_scalar": 8},
+    **{"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8},
+    # recurrent layers
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    **{"linear_head_dim": 8, "linear_num_heads": 4, "state_size": 8, "ssm_state_size": 8, "expand": 1, "n_groups": 1},
+    **{"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_d_ssm": 32, "mamba_expand": 1, "mamba_n_groups": 1},
+    **{"mamba_num_heads": 4, "mamba_head_dim": 8, "mamba_chunk_size": 8, "chunk_size": 8, "time_step_rank": 4},
+    # per-layer embeddings
+    **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB, "unpadded_vocab_size": VOCAB},
+}
+
+
+def _kinds(*kinds: str) -> Callable[[int], list[str]]:
+    """Kinds of layers in turn."""
+    return lambda count: [kinds[layer % len(kinds)] for layer in range(count)]
+
+
+# Further fields of types that the above leaves large or wrong; a callable is given the number of layers.
+_FIELDS: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {"layer_types": _kinds("full_attention")},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 40, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "dots1": {"n_shared_experts": 1},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "laurel_rank": 8},
+    "gemma4_text": {"num_kv_shared_layers": 0},
+    "gpt_neo": {"attention_types": lambda count: [[["global"], count]], "window_size": 4},
+    "lfm2_moe": {"layer_types": _kinds("conv", "full_attention")},
+    "qwen3_5_text": {"layer_types": _kinds("linear_attention", "full_attention")},
+    "qwen3_5_moe_text": {"layer_types": _kinds("linear_attention", "full_attention")},
+    "qwen3_next": {"layer_types": _kinds("linear_attention", "full_attention")},
+    "longcat_flash": {"num_layers": lambda count: count, "num_hidden_layers": None},
+    "mamba2": {"expand": 2, "num_heads": 8},
+    "nemotron_h": {
+        "layers_block_type": _kinds("linear_attention", "full_attention", "moe", "mlp"),
+        "moe_shared_expert_intermediate_size": 16,
+    },
+    "reformer": {"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [4, 16], "num_hashes": 1, "feed_forward_size": 40},
+    "rembert": {"input_embedding_size": 32, "output_embedding_size": 32},
+    "roc_bert": {
+        **{"pronunciation_embed_dim": 8, "pronunciation_vocab_size": 20, "shape_embed_dim": 8, "shape_vocab_size": 20},
+    },
+    "xlnet": {"d_head": 8, "d_inner": 40},
+    "zamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "zamba2": {"layers_block_type": _kinds("linear_attention", "hybrid")},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 8},
+}
+
+
+def tiny_config(model_type: str, layers: int) -> PreTrainedConfig:
+    """The config of a type with its own defaults, but few layers and small sizes."""
+    kind = CONFIG_MAPPING[model_type]
+    known = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map)
+    fields = {name: value for name, value in {**_SMALL, "num_hidden_layers": layers}.items() if name in known}
+    if "kv_lora_rank" in known:
+        fields["num_key_value_heads"] = fields["num_attention_heads"]
+    fields |= {name: value(layers) if callable(value) else value for name, value in _FIELDS.get(model_type, {}).items()}
+    return kind(**{name: value for name, value in fields.items() if value is not None})
+
+
+def tiny_source(model_type: str, layers: int, seed: int = 0) -> PreTrainedModel:
+    """A random model of a type, in eval mode, in which no two layers are alike."""
+    config = tiny_config(model_type, layers)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = (kind[0] if isinstance(kind, (tuple, list)) else kind)(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "A_log" not in name:
+                parameter.normal_(std=0.2)
+            elif parameter.is_floating_point():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    torch.random.set_rng_state(state)
+    return model
