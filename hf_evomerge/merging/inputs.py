@@ -99,6 +99,10 @@ class TensorInputs:
         """What keeps each element of one input with probability `density` (rounded to a multiple of 1/65536)."""
         return Drop(min(max(round(density * LEVELS), 0), LEVELS), self._fields[index])
 
+    def is_zero(self, index: int) -> bool:
+        """Whether every element of one input is 0."""
+        return not any(block.any() for _, block in self.blocks(index))
+
     def sum_abs(self, index: int, change: Callable[[Tensor, int], Tensor] | None = None) -> float:
         """The sum of the magnitudes of one input, after `change` of each slice where it is given."""
         if change is None and index in self._sums:

@@ -16,6 +16,7 @@ from ..errors import SourceError
 from ..recipes.recipe import ParameterValue
 from .arithmetic import ModelJob, TensorJob, memory_needed
 from .checks import check_sources, check_together, complete_options, complete_parameters
+from .fused import fused_parts
 from .registry import get_method
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class LiveMerger:
         self.names = list(sources[0].tensors)
         self.options = dict(options)
         complete_options(self.method, self.options, self.layer_count, self.names)
-        self._jobs: list[tuple[TensorJob, Tensor]] = []
+        self.jobs: list[tuple[TensorJob, Tensor]] = []
         for name, parameter in _targets(sources[0], model).items():
             needed = memory_needed(self.method, parameter.numel(), len(sources), base is not None)
             keep = needed <= memory_limit
@@ -80,8 +81,8 @@ class LiveMerger:
                 device=parameter.device,
                 keep=keep,
             )
-            self._jobs.append((job, parameter.data))
-        self._model = ModelJob([job for job, _ in self._jobs])
+            self.jobs.append((job, parameter.data))
+        self._model = ModelJob([job for job, _ in self.jobs])
 
     def apply(self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None) -> None:
         """Overwrite the model's parameters with one merge.
@@ -96,13 +97,24 @@ class LiveMerger:
         """
         import torch
 
+        complete, chosen = self.complete(parameters, options)
+        with torch.inference_mode():
+            model = self.survey(complete, chosen)
+            for job, target in self.jobs:
+                job.run(complete, chosen, target, model=model)
+
+    def complete(
+        self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The parameters and options of a merge with the defaults filled in; see `apply`."""
         complete = complete_parameters(self.method, parameters, self.source_count, self.layer_count, self.names)
         chosen = complete_options(self.method, {**self.options, **(options or {})}, self.layer_count, self.names)
         check_together(self.method, complete, chosen, names=self.names)
-        with torch.inference_mode():
-            model = self._model.survey(complete, chosen)
-            for job, target in self._jobs:
-                job.run(complete, chosen, target, model=model)
+        return complete, chosen
+
+    def survey(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Any:
+        """What the method computes from the whole model for one merge; None for most."""
+        return self._model.survey(sources, options)
 
 
 def write_adapter(source: Source, model: PreTrainedModel) -> None:
@@ -128,6 +140,9 @@ def _targets(source: Source, model: PreTrainedModel) -> dict[str, Tensor]:
     state: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     state |= dict(model.named_buffers())
     prefix = f"{model.base_model_prefix}."
+    known = all(name in state or prefix + name in state for name, info in source.tensors.items() if info.is_float)
+    parts = {} if known else fused_parts(model)
+    state |= parts
     targets: dict[str, torch.Tensor] = {}
     for name in sorted(source.tensors, key=tensor_order):
         info = source.tensors[name]
@@ -142,7 +157,7 @@ def _targets(source: Source, model: PreTrainedModel) -> dict[str, Tensor]:
             )
         targets[name] = target
     filled = {target.data_ptr() for target in targets.values()}
-    for name, parameter in model.named_parameters():
+    for name, parameter in [*model.named_parameters(), *parts.items()]:
         if parameter.data_ptr() not in filled:
             raise SourceError(
                 f"{source}: has no tensor for the model's parameter {name}; load the model from one of the sources"

@@ -27,6 +27,7 @@ class Parameter:
         choices: What a choice may be.
         search: Bounds that suit a search; None: not worth searching.
         grouped: Whether a value may be given per layer group or name pattern, and as a gradient over the layers.
+        smooth: Whether the merged tensor changes smoothly with it, so that a search may follow its gradient.
         argument: Its name as an argument of a Python function; the key in a recipe where this is empty.
     """
 
@@ -40,6 +41,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     search: tuple[float, float] | None = None
     grouped: bool = False
+    smooth: bool = False
     argument: str = ""
 
     def with_default(self, default: Value) -> Parameter:

@@ -129,7 +129,7 @@ class RankDrop:
         import torch
 
         ranks = self.ranks.slice(start, start + vector.numel())
-        limits = torch.from_numpy((self.limits - LEVELS // 2).astype(np.float32)[ranks]).to(vector.device)
+        limits = torch.from_numpy((self.limits - LEVELS // 2).astype(np.float32)[ranks]).to(vector)
         kept = limits.sub_(self.field.slice(start, vector)).clamp_(0, 1).mul_(vector)
         if self.divide:
             factors = (LEVELS / np.maximum(self.limits, 1)).astype(np.float32)

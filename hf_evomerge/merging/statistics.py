@@ -270,7 +270,7 @@ class Drop:
         if key not in self.masks:
             self.masks[key] = np.packbits(self.field.numbers(start, start + count) < self.limit)
         bits = np.unpackbits(self.masks[key], count=count)
-        return torch.from_numpy(bits).to(vector.device).float().mul_(vector)
+        return torch.from_numpy(bits).to(vector).mul_(vector)
 
 
 class RandomField:

@@ -29,6 +29,8 @@ _MLP = re.compile(
 TIED_HEAD = "lm_head.weight"  # may be named where it is the embedding matrix: the same file then does for models of both kinds
 _KEY = re.compile(r"(?:(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?)")
 
+_NAME = re.compile(r"(?!blocks\.)[A-Za-z_]\w*(?:\.\w+)+")  # a tensor's
+
 
 @lru_cache(maxsize=65536)
 def classify(tensor_name: str) -> tuple[Kind, int | None, Half | None]:
@@ -70,7 +72,9 @@ class GroupKey:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether the whole name follows the pattern, in which ``*`` stands for any text."""
+    """Whether the whole name follows the pattern, in which ``*`` stands for any text; without one it is the name itself."""
+    if "*" not in pattern:
+        return name == pattern
     first, *middle, last = pattern.split("*")
     if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):
         return False
@@ -85,13 +89,13 @@ def _matches(pattern: str, name: str) -> bool:
 @lru_cache(maxsize=4096)
 def parse_key(key: str) -> GroupKey:
     """Read the key of a value; raises `RecipeError` if it is neither a layer group nor a name pattern."""
-    if isinstance(key, str) and "*" in key:
+    if isinstance(key, str) and ("*" in key or _NAME.fullmatch(key)):
         return GroupKey("pattern", pattern=key)
     match = _KEY.fullmatch(key) if isinstance(key, str) else None
     if match is None:
         raise RecipeError(
             f"{key!r} is not a layer group; write embed, head, default, blocks.3, blocks.0-7, blocks.3.attn or blocks.0-7.mlp, "
-            "or a pattern of tensor names with *, such as '*down_proj*'"
+            "or the name of a tensor, or a pattern of names with *, such as '*down_proj*'"
         )
     if match[1]:
         return GroupKey(match[1])  # type: ignore[arg-type]
@@ -102,8 +106,10 @@ def parse_key(key: str) -> GroupKey:
 
 
 @lru_cache(maxsize=262144)
-def _select(keys: tuple[str, ...], tensor_name: str) -> str:
-    """The key that counts for a tensor: the first pattern that its name follows, else its group, else ``default``."""
+def select_key(keys: tuple[str, ...], tensor_name: str) -> str:
+    """The key that counts for a tensor: its name, else the first pattern it follows, else its group, else ``default``."""
+    if tensor_name in keys:
+        return tensor_name
     matching = [key for key in keys if parse_key(key).covers(tensor_name)]
     if patterns := [key for key in matching if parse_key(key).kind == "pattern"]:
         return patterns[0]
@@ -168,7 +174,7 @@ def resolve(value: Any, tensor_name: str, block: int | None = -1) -> Any:
         RecipeError: No key names the tensor and there is no ``default``, or two layer groups do.
     """
     if isinstance(value, Mapping):
-        value = value[_select(tuple(value), tensor_name)]
+        value = value[select_key(tuple(value), tensor_name)]
     if isinstance(value, Ramp):
         return value.at(classify(tensor_name)[1] if block == -1 else block)
     return value

@@ -24,6 +24,7 @@ WEIGHT = Parameter(
     "Factor of the source (of its task vector, where the method works on task vectors).",
     search=(0.0, 1.0),
     grouped=True,
+    smooth=True,
     argument="weights",
 )
 DENSITY = Parameter(
@@ -41,7 +42,13 @@ NORMALIZE = Parameter(
     "normalize", "flag", False, "global", "Divide by the sum of the weights (of those that count for the element)."
 )
 LAMBDA = Parameter(
-    "lambda", "number", 1.0, "global", "Factor of the merged task vector, applied after the division.", argument="lambda_"
+    "lambda",
+    "number",
+    1.0,
+    "global",
+    "Factor of the merged task vector, applied after the division.",
+    smooth=True,
+    argument="lambda_",
 )
 TRIM_RESCALE = Parameter(
     "rescale",

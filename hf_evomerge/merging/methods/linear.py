@@ -48,5 +48,4 @@ def linear(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
     merged = weighted_sum(sources, call.weights)
     if not call.options["normalize"]:
         return merged
-    total = _total(call.weights)
-    return merged if total == 1 else merged.div_(total)
+    return merged.div_(_total(call.weights))

@@ -74,7 +74,7 @@ def nuslerp(base: Tensor | None, tensors: list[Tensor], call: Call) -> Tensor:
         tensor([1.4142, 0.7071])
     """
     factors = call.prepared
-    if isinstance(factors[0], float):
+    if call.options["nuslerp_flatten"]:
         mixed = weighted_sum(tensors, factors)
     else:
         first, second = (tensor.mul(lines.slice(call.start, tensor)) for tensor, lines in zip(tensors, factors, strict=True))

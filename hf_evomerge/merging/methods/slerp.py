@@ -25,6 +25,7 @@ T = Parameter(
     high=1.0,
     search=(0.0, 1.0),
     grouped=True,
+    smooth=True,
 )
 _PARALLEL = 0.9995  # |cos| above which the angle is too small to divide by its sine
 

@@ -1,0 +1,235 @@
+"""The gradient of a live merge: how a loss changes with every number of the recipe, from one backward pass.
+
+With theta = M(weights, task vectors), d loss / d w_i = <d loss / d theta, d M / d w_i>, tensor by tensor: for task arithmetic the
+inner product of a tensor's gradient with the task vector. How many groups share the numbers costs nothing. (Yang et al.,
+AdaMerging, arXiv:2310.02575; Gauthier-Caron et al., DAM, arXiv:2410.08371.)
+
+What decides elements one by one (which are the largest, which are dropped, the elected sign) is held as it is at the point;
+what decides it (densities) has no gradient. Rounding to the model's dtype is passed over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RecipeError
+from ..recipes.layer_groups import Ramp, select_key
+from .arithmetic import SLICE, TensorJob
+from .live import LiveMerger
+from .method import Call, MergeMethod
+from .registry import all_methods
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+Number = tuple[str, int | None, str | None]
+"""A number of a recipe: the parameter, the source's position (None: an option), the key of its group (None: the whole model)."""
+
+_TINY = 1e-30
+_STEP = 1e-6  # of the differences by which coefficients are differentiated, in float64
+
+
+class MergeGradient:
+    """Differentiates merges of a `LiveMerger` with respect to the numbers of their recipe.
+
+    Args:
+        merger: Writes the merges into the model.
+        model: Its model; parameters that no merge changes are not differentiated.
+        memory_limit: Bytes that may be spent on gradients of the whole model. Above it, and for models that are not in float32,
+            each tensor's gradient is used and freed as soon as it is there, once for each backward pass.
+
+    Raises:
+        RecipeError: The method has no gradient.
+
+    Example:
+        >>> merger = LiveMerger([japanese, maths], base, "ties", {}, seed=0, model=model)  # doctest: +SKIP
+        >>> gradient = MergeGradient(merger, model)  # doctest: +SKIP
+        >>> gradient([{"weight": 0.5}, {"weight": 0.5}], {}, lambda: loss(model).backward())  # doctest: +SKIP
+        {('weight', 0, None): 0.31, ('weight', 1, None): -0.02, ('lambda', None, None): 0.14}
+    """
+
+    def __init__(self, merger: LiveMerger, model: PreTrainedModel, *, memory_limit: int = 2 << 30) -> None:
+        import torch
+
+        check_differentiable(merger.method)
+        self.merger, self._model = merger, model
+        self._parts: dict[nn.Parameter, list[tuple[TensorJob, int]]] = {}
+        last = {target.data_ptr(): (job, target) for job, target in merger.jobs}  # of tied tensors the one written last counts
+        for parameter in model.parameters():
+            begin = parameter.data_ptr()
+            end = begin + parameter.numel() * parameter.element_size()
+            inside = [
+                (job, (target.data_ptr() - begin) // target.element_size())
+                for job, target in last.values()
+                if begin <= target.data_ptr() < end
+                and not (merger.method.task_vectors and all(map(job.is_zero, range(merger.source_count))))
+            ]
+            if inside:
+                self._parts[parameter] = inside
+        size = sum(parameter.numel() * parameter.element_size() for parameter in self._parts)
+        self._at_once = size > memory_limit or any(parameter.dtype != torch.float32 for parameter in self._parts)
+
+    def __call__(
+        self,
+        parameters: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any] | None,
+        backward: Callable[[], object],
+    ) -> dict[Number, float]:
+        """Merge, run `backward`, and return the derivative with respect to every number that has one.
+
+        Args:
+            parameters, options: As `LiveMerger.apply` takes them; the model is left with this merge.
+            backward: Runs the model and the backward pass, once or several times; the gradients add up.
+
+        Raises:
+            RecipeError: The parameters are wrong, or given as gradients over the layers.
+        """
+        self.merger.apply(parameters, options)
+        complete, chosen = self.merger.complete(parameters, options)
+        _check_no_ramp(self.merger.method, [chosen, *complete])
+        survey = self.merger.survey(complete, chosen)
+        found: dict[tuple[str, str, int | None], list[float]] = defaultdict(list)  # by tensor, parameter, source
+
+        def take(parameter: Tensor) -> None:
+            """Use a parameter's gradient and free it."""
+            assert parameter.grad is not None
+            flat = parameter.grad.reshape(-1)
+            for job, offset in self._parts[parameter]:  # type: ignore[index]
+                part = flat[offset : offset + job.numel]
+                for (name, source), value in products(job, part, complete, chosen, survey).items():
+                    found[job.name, name, source].append(value)
+            parameter.grad = None
+
+        before = [(parameter, parameter.requires_grad) for parameter in self._model.parameters()]
+        hooks = []
+        try:
+            for parameter, _ in before:
+                parameter.requires_grad_(parameter in self._parts)
+            if self._at_once:
+                hooks = [parameter.register_post_accumulate_grad_hook(take) for parameter in self._parts]
+            backward()
+            for parameter in self._parts:
+                if parameter.grad is not None:
+                    take(parameter)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for parameter, required in before:
+                parameter.requires_grad_(required)
+                parameter.grad = None
+        terms: dict[Number, list[float]] = defaultdict(list)
+        order = {job.name: place for place, (job, _) in enumerate(self.merger.jobs)}
+        for tensor, name, source in sorted(found, key=lambda key: order[key[0]]):
+            value = chosen[name] if source is None else complete[source][name]
+            key = select_key(tuple(value), tensor) if isinstance(value, Mapping) else None
+            terms[name, source, key] += found[tensor, name, source]
+        return {number: math.fsum(numbers) for number, numbers in terms.items()}  # exact, so in any order
+
+
+def check_differentiable(method: MergeMethod) -> None:
+    """Raise `RecipeError` unless the method has a parameter that its result changes smoothly with."""
+    if not any(parameter.smooth for parameter in method.parameters):
+        names = [name for name, other in all_methods().items() if any(parameter.smooth for parameter in other.parameters)]
+        raise RecipeError(f"merge.method: {method.name} has no gradient; those that have one are {', '.join(names)}")
+
+
+def products(
+    job: TensorJob, gradient: Tensor, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], survey: Any = None
+) -> dict[tuple[str, int | None], float]:
+    """The inner products of a tensor's gradient with the derivatives of the merged tensor.
+
+    Sums are float64, element after element of slice after slice.
+
+    Args:
+        job: The tensor.
+        gradient: The gradient of a loss with respect to it, flat.
+        sources, options, survey: As `TensorJob.call` takes them.
+
+    Returns:
+        One number for each smooth parameter, by its name and the source's position (None: an option).
+    """
+    import torch
+
+    places = [
+        (parameter.name, source)
+        for parameter in job.method.parameters
+        if parameter.smooth
+        for source in (range(len(sources)) if parameter.scope == "source" else (None,))
+    ]
+    call = Call.of_tensor(job.name, sources, options, survey)
+    counts = job.method.prepare is not None and call.options.get("normalize", False)  # a source of weight 0 is not counted
+    for place in places:
+        if not (counts and _at(call, place) == 0):
+            _set(call, place, _beside(_at(call, place)))
+    prepared = job.method.prepare(job, call) if job.method.prepare is not None else None
+    factors = prepared if isinstance(prepared, list) and all(isinstance(each, (int, float)) for each in prepared) else None
+    values = factors if factors is not None else [_at(call, place) for place in places]
+    leaves = [torch.tensor(float(value), dtype=torch.float64, device=job.device, requires_grad=True) for value in values]
+    smooth = _copy(call)
+    if factors is not None:  # numbers that depend on the parameters and the whole tensor, such as those of an angle
+        smooth.prepared = leaves
+        totals = _backward(job, smooth, leaves, gradient)
+        return {place: _through(job, call, place, totals) for place in places}
+    smooth.prepared = prepared
+    for place, leaf in zip(places, leaves, strict=True):
+        _set(smooth, place, leaf)
+    return dict(zip(places, _backward(job, smooth, leaves, gradient), strict=True))
+
+
+def _backward(job: TensorJob, call: Call, leaves: list[Tensor], gradient: Tensor) -> list[float]:
+    """The derivatives with respect to the leaves, which the call holds in the place of numbers."""
+    import torch
+
+    totals = [0.0] * len(leaves)
+    with torch.enable_grad():
+        for call.start in range(0, job.numel, SLICE):
+            stop = min(call.start + SLICE, job.numel)
+            base, tensors = job.parts(call.start, stop)
+            out = job.method.function(None if base is None else base.double(), [each.double() for each in tensors], call)
+            if not out.requires_grad:
+                raise RecipeError(f"merge.method: {job.method.name} has no gradient with these options")
+            given = gradient[call.start : stop].double()
+            for index, part in enumerate(torch.autograd.grad(out, leaves, given, allow_unused=True)):
+                totals[index] += 0.0 if part is None else float(part)
+    return totals
+
+
+def _through(job: TensorJob, call: Call, place: tuple[str, int | None], totals: Sequence[float]) -> float:
+    """The chain rule over coefficients that a method computes from its parameters and the whole tensor."""
+    assert job.method.prepare is not None
+    ends = []
+    for step in (_STEP, -_STEP):
+        moved = _copy(call)
+        _set(moved, place, _at(call, place) + step)
+        ends.append(job.method.prepare(job, moved))
+    return math.fsum(total * (high - low) / (2 * _STEP) for total, high, low in zip(totals, *ends, strict=True))
+
+
+def _check_no_ramp(method: MergeMethod, mappings: Sequence[Mapping[str, Any]]) -> None:
+    for name in (parameter.name for parameter in method.parameters if parameter.smooth):
+        for value in (mapping[name] for mapping in mappings if name in mapping):
+            if any(isinstance(item, Ramp) for item in (value.values() if isinstance(value, Mapping) else [value])):
+                raise RecipeError(f"{name}: numbers that run over the layers have no gradient; give numbers per layer group")
+
+
+def _beside(value: float) -> float:
+    """The number itself, or one beside 0 and 1, which methods take for a source, or a factor, that is not there."""
+    return _TINY if value == 0 else math.nextafter(1, 2) if value == 1 else value
+
+
+def _copy(call: Call) -> Call:
+    return Call(dict(call.options), [dict(values) for values in call.sources], model=call.model)
+
+
+def _at(call: Call, place: tuple[str, int | None]) -> float:
+    name, source = place
+    return float(call.options[name] if source is None else call.sources[source][name])
+
+
+def _set(call: Call, place: tuple[str, int | None], value: Any) -> None:
+    name, source = place
+    (call.options if source is None else call.sources[source])[name] = value

@@ -1,0 +1,182 @@
+"""The gradient of a live merge, against differences between merges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import save_family, tiny_config
+from method_cases import CASES, IDS, NAME, merge
+from peft import LoraConfig, get_peft_model
+from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM
+
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.errors import RecipeError
+from hf_evomerge.merging.arithmetic import TensorJob
+from hf_evomerge.merging.gradient import MergeGradient, check_differentiable, products
+from hf_evomerge.merging.live import LiveMerger
+from hf_evomerge.merging.checks import complete_options, complete_parameters
+from hf_evomerge.merging.registry import all_methods, get_method
+from hf_evomerge.recipes.layer_groups import resolve
+from hf_evomerge.recipes.recipe import SourceRef
+
+IDS_OF_TOKENS = torch.arange(3, 27).view(2, 12)
+SMOOTH = {name: [p.name for p in method.parameters if p.smooth] for name, method in all_methods().items()}
+SMOOTH_CASES = [
+    pytest.param(*case, id=name)
+    for case, name in zip(CASES, IDS, strict=True)
+    if SMOOTH[case[0]] and case[2].get("semantics") != "paper" and case[2].get("nuslerp_flatten", True)
+]
+
+
+def moved(parameters: list[dict[str, Any]], options: dict[str, Any], name: str, source: int | None, step: float) -> Any:
+    """The same parameters for one tensor, one of them moved."""
+    values = [{key: resolve(value, NAME) for key, value in each.items()} for each in parameters]
+    chosen = {key: resolve(value, NAME) for key, value in options.items()}
+    target = chosen if source is None else values[source]
+    target[name] = target[name] + step
+    return values, chosen
+
+
+@pytest.mark.parametrize(("method", "parameters", "options"), SMOOTH_CASES)
+def test_a_tensors_products_are_differences(method: str, parameters: Any, options: Any) -> None:
+    """For every method that has a gradient, the products are the slopes of <g, merged tensor> in each of its numbers."""
+    generator = torch.Generator().manual_seed(4)
+    base, *sources, given = torch.randn(len(parameters) + 2, 8, 12, generator=generator)
+    sources = [base + 0.3 * source for source in sources]
+    chosen = get_method(method)
+    values, options = complete_parameters(chosen, parameters, len(sources), 4), complete_options(chosen, options, 4)
+    job = TensorJob(NAME, chosen, base, sources, seed=0)
+    found = products(job, given.reshape(-1), values, options)
+    assert {name for name, _ in found} == set(SMOOTH[method])
+    for (name, source), slope in found.items():
+        if (options[name] if source is None else resolve(values[source][name], NAME)) == 0:
+            continue  # `merge` leaves such a source out
+        ends = []
+        for step in (1e-3, -1e-3):
+            there, chosen_there = moved(values, options, name, source, step)
+            ends.append((merge(method, base, sources, there, chosen_there).double() * given).sum().item())
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=2e-3, abs=2e-3), (name, source)
+
+
+def loss(model: Any) -> torch.Tensor:
+    """How far the model is from repeating some tokens."""
+    value: torch.Tensor = model(IDS_OF_TOKENS, labels=IDS_OF_TOKENS).loss
+    return value
+
+
+def opened(folder: Any, count: int = 2) -> tuple[list[Source], Source]:
+    """The first sources of a family, and its base."""
+    return [Source.open(str(folder / f"source{i}")) for i in range(count)], Source.open(str(folder / "base"))
+
+
+def check(merger: LiveMerger, model: Any, parameters: Any, options: Any = None, step: float = 0.05, **limits: int) -> Any:
+    """Compare the gradient of a loss with its differences; returns the gradient."""
+    found = MergeGradient(merger, model, **limits)(parameters, options, lambda: loss(model).backward())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    for (name, source, key), slope in found.items():
+        ends = []
+        for change in (step, -step):
+            values, chosen = [dict(each) for each in parameters], dict(options or {})
+            target = chosen if source is None else values[source]
+            before = target.get(name, 1.0)
+            target[name] = before + change if key is None else {**before, key: before[key] + change}
+            merger.apply(values, chosen)
+            with torch.no_grad():
+                ends.append(loss(model).item())
+        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.02, abs=2e-4), (name, source, key)
+    return found
+
+
+GROUPS = {"embed": 0.3, "blocks.0": 0.0, "*layers.1.mlp*": 1.0, "default": 0.6}
+
+
+@pytest.mark.parametrize("limits", [{}, {"memory_limit": 0}], ids=["whole", "one tensor at a time"])
+def test_a_models_gradient_is_that_of_its_loss(family: Any, load: Any, limits: Any) -> None:
+    """Every number of a recipe has the slope of the loss, by group and pattern, also at 0 and 1, with tied embeddings."""
+    model = load(family / "base")
+    merger = LiveMerger(*opened(family), "task_arithmetic", {}, 0, model)
+    found = check(merger, model, [{"weight": GROUPS}, {"weight": 0.5}], {"lambda": 1.0}, **limits)
+    keys = {("weight", 0, key) for key in GROUPS} | {("weight", 1, None), ("lambda", None, None)}
+    assert set(found) == keys
+    assert all(found.values())
+
+
+def test_normalised_weights(family: Any, load: Any) -> None:
+    """The gradient of a weighted mean goes through the sum of the weights, also where that is 1."""
+    model = load(family / "base")
+    merger = LiveMerger(opened(family)[0], None, "linear", {}, 0, model)
+    found = check(merger, model, [{"weight": 0.5}, {"weight": 0.5}])
+    assert found["weight", 0, None] == pytest.approx(-found["weight", 1, None])
+
+
+def test_slerp(family: Any, load: Any) -> None:
+    """The angle's coefficients are differentiated, per group."""
+    model = load(family / "base")
+    check(LiveMerger(opened(family)[0], None, "slerp", {}, 0, model), model, [], {"t": {"blocks.0": 0.2, "default": 0.7}})
+
+
+def test_backward_passes_add_up_and_repeat(family: Any, load: Any) -> None:
+    """Several backward passes give the sum of theirs, used at once or together, and the same point the same bits."""
+    model = load(family / "base")
+    merger = LiveMerger(*opened(family), "ties", {}, 0, model)
+    parameters = [{"weight": 0.5, "density": 0.5}, {"weight": 0.8, "density": 0.7}]
+    once = MergeGradient(merger, model)(parameters, {}, lambda: loss(model).backward())
+    assert once == MergeGradient(merger, model)(parameters, {}, lambda: loss(model).backward())
+    for limits in ({}, {"memory_limit": 0}):
+        twice = MergeGradient(merger, model, **limits)(parameters, {}, lambda: [loss(model).backward() for _ in range(2)])
+        assert twice == {number: pytest.approx(2 * value, rel=1e-5) for number, value in once.items()}
+
+
+def test_half_precision(half_family: Any, load: Any) -> None:
+    """In bfloat16 the gradient is that of float32, as far as bfloat16 goes."""
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        model = load(half_family / "base", dtype=dtype)
+        merger = LiveMerger(*opened(half_family), "task_arithmetic", {}, 0, model)
+        gradient = MergeGradient(merger, model)([{"weight": GROUPS}, {"weight": GROUPS}], {}, lambda: loss(model).backward())  # noqa: B023
+        found.append(torch.tensor(list(gradient.values())))
+    assert torch.cosine_similarity(*found, dim=0) > 0.995
+
+
+def test_fused_experts(tmp_path: Any) -> None:
+    """The experts that transformers stacks are merged, and differentiated, under the names of the checkpoint."""
+    for name, seed in (("base", 0), ("source0", 1), ("source1", 2)):
+        tiny_model("mixtral", 2, seed).save_pretrained(tmp_path / name)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    merger = LiveMerger(*opened(tmp_path), "task_arithmetic", {}, 0, model)
+    merger.apply([{"weight": 0.0}, {"weight": 1.0}])
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "source1")
+    for (name, found), wanted in zip(model.named_parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-6), name
+    groups = {"*experts.1.w1*": 0.2, "*.gate.weight": 0.1, "model.layers.1.block_sparse_moe.experts.2.w2.weight": 0.3}
+    check(merger, model, [{"weight": {**groups, "default": 0.1}}, {"weight": 0.1}], step=0.003)
+
+
+def test_a_lora_source(family: Any, load: Any, tmp_path: Any) -> None:
+    """Of an adapter's source only the changed tensors are differentiated, and the slopes are right."""
+    tuned = get_peft_model(load(family / "base"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    tuned.save_pretrained(tmp_path)
+    base = Source.open(str(family / "base"))
+    adapted = Source.open(SourceRef(model=str(family / "base"), adapter=str(tmp_path)))
+    model = load(family / "base")
+    found = check(
+        LiveMerger([adapted], base, "task_arithmetic", {}, 0, model), model, [{"weight": {"embed": 1.0, "default": 0.5}}]
+    )
+    assert set(found) == {("weight", 0, "default"), ("lambda", None, None)}
+
+
+def test_what_has_no_gradient_is_refused(family: Any, load: Any) -> None:
+    """Methods without a smooth number, row-wise angles and gradients over layers are refused in one line."""
+    with pytest.raises(RecipeError, match="merge.method: model_stock has no gradient; those that have one are breadcrumbs, "):
+        check_differentiable(get_method("model_stock"))
+    model = load(family / "base")
+    merger = LiveMerger(*opened(family), "nuslerp", {"nuslerp_flatten": False}, 0, model)
+    with pytest.raises(RecipeError, match="merge.method: nuslerp has no gradient with these options"):
+        MergeGradient(merger, model)([{}, {}], {}, lambda: loss(model).backward())
+    merger = LiveMerger(*opened(family), "task_arithmetic", {}, 0, model)
+    with pytest.raises(RecipeError, match="weight: numbers that run over the layers have no gradient; give numbers per layer"):
+        MergeGradient(merger, model)([{"weight": [0.1, 0.2]}, {}], {}, lambda: loss(model).backward())
+    assert all(parameter.requires_grad for parameter in model.parameters())
