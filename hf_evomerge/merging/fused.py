@@ -1,4 +1,4 @@
-"""Parts of a live model's fused parameters under the names of the checkpoint: transformers stacks experts when it loads them."""
+"""Parts of the fused parameters of a live model by their names in the checkpoint: transformers stacks experts when loading."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The gradient of a live merge: how a loss changes with every number of the recipe, from one backward pass.
 
-With theta = M(weights, task vectors), d loss / d w_i = <d loss / d theta, d M / d w_i>, tensor by tensor: for task arithmetic the
-inner product of a tensor's gradient with the task vector. How many groups share the numbers costs nothing. (Yang et al.,
+With theta = M(weights, task vectors), d loss / d w_i = <d loss / d theta, d M / d w_i>, tensor by tensor: for task arithmetic
+the inner product of a tensor's gradient with the task vector. How many groups share the numbers costs nothing. (Yang et al.,
 AdaMerging, arXiv:2310.02575; Gauthier-Caron et al., DAM, arXiv:2410.08371.)
 
 What decides elements one by one (which are the largest, which are dropped, the elected sign) is held as it is at the point;
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Number = tuple[str, int | None, str | None]
-"""A number of a recipe: the parameter, the source's position (None: an option), the key of its group (None: the whole model)."""
+"""A number of a recipe: parameter, position of the source (None: an option), key of the group (None: the whole model)."""
 
 _TINY = 1e-30
 _STEP = 1e-6  # of the differences by which coefficients are differentiated, in float64

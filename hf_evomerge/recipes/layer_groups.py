@@ -29,7 +29,7 @@ _MLP = re.compile(
 TIED_HEAD = "lm_head.weight"  # may be named where it is the embedding matrix: the same file then does for models of both kinds
 _KEY = re.compile(r"(?:(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?)")
 
-_NAME = re.compile(r"(?!blocks\.)[A-Za-z_]\w*(?:\.\w+)+")  # a tensor's
+_NAME = re.compile(r"(?!(?:embed|blocks?|head|default)\.)[A-Za-z_]\w*(?:\.\w+)*\.[A-Za-z_]\w*")  # a tensor's
 
 
 @lru_cache(maxsize=65536)
@@ -207,11 +207,20 @@ def _some(names: Sequence[str]) -> str:
 
 
 def per_group(value: Any, where: str) -> GroupValue:
-    """The value as a number or as one number per layer group; raises `RecipeError` for gradients and name patterns."""
+    """The value as a number or as one number per layer group; numbers of single tensors are averaged over their half of a block.
+
+    Raises:
+        RecipeError: It has gradients or name patterns.
+    """
     values = value if isinstance(value, Mapping) else {"default": value}
-    if any(isinstance(number, list) or parse_key(key).kind == "pattern" for key, number in values.items()):
-        raise RecipeError(f"{where}: given as a gradient or by name patterns (found {value!r}); give numbers per layer group")
-    return dict(value) if isinstance(value, Mapping) else value
+    groups: dict[str, list[float]] = {}
+    for key, number in values.items():
+        if isinstance(number, list) or "*" in key:
+            raise RecipeError(f"{where}: given as a gradient or by name patterns (found {value!r}); give numbers per layer group")
+        kind, block, half = classify(key)
+        place = kind if block is None else f"blocks.{block}.{half}"
+        groups.setdefault(place if parse_key(key).kind == "pattern" else key, []).append(number)
+    return {key: sum(numbers) / len(numbers) for key, numbers in groups.items()} if isinstance(value, Mapping) else value
 
 
 def one_of_each(layer_count: int) -> list[str]:

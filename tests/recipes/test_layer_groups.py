@@ -154,6 +154,15 @@ def test_a_pattern_names_whole_names(pattern, names):
     assert [name for name in (UP, DOWN, NORM) if parse_key(pattern).covers(name)] == names
 
 
+def test_the_name_of_a_tensor_is_a_key():
+    """A whole name counts before patterns and groups, for its tensor alone; one that names no tensor is refused."""
+    value = {"*down_proj*": 1.0, "default": 0.0, "blocks.4": 2.0, DOWN: 3.0}
+    assert [resolve(value, name) for name in (DOWN, DOWN.replace("4", "3"), UP)] == [3.0, 1.0, 2.0]
+    check_keys(value, 5, [UP, DOWN, NORM])
+    with pytest.raises(RecipeError, match=r"dwon_proj\.weight' names no tensor"):
+        check_keys({"model.layers.4.mlp.dwon_proj.weight": 1.0, "default": 0.0}, 5, [UP, DOWN, NORM])
+
+
 def test_a_long_pattern_takes_no_time():
     """A pattern of many stars is answered at once, whatever the name."""
     assert not parse_key("*a" * 500 + "*b").covers("a" * 5000)
