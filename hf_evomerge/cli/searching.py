@@ -168,6 +168,8 @@ def _print_plan(plan: Plan, workers: int) -> None:
     for stage, count in plan.evaluations.items():
         size = f", {plan.dimensions[stage]} numbers to evolve" if stage in plan.dimensions else ""
         typer.echo(f"{stage}: {count} evaluations{size}")
+    for note in plan.notes:
+        typer.echo(f"note: {note}")
     typer.echo(f"examples: {json.dumps(plan.examples)}")
     minutes = plan.minutes / workers
     whole = (

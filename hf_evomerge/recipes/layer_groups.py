@@ -207,7 +207,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def per_group(value: Any, where: str) -> GroupValue:
-    """The value as a number or as one number per layer group; numbers of single tensors are averaged over their half of a block.
+    """The value as a number or as one per layer group; numbers of single tensors are averaged over their half of a block.
 
     Raises:
         RecipeError: It has gradients or name patterns.
@@ -216,7 +216,8 @@ def per_group(value: Any, where: str) -> GroupValue:
     groups: dict[str, list[float]] = {}
     for key, number in values.items():
         if isinstance(number, list) or "*" in key:
-            raise RecipeError(f"{where}: given as a gradient or by name patterns (found {value!r}); give numbers per layer group")
+            found = f"given as a gradient or by name patterns (found {value!r})"
+            raise RecipeError(f"{where}: {found}; give numbers per layer group")
         kind, block, half = classify(key)
         place = kind if block is None else f"blocks.{block}.{half}"
         groups.setdefault(place if parse_key(key).kind == "pattern" else key, []).append(number)

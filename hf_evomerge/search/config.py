@@ -77,6 +77,8 @@ class ParameterSpaceConfig(StrictModel):
         blocks_per_group: Blocks that share one set of parameters: a number, ``all`` (one group for all blocks, beside
             embeddings and head) or ``model`` (one group for everything, the paper's reported setting).
         split_attention: Whether attention has parameters of its own, apart from the MLP.
+        groups: In place of these two: ``tensor`` (one set of parameters for each tensor), or a list of keys as a recipe has
+            them: layer groups, names of tensors, name patterns, ``default``.
         parameters: Per per-source parameter: a number (fixed), a range (evolved), or absent (evolved within the method's own
             bounds).
         optimizer: How to search.
@@ -87,8 +89,15 @@ class ParameterSpaceConfig(StrictModel):
     sources: list[int] | None = None
     blocks_per_group: int | Literal["all", "model"] = 1
     split_attention: bool = False
+    groups: Literal["tensor"] | list[str] | None = None
     parameters: dict[str, float | Range] = Field(default_factory=dict)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> ParameterSpaceConfig:
+        if self.groups is not None and self.model_fields_set & {"blocks_per_group", "split_attention"}:
+            raise ValueError("groups: stands in the place of blocks_per_group and split_attention; leave those out")
+        return self
 
 
 class FlowSpaceConfig(StrictModel):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EvoMergeError, FitnessError, SourceError
@@ -68,6 +69,21 @@ class Evaluator:
     def layers(self) -> list[int]:
         """Number of layers of each source."""
         return [source.layer_count for source in self._sources]
+
+    @cached_property
+    def tensors(self) -> list[str]:
+        """Names of the weights of the sources that are merged."""
+        first = self._sources[(self.config.ps.sources or [0])[0]]
+        return [name for name, info in first.tensors.items() if info.is_float and ".rotary_emb.inv_freq" not in name]
+
+    @cached_property
+    def unchanged(self) -> list[frozenset[str]]:
+        """Per source that is merged the names of the tensors that equal the base's; empty where there is no base."""
+        from ..checkpoints.unchanged import unchanged_tensors
+
+        if self._base is None:
+            return []
+        return [unchanged_tensors(self._sources[i], self._base) for i in self.config.ps.sources or range(len(self._sources))]
 
     @property
     def splits(self) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,6 +67,7 @@ class Search:
         study: Where trials are kept; may hold some already.
         runner: What evaluates.
         layers: Number of layers of each source.
+        tensors, unchanged: Of the merged sources, as `ParameterSpace` takes them.
         example_count: Number of search examples; needed where the search draws batches.
         splits: The splits that there are examples for.
         report: Called after every trial.
@@ -79,12 +80,15 @@ class Search:
         runner: Runner,
         *,
         layers: Sequence[int],
+        tensors: Sequence[str] = (),
+        unchanged: Sequence[Container[str]] = (),
         example_count: int = 0,
         splits: Sequence[str] = ("search",),
         report: Report | None = None,
     ) -> None:
         self.config, self.study, self.runner = config, study, runner
         self.layers, self.example_count, self.splits = list(layers), example_count, list(splits)
+        self.tensors, self.unchanged = tensors, unchanged
         self.report = report or (lambda _: None)
 
     def run(self) -> Result:
@@ -116,7 +120,7 @@ class Search:
         kind = self.config.stages[0] if stage == "random" else stage
         if kind == "ps":
             taking_part = self.config.ps.sources or range(len(self.layers))
-            return ParameterSpace(self.config, self.layers[next(iter(taking_part))])
+            return ParameterSpace(self.config, self.layers[next(iter(taking_part))], self.tensors, self.unchanged)
         if stage == "random" or merged is None:
             return FlowSpace(self.config, self.layers)
         merge = self.study.recipe(merged).merge

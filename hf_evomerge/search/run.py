@@ -42,12 +42,14 @@ class Plan:
         evaluations: Trials, per stage.
         examples: Examples, per split.
         seconds_per_evaluation: Measured on the first source.
+        notes: What the user should know of the spaces, one line each, such as numbers that are not evolved.
     """
 
     dimensions: dict[str, int]
     evaluations: dict[str, int]
     examples: dict[str, int]
     seconds_per_evaluation: float
+    notes: tuple[str, ...] = ()
 
     @property
     def minutes(self) -> float:
@@ -99,6 +101,8 @@ def run_search(
             study,
             runner,
             layers=evaluator.layers,
+            tensors=evaluator.tensors,
+            unchanged=evaluator.unchanged if config.space != "dfs" else (),
             example_count=len(evaluator.examples("search")),
             splits=evaluator.splits,
             report=report,
@@ -162,7 +166,7 @@ def plan_search(config: SearchConfig) -> Plan:
         {'ps': 8, 'dfs': 8}
     """
     evaluator = Evaluator(config)
-    dimensions = _check(config, evaluator)
+    dimensions, notes = _check(config, evaluator)
     evaluator.evaluate(config.sources[0])  # loads the model
     scores = evaluator.evaluate(config.sources[0])
     if scores.error is not None:
@@ -173,11 +177,11 @@ def plan_search(config: SearchConfig) -> Plan:
     if config.random_baseline:
         evaluations["random"] = sum(evaluations.values())
     examples = {split: len(evaluator.examples(split)) for split in evaluator.splits}
-    return Plan(dimensions, evaluations, examples, scores.seconds * share)
+    return Plan(dimensions, evaluations, examples, scores.seconds * share, tuple(notes))
 
 
-def _check(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
-    """Refuse a search that cannot work, before anything expensive; returns the number of coordinates per stage."""
+def _check(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, int], list[str]]:
+    """Refuse a search that cannot work, before anything expensive; returns the number of coordinates per stage, and notes."""
     from ..checkpoints.compatibility import check_mergeable
     from ..checkpoints.source import Source
     from .spaces import FlowSpace, ParameterSpace
@@ -185,13 +189,15 @@ def _check(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
     _check_device(config)
     check_disjoint(**{split: evaluator.examples(split) for split in {"search", *evaluator.splits}})
     dimensions: dict[str, int] = {}
+    notes: list[str] = []
     opened = [Source.open(ref) for ref in config.sources]
     if config.space in ("ps", "hybrid"):
         taking_part = [opened[i] for i in config.ps.sources or range(len(opened))]
         check_mergeable(taking_part, Source.open(config.base) if config.base is not None else None)
-        parameters = ParameterSpace(config, taking_part[0].layer_count)
+        parameters = ParameterSpace(config, taking_part[0].layer_count, evaluator.tensors, evaluator.unchanged)
         _check_method(parameters, taking_part[0].layer_count)
         dimensions["ps"] = len(parameters.coordinates)
+        notes += parameters.notes()
     if config.space in ("dfs", "hybrid"):
         from ..recipes.recipe import MergePart
 
@@ -201,7 +207,7 @@ def _check(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
         space = FlowSpace(config, layers, merge)
         _check_path(space.decode(space.start().mean), opened)
         dimensions["dfs"] = space.genome.dimension
-    return dimensions
+    return dimensions, notes
 
 
 def _check_method(space: Any, layer_count: int) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoints.headers import tensor_order
 from ..errors import SearchError
 from ..merging.parameters import Parameter
 from ..merging.registry import get_method
-from ..recipes.layer_groups import Grouping
+from ..recipes.layer_groups import Grouping, check_keys, select_key
 from ..recipes.recipe import FlowPart, MergePart, ParameterValue, Recipe, SourceRef
 from ..routing.layout import FlowGenome, Layout
 from .config import FlowSpaceConfig, Range, SearchConfig
@@ -49,19 +50,35 @@ class Coordinate:
 
 
 class ParameterSpace:
-    """The parameters of a merge method: per source and layer group, or global. Every coordinate lies between 0 and 1."""
+    """The parameters of a merge method: per source and layer group, or global. Every coordinate lies between 0 and 1.
 
-    def __init__(self, config: SearchConfig, layer_count: int) -> None:
+    Attributes:
+        coordinates: What each number of a genome is.
+        idle: What would be numbers too, but changes nothing: groups of a source in which every task vector is 0.
+    """
+
+    def __init__(
+        self, config: SearchConfig, layer_count: int, tensors: Sequence[str] = (), unchanged: Sequence[Container[str]] = ()
+    ) -> None:
+        """Make the space.
+
+        Args:
+            config: The search.
+            layer_count: Number of blocks of the merged sources.
+            tensors: Names of their tensors; needed for ``groups: tensor`` and to tell what changes nothing.
+            unchanged: Per merged source the names of the tensors that equal the base's.
+        """
         self.config, self.space = config, config.ps
-        self.groups = Grouping(
-            blocks_per_group=self.space.blocks_per_group,
-            split_attention=self.space.split_attention,
-            layer_count=layer_count,
-        ).keys
+        self.tensors, self.unchanged = list(tensors), list(unchanged)
+        self.idle: list[Coordinate] = []
+        self.groups = self._groups(layer_count)
+        self._members: dict[str, list[str]] = {}
+        for name in self.tensors:
+            self._members.setdefault(select_key(tuple(self.groups), name), []).append(name)
         self.source_count = len(self.space.sources or config.sources)
         self.fixed: dict[str, dict[str, Any]] = {"source": {}, "global": {}}
         self.coordinates: list[Coordinate] = []
-        method = get_method(self.space.method)
+        method = self.method = get_method(self.space.method)
         given: dict[str, Mapping[str, Any]] = {"source": self.space.parameters, "global": self.space.options}
         for scope, key in (("source", "parameters"), ("global", "options")):
             declared = [parameter for parameter in method.parameters if parameter.scope == scope]
@@ -87,7 +104,42 @@ class ParameterSpace:
         parameter.check(given.high, f"{where}.high")
         sources: list[int | None] = list(range(self.source_count)) if parameter.scope == "source" else [None]
         groups: list[str | None] = list(self.groups) if parameter.grouped and self.groups != ["default"] else [None]
-        self.coordinates += [Coordinate(parameter.name, given, source, group) for source in sources for group in groups]
+        for coordinate in (Coordinate(parameter.name, given, source, group) for source in sources for group in groups):
+            (self.idle if self._is_idle(coordinate) else self.coordinates).append(coordinate)
+
+    def _groups(self, layer_count: int) -> list[str]:
+        """The keys of the groups, in the order of the layers or as the file has them."""
+        if self.space.groups == "tensor":
+            if not self.tensors:
+                raise SearchError("ps.groups: tensor needs the names of the tensors, which are not known here")
+            return sorted(self.tensors, key=tensor_order)
+        if self.space.groups is not None:
+            check_keys(dict.fromkeys(self.space.groups, 0.0), layer_count, self.tensors or None)
+            return self.space.groups
+        grouping = Grouping(self.space.blocks_per_group, self.space.split_attention, layer_count)
+        return grouping.keys
+
+    def _is_idle(self, coordinate: Coordinate) -> bool:
+        """Whether nothing changes with a number: its source's task vectors are 0 in the group."""
+        if coordinate.source is None or not self.unchanged or not self.method.task_vectors:
+            return False
+        inside = self.tensors if coordinate.group is None else self._members.get(coordinate.group, [])
+        # with normalize, the weight of a source without a task vector scales those of the others
+        defaults = {option.name: option.default for option in self.method.options}
+        everyone = self.space.options.get("normalize", defaults.get("normalize", False))
+        sources = self.unchanged if everyone else [self.unchanged[coordinate.source]]
+        return all(name in names for names in sources for name in inside)
+
+    def notes(self) -> list[str]:
+        """What is not evolved, and why: one line per source."""
+        numbers = self.space.sources or list(range(self.source_count))
+        lines = []
+        for source, number in enumerate(numbers):
+            if groups := list(dict.fromkeys(each.group or "all" for each in self.idle if each.source == source)):
+                shown = ", ".join(groups[:6]) + (f" and {len(groups) - 6} more" if len(groups) > 6 else "")
+                label = source_label(self.config.sources[number])
+                lines.append(f"ps: nothing of {label} is evolved in {shown}: its tensors are the base's there")
+        return lines
 
     def start(self) -> Start:
         """Where a search begins."""
@@ -106,6 +158,12 @@ class ParameterSpace:
                 target[coordinate.parameter] = value
             else:
                 target.setdefault(coordinate.parameter, {})[coordinate.group] = value
+        for coordinate in self.idle:
+            assert coordinate.source is not None  # options are not idle
+            if coordinate.group is None:
+                parameters[coordinate.source][coordinate.parameter] = 0.0
+            else:
+                parameters[coordinate.source].setdefault(coordinate.parameter, {}).setdefault("default", 0.0)
         part = MergePart(method=self.space.method, options=options, sources=self.space.sources, parameters=parameters)
         return _recipe(self.config, merge=part)
 

@@ -129,6 +129,59 @@ def test_sources_that_take_part() -> None:
     assert len(merge.parameters) == 2
 
 
+TENSORS = [f"model.layers.{block}.{part}.weight" for block in (0, 1) for part in ("self_attn.q_proj", "mlp.up_proj")]
+TENSORS = ["model.embed_tokens.weight", *TENSORS, "lm_head.weight"]
+
+
+def test_groups_as_fine_as_one_wants() -> None:
+    """One number per tensor, or per key of a list, gives recipes with these keys, which the methods accept."""
+    space = ParameterSpace(_config(ps={"groups": "tensor"}), 2, TENSORS)
+    merge = _merge(space, np.arange(12) / 12)
+    assert [list(mapping["weight"]) for mapping in merge.parameters] == [sorted(TENSORS), sorted(TENSORS)]
+    check_part(merge, sources=2, has_base=True, layer_count=2, names=TENSORS)
+    keys = ["*mlp*", "blocks.1", "model.embed_tokens.weight", "default"]
+    merge = _merge(ParameterSpace(_config(ps={"groups": keys}), 2, TENSORS), np.arange(8) / 8)
+    assert list(merge.parameters[1]["weight"].items()) == list(zip(keys, [0.5, 0.625, 0.75, 0.875], strict=True))
+    for groups, message in ((["*mpl*", "default"], "the pattern '*mpl*' names no tensor"), (["embed"], "no layer group names")):
+        with pytest.raises(EvoMergeError) as caught:
+            ParameterSpace(_config(ps={"groups": groups}), 2, TENSORS)
+        assert message in str(caught.value)
+    with pytest.raises(SearchError, match="groups: stands in the place of blocks_per_group and split_attention"):
+        _config(ps={"groups": "tensor", "blocks_per_group": 2})
+
+
+FROZEN = [frozenset({TENSORS[0], TENSORS[-1]}), frozenset(TENSORS[:3])]
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_ties"])
+def test_numbers_that_change_nothing_leave_the_genome(method: str) -> None:
+    """Where a source's task vectors are 0 it has no numbers, its default is 0, and the reason is said."""
+    space = ParameterSpace(_config(ps={"method": method}), 2, TENSORS, FROZEN)
+    groups = [(each.source, each.group) for each in space.coordinates if each.parameter == "weight"]
+    assert groups == [(0, "blocks.0"), (0, "blocks.1"), (1, "blocks.1"), (1, "head")]
+    merge = _merge(space, space.start().mean)
+    check_part(merge, sources=2, has_base=True, layer_count=2, names=TENSORS)
+    for name in {each.parameter for each in space.coordinates}:
+        assert merge.parameters[1][name] == {"blocks.1": 0.5, "head": 0.5, "default": 0.0}
+    assert space.notes() == [
+        "ps: nothing of source-0 is evolved in embed, head: its tensors are the base's there",
+        "ps: nothing of source-1 is evolved in embed, blocks.0: its tensors are the base's there",
+    ]
+
+
+def test_a_normalised_weight_counts_without_a_task_vector() -> None:
+    """With normalize a weight scales the other sources' task vectors, so it is evolved unless all of them are 0."""
+    space = ParameterSpace(_config(ps={"options": {"normalize": True}}), 2, TENSORS, FROZEN)
+    assert {each.group for each in space.idle} == {"embed"}
+    assert not ParameterSpace(_config(ps={"method": "linear"}), 2, TENSORS, FROZEN).idle
+
+
+def test_one_group_is_idle_as_a_whole() -> None:
+    """With one group a source that equals the base has the fixed weight 0."""
+    space = ParameterSpace(_config(ps={"blocks_per_group": "model"}), 2, TENSORS, [frozenset(TENSORS), frozenset()])
+    assert _merge(space, [0.75]).parameters == [{"weight": 0.0}, {"weight": 0.75}]
+
+
 def test_recipes_carry_what_the_search_says() -> None:
     """Sources, base, dtype and seed of the search are those of every recipe."""
     config = _config(dtype="bfloat16", ps={"method": "linear", "blocks_per_group": "model"})

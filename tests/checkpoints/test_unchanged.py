@@ -1,0 +1,38 @@
+"""Which tensors of a fine-tune are those of its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from families import save_family, tiny_config
+from transformers import AutoModelForCausalLM
+
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.unchanged import unchanged_tensors
+from hf_evomerge.recipes.recipe import SourceRef
+
+
+def test_frozen_tensors_are_found(tmp_path: Path) -> None:
+    """A tensor that was not trained is unchanged; one that differs in its last element alone is not."""
+    save_family(tmp_path, tiny_config(), torch.bfloat16, count=1)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        base.model.norm.weight[-1] += 1
+    base.save_pretrained(tmp_path / "tuned")
+    source, root = Source.open(str(tmp_path / "tuned")), Source.open(str(tmp_path / "base"))
+    assert set(source.tensors) - unchanged_tensors(source, root) == {"model.norm.weight"}
+    assert not unchanged_tensors(Source.open(str(tmp_path / "source0")), root)
+
+
+def test_an_adapter_changes_what_it_names(tmp_path: Path) -> None:
+    """Of a LoRA source of the same base only the tensors that its adapter changes are compared."""
+    from peft import LoraConfig, get_peft_model
+
+    save_family(tmp_path, tiny_config(), torch.float32, count=0)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[1], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    base = Source.open(str(tmp_path / "base"))
+    source = Source.open(SourceRef(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter")))
+    assert set(source.tensors) - unchanged_tensors(source, base) == {"model.layers.1.self_attn.q_proj.weight"}
