@@ -62,7 +62,7 @@ OURS = (
 from hf_evomerge.building.build import build_model
 from hf_evomerge.recipes.recipe import Recipe
 def merge(text, out):
-    build_model(Recipe.from_yaml(text), out, progress=False, report=lambda line: None)
+    build_model(Recipe.from_yaml(text), out, progress=False)
 tiny, recipe, out = json.loads(sys.argv[1])
 merge(tiny, out + "-tiny")
 measure(lambda: merge(recipe, out))

@@ -29,7 +29,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_evomerge.building.merged import merge_checkpoint
+from hf_evomerge.building.build import build_model
 from hf_evomerge.mergekit import from_mergekit, to_mergekit
 from hf_evomerge.merging.statistics import RandomField
 from hf_evomerge.recipes.recipe import Recipe
@@ -210,7 +210,7 @@ def main() -> None:
         print(f"{'case':38} largest difference, of numbers up to {max(float(t.abs().max()) for t in base.values()):.2f}")
         for short, case in names.items():
             with handed_in() if "handed in" in case else nullcontext():
-                ours = load(merge_checkpoint(recipe(work, CASES[case]), work / "ours" / short, progress=False))
+                ours = load(build_model(recipe(work, CASES[case]), work / "ours" / short, progress=False))
             theirs = load(work / "theirs" / short)
             if "random" in case:
                 for who, merged in (("here", ours), ("mergekit", theirs)):
@@ -221,7 +221,7 @@ def main() -> None:
             read = from_mergekit(with_folders(work, FILES[name])).recipe
             assert from_mergekit(to_mergekit(read)[0]).recipe == read, name
             print_difference(
-                name, load(merge_checkpoint(read, work / "ours" / short, progress=False)), load(work / "theirs" / short)
+                name, load(build_model(read, work / "ours" / short, progress=False)), load(work / "theirs" / short)
             )
 
 

@@ -1,8 +1,6 @@
-"""Folds the scales of a merged model into its weights: a plain checkpoint of the source architecture, for programs that run no
-custom code.
+"""A merged model as a plain checkpoint: its scales are multiplied into the weights, for programs that run no custom code.
 
-Knows files and arithmetic; which tensors it concerns is in ``modeling/fold_layouts.py``. Memory does not grow with the model:
-one slice of one tensor is held at a time.
+Knows arithmetic; which tensors it concerns is in ``modeling/fold_layouts.py``.
 """
 
 from __future__ import annotations
@@ -13,15 +11,17 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from ..checkpoints.headers import STORED, tensor_order, torch_dtype
-from ..checkpoints.model_folder import copy_companions, new_folder
-from ..checkpoints.shards import Entry, Write, parse_size, write_shards
+from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
+from ..checkpoints.headers import STORED, TensorInfo, tensor_order, torch_dtype
+from ..checkpoints.model_folder import copy_companions
 from ..checkpoints.source import Source
+from ..checkpoints.writer import write_checkpoint
 from ..errors import EvoMergeError, PathError, SourceError
-from ..merging.arithmetic import SLICE
 from ..modeling.fold_layouts import Change, FoldLayout, layout_of, matches
 from ..recipes.recipe import Dtype
 
@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 
 
 class _Planned(NamedTuple):
-    """One tensor of the result: its name in the merged checkpoint, how it is written, and what becomes of it."""
+    """One tensor of the result: its name in the merged model, its dtype and shape, and what becomes of it."""
 
     stored: str
-    entry: Entry
+    info: TensorInfo
     change: Change | None
 
 
@@ -51,6 +51,88 @@ class _Factors(NamedTuple):
     reader: float = 1.0
 
 
+class Folded(Checkpoint):
+    """A merged model as a plain one of the source architecture: every hop is a layer of its own, the scales are in the weights.
+
+    - ``mlp_delta``, ``x_k = r_{k-1} + beta_k * MLP_{k-1}``: what the MLP of hop k-1 writes is multiplied by beta_k, the
+      embeddings by beta_0. Exact. Embeddings that are scaled and tied to the head are untied.
+    - ``stream``, ``x_k = beta_k * h_{k-1}``: with ``c_k = beta_0 * ... * beta_k`` and ``x_k = c_k * y_k``, the plain model
+      carries y. What hop k writes to the stream is divided by c_k, and the norms that read it change their sign where c_k < 0.
+      The embeddings stay as they are, tied or not. Exact but for the norms' epsilon.
+
+    Products are formed in float64 and rounded once, to the dtype that is written. A layer that runs twice is written twice.
+
+    Args:
+        model: The merged model: one on disk, or a `Routed`.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; by default each tensor keeps its own.
+
+    Raises:
+        PathError: The path or its scales have no plain equal: several terms in a hop, a weight other than 1, a zero in the
+            stream.
+        SourceError: It is no merged model, its architecture cannot be folded, or a tensor is missing.
+        EvoMergeError: The dtype is unknown.
+    """
+
+    def __init__(self, model: Checkpoint, dtype: str | None = None) -> None:
+        if dtype is not None and dtype not in get_args(Dtype):
+            raise EvoMergeError(f"dtype: {dtype!r} is unknown; there are {', '.join(get_args(Dtype))}")
+        self.ref, self.tokenizer_source = model.ref, model.tokenizer_source
+        self.model, self.dtype = model, dtype
+        merged = _merged_config(model)
+        self._config = _plain_config(merged, dtype)
+        plan = _plan(model, merged, self._config, dtype=dtype)
+        self._planned = {name: plan[name] for name in sorted(plan, key=tensor_order)}
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The config of the plain model."""
+        return self._config
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Dtype and shape of every tensor."""
+        return {name: planned.info for name, planned in self._planned.items()}
+
+    @property
+    def sources(self) -> list[Source]:
+        """Those that the merged model reads."""
+        return self.model.sources
+
+    def fingerprint(self) -> str:
+        """Another text for another dtype or another merged model."""
+        return f"folded {self.dtype}\0{self.model.fingerprint()}"
+
+    def origin(self, name: str) -> Origin:
+        """Where the merged model's tensor comes from."""
+        planned = self._planned[name]
+        origin = self.model.origin(planned.stored)
+        return origin if planned.change is None or origin.kind == "merged" else replace(origin, kind="scaled")
+
+    def stream(self, name: str) -> Iterator[Tensor]:
+        """Read one tensor; what is multiplied is multiplied in float64 and rounded once."""
+        import torch
+
+        planned = self._planned[name]
+        wanted, change = torch_dtype(planned.info.dtype), planned.change
+        for values in self.model.stream(planned.stored):
+            if change is not None:
+                values = (values.double() + change.offset) * change.factor - change.offset
+            values = values if wanted is None else values.to(wanted)
+            if change is not None and not bool(torch.isfinite(values).all()):
+                raise EvoMergeError(f"{name}: does not fit into {wanted} once it is multiplied by {change.factor:g}")
+            yield values
+
+    def findings(self) -> Findings:
+        """What the merged model noticed."""
+        return self.model.findings()
+
+    def write_companions(self, folder: Path) -> None:
+        """Write the config, and copy what else lies beside the weights."""
+        self._config.save_pretrained(folder)
+        copy_companions(self.tokenizer_source.folder, folder)
+        _say_whether_bos(folder)
+
+
 def fold(
     model: str | Path,
     out: str | Path,
@@ -59,17 +141,7 @@ def fold(
     max_shard_size: str | int = "4GB",
     progress: bool = True,
 ) -> Path:
-    """Write a merged model as a plain checkpoint of the source architecture, which needs no custom code.
-
-    Every hop becomes a layer of its own, so a layer that runs twice is written twice. The scales go into the weights:
-
-    - ``mlp_delta``, ``x_k = r_{k-1} + beta_k * MLP_{k-1}``: what the MLP of hop k-1 writes is multiplied by beta_k, the
-      embeddings by beta_0. Exact. Embeddings that are scaled and tied to the head are untied.
-    - ``stream``, ``x_k = beta_k * h_{k-1}``: with ``c_k = beta_0 * ... * beta_k`` and ``x_k = c_k * y_k``, the plain model
-      carries y. What hop k writes to the stream is divided by c_k, and the norms that read it change their sign where c_k < 0.
-      The embeddings stay as they are, tied or not. Exact but for the norms' epsilon.
-
-    Products are formed in float64 and rounded once, to the dtype that is written.
+    """Write a merged model as a plain checkpoint of the source architecture, which needs no custom code: see `Folded`.
 
     Args:
         model: The folder of the merged model, or its repository on the Hub.
@@ -82,31 +154,16 @@ def fold(
         The folder.
 
     Raises:
-        PathError: The path or its scales have no plain equal: several terms in a hop, a weight other than 1, a zero in the
-            stream.
+        PathError: The path or its scales have no plain equal.
         SourceError: The folder is not a merged model, its architecture cannot be folded, or a tensor is missing.
         EvoMergeError: An argument is wrong, or a weight does not fit into the dtype.
 
     Example:
-        >>> fold("my-search/model", "my-search/plain", dtype="bfloat16")
+        >>> fold("my-search/model", "my-search/plain", dtype="bfloat16")  # doctest: +SKIP
         PosixPath('my-search/plain')
     """
-    if dtype is not None and dtype not in get_args(Dtype):
-        raise EvoMergeError(f"dtype: {dtype!r} is unknown; there are {', '.join(get_args(Dtype))}")
-    limit = parse_size(max_shard_size)
-    source = Source.open(str(model))
-    try:
-        config = _merged_config(source)
-        plain = _plain_config(config, dtype)
-        plan = _plan(source, config, plain, dtype=dtype)
-        with new_folder(out) as folder:
-            _write_weights(source, plan, folder, limit, progress)
-            plain.save_pretrained(folder)
-            copy_companions(source.folder, folder)
-            _say_whether_bos(folder)
-    finally:
-        source.close()
-    return Path(out)
+    folded = Folded(Source.open(str(model)), dtype)
+    return write_checkpoint(folded, out, max_shard_size=max_shard_size, progress=progress)
 
 
 def hop_factors(config: EvoMergedConfig) -> list[_Factors]:
@@ -139,7 +196,7 @@ def _embedding_factor(config: EvoMergedConfig) -> float:
     return float(config.scales[0]) if config.scale_target == "mlp_delta" else 1.0
 
 
-def _merged_config(source: Source) -> EvoMergedConfig:
+def _merged_config(source: Checkpoint) -> EvoMergedConfig:
     """The configuration, if there is a plain equal of its path."""
     from ..modeling import EvoMergedConfig
 
@@ -193,7 +250,7 @@ def _describe_windows(plain: PreTrainedConfig) -> None:
         )
 
 
-def _plan(source: Source, config: EvoMergedConfig, plain: PreTrainedConfig, *, dtype: str | None) -> dict[str, _Planned]:
+def _plan(source: Checkpoint, config: EvoMergedConfig, plain: PreTrainedConfig, *, dtype: str | None) -> dict[str, _Planned]:
     """Find every tensor of the result in the headers of the merged model."""
     import torch
 
@@ -216,7 +273,7 @@ def _plan(source: Source, config: EvoMergedConfig, plain: PreTrainedConfig, *, d
         if name in changes and not info.is_float:
             raise SourceError(f"{source}: {stored} is {info.dtype}, which cannot be scaled")
         kind = STORED[dtype] if dtype is not None and info.is_float and not kept & set(name.split(".")) else info.dtype
-        plan[name] = _Planned(stored, Entry(name, kind, info.shape), changes.get(name))
+        plan[name] = _Planned(stored, TensorInfo(kind, info.shape), changes.get(name))
     return plan
 
 
@@ -285,35 +342,6 @@ def _outer_changes(config: EvoMergedConfig, model: PreTrainedModel, names: Itera
     return changes
 
 
-def _write_weights(source: Source, plan: dict[str, _Planned], folder: Path, limit: int, progress: bool) -> None:
-    from tqdm import tqdm
-
-    entries = [plan[name].entry for name in sorted(plan, key=tensor_order)]
-    total = sum(entry.size for entry in entries)
-
-    def produce(entry: Entry, write: Write) -> None:
-        _write(source.get(plan[entry.name].stored), plan[entry.name], write)
-
-    with tqdm(total=total, unit="B", unit_scale=True, desc="folding", disable=None if progress else True) as bar:
-        write_shards(folder, entries, produce, max_size=limit, done=bar.update)
-
-
-def _write(tensor: Tensor, planned: _Planned, write: Write) -> None:
-    """Write one tensor slice by slice; what is multiplied is multiplied in float64 and rounded once."""
-    import torch
-
-    wanted, change = torch_dtype(planned.entry.dtype) or tensor.dtype, planned.change
-    flat = tensor.contiguous().reshape(-1)
-    for start in range(0, len(flat), SLICE):
-        values = flat[start : start + SLICE]
-        if change is not None:
-            values = (values.double() + change.offset) * change.factor - change.offset
-        values = values.to(wanted)
-        if change is not None and not bool(torch.isfinite(values).all()):
-            raise EvoMergeError(f"{planned.entry.name}: does not fit into {wanted} once it is multiplied by {change.factor:g}")
-        write(values.view(torch.uint8).numpy().data)
-
-
 def _say_whether_bos(folder: Path) -> None:
     """Write ``add_bos_token`` as the tokenizer does it: where the key is absent, programs assume different things."""
     from transformers import AutoTokenizer
@@ -323,7 +351,7 @@ def _say_whether_bos(folder: Path) -> None:
         return
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as cause:
         logger.warning("tokenizer_config.json: add_bos_token is not written, because the tokenizer cannot be loaded: %s", cause)
         return

@@ -1,6 +1,6 @@
 """The merge part of a recipe laid out over the sources' headers: which tensors the result has, and what each is merged from.
 
-No weight is read. The executor in ``checkpoint.py`` computes what is planned here.
+No weight is read. ``merged.py`` computes what is planned here.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checkpoints.headers import STORED, tensor_order
-from ..checkpoints.shards import Entry
+from ..checkpoints.headers import STORED, TensorInfo, tensor_order
 from ..checkpoints.source import Source
 from ..errors import RecipeError, SourceError
 from ..merging.registry import (
@@ -27,15 +26,8 @@ from ..recipes.layer_groups import classify, parse_key, resolve
 from ..recipes.recipe import MergePart, Recipe, SlicePart
 from .vocabulary import Vocabulary, has_rows, plan_vocabulary
 
+Input = tuple[Source, str]  # a source, and the raw name of one of its tensors
 _NUMBER = re.compile(r"((?:^|\.)(?:layers|layer|h|blocks|block)\.)(\d+)(?=\.)")
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """One tensor of one source."""
-
-    source: Source
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +35,18 @@ class Planned:
     """One tensor of the result.
 
     Attributes:
-        entry: Its name, dtype and shape.
-        inputs: What it is merged from: one tensor of each source that takes part.
-        base: The base's tensor.
+        name: Its name.
+        info: Its dtype and shape.
+        inputs: What it is merged from: source and raw name, one for each source that is merged.
+        base: The base, and the name there.
         values: Complete per-source parameters.
         options: Complete options.
         is_weight: Whether it is merged; a mask or a table of positions is that of the first source.
         vocabulary: Whether it has one row per token, in vocabularies that differ.
     """
 
-    entry: Entry
+    name: str
+    info: TensorInfo
     inputs: tuple[Input, ...]
     base: Input | None
     values: Sequence[Mapping[str, Any]]
@@ -63,11 +57,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Everything that the executor needs.
+    """Everything that is needed to merge.
 
     Attributes:
         method: The merge method.
-        sources: Those that take part, each once; the first gives the config.
+        sources: Those that are merged, each once; the first gives the config.
         base: The base.
         tensors: The tensors of the result in their order.
         values, options: Complete parameters for the whole model; empty where the recipe has slices.
@@ -90,29 +84,29 @@ def plan_merge(recipe: Recipe, sources: Sequence[Source], base: Source | None) -
 
     Args:
         recipe: The recipe.
-        sources: Those that take part, in the order of ``recipe.merge_sources``; they have been compared with each other.
+        sources: Those that are merged, in the order of ``recipe.merge_sources``; they have been compared with each other.
         base: The base.
 
     Raises:
         RecipeError: Parameters do not fit the method or the model.
         SourceError: A tensor is missing or has another shape than its namesakes.
     """
-    part, taking_part = recipe.merge, list(sources)
+    part, merged_sources = recipe.merge, list(sources)
     assert part is not None  # the caller has looked
-    vocabulary = plan_vocabulary(recipe, taking_part, base)
+    vocabulary = plan_vocabulary(recipe, merged_sources, base)
     if part.slices is not None:
-        return _plan_slices(recipe, part, part.slices, taking_part, base, vocabulary)
-    first = taking_part[0]
+        return _plan_slices(recipe, part, part.slices, merged_sources, base, vocabulary)
+    first = merged_sources[0]
     depth, names = first.layer_count, list(first.tensors)
-    method = check_part(part, sources=len(taking_part), has_base=base is not None, layer_count=depth, names=names)
+    method = check_part(part, sources=len(merged_sources), has_base=base is not None, layer_count=depth, names=names)
     options = complete_options(method, part.options, depth)
-    values = complete_parameters(method, part.parameters, len(taking_part), depth)
+    values = complete_parameters(method, part.parameters, len(merged_sources), depth)
     tensors = []
     for name in sorted(names, key=tensor_order):
-        inputs = tuple(Input(source, name) for source in taking_part)
-        origin = Input(base, name) if base is not None else None
+        inputs = tuple((source, name) for source in merged_sources)
+        origin = (base, name) if base is not None else None
         tensors.append(_planned(name, inputs, origin, values, options, dtype=recipe.dtype, vocabulary=vocabulary))
-    return MergePlan(method, taking_part, base, tensors, values, options, vocabulary)
+    return MergePlan(method, merged_sources, base, tensors, values, options, vocabulary)
 
 
 def _planned(
@@ -126,20 +120,20 @@ def _planned(
     vocabulary: Vocabulary | None,
 ) -> Planned:
     """One tensor, once its inputs are known to be there and alike."""
-    first, info = inputs[0], inputs[0].source.tensors[inputs[0].name]
-    others = [*inputs[1:], *([base] if base is not None else [])]
-    for other in others:
-        if other.name not in other.source.tensors:
-            raise SourceError(f"tensor {first.name} of {first.source} has no match in {other.source}: no {other.name}")
-    everywhere = [has_rows(item.name, item.source.tensors[item.name], item.source) for item in [first, *others]]
+    (first, own), others = inputs[0], [*inputs[1:], *([base] if base is not None else [])]
+    info = first.tensors[own]
+    for source, there in others:
+        if there not in source.tensors:
+            raise SourceError(f"tensor {own} of {first} has no match in {source}: no {there}")
+    everywhere = [has_rows(there, source.tensors[there], source) for source, there in [inputs[0], *others]]
     rows = vocabulary is not None and all(everywhere)
-    for other in others:
-        there = other.source.tensors[other.name]
-        if there.shape[rows:] != info.shape[rows:] or there.is_float != info.is_float:
-            raise SourceError(f"{first.name} is {info} in {first.source}, but {other.name} is {there} in {other.source}")
+    for source, there in others:
+        other = source.tensors[there]
+        if other.shape[rows:] != info.shape[rows:] or other.is_float != info.is_float:
+            raise SourceError(f"{own} is {info} in {first}, but {there} is {other} in {source}")
     kind = STORED[dtype] if dtype is not None and info.is_float else info.dtype
     shape = vocabulary.shape(info.shape) if rows and vocabulary is not None else info.shape
-    return Planned(Entry(name, kind, shape), inputs, base, values, options, info.is_float, rows)
+    return Planned(name, TensorInfo(kind, shape), inputs, base, values, options, info.is_float, rows)
 
 
 def _plan_slices(
@@ -157,18 +151,18 @@ def _plan_slices(
     stack: list[tuple[int, int]] = []
     for position, piece in enumerate(slices):
         where = f"merge.slices[{position}]"
-        taking_part = [by_number[run[0][0]] for run in piece.runs()]
-        options, values = _slice_values(method, part, piece, taking_part, base, where)
+        merged_sources = [by_number[run[0][0]] for run in piece.runs()]
+        options, values = _slice_values(method, part, piece, merged_sources, base, where)
         layers = [*([piece.base_layers()] if base is not None else []), *([n for _, n in run] for run in piece.runs())]
-        _check_depth(layers, [*([base] if base is not None else []), *taking_part], where)
+        _check_depth(layers, [*([base] if base is not None else []), *merged_sources], where)
         outside = {"embed"} if position == 0 else set()
         outside |= {"head"} if position == len(slices) - 1 else set()
-        stacked = _Stacked(taking_part, base, options, values, recipe.dtype, vocabulary)
+        stacked = _Stacked(merged_sources, base, options, values, recipe.dtype, vocabulary)
         tensors += stacked.outside(outside)
         for offset, numbers in enumerate(zip(*layers, strict=True)):
             tensors += stacked.layer(len(stack), offset, list(numbers))
-            stack.append((sources.index(taking_part[0]), numbers[1 if base is not None else 0]))
-    tensors.sort(key=lambda planned: tensor_order(planned.entry.name))
+            stack.append((sources.index(merged_sources[0]), numbers[1 if base is not None else 0]))
+    tensors.sort(key=lambda planned: tensor_order(planned.name))
     as_it_is = stack == [(0, layer) for layer in range(sources[0].layer_count)]
     return MergePlan(method, sources, base, tensors, [], {}, vocabulary, None if as_it_is else stack)
 
@@ -229,8 +223,8 @@ class _Stacked:
         return planned
 
     def _tensor(self, name: str, there: list[str], base: str, offset: int | None) -> Planned:
-        inputs = tuple(Input(source, own) for source, own in zip(self.sources, there, strict=True))
-        origin = Input(self.base, base) if self.base is not None else None
+        inputs = tuple((source, own) for source, own in zip(self.sources, there, strict=True))
+        origin = (self.base, base) if self.base is not None else None
         options = {key: resolve(value, name, offset) for key, value in self.options.items()}
         values = [
             {key: resolve(value, own, offset) for key, value in mapping.items()}

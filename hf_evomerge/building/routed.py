@@ -1,153 +1,181 @@
-"""Write the merged model of a path: tensors stream from the sources' safetensors files into those of the result.
-
-Knows files. Holds one slice of a tensor, never unpickles, and leaves nothing half-written behind under the result's name.
-"""
+"""A path over checkpoints as a checkpoint: the layers that it runs, each once, read from where they are."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from hashlib import sha256
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from tqdm import tqdm
-
-from ..checkpoints.headers import STORED
-from ..checkpoints.model_folder import check_free, copy_companions, put_in_place, scratch_folder
-from ..checkpoints.shards import Entry, Write, parse_size, write_shards
+from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
+from ..checkpoints.headers import STORED, TensorInfo
+from ..checkpoints.ledger import sources_of
+from ..checkpoints.model_folder import copy_companions, write_chat_template
 from ..checkpoints.source import Source
-from ..errors import PathError, SourceError
-from ..modeling import EvoMergedConfig, EvoMergedForCausalLM
-from ..modeling import modeling_evo_merged as modeling_file
-from ..modeling.modeling_evo_merged import check_scale_target, source_class
-from ..modeling.origins import plan_tensors
-from ..recipes.recipe import FlowPart
+from ..errors import SourceError
+from ..recipes.layer_groups import classify
+from ..recipes.recipe import FlowPart, SourceRef
+from ..routing.config import check_configs, path_config
 
-SLICE = 1 << 20  # elements that are converted and written at a time
+if TYPE_CHECKING:
+    import torch
+
+    from ..modeling import EvoMergedConfig
 
 
 class _Planned(NamedTuple):
-    """One tensor of the result: where it comes from and how it is written."""
+    """One tensor of the result: where it comes from, and the dtype that it is converted to (None: as it is stored)."""
 
-    source: Source
+    checkpoint: Checkpoint
     name: str
-    dtype: torch.dtype | None  # None: as it is stored
-    entry: Entry
-
-    def write(self, write: Write) -> None:
-        flat = self.source.get(self.name).contiguous().reshape(-1)
-        for start in range(0, len(flat), SLICE):
-            piece = flat[start : start + SLICE]
-            piece = piece if self.dtype is None else piece.to(self.dtype)
-            write(piece.view(torch.uint8).numpy().data)
+    dtype: torch.dtype | None
+    info: TensorInfo
 
 
-def build_flow(
-    sources: Sequence[Source],
-    flow: FlowPart,
-    out: Path,
-    *,
-    dtype: str | None = None,
-    tokenizer: Source | None = None,
-    max_shard_size: str | int = "4GB",
-    progress: bool = True,
-) -> Path:
-    """Write the merged model of a path into a folder that `from_pretrained` loads.
+class Routed(Checkpoint):
+    """The model of a path, an `EvoMergedForCausalLM`; of a merge only the layers on the path are computed.
 
     Args:
-        sources: The sources, by the numbers that the path gives them; the result's configuration calls them by their ``ref``.
+        checkpoints: What the path runs through, by the numbers that it gives them; the result's config calls them by their
+            ``ref``.
         flow: The path, its scales, and the source of the embeddings.
-        out: The folder to make; it must not exist, or be empty.
-        dtype: The dtype of the floating-point tensors, such as ``bfloat16``; the first source's by default.
-        tokenizer: Whose tokenizer, chat template and generation settings to copy; those of the embeddings' source by default.
-        max_shard_size: The size that no file of weights exceeds, unless a single tensor does.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The folder.
+        dtype: The dtype of the floating-point tensors, such as ``bfloat16``; that of the first checkpoint's config by default.
+        tokenizer: Whose tokenizer, chat template and generation settings go with it; those of the embeddings by default.
+        chat_template: A Jinja template in place of the tokenizer's own.
 
     Raises:
         PathError: The path names a layer that is not there, or cannot run as asked.
-        SourceError: The sources do not fit together, or a tensor is missing.
-        EvoMergeError: There is something under the folder's name already.
+        SourceError: The checkpoints do not fit together, or a tensor is missing.
+
+    Example:
+        >>> sources = [Source.open("a"), Source.open("b")]  # doctest: +SKIP
+        >>> write_checkpoint(Routed(sources, FlowPart(path="0:0-15, 1:8-23")), "merged")  # doctest: +SKIP
     """
-    out, limit = Path(out), parse_size(max_shard_size)
-    config = _configuration(sources, flow, dtype)
-    plan = _plan(sources, config)
-    check_free(out)
-    facts = [flow.model_dump_json(), str(config.dtype), str(limit), *(source.fingerprint() for source in sources)]
-    try:
-        with scratch_folder(out, sha256("\0".join(facts).encode()).hexdigest()[:16]) as scratch:
-            for source in sources:
-                source.download(progress=progress)
-            folder = scratch / "model"
-            folder.mkdir(exist_ok=True)
-            _write_weights(plan, folder, limit, progress)
-            config.save_pretrained(folder)
-            shutil.copyfile(str(modeling_file.__file__), folder / Path(str(modeling_file.__file__)).name)
-            copy_companions((tokenizer or sources[flow.embedding_source]).folder, folder)
-            put_in_place(folder, out)
-    finally:
-        for source in sources:
-            source.close()
-    return out
 
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        flow: FlowPart,
+        *,
+        dtype: str | None = None,
+        tokenizer: Source | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        self.ref = SourceRef(model="routed")
+        self.checkpoints, self.flow, self.chat_template = list(checkpoints), flow, chat_template
+        self.path = flow.to_path()
+        self._config = self._checked_config(dtype)
+        self._planned = self._plan()
+        self.tokenizer_source = tokenizer or self.checkpoints[flow.embedding_source].tokenizer_source
+        if self.tokenizer_source.vocab_size != self.checkpoints[flow.embedding_source].vocab_size:
+            embedding = self.checkpoints[flow.embedding_source]
+            raise SourceError(
+                f"tokenizer: {self.tokenizer_source} has a vocabulary of {self.tokenizer_source.vocab_size}, the embeddings of "
+                f"{embedding} one of {embedding.vocab_size}; name another source"
+            )
 
-def _configuration(sources: Sequence[Source], flow: FlowPart, dtype: str | None) -> EvoMergedConfig:
-    """The configuration of the merged model; everything about path and sources is checked here."""
-    path = flow.to_path()
-    for source in sources:
-        if source.text_config is not source.config:
-            raise SourceError(f"{source}: {source.config.model_type!r} is more than a language model; give a text-only source")
-    path.check([source.layer_count for source in sources])
-    configs = [source.config for source in sources]
-    try:
-        config = EvoMergedConfig.from_sources(
-            configs,
-            path.as_text(),
-            path.scales,
-            scale_target=flow.scale_target,
-            embedding_source=flow.embedding_source,
-            sources=[source.ref.model_dump(exclude_none=True) for source in sources],
+    @property
+    def config(self) -> EvoMergedConfig:
+        """The config of the model that takes the path."""
+        return self._config
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Dtype and shape of every tensor; a layer that runs several times is there once, under its first slot."""
+        return {name: planned.info for name, planned in self._planned.items()}
+
+    @property
+    def sources(self) -> list[Source]:
+        """Those that the checkpoints read."""
+        return sources_of(*self.checkpoints)
+
+    def fingerprint(self) -> str:
+        """Another text for another path, dtype or other checkpoints."""
+        facts = [self.flow.model_dump_json(), str(self._config.dtype), str(self.chat_template), str(self.tokenizer_source)]
+        return "\0".join([*facts, *(checkpoint.fingerprint() for checkpoint in self.checkpoints)])
+
+    def origin(self, name: str) -> Origin:
+        """Where the layer's own tensor comes from."""
+        planned = self._planned[name]
+        return planned.checkpoint.origin(planned.name)
+
+    def unused(self, source: Source, name: str) -> str:
+        """A layer may be off the path; embeddings, final norm and head are those of one checkpoint."""
+        return "layer not on the path" if classify(name)[0] == "block" else "embeddings, norm and head come from another source"
+
+    def stream(self, name: str) -> Iterator[torch.Tensor]:
+        """Read one tensor, and convert it where the dtype differs."""
+        planned = self._planned[name]
+        for piece in planned.checkpoint.stream(planned.name):
+            yield piece if planned.dtype is None else piece.to(planned.dtype)
+
+    def findings(self) -> Findings:
+        """What the checkpoints noticed."""
+        found = Findings()
+        for checkpoint in self.checkpoints:
+            found.add(checkpoint.findings())
+        return found
+
+    def write_companions(self, folder: Path) -> None:
+        """Write config and code, and copy what else lies beside the weights."""
+        from ..modeling import modeling_evo_merged
+
+        self._config.save_pretrained(folder)
+        code = Path(str(modeling_evo_merged.__file__))
+        shutil.copyfile(code, folder / code.name)
+        copy_companions(self.tokenizer_source.folder, folder)
+        if self.chat_template is not None:
+            write_chat_template(folder, self.chat_template)
+
+    def __str__(self) -> str:
+        planned = [str(checkpoint) for checkpoint in self.checkpoints if not isinstance(checkpoint, Source)]
+        return ", then ".join(
+            [*planned, f"a path of {len(self.path)} hops over {len(self.path.unique_layers)} distinct layers"]
         )
-    except ValueError as cause:
-        raise SourceError(str(cause)) from cause
-    try:
-        check_scale_target(config)
-    except ValueError as cause:
-        raise PathError(str(cause)) from cause
-    config.dtype = getattr(torch, dtype) if dtype is not None else configs[0].dtype
-    config.text_config.dtype = config.dtype
-    config.architectures = [EvoMergedForCausalLM.__name__]
-    return config
 
+    def _checked_config(self, dtype: str | None) -> EvoMergedConfig:
+        """Everything about path and checkpoints is checked here."""
+        import torch
 
-def _plan(sources: Sequence[Source], config: EvoMergedConfig) -> dict[str, _Planned]:
-    """Find every tensor of the result in the headers of the sources."""
-    kind = source_class(config.text_config)
-    wanted = config.dtype if isinstance(config.dtype, torch.dtype) else None
-    kept_in_float32 = {*(kind._keep_in_fp32_modules or ()), *(kind._keep_in_fp32_modules_strict or ())}
-    plan = {}
-    for target, ((index, name), shape) in plan_tensors(config).items():
-        source = sources[index]
-        info = source.tensors.get(name)
-        if info is None:  # perhaps saved from the architecture's base model
-            short = name.removeprefix(f"{kind.base_model_prefix}.")
-            name, info = (short, source.tensors[short]) if short in source.tensors else (name, None)
-        if info is None:
-            raise SourceError(f"{source}: no tensor called {name}; save the source again with the installed transformers")
-        if info.shape != shape:
-            raise SourceError(f"{source}: {name} has shape {list(info.shape)}, the merged model needs {list(shape)}")
-        dtype = wanted if info.is_float and not kept_in_float32 & set(target.split(".")) else None
-        stored = info.dtype if dtype is None else STORED[str(dtype).removeprefix("torch.")]
-        plan[target] = _Planned(source, name, dtype, Entry(target, stored, info.shape))
-    return plan
+        configs = [checkpoint.config for checkpoint in self.checkpoints]
+        check_configs(configs, self.flow.embedding_source, names=self.checkpoints)
+        config = path_config(
+            configs,
+            self.path,
+            scale_target=self.flow.scale_target,
+            embedding_source=self.flow.embedding_source,
+            sources=[checkpoint.ref.model_dump(exclude_none=True) for checkpoint in self.checkpoints],
+        )
+        config.dtype = getattr(torch, dtype) if dtype is not None else configs[0].dtype
+        config.text_config.dtype = config.dtype
+        config.architectures = ["EvoMergedForCausalLM"]
+        return config
 
+    def _plan(self) -> dict[str, _Planned]:
+        """Find every tensor of the result among those of the checkpoints."""
+        import torch
 
-def _write_weights(plan: dict[str, _Planned], folder: Path, limit: int, progress: bool) -> None:
-    entries = [planned.entry for planned in plan.values()]
-    total = sum(entry.size for entry in entries)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=not progress) as bar:
-        write_shards(folder, entries, lambda entry, write: plan[entry.name].write(write), max_size=limit, done=bar.update)
+        from ..modeling.modeling_evo_merged import source_class
+        from ..modeling.origins import plan_tensors
+
+        kind = source_class(self._config.text_config)
+        wanted = self._config.dtype if isinstance(self._config.dtype, torch.dtype) else None
+        kept_in_float32 = {*(kind._keep_in_fp32_modules or ()), *(kind._keep_in_fp32_modules_strict or ())}
+        plan = {}
+        for target, ((index, name), shape) in plan_tensors(self._config).items():
+            checkpoint = self.checkpoints[index]
+            info = checkpoint.tensors.get(name)
+            if info is None:  # perhaps saved from the architecture's base model
+                short = name.removeprefix(f"{kind.base_model_prefix}.")
+                name, info = (short, checkpoint.tensors[short]) if short in checkpoint.tensors else (name, None)
+            if info is None:
+                raise SourceError(
+                    f"{checkpoint}: no tensor called {name}; save the source again with the installed transformers"
+                )
+            if info.shape != shape:
+                raise SourceError(f"{checkpoint}: {name} has shape {list(info.shape)}, the merged model needs {list(shape)}")
+            dtype = wanted if info.is_float and not kept_in_float32 & set(target.split(".")) else None
+            stored = info.dtype if dtype is None else STORED[str(dtype).removeprefix("torch.")]
+            plan[target] = _Planned(checkpoint, name, dtype, TensorInfo(stored, info.shape))
+        return plan

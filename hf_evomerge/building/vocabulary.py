@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..checkpoints.source import Source, TensorInfo
+from ..checkpoints.headers import TensorInfo
+from ..checkpoints.source import Source
 from ..errors import SourceError
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import Recipe
@@ -39,7 +40,7 @@ def plan_vocabulary(recipe: Recipe, sources: Sequence[Source], base: Source | No
 
     Args:
         recipe: The recipe.
-        sources: Those that take part, in the order of ``recipe.merge_sources``.
+        sources: Those that are merged, in the order of ``recipe.merge_sources``.
         base: The base.
 
     Raises:

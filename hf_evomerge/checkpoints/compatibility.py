@@ -14,7 +14,7 @@ from ..errors import SourceError
 from .source import Source
 
 _SAME_SETTINGS = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "num_experts_per_tok")
-_DOUBTFUL = (
+_KEPT_FROM_FIRST = (
     *("rope_parameters", "partial_rotary_factor", "sliding_window", "max_position_embeddings"),
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "logits_scaling"),
 )
@@ -57,7 +57,7 @@ def check_mergeable(
             raise SourceError(f"{first}: {name} is {info.dtype}, which cannot be merged; give the model in bfloat16 or float32")
 
 
-def doubts(sources: Sequence[Source], base: Source | None = None, owner: Source | None = None) -> list[str]:
+def find_warnings(sources: Sequence[Source], base: Source | None = None, owner: Source | None = None) -> list[str]:
     """What a user should know before merging these checkpoints, one line each; nothing here makes it impossible.
 
     Args:
@@ -70,7 +70,7 @@ def doubts(sources: Sequence[Source], base: Source | None = None, owner: Source 
     for source in everyone:
         found += _missing_layers(source)
         if source is not first:
-            found += _doubtful_settings(first, source)
+            found += _differing_settings(first, source)
     owner = owner if owner is not None else first
     kept = _Tokenizer.of(owner)
     for source in everyone:
@@ -148,8 +148,8 @@ def _missing_layers(source: Source) -> Iterator[str]:
         yield f"config.json of {source} counts {source.layer_count} layers, but its files hold nothing of layer {missing[0]}"
 
 
-def _doubtful_settings(first: Source, other: Source) -> Iterator[str]:
-    for key in _DOUBTFUL:
+def _differing_settings(first: Source, other: Source) -> Iterator[str]:
+    for key in _KEPT_FROM_FIRST:
         here, there = getattr(first.text_config, key, None), getattr(other.text_config, key, None)
         if here != there:
             yield f"{key} differs: {here} in {first}, {there} in {other}; the result has that of the first"

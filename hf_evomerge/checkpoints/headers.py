@@ -38,17 +38,15 @@ _BITS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a safetensors header says of one tensor.
+    """Dtype and shape of one tensor.
 
     Attributes:
         dtype: The safetensors name: ``F32``, ``BF16``, ``I64``, ...
         shape: Its shape.
-        file: The file that holds it.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    file: Path
 
     @property
     def is_float(self) -> bool:
@@ -65,6 +63,19 @@ class TensorInfo:
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class StoredTensor(TensorInfo):
+    """What a safetensors header says of one tensor.
+
+    Attributes:
+        file: The file that holds it.
+    """
+
+    file: Path
+
+    __str__ = TensorInfo.__str__
 
 
 def torch_dtype(stored: str) -> torch.dtype | None:
@@ -86,7 +97,7 @@ def read_mapping(file: Path, where: str) -> dict[str, Any]:
     return data
 
 
-def read_header(file: Path, owner: str = "") -> dict[str, TensorInfo]:
+def read_header(file: Path, owner: str = "") -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, by reading its header only; raises `SourceError` where the file is damaged."""
     where = f"{owner}: {file.name}" if owner else str(file)
     try:
@@ -106,7 +117,7 @@ def read_header(file: Path, owner: str = "") -> dict[str, TensorInfo]:
 
 def check_header(
     entries: Iterable[tuple[str, Any, Any, Any]], file: Path, where: str, size: int | None = None
-) -> dict[str, TensorInfo]:
+) -> dict[str, StoredTensor]:
     """The tensors that a header names, once it is known that they fill the file: one after the other, each with its own bytes.
 
     Args:
@@ -118,12 +129,12 @@ def check_header(
     Raises:
         SourceError: The entries are no such thing, overlap, leave a gap, or are larger or smaller than dtype and shape say.
     """
-    found: dict[str, TensorInfo] = {}
+    found: dict[str, StoredTensor] = {}
     spans: list[tuple[int, int, str]] = []
     for name, dtype, shape, offsets in entries:
         if not (isinstance(dtype, str) and _are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
             raise SourceError(f"{where}: the safetensors header cannot be read (entry {one_line(name)!r}); download it again")
-        found[name] = info = TensorInfo(dtype, tuple(shape), file)
+        found[name] = info = StoredTensor(dtype, tuple(shape), file)
         spans.append((*offsets, name))
         if (bits := _BITS.get(dtype)) is not None and info.numel * bits != (offsets[1] - offsets[0]) * 8:
             given = f"{offsets[1] - offsets[0]} bytes for {info.numel} numbers of {dtype}"

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SourceError
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import RECIPE_FILE
-from .headers import read_mapping, tensor_order
-from .source import Source, TensorInfo
+from .headers import TensorInfo, read_mapping, tensor_order
+from .source import Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -417,7 +417,7 @@ def _reason(a: Source, b: Source, name: str, called: tuple[str, str]) -> str | N
 
 def _compare(a: Source, b: Source, base: Source | None, name: str) -> _Sums:
     """The sums of one tensor, slice by slice."""
-    flat = [source.get(name).reshape(-1) for source in (a, b, *([base] if base is not None else []))]
+    flat = [source.read(name).reshape(-1) for source in (a, b, *([base] if base is not None else []))]
     sums = _Sums(elements=flat[0].numel(), tasks=_Pair() if base is not None else None)
     for start in range(0, sums.elements, SLICE):
         x, y, *rest = (tensor[start : start + SLICE].double() for tensor in flat)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
-from .headers import TensorInfo, read_header, read_mapping
+from .headers import StoredTensor, TensorInfo, read_header, read_mapping
 from .inside import check_folder
 from .model_folder import named_folder
 from .repository import Repository
@@ -88,7 +88,7 @@ class Adapter:
         return cls(repository.folder, label, repository)
 
     @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
+    def tensors(self) -> dict[str, StoredTensor]:
         """The tensors of the adapter's file."""
         file = self.folder / WEIGHTS_FILE
         if file.is_file():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError, one_line
-from .headers import TensorInfo, check_header
+from .headers import StoredTensor, check_header
 
 SMALL_FILES = ["*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
 _ATTEMPTS = 4
@@ -56,8 +56,8 @@ class Repository:
             n for n in names if n.endswith(".safetensors") and "/" not in n and not n.startswith(("consolidated", "adapter_"))
         ]
 
-    def headers(self, files: Sequence[str]) -> dict[str, dict[str, TensorInfo]]:
-        """The tensors of each of these files, by reading their headers only; `TensorInfo.file` is where it will be."""
+    def headers(self, files: Sequence[str]) -> dict[str, dict[str, StoredTensor]]:
+        """The tensors of each of these files, by reading their headers only; `StoredTensor.file` is where it will be."""
         from huggingface_hub import HfApi
 
         found = {}

@@ -1,7 +1,7 @@
 """Writes safetensors files as a stream: sizes are known beforehand, so no tensor need be held whole, and no shard at all.
 
 Tensors are computed by several threads and written at their places, in any order: the bytes of the files do not depend on it. A
-file has its name when it is whole. With it stand checksums until all files are there, so that an interrupted build goes on.
+file has its name when it is whole. With it stand checksums until `remove_checksums`, so that an interrupted build goes on.
 """
 
 from __future__ import annotations
@@ -131,8 +131,12 @@ def write_shards(
                 _write_file(folder / name, shard, produce, pool=pool, done=done)
     if len(files) > 1:
         write_index(folder, files)
-    for name in files:
-        _sums_of(folder / name).unlink(missing_ok=True)
+
+
+def remove_checksums(folder: Path) -> None:
+    """Remove what `write_shards` left for a build that would go on: the folder is about to be put in place."""
+    for file in folder.glob(".*.sums"):
+        file.unlink()
 
 
 @contextmanager

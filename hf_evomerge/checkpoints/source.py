@@ -7,29 +7,28 @@ tensor is read, transformers when the config is.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError, one_line
-from ..recipes.recipe import Recipe, SourceRef
-from .headers import TensorInfo, read_header, read_mapping
+from ..recipes.recipe import SourceRef
+from .checkpoint import Checkpoint, Origin, pieces_of
+from .headers import StoredTensor, read_header, read_mapping
 from .inside import check_folder
 from .lora import WEIGHTS_FILE, Adapter
-from .model_folder import named_folder
+from .model_folder import copy_code, copy_companions, named_folder
 from .repository import Repository
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-__all__ = ["Source", "TensorInfo", "build_key", "read_header"]
 
-
-class Source:
+class Source(Checkpoint):
     """One parent checkpoint.
 
     Args:
@@ -51,6 +50,7 @@ class Source:
     ) -> None:
         self.folder = Path(folder)
         self.ref = ref if ref is not None else SourceRef(model=str(folder))
+        self.tokenizer_source = self
         self.repository = repository
         self.adapter = adapter
         self.trust_remote_code = trust_remote_code
@@ -112,30 +112,10 @@ class Source:
         except Exception as cause:  # anything, as for the config
             raise SourceError(f"{self}: its tokenizer cannot be read: {one_line(cause)}") from cause
 
-    @property
-    def text_config(self) -> PretrainedConfig:
-        """The part of the config that describes the language model."""
-        return self.config.get_text_config()
-
-    @property
-    def layer_count(self) -> int:
-        """Number of transformer blocks."""
-        return int(self.text_config.num_hidden_layers)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of rows of the embeddings."""
-        return int(self.text_config.vocab_size)
-
-    @property
-    def is_tied(self) -> bool:
-        """Whether the output head is the embedding matrix."""
-        return bool(getattr(self.config, "tie_word_embeddings", False))
-
     @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
+    def tensors(self) -> dict[str, StoredTensor]:
         """Every tensor by its raw name, from the headers alone; a tied head that is stored all the same is left out."""
-        found: dict[str, TensorInfo] = {}
+        found: dict[str, StoredTensor] = {}
         for header in self._headers():
             for name, info in header.items():
                 if name in found:
@@ -155,7 +135,7 @@ class Source:
         """What the adapter does to which tensors; raises `SourceError` where it does not fit the checkpoint."""
         return self.adapter.changes(self.tensors, tied=self.is_tied) if self.adapter is not None else {}
 
-    def get(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor:
         """One tensor. Do not write to it.
 
         Memory-mapped, so that nothing is read before its values are used; where an adapter changes it, a new tensor.
@@ -177,6 +157,26 @@ class Source:
         if self.adapter is not None and name in self.changes:
             return self.adapter.apply(self.changes[name], tensor)
         return tensor
+
+    def stream(self, name: str) -> Iterator[torch.Tensor]:
+        """One tensor as flat pieces, from the first element to the last."""
+        return pieces_of(self.read(name))
+
+    def origin(self, name: str) -> Origin:
+        """Every tensor is a copy of itself."""
+        return Origin("copied", ((self, name),))
+
+    @property
+    def sources(self) -> list[Source]:
+        """Itself."""
+        return [self]
+
+    def write_companions(self, folder: Path) -> None:
+        """Copy the config and what else lies beside the weights; the code that comes with it only where it is trusted."""
+        shutil.copyfile(self.folder / "config.json", folder / "config.json")
+        copy_companions(self.folder, folder)
+        if self.trust_remote_code:
+            copy_code(self.folder, folder)
 
     def download(self, *, progress: bool = True) -> None:
         """Fetch the weights if they are on the Hub and not in the cache; raises `SourceError`."""
@@ -214,7 +214,7 @@ class Source:
             raise SourceError(f"{file}: not an index of safetensors files; download it again")
         return names
 
-    def _headers(self) -> list[dict[str, TensorInfo]]:
+    def _headers(self) -> list[dict[str, StoredTensor]]:
         """The headers of all files: from the disk, or where they are not fetched yet from the Hub."""
         names = list(dict.fromkeys(self._index().values())) or ["model.safetensors"]
         for name in names:
@@ -268,9 +268,3 @@ def _kernel(config: Any) -> str | None:
         return None
     named = [value for key, value in config.items() if key.endswith("_implementation") and "/" in str(value)]
     return one_line(named[0]) if named else next(filter(None, map(_kernel, config.values())), None)
-
-
-def build_key(recipe: Recipe, sources: Sequence[Source], *settings: str) -> str:
-    """Sixteen hexadecimal digits that stand for everything that a build depends on, so that it can go on after a stop."""
-    text = "\0".join([recipe.to_yaml(), *settings, *(source.fingerprint() for source in sources)])
-    return sha256(text.encode()).hexdigest()[:16]

@@ -45,7 +45,6 @@ def merge(
             overwrite=overwrite,
             progress=show,
             max_shard_size=max_shard_size,
-            report=lambda line: note([line]),
             trust_remote_code=trust_remote_code,
         )
         typer.echo(f"built {folder}")

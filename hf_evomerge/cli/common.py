@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -66,8 +67,20 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(130) from interrupt
 
 
+class _Lines(logging.Handler):
+    """Prints what the package logs as lines on standard error: ``note: ...`` and ``warning: ...``."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "note" if record.levelno < logging.WARNING else "warning"
+        typer.secho(f"{kind}: {record.getMessage()}", err=True)
+
+
 def quiet() -> None:
-    """Keep the libraries' own bars and notes out of the live table."""
+    """Show what this package logs, and keep the libraries' own bars and notes out of the live table."""
+    logger = logging.getLogger("hf_evomerge")
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())
+        logger.setLevel(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

@@ -251,7 +251,7 @@ def _difference(name: str, built: Source, published: Source) -> TensorDifference
         return TensorDifference(name, "only in the published model" if here is None else "only in the rebuilt model")
     if (here.dtype, here.shape) != (there.dtype, there.shape):
         return TensorDifference(name, f"{there} is published, {here} was rebuilt")
-    a, b = built.get(name), published.get(name)
+    a, b = built.read(name), published.read(name)
     bits = [tensor.contiguous().reshape(-1).view(torch.uint8).reshape(tensor.numel(), -1) for tensor in (a, b)]
     count = int((bits[0] != bits[1]).any(dim=1).sum()) if a.numel() else 0
     if count == 0:

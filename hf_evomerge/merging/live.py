@@ -75,8 +75,8 @@ class LiveMerger:
             job = TensorJob(
                 name,
                 self.method,
-                base.get(name) if base is not None else None,
-                [source.get(name) for source in sources],
+                base.read(name) if base is not None else None,
+                [source.read(name) for source in sources],
                 seed=seed,
                 device=parameter.device,
                 keep=keep,
@@ -130,7 +130,7 @@ def write_adapter(source: Source, model: PreTrainedModel) -> None:
     targets = _targets(source, model)
     with torch.inference_mode():
         for name in source.changes:
-            targets[name].copy_(source.get(name))
+            targets[name].copy_(source.read(name))
 
 
 def _targets(source: Source, model: PreTrainedModel) -> dict[str, Tensor]:

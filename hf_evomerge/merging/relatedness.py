@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..checkpoints.checkpoint import Findings
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -48,32 +50,31 @@ class Relatedness:
             self.products += products
             self.base += length
 
-    def summary(self) -> list[str]:
-        """What to tell the user: a line or two, and a warning where the sources are hardly related."""
+    def findings(self) -> Findings:
+        """What to tell the user: lengths and angles, and a warning where the sources are hardly related."""
+        found = Findings()
         lengths = np.sqrt(np.diag(self.products))
         if not np.isfinite(self.products).all() or not lengths.any():
-            return []
-        lines = []
+            return found
         if self.task_vectors and self.base > 0:
             shares = lengths / math.sqrt(self.base)
-            lines.append("task vectors, in lengths of the base: " + self._list(f"{share:.3f}" for share in shares))
+            found.notes.append("task vectors, in lengths of the base: " + self._list(f"{share:.3f}" for share in shares))
             if (largest := float(shares.max())) >= FAR:
-                lines.append(
-                    f"warning: a task vector is as long as {largest:.2f} of the base: the sources and the base hardly have a "
+                found.warnings.append(
+                    f"a task vector is as long as {largest:.2f} of the base: the sources and the base hardly have a "
                     "common ancestor, and merging their weights will not do"
                 )
-        cosines = self._cosines(lengths)
-        if cosines:
+        if cosines := self._cosines(lengths):
             what = "task vectors" if self.task_vectors else "weights"
             shown = ", ".join(f"{a} and {b} {cosine:.3f}" for (a, b), cosine in list(cosines.items())[:_PAIRS])
             more = "" if len(cosines) <= _PAIRS else f", ... (from {min(cosines.values()):.3f} to {max(cosines.values()):.3f})"
-            lines.append(f"cosine between {what}: {shown}{more}")
+            found.notes.append(f"cosine between {what}: {shown}{more}")
             if not self.task_vectors and (least := min(cosines.values())) < APART:
-                lines.append(
-                    f"warning: the cosine between two sources' weights is {least:.2f}; that of fine-tunes of one base is "
+                found.warnings.append(
+                    f"the cosine between two sources' weights is {least:.2f}; that of fine-tunes of one base is "
                     "nearly 1, so they hardly have a common ancestor, and merging their weights will not do"
                 )
-        return lines
+        return found
 
     def _list(self, numbers: object) -> str:
         return ", ".join(f"{name} {number}" for name, number in zip(self.names, numbers, strict=True))  # type: ignore[call-overload]

@@ -11,11 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import PathError, SourceError
-from ..modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedPreTrainedModel, check_alike
+from ..modeling import EvoMergedForCausalLM, EvoMergedPreTrainedModel
 from ..modeling.modeling_evo_merged import assemble, find_layers
-from ..modeling.origins import check_rearrangeable
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import ScaleTarget
+from .config import check_configs, path_config
 
 
 class LayerPool:
@@ -45,8 +45,8 @@ class LayerPool:
                 raise SourceError(
                     f"source {position}: a forward of its modules is replaced; load it without device_map or patches"
                 )
+        check_configs([model.config for model in self.models], embedding_source)
         try:
-            check_alike([model.config for model in self.models], embedding_source)
             self._layers = {
                 (source, index): layer
                 for source, model in enumerate(self.models)
@@ -86,17 +86,15 @@ class LayerPool:
         Raises:
             PathError: The path names a layer that is not there, or cannot run as asked.
         """
-        path.check(self.layers_per_source)
+        config = path_config(
+            [model.config for model in self.models],
+            path,
+            scale_target=scale_target,
+            embedding_source=self.embedding_source,
+            sources=[{"model": model.config.name_or_path} for model in self.models],
+            anywhere=self._anywhere,
+        )
         try:
-            config = EvoMergedConfig.from_sources(
-                [model.config for model in self.models],
-                path.as_text(),
-                path.scales,
-                scale_target=scale_target,
-                embedding_source=self.embedding_source,
-                sources=[{"model": model.config.name_or_path} for model in self.models],
-                checked=self._anywhere,
-            )
             return assemble(self.models[self.embedding_source], self._layers, config).eval()
         except ValueError as cause:
             raise PathError(str(cause)) from cause

@@ -221,11 +221,14 @@ def _check_method(space: Any, layer_count: int) -> None:
 
 def _check_path(recipe: Recipe, sources: Sequence[Source]) -> None:
     """Refuse sources whose layers cannot run in one model, on the path that the search begins with."""
-    from ..building.build import check_flow
+    from ..routing.config import check_configs, path_config
 
-    assert recipe.flow is not None  # a data flow space makes recipes with a flow part
-    merged = [sources[recipe.merge_sources[0]]] if recipe.merge is not None else []
-    check_flow([*sources, *merged], recipe.flow, anywhere=True)
+    flow = recipe.flow
+    assert flow is not None  # a data flow space makes recipes with a flow part
+    along = [*sources, *([sources[recipe.merge_sources[0]]] if recipe.merge is not None else [])]
+    configs = [source.config for source in along]
+    check_configs(configs, flow.embedding_source, names=along, anywhere=True)
+    path_config(configs, flow.to_path(), scale_target=flow.scale_target, embedding_source=flow.embedding_source, anywhere=True)
 
 
 def _open_study(config: SearchConfig, out: Path) -> Study:

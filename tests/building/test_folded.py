@@ -211,4 +211,4 @@ def test_the_command_line_folds(saved: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
     again = CliRunner().invoke(app, ["fold", str(saved), "--out", str(tmp_path / "out")])
     assert again.exit_code == 1
-    assert "is there already" in again.output
+    assert "exists already" in again.output

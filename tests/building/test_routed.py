@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hf_evomerge.building import routed as checkpoint
-from hf_evomerge.building.routed import build_flow
+from hf_evomerge.building.routed import Routed
 from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.writer import write_checkpoint
 from hf_evomerge.errors import EvoMergeError, PathError, SourceError
 from hf_evomerge.recipes.recipe import FlowPart, SourceRef
 from hf_evomerge.routing.pool import LayerPool
@@ -41,9 +41,9 @@ def folders(tmp_path: Path) -> list[Path]:
     return [tmp_path / "a", tmp_path / "b"]
 
 
-def build(folders: list[Path], flow: FlowPart = FLOW, **options: Any) -> Path:
+def build(folders: list[Path], flow: FlowPart = FLOW, dtype: str | None = None, **options: Any) -> Path:
     """Build into the folder ``out`` beside the sources."""
-    return build_flow(opened(folders), flow, folders[0].parent / "out", progress=False, **options)
+    return write_checkpoint(Routed(opened(folders), flow, dtype=dtype), folders[0].parent / "out", progress=False, **options)
 
 
 def opened(folders: list[Path]) -> list[Source]:
@@ -118,7 +118,7 @@ def test_what_belongs_to_the_model_is_beside_it(folders: list[Path]) -> None:
 def test_building_twice_gives_the_same_bytes(folders: list[Path], tmp_path: Path) -> None:
     """The same recipe gives the same files."""
     first = build(folders)
-    second = build_flow(opened(folders), FLOW, tmp_path / "twice", progress=False)
+    second = write_checkpoint(Routed(opened(folders), FLOW), tmp_path / "twice", progress=False)
     assert {f.name: f.read_bytes() for f in first.iterdir()} == {f.name: f.read_bytes() for f in second.iterdir()}
 
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_of_the_base_model_is_read(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
     model.transformer.save_pretrained(tmp_path / "gpt2")
     flow = FlowPart(path="0:0, 0:1, 0:1")
-    out = build_flow([Source.open(str(tmp_path / "gpt2"))], flow, tmp_path / "out", progress=False)
+    out = write_checkpoint(Routed([Source.open(str(tmp_path / "gpt2"))], flow), tmp_path / "out", progress=False)
     expected = LayerPool([model]).model(flow.to_path())(IDS).logits
     assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(IDS).logits, expected)
 
@@ -139,7 +139,7 @@ def test_nothing_is_left_behind_by_a_failure(folders: list[Path], monkeypatch: p
     def full(*args: Any, **options: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "write_shards", full)
+    monkeypatch.setattr("hf_evomerge.checkpoints.writer.write_shards", full)
     with pytest.raises(OSError, match="disk full"):
         build(folders)
     assert sorted(file.name for file in folders[0].parent.iterdir()) == ["a", "b"]
@@ -149,7 +149,7 @@ def test_a_folder_that_holds_something_is_not_overwritten(folders: list[Path]) -
     """An existing folder is refused unless it is empty."""
     (folders[0].parent / "out").mkdir()
     build(folders)
-    with pytest.raises(EvoMergeError, match=r"out: is there already"):
+    with pytest.raises(EvoMergeError, match=r"out: exists already"):
         build(folders)
 
 
@@ -192,4 +192,4 @@ def test_mlp_delta_is_refused_where_it_has_no_meaning(tmp_path: Path) -> None:
     BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)).save_pretrained(tmp_path / "bloom")
     flow = FlowPart(path="0:0, 0:1", scales=[1, 0.5], scale_target="mlp_delta")
     with pytest.raises(PathError, match="'mlp_delta' is not defined for the layers of 'bloom'"):
-        build_flow([Source.open(str(tmp_path / "bloom"))], flow, tmp_path / "out", progress=False)
+        write_checkpoint(Routed([Source.open(str(tmp_path / "bloom"))], flow), tmp_path / "out", progress=False)

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from hf_evomerge.building.build import build_model, check_recipe
-from hf_evomerge.building.merged import merge_checkpoint
 from hf_evomerge.errors import RecipeError, SourceError
 from hf_evomerge.recipes.recipe import Recipe
 
@@ -62,7 +61,7 @@ def parents(folder):
 
 def test_truncation_keeps_what_all_have(grown, load, tmp_path):
     """The result has the rows of the smallest vocabulary, each the merge of the sources' rows, and its tokenizer."""
-    out = merge_checkpoint(recipe_of(grown, "truncate"), tmp_path / "out", progress=False)
+    out = build_model(recipe_of(grown, "truncate"), tmp_path / "out", progress=False)
     merged = load_file(out / "model.safetensors")
     for name, tensor in merged.items():
         expected = sum((n + 1) * parent[name][: len(tensor)] for n, parent in enumerate(parents(grown))) / 6
@@ -75,7 +74,7 @@ def test_truncation_keeps_what_all_have(grown, load, tmp_path):
 @pytest.mark.parametrize(("donor", "size"), [(0, 64), (1, 67), (2, 69)])
 def test_the_rest_comes_from_one_source(grown, load, tmp_path, donor, size):
     """Rows that all have are merged; those that follow are the donor's, bit for bit; the tokenizer is the donor's."""
-    out = merge_checkpoint(recipe_of(grown, {"from": donor}), tmp_path / "out", progress=False)
+    out = build_model(recipe_of(grown, {"from": donor}), tmp_path / "out", progress=False)
     merged, sources = load_file(out / "model.safetensors"), parents(grown)
     for name in ROWS:
         assert merged[name].shape[0] == size
@@ -93,7 +92,7 @@ def test_a_vocabulary_as_large_as_the_model_is_wide(load, tmp_path):
     folder = save_family(tmp_path, tiny_config(tie_word_embeddings=False, vocab_size=32), torch.float32, 2)
     grow(folder / "source1", 35)
     recipe = recipe_of(folder, {"from": 1}, sources=("source0", "source1"))
-    merged = load_file(merge_checkpoint(recipe, tmp_path / "out", progress=False) / "model.safetensors")
+    merged = load_file(build_model(recipe, tmp_path / "out", progress=False) / "model.safetensors")
     assert merged["model.norm.weight"].shape == (32,)
     assert merged["model.embed_tokens.weight"].shape == (35, 32)
     load(tmp_path / "out")
@@ -105,7 +104,7 @@ def test_a_base_of_fewer_tokens(grown, tmp_path):
         recipe = recipe_of(
             grown, vocabulary, "task_arithmetic", ("source1", "source2"), base={"model": str(grown / "base")}, dtype="bfloat16"
         )
-        out = merge_checkpoint(recipe, tmp_path / str(size), progress=False)
+        out = build_model(recipe, tmp_path / str(size), progress=False)
         merged, base = load_file(out / "model.safetensors"), load_file(grown / "base" / "model.safetensors")
         for name in ROWS:
             first, second = (parent[name][:64] for parent in parents(grown)[1:])
@@ -118,7 +117,7 @@ def test_slices_and_vocabularies(grown, tmp_path):
     """A stack of slices may complete its vocabulary too: embeddings from the first slice's source, the rest from the donor."""
     slices = [{"layers": ["0:0"]}, {"layers": ["1:1"]}]
     recipe = recipe_of(grown, {"from": 1}, merge={"method": "passthrough", "slices": slices})
-    merged = load_file(merge_checkpoint(recipe, tmp_path / "out", progress=False) / "model.safetensors")
+    merged = load_file(build_model(recipe, tmp_path / "out", progress=False) / "model.safetensors")
     first, second, _ = parents(grown)
     assert torch.equal(merged[ROWS[0]], torch.cat([first[ROWS[0]], second[ROWS[0]][64:]]))
     assert torch.equal(merged[ROWS[1]], second[ROWS[1]])
@@ -130,13 +129,13 @@ def test_other_sizes_are_refused_with_the_ways_out(grown, tmp_path):
         with pytest.raises(
             SourceError, match=r"vocabulary size differs: 64 in .*source0, 67 in .*source1.*vocabulary: truncate"
         ):
-            merge_checkpoint(recipe_of(grown, vocabulary), tmp_path / "out", progress=False)
+            build_model(recipe_of(grown, vocabulary), tmp_path / "out", progress=False)
 
 
 def test_equal_vocabularies_need_nothing(grown, tmp_path):
     """Where all have one size the key changes nothing."""
     recipes = [recipe_of(grown, vocabulary, sources=("source0", "base")) for vocabulary in (None, "truncate", {"from": 1})]
-    outs = [merge_checkpoint(recipe, tmp_path / str(n), progress=False) for n, recipe in enumerate(recipes)]
+    outs = [build_model(recipe, tmp_path / str(n), progress=False) for n, recipe in enumerate(recipes)]
     assert len({(out / "model.safetensors").read_bytes() for out in outs}) == 1
 
 
@@ -145,9 +144,9 @@ def test_tokens_that_differ_are_refused(grown, tmp_path):
     folder = shutil.copytree(grown, tmp_path / "family")
     tokenizer(folder / "source1", 67, change=5)
     with pytest.raises(SourceError, match=r"token 5 is 'w5' in .*source0, 'other' in .*source1, so their rows do not match"):
-        merge_checkpoint(recipe_of(folder, "truncate"), tmp_path / "out", progress=False)
+        build_model(recipe_of(folder, "truncate"), tmp_path / "out", progress=False)
     tokenizer(folder / "source1", 67, change=65)
-    merge_checkpoint(recipe_of(folder, "truncate"), tmp_path / "out", progress=False)
+    build_model(recipe_of(folder, "truncate"), tmp_path / "out", progress=False)
 
 
 def test_other_shapes_are_refused_all_the_same(grown, tmp_path):
@@ -157,7 +156,7 @@ def test_other_shapes_are_refused_all_the_same(grown, tmp_path):
     data = recipe_of(grown, "truncate").model_dump()
     data["sources"][1]["model"] = str(wide / "source0")
     with pytest.raises(SourceError, match=r"embed_tokens.weight: shape \[64, 32\] in .*, \[70, 64\] in "):
-        merge_checkpoint(Recipe.model_validate(data), tmp_path / "out", progress=False)
+        build_model(Recipe.model_validate(data), tmp_path / "out", progress=False)
 
 
 def test_a_tokenizer_of_another_size_is_refused(grown, tmp_path):

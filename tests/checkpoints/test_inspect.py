@@ -110,7 +110,7 @@ def test_integers_and_templates_and_quantised_weights(tmp_path: Path) -> None:
 def test_inspect_reads_no_weight(merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Headers are enough: nothing asks for a tensor."""
     with monkeypatch.context() as patched:
-        patched.setattr("hf_evomerge.checkpoints.source.Source.get", lambda *arguments: pytest.fail("a weight was read"))
+        patched.setattr("hf_evomerge.checkpoints.source.Source.read", lambda *arguments: pytest.fail("a weight was read"))
         assert inspect_model(merged).layers == 5
 
 

@@ -68,7 +68,7 @@ def test_a_folder_is_read_as_it_is(saved):
         512,
         True,
     )
-    assert all(torch.equal(source.get(name), tensor) for name, tensor in expected.items())
+    assert all(torch.equal(source.read(name), tensor) for name, tensor in expected.items())
     assert str(source) == str(saved)
 
 
@@ -78,7 +78,7 @@ def test_shards_are_read_through_the_index(saved, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     whole, cut = Source.open(str(saved)), Source.open(str(tmp_path))
     check_mergeable([whole, cut], whole)
-    assert all(torch.equal(whole.get(name), cut.get(name)) for name in whole.tensors)
+    assert all(torch.equal(whole.read(name), cut.read(name)) for name in whole.tensors)
 
 
 def test_opening_needs_no_torch(saved):
@@ -217,7 +217,7 @@ def test_a_wrong_config_is_refused(folder):
 def test_an_unknown_tensor_is_refused(saved):
     """A tensor that is not there is refused by name."""
     with pytest.raises(SourceError, match=r"no tensor called model\.nothing"):
-        Source.open(str(saved)).get("model.nothing")
+        Source.open(str(saved)).read("model.nothing")
 
 
 @pytest.mark.parametrize(

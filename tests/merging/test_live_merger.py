@@ -7,7 +7,7 @@ import torch
 from method_cases import CASES, IDS
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from hf_evomerge.building.merged import merge_checkpoint
+from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import RecipeError, SourceError
 from hf_evomerge.merging.live import LiveMerger
@@ -24,7 +24,7 @@ def test_live_equals_checkpoint(
     """A merge in memory and the same merge on disk are equal bit for bit, cached or not, also after other candidates."""
     folder = request.getfixturevalue(which)
     recipe = make_recipe(folder, method, parameters, options, len(parameters), base=method != "slerp", dtype=dtype, seed=3)
-    expected = load(merge_checkpoint(recipe, tmp_path / "out", progress=False))
+    expected = load(build_model(recipe, tmp_path / "out", progress=False))
     model = load(folder / "source0", dtype=expected.dtype)
     sources, base = open_all(recipe)
     merger = LiveMerger(sources, base, method, options, 3, model, memory_limit=memory_limit)

@@ -19,8 +19,9 @@ from safetensors import safe_open
 from tiny_models import ARCHITECTURES, OLD_CACHE_NAMES, tiny_model, token_ids
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_evomerge.building.routed import build_flow
+from hf_evomerge.building.routed import Routed
 from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.writer import write_checkpoint
 from hf_evomerge.modeling import EvoMergedForCausalLM
 from hf_evomerge.modeling.origins import tensor_origins
 from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
@@ -264,7 +265,7 @@ def saved(architecture: str, folder: Path) -> None:
         flow = FlowPart(path=path.as_text(), scales=path.scales)
         refs = [SourceRef(model="first"), SourceRef(model="second")]
         opened = [Source(folder / str(number), ref) for number, ref in enumerate(refs)]
-        build_flow(opened, flow, folder / name / "built", progress=False)
+        write_checkpoint(Routed(opened, flow), folder / name / "built", progress=False)
         for where in (folder / name / "saved", folder / name / "built"):
             again, info = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True)
             assert type(again) is EvoMergedForCausalLM

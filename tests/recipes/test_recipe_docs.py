@@ -83,7 +83,7 @@ def test_the_mergekit_file_builds(family: Path, tmp_path: Path) -> None:
 def test_every_example_builds(number: int, family: Path, tmp_path: Path) -> None:
     """The example passes the check, is built, and the model loads and runs."""
     recipe = local(BLOCKS[number], family)
-    assert check_recipe(recipe).startswith("fine: ")
+    assert str(check_recipe(recipe)).startswith("fine: ")
     model = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "out", progress=False))
     assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
     shutil.rmtree(tmp_path / "out")

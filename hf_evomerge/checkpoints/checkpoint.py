@@ -1,0 +1,151 @@
+"""What every checkpoint answers, on disk, on the Hub or only planned: a config, named tensors, and what lies beside them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..recipes.recipe import SourceRef
+from .headers import TensorInfo
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+    from .source import Source
+
+PIECE = 1 << 20  # elements of a tensor that is only copied or converted, read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where one tensor of a checkpoint comes from.
+
+    Attributes:
+        kind: ``copied`` (perhaps to another dtype), ``merged``, or ``scaled``: a copy that a factor was multiplied into.
+        inputs: The tensors of the sources that it is made from: source and raw name.
+    """
+
+    kind: Literal["copied", "merged", "scaled"]
+    inputs: tuple[tuple[Source, str], ...]
+
+
+@dataclass
+class Findings:
+    """What was noticed while tensors were read.
+
+    Attributes:
+        notes: Lines worth knowing.
+        warnings: Lines that say that something may be wrong.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, other: Findings) -> None:
+        """Take another's lines in, each once."""
+        self.notes += [line for line in other.notes if line not in self.notes]
+        self.warnings += [line for line in other.warnings if line not in self.warnings]
+
+
+class Checkpoint(ABC):
+    """Anything that has a config and named tensors that can be read.
+
+    `Source` reads files, `Merged` merges while it is read, `Routed` follows a path over other checkpoints, `Folded` multiplies
+    scales into weights. Nothing is computed before it is read, and `write_checkpoint` writes any.
+
+    Attributes:
+        ref: What it is called where others name their sources.
+        tokenizer_source: The source whose tokenizer, chat template and generation settings go with it.
+    """
+
+    ref: SourceRef
+    tokenizer_source: Source
+
+    @property
+    @abstractmethod
+    def config(self) -> PretrainedConfig:
+        """The config of the model that these tensors are of."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Dtype and shape of every tensor, by its raw name, in the order in which they are written."""
+
+    @abstractmethod
+    def stream(self, name: str) -> Iterator[torch.Tensor]:
+        """One tensor as flat pieces, from the first element to the last, in the dtype that `tensors` states.
+
+        Pieces may be views of a file that is mapped into memory: do not write to them.
+        """
+
+    @abstractmethod
+    def origin(self, name: str) -> Origin:
+        """Where a tensor comes from."""
+
+    @property
+    @abstractmethod
+    def sources(self) -> list[Source]:
+        """The checkpoints on disk or on the Hub that it reads, each once."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A text that is another one when the tensors are."""
+
+    @abstractmethod
+    def write_companions(self, folder: Path) -> None:
+        """Write what lies beside the weights: ``config.json``, code, tokenizer, generation settings, chat template."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """One whole tensor. Do not write to it."""
+        import torch
+
+        return torch.cat(list(self.stream(name))).reshape(self.tensors[name].shape)
+
+    def findings(self) -> Findings:
+        """What was noticed while its tensors were read."""
+        return Findings()
+
+    def unused(self, source: Source, name: str) -> str:
+        """Why this checkpoint does without a tensor of one of its sources."""
+        return "not part of the result"
+
+    @property
+    def text_config(self) -> PretrainedConfig:
+        """The part of the config that describes the language model."""
+        return self.config.get_text_config()
+
+    @property
+    def layer_count(self) -> int:
+        """Number of transformer blocks."""
+        return int(self.text_config.num_hidden_layers)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows of the embeddings."""
+        return int(self.text_config.vocab_size)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output head is the embedding matrix."""
+        return bool(getattr(self.config, "tie_word_embeddings", False))
+
+    def download(self, *, progress: bool = True) -> None:
+        """Fetch the weights that are on the Hub and not in the cache; raises `SourceError`."""
+        for source in self.sources:
+            source.download(progress=progress)
+
+    def close(self) -> None:
+        """Let go of the open files; tensors already handed out stay valid."""
+        for source in self.sources:
+            source.close()
+
+
+def pieces_of(tensor: Any, size: int = PIECE) -> Iterator[torch.Tensor]:
+    """A tensor as flat pieces of at most `size` elements."""
+    flat = tensor.contiguous().reshape(-1)
+    for start in range(0, flat.numel(), size):
+        yield flat[start : start + size]

@@ -1,0 +1,180 @@
+"""The one writer of checkpoints: whatever can be read as one becomes a model folder that is whole or not there.
+
+Tensors are read by as many threads as torch may use, and written at their places in the shards; the bits depend on neither.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from ..errors import EvoMergeError
+from .checkpoint import Checkpoint
+from .headers import tensor_order
+from .model_folder import put_in_place, scratch_folder
+from .shards import Entry, Write, parse_size, remove_checksums, write_shards
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    out: str | os.PathLike[str],
+    *,
+    files: Mapping[str, str] | None = None,
+    max_shard_size: str | int = "4GB",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Write a checkpoint into a folder that `from_pretrained` loads.
+
+    The folder appears under its name only when it is whole. What an interrupted write had finished stays in a hidden folder
+    beside it, and the next write of the same checkpoint goes on from there. What was noticed on the way is logged: how the
+    sources are related, and tensors whose numbers are not all finite.
+
+    Args:
+        checkpoint: What to write.
+        out: The folder to make.
+        files: Further text files, by their names.
+        max_shard_size: The largest file of weights, such as ``"4GB"``; a larger tensor has a file of its own.
+        overwrite: Whether to replace a model that is there.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SourceError: A source cannot be read.
+        EvoMergeError: There is something under the folder's name that may not be replaced, an argument is wrong, or another
+            process is building this folder.
+    """
+    out, limit, files = Path(out), parse_size(max_shard_size), files or {}
+    keep = [source.folder for source in checkpoint.sources]
+    check_target(out, overwrite=overwrite, keep=keep)
+    key = sha256("\0".join([checkpoint.fingerprint(), str(limit), *files.values()]).encode()).hexdigest()[:16]
+    try:
+        with scratch_folder(out, key) as scratch:
+            checkpoint.download(progress=progress)
+            folder = scratch / "model"
+            folder.mkdir(exist_ok=True)
+            _write_weights(checkpoint, folder, limit, progress)
+            checkpoint.write_companions(folder)
+            for name, text in files.items():
+                (folder / name).write_text(text, encoding="utf-8")
+            check_target(out, overwrite=overwrite, keep=keep)  # again: a build takes minutes
+            _replace(out, folder, scratch / "replaced")
+    finally:
+        checkpoint.close()
+    _log_findings(checkpoint)
+    return out
+
+
+def check_target(out: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> None:
+    """Raise `EvoMergeError` where there is something under a folder's name that may not be replaced.
+
+    Args:
+        out: The folder to make; a missing or an empty one is free.
+        overwrite: Whether a model that is there may be replaced.
+        keep: Models that are needed, and not replaced.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise EvoMergeError(f"{out}: exists already; choose another folder, or pass --overwrite")
+    if not (out / "config.json").is_file():
+        raise EvoMergeError(f"{out}: exists and is no model; choose another folder, or remove it yourself")
+    if any(folder.resolve() == out.resolve() for folder in keep):
+        raise EvoMergeError(f"{out}: is one of the recipe's own sources; choose another folder")
+
+
+def _replace(out: Path, whole: Path, aside: Path) -> None:
+    """Put the finished folder in the place of the old one, or leave the old one there."""
+    remove_checksums(whole)
+    if out.exists():
+        out.rename(aside)
+    try:
+        put_in_place(whole, out)
+    except BaseException:
+        if aside.exists():
+            aside.rename(out)
+        raise
+
+
+def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: bool) -> None:
+    """Read all tensors and write them; names those whose numbers are not all finite."""
+    import torch
+
+    entries = [Entry(name, info.dtype, info.shape) for name, info in checkpoint.tensors.items()]
+    suspicious: set[str] = set()
+
+    def produce(entry: Entry, write: Write) -> None:
+        with torch.inference_mode():  # a setting of the thread
+            for piece in checkpoint.stream(entry.name):
+                if piece.is_floating_point() and not _is_finite(piece):
+                    suspicious.add(entry.name)
+                write(piece.contiguous().view(torch.uint8).numpy().data)
+
+    with _bar(sum(entry.size for entry in entries), progress) as done, _single_threaded() as threads:
+        write_shards(folder, entries, produce, max_size=limit, threads=threads, done=done)
+    if suspicious:
+        names = sorted(suspicious, key=tensor_order)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        logger.warning(
+            "not all numbers are finite in %s%s: a source has NaN or infinite ones (hf-evomerge diff names them), or they are "
+            "too large for the dtype",
+            ", ".join(names[:3]),
+            more,
+        )
+
+
+def _is_finite(piece: Tensor) -> bool:
+    """Whether all numbers are finite; their sum shows it, unless it overflows itself."""
+    import torch
+
+    return math.isfinite(float(piece.sum(dtype=torch.float32))) or bool(torch.isfinite(piece).all())
+
+
+def _log_findings(checkpoint: Checkpoint) -> None:
+    found = checkpoint.findings()
+    for line in found.notes:
+        logger.info("%s", line)
+    for line in found.warnings:
+        logger.warning("%s", line)
+
+
+@contextmanager
+def _single_threaded() -> Iterator[int]:
+    """One thread per tensor rather than several for each operation; yields how many torch is allowed."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
+    """A progress bar in bytes that may be moved from several threads."""
+    from tqdm import tqdm
+
+    lock = Lock()
+    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=not progress) as bar:
+
+        def done(size: int) -> None:
+            with lock:
+                bar.update(size)
+
+        yield done

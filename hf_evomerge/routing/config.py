@@ -1,0 +1,97 @@
+"""The config of a path over checkpoints, and whether there is one: every refusal of sources or path is made here.
+
+Used before a search, by the pool of resident layers, and by what is built on disk, so that all three refuse alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PathError, SourceError, one_line
+from ..recipes.layer_path import LayerPath
+from ..recipes.recipe import ScaleTarget
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from ..modeling import EvoMergedConfig
+
+
+def check_configs(
+    configs: Sequence[PretrainedConfig],
+    embedding_source: int = 0,
+    *,
+    names: Sequence[object] | None = None,
+    anywhere: bool = False,
+) -> None:
+    """Raise `SourceError` unless layers of these models can run in one model.
+
+    Args:
+        configs: The config of each source.
+        embedding_source: The source of the embeddings, the final norm and the head.
+        names: What to call the sources in the message; their numbers where absent.
+        anywhere: Whether each layer must compute the same in any place of a path, since a search tries them all.
+    """
+    from ..modeling import check_alike
+    from ..modeling.modeling_evo_merged import source_class
+    from ..modeling.origins import check_rearrangeable
+
+    for number, config in enumerate(configs):
+        called = f"source {number}" if names is None else str(names[number])
+        if config.get_text_config() is not config:
+            raise SourceError(f"{called}: {config.model_type!r} is more than a language model; give a text-only source")
+        if getattr(config, "is_encoder_decoder", False):
+            raise SourceError(f"{called}: {config.model_type!r} has an encoder and a decoder; a path needs a decoder alone")
+        try:
+            source_class(config)
+        except ValueError as cause:
+            raise SourceError(f"{called}: {one_line(cause)}") from cause
+    try:
+        check_alike(configs, embedding_source)
+        if anywhere:
+            check_rearrangeable(configs)
+    except ValueError as cause:
+        raise SourceError(one_line(cause)) from cause
+
+
+def path_config(
+    configs: Sequence[PretrainedConfig],
+    path: LayerPath,
+    *,
+    scale_target: ScaleTarget = "stream",
+    embedding_source: int = 0,
+    sources: Sequence[dict[str, Any]] | None = None,
+    anywhere: bool = False,
+) -> EvoMergedConfig:
+    """The config of the model that takes a path; the sources have passed `check_configs`.
+
+    Args:
+        configs: The config of each source.
+        path: The layers that run, with their scales.
+        scale_target: What a scale multiplies: ``stream`` or ``mlp_delta``.
+        embedding_source: The source of the embeddings, the final norm and the head.
+        sources: What the result's config says of each source, such as its ``model``.
+        anywhere: It is known that every layer computes the same in any place; otherwise this path is checked.
+
+    Raises:
+        PathError: The path names a layer that is not there, or cannot run as asked.
+    """
+    from ..modeling import EvoMergedConfig
+    from ..modeling.modeling_evo_merged import check_scale_target
+
+    path.check([config.num_hidden_layers for config in configs])
+    try:
+        config = EvoMergedConfig.from_sources(
+            configs,
+            path.as_text(),
+            path.scales,
+            scale_target=scale_target,
+            embedding_source=embedding_source,
+            sources=sources,
+            checked=anywhere,
+        )
+        check_scale_target(config)
+    except ValueError as cause:
+        raise PathError(one_line(cause)) from cause
+    return config

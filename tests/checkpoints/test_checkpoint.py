@@ -1,0 +1,125 @@
+"""What every checkpoint answers, whatever it is made of: the same tensors whether read, written or accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_evomerge.building.build import check_recipe, open_recipe
+from hf_evomerge.building.folded import Folded, fold
+from hf_evomerge.checkpoints.checkpoint import Checkpoint
+from hf_evomerge.checkpoints.ledger import Ledger
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.writer import write_checkpoint
+from hf_evomerge.recipes.recipe import Recipe
+
+MERGE = {"method": "ties", "parameters": [{"weight": 0.6, "density": 0.5}, {"weight": 0.7, "density": 0.4}]}
+MakeCheckpoint = Callable[[str], Checkpoint]
+
+
+@pytest.fixture
+def make(tiny: Path) -> MakeCheckpoint:
+    """Makes a checkpoint of each kind over the tiny family."""
+
+    def made(kind: str) -> Checkpoint:
+        if kind == "source":
+            return Source.open(str(tiny / "a"))
+        flow = {"path": ["2:0", "2:1", "0:1", "2:1"], "scales": [1, 0.5, 1.5, 1]} if kind == "hybrid" else None
+        flow = flow or {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.5, 2]}
+        recipe = {"sources": [{"model": str(tiny / name)} for name in "ab"], "base": {"model": str(tiny / "base")}}
+        parts = {"merged": {"merge": MERGE}, "routed": {"flow": flow}, "hybrid": {"merge": MERGE, "flow": flow}}
+        routed = kind == "folded"
+        checkpoint = open_recipe(Recipe.model_validate({**recipe, **parts["routed" if routed else kind]}))
+        return Folded(checkpoint) if routed else checkpoint
+
+    return made
+
+
+KINDS = ["source", "merged", "routed", "hybrid", "folded"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_read_is_what_is_written(kind: str, make: MakeCheckpoint, tmp_path: Path) -> None:
+    """Each tensor that can be read is the one that is written, under the same name, with the dtype and shape it states."""
+    checkpoint = make(kind)
+    out = write_checkpoint(checkpoint, tmp_path / "out", progress=False)
+    written = load_file(out / "model.safetensors")
+    assert set(written) == set(checkpoint.tensors)
+    for name, tensor in written.items():
+        assert torch.equal(make(kind).read(name), tensor), name
+        assert checkpoint.tensors[name].shape == tuple(tensor.shape)
+    reopened = Source.open(str(out))
+    assert {name: str(info) for name, info in reopened.tensors.items()} == {
+        name: str(info) for name, info in checkpoint.tensors.items()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_tensor_is_accounted_for(kind: str, make: MakeCheckpoint) -> None:
+    """The ledger has each tensor of the result once, and each tensor of the sources as used or as left out with a reason."""
+    checkpoint = make(kind)
+    ledger = Ledger.of(checkpoint)
+    entries = [*ledger.merged, *ledger.copied, *ledger.scaled]
+    assert sorted(entries) == sorted(checkpoint.tensors)
+    used = {text for inputs in ledger.merged.values() for text in inputs} | {*ledger.copied.values(), *ledger.scaled.values()}
+    everything = {f"{source}: {name}" for source in checkpoint.sources for name in source.tensors}
+    assert used | set(ledger.dropped) == everything
+    assert not used & set(ledger.dropped)
+    assert all(ledger.dropped.values())
+
+
+def test_a_ledger_says_what_is_left_out_and_why(make: MakeCheckpoint) -> None:
+    """A path that skips layers says how many tensors are off it; the embeddings of the other source are named too."""
+    text = str(Ledger.of(make("routed")))
+    assert "layer not on the path" in text
+    assert "embeddings, norm and head come from another source" in text
+    assert "merged" not in text
+
+
+def test_a_dry_run_is_the_view_that_a_build_writes(make: MakeCheckpoint, tiny: Path, tmp_path: Path) -> None:
+    """The check of a recipe accounts for the very tensors that its build writes."""
+    recipe = Recipe.model_validate(
+        {"sources": [{"model": str(tiny / name)} for name in "ab"], "merge": {"method": "linear"}, "flow": {"path": ["2:0-1"]}}
+    )
+    checked = check_recipe(recipe)
+    written = load_file(write_checkpoint(open_recipe(recipe), tmp_path / "out", progress=False) / "model.safetensors")
+    assert {*checked.ledger.merged, *checked.ledger.copied} == set(written)
+
+
+def test_a_hybrid_merges_only_what_is_on_its_path(
+    make: MakeCheckpoint, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layers of the merged model that no hop runs are neither merged nor written."""
+    from hf_evomerge.building.merged import Merged
+
+    read: list[str] = []
+    stream = Merged.stream
+
+    def noting(self: Merged, name: str) -> object:
+        read.append(name)
+        return stream(self, name)
+
+    monkeypatch.setattr(Merged, "stream", noting)
+    recipe = Recipe.model_validate(
+        {
+            "sources": [{"model": str(tiny / name)} for name in "ab"],
+            "merge": {"method": "linear"},
+            "flow": {"path": ["0:0", "2:1"], "embedding_source": 0},
+        }
+    )
+    write_checkpoint(open_recipe(recipe), tmp_path / "out", progress=False)
+    assert read
+    assert all(name.startswith("model.layers.1.") for name in read)
+
+
+def test_a_plan_folds_as_the_model_on_disk_does(make: MakeCheckpoint, tmp_path: Path) -> None:
+    """Folding a path that was never written gives the bits of folding what was."""
+    built = write_checkpoint(make("routed"), tmp_path / "built", progress=False)
+    there = load_file(fold(built, tmp_path / "there", progress=False) / "model.safetensors")
+    here = load_file(write_checkpoint(make("folded"), tmp_path / "here", progress=False) / "model.safetensors")
+    assert all(torch.equal(here[name], tensor) for name, tensor in there.items())
+    assert set(here) == set(there)
