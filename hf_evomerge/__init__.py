@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .building.build import build_model as build_model
     from .building.build import check_recipe as check_recipe
     from .building.folded import fold as fold
-    from .checkpoints.inspect import diff_models as diff_models
+    from .checkpoints.diff import diff_models as diff_models
     from .checkpoints.inspect import inspect_model as inspect_model
     from .checkpoints.source import Source as Source
     from .errors import EvoMergeError as EvoMergeError
@@ -55,7 +55,8 @@ __version__ = "0.1.0"
 _HOMES: dict[str, tuple[str, ...]] = {
     "building.build": ("build_model", "check_recipe"),
     "building.folded": ("fold",),
-    "checkpoints.inspect": ("diff_models", "inspect_model"),
+    "checkpoints.diff": ("diff_models",),
+    "checkpoints.inspect": ("inspect_model",),
     "checkpoints.source": ("Source",),
     "errors": ("EvoMergeError",),
     "fitness": ("DataSpec", "Example", "FunctionTask", "Scores", "load_examples", "register_task"),

@@ -1,32 +1,25 @@
-"""What a checkpoint is, from its config and headers alone; and how two checkpoints differ, tensor by tensor.
-
-Knows files and sums. Memory does not grow with the model: one slice of each tensor is held at a time. Sums are float64.
-"""
+"""What a checkpoint is, from its config and headers alone."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import RECIPE_FILE
-from .headers import TensorInfo, read_mapping, tensor_order
+from .headers import TensorInfo, read_mapping
 from .source import Source
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
-SLICE = 1 << 20  # elements; 8 MB of float64
-FAR = 0.7  # of the base's norm; task vectors of unrelated models of one size have about sqrt(2)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece*.model", "vocab.*", "*.tiktoken")
-_NOTES = 12
 
 
 @dataclass(frozen=True)
@@ -211,260 +204,3 @@ def _has_chat_template(folder: Path) -> bool:
         return bool(read_mapping(folder / "tokenizer_config.json", "").get("chat_template"))
     except SourceError:
         return False
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How two vectors x and y agree.
-
-    Attributes:
-        norm_x, norm_y: Their lengths.
-        relative: ``|y - x| / |x|``; None where x is 0 and y is not.
-        cosine: Of the angle between them; None where one is 0.
-        equal_signs: Share of equal signs among the elements that are 0 in neither; None where there are none.
-    """
-
-    norm_x: float
-    norm_y: float
-    relative: float | None
-    cosine: float | None
-    equal_signs: float | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tensor, layer group or the whole model.
-
-    Attributes:
-        name: The tensor's raw name, ``embed``, ``blocks.3``, ``head`` or ``all``.
-        elements: Number of elements compared.
-        weights: A as x, B as y.
-        tasks: The task vectors ``A - base`` as x and ``B - base`` as y; None where the base has no such tensor.
-        base_norm: Length of the base's weights.
-    """
-
-    name: str
-    elements: int
-    weights: Agreement
-    tasks: Agreement | None = None
-    base_norm: float | None = None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How two checkpoints differ.
-
-    Attributes:
-        a, b, base: What was compared.
-        total: All tensors that were compared as one vector.
-        groups: Embeddings, each block, head.
-        tensors: Every tensor that was compared.
-        notes: What could not be compared, and why.
-        warning: That the task vectors are as large as the weights.
-    """
-
-    a: str
-    b: str
-    base: str | None
-    total: Row
-    groups: list[Row]
-    tensors: list[Row]
-    notes: list[str]
-    warning: str | None
-
-    def to_json(self, *, tensors: bool = False) -> str:
-        """For machines; with every tensor if asked."""
-        data = asdict(self)
-        if not tensors:
-            del data["tensors"]
-        return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-
-    def to_text(self, *, tensors: bool = False) -> str:
-        """For people: a bar per layer group, or per tensor."""
-        lines = [f"A     {self.a}", f"B     {self.b}", *([f"base  {self.base}"] if self.base else []), ""]
-        if self.total.elements:
-            lines += [_table([*(self.tensors if tensors else self.groups), self.total], self.base is not None), ""]
-        else:
-            lines += ["no tensor could be compared", ""]
-        shown = self.notes if tensors else self.notes[:_NOTES]
-        lines += [f"not compared: {note}" for note in shown]
-        if len(shown) < len(self.notes):
-            lines.append(f"not compared: {len(self.notes) - len(shown)} more; --tensors lists them")
-        return "\n".join([*lines, *([f"warning: {self.warning}"] if self.warning else [])]).rstrip()
-
-
-@dataclass
-class _Pair:
-    """Sums over the elements of two vectors, in float64."""
-
-    xx: float = 0.0
-    yy: float = 0.0
-    xy: float = 0.0
-    dd: float = 0.0
-    alike: int = 0
-    counted: int = 0
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add two slices in float64."""
-        d = y - x
-        self.xx += float(x.dot(x))
-        self.yy += float(y.dot(y))
-        self.xy += float(x.dot(y))
-        self.dd += float(d.dot(d))
-        counted = (x != 0) & (y != 0)
-        self.counted += int(counted.sum())
-        self.alike += int((counted & ((x > 0) == (y > 0))).sum())
-
-    def plus(self, other: _Pair) -> None:
-        """Add another's sums."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-    def agreement(self) -> Agreement:
-        x, y = math.sqrt(self.xx), math.sqrt(self.yy)
-        relative = math.sqrt(self.dd) / x if x else None if y else 0.0
-        cosine = max(-1.0, min(1.0, self.xy / x / y)) if x and y else None
-        return Agreement(x, y, relative, cosine, self.alike / self.counted if self.counted else None)
-
-
-@dataclass
-class _Sums:
-    """All sums of one tensor, or of several."""
-
-    elements: int = 0
-    weights: _Pair = field(default_factory=_Pair)
-    tasks: _Pair | None = None
-    base: float = 0.0
-
-    def plus(self, other: _Sums) -> None:
-        """Add another's sums."""
-        self.elements += other.elements
-        self.weights.plus(other.weights)
-        if other.tasks is not None:
-            self.tasks = self.tasks or _Pair()
-            self.tasks.plus(other.tasks)
-            self.base += other.base
-
-    @property
-    def is_finite(self) -> bool:
-        return all(math.isfinite(pair.xx + pair.yy) for pair in (self.weights, self.tasks) if pair) and math.isfinite(self.base)
-
-    def row(self, name: str) -> Row:
-        tasks = self.tasks.agreement() if self.tasks is not None else None
-        return Row(name, self.elements, self.weights.agreement(), tasks, math.sqrt(self.base) if tasks else None)
-
-
-def diff_models(a: str | Path, b: str | Path, *, base: str | Path | None = None, progress: bool = False) -> Difference:
-    """Say how two checkpoints differ, tensor by tensor; with a base also how their task vectors do.
-
-    Tensors that only one of them has, or whose shapes differ, are named in the notes.
-
-    Args:
-        a, b, base: Folders, or ids of repositories on the Hub.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        SourceError: There is no such checkpoint, or a file cannot be read.
-
-    Example:
-        >>> difference = diff_models("japanese", "maths", base="base")
-        >>> -1 <= difference.total.tasks.cosine <= 1
-        True
-    """
-    from tqdm import tqdm
-
-    first, second = Source.open(str(a)), Source.open(str(b))
-    origin = Source.open(str(base)) if base is not None else None
-    total, groups, tensors, notes = _Sums(), dict[str, _Sums](), list[Row](), list[str]()
-    try:
-        names = sorted(first.tensors.keys() | second.tensors.keys(), key=tensor_order)
-        for name in tqdm(names, unit="tensor", desc="comparing", disable=not progress):
-            if (reason := _reason(first, second, name, ("A", "B"))) is not None:
-                notes.append(f"{name}: {reason}")
-                continue
-            reason = _reason(first, origin, name, ("A", "the base")) if origin is not None else None
-            if reason is not None:
-                notes.append(f"task vectors of {name}: {reason}")
-            sums = _compare(first, second, origin if reason is None else None, name)
-            if not sums.is_finite:
-                notes.append(f"{name}: holds values that are not finite numbers")
-                continue
-            kind, block, _ = classify(name)
-            groups.setdefault(kind if block is None else f"blocks.{block}", _Sums()).plus(sums)
-            total.plus(sums)
-            tensors.append(sums.row(name))
-    finally:
-        for source in (first, second, origin):
-            if source is not None:
-                source.close()
-    ordered = sorted(groups, key=lambda key: ({"embed": 0, "head": 2}.get(key, 1), tensor_order(key)))
-    whole = total.row("all")
-    rows = [groups[key].row(key) for key in ordered]
-    return Difference(str(first), str(second), str(origin) if origin else None, whole, rows, tensors, notes, _warning(whole))
-
-
-def _reason(a: Source, b: Source, name: str, called: tuple[str, str]) -> str | None:
-    """Why a tensor of two checkpoints cannot be compared; None where it can."""
-    x, y = a.tensors.get(name), b.tensors.get(name)
-    if x is None or y is None:
-        return f"not in {called[0] if x is None else called[1]}"
-    if x.shape != y.shape:
-        return f"shape {list(x.shape)} in {called[0]}, {list(y.shape)} in {called[1]}"
-    if not (x.is_float and y.is_float):
-        return f"{x.dtype} in {called[0]}, {y.dtype} in {called[1]}; only plain floating-point numbers are compared"
-    return None
-
-
-def _compare(a: Source, b: Source, base: Source | None, name: str) -> _Sums:
-    """The sums of one tensor, slice by slice."""
-    flat = [source.read(name).reshape(-1) for source in (a, b, *([base] if base is not None else []))]
-    sums = _Sums(elements=flat[0].numel(), tasks=_Pair() if base is not None else None)
-    for start in range(0, sums.elements, SLICE):
-        x, y, *rest = (tensor[start : start + SLICE].double() for tensor in flat)
-        sums.weights.add(x, y)
-        if sums.tasks is not None:
-            sums.tasks.add(x - rest[0], y - rest[0])
-            sums.base += float(rest[0].dot(rest[0]))
-    return sums
-
-
-def _warning(total: Row) -> str | None:
-    if total.tasks is None or not total.base_norm:
-        return None
-    a, b = total.tasks.norm_x / total.base_norm, total.tasks.norm_y / total.base_norm
-    if max(a, b) < FAR:
-        return None
-    return (
-        f"the task vectors are as large as the weights ({a:.2f} and {b:.2f} of the base's norm): A, B and the base hardly have "
-        "a common ancestor, and merging their weights will not do"
-    )
-
-
-def _table(rows: Sequence[Row], with_base: bool) -> str:
-    """Rows with a bar each, as long as the relative difference; the last row is the sum of the others."""
-    from rich.bar import Bar
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    task_headings = ("|A-base|/|base|", "|B-base|/|base|", "task cosine", "task signs") if with_base else ()
-    for position, heading in enumerate(("", "|B-A|/|A|", "", "cosine", "equal signs", *task_headings)):
-        table.add_column(heading, justify="left" if position in (0, 2) else "right", no_wrap=True)
-    longest = max((row.weights.relative or 0.0 for row in rows), default=0.0) or 1.0
-    for row in rows:
-        weights, tasks = row.weights, row.tasks
-        bar = Bar(longest, 0, weights.relative or 0.0, width=30)
-        cells = [_number(weights.cosine), _number(weights.equal_signs)]
-        if with_base:
-            scale = row.base_norm or math.nan
-            lengths = [tasks.norm_x / scale, tasks.norm_y / scale] if tasks else [None, None]
-            cells += map(_number, [*lengths, tasks.cosine if tasks else None, tasks.equal_signs if tasks else None])
-        table.add_row(row.name, _number(weights.relative), bar, *cells)
-    console = Console(width=240, highlight=False, force_terminal=False, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.4f}"

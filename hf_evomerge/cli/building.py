@@ -36,7 +36,8 @@ def merge(
         read = load(recipe)
         note(read.notes)
         if dry_run:
-            typer.echo(check_recipe(read.recipe, trust_remote_code=trust_remote_code))
+            checked = check_recipe(read.recipe, trust_remote_code=trust_remote_code)
+            typer.echo(f"{checked}\n{checked.ledger}")
             return
         show = sys.stderr.isatty()
         folder = build_model(
@@ -134,7 +135,7 @@ def diff(
     - `hf-evomerge diff fine-tune-a fine-tune-b --base base`
     """
     with one_line_errors():
-        from ..checkpoints.inspect import diff_models
+        from ..checkpoints.diff import diff_models
 
         quiet()
         report = diff_models(a, b, base=base, progress=sys.stderr.isatty())

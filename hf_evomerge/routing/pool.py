@@ -66,8 +66,8 @@ class LayerPool:
     def _may_stand_anywhere(self) -> bool:
         """Whether every layer computes the same in any place, so that no path needs to be checked."""
         try:
-            check_rearrangeable([model.config for model in self.models])
-        except ValueError:
+            check_configs([model.config for model in self.models], self.embedding_source, anywhere=True)
+        except SourceError:
             return False
         return True
 

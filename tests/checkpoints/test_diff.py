@@ -1,0 +1,128 @@
+"""How two checkpoints are said to differ, against numpy's own float64."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_evomerge.checkpoints import diff
+from hf_evomerge.checkpoints.diff import diff_models
+
+
+def _model(folder: Path, tensors: dict[str, torch.Tensor], **more: Any) -> Path:
+    """A checkpoint that consists of the tensors and a config."""
+    folder.mkdir()
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 11, "vocab_size": 7, **more}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def _expected(x: Any, y: Any) -> dict[str, Any]:
+    """Numpy's word on two vectors."""
+    x, y = (np.concatenate([part.double().numpy().ravel() for part in parts]) for parts in (x, y))
+    both = (x != 0) & (y != 0)
+    return {
+        "norm_x": np.linalg.norm(x),
+        "norm_y": np.linalg.norm(y),
+        "relative": np.linalg.norm(y - x) / np.linalg.norm(x),
+        "cosine": x @ y / np.linalg.norm(x) / np.linalg.norm(y),
+        "equal_signs": np.mean(np.sign(x[both]) == np.sign(y[both])),
+    }
+
+
+@pytest.mark.parametrize("family", ["tiny", "tiny_half"])
+def test_the_numbers_are_numpys(family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor, layer group and the whole, with and without a base, in slices that cut tensors, is as numpy has it."""
+    monkeypatch.setattr(diff, "SLICE", 37)
+    folder = request.getfixturevalue(family)
+    a, b, base = (load_file(folder / name / "model.safetensors") for name in ("a", "b", "base"))
+    found = diff_models(folder / "a", folder / "b", base=folder / "base")
+    assert found.notes == []
+    assert [row.name for row in found.groups] == ["embed", "blocks.0", "blocks.1", "head"]
+    groups = {"embed": ["model.embed_tokens.weight"], "head": ["model.norm.weight", "lm_head.weight"], "all": list(a)}
+    groups |= {f"blocks.{i}": [name for name in a if f"layers.{i}." in name] for i in range(2)}
+    groups |= {name: [name] for name in a}
+    rows = [found.total, *found.groups, *found.tensors]
+    assert sorted(row.name for row in rows) == sorted(groups)
+    for row in rows:
+        names = groups[row.name]
+        assert row.elements == sum(a[name].numel() for name in names)
+        assert vars(row.weights) == pytest.approx(_expected([a[n] for n in names], [b[n] for n in names]), rel=1e-12)
+        tasks = ([which[n].double() - base[n].double() for n in names] for which in (a, b))
+        assert vars(row.tasks) == pytest.approx(_expected(*tasks), rel=1e-12)
+        assert row.base_norm == pytest.approx(math.sqrt(sum(float(base[n].double().square().sum()) for n in names)), rel=1e-12)
+    plain = diff_models(folder / "a", folder / "b")
+    assert plain.total.weights == found.total.weights
+    assert (plain.total.tasks, plain.base, plain.warning) == (None, None, None)
+
+
+def test_numbers_worked_out_by_hand(tmp_path: Path) -> None:
+    """A difference of 5 from a length of 5 is 1, at a right angle; zeros have no sign; blocks come in the order of numbers."""
+    a = {"layers.10.w": torch.tensor([3.0, 4.0, 0.0]), "layers.9.w": torch.zeros(2), "lm_head.weight": torch.ones(1)}
+    b = {"layers.10.w": torch.tensor([-4.0, 3.0, 0.0]), "layers.9.w": torch.zeros(2), "lm_head.weight": torch.ones(1)}
+    found = diff_models(_model(tmp_path / "a", a), _model(tmp_path / "b", b))
+    assert [row.name for row in found.groups] == ["blocks.9", "blocks.10", "head"]
+    zero, turned, same = (row.weights for row in found.groups)
+    assert vars(turned) == {
+        "norm_x": 5,
+        "norm_y": 5,
+        "relative": pytest.approx(math.sqrt(2)),
+        "cosine": pytest.approx(0, abs=1e-16),
+        "equal_signs": 0.5,
+    }
+    assert vars(zero) == {"norm_x": 0, "norm_y": 0, "relative": 0, "cosine": None, "equal_signs": None}
+    assert vars(same) == {"norm_x": 1, "norm_y": 1, "relative": 0, "cosine": 1, "equal_signs": 1}
+
+
+def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
+    """Missing tensors, other shapes, integers and values that are not finite are notes, and count for nothing."""
+    shared = {
+        "w": torch.ones(2),
+        "ids": torch.arange(3),
+        "embed.weight": torch.ones(2, 2),
+        "bad": torch.tensor([1.0, math.inf]),
+    }
+    a = _model(tmp_path / "a", {**shared, "mine": torch.ones(1), "new": torch.ones(1)})
+    b = _model(tmp_path / "b", {**shared, "embed.weight": torch.ones(3, 2), "yours": torch.ones(1), "new": torch.ones(1)})
+    base = _model(tmp_path / "base", {"w": torch.zeros(2), "bad": torch.ones(2)})
+    found = diff_models(a, b, base=base)
+    assert found.notes == [
+        "bad: holds values that are not finite numbers",
+        "embed.weight: shape [2, 2] in A, [3, 2] in B",
+        "ids: I64 in A, I64 in B; only plain floating-point numbers are compared",
+        "mine: not in B",
+        "task vectors of new: not in the base",
+        "yours: not in A",
+    ]
+    assert [row.name for row in found.tensors] == ["new", "w"]
+    assert (found.total.elements, found.total.base_norm) == (3, 0)
+    assert found.total.tasks is not None
+    assert found.total.tasks.norm_x == pytest.approx(math.sqrt(2))
+    json.loads(found.to_json(tensors=True))
+    assert "not compared: mine: not in B" in found.to_text()
+    nothing = diff_models(a, _model(tmp_path / "other", {"x": torch.ones(1)}))
+    assert nothing.total.elements == 0
+    assert "no tensor could be compared" in nothing.to_text()
+    json.loads(nothing.to_json())
+
+
+@pytest.mark.parametrize(("noise", "warned"), [(0.1, False), (None, True)], ids=["fine-tunes", "strangers"])
+def test_strangers_are_warned_of(noise: float | None, warned: bool, tmp_path: Path) -> None:
+    """Task vectors as large as the weights bring one line of warning; those of fine-tunes bring none."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(400, generator=generator)
+    for name in ("a", "b", "base"):
+        other = torch.randn(400, generator=generator)
+        _model(tmp_path / name, {"w": base if name == "base" else other if noise is None else base + noise * other})
+    found = diff_models(tmp_path / "a", tmp_path / "b", base=tmp_path / "base")
+    lines = [line for line in found.to_text().splitlines() if line.startswith("warning: ")]
+    assert len(lines) == warned == (found.warning is not None)
+    assert all("common ancestor" in line for line in lines)
