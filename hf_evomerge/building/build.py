@@ -68,9 +68,10 @@ def build_model(
     checkpoint, warnings = _open(recipe, trust_remote_code)
     for line in warnings:
         logger.warning("%s", line)
-    logger.info("%s", Ledger.of(checkpoint))
     files = {RECIPE_FILE: recipe.to_yaml()}
-    return write_checkpoint(checkpoint, out, files=files, max_shard_size=max_shard_size, overwrite=overwrite, progress=progress)
+    write_checkpoint(checkpoint, out, files=files, max_shard_size=max_shard_size, overwrite=overwrite, progress=progress)
+    logger.info("%s", Ledger.of(checkpoint))
+    return Path(out)
 
 
 @dataclass(frozen=True)
