@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -54,8 +53,8 @@ def _register(auto_config: ModuleType) -> None:
         auto_config.CONFIG_MAPPING.register(MODEL_TYPE, EvoMergedConfig)
 
 
-class _WhenImported(MetaPathFinder):
-    """Finds one module as the other finders do, and registers after it has run."""
+class _WhenImported:
+    """A finder for `sys.meta_path`: finds one module as the other finders do, and registers after it has run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -17,10 +17,12 @@ def merge(
     out: Out,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
-    max_shard_size: Annotated[str, typer.Option(help="The largest file of weights.")] = "4GB",
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the sources bring.")] = False,
+    max_shard_size: Annotated[str, typer.Option(help="The largest size of a weights file.")] = "4GB",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code from the sources' repositories.")
+    ] = False,
 ) -> None:
-    """Build the model of a recipe, or of a mergekit file. A build that was stopped goes on where it was.
+    """Build the model of a recipe or of a mergekit file. A build that was stopped is resumed.
 
     **Examples**
 
@@ -54,8 +56,8 @@ def merge(
 @app.command()
 def convert(
     file: Annotated[Path, typer.Argument(help="A recipe, or a mergekit file.", show_default=False)],
-    to: Annotated[str, typer.Option(help="recipe or mergekit.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; printed where absent.")] = None,
+    to: Annotated[str, typer.Option(help="What to write: recipe or mergekit.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; without it, the text is printed.")] = None,
 ) -> None:
     """Write a mergekit file as a recipe, or a recipe as a mergekit file.
 
@@ -84,9 +86,9 @@ def convert(
 def fold(
     model: Annotated[str, typer.Argument(help="A merged model: a folder, or a repository on the Hub.", show_default=False)],
     out: Out,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, in place of the model's own.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's own by default.")] = None,
 ) -> None:
-    """Write a merged model as a plain one of the source architecture, for vLLM, llama.cpp and the like.
+    """Write a merged model as a plain model of the source architecture, for vLLM, llama.cpp and the like.
 
     Works where every hop of the path is one layer. Layers that run twice are written twice; the scales go into the weights.
 
@@ -106,7 +108,7 @@ def inspect(
     model: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a checkpoint is, from its config and headers alone: layers, parameters, vocabulary, path, sources.
+    """Show what a checkpoint is, from its config and headers alone: layers, parameters, vocabulary, path, sources.
 
     **Example**
 
@@ -123,12 +125,12 @@ def inspect(
 @app.command()
 def diff(
     a: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
-    b: Annotated[str, typer.Argument(help="The one to compare it with.", show_default=False)],
+    b: Annotated[str, typer.Argument(help="The checkpoint to compare it with.", show_default=False)],
     base: Annotated[str | None, typer.Option(help="Their common ancestor: compare the task vectors as well.")] = None,
-    tensors: Annotated[bool, typer.Option("--tensors", help="Show every tensor, not only layer groups.")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Show every tensor as well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what differs between two checkpoints: length, angle and signs, per layer group.
+    """Show how two checkpoints differ per layer group: size and angle of the difference, and signs.
 
     **Example**
 

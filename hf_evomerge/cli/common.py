@@ -24,12 +24,17 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)]
-Workers = Annotated[int, typer.Option(min=1, help="Processes that evaluate side by side; any number gives the same trials.")]
+Workers = Annotated[
+    int, typer.Option(min=1, help="Processes that evaluate at the same time; any number gives the same trials.")
+]
 RepoId = Annotated[str, typer.Argument(help="The repository on the Hub, user/name.", show_default=False)]
 Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
-WithSpace = Annotated[bool, typer.Option("--space", help="Make a Gradio Space for the model as well, of the same name.")]
-License = Annotated[str | None, typer.Option("--license", help="A Hub identifier, in place of what follows from the parents'.")]
-NoModel = Annotated[bool, typer.Option("--no-model", help="Leave the recipe, but do not build the model.")]
+WithSpace = Annotated[bool, typer.Option("--space", help="Also make a Gradio Space of the same name that shows the model.")]
+License = Annotated[
+    str | None,
+    typer.Option("--license", help="A license identifier of the Hub, in place of the one that follows from the parents."),
+]
+NoModel = Annotated[bool, typer.Option("--no-model", help="Write the recipe only; do not build the model.")]
 
 
 def _print_version(asked: bool) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..hub.push import PushOptions
 
 Published = Annotated[
-    list[str] | None, typer.Option(help="FOLDER=user/name: a source folder that was published there; may be given again.")
+    list[str] | None, typer.Option(help="FOLDER=user/name: where a source folder was published; can be repeated.")
 ]
 Examples = Annotated[int, typer.Option(min=0, help="Publish this many test problems, for visitors to try.")]
 
@@ -27,19 +27,21 @@ def push(
     repo_id: RepoId,
     private: Private = False,
     space: WithSpace = False,
-    revision: Annotated[str | None, typer.Option(help="The branch to commit to; made where there is none.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The branch to commit to; it is made if it does not exist.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     commit_message: Annotated[str | None, typer.Option(help="The commit's title.")] = None,
     license: License = None,
-    language: Annotated[list[str] | None, typer.Option(help="ISO 639 code for the card; may be given again.")] = None,
+    language: Annotated[list[str] | None, typer.Option(help="ISO 639 code for the card; can be repeated.")] = None,
     published: Published = None,
     examples: Examples = 0,
-    no_card: Annotated[bool, typer.Option("--no-card", help="Leave the README on the Hub as it is.")] = False,
+    no_card: Annotated[
+        bool, typer.Option("--no-card", help="Do not write a card; the README on the Hub stays as it is.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be published, and stop.")] = False,
 ) -> None:
     """Publish a merged model with its recipe, the record of its search, pictures and a card, in one commit.
 
-    Run again after a failure, it goes on where it ended. Nothing but what `--dry-run` lists leaves this machine.
+    After a failure, run it again: what is uploaded is not uploaded again. Only what `--dry-run` lists leaves this machine.
 
     **Examples**
 
@@ -77,7 +79,7 @@ def reproduce(
 ) -> None:
     """Rebuild a published model from its recipe and its sources, and compare it with what is on the Hub, bit for bit.
 
-    Ends with status 1 where they differ.
+    The exit status is 1 if they differ.
 
     **Example**
 
@@ -96,7 +98,7 @@ def reproduce(
 @app.command()
 def space(
     repo_id: Annotated[str | None, typer.Argument(help="The Space, user/name.", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option(help="The model on the Hub that it shows.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model on the Hub that the Space shows.")] = None,
     local: Annotated[str | None, typer.Option(help="Run the app here instead: a model's folder or repository.")] = None,
     revision: Annotated[str | None, typer.Option(help="The model's branch or commit.")] = None,
     private: Private = False,
@@ -114,7 +116,7 @@ def space(
 
         if local is not None:
             if repo_id is not None or model is not None:
-                raise EvoMergeError("--local runs the app here; leave out the Space's name and --model")
+                raise EvoMergeError("--local runs the app on this machine; leave out the Space's name and --model")
             run_space(local, revision=revision)
         elif repo_id is None or model is None:
             raise EvoMergeError("give the Space's name and --model, or --local MODEL to run the app here")

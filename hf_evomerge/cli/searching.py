@@ -31,9 +31,9 @@ def search(
     private: Private = False,
     license: License = None,
 ) -> None:
-    """Evolve a merge, and leave the winner's recipe, the built model and pictures.
+    """Evolve a merge; write the winner's recipe, the built model and plots.
 
-    Run again on the same folder, it goes on where it was stopped.
+    A search that was stopped is resumed by the same command.
 
     **Examples**
 
@@ -49,12 +49,14 @@ def search(
         quiet()
         config = SearchConfig.load(str(file))
         if push_to is None and (space or private or license):
-            raise EvoMergeError("--space, --private and --license say how to publish; name the repository with --push-to")
+            raise EvoMergeError(
+                "--space, --private and --license say how to publish, and nothing is published; add --push-to user/name"
+            )
         if push_to is not None:
             from ..hub.push import PushOptions, check_push
 
             if no_model:
-                raise EvoMergeError("--push-to publishes the model, and --no-model builds none; leave one out")
+                raise EvoMergeError("--push-to needs the model that --no-model does not build; leave out one of them")
             options = PushOptions(private=private, license=license, space=space)
             check_push(push_to, [*config.sources, *([config.base] if config.base is not None else [])], options)
         if dry_run:
@@ -79,7 +81,7 @@ def resume(
     workers: Workers = 1,
     no_model: NoModel = False,
 ) -> None:
-    """Go on with a search that was stopped, to the same trials as if it never had been.
+    """Resume a search that was stopped. The trials are the same as without the interruption.
 
     **Example**
 
@@ -97,8 +99,8 @@ def resume(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
-    file: Annotated[Path, typer.Option("--search", help="Take task and data from this search file.", show_default=False)],
-    split: Annotated[str, typer.Option(help="Which of its splits: search, validation or test.")] = "test",
+    file: Annotated[Path, typer.Option("--search", help="The search file whose task and data are used.", show_default=False)],
+    split: Annotated[str, typer.Option(help="The split of its data: search, validation or test.")] = "test",
     show: Annotated[int, typer.Option(min=0, help="Print this many problems with the model's answers.")] = 0,
 ) -> None:
     """Score one model on the task of a search.
@@ -120,7 +122,7 @@ def show(
     folder: Annotated[Path, typer.Argument(help="The folder of a search or of a built model.", show_default=False)],
     best: Annotated[int, typer.Option(min=1, help="How many of the best trials to list.")] = 5,
 ) -> None:
-    """Show what a search has found so far, or which path or merge a model is.
+    """Show what a search has found so far, or the path and the merge of a model.
 
     **Examples**
 
@@ -138,10 +140,14 @@ def show(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("evomerge-demo"),
-    workers: Annotated[int, typer.Option(min=1, help="Processes that evaluate side by side.")] = min(2, os.cpu_count() or 1),
-    evaluations: Annotated[int | None, typer.Option(min=8, help="Trials per search, in place of the demo's own.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that evaluate at the same time.")] = min(
+        2, os.cpu_count() or 1
+    ),
+    evaluations: Annotated[int | None, typer.Option(min=8, help="Trials per search; the demo's own number by default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the searches.")] = 0,
-    push_to: Annotated[str | None, typer.Option(help="Publish the winner as user/name on the Hub, not on loopback.")] = None,
+    push_to: Annotated[
+        str | None, typer.Option(help="Publish the winner as user/name on the Hub, in place of the Hub on loopback.")
+    ] = None,
 ) -> None:
     """Merge two tiny specialists that ship with the package, in a few minutes and without a network.
 

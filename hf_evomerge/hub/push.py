@@ -271,7 +271,7 @@ def check_login(api: HfApi, repo_id: str) -> None:
     if repo_id.count("/") != 1:
         raise HubError(f"{repo_id!r}: not a name for a repository; write it as user/name")
     if os.path.isdir(repo_id):
-        raise HubError(f"{repo_id!r}: is a folder here; give the name that the model is to have on the Hub")
+        raise HubError(f"{repo_id!r}: is a folder on this machine; give the name that the model shall have on the Hub")
     with hub_errors(f"{api.endpoint}: cannot be used"):
         api.whoami()
 
@@ -330,7 +330,7 @@ def _files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     if options.create_pr and options.revision is not None:
-        raise HubError(f"{repo_id}: a pull request is one to the main branch; leave out --revision or --create-pr")
+        raise HubError(f"{repo_id}: a pull request is made to the main branch; leave out --revision or --create-pr")
     if options.space:
         from .space import check_space
 
@@ -338,7 +338,7 @@ def _files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
     with hub_errors(f"{repo_id}: cannot be read"):
         try:
             if options.private and not api.model_info(repo_id).private:
-                raise HubError(f"{repo_id}: is there already, and public; make it private there, or leave out --private")
+                raise HubError(f"{repo_id}: exists and is public; make it private on the Hub, or leave out --private")
             try:
                 names = api.list_repo_files(repo_id, revision=options.revision)
             except RevisionNotFoundError:  # the branch will start as main is
@@ -347,7 +347,7 @@ def _files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
             return []
     for name, kind in _OTHER_KINDS.items():
         if name in names:
-            raise HubError(f"{repo_id}: holds {kind} ({name}), not a model; choose another name, or remove the file there")
+            raise HubError(f"{repo_id}: holds {kind} ({name}), not a model; choose another name, or remove that file")
     return names
 
 
@@ -386,7 +386,7 @@ def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> l
     warnings = []
     if local := list(dict.fromkeys(ref.model for ref in map(names, parents_of(recipe)) if not is_on_hub(ref))):
         warnings.append(
-            f"{', '.join(local)}: only on this machine, so nobody else can rebuild the model; publish the folder and pass "
+            f"{', '.join(local)}: only on this machine, so nobody else can rebuild the model; publish the folder, then pass "
             "--published FOLDER=user/name"
         )
     warnings += [

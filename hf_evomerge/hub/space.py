@@ -82,7 +82,7 @@ def check_space(repo_id: str, api: HfApi, *, private: bool = False) -> None:
             "`hf-evomerge space`, or empty it"
         )
     if private and not info.private:
-        raise HubError(f"{repo_id}: the Space is there already, and public; make it private, or leave out --private")
+        raise HubError(f"{repo_id}: the Space exists and is public; make it private, or leave out --private")
 
 
 def space_files(model: str, revision: str | None = None, *, title: str | None = None) -> dict[str, Content]:

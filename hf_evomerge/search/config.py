@@ -128,7 +128,7 @@ class FlowSpaceConfig(StrictModel):
     @classmethod
     def _one_inside(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not value[0] < 1 < value[1]:
-            raise ValueError(f"scale 1 must lie between {value[0]} and {value[1]}")
+            raise ValueError(f"1 is not between {value[0]} and {value[1]}, and a search starts with all scales at 1")
         return value
 
 

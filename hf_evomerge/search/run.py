@@ -261,7 +261,9 @@ def _check_same_examples(study: Study, evaluator: Evaluator) -> None:
     if changed := [split for split in digests if before.get(split) != digests[split]]:
         folder = study.folder
         study.close()
-        raise SearchError(f"{folder}: the examples of {changed[0]} are not those that this study was begun with; restore them")
+        raise SearchError(
+            f"{folder}: the {changed[0]} examples have changed since this study began; restore them, or choose another folder"
+        )
     study.set_meta("examples", digests)
 
 
@@ -269,7 +271,7 @@ def _check_unused(config: SearchConfig, out: Path) -> None:
     """Refuse a folder that holds what a search would overwrite; this search's own file may lie there already."""
     for name in (RECIPE_FILE, RESULTS_FILE, MODEL_FOLDER, PLOTS_FOLDER):
         if (out / name).exists():
-            raise SearchError(f"{out}: holds no study but a {name}, which the search would overwrite; choose another folder")
+            raise SearchError(f"{out}: holds a {name} but no study, and the search would overwrite it; choose another folder")
     if (out / SEARCH_FILE).exists() and SearchConfig.load(out / SEARCH_FILE) != config:
         raise SearchError(f"{out}: holds the {SEARCH_FILE} of another search; choose another folder")
 
@@ -315,7 +317,7 @@ def _leave_model(folder: Path, winner: Recipe) -> None:
     """Build the winner, unless it is there already; only what a search has built is replaced."""
     built = folder / MODEL_FOLDER / RECIPE_FILE
     if built.parent.exists() and not built.exists():
-        raise SearchError(f"{built.parent}: is not a model of this search; move it away and resume")
+        raise SearchError(f"{built.parent}: was not made by this search; move it away and resume")
     if not built.exists() or built.read_text(encoding="utf-8") != winner.to_yaml():
         build_model(winner, folder / MODEL_FOLDER, progress=False, overwrite=True)
 

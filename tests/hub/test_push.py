@@ -240,11 +240,11 @@ def test_a_repository_of_something_else_is_refused(plain: Path, hub: LocalHub, l
 def test_private_is_not_ignored(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
     """Asked for a private repository, nothing is pushed to a public one that is there, nor to a public Space."""
     lfs_api.create_repo("local/merge")
-    with pytest.raises(HubError, match=r"local/merge: is there already, and public"):
+    with pytest.raises(HubError, match=r"local/merge: exists and is public"):
         push_model(plain, "local/merge", PushOptions(private=True), api=lfs_api)
     assert not any(seen.method == "PUT" for seen in hub.requests)
     lfs_api.create_repo("local/other", repo_type="space", space_sdk="gradio")
-    with pytest.raises(HubError, match=r"local/other: the Space is there already, and public"):
+    with pytest.raises(HubError, match=r"local/other: the Space exists and is public"):
         push_model(plain, "local/other", PushOptions(private=True, space=True), api=lfs_api)
     assert not lfs_api.repo_exists("local/other")
 

@@ -305,7 +305,7 @@ def test_nothing_of_the_users_is_overwritten(search_config: Config, tmp_path: Pa
     (tmp_path / "search.yaml").unlink()
     for name in ("model", "recipe.yaml", "results.json", "plots"):
         (tmp_path / name).mkdir()
-        with pytest.raises(SearchError, match=f"holds no study but a {name}, which the search would overwrite"):
+        with pytest.raises(SearchError, match=f"holds a {name} but no study"):
             run_search(config, tmp_path)
         assert list(tmp_path.iterdir()) == [tmp_path / name]
         (tmp_path / name).rmdir()
@@ -402,7 +402,7 @@ def test_other_examples_are_refused(tmp_path: Path, search_config: Config) -> No
     text = file.read_text(encoding="utf-8")
     file.write_text("\n".join(reversed(text.splitlines())) + "\n", encoding="utf-8")
     try:
-        with pytest.raises(SearchError, match="the examples of search are not those"):
+        with pytest.raises(SearchError, match="the search examples have changed since this study began"):
             run_search(config, tmp_path / "out", build=False)
     finally:
         file.write_text(text, encoding="utf-8")
