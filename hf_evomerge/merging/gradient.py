@@ -46,10 +46,13 @@ class MergeGradient:
         RecipeError: The method has no gradient.
 
     Example:
-        >>> merger = LiveMerger([japanese, maths], base, "ties", {}, seed=0, model=model)  # doctest: +SKIP
-        >>> gradient = MergeGradient(merger, model)  # doctest: +SKIP
-        >>> gradient([{"weight": 0.5}, {"weight": 0.5}], {}, lambda: loss(model).backward())  # doctest: +SKIP
-        {('weight', 0, None): 0.31, ('weight', 1, None): -0.02, ('lambda', None, None): 0.14}
+        >>> japanese, maths, base = [Source.open(name) for name in ("japanese", "maths", "base")]
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> gradient = MergeGradient(LiveMerger([japanese, maths], base, "ties", {}, seed=0, model=model), model)
+        >>> tokens = tokenizer("w1 w2 w3", return_tensors="pt").input_ids
+        >>> loss = lambda: model(tokens, labels=tokens).loss
+        >>> list(gradient([{"weight": 0.5}, {"weight": 0.5}], {}, lambda: loss().backward()))
+        [('weight', 0, None), ('weight', 1, None), ('lambda', None, None)]
     """
 
     def __init__(self, merger: LiveMerger, model: PreTrainedModel, *, memory_limit: int = 2 << 30) -> None:
