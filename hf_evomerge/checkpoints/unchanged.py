@@ -24,7 +24,7 @@ def unchanged_tensors(source: Source, base: Source) -> frozenset[str]:
         if not info.is_float or (kept and name not in source.changes):
             unchanged.append(name)
             continue
-        ours, theirs = source.read(name).reshape(-1), base.get(name).reshape(-1)
+        ours, theirs = source.read(name).reshape(-1), base.read(name).reshape(-1)
         blocks = range(0, ours.numel(), _BLOCK)
         if all(torch.equal(ours[at : at + _BLOCK], theirs[at : at + _BLOCK]) for at in blocks):
             unchanged.append(name)
