@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .routing.pool import LayerPool as LayerPool
     from .search.config import SearchConfig as SearchConfig
     from .search.evaluation import evaluate_model as evaluate_model
-    from .search.run import plan_search as plan_search
+    from .search.plan import plan_search as plan_search
     from .search.run import resume_search as resume_search
     from .search.run import run_search as run_search
     from .search.study import Study as Study
@@ -71,7 +71,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "routing.pool": ("LayerPool",),
     "search.config": ("SearchConfig",),
     "search.evaluation": ("evaluate_model",),
-    "search.run": ("plan_search", "resume_search", "run_search"),
+    "search.plan": ("plan_search",),
+    "search.run": ("resume_search", "run_search"),
     "search.study": ("Study", "Trial"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from hf_evomerge.errors import EvoMergeError, PathError
-from hf_evomerge.fitness import Scores
 from hf_evomerge.plots import (
     Curve,
     fitness_figure,
@@ -22,12 +21,10 @@ from hf_evomerge.plots import (
     plot_fitness,
     plot_path,
     plot_weights,
-    stage_curves,
     weights_figure,
 )
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import MergePart
-from hf_evomerge.search.study import Trial
 
 HOPS = "0:0-2, 1:3, 0:3*0.6 + 1:4*0.4, 1:4, 0:5"
 SCALES = [1.0, 0.9, 1.4, 0.5, 1.1, -0.7, 1.0]
@@ -43,12 +40,6 @@ def find(figure: Figure, gid: str) -> Any:
 def curve(*fitness: float | None, label: str = "ps", population: int = 2, start: int = 0) -> Curve:
     """A curve of generations of `population` trials."""
     return Curve(label, fitness, tuple(i // population for i in range(len(fitness))), start)
-
-
-def trial(stage: str, number: int, score: float | None) -> Trial:
-    """A trial as a study returns it; failed where there is no score."""
-    scores = Scores.failed("broken") if score is None else Scores([score])
-    return Trial(stage, number, number // 2, np.zeros(1), None, scores)
 
 
 def spots(figure: Figure, source: int) -> list[tuple[float, float]]:
@@ -113,14 +104,6 @@ def test_levels_are_inside_the_picture_and_named() -> None:
     boxes = sorted(Text.get_window_extent(text).intervaly.tolist() for text in texts)  # without the line that leads to it
     assert len(boxes) == 3
     assert all(below[1] <= above[0] for below, above in pairwise(boxes))
-
-
-def test_stages_follow_each_other_and_random_search_runs_beside_them() -> None:
-    """DFS begins where PS ended; random search begins at 0; a failed trial stays failed."""
-    trials = [trial("dfs", 0, -0.5), trial("ps", 0, -2.0), trial("ps", 1, None), trial("random", 0, -3.0)]
-    curves = {c.label: c for c in stage_curves(trials)}
-    assert {label: c.x.tolist() for label, c in curves.items()} == {"ps": [1, 2], "dfs": [3], "random": [1]}
-    assert curves["ps"].fitness == (-2.0, None)
 
 
 def test_nothing_but_failures_is_an_error() -> None:

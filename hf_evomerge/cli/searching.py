@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from .common import License, NoModel, Out, Private, WithSpace, Workers, app, one
 
 if TYPE_CHECKING:
     from ..search.results import Result
-    from ..search.run import Plan
 
 
 @app.command()
@@ -60,9 +58,9 @@ def search(
             options = PushOptions(private=private, license=license, space=space)
             check_push(push_to, [*config.sources, *([config.base] if config.base is not None else [])], options)
         if dry_run:
-            from ..search.run import plan_search
+            from ..search.plan import plan_search
 
-            _print_plan(plan_search(config), workers)
+            typer.echo(plan_search(config).to_text(workers))
             return
         from ..search.run import run_search
 
@@ -168,24 +166,6 @@ def _live_table() -> Iterator[Any]:
 
     with LiveTable() as table:
         yield table
-
-
-def _print_plan(plan: Plan, workers: int) -> None:
-    for stage, count in plan.evaluations.items():
-        size = f", {plan.dimensions[stage]} numbers to evolve" if stage in plan.dimensions else ""
-        typer.echo(f"{stage}: {count} evaluations{size}")
-    for note in plan.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"examples: {json.dumps(plan.examples)}")
-    minutes = plan.minutes / workers
-    whole = (
-        f"{minutes:.0f} minutes"
-        if 2 <= minutes < 120
-        else f"{minutes * 60:.0f} seconds"
-        if minutes < 2
-        else f"{minutes / 60:.0f} hours"
-    )
-    typer.echo(f"one evaluation takes {plan.seconds_per_evaluation:.3g} s: about {whole} in all, with workers={workers}")
 
 
 def _print_result(result: Result, out: Path, *, built: bool) -> None:

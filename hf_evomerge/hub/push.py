@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ..checkpoints.model_folder import COMPANIONS
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
-from ..search.run import MODEL_FOLDER
+from ..search.folder import MODEL_FOLDER
 from ..search.study import STUDY_FILE
 from .card import CardFacts, check_metadata, metadata_text, read_json, render_card
 from .commit import Commit, Content, Target, commit_files, file_sha256, hub_errors, unchanged

@@ -18,8 +18,8 @@ from ..errors import EvoMergeError, SearchError
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import Recipe, SourceRef
 from ..search.config import STAGES, SearchConfig
-from ..search.run import PLOTS_FOLDER, RESULTS_FILE, settings_of
-from ..search.spaces import source_label
+from ..search.folder import PLOTS_FOLDER, RESULTS_FILE, settings_of
+from ..search.pictures import parent_levels
 from ..search.study import Study, Trial
 
 STUDY_JSON = "study.json"
@@ -81,7 +81,7 @@ def write_record(
             "settings": _public_settings(config, publish),
             "splits": _split_sizes(study, config),
             "stages": [_stage(stage, found) for stage, found in trials.items() if found],
-            "levels": _levels(study, config),
+            "levels": parent_levels(config, study),
             "results": _results(search),
             "examples": _examples(study, config, examples),
         }
@@ -145,13 +145,6 @@ def _stage(stage: str, trials: Sequence[Trial]) -> dict[str, Any]:
         "generations": 1 + max(trial.generation for trial in trials),
         "seconds": round(sum(trial.scores.seconds for trial in trials), 1),
     }
-
-
-def _levels(study: Study, config: SearchConfig) -> dict[str, float]:
-    """Fitness of the base and the sources on the search split, by their short names."""
-    labels = {"base": "base", **{f"source:{i}": source_label(ref) for i, ref in enumerate(config.sources)}}
-    found = {name: study.evaluation(label, "search") for label, name in labels.items()}
-    return {name: scores.mean for name, scores in found.items() if scores is not None and scores.mean is not None}
 
 
 def _results(search: Path) -> dict[str, Any] | None:

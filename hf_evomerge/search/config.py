@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Literal
@@ -186,6 +187,22 @@ class SearchConfig(StrictModel):
         """The stages in the order they run."""
         stages: list[Stage] = ["ps", "dfs"] if self.space == "hybrid" else [self.space]
         return [*stages, "random"] if self.random_baseline else stages
+
+    @property
+    def ps_sources(self) -> list[int]:
+        """The sources that a PS search merges, as indices."""
+        return list(range(len(self.sources))) if self.ps.sources is None else self.ps.sources
+
+    def optimizer(self, stage: Stage) -> OptimizerConfig:
+        """The settings of a stage's optimizer; a random search has those of the first stage."""
+        return self.dfs.optimizer if (self.stages[0] if stage == "random" else stage) == "dfs" else self.ps.optimizer
+
+    def budget(self, stage: Stage) -> tuple[int, float]:
+        """Trials and minutes (infinite where unbounded) of a stage; a random search has those of all other stages together."""
+        counted = [other for other in self.stages if other != "random"] if stage == "random" else [stage]
+        budgets = [self.optimizer(other) for other in counted]
+        minutes = [math.inf if budget.minutes is None else budget.minutes for budget in budgets]
+        return sum(budget.evaluations for budget in budgets), sum(minutes)
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the search to a YAML file."""

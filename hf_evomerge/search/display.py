@@ -12,7 +12,7 @@ from rich.table import Table
 from .config import STAGES
 
 if TYPE_CHECKING:
-    from .loop import Progress
+    from .stage import Progress
 
 PHASES: dict[str, str] = {
     "parents": "parents",

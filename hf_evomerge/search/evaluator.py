@@ -16,6 +16,7 @@ from ..errors import EvoMergeError, FitnessError, SourceError
 from ..fitness import Example, Scores, Task, load_examples, make_task
 from ..recipes.recipe import FlowPart, MergePart, Recipe, SourceRef
 from .config import SearchConfig
+from .spaces import SourceSummary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +37,9 @@ class Evaluator:
         task_factory: Makes an unprepared task; the search file's by default.
         examples: The examples per split; read as the search file says by default.
 
+    Attributes:
+        sources, base: The opened checkpoints.
+
     Raises:
         EvoMergeError: A source or the data cannot be read.
     """
@@ -55,9 +59,9 @@ class Evaluator:
         self.config = config
         self._task_factory = task_factory or (lambda: make_task(config.fitness))
         self._examples = dict(examples) if examples is not None else {}
-        self._sources = [Source.open(ref) for ref in config.sources]
-        self._base = Source.open(config.base) if config.base is not None else None
-        self.dtype = getattr(torch, config.dtype) if config.dtype else self._sources[0].config.dtype or torch.float32
+        self.sources = [Source.open(ref) for ref in config.sources]
+        self.base = Source.open(config.base) if config.base is not None else None
+        self.dtype = getattr(torch, config.dtype) if config.dtype else self.sources[0].config.dtype or torch.float32
         self._resident: dict[SourceRef, PreTrainedModel] = {}
         self._merged_models: dict[int, PreTrainedModel] = {}
         self._merger: tuple[str, LiveMerger, PreTrainedModel] | None = None
@@ -68,22 +72,19 @@ class Evaluator:
     @property
     def layers(self) -> list[int]:
         """Number of layers of each source."""
-        return [source.layer_count for source in self._sources]
+        return [source.layer_count for source in self.sources]
 
     @cached_property
-    def tensors(self) -> list[str]:
-        """Names of the weights of the sources that are merged."""
-        first = self._sources[(self.config.ps.sources or [0])[0]]
-        return [name for name, info in first.tensors.items() if info.is_float and ".rotary_emb.inv_freq" not in name]
-
-    @cached_property
-    def unchanged(self) -> list[frozenset[str]]:
-        """Per source that is merged the names of the tensors that equal the base's; empty where there is no base."""
+    def summary(self) -> SourceSummary:
+        """What the spaces must know of the sources; for a merge their weights are downloaded and compared with the base's."""
         from ..checkpoints.unchanged import unchanged_tensors
 
-        if self._base is None:
-            return []
-        return [unchanged_tensors(self._sources[i], self._base) for i in self.config.ps.sources or range(len(self._sources))]
+        if self.config.space == "dfs":
+            return SourceSummary(self.layers)
+        merged = [self.sources[i] for i in self.config.ps_sources]
+        tensors = [name for name, info in merged[0].tensors.items() if info.is_float and ".rotary_emb.inv_freq" not in name]
+        unchanged = [unchanged_tensors(source, self.base) for source in merged] if self.base is not None else []
+        return SourceSummary(self.layers, tensors, unchanged)
 
     @property
     def splits(self) -> list[str]:
@@ -180,15 +181,15 @@ class Evaluator:
 
         if part.slices is not None:
             raise SourceError("merge.slices: a stack is built on disk and not scored in memory; build it, and give its folder")
-        numbers = list(part.sources or range(len(self._sources)))
-        taking_part = [self._sources[number] for number in numbers]
+        numbers = list(part.sources or range(len(self.sources)))
+        sources = [self.sources[number] for number in numbers]
         key = f"{part.method} {sorted(part.options)} {numbers}"
         if self._merger is None or self._merger[0] != key:
             self._applied = None
             if numbers[0] not in self._merged_models:
-                self._merged_models[numbers[0]] = self._from_disk(taking_part[0])
+                self._merged_models[numbers[0]] = self._from_disk(sources[0])
             model = self._merged_models[numbers[0]]
-            merger = LiveMerger(taking_part, self._base, part.method, part.options, self.config.seed, model)
+            merger = LiveMerger(sources, self.base, part.method, part.options, self.config.seed, model)
             self._merger = (key, merger, model)
         if self._applied != part:
             self._applied = None
@@ -224,6 +225,6 @@ class Evaluator:
             from ..checkpoints.source import Source
 
             return Source.open(target)
-        if target.flow is not None and target.flow.embedding_source < len(self._sources):
-            return self._sources[target.flow.embedding_source]
-        return self._sources[target.merge_sources[0]]
+        if target.flow is not None and target.flow.embedding_source < len(self.sources):
+            return self.sources[target.flow.embedding_source]
+        return self.sources[target.merge_sources[0]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -224,8 +224,3 @@ def _costs(fitness: Sequence[float], known: Sequence[float] = ()) -> list[float]
 def _bound_list(bounds: Vector) -> list[float | None]:
     """pycma's spelling of bounds: None where there is none."""
     return [float(bound) if np.isfinite(bound) else None for bound in bounds]
-
-
-def describe(optimizer: Optimizer) -> dict[str, Any]:
-    """The numbers that a progress table shows."""
-    return {"sigma": optimizer.sigma, "restarts": optimizer.restart_count, "population": optimizer.population}

@@ -16,7 +16,7 @@ from ..merging.registry import get_method
 from ..recipes.layer_groups import Grouping, check_keys, select_key
 from ..recipes.recipe import FlowPart, MergePart, ParameterValue, Recipe, SourceRef
 from ..routing.layout import FlowGenome, Layout
-from .config import FlowSpaceConfig, Range, SearchConfig
+from .config import FlowSpaceConfig, Range, SearchConfig, Stage
 from .optimizer import Start
 
 Vector = NDArray[np.float64]
@@ -30,6 +30,24 @@ class Space(Protocol):
 
     def decode(self, genome: Vector) -> Recipe:
         """The recipe of a genome; raises `EvoMergeError` where it has none."""
+
+    def notes(self) -> list[str]:
+        """What the user should know of the space, one line each."""
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """What the spaces must know of the sources.
+
+    Attributes:
+        layers: Number of layers of each source.
+        tensors: Names of the weights of the sources that are merged.
+        unchanged: Per source that is merged the names of the tensors that equal the base's; empty where there is no base.
+    """
+
+    layers: Sequence[int]
+    tensors: Sequence[str] = ()
+    unchanged: Sequence[Container[str]] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +93,7 @@ class ParameterSpace:
         self._members: dict[str, list[str]] = {}
         for name in self.tensors:
             self._members.setdefault(select_key(tuple(self.groups), name), []).append(name)
-        self.source_count = len(self.space.sources or config.sources)
+        self.source_count = len(config.ps_sources)
         self.fixed: dict[str, dict[str, Any]] = {"source": {}, "global": {}}
         self.coordinates: list[Coordinate] = []
         method = self.method = get_method(self.space.method)
@@ -132,9 +150,8 @@ class ParameterSpace:
 
     def notes(self) -> list[str]:
         """What is not evolved, and why: one line per source."""
-        numbers = self.space.sources or list(range(self.source_count))
         lines = []
-        for source, number in enumerate(numbers):
+        for source, number in enumerate(self.config.ps_sources):
             if groups := list(dict.fromkeys(each.group or "all" for each in self.idle if each.source == source)):
                 shown = ", ".join(groups[:6]) + (f" and {len(groups) - 6} more" if len(groups) > 6 else "")
                 label = source_label(self.config.sources[number])
@@ -207,6 +224,25 @@ class FlowSpace:
             embedding_source=self.genome.layout.order[0],
         )
         return _recipe(self.config, merge=self.merge, flow=part)
+
+    def notes(self) -> list[str]:
+        """Nothing: every number of the space matters."""
+        return []
+
+
+def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge: MergePart | None = None) -> Space:
+    """The space that a stage searches; a random search has that of the first stage.
+
+    Args:
+        config: The search.
+        stage: Which of its stages.
+        sources: What is known of the sources.
+        merge: The merge that a second stage builds on: the winner of the first.
+    """
+    depth = sources.layers[config.ps_sources[0]]
+    if (config.stages[0] if stage == "random" else stage) == "ps":
+        return ParameterSpace(config, depth, sources.tensors, sources.unchanged)
+    return FlowSpace(config, sources.layers if merge is None else [*sources.layers, depth], merge)
 
 
 def uniform_average(config: SearchConfig) -> Recipe:

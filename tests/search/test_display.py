@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from hf_evomerge.search.display import LiveTable
-from hf_evomerge.search.loop import Progress
+from hf_evomerge.search.stage import Progress
 
 
 def _print(*reports: Progress, terminal: bool = False, fails: bool = False) -> str:

@@ -15,9 +15,11 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.loop import Progress, Search
+from hf_evomerge.search.loop import Search
 from hf_evomerge.search.results import Result
 from hf_evomerge.search.runner import Job
+from hf_evomerge.search.spaces import SourceSummary
+from hf_evomerge.search.stage import Progress
 from hf_evomerge.search.study import Study, Trial
 
 LAYERS = [3, 3]
@@ -115,7 +117,8 @@ def _search(
 ) -> tuple[Study, Result]:
     """Run a search in a folder, or go on with the one that is there."""
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {})
-    search = Search(_config(kind, **more), study, runner, layers=LAYERS, example_count=EXAMPLES, splits=splits, report=report)
+    how: dict[str, Any] = {"example_count": EXAMPLES, "splits": splits, "report": report}
+    search = Search(_config(kind, **more), study, runner, sources=SourceSummary(LAYERS), **how)
     return study, search.run()
 
 
@@ -300,7 +303,7 @@ def test_a_validation_fitness_of_zero_is_a_fitness(tmp_path: Path) -> None:
 
     study = Study.create(tmp_path, {})
     runner = ToyRunner(scores=scores)
-    result = Search(_config("ps"), study, runner, layers=LAYERS, splits=("search", "validation")).run()
+    result = Search(_config("ps"), study, runner, sources=SourceSummary(LAYERS), splits=("search", "validation")).run()
     assert result.winner.key == study.best("ps")[0].recipe_key
 
 
@@ -353,7 +356,7 @@ def test_rows_of_the_table(tmp_path: Path) -> None:
 def test_sources_of_different_depth_have_no_average(tmp_path: Path) -> None:
     """Where sources have different numbers of layers, no average of their weights is tried."""
     runner = ToyRunner()
-    search = Search(_config("dfs"), Study.create(tmp_path, {}), runner, layers=[3, 4])
+    search = Search(_config("dfs"), Study.create(tmp_path, {}), runner, sources=SourceSummary([3, 4]))
     assert [row.model for row in search.run().rows] == ["a", "b", "evolved DFS"]
     assert not any(isinstance(job.target, Recipe) and job.target.flow is None for job in runner.jobs)
 

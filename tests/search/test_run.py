@@ -26,9 +26,11 @@ from hf_evomerge.fitness import DataSpec, Example, FunctionTask
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluation import evaluate_model
-from hf_evomerge.search.loop import Progress, Result
-from hf_evomerge.search.run import plan_search, resume_search, run_search
+from hf_evomerge.search.plan import plan_search
+from hf_evomerge.search.results import Result
+from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runner import LocalRunner
+from hf_evomerge.search.stage import Progress
 from hf_evomerge.search.study import Study
 
 Settings = Callable[..., dict[str, Any]]
@@ -315,7 +317,7 @@ def test_nothing_of_the_users_is_overwritten(search_config: Config, tmp_path: Pa
     assert (tmp_path / "search.yaml").read_text(encoding="utf-8") == text
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("mine")
-    with pytest.raises(SearchError, match="not a model of this search"):
+    with pytest.raises(SearchError, match="was not made by this search"):
         resume_search(tmp_path)
     assert (tmp_path / "model" / "config.json").read_text() == "mine"
 

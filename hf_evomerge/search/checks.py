@@ -1,0 +1,74 @@
+"""Refuses a search that cannot work, before anything expensive begins: device, data, sources, methods, paths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import SearchError
+from ..fitness import check_disjoint
+from ..recipes.recipe import MergePart, Recipe
+from .config import SearchConfig
+from .evaluator import Evaluator
+from .spaces import make_space
+
+
+def check_search(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, int], list[str]]:
+    """Check everything that can be checked without evaluating a model.
+
+    Args:
+        config: The search.
+        evaluator: Its evaluator, which has opened the sources.
+
+    Returns:
+        How many numbers each stage evolves (a second stage counts the merged model's layers), and what the user should know of
+        the spaces, one line each.
+
+    Raises:
+        EvoMergeError: The search cannot work; the message names what is wrong.
+    """
+    from ..checkpoints.compatibility import check_mergeable
+
+    _check_device(config.device)
+    check_disjoint(**{split: evaluator.examples(split) for split in {"search", *evaluator.splits}})
+    if config.space != "dfs":
+        check_mergeable([evaluator.sources[i] for i in config.ps_sources], evaluator.base)
+    dimensions: dict[str, int] = {}
+    notes: list[str] = []
+    for stage in config.stages:
+        if stage == "random":
+            continue
+        merge = MergePart(method=config.ps.method) if stage == "dfs" and config.space == "hybrid" else None
+        space = make_space(config, stage, evaluator.summary, merge)
+        mean = space.start().mean
+        _check_recipe(space.decode(mean), evaluator)
+        dimensions[stage] = mean.size
+        notes += space.notes()
+    return dimensions, notes
+
+
+def _check_recipe(recipe: Recipe, evaluator: Evaluator) -> None:
+    """Refuse options that a method does not take, and layers that cannot run in one model, on a stage's first recipe."""
+    from ..merging import check_part
+    from ..routing.config import check_configs, path_config
+
+    merged = recipe.merge_sources
+    if recipe.flow is not None:
+        flow = recipe.flow
+        sources = [*evaluator.sources, *([evaluator.sources[merged[0]]] if recipe.merge is not None else [])]
+        configs = [source.config for source in sources]
+        where: dict[str, Any] = {"embedding_source": flow.embedding_source, "anywhere": True}
+        check_configs(configs, names=sources, **where)
+        path_config(configs, flow.to_path(), scale_target=flow.scale_target, **where)
+    elif recipe.merge is not None:
+        layer_count = evaluator.layers[merged[0]]
+        check_part(recipe.merge, sources=len(merged), has_base=recipe.base is not None, layer_count=layer_count)
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that is not there."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as cause:
+        raise SearchError(f"device: {device!r} cannot be used here: {' '.join(str(cause).split())}") from cause

@@ -1,0 +1,227 @@
+"""Runs one stage of a search, generation by generation: what the study holds is replayed, the rest is evaluated and stored.
+
+Replaying is asking the optimizer again from the start and telling it what the study holds. So nothing but the study is kept,
+and a search that was killed ends with the same trials as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..errors import EvoMergeError, SearchError
+from ..fitness.scores import Scores
+from ..recipes.recipe import Recipe
+from .config import SearchConfig, Stage
+from .evaluator import Batch
+from .optimizer import Optimizer, Vector
+from .runner import Job, Runner
+from .spaces import Space
+from .study import Study, Trial
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a search stands; one is reported after every trial.
+
+    Attributes:
+        phase: The stage, or ``parents``, ``finalists`` or ``test``.
+        done, total: Trials (or evaluations) done in this phase, and its budget.
+        generation: From 0.
+        best, mean: Best fitness of the stage so far; mean of the last whole generation.
+        sigma: The optimizer's step size.
+        failed, duplicates: Trials that failed, and that shared another's scores.
+        seconds: Wall time of this phase in this process.
+        fresh: Trials evaluated in this process; the others were replayed.
+    """
+
+    phase: str
+    done: int
+    total: int
+    generation: int = 0
+    best: float | None = None
+    mean: float | None = None
+    sigma: float | None = None
+    failed: int = 0
+    duplicates: int = 0
+    seconds: float = 0.0
+    fresh: int = 0
+
+
+Report = Callable[[Progress], None]
+
+
+class StageRun:
+    """One stage while it runs.
+
+    Args:
+        config: The search.
+        study: Where trials are kept; may hold some of this stage already.
+        runner: What evaluates.
+        stage: Which of the search's stages.
+        space: What it searches.
+        example_count: Number of search examples; needed where the search draws batches.
+        report: Called after every trial.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        study: Study,
+        runner: Runner,
+        *,
+        stage: Stage,
+        space: Space,
+        example_count: int,
+        report: Report,
+    ) -> None:
+        self.config, self.study, self.runner = config, study, runner
+        self.stage, self.space, self.example_count, self.report = stage, space, example_count, report
+        self.budget, self.minutes = config.budget(stage)
+        settings = config.optimizer(stage)
+        self.optimizer = Optimizer(
+            space.start(),
+            algorithm="random" if stage == "random" else settings.algorithm,
+            population=settings.population,
+            restarts=settings.restarts,
+            seed=config.seed + config.stages.index(stage),
+        )
+        self.trials: list[Trial] = []
+        self.stored = {trial.number: trial for trial in self.study.trials(stage)}
+        self.first_of_recipe: dict[tuple[str, Batch | None], Trial] = {}
+        self.counts: Counter[str] = Counter()
+        self.best: float | None = None
+        self.mean: float | None = None
+        self.begin = time.perf_counter()
+        self.seconds_before = self.study.meta(f"seconds:{stage}") or 0.0
+
+    def run(self) -> None:
+        """Generation after generation, until the budget is spent or the optimizer has converged.
+
+        Raises:
+            SearchError: No candidate of the first generation could be evaluated, or the study does not fit the search.
+        """
+        generation = 0
+        while len(self.trials) < self.budget and (len(self.trials) in self.stored or self._seconds() < self.minutes * 60):
+            genomes = self.optimizer.ask()
+            if genomes is None:
+                break
+            trials = self._generation(generation, genomes[: self.budget - len(self.trials)])
+            self.trials += trials
+            values = np.array([np.nan if trial.fitness is None else trial.fitness for trial in trials])
+            alive = values[~np.isnan(values)]
+            if generation == 0 and not alive.size:
+                raise SearchError(f"{self.stage}: every candidate of the first generation failed: {trials[0].scores.error}")
+            self.mean = float(alive.mean()) if alive.size else None
+            if len(trials) == len(genomes):
+                self.optimizer.tell(values.tolist())
+            if self.counts["fresh"]:
+                self.study.set_meta(f"seconds:{self.stage}", self._seconds())
+            generation += 1
+        if extra := set(self.stored) - {trial.number for trial in self.trials}:
+            raise SearchError(f"{self.stage}: the study holds trial {min(extra)}, which this search never asked for")
+
+    def _seconds(self) -> float:
+        """Wall time of the stage so far, in this process and those before it."""
+        return self.seconds_before + time.perf_counter() - self.begin
+
+    def _generation(self, generation: int, genomes: list[Vector]) -> list[Trial]:
+        """The trials of one generation, in order: stored, evaluated, or sharing the scores of an earlier one."""
+        trials: dict[int, Trial] = {}
+        batch = self._batch(generation)
+        candidates = [
+            _Candidate(number, genome, *self._decode(genome)) for number, genome in enumerate(genomes, len(self.trials))
+        ]
+        pending: dict[str, _Candidate] = {}
+        for candidate in candidates:
+            stored = self.stored.get(candidate.number)
+            if stored is not None:
+                self._check_same(stored, candidate.genome)
+                self._keep(trials, stored, batch)
+            elif candidate.recipe is None:
+                self._add(trials, candidate.trial(self.stage, generation, Scores.failed(candidate.error or "")), batch)
+            elif (candidate.key, batch) not in self.first_of_recipe:
+                pending.setdefault(candidate.key, candidate)
+        waiting = list(pending.values())
+        for index, scores in self.runner.run([Job(c.recipe, "search", batch) for c in waiting if c.recipe is not None]):
+            self._add(trials, waiting[index].trial(self.stage, generation, scores), batch)
+        for candidate in candidates:
+            if candidate.number not in trials:  # its recipe has been evaluated as an earlier trial
+                original = self.first_of_recipe[candidate.key, batch]
+                trial = candidate.trial(self.stage, generation, original.scores.timed(0.0))
+                self._add(trials, replace(trial, duplicate_of=original.number), batch)
+        return [trials[candidate.number] for candidate in candidates]
+
+    def _check_same(self, stored: Trial, genome: Vector) -> None:
+        """Refuse to go on with a study that another program began: the trials would be of two searches."""
+        if not np.array_equal(stored.genome, genome):
+            raise SearchError(
+                f"{self.stage} trial {stored.number}: the stored genome is not the one that this search asks for; resume with "
+                f"the library versions and the kind of machine that it was begun with ({self.study.meta('versions')})"
+            )
+
+    def _decode(self, genome: Vector) -> tuple[str, Recipe | None, str | None]:
+        """Key and recipe of a genome, or why it has none."""
+        try:
+            recipe = self.space.decode(genome)
+        except EvoMergeError as error:
+            return "", None, str(error)
+        return self.study.add_recipe(recipe), recipe, None
+
+    def _batch(self, generation: int) -> Batch | None:
+        """The examples that a generation is scored on; the same for all its candidates."""
+        size, count = self.config.batch, self.example_count
+        if size is None or size >= count:
+            return None
+        rng = np.random.default_rng([self.config.seed, self.config.stages.index(self.stage), generation])
+        return tuple(int(i) for i in np.sort(rng.choice(count, size, replace=False)))
+
+    def _add(self, trials: dict[int, Trial], trial: Trial, batch: Batch | None) -> None:
+        """Store a new trial and take it into the generation."""
+        self.study.add_trial(trial)
+        self.counts["fresh"] += 1
+        self._keep(trials, trial, batch)
+
+    def _keep(self, trials: dict[int, Trial], trial: Trial, batch: Batch | None) -> None:
+        """Take a trial into the generation and report it."""
+        trials[trial.number] = trial
+        if trial.recipe_key is not None and trial.duplicate_of is None:
+            self.first_of_recipe[trial.recipe_key, batch] = trial
+        if trial.fitness is not None:
+            self.best = trial.fitness if self.best is None else max(self.best, trial.fitness)
+        self.counts["failed"] += trial.state == "FAILED"
+        self.counts["duplicates"] += trial.duplicate_of is not None
+        self.report(
+            Progress(
+                phase=self.stage,
+                done=len(self.trials) + len(trials),
+                total=self.budget,
+                generation=trial.generation,
+                best=self.best,
+                mean=self.mean,
+                sigma=self.optimizer.sigma,
+                failed=self.counts["failed"],
+                duplicates=self.counts["duplicates"],
+                seconds=time.perf_counter() - self.begin,
+                fresh=self.counts["fresh"],
+            )
+        )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A genome that was asked for, and its recipe or the reason why it has none."""
+
+    number: int
+    genome: Vector
+    key: str
+    recipe: Recipe | None
+    error: str | None
+
+    def trial(self, stage: Stage, generation: int, scores: Scores) -> Trial:
+        """The finished trial."""
+        return Trial(stage, self.number, generation, self.genome, self.key or None, scores)

@@ -1,0 +1,24 @@
+"""The pictures of a search: which curves a study gives."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_evomerge.fitness import Scores
+from hf_evomerge.search.pictures import stage_curves
+from hf_evomerge.search.study import Trial
+
+
+def _trial(stage: str, number: int, score: float | None) -> Trial:
+    """A trial as a study returns it; failed where there is no score."""
+    scores = Scores.failed("broken") if score is None else Scores([score])
+    return Trial(stage, number, number // 2, np.zeros(1), None, scores)
+
+
+def test_stages_follow_each_other_and_random_search_runs_beside_them() -> None:
+    """DFS begins where PS ended; random search begins at 0; a failed trial stays failed."""
+    trials = [_trial("dfs", 0, -0.5), _trial("ps", 0, -2.0), _trial("ps", 1, None), _trial("random", 0, -3.0)]
+    curves = {curve.label: curve for curve in stage_curves(trials)}
+    assert {label: curve.x.tolist() for label, curve in curves.items()} == {"ps": [1, 2], "dfs": [3], "random": [1]}
+    assert curves["ps"].fitness == (-2.0, None)
+    assert curves["ps"].title == "parameter space"
