@@ -159,7 +159,7 @@ def fold(
         EvoMergeError: An argument is wrong, or a weight does not fit into the dtype.
 
     Example:
-        >>> fold("my-search/model", "my-search/plain", dtype="bfloat16")  # doctest: +SKIP
+        >>> fold("my-search/model", "my-search/plain", dtype="bfloat16")
         PosixPath('my-search/plain')
     """
     folded = Folded(Source.open(str(model)), dtype)

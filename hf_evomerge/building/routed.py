@@ -49,8 +49,10 @@ class Routed(Checkpoint):
         SourceError: The checkpoints do not fit together, or a tensor is missing.
 
     Example:
-        >>> sources = [Source.open("a"), Source.open("b")]  # doctest: +SKIP
-        >>> write_checkpoint(Routed(sources, FlowPart(path="0:0-15, 1:8-23")), "merged")  # doctest: +SKIP
+        >>> sources = [Source.open("japanese"), Source.open("maths")]
+        >>> routed = Routed(sources, FlowPart(path="0:0-1, 1:1"))
+        >>> routed.config.path
+        ['0:0', '0:1', '1:1']
     """
 
     def __init__(
