@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import SourceError, one_line
 from ..recipes.recipe import SourceRef
 from .headers import TensorInfo
 
@@ -121,12 +122,12 @@ class Checkpoint(ABC):
     @property
     def layer_count(self) -> int:
         """Number of transformer blocks."""
-        return int(self.text_config.num_hidden_layers)
+        return self._count("num_hidden_layers")
 
     @property
     def vocab_size(self) -> int:
         """Number of rows of the embeddings."""
-        return int(self.text_config.vocab_size)
+        return self._count("vocab_size")
 
     @property
     def is_tied(self) -> bool:
@@ -142,6 +143,13 @@ class Checkpoint(ABC):
         """Let go of the open files; tensors already handed out stay valid."""
         for source in self.sources:
             source.close()
+
+    def _count(self, key: str) -> int:
+        """A number of the config; raises `SourceError` where it is none, as transformers checks only some of its configs."""
+        value = getattr(self.text_config, key, None)
+        if type(value) is not int or value < 0:
+            raise SourceError(f"{self.ref}: config.json: {key} is {one_line(repr(value))}, not a whole number")
+        return value
 
 
 def pieces_of(tensor: Any, size: int = PIECE) -> Iterator[torch.Tensor]:

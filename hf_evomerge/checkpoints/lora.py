@@ -244,7 +244,7 @@ class Adapter:
         if given is not None and not isinstance(given, dict):
             raise SourceError(f"{self.label}: {CONFIG_FILE}: {patterns} is {given!r:.60}, not a mapping")
         value = _pattern_value(given, module, value)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
             raise SourceError(f"{self.label}: {CONFIG_FILE}: {key} of {module} is {value!r:.60}, not a finite number")
         return value
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
+MAX_LAYERS = 1 << 16
+
 
 class Source(Checkpoint):
     """One parent checkpoint.
@@ -92,8 +94,8 @@ class Source(Checkpoint):
         """The checkpoint's config; its own code is run with consent only."""
         from transformers import AutoConfig
 
-        if not self.trust_remote_code and (kernel := _kernel(self.read_json("config.json"))) is not None:
-            raise SourceError(f"{self}: config.json names code on the Hub, {kernel!r}, that computes attention; take it out")
+        for complaint in _complaints(self.read_json("config.json"), self.trust_remote_code):
+            raise SourceError(f"{self}: config.json: {complaint}")
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except Exception as cause:  # anything: transformers' config classes trip over values that cannot be
@@ -173,6 +175,7 @@ class Source(Checkpoint):
 
     def write_companions(self, folder: Path) -> None:
         """Copy the config and what else lies beside the weights; the code that comes with it only where it is trusted."""
+        check_folder(self.folder)
         shutil.copyfile(self.folder / "config.json", folder / "config.json")
         copy_companions(self.folder, folder)
         if self.trust_remote_code:
@@ -219,7 +222,7 @@ class Source(Checkpoint):
         names = list(dict.fromkeys(self._index().values())) or ["model.safetensors"]
         for name in names:
             self._check_inside(name)
-        if self.repository is None or all((self.folder / name).is_file() for name in names):
+        if self.repository is None or all(os.path.isfile(self.folder / name) for name in names):
             return [read_header(file, str(self)) for file in self._files()]
         files = names if self._index() else self.repository.weight_files()
         if not files:
@@ -241,7 +244,7 @@ class Source(Checkpoint):
     def _inside(self, name: str) -> Path:
         self._check_inside(name)
         file = self.folder / name
-        if not file.is_file():
+        if not os.path.isfile(file):  # Path.is_file raises where a name is too long
             raise SourceError(f"{self}: the index lists {name}, which is not there; download it again")
         return file
 
@@ -262,9 +265,13 @@ class Source(Checkpoint):
         )
 
 
-def _kernel(config: Any) -> str | None:
-    """The repository that a config names for its attention or experts; transformers would fetch and run what is in there."""
-    if not isinstance(config, dict):
-        return None
-    named = [value for key, value in config.items() if key.endswith("_implementation") and "/" in str(value)]
-    return one_line(named[0]) if named else next(filter(None, map(_kernel, config.values())), None)
+def _complaints(config: Any, trusted: bool) -> Iterator[str]:
+    """What no config says that can be used here, and what would keep transformers busy for good if it got to see it."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key.endswith("_implementation") and "/" in str(value) and not trusted:
+            yield f"{one_line(key)} is {one_line(value)!r}, code on the Hub that would be fetched and run; take it out"
+        if "layer" in key and isinstance(value, int) and value > MAX_LAYERS:
+            yield f"{one_line(key)} is {one_line(value)}; the number of layers is at most {MAX_LAYERS}"
+        if key == "architectures" and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+            yield f"architectures is {one_line(value)}, not a list of names"
+        yield from _complaints(value, trusted)

@@ -1,0 +1,310 @@
+"""Files of strangers, damaged at random: each is read, or refused in one line, soon. The cases are the same in every run.
+
+`EVOMERGE_FUZZ_SECONDS=600 pytest tests/faults/test_files.py` looks on for so many seconds, at cases that are new in each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from hf_evomerge.checkpoints.compatibility import check_mergeable, find_warnings
+from hf_evomerge.checkpoints.inspect import inspect_model
+from hf_evomerge.checkpoints.lora import Adapter
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge.mergekit import from_mergekit, to_mergekit
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.strict_yaml import dump_yaml, parse_yaml
+from hf_evomerge.search.config import SearchConfig
+
+CASES = {"yaml": 120, "json": 60, "bytes": 60}  # in a run of the tests, per reader
+SECONDS = float(os.environ.get("EVOMERGE_FUZZ_SECONDS", "0"))
+READERS = 8  # that share the seconds
+LONGEST = 10.0  # seconds of the processor that one case may take
+
+RECIPE = {
+    "sources": [{"model": "u/a", "revision": "main"}, {"model": "u/b", "adapter": "u/c"}],
+    "base": {"model": "u/base"},
+    "merge": {
+        "method": "dare_ties",
+        "options": {"normalize": True, "lambda": 0.5},
+        "parameters": [
+            {"weight": 0.5, "density": {"blocks.0-3": [0, 1], "default": 0.2}},
+            {"weight": {"*mlp*": 1, "default": 0}},
+        ],
+    },
+    "flow": {"path": ["0:0-3", "1:2*0.5 + 0:1*0.5", "2:3 x2"], "scales": [1, 1, 1, 1, 0.5, 1, 1], "embedding_source": 0},
+    "dtype": "bfloat16",
+    "seed": 3,
+    "vocabulary": {"from": 1},
+    "chat_template": "{{ x }}",
+}
+STACK = {
+    "sources": RECIPE["sources"],
+    "merge": {"method": "slerp", "slices": [{"layers": ["0:0-3", "1:4-7"], "options": {"t": 0.5}}]},
+}
+SEARCH = {
+    "space": "hybrid",
+    "sources": RECIPE["sources"],
+    "base": RECIPE["base"],
+    "ps": {
+        "method": "ties",
+        "blocks_per_group": 4,
+        "parameters": {"weight": {"low": 0, "high": 1}},
+        "optimizer": {"evaluations": 8},
+    },
+    "dfs": {"repetitions": 2, "scales": "slot", "optimizer": {"sigma": 0.1}},
+    "fitness": {"task": "generation", "extract": {"regex": "x(.*)"}, "language": {"code": "ja"}},
+    "data": {"search": {"jsonl": "a.jsonl", "count": 8}, "test": {"dataset": "u/d", "split": "test"}},
+    "seed": 1,
+}
+MERGEKIT = {
+    "merge_method": "ties",
+    "base_model": "u/base",
+    "models": [{"model": "u/a", "parameters": {"weight": [0, 1], "density": [{"filter": "mlp", "value": 0.5}, {"value": 1}]}}],
+    "parameters": {"normalize": True},
+    "dtype": "float16",
+    "tokenizer_source": "base",
+}
+SLICES = {
+    "merge_method": "passthrough",
+    "slices": [{"sources": [{"model": "u/a", "layer_range": [0, 4]}]}, {"sources": [{"model": "u/b", "layer_range": [2, 6]}]}],
+}
+ADAPTER = {
+    "peft_type": "LORA",
+    "r": 2,
+    "lora_alpha": 4,
+    "rank_pattern": {},
+    "alpha_pattern": {"q_proj": 2},
+    "fan_in_fan_out": False,
+    "modules_to_save": None,
+    "init_lora_weights": True,
+    "use_dora": False,
+    "target_modules": ["q_proj"],
+}
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 9),
+    st.sampled_from([10**7, -(10**20), 10**400, 2**31, 1e308, -1e308, 1e-320, float("nan"), float("inf"), 0.0]),
+    st.sampled_from(
+        ["", " ", "x" * 100_000, "\ud800", "é\n\t\x07", "../../etc/passwd", "/dev/zero", "~nobody/x", "0:0-4095 x999", "1:3"]
+    ),
+    st.sampled_from(
+        ["blocks.0-99999", "*" * 50, "*a*b*", "(a+)+$", "{{", "2024-01-01", "no", "=", "<<", "u/a@b@c", "layer" * 50]
+    ),
+    st.text(max_size=8),
+    st.recursive(
+        st.none(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner), max_leaves=6
+    ),
+)
+
+
+def _places(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value in plain data."""
+    inside = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [at, *(place for key, value in inside for place in _places(value, (*at, key)))]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, *originals: Any) -> Any:
+    """Plain data of which up to three values are other ones, gone, under another key, or there twice."""
+    data = json.loads(json.dumps(draw(st.sampled_from(originals))))
+    for _ in range(draw(st.integers(1, 3))):
+        *way, last = draw(st.sampled_from(_places(data)[1:] or [("x",)]))
+        holder = data
+        for key in way:
+            holder = holder[key]
+        how = draw(st.integers(0, 3))
+        if how == 1 and isinstance(holder, (dict, list)):
+            del holder[last]
+        elif how == 2 and isinstance(holder, dict):
+            holder[draw(st.sampled_from([*holder, "default", "unknown", "model"]))] = holder[last]
+        elif how == 3 and isinstance(holder, list):
+            holder.extend(holder[:1] * draw(st.sampled_from([1, 40])))
+        else:
+            holder[last] = draw(ODD)
+    return data
+
+
+@st.composite
+def damaged_text(draw: st.DrawFn, *originals: Any) -> str:
+    """YAML of damaged data, of which pieces may be cut out, doubled or overwritten with what means something to YAML."""
+    text = yaml.safe_dump(draw(damaged(*originals)), sort_keys=False, allow_unicode=draw(st.booleans()), width=100)
+    for _ in range(draw(st.integers(0, 3))):
+        first = draw(st.integers(0, len(text)))
+        last = min(len(text), first + draw(st.integers(0, 12)))
+        words = [
+            "",
+            text[first:last] * 2,
+            "&a ",
+            "*a",
+            "!!int ",
+            "<<: ",
+            "[",
+            "{",
+            "- ",
+            "? ",
+            ": ",
+            "'",
+            '"',
+            "|\n",
+            "%",
+            "@",
+            "\t",
+            "\0",
+        ]
+        text = text[:first] + draw(st.sampled_from(words)) + text[last:]
+    return text
+
+
+@st.composite
+def damaged_bytes(draw: st.DrawFn, original: bytes) -> bytes:
+    """Bytes of which up to three stretches, mostly at the beginning, are other ones."""
+    data = bytearray(original)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, 400) | st.integers(0, max(0, len(data) - 1)))
+        data[at : at + draw(st.integers(0, 9))] = draw(st.binary(max_size=9))
+    return bytes(data)
+
+
+def look(strategy: st.SearchStrategy[Any], read: Callable[[Any], object], cases: int) -> None:
+    """Read case after case: each ends soon, in an object or in one line that can be written."""
+
+    def check(case: Any) -> None:
+        begin, line = time.process_time(), "it was read"
+        try:
+            read(case)
+        except EvoMergeError as error:
+            line = str(error)
+        assert line.encode()
+        assert "\n" not in line
+        assert 10 < len(line) < 2000
+        assert time.process_time() - begin < LONGEST
+
+    quiet = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+    if not SECONDS:
+        settings(derandomize=True, max_examples=cases, **quiet)(given(strategy)(check))()
+    begin, number = time.monotonic(), time.time_ns()
+    while time.monotonic() - begin < SECONDS / READERS:
+        number += 1
+        seed(number)(settings(max_examples=cases, print_blob=True, **quiet)(given(strategy)(check)))()
+
+
+def _read_recipe(text: str) -> None:
+    recipe = Recipe.from_yaml(text)
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+def _read_search(text: str) -> None:
+    config = parse_yaml(SearchConfig, text, SearchError)
+    assert parse_yaml(SearchConfig, dump_yaml(config), SearchError) == config
+
+
+def _read_mergekit(text: str) -> None:
+    to_mergekit(from_mergekit(text).recipe)
+
+
+TEXTS = {
+    "recipe": (damaged_text(RECIPE, STACK), _read_recipe),
+    "search": (damaged_text(SEARCH), _read_search),
+    "mergekit": (damaged_text(MERGEKIT, SLICES), _read_mergekit),
+}
+
+
+@pytest.mark.parametrize(("texts", "read"), TEXTS.values(), ids=TEXTS)
+def test_yaml(texts: st.SearchStrategy[str], read: Callable[[str], None]) -> None:
+    """A damaged recipe, search file or file of mergekit is read to the same object again, or refused in one line."""
+    look(texts, read, CASES["yaml"])
+
+
+@pytest.fixture
+def model(tiny: Path, tmp_path: Path) -> Path:
+    """A model folder to damage."""
+    return shutil.copytree(tiny / "a", tmp_path / "a")
+
+
+def _use(model: Path, tiny: Path) -> None:
+    """Everything that is asked of a source before anything of it is merged."""
+    source, other = Source.open(str(model)), Source.open(str(tiny / "b"))
+    for name in source.tensors:
+        source.read(name).sum()
+    find_warnings([source, other])
+    check_mergeable([source, other], other)
+    source.close()
+    inspect_model(model).to_text()
+
+
+def test_configs(model: Path, tiny: Path) -> None:
+    """A damaged config.json is that of a model, or is refused in one line."""
+    config = json.loads((model / "config.json").read_text())
+    types = ["llama", "qwen2", "gemma2", "mixtral", "gpt2", "evo_merged", "t5", "clip"]
+
+    def read(case: tuple[Any, str]) -> None:
+        data = {**case[0], "model_type": case[1]} if isinstance(case[0], dict) and case[1] else case[0]
+        (model / "config.json").write_text(json.dumps(data))
+        _use(model, tiny)
+
+    look(st.tuples(damaged(config), st.sampled_from(["", "", "", *types])), read, CASES["json"])
+
+
+def test_headers(model: Path, tiny: Path) -> None:
+    """A damaged safetensors file is read, or refused in one line, whether its header or any of its bytes are other ones."""
+    file = model / "model.safetensors"
+    data = file.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+
+    def read(case: Any) -> None:
+        text = json.dumps(case).encode() if not isinstance(case, bytes) else b""
+        file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :] if text else case)
+        _use(model, tiny)
+
+    look(damaged(header) | damaged_bytes(data), read, CASES["bytes"])
+
+
+def test_indexes(tiny: Path, tmp_path: Path) -> None:
+    """A damaged index of shards is read, or refused in one line."""
+    from transformers import AutoModelForCausalLM
+
+    model = shutil.copytree(tiny / "a", tmp_path / "a", ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForCausalLM.from_pretrained(tiny / "a").save_pretrained(model, max_shard_size="4KB")
+    file = model / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+
+    def read(case: Any) -> None:
+        file.write_text(json.dumps(case))
+        _use(model, tiny)
+
+    look(damaged(index), read, CASES["json"])
+
+
+def test_adapters(model: Path, tmp_path: Path) -> None:
+    """A damaged adapter_config.json is that of an adapter, or is refused in one line."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    pair = {"A": torch.ones(2, 16), "B": torch.ones(16, 2)}
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file({f"{module}.lora_{name}.weight": tensor for name, tensor in pair.items()}, folder / "adapter_model.safetensors")
+    tensors = Source.open(str(model)).tensors
+
+    def read(case: Any) -> None:
+        (folder / "adapter_config.json").write_text(json.dumps(case))
+        Adapter.open(str(folder)).changes(tensors)
+
+    look(damaged(ADAPTER), read, CASES["json"])
