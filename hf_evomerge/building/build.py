@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.ledger import Ledger
 from ..checkpoints.model_folder import named_folder
 from ..checkpoints.writer import check_target, write_checkpoint
@@ -16,10 +14,6 @@ from ..recipes.recipe import RECIPE_FILE, Recipe
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
-    from ..checkpoints.source import Source
-    from .merged import Merged
-
-logger = logging.getLogger(__name__)
 
 
 def build_model(
@@ -65,13 +59,14 @@ def build_model(
     """
     named = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
     check_target(Path(out), overwrite=overwrite, keep=[named_folder(ref.model) for ref in named])
-    checkpoint, warnings = _open(recipe, trust_remote_code)
-    for line in warnings:
-        logger.warning("%s", line)
-    files = {RECIPE_FILE: recipe.to_yaml()}
-    write_checkpoint(checkpoint, out, files=files, max_shard_size=max_shard_size, overwrite=overwrite, progress=progress)
-    logger.info("%s", Ledger.of(checkpoint))
-    return Path(out)
+    return write_checkpoint(
+        open_recipe(recipe, trust_remote_code=trust_remote_code),
+        out,
+        files={RECIPE_FILE: recipe.to_yaml()},
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True)
@@ -108,19 +103,19 @@ def check_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> RecipeCh
         >>> print(check_recipe(Recipe.load("recipe.yaml")))  # doctest: +ELLIPSIS
         fine: ...
     """
-    checkpoint, warnings = _open(recipe, trust_remote_code)
+    checkpoint = open_recipe(recipe, trust_remote_code=trust_remote_code)
     dtype = recipe.dtype or checkpoint.config.dtype
-    return RecipeCheck(f"{checkpoint}, as {dtype}", warnings, Ledger.of(checkpoint))
+    return RecipeCheck(f"{checkpoint}, as {dtype}", checkpoint.warnings, Ledger.of(checkpoint))
 
 
 def open_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> Checkpoint:
-    """The model of a recipe as a checkpoint that can be read, inspected or written; see `build_model` for what it raises."""
-    return _open(recipe, trust_remote_code)[0]
+    """The model of a recipe as a checkpoint that can be read, inspected or written; see `build_model` for what it raises.
 
-
-def _open(recipe: Recipe, trust_remote_code: bool) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint, and what is doubtful about its sources. Of repositories only small files are fetched."""
+    Of repositories only small files are fetched, and headers of weights.
+    """
     from ..checkpoints.source import Source
+    from .merged import Merged
+    from .routed import Routed
 
     used = set(range(len(recipe.sources)))
     if recipe.flow is None:
@@ -129,30 +124,10 @@ def _open(recipe: Recipe, trust_remote_code: bool) -> tuple[Checkpoint, list[str
             used.add(0)  # the dtype of the result is the first source's, also where it is not merged
     sources = {n: Source.open(recipe.sources[n], trust_remote_code=trust_remote_code) for n in sorted(used)}
     base = Source.open(recipe.base, trust_remote_code=trust_remote_code) if recipe.base is not None else None
-    merged = _merged(recipe, sources, base) if recipe.merge is not None else None
-    warnings = find_warnings(merged.plan.sources, base, merged.tokenizer_source) if merged is not None else []
+    checkpoints: list[Checkpoint] = list(sources.values())
+    if recipe.merge is not None:
+        checkpoints.append(Merged(recipe, sources, base))
     if recipe.flow is None:
-        assert merged is not None  # a recipe has one of the two parts
-        return merged, warnings
-    from .routed import Routed
-
-    routed = Routed(
-        [*sources.values(), *([merged] if merged is not None else [])],
-        recipe.flow,
-        dtype=recipe.dtype,
-        tokenizer=base if recipe.tokenizer == "base" else None if recipe.tokenizer is None else sources[recipe.tokenizer],
-        chat_template=recipe.chat_template,
-    )
-    if merged is None:
-        warnings = find_warnings(list(sources.values()), None, routed.tokenizer_source)
-    return routed, warnings
-
-
-def _merged(recipe: Recipe, sources: dict[int, Source], base: Source | None) -> Merged:
-    """The merge part; its dtype is the first source's where the recipe has none, also where that is not merged."""
-    from .merged import Merged
-
-    if recipe.dtype is None and recipe.merge_sources[0] != 0:
-        stored = sources[0].config.dtype
-        recipe = recipe.model_copy(update={"dtype": None if stored is None else str(stored).removeprefix("torch.")})
-    return Merged(recipe, sources, base)
+        return checkpoints[-1]
+    tokenizer = base if recipe.tokenizer == "base" else None if recipe.tokenizer is None else sources[recipe.tokenizer]
+    return Routed(checkpoints, recipe.flow, dtype=recipe.dtype, tokenizer=tokenizer, chat_template=recipe.chat_template)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.headers import STORED, TensorInfo, tensor_order
 from ..checkpoints.source import Source
 from ..errors import RecipeError, SourceError
@@ -84,7 +85,7 @@ def plan_merge(recipe: Recipe, sources: Sequence[Source], base: Source | None) -
 
     Args:
         recipe: The recipe.
-        sources: Those that are merged, in the order of ``recipe.merge_sources``; they have been compared with each other.
+        sources: Those that are merged, in the order of ``recipe.merge_sources``.
         base: The base.
 
     Raises:
@@ -92,13 +93,20 @@ def plan_merge(recipe: Recipe, sources: Sequence[Source], base: Source | None) -
         SourceError: A tensor is missing or has another shape than its namesakes.
     """
     part, merged_sources = recipe.merge, list(sources)
-    assert part is not None  # the caller has looked
+    if part is None:
+        raise RecipeError("merge: the recipe has no merge part; there is nothing to merge")
+    has_base, first = base is not None, merged_sources[0]
+    if part.slices is None:
+        depth, names = first.layer_count, list(first.tensors)
+        method = check_part(part, sources=len(merged_sources), has_base=has_base, layer_count=depth, names=names)
+    else:
+        for piece in part.slices:
+            check_sources(get_method(part.method), len(piece.layers), has_base)
+    same_vocabulary = recipe.vocabulary in (None, "refuse")
+    check_mergeable(merged_sources, base, same_depth=part.slices is None, same_vocabulary=same_vocabulary)
     vocabulary = plan_vocabulary(recipe, merged_sources, base)
     if part.slices is not None:
         return _plan_slices(recipe, part, part.slices, merged_sources, base, vocabulary)
-    first = merged_sources[0]
-    depth, names = first.layer_count, list(first.tensors)
-    method = check_part(part, sources=len(merged_sources), has_base=base is not None, layer_count=depth, names=names)
     options = complete_options(method, part.options, depth)
     values = complete_parameters(method, part.parameters, len(merged_sources), depth)
     tensors = []

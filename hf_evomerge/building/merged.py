@@ -7,32 +7,28 @@ chosen by size the magnitudes of one tensor that are close to the threshold, and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
-from ..checkpoints.compatibility import check_mergeable
+from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import TensorInfo, torch_dtype
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.model_folder import copy_code, copy_companions, write_chat_template
 from ..checkpoints.source import Source
-from ..errors import RecipeError, SourceError
+from ..errors import SourceError
 from ..merging.arithmetic import SLICE, ModelJob, TensorJob
-from ..merging.registry import check_part, check_sources, get_method
 from ..merging.relatedness import Relatedness
-from ..recipes.layer_path import LayerPath
-from ..recipes.recipe import Recipe, SourceRef
+from ..recipes.recipe import FlowPart, Recipe, SourceRef
 from ..routing.config import check_configs, path_config
 from .merge_plan import MergePlan, Planned, plan_merge
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
-
-Sources = Sequence[Source] | Mapping[int, Source]  # by their numbers in the recipe
 
 
 class Merged(Checkpoint):
@@ -43,23 +39,30 @@ class Merged(Checkpoint):
 
     Args:
         recipe: The recipe; its flow part is not looked at.
-        sources: All sources of the recipe, by their numbers, if they are open already.
-        base: The recipe's base, if it is open already.
+        sources: The sources that the recipe uses, by their numbers.
+        base: The recipe's base.
 
     Raises:
         RecipeError: The merge part is wrong.
+<<<<<<< HEAD
         SourceError: A source cannot be opened, or cannot be merged with the others.
 
     Example:
         >>> merged = Merged(Recipe.load("recipe.yaml"))
         >>> merged.read("model.norm.weight").shape  # 16 wide
         torch.Size([16])
+=======
+        SourceError: A source cannot be merged with the others.
+>>>>>>> 51be34c (A recipe is opened in one place and checked once: a build goes down through the house and hardly comes back)
     """
 
-    def __init__(self, recipe: Recipe, sources: Sources | None = None, base: Source | None = None) -> None:
+    def __init__(self, recipe: Recipe, sources: Mapping[int, Source], base: Source | None = None) -> None:
         self.ref = SourceRef(model="merged")
+        if recipe.dtype is None and recipe.merge_sources[0] != 0:  # the first source's, also where that is not merged
+            stored = sources[0].config.dtype
+            recipe = recipe.model_copy(update={"dtype": None if stored is None else str(stored).removeprefix("torch.")})
         self.recipe = recipe
-        self.plan = _plan(recipe, sources, base)
+        self.plan = plan_merge(recipe, [sources[number] for number in recipe.merge_sources], base)
         self.tokenizer_source = _tokenizer_source(recipe, self.plan, sources)
         self._planned = {planned.name: planned for planned in self.plan.tensors}
         self._relatedness = Relatedness(
@@ -137,6 +140,11 @@ class Merged(Checkpoint):
             planned.name, self.plan.method, origin, [read(*pair) for pair in planned.inputs], seed=self.recipe.seed
         )
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about the sources."""
+        return find_warnings(self.plan.sources, self.plan.base, self.tokenizer_source)
+
     def findings(self) -> Findings:
         """How the sources are related."""
         return self._relatedness.findings()
@@ -168,7 +176,8 @@ class Merged(Checkpoint):
         """The first source's config with the layers of the slices."""
         configs = [source.config for source in self.plan.sources]
         check_configs(configs, names=self.plan.sources)
-        stacked = path_config(configs, LayerPath.of(self.plan.stack or [])).text_config
+        flow = FlowPart(path=[f"{source}:{layer}" for source, layer in self.plan.stack or []])
+        stacked = path_config(configs, flow).text_config
         stacked.architectures, stacked.dtype = configs[0].architectures, configs[0].dtype
         return stacked
 
@@ -189,33 +198,14 @@ class Merged(Checkpoint):
         return f"{self.plan.method.name} of {len(self.plan.sources)} sources{stacked}"
 
 
-def _plan(recipe: Recipe, sources: Sources | None, base: Source | None) -> MergePlan:
-    """Open and check what the merge part needs, and lay it out."""
-    part = recipe.merge
-    if part is None:
-        raise RecipeError("merge: the recipe has no merge part; there is nothing to merge")
-    numbers = recipe.merge_sources
-    if part.slices is None:
-        check_part(part, sources=len(numbers), has_base=recipe.base is not None)
-    else:
-        for piece in part.slices:
-            check_sources(get_method(part.method), len(piece.layers), recipe.base is not None)
-    opened = [sources[number] if sources is not None else Source.open(recipe.sources[number]) for number in numbers]
-    if base is None and recipe.base is not None:
-        base = Source.open(recipe.base)
-    check_mergeable(opened, base, same_depth=part.slices is None, same_vocabulary=recipe.vocabulary in (None, "refuse"))
-    return plan_merge(recipe, opened, base)
-
-
-def _tokenizer_source(recipe: Recipe, plan: MergePlan, sources: Sources | None) -> Source:
+def _tokenizer_source(recipe: Recipe, plan: MergePlan, sources: Mapping[int, Source]) -> Source:
     """The source whose tokenizer goes with the result; it must have as many tokens as the result has rows."""
     size = plan.vocabulary.size if plan.vocabulary is not None else plan.sources[0].vocab_size
     if recipe.tokenizer == "base":
         assert plan.base is not None  # the recipe was checked
         chosen = plan.base
     elif recipe.tokenizer is not None:
-        number = recipe.tokenizer
-        chosen = sources[number] if sources is not None else Source.open(recipe.sources[number])
+        chosen = sources[recipe.tokenizer]
     else:
         everyone = [*plan.sources, *([plan.base] if plan.base is not None else [])]
         chosen = next(source for source in everyone if source.vocab_size == size)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
+from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import STORED, TensorInfo
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.model_folder import copy_companions, write_chat_template
@@ -66,7 +67,6 @@ class Routed(Checkpoint):
     ) -> None:
         self.ref = SourceRef(model="routed")
         self.checkpoints, self.flow, self.chat_template = list(checkpoints), flow, chat_template
-        self.path = flow.to_path()
         self._config = self._checked_config(dtype)
         self._planned = self._plan()
         self.tokenizer_source = tokenizer or self.checkpoints[flow.embedding_source].tokenizer_source
@@ -94,8 +94,8 @@ class Routed(Checkpoint):
 
     def fingerprint(self) -> str:
         """Another text for another path, dtype or other checkpoints."""
-        facts = [self.flow.model_dump_json(), str(self._config.dtype), str(self.chat_template), str(self.tokenizer_source)]
-        return "\0".join([*facts, *(checkpoint.fingerprint() for checkpoint in self.checkpoints)])
+        parts = [self.flow.model_dump_json(), str(self._config.dtype), str(self.chat_template), str(self.tokenizer_source)]
+        return "\0".join([*parts, *(checkpoint.fingerprint() for checkpoint in self.checkpoints)])
 
     def origin(self, name: str) -> Origin:
         """Where the layer's own tensor comes from."""
@@ -111,6 +111,14 @@ class Routed(Checkpoint):
         planned = self._planned[name]
         for piece in planned.checkpoint.stream(planned.name):
             yield piece if planned.dtype is None else piece.to(planned.dtype)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about the merge, where there is one, or about the sources."""
+        sources = [checkpoint for checkpoint in self.checkpoints if isinstance(checkpoint, Source)]
+        if len(sources) == len(self.checkpoints):
+            return find_warnings(sources, None, self.tokenizer_source)
+        return [line for checkpoint in self.checkpoints for line in checkpoint.warnings]
 
     def findings(self) -> Findings:
         """What the checkpoints noticed."""
@@ -132,9 +140,8 @@ class Routed(Checkpoint):
 
     def __str__(self) -> str:
         planned = [str(checkpoint) for checkpoint in self.checkpoints if not isinstance(checkpoint, Source)]
-        return ", then ".join(
-            [*planned, f"a path of {len(self.path)} hops over {len(self.path.unique_layers)} distinct layers"]
-        )
+        hops, distinct = len(self._config.path), len(set(self._config.slots))
+        return ", then ".join([*planned, f"a path of {hops} hops over {distinct} distinct layers"])
 
     def _checked_config(self, dtype: str | None) -> EvoMergedConfig:
         """Everything about path and checkpoints is checked here."""
@@ -143,11 +150,7 @@ class Routed(Checkpoint):
         configs = [checkpoint.config for checkpoint in self.checkpoints]
         check_configs(configs, self.flow.embedding_source, names=self.checkpoints)
         config = path_config(
-            configs,
-            self.path,
-            scale_target=self.flow.scale_target,
-            embedding_source=self.flow.embedding_source,
-            sources=[checkpoint.ref.model_dump(exclude_none=True) for checkpoint in self.checkpoints],
+            configs, self.flow, sources=[checkpoint.ref.model_dump(exclude_none=True) for checkpoint in self.checkpoints]
         )
         config.dtype = getattr(torch, dtype) if dtype is not None else configs[0].dtype
         config.text_config.dtype = config.dtype

@@ -106,6 +106,11 @@ class Checkpoint(ABC):
 
         return torch.cat(list(self.stream(name))).reshape(self.tensors[name].shape)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know before it is built, from configs and headers alone; one line each."""
+        return []
+
     def findings(self) -> Findings:
         """What was noticed while its tensors were read."""
         return Findings()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ..errors import EvoMergeError
 from .checkpoint import Checkpoint
 from .headers import tensor_order
+from .ledger import Ledger
 from .model_folder import put_in_place, scratch_folder
 from .shards import Entry, Write, parse_size, remove_checksums, write_shards
 
@@ -39,8 +40,8 @@ def write_checkpoint(
     """Write a checkpoint into a folder that `from_pretrained` loads.
 
     The folder appears under its name only when it is whole. What an interrupted write had finished stays in a hidden folder
-    beside it, and the next write of the same checkpoint goes on from there. What was noticed on the way is logged: how the
-    sources are related, and tensors whose numbers are not all finite.
+    beside it, and the next write of the same checkpoint goes on from there. What is doubtful about the sources is logged first;
+    then what was noticed on the way: how they are related, tensors whose numbers are not all finite, and what became of each.
 
     Args:
         checkpoint: What to write.
@@ -61,6 +62,8 @@ def write_checkpoint(
     out, limit, files = Path(out), parse_size(max_shard_size), files or {}
     keep = [source.folder for source in checkpoint.sources]
     check_target(out, overwrite=overwrite, keep=keep)
+    for line in checkpoint.warnings:
+        logger.warning("%s", line)
     key = sha256("\0".join([checkpoint.fingerprint(), str(limit), *files.values()]).encode()).hexdigest()[:16]
     try:
         with scratch_folder(out, key) as scratch:
@@ -76,6 +79,7 @@ def write_checkpoint(
     finally:
         checkpoint.close()
     _log_findings(checkpoint)
+    logger.info("%s", Ledger.of(checkpoint))
     return out
 
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PathError, SourceError, one_line
-from ..recipes.layer_path import LayerPath
-from ..recipes.recipe import ScaleTarget
+from ..recipes.recipe import FlowPart
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -57,10 +56,8 @@ def check_configs(
 
 def path_config(
     configs: Sequence[PretrainedConfig],
-    path: LayerPath,
+    flow: FlowPart,
     *,
-    scale_target: ScaleTarget = "stream",
-    embedding_source: int = 0,
     sources: Sequence[dict[str, Any]] | None = None,
     anywhere: bool = False,
 ) -> EvoMergedConfig:
@@ -68,9 +65,7 @@ def path_config(
 
     Args:
         configs: The config of each source.
-        path: The layers that run, with their scales.
-        scale_target: What a scale multiplies: ``stream`` or ``mlp_delta``.
-        embedding_source: The source of the embeddings, the final norm and the head.
+        flow: The path, its scales and what they multiply, and the source of the embeddings.
         sources: What the result's config says of each source, such as its ``model``.
         anywhere: It is known that every layer computes the same in any place; otherwise this path is checked.
 
@@ -80,14 +75,15 @@ def path_config(
     from ..modeling import EvoMergedConfig
     from ..modeling.modeling_evo_merged import check_scale_target
 
+    path = flow.to_path()
     path.check([config.num_hidden_layers for config in configs])
     try:
         config = EvoMergedConfig.from_sources(
             configs,
             path.as_text(),
             path.scales,
-            scale_target=scale_target,
-            embedding_source=embedding_source,
+            scale_target=flow.scale_target,
+            embedding_source=flow.embedding_source,
             sources=sources,
             checked=anywhere,
         )

@@ -14,7 +14,7 @@ from ..errors import PathError, SourceError
 from ..modeling import EvoMergedForCausalLM, EvoMergedPreTrainedModel
 from ..modeling.modeling_evo_merged import assemble, find_layers
 from ..recipes.layer_path import LayerPath
-from ..recipes.recipe import ScaleTarget
+from ..recipes.recipe import FlowPart, ScaleTarget
 from .config import check_configs, path_config
 
 
@@ -86,14 +86,11 @@ class LayerPool:
         Raises:
             PathError: The path names a layer that is not there, or cannot run as asked.
         """
-        config = path_config(
-            [model.config for model in self.models],
-            path,
-            scale_target=scale_target,
-            embedding_source=self.embedding_source,
-            sources=[{"model": model.config.name_or_path} for model in self.models],
-            anywhere=self._anywhere,
+        flow = FlowPart(
+            path=path.as_text(), scales=path.scales, scale_target=scale_target, embedding_source=self.embedding_source
         )
+        names = [{"model": model.config.name_or_path} for model in self.models]
+        config = path_config([model.config for model in self.models], flow, sources=names, anywhere=self._anywhere)
         try:
             return assemble(self.models[self.embedding_source], self._layers, config).eval()
         except ValueError as cause:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..errors import SearchError
 from ..fitness import check_disjoint
 from ..recipes.recipe import MergePart, Recipe
@@ -56,9 +54,8 @@ def _check_recipe(recipe: Recipe, evaluator: Evaluator) -> None:
         flow = recipe.flow
         sources = [*evaluator.sources, *([evaluator.sources[merged[0]]] if recipe.merge is not None else [])]
         configs = [source.config for source in sources]
-        where: dict[str, Any] = {"embedding_source": flow.embedding_source, "anywhere": True}
-        check_configs(configs, names=sources, **where)
-        path_config(configs, flow.to_path(), scale_target=flow.scale_target, **where)
+        check_configs(configs, flow.embedding_source, names=sources, anywhere=True)
+        path_config(configs, flow, anywhere=True)
     elif recipe.merge is not None:
         layer_count = evaluator.layers[merged[0]]
         check_part(recipe.merge, sources=len(merged), has_base=recipe.base is not None, layer_count=layer_count)
