@@ -44,16 +44,13 @@ class Merged(Checkpoint):
 
     Raises:
         RecipeError: The merge part is wrong.
-<<<<<<< HEAD
-        SourceError: A source cannot be opened, or cannot be merged with the others.
+        SourceError: A source cannot be merged with the others.
 
     Example:
-        >>> merged = Merged(Recipe.load("recipe.yaml"))
+        >>> sources = {0: Source.open("japanese"), 1: Source.open("maths")}
+        >>> merged = Merged(Recipe.load("recipe.yaml"), sources, Source.open("base"))
         >>> merged.read("model.norm.weight").shape  # 16 wide
         torch.Size([16])
-=======
-        SourceError: A source cannot be merged with the others.
->>>>>>> 51be34c (A recipe is opened in one place and checked once: a build goes down through the house and hardly comes back)
     """
 
     def __init__(self, recipe: Recipe, sources: Mapping[int, Source], base: Source | None = None) -> None:
