@@ -54,7 +54,7 @@ class _Change:
     magnitude: str = ""
     whole: str = ""
     scaling: float = 1.0
-    turned: bool = False
+    transposed: bool = False
     parts: set[str] = field(default_factory=set)
 
 
@@ -103,8 +103,8 @@ class Adapter:
         """A text that is another one when the adapter's files are."""
         if self._repository is not None:
             return f"{self.label} {self._repository.commit}"
-        facts = (self.folder / WEIGHTS_FILE).stat()
-        return f"{self.label} {facts.st_size} {facts.st_mtime_ns} {json.dumps(self.config, sort_keys=True, default=str)}"
+        status = (self.folder / WEIGHTS_FILE).stat()
+        return f"{self.label} {status.st_size} {status.st_mtime_ns} {json.dumps(self.config, sort_keys=True, default=str)}"
 
     def download(self, *, progress: bool = True) -> None:
         """Fetch the weights if they are on the Hub."""
@@ -168,7 +168,7 @@ class Adapter:
     def _factors(self, change: _Change) -> tuple[Tensor, Tensor]:
         """The factors whose product, in the weight's own orientation, is the difference: rows x rank and rank x columns."""
         a, b = self._get(change.a).float(), self._get(change.b).float()
-        return (a.T.contiguous(), b.T.contiguous()) if change.turned else (b.contiguous(), a.contiguous())
+        return (a.T.contiguous(), b.T.contiguous()) if change.transposed else (b.contiguous(), a.contiguous())
 
     def _get(self, key: str) -> Tensor:
         from safetensors import safe_open
@@ -228,14 +228,14 @@ class Adapter:
             raise SourceError(f"{self.label}: {module} has rank {a[0]}, {CONFIG_FILE} says {rank:g}")
         alpha = self._number("alpha_pattern", "lora_alpha", module, rank)
         change.scaling = alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
-        change.turned = "embedding" in change.parts or bool(self.config.get("fan_in_fan_out"))
+        change.transposed = "embedding" in change.parts or bool(self.config.get("fan_in_fan_out"))
         if change.magnitude and "embedding" in change.parts:
             raise SourceError(f"{self.label}: {module}: DoRA on embeddings is not supported; merge it with peft")
         if bool(self.config.get("use_dora")) != bool(change.magnitude):
             raise SourceError(
                 f"{self.label}: {module}: use_dora is {self.config.get('use_dora')!r}, which its tensors do not follow"
             )
-        self._check_shape(target, info.shape, (a[1], b[0]) if change.turned else (b[0], a[1]))
+        self._check_shape(target, info.shape, (a[1], b[0]) if change.transposed else (b[0], a[1]))
 
     def _number(self, patterns: str, key: str, module: str, default: float) -> float:
         """A module's rank or alpha."""
@@ -296,14 +296,14 @@ def _dora(weight: Tensor, left: Tensor, right: Tensor, change: _Change, magnitud
     import torch
 
     moved = weight.to(torch.float32, copy=True)
-    axis = 0 if change.turned else 1  # the weights of one output lie along it
+    axis = 0 if change.transposed else 1  # the weights of one output lie along it
     squares = np.zeros(moved.shape[1 - axis])
     for rows, delta in _deltas(left, right, change.scaling):
         moved[rows] += delta
         sums = np.square(moved[rows].numpy(), dtype=np.float64).sum(axis=axis)
-        if change.turned:
+        if change.transposed:
             squares += sums
         else:
             squares[rows] = sums
     factor = magnitude.reshape(-1) / torch.from_numpy(np.sqrt(squares).astype(np.float32))
-    return moved.mul_(factor if change.turned else factor[:, None]).to(weight.dtype)
+    return moved.mul_(factor if change.transposed else factor[:, None]).to(weight.dtype)

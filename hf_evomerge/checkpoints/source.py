@@ -194,13 +194,13 @@ class Source(Checkpoint):
 
     def fingerprint(self) -> str:
         """A text that is another one when the checkpoint's weights or config are."""
-        facts = [str(self), (self.folder / "config.json").read_text(encoding="utf-8")]
+        parts = [str(self), (self.folder / "config.json").read_text(encoding="utf-8")]
         if self.repository is not None:
-            facts.append(self.repository.commit)
+            parts.append(self.repository.commit)
         else:
             files = [(file.name, file.stat()) for file in self._files()]
-            facts += [f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in files]
-        return "\n".join([*facts, *([self.adapter.fingerprint()] if self.adapter is not None else [])])
+            parts += [f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in files]
+        return "\n".join([*parts, *([self.adapter.fingerprint()] if self.adapter is not None else [])])
 
     def close(self) -> None:
         """Let go of the open files; tensors already handed out stay valid."""

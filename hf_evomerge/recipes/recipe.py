@@ -231,13 +231,13 @@ class Recipe(StrictModel):
             raise ValueError("neither 'merge' nor 'flow' is given; a recipe has at least one of them")
         if self.merge is not None:
             self.merge.check_slices()
-            taking_part = self.merge_sources
-            if bad := [i for i in taking_part if not 0 <= i < len(self.sources)]:
+            merged = self.merge_sources
+            if bad := [i for i in merged if not 0 <= i < len(self.sources)]:
                 where = "sources" if self.merge.slices is None else "slices"
                 raise ValueError(f"merge.{where}: {bad[0]} is not a source; there are {len(self.sources)}, numbered from 0")
             given = len(self.merge.parameters)
-            if given not in (0, len(taking_part)):
-                raise ValueError(f"merge.parameters: {given} mappings for {len(taking_part)} sources; give one per source")
+            if given not in (0, len(merged)):
+                raise ValueError(f"merge.parameters: {given} mappings for {len(merged)} sources; give one per source")
         self._check_donors()
         if self.flow is not None:
             count = len(self.sources) + (self.merge is not None)
