@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
 MAX_MESSAGE = 1500  # characters: what a stranger's file brings into a message must not fill a screen, or a log
+_HIDDEN = (
+    (re.compile(r"(https?://)[^\s/@]+@"), r"\1"),  # a password
+    (re.compile(r"\?[\w.%~-]+=[^\s'\")\]>]*"), ""),  # what signs an address
+    (re.compile(r"\bhf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}"), "hf_..."),  # a token; not a name such as hf_evomerge
+    (re.compile(r"(?i)\bbearer\s+\S+"), "Bearer ..."),
+    (re.compile(r"For more information check: \S+ ?"), ""),  # no secret, and no news
+)
+
+
+def without_secrets(text: str) -> str:
+    """A text from outside without tokens, passwords and what signs an address."""
+    for pattern, shown in _HIDDEN:
+        text = pattern.sub(shown, text)
+    return text
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """A text, or what an error says, on one line that every terminal and file takes.
+    """A text, or what an error says, on one line that every terminal and file takes, without secrets.
 
     Args:
         text: The text or the error. Of an error without words it is the name of its kind.
@@ -14,6 +30,7 @@ def one_line(text: object, limit: int = 300) -> str:
     """
     words = " ".join(str(text).split()) or type(text).__name__
     words = words.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair cannot be written
+    words = without_secrets("".join(c if c.isprintable() else "?" for c in words)).strip()
     room = limit - 5
     return words if len(words) <= limit else f"{words[: room * 2 // 3]} ... {words[-(room // 3) :]}"
 

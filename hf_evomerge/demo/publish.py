@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import typer
 
 from ..errors import EvoMergeError
-from ..hub.commit import Target, commit_files, hub_errors
-from ..hub.push import CARD, PushOptions, default_api, push_model
+from ..hub.client import ask, default_api
+from ..hub.commit import Target, commit_files
+from ..hub.push import CARD, PushOptions, push_model
 from ..hub.reproduce import reproduce
 
 SPECIALISTS = ("base", "japanese", "maths")
@@ -43,8 +45,7 @@ def publish_demo(
     api, published = default_api(), {}
     for specialist in SPECIALISTS:
         target = Target(f"{repo_id}-{specialist}")
-        with hub_errors(f"{target.repo_id}: cannot be created"):
-            api.create_repo(target.repo_id, exist_ok=True)
+        ask(f"{target.repo_id}: cannot be created", partial(api.create_repo, target.repo_id, exist_ok=True))
         files = {file.name: file for file in sorted((family / specialist).iterdir()) if file.is_file()}
         commit_files(api, target, files, message="Specialist of the hf_evomerge demo")
         published[str(family / specialist)] = target.repo_id
@@ -56,7 +57,8 @@ def publish_demo(
         raise EvoMergeError(rebuilt.to_text())
     lines = [f"published {pushed.model.url}", *([f"Space: {pushed.space.url}"] if pushed.space else [])]
     if card is not None:
-        shutil.copyfile(api.hf_hub_download(repo_id, CARD, revision=pushed.model.sha), card)
+        there = ask(f"{repo_id}: its card", lambda: api.hf_hub_download(repo_id, CARD, revision=pushed.model.sha))
+        shutil.copyfile(there, card)
         lines.append(f"its card: {card}")
     return "\n".join([*lines, f"rebuilt from its recipe: {rebuilt.to_text().splitlines()[0]}"])
 

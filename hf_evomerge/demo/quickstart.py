@@ -64,7 +64,8 @@ def run_demo(
         EvoMergeError: A search could not run, or a winner answers otherwise once it is loaded again.
     """
     if push_to is not None:
-        from ..hub.push import check_login, default_api
+        from ..hub.client import default_api
+        from ..hub.push import check_login
 
         check_login(default_api(), push_to)
     out = Path(out)

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ..errors import HubError
+from ..errors import HubError, one_line
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..search.config import STAGES
 from ..search.results import plus_minus
 from .bundled import bundled
-from .commit import hub_errors, one_line
+from .client import ask
 from .licenses import LicenseDecision
-from .names import is_on_hub, parents_of, parts_of
+from .names import is_on_hub, listing, parents_of, parts_of
 from .record import IMAGES_FOLDER, STUDY_JSON
 
 if TYPE_CHECKING:
@@ -176,16 +176,17 @@ def check_metadata(card: str, repo_id: str, api: HfApi) -> None:
     """
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
-    with hub_errors(f"{repo_id}: the metadata of the card cannot be checked"):
+    def check() -> list[str]:
         response = get_session().post(f"{api.endpoint}/api/validate-yaml", json={"content": card, "repoType": "model"})
         if response.status_code != 400:
             hf_raise_for_status(response)
-            return
-        complaints = [str(error.get("message")) for error in response.json().get("errors", [])]
-    raise HubError(
-        f"{repo_id}: the Hub does not take the metadata of the card: {one_line(ValueError('; '.join(complaints)))}; correct "
-        "--license or --language"
-    )
+        return [str(error.get("message")) for error in response.json().get("errors", [])]
+
+    if complaints := ask(f"{repo_id}: the metadata of the card cannot be checked", check):
+        raise HubError(
+            f"{repo_id}: the Hub does not take the metadata of the card: {one_line(ValueError('; '.join(complaints)))}; "
+            "correct --license or --language"
+        )
 
 
 def _license_terms(repo_id: str, license: LicenseDecision) -> dict[str, Any]:
@@ -232,8 +233,8 @@ def _source_values(facts: CardFacts) -> dict[str, Any]:
     return {
         "sources": sources,
         "base": _shown(facts.recipe.base) if facts.recipe.base is not None else None,
-        "parents_text": _listing(names),
-        "merge_sources_text": _listing(merged),
+        "parents_text": listing(names),
+        "merge_sources_text": listing(merged),
         "merged_layers": layers.get(len(sources)) if facts.kind == "hybrid" else None,
     }
 
@@ -245,10 +246,6 @@ def _shown(ref: SourceRef) -> dict[str, Any]:
         names.append(f"[{name}](https://huggingface.co/{quote(part.model)})" if is_on_hub(part) else name)
         revisions.append(f"`{part.revision[:12]}`" if part.revision else "" if is_on_hub(part) else "not published")
     return {"shown": " with adapter ".join(names), "revision_shown": ", ".join(filter(None, revisions))}
-
-
-def _listing(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
 def _path_values(facts: CardFacts) -> dict[str, Any]:
@@ -332,7 +329,7 @@ def _reproduction(recipe: Recipe) -> dict[str, Any]:
     missing = list(dict.fromkeys(ref.model for ref in parents_of(recipe) if not is_on_hub(ref)))
     return {
         "reproducible": not missing and recipe.built is not None,
-        "irreproducible_reason": f"not published: {_listing([markdown_text(name) for name in missing])}"
+        "irreproducible_reason": f"not published: {listing([markdown_text(name) for name in missing])}"
         if missing
         else "it does not say what it gave when it was built",
     }

@@ -6,13 +6,10 @@ there already. Here it is sent on top of a known parent, and looked for before i
 
 from __future__ import annotations
 
-import re
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ..errors import HubError
+from .client import Patience, ask, bounded, is_passing, root_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-ATTEMPTS = 5
-_FIRST_WAIT = 1.0  # seconds; doubled after every attempt
+_UNKNOWN = "cannot be read, so it is not known whether the commit was taken; push again"
 Content = Path | bytes
 
 
@@ -38,12 +35,14 @@ class Commit:
         sha: The commit; the branch's head where there was nothing to change.
         url: Its page, or the pull request's.
         changed: Whether there was anything to commit.
+        doubt: What could not be checked of it, for a warning.
     """
 
     repo_id: str
     sha: str
     url: str
     changed: bool = True
+    doubt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,13 @@ def commit_files(
     additions = _upload(api, target, files, head, progress)
     deletions = [CommitOperationDelete(path_in_repo=name) for name in gone]
     sha = _send(api, target, [*additions, *deletions], head, files, message)
-    if not _landed(api, target, sha, files):
+    try:
+        landed, doubt = _landed(api, target, sha, files), None
+    except HubError as cause:
+        landed, doubt = True, f"{target.repo_id}: the Hub has taken the commit, but what it holds was not compared: {cause}"
+    if not landed:
         raise HubError(f"{target.repo_id}: commit {sha[:12]} does not hold what was sent; push again")
-    return Commit(target.repo_id, sha, _url(api, target))
+    return Commit(target.repo_id, sha, _url(api, target), doubt=doubt)
 
 
 def unchanged(api: HfApi, target: Target, files: Mapping[str, Content], *, remove: Callable[[str], bool]) -> Commit | None:
@@ -106,9 +109,9 @@ def unchanged(api: HfApi, target: Target, files: Mapping[str, Content], *, remov
 
 def _state(api: HfApi, target: Target) -> tuple[str, list[str]]:
     """The head of the branch, and the files in it."""
-    with hub_errors(f"{target.repo_id}: cannot be read"):
-        head = str(api.repo_info(target.repo_id, repo_type=target.repo_type, revision=target.revision).sha)
-        return head, api.list_repo_files(target.repo_id, repo_type=target.repo_type, revision=head)
+    head = _head(api, target, "cannot be read")
+    what = f"{target.repo_id}: cannot be read"
+    return head, ask(what, lambda: api.list_repo_files(target.repo_id, repo_type=target.repo_type, revision=head))
 
 
 def _upload(api: HfApi, target: Target, files: Mapping[str, Content], head: str, progress: bool) -> list[CommitOperationAdd]:
@@ -125,10 +128,9 @@ def _upload(api: HfApi, target: Target, files: Mapping[str, Content], head: str,
             left = (
                 f"nothing is committed, and the branch is still at {head[:12]}; {done} of {len(additions)} files are uploaded"
             )
-            with hub_errors(f"{target.repo_id}: {addition.path_in_repo} cannot be uploaded ({left}; push again to go on)"):
-                api.preupload_lfs_files(
-                    target.repo_id, [addition], repo_type=target.repo_type, revision=target.revision, num_threads=1
-                )
+            what = f"{target.repo_id}: {addition.path_in_repo} cannot be uploaded ({left}; push again to go on)"
+            where: dict[str, Any] = {"repo_type": target.repo_type, "revision": target.revision, "num_threads": 1}
+            ask(what, partial(api.preupload_lfs_files, target.repo_id, [addition], **where))
             bar.update(addition.upload_info.size)
     return additions
 
@@ -141,58 +143,37 @@ def _send(
     files: Mapping[str, Content],
     message: str,
 ) -> str:
-    """Send the commit until it has landed; returns its sha."""
-    wait = _FIRST_WAIT
-    for attempt in range(1, ATTEMPTS + 1):
+    """Send the commit until it has landed; returns its sha. Where it fails, the branch says whether it has."""
+    patience = Patience(f"{target.repo_id}: the Hub did not take the commit")
+    where: dict[str, Any] = {"repo_type": target.repo_type, "revision": target.revision, "parent_commit": head}
+    while True:
         try:
-            with warnings.catch_warnings():
+            with bounded(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*commit a data file.*")  # the record belongs there
-                return str(
-                    api.create_commit(
-                        target.repo_id,
-                        operations,
-                        commit_message=message,
-                        repo_type=target.repo_type,
-                        revision=target.revision,
-                        parent_commit=head,
-                    ).oid
-                )
-        except Exception as cause:
-            if not is_passing(cause) and _status(cause) != 412:
-                with hub_errors(f"{target.repo_id}: the commit was refused, and the branch is still at {head[:12]}"):
-                    raise
-            now = _head_or_none(api, target)
-            if now is not None and now != head:
-                if _landed(api, target, now, files):
+                return str(api.create_commit(target.repo_id, operations, commit_message=message, **where).oid)
+        except Exception as error:  # also an answer that cannot be read
+            now = _head(api, target, _UNKNOWN)
+            if now != head:
+                if _landed(api, target, now, files, _UNKNOWN):
                     return now  # only its answer was lost
                 raise HubError(
                     f"{target.repo_id}: somebody else has committed ({now[:12]}) while this was being pushed; push again"
-                ) from cause
-            if attempt == ATTEMPTS:
-                where = f"all files are uploaded, but nothing is committed and the branch is still at {head[:12]}"
-                raise HubError(
-                    f"{target.repo_id}: the Hub did not take the commit in {ATTEMPTS} attempts ({one_line(cause)}); {where}; "
-                    "push again later"
-                ) from cause
-            time.sleep(wait)
-            wait *= 2
-    raise AssertionError("unreachable")
+                ) from error
+            if not patience.wait(error):
+                left = f"all files are uploaded, but nothing is committed and the branch is still at {head[:12]}"
+                later = " later" if is_passing(error) else ""
+                raise HubError(f"{patience.error(error)}; {left}; push again{later}") from root_of(error)
 
 
-def _head_or_none(api: HfApi, target: Target) -> str | None:
-    try:
-        return str(api.repo_info(target.repo_id, repo_type=target.repo_type, revision=target.revision).sha)
-    except Exception as cause:
-        if not is_passing(cause):
-            with hub_errors(f"{target.repo_id}: cannot be read, so it is not known whether the commit was taken; push again"):
-                raise
-        return None
+def _head(api: HfApi, target: Target, complaint: str) -> str:
+    what = f"{target.repo_id}: {complaint}"
+    return ask(what, lambda: str(api.repo_info(target.repo_id, repo_type=target.repo_type, revision=target.revision).sha))
 
 
-def _landed(api: HfApi, target: Target, sha: str, files: Mapping[str, Content]) -> bool:
+def _landed(api: HfApi, target: Target, sha: str, files: Mapping[str, Content], complaint: str = "cannot be read") -> bool:
     """Whether a commit holds exactly these contents under these names."""
-    with hub_errors(f"{target.repo_id}: cannot be read"):
-        infos = api.get_paths_info(target.repo_id, list(files), repo_type=target.repo_type, revision=sha)
+    where: dict[str, Any] = {"repo_type": target.repo_type, "revision": sha}
+    infos = ask(f"{target.repo_id}: {complaint}", lambda: api.get_paths_info(target.repo_id, list(files), **where))
     stored = {info.path: info for info in infos}
     return files.keys() <= stored.keys() and all(_is_same(stored[name], content) for name, content in files.items())
 
@@ -220,45 +201,6 @@ def file_sha256(content: Content) -> str:
 def _read_sha256(file: Path, size: int, modified: int) -> str:
     with file.open("rb") as stream:
         return file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turn the client's errors into one line: what did not work, why, and what to do about it."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import httpx
-
-    try:
-        yield
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
-        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
-        status = _status(cause)
-        advice = {
-            401: "; log in with `hf auth login`, or set HF_TOKEN",
-            403: "; the token may not do this: it needs write access",
-            409: "; there is something under this name already",
-        }.get(status or 0, "")
-        raise HubError(f"{what}: {one_line(cause)}{advice}") from cause
-
-
-def _status(cause: BaseException) -> int | None:
-    return getattr(getattr(cause, "response", None), "status_code", None)
-
-
-def is_passing(cause: BaseException) -> bool:
-    """Whether the same request may work a little later."""
-    from huggingface_hub.utils import httpx
-
-    status = _status(cause)
-    if status is not None:
-        return status >= 500 or status in (408, 429)
-    return isinstance(cause, (httpx.TransportError, ConnectionError, TimeoutError))
-
-
-def one_line(cause: BaseException, limit: int = 300) -> str:
-    """An error's text on one line, its addresses without what signs them."""
-    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", " ".join(str(cause).split())) or type(cause).__name__
-    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def _url(api: HfApi, target: Target) -> str:

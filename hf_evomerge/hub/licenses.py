@@ -14,9 +14,10 @@ from urllib.parse import quote
 import yaml
 
 from ..checkpoints.model_folder import named_folder
-from ..errors import HubError
+from ..errors import HubError, one_line
 from ..recipes.recipe import SourceRef
-from .commit import is_passing, one_line
+from .client import ask, is_passing
+from .names import listing
 from .record import hide_folder, is_folder
 
 if TYPE_CHECKING:
@@ -132,7 +133,9 @@ def decide_license(parents: Sequence[ParentLicense], chosen: str | None = None) 
         )
     unknown = [parent.model for parent in parents if parent.license in (UNKNOWN, OTHER)]
     reason = (
-        f"The license of {', '.join(unknown)} is not stated in a known form."
+        f"The license of {listing(unknown)} is not stated in a known form."
+        if len(unknown) == 1
+        else f"The licenses of {listing(unknown)} are not stated in a known form."
         if unknown
         else "The parents are under different licenses."
     )
@@ -163,24 +166,25 @@ def license_of(ref: SourceRef, api: HfApi) -> ParentLicense:
         HubError: The Hub does not answer, so that it is not known whether there is one.
     """
     from huggingface_hub import ModelCard
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    folder = named_folder(ref.model)
+    name = hide_folder(ref).model
     try:
         if is_folder(ref.model):
+            folder = named_folder(ref.model)
             if not folder.is_dir():
-                return ParentLicense(hide_folder(ref).model, note="the folder is not there any more")
+                return ParentLicense(name, note="the folder is not there any more")
             if not (folder / "README.md").is_file():
-                return ParentLicense(folder.name, note="the folder has no README.md")
+                return ParentLicense(name, note="the folder has no README.md")
             data = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
-            name = folder.name
         else:
-            card = api.model_info(ref.model, revision=ref.revision).card_data
-            data, name = (card.to_dict() if card is not None else {}), ref.model
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError, yaml.YAMLError) as cause:
+            what = f"{ref.model}: its license cannot be read"
+            card = ask(what, lambda: api.model_info(ref.model, revision=ref.revision).card_data)
+            data = card.to_dict() if card is not None else {}
+    except (HubError, OSError, ValueError, yaml.YAMLError) as error:
+        cause = error.__cause__ if isinstance(error, HubError) and error.__cause__ is not None else error
         if is_passing(cause):
-            raise HubError(f"{ref.model}: its license cannot be read: {one_line(cause)}; try again later") from cause
-        return ParentLicense(ref.model, note=f"its card cannot be read: {' '.join(str(cause).split())[:120]}")
+            raise HubError(f"{error}; try again later") from cause
+        return ParentLicense(name, note=f"its card cannot be read: {one_line(cause, 120)}")
     license = data.get("license")
     if isinstance(license, list):
         if len(license) > 1:

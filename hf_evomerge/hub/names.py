@@ -11,7 +11,8 @@ from ..checkpoints.model_folder import named_folder
 from ..checkpoints.source import Source
 from ..errors import HubError
 from ..recipes.recipe import Recipe, SourceRef
-from .commit import file_sha256, hub_errors
+from .client import ask
+from .commit import file_sha256
 from .record import hide_folder, is_folder
 
 if TYPE_CHECKING:
@@ -60,16 +61,15 @@ class PublicNames:
         commit = downloaded_commit(ref)
         if commit is not None and "/" in ref.model:
             return ref.model_copy(update={"revision": commit})
-        with hub_errors(f"{ref.model}: cannot be pinned to a commit"):
-            info = self._api.model_info(ref.model, revision=commit or ref.revision)  # its id has a slash, also that of `gpt2`
+        what = f"{ref.model}: cannot be pinned to a commit"
+        info = ask(what, lambda: self._api.model_info(ref.model, revision=commit or ref.revision))  # `gpt2` gets its slash
         if commit is None and ref.revision is None:
             self.guessed.append(ref.model)
         return ref.model_copy(update={"model": info.id, "revision": str(info.sha)})
 
     def _same_weights(self, folder: Path, repo_id: str) -> SourceRef:
         """The repository's head, if its weights are those of the folder."""
-        with hub_errors(f"{repo_id}: cannot be read"):
-            info = self._api.model_info(repo_id, files_metadata=True)
+        info = ask(f"{repo_id}: cannot be read", lambda: self._api.model_info(repo_id, files_metadata=True))
         there = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
         adapter = folder / ADAPTER_WEIGHTS
         for file in [adapter] if adapter.is_file() else weight_files(folder):
@@ -78,6 +78,11 @@ class PublicNames:
                     f"{repo_id}: {file.name} there is not the one in {folder}; push the folder there, or leave it out"
                 )
         return SourceRef(model=repo_id, revision=str(info.sha))
+
+
+def listing(names: Sequence[str]) -> str:
+    """Names in a sentence: ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
 def parts_of(ref: SourceRef) -> list[SourceRef]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +21,10 @@ from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from ..search.folder import MODEL_FOLDER
 from ..search.study import STUDY_FILE
 from .card import CardFacts, check_metadata, metadata_text, read_json, render_card
-from .commit import Commit, Content, Target, commit_files, file_sha256, hub_errors, unchanged
+from .client import ask, default_api, has_token
+from .commit import Commit, Content, Target, commit_files, file_sha256, unchanged
 from .licenses import LicenseDecision, decide_license, license_of
-from .names import PublicNames, is_on_hub, parents_of, parts_of, weight_files
+from .names import PublicNames, is_on_hub, listing, parents_of, parts_of, weight_files
 from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, public_recipe, write_record
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def push_model(
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
         target, commit = _carry_out(api, plan, options, progress)
-    space, warnings = None, list(plan.warnings)
+    space, warnings = None, [*plan.warnings, *([commit.doubt] if commit.doubt else [])]
     if options.space:
         from .space import push_space
 
@@ -169,15 +170,23 @@ def push_model(
 def preview_push(
     folder: str | os.PathLike[str], repo_id: str, options: PushOptions | None = None, *, api: HfApi | None = None
 ) -> PushPlan:
-    """Plan what `push_model` would do, with the same arguments and errors; reads the Hub and changes nothing.
+    """Plan what `push_model` would do, with the same arguments and errors; reads the Hub and changes nothing. Needs no login.
 
     Example:
         >>> print(preview_push("my-search", "me/my-merge"))  # doctest: +SKIP
     """
     options, api = options or PushOptions(), api or default_api()
-    check_login(api, repo_id)
+    unchecked = []
+    if has_token(api):
+        check_login(api, repo_id)
+    else:
+        check_name(repo_id)
+        unchecked.append(
+            f"nobody is logged in, so it was not checked whether you may push to {repo_id}, or what of it is private"
+        )
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
-        return plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
+        plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
+    return replace(plan, warnings=(*plan.warnings, *unchecked))
 
 
 def check_push(repo_id: str, recipe_refs: Sequence[SourceRef], options: PushOptions, *, api: HfApi | None = None) -> None:
@@ -264,16 +273,21 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
 
 def check_login(api: HfApi, repo_id: str) -> None:
     """Refuse a name that cannot be, or a client that nobody has logged in; raises `HubError`."""
+    check_name(repo_id)
+    if not has_token(api):
+        raise HubError(f"{api.endpoint}: nobody is logged in; log in with `hf auth login`, or set HF_TOKEN")
+    ask(f"{api.endpoint}: cannot be used", api.whoami)
+
+
+def check_name(repo_id: str) -> None:
+    """Refuse a name that cannot be; raises `HubError`."""
     from huggingface_hub.utils import validate_repo_id
 
-    with hub_errors(f"{repo_id!r}: not a name for a repository, such as user/name"):
-        validate_repo_id(repo_id)
+    ask(f"{repo_id!r}: not a name for a repository, such as user/name", lambda: validate_repo_id(repo_id))
     if repo_id.count("/") != 1:
         raise HubError(f"{repo_id!r}: not a name for a repository; write it as user/name")
     if os.path.isdir(repo_id):
         raise HubError(f"{repo_id!r}: is a folder on this machine; give the name that the model shall have on the Hub")
-    with hub_errors(f"{api.endpoint}: cannot be used"):
-        api.whoami()
 
 
 def _for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
@@ -284,12 +298,12 @@ def _for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
 
 def _open_target(api: HfApi, repo_id: str, options: PushOptions) -> Target:
     """The repository and branch to commit to, made where they are missing."""
-    with hub_errors(f"{repo_id}: cannot be created"):
-        api.create_repo(repo_id, private=options.private or None, exist_ok=True)
+    private = options.private or None
+    ask(f"{repo_id}: cannot be created", lambda: api.create_repo(repo_id, private=private, exist_ok=True))
     revision = options.revision or "main"
     if revision != "main":
-        with hub_errors(f"{repo_id}: the branch {revision!r} cannot be created"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        what = f"{repo_id}: the branch {revision!r} cannot be created"
+        ask(what, lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
     return Target(repo_id, revision=revision)
 
 
@@ -302,14 +316,17 @@ def _carry_out(api: HfApi, plan: PushPlan, options: PushOptions, progress: bool)
         return target, commit_files(api, target, plan.files, message=message, remove=_is_ours, progress=progress)
     if same := unchanged(api, target, plan.files, remove=_is_ours):
         return target, same
-    with hub_errors(f"{plan.repo_id}: a pull request cannot be opened"):
-        pull = _pull_request(api, plan.repo_id)
+    pull = ask(f"{plan.repo_id}: a pull request cannot be opened", lambda: _pull_request(api, plan.repo_id))
     target = Target(plan.repo_id, revision=f"refs/pr/{pull.num}")
     commit = commit_files(api, target, plan.files, message=message, remove=_is_ours, progress=progress)
-    if pull.status == "draft":
-        with hub_errors(f"{commit.url}: holds the model, but is still a draft"):
-            api.change_discussion_status(plan.repo_id, pull.num, new_status="open")
+    ask(f"{commit.url}: holds the model, but may still be a draft", lambda: _open(api, plan.repo_id, pull.num))
     return target, commit
+
+
+def _open(api: HfApi, repo_id: str, number: int) -> None:
+    """Open a pull request that is a draft."""
+    if api.get_discussion_details(repo_id, number).status == "draft":
+        api.change_discussion_status(repo_id, number, new_status="open")
 
 
 def _pull_request(api: HfApi, repo_id: str) -> Discussion:
@@ -335,16 +352,19 @@ def _files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
         from .space import check_space
 
         check_space(repo_id, api, private=options.private)
-    with hub_errors(f"{repo_id}: cannot be read"):
+
+    def read() -> list[str]:
         try:
             if options.private and not api.model_info(repo_id).private:
                 raise HubError(f"{repo_id}: exists and is public; make it private on the Hub, or leave out --private")
             try:
-                names = api.list_repo_files(repo_id, revision=options.revision)
+                return api.list_repo_files(repo_id, revision=options.revision)
             except RevisionNotFoundError:  # the branch will start as main is
-                names = api.list_repo_files(repo_id)
+                return api.list_repo_files(repo_id)
         except RepositoryNotFoundError:
             return []
+
+    names = ask(f"{repo_id}: cannot be read", read)
     for name, kind in _OTHER_KINDS.items():
         if name in names:
             raise HubError(f"{repo_id}: holds {kind} ({name}), not a model; choose another name, or remove that file")
@@ -386,8 +406,8 @@ def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> l
     warnings = []
     if local := list(dict.fromkeys(ref.model for ref in map(names, parents_of(recipe)) if not is_on_hub(ref))):
         warnings.append(
-            f"{', '.join(local)}: only on this machine, so nobody else can rebuild the model; publish the folder, then pass "
-            "--published FOLDER=user/name"
+            f"{listing(local)} {'is' if len(local) == 1 else 'are'} on this machine only, so nobody else can rebuild the "
+            "model; publish what is missing, and pass --published FOLDER=user/name for each"
         )
     warnings += [
         f"{name}: not in the cache of this machine, so the recipe names what it holds now, which may not be what was merged"
@@ -399,10 +419,3 @@ def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> l
         terms = ", ".join(dict.fromkeys(f"{parent.model} {parent.title}" for parent in license.parents))
         warnings.append(f"license: {license.license} is your choice; the parents' are: {terms}")
     return warnings
-
-
-def default_api(token: str | bool | None = None) -> HfApi:
-    """The client of ``HF_ENDPOINT`` and of a token; by default the one that ``hf auth login`` has left."""
-    from huggingface_hub import HfApi
-
-    return HfApi(token=token, library_name="hf-evomerge", library_version=version("hf-evomerge"))

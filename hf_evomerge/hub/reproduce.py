@@ -18,9 +18,9 @@ from ..checkpoints.source import Source
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from .card import read_json
-from .commit import file_sha256, hub_errors
-from .names import is_on_hub, parents_of, parts_of, weight_files
-from .push import default_api
+from .client import ask, default_api
+from .commit import file_sha256
+from .names import is_on_hub, listing, parents_of, parts_of, weight_files
 from .record import is_folder
 
 if TYPE_CHECKING:
@@ -154,18 +154,20 @@ def verify_source(ref: SourceRef, api: HfApi, *, progress: bool = False) -> None
 
 def _published(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, Recipe]:
     """The commit and the recipe of a model that can be rebuilt."""
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    with hub_errors(f"{repo_id}: cannot be read"):
-        commit = str(api.model_info(repo_id, revision=revision).sha)
-        try:
-            file = api.hf_hub_download(repo_id, RECIPE_FILE, revision=commit)
-        except EntryNotFoundError as cause:
-            raise HubError(f"{repo_id}: holds no {RECIPE_FILE}, so there is nothing to rebuild it from") from cause
-    recipe = Recipe.load(file)
+    commit = ask(f"{repo_id}: cannot be read", lambda: str(api.model_info(repo_id, revision=revision).sha))
+    try:
+        recipe = Recipe.load(_download(api, repo_id, RECIPE_FILE, commit))
+    except HubError as error:
+        if not isinstance(error.__cause__, RemoteEntryNotFoundError):
+            raise
+        raise HubError(f"{repo_id}: holds no {RECIPE_FILE}, so there is nothing to rebuild it from") from error
     missing = [ref.model for ref in parents_of(recipe) if not is_on_hub(ref)]
     if missing:
-        raise HubError(f"{repo_id}: {', '.join(dict.fromkeys(missing))} was not published; only its author can rebuild it")
+        raise HubError(
+            f"{repo_id}: only its author can rebuild it: {listing(list(dict.fromkeys(missing)))} cannot be had from the Hub"
+        )
     if folder := next((part.model for part in parents_of(recipe) if is_folder(part.model)), None):
         raise HubError(f"{repo_id}: {folder!r} in its {RECIPE_FILE} is a folder on this machine, or would be one; not read")
     if recipe.built is None:
@@ -175,8 +177,8 @@ def _published(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, Rec
 
 def _hub_sha256(api: HfApi, ref: SourceRef) -> dict[str, str]:
     """The sha256 of each large file, as the Hub knows it."""
-    with hub_errors(f"{ref.model}: cannot be read"):
-        info = api.model_info(ref.model, revision=ref.revision, files_metadata=True)
+    what = f"{ref.model}: cannot be read"
+    info = ask(what, lambda: api.model_info(ref.model, revision=ref.revision, files_metadata=True))
     return {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
 
 
@@ -189,8 +191,7 @@ def _check_published(api: HfApi, repo_id: str, commit: str, recipe: Recipe) -> N
             raise HubError(
                 f"{repo_id}: {name} is not the file that its {RECIPE_FILE} tells of; it was changed after it was pushed"
             )
-    with hub_errors(f"{repo_id}: cannot be read"):
-        names = api.list_repo_files(repo_id, revision=commit)
+    names = ask(f"{repo_id}: cannot be read", lambda: api.list_repo_files(repo_id, revision=commit))
     loadable = [name for name in names if name.endswith(".safetensors") and "/" not in name]
     for index in (name for name in names if name.endswith(".safetensors.index.json") and "/" not in name):
         weights = read_json(_download(api, repo_id, index, commit)).get("weight_map")
@@ -204,8 +205,8 @@ def _check_published(api: HfApi, repo_id: str, commit: str, recipe: Recipe) -> N
 
 def _download(api: HfApi, repo_id: str, name: str, commit: str) -> Path:
     """One small file of the published model."""
-    with hub_errors(f"{repo_id}: {name} cannot be downloaded"):
-        return Path(api.hf_hub_download(repo_id, name, revision=commit))
+    what = f"{repo_id}: {name} cannot be downloaded"
+    return Path(ask(what, lambda: api.hf_hub_download(repo_id, name, revision=commit)))
 
 
 def _compare_configs(built: Path, published: Path, versions: Mapping[str, tuple[str, str]]) -> list[str]:

@@ -9,18 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EvoMergeError, HubError
 from ..fitness import chat_process
 from ..search.study import STUDY_FILE
 from .bundled import bundled
-from .commit import Commit, Content, Target, commit_files, hub_errors
-from .push import CARD, check_login, default_api, find_model
+from .client import ask, default_api
+from .commit import Commit, Content, Target, commit_files
+from .push import CARD, check_login, find_model
 from .record import write_record
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, SpaceInfo
 
 SPACE_FOLDER = "space_app"
 SETTINGS_FILE = "space.json"
@@ -53,10 +54,10 @@ def push_space(
     api = api or default_api()
     check_login(api, repo_id)
     check_space(repo_id, api, private=private)
-    with hub_errors(f"{model}: the Space would show a model that cannot be found"):
-        info = api.model_info(model, revision=revision)
-    with hub_errors(f"{repo_id}: the Space cannot be created"):
-        api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
+    missing = f"{model}: the Space would show a model that cannot be found"
+    info = ask(missing, lambda: api.model_info(model, revision=revision))
+    how: dict[str, Any] = {"repo_type": "space", "space_sdk": "gradio", "private": private or None, "exist_ok": True}
+    ask(f"{repo_id}: the Space cannot be created", lambda: api.create_repo(repo_id, **how))
     files = space_files(model, revision, title=repo_id.rsplit("/", 1)[-1])
     message = f"Show {model} at {str(info.sha)[:12]}"
     return commit_files(api, Target(repo_id, "space"), files, message=message, remove=_is_code, progress=progress)
@@ -70,11 +71,15 @@ def check_space(repo_id: str, api: HfApi, *, private: bool = False) -> None:
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    with hub_errors(f"{repo_id}: the Space cannot be read"):
+    def there() -> SpaceInfo | None:
         try:
-            info = api.space_info(repo_id)
+            return api.space_info(repo_id)
         except RepositoryNotFoundError:
-            return
+            return None
+
+    info = ask(f"{repo_id}: the Space cannot be read", there)
+    if info is None:
+        return
     names = [file.rfilename for file in info.siblings or []]
     if SETTINGS_FILE not in names and (code := next(filter(_is_code, names), None)):
         raise HubError(

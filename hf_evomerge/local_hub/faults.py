@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Literal
 
-Action = Literal["status", "reset", "truncate", "corrupt", "delay"]
+Action = Literal["status", "reset", "hang_up", "truncate", "corrupt", "delay"]
 
 
 @dataclass
@@ -18,12 +18,15 @@ class Fault:
         match: A regular expression, searched in `METHOD /path?query`.
         action: What happens:
             `status` answers with `status`, `headers` and `body` in place of the real answer;
-            `reset` reads `after_bytes` of the request and then cuts the connection with a TCP reset: the request is not
-            carried out; `truncate` sends `after_bytes` of the answer's body and then ends the connection, with a reset where
-            `rst` is set; `corrupt` inverts the byte at `at` of the answer's body, by default the one in the middle;
+            `reset` reads `after_bytes` of the request and then cuts the connection with a TCP reset; `hang_up` ends it without
+            an answer. After these three the request is not carried out, unless `carried_out` is set;
+            `truncate` sends `after_bytes` of the answer's body and then ends the connection, with a reset where `rst` is set;
+            `corrupt` inverts the byte at `at` of the answer's body, by default the one in the middle;
             `delay` waits for `seconds` and then answers as usual.
         times: How many requests it hits; None for all.
         skip: How many matching requests pass before that.
+        carried_out: For `status`, `reset` and `hang_up`: whether the request is carried out all the same, so that only its
+            answer is lost.
         status: For `status`.
         headers: For `status`.
         body: For `status`.
@@ -44,6 +47,7 @@ class Fault:
     action: Action
     times: int | None = field(default=1, kw_only=True)
     skip: int = field(default=0, kw_only=True)
+    carried_out: bool = field(default=False, kw_only=True)
     status: int = field(default=500, kw_only=True)
     headers: dict[str, str] = field(default_factory=dict, kw_only=True)
     body: str = field(default="an injected fault", kw_only=True)

@@ -125,6 +125,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         self._note(request)
         fault = self.server.faults.take(f"{request.method} {request.target}")
+        if fault and fault.carried_out:
+            self.server.respond(request)
+        if fault and fault.action == "hang_up":
+            with suppress(Refusal):
+                request.body.drain()
+            raise _Cut
         if fault and fault.action == "reset":
             with suppress(Refusal):
                 request.body.drain(fault.after_bytes)

@@ -77,7 +77,7 @@ def test_a_license_file_is_the_parents() -> None:
     assert (decision.license, decision.link) == ("other", "https://huggingface.co/a/a/blob/main/LICENSE")
 
 
-def test_a_hub_that_does_not_answer_is_no_license() -> None:
+def test_a_hub_that_does_not_answer_is_no_license(waits: list[float]) -> None:
     """A passing fault must not turn a known license into an unknown one; a repository that is not there has none."""
 
     def failing(status: int) -> Any:

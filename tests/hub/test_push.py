@@ -22,7 +22,6 @@ from transformers import AutoModelForCausalLM
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.card import TEMPLATE
-from hf_evomerge.hub.commit import ATTEMPTS
 from hf_evomerge.hub.push import PushOptions, check_push, preview_push, push_model
 from hf_evomerge.local_hub import Fault, LocalHub
 from hf_evomerge.recipes.recipe import Recipe
@@ -44,14 +43,6 @@ logits = model(**inputs).logits
 print(json.dumps([type(model).__name__, tokens.tolist(), round(logits.double().sum().item(), 4)]))
 """
 PUSH = "from hf_evomerge.cli import app; app()"
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the program meant to wait between attempts; it does not."""
-    waited: list[float] = []
-    monkeypatch.setattr("hf_evomerge.hub.commit.time.sleep", waited.append)
-    return waited
 
 
 @pytest.fixture
@@ -149,7 +140,7 @@ def test_folders_that_are_gone_are_still_not_named(plain: Path, tiny: Path, lfs_
     settings |= {"name_or_path": f"{tmp_path}/x", "model_max_length": 48}
     (plain / "tokenizer_config.json").write_text(json.dumps(settings))
     pushed = push_model(plain, "local/merge", api=lfs_api)
-    assert any("a, b: only on this machine" in warning for warning in pushed.warnings)
+    assert any("a and b are on this machine only" in warning for warning in pushed.warnings)
     folder = Path(lfs_api.snapshot_download("local/merge", local_dir=tmp_path / "got"))
     for file in folder.rglob("*"):
         if file.is_file() and ".cache" not in file.parts:
@@ -270,9 +261,10 @@ def test_a_space_that_fails_says_that_the_model_is_there(plain: Path, hub: Local
 
 def test_a_pull_request_is_gone_on_with(plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]) -> None:
     """After a failure the same pull request is finished; it is open, and none is opened where there is nothing to change."""
-    hub.faults.add(Fault(COMMIT, "status", status=500, times=ATTEMPTS))
+    hub.faults.add(Fault(COMMIT, "status", status=500, times=None))
     with pytest.raises(HubError, match="push again later"):
         push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api)
+    hub.faults.clear()
     pushed = [push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api).model for _ in range(2)]
     assert [(commit.url.rsplit("/", 1)[-1], commit.changed) for commit in pushed] == [("1", True), ("1", False)]
     assert [(one.num, one.status) for one in lfs_api.get_repo_discussions("local/merge")] == [(1, "open")]
@@ -348,15 +340,16 @@ def test_a_push_that_fails_says_what_is_there_and_can_be_finished(
     plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]
 ) -> None:
     """After the last attempt one line says that nothing is committed; pushing again uploads nothing twice and finishes."""
-    hub.faults.add(Fault(COMMIT, "status", status=500, times=ATTEMPTS))
+    hub.faults.add(Fault(COMMIT, "status", status=500, times=None))
     with pytest.raises(
         HubError, match=r"all files are uploaded, but nothing is committed and the branch is still at"
     ) as caught:
         push_model(plain, "local/merge", api=lfs_api)
     assert "\n" not in str(caught.value)
     assert hub.token not in str(caught.value)
-    assert waits == [1.0, 2.0, 4.0, 8.0]
+    assert waits == [1.0, 2.0, 4.0, 8.0, *[16.0] * 6]
     assert len(_commits(lfs_api)) == 1
+    hub.faults.clear()
     uploads = sum(seen.method == "PUT" for seen in hub.requests)
     push_model(plain, "local/merge", api=lfs_api)
     assert sum(seen.method == "PUT" for seen in hub.requests) == uploads
@@ -480,6 +473,27 @@ def test_a_dry_run_lists_everything_and_changes_nothing(hybrid_search: Path, hub
         assert f"  {name}\n" in text + "\n"
 
 
+def test_a_dry_run_needs_no_login(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+    """Without a token the plan is the same, and says what was not checked; pushing still asks to log in."""
+    nobody = HfApi(endpoint=hub.endpoint, token=False)
+    text, known = str(preview_push(plain, "local/merge", api=nobody)), str(preview_push(plain, "local/merge", api=lfs_api))
+    note = "warning: nobody is logged in, so it was not checked whether you may push to local/merge, or what of it is private"
+    assert text == f"{known}\n{note}"
+    with pytest.raises(HubError, match="hf auth login"):
+        push_model(plain, "local/merge", api=nobody)
+
+
+def test_a_commit_that_cannot_be_compared_is_still_a_commit(
+    plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]
+) -> None:
+    """Where the Hub stops answering after it took the commit, that is a warning, and the Space is made."""
+    hub.faults.add(Fault(r"POST /api/models/local/merge/paths-info/", "status", status=503, skip=1, times=None))
+    pushed = push_model(plain, "local/merge", PushOptions(space=True), api=lfs_api)
+    assert lfs_api.model_info("local/merge").sha == pushed.model.sha
+    assert any("taken the commit, but what it holds was not compared" in warning for warning in pushed.warnings)
+    assert pushed.space is not None
+
+
 def test_the_template_is_found(tmp_path: Path) -> None:
     """The card's template is where the package looks for it."""
     from hf_evomerge.hub.bundled import bundled
@@ -499,7 +513,7 @@ def test_push_from_a_study_and_from_the_command_line(hybrid_search: Path, lfs_ap
     printed = program(PUSH, "push", str(hybrid_search), "local/two", "--commit-message", "Ours", check=False)
     assert lfs_api.list_repo_commits("local/two")[0].title == "Ours"
     assert "published " in printed
-    assert "only on this machine" in printed
+    assert "on this machine only" in printed
     assert "hf_local" not in printed
     names = [sorted(lfs_api.list_repo_files(f"local/{name}")) for name in ("one", "two")]
     assert names[0] == names[1]

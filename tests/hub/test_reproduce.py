@@ -189,7 +189,7 @@ def test_names_from_a_repository_do_not_reach_the_terminal_raw() -> None:
 def test_what_cannot_be_rebuilt_is_refused(merged: Path, lfs_api: HfApi, hub: LocalHub) -> None:
     """A model without a recipe, with unpublished sources, or that is not there, is refused with the reason."""
     push_model(merged, "local/merge", api=lfs_api)
-    with pytest.raises(HubError, match=r"a, b, base was not published; only its author can rebuild it"):
+    with pytest.raises(HubError, match=r"only its author can rebuild it: a, b and base cannot be had from the Hub"):
         reproduce("local/merge", api=lfs_api)
     lfs_api.create_repo("local/empty")
     with pytest.raises(HubError, match=r"holds no recipe.yaml"):

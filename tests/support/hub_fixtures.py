@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi, constants
@@ -43,28 +45,28 @@ def program(hub: LocalHub, tmp_path: Path) -> Program:
     return run
 
 
-@pytest.fixture
-def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
-    """Makes the client of this process one of a running hub, as the first user; `xet=False` sends large files by LFS.
+def use_hub(patch: pytest.MonkeyPatch, hub: LocalHub, home: Path, *, xet: bool = False) -> HfApi:
+    """Make the client of this process one of a running hub, as the first user, with its cache in `home`.
 
     The client reads its environment when it is imported: here its own constants are told what a new process reads there.
     """
+    patch.setattr(constants, "ENDPOINT", hub.endpoint)
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    patch.setattr(constants, "HF_XET_CACHE", str(home / "xet"))
+    patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    patch.setenv("HF_TOKEN", hub.token)
+    patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    return HfApi(endpoint=hub.endpoint, token=hub.token)
 
-    def go(hub: LocalHub, *, xet: bool = False) -> HfApi:
-        home = tmp_path / "client"
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-        monkeypatch.setattr(constants, "HF_XET_CACHE", str(home / "xet"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        return HfApi(endpoint=hub.endpoint, token=hub.token)
 
-    return go
+@pytest.fixture
+def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
+    """Makes the client of this process one of a running hub, as the first user; `xet=False` sends large files by LFS."""
+    return lambda hub, *, xet=False: use_hub(monkeypatch, hub, tmp_path / "client", xet=xet)
 
 
 @pytest.fixture(params=["lfs", "xet"])
@@ -83,3 +85,18 @@ def lfs_api(hub: LocalHub, connect: Connect) -> HfApi:
 def visitor(hub: LocalHub) -> HfApi:
     """The real client as user `visitor`. Give `cache_dir` where it downloads: the cache is user `local`'s."""
     return HfApi(endpoint=hub.endpoint, token="hf_visitor")
+
+
+def no_waiting(patch: pytest.MonkeyPatch) -> list[float]:
+    """Nothing waits between attempts, neither the program nor the client; gives how long the program meant to."""
+    waited: list[float] = []
+    clock = SimpleNamespace(sleep=waited.append, monotonic=lambda: 0.0, time=time.time)
+    patch.setattr("hf_evomerge.hub.client.time", clock)
+    patch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
+    return waited
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the program meant to wait between attempts; it does not."""
+    return no_waiting(monkeypatch)

@@ -1,0 +1,40 @@
+"""A push when the Hub has a bad day: whatever goes wrong with whichever call, it succeeds or says in one line what is there."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from push_faults import FAULTS, WAYS, Bench
+
+from hf_evomerge.local_hub import Fault
+
+SAMPLE = 2  # calls per fault and way that are tried one by one; benchmarks/reliability.py tries them all
+
+
+def _sample(calls: list[str], seed: str) -> list[str]:
+    return random.Random(seed).sample(sorted(set(calls)), SAMPLE)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_that_passes_is_survived(bench: Bench, way: str, kind: str) -> None:
+    """Where every call goes wrong once, or one of them, the push succeeds, and everything is there once."""
+    calls = bench.calls(way)
+    every = dict.fromkeys(calls)
+    for chosen in (every, *([call] for call in _sample(calls, f"{way} {kind}"))):
+        outcome = bench.push(way, [Fault(call, **FAULTS[kind]) for call in chosen])
+        assert (outcome.error, outcome.complaint) == (None, None), chosen
+        assert outcome.hits == len(chosen)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_that_stays_is_one_line(bench: Bench, way: str, kind: str) -> None:
+    """Where a call goes wrong for ever, the push ends with one line that is true."""
+    calls = bench.calls(way)
+    commit = next(call for call in calls if "/commit/" in call)
+    for call in (commit, *_sample(calls, f"{way} {kind} for ever")):
+        outcome = bench.push(way, [Fault(call, **FAULTS[kind], times=None)])
+        assert outcome.complaint is None, call
+        assert outcome.hits > 0

@@ -1,0 +1,147 @@
+"""One way to call the Hub: patient for two minutes, as long as the Hub asks, and one line at the end."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session, httpx
+
+from hf_evomerge.errors import HubError
+from hf_evomerge.hub.client import PATIENCE, ask, has_token
+from hf_evomerge.local_hub import Fault, LocalHub
+
+
+def _failing(error: BaseException, times: int = 1000) -> Callable[[], int]:
+    """A call that raises an error so many times, and then gives how often it was made."""
+    calls: list[int] = []
+
+    def call() -> int:
+        calls.append(1)
+        if len(calls) <= times:
+            raise error
+        return len(calls)
+
+    return call
+
+
+def _answer(status: int, **headers: str) -> HfHubHTTPError:
+    request = httpx.Request("GET", "http://127.0.0.1/api/x")
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return HfHubHTTPError(f"status {status}", response=httpx.Response(status, headers=fields, request=request))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (_answer(503), [1, 2, 4]),
+        (_answer(503, Retry_After="7"), [7, 7, 7]),
+        (_answer(429, ratelimit='"api";r=0;t=5'), [5, 5, 5]),
+        (_answer(503, Retry_After="nonsense"), [1, 2, 4]),
+        (httpx.ReadError("reset"), [1, 2, 4]),
+        (httpx.DecodingError("bad gzip"), [1, 2, 4]),
+        (ConnectionResetError("reset"), [1, 2, 4]),
+    ],
+)
+def test_what_passes_is_waited_for(
+    waits: list[float], capsys: pytest.CaptureFixture[str], error: Exception, expected: list[float]
+) -> None:
+    """The same waits every time, longer where the Hub asks for it, and the user is told once."""
+    assert ask("x: cannot be read", _failing(error, 3)) == 4
+    assert waits == expected
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("x: cannot be read: ")
+    assert said[0].endswith(f"; trying again in {expected[0]} s, and for up to 2 minutes")
+
+
+def test_a_date_to_come_back_at_is_heeded(waits: list[float]) -> None:
+    """`Retry-After` may be a date."""
+    ask("x", _failing(_answer(503, Retry_After=formatdate(time.time() + 30, usegmt=True)), 1))
+    assert waits == [pytest.approx(30, abs=2)]
+
+
+def test_patience_ends(waits: list[float]) -> None:
+    """Two minutes of waiting are the most, and a Hub that asks for more is not waited for."""
+    with pytest.raises(HubError, match=r"^x: status 503 \(11 attempts\)$"):
+        ask("x", _failing(_answer(503)))
+    assert sum(waits) <= PATIENCE < sum(waits) + 16
+    waits.clear()
+    with pytest.raises(HubError, match=r"^x: status 429; the Hub asks to come back in 300 s$"):
+        ask("x", _failing(_answer(429, Retry_After="300")))
+    assert waits == []
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (_answer(401), "x: status 401; log in with `hf auth login`, or set HF_TOKEN"),
+        (_answer(404), "x: status 404"),
+        (OfflineModeIsEnabled("offline"), "x: offline"),
+        (KeyError("name"), "x: its answer cannot be read (KeyError: 'name')"),
+    ],
+)
+def test_what_does_not_pass_fails_at_once(waits: list[float], error: Exception, line: str) -> None:
+    """An error that stays is one line without any wait."""
+    with pytest.raises(HubError) as caught:
+        ask("x", _failing(error))
+    assert str(caught.value) == line
+    assert waits == []
+
+
+def test_a_name_of_no_host_fails_at_once(waits: list[float]) -> None:
+    """A slip in HF_ENDPOINT is not waited for."""
+    error = httpx.ConnectError("nobody")
+    error.__cause__ = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    with pytest.raises(HubError, match="x: nobody"):
+        ask("x", _failing(error))
+    assert waits == []
+
+
+def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(
+    hub: LocalHub, lfs_api: HfApi, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call without an answer is made again; the process's own calls keep their limits."""
+    monkeypatch.setattr("hf_evomerge.hub.client.ANSWER_SECONDS", 0.3)
+    hub.faults.add(Fault("whoami", "delay", seconds=3))
+    begun, hooks = time.monotonic(), get_session().event_hooks
+    assert ask("x", lfs_api.whoami)["name"] == "local"
+    assert time.monotonic() - begun < 2.5
+    assert waits == [1]
+    assert get_session().event_hooks == hooks
+
+
+def test_a_signed_address_is_not_logged(
+    hub: LocalHub, lfs_api: HfApi, waits: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client's own note on a failed upload shows no signature."""
+    hub.faults.add(Fault("GET /content", "status", status=503))
+    lfs_api.create_repo("local/x")
+    lfs_api.upload_file(repo_id="local/x", path_in_repo="a.bin", path_or_fileobj=b"\0" * 9)
+    link = f"{hub.endpoint}/local/x/resolve/main/a.bin"
+    from huggingface_hub.utils import http_backoff
+
+    def fetch() -> Any:
+        address = get_session().head(link, follow_redirects=False).headers["Location"]
+        assert "signature=" in address
+        return http_backoff("GET", address)
+
+    ask("x", fetch)
+    assert "503 thrown while requesting GET" in caplog.text
+    assert "signature=" not in caplog.text
+
+
+def test_who_has_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client's own token counts, then that of the environment; ``token=False`` is nobody."""
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert not has_token(HfApi())
+    assert has_token(HfApi(token="hf_x"))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_y")
+    assert has_token(HfApi())
+    assert not has_token(HfApi(token=False))

@@ -1,0 +1,134 @@
+"""Pushes of one small merge to a Hub on loopback, each with one call that goes wrong; for the tests and the benchmark."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+from hf_evomerge.building.build import build_model
+from hf_evomerge.errors import HubError
+from hf_evomerge.hub.push import PushOptions, push_model
+from hf_evomerge.local_hub import Fault, LocalHub
+from hf_evomerge.local_hub.server import Seen
+from hf_evomerge.recipes.recipe import Recipe
+
+FAULTS: Mapping[str, Mapping[str, Any]] = {
+    "reset": {"action": "reset"},
+    "500": {"action": "status", "status": 500},
+    "503 with Retry-After": {"action": "status", "status": 503, "headers": {"Retry-After": "3"}},
+    "hang up": {"action": "hang_up"},
+    "cut off": {"action": "truncate", "after_bytes": 1},
+    "garbled": {"action": "corrupt", "at": 0},
+    "504 though done": {"action": "status", "status": 504, "carried_out": True},
+    "reset though done": {"action": "reset", "after_bytes": 1 << 30, "carried_out": True},
+}
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "branch": {"revision": "try", "space": True, "private": True},
+    "pull request": {"create_pr": True},
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a push ended.
+
+    Attributes:
+        error: The line that it ended with; None where it succeeded.
+        complaint: What is wrong with that end; None where nothing is.
+        hits: How many calls went wrong.
+    """
+
+    error: str | None
+    complaint: str | None
+    hits: int
+
+
+class Bench:
+    """A merge whose parents are on a Hub, to be pushed under ever new names.
+
+    Args:
+        hub: A running hub.
+        api: Its client.
+        family: A folder with checkpoints.
+        scratch: An empty folder.
+        parents: Which of them are merged.
+    """
+
+    def __init__(self, hub: LocalHub, api: HfApi, family: Path, scratch: Path, *, parents: Sequence[str] = ("a", "b")) -> None:
+        self.hub, self.api, self._count = hub, api, 0
+        self._seen: list[Seen] = []
+        self._calls: dict[str, list[str]] = {}
+        recipe = {"sources": [{"model": str(family / name)} for name in parents], "merge": {"method": "linear"}}
+        self.model = build_model(Recipe.model_validate(recipe), scratch / "model", progress=False)
+        self.published = {str(family / name): f"local/{name}" for name in parents}
+        for folder, repo_id in self.published.items():
+            api.create_repo(repo_id)
+            api.upload_folder(repo_id=repo_id, folder_path=folder)
+
+    def calls(self, way: str) -> list[str]:
+        """The calls of a push in which nothing goes wrong, in their order, as patterns of `Fault`."""
+        if way not in self._calls:
+            assert self.push(way, []).complaint is None
+            self._calls[way] = [_pattern(seen.method, seen.target) for seen in self._seen]
+        return self._calls[way]
+
+    def push(self, way: str, faults: Sequence[Fault]) -> Outcome:
+        """Push under a new name, with faults, and look at what is there afterwards.
+
+        Args:
+            way: One of `WAYS`.
+            faults: What goes wrong; ``NAME`` in a pattern stands for the repository's name.
+        """
+        self._count += 1
+        repo_id, options = f"local/m{self._count}", PushOptions(published=self.published, **WAYS[way])
+        (self.model / "vocab.bin").write_bytes(b"\0" + str(self._count).encode())  # the Hub asks only for what it lacks
+        for fault in faults:
+            fault.match = fault.match.replace("NAME", f"m{self._count}")
+            self.hub.faults.add(fault)
+        error, last = None, self.hub.requests[-1]
+        try:
+            push_model(self.model, repo_id, options, api=self.api)
+        except HubError as cause:
+            error = str(cause)
+        self._seen = list(takewhile(lambda seen: seen is not last, reversed(self.hub.requests)))[::-1]
+        self.hub.faults.clear()
+        hits = sum(fault.hits for fault in faults)
+        return Outcome(error, next(self._complaints(repo_id, way, error), None), hits)
+
+    def _complaints(self, repo_id: str, way: str, error: str | None) -> Iterator[str]:
+        """What is not as it should be."""
+        if error is not None and ("\n" in error or len(error) > 2000 or self.hub.token in error):
+            yield f"not one clean line: {error[:200]!r}"
+        revision = "try" if way == "branch" else "refs/pr/1"
+        titles = []
+        with suppress(RepositoryNotFoundError, RevisionNotFoundError):
+            titles = [commit.title for commit in self.api.list_repo_commits(repo_id, revision=revision)]
+        ours = sum("hf_evomerge" in title for title in titles)
+        if ours > 1:
+            yield f"the same commit twice: {titles}"
+        if error is not None:
+            if ours != ("published, " in error or "holds the model" in error) and "not known" not in error:
+                yield f"{ours} commits of ours are there, but it says: {error}"
+            return
+        if ours != 1 or "model.safetensors" not in self.api.list_repo_files(repo_id, revision=revision):
+            yield "success, but the weights are not there"
+        pulls = [(one.num, one.status) for one in self.api.get_repo_discussions(repo_id)]
+        if pulls != ([] if way == "branch" else [(1, "open")]):
+            yield f"not one open pull request: {pulls}"
+        if way == "branch" and "app.py" not in self.api.list_repo_files(repo_id, repo_type="space"):
+            yield "success, but the Space is not there"
+
+
+def _pattern(method: str, target: str) -> str:
+    """A request as a regular expression that finds the same request of another push."""
+    path = re.sub(r"/local/m\d+", "/local/NAME", target.partition("?")[0])
+    path = re.sub(r"[0-9a-f]{40,64}", "SHA", path)
+    return f"^{method} " + re.escape(path).replace("SHA", "[0-9a-f]+") + r"(\?|$)"
