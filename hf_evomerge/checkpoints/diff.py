@@ -90,6 +90,9 @@ class Difference:
             del data["tensors"]
         return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
 
+    def __str__(self) -> str:
+        return self.to_text()
+
     def to_text(self, *, tensors: bool = False) -> str:
         """For people: a bar per layer group, or per tensor."""
         lines = [f"A     {self.a}", f"B     {self.b}", *([f"base  {self.base}"] if self.base else []), ""]

@@ -90,7 +90,7 @@ class Inspection:
         """For machines."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
 
-    def to_text(self) -> str:
+    def __str__(self) -> str:
         """For people."""
         rows = [
             ("model", self.model),
@@ -130,7 +130,7 @@ def inspect_model(model: str | Path) -> Inspection:
         SourceError: There is no such checkpoint, or its config or a header cannot be read.
 
     Example:
-        >>> report = inspect_model("my-search/model")
+        >>> report = inspect_model("my-search/model")  # print it to read it
         >>> report.stored.parameters < report.effective.parameters  # layers that run twice are stored once
         True
     """

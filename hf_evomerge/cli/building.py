@@ -119,7 +119,7 @@ def inspect(
 
         quiet()
         report = inspect_model(model)
-        typer.echo(report.to_json() if as_json else report.to_text())
+        typer.echo(report.to_json() if as_json else report)
 
 
 @app.command()

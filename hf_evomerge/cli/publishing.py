@@ -90,7 +90,7 @@ def reproduce(
 
         quiet()
         result = reproduce_model(repo_id, revision=revision, out=out, progress=sys.stderr.isatty())
-        typer.echo(result.to_text())
+        typer.echo(result)
         if not result.same:
             raise typer.Exit(1)
 

@@ -169,6 +169,6 @@ def _live_table() -> Iterator[Any]:
 
 
 def _print_result(result: Result, out: Path, *, built: bool) -> None:
-    typer.echo(result.to_text())
+    typer.echo(result)
     model = [f"model:  {out / 'model'}"] if built else []
     typer.echo("\n".join([f"recipe: {out / 'recipe.yaml'}", *model, f"plots:  {out / 'plots'}"]))

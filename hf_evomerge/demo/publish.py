@@ -54,13 +54,13 @@ def publish_demo(
     pushed = push_model(search, repo_id, options, api=api)
     rebuilt = reproduce(repo_id, api=api)
     if not rebuilt.same:
-        raise EvoMergeError(rebuilt.to_text())
+        raise EvoMergeError(str(rebuilt))
     lines = [f"published {pushed.model.url}", *([f"Space: {pushed.space.url}"] if pushed.space else [])]
     if card is not None:
         there = ask(f"{repo_id}: its card", lambda: api.hf_hub_download(repo_id, CARD, revision=pushed.model.sha))
         shutil.copyfile(there, card)
         lines.append(f"its card: {card}")
-    return "\n".join([*lines, f"rebuilt from its recipe: {rebuilt.to_text().splitlines()[0]}"])
+    return "\n".join([*lines, f"rebuilt from its recipe: {str(rebuilt).splitlines()[0]}"])
 
 
 def main() -> None:

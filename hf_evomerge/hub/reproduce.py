@@ -71,7 +71,7 @@ class Reproduction:
         """Whether every bit is the same."""
         return not self.differences and not self.settings
 
-    def to_text(self) -> str:
+    def __str__(self) -> str:
         """The report, for people."""
         where = f"{self.repo_id} at {self.commit[:12]}"
         if self.same:

@@ -34,6 +34,9 @@ class Plan:
         """Expected time of all trials with one worker."""
         return sum(self.evaluations.values()) * self.seconds_per_evaluation / 60
 
+    def __str__(self) -> str:
+        return self.to_text()
+
     def to_text(self, workers: int = 1) -> str:
         """The plan in lines for people, with the time that so many workers take."""
         lines = []

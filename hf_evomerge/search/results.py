@@ -81,7 +81,7 @@ class Result:
         """The comparison, for ``results.json`` and the record."""
         return {"split": self.split, "examples": self.examples, "rows": [row.to_json() for row in self.rows]}
 
-    def to_text(self) -> str:
+    def __str__(self) -> str:
         """The comparison as a table."""
         return rows_table(self.rows, f"{self.examples} {self.split} examples; ± is one standard error; * is the winner")
 

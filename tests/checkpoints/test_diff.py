@@ -107,10 +107,10 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     assert found.total.tasks is not None
     assert found.total.tasks.norm_x == pytest.approx(math.sqrt(2))
     json.loads(found.to_json(tensors=True))
-    assert "not compared: mine: not in B" in found.to_text()
+    assert "not compared: mine: not in B" in str(found)
     nothing = diff_models(a, _model(tmp_path / "other", {"x": torch.ones(1)}))
     assert nothing.total.elements == 0
-    assert "no tensor could be compared" in nothing.to_text()
+    assert "no tensor could be compared" in str(nothing)
     json.loads(nothing.to_json())
 
 
@@ -123,6 +123,6 @@ def test_strangers_are_warned_of(noise: float | None, warned: bool, tmp_path: Pa
         other = torch.randn(400, generator=generator)
         _model(tmp_path / name, {"w": base if name == "base" else other if noise is None else base + noise * other})
     found = diff_models(tmp_path / "a", tmp_path / "b", base=tmp_path / "base")
-    lines = [line for line in found.to_text().splitlines() if line.startswith("warning: ")]
+    lines = [line for line in str(found).splitlines() if line.startswith("warning: ")]
     assert len(lines) == warned == (found.warning is not None)
     assert all("common ancestor" in line for line in lines)

@@ -102,7 +102,7 @@ def test_integers_and_templates_and_quantised_weights(tmp_path: Path) -> None:
     found = inspect_model(folder)
     assert found.stored == inspection.Size(15, 30 + 56 + 2, {"BOOL": 2, "F16": 15, "I64": 7})
     assert (found.quantization, found.chat_template, found.tokenizer) == ("gptq", True, False)
-    assert "gptq" in found.to_text()
+    assert "gptq" in str(found)
 
 
 def test_inspect_reads_no_weight(merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:

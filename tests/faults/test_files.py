@@ -244,7 +244,7 @@ def _use(model: Path, tiny: Path) -> None:
     find_warnings([source, other])
     check_mergeable([source, other], other)
     source.close()
-    inspect_model(model).to_text()
+    str(inspect_model(model))
 
 
 def test_configs(model: Path, tiny: Path) -> None:

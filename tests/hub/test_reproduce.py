@@ -60,7 +60,7 @@ def test_a_published_merge_is_rebuilt_bit_for_bit(
     push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
     result = reproduce("local/merge", out=tmp_path / "again", api=lfs_api)
     assert result.same
-    assert result.to_text().splitlines()[0].endswith("the same bits, every weights file")
+    assert str(result).splitlines()[0].endswith("the same bits, every weights file")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
     assert "the same bits, every weights file" in program(MAIN, "reproduce", "local/merge")
 
@@ -159,7 +159,7 @@ def test_a_config_that_the_recipe_does_not_give_is_reported(merged: Path, publis
         "scales: [1.0, 0.75, 1.5] is published, the recipe gives [1.0, 0.5, 1.5]",
         "text_config.rms_norm_eps: 0.5 is published, the recipe gives 1e-06",
     )
-    assert "config.json is not what the recipe gives" in result.to_text()
+    assert "config.json is not what the recipe gives" in str(result)
 
 
 @pytest.mark.parametrize("name", ["{here}/secret", "../secret", "~nobody-at-all/x", "here/it", "a/" + "b" * 5000])
@@ -182,7 +182,7 @@ def test_a_recipe_of_a_stranger_reads_no_folder(
 def test_names_from_a_repository_do_not_reach_the_terminal_raw() -> None:
     """A tensor's name that holds control characters cannot clear the screen or colour what follows."""
     hostile = TensorDifference("x\x1b[2J\ny", "1 of 2 numbers differ", 0.5)
-    text = Reproduction("u/m", "0" * 40, {}, 2, (hostile,), (), {}).to_text()
+    text = str(Reproduction("u/m", "0" * 40, {}, 2, (hostile,), (), {}))
     assert text.splitlines()[1] == "  x?[2J?y: 1 of 2 numbers differ, by at most 0.5"
 
 

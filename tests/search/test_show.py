@@ -76,7 +76,7 @@ def test_the_table_of_results() -> None:
         Row("average", "uniform average", Scores.failed("too wide")),
         Row("ps", "evolved PS", _scores(3, 5), evaluations=40, seconds=61.6, winner=True),
     ]
-    lines = Result(RECIPES[0], "test", rows).to_text().splitlines()
+    lines = str(Result(RECIPES[0], "test", rows)).splitlines()
     assert lines[1].split() == ["base", "2.000", "±", "1.000"]
     assert lines[2].split() == ["uniform", "average", "failed"]
     assert lines[3].split() == ["evolved", "PS", "*", "4.000", "±", "1.000", "1.000", "±", "0.000", "40", "62"]
