@@ -14,6 +14,7 @@ from .registration import register_lazily
 if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .building.build import build_model as build_model
     from .building.build import check_recipe as check_recipe
+    from .building.build import open_recipe as open_recipe
     from .building.folded import fold as fold
     from .checkpoints.diff import diff_models as diff_models
     from .checkpoints.inspect import inspect_model as inspect_model
@@ -53,7 +54,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
 __version__ = "0.1.0"
 
 _HOMES: dict[str, tuple[str, ...]] = {
-    "building.build": ("build_model", "check_recipe"),
+    "building.build": ("build_model", "check_recipe", "open_recipe"),
     "building.folded": ("fold",),
     "checkpoints.diff": ("diff_models",),
     "checkpoints.inspect": ("inspect_model",),

@@ -112,6 +112,15 @@ def open_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> Checkpoin
     """The model of a recipe as a checkpoint that can be read, inspected or written; see `build_model` for what it raises.
 
     Of repositories only small files are fetched, and headers of weights.
+
+    Args:
+        recipe: The recipe.
+        trust_remote_code: As for `build_model`.
+
+    Example:
+        >>> checkpoint = open_recipe(Recipe.load("recipe.yaml"))
+        >>> checkpoint.read("model.norm.weight").shape  # one merged tensor; nothing is written
+        torch.Size([16])
     """
     from ..checkpoints.source import Source
     from .merged import Merged
