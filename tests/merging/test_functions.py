@@ -15,7 +15,7 @@ from peft.utils import merge_utils as peft
 from safetensors.torch import load_file
 
 from hf_evomerge import merging
-from hf_evomerge.building.merged import merge_checkpoint
+from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import RecipeError, SourceError
 from hf_evomerge.merging.arithmetic import ModelJob, TensorJob
 from hf_evomerge.merging.checks import complete_options, complete_parameters
@@ -46,7 +46,7 @@ def call(method, base, sources, parameters, options, **more):
 def test_functions_give_the_bits_of_a_build(half_family, make_recipe, tmp_path, method, parameters, options):
     """Each tensor that a build writes is the function's, called with its name, the recipe's seed and the same parameters."""
     recipe = make_recipe(half_family, method, parameters, options, len(parameters), base=method != "slerp", seed=7)
-    built = load_file(merge_checkpoint(recipe, tmp_path / "out", progress=False) / "model.safetensors")
+    built = load_file(build_model(recipe, tmp_path / "out", progress=False) / "model.safetensors")
     base, *sources = (
         load_file(half_family / name / "model.safetensors")
         for name in ("base", *(f"source{i}" for i in range(len(parameters))))
