@@ -1,7 +1,7 @@
 """The live executor: writes merged tensors into the parameters of a resident model, for search.
 
 A candidate costs the arithmetic alone: nothing is loaded, allocated or rebuilt. The tensors are those that
-`hf_evomerge.building.merged.merge_checkpoint` writes for the same recipe, bit for bit.
+`build_model` writes for the same recipe, bit for bit.
 """
 
 from __future__ import annotations
