@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from reprlib import Repr
 
 MAX_MESSAGE = 1500  # characters: what a stranger's file brings into a message must not fill a screen, or a log
 _HIDDEN = (
@@ -12,12 +13,15 @@ _HIDDEN = (
     (re.compile(r"(?i)\bbearer\s+\S+"), "Bearer ..."),
     (re.compile(r"For more information check: \S+ ?"), ""),  # no secret, and no news
 )
+_REPR = Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict = 2, 4, 4
+_REPR.maxstring = _REPR.maxother = 80
 
 
 def without_secrets(text: str) -> str:
     """A text from outside without tokens, passwords and what signs an address."""
-    for pattern, shown in _HIDDEN:
-        text = pattern.sub(shown, text)
+    for pattern, instead in _HIDDEN:
+        text = pattern.sub(instead, text)
     return text
 
 
@@ -33,6 +37,14 @@ def one_line(text: object, limit: int = 300) -> str:
     words = without_secrets("".join(c if c.isprintable() else "?" for c in words)).strip()
     room = limit - 5
     return words if len(words) <= limit else f"{words[: room * 2 // 3]} ... {words[-(room // 3) :]}"
+
+
+def shown(value: object) -> str:
+    """A value that was found, for a message: cut short, also where it is huge or contains itself."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a {type(value).__name__}"
 
 
 class EvoMergeError(Exception):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SLICE = 1 << 20  # elements; 8 MB of float64
 FAR = 0.7  # of the base's norm; task vectors of unrelated models of one size have about sqrt(2)
+UNRELATED = "hardly have a common ancestor, and merging their weights will not do"
 _NOTES = 12
 
 
@@ -249,8 +250,7 @@ def _warning(total: Row) -> str | None:
     if max(a, b) < FAR:
         return None
     return (
-        f"the task vectors are as large as the weights ({a:.2f} and {b:.2f} of the base's norm): A, B and the base hardly have "
-        "a common ancestor, and merging their weights will not do"
+        f"the task vectors are as large as the weights ({a:.2f} and {b:.2f} of the base's norm): A, B and the base {UNRELATED}"
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
 from ..recipes.layer_groups import classify
+from ..recipes.layer_path import hop_table
 from ..recipes.recipe import RECIPE_FILE
 from .headers import TensorInfo, read_mapping
 from .source import Source
@@ -113,10 +114,7 @@ class Inspection:
                 f"{'':13} scales multiply {merged.scale_target}; embeddings and head of source {merged.embedding_source}"
             )
             lines += [f"source {i:<6} {_source_text(source)}" for i, source in enumerate(merged.sources)]
-            lines += [
-                f"  hop {i:3}  {hop:24} scale {scale:.4f}"
-                for i, (hop, scale) in enumerate(zip(merged.path, merged.scales, strict=True))
-            ]
+            lines += hop_table(merged.path, merged.scales)
         return "\n".join(lines)
 
 

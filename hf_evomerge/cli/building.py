@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Out, app, note, one_line_errors, quiet
+from .common import LOGGER, Out, app, one_line_errors, quiet
 
 
 @app.command()
@@ -36,7 +36,8 @@ def merge(
 
         quiet()
         read = load(recipe)
-        note(read.notes)
+        for line in read.notes:
+            LOGGER.info(line)
         if dry_run:
             checked = check_recipe(read.recipe, trust_remote_code=trust_remote_code)
             typer.echo(f"{checked}\n{checked.ledger}")
@@ -75,7 +76,8 @@ def convert(
             raise RecipeError(f"--to: {to!r} is neither recipe nor mergekit")
         read = load(file)
         text, notes = to_mergekit(read.recipe) if to == "mergekit" else (read.recipe.to_yaml(), [])
-        note([*read.notes, *notes])
+        for line in [*read.notes, *notes]:
+            LOGGER.info(line)
         if out is None:
             typer.echo(text, nl=False)
         else:

@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+LOGGER = logging.getLogger("hf_evomerge")
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)]
 Workers = Annotated[
     int, typer.Option(min=1, help="Processes that evaluate at the same time; any number gives the same trials.")
@@ -43,6 +44,14 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+class _Lines(logging.Handler):
+    """Prints what the package logs as lines on standard error: ``note: ...`` and ``warning: ...``."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "note" if record.levelno < logging.WARNING else "warning"
+        typer.secho(f"{kind}: {record.getMessage()}", err=True)
+
+
 @app.callback()
 def main(
     version: Annotated[
@@ -57,6 +66,9 @@ def main(
 
     - `hf-evomerge search search.yaml --out my-search`
     """
+    if not any(isinstance(handler, _Lines) for handler in LOGGER.handlers):
+        LOGGER.addHandler(_Lines())
+        LOGGER.setLevel(logging.INFO)
 
 
 @contextmanager
@@ -72,25 +84,7 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(130) from interrupt
 
 
-class _Lines(logging.Handler):
-    """Prints what the package logs as lines on standard error: ``note: ...`` and ``warning: ...``."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        kind = "note" if record.levelno < logging.WARNING else "warning"
-        typer.secho(f"{kind}: {record.getMessage()}", err=True)
-
-
 def quiet() -> None:
-    """Show what this package logs, and keep the libraries' own bars and notes out of the live table."""
-    logger = logging.getLogger("hf_evomerge")
-    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
-        logger.addHandler(_Lines())
-        logger.setLevel(logging.INFO)
+    """Keep the libraries' own bars and notes out of the live table."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-def note(lines: list[str]) -> None:
-    """Tell the user something beside the result."""
-    for line in lines:
-        typer.secho(line if line.startswith("warning: ") else f"note: {line}", err=True)

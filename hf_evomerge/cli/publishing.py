@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import EvoMergeError
-from .common import License, Private, RepoId, WithSpace, app, one_line_errors, quiet
+from .common import LOGGER, License, Private, RepoId, WithSpace, app, one_line_errors, quiet
 
 if TYPE_CHECKING:
     from ..hub.push import PushOptions
@@ -155,7 +155,7 @@ def push_and_report(folder: Path, repo_id: str, options: PushOptions) -> None:
 
     pushed = push_model(folder, repo_id, options, progress=sys.stderr.isatty())
     for warning in pushed.warnings:
-        typer.secho(f"warning: {warning}", err=True, fg=typer.colors.YELLOW)
+        LOGGER.warning(warning)
     what = "published" if pushed.model.changed else "up to date:"
     typer.echo(f"{what} {pushed.model.url} at {pushed.model.sha[:12]}")
     if pushed.space is not None:

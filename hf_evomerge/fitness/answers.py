@@ -63,14 +63,14 @@ def cut_at_stops(text: str, stops: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def extract_answer(text: str, how: Extract, paper_comma_quirk: bool = False) -> str | None:
+def extract_answer(text: str, extract: Extract, paper_comma_quirk: bool = False) -> str | None:
     """The part of a response that is the answer; None where there is none."""
-    if how == "all":
+    if extract == "all":
         return text.strip()
-    if how == "last_number":
+    if extract == "last_number":
         numbers = (_PAPER_NUMBER if paper_comma_quirk else _NUMBER).findall(text if paper_comma_quirk else _plain(text))
         return numbers[-1] if numbers else None
-    matches = list(re.finditer(how.regex, text))
+    matches = list(re.finditer(extract.regex, text))
     if not matches:
         return None
     found = matches[-1].group(1 if matches[-1].re.groups else 0)

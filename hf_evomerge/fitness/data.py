@@ -110,13 +110,13 @@ def parse_template(template: str) -> list[tuple[str, str | None]]:
     Only plain ``{field}`` is a template: attributes, indices, conversions and format specifications would let a data file's
     author reach into Python objects, so they raise ValueError.
     """
-    pieces: list[tuple[str, str | None]] = []
+    parts: list[tuple[str, str | None]] = []
     for literal, field, spec, conversion in string.Formatter().parse(template):
         if field is not None and (not field.strip() or set(field) & set(".[]{}()") or spec or conversion):
             shown = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
             raise ValueError(f"only plain {{field}} can be replaced, found {{{shown}}}; write {{{{ and }}}} for braces")
-        pieces.append((literal, field))
-    return pieces
+        parts.append((literal, field))
+    return parts
 
 
 def load_examples(spec: DataSpec) -> list[Example]:
@@ -209,7 +209,7 @@ def _read_dataset(spec: DataSpec) -> Sequence[Any]:
     try:
         data = datasets.load_dataset(str(spec.dataset), spec.config, split=spec.split or "train", revision=spec.revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as cause:
-        raise FitnessError(f"dataset {spec.dataset}: cannot be loaded: {' '.join(str(cause).split())}") from cause
+        raise FitnessError(f"dataset {spec.dataset}: cannot be loaded: {cause}") from cause
     if missing := [field for field in spec.fields if field not in data.column_names]:
         raise FitnessError(f"dataset {spec.dataset}: no field {missing[0]!r}; its fields are {', '.join(data.column_names)}")
     return data.select_columns(spec.fields)
@@ -221,8 +221,8 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
     if spec.template is None:
         prompt = _text(record, spec.prompt_field, where)
     else:
-        pieces = parse_template(spec.template)
-        prompt = "".join(literal + (_text(record, field, where) if field else "") for literal, field in pieces)
+        parts = parse_template(spec.template)
+        prompt = "".join(literal + (_text(record, field, where) if field else "") for literal, field in parts)
     answer = _text(record, spec.answer_field, where)
     if not answer.strip():
         raise FitnessError(f"{where}: the answer (field {spec.answer_field!r}) is empty")

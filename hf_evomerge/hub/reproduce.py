@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..building.build import build_model
 from ..checkpoints.source import Source
-from ..errors import HubError
+from ..errors import HubError, one_line
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from .card import read_json
 from .client import ask, default_api
@@ -216,7 +216,7 @@ def _compare_configs(built: Path, published: Path, versions: Mapping[str, tuple[
     both = here.keys() & there.keys()
     keys = [key for key in {**here, **there} if key in both or "transformers" not in versions]
     return [
-        f"{key}: {_shown(there.get(key))} is published, the recipe gives {_shown(here.get(key))}"
+        f"{key}: {_json(there.get(key))} is published, the recipe gives {_json(here.get(key))}"
         for key in keys
         if here.get(key) != there.get(key)
     ]
@@ -230,9 +230,8 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _json(value: Any) -> str:
+    return one_line(json.dumps(value, ensure_ascii=False), 80)
 
 
 def _compare(built: Source, repo_id: str, commit: str) -> tuple[int, list[TensorDifference]]:

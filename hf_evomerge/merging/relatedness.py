@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..checkpoints.checkpoint import Findings
+from ..checkpoints.diff import FAR, UNRELATED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FAR = 0.7  # of the base's length; task vectors of unrelated models of one size have about sqrt(2)
 APART = 0.7  # cosine; fine-tunes of one base have nearly 1, unrelated models nearly 0
 _PAIRS = 6
 
@@ -61,8 +61,7 @@ class Relatedness:
             found.notes.append("task vectors, in lengths of the base: " + self._list(f"{share:.3f}" for share in shares))
             if (largest := float(shares.max())) >= FAR:
                 found.warnings.append(
-                    f"a task vector is as long as {largest:.2f} of the base: the sources and the base hardly have a "
-                    "common ancestor, and merging their weights will not do"
+                    f"a task vector is as long as {largest:.2f} of the base: the sources and the base {UNRELATED}"
                 )
         if cosines := self._cosines(lengths):
             what = "task vectors" if self.task_vectors else "weights"
@@ -72,7 +71,7 @@ class Relatedness:
             if not self.task_vectors and (least := min(cosines.values())) < APART:
                 found.warnings.append(
                     f"the cosine between two sources' weights is {least:.2f}; that of fine-tunes of one base is "
-                    "nearly 1, so they hardly have a common ancestor, and merging their weights will not do"
+                    f"nearly 1, so they {UNRELATED}"
                 )
         return found
 

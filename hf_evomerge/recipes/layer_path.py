@@ -10,17 +10,14 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from reprlib import Repr
 
-from ..errors import PathError
+from ..errors import PathError, shown
 
 MAX_HOPS = 4096
 _NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _TERM = re.compile(r"^\s*(\d{1,9}):(\d{1,9})(?:\s*\*\s*(" + _NUMBER + r"))?\s*$")
 _RANGE = re.compile(r"^\s*(\d{1,9}):(\d{1,9})-(\d{1,9})\s*$")
 _REPEAT = re.compile(r"^(.*\S)\s+x(\d{1,9})\s*$")
-_REPR = Repr()
-_REPR.maxstring = _REPR.maxother = 80
 
 
 @dataclass(frozen=True, order=True)
@@ -105,13 +102,13 @@ class LayerPath:
     def with_scales(self, scales: Sequence[float]) -> LayerPath:
         """The same hops with other scales; raises `PathError` unless there is one finite number per hop."""
         if not isinstance(scales, Iterable):
-            raise PathError(f"scales: {_short(scales)} is not a list of numbers; give one per hop")
+            raise PathError(f"scales: {shown(scales)} is not a list of numbers; give one per hop")
         scales = list(scales)
         if len(scales) != len(self.hops):
             raise PathError(f"scales: {len(scales)} numbers for a path of {len(self.hops)} hops; give one per hop")
         for position, scale in enumerate(scales):
             if not _is_finite(scale):
-                raise PathError(f"scales[{position}]: {_short(scale)} is not a finite number")
+                raise PathError(f"scales[{position}]: {shown(scale)} is not a finite number")
         return LayerPath(tuple(replace(hop, scale=float(s)) for hop, s in zip(self.hops, scales, strict=True)))
 
     def check(self, layers_per_source: Sequence[int]) -> None:
@@ -157,7 +154,7 @@ class LayerPath:
             '0:0, 0:1, 0:2, 1:3, 1:3'
         """
         if not isinstance(text, Sequence):
-            raise PathError(f"path: {_short(text)} is not a path such as 0:0-15, nor a list of hops")
+            raise PathError(f"path: {shown(text)} is not a path such as 0:0-15, nor a list of hops")
         pieces = text.split(",") if isinstance(text, str) else text
         hops: list[Hop] = []
         for position, piece in enumerate(pieces):
@@ -171,7 +168,7 @@ class LayerPath:
 def _parse_piece(piece: str, position: int, room: int) -> list[Hop]:
     """The hops of one comma-separated piece, at most `room` of them."""
     if not isinstance(piece, str):
-        raise PathError(f"path[{position}]: {_short(piece)} is not text such as 0:3 or 0:0-15")
+        raise PathError(f"path[{position}]: {shown(piece)} is not text such as 0:3 or 0:0-15")
     body, count = piece, 1
     if repeat := _REPEAT.match(piece):
         body, count = repeat[1], int(repeat[2])
@@ -185,12 +182,12 @@ def _parse_piece(piece: str, position: int, room: int) -> list[Hop]:
         match = _TERM.match(part)
         if not match:
             raise PathError(
-                f"path[{position}]: cannot read {_short(piece.strip())}; write SOURCE:LAYER, SOURCE:FIRST-LAST, "
+                f"path[{position}]: cannot read {shown(piece.strip())}; write SOURCE:LAYER, SOURCE:FIRST-LAST, "
                 "SOURCE:LAYER*WEIGHT + SOURCE:LAYER*WEIGHT, or any of the first two followed by xCOUNT"
             )
         weight = 1.0 if match[3] is None else float(match[3])
         if not math.isfinite(weight):
-            raise PathError(f"path[{position}]: the weight in {_short(piece.strip())} is not a finite number")
+            raise PathError(f"path[{position}]: the weight in {shown(piece.strip())} is not a finite number")
         terms.append(Term(int(match[1]), int(match[2]), weight))
     _check_room(count, room, position)
     return [Hop(tuple(terms))] * count
@@ -206,12 +203,9 @@ def _is_finite(number: object) -> bool:
         return False
 
 
-def _short(value: object) -> str:
-    """What was found, short enough for one line of a message."""
-    try:
-        return _REPR.repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return f"a {type(value).__name__}"
+def hop_table(hops: Sequence[str], scales: Sequence[float]) -> list[str]:
+    """One line per hop, for people: its number, its terms, its scale."""
+    return [f"  hop {i:3}  {hop:24} scale {scale:.4f}" for i, (hop, scale) in enumerate(zip(hops, scales, strict=True))]
 
 
 def _check_room(wanted: int, room: int, position: int) -> None:

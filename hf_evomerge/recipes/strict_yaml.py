@@ -10,21 +10,16 @@ import os
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from reprlib import Repr
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..errors import EvoMergeError, one_line
+from ..errors import EvoMergeError, one_line, shown
 
 MAX_BYTES = 1 << 20  # of a file; a path of the most hops that there may be takes a sixth of it
 MAX_NODES = 30_000  # keys, values and lists, what an alias stands for counted each time
 MAX_DEPTH = 32
-
-_FOUND = Repr()
-_FOUND.maxlevel, _FOUND.maxlist, _FOUND.maxdict = 2, 4, 4
-_FOUND.maxstring = _FOUND.maxother = 80
 
 
 class StrictModel(BaseModel):
@@ -147,11 +142,6 @@ def validate(kind: type[Part], data: dict[str, Any], error: type[EvoMergeError])
         return kind.model_validate(data)
     except ValidationError as cause:
         raise error("; ".join(dict.fromkeys(_complaint(item) for item in cause.errors()))) from cause
-
-
-def shown(value: Any) -> str:
-    """A value of a file for a message: cut short, also where aliases make it huge or endless."""
-    return _FOUND.repr(value)
 
 
 def _complaint(item: Any) -> str:

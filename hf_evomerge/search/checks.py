@@ -68,4 +68,4 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as cause:
-        raise SearchError(f"device: {device!r} cannot be used here: {' '.join(str(cause).split())}") from cause
+        raise SearchError(f"device: {device!r} cannot be used here: {cause}") from cause

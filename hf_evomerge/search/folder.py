@@ -1,4 +1,4 @@
-"""The folder of a search: what lies in it, how a study in it is begun or gone on with, and what is left at the end."""
+"""The folder of a search: its files, the study that is started or resumed in it, and the results that are written to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..building.build import build_model
-from ..errors import SearchError
+from ..errors import SearchError, one_line
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from ..recipes.strict_yaml import validate
 from .config import SearchConfig
@@ -94,12 +94,11 @@ def _changes(before: Any, now: Any, where: str = "") -> list[str]:
         keys = [*before, *(key for key in now if key not in before)]
         inside = [_changes(before.get(key), now.get(key), f"{where}.{key}" if where else str(key)) for key in keys]
         return [change for changes in inside for change in changes]
-    return [] if before == now else [f"{where} was {_short(before)} and is {_short(now)}"]
+    return [] if before == now else [f"{where} was {_json(before)} and is {_json(now)}"]
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _json(value: Any) -> str:
+    return one_line(json.dumps(value, ensure_ascii=False), 80)
 
 
 def _versions() -> dict[str, str]:

@@ -50,7 +50,7 @@ class Search:
         self.report = report or (lambda _: None)
 
     def run(self) -> Result:
-        """Run, or go on, until every budget is spent.
+        """Run or resume until every budget is spent.
 
         Raises:
             SearchError: No candidate of a stage could be evaluated, or the study does not fit the search.

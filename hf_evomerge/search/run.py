@@ -1,4 +1,4 @@
-"""One call that does a whole search: check, evolve, name the winner, build it, draw it. Starts a study, or goes on with one."""
+"""One call that does a whole search: check, evolve, choose the winner, build it, draw it. Starts a study, or resumes one."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def run_search(
     examples: Mapping[str, Sequence[Example]] | None = None,
     build: bool = True,
 ) -> Result:
-    """Run a search, or go on with the one in the folder, to its end.
+    """Run a search to its end, or resume the one in the folder.
 
-    Leaves in the folder: ``search.yaml``, ``study.db`` (every trial), ``recipe.yaml`` (the winner), ``results.json`` (the
+    Writes to the folder: ``search.yaml``, ``study.db`` (every trial), ``recipe.yaml`` (the winner), ``results.json`` (the
     comparison on the test split), ``model/`` (the winner, built) and ``plots/``.
 
     Args:
@@ -86,7 +86,7 @@ def resume_search(
     report: Report | None = None,
     build: bool = True,
 ) -> Result:
-    """Go on with the search of a folder, to the same trials as if it had never been stopped.
+    """Resume the search of a folder, with the same trials as if it had never been stopped.
 
     Args:
         out: The folder of the search.

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from ..errors import SearchError
+from ..recipes.layer_path import hop_table
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from .config import STAGES
 from .results import accuracy_text, fitness_text, render
@@ -70,10 +71,7 @@ def describe_model(folder: str | os.PathLike[str]) -> str:
     if (path := config.get("path")) and "scale_target" in config:
         lines.append(f"scales multiply {config['scale_target']}; embeddings and head of source {config['embedding_source']}")
         lines += [f"source {i}: {source.get('model')}" for i, source in enumerate(config.get("sources") or [])]
-        lines += [
-            f"  hop {i:3}  {hop:24} scale {scale:.4f}"
-            for i, (hop, scale) in enumerate(zip(path, config["scales"], strict=True))
-        ]
+        lines += hop_table(path, config["scales"])
     recipe = Path(folder) / RECIPE_FILE
     if recipe.is_file():
         lines += ["", f"# {recipe.name}", recipe.read_text(encoding="utf-8").rstrip()]

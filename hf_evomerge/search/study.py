@@ -172,8 +172,8 @@ class Study:
         """
         from ..hub.push import PushOptions, default_api, push_model
 
-        how = PushOptions(commit_message=commit_message, private=bool(private), license=license, **options)
-        return push_model(self.folder, repo_id, how, api=default_api(token))
+        settings = PushOptions(commit_message=commit_message, private=bool(private), license=license, **options)
+        return push_model(self.folder, repo_id, settings, api=default_api(token))
 
     def meta(self, key: str) -> Any:
         """A value stored beside the trials, or None."""
