@@ -272,6 +272,10 @@ def _complaints(config: Any, trusted: bool) -> Iterator[str]:
             yield f"{one_line(key)} is {one_line(value)!r}, code on the Hub that would be fetched and run; take it out"
         if "layer" in key and isinstance(value, int) and value > MAX_LAYERS:
             yield f"{one_line(key)} is {one_line(value)}; the number of layers is at most {MAX_LAYERS}"
-        if key == "architectures" and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        if (
+            key == "architectures"
+            and value is not None
+            and not (isinstance(value, list) and all(isinstance(name, str) for name in value))
+        ):
             yield f"architectures is {one_line(value)}, not a list of names"
         yield from _complaints(value, trusted)
