@@ -47,8 +47,12 @@ SKIPPED: dict[str, str] = {
     "Sum.test_attention_outputs": "there is one attention per cache slot, so three for two hops",
 }
 
-# Modules that transformers' tests import and that the source distribution lacks: without them there are no tests of that kind.
-MISSING = {"generation/test_utils.py": "GenerationTesterMixin", "exporters/test_export.py": "ExportTesterMixin"}
+# Modules that transformers' tests import and the source distribution lacks, and what stands for them: no tests of that kind.
+MISSING = {
+    "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
+    "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
+    "utils/test_configuration_utils.py": "config_common_kwargs = {}\n",
+}
 
 TESTERS = """
 import unittest
@@ -58,6 +62,7 @@ from transformers import CONFIG_MAPPING, LlamaForCausalLM, LlamaModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from .generation.test_utils import GenerationTesterMixin
+from .test_configuration_common import ConfigTester
 from .test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
 
 # by these names the tests know which classes take labels
@@ -93,6 +98,12 @@ class Common(ModelTesterMixin, GenerationTesterMixin):
 
     def setUp(self):
         self.model_tester = ModelTester(*self.case)
+
+    def test_config(self):
+        config = self.model_tester.get_config()
+        fields = {"path": config.path, "scales": config.scales} if self.case[1] else {"hidden_size": 32}
+        asked = ["hidden_size", "num_attention_heads", "num_hidden_layers"]
+        ConfigTester(self, type(config), common_properties=asked, **fields).run_common_tests()
 
 
 for name, (architecture, path, scales) in CASES.items():
@@ -140,12 +151,12 @@ def download(folder: Path) -> Path:
 
 
 def write_tests(source: Path, target: Path) -> list[str]:
-    """Lay out the package of tests; returns the modules that the source lacks, in whose place an empty class is put."""
+    """Lay out the package of tests; returns the modules that the source lacks, in whose place something empty is put."""
     shutil.copytree(source, target)
     lacking = [name for name in MISSING if not (target / name).exists()]
     for name in lacking:
         (target / name).parent.mkdir(exist_ok=True)
-        (target / name).write_text(f"class {MISSING[name]}:\n    pass\n", encoding="utf-8")
+        (target / name).write_text(MISSING[name], encoding="utf-8")
     for parent in (target, *(target / Path(name).parent for name in MISSING)):
         (parent / "__init__.py").touch()
     settings = f"CASES = {CASES!r}\nSKIPPED = {SKIPPED!r}\n"
