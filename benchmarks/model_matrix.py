@@ -1,8 +1,10 @@
-"""Checks every property of the merged model on every architecture, and writes the table of docs/model-tests.md.
+"""Checks the merged model on every type of causal language model, and writes the tables of docs/model-tests.md.
 
-The checks are those of the tests (``tests/modeling/properties.py``). About a minute on one core.
+Every property on some thirty architectures, by the checks of the tests (``tests/modeling/properties.py``): a few minutes on one
+core. And, on every type that the installed transformers knows, whether the model works, or why not: about ten minutes.
 
     python benchmarks/model_matrix.py
+    python benchmarks/model_matrix.py --types falcon_h1 deepseek_v3    # prints these, writes nothing
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,11 +20,13 @@ import torch
 from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "modeling"))
+sys.path[:0] = [str(ROOT / "tests" / "modeling"), str(ROOT / "tests" / "support")]
 
+from every_type import TYPES  # noqa: E402
 from fold_cases import VARIANTS, fold_error  # noqa: E402 (these are beside the tests)
 from properties import PROPERTIES  # noqa: E402
 from tiny_models import ARCHITECTURES  # noqa: E402
+from type_verdicts import FAILS, verdict  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "model-tests.md"
 BEGIN, END = "<!-- begin of the table that benchmarks/model_matrix.py writes -->\n", "<!-- end of the table -->\n"
@@ -31,17 +36,18 @@ def main() -> int:
     """Run the checks, write or print the table, and say what failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=ARCHITECTURES, nargs="*", help="print the rows of these architectures, write nothing")
-    only = parser.parse_args().only
+    parser.add_argument("--types", choices=TYPES, nargs="*", help="print the verdicts on these types, write nothing")
+    arguments = parser.parse_args()
+    only, kinds = arguments.only, arguments.types
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     failures: list[str] = []
-    rows = {architecture: row(architecture, failures) for architecture in only or ARCHITECTURES}
-    text = table(rows) + ("" if only else variants(failures))
-    if only:
-        print(text)
+    if only or kinds:
+        print(table({name: row(name, failures) for name in only}) if only else "", types(kinds, failures) if kinds else "")
     else:
+        text = table({name: row(name, failures) for name in ARCHITECTURES}) + variants(failures) + types(TYPES, failures)
         document = DOCUMENT.read_text(encoding="utf-8")
         before, _, rest = document.partition(BEGIN)
         _, _, after = rest.partition(END)
@@ -98,6 +104,20 @@ def variants(failures: list[str]) -> str:
                 cells.append("NO")
                 failures.append(f"{name}, {target}: {type(cause).__name__} {cause}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", ""])
+
+
+def types(names: Sequence[str], failures: list[str]) -> str:
+    """What becomes of each type of causal language model, as Markdown."""
+    lines = [f"Every type of causal language model in transformers {version('transformers')}:\n"]
+    lines += ["| type | outcome | why, or a remark |", "| --- | --- | --- |"]
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            outcome, why = verdict(name, Path(folder))
+        lines.append(f"| {name} | {outcome} | {why} |")
+        print(lines[-1], file=sys.stderr)
+        if outcome == FAILS:
+            failures.append(f"{name}: {why}")
     return "\n".join([*lines, "", ""])
 
 

@@ -14,7 +14,7 @@ from ..checkpoints.headers import STORED, TensorInfo
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.model_folder import copy_companions, write_chat_template
 from ..checkpoints.source import Source
-from ..errors import SourceError
+from ..errors import SourceError, one_line
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import FlowPart, SourceRef
 from ..routing.config import check_configs, path_config
@@ -168,7 +168,11 @@ class Routed(Checkpoint):
         wanted = self._config.dtype if isinstance(self._config.dtype, torch.dtype) else None
         kept_in_float32 = {*(kind._keep_in_fp32_modules or ()), *(kind._keep_in_fp32_modules_strict or ())}
         plan = {}
-        for target, ((index, name), shape) in plan_tensors(self._config).items():
+        try:
+            origins = plan_tensors(self._config)
+        except ValueError as cause:
+            raise SourceError(one_line(cause)) from cause
+        for target, ((index, name), shape) in origins.items():
             checkpoint = self.checkpoints[index]
             info = checkpoint.tensors.get(name)
             if info is None:  # perhaps saved from the architecture's base model

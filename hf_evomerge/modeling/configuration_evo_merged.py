@@ -152,16 +152,13 @@ class EvoMergedConfig(PreTrainedConfig):
         return kwargs
 
     def validate_rope(self) -> None:
-        """Part of the validation by `@strict`: that of the source architecture's own class."""
-        type(self.text_config).validate_rope(self.text_config)
+        """Leave the rotary embeddings to `text_config`, which has validated them."""
 
     def validate_architecture(self) -> None:
-        """Part of the validation by `@strict`: that of the source architecture's own class."""
-        type(self.text_config).validate_architecture(self.text_config)
+        """Leave it to `validate_path`, which asks the source architecture's own class."""
 
     def validate_layer_type(self) -> None:
-        """Part of the validation by `@strict`: that of the source architecture's own class."""
-        type(self.text_config).validate_layer_type(self.text_config)  # a static method in one of them
+        """Leave it to `validate_path`, which asks the source architecture's own class."""
 
     def _get_generation_parameters(self) -> dict[str, Any]:
         # fields of the source architecture that are called like one of generation's are no mistake
@@ -272,6 +269,11 @@ class EvoMergedConfig(PreTrainedConfig):
             raise ValueError(
                 f"text_config.num_hidden_layers: {config.num_hidden_layers}, but the path needs {len(slots)} cache slots"
             )
+        try:
+            for name in ("validate_architecture", "validate_layer_type"):
+                getattr(type(config), name)(config)  # a static method in one of them
+        except ValueError as cause:
+            raise ValueError(f"text_config: {' '.join(str(cause).split()):.200}") from cause
         owners, groups = self.owners, self.hop_slots
         for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
             entries = getattr(config, name, None)
@@ -499,7 +501,7 @@ def _as_config(value: Any, slots: int) -> PreTrainedConfig:
         raise ValueError(f"text_config: {type(value).__name__}, but it must be a configuration or a mapping")
     _check_architecture(value.model_type if isinstance(value, PreTrainedConfig) else value.get("model_type"))
     count = _layer_count(value)
-    if count != slots:
+    if count != slots and (type(count) is not int or count != 2 * slots):  # one architecture writes the double
         raise ValueError(f"text_config.num_hidden_layers: {count!r:.80}, but the path needs {slots} cache slots")
     if isinstance(value, dict):
         try:
@@ -507,6 +509,8 @@ def _as_config(value: Any, slots: int) -> PreTrainedConfig:
         except Exception as cause:  # each architecture trips in its own way over values that it does not expect
             raise ValueError(f"text_config: {type(cause).__name__}: {' '.join(str(cause).split()):.200}") from cause
     _check_text_only(value)
+    if value.num_hidden_layers != slots:
+        raise ValueError(f"text_config.num_hidden_layers: {value.num_hidden_layers}, but the path needs {slots} cache slots")
     return value
 
 

@@ -3,6 +3,7 @@
 This file travels to the Hub beside the weights: it imports nothing but torch and transformers.
 """
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -191,6 +192,9 @@ def check_places(merged: PreTrainedConfig, slots: Sequence[tuple[int, int]], sou
 
 def _described(config: PreTrainedConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What each layer of a model is made of, and the shapes of the tensors that belong to no layer."""
+    if isinstance(name := config.dtype, str):  # as it is after save_pretrained
+        config = copy.copy(config)
+        config.dtype = getattr(torch, name)
     try:
         with torch.device("meta"):
             model = source_class(config)(config)

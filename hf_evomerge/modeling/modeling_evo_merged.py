@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.utils import output_capturing
 
 from .configuration_evo_merged import EvoMergedConfig
 from .layers_evo_merged import HopList, ScaleInput, ScaleOutput, SumTerms, copy_structure, find_layers, source_class
@@ -36,6 +37,9 @@ _ABILITIES = (
     *("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend", "_is_stateful"),
     *("_can_compile_fullgraph", "supports_gradient_checkpointing", "_supports_context_parallel"),
 )
+
+
+_COUNTS_FROM_THE_END = hasattr(output_capturing, "resolve_hidden_states_indices")  # older versions count otherwise
 
 
 class EvoMergedPreTrainedModel(PreTrainedModel):
@@ -267,7 +271,7 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
 
     def _counted(self, selected: Any) -> Any:
         """Negative numbers of hidden states, counted from the last hop: the source class would count from the last slot."""
-        if selected is None or isinstance(selected, bool):
+        if selected is None or isinstance(selected, bool) or not _COUNTS_FROM_THE_END:
             return selected
         count = len(self.config.path) + 1
         numbers = [selected] if isinstance(selected, int) else selected

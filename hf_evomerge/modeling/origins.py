@@ -43,7 +43,10 @@ def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tu
     known = _as_written(merged.inner, inside)
     layers = _written_layers(merged.inner, inside, f"{merged._layers_name.removeprefix(prefix)}.0.")
     if layers is None or {f"{prefix}{name}" for name in known} != raw.keys():
-        raise ValueError(f"text_config.model_type: the tensor names of {config.text_config.model_type!r} are not supported")
+        raise ValueError(
+            f"text_config.model_type: the names under which {config.text_config.model_type!r} writes its tensors do not say of "
+            f"which layer they are; make the model with LayerPool, and save it"
+        )
     plan = {}
     for name, tensor in raw.items():
         origin = config.embedding_source, name.removeprefix(prefix)

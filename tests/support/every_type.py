@@ -68,16 +68,27 @@ def _kinds(*kinds: str) -> Callable[[int], list[str]]:
 
 # Further fields of types that the above leaves large or wrong; a callable is given the number of layers.
 _FIELDS: dict[str, dict[str, Any]] = {
-    "cohere_compass_text": {"layer_types": _kinds("full_attention")},
+    "bailing_hybrid": {"layer_group_size": 2},
+    "bamba": {"attn_layer_indices": lambda count: [*range(1, count, 2)]},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")
+        }
+    },
     "dbrx": {
+        "d_model": 32,
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 40, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": lambda count: count - 2, "n_output_layers": 1},
     "dots1": {"n_shared_experts": 1},
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma3n_text": {"num_kv_shared_layers": 0, "laurel_rank": 8},
     "gemma4_text": {"num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": lambda count: [[["global"], count]], "window_size": 4},
+    "granitemoehybrid": {"layer_types": _kinds("linear_attention", "full_attention")},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {"layer_types": _kinds("linear_attention", "full_attention")},
     "lfm2_moe": {"layer_types": _kinds("conv", "full_attention")},
     "qwen3_5_text": {"layer_types": _kinds("linear_attention", "full_attention")},
     "qwen3_5_moe_text": {"layer_types": _kinds("linear_attention", "full_attention")},
@@ -93,8 +104,10 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "roc_bert": {
         **{"pronunciation_embed_dim": 8, "pronunciation_vocab_size": 20, "shape_embed_dim": 8, "shape_vocab_size": 20},
     },
+    "xlstm": {"hidden_size": 64, "num_heads": 4, "qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 8},
+    "xmod": {"default_language": "en_XX"},
     "xlnet": {"d_head": 8, "d_inner": 40},
-    "zamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "zamba": {"layers_block_type": _kinds("linear_attention", "hybrid", "hybrid")},
     "zamba2": {"layers_block_type": _kinds("linear_attention", "hybrid")},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 8},
 }
