@@ -70,7 +70,7 @@ class Adapter:
     def __init__(self, folder: Path, label: str, repository: Repository | None = None) -> None:
         self.folder = folder
         self.label = label
-        self._repository = repository
+        self.repository = repository
         self._handle: Any = None
         check_folder(folder)
         self.config = self._read_config()
@@ -93,23 +93,23 @@ class Adapter:
         file = self.folder / WEIGHTS_FILE
         if file.is_file():
             return read_header(file, self.label)
-        if self._repository is not None:
-            return self._repository.headers([WEIGHTS_FILE])[WEIGHTS_FILE]
+        if self.repository is not None:
+            return self.repository.headers([WEIGHTS_FILE])[WEIGHTS_FILE]
         pickles = sorted(f.name for f in self.folder.glob("adapter_model.*"))
         held = f"only {pickles[0]}, a pickle, which can run code when read" if pickles else "no weights"
         raise SourceError(f"{self.label}: no {WEIGHTS_FILE} ({held}); save the adapter again with safetensors")
 
     def fingerprint(self) -> str:
         """A text that is another one when the adapter's files are."""
-        if self._repository is not None:
-            return f"{self.label} {self._repository.commit}"
+        if self.repository is not None:
+            return f"{self.label} {self.repository.commit}"
         status = (self.folder / WEIGHTS_FILE).stat()
         return f"{self.label} {status.st_size} {status.st_mtime_ns} {json.dumps(self.config, sort_keys=True, default=str)}"
 
     def download(self, *, progress: bool = True) -> None:
         """Fetch the weights if they are on the Hub."""
-        if self._repository is not None:
-            self._repository.fetch([WEIGHTS_FILE], progress=progress)
+        if self.repository is not None:
+            self.repository.fetch([WEIGHTS_FILE], progress=progress)
 
     def changes(self, tensors: Mapping[str, TensorInfo], *, tied: bool = False) -> dict[str, _Change]:
         """What becomes of which of a checkpoint's tensors.

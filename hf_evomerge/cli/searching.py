@@ -94,6 +94,35 @@ def resume(
         _print_result(result, study, built=not no_model)
 
 
+@app.command()
+def check(
+    study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
+    salvage: Annotated[bool, typer.Option("--salvage", help="Keep what is whole in a new study.")] = False,
+) -> None:
+    """Look whether a study is as it was written, and save what is whole of one that is not.
+
+    Ends with status 1 where it is damaged.
+
+    **Examples**
+
+    - `hf-evomerge check my-search`
+
+    - `hf-evomerge check my-search --salvage`
+    """
+    with one_line_errors():
+        from ..search.salvage import check_study, salvage_study
+
+        condition = salvage_study(study) if salvage else check_study(study)
+        if not condition.damaged:
+            typer.echo(condition)
+        elif salvage:
+            typer.echo(
+                f"{condition.file}: kept what is whole; the damaged study is beside it. Go on with `hf-evomerge resume {study}`"
+            )
+        else:
+            raise EvoMergeError(str(condition))
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],

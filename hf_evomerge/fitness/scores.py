@@ -8,14 +8,16 @@ from copy import copy
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import FitnessError
+from ..errors import FitnessError, one_line
+
+LARGEST = 1e100  # of a score's absolute value: sums and squares of them are numbers still
 
 
 class Scores:
     """One number per example, more is better; or why there are none.
 
     Args:
-        values: A finite number per example, in the order of the examples, shape (n,). Their mean is the fitness.
+        values: A number per example, at most 1e100 in absolute value, in their order, shape (n,). The mean is the fitness.
         correct: Whether each answer was right, where the task can tell, shape (n,).
         outputs: What the model wrote for each example, where it wrote anything. Kept in memory only.
         seconds: Wall time of the evaluation.
@@ -51,14 +53,16 @@ class Scores:
         """An evaluation that gave no scores, and one line that says why."""
         scores = cls.__new__(cls)
         scores.values, scores.correct, scores.outputs = np.zeros(0), None, None
-        scores.seconds, scores.error = seconds, error
+        scores.seconds, scores.error = seconds, one_line(error, 1000)
         return scores
 
     def _check(self) -> None:
         if self.values.ndim != 1 or not self.values.size:
             raise FitnessError("no scores: there must be one per example")
-        if (bad := np.flatnonzero(~np.isfinite(self.values))).size:
-            raise FitnessError(f"the score of example {bad[0]} is {self.values[bad[0]]}, not a finite number")
+        if (bad := np.flatnonzero(~(np.abs(self.values) <= LARGEST))).size:
+            found = self.values[bad[0]]
+            what = f"beyond {LARGEST:g}" if np.isfinite(found) else "not a finite number"
+            raise FitnessError(f"the score of example {bad[0]} is {found}, {what}")
         for name, given in (("outputs", self.outputs), ("correct", self.correct)):
             if given is not None and len(given) != len(self.values):
                 raise FitnessError(f"{len(self.values)} scores but {len(given)} {name}; there must be one per example")

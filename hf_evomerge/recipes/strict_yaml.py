@@ -61,6 +61,13 @@ class _Loader(yaml.SafeLoader):
             self._sizes[event.anchor] = self._count - before
         return node
 
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):
+            what = "half of a surrogate pair, which no file or terminal takes"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        return value
+
     def _refuse(self, event: Any, why: str) -> NoReturn:
         raise yaml.composer.ComposerError(None, None, why, event.start_mark)
 

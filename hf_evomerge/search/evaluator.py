@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EvoMergeError, FitnessError, SourceError, one_line
+from ..errors import EvoMergeError, FitnessError, SourceError
 from ..fitness import Example, Scores, Task, load_examples, make_task
 from ..recipes.recipe import FlowPart, MergePart, Recipe, SourceRef
 from .config import SearchConfig
@@ -116,11 +116,15 @@ class Evaluator:
         try:
             task = self._prepared(target, split, batch)
             scores: Scores = task.evaluate(self.model(target))
+            if (count := len(batch) if batch is not None else len(self.examples(split))) != scores.values.size:
+                raise FitnessError(
+                    f"the task gave {scores.values.size} scores for {count} examples; there must be one per example"
+                )
             return scores.timed(time.perf_counter() - begin)
         except Exception as error:
             gc.collect()  # an out-of-memory error leaves tensors in its frames
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
-            return Scores.failed(one_line(f"{kind}{error}", 1000), time.perf_counter() - begin)
+            return Scores.failed(f"{kind}{error}", time.perf_counter() - begin)
 
     def model(self, target: Target) -> PreTrainedModel:
         """A live model of a recipe or a parent. It shares parameters with others made here: use it before the next one."""

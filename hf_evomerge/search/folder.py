@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ..building.build import build_model
-from ..errors import SearchError, one_line
+from ..errors import EvoMergeError, SearchError, one_line
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from ..recipes.strict_yaml import validate
 from .config import SearchConfig
-from .evaluator import Evaluator
+from .grounds import Pins, pin
 from .results import Result
 from .study import STUDY_FILE, Study
 
@@ -27,40 +26,67 @@ def settings_of(study: Study) -> SearchConfig:
     return validate(SearchConfig, study.meta("settings"), SearchError)
 
 
-def open_study(config: SearchConfig, out: Path) -> Study:
-    """The folder's study, or a new one; raises `SearchError` where it is that of another search."""
+def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfig) -> Study:
+    """The folder's study, or a new one.
+
+    Args:
+        config: The search, its repositories pinned.
+        out: The folder.
+        pins: What they were pinned to.
+        written: The search as the user wrote it, which is kept beside the study.
+
+    Raises:
+        SearchError: The folder holds the study of another search, or what this one would overwrite.
+    """
     settings = config.model_dump(mode="json")
     if not (out / STUDY_FILE).exists():
-        _check_unused(config, out)
+        _check_unused(written, out)
         study = Study.create(out, settings)
-        if not (out / SEARCH_FILE).exists():
-            config.save(out / SEARCH_FILE)
+        study.set_meta("pins", pins)
         study.set_meta("versions", _versions())
-        return study
-    study = Study.open(out)
-    if (before := study.meta("settings")) != settings:
-        study.close()
-        changed = ", ".join(_changes(before, settings))
-        raise SearchError(f"{out}: holds the study of another search: {changed}; choose another folder")
-    if not (out / SEARCH_FILE).exists():  # the process that began the study ended in between
-        config.save(out / SEARCH_FILE)
+    else:
+        study = Study.open(out)
+        if (before := study.meta("settings")) != settings:
+            study.close()
+            changed = ", ".join(_changes(before, settings))
+            raise SearchError(f"{out}: holds the study of another search: {changed}; choose another folder")
+    if not (out / SEARCH_FILE).exists():  # or the process that began the study ended in between
+        written.save(out / SEARCH_FILE)
     return study
 
 
-def check_same_examples(study: Study, evaluator: Evaluator) -> None:
-    """Refuse to go on with a study on other examples than it was begun with; the scores would not be comparable."""
-    digests = {}
-    for split in evaluator.splits:
-        texts = [[example.prompt, example.answer] for example in evaluator.examples(split)]
-        digests[split] = sha256(json.dumps(texts).encode()).hexdigest()
-    before = study.meta("examples") or digests
-    if changed := [split for split in digests if before.get(split) != digests[split]]:
-        folder = study.folder
+def known_pins(out: Path) -> Pins:
+    """What the repositories of the folder's study were pinned to when it began; empty where there is no study."""
+    if not (out / STUDY_FILE).exists():
+        return {}
+    study = Study.open(out)
+    try:
+        return study.meta("pins") or {}
+    finally:
         study.close()
-        raise SearchError(
-            f"{folder}: the {changed[0]} examples have changed since this study began; restore them, or choose another folder"
-        )
-    study.set_meta("examples", digests)
+
+
+def edits(out: Path, config: SearchConfig, pins: Pins) -> str | None:
+    """One line that says how the folder's search file differs from the study's settings; None where it does not.
+
+    Args:
+        out: The folder.
+        config: The study's settings.
+        pins: What its repositories were pinned to.
+    """
+    file = out / SEARCH_FILE
+    if not file.exists():
+        return None
+    try:
+        written = pin(SearchConfig.load(file), dict(pins)).model_dump(mode="json")
+    except EvoMergeError as error:
+        return f"{error}; the study's own settings count"
+    changed = _changes(config.model_dump(mode="json"), written)
+    return (
+        f"{file}: is not what this study was begun with: {', '.join(changed)}; the study's own settings count"
+        if changed
+        else None
+    )
 
 
 def save_results(config: SearchConfig, folder: Path, result: Result) -> None:

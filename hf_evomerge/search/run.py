@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,16 @@ from ..fitness import Example, Task
 from .checks import check_search
 from .config import SearchConfig
 from .evaluator import Evaluator
-from .folder import PLOTS_FOLDER, build_winner, check_same_examples, open_study, save_results, settings_of
+from .folder import PLOTS_FOLDER, build_winner, edits, known_pins, open_study, save_results, settings_of
+from .grounds import check_same_grounds, pin
 from .loop import Search
 from .pictures import draw_pictures
 from .results import Result
 from .runner import LocalRunner, ProcessRunner, Runner
 from .stage import Report
 from .study import Study
+
+logger = logging.getLogger(__name__)
 
 
 def run_search(
@@ -36,7 +40,8 @@ def run_search(
     comparison on the test split), ``model/`` (the winner, built) and ``plots/``.
 
     Args:
-        config: What to search. Where the folder has a study, it must be the one that this study was begun with.
+        config: What to search. Where the folder has a study, it must be the one that this study was begun with, on the same
+            examples, sources and task. Branches on the Hub are pinned to their commits when the study begins.
         out: The folder.
         workers: Processes that evaluate side by side; the trials are the same for any number.
         report: Called after every trial.
@@ -53,12 +58,15 @@ def run_search(
         >>> result.winner.save("winner.yaml")
     """
     arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples}
+    pins = known_pins(Path(out))
+    written, config = config, pin(config, pins)
     evaluator = Evaluator(config, **arguments)
     check_search(config, evaluator)
-    study = open_study(config, Path(out))
-    check_same_examples(study, evaluator)
-    runner: Runner = LocalRunner(evaluator) if workers == 1 else ProcessRunner(config, workers, **arguments)
+    study = open_study(config, Path(out), pins, written)
+    runner: Runner | None = None
     try:
+        check_same_grounds(study, evaluator, task_factory)
+        runner = LocalRunner(evaluator) if workers == 1 else ProcessRunner(config, workers, **arguments)
         search = Search(
             config,
             study,
@@ -75,7 +83,8 @@ def run_search(
         draw_pictures(config, study, result.winner, evaluator.layers, study.folder / PLOTS_FOLDER)
         return result
     finally:
-        runner.close()
+        if runner is not None:
+            runner.close()
         study.close()
 
 
@@ -102,7 +111,9 @@ def resume_search(
     """
     study = Study.open(out)
     try:
-        config = settings_of(study)
+        config, pins = settings_of(study), study.meta("pins") or {}
     finally:
         study.close()
+    if (line := edits(Path(out), config, pins)) is not None:
+        logger.warning(line)
     return run_search(config, out, workers=workers, report=report, build=build)

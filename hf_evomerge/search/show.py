@@ -13,6 +13,7 @@ from ..errors import SearchError
 from ..recipes.layer_path import hop_table
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from .config import STAGES
+from .folder import settings_of
 from .results import accuracy_text, fitness_text, render
 from .study import Study
 
@@ -21,8 +22,8 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
     """What a search has found so far; raises `SearchError` where the folder has no study."""
     study = Study.open(folder)
     try:
-        settings = study.meta("settings")
-        parts = [f"{settings['space']} search over {', '.join(source['model'] for source in settings['sources'])}"]
+        settings = settings_of(study)
+        parts = [f"{settings.space} search over {', '.join(source.model for source in settings.sources)}"]
         for stage in STAGES:
             if not (trials := study.trials(stage)):
                 continue

@@ -1,7 +1,8 @@
 """The study: every trial of one search, in one SQLite file that survives ``kill -9``. Stores and reads; decides nothing.
 
 Trials are written as they finish, each in a transaction of its own. Nothing is pickled: genomes and scores are arrays of
-float64 in little-endian order, recipes are YAML.
+float64 in little-endian order, recipes are YAML. Every row has a checksum of what stands in it, and is refused where that is
+another one: a score that a disk has changed would otherwise decide the search.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from ..errors import SearchError
+from ..errors import FitnessError, SearchError, one_line
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe
 
@@ -27,21 +29,25 @@ if TYPE_CHECKING:
     from ..hub.push import Pushed
 
 STUDY_FILE = "study.db"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 State = Literal["COMPLETE", "FAILED"]
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS recipes (key TEXT PRIMARY KEY, yaml TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS recipes (key TEXT PRIMARY KEY, yaml TEXT NOT NULL, checksum TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS trials (
     stage TEXT NOT NULL, number INTEGER NOT NULL, generation INTEGER NOT NULL, state TEXT NOT NULL,
     genome BLOB NOT NULL, recipe TEXT REFERENCES recipes (key), duplicate_of INTEGER,
-    fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT,
+    fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT, checksum TEXT NOT NULL,
     PRIMARY KEY (stage, number));
 CREATE TABLE IF NOT EXISTS evaluations (
     label TEXT NOT NULL, split TEXT NOT NULL, fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT,
+    checksum TEXT NOT NULL,
     PRIMARY KEY (label, split));
 """
+TABLES = {"meta": 1, "recipes": 1, "trials": 2, "evaluations": 2}
+"""The tables, and how many columns name a row."""
+Values = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -116,11 +122,12 @@ class Study:
             raise SearchError(f"{folder}: no {STUDY_FILE} here; start a search with `hf-evomerge search FILE --out {folder}`")
         try:
             study = cls(folder, _connect(folder / STUDY_FILE))
-            version = study.meta("schema_version")
+            row = study._connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
         except sqlite3.DatabaseError as cause:
             raise SearchError(f"{folder / STUDY_FILE}: not a study: {cause}") from cause
-        if version != SCHEMA_VERSION:
-            raise SearchError(f"{folder / STUDY_FILE}: schema version {version}, this program reads {SCHEMA_VERSION}")
+        if row is None or row[0] != str(SCHEMA_VERSION):
+            found = None if row is None else one_line(row[0])
+            raise SearchError(f"{folder / STUDY_FILE}: schema version {found}, this program reads {SCHEMA_VERSION}")
         return study
 
     def close(self) -> None:
@@ -177,55 +184,42 @@ class Study:
 
     def meta(self, key: str) -> Any:
         """A value stored beside the trials, or None."""
-        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        for name, value in self._whole("meta", "key = ?", key):
+            try:
+                return json.loads(value)
+            except (TypeError, ValueError, RecursionError) as cause:
+                raise self._damage("meta", (name,)) from cause
+        return None
 
     def set_meta(self, key: str, value: Any) -> None:
         """Store a value beside the trials."""
-        with self._connection:
-            self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+        self.write("meta", (key, json.dumps(value)), replace=True)
 
     def add_recipe(self, recipe: Recipe) -> str:
         """Store a recipe and return its key; the same recipe has the same key."""
         key = recipe.key
-        with self._connection:
-            self._connection.execute("INSERT OR IGNORE INTO recipes VALUES (?, ?)", (key, recipe.to_yaml()))
+        if not self._connection.execute("SELECT 1 FROM recipes WHERE key = ?", (key,)).fetchone():
+            self.write("recipes", (key, recipe.to_yaml()))
         return key
 
     def recipe(self, key: str) -> Recipe:
         """The recipe of a key; raises `SearchError` where there is none."""
-        row = self._connection.execute("SELECT yaml FROM recipes WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            raise SearchError(f"recipe {key!r}: not in this study")
-        return Recipe.from_yaml(row[0])
+        for _, text in self._whole("recipes", "key = ?", key):
+            return Recipe.from_yaml(str(text))
+        raise SearchError(f"recipe {key!r}: not in this study")
 
     def add_trial(self, trial: Trial) -> None:
         """Store a finished trial, durably."""
-        with self._connection:
-            self._connection.execute(
-                "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    trial.stage,
-                    trial.number,
-                    trial.generation,
-                    trial.state,
-                    _pack(trial.genome),
-                    trial.recipe_key,
-                    trial.duplicate_of,
-                    *_score_columns(trial.scores),
-                ),
-            )
+        names = (trial.stage, trial.number, trial.generation, trial.state)
+        self.write("trials", (*names, _pack(trial.genome), trial.recipe_key, trial.duplicate_of, *_score_columns(trial.scores)))
 
     def trials(self, stage: str | None = None) -> list[Trial]:
         """All trials, or those of one stage, by number."""
-        query = (
-            "SELECT stage, number, generation, genome, recipe, duplicate_of, scores, correct, seconds, error FROM trials "
-            "WHERE ? IS NULL OR stage = ? ORDER BY stage, number"
-        )
-        return [
-            Trial(row[0], row[1], row[2], _unpack(row[3]), row[4], _scores(*row[6:]), duplicate_of=row[5])
-            for row in self._connection.execute(query, (stage, stage))
-        ]
+        found = []
+        for row in self._whole("trials", "? IS NULL OR stage = ? ORDER BY stage, number", stage, stage):
+            with self._readable("trials", row):
+                found.append(Trial(row[0], row[1], row[2], _unpack(row[4]), row[5], _scores(*row[8:]), duplicate_of=row[6]))
+        return found
 
     def best(self, stage: str | None = None, count: int = 1) -> list[Trial]:
         """The best complete trials with distinct recipes, best first; of equals the earlier."""
@@ -238,16 +232,56 @@ class Study:
 
     def add_evaluation(self, label: str, split: str, scores: Scores) -> None:
         """Store the scores of a recipe key, or of a parent, on a split."""
-        with self._connection:
-            self._connection.execute(
-                "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", (label, split, *_score_columns(scores))
-            )
+        self.write("evaluations", (label, split, *_score_columns(scores)), replace=True)
 
     def evaluation(self, label: str, split: str) -> Scores | None:
         """The stored scores of a recipe key, or of a parent, on a split."""
-        query = "SELECT scores, correct, seconds, error FROM evaluations WHERE label = ? AND split = ?"
-        row = self._connection.execute(query, (label, split)).fetchone()
-        return None if row is None else _scores(*row)
+        for row in self._whole("evaluations", "label = ? AND split = ?", label, split):
+            with self._readable("evaluations", row):
+                return _scores(*row[3:])
+        return None
+
+    def write(self, table: str, values: Values, *, replace: bool = False) -> None:
+        """Write one row with its checksum, in a transaction of its own."""
+        marks = ", ".join("?" * (len(values) + 1))
+        with self._connection:
+            verb = "INSERT OR REPLACE" if replace else "INSERT"
+            self._connection.execute(f"{verb} INTO {table} VALUES ({marks})", (*values, _checksum(values)))
+
+    def rows(self, table: str, where: str = "1", *arguments: Any) -> Iterator[tuple[Values, bool]]:
+        """Rows of a table without their checksums, and whether each is as it was written; raises `sqlite3.DatabaseError`."""
+        for row in self._connection.execute(f"SELECT * FROM {table} WHERE {where}", arguments):
+            yield row[:-1], row[-1] == _checksum(row[:-1])
+
+    def _whole(self, table: str, where: str, *arguments: Any) -> Iterator[Values]:
+        """The rows of a table; raises `SearchError` at one that is not as it was written."""
+        try:
+            for row, whole in self.rows(table, where, *arguments):
+                if not whole:
+                    raise self._damage(table, row)
+                yield row
+        except sqlite3.DatabaseError as cause:
+            raise SearchError(f"{self.folder / STUDY_FILE}: cannot be read: {cause}; {self._advice}") from cause
+
+    @contextmanager
+    def _readable(self, table: str, row: Values) -> Iterator[None]:
+        """Refuse a row whose checksum is right and whose content is none: it was not this program that wrote it."""
+        try:
+            yield
+        except (FitnessError, TypeError, ValueError) as cause:
+            raise self._damage(table, row) from cause
+
+    def _damage(self, table: str, row: Values) -> SearchError:
+        return SearchError(f"{self.folder / STUDY_FILE}: {row_name(table, row)} is damaged; {self._advice}")
+
+    @property
+    def _advice(self) -> str:
+        return f"`hf-evomerge check {self.folder}` says what can be saved"
+
+
+def row_name(table: str, row: Values) -> str:
+    """What a row is called in messages."""
+    return f"{table.removesuffix('s')} {' '.join(map(one_line, row[: TABLES[table]]))}".removeprefix("meta ")
 
 
 def _connect(file: Path) -> sqlite3.Connection:
@@ -270,7 +304,16 @@ def _unpack(blob: bytes) -> NDArray[np.float64]:
 def _score_columns(scores: Scores) -> tuple[Any, ...]:
     """Fitness, scores, correct, seconds and error, as they are stored."""
     values = None if scores.error is not None else _pack(scores.values)
-    return scores.mean, values, _pack(scores.correct), scores.seconds, scores.error
+    return scores.mean, values, _pack(scores.correct), float(scores.seconds), scores.error
+
+
+def _checksum(values: Values) -> str:
+    """Sixteen hexadecimal digits that stand for what is in a row, to the last bit."""
+    digest = sha256()
+    for value in values:
+        data = value if isinstance(value, bytes) else repr(value).encode("utf-8", "backslashreplace")
+        digest.update(f"{type(value).__name__} {len(data)} ".encode() + data)
+    return digest.hexdigest()[:16]
 
 
 def _scores(values: bytes | None, correct: bytes | None, seconds: float, error: str | None) -> Scores:

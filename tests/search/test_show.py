@@ -16,6 +16,7 @@ from hf_evomerge.search.show import describe_model, describe_study
 from hf_evomerge.search.study import Study, Trial
 
 SOURCES = [{"model": "org/a"}, {"model": "org/b"}]
+SETTINGS = {"sources": SOURCES, "fitness": {"task": "likelihood"}, "data": {"search": {"jsonl": "problems.jsonl"}}}
 RECIPES = [
     Recipe.model_validate({"sources": SOURCES, "merge": {"method": "linear", "parameters": [{"weight": w}, {"weight": 1}]}})
     for w in (0.1, 0.2, 0.3)
@@ -34,7 +35,7 @@ def _trial(study: Study, number: int, recipe: Recipe, scores: Scores, stage: str
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     """Five trials: one that failed, one that shares another's scores, one of a second stage."""
-    study = Study.create(tmp_path, {"space": "hybrid", "sources": SOURCES})
+    study = Study.create(tmp_path, {**SETTINGS, "space": "hybrid"})
     _trial(study, 0, RECIPES[0], _scores(1, -1))
     _trial(study, 1, RECIPES[1], _scores(2, 4))
     _trial(study, 2, RECIPES[1], _scores(2, 4), same=1)
@@ -63,7 +64,7 @@ def test_a_study(study: Study) -> None:
 
 def test_an_empty_study(tmp_path: Path) -> None:
     """A study that has only begun is shown without trials, and a folder without a study is refused."""
-    Study.create(tmp_path / "new", {"space": "ps", "sources": SOURCES}).close()
+    Study.create(tmp_path / "new", {**SETTINGS, "space": "ps"}).close()
     assert describe_study(tmp_path / "new").startswith("ps search over org/a, org/b")
     with pytest.raises(SearchError, match=r"no study\.db here"):
         describe_study(tmp_path)

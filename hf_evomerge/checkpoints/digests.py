@@ -1,0 +1,64 @@
+"""What the files of a checkpoint are, by their sha256: whether it is still the one that something was measured on. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceError
+from .lora import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from .model_folder import COMPANIONS
+from .source import Source
+
+Digest = list[Any]
+"""The sha256 of a file, and its size, time and inode when it was taken; of a repository the commit alone."""
+
+
+def digest_source(source: Source, known: Mapping[str, Digest]) -> dict[str, Digest]:
+    """The digests of everything that a source is loaded from: config, weights, tokenizer, templates, its adapter.
+
+    Args:
+        source: The source. Of a repository it is the commit, which stands for all its files.
+        known: What this gave before. A file of the same size, time and inode is not read again.
+
+    Raises:
+        SourceError: A file cannot be read.
+    """
+    if source.repository is not None:
+        found = {"commit": [source.repository.commit]}
+    else:
+        patterns = ("config.json", *COMPANIONS)
+        beside = [file for pattern in patterns for file in sorted(source.folder.glob(pattern)) if file.is_file()]
+        weights = sorted({info.file for info in source.tensors.values()})
+        found = _digests(source.folder, [*beside, *weights], known)
+    if source.adapter is not None:
+        found |= {f"adapter {name}": digest for name, digest in _adapter(source.adapter, known).items()}
+    return found
+
+
+def _adapter(adapter: Adapter, known: Mapping[str, Digest]) -> dict[str, Digest]:
+    if adapter.repository is not None:
+        return {"commit": [adapter.repository.commit]}
+    own = {name.removeprefix("adapter "): digest for name, digest in known.items() if name.startswith("adapter ")}
+    return _digests(adapter.folder, [adapter.folder / CONFIG_FILE, adapter.folder / WEIGHTS_FILE], own)
+
+
+def _digests(folder: Path, files: Iterable[Path], known: Mapping[str, Digest]) -> dict[str, Digest]:
+    found: dict[str, Digest] = {}
+    for file in files:
+        name = str(file.relative_to(folder))
+        try:
+            facts = os.stat(file)
+            seen = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
+            before = known.get(name, [])
+            if before[1:] == seen:
+                found[name] = before
+                continue
+            with file.open("rb") as stream:
+                found[name] = [file_digest(stream, "sha256").hexdigest(), *seen]
+        except OSError as cause:
+            raise SourceError(f"{file}: cannot be read: {cause}") from cause
+    return found

@@ -1,0 +1,112 @@
+"""What the scores of a study stand on: examples, sources, task. Taken down when it begins, and compared when it goes on.
+
+A branch on the Hub moves, so it is pinned to its commit when a search begins. Of files the sha256 counts; one whose size, time
+and inode are those of before is not read again, so that going on costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+from ..errors import SearchError
+from ..fitness import FunctionTask, Task, make_task
+from ..recipes.recipe import SourceRef
+from .config import SearchConfig
+from .evaluator import Evaluator
+from .study import Study
+
+Pins = dict[str, dict[str, Any]]
+
+
+def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
+    """The search with every repository at one commit.
+
+    Args:
+        config: The search as it was written.
+        pins: What each reference was pinned to when the study began; those that are new are added.
+
+    Raises:
+        SourceError: A repository cannot be had.
+    """
+    from ..checkpoints.model_folder import named_folder
+    from ..checkpoints.source import Source
+
+    def pinned(ref: SourceRef) -> SourceRef:
+        names = [name for name in (ref.model, ref.adapter) if name is not None]
+        if all(os.path.isdir(named_folder(name)) for name in names):
+            return ref
+        if str(ref) not in pins:
+            source = Source.open(ref)
+            adapter = source.adapter.repository if source.adapter is not None else None
+            commits = {
+                **({"revision": source.repository.commit} if source.repository is not None else {}),
+                **({"adapter_revision": adapter.commit} if adapter is not None else {}),
+            }
+            pins[str(ref)] = ref.model_copy(update=commits).model_dump()
+        return SourceRef(**pins[str(ref)])
+
+    base = pinned(config.base) if config.base is not None else None
+    return config.model_copy(update={"sources": [pinned(ref) for ref in config.sources], "base": base})
+
+
+def check_same_grounds(study: Study, evaluator: Evaluator, task_factory: Callable[[], Task] | None) -> None:
+    """Take down what a new study stands on; refuse to go on with one that stands on something else by now.
+
+    Raises:
+        SearchError: Examples, a source's file or the task have changed; the message names the first that has.
+    """
+    from ..checkpoints.digests import digest_source
+
+    examples = {split: [_examples(evaluator, split)] for split in evaluator.splits}
+    _compare(study, "examples", "the {} examples", examples)
+    labels = {"base": evaluator.base, **{f"source:{i}": source for i, source in enumerate(evaluator.sources)}}
+    for label, source in labels.items():
+        if source is not None:
+            key = f"files:{label}"
+            _compare(study, key, f"{{}} of {source}", digest_source(source, study.meta(key) or {}))
+    _compare(study, "task", "the task's {}", _task(evaluator.config, task_factory))
+
+
+def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]]) -> None:
+    before = study.meta(key)
+    for name in [*(before or ()), *found] if before is not None else ():
+        if before.get(name, [None])[0] != found.get(name, [None])[0]:
+            how = "lost" if name not in found else "new" if name not in before else "changed"
+            raise SearchError(
+                f"{study.folder}: {what.format(name)} ({how}) are not what this study was begun on, and scores would not be "
+                "comparable; restore them, or choose another folder"
+            )
+    if before != found:
+        study.set_meta(key, found)
+
+
+def _examples(evaluator: Evaluator, split: str) -> str:
+    texts = [[example.prompt, example.answer] for example in evaluator.examples(split)]
+    return sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict[str, list[str]]:
+    """The digest of the text of the task's class, and of the user's function where it is one."""
+    task = make_task(config.fitness) if task_factory is None else task_factory()
+    parts: dict[str, Any] = {"code": type(task)}
+    if isinstance(task, FunctionTask):
+        parts["function"] = task.function
+    return {name: [_text(part)] for name, part in parts.items()}
+
+
+def _text(thing: Any) -> str:
+    while isinstance(thing, partial):
+        thing = thing.func
+    if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+        thing = type(thing)  # an object that can be called
+    try:
+        text = inspect.getsource(thing)
+    except (OSError, TypeError):  # made at a prompt, or in C
+        text = f"{thing.__module__}.{thing.__qualname__}"
+    return sha256(text.encode("utf-8", "backslashreplace")).hexdigest()

@@ -1,0 +1,59 @@
+"""A search of models on the Hub stays with the commits that it began with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.stage import Progress
+from hf_evomerge.search.study import Study
+
+
+class _StoppedError(Exception):
+    """The search was stopped on purpose."""
+
+
+def test_a_branch_that_moves_does_not_move_the_search(
+    lfs_api: HfApi, tiny: Path, tmp_path: Path, search_settings: Callable[..., dict[str, Any]]
+) -> None:
+    """A source named without a commit is pinned when the search begins: what is pushed to its branch later changes nothing."""
+    for name in ("a", "b"):
+        lfs_api.create_repo(f"local/{name}")
+        lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
+    commit = lfs_api.model_info("local/a").sha
+    settings = search_settings(sources=[{"model": "local/a"}, {"model": "local/b", "revision": "main"}], base=None)
+    settings["ps"] = {**settings["ps"], "method": "linear"}
+    config = validate(SearchConfig, settings, SearchError)
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "ps" and progress.done == 5:
+            raise _StoppedError
+
+    with pytest.raises(_StoppedError):
+        run_search(config, tmp_path / "out", report=stop, build=False)
+    whole = run_search(config, tmp_path / "whole", build=False)
+    data = json.loads((tiny / "a" / "config.json").read_text())
+    lfs_api.upload_file(
+        path_or_fileobj=json.dumps({**data, "rms_norm_eps": 0.5}).encode(), path_in_repo="config.json", repo_id="local/a"
+    )
+    lfs_api.upload_file(path_or_fileobj=tiny / "b" / "model.safetensors", path_in_repo="model.safetensors", repo_id="local/a")
+    for result in (resume_search(tmp_path / "out", build=False), run_search(config, tmp_path / "out", build=False)):
+        assert result.winner == whole.winner
+        assert [row.scores for row in result.rows] == [row.scores for row in whole.rows]
+    recipe = Recipe.load(tmp_path / "out" / "recipe.yaml")
+    assert recipe.sources[0].revision == commit
+    assert len(recipe.sources[1].revision or "") == 40
+    assert SearchConfig.load(tmp_path / "out" / "search.yaml") == config
+    study = Study.open(tmp_path / "out")
+    assert study.meta("pins")["local/a"]["revision"] == commit
+    study.close()

@@ -1,0 +1,319 @@
+"""Studies as the truth of a search: what they stand on does not change unnoticed, and what a disk changes is noticed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from test_files import damaged, look
+from typer.testing import CliRunner
+
+from hf_evomerge.cli import app
+from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge.fitness import Example, FunctionTask, Scores
+from hf_evomerge.search import stage
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.salvage import check_study, salvage_study
+from hf_evomerge.search.show import describe_study
+from hf_evomerge.search.study import STUDY_FILE, Study, Trial
+
+
+class _StoppedError(Exception):
+    """The search was stopped on purpose."""
+
+
+def _stopped(config: SearchConfig, out: Path, after: int = 6, **more: Any) -> None:
+    """Run a search until some trials are stored."""
+    trials = []
+
+    def report(progress: stage.Progress) -> None:
+        trials.append(progress)
+        if progress.phase == "ps" and progress.done == after:
+            raise _StoppedError
+
+    with pytest.raises(_StoppedError):
+        run_search(config, out, report=report, build=False, **more)
+
+
+def _trials(folder: Path) -> list[tuple[Any, ...]]:
+    study = Study.open(folder)
+    try:
+        return [(t.stage, t.number, t.genome.tobytes(), t.recipe_key, t.scores.values.tobytes()) for t in study.trials()]
+    finally:
+        study.close()
+
+
+@pytest.fixture
+def family(tiny: Path, tmp_path: Path) -> Path:
+    """Models and problems that a test may change."""
+    return shutil.copytree(tiny, tmp_path / "family")
+
+
+@pytest.fixture
+def config(search_config: Callable[..., SearchConfig], family: Path) -> SearchConfig:
+    """A small search of that family."""
+    return search_config(folder=family)
+
+
+def _flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "weights": (lambda family: _flip(family / "a" / "model.safetensors"), r"model\.safetensors of .*a \(changed\)"),
+    "base": (lambda family: _flip(family / "base" / "model.safetensors"), r"model\.safetensors of .*base \(changed\)"),
+    "config": (
+        lambda family: (family / "b" / "config.json").write_text((family / "b" / "config.json").read_text() + "\n"),
+        r"config\.json of .*b \(changed\)",
+    ),
+    "tokenizer": (
+        lambda family: (family / "a" / "tokenizer.json").write_text((family / "a" / "tokenizer.json").read_text() + " "),
+        r"tokenizer\.json of .*a \(changed\)",
+    ),
+    "template": (lambda family: (family / "a" / "chat_template.jinja").write_text("x"), r"chat_template\.jinja of .*a \(new\)"),
+    "lost": (lambda family: (family / "a" / "generation_config.json").unlink(), r"generation_config\.json of .*a \(lost\)"),
+    "examples": (
+        lambda family: (family / "test.jsonl").write_text((family / "test.jsonl").read_text().replace("w1", "w2")),
+        r"the test examples \(changed\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_search_does_not_go_on_on_other_ground(config: SearchConfig, family: Path, tmp_path: Path, name: str) -> None:
+    """A resumed search whose sources, base or examples have changed is refused by the name of what has, and left as it was."""
+    change, message = CHANGES[name]
+    out = tmp_path / "out"
+    _stopped(config, out)
+    before = _trials(out)
+    change(family)
+    with pytest.raises(SearchError, match=message):
+        resume_search(out, build=False)
+    assert _trials(out) == before
+
+
+def test_files_that_are_only_touched_are_the_same(config: SearchConfig, family: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Other times and other files of the same bytes are no change, and files with the same times are not read again."""
+    out = tmp_path / "out"
+    _stopped(config, out)
+    for file in (family / "a").iterdir():
+        os.utime(file, (1, 1))
+    weights = family / "b" / "model.safetensors"
+    shutil.copyfile(weights, family / "copy")
+    (family / "copy").replace(weights)
+    _stopped(config, out, after=7)
+    monkeypatch.setattr("hf_evomerge.checkpoints.digests.file_digest", lambda *_: pytest.fail("it was read again"))
+    resume_search(out, build=False)
+
+
+def _shorter(model: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
+    return [-float(len(example.prompt)) for example in examples]
+
+
+def _longer(model: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
+    return [float(len(example.prompt)) for example in examples]
+
+
+def test_another_task_is_refused(config: SearchConfig, tmp_path: Path) -> None:
+    """A search that began with one function does not go on with another."""
+    out = tmp_path / "out"
+    _stopped(config, out, task_factory=lambda: FunctionTask(_shorter))
+    with pytest.raises(SearchError, match=r"the task's function \(changed\)"):
+        run_search(config, out, task_factory=lambda: FunctionTask(_longer), build=False)
+    with pytest.raises(SearchError, match=r"the task's (code \(changed\)|function \(lost\))"):
+        resume_search(out, build=False)
+    run_search(config, out, task_factory=lambda: FunctionTask(_shorter), build=False)
+
+
+class _CountTask:
+    """Gives some scores too many, or too few."""
+
+    def __init__(self, more: int) -> None:
+        self.more = more
+
+    def prepare(self, examples: list[Example], tokenizer: Any) -> None:
+        self.count = len(examples)
+
+    def evaluate(self, model: Any) -> Scores:
+        return Scores([1.0] * (self.count + self.more))
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_score_too_many_or_too_few_is_refused(config: SearchConfig, tmp_path: Path, more: int) -> None:
+    """Whatever the task, scores that are not one per example are an error that counts both."""
+    with pytest.raises(SearchError, match=rf"the task gave {5 + more} scores for 5 examples"):
+        run_search(config, tmp_path / "out", task_factory=lambda: _CountTask(more), build=False)
+
+
+def _huge(model: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
+    return [1e308 * float(model.model.norm.weight[0] != 0)] * len(examples)
+
+
+def test_scores_beyond_all_measure_are_refused(config: SearchConfig, tmp_path: Path) -> None:
+    """Scores whose mean would be no number are an error that names the limit."""
+    with pytest.raises(SearchError, match=r"score of example 0 is 1e\+308, beyond 1e\+100"):
+        run_search(config, tmp_path / "out", task_factory=lambda: FunctionTask(_huge), build=False)
+
+
+def test_an_error_that_cannot_be_written_is_stored(tmp_path: Path) -> None:
+    """Half a surrogate pair in an error's text, and a text of a million characters, are a trial like others."""
+    study = Study.create(tmp_path / "study", {})
+    study.add_trial(Trial("ps", 0, 0, np.zeros(2), None, Scores.failed("bad \ud800 " + "x" * 10**6)))
+    error = study.trials()[0].scores.error
+    assert error is not None
+    assert error.startswith("bad \\ud800 x")
+    assert len(error) <= 1000
+
+
+@pytest.fixture
+def finished(hybrid_search: Path, tmp_path: Path) -> Path:
+    """The folder of a finished search that a test may damage."""
+    return shutil.copytree(hybrid_search, tmp_path / "search")
+
+
+def _sql(folder: Path, *statements: tuple[Any, ...]) -> None:
+    connection = sqlite3.connect(folder / STUDY_FILE)
+    with connection:
+        for statement, *arguments in statements:
+            connection.execute(statement, arguments)
+    connection.close()
+
+
+DAMAGES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "settings": (("UPDATE meta SET value = '{' WHERE key = 'settings'",), "settings"),
+    "score": (("UPDATE trials SET scores = zeroblob(40) WHERE stage = 'ps' AND number = 3",), "trial ps 3"),
+    "odd": (("UPDATE trials SET scores = x'00' WHERE stage = 'ps' AND number = 3",), "trial ps 3"),
+    "genome": (("UPDATE trials SET genome = x'0011' WHERE stage = 'dfs' AND number = 0",), "trial dfs 0"),
+    "fitness": (("UPDATE trials SET fitness = fitness + 1e-9 WHERE stage = 'ps' AND number = 3",), "trial ps 3"),
+    "evaluation": (("UPDATE evaluations SET correct = NULL, error = 'x' WHERE label = 'base'",), "evaluation base "),
+    "recipe": (("UPDATE recipes SET yaml = yaml || ' '",), "recipe "),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_row_is_noticed_and_what_is_whole_is_saved(finished: Path, name: str) -> None:
+    """A changed row is named, never used; what --salvage keeps goes on to the same study, trial for trial."""
+    statement, row = DAMAGES[name]
+    before = _trials(finished)
+    _sql(finished, statement)
+    condition = check_study(finished)
+    assert condition.damaged
+    assert all(item.startswith(row) for item in condition.damaged)
+    with pytest.raises(EvoMergeError, match=r"study\.db: .* is damaged; `hf-evomerge check"):
+        resume_search(finished, build=False)
+    runner = CliRunner()
+    told = runner.invoke(app, ["check", str(finished)])
+    assert (told.exit_code, told.output.count("\n")) == (1, 1)
+    assert row in told.output
+    assert runner.invoke(app, ["check", str(finished), "--salvage"]).exit_code == 0
+    assert check_study(finished).damaged == []
+    assert (finished / f"{STUDY_FILE}.damaged").exists()
+    resume_search(finished, build=False)
+    assert _trials(finished) == before
+
+
+def test_a_flipped_bit_in_the_file_is_noticed(finished: Path) -> None:
+    """A bit that is flipped in the stored scores themselves, below SQLite, is noticed."""
+    study = Study.open(finished)
+    scores = study.trials("ps")[2].scores.values.astype("<f8").tobytes()
+    study._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    study.close()
+    data = bytearray((finished / STUDY_FILE).read_bytes())
+    assert data.count(scores) >= 1
+    while (at := data.find(scores)) >= 0:
+        data[at + 5] ^= 4
+    (finished / STUDY_FILE).write_bytes(data)
+    assert any(item.startswith("trial ps") for item in check_study(finished).damaged)
+    with pytest.raises(SearchError, match="is damaged"):
+        describe_study(finished)
+
+
+@pytest.mark.parametrize("page", [1, 3, 6])
+def test_a_page_that_is_overwritten_is_one_line(finished: Path, page: int) -> None:
+    """Where a part of the file is overwritten, checking, showing and going on are one line each, whatever SQLite finds."""
+    file = finished / STUDY_FILE
+    sqlite3.connect(file).execute("PRAGMA wal_checkpoint(TRUNCATE)").connection.close()
+    data = bytearray(file.read_bytes())
+    data[page * 4096 : (page + 1) * 4096] = os.urandom(4096)
+    file.write_bytes(data)
+    for act in (lambda: resume_search(finished, build=False), lambda: describe_study(finished), lambda: check_study(finished)):
+        try:
+            act()
+        except EvoMergeError as error:
+            line = str(error)
+        else:
+            line = ""
+        assert "\n" not in line
+    told = CliRunner().invoke(app, ["check", str(finished)])
+    assert told.output.count("\n") == 1
+
+
+def test_a_study_that_is_whole_is_said_to_be(finished: Path) -> None:
+    """An undamaged study is checked with status 0, and salvaging it changes nothing."""
+    told = CliRunner().invoke(app, ["check", str(finished)])
+    assert (told.exit_code, "whole: 8 dfs trials, 8 ps trials" in told.output) == (0, True)
+    before = _trials(finished)
+    salvage_study(finished)
+    assert not (finished / f"{STUDY_FILE}.damaged").exists()
+    assert _trials(finished) == before
+
+
+def test_lost_settings_without_a_search_file_cannot_be_saved(finished: Path) -> None:
+    """Where both the settings and search.yaml are lost, salvaging says so and leaves everything."""
+    _sql(finished, *[DAMAGES["settings"][0]])
+    (finished / "search.yaml").unlink()
+    with pytest.raises(SearchError, match=r"its settings are lost, and so is search\.yaml"):
+        salvage_study(finished)
+    assert (finished / STUDY_FILE).exists()
+
+
+def test_an_edited_search_file_is_said_not_to_count(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Going on says which keys of search.yaml differ from the study, whose settings count; an unedited one goes unmentioned."""
+    with caplog.at_level(logging.WARNING):
+        resume_search(finished, build=False)
+    assert "search.yaml" not in caplog.text
+    file = finished / "search.yaml"
+    file.write_text(file.read_text().replace("seed: 0", "seed: 5"))
+    with caplog.at_level(logging.WARNING):
+        resume_search(finished, build=False)
+    assert "seed was 0 and is 5; the study's own settings count" in caplog.text
+    file.write_text("{")
+    resume_search(finished, build=False)
+    assert "search.yaml: not valid YAML" in caplog.text
+
+
+@pytest.fixture
+def settings_reader(finished: Path) -> Iterator[Callable[[Any], None]]:
+    """Writes a study's settings, with the right checksum, and reads them."""
+
+    def read(case: Any) -> None:
+        study = Study.open(finished)
+        try:
+            study.set_meta("settings", case)
+        finally:
+            study.close()
+        describe_study(finished)
+        check_study(finished)
+
+    return read
+
+
+def test_settings_of_strangers(finished: Path, settings_reader: Callable[[Any], None]) -> None:
+    """A study whose settings were written by another hand is shown, or refused in one line."""
+    study = Study.open(finished)
+    settings = study.meta("settings")
+    study.close()
+    json.dumps(settings)
+    look(damaged(settings) | st.none(), settings_reader, 40)
