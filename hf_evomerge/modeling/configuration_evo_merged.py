@@ -399,7 +399,6 @@ def check_alike(configs: Sequence[PreTrainedConfig], embedding_source: int = 0) 
         raise ValueError(f"embedding_source: {embedding_source}, but there are {len(configs)} sources")
     first = configs[embedding_source]
     _check_architecture(first.model_type)
-    _check_text_only(first)
     reference = _comparable(first)
     for position, config in enumerate(configs):
         if config.model_type != first.model_type:
@@ -475,7 +474,7 @@ def _is_dense(config: PreTrainedConfig, layer: int) -> bool:
 def _layer_count(config: Any) -> int | None:
     """`num_hidden_layers` of a configuration or of its mapping, None where it is not said."""
     if isinstance(config, PreTrainedConfig):
-        return config.num_hidden_layers
+        return getattr(config, "num_hidden_layers", None)
     if not isinstance(config, dict):
         return None
     model_type = config.get("model_type")
@@ -491,6 +490,10 @@ def _check_architecture(model_type: Any) -> None:
     known = isinstance(model_type, str) and model_type in CONFIG_MAPPING and model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not known:
         raise ValueError(f"text_config.model_type: {model_type!r:.80} is not an architecture of causal language models")
+    kind = CONFIG_MAPPING[model_type]
+    if kind.is_encoder_decoder or kind.sub_configs.keys() - {"attn_config", "ffn_config"}:
+        what = "an encoder and a decoder" if kind.is_encoder_decoder else "more than a language model"
+        raise ValueError(f"text_config.model_type: {model_type!r} is {what}; give the language model alone")
 
 
 def _as_config(value: Any, slots: int) -> PreTrainedConfig:
@@ -508,16 +511,9 @@ def _as_config(value: Any, slots: int) -> PreTrainedConfig:
             value = CONFIG_MAPPING[value["model_type"]](**value)
         except Exception as cause:  # each architecture trips in its own way over values that it does not expect
             raise ValueError(f"text_config: {type(cause).__name__}: {' '.join(str(cause).split()):.200}") from cause
-    _check_text_only(value)
     if value.num_hidden_layers != slots:
         raise ValueError(f"text_config.num_hidden_layers: {value.num_hidden_layers}, but the path needs {slots} cache slots")
     return value
-
-
-def _check_text_only(config: PreTrainedConfig) -> None:
-    if config.is_encoder_decoder or config.sub_configs.keys() - {"attn_config", "ffn_config"}:
-        what = "an encoder and a decoder" if config.is_encoder_decoder else "more than a language model"
-        raise ValueError(f"text_config.model_type: {config.model_type!r} is {what}; give the language model alone")
 
 
 EvoMergedConfig._auto_class = "AutoConfig"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from every_type import tiny_config
 from huggingface_hub.dataclasses import strict
 from tiny_models import tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
@@ -92,6 +93,15 @@ def test_a_field_that_is_set_or_given_reaches_the_source_architecture(tmp_path: 
     given.pad_token_id = 7
     assert given.text_config.pad_token_id == 7
     assert not vars(given).keys() & {"use_cache", "vocab_size", "eos_token_id", "pad_token_id"}
+
+
+@pytest.mark.parametrize("architecture", ["deepseek_v4", "gemma3_text", "gpt2", "beam"])
+def test_the_rotary_embeddings_of_text_config_are_left_alone(architecture: str) -> None:
+    """Making and saving the merged configuration changes nothing in that of the source architecture."""
+    text = tiny_config(architecture, 4)
+    before = copy.deepcopy(text.to_dict())
+    EvoMergedConfig(text_config=text).to_dict()
+    assert text.to_dict() == before
 
 
 def test_what_nobody_has_is_an_attribute_error() -> None:

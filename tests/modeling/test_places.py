@@ -10,7 +10,7 @@ import pytest
 import torch
 from every_type import tiny_source
 from tiny_models import tiny_model, token_ids
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from hf_evomerge.errors import PathError
 from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForCausalLM
@@ -94,8 +94,10 @@ def test_what_the_source_class_fills_in_is_filled_in(path: list[str], tmp_path: 
 )
 def test_more_than_a_language_model_is_refused(architecture: str, message: str) -> None:
     """A text_config of a model that is more than a decoder of text is refused, from a mapping and from a configuration."""
-    with pytest.raises(ValueError, match=f"^text_config.model_type: {message}$"):
-        EvoMergedConfig(text_config={"model_type": architecture, "num_hidden_layers": 2}, path=["0:0", "0:1"])
+    for given in ({"model_type": architecture, "num_hidden_layers": 2}, CONFIG_MAPPING[architecture]()):
+        for path in (["0:0", "0:1"], None):
+            with pytest.raises(ValueError, match=f"^text_config.model_type: {message}$"):
+                EvoMergedConfig(text_config=given, path=path)
 
 
 @pytest.mark.skipif(not _COUNTS_FROM_THE_END, reason="this transformers numbers them otherwise")
