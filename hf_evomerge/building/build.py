@@ -11,6 +11,7 @@ from ..checkpoints.ledger import Ledger
 from ..checkpoints.model_folder import named_folder
 from ..checkpoints.writer import check_target, write_checkpoint
 from ..recipes.recipe import RECIPE_FILE, Recipe
+from .record import write_build_record
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
@@ -66,6 +67,7 @@ def build_model(
         max_shard_size=max_shard_size,
         overwrite=overwrite,
         progress=progress,
+        finish=write_build_record,
     )
 
 

@@ -36,6 +36,7 @@ def write_checkpoint(
     max_shard_size: str | int = "4GB",
     overwrite: bool = False,
     progress: bool = True,
+    finish: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write a checkpoint into a folder that `from_pretrained` loads.
 
@@ -50,6 +51,7 @@ def write_checkpoint(
         max_shard_size: The largest file of weights, such as ``"4GB"``; a larger tensor has a file of its own.
         overwrite: Whether to replace a model that is there.
         progress: Whether to show a progress bar.
+        finish: Called with the folder when everything else is in it, and before it appears under its name.
 
     Returns:
         The folder.
@@ -74,6 +76,8 @@ def write_checkpoint(
             checkpoint.write_companions(folder)
             for name, text in files.items():
                 (folder / name).write_text(text, encoding="utf-8")
+            if finish is not None:
+                finish(folder)
             check_target(out, overwrite=overwrite, keep=keep)  # again: a build takes minutes
             _replace(out, folder, scratch / "replaced")
     finally:

@@ -37,6 +37,7 @@ def push(
     no_card: Annotated[
         bool, typer.Option("--no-card", help="Do not write a card; the README on the Hub stays as it is.")
     ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Build the model again first, and compare every bit.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be published, and stop.")] = False,
 ) -> None:
     """Publish a merged model with its recipe, the record of its search, pictures and a card, in one commit.
@@ -64,6 +65,7 @@ def push(
             examples=examples,
             card=not no_card,
             space=space,
+            verify=verify,
         )
         if dry_run:
             typer.echo(preview_push(folder, repo_id, options))
@@ -157,7 +159,7 @@ def push_and_report(folder: Path, repo_id: str, options: PushOptions) -> None:
     for warning in pushed.warnings:
         LOGGER.warning(warning)
     what = "published" if pushed.model.changed else "up to date:"
-    typer.echo(f"{what} {pushed.model.url} at {pushed.model.sha[:12]}")
+    typer.echo(f"{what} {pushed.model.url} at {pushed.model.sha}")  # whole, for `from_pretrained(..., revision=...)`
     if pushed.space is not None:
         typer.echo(f"Space: {pushed.space.url}")
 

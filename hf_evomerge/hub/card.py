@@ -43,12 +43,14 @@ class CardFacts:
         recipe: Its recipe, with the sources named as they are published.
         study: Its ``study.json``; None where it comes from a recipe that nobody searched for.
         images: The pictures beside it.
+        verified: Whether it was built again, and came out the same.
     """
 
     config: dict[str, Any]
     recipe: Recipe
     study: dict[str, Any] | None = None
     images: tuple[str, ...] = ()
+    verified: bool = False
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike[str]) -> CardFacts:
@@ -221,6 +223,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         **_source_values(facts),
         **_path_values(facts),
         **_result_values(study),
+        "verified": facts.verified,
         **_reproduction(recipe),
     }
 
@@ -331,5 +334,5 @@ def _reproduction(recipe: Recipe) -> dict[str, Any]:
         "reproducible": not missing and recipe.built is not None,
         "irreproducible_reason": f"not published: {listing([markdown_text(name) for name in missing])}"
         if missing
-        else "it does not say what it gave when it was built",
+        else "whether it gives these weights was not checked when they were published",
     }

@@ -9,13 +9,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from hashlib import file_digest, sha256
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ..checkpoints.hashes import file_sha256
 from ..errors import HubError
 from .client import Patience, ask, bounded, is_passing, root_of
 
@@ -185,22 +186,9 @@ def _is_same(stored: Any, content: Content) -> bool:
     if stored.size != size:
         return False
     if stored.lfs is not None:
-        return str(stored.lfs.sha256) == file_sha256(content)
+        sha = sha256(content).hexdigest() if isinstance(content, bytes) else file_sha256(content)
+        return str(stored.lfs.sha256) == sha
     return str(stored.blob_id) == git_hash(content if isinstance(content, bytes) else content.read_bytes())
-
-
-def file_sha256(content: Content) -> str:
-    """The sha256 of a file, read in pieces, or of bytes. A file that has not changed since is not read again."""
-    if isinstance(content, bytes):
-        return sha256(content).hexdigest()
-    facts = content.stat()
-    return _read_sha256(content, facts.st_size, facts.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _read_sha256(file: Path, size: int, modified: int) -> str:
-    with file.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()
 
 
 def _url(api: HfApi, target: Target) -> str:

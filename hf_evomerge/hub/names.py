@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints.hashes import file_sha256
 from ..checkpoints.lora import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from ..checkpoints.model_folder import named_folder
 from ..checkpoints.source import Source
 from ..errors import HubError
 from ..recipes.recipe import Recipe, SourceRef
 from .client import ask
-from .commit import file_sha256
 from .record import hide_folder, is_folder
 
 if TYPE_CHECKING:

@@ -15,14 +15,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from ..building.build import build_model
+from ..building.record import BUILD_FILE, changed_since, library_versions, read_build_record
+from ..checkpoints.hashes import file_sha256
 from ..checkpoints.model_folder import COMPANIONS
+from ..checkpoints.source import Source
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from ..search.folder import MODEL_FOLDER
 from ..search.study import STUDY_FILE
 from .card import CardFacts, check_metadata, metadata_text, read_json, render_card
 from .client import ask, default_api, has_token
-from .commit import Commit, Content, Target, commit_files, file_sha256, unchanged
+from .commit import Commit, Content, Target, commit_files, unchanged
+from .compare import compare_configs, compare_tensors
 from .licenses import LicenseDecision, decide_license, license_of
 from .names import PublicNames, is_on_hub, listing, parents_of, parts_of, weight_files
 from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, public_recipe, write_record
@@ -32,7 +37,6 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 _CODE = ("configuration_evo_merged.py", "layers_evo_merged.py", "modeling_evo_merged.py")
-_LIBRARIES = ("hf-evomerge", "huggingface_hub", "safetensors", "torch", "transformers")
 # What an earlier push may have left and a later one must not: other shards, tokenizer, code and record of another winner.
 _OURS = (
     *("*.safetensors", "*.safetensors.index.json", *COMPANIONS, *_CODE),
@@ -60,6 +64,7 @@ class PushOptions:
         card: Whether to write the card; otherwise what is there stays.
         space: Whether to make a Space for the model as well.
         commit_message: The commit's title; one that names this package and its version where absent.
+        verify: Whether to build the model again first, and to refuse it where a bit is another.
 
     Example:
         >>> PushOptions(private=True, license="apache-2.0", languages=["ja"]).create_pr
@@ -76,6 +81,7 @@ class PushOptions:
     card: bool = True
     space: bool = False
     commit_message: str | None = None
+    verify: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,9 +238,7 @@ def plan_push(
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
     license = decide_license([license_of(_for_license(ref, names), api) for ref in parents_of(recipe)], options.license)
-    built = Built(
-        versions={name: version(name) for name in _LIBRARIES}, sha256={file.name: file_sha256(file) for file in weights}
-    )
+    built = _verify(model, recipe, weights) if options.verify else _built(model, weights)
     files: dict[str, Content] = {file.name: file for file in weights}
     for pattern in ("*.safetensors.index.json", *COMPANIONS, *_CODE):
         files.update({str(file.relative_to(model)): file for file in sorted(model.glob(pattern)) if file.is_file()})
@@ -244,13 +248,53 @@ def plan_push(
     public_recipe(recipe, names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
     _write_config(model, recipe, names, scratch / "config.json")
     if options.card:
-        card = render_card(CardFacts.of_folder(scratch), repo_id, license, languages=options.languages)
+        facts = replace(CardFacts.of_folder(scratch), verified=options.verify)
+        card = render_card(facts, repo_id, license, languages=options.languages)
         check_metadata(card, repo_id, api)
         (scratch / CARD).write_text(card, encoding="utf-8")
     files.update({str(file.relative_to(scratch)): file for file in sorted(scratch.rglob("*")) if file.is_file()})
     removed = tuple(name for name in there if name not in files and _is_ours(name))
     sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
-    return PushPlan(repo_id, files, sizes, license, tuple(_warnings(recipe, names, license)), removed)
+    warnings = _warnings(recipe, names, license)
+    if built is None:
+        warnings.append(
+            f"{model} has no {BUILD_FILE}, so it is not known whether the weights are those that the recipe gives; --verify "
+            "builds the model again and compares"
+        )
+    return PushPlan(repo_id, files, sizes, license, tuple(warnings), removed)
+
+
+def _built(model: Path, weights: Sequence[Path]) -> Built | None:
+    """What the recipe gave when the model was built; None where nobody has written it down.
+
+    Raises:
+        HubError: Something of it was changed since.
+    """
+    record = read_build_record(model)
+    if record is None:
+        return None
+    if changed := changed_since(model, record):
+        raise HubError(
+            f"{model}: {listing(changed)} {'is' if len(changed) == 1 else 'are'} not what was built from its recipe; build it "
+            f"again, or remove {BUILD_FILE} to publish it without saying where it comes from"
+        )
+    return Built(versions=record.versions, sha256={file.name: file_sha256(file) for file in weights})
+
+
+def _verify(model: Path, recipe: Recipe, weights: Sequence[Path]) -> Built:
+    """Build the model again, and compare.
+
+    Raises:
+        HubError: Weights or config come out otherwise.
+        EvoMergeError: It cannot be built.
+    """
+    with TemporaryDirectory(prefix="evomerge-verify-") as scratch:
+        built = build_model(recipe.model_copy(update={"built": None}), Path(scratch) / "model", progress=False)
+        _, differences = compare_tensors(Source(built), Source(model))
+        found = [f"{one.name}: {one.what}" for one in differences] + compare_configs(built, model / "config.json", {})
+    if found:
+        raise HubError(f"{model}: is not what its recipe gives ({len(found)} differences; {found[0]}); build it again")
+    return Built(versions=library_versions(), sha256={file.name: file_sha256(file) for file in weights})
 
 
 def find_model(folder: Path) -> tuple[Path, Path | None]:

@@ -1,48 +1,31 @@
 """Rebuilds a published model from its recipe and its sources, and compares the result with what was published, bit for bit.
 
-Compares the weights and ``config.json``, which holds the path. Says nothing of tokenizer, code and card.
+Compares the weights, ``config.json``, which holds the path, and the code that runs where it is trusted. Says nothing of the
+tokenizer and the card.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..building.build import build_model
+from ..checkpoints.hashes import file_sha256
 from ..checkpoints.source import Source
-from ..errors import HubError, one_line
+from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from .card import read_json
 from .client import ask, default_api
-from .commit import file_sha256
+from .compare import TensorDifference, compare_code, compare_configs, compare_tensors
 from .names import is_on_hub, listing, parents_of, parts_of, weight_files
 from .record import is_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-
-# How the sources are called, which the recipe says, and who wrote the file.
-_UNCOMPARED = ("sources", "transformers_version", "_name_or_path")
-
-
-@dataclass(frozen=True)
-class TensorDifference:
-    """A tensor that came out otherwise.
-
-    Attributes:
-        name: Its name.
-        what: How it differs, in words.
-        largest: Largest absolute difference; None where the two cannot be subtracted.
-    """
-
-    name: str
-    what: str
-    largest: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +38,8 @@ class Reproduction:
         tensors: Number of tensors compared; 0 where the files were equal as they are.
         differences: The tensors that differ.
         settings: What differs in ``config.json``, one line each.
+        code: Which Python files are not those of the package, one line each.
+        uncompared: Which Python files could not be compared, one line each.
         versions: What the model was built with, where that is not what it was rebuilt with: ``{library: (then, now)}``.
     """
 
@@ -65,18 +50,21 @@ class Reproduction:
     differences: tuple[TensorDifference, ...]
     settings: tuple[str, ...]
     versions: dict[str, tuple[str, str]]
+    code: tuple[str, ...] = ()
+    uncompared: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
-        """Whether every bit is the same."""
-        return not self.differences and not self.settings
+        """Whether every bit is the same that was compared."""
+        return not self.differences and not self.settings and not self.code
 
     def __str__(self) -> str:
         """The report, for people."""
         where = f"{self.repo_id} at {self.commit[:12]}"
         if self.same:
             how = "every weights file" if self.tensors == 0 else f"every one of {self.tensors} tensors, in other files"
-            return "\n".join([f"{where}: the same bits, {how}", *(f"  {sha}  {name}" for name, sha in self.files.items())])
+            lines = [f"{where}: the same bits, {how}", *(f"  {sha}  {name}" for name, sha in self.files.items())]
+            return _printable([*lines, *(f"CODE NOT COMPARED: {line}" for line in self.uncompared)])
         lines = [f"{where}: {len(self.differences)} of {self.tensors} tensors differ"] if self.differences else []
         for difference in self.differences[:20]:
             largest = "" if difference.largest is None else f", by at most {difference.largest:.3g}"
@@ -86,8 +74,15 @@ class Reproduction:
         if self.settings:
             lines.append(f"{where}: config.json is not what the recipe gives")
             lines += [f"  {setting}" for setting in self.settings]
+        lines += [f"CODE DIFFERS: {line}" for line in self.code]
+        lines += [f"CODE NOT COMPARED: {line}" for line in self.uncompared]
         lines += [f"  built with {name} {then}, rebuilt with {now}" for name, (then, now) in self.versions.items()]
-        return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)  # not all of it is ours
+        return _printable(lines)
+
+
+def _printable(lines: Sequence[str]) -> str:
+    """Lines that are not all ours."""
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
 
 def reproduce(
@@ -127,8 +122,11 @@ def reproduce(
         files = {file.name: file_sha256(file) for file in weight_files(built)}
         count, differences = (0, []) if files == recipe.built.sha256 else _compare(Source(built), repo_id, commit)
         versions = _other_versions(recipe)
-        settings = _compare_configs(built, _download(api, repo_id, "config.json", commit), versions)
-    return Reproduction(repo_id, commit, files, count, tuple(differences), tuple(settings), versions)
+        settings = compare_configs(built, _download(api, repo_id, "config.json", commit), versions)
+        differ, unknown = _compare_code(api, repo_id, commit, built=built, versions=versions)
+    return Reproduction(
+        repo_id, commit, files, count, tuple(differences), tuple(settings), versions, tuple(differ), tuple(unknown)
+    )
 
 
 def verify_source(ref: SourceRef, api: HfApi, *, progress: bool = False) -> None:
@@ -209,55 +207,24 @@ def _download(api: HfApi, repo_id: str, name: str, commit: str) -> Path:
     return Path(ask(what, lambda: api.hf_hub_download(repo_id, name, revision=commit)))
 
 
-def _compare_configs(built: Path, published: Path, versions: Mapping[str, tuple[str, str]]) -> list[str]:
-    """What ``config.json`` says otherwise. Another transformers writes more keys or fewer; that is no difference."""
-    pairs = [_flat(read_json(file)) for file in (built / "config.json", published)]
-    here, there = ({key: value for key, value in pair.items() if key.rpartition(".")[2] not in _UNCOMPARED} for pair in pairs)
-    both = here.keys() & there.keys()
-    keys = [key for key in {**here, **there} if key in both or "transformers" not in versions]
-    return [
-        f"{key}: {_json(there.get(key))} is published, the recipe gives {_json(here.get(key))}"
-        for key in keys
-        if here.get(key) != there.get(key)
-    ]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
-    return found
-
-
-def _json(value: Any) -> str:
-    return one_line(json.dumps(value, ensure_ascii=False), 80)
-
-
 def _compare(built: Source, repo_id: str, commit: str) -> tuple[int, list[TensorDifference]]:
     """Tensor by tensor: how the rebuilt model differs from the published one."""
     published = Source.open(SourceRef(model=repo_id, revision=commit))
     published.download(progress=False)
-    names = list(dict.fromkeys([*published.tensors, *built.tensors]))
-    found = [_difference(name, built, published) for name in names]
-    return len(names), [difference for difference in found if difference is not None]
+    return compare_tensors(built, published)
 
 
-def _difference(name: str, built: Source, published: Source) -> TensorDifference | None:
-    import torch
-
-    here, there = built.tensors.get(name), published.tensors.get(name)
-    if here is None or there is None:
-        return TensorDifference(name, "only in the published model" if here is None else "only in the rebuilt model")
-    if (here.dtype, here.shape) != (there.dtype, there.shape):
-        return TensorDifference(name, f"{there} is published, {here} was rebuilt")
-    a, b = built.read(name), published.read(name)
-    bits = [tensor.contiguous().reshape(-1).view(torch.uint8).reshape(tensor.numel(), -1) for tensor in (a, b)]
-    count = int((bits[0] != bits[1]).any(dim=1).sum()) if a.numel() else 0
-    if count == 0:
-        return None
-    distance = (a.double() - b.double()).abs()
-    return TensorDifference(name, f"{count} of {a.numel()} numbers differ", float(distance.max()))
+def _compare_code(
+    api: HfApi, repo_id: str, commit: str, *, built: Path, versions: Mapping[str, tuple[str, str]]
+) -> tuple[list[str], list[str]]:
+    """See `compare_code`. A tokenizer or a processor may bring code of its own."""
+    names = ask(f"{repo_id}: cannot be read", lambda: api.list_repo_files(repo_id, revision=commit))
+    published = {name: _download(api, repo_id, name, commit) for name in names if name.endswith(".py") and "/" not in name}
+    differ, unknown = compare_code(built, published, versions)
+    for name in ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+        if name in names and "auto_map" in read_json(_download(api, repo_id, name, commit)):
+            unknown.append(f"{name} names code of its own; read it before you load the model with trust_remote_code")
+    return differ, unknown
 
 
 def _other_versions(recipe: Recipe) -> dict[str, tuple[str, str]]:

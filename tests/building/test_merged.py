@@ -160,7 +160,8 @@ def test_the_place_of_the_sources_does_not_matter(half_family, make_recipe, tmp_
     moved.symlink_to(half_family)
     first = build_model(make_recipe(half_family, "dare_ties", DARE), tmp_path / "a", progress=False)
     second = build_model(make_recipe(moved, "dare_ties", DARE), tmp_path / "b", progress=False)
-    contents = [{f.name: f.read_bytes() for f in out.iterdir() if f.name != "recipe.yaml"} for out in (first, second)]
+    named = ("recipe.yaml", "build.json")
+    contents = [{f.name: f.read_bytes() for f in out.iterdir() if f.name not in named} for out in (first, second)]
     assert contents[0] == contents[1]
 
 
@@ -276,7 +277,7 @@ def test_tokenizer_and_chat_template_come_from_the_first_source(family, make_rec
             (tmp_path / "family" / f"source{index}" / name).write_bytes((family / f"source{index}" / name).read_bytes())
     out = build_model(make_recipe(tmp_path / "family", "linear", base=False), tmp_path / "out", progress=False)
     found = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
-    assert found == {*copied, "model.safetensors", "config.json", "recipe.yaml"}
+    assert found == {*copied, "model.safetensors", "config.json", "recipe.yaml", "build.json"}
     assert (out / "tokenizer.json").read_text() == "tokenizer.json of 0"
 
 

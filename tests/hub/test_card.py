@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,8 @@ def test_loading_and_folding_are_explained_for_each_kind() -> None:
     plain, path = _card(_facts("ps")).text, _card(_facts("dfs")).text
     assert "trust_remote_code" not in plain
     assert "plain `LlamaForCausalLM`" in plain
-    assert 'from_pretrained("u/merge", trust_remote_code=True)' in path
+    assert 'where = {"revision": "main", "trust_remote_code": True}' in path
+    assert 'from_pretrained("u/merge", **where)' in path
     assert "hf-evomerge fold u/merge" in path
     assert "a path of 4 hops visits 3 distinct layers" in path
     wide = _card(_facts("dfs", flow={"path": ["0:0", "0:1*0.5 + 1:1*0.5"]})).text
@@ -183,7 +185,11 @@ def test_the_recipe_is_there_and_says_whether_it_can_be_run() -> None:
     local = _card(_facts("ps", sources=[{"model": "my-folder"}, SOURCES[1]]))
     assert "cannot be run as it stands: not published: my-folder" in local.text
     assert local.data.to_dict()["base_model"] == ["u/b", "u/base"]
-    assert "does not say what it gave" in _card(_facts("ps", built=None)).text
+    assert "The weights here are those that hf_evomerge built from this recipe" in text
+    assert "was built again from the recipe" in _card(replace(facts, verified=True)).text
+    unknown = _card(_facts("ps", built=None)).text
+    assert "whether it gives these weights was not checked when they were published" in unknown
+    assert "hf-evomerge reproduce" not in unknown
 
 
 def test_licenses_of_all_parents_are_listed() -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.building.build import build_model
+from hf_evomerge.building.record import write_build_record
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.card import TEMPLATE
 from hf_evomerge.hub.push import PushOptions, check_push, preview_push, push_model
@@ -136,6 +137,7 @@ def test_folders_that_are_gone_are_still_not_named(plain: Path, tiny: Path, lfs_
     recipe = Recipe.load(plain / "recipe.yaml")
     gone = [ref.model_copy(update={"model": f"{tmp_path}/gone/{name}"}) for name, ref in zip("ab", recipe.sources, strict=True)]
     recipe.model_copy(update={"sources": gone}).save(plain / "recipe.yaml")
+    write_build_record(plain)
     settings = json.loads((plain / "tokenizer_config.json").read_text())
     settings |= {"name_or_path": f"{tmp_path}/x", "model_max_length": 48}
     (plain / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -156,6 +158,7 @@ def test_what_is_not_known_to_have_been_merged_is_said(plain: Path, tiny: Path, 
         lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
     sources = [{"model": "local/a"}, {"model": "local/b", "revision": "main"}]
     Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}}).save(plain / "recipe.yaml")
+    write_build_record(plain)
     warnings = push_model(plain, "local/merge", api=lfs_api).warnings
     assert [warning.split(":")[0] for warning in warnings if "may not be what was merged" in warning] == ["local/a"]
 
@@ -471,6 +474,47 @@ def test_a_dry_run_lists_everything_and_changes_nothing(hybrid_search: Path, hub
     push_model(hybrid_search, "local/merge", api=lfs_api)
     for name in set(lfs_api.list_repo_files("local/merge")) - {".gitattributes"}:
         assert f"  {name}\n" in text + "\n"
+
+
+def _flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "recipe.yaml"])
+def test_what_was_changed_after_the_build_is_not_published(plain: Path, lfs_api: HfApi, name: str) -> None:
+    """One changed byte in weights, config or recipe is refused, by a dry run too, as the card would not be true."""
+    content = (plain / name).read_bytes()
+    (plain / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if name == "model.safetensors" else content + b"\n")
+    for refused in (push_model, preview_push):
+        with pytest.raises(HubError, match=rf"{name} is not what was built from its recipe; build it again, or remove"):
+            refused(plain, "local/merge", api=lfs_api)
+    assert not lfs_api.repo_exists("local/merge")
+
+
+def test_without_a_record_of_the_build_nothing_is_claimed(plain: Path, lfs_api: HfApi) -> None:
+    """A model whose build left no record goes up with a warning; recipe and card do not say that it gives these weights."""
+    (plain / "build.json").unlink()
+    pushed = push_model(plain, "local/merge", api=lfs_api)
+    assert any("it is not known whether the weights are those that the recipe gives" in warning for warning in pushed.warnings)
+    assert Recipe.load(hf_hub_download("local/merge", "recipe.yaml")).built is None
+    assert "build.json" not in lfs_api.list_repo_files("local/merge")
+    assert "hf-evomerge reproduce" not in Path(hf_hub_download("local/merge", "README.md")).read_text()
+
+
+def test_a_model_is_built_again_before_it_is_published(plain: Path, lfs_api: HfApi) -> None:
+    """`verify` needs no record, compares every bit, and the card says that it was done."""
+    (plain / "build.json").unlink()
+    push_model(plain, "local/merge", PushOptions(verify=True), api=lfs_api)
+    recipe = Recipe.load(hf_hub_download("local/merge", "recipe.yaml"))
+    assert recipe.built is not None
+    assert list(recipe.built.sha256) == ["model.safetensors"]
+    _flip_a_bit(plain / "model.safetensors")
+    write_build_record(plain)
+    with pytest.raises(HubError, match=r"is not what its recipe gives \(1 differences; .*: 1 of \d+ numbers differ\)"):
+        push_model(plain, "local/other", PushOptions(verify=True), api=lfs_api)
+    assert not lfs_api.repo_exists("local/other")
 
 
 def test_a_dry_run_needs_no_login(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:

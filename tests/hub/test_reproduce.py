@@ -12,8 +12,12 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
+import hf_evomerge
 from hf_evomerge.building.build import build_model
+from hf_evomerge.building.record import write_build_record
+from hf_evomerge.checkpoints.hashes import file_sha256
 from hf_evomerge.errors import EvoMergeError, HubError
+from hf_evomerge.hub.compare import RELEASED_CODE, compare_code
 from hf_evomerge.hub.push import PushOptions, push_model
 from hf_evomerge.hub.reproduce import Reproduction, TensorDifference, reproduce
 from hf_evomerge.local_hub import Fault, LocalHub
@@ -106,6 +110,7 @@ def test_a_model_that_is_not_what_its_recipe_gives_is_reported(
     name = next(name for name in tensors if name.endswith("q_proj.weight"))
     tensors[name][0, 0] += 0.25
     save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
+    write_build_record(merged)  # a publisher who says what is not so
     push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
     result = reproduce("local/merge", api=lfs_api)
     assert not result.same
@@ -160,6 +165,52 @@ def test_a_config_that_the_recipe_does_not_give_is_reported(merged: Path, publis
         "text_config.rms_norm_eps: 0.5 is published, the recipe gives 1e-06",
     )
     assert "config.json is not what the recipe gives" in str(result)
+
+
+def test_code_that_was_changed_is_not_called_the_same(
+    merged: Path, published: dict[str, str], lfs_api: HfApi, program: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changed file of the class is reported in capitals, and ends the command with an error; other code is named."""
+    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
+    code = (merged / "modeling_evo_merged.py").read_bytes() + b"\nimport os\n"
+    lfs_api.upload_file(repo_id="local/merge", path_in_repo="modeling_evo_merged.py", path_or_fileobj=code)
+    result = reproduce("local/merge", api=lfs_api)
+    assert (result.same, result.differences, result.settings) == (False, (), ())
+    assert "CODE DIFFERS: modeling_evo_merged.py is not that of hf-evomerge" in str(result)
+    assert "CODE DIFFERS" in program(MAIN, "reproduce", "local/merge", check=False)
+    lfs_api.upload_file(
+        repo_id="local/merge", path_in_repo="modeling_evo_merged.py", path_or_fileobj=merged / "modeling_evo_merged.py"
+    )
+    lfs_api.upload_file(repo_id="local/merge", path_in_repo="extra.py", path_or_fileobj=b"x = 1\n")
+    settings = json.loads((merged / "tokenizer_config.json").read_text()) | {"auto_map": {"AutoTokenizer": ["extra.X", None]}}
+    lfs_api.upload_file(
+        repo_id="local/merge", path_in_repo="tokenizer_config.json", path_or_fileobj=json.dumps(settings).encode()
+    )
+    result = reproduce("local/merge", api=lfs_api)
+    assert result.same
+    assert "CODE NOT COMPARED: extra.py is not part of hf-evomerge" in str(result)
+    assert "CODE NOT COMPARED: tokenizer_config.json names code of its own" in str(result)
+
+
+def test_code_is_that_of_the_release_that_made_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of another release is compared with that release's files; of a release that is not known, that is said."""
+    built, theirs = tmp_path / "modeling_evo_merged.py", tmp_path / "theirs.py"
+    built.write_text("now")
+    theirs.write_text("then")
+    versions = {"hf-evomerge": ("0.0.9", "0.1.0")}
+    (line,) = compare_code(tmp_path, {built.name: theirs}, versions)[1]
+    assert line == "modeling_evo_merged.py is from hf-evomerge 0.0.9, and this is 0.1.0; read it, or install that version"
+    for sha, differ in ((file_sha256(theirs), 0), ("0" * 64, 1)):
+        monkeypatch.setattr("hf_evomerge.hub.compare.RELEASED_CODE", {"0.0.9": {built.name: sha}})
+        found = compare_code(tmp_path, {built.name: theirs}, versions)
+        assert (len(found[0]), len(found[1])) == (differ, 0)
+
+
+def test_the_code_of_a_release_is_not_changed() -> None:
+    """Whoever releases a version notes its files' hashes, and they stay what they are."""
+    code = Path(hf_evomerge.__file__).parent / "modeling"
+    for name, sha in RELEASED_CODE.get(hf_evomerge.__version__, {}).items():
+        assert file_sha256(code / name) == sha
 
 
 @pytest.mark.parametrize("name", ["{here}/secret", "../secret", "~nobody-at-all/x", "here/it", "a/" + "b" * 5000])

@@ -1,0 +1,115 @@
+"""How a model that was built again differs from another of the same recipe: tensors, config and code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.hashes import file_sha256
+from ..checkpoints.source import Source
+from ..errors import one_line
+from .card import read_json
+
+# How the sources are called, which the recipe says, and who wrote the file.
+_UNCOMPARED = ("sources", "transformers_version", "_name_or_path")
+PACKAGE = "hf-evomerge"
+# The sha256 of the class's files in each release, by version; the installed version's own are those of its files.
+RELEASED_CODE: Mapping[str, Mapping[str, str]] = {}
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """A tensor that came out otherwise.
+
+    Attributes:
+        name: Its name.
+        what: How it differs, in words.
+        largest: Largest absolute difference; None where the two cannot be subtracted.
+    """
+
+    name: str
+    what: str
+    largest: float | None = None
+
+
+def compare_tensors(built: Source, other: Source) -> tuple[int, list[TensorDifference]]:
+    """How many tensors there are, and how those that differ do. `other` is called the published one."""
+    names = list(dict.fromkeys([*other.tensors, *built.tensors]))
+    found = [_difference(name, built, other) for name in names]
+    return len(names), [difference for difference in found if difference is not None]
+
+
+def _difference(name: str, built: Source, published: Source) -> TensorDifference | None:
+    import torch
+
+    here, there = built.tensors.get(name), published.tensors.get(name)
+    if here is None or there is None:
+        return TensorDifference(name, "only in the published model" if here is None else "only in the rebuilt model")
+    if (here.dtype, here.shape) != (there.dtype, there.shape):
+        return TensorDifference(name, f"{there} is published, {here} was rebuilt")
+    a, b = built.read(name), published.read(name)
+    bits = [tensor.contiguous().reshape(-1).view(torch.uint8).reshape(tensor.numel(), -1) for tensor in (a, b)]
+    count = int((bits[0] != bits[1]).any(dim=1).sum()) if a.numel() else 0
+    if count == 0:
+        return None
+    distance = (a.double() - b.double()).abs()
+    return TensorDifference(name, f"{count} of {a.numel()} numbers differ", float(distance.max()))
+
+
+def compare_configs(built: Path, published: Path, versions: Mapping[str, tuple[str, str]]) -> list[str]:
+    """What ``config.json`` says otherwise. Another transformers writes more keys or fewer; that is no difference."""
+    pairs = [_flat(read_json(file)) for file in (built / "config.json", published)]
+    here, there = ({key: value for key, value in pair.items() if key.rpartition(".")[2] not in _UNCOMPARED} for pair in pairs)
+    both = here.keys() & there.keys()
+    keys = [key for key in {**here, **there} if key in both or "transformers" not in versions]
+    return [
+        f"{key}: {_json(there.get(key))} is published, the recipe gives {_json(here.get(key))}"
+        for key in keys
+        if here.get(key) != there.get(key)
+    ]
+
+
+def compare_code(
+    built: Path, published: Mapping[str, Path], versions: Mapping[str, tuple[str, str]]
+) -> tuple[list[str], list[str]]:
+    """Compare the Python files of a published model with those of the package.
+
+    Args:
+        built: The folder of the model that was built again.
+        published: The published Python files, by their names.
+        versions: The versions that were others when the model was built: ``{library: (then, now)}``.
+
+    Returns:
+        What differs, and what could not be compared, one line each.
+    """
+    then, now = versions.get(PACKAGE, ("", ""))
+    known = RELEASED_CODE.get(then) if then else {file.name: file_sha256(file) for file in built.glob("*.py")}
+    differ, unknown = [], []
+    for name in sorted(published):
+        sha = file_sha256(published[name])
+        if (built / name).is_file() and sha == file_sha256(built / name):
+            continue
+        if known is not None and name in known:
+            if sha != known[name]:
+                differ.append(f"{name} is not that of {PACKAGE} {then or version(PACKAGE)}; trust_remote_code would run it")
+        elif known is None and (built / name).is_file():
+            unknown.append(f"{name} is from {PACKAGE} {then}, and this is {now}; read it, or install that version")
+        else:
+            unknown.append(f"{name} is not part of {PACKAGE}; trust_remote_code may run it, so read it first")
+    return differ, unknown
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
+    return found
+
+
+def _json(value: Any) -> str:
+    return one_line(json.dumps(value, ensure_ascii=False), 80)
