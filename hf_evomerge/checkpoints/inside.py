@@ -16,11 +16,15 @@ TEMPLATES = "additional_chat_templates"  # the one subfolder that is read
 def check_inside(folder: Path, file: Path) -> None:
     """Raise `SourceError` where a file of a folder is, once all links are followed, somewhere else.
 
-    In the Hub's cache the files of ``snapshots/COMMIT`` are links to ``blobs`` beside it; those are its own.
+    In the Hub's cache the files of ``models--NAME/snapshots/COMMIT`` are links to ``blobs`` beside ``snapshots``, or to the
+    ``blobs`` beside ``models--NAME``, which all repositories share; those are its own.
     """
     home, target = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+    places, repository = [home], home.parent.parent
+    if home.parent.name == "snapshots":
+        places.append(repository / "blobs")
+        places += [repository.parent / "blobs"] if repository.name.startswith("models--") else []
+    if not any(target.is_relative_to(place) for place in places):
         raise SourceError(f"{file}: a link to {target}, which is not in {folder}; put the file itself there")
 
 
