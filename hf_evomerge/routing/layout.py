@@ -6,9 +6,9 @@ layout, on the path where it is positive, and numbers from which the scale of ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Literal
 
 import numpy as np
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from ..errors import PathError
 from ..recipes.layer_path import LayerPath
+from .gates import LEAST, gate_path
 
 Initialisation = Literal["near_identity", "paper"]
-ScaleEncoding = Literal["none", "slot", "matrix", "network"]
+ScaleEncoding = Literal["none", "slot", "matrix", "network", "gate"]
+Ends = Literal["paper", "free"]
 Vector = NDArray[np.float64]
 
 NETWORK_WIDTH = 8
@@ -64,11 +66,15 @@ class FlowGenome:
     Attributes:
         layout: The slots.
         encoding: Where scales come from: ``none`` (all 1), ``slot`` (one number per slot), ``matrix`` (the paper's W_ij: one
-            per ordered pair of layers) or ``network`` (the paper's pi_theta(i, j, t): a small net of which theta is evolved).
-        scale_bounds: The least and the greatest scale; 1 must lie between them.
+            per ordered pair of layers), ``network`` (the paper's pi_theta(i, j, t): a small net of which theta is evolved) or
+            ``gate`` (one number per slot in place of indicator and scale; see `gate_path`).
+        scale_bounds: The least and the greatest scale; 1 must lie between them. Gates do not look at it.
         max_hops: The longest path. Of a longer one the hops with the smallest indicators are left out.
         initialisation: ``paper`` starts every slot at 0 but the first pass over A at +2 sigma, so half of all other slots are
-            on; ``near_identity`` starts the other slots at -2 sigma, so that a search begins near A itself.
+            on; ``near_identity`` starts the other slots at -2 sigma, so that a search begins near A itself. Gates start at 1,
+            and in other slots at the least gate that is on or, near the identity, half a sigma below 0.
+        ends: ``paper``: the first and the last layer of A are the ends of every path; ``free``: they are slots like all others.
+            Only gates may be free.
     """
 
     layout: Layout
@@ -76,13 +82,18 @@ class FlowGenome:
     scale_bounds: tuple[float, float] = (0.4, 1.5)
     max_hops: int = 128
     initialisation: Initialisation = "near_identity"
+    ends: Ends = "paper"
+
+    def __post_init__(self) -> None:
+        if self.ends == "free" and self.encoding != "gate":
+            raise PathError(f"ends: free goes with gates; with scales {self.encoding!r} a path needs its ends")
 
     @property
     def scale_count(self) -> int:
         """How many numbers of the genome encode the scales."""
         columns = len(self.layout.columns)
         network = NETWORK_WIDTH * 5 + 1  # three inputs, a bias and an output weight per unit; the output's bias
-        return {"none": 0, "slot": len(self.layout), "matrix": columns * columns, "network": network}[self.encoding]
+        return {"none": 0, "gate": 0, "slot": len(self.layout), "matrix": columns * columns, "network": network}[self.encoding]
 
     @property
     def dimension(self) -> int:
@@ -91,12 +102,64 @@ class FlowGenome:
 
     def start(self, sigma: float) -> Vector:
         """The mean that the search starts from, for a step size of `sigma`."""
+        if self.encoding == "gate":
+            return self.along(range(self.layout.layers[0]), LEAST if self.initialisation == "paper" else -0.5 * sigma)
         indicators = np.full(len(self.layout), 0.0 if self.initialisation == "paper" else -2 * sigma)
         indicators[: self.layout.layers[0]] = 2 * sigma
         scales = np.zeros(self.scale_count)
         if self.encoding == "network":  # hidden units that differ from each other, an output of 0: every scale starts at 1
             scales[: NETWORK_WIDTH * 4] = np.random.default_rng(0).standard_normal(NETWORK_WIDTH * 4)
         return np.concatenate([indicators, scales])
+
+    def along(self, slots: Iterable[int], other: float) -> Vector:
+        """The gates of a path: 1 in its slots, `other` in all others."""
+        gates = np.full(len(self.layout), other)
+        gates[list(slots)] = 1.0
+        return gates
+
+    def splices(self, cuts: int = 7) -> list[list[int]]:
+        """Slots of the plainest paths: each source as it is, then a front of one with the back of another.
+
+        Args:
+            cuts: At how many places at most two sources are cut, at equal distances.
+        """
+        runs = dict(zip(self.layout.order, self.layout.layers, strict=True))
+        found = [[(source, layer) for layer in range(count)] for source, count in runs.items()]
+        for first, second in permutations(runs, 2):
+            places = min(cuts, runs[first] - 1, runs[second] - 1)
+            for cut in range(1, places + 1):
+                front, back = (round(cut / (places + 1) * runs[source]) for source in (first, second))
+                found.append([(first, i) for i in range(front)] + [(second, i) for i in range(back, runs[second])])
+        placed = (self._placed(layers) for layers in found)
+        return [slots for slots in placed if slots is not None]
+
+    def _placed(self, layers: Sequence[tuple[int, int]]) -> list[int] | None:
+        """The first slots that hold these layers in their order; None where the layout has no room for them."""
+        slots: list[int] = []
+        for layer in layers:
+            begin = slots[-1] + 1 if slots else 0
+            if layer not in self.layout.slots[begin:]:
+                return None
+            slots.append(self.layout.slots.index(layer, begin))
+        return slots if len(slots) <= self.max_hops else None
+
+    def gates(self, genome: Vector) -> Vector:
+        """The gates of the path of a genome: 0 where a slot is off."""
+        gates = np.where(genome >= LEAST, genome, 0.0)
+        strength = gates.copy()
+        if self.ends == "paper":
+            ends = [0, self._final]
+            gates[ends] = np.maximum(genome[ends], LEAST)
+            gates[self._final + 1 :], strength[ends] = 0.0, np.inf
+        strongest = np.argsort(-strength, kind="stable")[: self.max_hops]
+        kept = np.zeros(gates.size)
+        kept[strongest] = gates[strongest]
+        return kept
+
+    @property
+    def _final(self) -> int:
+        """The slot of A's last layer in the last repetition."""
+        return (self.layout.repetitions - 1) * len(self.layout.columns) + self.layout.layers[0] - 1
 
     def bounds(self) -> tuple[Vector, Vector]:
         """Lower and upper bounds of the genome; indicators and network weights are unbounded."""
@@ -108,8 +171,8 @@ class FlowGenome:
     def decode(self, genome: Sequence[float] | Vector) -> LayerPath:
         """The path of a genome.
 
-        The first slot is always on. Where the last slot that is on is not the last layer of A, that layer is appended, with the
-        scale of its slot in the last repetition.
+        Unless its ends are free, the first slot is always on; where the last slot that is on is not the last layer of A, that
+        layer is appended, with the scale of its slot in the last repetition.
 
         Raises:
             PathError: The genome has the wrong length or holds NaN.
@@ -119,17 +182,18 @@ class FlowGenome:
             raise PathError(
                 f"genome: expected {self.dimension} numbers, got shape {vector.shape}, NaN: {np.isnan(vector).any()}"
             )
+        if self.encoding == "gate":
+            return gate_path(self.layout.slots, self.gates(vector).tolist())
         on = self._slots_on(vector[: len(self.layout)])
         layers = [self.layout.slots[slot] for slot in on]
         return LayerPath.of(layers, self._scales(on, vector[len(self.layout) :]))
 
     def _slots_on(self, indicators: Vector) -> list[int]:
         """Indices of the slots on the path, in order."""
-        final = (self.layout.repetitions - 1) * len(self.layout.columns) + self.layout.layers[0] - 1
         last_of_a = (self.layout.order[0], self.layout.layers[0] - 1)
         on = [0, *(int(slot) for slot in np.flatnonzero(indicators > 0) if slot > 0)]
         ends_at_a = self.layout.slots[on[-1]] == last_of_a
-        ends = on[-1:] if ends_at_a else [final]
+        ends = on[-1:] if ends_at_a else [self._final]
         middle = on[1:-1] if ends_at_a else on[1:]
         if len(self.layout) == 1 or (ends_at_a and len(on) == 1):  # A has a single layer: it is both ends
             return on

@@ -1,0 +1,131 @@
+"""Gates: the paths that they stand for, the model that has them, and its gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, tiny_model, token_ids
+
+from hf_evomerge.errors import PathError, SourceError
+from hf_evomerge.routing.gates import check_gates, gate_gradient, gate_path
+from hf_evomerge.routing.layout import FlowGenome, Layout
+from hf_evomerge.routing.pool import LayerPool
+
+REFUSED = {"olmo2", "exaone4"}
+SLOTS = [(0, 0), (1, 0), (0, 1), (1, 1), (1, 0), (0, 1)]
+GATES = [1.0, 0.0, 0.4, 1.3, 0.1, 0.0]
+
+
+@pytest.fixture
+def make_pool() -> Any:
+    """Makes a pool of two models of two layers."""
+
+    def make(architecture: str, **fields: Any) -> LayerPool:
+        return LayerPool([tiny_model(architecture, 2, seed, **fields) for seed in (0, 1)])
+
+    return make
+
+
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - REFUSED))
+def test_gates_are_scales(architecture: str, make_pool: Any) -> None:
+    """The model with gates computes what the path with the decoded scales computes, and its gradient is that of its loss."""
+    experts = {"num_experts_per_tok": 4} if architecture in ("mixtral", "qwen3_moe", "gpt_oss") else {}
+    pool = make_pool(architecture, **experts)  # all of them: which ones are chosen is no smooth choice
+    check_gates(pool.models[0].config)
+    seen = []
+
+    def logits(model: Any) -> torch.Tensor:
+        return model(token_ids(), use_cache=False).logits.double()
+
+    def backward(model: Any) -> None:
+        seen.append(logits(model))
+        seen[-1].log_softmax(-1)[..., 5].mean().backward()
+
+    gradient = gate_gradient(pool, SLOTS, GATES, backward)
+    with torch.no_grad():
+        expected = logits(pool.model(gate_path(SLOTS, GATES)))
+    assert torch.allclose(seen[0], expected, atol=2e-3, rtol=2e-3)
+    for slot in (0, 2, 3):
+        ends = []
+        for step in (0.004, -0.004):
+            gates = [gate + step * (k == slot) for k, gate in enumerate(GATES)]
+            with torch.no_grad():
+                ends.append(logits(pool.model(gate_path(SLOTS, gates))).log_softmax(-1)[..., 5].mean().item())
+        assert gradient[slot] == pytest.approx((ends[0] - ends[1]) / 0.008, rel=0.05, abs=3e-3)
+    assert all(gradient[[1, 5]])
+
+
+def test_where_a_gate_of_0_leads(make_pool: Any) -> None:
+    """At 0 the gradient is the slope of adding a little of what the block adds, and the stream passes untouched."""
+    pool = make_pool("llama")
+    seen: list[float] = []
+
+    def backward(model: Any) -> None:
+        value = model(token_ids(), use_cache=False).logits.log_softmax(-1)[..., 5].mean()
+        value.backward()
+        seen.append(value.item())
+
+    gradient = gate_gradient(pool, SLOTS, GATES, backward)
+    for slot in (1, 5):
+        gates = list(GATES)
+        gates[slot] = 0.002  # below the least gate: the model of the search has it, no recipe has
+        gate_gradient(pool, SLOTS, gates, backward)
+        assert gradient[slot] == pytest.approx((seen[-1] - seen[0]) / 0.002, rel=0.05, abs=1e-4)
+    shorter = gate_gradient(pool, [(0, 0), (0, 1), (1, 1), (1, 0)], [1.0, 0.4, 1.3, 0.1], backward)
+    assert np.allclose(shorter, gradient[[0, 2, 3, 4]], rtol=1e-3, atol=1e-5)
+    assert all(parameter.requires_grad and parameter.grad is None for model in pool.models for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields"), [("olmo2", {}), ("exaone4", {}), ("opt", {"do_layer_norm_before": False}), ("ctrl", {})]
+)
+def test_blocks_that_see_the_scale_are_refused(architecture: str, fields: Any) -> None:
+    """Where blocks read the stream without a norm, or how they do is not known, gates are refused with what to write."""
+    with pytest.raises(SourceError, match=r"dfs\.scales: gate needs blocks with a norm in front.*; write scales: slot"):
+        check_gates(tiny_model(architecture, 2, **fields).config)
+
+
+def genome(**fields: Any) -> FlowGenome:
+    """Two sources of three and four layers, twice."""
+    return FlowGenome(Layout((1, 0), (3, 4), 2), **{"encoding": "gate", "ends": "free", **fields})
+
+
+def test_a_genome_of_gates() -> None:
+    """A slot is on from 0.1, its gate is the scale's denominator, and the first mean is A as it is."""
+    space = genome()
+    start = space.start(0.2)
+    assert (space.dimension, start.tolist()) == (14, [1.0] * 3 + [-0.1] * 11)
+    assert str(space.decode(start)) == "1:0, 1:1, 1:2"
+    start[[1, 5, 13]] = [0.0999, 0.5, 0.1]
+    path = space.decode(start)
+    assert (str(path), path.scales) == ("1:0, 1:2, 0:2, 0:3", [1.0, 1.0, 2.0, 5.0])
+    with pytest.raises(PathError, match="gates: none of 14 is on; a path has at least one hop"):
+        space.decode(np.zeros(14))
+
+
+def test_the_papers_ends() -> None:
+    """With the paper's ends the first and the last layer of A are on, with the least gate if need be, and nothing follows."""
+    path = genome(ends="paper").decode(np.array([0.0] * 5 + [2.0] * 2 + [0.0] * 5 + [1.0] * 2))
+    assert (str(path), path.scales) == ("1:0, 0:2, 0:3, 1:2", [10.0, 0.05, 1.0, 20.0])
+    assert str(genome(ends="paper", max_hops=2).decode(np.ones(14))) == "1:0, 1:2"
+    with pytest.raises(PathError, match="ends: free goes with gates"):
+        genome(encoding="slot")
+
+
+def test_the_strongest_gates_stay() -> None:
+    """Of more gates than hops are allowed the largest stay, in their order."""
+    assert str(genome(max_hops=3).decode(np.array([0.2, 0.9, 0.3, 0.8, 0.1, 1.0] + [0.0] * 8))) == "1:1, 0:0, 0:2"
+
+
+def test_splices() -> None:
+    """The plainest paths are the sources and each front with each back, in slots that hold them in order."""
+    space = genome()
+    paths = [str(space.decode(space.along(slots, 0.05))) for slots in space.splices()]
+    assert paths[:2] == ["1:0, 1:1, 1:2", "0:0, 0:1, 0:2, 0:3"]
+    assert paths[2:4] == ["1:0, 0:1, 0:2, 0:3", "1:0, 1:1, 0:3"]
+    assert paths[4:] == ["0:0, 1:1, 1:2", "0:0, 0:1, 0:2, 1:2"]
+    assert len(FlowGenome(Layout((0, 1), (32, 32), 2), "gate", ends="free").splices()) == 16
+    assert len(FlowGenome(Layout((0, 1), (8, 8), 1), "gate", ends="free").splices()) == 2 + 7
