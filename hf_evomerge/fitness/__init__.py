@@ -9,6 +9,7 @@ from .generation import GenerationSpec, GenerationTask
 from .likelihood import LikelihoodSpec, LikelihoodTask
 from .registry import (
     AnyTaskSpec,
+    DifferentiableTask,
     Task,
     TaskSpec,
     get_task,
@@ -22,6 +23,7 @@ from .scores import Scores
 __all__ = [
     "AnyTaskSpec",
     "DataSpec",
+    "DifferentiableTask",
     "Example",
     "FunctionTask",
     "GenerationSpec",

@@ -100,14 +100,14 @@ def device_of(model: Any) -> torch.device:
 
 
 @contextmanager
-def scoring(model: Any) -> Iterator[None]:
-    """Run the model without gradients or dropout, and leave it as it was."""
+def scoring(model: Any, *, gradient: bool = False) -> Iterator[None]:
+    """Run the model without dropout, and without gradients unless they are wanted, and leave it as it was."""
     import torch
 
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.enable_grad() if gradient else torch.inference_mode():
             yield
     finally:
         model.train(training)

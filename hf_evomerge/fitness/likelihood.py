@@ -95,13 +95,20 @@ class LikelihoodTask:
 
     def evaluate(self, model: Any) -> Scores:
         """Score one model; raises `FitnessError` where its logits are not finite."""
+        return self._run(model, gradient=False)
+
+    def backward(self, model: Any) -> Scores:
+        """As `evaluate`, with a backward pass of the mean score for each micro-batch."""
+        return self._run(model, gradient=True)
+
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
         check_examples(self._examples)
         check_length(model, self._longest, "the longest example")
         values = [0.0] * len(self._examples)
         correct = [False] * len(self._examples)
-        with scoring(model):
+        with scoring(model, gradient=gradient):
             # Reading a result waits for the device, so every micro-batch is started before the first one is read.
-            for batch, (scores, hits) in [(batch, _score(model, batch)) for batch in self._batches]:
+            for batch, (scores, hits) in [(batch, self._pass(model, batch, gradient)) for batch in self._batches]:
                 for example, value, hit, count in zip(
                     batch.examples, scores.tolist(), hits.tolist(), batch.counts, strict=True
                 ):
@@ -111,6 +118,14 @@ class LikelihoodTask:
             if not math.isfinite(value):
                 raise FitnessError(f"the model's logits are not finite: {self._examples[i].id} has log-probability {value}")
         return Scores(values, correct=correct)
+
+    def _pass(self, model: Any, batch: _MicroBatch, gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `_score` gives, after a backward pass where it is wanted."""
+        scores, hits = _score(model, batch)
+        if gradient:
+            counts = [count if self.spec.normalize == "token" else 1 for count in batch.counts]
+            (scores / scores.new_tensor(counts)).sum().div(len(self._examples)).backward()
+        return scores.detach(), hits
 
 
 def _pack(examples: list[int], pairs: list[tuple[list[int], list[int]]]) -> _MicroBatch:

@@ -6,7 +6,7 @@ A task is prepared once, with its examples and a tokenizer, and then evaluates a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -37,6 +37,18 @@ class Task(Protocol):
 
         Raises:
             FitnessError: The model cannot be scored, for example because its logits are not finite.
+        """
+
+
+@runtime_checkable
+class DifferentiableTask(Task, Protocol):
+    """A task whose fitness has a gradient."""
+
+    def backward(self, model: Any) -> Scores:
+        """Score one model, and add the gradient of the mean score to ``grad`` of the tensors that want one.
+
+        Raises:
+            FitnessError: As `evaluate`.
         """
 
 

@@ -21,6 +21,7 @@ class Scores:
         correct: Whether each answer was right, where the task can tell, shape (n,).
         outputs: What the model wrote for each example, where it wrote anything. Kept in memory only.
         seconds: Wall time of the evaluation.
+        gradient: Of the fitness, in the coordinates that it was asked for.
 
     Raises:
         FitnessError: There is no value, one is not finite, or the other columns are not as long.
@@ -40,10 +41,12 @@ class Scores:
         correct: ArrayLike | None = None,
         outputs: Sequence[str] | None = None,
         seconds: float = 0.0,
+        gradient: ArrayLike | None = None,
     ) -> None:
         self.values: NDArray[np.float64] = np.array(values, dtype=np.float64)
         self.correct: NDArray[np.bool_] | None = None if correct is None else np.array(correct, dtype=np.bool_)
         self.outputs: list[str] | None = None if outputs is None else list(outputs)
+        self.gradient: NDArray[np.float64] | None = None if gradient is None else np.array(gradient, dtype=np.float64)
         self.seconds = seconds
         self.error: str | None = None
         self._check()
@@ -52,7 +55,7 @@ class Scores:
     def failed(cls, error: str, seconds: float = 0.0) -> Scores:
         """An evaluation that gave no scores, and one line that says why."""
         scores = cls.__new__(cls)
-        scores.values, scores.correct, scores.outputs = np.zeros(0), None, None
+        scores.values, scores.correct, scores.outputs, scores.gradient = np.zeros(0), None, None, None
         scores.seconds, scores.error = seconds, one_line(error, 1000)
         return scores
 
@@ -63,9 +66,18 @@ class Scores:
             found = self.values[bad[0]]
             what = f"beyond {LARGEST:g}" if np.isfinite(found) else "not a finite number"
             raise FitnessError(f"the score of example {bad[0]} is {found}, {what}")
+        if self.gradient is not None and not np.isfinite(self.gradient).all():
+            raise FitnessError("the gradient of the fitness is not finite")
         for name, given in (("outputs", self.outputs), ("correct", self.correct)):
             if given is not None and len(given) != len(self.values):
                 raise FitnessError(f"{len(self.values)} scores but {len(given)} {name}; there must be one per example")
+
+    def with_gradient(self, gradient: ArrayLike) -> Scores:
+        """The same scores with the gradient of their mean; raises `FitnessError` where it is not finite."""
+        scores = copy(self)
+        scores.gradient = np.array(gradient, dtype=np.float64)
+        scores._check()
+        return scores
 
     def timed(self, seconds: float) -> Scores:
         """The same scores with another wall time."""
@@ -104,7 +116,8 @@ class Scores:
 
     def _bits(self) -> tuple[object, ...]:
         correct = None if self.correct is None else self.correct.tobytes()
-        return self.values.tobytes(), correct, self.outputs, self.error
+        gradient = None if self.gradient is None else self.gradient.tobytes()
+        return self.values.tobytes(), correct, self.outputs, gradient, self.error
 
 
 def _standard_error(values: NDArray[np.float64]) -> float | None:

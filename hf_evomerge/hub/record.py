@@ -205,6 +205,7 @@ def _write_trials(study: Study, trials: Sequence[Trial], file: Path, publish: Pu
             "standard_error": column(pa.float64(), lambda t: t.scores.standard_error),
             "accuracy": column(pa.float64(), lambda t: t.scores.accuracy),
             "seconds": column(pa.float64(), lambda t: t.scores.seconds),
+            "cost": column(pa.float64(), lambda t: t.cost),
             "duplicate_of": column(pa.int64(), lambda t: t.duplicate_of),
             "genome": column(pa.list_(pa.float64()), lambda t: t.genome.tolist()),
             "recipe": column(pa.string(), lambda t: texts.get(t.recipe_key or "")),

@@ -28,18 +28,20 @@ class Curve:
         generations: Generation of each trial.
         start: Evaluations spent before the first trial.
         title: What the legend calls it; the label where empty.
+        costs: What each trial cost, in evaluations; 1 where empty.
     """
 
     label: str
     fitness: tuple[float | None, ...]
     generations: tuple[int, ...]
-    start: int = 0
+    start: float = 0
     title: str = ""
+    costs: tuple[float, ...] = ()
 
     @property
     def x(self) -> NDArray[np.float64]:
         """Evaluations spent when each trial had finished, shape (n,)."""
-        return self.start + np.arange(1.0, len(self.fitness) + 1)
+        return self.start + np.cumsum(self.costs or [1.0] * len(self.fitness))
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -88,7 +90,7 @@ def fitness_figure(curves: Sequence[Curve], levels: Mapping[str, float], *, ylab
         figure = Figure(figsize=(8.5, 4.6), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         axes.set_ylim(low, high)
-        axes.set_xlim(0, max(curve.start + len(curve.fitness) for curve in curves) * 1.01)
+        axes.set_xlim(0, max(curve.x.max(initial=0) for curve in curves) * 1.01)
         axes.set_xlabel("evaluations")
         axes.set_ylabel(label_text(ylabel, 60))
         palette = iter(COLOURS * len(curves))

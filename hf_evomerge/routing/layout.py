@@ -144,7 +144,7 @@ class FlowGenome:
         return slots if len(slots) <= self.max_hops else None
 
     def gates(self, genome: Vector) -> Vector:
-        """The gates of the path of a genome: 0 where a slot is off."""
+        """The gates of a genome: 0 where a slot is off; the strongest slot is on, with the least gate if need be."""
         gates = np.where(genome >= LEAST, genome, 0.0)
         strength = gates.copy()
         if self.ends == "paper":
@@ -154,6 +154,8 @@ class FlowGenome:
         strongest = np.argsort(-strength, kind="stable")[: self.max_hops]
         kept = np.zeros(gates.size)
         kept[strongest] = gates[strongest]
+        if not kept.any():
+            kept[int(np.argmax(genome))] = LEAST
         return kept
 
     @property

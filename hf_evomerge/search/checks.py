@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import SearchError
 from ..fitness import check_disjoint
 from ..recipes.recipe import MergePart, Recipe
-from .config import SearchConfig
+from .config import SearchConfig, Stage
 from .evaluator import Evaluator
 from .spaces import make_space
 
@@ -39,6 +39,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, 
         space = make_space(config, stage, evaluator.summary, merge)
         mean = space.start().mean
         _check_recipe(space.decode(mean), evaluator)
+        _check_gradient(config, stage, evaluator)
         dimensions[stage] = mean.size
         notes += space.notes()
     return dimensions, notes
@@ -59,6 +60,20 @@ def _check_recipe(recipe: Recipe, evaluator: Evaluator) -> None:
     elif recipe.merge is not None:
         layer_count = evaluator.layers[merged[0]]
         check_part(recipe.merge, sources=len(merged), has_base=recipe.base is not None, layer_count=layer_count)
+
+
+def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator) -> None:
+    """Refuse gates for blocks that see the scale of their input, and gradients that are not to be had."""
+    from ..merging.gradient import check_differentiable
+    from ..merging.registry import get_method
+    from ..routing.gates import check_gates
+
+    if stage == "dfs" and config.dfs.encoding == "gate":
+        check_gates(evaluator.sources[0].config.get_text_config())
+    if config.optimizer(stage).algorithm == "gradient":
+        evaluator.check_gradient()
+        if stage == "ps":
+            check_differentiable(get_method(config.ps.method))
 
 
 def _check_device(device: str) -> None:

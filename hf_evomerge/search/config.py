@@ -14,11 +14,13 @@ from ..fitness.data import DataSpec
 from ..fitness.registry import AnyTaskSpec
 from ..recipes.recipe import Dtype, ScaleTarget, SourceRef
 from ..recipes.strict_yaml import StrictModel, dump_yaml, load_yaml
-from ..routing.layout import Initialisation, ScaleEncoding
+from ..routing.layout import Ends, Initialisation, ScaleEncoding
 from .optimizer import Algorithm, Restarts
 
 Stage = Literal["ps", "dfs", "random"]
 STAGES: dict[str, str] = {"ps": "parameter space", "dfs": "data flow space", "random": "random search"}
+
+GRADIENT_BATCH = 16  # examples of a step, where the file does not say it
 
 
 class Range(StrictModel):
@@ -51,11 +53,13 @@ class OptimizerConfig(StrictModel):
     """How genomes are proposed, and how many.
 
     Attributes:
-        algorithm: ``cma``, ``diagonal``, ``surrogate`` (lq-CMA-ES) or ``random``.
+        algorithm: ``cma``, ``diagonal``, ``surrogate`` (lq-CMA-ES), ``random``, or ``gradient`` (Adam on batches) where the
+            fitness has a gradient.
         population: Candidates per generation; 4 + floor(3 ln n) where absent.
-        sigma: First step size. For PS as a fraction of each parameter's range, 1/6 by default; for DFS in the units of the
-            genome, 0.1.
-        evaluations: Budget in trials.
+        sigma: First step size. For PS as a fraction of each parameter's range, 1/6 by default (``gradient``: 0.04); for DFS in
+            the units of the genome, 0.1 by default (gates by evolution: 0.2).
+        evaluations: Budget in scores of all search examples. A score of a batch counts as its share, a gradient of merge
+            weights three times as much, one of gates twice as much for as many hops as the first source has layers.
         minutes: Budget in minutes; no generation starts after it. Whichever budget ends first.
         restarts: ``none``, ``ipop`` or ``bipop``.
     """
@@ -108,8 +112,11 @@ class FlowSpaceConfig(StrictModel):
         order: The sources in the order their layers are laid out; the first is the paper's A. All, in order, by default. In a
             hybrid search the merged model has the number of sources as its index, and comes first by default.
         repetitions: How often the layout is repeated (the paper's r).
-        scales: Scale encoding: ``none``, ``slot``, ``matrix`` or ``network``.
-        scale_bounds: The least and the greatest scale.
+        scales: Scale encoding: ``gate`` (one number per slot in place of indicator and scale), ``slot``, ``matrix``,
+            ``network`` or ``none``. ``gate`` by default; ``slot`` with ``mlp_delta``.
+        scale_bounds: The least and the greatest scale; gates do not look at it.
+        ends: ``paper``: every path begins with the first and ends with the last layer of A; ``free``: these are slots like all
+            others. ``free`` by default with gates, which alone can have it.
         scale_target: What a scale multiplies: ``stream`` or ``mlp_delta``.
         initialisation: ``near_identity`` or ``paper``.
         max_hops: The longest path.
@@ -118,10 +125,11 @@ class FlowSpaceConfig(StrictModel):
 
     order: list[int] | None = None
     repetitions: int = Field(default=2, ge=1, le=64)
-    scales: ScaleEncoding = "slot"
+    scales: ScaleEncoding | None = None
     scale_bounds: tuple[float, float] = (0.4, 1.5)
     scale_target: ScaleTarget = "stream"
     initialisation: Initialisation = "near_identity"
+    ends: Ends | None = None
     max_hops: int = Field(default=128, ge=2, le=4096)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 
@@ -131,6 +139,22 @@ class FlowSpaceConfig(StrictModel):
         if not value[0] < 1 < value[1]:
             raise ValueError(f"1 is not between {value[0]} and {value[1]}, and a search starts with all scales at 1")
         return value
+
+    @property
+    def encoding(self) -> ScaleEncoding:
+        """The scale encoding, where the file does not say it too."""
+        return self.scales or ("gate" if self.scale_target == "stream" else "slot")
+
+    @model_validator(mode="after")
+    def _check_gates(self) -> FlowSpaceConfig:
+        gates = self.encoding == "gate"
+        if gates and self.scale_target != "stream":
+            raise ValueError("scales: gate is a factor of the stream; write scale_target: stream, or scales: slot")
+        if not gates and self.ends == "free":
+            raise ValueError(f"ends: free goes with gates; with scales: {self.encoding} leave it out")
+        if not gates and self.optimizer.algorithm == "gradient":
+            raise ValueError(f"optimizer.algorithm: gradient goes with gates; write scales: gate (found {self.encoding})")
+        return self
 
 
 class SearchConfig(StrictModel):
@@ -145,7 +169,7 @@ class SearchConfig(StrictModel):
         fitness: The task and its settings; see ``docs/fitness.md``.
         data: Where examples come from, per split. ``search`` is what candidates are scored on; the best are scored again on
             ``validation`` before a winner is named; ``test`` is touched once, at the end.
-        batch: Number of search examples per generation, drawn anew for each; all where absent.
+        batch: Number of search examples per generation, drawn anew for each; all where absent (16 for ``gradient``).
         finalists: How many of the best trials are scored on the validation split.
         random_baseline: Whether to run a random search of the same budget, in the space of the first stage, for comparison.
         threads: CPU threads per evaluation. Part of the study: another number may change the last bits of a score.
@@ -197,8 +221,13 @@ class SearchConfig(StrictModel):
         """The settings of a stage's optimizer; a random search has those of the first stage."""
         return self.dfs.optimizer if (self.stages[0] if stage == "random" else stage) == "dfs" else self.ps.optimizer
 
+    def batch_size(self, stage: Stage, examples: int) -> int:
+        """How many of so many examples a generation of a stage is scored on."""
+        gradient = stage != "random" and self.optimizer(stage).algorithm == "gradient"
+        return min(examples, self.batch or (GRADIENT_BATCH if gradient else examples))
+
     def budget(self, stage: Stage) -> tuple[int, float]:
-        """Trials and minutes (infinite where unbounded) of a stage; a random search has those of all other stages together."""
+        """Evaluations and minutes (infinite where unbounded) of a stage; a random search has those of all others together."""
         counted = [other for other in self.stages if other != "random"] if stage == "random" else [stage]
         budgets = [self.optimizer(other) for other in counted]
         minutes = [math.inf if budget.minutes is None else budget.minutes for budget in budgets]

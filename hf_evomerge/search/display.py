@@ -61,7 +61,7 @@ class LiveTable:
         for phase, row in self._rows.items():
             cells = [
                 PHASES.get(phase, phase),
-                f"{row.done}/{row.total}",
+                f"{row.done:g}/{row.total}",
                 str(row.generation) if row.sigma is not None else "",
                 _number(row.best),
                 _number(row.mean),

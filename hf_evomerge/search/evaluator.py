@@ -13,15 +13,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EvoMergeError, FitnessError, SourceError
-from ..fitness import Example, Scores, Task, load_examples, make_task
-from ..recipes.recipe import FlowPart, MergePart, Recipe, SourceRef
+from ..fitness import DifferentiableTask, Example, Scores, Task, load_examples, make_task
+from ..recipes.recipe import MergePart, Recipe, SourceRef
 from .config import SearchConfig
+from .slopes import Slopes
 from .spaces import SourceSummary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..checkpoints.source import Source
+    from ..merging.gradient import MergeGradient
     from ..merging.live import LiveMerger
     from ..routing.pool import LayerPool
 
@@ -65,6 +67,7 @@ class Evaluator:
         self._resident: dict[SourceRef, PreTrainedModel] = {}
         self._merged_models: dict[int, PreTrainedModel] = {}
         self._merger: tuple[str, LiveMerger, PreTrainedModel] | None = None
+        self._gradient: MergeGradient | None = None
         self._applied: MergePart | None = None
         self._pool: tuple[tuple[int | None, int], LayerPool] | None = None
         self._task: tuple[Any, Task] | None = None
@@ -100,13 +103,16 @@ class Evaluator:
             self._examples[split] = load_examples(spec)
         return self._examples[split]
 
-    def evaluate(self, target: Target, split: str = "search", batch: Batch | None = None) -> Scores:
+    def evaluate(
+        self, target: Target, split: str = "search", batch: Batch | None = None, slopes: Slopes | None = None
+    ) -> Scores:
         """Score one recipe, or one parent as it is.
 
         Args:
             target: What to score.
             split: On which examples.
             batch: Only the examples with these indices.
+            slopes: Of what the scores' gradient is wanted, if it is.
 
         Returns:
             The scores. Whatever goes wrong inside, out of memory included, is their error: one bad candidate must not end a
@@ -115,7 +121,7 @@ class Evaluator:
         begin = time.perf_counter()
         try:
             task = self._prepared(target, split, batch)
-            scores: Scores = task.evaluate(self.model(target))
+            scores = task.evaluate(self.model(target)) if slopes is None else self._differentiated(task, target, slopes)
             if (count := len(batch) if batch is not None else len(self.examples(split))) != scores.values.size:
                 raise FitnessError(
                     f"the task gave {scores.values.size} scores for {count} examples; there must be one per example"
@@ -126,6 +132,20 @@ class Evaluator:
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
             return Scores.failed(f"{kind}{error}", time.perf_counter() - begin)
 
+    def check_gradient(self) -> None:
+        """Raise `FitnessError` unless the fitness has a gradient."""
+        if not isinstance(self._task_factory(), DifferentiableTask):
+            task = self.config.fitness.task
+            raise FitnessError(f"fitness.task: {task} has no gradient; use likelihood, or optimizer: {{algorithm: cma}}")
+
+    def _differentiated(self, task: Task, target: Target, slopes: Slopes) -> Scores:
+        """Scores with their gradient."""
+        assert isinstance(task, DifferentiableTask)  # the search has been checked
+        assert isinstance(target, Recipe)  # parents have no numbers
+        found: list[Scores] = []
+        gradient = slopes.take(self, target, lambda model: found.append(task.backward(model)))
+        return found[0].with_gradient(gradient)
+
     def model(self, target: Target) -> PreTrainedModel:
         """A live model of a recipe or a parent. It shares parameters with others made here: use it before the next one."""
         if isinstance(target, SourceRef):
@@ -133,7 +153,7 @@ class Evaluator:
         if target.flow is None:
             assert target.merge is not None  # a recipe has at least one part
             return self._merged(target.merge)
-        return self._layer_pool(target, target.flow).model(target.flow.to_path(), target.flow.scale_target)
+        return self.layer_pool(target).model(target.flow.to_path(), target.flow.scale_target)
 
     def answer(self, target: Target, example: Example, max_new_tokens: int = 64) -> str:
         """What a model writes after an example's prompt, greedily."""
@@ -179,8 +199,27 @@ class Evaluator:
         ready: PreTrainedModel = model.eval().requires_grad_(False).to(self.config.device)
         return ready
 
+    def merge_gradient(self, part: MergePart) -> tuple[MergeGradient, PreTrainedModel]:
+        """What differentiates merges of this kind, and the resident model that it leaves merged."""
+        from ..merging.gradient import MergeGradient
+
+        merger, model = self._merger_of(part)
+        if self._gradient is None or self._gradient.merger is not merger:
+            self._gradient = MergeGradient(merger, model)
+        self._applied = None
+        return self._gradient, model
+
     def _merged(self, part: MergePart) -> PreTrainedModel:
         """The resident merged model with these parameters written into it; its config is that of the first source."""
+        merger, model = self._merger_of(part)
+        if self._applied != part:
+            self._applied = None
+            merger.apply(part.parameters, part.options)
+            self._applied = part
+        return model
+
+    def _merger_of(self, part: MergePart) -> tuple[LiveMerger, PreTrainedModel]:
+        """What writes merges of this kind, and the model that it writes into."""
         from ..merging.live import LiveMerger
 
         if part.slices is not None:
@@ -195,21 +234,20 @@ class Evaluator:
             model = self._merged_models[numbers[0]]
             merger = LiveMerger(sources, self.base, part.method, part.options, self.config.seed, model)
             self._merger = (key, merger, model)
-        if self._applied != part:
-            self._applied = None
-            self._merger[1].apply(part.parameters, part.options)
-            self._applied = part
-        return self._merger[2]
+        return self._merger[1:]
 
-    def _layer_pool(self, recipe: Recipe, flow: FlowPart) -> LayerPool:
+    def layer_pool(self, recipe: Recipe) -> LayerPool:
         """The pool of all sources' layers, and the merged model's where the recipe has one."""
         from ..routing.pool import LayerPool
 
+        assert recipe.flow is not None  # the caller has looked
+        embeddings = recipe.flow.embedding_source
+
         merged = [self._merged(recipe.merge)] if recipe.merge is not None else []
-        key = (recipe.merge_sources[0] if merged else None, flow.embedding_source)
+        key = (recipe.merge_sources[0] if merged else None, embeddings)
         if self._pool is None or self._pool[0] != key:
             models = [*(self._load(ref) for ref in self.config.sources), *merged]
-            self._pool = (key, LayerPool(models, embedding_source=flow.embedding_source))
+            self._pool = (key, LayerPool(models, embedding_source=embeddings))
         return self._pool[1]
 
     def _prepared(self, target: Target, split: str, batch: Batch | None) -> Task:

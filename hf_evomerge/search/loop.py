@@ -119,7 +119,8 @@ class Search:
             trials = [trial for s in (["ps", "dfs"] if after_ps else [stage]) for trial in self.study.trials(s)]
             name = "evolved PS+DFS" if after_ps else _WINNER_NAMES[stage]
             seconds = math.fsum(trial.scores.seconds for trial in trials)
-            rows.append(Row(stage, name, scores[key], len(trials), seconds, winner=key == winner and stage != "random"))
+            cost = round(math.fsum(trial.cost for trial in trials), 2)
+            rows.append(Row(stage, name, scores[key], cost, seconds, winner=key == winner and stage != "random"))
         return Result(self.study.recipe(winner), split, rows)
 
     def _parent_row(self, label: str, ref: SourceRef, scores: Scores) -> Row:

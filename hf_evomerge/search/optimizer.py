@@ -19,7 +19,7 @@ from ..errors import SearchError
 
 Vector = NDArray[np.float64]
 Batches = Generator[list[Vector], list[float], None]
-Algorithm = Literal["cma", "diagonal", "surrogate", "random"]
+Algorithm = Literal["cma", "diagonal", "surrogate", "random", "gradient"]
 Restarts = Literal["none", "ipop", "bipop"]
 
 
@@ -31,12 +31,15 @@ class Start:
         mean: The first mean of the distribution, shape (n,).
         sigma: Its step size.
         lower, upper: Bounds of each coordinate, shape (n,); infinite where there are none.
+        candidates: Points that are scored before the search begins, which it does at the best of them. The first are the most
+            important, should the budget not do for all.
     """
 
     mean: Vector
     sigma: float
     lower: Vector
     upper: Vector
+    candidates: tuple[Vector, ...] = ()
 
     def sample(self, rng: np.random.Generator) -> Vector:
         """One genome of random search: uniform between bounds, and normal around the mean where there are none."""
@@ -46,7 +49,82 @@ class Start:
         return np.where(bounded, uniform, normal)
 
 
-class Optimizer:
+@dataclass(frozen=True)
+class Request:
+    """What is to be done with the genomes that were asked for.
+
+    Attributes:
+        gradient: Whether the gradient of the fitness is wanted too.
+        full: Whether they are scored on all examples, also where generations are scored on batches.
+        price: What each of them costs, in scores of the examples that it is scored on.
+        active: Coordinates that are still in play; all where None.
+    """
+
+    gradient: bool = False
+    full: bool = False
+    price: float = 1.0
+    active: NDArray[np.bool_] | None = None
+
+
+class Asked:
+    """Asking and telling, whatever the algorithm, and the count of what was spent.
+
+    Attributes:
+        request: What is to be done with the genomes of the last `ask`.
+        gradients: What was last told, where gradients were wanted.
+        spent: Cost of what has been told, in scores of all examples.
+    """
+
+    _batches: Batches
+    sigma: float
+
+    def __init__(self, budget: float = np.inf, share: float = 1.0) -> None:
+        self.budget, self.share = budget, share
+        self.request, self.spent = Request(), 0.0
+        self.gradients: list[Vector] = []
+        self._asked: list[Vector] | None = None
+        self._told: list[float] | None = None
+
+    @property
+    def cost(self) -> float:
+        """What each genome of the last `ask` costs, in scores of all examples."""
+        return self.request.price * (1.0 if self.request.full else self.share)
+
+    def ask(self) -> list[Vector] | None:
+        """The next genomes to evaluate (a generation, or the part of it that a surrogate wants); None when converged."""
+        if self._asked is not None:
+            raise SearchError("ask() was called twice without tell()")
+        try:
+            self._asked = next(self._batches) if self._told is None else self._batches.send(self._told)
+        except StopIteration:
+            return None
+        return [genome.copy() for genome in self._asked]
+
+    def tell(self, fitness: Sequence[float], gradients: Sequence[Vector] = ()) -> None:
+        """Report the genomes of the last `ask`, in its order.
+
+        Args:
+            fitness: Of each; NaN for a candidate that failed.
+            gradients: Of each, where `request` wants them; those of candidates that failed are not looked at.
+        """
+        if self._asked is None or len(fitness) != len(self._asked):
+            raise SearchError(f"tell() got {len(fitness)} values for {len(self._asked or [])} genomes")
+        self.spent += self.cost * len(fitness)
+        self._asked, self._told = None, [float(value) for value in fitness]
+        self.gradients = list(gradients)
+
+    def best_candidate(self, start: Start) -> Generator[list[Vector], list[float], Vector]:
+        """Ask for the start's candidates, as far as a third of the budget goes; gives the best, or the mean without any."""
+        affordable = min(len(start.candidates), max(1.0, self.budget / (3 * self.share)))
+        candidates = list(start.candidates[: int(affordable)])
+        if not candidates:
+            return start.mean.copy()
+        self.request = Request()
+        values = yield candidates
+        return candidates[int(np.argmax([-np.inf if np.isnan(value) else value for value in values]))].copy()
+
+
+class Optimizer(Asked):
     """Ask for genomes, evaluate them anywhere, tell their fitness.
 
     Args:
@@ -57,6 +135,9 @@ class Optimizer:
         restarts: When CMA-ES has converged: stop (``none``; equal fitness alone is then no convergence), start again with twice
             the population (``ipop``), or alternate between large and small populations (``bipop``, Hansen 2009).
         seed: Seed of the generator.
+        budget: In scores of all examples; it only decides how many candidates of the start, and means, are scored.
+        share: Share of the examples that a generation is scored on. Below 1, the mean of the distribution is scored on all of
+            them now and then, and at the end.
 
     Raises:
         SearchError: The settings contradict each other, or `tell` does not match the last `ask`.
@@ -77,7 +158,10 @@ class Optimizer:
         population: int | None = None,
         restarts: Restarts = "none",
         seed: int = 0,
+        budget: float = np.inf,
+        share: float = 1.0,
     ) -> None:
+        super().__init__(budget, share)
         if start.mean.size < 2 and algorithm != "random":
             raise SearchError("CMA-ES needs at least 2 numbers to evolve; give finer layer groups, or use algorithm: random")
         self.start, self.algorithm, self.restarts = start, algorithm, restarts
@@ -86,24 +170,6 @@ class Optimizer:
         self.sigma = start.sigma
         self.restart_count = 0
         self._batches = self._random_batches() if algorithm == "random" else self._cma_batches()
-        self._asked: list[Vector] | None = None
-        self._told: list[float] | None = None
-
-    def ask(self) -> list[Vector] | None:
-        """The next genomes to evaluate (a generation, or the part of it that a surrogate wants); None when converged."""
-        if self._asked is not None:
-            raise SearchError("ask() was called twice without tell()")
-        try:
-            self._asked = next(self._batches) if self._told is None else self._batches.send(self._told)
-        except StopIteration:
-            return None
-        return [genome.copy() for genome in self._asked]
-
-    def tell(self, fitness: Sequence[float]) -> None:
-        """Report the fitness of the genomes of the last `ask`, in its order; NaN for a candidate that failed."""
-        if self._asked is None or len(fitness) != len(self._asked):
-            raise SearchError(f"tell() got {len(fitness)} values for {len(self._asked or [])} genomes")
-        self._asked, self._told = None, [float(value) for value in fitness]
 
     def _random_batches(self) -> Batches:
         while True:
@@ -114,9 +180,10 @@ class Optimizer:
         evaluations = {"large": 0, "small": 0}
         population, sigma, regime = self.population, self.start.sigma, "large"
         doublings = 0
+        self.mean = yield from self.best_candidate(self.start)
         while True:
             evaluations[regime] += yield from self._one_run(population, sigma)
-            if self.restarts == "none":
+            if self.restarts == "none" or self._is_last(self.population):
                 return
             self.restart_count += 1
             sigma, regime = self.start.sigma, "large"
@@ -128,6 +195,10 @@ class Optimizer:
             else:
                 doublings += 1
                 population = self.population * 2**doublings
+
+    def _is_last(self, population: int) -> bool:
+        """Whether the budget does not do for another generation on a batch and the mean on all examples."""
+        return self.share < 1 and self.spent + population * self.share + 1 > self.budget
 
     def _one_run(self, population: int, sigma: float) -> Generator[list[Vector], list[float], int]:
         """One CMA-ES run from the start until it converges; returns its number of evaluations."""
@@ -150,10 +221,17 @@ class Optimizer:
             options["CMA_injections_threshold_keep_len"] = 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            strategy = cma.CMAEvolutionStrategy(self.start.mean, sigma, options)
+            strategy = cma.CMAEvolutionStrategy(self.mean, sigma, options)
         surrogate = _Surrogate() if self.algorithm == "surrogate" else None
         evaluations = 0
+        self._mean_at = self.spent
         while not strategy.stop():
+            if self.share < 1 and (self._is_last(population) or self.spent - self._mean_at >= max(4.0, 0.1 * self.spent)):
+                self.request, self._mean_at = Request(full=True), self.spent
+                yield [np.asarray(strategy.result.xfavorite, dtype=np.float64)]
+                if self._is_last(population):
+                    break
+            self.request = Request()
             genomes = [np.asarray(genome, dtype=np.float64) for genome in strategy.ask()]
             if surrogate is None:
                 costs = _costs((yield genomes))

@@ -28,7 +28,7 @@ def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Se
 def stage_curves(trials: Sequence[Trial]) -> list[plots.Curve]:
     """The curves of a study from all its trials: DFS goes on where PS ended; random search begins at 0, beside them."""
     by_stage = {stage: [trial for trial in trials if trial.stage == stage] for stage in STAGES}
-    starts = {"dfs": len(by_stage["ps"])}
+    starts = {"dfs": sum(trial.cost for trial in by_stage["ps"])}
     return [
         plots.Curve(
             stage,
@@ -36,6 +36,7 @@ def stage_curves(trials: Sequence[Trial]) -> list[plots.Curve]:
             tuple(trial.generation for trial in found),
             start=starts.get(stage, 0),
             title=STAGES[stage],
+            costs=tuple(trial.cost for trial in found),
         )
         for stage, found in by_stage.items()
         if found

@@ -17,7 +17,7 @@ class Plan:
 
     Attributes:
         dimensions: Numbers to evolve, per stage. That of a hybrid search's second stage counts the merged model's layers.
-        evaluations: Trials, per stage.
+        evaluations: Budget of each stage, in scores of all search examples.
         examples: Examples, per split.
         seconds_per_evaluation: Measured on the first source.
         notes: What the user should know of the spaces, one line each, such as numbers that are not evolved.
@@ -69,10 +69,9 @@ def plan_search(config: SearchConfig) -> Plan:
     scores = evaluator.evaluate(config.sources[0])
     if scores.error is not None:
         raise SearchError(f"{config.sources[0].model}: cannot be evaluated: {scores.error}")
-    share = 1.0 if config.batch is None else min(1.0, config.batch / len(evaluator.examples("search")))
     evaluations: dict[str, int] = {stage: config.budget(stage)[0] for stage in config.stages}
     examples = {split: len(evaluator.examples(split)) for split in evaluator.splits}
-    return Plan(dimensions, evaluations, examples, scores.seconds * share, tuple(notes))
+    return Plan(dimensions, evaluations, examples, scores.seconds, tuple(notes))
 
 
 def _duration(minutes: float) -> str:

@@ -24,7 +24,7 @@ class Row:
             search that it won (``ps``, ``dfs``, ``random``). Whoever looks for a row looks for its stage.
         model: What the model is called in tables.
         scores: What it scored.
-        evaluations: Trials that were spent to find it.
+        evaluations: What was spent to find it, in scores of all search examples.
         seconds: Evaluation time of these trials.
         winner: Whether it is what the search ended with.
     """
@@ -32,7 +32,7 @@ class Row:
     stage: RowStage
     model: str
     scores: Scores
-    evaluations: int = 0
+    evaluations: float = 0
     seconds: float = 0.0
     winner: bool = False
 
@@ -45,7 +45,7 @@ class Row:
             "fitness_se": self.scores.standard_error,
             "accuracy": self.scores.accuracy,
             "accuracy_se": self.scores.accuracy_error,
-            "evaluations": self.evaluations,
+            "evaluations": int(self.evaluations) if self.evaluations == int(self.evaluations) else self.evaluations,
             "seconds": self.seconds,
             "winner": self.winner,
         }
@@ -96,7 +96,7 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
             f"{row.model}{' *' if row.winner else ''}",
             fitness_text(row.scores),
             accuracy_text(row.scores),
-            str(row.evaluations or ""),
+            f"{row.evaluations:g}" if row.evaluations else "",
             f"{row.seconds:.0f}" if row.evaluations else "",
         )
     return render(table)

@@ -15,15 +15,17 @@ from ..errors import SearchError
 from ..fitness import Scores
 from .config import SearchConfig
 from .evaluator import Batch, Evaluator, Target
+from .slopes import Slopes
 
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation to run: a target, a split, and the examples of it (all where None)."""
+    """One evaluation to run: a target, a split, the examples of it (all where None), and of what a gradient is wanted."""
 
     target: Target
     split: str = "search"
     batch: Batch | None = None
+    slopes: Slopes | None = None
 
 
 class Runner(Protocol):
@@ -45,7 +47,7 @@ class LocalRunner:
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
         """Evaluate jobs in order."""
         for index, job in enumerate(jobs):
-            yield index, self.evaluator.evaluate(job.target, job.split, job.batch)
+            yield index, self.evaluator.evaluate(job.target, job.split, job.batch, job.slopes)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -124,4 +126,4 @@ def _end_with(parent: BaseProcess) -> None:
 
 def _evaluate(job: Job) -> Scores:
     assert _evaluator is not None  # set by the pool's initializer
-    return _evaluator.evaluate(job.target, job.split, job.batch)
+    return _evaluator.evaluate(job.target, job.split, job.batch, job.slopes)

@@ -17,9 +17,10 @@ from ..recipes.layer_groups import Grouping, check_keys, select_key
 from ..recipes.recipe import FlowPart, MergePart, ParameterValue, Recipe, SourceRef
 from ..routing.layout import FlowGenome, Layout
 from .config import FlowSpaceConfig, Range, SearchConfig, Stage
-from .optimizer import Start
+from .optimizer import Start, Vector
+from .slopes import GateSlopes, Slopes, WeightSlopes
 
-Vector = NDArray[np.float64]
+_WAITING = 0.05  # gates of slots that are off at the start of a gradient search: half of what puts them on
 
 
 class Space(Protocol):
@@ -33,6 +34,12 @@ class Space(Protocol):
 
     def notes(self) -> list[str]:
         """What the user should know of the space, one line each."""
+
+    def price(self, active: NDArray[np.bool_]) -> float:
+        """What a gradient in the active coordinates costs, in scores of the same examples."""
+
+    def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> Slopes:
+        """Of what the gradient at a genome is taken."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,17 @@ class ParameterSpace:
     def start(self) -> Start:
         """Where a search begins."""
         mean = np.array([coordinate.span.start_fraction for coordinate in self.coordinates])
-        return Start(mean, self.space.optimizer.sigma or 1 / 6, np.zeros(mean.size), np.ones(mean.size))
+        sigma = self.space.optimizer.sigma or (0.04 if self.space.optimizer.algorithm == "gradient" else 1 / 6)
+        return Start(mean, sigma, np.zeros(mean.size), np.ones(mean.size))
+
+    def price(self, active: NDArray[np.bool_]) -> float:
+        """A forward pass, and a backward pass to activations and to weights."""
+        return 3.0
+
+    def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> Slopes:
+        """Those of the numbers of the recipe."""
+        numbers = tuple((each.parameter, each.source, each.group) for each in self.coordinates)
+        return WeightSlopes(numbers, tuple(each.span.high - each.span.low for each in self.coordinates))
 
     def decode(self, genome: Vector) -> Recipe:
         """The recipe of a genome."""
@@ -202,16 +219,33 @@ class FlowSpace:
         order = self.space.order or [*merged, *range(len(config.sources))]
         self.genome = FlowGenome(
             Layout(tuple(order), tuple(layers[source] for source in order), self.space.repetitions),
-            self.space.scales,
+            self.space.encoding,
             self.space.scale_bounds,
             self.space.max_hops,
             self.space.initialisation,
+            self.space.ends or ("free" if self.space.encoding == "gate" else "paper"),
         )
 
     def start(self) -> Start:
-        """Where a search begins."""
-        sigma = self.space.optimizer.sigma or 0.1
-        return Start(self.genome.start(sigma), sigma, *self.genome.bounds())
+        """Where a search begins; one over gates at the best of the sources as they are and of their splices."""
+        gates, gradient = self.space.encoding == "gate", self.space.optimizer.algorithm == "gradient"
+        sigma = self.space.optimizer.sigma or (0.2 if gates and not gradient else 0.1)
+        lower, upper = self.genome.bounds()
+        if not gates:
+            return Start(self.genome.start(sigma), sigma, lower, upper)
+        other = _WAITING if gradient else -0.5 * sigma
+        candidates = tuple(self.genome.along(slots, other) for slots in self.genome.splices())
+        mean = candidates[0] if gradient else self.genome.start(sigma)
+        return Start(mean, sigma, np.zeros(mean.size) if gradient else lower, upper, candidates)
+
+    def price(self, active: NDArray[np.bool_]) -> float:
+        """A forward pass over the slots in play, and a backward pass to activations alone."""
+        return 2.0 * float(active.sum()) / self.genome.layout.layers[0]
+
+    def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> Slopes:
+        """Those of the gates."""
+        gates = self.genome.gates(genome)
+        return GateSlopes(tuple(self.genome.layout.slots), tuple(gates.tolist()), tuple(active.tolist()))
 
     def decode(self, genome: Vector) -> Recipe:
         """The recipe of a genome."""

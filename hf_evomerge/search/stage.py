@@ -6,6 +6,7 @@ and a search that was killed ends with the same trials as one that was not.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,9 +18,11 @@ from ..errors import EvoMergeError, SearchError
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe
 from .config import SearchConfig, Stage
+from .descent import GradientOptimizer
 from .evaluator import Batch
-from .optimizer import Optimizer, Vector
+from .optimizer import Asked, Optimizer, Vector
 from .runner import Job, Runner
+from .slopes import Slopes
 from .spaces import Space
 from .study import Study, Trial
 
@@ -30,7 +33,7 @@ class Progress:
 
     Attributes:
         phase: The stage, or ``parents``, ``finalists`` or ``test``.
-        done, total: Trials (or evaluations) done in this phase, and its budget.
+        done, total: What this phase has spent, in scores of all examples, and its budget.
         generation: From 0.
         best, mean: Best fitness of the stage so far; mean of the last whole generation.
         sigma: The optimizer's step size.
@@ -40,7 +43,7 @@ class Progress:
     """
 
     phase: str
-    done: int
+    done: float
     total: int
     generation: int = 0
     best: float | None = None
@@ -82,14 +85,9 @@ class StageRun:
         self.config, self.study, self.runner = config, study, runner
         self.stage, self.space, self.example_count, self.report = stage, space, example_count, report
         self.budget, self.minutes = config.budget(stage)
-        settings = config.optimizer(stage)
-        self.optimizer = Optimizer(
-            space.start(),
-            algorithm="random" if stage == "random" else settings.algorithm,
-            population=settings.population,
-            restarts=settings.restarts,
-            seed=config.seed + config.stages.index(stage),
-        )
+        self.batch_size = config.batch_size(stage, example_count)
+        self.optimizer = self._optimizer()
+        self.spent = 0.0
         self.trials: list[Trial] = []
         self.stored = {trial.number: trial for trial in self.study.trials(stage)}
         self.first_of_recipe: dict[tuple[str, Batch | None], Trial] = {}
@@ -106,24 +104,47 @@ class StageRun:
             SearchError: No candidate of the first generation could be evaluated, or the study does not fit the search.
         """
         generation = 0
-        while len(self.trials) < self.budget and (len(self.trials) in self.stored or self._seconds() < self.minutes * 60):
+        while self.spent < self.budget and (len(self.trials) in self.stored or self._seconds() < self.minutes * 60):
             genomes = self.optimizer.ask()
             if genomes is None:
                 break
-            trials = self._generation(generation, genomes[: self.budget - len(self.trials)])
+            affordable = int((self.budget - self.spent) / self.optimizer.cost + 1e-6)
+            if affordable == 0:
+                break
+            trials = self._generation(generation, genomes[:affordable])
             self.trials += trials
+            self.spent = math.fsum(trial.cost for trial in self.trials)
             values = np.array([np.nan if trial.fitness is None else trial.fitness for trial in trials])
             alive = values[~np.isnan(values)]
             if generation == 0 and not alive.size:
                 raise SearchError(f"{self.stage}: every candidate of the first generation failed: {trials[0].scores.error}")
             self.mean = float(alive.mean()) if alive.size else None
             if len(trials) == len(genomes):
-                self.optimizer.tell(values.tolist())
+                empty = np.zeros(0)
+                slopes = [empty if trial.scores.gradient is None else trial.scores.gradient for trial in trials]
+                self.optimizer.tell(values.tolist(), slopes)
             if self.counts["fresh"]:
                 self.study.set_meta(f"seconds:{self.stage}", self._seconds())
             generation += 1
         if extra := set(self.stored) - {trial.number for trial in self.trials}:
             raise SearchError(f"{self.stage}: the study holds trial {min(extra)}, which this search never asked for")
+
+    def _optimizer(self) -> Asked:
+        """What proposes the genomes."""
+        settings, start = self.config.optimizer(self.stage), self.space.start()
+        share = self.batch_size / max(self.example_count, 1) if self.batch_size else 1.0
+        if settings.algorithm == "gradient" and self.stage != "random":
+            gates = self.stage == "dfs"
+            return GradientOptimizer(start, price=self.space.price, budget=self.budget, share=share, prune=gates)
+        return Optimizer(
+            start,
+            algorithm="random" if self.stage == "random" else settings.algorithm,
+            population=settings.population,
+            restarts=settings.restarts,
+            seed=self.config.seed + self.config.stages.index(self.stage),
+            budget=self.budget,
+            share=share,
+        )
 
     def _seconds(self) -> float:
         """Wall time of the stage so far, in this process and those before it."""
@@ -132,9 +153,10 @@ class StageRun:
     def _generation(self, generation: int, genomes: list[Vector]) -> list[Trial]:
         """The trials of one generation, in order: stored, evaluated, or sharing the scores of an earlier one."""
         trials: dict[int, Trial] = {}
-        batch = self._batch(generation)
+        batch, request = self._batch(generation), self.optimizer.request
         candidates = [
-            _Candidate(number, genome, *self._decode(genome)) for number, genome in enumerate(genomes, len(self.trials))
+            _Candidate(number, genome, *self._decode(genome), self.optimizer.cost)
+            for number, genome in enumerate(genomes, len(self.trials))
         ]
         pending: dict[str, _Candidate] = {}
         for candidate in candidates:
@@ -144,10 +166,11 @@ class StageRun:
                 self._keep(trials, stored, batch)
             elif candidate.recipe is None:
                 self._add(trials, candidate.trial(self.stage, generation, Scores.failed(candidate.error or "")), batch)
-            elif (candidate.key, batch) not in self.first_of_recipe:
+            elif request.gradient or (candidate.key, batch) not in self.first_of_recipe:
                 pending.setdefault(candidate.key, candidate)
         waiting = list(pending.values())
-        for index, scores in self.runner.run([Job(c.recipe, "search", batch) for c in waiting if c.recipe is not None]):
+        jobs = [Job(c.recipe, "search", batch, self._slopes(c.genome)) for c in waiting if c.recipe is not None]
+        for index, scores in self.runner.run(jobs):
             self._add(trials, waiting[index].trial(self.stage, generation, scores), batch)
         for candidate in candidates:
             if candidate.number not in trials:  # its recipe has been evaluated as an earlier trial
@@ -155,6 +178,14 @@ class StageRun:
                 trial = candidate.trial(self.stage, generation, original.scores.timed(0.0))
                 self._add(trials, replace(trial, duplicate_of=original.number), batch)
         return [trials[candidate.number] for candidate in candidates]
+
+    def _slopes(self, genome: Vector) -> Slopes | None:
+        """Of what the gradient at a genome is wanted."""
+        request = self.optimizer.request
+        if not request.gradient:
+            return None
+        everything = np.ones(genome.size, dtype=np.bool_)
+        return self.space.slopes(genome, everything if request.active is None else request.active)
 
     def _check_same(self, stored: Trial, genome: Vector) -> None:
         """Refuse to go on with a study that another program began: the trials would be of two searches."""
@@ -174,8 +205,8 @@ class StageRun:
 
     def _batch(self, generation: int) -> Batch | None:
         """The examples that a generation is scored on; the same for all its candidates."""
-        size, count = self.config.batch, self.example_count
-        if size is None or size >= count:
+        size, count = self.batch_size, self.example_count
+        if size >= count or self.optimizer.request.full:
             return None
         rng = np.random.default_rng([self.config.seed, self.config.stages.index(self.stage), generation])
         return tuple(int(i) for i in np.sort(rng.choice(count, size, replace=False)))
@@ -198,7 +229,7 @@ class StageRun:
         self.report(
             Progress(
                 phase=self.stage,
-                done=len(self.trials) + len(trials),
+                done=round(self.spent + math.fsum(each.cost for each in trials.values()), 3),
                 total=self.budget,
                 generation=trial.generation,
                 best=self.best,
@@ -221,7 +252,8 @@ class _Candidate:
     key: str
     recipe: Recipe | None
     error: str | None
+    cost: float
 
     def trial(self, stage: Stage, generation: int, scores: Scores) -> Trial:
         """The finished trial."""
-        return Trial(stage, self.number, generation, self.genome, self.key or None, scores)
+        return Trial(stage, self.number, generation, self.genome, self.key or None, scores, cost=self.cost)

@@ -38,7 +38,8 @@ CREATE TABLE IF NOT EXISTS recipes (key TEXT PRIMARY KEY, yaml TEXT NOT NULL, ch
 CREATE TABLE IF NOT EXISTS trials (
     stage TEXT NOT NULL, number INTEGER NOT NULL, generation INTEGER NOT NULL, state TEXT NOT NULL,
     genome BLOB NOT NULL, recipe TEXT REFERENCES recipes (key), duplicate_of INTEGER,
-    fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT, checksum TEXT NOT NULL,
+    fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT, cost REAL NOT NULL, gradient BLOB,
+    checksum TEXT NOT NULL,
     PRIMARY KEY (stage, number));
 CREATE TABLE IF NOT EXISTS evaluations (
     label TEXT NOT NULL, split TEXT NOT NULL, fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT,
@@ -62,6 +63,7 @@ class Trial:
         recipe_key: Key of the recipe in the study; None where the genome has none (its error says why).
         scores: What the recipe scored, or why it could not be scored.
         duplicate_of: Number of the earlier trial whose recipe is the same and whose scores this one shares.
+        cost: What it counts of the budget, in scores of all search examples.
     """
 
     stage: str
@@ -71,6 +73,7 @@ class Trial:
     recipe_key: str | None
     scores: Scores
     duplicate_of: int | None = None
+    cost: float = 1.0
 
     @property
     def state(self) -> State:
@@ -211,20 +214,26 @@ class Study:
     def add_trial(self, trial: Trial) -> None:
         """Store a finished trial, durably."""
         names = (trial.stage, trial.number, trial.generation, trial.state)
-        self.write("trials", (*names, _pack(trial.genome), trial.recipe_key, trial.duplicate_of, *_score_columns(trial.scores)))
+        genome = (_pack(trial.genome), trial.recipe_key, trial.duplicate_of)
+        costs = (float(trial.cost), _pack(trial.scores.gradient))
+        self.write("trials", (*names, *genome, *_score_columns(trial.scores), *costs))
 
     def trials(self, stage: str | None = None) -> list[Trial]:
         """All trials, or those of one stage, by number."""
         found = []
         for row in self._whole("trials", "? IS NULL OR stage = ? ORDER BY stage, number", stage, stage):
             with self._readable("trials", row):
-                found.append(Trial(row[0], row[1], row[2], _unpack(row[4]), row[5], _scores(*row[8:]), duplicate_of=row[6]))
+                scores = _scores(*row[8:12], row[13])
+                found.append(Trial(row[0], row[1], row[2], _unpack(row[4]), row[5], scores, row[6], row[12]))
         return found
 
     def best(self, stage: str | None = None, count: int = 1) -> list[Trial]:
-        """The best complete trials with distinct recipes, best first; of equals the earlier."""
+        """The best complete trials with distinct recipes, best first; of equals the earlier.
+
+        Those that were scored on more examples than others come before them: a batch says less.
+        """
         complete = [trial for trial in self.trials(stage) if trial.fitness is not None and trial.duplicate_of is None]
-        complete.sort(key=lambda trial: (-(trial.fitness or 0.0), trial.number))
+        complete.sort(key=lambda trial: (-trial.scores.values.size, -(trial.fitness or 0.0), trial.number))
         first_of_recipe: dict[str | None, Trial] = {}
         for trial in complete:
             first_of_recipe.setdefault(trial.recipe_key, trial)
@@ -316,8 +325,11 @@ def _checksum(values: Values) -> str:
     return digest.hexdigest()[:16]
 
 
-def _scores(values: bytes | None, correct: bytes | None, seconds: float, error: str | None) -> Scores:
+def _scores(
+    values: bytes | None, correct: bytes | None, seconds: float, error: str | None, gradient: bytes | None = None
+) -> Scores:
     if error is not None:
         return Scores.failed(error, seconds)
     right = None if correct is None else np.frombuffer(correct, dtype=np.uint8)
-    return Scores(_unpack(values or b""), correct=right, seconds=seconds)
+    slopes = None if gradient is None else _unpack(gradient)
+    return Scores(_unpack(values or b""), correct=right, seconds=seconds, gradient=slopes)

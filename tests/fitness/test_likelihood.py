@@ -168,3 +168,25 @@ def test_refusals(model: LlamaForCausalLM, examples: list[Example], tokenizer: P
     endless.eos_token = None
     with pytest.raises(FitnessError, match="append_eos"):
         score(model, examples, endless)
+
+
+@pytest.mark.parametrize("keys", [{}, {"normalize": "token", "batch_size": 2}])
+def test_backward_is_the_gradient_of_the_mean(keys: dict[str, Any], examples: list[Example], tokenizer: Any) -> None:
+    """The scores are those of `evaluate`, and the gradients those of their mean, for any size of micro-batches."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(CONFIGS["llama"])
+    task = LikelihoodTask(LikelihoodSpec(separator=" ", **keys))
+    task.prepare(examples, tokenizer)
+    scores = task.backward(model)
+    assert scores.values == pytest.approx(task.evaluate(model).values, rel=1e-5)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    direction = torch.randn_like(weight)
+    assert weight.grad is not None
+    slope = (weight.grad * direction).sum().item()
+    ends = []
+    for step in (0.001, -0.001):
+        with torch.no_grad():
+            weight.add_(step * direction)
+            ends.append(task.evaluate(model).mean)
+            weight.sub_(step * direction)
+    assert slope == pytest.approx((ends[0] - ends[1]) / 0.002, rel=0.02)

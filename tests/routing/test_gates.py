@@ -102,8 +102,10 @@ def test_a_genome_of_gates() -> None:
     start[[1, 5, 13]] = [0.0999, 0.5, 0.1]
     path = space.decode(start)
     assert (str(path), path.scales) == ("1:0, 1:2, 0:2, 0:3", [1.0, 1.0, 2.0, 5.0])
-    with pytest.raises(PathError, match="gates: none of 14 is on; a path has at least one hop"):
-        space.decode(np.zeros(14))
+    path = space.decode(np.linspace(-1.0, -0.5, 14))
+    assert (str(path), path.scales) == ("0:3", [10.0])
+    with pytest.raises(PathError, match="gates: none of 2 is on; a path has at least one hop"):
+        gate_path([(0, 0), (0, 1)], [0.0, 0.09])
 
 
 def test_the_papers_ends() -> None:

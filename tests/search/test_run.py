@@ -26,6 +26,7 @@ from hf_evomerge.fitness import DataSpec, Example, FunctionTask
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluation import evaluate_model
+from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results import Result
 from hf_evomerge.search.run import resume_search, run_search
@@ -40,7 +41,8 @@ Config = Callable[..., SearchConfig]
 def _facts(folder: Path) -> dict[str, list[Any]]:
     """Everything that a study holds of its trials but the seconds."""
     tables = {
-        "trials": "stage, number, generation, state, genome, recipe, duplicate_of, fitness, scores, correct, error",
+        "trials": "stage, number, generation, state, genome, recipe, duplicate_of, fitness, scores, correct, error, cost, "
+        "gradient",
         "recipes": "key, yaml",
         "evaluations": "label, split, fitness, scores, correct, error",
     }
@@ -223,12 +225,99 @@ def test_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
 
     reports: list[Progress] = []
     resume_search(tmp_path / "killed", report=reports.append)
-    assert max(report.fresh for report in reports if report.phase == "ps") == 40 - done
     run_search(config, tmp_path / "whole")
+    whole = len(Study.open(tmp_path / "whole").trials("ps"))
+    assert max(report.fresh for report in reports if report.phase == "ps") == whole - done
     assert _facts(tmp_path / "killed") == _facts(tmp_path / "whole")
     assert _digests(tmp_path / "killed" / "model") == _digests(tmp_path / "whole" / "model")
     for name in ("recipe.yaml", "search.yaml"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+GRADIENT = {"algorithm": "gradient", "evaluations": 12}
+BY_GRADIENT: dict[str, dict[str, Any]] = {
+    "ps": {"ps": {"method": "ties", "groups": "tensor", "optimizer": GRADIENT}, "batch": 2},
+    "dfs": {"dfs": {"optimizer": {**GRADIENT, "evaluations": 30}}, "batch": 2},
+    "hybrid": {"ps": {"optimizer": GRADIENT}, "dfs": {"repetitions": 1, "optimizer": {**GRADIENT, "evaluations": 40}}},
+}
+
+
+@pytest.mark.parametrize("space", BY_GRADIENT)
+def test_a_search_by_gradient(space: str, search_config: Config, tmp_path: Path) -> None:
+    """A search by gradient keeps its budget, climbs, holds each step's gradient, and a trial's score is its recipe's."""
+    config = search_config(space, **BY_GRADIENT[space])
+    result = run_search(config, tmp_path, build=False)
+    study, evaluator = Study.open(tmp_path), Evaluator(config)
+    for stage in config.stages:
+        trials = study.trials(stage)
+        assert sum(trial.cost for trial in trials) <= config.budget(stage)[0] + 1e-9
+        steps = [trial for trial in trials if trial.scores.gradient is not None]
+        assert len(steps) > 2
+        assert all(trial.scores.gradient.shape == trial.genome.shape for trial in steps)  # type: ignore[union-attr]
+        whole = [trial for trial in trials if trial.scores.values.size == 5]
+        assert trials[-1] is whole[-1]
+        for trial in (whole[-1], *(trial for trial in steps if trial.scores.values.size == 5)):
+            again = evaluator.evaluate(study.recipe(trial.recipe_key or ""))
+            assert np.allclose(again.values, trial.scores.values, rtol=1e-3, atol=1e-4)
+    for row in (row for row in result.rows if row.stage in ("ps", "dfs")):
+        counted = study.trials() if space == "hybrid" and row.stage == "dfs" else study.trials(row.stage)
+        assert row.evaluations == round(sum(trial.cost for trial in counted), 2)
+    if "ps" in config.stages:
+        start = evaluator.evaluate(study.recipe(study.trials("ps")[0].recipe_key or "")).mean
+        assert study.best("ps")[0].fitness > start  # type: ignore[operator]
+
+
+def test_a_search_by_gradient_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
+    """Killed in the middle of its steps and resumed with other workers, it ends with the same trials and gradients."""
+    config = search_config("dfs", **BY_GRADIENT["dfs"])
+    run_search(config, tmp_path / "whole", build=False)
+    count = len(Study.open(tmp_path / "whole").trials("dfs"))
+
+    class KilledError(Exception):
+        """As if the process had been killed."""
+
+    def kill(progress: Progress) -> None:
+        if progress.phase == "dfs" and progress.fresh == count // 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_search(config, tmp_path / "killed", build=False, report=kill)
+    resume_search(tmp_path / "killed", workers=2, build=False)
+    assert _facts(tmp_path / "killed") == _facts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("space", "more", "message"),
+    [
+        (
+            "ps",
+            {"fitness": {"task": "generation"}},
+            "fitness.task: generation has no gradient; use likelihood, or optimizer: {",
+        ),
+        ("ps", {"ps": {"method": "model_stock", "optimizer": GRADIENT}}, "every parameter of model_stock is fixed"),
+        (
+            "ps",
+            {"ps": {"method": "sce", "options": {"select_topk": {"low": 0.1, "high": 1}}, "optimizer": GRADIENT}},
+            "sce has no",
+        ),
+        (
+            "dfs",
+            {"dfs": {"scales": "slot", "optimizer": GRADIENT}},
+            "optimizer.algorithm: gradient goes with gates; write scales",
+        ),
+        ("dfs", {"dfs": {"scales": "gate", "scale_target": "mlp_delta"}}, "scales: gate is a factor of the stream"),
+        ("dfs", {"dfs": {"scales": "slot", "ends": "free"}}, "ends: free goes with gates; with scales: slot leave it out"),
+    ],
+)
+def test_gradients_that_are_not_to_be_had(
+    space: str, more: dict[str, Any], message: str, search_config: Config, tmp_path: Path
+) -> None:
+    """A task, a method, an encoding or a scale target without a gradient is refused before anything runs, with what to do."""
+    settings = {**BY_GRADIENT[space], **more}
+    with pytest.raises(EvoMergeError) as caught:
+        run_search(search_config(space, **settings), tmp_path / "out")
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
@@ -375,7 +464,7 @@ def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A plan counts what will be evolved and evaluated, times one evaluation, and writes nothing."""
     monkeypatch.chdir(tmp_path)
     plan = plan_search(search_config("hybrid", random_baseline=True))
-    assert plan.dimensions == {"ps": 2, "dfs": 6 + 6}
+    assert plan.dimensions == {"ps": 2, "dfs": 6}
     assert plan.evaluations == {"ps": 8, "dfs": 8, "random": 16}
     assert plan.examples == {"search": 5, "validation": 4, "test": 6}
     assert 0 < plan.seconds_per_evaluation < 10

@@ -221,7 +221,7 @@ def test_flow_space_begins_at_a() -> None:
     assert flow is not None
     assert flow.path == LayerPath.identity(3, source=1).as_text()
     assert (flow.scales, flow.embedding_source, flow.scale_target) == (None, 1, "stream")
-    assert space.start().sigma == 0.1
+    assert space.start().sigma == 0.2
 
 
 def test_flow_space_passes_its_settings_on() -> None:

@@ -1,0 +1,70 @@
+"""Of what a gradient is wanted: numbers of a merge, or gates of a path; and how an evaluator's live models give it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ..merging.gradient import Number
+    from .evaluator import Evaluator
+
+Vector = NDArray[np.float64]
+
+
+class Slopes(Protocol):
+    """What the gradient of one evaluation is of."""
+
+    def take(self, evaluator: Evaluator, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+        """The gradient at a recipe, one number per coordinate; `backward` runs a live model and its backward pass."""
+
+
+@dataclass(frozen=True)
+class WeightSlopes:
+    """Of numbers of the merge part.
+
+    Attributes:
+        numbers: Which ones, in the order of the coordinates. Those that have no gradient, such as densities, get 0.
+        widths: How far each number moves over its coordinate's 0 to 1.
+    """
+
+    numbers: tuple[Number, ...]
+    widths: tuple[float, ...]
+
+    def take(self, evaluator: Evaluator, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+        """See `Slopes`."""
+        assert recipe.merge is not None  # the space makes recipes with a merge part
+        gradient, model = evaluator.merge_gradient(recipe.merge)
+        found = gradient(recipe.merge.parameters, recipe.merge.options, lambda: backward(model))
+        return np.array([found.get(number, 0.0) * width for number, width in zip(self.numbers, self.widths, strict=True)])
+
+
+@dataclass(frozen=True)
+class GateSlopes:
+    """Of gates.
+
+    Attributes:
+        slots: Source and layer of each slot.
+        gates: 0, or at least `LEAST`, per slot.
+        active: Which slots run; the others get 0.
+    """
+
+    slots: tuple[tuple[int, int], ...]
+    gates: tuple[float, ...]
+    active: tuple[bool, ...]
+
+    def take(self, evaluator: Evaluator, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+        """See `Slopes`."""
+        from ..routing.gates import gate_gradient
+
+        running = [index for index, active in enumerate(self.active) if active]
+        slots, gates = [self.slots[i] for i in running], [self.gates[i] for i in running]
+        gradient = np.zeros(len(self.slots))
+        gradient[running] = gate_gradient(evaluator.layer_pool(recipe), slots, gates, backward)
+        return gradient

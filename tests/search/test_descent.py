@@ -1,0 +1,90 @@
+"""The gradient optimizer on functions that are known: no model, no study."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.search.descent import GradientOptimizer
+from hf_evomerge.search.optimizer import Start
+
+GOAL = np.array([0.3, 1.5, -0.4])
+
+
+def start(*candidates: np.ndarray) -> Start:
+    """The middle of a box from 0 to 1."""
+    return Start(np.full(3, 0.5), 0.1, np.zeros(3), np.ones(3), candidates)
+
+
+def optimizer(budget: float = 40.0, share: float = 0.25, **more: object) -> GradientOptimizer:
+    """One whose gradients cost a score for each coordinate in play."""
+    settings = {"price": lambda active: float(active.sum()), "budget": budget, "share": share, **more}
+    return GradientOptimizer(settings.pop("start", start()), **settings)  # type: ignore[arg-type]
+
+
+def run(it: GradientOptimizer, fails: tuple[int, ...] = ()) -> list[tuple[np.ndarray, bool, bool, float]]:
+    """Ascend -|x - GOAL|^2; returns what was asked for, and what each of it cost."""
+    asked: list[tuple[np.ndarray, bool, bool, float]] = []
+    while (points := it.ask()) is not None:
+        asked += [(point, it.request.gradient, it.request.full, it.cost) for point in points]
+        values = [np.nan if len(asked) in fails else -float(((point - GOAL) ** 2).sum()) for point in points]
+        it.tell(values, [-2 * (point - GOAL) for point in points])
+    return asked
+
+
+def test_it_ends_at_the_best_point_of_the_box() -> None:
+    """The average of the last points, scored in full at the end, is the optimum inside the bounds; the budget is kept."""
+    it = optimizer()
+    asked = run(it)
+    point, gradient, full, cost = asked[-1]
+    assert np.allclose(point, [0.3, 1.0, 0.0], atol=0.01)
+    assert (gradient, full, cost) == (False, True, 1.0)
+    assert it.spent == pytest.approx(sum(cost for *_, cost in asked))
+    assert 39 < it.spent <= 40
+    assert sum(full for _, _, full, _ in asked) == 3
+    assert all(cost == 0.75 for _, gradient, _, cost in asked if gradient)
+    assert all((point >= 0).all() and (point <= 1).all() for point, *_ in asked)
+
+
+def test_the_same_answers_give_the_same_points() -> None:
+    """Told the same, it asks for the same, bit for bit."""
+    first, second = (run(optimizer(prune=True)) for _ in range(2))
+    assert [point.tobytes() for point, *_ in first] == [point.tobytes() for point, *_ in second]
+
+
+def test_what_stays_at_the_bound_is_given_up() -> None:
+    """A coordinate that stays at its lower bound leaves for good, and what is left costs less."""
+    it = optimizer(prune=True)
+    costs = [cost for _, gradient, _, cost in run(it) if gradient]
+    assert costs == sorted(costs, reverse=True)
+    assert (costs[0], costs[-1]) == (0.75, 0.5)
+    assert it.request.full
+    assert it.average[2] < 1e-3
+
+
+def test_the_best_candidate_is_the_first_point() -> None:
+    """Candidates are scored on a batch, as many as a third of the budget does, and the best is where the steps begin."""
+    candidates = [np.full(3, 0.9), np.array([0.3, 0.9, 0.1]), GOAL]
+    asked = run(optimizer(start=start(*candidates)))
+    assert [point.tolist() for point, *_ in asked[:4]] == [*(each.tolist() for each in candidates), GOAL.tolist()]
+    assert [gradient for _, gradient, _, _ in asked[:4]] == [False, False, False, True]
+    asked = run(optimizer(budget=1.6, start=start(*candidates)))
+    assert [point.tolist() for point, *_ in asked] == [[0.9] * 3, [0.3, 0.9, 0.1], [0.3, 0.9, 0.1]]
+
+
+def test_a_failed_point_is_left_again() -> None:
+    """After a point that fails the search goes on from the one before, in smaller steps, and still arrives."""
+    asked = run(optimizer(), fails=(5, 6))
+    assert asked[5][0].tolist() == asked[6][0].tolist() == asked[3][0].tolist()
+    assert np.allclose(asked[-1][0], [0.3, 1.0, 0.0], atol=0.05)
+
+
+def test_telling_must_match() -> None:
+    """What is told must be as much as was asked for."""
+    it = optimizer()
+    it.ask()
+    with pytest.raises(SearchError, match="got 2 values for 1 genomes"):
+        it.tell([1.0, 2.0], [GOAL, GOAL])
+    with pytest.raises(SearchError, match="twice"):
+        it.ask()
