@@ -174,6 +174,8 @@ class SearchConfig(StrictModel):
         random_baseline: Whether to run a random search of the same budget, in the space of the first stage, for comparison.
         threads: CPU threads per evaluation. Part of the study: another number may change the last bits of a score.
         device: Where candidates are evaluated, such as ``cpu`` or ``cuda:0``.
+        gradient_checkpointing: Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of
+            one layer, and a third more time.
     """
 
     space: Literal["ps", "dfs", "hybrid"]
@@ -190,6 +192,7 @@ class SearchConfig(StrictModel):
     random_baseline: bool = False
     threads: int = Field(default=1, ge=1)
     device: str = "cpu"
+    gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
     def _check_indices(self) -> SearchConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from ..errors import EvoMergeError, FitnessError, SourceError
 from ..fitness import DifferentiableTask, Example, Scores, Task, load_examples, make_task
 from ..recipes.recipe import MergePart, Recipe, SourceRef
 from .config import SearchConfig
-from .slopes import Slopes
+from .slopes import Slopes, recomputed
 from .spaces import SourceSummary
 
 if TYPE_CHECKING:
@@ -143,7 +144,12 @@ class Evaluator:
         assert isinstance(task, DifferentiableTask)  # the search has been checked
         assert isinstance(target, Recipe)  # parents have no numbers
         found: list[Scores] = []
-        gradient = slopes.take(self, target, lambda model: found.append(task.backward(model)))
+
+        def backward(model: PreTrainedModel) -> None:
+            with recomputed(model) if self.config.gradient_checkpointing else nullcontext():
+                found.append(task.backward(model))
+
+        gradient = slopes.take(self, target, backward)
         return found[0].with_gradient(gradient)
 
     def model(self, target: Target) -> PreTrainedModel:

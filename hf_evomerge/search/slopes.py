@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,6 +14,8 @@ from numpy.typing import NDArray
 from ..recipes.recipe import Recipe
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ..merging.gradient import Number
     from .evaluator import Evaluator
 
@@ -68,3 +72,22 @@ class GateSlopes:
         gradient = np.zeros(len(self.slots))
         gradient[running] = gate_gradient(evaluator.layer_pool(recipe), slots, gates, backward)
         return gradient
+
+
+@contextmanager
+def recomputed(model: PreTrainedModel) -> Iterator[None]:
+    """Let the layers keep their inputs alone and compute what is inside anew in the backward pass.
+
+    Not transformers' own switch: that one works in training mode only, which brings dropout with it.
+    """
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

@@ -19,7 +19,7 @@ from hf_evomerge.fitness import FunctionTask, Scores, make_task
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
-from hf_evomerge.search.spaces import uniform_average
+from hf_evomerge.search.spaces import make_space, uniform_average
 
 Config = Callable[..., SearchConfig]
 
@@ -242,3 +242,22 @@ def test_one_tokenisation_for_all_candidates(search_config: Config) -> None:
         assert evaluator.evaluate(recipe).mean == 1.0
     assert prepared == [5]
     assert isinstance(config.sources[0], SourceRef)
+
+
+@pytest.mark.parametrize("space", ["ps", "dfs"])
+def test_recomputed_gradients_are_the_same(space: str, search_config: Callable[..., SearchConfig]) -> None:
+    """With gradient checkpointing a gradient has the same bits, and the layers are left as they were."""
+    found = []
+    for checkpointing in (False, True):
+        config = search_config(space, dfs={"repetitions": 1}, gradient_checkpointing=checkpointing)
+        evaluator = Evaluator(config)
+        here = make_space(config, config.stages[0], evaluator.summary)
+        genome = here.start().mean
+        slopes = here.slopes(genome, np.ones(genome.size, dtype=np.bool_))
+        scores = evaluator.evaluate(here.decode(genome), slopes=slopes)
+        assert scores.error is None, scores.error
+        found.append(scores)
+        assert not any("forward" in vars(module) for module in evaluator.model(config.sources[0]).modules())
+    assert found[0] == found[1]
+    assert found[0].gradient is not None
+    assert found[0].gradient.any()
