@@ -223,8 +223,9 @@ class Study:
         found = []
         for row in self._whole("trials", "? IS NULL OR stage = ? ORDER BY stage, number", stage, stage):
             with self._readable("trials", row):
-                scores = _scores(*row[8:12], gradient=row[13])
-                found.append(Trial(row[0], row[1], row[2], _unpack(row[4]), row[5], scores, row[6], row[12]))
+                values, correct, seconds, error, cost, gradient = row[8:]
+                scores = _scores(values, correct, seconds, error, gradient)
+                found.append(Trial(row[0], row[1], row[2], _unpack(row[4]), row[5], scores, row[6], cost))
         return found
 
     def best(self, stage: str | None = None, count: int = 1) -> list[Trial]:
