@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Served, greedy
 from gradio_client.exceptions import AppError
+from served import Served, greedy
 
 from hf_evomerge.recipes.recipe import Recipe
 

@@ -15,9 +15,9 @@ from typing import Any
 import loading
 import models
 import pytest
-from conftest import greedy
 from models import EVOLVED, Host, Job
 from published import Published, read
+from served import greedy
 from texts import SpaceError
 
 PROMPT = "t0 w3 w4 5"

@@ -1,0 +1,50 @@
+"""What the tests of the Space talk to: a page that runs, and what transformers itself would answer."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+
+def greedy(folder: Path, prompt: str, tokens: int = 8, path: list[str] | None = None, scales: list[float] | None = None) -> str:
+    """What transformers' own generation answers, within the model's positions."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import hf_evomerge  # noqa: F401
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = model if path is None else model.with_path(path, scales)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    room = model.config.get_text_config().max_position_embeddings - inputs["input_ids"].shape[1]
+    with torch.inference_mode():
+        output = model.generate(**inputs, max_new_tokens=min(tokens, room), do_sample=False, pad_token_id=0)
+    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+class Served:
+    """A page that runs, and what is behind it."""
+
+    def __init__(self, blocks: Any, show: Any) -> None:
+        self.blocks, self.show, self.url = blocks, show, blocks.local_url
+
+    def client(self) -> Any:
+        """A new visitor through the API."""
+        from gradio_client import Client
+
+        return Client(self.url, verbose=False)
+
+    def fill_queue(self) -> urllib.error.HTTPError:
+        """Ask and ask until the queue takes no more; returns how that was said."""
+        body = json.dumps({"data": ["w1", "evolved", 1]}).encode()
+        call = urllib.request.Request(f"{self.url}gradio_api/call/answer", body, {"Content-Type": "application/json"})
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(call, timeout=30)
+            except urllib.error.HTTPError as refused:
+                return refused
+        raise AssertionError("the queue has no end")
