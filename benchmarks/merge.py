@@ -1,9 +1,10 @@
-"""Compares the cost of a merge with mergekit's: CPU time, wall time and memory, from checkpoints on disk to a folder.
+"""Compares the cost of a merge with a plain loop's and mergekit's: CPU time, wall time and memory, from disk to disk.
 
-Makes Llamas of 110 and 470 million parameters with random weights in bfloat16, a base and two fine-tunes of each, and merges
-them here (`build_model`, with its checks and its report) and with mergekit's Python API, each merge in a process of its own
-that has merged a tiny model before, so that imports do not count. Memory is the largest anonymous memory above that at the
-start: files that are mapped do not count, because the system may drop them. CPU time is what other programs change least.
+Makes Llamas of 110 million to 1.35 billion parameters with random weights in bfloat16, a base and two fine-tunes of each, and
+merges them here (`build_model`, with its checks and its summary), by the loop in ``plain_merge.py``, and with mergekit's Python
+API, each merge in a process of its own that has merged a tiny model before, so that imports do not count. Memory is the largest
+anonymous memory above that at the start: files that are mapped do not count, because the system may drop them. CPU time is what
+other programs change least.
 
     python benchmarks/merge.py --venv /tmp/mergekit-venv --sizes 110M
 """
@@ -28,6 +29,7 @@ SIZES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 256},
     "110M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
     "470M": {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 22, "num_attention_heads": 20},
+    "1.35B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 25, "num_attention_heads": 16},
 }
 METHODS = {
     "linear": {"weight": 0.5},
@@ -36,7 +38,6 @@ METHODS = {
     "dare_ties": {"weight": 0.6, "density": 0.5},
     "slerp": {},
 }
-GOALS = {"linear": 3, "task_arithmetic": 2, "ties": 15, "dare_ties": 7, "slerp": 3}
 MEASURE = """
 import json, sys, threading, time
 def anonymous():
@@ -68,6 +69,20 @@ merge(tiny, out + "-tiny")
 measure(lambda: merge(recipe, out))
 """
 )
+PLAIN = (
+    MEASURE
+    + f"""
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import plain_merge
+def merge(text, out):
+    method, folders, base = json.loads(text)
+    plain_merge.merge(method, [Path(folder) for folder in folders], base and Path(base), Path(out))
+tiny, recipe, out = json.loads(sys.argv[1])
+merge(tiny, out + "-tiny")
+measure(lambda: merge(recipe, out))
+"""
+)
 THEIRS = (
     MEASURE
     + """
@@ -86,22 +101,27 @@ measure(lambda: merge(recipe, out))
 
 
 def main() -> None:
-    """Merge with both, and print the ratios."""
+    """Merge with each, and print figures and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "hf-evomerge-mergekit")
     parser.add_argument("--sizes", nargs="+", choices=[*SIZES][1:], default=["110M"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--threads", type=int, default=1, help="threads that torch may use, in both")
     parser.add_argument("--repeats", type=int, default=3, help="the medians of so many runs, after one more, are printed")
+    parser.add_argument("--without-mergekit", action="store_true", help="compare with the plain loop alone")
     options = parser.parse_args()
-    pythons = {"here": (sys.executable, OURS), "mergekit": (str(install(options.venv)), THEIRS)}
+    pythons = {"here": (sys.executable, OURS), "plain": (sys.executable, PLAIN)}
+    if not options.without_mergekit:
+        pythons["mergekit"] = (str(install(options.venv)), THEIRS)
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for size in ("tiny", *options.sizes):
             save_family(work / size, SIZES[size])
         os.sync()  # else the first merges wait for these files to be written
-        print(f"{'':22} {'CPU s':>17} {'wall s':>17} {'memory MB':>17}   CPU time: times less (goal)")
+        print(
+            f"{', '.join(pythons):22} {'CPU s':>26} {'wall s':>26} {'memory MB':>26}   CPU time: of plain, less than mergekit"
+        )
         for size in options.sizes:
             for method in options.methods:
                 found = {}
@@ -109,7 +129,7 @@ def main() -> None:
                     texts = [text_of(who, work / name, method) for name in ("tiny", size)]
                     runs = [run(python, program, texts, work / "out", environment) for _ in range(options.repeats + 1)]
                     found[who] = runs[1:]  # the first pays for memory that the system hands out for the first time
-                print(line(f"{size} {method}", found, GOALS[method]), flush=True)
+                print(line(f"{size} {method}", found), flush=True)
 
 
 def save_family(folder: Path, settings: dict[str, Any]) -> None:
@@ -127,8 +147,10 @@ def save_family(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def text_of(who: str, folder: Path, method: str) -> str:
-    """The merge as a recipe, or as a mergekit file; JSON is YAML."""
+    """The merge as a recipe, as arguments of the plain loop, or as a mergekit file; JSON is YAML."""
     names = [str(folder / name) for name in ("a", "b")]
+    if who == "plain":
+        return json.dumps([method, names, None if method in ("linear", "slerp") else str(folder / "base")])
     values = METHODS[method]
     merge = {"method": method, "parameters": [values, values], "options": {"t": 0.4} if method == "slerp" else {}}
     data: dict[str, Any] = {"sources": [{"model": name} for name in names], "merge": merge, "dtype": "bfloat16"}
@@ -155,14 +177,18 @@ def run(python: str, program: str, texts: list[str], out: Path, environment: dic
         return found
 
 
-def line(name: str, found: dict[str, list[dict[str, float]]], goal: int) -> str:
+def line(name: str, found: dict[str, list[dict[str, float]]]) -> str:
     """One row of the table."""
-    middle = {
-        who: {key: median(figures[key] for figures in runs) for key in ("cpu", "wall", "memory")} for who, runs in found.items()
-    }
-    cells = [f"{middle['here'][key]:8.2f} {middle['mergekit'][key]:8.2f}" for key in ("cpu", "wall")]
-    cells.append(f"{middle['here']['memory']:8.0f} {middle['mergekit']['memory']:8.0f}")
-    return f"{name:22} {' '.join(cells)}   {middle['mergekit']['cpu'] / middle['here']['cpu']:5.1f} ({goal})"
+
+    def middle(who: str, key: str) -> float:
+        return median(figures[key] for figures in found[who])
+
+    columns = [("cpu", 2), ("wall", 2), ("memory", 0)]
+    cells = [" ".join(f"{middle(who, key):8.{digits}f}" for who in found).rjust(26) for key, digits in columns]
+    ratios = f"{middle('here', 'cpu') / middle('plain', 'cpu'):5.2f}"
+    if "mergekit" in found:
+        ratios += f" {middle('mergekit', 'cpu') / middle('here', 'cpu'):5.1f}"
+    return f"{name:22} {' '.join(cells)}   {ratios}"
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Merged(Checkpoint):
         call, dtype = job.call(planned.values, planned.options, model), torch_dtype(planned.info.dtype)
         for start in range(0, job.numel, SLICE):
             base, vectors = job.parts(start, min(start + SLICE, job.numel))
-            if start // SLICE % 4 == 0:  # a quarter of a large tensor says enough, and costs a quarter
+            if start // SLICE % 16 == 0:  # a sixteenth of a large tensor says enough
                 self._relatedness.add(base, vectors)
             call.start = start
             yield job.method.function(base, vectors, call).to(dtype)

@@ -10,10 +10,13 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import EvoMergeError
 from .checkpoint import Checkpoint
@@ -23,6 +26,7 @@ from .model_folder import put_in_place, scratch_folder
 from .shards import Entry, Write, parse_size, remove_checksums, write_shards
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -127,10 +131,11 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
 
     def produce(entry: Entry, write: Write) -> None:
         with torch.inference_mode():  # a setting of the thread
-            for piece in checkpoint.stream(entry.name):
+            for streamed in checkpoint.stream(entry.name):
+                piece = streamed.contiguous()
                 if piece.is_floating_point() and not _is_finite(piece):
                     suspicious.add(entry.name)
-                write(piece.contiguous().view(torch.uint8).numpy().data)
+                write(piece.view(torch.uint8).numpy().data)
 
     with _bar(sum(entry.size for entry in entries), progress) as done, _single_threaded() as threads:
         write_shards(folder, entries, produce, max_size=limit, threads=threads, done=done)
@@ -146,10 +151,22 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
 
 
 def _is_finite(piece: Tensor) -> bool:
-    """Whether all numbers are finite; their sum shows it, unless it overflows itself."""
+    """Whether all numbers are finite: as whole numbers, the bits of the others are the largest of each sign."""
+    if piece.element_size() == 1 or piece.numel() == 0:
+        return bool(piece.float().isfinite().all())
+    whole, infinite, minus_infinite = _infinities(piece.dtype)
+    bits = piece.view(whole).numpy()
+    return bool(bits.max() < infinite and bits.view(minus_infinite.dtype).max() < minus_infinite)
+
+
+@cache
+def _infinities(dtype: torch.dtype) -> tuple[torch.dtype, np.signedinteger[Any], np.unsignedinteger[Any]]:
+    """The dtype of whole numbers of a dtype's size, and the bits of infinity, signed, and of minus infinity, unsigned."""
     import torch
 
-    return math.isfinite(float(piece.sum(dtype=torch.float32))) or bool(torch.isfinite(piece).all())
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    bits = torch.tensor([math.inf, -math.inf], dtype=dtype).view(whole).numpy()
+    return whole, bits[0], bits.view(f"u{bits.itemsize}")[1]
 
 
 def _log_findings(checkpoint: Checkpoint) -> None:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError
 from ..recipes.layer_groups import Ramp, select_key
-from .arithmetic import SLICE, TensorJob
+from .arithmetic import TensorJob
 from .live import LiveMerger
 from .method import Call, MergeMethod
 from .registry import all_methods
+from .statistics import SUM_BLOCK
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -189,8 +190,8 @@ def _backward(job: TensorJob, call: Call, leaves: list[Tensor], gradient: Tensor
 
     totals = [0.0] * len(leaves)
     with torch.enable_grad():
-        for call.start in range(0, job.numel, SLICE):
-            stop = min(call.start + SLICE, job.numel)
+        for call.start in range(0, job.numel, SUM_BLOCK):
+            stop = min(call.start + SUM_BLOCK, job.numel)
             base, tensors = job.parts(call.start, stop)
             out = job.method.function(None if base is None else base.double(), [each.double() for each in tensors], call)
             if not out.requires_grad:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+_RUN = 256  # elements next to each other in a sample of what is computed
+
 
 class TensorInputs:
     """The tensors of one name that are merged with each other.
@@ -124,9 +126,11 @@ class TensorInputs:
         if (left, right) not in self._products:
             keys = dict.fromkeys([(left, right), (left, left), (right, right)])  # an angle takes all three: one pass
             sums = dict.fromkeys((key for key in keys if key not in self._products), 0.0)
-            for (_, a), (_, b) in zip(self.blocks(left), self.blocks(right), strict=True):
+            for start in range(0, self.numel, SUM_BLOCK):
+                stop = min(start + SUM_BLOCK, self.numel)
+                block = {i: self.tensor(i, start, stop).double().numpy(force=True) for i in dict.fromkeys([left, right])}
                 for first, second in sums:
-                    sums[first, second] += inner_product(a if first == left else b, a if second == left else b)
+                    sums[first, second] += inner_product(block[first], block[second])
             self._products.update(sums)
         return self._products[left, right]
 
@@ -172,8 +176,15 @@ class TensorInputs:
     def derived(self, key: str, compute: Callable[[int, int], Tensor]) -> Magnitudes:
         """The order of magnitudes that a method computes from the inputs alone, slice by slice; kept under a key."""
         if key not in self._derived:
-            self._derived[key] = Magnitudes(lambda: self.computed(compute), self.numel, self.keep)
+            self._derived[key] = Magnitudes(
+                lambda: self.computed(compute), self.numel, self.keep, lambda count: self._runs(compute, count)
+            )
         return self._derived[key]
+
+    def _runs(self, compute: Callable[[int, int], Tensor], count: int) -> NDArray[np.float32]:
+        """About `count` numbers that `compute` makes, in short runs spread over the tensor."""
+        starts = range(0, self.numel, max(_RUN, self.numel * _RUN // count))
+        return np.concatenate([compute(start, min(start + _RUN, self.numel)).numpy(force=True) for start in starts])
 
     def computed(self, compute: Callable[[int, int], Tensor]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """What `compute` makes of the spans of the tensor, in blocks of `SUM_BLOCK` elements with their positions."""

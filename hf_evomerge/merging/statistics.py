@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from dataclasses import field as field_of
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +24,9 @@ LEVELS = 1 << 16  # DARE compares 16-bit random numbers with the density
 SUM_BLOCK = 1 << 16  # elements that are added up at a time: part of the definition of a sum
 _SAMPLE, _LARGE_SAMPLE = 1 << 14, 1 << 18  # elements that are sampled to guess a threshold
 _MARGIN = 2.0  # half-width of the guess in units of sqrt(sample size): four standard deviations or more
-_SELECT_AT_ONCE = 1 << 22  # larger tensors are counted into bins first: 16 MB of copies at most
+_ROOM = 1 << 22  # elements near a guess that are held: 32 MB at most, for a tensor of 500 million elements
+_NONE = np.zeros(1 << 15, np.int64)
 
-Positions = NDArray[np.signedinteger[Any]]
 Sample = Callable[[int], NDArray[np.float32]]
 Blocks = Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]
 """Yields a task vector's blocks, each with its position, from the first to the last."""
@@ -66,7 +67,7 @@ class Magnitudes:
         blocks: Yields the task vector.
         numel: Its number of elements.
         keep: Whether to sort the magnitudes once and keep them (4 bytes each): every further k is then a look-up.
-        sample: Makes so many elements of the vector, spread over it; without it a large vector is read once more.
+        sample: Makes about so many elements of the vector, spread over it; without it a large vector is read once more.
     """
 
     def __init__(self, blocks: Blocks, numel: int, keep: bool = False, sample: Sample | None = None) -> None:
@@ -107,30 +108,17 @@ class Magnitudes:
         return Cut(keeps_all=True) if threshold == 0 else Cut(False, float(threshold), end())  # else only zeros would be cut
 
     def _threshold(self, k: int) -> tuple[np.float32, Callable[[], int]]:
-        """The k-th largest magnitude, and what finds `Cut.end`."""
-        if self.keep:
-            if self._sorted is None:
-                self._sorted = np.sort(self._all())
-            threshold = self._sorted[-k]
-            stay = k - self.numel + int(np.searchsorted(self._sorted, threshold, "right"))
-            return threshold, lambda: self._position(self.blocks(), threshold, stay)
-        if self.numel <= _SELECT_AT_ONCE:
-            values = self._all()
-            near, rank = _near(values, k)
-            threshold, stay = _select(near, rank)
-            return threshold, lambda: self._position(_in_blocks(values), threshold, stay)
-        near, places, rank = self._streamed(k) or self._bin(k)
-        threshold, stay = _select(near, rank)
+        """The k-th largest magnitude, and what finds `Cut.end`; NaN counts as the largest."""
+        if self.keep or self.numel <= SUM_BLOCK:
+            ordered = self._sorted if self._sorted is not None else np.sort(self._all())
+            self._sorted = ordered if self.keep else None
+            threshold, equal = _of_rank(ordered, k)
+            return threshold, lambda: self._position(threshold, equal)
+        return self._near_guess(k) or self._by_counting(k)
 
-        def end() -> int:
-            equal = np.flatnonzero(near == threshold)
-            return int(places[equal[stay]]) if stay < equal.size else self.numel
-
-        return threshold, end
-
-    def _position(self, blocks: Iterator[tuple[int, NDArray[np.float32]]], threshold: np.float32, count: int) -> int:
+    def _position(self, threshold: np.float32, count: int) -> int:
         """The position of number `count`, from 0, of the elements of just this magnitude; the end if there are fewer."""
-        for start, block in blocks:
+        for start, block in self.blocks():
             equal = np.abs(block) == threshold
             found = int(np.count_nonzero(equal))
             if count < found:
@@ -144,70 +132,72 @@ class Magnitudes:
             np.abs(block, out=values[start : start + block.size])
         return values
 
-    def _streamed(self, k: int) -> tuple[NDArray[np.float32], Positions, int] | None:
-        """As `_near`, without holding the vector; None where the guess is wrong, or too many elements are near it."""
+    def _near_guess(self, k: int) -> tuple[np.float32, Callable[[], int]] | None:
+        """The threshold from one pass that keeps what lies between two guesses; None where they are wrong."""
         if self.sample is None:
             return None
-        low, high = _bracket(self.sample(_LARGE_SAMPLE), self.numel, k)
-        room, filled, above = self.numel // 16, 0, 0
-        members, places = np.empty(room, np.float32), np.empty(room, self._place_type)
+        low, high = _bracket(self.sample(min(max(_SAMPLE, self.numel >> 6), _LARGE_SAMPLE)), self.numel, k)
+        room = min(self.numel >> 4, _ROOM)
+        near, places = np.empty(room, np.float32), np.empty(room, np.int32 if self.numel < 1 << 31 else np.int64)
+        filled, rank = 0, k  # the rank of the k-th largest among those that are less than `high`
         for start, block in self.blocks():
             values = np.abs(block)
-            larger = values > high
-            above += int(np.count_nonzero(larger))
-            inside = np.flatnonzero((values >= low) ^ larger)
+            less = values < high
+            rank -= values.size - int(np.count_nonzero(less))
+            less &= values > low
+            inside = np.flatnonzero(less)
             if filled + inside.size > room:
                 return None
-            members[filled : filled + inside.size] = values[inside]
+            near[filled : filled + inside.size] = values[inside]
             places[filled : filled + inside.size] = start + inside
             filled += inside.size
-        rank = k - above
-        return (members[:filled], places[:filled], rank) if 1 <= rank <= filled else None
+        if not 1 <= rank <= filled:
+            return self._if_it_is(high if rank < 1 else low, k)
+        near, places = near[:filled], places[:filled]
+        threshold, equal = _of_rank(np.sort(near), rank)
 
-    @property
-    def _place_type(self) -> type[np.signedinteger[Any]]:
-        return np.int32 if self.numel < 1 << 31 else np.int64
+        def end() -> int:
+            there = np.flatnonzero(near == threshold)
+            return int(places[there[equal]]) if equal < there.size else self.numel
 
-    def _bin(self, k: int) -> tuple[NDArray[np.float32], Positions, int]:
-        """The magnitudes that share the upper 16 bits with the k-th largest, their positions, and its rank among them."""
+        return threshold, end
+
+    def _if_it_is(self, threshold: np.float32, k: int) -> tuple[np.float32, Callable[[], int]] | None:
+        """The threshold where it is just this number, as of many equal ones; None where it is another."""
+        larger = equal = 0
+        for _, block in self.blocks():
+            values = np.abs(block)
+            larger += values.size - int(np.count_nonzero(values <= threshold))
+            equal += int(np.count_nonzero(values == threshold))
+        if not larger < k <= larger + equal:
+            return None
+        return threshold, lambda: self._position(threshold, k - larger)
+
+    def _by_counting(self, k: int) -> tuple[np.float32, Callable[[], int]]:
+        """The threshold from two passes that count: magnitudes by their upper 16 bits, then those of one count by the lower."""
         if self._counts is None:
-            counts, self._nonzero = np.zeros(1 << 15, np.int64), 0
-            for _, block in self.blocks():
-                counts += np.bincount(_upper_bits(block), minlength=1 << 15)
-                self._nonzero += int(np.count_nonzero(block))
-            self._counts = counts
-        if k > self.nonzero:
-            return np.zeros(1, np.float32), np.zeros(1, np.int32), 1
-        at_least = np.cumsum(self._counts[::-1])[::-1]
-        chosen = int(np.flatnonzero(at_least >= k)[-1])
-        size, filled = int(self._counts[chosen]), 0
-        members = np.empty(size, np.float32)
-        places: Positions = np.empty(size, self._place_type)
-        for start, block in self.blocks():
-            inside = np.flatnonzero(_upper_bits(block) == chosen)
-            members[filled : filled + inside.size] = np.abs(block[inside])
-            places[filled : filled + inside.size] = start + inside
-            filled += inside.size
-        return members, places, k - int(at_least[chosen] - size)
+            self._counts = sum((np.bincount(_bits(block) >> 16, minlength=1 << 15) for _, block in self.blocks()), _NONE)
+        upper, rank = _of_count(self._counts, k)
+        lower = np.zeros(1 << 16, np.int64)
+        for _, block in self.blocks():
+            bits = _bits(block)
+            lower += np.bincount(bits[bits >> 16 == upper] & 0xFFFF, minlength=1 << 16)
+        last, equal = _of_count(lower, rank)
+        threshold = np.int32(upper << 16 | last).view(np.float32)
+        return threshold, lambda: self._position(threshold, equal)
 
 
-def _near(values: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], int]:
-    """The numbers near the `k`-th largest, and its rank among them; all numbers where the guess from a sample is wrong.
-
-    Counting the numbers above a guess and selecting among those near it costs less than selecting among all.
-    """
-    low, high = _bracket(values[:: sample_step(values.size, _SAMPLE)], values.size, k)
-    above = values > high
-    rank = k - int(np.count_nonzero(above))
-    near = values[np.flatnonzero((values >= low) ^ above)]
-    return (near, rank) if 1 <= rank <= near.size else (values, k)
+def _of_rank(ordered: NDArray[np.float32], rank: int) -> tuple[np.float32, int]:
+    """The number of this rank (1 is the largest) of sorted ones, and how many equal ones are among the `rank` largest."""
+    number = ordered[-rank]
+    return number, rank - ordered.size + int(np.searchsorted(ordered, number, "right"))
 
 
-def _select(values: NDArray[np.float32], rank: int) -> tuple[np.float32, int]:
-    """The number of this rank (1 is the largest), and how many numbers equal to it are among the `rank` largest."""
-    ordered = np.partition(values, values.size - rank)
-    threshold = ordered[values.size - rank]
-    return threshold, rank - int(np.count_nonzero(ordered[values.size - rank :] > threshold))
+def _of_count(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
+    """The largest index at which the counts from the last on add up to at least `rank`, and the rank within its count."""
+    at_least = np.cumsum(counts[::-1])[::-1]
+    index = int(np.flatnonzero(at_least >= rank)[-1])
+    return index, rank - int(at_least[index] - counts[index])
 
 
 def _bracket(sample: NDArray[np.float32], numel: int, k: int) -> tuple[np.float32, np.float32]:
@@ -223,13 +213,9 @@ def sample_step(numel: int, count: int) -> int:
     return max(1, numel // count) | 1
 
 
-def _in_blocks(values: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    return ((start, values[start : start + SUM_BLOCK]) for start in range(0, values.size, SUM_BLOCK))
-
-
-def _upper_bits(values: NDArray[np.float32]) -> NDArray[np.int32]:
-    """The upper 16 bits of the magnitudes: they order as the magnitudes do."""
-    return np.abs(values).view(np.int32) >> 16
+def _bits(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    """The magnitudes' bits as whole numbers: they order as the magnitudes do."""
+    return np.abs(values).view(np.int32)
 
 
 @dataclass(slots=True)
@@ -242,7 +228,7 @@ class Drop:
         limit: density * 65536, rounded.
         field: The random numbers.
         levels: How many different numbers there are.
-        masks: One bit per element of the slices that were asked for, by start and length: a second pass over a tensor then
+        masks: One bit per element of the blocks that were asked for, by start and end: a second pass over a tensor then
             need not draw the numbers again.
     """
 
@@ -266,11 +252,15 @@ class Drop:
             return mask.neg_().add_(float(self.limit - self.levels // 2)).clamp_(0, 1).mul_(vector)
         import torch
 
-        key, count = (start, vector.numel()), vector.numel()
-        if key not in self.masks:
-            self.masks[key] = np.packbits(self.field.numbers(start, start + count) < self.limit)
-        bits = np.unpackbits(self.masks[key], count=count)
-        return torch.from_numpy(bits).to(vector).mul_(vector)
+        stop = start + vector.numel()
+        bits = [self._mask(first, min(first + SUM_BLOCK, stop)) for first in range(start, stop, SUM_BLOCK)]
+        return torch.from_numpy(bits[0] if len(bits) == 1 else np.concatenate(bits)).to(vector).mul_(vector)
+
+    def _mask(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """1 for the elements that are kept, and 0."""
+        if (start, stop) not in self.masks:
+            self.masks[start, stop] = np.packbits(self.field.numbers(start, stop) < self.limit)
+        return np.unpackbits(self.masks[start, stop], count=stop - start)
 
 
 class RandomField:
@@ -288,17 +278,25 @@ class RandomField:
     """
 
     def __init__(self, seed: int, source: int, name: str, numel: int, keep: bool = False) -> None:
-        digest = hashlib.sha256(f"{seed}\0{source}\0{name}".encode()).digest()
-        self.key = int.from_bytes(digest[:16], "little")
+        self._seed = f"{seed}\0{source}\0{name}"
+        self._generator: np.random.Philox | None = None
+        self._counter = -1  # of the generator; -1: it stands between two counts
         self.numel = numel
         self.keep = keep
         self._kept: Tensor | None = None
+
+    @cached_property
+    def _key(self) -> int:
+        return int.from_bytes(hashlib.sha256(self._seed.encode()).digest()[:16], "little")
 
     def numbers(self, start: int, stop: int) -> NDArray[np.uint16]:
         """The numbers of the elements from `start` to `stop`."""
         block, skip = divmod(start, 16)  # one step of the counter gives 4 numbers of 64 bits
         words = (skip + stop - start + 3) // 4
-        raw = np.random.Philox(key=self.key, counter=block).random_raw(words)
+        if self._generator is None or self._counter != block:
+            self._generator = np.random.Philox(key=self._key, counter=block)
+        self._counter = block + words // 4 if words % 4 == 0 else -1
+        raw = self._generator.random_raw(words)
         return raw.astype("<u8", copy=False).view("<u2")[skip : skip + stop - start]
 
     def slice(self, start: int, like: Tensor) -> Tensor:
@@ -322,6 +320,6 @@ def sum_magnitudes(values: NDArray[np.float32]) -> float:
     return float(np.add.reduce(np.abs(values), dtype=np.float64))
 
 
-def inner_product(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """The inner product of one block, in float64 by one thread."""
+def inner_product(left: NDArray[np.floating[Any]], right: NDArray[np.floating[Any]]) -> float:
+    """The inner product of one block, in float64 by one thread; quicker where the blocks are float64 already."""
     return float(np.add.reduce(np.multiply(left, right, dtype=np.float64)))

@@ -16,29 +16,32 @@ def blocks_of(values, size=1000):
     return lambda: ((start, values[start : start + size]) for start in range(0, values.size, size))
 
 
-@pytest.fixture(params=["select", "select, wrong guess", "stream", "stream, wrong guess", "bins", "sorted"])
+@pytest.fixture(params=["sorted", "sorted once", "guess", "wrong guess", "no room", "count"])
 def magnitudes(request, monkeypatch):
-    """Each way to a threshold: select near a guess, held or streamed, right or wrong; count into bins; keep sorted."""
-    if "wrong" in request.param:
+    """Each way to a threshold: by sorting all, near a guess that is right or wrong or has too many near it, by counting."""
+    if "sorted" not in request.param:
+        monkeypatch.setattr(statistics, "SUM_BLOCK", 0)
+    if request.param == "wrong guess":
         monkeypatch.setattr(statistics, "_SAMPLE", 8)
         monkeypatch.setattr(statistics, "_LARGE_SAMPLE", 8)
         monkeypatch.setattr(statistics, "_MARGIN", 0)
-    if "stream" in request.param:
-        monkeypatch.setattr(statistics, "_SELECT_AT_ONCE", 0)
-        return lambda values: Magnitudes(
-            blocks_of(values), values.size, sample=lambda count: values[:: max(1, values.size // count)]
-        )
-    if request.param == "bins":
-        monkeypatch.setattr(statistics, "_SELECT_AT_ONCE", 0)
-    return lambda values: Magnitudes(blocks_of(values), values.size, keep=request.param == "sorted")
+    if request.param == "no room":
+        monkeypatch.setattr(statistics, "_ROOM", 2)
+    guess = "guess" in request.param or request.param == "no room"
+    return lambda values: Magnitudes(
+        blocks_of(values),
+        values.size,
+        keep=request.param == "sorted once",
+        sample=(lambda count: values[:: max(1, values.size // count)]) if guess else None,
+    )
 
 
-@pytest.mark.parametrize("coarse", [False, True])
-def test_a_cut_keeps_the_k_largest(magnitudes, coarse):
-    """All ways to a threshold keep the k elements that a stable sort puts first, equal magnitudes or not."""
+@pytest.mark.parametrize("steps", [None, 4, 0.5])
+def test_a_cut_keeps_the_k_largest(magnitudes, steps):
+    """All ways to a threshold keep the k elements that a stable sort puts first, with few or many equal magnitudes."""
     values = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
-    if coarse:
-        values = np.round(values * 4) / 4
+    if steps is not None:
+        values = np.round(values * steps) / np.float32(steps)
     found = magnitudes(values)
     for k in (1, 2, 17, 2500, 3999, 4999, 5000):
         kept = found.cut(k).apply(torch.from_numpy(values)).numpy()
@@ -52,6 +55,15 @@ def test_a_cut_of_tiny_and_equal_numbers(magnitudes):
         for k in (1, 20, 49):
             kept = magnitudes(values).cut(k).apply(torch.from_numpy(values)).numpy()
             assert np.array_equal(kept, reference.trim(values, k / 50 + 1e-9))
+
+
+def test_nan_counts_as_the_largest(magnitudes):
+    """All ways to a threshold take NaN for larger than any number, so that they agree on what else is kept."""
+    values = np.random.default_rng(0).standard_normal(3000).astype(np.float32)
+    values[[3, 700, 2999]] = np.nan
+    for k in (4, 100, 2000):
+        kept = magnitudes(values).cut(k).apply(torch.from_numpy(values)).numpy()
+        assert np.count_nonzero(kept[np.isfinite(values)]) == k - 3
 
 
 def test_the_random_field_is_pinned():

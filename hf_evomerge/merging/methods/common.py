@@ -114,8 +114,8 @@ def vote(parts: list[Tensor], weights: list[float], normalize: bool, tie: float 
 def elect(parts: list[Tensor], tie: float = 1.0) -> Tensor:
     """The sign of the sum of the parts, and `tie` where that is 0; a new tensor."""
     # Only float operations: comparisons that make bool tensors cost several times as much.
-    sign = parts[0].clone()
-    for part in parts[1:]:
+    sign = parts[0].add(parts[1]) if len(parts) > 1 else parts[0].clone()
+    for part in parts[2:]:
         sign.add_(part)
     return sign.sign_().add_(0.5 * tie).sign_()
 
@@ -126,10 +126,11 @@ def agreeing(parts: list[Tensor], sign: Tensor, weights: list[float], normalize:
     count: Tensor | None = None
     for part, weight in zip(parts, weights, strict=True):
         part.mul_(sign).clamp_(min=0)  # |D_i| where it agrees, else 0
-        mixed = part.clone() if mixed is None else mixed.add_(part)
-        if normalize:
-            part.sign_().mul_(weight)
-            count = part if count is None else count.add_(part)
+        if normalize and count is None:
+            count = part.sign().mul_(weight)
+        mixed = part if mixed is None else mixed.add_(part)
+        if count is not None and mixed is not part:
+            count.add_(part.sign_().mul_(weight))
     assert mixed is not None
     mixed.mul_(sign)
     if count is not None:

@@ -48,4 +48,5 @@ def linear(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
     merged = weighted_sum(sources, call.weights)
     if not call.options["normalize"]:
         return merged
-    return merged.div_(_total(call.weights))
+    total = _total(call.weights)
+    return merged if isinstance(total, float) and total == 1 else merged.div_(total)  # it is a tensor where differentiated
