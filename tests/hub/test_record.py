@@ -40,7 +40,7 @@ def test_the_record_says_what_the_study_holds(hybrid_search: Path, tmp_path: Pat
         recipe = Recipe.from_yaml(row["recipe"])
         if trial.stage == "dfs":
             assert recipe.flow is not None
-            assert (row["path"], row["scales"]) == (recipe.flow.path, recipe.flow.scales)
+            assert (row["path"], row["scales"]) == (recipe.flow.path, recipe.flow.to_path().scales)
         else:
             assert row["path"] is None
     study.close()
