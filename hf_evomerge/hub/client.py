@@ -135,7 +135,7 @@ def is_passing(error: BaseException) -> bool:
     error = root_of(error)
     status = status_of(error)
     if status is not None:
-        return status >= 500 or status in (408, 429)
+        return (status >= 500 and status != 501) or status in (408, 429)
     if isinstance(error, OfflineModeIsEnabled) or _is_unknown_host(error):
         return False
     garbled = (httpx.DecodingError, json.JSONDecodeError, UnicodeDecodeError)

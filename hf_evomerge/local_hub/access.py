@@ -38,7 +38,15 @@ class Users:
 
     def known(self, name: str) -> bool:
         """Whether a user of this name is there."""
-        return any(user.name == name for user in self._by_token.values())
+        return self.named(name) is not None
+
+    def named(self, name: str) -> User | None:
+        """The user of this name."""
+        return next((user for user in self._by_token.values() if user.name == name), None)
+
+    def members(self, org: str) -> list[User]:
+        """The users that can write in an organization, each once."""
+        return list(dict.fromkeys(user for user in self._by_token.values() if org in user.orgs))
 
     def of(self, request: Request) -> User | None:
         """Who sends a request; None without a token.

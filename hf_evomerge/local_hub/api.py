@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
-from . import commits, files, pages, pulls, repos, spaces, uploads
+from . import commits, files, pages, people, pulls, repos, spaces, uploads
 from .call import Call, Hub
+from .limits import limit_of, refuse
 from .wire import Refusal, Request, Response
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ NAMES = {
     "name": ".+",
     "path": ".+",
     "number": r"\d+",
+    "comment": "[0-9a-f]+",
+    "what": "edit|hide",
     "oid": "[0-9a-f]{64}",
     "sha256": "[0-9a-f]{64}",
     "status": "accepted|rejected|pending",
@@ -44,6 +47,14 @@ PATTERNS: list[tuple[str, str, Endpoint]] = [
     ("POST", "/lfs/{oid}/complete", uploads.complete),
     ("POST", "/lfs/{oid}/verify", uploads.verify),
     ("GET HEAD", "/api/resolve-cache/{kind}/{repo_id}/{revision}/{path}", files.cached),
+    ("GET", "/api/{kind}-tags-by-type", repos.tags_by_type),
+    ("GET", "/api/users/{name}/overview", people.user_overview),
+    ("GET", "/api/users/{name}/(?:followers|following|likes)", people.nobody),
+    ("GET", "/api/organizations/{name}/overview", people.org_overview),
+    ("GET", "/api/organizations/{name}/members", people.members),
+    ("GET", "/api/organizations/{name}/followers", people.nobody),
+    ("GET", "/api/organizations/{name}/settings/repositories", people.repositories),
+    ("GET", "/api/settings/repositories", people.repositories),
     ("GET", "/api/{kind}", repos.listing),
     ("GET", API + "/revision/{revision}", repos.describe),
     ("GET", API + "/tree/{revision}", files.tree),
@@ -53,6 +64,8 @@ PATTERNS: list[tuple[str, str, Endpoint]] = [
     ("POST", API + "/commit/{revision}", commits.commit),
     ("GET", API + "/commits/{revision}", commits.history),
     ("GET", API + "/refs", commits.refs),
+    ("POST", API + "/super-squash/{revision}", commits.squash),
+    ("GET", API + "/lfs-files", files.lfs_files),
     ("POST DELETE", API + "/branch/{name}", commits.branch),
     ("POST DELETE", API + "/tag/{revision}", commits.tag),
     ("PUT", API + "/settings", repos.settings),
@@ -66,6 +79,8 @@ PATTERNS: list[tuple[str, str, Endpoint]] = [
     ("GET POST", API + "/discussions", pulls.discussions),
     ("GET", API + "/discussions/{number}", pulls.discussion),
     ("POST", API + "/discussions/{number}/comment", pulls.comment),
+    ("POST", API + "/discussions/{number}/comment/{comment}/{what}", pulls.change_comment),
+    ("POST", API + "/discussions/{number}/title", pulls.rename),
     ("POST", API + "/discussions/{number}/status", pulls.set_status),
     ("POST", API + "/discussions/{number}/merge", pulls.merge),
     ("GET", SPACE + "/runtime", spaces.show_runtime),
@@ -118,6 +133,8 @@ def answer(hub: Hub, request: Request) -> Response:
 
 
 def _dispatch(call: Call) -> Response:
+    if limit_of(call.request) is not None:
+        raise refuse(call.request)
     allowed: set[str] = set()
     for methods, pattern, fixed, endpoint in ROUTES:
         found = pattern.fullmatch(call.request.path)
@@ -128,4 +145,4 @@ def _dispatch(call: Call) -> Response:
         allowed |= methods
     if allowed:
         raise Refusal(405, "Method Not Allowed", headers={"Allow": ", ".join(sorted(allowed))})
-    raise Refusal(404, "Sorry, we can't find the page you are looking for.")
+    raise refuse(call.request)

@@ -197,6 +197,19 @@ def refs(call: Call, kind: str, repo_id: str) -> Response:
     return Response(200, {**answer, "converts": [], "pullRequests": shown(state.pulls, "")})
 
 
+def squash(call: Call, kind: str, repo_id: str, revision: str) -> Response:
+    """Replace the history of a branch by one commit with the same files."""
+    found, user = call.repository(kind, repo_id, write=True), call.known_user()
+    with found.lock:
+        if revision not in found.state.branches:
+            raise Refusal(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
+        title = call.request.text("message", required=False) or f"Super-squash branch '{revision}'"
+        tree = found.at(revision).tree
+        found.state.branches[revision] = found.add(Commit.make(tree, (), title=title, message="", author=user.name)).id
+        found.save()
+    return Response(200, {})
+
+
 def branch(call: Call, kind: str, repo_id: str, name: str) -> Response:
     """Create or delete a branch."""
     found = call.repository(kind, repo_id, write=True)

@@ -75,6 +75,18 @@ def _with_changes(found: Repository, commit: Commit, entries: list[dict[str, Any
     ]
 
 
+def lfs_files(call: Call, kind: str, repo_id: str) -> Response:
+    """The large files of all branches, each content once, with the first commit that has it."""
+    found, seen = call.repository(kind, repo_id, write=True), dict[str, dict[str, Any]]()
+    for name, head in list(found.state.branches.items()):
+        for commit in found.log(head):
+            for path, entry in commit.tree.items():
+                if entry.lfs:
+                    about = {"fileOid": entry.sha256, "filename": path, "oid": entry.sha256, "size": entry.size}
+                    seen[entry.sha256] = {**about, "pushedAt": commit.date, "ref": f"refs/heads/{name}"}
+    return Response(200, sorted(seen.values(), key=lambda one: str(one["filename"])))
+
+
 def paths_info(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     """Those of the given paths that exist, with what the tree says of them."""
     found = call.repository(kind, repo_id)

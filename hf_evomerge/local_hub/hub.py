@@ -16,20 +16,10 @@ from .access import Signer, User, Users
 from .api import answer
 from .call import Hub
 from .faults import Faults
+from .limits import NOT_IMITATED
 from .server import Seen, Server
 from .store import Store, is_name
 
-NOT_IMITATED = (
-    "git clone and git push",
-    "LFS locks",
-    "scans for malware and secrets",
-    "quotas and rate limits",
-    "running a Space",
-    "inference",
-    "search ranking, likes and downloads",
-    "webhooks, jobs, buckets, kernels, collections and papers",
-    "renaming and duplicating repositories",
-)
 DEFAULT_TOKEN = "hf_local"
 DEFAULT_USER = "local"
 

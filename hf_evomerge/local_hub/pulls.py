@@ -95,6 +95,34 @@ def comment(call: Call, kind: str, repo_id: str, number: str) -> Response:
     return Response(200, {"newMessage": event})
 
 
+def rename(call: Call, kind: str, repo_id: str, number: str) -> Response:
+    """Give another title."""
+    found, user, title = call.repository(kind, repo_id), call.known_user(), call.request.text("title")
+    with found.lock:
+        one = _find(found, number)
+        _check_theirs(found, one["author"]["name"], user)
+        event = _event(found, one["num"], "title-change", user.name, {"from": one["title"], "to": title})
+        one["title"] = title
+        found.save()
+    return Response(200, {"newTitle": event})
+
+
+def change_comment(call: Call, kind: str, repo_id: str, number: str, *, comment: str, what: str) -> Response:
+    """Say something else, or nothing any more."""
+    found, user = call.repository(kind, repo_id), call.known_user()
+    with found.lock:
+        event = next((one for one in _find(found, number)["events"] if one["id"] == comment), None)
+        if event is None or event["type"] != "comment":
+            raise Refusal(404, f"no comment {comment[:30]}")
+        _check_theirs(found, event["author"]["name"], user)
+        if what == "edit":
+            event["data"] = {**_comment(call.request.text("content")), "edited": True}
+        else:
+            event["data"] = {**_comment("This comment has been hidden"), "hidden": True}
+        found.save()
+    return Response(200, {"updatedComment": event})
+
+
 def set_status(call: Call, kind: str, repo_id: str, number: str) -> Response:
     """Open or close."""
     found, user, status = call.repository(kind, repo_id), call.known_user(), call.request.text("status")
@@ -104,8 +132,7 @@ def set_status(call: Call, kind: str, repo_id: str, number: str) -> Response:
         one = _find(found, number)
         if one["status"] == "merged":
             raise Refusal(400, "it is merged")
-        if user.name != one["author"]["name"] and not user.can_write(found.owner):
-            raise Refusal(403, "only who opened it and who can write to the repository may do this")
+        _check_theirs(found, one["author"]["name"], user)
         one["status"] = status
         event = _event(found, one["num"], "status-change", user.name, {"status": status})
         found.save()
@@ -148,6 +175,11 @@ def _merge(found: Repository, one: dict[str, Any]) -> tuple[Tree, list[str]]:
         else:
             tree[path] = new
     return tree, conflicts
+
+
+def _check_theirs(found: Repository, author: str, user: User) -> None:
+    if user.name != author and not user.can_write(found.owner):
+        raise Refusal(403, "only who wrote it and who can write to the repository may do this")
 
 
 def _find(found: Repository, number: str) -> dict[str, Any]:

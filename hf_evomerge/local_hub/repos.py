@@ -10,6 +10,7 @@ from .cards import SDKS, card_tags, check_card, read_card
 from .repository import SINGULAR, Commit, Kind, Repository, State, now
 from .spaces import keep_setting, runtime
 from .store import check_name
+from .weights import parameters
 from .wire import Refusal, Response
 
 PRIVATE = ("private", "protected")
@@ -100,6 +101,18 @@ def listing(call: Call, kind: str) -> Response:
     return Response(200, result[: request.count("limit", 1000)])
 
 
+def tags_by_type(call: Call, kind: str) -> Response:
+    """The tags that the public repositories have, by what they say."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for repository in call.store.all(kind):
+        tags = [] if repository.state.private else _facts(call, repository, repository.at("main"), sizes=False)["tags"]
+        for tag in tags:
+            first, _, rest = tag.partition(":")
+            of, label = (first, rest) if first in ("license", "dataset", "region") else ("other", tag)
+            found.setdefault(of, {})[tag] = {"id": tag, "label": label, "type": of}
+    return Response(200, {of: list(tags.values()) for of, tags in found.items()})
+
+
 def _facts(call: Call, found: Repository, commit: Commit, *, sizes: bool) -> dict[str, Any]:
     state = found.state
     readme = commit.tree.get("README.md")
@@ -127,6 +140,8 @@ def _facts(call: Call, found: Repository, commit: Commit, *, sizes: bool) -> dic
         shown = {key: config[key] for key in CONFIG_KEYS if key in config}
         facts |= {"modelId": found.id, "library_name": library, "pipeline_tag": card.get("pipeline_tag"), "config": shown}
         facts |= {"model-index": card.get("model-index"), "spaces": []}
+        if (counts := parameters(call.store, commit)) is not None:
+            facts["safetensors"] = counts
     if state.kind == "spaces":
         facts |= {"sdk": card.get("sdk", state.sdk), "models": card.get("models", []), "datasets": card.get("datasets", [])}
         facts |= {"subdomain": found.id.replace("/", "-"), "host": None, "runtime": runtime(call, found)}

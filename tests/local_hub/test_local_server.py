@@ -256,8 +256,9 @@ def test_other_names_for_this_machine(send: Send, hub: LocalHub) -> None:
 
 
 def test_methods_and_addresses_that_are_not_there(send: Send, repo: str) -> None:
-    """An unknown address is 404, and a known one with another method is 405 with those that it takes."""
-    assert send("GET", "/api/nothing/here/at/all")[0] == 404
+    """An unknown page is 404, an unknown address below /api 501, and another method of a known one 405 with those it takes."""
+    assert send("GET", "/nothing/here/at/all")[0] == 404
+    assert send("GET", "/api/nothing/here/at/all")[0] == 501
     status, headers, _ = send("PUT", "/api/models/acme/m/refs")
     assert (status, headers["allow"]) == (405, "GET")
 
