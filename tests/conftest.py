@@ -98,7 +98,7 @@ def hybrid_search(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
         "sources": [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}],
         "base": {"model": str(tiny / "base")},
         "ps": {"blocks_per_group": "model", "optimizer": optimizer},
-        "dfs": {"repetitions": 1, "initialisation": "paper", "optimizer": {**optimizer, "sigma": 1.0}},
+        "dfs": {"repetitions": 1, "scales": "slot", "initialisation": "paper", "optimizer": {**optimizer, "sigma": 1.0}},
         "fitness": {"task": "likelihood", "separator": " "},
         "data": {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in SPLITS},
         "finalists": 2,

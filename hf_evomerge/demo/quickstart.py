@@ -1,7 +1,7 @@
 """The demo: evolves merges of the specialists that ship with the package, and shows that the result is real.
 
 Three searches and a random one of the same budget; the winners built, loaded again in a fresh process in which this package
-cannot be imported, and asked held-out problems; and the last of them published to a Hub on loopback, and loaded from there.
+cannot be imported, and asked held-out problems; and that of the path published to a Hub on loopback, and loaded from there.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from .language import problems
 SPECIALISTS = Path(__file__).parent / "specialists"
 RELOAD = Path(__file__).parent / "reload.py"
 SIZES = {"search": 128, "validation": 256, "test": 500}
-EVALUATIONS = 600
+EVALUATIONS = 150
 SPACES = ("ps", "dfs", "hybrid")
+PUBLISHED = "dfs"  # the search whose winner has a path to show
 LOCAL_NAME = "demo/evolved"
 
 
@@ -50,11 +51,12 @@ def run_demo(
     Args:
         out: The folder to write; searches that are finished there already are not run again.
         workers: Processes that evaluate side by side.
-        evaluations: Trials of each search; 600 by default. The random search and PS+DFS have as many as PS alone.
+        evaluations: Budget of each search, in scores of all search problems; 150 by default. The random search and PS+DFS have
+            as much as PS alone.
         seed: Seed of the searches. The problems are the same for all.
         family: A folder with the models ``base``, ``japanese`` and ``maths``.
         sizes: Problems per split.
-        push_to: ``user/name``: publish the PS+DFS winner there, on the Hub, with its Space and the specialists beside it. By
+        push_to: ``user/name``: publish the DFS winner there, on the Hub, with its Space and the specialists beside it. By
             default it is published to a Hub on loopback, in the folder ``hub``.
 
     Returns:
@@ -83,15 +85,15 @@ def run_demo(
     typer.echo("\n" + one_problem(config, results))
     typer.echo("")
     if push_to is not None:
-        typer.echo(publish(out / "hybrid", Path(family), push_to, "--space"))
+        typer.echo(publish(out / PUBLISHED, Path(family), push_to, "--space"))
     else:
         with LocalHub(out / "hub", user="demo") as hub:
             environment = hub.environment()
             card = str(out / "card.md")
-            typer.echo(publish(out / "hybrid", Path(family), LOCAL_NAME, "--card", card, environment=environment))
-            typer.echo(check_reload(LOCAL_NAME, data["test"], results["hybrid"], environment))
+            typer.echo(publish(out / PUBLISHED, Path(family), LOCAL_NAME, "--card", card, environment=environment))
+            typer.echo(check_reload(LOCAL_NAME, data["test"], results[PUBLISHED], environment))
         typer.echo(f"the hub again: hf-evomerge hub --root {out / 'hub'} --user demo")
-    typer.echo(f"see and change it in a browser: hf-evomerge space --local {out / 'hybrid'}")
+    typer.echo(f"see and change it in a browser: hf-evomerge space --local {out / PUBLISHED}")
     typer.echo("\npictures:")
     for picture in sorted(out.glob("*/plots/*.png")):
         typer.echo(f"  {picture}")
@@ -109,8 +111,8 @@ def write_problems(folder: Path, sizes: dict[str, int]) -> dict[str, Path]:
 
 
 def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, family: Path = SPECIALISTS) -> SearchConfig:
-    """The search of one space. A hybrid search spends two thirds of its evaluations on PS and the rest on DFS."""
-    ps_share = evaluations * 2 // 3 if space == "hybrid" else evaluations
+    """The search of one space, by gradient. A hybrid search spends half of its evaluations on PS and the rest on DFS."""
+    ps_share = evaluations // 2 if space == "hybrid" else evaluations
     dfs_share = evaluations - ps_share if space == "hybrid" else evaluations
     settings: dict[str, Any] = {
         "space": space,
@@ -121,14 +123,15 @@ def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, 
         "ps": {
             "method": "task_arithmetic",
             "parameters": {"weight": {"low": -0.5, "high": 2.0, "start": 0.5}},
-            "optimizer": {"evaluations": ps_share, "sigma": 0.12},
+            "groups": "tensor",
+            "optimizer": {"algorithm": "gradient", "evaluations": ps_share},
         },
         "dfs": {
             "order": [2, 1, 0] if space == "hybrid" else [1, 0],  # A is the merged model, or the maths specialist
             "repetitions": 2,
-            "scales": "slot",
+            "scales": "gate",
             "max_hops": 24,
-            "optimizer": {"evaluations": dfs_share},
+            "optimizer": {"algorithm": "gradient", "evaluations": dfs_share},
         },
         "fitness": {"task": "likelihood", "separator": " "},
         "data": {split: {"jsonl": str(file)} for split, file in data.items()},

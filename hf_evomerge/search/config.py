@@ -100,7 +100,7 @@ class ParameterSpaceConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_groups(self) -> ParameterSpaceConfig:
-        if self.groups is not None and self.model_fields_set & {"blocks_per_group", "split_attention"}:
+        if self.groups is not None and (self.blocks_per_group, self.split_attention) != (1, False):  # a study states defaults
             raise ValueError("groups: stands in the place of blocks_per_group and split_attention; leave those out")
         return self
 

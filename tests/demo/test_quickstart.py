@@ -38,7 +38,8 @@ def test_the_table_is_complete(demo: tuple[Path, list[Row]]) -> None:
     assert [row.model for row in rows] == MODELS
     assert [row.stage for row in rows] == ["base", "source", "source", "average", "random", "ps", "dfs", "dfs"]
     assert all(row.scores.values.size == SIZES["test"] and row.scores.accuracy is not None for row in rows)
-    assert [row.evaluations for row in rows] == [0, 0, 0, 0, 24, 24, 24, 24]
+    assert all(16 < row.evaluations <= 24 for row in rows[4:])
+    assert not any(row.evaluations for row in rows[:4])
 
 
 def test_winners_pictures_and_recipes_are_there(demo: tuple[Path, list[Row]]) -> None:
@@ -53,11 +54,11 @@ def test_winners_pictures_and_recipes_are_there(demo: tuple[Path, list[Row]]) ->
         assert Evaluator(config).evaluate(recipe, "test") == row.scores
 
 
-def test_the_last_winner_is_published(demo: tuple[Path, list[Row]]) -> None:
+def test_a_winner_is_published(demo: tuple[Path, list[Row]]) -> None:
     """The demo leaves a hub that holds the winner and its sources, pinned in its recipe, and the card as it was published."""
     out, _ = demo
     with LocalHub(out / "hub", user="demo") as hub:
-        stored = (out / "hybrid" / "model" / "model.safetensors").read_bytes()
+        stored = (out / "dfs" / "model" / "model.safetensors").read_bytes()
         address = f"{hub.endpoint}/demo/evolved/resolve/main"
         assert urlopen(f"{address}/model.safetensors").read() == stored
         recipe = Recipe.from_yaml(urlopen(f"{address}/recipe.yaml").read().decode())
@@ -100,9 +101,9 @@ def test_problems_are_the_same_for_everybody(tmp_path: Path) -> None:
     assert len(set(prompts)) == len(prompts) == sum(SIZES.values())
 
 
-@pytest.mark.parametrize("budget", [8, 24, 600])
+@pytest.mark.parametrize("budget", [8, 24, 150])
 def test_budgets_are_comparable(budget: int, tmp_path: Path) -> None:
-    """PS, DFS and the two stages of PS+DFS together have the same number of trials."""
+    """PS, DFS and the two stages of PS+DFS together have the same budget."""
     data = write_problems(tmp_path, {"search": 2})
     ps, dfs, hybrid = (demo_config(space, data, budget, 0) for space in ("ps", "dfs", "hybrid"))
     assert ps.ps.optimizer.evaluations == dfs.dfs.optimizer.evaluations == budget
@@ -115,4 +116,4 @@ def test_the_seed_is_the_seed_of_the_searches(demo: tuple[Path, list[Row]]) -> N
     out, _ = demo
     with pytest.raises(EvoMergeError, match="seed was 0 and is 1"):
         run_demo(out, evaluations=24, sizes=SIZES, seed=1)
-    assert len(Study.open(out / "ps").trials("ps")) == 24
+    assert sum(trial.cost for trial in Study.open(out / "ps").trials("random")) == 24

@@ -34,7 +34,8 @@ def test_the_card_is_up_to_date(space: str) -> None:
     """The card in the repository is what the package writes from the facts beside it."""
     text = (CARDS / space / "README.md").read_text(encoding="utf-8")
     assert text == _render(space), "python tests/hub/test_demo_cards.py writes it again"
-    for image in ("fitness.png", *(["path.png"] if space != "ps" else []), *(["weights.png"] if space != "dfs" else [])):
+    recipe = CardFacts.of_folder(CARDS / space).recipe
+    for image in ("fitness.png", *(["path.png"] if recipe.flow else []), *(["weights.png"] if recipe.merge else [])):
         assert f"(images/{image})" in text
         assert (CARDS / space / "images" / image).is_file()
 

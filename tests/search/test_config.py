@@ -141,6 +141,8 @@ def test_a_saved_search_is_the_same_search(tmp_path: Path) -> None:
     config.save(tmp_path / "search.yaml")
     assert SearchConfig.load(tmp_path / "search.yaml") == config
     assert validate(SearchConfig, config.model_dump(mode="json"), SearchError) == config
+    fine = _config(ps={"groups": "tensor", "optimizer": {"algorithm": "gradient"}})
+    assert validate(SearchConfig, fine.model_dump(mode="json"), SearchError) == fine
 
 
 def test_a_surrogate_needs_the_same_examples_in_every_round() -> None:
