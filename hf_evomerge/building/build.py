@@ -58,8 +58,9 @@ def build_model(
         >>> (folder / "model.safetensors").is_file()
         True
     """
-    named = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
-    check_target(Path(out), overwrite=overwrite, keep=[named_folder(ref.model) for ref in named])
+    refs = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
+    names = [name for ref in refs for name in (ref.model, ref.adapter) if name is not None]
+    check_target(Path(out), overwrite=overwrite, keep=[named_folder(name) for name in names])
     return write_checkpoint(
         open_recipe(recipe, trust_remote_code=trust_remote_code),
         out,

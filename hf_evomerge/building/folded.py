@@ -139,15 +139,17 @@ def fold(
     *,
     dtype: str | None = None,
     max_shard_size: str | int = "4GB",
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
     """Write a merged model as a plain checkpoint of the source architecture, which needs no custom code: see `Folded`.
 
     Args:
         model: The folder of the merged model, or its repository on the Hub.
-        out: The folder to make; it must not exist, or be empty. It appears when the checkpoint is complete.
+        out: The folder to make. It appears when the checkpoint is complete.
         dtype: ``float32``, ``bfloat16`` or ``float16``; by default each tensor keeps its own.
         max_shard_size: The largest file of weights, such as ``"4GB"``.
+        overwrite: Whether to replace a model that is there.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -163,7 +165,7 @@ def fold(
         PosixPath('my-search/plain')
     """
     folded = Folded(Source.open(str(model)), dtype)
-    return write_checkpoint(folded, out, max_shard_size=max_shard_size, progress=progress)
+    return write_checkpoint(folded, out, max_shard_size=max_shard_size, overwrite=overwrite, progress=progress)
 
 
 def hop_factors(config: EvoMergedConfig) -> list[_Factors]:

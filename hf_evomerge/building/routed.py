@@ -182,6 +182,8 @@ class Routed(Checkpoint):
                 raise SourceError(
                     f"{checkpoint}: no tensor called {name}; save the source again with the installed transformers"
                 )
+            if not info.is_float and info.dtype not in ("BOOL", "I64", "I32"):
+                raise SourceError(f"{checkpoint}: {name} is {info.dtype}, quantised; give the model in bfloat16 or float32")
             if info.shape != shape:
                 raise SourceError(f"{checkpoint}: {name} has shape {list(info.shape)}, the merged model needs {list(shape)}")
             dtype = wanted if info.is_float and not kept_in_float32 & set(target.split(".")) else None

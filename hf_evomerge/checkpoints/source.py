@@ -173,6 +173,11 @@ class Source(Checkpoint):
         """Itself."""
         return [self]
 
+    @property
+    def folders(self) -> list[Path]:
+        """Where its files are, those of its adapter too."""
+        return [self.folder, *([self.adapter.folder] if self.adapter is not None else [])]
+
     def write_companions(self, folder: Path) -> None:
         """Copy the config and what else lies beside the weights; the code that comes with it only where it is trusted."""
         check_folder(self.folder)

@@ -66,7 +66,7 @@ def write_checkpoint(
             process is building this folder.
     """
     out, limit, files = Path(out), parse_size(max_shard_size), files or {}
-    keep = [source.folder for source in checkpoint.sources]
+    keep = [folder for source in checkpoint.sources for folder in source.folders]
     check_target(out, overwrite=overwrite, keep=keep)
     for line in checkpoint.warnings:
         logger.warning("%s", line)
@@ -105,8 +105,9 @@ def check_target(out: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> No
         raise EvoMergeError(f"{out}: exists already; choose another folder, or pass --overwrite")
     if not (out / "config.json").is_file():
         raise EvoMergeError(f"{out}: exists and is no model; choose another folder, or remove it yourself")
-    if any(folder.resolve() == out.resolve() for folder in keep):
-        raise EvoMergeError(f"{out}: is one of the recipe's own sources; choose another folder")
+    if inside := [folder for folder in keep if folder.resolve().is_relative_to(out.resolve())]:
+        what = "is" if inside[0].resolve() == out.resolve() else f"holds {inside[0]},"
+        raise EvoMergeError(f"{out}: {what} one of the recipe's own sources; choose another folder")
 
 
 def _replace(out: Path, whole: Path, aside: Path) -> None:

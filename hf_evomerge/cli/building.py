@@ -32,6 +32,7 @@ def merge(
     """
     with one_line_errors():
         from ..building.build import build_model, check_recipe
+        from ..checkpoints.writer import check_target
         from ..mergekit import load
 
         quiet()
@@ -39,6 +40,7 @@ def merge(
         for line in read.notes:
             LOGGER.info(line)
         if dry_run:
+            check_target(out, overwrite=overwrite)
             checked = check_recipe(read.recipe, trust_remote_code=trust_remote_code)
             typer.echo(f"{checked}\n{checked.ledger}")
             return
@@ -89,6 +91,7 @@ def fold(
     model: Annotated[str, typer.Argument(help="A merged model: a folder, or a repository on the Hub.", show_default=False)],
     out: Out,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's own by default.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
 ) -> None:
     """Write a merged model as a plain model of the source architecture, for vLLM, llama.cpp and the like.
 
@@ -102,7 +105,7 @@ def fold(
         from ..building.folded import fold as fold_model
 
         quiet()
-        typer.echo(f"wrote {fold_model(model, out, dtype=dtype)}")
+        typer.echo(f"wrote {fold_model(model, out, dtype=dtype, overwrite=overwrite)}")
 
 
 @app.command()

@@ -42,6 +42,8 @@ def check_configs(
             raise SourceError(f"{called}: {config.model_type!r} is more than a language model; give a text-only source")
         if getattr(config, "is_encoder_decoder", False):
             raise SourceError(f"{called}: {config.model_type!r} has an encoder and a decoder; a path needs a decoder alone")
+        if getattr(config, "quantization_config", None) is not None:
+            raise SourceError(f"{called}: quantised layers cannot be rearranged; give the unquantised model")
         try:
             source_class(config)
         except ValueError as cause:

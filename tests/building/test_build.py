@@ -269,6 +269,17 @@ def test_only_models_are_replaced(tiny: Path, make: MakeRecipe, tmp_path: Path) 
     assert (tiny / "a" / "config.json").is_file()
 
 
+def test_a_folder_that_holds_a_source_is_not_replaced(tiny: Path, make: MakeRecipe, tmp_path: Path) -> None:
+    """A model folder with checkpoints of its own inside, as trainers leave it, is kept where one of them is a source."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny / "base", run)
+    shutil.copytree(tiny / "a", run / "checkpoint-100")
+    recipe = make("merge", sources=[{"model": str(run / "checkpoint-100")}, {"model": str(tiny / "b")}])
+    with pytest.raises(EvoMergeError, match=r"run: holds .*checkpoint-100, one of the recipe's own sources"):
+        build_model(recipe, run, progress=False, overwrite=True)
+    assert (run / "checkpoint-100" / "config.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("part", "summary"),
     [

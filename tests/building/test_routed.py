@@ -193,3 +193,20 @@ def test_mlp_delta_is_refused_where_it_has_no_meaning(tmp_path: Path) -> None:
     flow = FlowPart(path="0:0, 0:1", scales=[1, 0.5], scale_target="mlp_delta")
     with pytest.raises(PathError, match="'mlp_delta' is not defined for the layers of 'bloom'"):
         write_checkpoint(Routed([Source.open(str(tmp_path / "bloom"))], flow), tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_layers_are_refused(folders: list[Path], dtype: torch.dtype) -> None:
+    """Weights that are stored as codes are refused, by their dtype or by the config, and not taken for numbers."""
+    from safetensors.torch import load_file, save_file
+
+    file = folders[1] / "model.safetensors"
+    codes = {name: tensor.to(dtype) if tensor.ndim == 2 else tensor for name, tensor in load_file(file).items()}
+    save_file(codes, file, metadata={"format": "pt"})
+    with pytest.raises(SourceError, match="quantised; give the model in bfloat16 or float32"):
+        build(folders)
+    config = json.loads((folders[0] / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (folders[0] / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match="quantised layers cannot be rearranged"):
+        build(folders)
