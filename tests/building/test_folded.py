@@ -199,7 +199,7 @@ def test_a_rearranged_window_pattern_is_mentioned(tmp_path: Path, caplog: pytest
     pool.model(LayerPath.parse("0:0, 0:1, 0:2, 1:3")).save_pretrained(tmp_path / "kept")
     pool.model(LayerPath.parse("0:0, 0:1, 0:0, 1:3")).save_pretrained(tmp_path / "broken")
     fold(tmp_path / "kept", tmp_path / "one", progress=False)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     fold(tmp_path / "broken", tmp_path / "two", progress=False)
     assert "layer_types: the path does not keep the order" in caplog.text
 

@@ -191,7 +191,12 @@ again = AutoModelForCausalLM.from_pretrained({str(tmp_path / "resaved")!r}, trus
 assert torch.equal(again(expected["ids"]).logits, expected["logits"])
 print("fine")
 """
-    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    environment = {
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PATH": "/usr/bin:/bin",
+    }
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "fine", done.stderr
     assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == [
