@@ -82,6 +82,7 @@ def test_our_own_command(tmp_path: Path) -> None:
     """`hf-evomerge hub` prints lines for a shell, says what it does not do, stops on Ctrl-C, and keeps everything."""
     command = [str(Path(sys.executable).with_name("hf-evomerge")), "hub", "--root", "kept", "--port", "0", "--user", "me"]
     begin = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    begin["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job would ignore it
     with subprocess.Popen(command, **begin) as process:  # type: ignore[call-overload]
         printed = []
         while not printed or not printed[-1].startswith("Not imitated"):
