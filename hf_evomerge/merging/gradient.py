@@ -62,13 +62,12 @@ class MergeGradient:
         check_differentiable(merger.method)
         self.merger, self._model = merger, model
         self._parts: dict[nn.Parameter, list[tuple[TensorJob, int]]] = {}
-        last = {target.data_ptr(): (job, target) for job, target in merger.jobs}  # of tied tensors the one written last counts
         for parameter in model.parameters():
             begin = parameter.data_ptr()
             end = begin + parameter.numel() * parameter.element_size()
             inside = [
                 (job, (target.data_ptr() - begin) // target.element_size())
-                for job, target in last.values()
+                for job, target in merger.jobs
                 if begin <= target.data_ptr() < end
                 and not (merger.method.task_vectors and all(map(job.is_zero, range(merger.source_count))))
             ]

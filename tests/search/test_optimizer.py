@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -334,3 +335,30 @@ def test_one_number_is_too_few(algorithm: Any) -> None:
     with pytest.raises(SearchError, match="at least 2 numbers to evolve; give finer layer groups, or use algorithm: random"):
         Optimizer(_start(1), algorithm=algorithm)
     assert Optimizer(_start(1), algorithm="random").ask()
+
+
+def test_cma_begins_at_the_best_candidate() -> None:
+    """Candidates are the first generation, and the next one lies around the best of them."""
+    candidates = (np.full(4, 0.9), np.full(4, -0.5), np.full(4, 0.5))
+    optimizer = Optimizer(replace(_start(sigma=0.01), candidates=candidates), seed=1)
+    first = optimizer.ask()
+    assert first is not None
+    assert [point.tolist() for point in first] == [point.tolist() for point in candidates]
+    optimizer.tell([_sphere(point) for point in first])
+    second = optimizer.ask()
+    assert second is not None
+    assert np.abs(np.mean(second, axis=0) + 0.5).max() < 0.03
+
+
+def test_the_mean_is_scored_on_all_examples() -> None:
+    """On batches the mean of the distribution is asked for now and then and when the budget ends, to be scored in full."""
+    optimizer = Optimizer(_start(), population=8, seed=1, budget=20.0, share=0.125)
+    full: list[tuple[float, float]] = []
+    while (points := optimizer.ask()) is not None:
+        if optimizer.request.full:
+            full.append((optimizer.spent, _sphere(points[0])))
+        assert len(points) == (1 if optimizer.request.full else 8)
+        optimizer.tell([_sphere(point) for point in points])
+    assert [spent for spent, _ in full] == [4.0, 8.0, 12.0, 16.0, 19.0]
+    assert optimizer.spent == 20.0
+    assert full[-1][1] > full[0][1]

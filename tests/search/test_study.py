@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,14 @@ def test_best_first(study: Study) -> None:
     assert [trial.number for trial in study.best("ps", 10)] == [8, 1, 3, 4, 0, 6]
     assert [trial.number for trial in study.best("ps")] == [8]
     assert study.best("dfs") == []
+
+
+def test_best_of_all_examples_first(study: Study) -> None:
+    """A trial that was scored on all examples comes before a better one of a batch."""
+    study.add_trial(_trial(0, 0.9))
+    whole = Scores([0.5] * (study.best("ps")[0].scores.values.size + 1))
+    study.add_trial(replace(_trial(1, 0.5), scores=whole))
+    assert [trial.number for trial in study.best("ps", 2)] == [1, 0]
 
 
 def test_best_of_negative_fitness(study: Study) -> None:
