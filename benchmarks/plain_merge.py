@@ -115,7 +115,7 @@ def dare_ties(a: Tensor, b: Tensor, base: Tensor | None) -> Merge:
             mask[here.start] = torch.rand(size.numel()) < DENSITY
             before, after = before + float(size.sum()), after + float(size.mul_(mask[here.start]).sum())
         masks.append(mask)
-        factors.append(before / after)
+        factors.append(before / after if after > 0 else 1.0)
 
     def compute(x: Tensor, y: Tensor, z: Tensor | None, here: slice) -> Tensor:
         pairs = zip((x, y), masks, factors, strict=True)

@@ -14,15 +14,9 @@ from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.headers import STORED, TensorInfo, tensor_order
 from ..checkpoints.source import Source
 from ..errors import RecipeError, SourceError
-from ..merging.registry import (
-    MergeMethod,
-    check_part,
-    check_sources,
-    check_together,
-    complete_options,
-    complete_parameters,
-    get_method,
-)
+from ..merging.checks import check_sources, check_together, complete_options, complete_parameters
+from ..merging.method import MergeMethod
+from ..merging.registry import check_part, get_method
 from ..recipes.layer_groups import classify, parse_key, resolve
 from ..recipes.recipe import MergePart, Recipe, SlicePart
 from .vocabulary import Vocabulary, has_rows, plan_vocabulary
