@@ -207,6 +207,18 @@ def test_attention_and_mlp_have_a_line_each() -> None:
     assert (attention.is_dashed(), mlp.is_dashed()) == (False, True)
 
 
+def test_name_patterns_stand_apart() -> None:
+    """Each pattern has a place of its own beside the blocks, in the order of the recipe, and no other source's number in it."""
+    weight = {"embed": 0.5, "*self_attn*": 0.1, "*mlp*": 0.2, "blocks.0": 0.3, "default": 0.4}
+    part = MergePart(method="linear", parameters=[{"weight": weight}, {"weight": {"*mlp*": 0.6, "default": 0.7}}])
+    figure = weights_figure(part, ["a", "b"])
+    labels = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+    assert labels == ["embed", "0", "*self_attn*", "*mlp*", "others"]
+    assert find(figure, "weight:0:ends").get_ydata().tolist() == [0.5, 0.1, 0.2, 0.4]
+    assert find(figure, "weight:0").get_ydata().tolist() == [0.3]
+    assert np.array_equal(find(figure, "weight:1:ends").get_ydata(), [0.7, np.nan, 0.6, 0.7], equal_nan=True)
+
+
 def test_a_whole_model_merge_is_bars() -> None:
     """Without layer groups every source is one bar, as long as its parameter, with its name beside it."""
     part = MergePart(method="ties", parameters=[{"weight": {"default": 0.6}, "density": 0.9}, {"weight": 0.7, "density": 0.3}])

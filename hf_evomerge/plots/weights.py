@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_KINDS = ("embed", "block", "head", "default")
-_Column = tuple[int, int, int]  # index of the kind, first block, last block
+_KINDS = ("embed", "block", "head", "pattern", "default")
+_Column = tuple[int, int, int, str]  # index of the kind, first block, last block, name pattern
 
 
 def plot_weights(part: MergePart, labels: Sequence[str], file: str | os.PathLike[str]) -> None:
@@ -74,16 +74,19 @@ def weights_figure(part: MergePart, labels: Sequence[str]) -> Figure:
 
 
 def _columns(values: Iterator[GroupValue]) -> list[_Column]:
-    """The layer groups that are named, in the order of the layers; none where every value is for the whole model."""
+    """The layer groups and patterns that are named, in the order of the layers; none where all values are the whole model's."""
     keys = [parse_key(key) for value in values if isinstance(value, dict) for key in value]
-    columns = sorted({(_KINDS.index(key.kind), key.first, key.last) for key in keys})
-    return [] if all(_KINDS[kind] == "default" for kind, _, _ in columns) else columns
+    named = dict.fromkeys((_KINDS.index(key.kind), key.first, key.last, key.pattern) for key in keys)
+    columns = sorted(named, key=lambda column: column[:3])  # patterns stay in the order of the recipe
+    return [] if all(_KINDS[column[0]] == "default" for column in columns) else columns
 
 
 def _value_at(value: GroupValue, column: _Column, half: str) -> float:
     """The number of a layer group: its own, that of a group it is part of, or the default; NaN where there is none."""
     if not isinstance(value, dict):
         return value
+    if _KINDS[column[0]] == "pattern":
+        return value.get(column[3], np.nan)
 
     def covers(key: GroupKey) -> bool:
         inside = key.first <= column[1] and column[2] <= key.last
@@ -93,12 +96,12 @@ def _value_at(value: GroupValue, column: _Column, half: str) -> float:
 
 
 def _draw_groups(axes: Axes, name: str, panel: Mapping[int, GroupValue], columns: Sequence[_Column]) -> None:
-    """One line per source (two where attention and MLP differ) over the blocks; embeddings and head stand apart."""
+    """One line per source (two where attention and MLP differ) over the blocks; embeddings, head and patterns stand apart."""
     axes.set_ylabel(label_text(name), weight="bold")
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.axhline(0, color=GREY, linewidth=0.8)
-    is_block = np.array([_KINDS[kind] == "block" for kind, _, _ in columns])
-    apart = np.where(is_block, 0.0, [-0.4 if _KINDS[kind] == "embed" else 0.4 for kind, _, _ in columns])
+    is_block = np.array([_KINDS[column[0]] == "block" for column in columns])
+    apart = np.where(is_block, 0.0, [-0.4 if _KINDS[column[0]] == "embed" else 0.4 for column in columns])
     x = np.arange(len(columns)) + apart
     lowest = 0.0
     for source, value in panel.items():
@@ -116,7 +119,10 @@ def _draw_groups(axes: Axes, name: str, panel: Mapping[int, GroupValue], columns
             for line in lines:
                 line.set(color=colour, marker=marker, markersize=4.5, linewidth=1.2, zorder=3, clip_on=False)
     named = {"embed": "embed", "head": "head", "default": "others"}
-    ticks = [named.get(_KINDS[kind], str(first) if first == last else f"{first}-{last}") for kind, first, last in columns]
+    ticks = [
+        label_text(pattern, 20) or named.get(_KINDS[kind], str(first) if first == last else f"{first}-{last}")
+        for kind, first, last, pattern in columns
+    ]
     crowded = sum(map(len, ticks)) > 1.9 * len(ticks) + 12
     axes.set_xticks(x, ticks, rotation=90 if crowded else 0)
     axes.set_xlim(x.min() - 0.6, x.max() + 0.6)

@@ -207,20 +207,20 @@ def _some(names: Sequence[str]) -> str:
 
 
 def per_group(value: Any, where: str) -> GroupValue:
-    """The value as a number or as one per layer group; numbers of single tensors are averaged over their half of a block.
+    """The value as a number, or as one per layer group and pattern; those of single tensors become the mean of half a block.
 
     Raises:
-        RecipeError: It has gradients or name patterns.
+        RecipeError: It has gradients.
     """
     values = value if isinstance(value, Mapping) else {"default": value}
     groups: dict[str, list[float]] = {}
     for key, number in values.items():
-        if isinstance(number, list) or "*" in key:
-            found = f"given as a gradient or by name patterns (found {value!r})"
-            raise RecipeError(f"{where}: {found}; give numbers per layer group")
+        if isinstance(number, list):
+            raise RecipeError(f"{where}: given as a gradient (found {value!r}); give numbers per layer group")
         kind, block, half = classify(key)
         place = kind if block is None else f"blocks.{block}.{half}"
-        groups.setdefault(place if parse_key(key).kind == "pattern" else key, []).append(number)
+        is_tensor = parse_key(key).kind == "pattern" and "*" not in key
+        groups.setdefault(place if is_tensor else key, []).append(number)
     return {key: sum(numbers) / len(numbers) for key, numbers in groups.items()} if isinstance(value, Mapping) else value
 
 

@@ -31,6 +31,7 @@ from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results import Result
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runner import LocalRunner
+from hf_evomerge.search.show import describe_model, describe_study
 from hf_evomerge.search.stage import Progress
 from hf_evomerge.search.study import Study
 
@@ -265,6 +266,23 @@ def test_a_search_by_gradient(space: str, search_config: Config, tmp_path: Path)
     if "ps" in config.stages:
         start = evaluator.evaluate(study.recipe(study.trials("ps")[0].recipe_key or "")).mean
         assert study.best("ps")[0].fitness > start  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "groups", ["tensor", ["*self_attn*", "*layers.1.mlp*", "default"], ["embed", "*mlp*", "blocks.1.attn", "default"]]
+)
+def test_groups_by_name(groups: Any, search_config: Config, tmp_path: Path) -> None:
+    """A search over tensors or name patterns ends with its pictures, is shown, and builds what its recipe says."""
+    config = search_config("ps", ps={"groups": groups, "optimizer": GRADIENT})
+    result = run_search(config, tmp_path)
+    assert result.winner.merge is not None
+    names = result.winner.merge.parameters[0]["weight"]
+    assert isinstance(names, dict)
+    assert list(names) == groups or (groups == "tensor" and "model.layers.1.mlp.up_proj.weight" in names)
+    assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "weights.png"}
+    assert "task_arithmetic" in describe_study(tmp_path)
+    assert "*mlp*" in describe_model(tmp_path / "model") or "*mlp*" not in groups
+    assert Recipe.load(tmp_path / "model" / "recipe.yaml") == result.winner
 
 
 def test_a_search_by_gradient_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
