@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from ..errors import SearchError
 from ..fitness.data import DataSpec
 from ..fitness.registry import AnyTaskSpec
-from ..recipes.recipe import Dtype, ScaleTarget, SourceRef
+from ..recipes.recipe import Dtype, FlowPart, MergePart, Recipe, ScaleTarget, SourceRef
 from ..recipes.strict_yaml import StrictModel, dump_yaml, load_yaml
 from ..routing.layout import Ends, Initialisation, ScaleEncoding
 from .optimizer import Algorithm, Restarts
@@ -236,6 +236,10 @@ class SearchConfig(StrictModel):
         minutes = [math.inf if budget.minutes is None else budget.minutes for budget in budgets]
         return sum(budget.evaluations for budget in budgets), sum(minutes)
 
+    def recipe(self, merge: MergePart | None = None, flow: FlowPart | None = None) -> Recipe:
+        """The recipe of a candidate: these parts, of the search's sources."""
+        return Recipe(sources=self.sources, base=self.base, merge=merge, flow=flow, dtype=self.dtype, seed=self.seed)
+
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the search to a YAML file."""
         Path(file).write_text(dump_yaml(self), encoding="utf-8")
@@ -244,3 +248,8 @@ class SearchConfig(StrictModel):
     def load(cls, file: str | os.PathLike[str]) -> SearchConfig:
         """Read a search file; raises `SearchError` with the keys that are wrong."""
         return load_yaml(cls, file, SearchError)
+
+
+def source_label(ref: SourceRef) -> str:
+    """A short name for tables and plots."""
+    return ref.model.rstrip("/").rsplit("/", 1)[-1]

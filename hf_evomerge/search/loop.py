@@ -11,10 +11,10 @@ import numpy as np
 from ..errors import SearchError
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe, SourceRef
-from .config import SearchConfig, Stage
+from .config import SearchConfig, Stage, source_label
 from .results import Result, Row
 from .runner import Job, Runner
-from .spaces import SourceSummary, make_space, source_label, uniform_average
+from .spaces import SourceSummary, make_space, uniform_average
 from .stage import Progress, Report, StageRun
 from .study import Study
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from .. import plots
 from ..recipes.recipe import Recipe
-from .config import STAGES, SearchConfig
-from .spaces import source_label
+from .config import STAGES, SearchConfig, source_label
 from .study import Study, Trial
 
 

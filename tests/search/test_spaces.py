@@ -12,8 +12,10 @@ from hf_evomerge.merging.registry import check_part
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import MergePart, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.spaces import FlowSpace, ParameterSpace, source_label, uniform_average
+from hf_evomerge.search.config import SearchConfig, source_label
+from hf_evomerge.search.flow_space import FlowSpace
+from hf_evomerge.search.parameter_space import ParameterSpace
+from hf_evomerge.search.spaces import uniform_average
 
 
 def _config(sources: int = 2, **more: Any) -> SearchConfig:

@@ -1,0 +1,81 @@
+"""Data flow space, alone and together with parameter space: which genome is which path through the layers of the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..recipes.recipe import FlowPart, MergePart, Recipe
+from ..routing.layout import FlowGenome, Layout
+from .config import FlowSpaceConfig, SearchConfig
+from .optimizer import Start, Vector
+from .slopes import GateSlopes
+
+_WAITING = 0.05  # gates of slots that are off at the start of a gradient search: half of what puts them on
+
+
+class FlowSpace:
+    """Paths through the layers of the sources, and of the merged model where a merge came first."""
+
+    def __init__(self, config: SearchConfig, layers: Sequence[int], merge: MergePart | None = None) -> None:
+        """Make the space.
+
+        Args:
+            config: The search.
+            layers: Number of layers of each source, and of the merged model at the end where there is one.
+            merge: The parameter-space part of every recipe of this space: the winner of the stage before.
+        """
+        self.config, self.merge = config, merge
+        self.space: FlowSpaceConfig = config.dfs
+        merged = [len(config.sources)] if merge is not None else []
+        order = self.space.order or [*merged, *range(len(config.sources))]
+        self.genome = FlowGenome(
+            Layout(tuple(order), tuple(layers[source] for source in order), self.space.repetitions),
+            self.space.encoding,
+            self.space.scale_bounds,
+            self.space.max_hops,
+            self.space.initialisation,
+            self.space.ends or ("free" if self.space.encoding == "gate" else "paper"),
+        )
+
+    def start(self) -> Start:
+        """Where a search begins; one over gates at the best of the sources as they are and of their splices."""
+        gates, gradient = self.space.encoding == "gate", self.space.optimizer.algorithm == "gradient"
+        sigma = self.space.optimizer.sigma or (0.2 if gates and not gradient else 0.1)
+        lower, upper = self.genome.bounds()
+        if not gates:
+            return Start(self.genome.start(sigma), sigma, lower, upper)
+        other = _WAITING if gradient else -0.5 * sigma
+        candidates = tuple(self.genome.along(slots, other) for slots in self.genome.splices())
+        mean = candidates[0] if gradient else self.genome.start(sigma)
+        return Start(mean, sigma, np.zeros(mean.size) if gradient else lower, upper, candidates)
+
+    def price(self, active: NDArray[np.bool_]) -> float:
+        """A forward pass over the slots in play, and a backward pass to activations alone."""
+        return 2.0 * float(active.sum()) / self.genome.layout.layers[0]
+
+    def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> GateSlopes:
+        """Those of the gates."""
+        gates = self.genome.gates(genome)
+        return GateSlopes(tuple(self.genome.layout.slots), tuple(gates.tolist()), tuple(active.tolist()))
+
+    def decode(self, genome: Vector) -> Recipe:
+        """The recipe of a genome."""
+        return self.config.recipe(merge=self.merge, flow=self.part(genome))
+
+    def part(self, genome: Vector) -> FlowPart:
+        """The path of a genome."""
+        path = self.genome.decode(genome)
+        scales = None if all(scale == 1 for scale in path.scales) else path.scales
+        return FlowPart(
+            path=path.as_text(),
+            scales=scales,
+            scale_target=self.space.scale_target,
+            embedding_source=self.genome.layout.order[0],
+        )
+
+    def notes(self) -> list[str]:
+        """Nothing: every number of the space matters."""
+        return []
