@@ -15,9 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hops import readable
 from texts import SpaceError
+
+try:
+    from hf_evomerge.recipes import limited_yaml
+except ImportError:  # a Space has the file beside this one
+    import limited_yaml  # type: ignore[no-redef]
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "path", "scales", "recipe"]
@@ -262,7 +266,7 @@ def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Publis
     config = part("config.json", _json, None)
     if not isinstance(config, dict):
         raise SpaceError(f"{found.name}: config.json is missing or cannot be read.")
-    text = part("recipe.yaml", lambda file: file.read_text(encoding="utf-8"), "")
+    text = part("recipe.yaml", limited_yaml.read_limited, "")
     recipe = part("recipe.yaml", lambda file: parse_recipe(text), {}) if text else {}
     study = part("study.json", _json, {})
     found = replace(
@@ -285,24 +289,13 @@ def _json(file: Path) -> Any:
 
 def parse_recipe(text: str) -> dict[str, Any]:
     """A recipe as plain data. Hops are text: YAML 1.1 would read an unquoted ``1:30`` as a number of base 60."""
-    return mapping(yaml.load(text, Loader=_Loader))
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader without numbers of base 60."""
-
-
-_DECIMAL = re.compile(r"[-+]?(?:0|[1-9]\d*)$", re.ASCII)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, _DECIMAL if tag == "tag:yaml.org,2002:int" else pattern) for tag, pattern in resolvers]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+    return mapping(limited_yaml.load_limited(text))
 
 
 def _front_matter(file: Path) -> dict[str, Any]:
-    text = file.read_text(encoding="utf-8")
+    text = limited_yaml.read_limited(file)
     parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
-    return mapping(yaml.safe_load(parts[1])) if len(parts) == 3 and not parts[0].strip() else {}
+    return mapping(limited_yaml.load_limited(parts[1])) if len(parts) == 3 and not parts[0].strip() else {}
 
 
 def _trials(file: Path) -> tuple[Trial, ...]:

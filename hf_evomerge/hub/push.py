@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ..building.build import build_model
 from ..building.record import BUILD_FILE, changed_since, library_versions, read_build_record
 from ..checkpoints.hashes import file_sha256
+from ..checkpoints.inside import check_inside
 from ..checkpoints.model_folder import COMPANIONS
 from ..checkpoints.source import Source
 from ..errors import HubError
@@ -239,10 +240,12 @@ def plan_push(
     names = PublicNames(api, options.published)
     license = decide_license([license_of(_for_license(ref, names), api) for ref in parents_of(recipe)], options.license)
     built = _verify(model, recipe, weights) if options.verify else _built(model, weights)
-    files: dict[str, Content] = {file.name: file for file in weights}
+    ours = {file.name: file for file in weights}
     for pattern in ("*.safetensors.index.json", *COMPANIONS, *_CODE):
-        files.update({str(file.relative_to(model)): file for file in sorted(model.glob(pattern)) if file.is_file()})
-    files.update(_without_folders(files, scratch))
+        ours.update({str(file.relative_to(model)): file for file in sorted(model.glob(pattern)) if file.is_file()})
+    for file in ours.values():
+        check_inside(model, file)  # again, now that the weights were read: what a link leads to is not this model's
+    files: dict[str, Content] = {**ours, **_without_folders(ours, scratch)}
     if search is not None:
         write_record(search, scratch, examples=options.examples, publish=names)
     public_recipe(recipe, names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import EvoMergeError, HubError
 from ..fitness import chat_process
+from ..recipes import limited_yaml
 from ..search.study import STUDY_FILE
 from .bundled import bundled
 from .client import ask, default_api
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 SPACE_FOLDER = "space_app"
 SETTINGS_FILE = "space.json"
-CHAT_FILE = Path(chat_process.__file__)  # the one file of the package that the app needs where the package is not
+# The files of the package that the app needs where the package is not.
+TRAVELS = (Path(chat_process.__file__), Path(limited_yaml.__file__))
 _LOCAL_EXAMPLES = 6
 
 
@@ -104,7 +106,7 @@ def space_files(model: str, revision: str | None = None, *, title: str | None = 
         for file in sorted(folder.rglob("*"))
         if file.is_file() and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
     }
-    files[CHAT_FILE.name] = CHAT_FILE
+    files.update({file.name: file for file in TRAVELS})
     files[SETTINGS_FILE] = (json.dumps({"model": model, "revision": revision}, indent=2) + "\n").encode()
     files[CARD] = _header(folder / CARD, model, title)
     return files

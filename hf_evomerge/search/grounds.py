@@ -87,7 +87,7 @@ def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]]) 
 
 
 def _examples(evaluator: Evaluator, split: str) -> str:
-    texts = [[example.prompt, example.answer] for example in evaluator.examples(split)]
+    texts = [[example.prompt, example.answer, example.chat, example.system] for example in evaluator.examples(split)]
     return sha256(json.dumps(texts).encode()).hexdigest()
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,17 @@ def test_a_search_does_not_go_on_on_other_ground(config: SearchConfig, family: P
     with pytest.raises(SearchError, match=message):
         resume_search(out, build=False)
     assert _trials(out) == before
+
+
+def test_another_system_message_is_another_ground(config: SearchConfig, tmp_path: Path) -> None:
+    """A resumed search whose examples differ in the system message alone is refused."""
+    splits = {split: [Example("w1 w2", "w3", "one", system="be brief")] for split in ("search", "test")}
+    splits["test"] = [Example("w2 w2", "w4", "two", system="be brief")]
+    out, task = tmp_path / "out", {"task_factory": lambda: FunctionTask(_shorter)}
+    _stopped(config, out, examples=splits, **task)
+    changed = {split: [replace(example, system="be long") for example in examples] for split, examples in splits.items()}
+    with pytest.raises(SearchError, match=r"the (search|test) examples \(changed\)"):
+        run_search(config, out, examples=changed, build=False, **task)
 
 
 def test_files_that_are_only_touched_are_the_same(config: SearchConfig, family: Path, tmp_path: Path, monkeypatch: Any) -> None:

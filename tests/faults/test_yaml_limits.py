@@ -8,8 +8,9 @@ import pytest
 
 from hf_evomerge.errors import EvoMergeError, RecipeError, SearchError
 from hf_evomerge.mergekit import from_mergekit, load
+from hf_evomerge.recipes.limited_yaml import MAX_BYTES, MAX_DEPTH, MAX_NODES
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.recipes.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_NODES, parse_yaml, read_yaml
+from hf_evomerge.recipes.strict_yaml import parse_yaml, read_yaml
 from hf_evomerge.search.config import SearchConfig
 
 HEAD = "sources: [{model: a}, {model: b}]\n"

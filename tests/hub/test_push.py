@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.building.record import write_build_record
-from hf_evomerge.errors import HubError
+from hf_evomerge.errors import EvoMergeError, HubError
 from hf_evomerge.hub.card import TEMPLATE
 from hf_evomerge.hub.push import PushOptions, check_push, preview_push, push_model
 from hf_evomerge.local_hub import Fault, LocalHub
@@ -491,6 +491,28 @@ def test_what_was_changed_after_the_build_is_not_published(plain: Path, lfs_api:
         with pytest.raises(HubError, match=rf"{name} is not what was built from its recipe; build it again, or remove"):
             refused(plain, "local/merge", api=lfs_api)
     assert not lfs_api.repo_exists("local/merge")
+
+
+def test_a_link_out_of_the_folder_is_not_published(
+    plain: Path, lfs_api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that becomes a link out of the folder after the weights were read is refused, and nothing is published."""
+    from hf_evomerge.hub import push
+
+    (tmp_path / "secret").write_text("{}")
+    read = push.weight_files
+
+    def linked(folder: Path) -> Any:
+        found = read(folder)
+        (folder / "tokenizer_config.json").unlink()
+        (folder / "tokenizer_config.json").symlink_to(tmp_path / "secret")
+        return found
+
+    (plain / "build.json").unlink(missing_ok=True)
+    monkeypatch.setattr(push, "weight_files", linked)
+    with pytest.raises(EvoMergeError, match=r"tokenizer_config\.json: a link to .*secret, which is not in"):
+        push_model(plain, "local/linked", api=lfs_api)
+    assert not lfs_api.repo_exists("local/linked")
 
 
 def test_without_a_record_of_the_build_nothing_is_claimed(plain: Path, lfs_api: HfApi) -> None:

@@ -37,7 +37,7 @@ def test_the_app_goes_up_as_it_stands(model: str, lfs_api: HfApi, tmp_path: Path
         if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith(".")
     }
     there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and ".cache" not in file.parts}
-    assert there - {".gitattributes"} == expected | {"space.json", "chat_process.py"}
+    assert there - {".gitattributes"} == expected | {"space.json", "chat_process.py", "limited_yaml.py"}
     for name in expected - {"README.md"}:
         assert (folder / name).read_bytes() == (app / name).read_bytes()
     assert json.loads((folder / "space.json").read_text()) == {"model": model, "revision": "main"}

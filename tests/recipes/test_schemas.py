@@ -17,8 +17,9 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import get_task, task_names
 from hf_evomerge.merging.registry import all_methods
+from hf_evomerge.recipes.limited_yaml import LimitedLoader
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.recipes.strict_yaml import StrictModel, _Loader, parse_yaml
+from hf_evomerge.recipes.strict_yaml import StrictModel, parse_yaml
 from hf_evomerge.search.config import SearchConfig
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +181,7 @@ def test_the_shipped_schemas_are_up_to_date(name: str) -> None:
 def test_what_is_shown_follows_its_schema(page: str, kind: str, text: str) -> None:
     """Every YAML file in examples/ and every YAML block of the documentation follows its schema."""
     schema = _load(kind)
-    data = yaml.load(text, Loader=_Loader)
+    data = yaml.load(text, Loader=LimitedLoader)
     assert list(complaints(data, schema, schema)) == []
 
 
@@ -189,7 +190,7 @@ def test_an_independent_validator_agrees(page: str, kind: str, text: str) -> Non
     """Where jsonschema is installed, it finds the schemas valid and what is shown to follow them."""
     validator = pytest.importorskip("jsonschema").Draft202012Validator
     validator.check_schema(_load(kind))
-    assert [error.message for error in validator(_load(kind)).iter_errors(yaml.load(text, Loader=_Loader))] == []
+    assert [error.message for error in validator(_load(kind)).iter_errors(yaml.load(text, Loader=LimitedLoader))] == []
 
 
 def test_every_key_of_the_files_is_described() -> None:
@@ -220,7 +221,7 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_mistakes_are_seen(mistake: str) -> None:
     """A mistake in a file that otherwise follows its schema is the one thing that is found, at its place."""
     name, changes, message = MISTAKES[mistake]
-    schema, data = _load(name), yaml.load({"search": SEARCH, "recipe": RECIPE}[name], Loader=_Loader)
+    schema, data = _load(name), yaml.load({"search": SEARCH, "recipe": RECIPE}[name], Loader=LimitedLoader)
     assert list(complaints(copy.deepcopy(data), schema, schema)) == []
     found = list(complaints({**data, **changes}, schema, schema))
     assert len(found) == 1
@@ -231,10 +232,10 @@ def test_both_ways_to_write_a_path_and_a_task_of_ones_own_are_allowed() -> None:
     """The schemas allow what the models allow beyond their own types: a path as text, and a task registered elsewhere."""
     recipe, search = _load("recipe"), _load("search")
     for text in (RECIPE, "{sources: [{model: a}], flow: {path: ['0:0-3']}}", "{sources: [{model: a}], merge: {method: mine}}"):
-        assert list(complaints(yaml.load(text, Loader=_Loader), recipe, recipe)) == []
+        assert list(complaints(yaml.load(text, Loader=LimitedLoader), recipe, recipe)) == []
     assert Recipe.from_yaml(RECIPE).flow is not None
     assert parse_yaml(SearchConfig, SEARCH, SearchError).fitness.task == "likelihood"
-    own = {**yaml.load(SEARCH, Loader=_Loader), "fitness": {"task": "my-own", "anything": 1}}
+    own = {**yaml.load(SEARCH, Loader=LimitedLoader), "fitness": {"task": "my-own", "anything": 1}}
     assert list(complaints(own, search, search)) == []
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SPACE = Path(__file__).parents[2] / "space_app"
-CHAT_FILE = SPACE.parent / "hf_evomerge" / "fitness" / "chat_process.py"
+TRAVELS = ("fitness/chat_process.py", "recipes/limited_yaml.py")
 LIMIT = 300.0
 
 
@@ -35,7 +35,8 @@ def main() -> None:
         environment = Path(given.environment or Path(folder) / "environment")
         installed = install(environment)
         shutil.copytree(SPACE, Path(folder) / "app", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(CHAT_FILE, Path(folder) / "app")
+        for file in TRAVELS:
+            shutil.copy(SPACE.parent / "hf_evomerge" / file, Path(folder) / "app")
         model = str(Path(given.model).resolve()) if Path(given.model).is_dir() else given.model
         (Path(folder) / "app" / "space.json").write_text(json.dumps({"model": model, "revision": None}), encoding="utf-8")
         print(json.dumps({"install": installed, **start(environment, Path(folder) / "app")}, ensure_ascii=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,32 @@ def test_a_path_that_cannot_be_read_is_left_out_and_said(broken: Callable[..., P
     for view in (views.heading, views.path_view, views.fitness_view, views.commands):
         view(found)
     views.generation_view(found, "dfs", 1)
+
+
+@pytest.mark.parametrize("name", ["recipe__yaml", "README__md"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0: &a0 [1, 2]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
+        "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 25)),
+        "a: " + "[" * 900,
+        "a: &a [*a]",
+        "a: !!bool maybe",
+        "# " + "x" * (1 << 20),
+    ],
+    ids=["doubling", "merging", "deep", "endless", "tag", "long"],
+)
+def test_yaml_has_limits_in_the_space_too(broken: Callable[..., Path], name: str, text: str) -> None:
+    """A recipe or a card beyond the limits of YAML is left out, with a note, within seconds of the processor."""
+    begin = time.process_time()
+    found = published.read(str(broken(**{name: f"---\n{text}\n---\n" if name == "README__md" else text})))
+    assert time.process_time() - begin < 20
+    assert found.path
+    if name == "README__md":
+        assert found.card == {}
+    else:
+        assert found.recipe == {}
+        assert any(note.startswith("recipe.yaml cannot be read") for note in found.notes)
 
 
 def test_without_configuration_there_is_no_model(broken: Callable[..., Path]) -> None:
