@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,7 +20,8 @@ from .optimizer import Algorithm, Restarts
 Stage = Literal["ps", "dfs", "random"]
 STAGES: dict[str, str] = {"ps": "parameter space", "dfs": "data flow space", "random": "random search"}
 
-GRADIENT_BATCH = 16  # examples of a step, where the file does not say it
+_BATCH = 16  # examples of a gradient's step, and of the first generations, where the file does not say it
+_PARTS = 3  # of the budget, over which batches grow
 
 
 class Range(StrictModel):
@@ -169,7 +170,8 @@ class SearchConfig(StrictModel):
         fitness: The task and its settings; see ``docs/fitness.md``.
         data: Where examples come from, per split. ``search`` is what candidates are scored on; the best are scored again on
             ``validation`` before a winner is named; ``test`` is touched once, at the end.
-        batch: Number of search examples per generation, drawn anew for each; all where absent (16 for ``gradient``).
+        batch: Number of search examples per generation, drawn anew for each, or ``all``. Where absent 16, which without a
+            gradient grows over the budget up to half of the examples. A random search has all.
         finalists: How many of the best trials are scored on the validation split.
         random_baseline: Whether to run a random search of the same budget, in the space of the first stage, for comparison.
         threads: CPU threads per evaluation. Part of the study: another number may change the last bits of a score.
@@ -187,7 +189,7 @@ class SearchConfig(StrictModel):
     dfs: FlowSpaceConfig = Field(default_factory=FlowSpaceConfig)
     fitness: AnyTaskSpec
     data: dict[Literal["search", "validation", "test"], DataSpec] = Field(default_factory=dict)
-    batch: int | None = Field(default=None, ge=1)
+    batch: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     finalists: int = Field(default=8, ge=1)
     random_baseline: bool = False
     threads: int = Field(default=1, ge=1)
@@ -205,7 +207,7 @@ class SearchConfig(StrictModel):
                 not indices or len(set(indices)) != len(indices) or not set(indices) <= set(range(limit))
             ):
                 raise ValueError(f"{key}: {indices} must be distinct numbers from 0 to {limit - 1}")
-        if self.batch is not None and "surrogate" in (self.ps.optimizer.algorithm, self.dfs.optimizer.algorithm):
+        if isinstance(self.batch, int) and "surrogate" in (self.ps.optimizer.algorithm, self.dfs.optimizer.algorithm):
             raise ValueError("batch: a surrogate compares candidates of several rounds on the same examples; leave it out")
         return self
 
@@ -224,10 +226,15 @@ class SearchConfig(StrictModel):
         """The settings of a stage's optimizer; a random search has those of the first stage."""
         return self.dfs.optimizer if (self.stages[0] if stage == "random" else stage) == "dfs" else self.ps.optimizer
 
-    def batch_size(self, stage: Stage, examples: int) -> int:
-        """How many of so many examples a generation of a stage is scored on."""
-        gradient = stage != "random" and self.optimizer(stage).algorithm == "gradient"
-        return min(examples, self.batch or (GRADIENT_BATCH if gradient else examples))
+    def batch_sizes(self, stage: Stage, examples: int) -> tuple[int, ...]:
+        """How many of so many examples a generation of a stage is scored on, over equal parts of its budget."""
+        algorithm = self.optimizer(stage).algorithm
+        if self.batch == "all" or stage == "random" or algorithm in ("random", "surrogate"):
+            return (examples,)
+        if self.batch is not None or algorithm == "gradient":
+            return (min(examples, self.batch or _BATCH),)
+        growth = (max(_BATCH, examples / 2) / _BATCH) ** (1 / (_PARTS - 1))
+        return tuple(min(examples, round(_BATCH * growth**part)) for part in range(_PARTS))
 
     def budget(self, stage: Stage) -> tuple[int, float]:
         """Evaluations and minutes (infinite where unbounded) of a stage; a random search has those of all others together."""

@@ -73,6 +73,7 @@ class Asked:
         request: What is to be done with the genomes of the last `ask`.
         gradients: What was last told, where gradients were wanted.
         spent: Cost of what has been told, in scores of all examples.
+        share: Share of the examples that the genomes of the last `ask` are scored on, unless it is to be all.
     """
 
     _batches: Batches
@@ -136,8 +137,8 @@ class Optimizer(Asked):
             the population (``ipop``), or alternate between large and small populations (``bipop``, Hansen 2009).
         seed: Seed of the generator.
         budget: In scores of all examples; it only decides how many candidates of the start, and means, are scored.
-        share: Share of the examples that a generation is scored on. Below 1, the mean of the distribution is scored on all of
-            them now and then, and at the end.
+        shares: Shares of the examples that generations are scored on, over equal parts of the budget. Below 1, the mean of the
+            distribution is scored on all of them now and then, and at the end.
 
     Raises:
         SearchError: The settings contradict each other, or `tell` does not match the last `ask`.
@@ -159,12 +160,12 @@ class Optimizer(Asked):
         restarts: Restarts = "none",
         seed: int = 0,
         budget: float = np.inf,
-        share: float = 1.0,
+        shares: Sequence[float] = (1.0,),
     ) -> None:
-        super().__init__(budget, share)
+        super().__init__(budget, shares[0])
         if start.mean.size < 2 and algorithm != "random":
             raise SearchError("CMA-ES needs at least 2 numbers to evolve; give finer layer groups, or use algorithm: random")
-        self.start, self.algorithm, self.restarts = start, algorithm, restarts
+        self.start, self.algorithm, self.restarts, self.shares = start, algorithm, restarts, shares
         self.population = population or 4 + int(3 * np.log(start.mean.size))
         self.rng = np.random.default_rng(seed)
         self.sigma = start.sigma
@@ -226,6 +227,7 @@ class Optimizer(Asked):
         evaluations = 0
         self._mean_at = self.spent
         while not strategy.stop():
+            self.share = self.shares[min(len(self.shares) - 1, int(self.spent / self.budget * len(self.shares)))]
             if self.share < 1 and (self._is_last(population) or self.spent - self._mean_at >= max(4.0, 0.1 * self.spent)):
                 self.request, self._mean_at = Request(full=True), self.spent
                 yield [np.asarray(strategy.result.xfavorite, dtype=np.float64)]

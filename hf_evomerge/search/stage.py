@@ -85,7 +85,6 @@ class StageRun:
         self.config, self.study, self.runner = config, study, runner
         self.stage, self.space, self.example_count, self.report = stage, space, example_count, report
         self.budget, self.minutes = config.budget(stage)
-        self.batch_size = config.batch_size(stage, example_count)
         self.optimizer = self._optimizer()
         self.spent = 0.0
         self.trials: list[Trial] = []
@@ -132,10 +131,11 @@ class StageRun:
     def _optimizer(self) -> Asked:
         """What proposes the genomes."""
         settings, start = self.config.optimizer(self.stage), self.space.start()
-        share = self.batch_size / max(self.example_count, 1) if self.batch_size else 1.0
+        count = max(self.example_count, 1)
+        shares = [size / count for size in self.config.batch_sizes(self.stage, count)]
         if settings.algorithm == "gradient" and self.stage != "random":
             gates = self.stage == "dfs"
-            return GradientOptimizer(start, price=self.space.price, budget=self.budget, share=share, prune=gates)
+            return GradientOptimizer(start, price=self.space.price, budget=self.budget, share=shares[0], prune=gates)
         return Optimizer(
             start,
             algorithm="random" if self.stage == "random" else settings.algorithm,
@@ -143,7 +143,7 @@ class StageRun:
             restarts=settings.restarts,
             seed=self.config.seed + self.config.stages.index(self.stage),
             budget=self.budget,
-            share=share,
+            shares=shares,
         )
 
     def _seconds(self) -> float:
@@ -205,7 +205,8 @@ class StageRun:
 
     def _batch(self, generation: int) -> Batch | None:
         """The examples that a generation is scored on; the same for all its candidates."""
-        size, count = self.batch_size, self.example_count
+        count = self.example_count
+        size = round(self.optimizer.share * count)
         if size >= count or self.optimizer.request.full:
             return None
         rng = np.random.default_rng([self.config.seed, self.config.stages.index(self.stage), generation])

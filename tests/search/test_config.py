@@ -53,7 +53,8 @@ def test_stages(space: str, baseline: bool, stages: list[str]) -> None:
         ({"sources": [{"model": "a"}]}, "sources: List should have at least 2 items"),
         ({"sorces": []}, "sorces: Extra inputs are not permitted"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0 (found -1)"),
-        ({"batch": 0}, "batch: Input should be greater than or equal to 1 (found 0)"),
+        ({"batch": 0}, "batch"),
+        ({"batch": "some"}, "batch"),
         ({"finalists": 0}, "finalists: Input should be greater than or equal to 1 (found 0)"),
         ({"threads": 0}, "threads: Input should be greater than or equal to 1 (found 0)"),
         ({"dtype": "int4"}, "dtype: Input should be 'float32', 'float16' or 'bfloat16' (found 'int4')"),
@@ -143,6 +144,24 @@ def test_a_saved_search_is_the_same_search(tmp_path: Path) -> None:
     assert validate(SearchConfig, config.model_dump(mode="json"), SearchError) == config
     fine = _config(ps={"groups": "tensor", "optimizer": {"algorithm": "gradient"}})
     assert validate(SearchConfig, fine.model_dump(mode="json"), SearchError) == fine
+
+
+@pytest.mark.parametrize(
+    ("more", "sizes"),
+    [
+        ({}, {5: (5, 5, 5), 20: (16, 16, 16), 48: (16, 20, 24), 128: (16, 32, 64), 1000: (16, 89, 500)}),
+        ({"batch": 30}, {20: (20,), 128: (30,)}),
+        ({"batch": "all"}, {20: (20,), 128: (128,)}),
+        ({"ps": {"optimizer": {"algorithm": "gradient"}}}, {5: (5,), 128: (16,)}),
+        ({"ps": {"optimizer": {"algorithm": "random"}}}, {128: (128,)}),
+    ],
+    ids=["default", "number", "all", "gradient", "random"],
+)
+def test_batches_grow_up_to_half_of_the_examples(more: dict[str, Any], sizes: dict[int, tuple[int, ...]]) -> None:
+    """Generations have 16 examples at first and half of them at the end, unless the file gives a number; a random search all."""
+    config = _config(**more, random_baseline=True)
+    assert {count: config.batch_sizes("ps", count) for count in sizes} == sizes
+    assert config.batch_sizes("random", 128) == (128,)
 
 
 def test_a_surrogate_needs_the_same_examples_in_every_round() -> None:
