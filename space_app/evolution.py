@@ -7,8 +7,14 @@ from dataclasses import dataclass
 
 from published import Trial
 
-STAGES = ("ps", "dfs", "random")
-STAGE_NAMES = {"ps": "parameter space", "dfs": "data flow space", "random": "random search"}
+STAGE_NAMES = {
+    "ps-first": "parameter space, first",
+    "ps": "parameter space",
+    "dfs-first": "data flow space, first",
+    "dfs": "data flow space",
+    "random": "random search",
+}
+STAGES = tuple(STAGE_NAMES)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,11 @@ def stages(trials: Sequence[Trial]) -> list[str]:
     """The stages that the trials belong to, in the order they ran, the random search last."""
     there = list(dict.fromkeys(trial.stage for trial in trials))
     return sorted(there, key=lambda stage: STAGES.index(stage) if stage in STAGES else len(STAGES))
+
+
+def without_first(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials without those of stages that run before another, whose fitness may be another one."""
+    return [trial for trial in trials if not trial.stage.endswith("-first")]
 
 
 def of_stage(trials: Sequence[Trial], stage: str) -> list[Trial]:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import edits
 from charts import fitness_picture, fitness_range, spread_picture
-from evolution import STAGE_NAMES, generations, of_stage, stages
+from evolution import STAGE_NAMES, generations, of_stage, stages, without_first
 from pictures import path_picture, weights_picture
 from published import Published, as_float, mapping, parse_recipe
 from texts import escape, message, number, table
@@ -102,7 +102,8 @@ def fitness_view(published: Published) -> str:
     """The picture of all trials and the table of the results."""
     if not published.trials:
         return message(NO_STUDY) + results_table(published)
-    return f"<h2>Fitness over evaluations</h2>{fitness_picture(published.trials, published.levels)}{results_table(published)}"
+    picture = fitness_picture(without_first(published.trials), published.levels)
+    return f"<h2>Fitness over evaluations</h2>{picture}{results_table(published)}"
 
 
 def results_table(published: Published) -> str:

@@ -35,13 +35,14 @@ def check_search(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, 
     for stage in config.stages:
         if stage == "random":
             continue
-        merge = MergePart(method=config.ps.method) if stage == "dfs" and config.space == "hybrid" else None
+        on_merge = config.space == "hybrid" and config.space_of(stage) == "dfs"
+        merge = MergePart(method=config.ps.method) if on_merge else None
         space = make_space(config, stage, evaluator.summary, merge)
         mean = space.start().mean
         _check_recipe(space.decode(mean), evaluator)
         _check_gradient(config, stage, evaluator)
         dimensions[stage] = mean.size
-        notes += space.notes()
+        notes += [note for note in space.notes() if note not in notes]
     return dimensions, notes
 
 
@@ -68,11 +69,12 @@ def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator) ->
     from ..merging.registry import get_method
     from ..routing.gates import check_gates
 
-    if stage == "dfs" and config.dfs.encoding == "gate":
+    name = config.space_of(stage)
+    if name == "dfs" and config.dfs.encoding == "gate":
         check_gates(evaluator.sources[0].config.get_text_config())
     if config.optimizer(stage).algorithm == "gradient":
-        evaluator.check_gradient()
-        if stage == "ps":
+        evaluator.check_gradient(config.fitness_of(stage))
+        if name == "ps":
             check_differentiable(get_method(config.ps.method))
 
 

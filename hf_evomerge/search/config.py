@@ -11,14 +11,24 @@ from pydantic import Field, field_validator, model_validator
 
 from ..errors import SearchError
 from ..fitness.data import DataSpec
-from ..fitness.registry import AnyTaskSpec
+from ..fitness.registry import AnyTaskSpec, TaskSpec
 from ..recipes.recipe import Dtype, FlowPart, MergePart, Recipe, ScaleTarget, SourceRef
 from ..recipes.strict_yaml import StrictModel, dump_yaml, load_yaml
 from ..routing.layout import Ends, Initialisation, ScaleEncoding
 from .optimizer import Algorithm, Restarts
 
-Stage = Literal["ps", "dfs", "random"]
-STAGES: dict[str, str] = {"ps": "parameter space", "dfs": "data flow space", "random": "random search"}
+SpaceName = Literal["ps", "dfs"]
+Stage = Literal["ps-first", "ps", "dfs-first", "dfs", "random"]
+STAGES: dict[str, str] = {
+    "ps-first": "parameter space, first",
+    "ps": "parameter space",
+    "dfs-first": "data flow space, first",
+    "dfs": "data flow space",
+    "random": "random search",
+}
+
+_SPACES: dict[str, tuple[SpaceName, ...]] = {"ps": ("ps",), "dfs": ("dfs",), "hybrid": ("ps", "dfs")}
+_FIRST: dict[str, Stage] = {"ps": "ps-first", "dfs": "dfs-first"}
 
 _BATCH = 16  # examples of a gradient's step, and of the first generations, where the file does not say it
 _PARTS = 3  # of the budget, over which batches grow
@@ -58,7 +68,7 @@ class OptimizerConfig(StrictModel):
             fitness has a gradient.
         population: Candidates per generation; 4 + floor(3 ln n) where absent.
         sigma: First step size. For PS as a fraction of each parameter's range, 1/6 by default (``gradient``: 0.04); for DFS in
-            the units of the genome, 0.1 by default (gates by evolution: 0.2).
+            the units of the genome, 0.1 by default (gates by evolution: 0.2); 0.04 by default after a ``first``.
         evaluations: Budget in scores of all search examples. A score of a batch counts as its share, a gradient of merge
             weights three times as much, one of gates twice as much for as many hops as the first source has layers.
         minutes: Budget in minutes; no generation starts after it. Whichever budget ends first.
@@ -71,6 +81,18 @@ class OptimizerConfig(StrictModel):
     evaluations: int = Field(default=1000, ge=1)
     minutes: float | None = Field(default=None, gt=0)
     restarts: Restarts = "none"
+
+
+class FirstConfig(OptimizerConfig):
+    """An optimizer that runs before a space's own, which then begins at its winner.
+
+    Attributes:
+        algorithm: As for any; ``gradient`` by default.
+        fitness: What this one climbs; the search's own fitness where absent.
+    """
+
+    algorithm: Algorithm = "gradient"
+    fitness: AnyTaskSpec | None = None
 
 
 class ParameterSpaceConfig(StrictModel):
@@ -97,6 +119,7 @@ class ParameterSpaceConfig(StrictModel):
     split_attention: bool = False
     groups: Literal["tensor"] | list[str] | None = None
     parameters: dict[str, float | Range] = Field(default_factory=dict)
+    first: FirstConfig | None = None
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 
     @model_validator(mode="after")
@@ -121,7 +144,7 @@ class FlowSpaceConfig(StrictModel):
         scale_target: What a scale multiplies: ``stream`` or ``mlp_delta``.
         initialisation: ``near_identity`` or ``paper``.
         max_hops: The longest path.
-        optimizer: How to search.
+        first, optimizer: As for `ParameterSpaceConfig`.
     """
 
     order: list[int] | None = None
@@ -132,6 +155,7 @@ class FlowSpaceConfig(StrictModel):
     initialisation: Initialisation = "near_identity"
     ends: Ends | None = None
     max_hops: int = Field(default=128, ge=2, le=4096)
+    first: FirstConfig | None = None
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 
     @field_validator("scale_bounds")
@@ -153,8 +177,9 @@ class FlowSpaceConfig(StrictModel):
             raise ValueError("scales: gate is a factor of the stream; write scale_target: stream, or scales: slot")
         if not gates and self.ends == "free":
             raise ValueError(f"ends: free goes with gates; with scales: {self.encoding} leave it out")
-        if not gates and self.optimizer.algorithm == "gradient":
-            raise ValueError(f"optimizer.algorithm: gradient goes with gates; write scales: gate (found {self.encoding})")
+        for key, optimizer in (("first", self.first), ("optimizer", self.optimizer)):
+            if not gates and optimizer is not None and optimizer.algorithm == "gradient":
+                raise ValueError(f"{key}.algorithm: gradient goes with gates; write scales: gate (found {self.encoding})")
         return self
 
 
@@ -214,8 +239,32 @@ class SearchConfig(StrictModel):
     @property
     def stages(self) -> list[Stage]:
         """The stages in the order they run."""
-        stages: list[Stage] = ["ps", "dfs"] if self.space == "hybrid" else [self.space]
+        stages: list[Stage] = []
+        for name in _SPACES[self.space]:
+            if self.part(name).first is not None:
+                stages.append(_FIRST[name])
+            stages.append(name)
         return [*stages, "random"] if self.random_baseline else stages
+
+    def part(self, name: SpaceName) -> ParameterSpaceConfig | FlowSpaceConfig:
+        """The section of a space."""
+        return self.ps if name == "ps" else self.dfs
+
+    def space_of(self, stage: Stage) -> SpaceName:
+        """What a stage searches; a random search has the space of the first stage."""
+        if stage == "random":
+            return _SPACES[self.space][0]
+        return "ps" if stage in ("ps", "ps-first") else "dfs"
+
+    def first_of(self, stage: Stage) -> Stage | None:
+        """The stage at whose winner a stage begins, if it does."""
+        first = _FIRST.get(stage)
+        return first if first in self.stages else None
+
+    def fitness_of(self, stage: Stage) -> TaskSpec | None:
+        """The fitness of a stage, where it is not that of the search."""
+        optimizer = self.optimizer(stage)
+        return optimizer.fitness if isinstance(optimizer, FirstConfig) else None
 
     @property
     def ps_sources(self) -> list[int]:
@@ -223,8 +272,9 @@ class SearchConfig(StrictModel):
         return list(range(len(self.sources))) if self.ps.sources is None else self.ps.sources
 
     def optimizer(self, stage: Stage) -> OptimizerConfig:
-        """The settings of a stage's optimizer; a random search has those of the first stage."""
-        return self.dfs.optimizer if (self.stages[0] if stage == "random" else stage) == "dfs" else self.ps.optimizer
+        """The settings of a stage's optimizer; a random search has those of the first space."""
+        part = self.part(self.space_of(stage))
+        return part.first if part.first is not None and stage in _FIRST.values() else part.optimizer
 
     def batch_sizes(self, stage: Stage, examples: int) -> tuple[int, ...]:
         """How many of so many examples a generation of a stage is scored on, over equal parts of its budget."""

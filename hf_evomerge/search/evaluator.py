@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EvoMergeError, FitnessError, SourceError
-from ..fitness import DifferentiableTask, Example, Scores, Task, load_examples, make_task
+from ..fitness import DifferentiableTask, Example, Scores, Task, TaskSpec, load_examples, make_task
 from ..recipes.recipe import MergePart, Recipe, SourceRef
 from .config import SearchConfig
 from .slopes import Slopes, recomputed
@@ -105,7 +105,12 @@ class Evaluator:
         return self._examples[split]
 
     def evaluate(
-        self, target: Target, split: str = "search", batch: Batch | None = None, slopes: Slopes | None = None
+        self,
+        target: Target,
+        split: str = "search",
+        batch: Batch | None = None,
+        slopes: Slopes | None = None,
+        fitness: TaskSpec | None = None,
     ) -> Scores:
         """Score one recipe, or one parent as it is.
 
@@ -114,6 +119,7 @@ class Evaluator:
             split: On which examples.
             batch: Only the examples with these indices.
             slopes: Of what the scores' gradient is wanted, if it is.
+            fitness: What to score on it; the search's own fitness where None.
 
         Returns:
             The scores. Whatever goes wrong inside, out of memory included, is their error: one bad candidate must not end a
@@ -121,7 +127,7 @@ class Evaluator:
         """
         begin = time.perf_counter()
         try:
-            task = self._prepared(target, split, batch)
+            task = self._prepared(target, split, batch, fitness)
             scores = task.evaluate(self.model(target)) if slopes is None else self._differentiated(task, target, slopes)
             if (count := len(batch) if batch is not None else len(self.examples(split))) != scores.values.size:
                 raise FitnessError(
@@ -133,10 +139,14 @@ class Evaluator:
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
             return Scores.failed(f"{kind}{error}", time.perf_counter() - begin)
 
-    def check_gradient(self) -> None:
-        """Raise `FitnessError` unless the fitness has a gradient."""
-        if not isinstance(self._task_factory(), DifferentiableTask):
-            task = self.config.fitness.task
+    def _new_task(self, fitness: TaskSpec | None) -> Task:
+        task: Task = self._task_factory() if fitness is None else make_task(fitness)
+        return task
+
+    def check_gradient(self, fitness: TaskSpec | None = None) -> None:
+        """Raise `FitnessError` unless the fitness, the search's own where None, has a gradient."""
+        if not isinstance(self._new_task(fitness), DifferentiableTask):
+            task = (fitness or self.config.fitness).task
             raise FitnessError(f"fitness.task: {task} has no gradient; use likelihood, or optimizer: {{algorithm: cma}}")
 
     def _differentiated(self, task: Task, target: Target, slopes: Slopes) -> Scores:
@@ -256,13 +266,13 @@ class Evaluator:
             self._pool = (key, LayerPool(models, embedding_source=embeddings))
         return self._pool[1]
 
-    def _prepared(self, target: Target, split: str, batch: Batch | None) -> Task:
+    def _prepared(self, target: Target, split: str, batch: Batch | None, fitness: TaskSpec | None) -> Task:
         """The task on these examples, tokenised once for all candidates."""
         owner = self._tokenizer_owner(target)
-        key = (owner.folder, split, batch)
+        key = (owner.folder, split, batch, fitness)
         if self._task is None or self._task[0] != key:
             examples = self.examples(split)
-            task = self._task_factory()
+            task = self._new_task(fitness)
             task.prepare(examples if batch is None else [examples[i] for i in batch], owner.tokenizer())
             self._task = (key, task)
         return self._task[1]

@@ -97,6 +97,9 @@ def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict
     parts: dict[str, Any] = {"code": type(task)}
     if isinstance(task, FunctionTask):
         parts["function"] = task.function
+    for stage in config.stages:
+        if (fitness := config.fitness_of(stage)) is not None:
+            parts[f"code in {stage}"] = type(make_task(fitness))
     return {name: [_text(part)] for name, part in parts.items()}
 
 

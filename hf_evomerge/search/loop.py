@@ -18,7 +18,13 @@ from .spaces import SourceSummary, make_space, uniform_average
 from .stage import Progress, Report, StageRun
 from .study import Study
 
-_WINNER_NAMES: dict[Stage, str] = {"ps": "evolved PS", "dfs": "evolved DFS", "random": "random search"}
+_WINNER_NAMES: dict[Stage, str] = {
+    "ps-first": "first PS",
+    "ps": "evolved PS",
+    "dfs-first": "first DFS",
+    "dfs": "evolved DFS",
+    "random": "random search",
+}
 
 
 class Search:
@@ -59,9 +65,14 @@ class Search:
             self._evaluate_labels(self._parents(), "search", "parents")
             winners: dict[Stage, str] = {}
             for stage in self.config.stages:
-                self._run_stage(stage, winners.get("ps"))
-                winners[stage] = self._choose(self._finalists(stage))
-            contenders = [stage for stage in self.config.stages if stage != "random"]
+                first = self.config.first_of(stage)
+                self._run_stage(stage, winners.get("ps"), first)
+                if stage in ("ps-first", "dfs-first"):  # what follows it is judged by the search's own fitness
+                    winners[stage] = self._finalists(stage)[0]
+                else:
+                    keys = [*self._finalists(stage), *([winners[first]] if first is not None else [])]
+                    winners[stage] = self._choose(list(dict.fromkeys(keys)))
+            contenders = [stage for stage in self.config.stages if stage in ("ps", "dfs")]
             if "validation" not in self.splits:
                 contenders.sort(key=lambda stage: -(self.study.best(stage)[0].fitness or 0.0))  # of equals the earlier stage
             winner = self._choose([winners[stage] for stage in contenders])
@@ -73,8 +84,14 @@ class Search:
         parents.update({f"source:{i}": ref for i, ref in enumerate(self.config.sources) if ref != self.config.base})
         return parents
 
-    def _run_stage(self, stage: Stage, merged: str | None) -> None:
-        """All generations of a stage; `merged` is the key of the recipe whose merge a second stage builds on."""
+    def _run_stage(self, stage: Stage, merged: str | None, first: Stage | None) -> None:
+        """All generations of a stage.
+
+        Args:
+            stage: Which one.
+            merged: Key of the recipe whose merge a search for paths builds on.
+            first: The stage at whose best trial this one begins.
+        """
         merge = self.study.recipe(merged).merge if merged is not None and stage != "random" else None
         StageRun(
             self.config,
@@ -84,6 +101,7 @@ class Search:
             space=make_space(self.config, stage, self.sources, merge),
             example_count=self.example_count,
             report=self.report,
+            begin_at=self.study.best(first)[0].genome if first is not None else None,
         ).run()
 
     def _finalists(self, stage: Stage) -> list[str]:
@@ -115,13 +133,21 @@ class Search:
         if average is not None:
             rows.append(Row("average", "uniform average", scores[average.key]))
         for stage, key in winners.items():
-            after_ps = stage == "dfs" and "ps" in winners  # the second stage of a hybrid search builds on the first
-            trials = [trial for s in (["ps", "dfs"] if after_ps else [stage]) for trial in self.study.trials(s)]
-            name = "evolved PS+DFS" if after_ps else _WINNER_NAMES[stage]
+            trials = [trial for before in self._behind(stage) for trial in self.study.trials(before)]
+            name = _WINNER_NAMES[stage]
+            if self.config.space == "hybrid" and self.config.space_of(stage) == "dfs":
+                name = name.replace("DFS", "PS+DFS")
             seconds = math.fsum(trial.scores.seconds for trial in trials)
             cost = round(math.fsum(trial.cost for trial in trials), 2)
-            rows.append(Row(stage, name, scores[key], cost, seconds, winner=key == winner and stage != "random"))
+            ended_with = key == winner and stage in ("ps", "dfs")
+            rows.append(Row(stage, name, scores[key], cost, seconds, winner=ended_with))
         return Result(self.study.recipe(winner), split, rows)
+
+    def _behind(self, stage: Stage) -> list[Stage]:
+        """A stage and those that it builds on: a stage of a hybrid search on all before it."""
+        if stage == "random":
+            return [stage]
+        return self.config.stages[: self.config.stages.index(stage) + 1]
 
     def _parent_row(self, label: str, ref: SourceRef, scores: Scores) -> Row:
         name = source_label(ref)

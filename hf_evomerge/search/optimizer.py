@@ -115,12 +115,15 @@ class Asked:
         self.gradients = list(gradients)
 
     def best_candidate(self, start: Start) -> Generator[list[Vector], list[float], Vector]:
-        """Ask for the start's candidates, as far as a third of the budget goes; gives the best, or the mean without any."""
+        """Ask for the start's candidates, as far as a third of the budget goes; gives the best, or the mean without any.
+
+        One alone leaves nothing to choose: it is scored on all examples, to be a result itself.
+        """
         affordable = min(len(start.candidates), max(1.0, self.budget / (3 * self.share)))
         candidates = list(start.candidates[: int(affordable)])
         if not candidates:
             return start.mean.copy()
-        self.request = Request()
+        self.request = Request(full=len(start.candidates) == 1)
         values = yield candidates
         return candidates[int(np.argmax([-np.inf if np.isnan(value) else value for value in values]))].copy()
 

@@ -12,9 +12,17 @@ from .study import Study, Trial
 
 
 def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Sequence[int], folder: Path) -> None:
-    """Draw fitness over evaluations, the weights per layer group and the path, as far as the winner has them."""
+    """Draw fitness over evaluations, the weights per layer group and the path, as far as the winner has them.
+
+    Stages with a fitness of their own are in a picture apart, without the parents.
+    """
     folder.mkdir(exist_ok=True)
-    plots.plot_fitness(stage_curves(study.trials()), parent_levels(config, study), folder / "fitness.png")
+    curves = stage_curves(study.trials())
+    apart = {stage: fitness.task for stage in config.stages if (fitness := config.fitness_of(stage)) is not None}
+    own = [curve for curve in curves if curve.label not in apart]
+    plots.plot_fitness(own, parent_levels(config, study), folder / "fitness.png")
+    if others := [curve for curve in curves if curve.label in apart]:
+        plots.plot_fitness(others, {}, folder / "fitness-first.png", ylabel=", ".join(dict.fromkeys(apart.values())))
     names = [source_label(ref) for ref in config.sources]
     if winner.merge is not None:
         plots.plot_weights(winner.merge, [names[i] for i in winner.merge_sources], folder / "weights.png")
@@ -25,21 +33,17 @@ def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Se
 
 
 def stage_curves(trials: Sequence[Trial]) -> list[plots.Curve]:
-    """The curves of a study from all its trials: DFS goes on where PS ended; random search begins at 0, beside them."""
-    by_stage = {stage: [trial for trial in trials if trial.stage == stage] for stage in STAGES}
-    starts = {"dfs": sum(trial.cost for trial in by_stage["ps"])}
-    return [
-        plots.Curve(
-            stage,
-            tuple(trial.fitness for trial in found),
-            tuple(trial.generation for trial in found),
-            start=starts.get(stage, 0),
-            title=STAGES[stage],
-            costs=tuple(trial.cost for trial in found),
-        )
-        for stage, found in by_stage.items()
-        if found
-    ]
+    """The curves of a study from all its trials: each stage goes on where the one before ended; a random search begins at 0."""
+    curves, spent = [], 0.0
+    for stage in STAGES:
+        found = [trial for trial in trials if trial.stage == stage]
+        costs = tuple(trial.cost for trial in found)
+        fitness, generations = tuple(trial.fitness for trial in found), tuple(trial.generation for trial in found)
+        begin = 0.0 if stage == "random" else spent
+        if found:
+            curves.append(plots.Curve(stage, fitness, generations, start=begin, title=STAGES[stage], costs=costs))
+        spent += sum(costs)
+    return curves
 
 
 def parent_levels(config: SearchConfig, study: Study) -> dict[str, float]:

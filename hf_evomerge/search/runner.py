@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from ..errors import SearchError
-from ..fitness import Scores
+from ..fitness import Scores, TaskSpec
 from .config import SearchConfig
 from .evaluator import Batch, Evaluator, Target
 from .slopes import Slopes
@@ -20,12 +20,14 @@ from .slopes import Slopes
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation to run: a target, a split, the examples of it (all where None), and of what a gradient is wanted."""
+    """One evaluation to run: a target, a split, the examples of it (all where None), of what a gradient is wanted, and the
+    fitness where it is not the search's."""
 
     target: Target
     split: str = "search"
     batch: Batch | None = None
     slopes: Slopes | None = None
+    fitness: TaskSpec | None = None
 
 
 class Runner(Protocol):
@@ -47,7 +49,7 @@ class LocalRunner:
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
         """Evaluate jobs in order."""
         for index, job in enumerate(jobs):
-            yield index, self.evaluator.evaluate(job.target, job.split, job.batch, job.slopes)
+            yield index, self.evaluator.evaluate(job.target, job.split, job.batch, job.slopes, job.fitness)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -126,4 +128,4 @@ def _end_with(parent: BaseProcess) -> None:
 
 def _evaluate(job: Job) -> Scores:
     assert _evaluator is not None  # set by the pool's initializer
-    return _evaluator.evaluate(job.target, job.split, job.batch, job.slopes)
+    return _evaluator.evaluate(job.target, job.split, job.batch, job.slopes, job.fitness)

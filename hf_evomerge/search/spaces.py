@@ -60,8 +60,10 @@ def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge
         sources: What is known of the sources.
         merge: The merge that a second stage builds on: the winner of the first.
     """
-    depth = sources.layers[config.ps_sources[0]]
-    if (config.stages[0] if stage == "random" else stage) == "ps":
+    depth, name = sources.layers[config.ps_sources[0]], config.space_of(stage)
+    part = config.part(name)
+    config = config.model_copy(update={name: part.model_copy(update={"optimizer": config.optimizer(stage)})})
+    if name == "ps":
         return ParameterSpace(config, depth, sources.tensors, sources.unchanged)
     return FlowSpace(config, sources.layers if merge is None else [*sources.layers, depth], merge)
 

@@ -20,11 +20,13 @@ from ..recipes.recipe import Recipe
 from .config import SearchConfig, Stage
 from .descent import GradientOptimizer
 from .evaluator import Batch
-from .optimizer import Asked, Optimizer, Vector
+from .optimizer import Asked, Optimizer, Start, Vector
 from .runner import Job, Runner
 from .slopes import Slopes
 from .spaces import Space
 from .study import Study, Trial
+
+_NEAR = 0.04  # the first step size where a stage begins at the winner of another
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class StageRun:
         space: What it searches.
         example_count: Number of search examples; needed where the search draws batches.
         report: Called after every trial.
+        begin_at: The genome to begin at, in place of the space's own start.
     """
 
     def __init__(
@@ -81,8 +84,10 @@ class StageRun:
         space: Space,
         example_count: int,
         report: Report,
+        begin_at: Vector | None = None,
     ) -> None:
         self.config, self.study, self.runner = config, study, runner
+        self.begin_at = begin_at
         self.stage, self.space, self.example_count, self.report = stage, space, example_count, report
         self.budget, self.minutes = config.budget(stage)
         self.optimizer = self._optimizer()
@@ -130,11 +135,11 @@ class StageRun:
 
     def _optimizer(self) -> Asked:
         """What proposes the genomes."""
-        settings, start = self.config.optimizer(self.stage), self.space.start()
+        settings, start = self.config.optimizer(self.stage), self._start()
         count = max(self.example_count, 1)
         shares = [size / count for size in self.config.batch_sizes(self.stage, count)]
         if settings.algorithm == "gradient" and self.stage != "random":
-            gates = self.stage == "dfs"
+            gates = self.config.space_of(self.stage) == "dfs"
             return GradientOptimizer(start, price=self.space.price, budget=self.budget, share=shares[0], prune=gates)
         return Optimizer(
             start,
@@ -145,6 +150,15 @@ class StageRun:
             budget=self.budget,
             shares=shares,
         )
+
+    def _start(self) -> Start:
+        """Where the stage begins. A genome to begin at is scored first, so that it competes for the result."""
+        settings, start = self.config.optimizer(self.stage), self.space.start()
+        if self.begin_at is None:
+            return start
+        near = _NEAR if settings.sigma is None and settings.algorithm != "gradient" else start.sigma
+        mean = np.clip(self.begin_at, start.lower, start.upper)
+        return replace(start, mean=mean, sigma=near, candidates=(mean,))
 
     def _seconds(self) -> float:
         """Wall time of the stage so far, in this process and those before it."""
@@ -169,7 +183,8 @@ class StageRun:
             elif request.gradient or (candidate.key, batch) not in self.first_of_recipe:
                 pending.setdefault(candidate.key, candidate)
         waiting = list(pending.values())
-        jobs = [Job(c.recipe, "search", batch, self._slopes(c.genome)) for c in waiting if c.recipe is not None]
+        fitness = self.config.fitness_of(self.stage)
+        jobs = [Job(c.recipe, "search", batch, self._slopes(c.genome), fitness) for c in waiting if c.recipe is not None]
         for index, scores in self.runner.run(jobs):
             self._add(trials, waiting[index].trial(self.stage, generation, scores), batch)
         for candidate in candidates:

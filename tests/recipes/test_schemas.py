@@ -83,6 +83,7 @@ def search_schema() -> dict[str, Any]:
     choices.append({"type": "object", "properties": {"task": other}, "required": ["task"], "description": "Your own task."})
     schema["$defs"].pop("TaskSpec", None)
     schema["properties"]["fitness"] = {"description": schema["properties"]["fitness"]["description"], "anyOf": choices}
+    schema["$defs"]["FirstConfig"]["properties"]["fitness"]["anyOf"] = [*choices, {"type": "null"}]
     _suggest_methods(schema["$defs"]["ParameterSpaceConfig"])
     return _titled(schema, "Search file of hf_evomerge")
 

@@ -158,7 +158,7 @@ def test_a_saved_search_is_the_same_search(tmp_path: Path) -> None:
     ids=["default", "number", "all", "gradient", "random"],
 )
 def test_batches_grow_up_to_half_of_the_examples(more: dict[str, Any], sizes: dict[int, tuple[int, ...]]) -> None:
-    """Generations have 16 examples at first and half of them at the end, unless the file gives a number; a random search all."""
+    """Generations have 16 examples at first and half of them at the end, unless the file says it; a random search has all."""
     config = _config(**more, random_baseline=True)
     assert {count: config.batch_sizes("ps", count) for count in sizes} == sizes
     assert config.batch_sizes("random", 128) == (128,)

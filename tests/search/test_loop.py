@@ -44,7 +44,7 @@ def toy_scores(job: Job) -> np.ndarray:
         if target.flow is not None:
             path = target.flow.to_path()
             value -= (len(path) - 5) ** 2 / 10 + float(np.mean([(scale - 1.1) ** 2 for scale in path.scales]))
-    scores = value + _hardness(job.split)
+    scores = value + _hardness(job.split) + (10.0 if job.fitness is not None else 0.0)
     return scores if job.batch is None else scores[list(job.batch)]
 
 
@@ -98,6 +98,16 @@ SPACES: dict[str, dict[str, Any]] = {
         "dfs": {"scales": "slot", "optimizer": {"evaluations": 20, "population": 6, "algorithm": "diagonal"}},
         "random_baseline": True,
     },
+    "first": {
+        "space": "hybrid",
+        "ps": {
+            "method": "linear",
+            "blocks_per_group": "model",
+            "first": {"algorithm": "cma", "evaluations": 14, "population": 7, "fitness": {"task": "generation"}},
+            "optimizer": OPTIMIZER,
+        },
+        "dfs": {"first": {**OPTIMIZER, "algorithm": "cma", "evaluations": 12}, "optimizer": {**OPTIMIZER, "evaluations": 20}},
+    },
     "batches": {"ps": {"method": "linear", "blocks_per_group": "model", "optimizer": OPTIMIZER}, "batch": 4},
 }
 
@@ -144,7 +154,7 @@ def test_a_search_finds_something_good(kind: str, tmp_path: Path) -> None:
     """Each kind of search spends its budget exactly and ends with a winner better than every parent."""
     study, result = _search(tmp_path, ToyRunner(), kind)
     config = _config(kind)
-    budgets = {"ps": 31, "dfs": 20 if kind == "hybrid" else 31, "random": 51}
+    budgets = {"ps-first": 14, "ps": 31, "dfs-first": 12, "dfs": 20 if kind in ("hybrid", "first") else 31, "random": 51}
     for stage in config.stages:
         spent = sum(trial.cost for trial in study.trials(stage))
         generation = 7 * 4 / EXAMPLES + 1 if kind == "batches" else 0  # the mean at the end leaves no room for part of one
@@ -156,7 +166,7 @@ def test_a_search_finds_something_good(kind: str, tmp_path: Path) -> None:
     assert study.recipe(result.winner.key) == result.winner
 
 
-@pytest.mark.parametrize("kind", ["ps", "dfs", "none", "hybrid", "surrogate", "batches"])
+@pytest.mark.parametrize("kind", ["ps", "dfs", "none", "hybrid", "surrogate", "batches", "first"])
 def test_resuming_changes_nothing(kind: str, tmp_path: Path) -> None:
     """Stopped anywhere, once or many times, and resumed, a search ends with the trials and results of one never stopped."""
     study, result = _search(tmp_path / "whole", ToyRunner(), kind)
@@ -422,6 +432,49 @@ def test_a_batch_of_all_is_no_batch(tmp_path: Path) -> None:
     runner = ToyRunner()
     _search(tmp_path, runner, batch=EXAMPLES)
     assert {job.batch for job in runner.jobs} == {None}
+
+
+def test_a_stage_begins_at_the_winner_of_its_first(tmp_path: Path) -> None:
+    """What runs first has its own fitness; the stage after it begins at its best genome, near by, and shares its row's cost."""
+    runner = ToyRunner()
+    study, result = _search(tmp_path, runner, "first")
+    for first, stage in (("ps-first", "ps"), ("dfs-first", "dfs")):
+        best, trials = study.best(first)[0], study.trials(stage)
+        assert trials[0].genome.tobytes() == best.genome.tobytes()
+        assert (trials[0].generation, trials[1].generation, trials[0].cost) == (0, 1, 1.0)
+        spread = np.std([trial.genome - best.genome for trial in trials if trial.generation == 1])
+        assert 0.02 < spread < 0.06
+    searched = [job for job in runner.jobs if job.split == "search" and isinstance(job.target, Recipe)]
+    assert [job.fitness is not None for job in searched[:15]] == [True] * 14 + [False]
+    assert all(job.fitness is None for job in runner.jobs if job not in searched[:14])
+    assert all((trial.fitness or 0) > 5 for trial in study.trials("ps-first"))
+    rows = [(row.stage, row.model, row.evaluations) for row in result.rows[-4:]]
+    assert rows == [
+        ("ps-first", "first PS", 14),
+        ("ps", "evolved PS", 45),
+        ("dfs-first", "first PS+DFS", 57),
+        ("dfs", "evolved PS+DFS", 77),
+    ]
+    assert result.row("ps-first").scores.mean < 5  # type: ignore[operator]
+    assert {trial.recipe_key for trial in study.trials("dfs-first")}.isdisjoint(
+        {trial.recipe_key for trial in study.trials("ps")}
+    )
+
+
+def test_the_winner_of_what_runs_first_may_win(tmp_path: Path) -> None:
+    """Where evolution finds nothing better, the stage's winner is that of what ran first, judged by the search's fitness."""
+    at_first: list[str] = []
+
+    def scores(job: Job) -> np.ndarray:
+        if job.split == "search" and job.fitness is not None and isinstance(job.target, Recipe):
+            at_first.append(job.target.key)
+        worse = isinstance(job.target, Recipe) and job.target.key not in at_first
+        return toy_scores(job) - (5.0 if worse else 0.0)
+
+    for splits in (("search", "validation", "test"), ("search", "test")):
+        study, result = _search(tmp_path / splits[1], ToyRunner(scores=scores), "first", space="ps", splits=splits)
+        assert result.winner.key == study.best("ps-first")[0].recipe_key
+        assert [row.stage for row in result.rows if row.winner] == ["ps"]
 
 
 def test_the_random_baseline_has_the_budget_of_all_stages(tmp_path: Path) -> None:

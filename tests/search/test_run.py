@@ -304,9 +304,55 @@ def test_a_search_by_gradient_killed_and_resumed(search_config: Config, tmp_path
     assert _facts(tmp_path / "killed") == _facts(tmp_path / "whole")
 
 
+FIRST = {"evaluations": 12, "fitness": {"task": "likelihood"}}
+BY_BOTH: dict[str, dict[str, Any]] = {
+    "ps": {"ps": {"first": FIRST, "optimizer": {"evaluations": 10, "population": 4}}},
+    "dfs": {"dfs": {"first": {**FIRST, "evaluations": 30}, "optimizer": {"evaluations": 10, "population": 4}}},
+}
+
+
+@pytest.mark.parametrize(("space", "dies_in"), [("ps", "ps-first"), ("dfs", "dfs")])
+def test_gradient_first_then_evolution(space: str, dies_in: str, search_config: Config, tmp_path: Path) -> None:
+    """One study holds the gradient on the likelihood and the evolution on answers; killed in either, it ends the same."""
+    config = search_config(space, **BY_BOTH[space], fitness={"task": "generation", "extract": "all", "max_new_tokens": 2})
+    result = run_search(config, tmp_path / "whole", build=False)
+    study = Study.open(tmp_path / "whole")
+    first, then = study.trials(f"{space}-first"), study.trials(space)
+    assert sum(trial.scores.gradient is not None for trial in first) > 2
+    assert all((trial.fitness or 0) < 0 for trial in first)
+    assert {value for trial in then for value in trial.scores.values.tolist()} <= {0.0, 1.0}
+    assert then[0].recipe_key == study.best(f"{space}-first")[0].recipe_key
+    assert [row.stage for row in result.rows[-2:]] == [f"{space}-first", space]
+    pictures = {picture.name for picture in (tmp_path / "whole" / "plots").iterdir()}
+    assert pictures == {"fitness.png", "fitness-first.png", "weights.png" if space == "ps" else "path.png"}
+
+    class KilledError(Exception):
+        """As if the process had been killed."""
+
+    def kill(progress: Progress) -> None:
+        if progress.phase == dies_in and progress.fresh == 4:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_search(config, tmp_path / "killed", build=False, report=kill)
+    resume_search(tmp_path / "killed", build=False)
+    assert _facts(tmp_path / "killed") == _facts(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("space", "more", "message"),
     [
+        (
+            "ps",
+            {"fitness": {"task": "generation"}, "ps": {"first": {}}},
+            "fitness.task: generation has no gradient; use likelihood, or optimizer: {",
+        ),
+        (
+            "ps",
+            {"ps": {"first": {"fitness": {"task": "generation"}}}},
+            "fitness.task: generation has no gradient; use likelihood, or optimizer: {",
+        ),
+        ("dfs", {"dfs": {"scales": "slot", "first": {}}}, "first.algorithm: gradient goes with gates; write scales: gate"),
         (
             "ps",
             {"fitness": {"task": "generation"}},

@@ -11,7 +11,7 @@ import pictures
 import pytest
 import views
 from edits import Route
-from evolution import best_line, generations, of_stage, stages
+from evolution import best_line, generations, of_stage, stages, without_first
 from published import Published, Trial
 from texts import Card, cards, message, table
 
@@ -139,6 +139,13 @@ def test_the_fitness_chart_holds_trials_levels_and_random_search() -> None:
         said = "".join(frame.itertext())
         assert f"{MINUS}4.5" in said
         assert "random" in said
+
+
+def test_what_runs_first_is_not_in_the_picture_of_all() -> None:
+    """A stage that runs before another comes before it in the list, and its fitness, another one, stays out of the picture."""
+    trials = [Trial("dfs", 0, 0, 0.5), Trial("ps-first", 0, 0, -3.0), Trial("ps", 0, 0, 0.25)]
+    assert stages(trials) == ["ps-first", "ps", "dfs"]
+    assert [trial.stage for trial in without_first(trials)] == ["dfs", "ps"]
 
 
 def test_ticks_are_round_and_inside() -> None:
