@@ -4,13 +4,14 @@ PYTHON := python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test quality style env
+.PHONY: help demo test quality style bench-search env
 
 help:
 	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
 	@echo "make test     run the tests"
 	@echo "make quality  check formatting, lints and types"
 	@echo "make style    rewrite the code as the checks want it"
+	@echo "make bench-search  compare the searches with other methods (an hour), and print the table"
 
 env: $(INSTALLED)
 
@@ -36,3 +37,8 @@ quality: env
 style: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-search: env
+	$(BIN)/pip install --quiet --editable ".[bench]"
+	$(BIN)/python benchmarks/search run
+	$(BIN)/python benchmarks/search table

@@ -1,0 +1,101 @@
+"""Held-out accuracy and log-likelihood against cost: this package's searches, other optimizers, LoRA fine-tuning and averages.
+
+    python benchmarks/search run --dry-run                          # the runs that are missing, and about how long they take
+    python benchmarks/search run --families shipped families/family-1 --draws 1
+    python benchmarks/search run --methods ps-gradient ps-cma --families shipped
+    python benchmarks/search table                                  # Markdown
+    python benchmarks/search plot --out docs/images/search-benchmark.png
+
+Every run is one line of the results file; what is there is not run again, and a search that was stopped goes on. Needs the
+extra `bench`. `python -m hf_evomerge.demo.train --seed 1 --out families/family-1` trains another family in ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from lab import HELD_OUT, OWN, SEARCH, Lab, demo
+from methods import METHODS, average
+from records import COSTS, append, key, read, run
+
+RESULTS = Path(__file__).parents[1] / "results" / "search" / "demo.jsonl"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--results", type=Path, default=RESULTS, help="file of results, one JSON line per run")
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", parents=[common], help="run what is missing")
+    running.add_argument("--families", nargs="+", default=["shipped"], help="`shipped`, or folders of specialists")
+    running.add_argument("--draws", type=int, nargs="+", default=[1], help="draws of the search examples, seeds too")
+    running.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help=", ".join(METHODS)
+    )
+    running.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "search-benchmark", help="for the studies")
+    running.add_argument("--dry-run", action="store_true", help="print the runs and the expected time")
+    commands.add_parser("table", parents=[common], help="print the results as Markdown")
+    plotting = commands.add_parser("plot", parents=[common], help="draw the results")
+    plotting.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        run_missing(arguments)
+    elif arguments.command == "table":
+        from report import table
+
+        print(table(read(arguments.results)))
+    else:
+        from report import plot
+
+        plot(read(arguments.results), arguments.out)
+
+
+def run_missing(arguments: argparse.Namespace) -> None:
+    """Run every method on every problem, the most telling first."""
+    there = {key(record) for record in read(arguments.results)}
+    labs = [demo(family, draw) for draw in arguments.draws for family in arguments.families]
+    jobs = [
+        (lab, name, budget)
+        for name in arguments.methods
+        for budget in METHODS[name].budgets
+        for lab in labs
+        if (lab.problem, lab.draw, name, budget) not in there
+    ]
+    jobs.sort(key=lambda job: (job[0].draw, METHODS[job[1]].stage))
+    seconds = expected([budget for *_, budget in jobs], labs[0]) if jobs else 0.0
+    print(f"{len(jobs)} runs, about {seconds / 60:.0f} minutes", flush=True)
+    for lab, name, budget in jobs:
+        title = f"{lab.problem} draw {lab.draw}: {METHODS[name].label} ({name}), cost {budget}"
+        if arguments.dry_run:
+            print(title)
+            continue
+        record = run(lab, name, METHODS[name], budget, arguments.work)
+        append(arguments.results, record)
+        last = record["marks"][-1]["test"]
+        print(f"{title}: {last['accuracy']:.3f} {last['loglik']:.3f}, {record['seconds']} s", flush=True)
+
+
+def expected(budgets: list[int], lab: Lab) -> float:
+    """Seconds that runs take, from a score of one model."""
+    lab.scores(average(lab), "search")
+    begin = time.perf_counter()
+    lab.scores(average(lab), "search")
+    unit = time.perf_counter() - begin
+    marks = sum(1 + sum(cost < budget for cost in COSTS) for budget in budgets)
+    return unit * (sum(budgets) + (marks * (SEARCH + HELD_OUT) + len(budgets) * 2 * OWN) / SEARCH)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Fine-tunes a model with LoRA on the examples that a search has, by the package's own likelihood of the right answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_evomerge.fitness import DifferentiableTask, Example
+
+WARMUP = 10  # steps
+
+
+@dataclass(frozen=True)
+class Lora:
+    """How a model is fine-tuned.
+
+    Attributes:
+        rate: Peak learning rate of AdamW, after a warm-up of ten steps; it falls as a cosine to a hundredth.
+        steps: Optimizer steps.
+        batch: Examples of a step.
+        rank: Of the adapters, on all linear layers of the blocks.
+        seed: Of the adapters' initial weights and of the order of the examples.
+        bfloat16: Whether the passes run in bfloat16 (the adapters stay in float32).
+    """
+
+    rate: float
+    steps: int
+    batch: int = 16
+    rank: int = 16
+    seed: int = 0
+    bfloat16: bool = False
+
+
+def fine_tune(
+    model: Any,
+    make_task: Callable[[], DifferentiableTask],
+    examples: Sequence[Example],
+    tokenizer: Any,
+    settings: Lora,
+    *,
+    after_step: Callable[[int, Any], None] = lambda step, model: None,
+) -> Any:
+    """A model with trained adapters.
+
+    Args:
+        model: A plain model; adapters are put into it.
+        make_task: Makes the task whose score is raised.
+        examples: All of them are seen once before any is seen again.
+        tokenizer: The model's.
+        settings: How.
+        after_step: Called with the number of steps done and the model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(settings.seed)
+    adapters = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, adapters)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    optimizer = torch.optim.AdamW(trained, lr=settings.rate, weight_decay=0.0)
+    rng, order = np.random.default_rng(settings.seed), list[int]()
+    for step in range(1, settings.steps + 1):
+        if len(order) < settings.batch:
+            order = [int(i) for i in rng.permutation(len(examples))]
+        task = make_task()
+        task.prepare([examples[order.pop()] for _ in range(min(settings.batch, len(examples)))], tokenizer)
+        for group in optimizer.param_groups:
+            cosine = 0.5 * (1 + math.cos(math.pi * (step - 1) / settings.steps))
+            group["lr"] = settings.rate * min(1.0, step / WARMUP) * (0.01 + 0.99 * cosine)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16) if settings.bfloat16 else nullcontext():
+            task.backward(model)
+        for parameter in trained:  # the task's gradient is that of its score, which grows
+            if parameter.grad is not None:
+                parameter.grad.neg_()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        after_step(step, model)
+    return model

@@ -1,0 +1,102 @@
+"""A problem that searches are compared on: the models, the examples, and held-out scores of anything."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from finetune import Lora
+
+from hf_evomerge import Example, Recipe, Scores, SearchConfig, SourceRef
+from hf_evomerge.demo.language import TextKind, problems, write
+from hf_evomerge.demo.quickstart import SPECIALISTS
+from hf_evomerge.fitness import make_task
+from hf_evomerge.search.evaluator import Evaluator
+
+SEARCH, HELD_OUT, OWN = 128, 500, 200
+WEIGHT = {"low": -0.5, "high": 2.0, "start": 0.5}
+
+
+@dataclass
+class Lab:
+    """One problem.
+
+    Attributes:
+        problem: What it is called in results: the family of models, and what else sets it apart.
+        draw: Which examples it has.
+        settings: Of every search: sources, base, dtype, fitness.
+        sections: What the search file's ``ps`` and ``dfs`` have in common for all methods.
+        examples: ``search``, ``test``, and the parents' own tasks by name.
+        rates: Learning rates that fine-tuning is tried with.
+        tuning: How else it is done.
+    """
+
+    problem: str
+    draw: int
+    settings: Mapping[str, Any]
+    sections: Mapping[str, Mapping[str, Any]]
+    examples: Mapping[str, Sequence[Example]]
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    tuning: Lora = field(default_factory=lambda: Lora(rate=0.0, steps=0))
+
+    def config(self, **more: Any) -> SearchConfig:
+        """A search on this problem."""
+        return SearchConfig.model_validate({**self.settings, **more})
+
+    @property
+    def own(self) -> list[str]:
+        """The parents' own tasks."""
+        return [name for name in self.examples if name not in ("search", "test")]
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """What scores recipes and parents."""
+        return Evaluator(self.config(space="ps"), examples=self.examples)
+
+    def scores(self, target: Any, split: str) -> Scores:
+        """Scores of a recipe, a parent, or a live model; raises the error of a candidate that has none."""
+        if isinstance(target, Recipe | SourceRef):
+            found = self.evaluator.evaluate(target, split)
+        else:
+            task = make_task(self.evaluator.config.fitness)
+            task.prepare(self.examples[split], self.evaluator.sources[0].tokenizer())
+            found = task.evaluate(target)
+        if found.error is not None:
+            raise RuntimeError(f"{self.problem}, {split}: {found.error}")
+        return found
+
+    def copy_of(self, target: Recipe | SourceRef) -> Any:
+        """A live model of its own."""
+        return deepcopy(self.evaluator.model(target))
+
+
+def demo(family: str, draw: int) -> Lab:
+    """The demo's task over a family of specialists: ``shipped``, or a folder with ``base``, ``japanese`` and ``maths``."""
+    folder = SPECIALISTS if family == "shipped" else Path(family)
+    if not (folder / "japanese" / "config.json").exists():
+        raise SystemExit(f"{family}: no family here; train one: python -m hf_evomerge.demo.train --seed 1 --out {family}")
+    rng = random.Random(0)
+    recall = [write(TextKind("recall", "ja", "ja", "ja", 20), rng) for _ in range(OWN)]
+    examples = {
+        "search": _examples(problems("search", SEARCH, seed=draw)),
+        "test": _examples(problems("test", HELD_OUT)),
+        "japanese": [Example(prompt, answer) for prompt, answer in recall],
+        "maths": _examples(problems("test", OWN, text="en", answer="en")),
+    }
+    settings = {
+        "sources": [{"model": str(folder / name)} for name in ("japanese", "maths")],
+        "base": {"model": str(folder / "base")},
+        "dtype": "float32",
+        "fitness": {"task": "likelihood", "separator": " "},
+    }
+    sections: dict[str, dict[str, Any]] = {"ps": {"parameters": {"weight": WEIGHT}}, "dfs": {"max_hops": 24}}
+    return Lab("shipped" if family == "shipped" else folder.name, draw, settings, sections, examples)
+
+
+def _examples(rows: Sequence[Mapping[str, str]]) -> list[Example]:
+    return [Example(row["prompt"], row["answer"], f"[{i}]") for i, row in enumerate(rows)]

@@ -1,0 +1,253 @@
+"""The methods that are compared: this package's searches, other people's optimizers on the same objective, and baselines.
+
+Costs are in scores of all search examples, as the package counts them. A step of fine-tuning costs what a gradient of merge
+weights does: three scores of its examples.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from finetune import fine_tune
+from lab import Lab
+
+from hf_evomerge import MergePart, Recipe, SourceRef, Study, run_search
+from hf_evomerge.fitness import make_task
+from hf_evomerge.search.spaces import make_space, uniform_average
+
+GRADIENT = 3.0  # scores that a gradient of weights counts
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate that was scored on all search examples.
+
+    Attributes:
+        cost: What had been spent when its score was known.
+        fitness: Its score.
+        target: A recipe, a parent, or a live model.
+    """
+
+    cost: float
+    fitness: float
+    target: Any
+
+
+Run = Callable[[Lab, int, int, Path], list[Point]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table.
+
+    Attributes:
+        label: What it is called there.
+        budgets: One run each. Where what a method does early depends on its budget, a smaller one has a run of its own.
+        stage: When it is run, of all methods: the most telling come first.
+        run: Lab, budget, seed and a folder of its own to candidates in the order of their cost.
+    """
+
+    label: str
+    budgets: tuple[int, ...]
+    stage: int
+    run: Run
+
+
+def ours(space: str, algorithm: str = "cma", *, batch: int | None = None, **sections: dict[str, Any]) -> Run:
+    """One of the package's searches; `sections` are what its search file says more of ``ps`` and ``dfs``."""
+
+    def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
+        stages = ["ps", "dfs"] if space == "hybrid" else [space]
+        settings: dict[str, Any] = {"space": space, "seed": seed, "batch": batch}
+        for number, stage in enumerate(stages):
+            share = (budget + number) // len(stages)
+            optimizer = {"algorithm": algorithm, "evaluations": share}
+            settings[stage] = {**lab.sections[stage], **sections.get(stage, {}), "optimizer": optimizer}
+        config = lab.config(**settings)
+        run_search(config, folder, examples={"search": lab.examples["search"]}, build=False)
+        return _points(folder, list(config.stages), len(lab.examples["search"]))
+
+    return run
+
+
+def _points(folder: Path, stages: list[Any], examples: int) -> list[Point]:
+    """The trials of a study that were scored on all examples."""
+    study, points, cost = Study.open(folder), list[Point](), 0.0
+    try:
+        for trial in (trial for stage in stages for trial in study.trials(stage)):
+            cost += trial.cost
+            if trial.fitness is not None and trial.recipe_key is not None and trial.scores.values.size == examples:
+                points.append(Point(cost, trial.fitness, study.recipe(trial.recipe_key)))
+    finally:
+        study.close()
+    return points
+
+
+class Objective:
+    """The package's evaluator as a function to maximise, over the numbers of its parameter space."""
+
+    def __init__(self, lab: Lab, budget: int) -> None:
+        config = lab.config(space="ps", ps=lab.sections["ps"])
+        self.lab, self.budget, self.points = lab, budget, list[Point]()
+        self.space = make_space(config, "ps", lab.evaluator.summary)
+        self.start = self.space.start()
+
+    def __call__(self, numbers: Any) -> float:
+        """The score of a point: costs 1."""
+        recipe = self.space.decode(np.asarray(numbers, dtype=np.float64))
+        fitness = float(self.lab.scores(recipe, "search").values.mean())
+        self.points.append(Point(len(self.points) + 1.0, fitness, recipe))
+        return fitness
+
+
+def optuna(sampler: str) -> Run:
+    """Optuna; the first point is the one that the package's searches start at."""
+
+    def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        score = Objective(lab, budget)
+        first = {f"x{i:03}": float(value) for i, value in enumerate(score.start.mean)}
+        samplers: dict[str, Callable[[], Any]] = {
+            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
+            "cma": lambda: optuna.samplers.CmaEsSampler(seed=seed, x0=first, sigma0=score.start.sigma),
+            "gp": lambda: optuna.samplers.GPSampler(seed=seed),
+        }
+        study = optuna.create_study(direction="maximize", sampler=samplers[sampler]())
+        study.enqueue_trial(first)
+        study.optimize(lambda trial: score([trial.suggest_float(name, 0.0, 1.0) for name in first]), n_trials=budget)
+        return score.points
+
+    return run
+
+
+def pymoo_ga(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
+    """pymoo's genetic algorithm (SBX, polynomial mutation, a population of 20) from the same first point and random others."""
+    from pymoo.algorithms.soo.nonconvex.ga import GA
+    from pymoo.core.problem import ElementwiseProblem
+    from pymoo.optimize import minimize
+
+    score = Objective(lab, budget)
+    size = score.start.mean.size
+
+    class Weights(ElementwiseProblem):
+        def __init__(self) -> None:
+            super().__init__(n_var=size, n_obj=1, xl=0.0, xu=1.0)
+
+        def _evaluate(self, x: Any, out: Any, *args: Any, **kwargs: Any) -> None:
+            out["F"] = -score(x)
+
+    first = np.random.default_rng(seed).random((20, size))
+    first[0] = score.start.mean
+    minimize(Weights(), GA(pop_size=20, sampling=first), ("n_eval", budget), seed=seed)
+    return score.points
+
+
+def known(*targets: Callable[[Lab], Recipe | SourceRef]) -> Run:
+    """The best of some models that need no search."""
+
+    def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
+        made = [target(lab) for target in targets]
+        return [Point(i, float(lab.scores(each, "search").values.mean()), each) for i, each in enumerate(made, 1)]
+
+    return run
+
+
+def base(lab: Lab) -> SourceRef:
+    """The common ancestor."""
+    assert lab.evaluator.config.base is not None
+    return lab.evaluator.config.base
+
+
+def parent(number: int) -> Callable[[Lab], SourceRef]:
+    """One of the sources."""
+    return lambda lab: lab.evaluator.config.sources[number]
+
+
+def average(lab: Lab) -> Recipe:
+    """The plain average of the sources."""
+    return uniform_average(lab.evaluator.config)
+
+
+def uniform(scale: float, method: str = "task_arithmetic", **options: Any) -> Callable[[Lab], Recipe]:
+    """The sum of the task vectors, all times the same number; or another method at one weight."""
+
+    def make(lab: Lab) -> Recipe:
+        config = lab.evaluator.config
+        part = MergePart(method=method, parameters=[{"weight": scale, **options}] * len(config.sources))
+        return Recipe(sources=config.sources, base=config.base, merge=part, dtype=config.dtype)
+
+    return make
+
+
+def lora(start: Callable[[Lab], Recipe | SourceRef], number: int) -> Run:
+    """Fine-tuning with LoRA from a model, with one of the lab's learning rates, for as many steps as the budget pays."""
+
+    def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
+        examples = lab.examples["search"]
+        batch = min(lab.tuning.batch, len(examples))
+        cost = GRADIENT * batch / len(examples)
+        settings = replace(lab.tuning, rate=lab.rates[number], steps=math.floor(budget / cost), batch=batch, seed=seed)
+        evaluator = lab.evaluator
+        tokenizer = evaluator.sources[0].tokenizer()
+        model = fine_tune(
+            lab.copy_of(start(lab)).requires_grad_(False),
+            lambda: make_task(evaluator.config.fitness),  # type: ignore[arg-type, return-value]
+            examples,
+            tokenizer,
+            settings,
+        )
+        return [Point(settings.steps * cost, float(lab.scores(model, "search").values.mean()), model)]
+
+    return run
+
+
+TENSOR = {"groups": "tensor"}
+GATE, SLOT, MATRIX = ({"order": [1, 0], "scales": scales} for scales in ("gate", "slot", "matrix"))  # A is the maths parent
+SHORT = (25, 75, 150)
+SCALES = [uniform(scale) for scale in (0.3, 0.5, 0.7, 1.0)]
+
+METHODS: dict[str, Method] = {
+    "base": Method("base", (1,), 1, known(base)),
+    "parent-0": Method("first parent", (1,), 1, known(parent(0))),
+    "parent-1": Method("second parent", (1,), 1, known(parent(1))),
+    "average": Method("uniform average", (1,), 1, known(average)),
+    "averages": Method("best of 4 uniform sums", (4,), 1, known(*SCALES)),
+    "ps-gradient": Method("PS, gradient, per tensor", SHORT, 1, ours("ps", "gradient", ps=TENSOR)),
+    "ps-cma": Method("PS, CMA-ES, per block", (600,), 1, ours("ps")),
+    "ps-gradient-block": Method("PS, gradient, per block", (75,), 1, ours("ps", "gradient")),
+    "ps-cma-batch": Method("PS, CMA-ES, per block, batch 16", (200,), 1, ours("ps", batch=16)),
+    "random": Method("random search, per block", (600,), 1, ours("ps", "random")),
+    "dfs-gradient": Method("DFS, gates, gradient", SHORT, 2, ours("dfs", "gradient", dfs=GATE)),
+    "dfs-cma-batch": Method("DFS, gates, CMA-ES, batch 16", (200,), 2, ours("dfs", batch=16, dfs=GATE)),
+    "dfs-slot": Method("DFS, indicators and scales, CMA-ES", (600,), 2, ours("dfs", dfs=SLOT)),
+    "hybrid": Method(
+        "PS+DFS, gradient", (75, 150), 2, ours("hybrid", "gradient", ps=TENSOR, dfs={"order": [2, 1, 0], "scales": "gate"})
+    ),
+    **{
+        f"lora-{name}-{number}": Method(f"LoRA from {where}", (75,), 3, lora(start, number))
+        for name, where, start in (
+            ("base", "the base", base),
+            ("parent-0", "the first parent", parent(0)),
+            ("parent-1", "the second parent", parent(1)),
+            ("average", "the average", average),
+        )
+        for number in range(3)
+    },
+    "tpe": Method("Optuna TPE, per block", (200,), 4, optuna("tpe")),
+    "optuna-cma": Method("Optuna CMA-ES, per block", (200,), 4, optuna("cma")),
+    "ga": Method("pymoo GA, per block", (200,), 4, pymoo_ga),
+    "gp": Method("Optuna GP, per block", (100,), 4, optuna("gp")),
+    "dfs-cma": Method("DFS, gates, CMA-ES", (600,), 5, ours("dfs", dfs=GATE)),
+    "ps-cma-tensor": Method("PS, CMA-ES, per tensor", (600,), 5, ours("ps", ps=TENSOR)),
+    "dfs-matrix": Method("DFS, the paper's matrix of scales, CMA-ES", (600,), 5, ours("dfs", dfs=MATRIX)),
+}
+"""A new method is one line here."""

@@ -1,0 +1,77 @@
+"""Runs and their results: one JSON line for each run, with held-out scores of the best candidate at every cost it passed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lab import Lab
+from methods import Method, Point
+
+COSTS = (25, 50, 75, 100, 150, 200, 300, 400, 600)
+Record = dict[str, Any]
+Key = tuple[str, int, str, int]
+
+
+def run(lab: Lab, name: str, method: Method, budget: int, work: Path) -> Record:
+    """Run a method once and measure what it found."""
+    begin = time.perf_counter()
+    points = method.run(lab, budget, lab.draw, work / f"{lab.problem}-{lab.draw}" / f"{name}-{budget}")
+    searched = time.perf_counter() - begin
+    marks = measure(lab, points, budget)
+    best = max(points, key=lambda point: point.fitness)
+    return {
+        "problem": lab.problem,
+        "draw": lab.draw,
+        "method": name,
+        "budget": budget,
+        "spent": round(points[-1].cost, 2),
+        "marks": marks,
+        "own": {task: _summary(lab, best.target, task) for task in lab.own},
+        "seconds": round(searched),
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {package: version(package) for package in ("hf-evomerge", "torch", "transformers", "cma")},
+    }
+
+
+def measure(lab: Lab, points: Sequence[Point], budget: int) -> list[Record]:
+    """The best by search score within each cost, on the search examples and on held-out ones."""
+    marks, known = list[Record](), dict[int, Record]()
+    for cost in sorted({cost for cost in COSTS if cost < budget} | {budget}):
+        within = [i for i, point in enumerate(points) if point.cost <= cost + 1e-6]
+        if within:
+            best = max(within, key=lambda i: points[i].fitness)
+            if best not in known:
+                known[best] = {split: _summary(lab, points[best].target, split) for split in ("search", "test")}
+            marks.append({"cost": cost, **known[best]})
+    return marks
+
+
+def _summary(lab: Lab, target: Any, split: str) -> Record:
+    scores = lab.scores(target, split)
+    return {"accuracy": round(scores.accuracy or 0.0, 4), "loglik": round(float(scores.values.mean()), 4)}
+
+
+def key(record: Record) -> Key:
+    """What names a run."""
+    return record["problem"], record["draw"], record["method"], record["budget"]
+
+
+def read(file: Path) -> list[Record]:
+    """All results; the last of a run counts."""
+    if not file.exists():
+        return []
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+    return list({key(row): row for row in rows}.values())
+
+
+def append(file: Path, record: Record) -> None:
+    """Keep a result."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(record) + "\n")

@@ -1,0 +1,199 @@
+"""Results as Markdown and as a picture: means over problems (families of models and draws of examples), and their range."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from methods import METHODS, Method
+from records import Record
+
+from hf_evomerge.plots.style import COLOURS, DPI, GREY, MARKERS, project_style, save
+
+SHOWN = (25, 50, 75, 100, 150, 200, 600)
+REFERENCE = ("ps-cma", 600)
+NONE = "–"  # noqa: RUF001 (a dash)
+Problem = tuple[str, int]
+
+
+class Results:
+    """Records by method and problem.
+
+    Args:
+        records: Of one kind of problem.
+        methods: The methods, in the order of the table.
+
+    Attributes:
+        names: The method of each label; of those that differ in a setting alone, the one that is best on held-out examples.
+        problems: Families and draws.
+    """
+
+    def __init__(self, records: Sequence[Record], methods: dict[str, Method] = METHODS) -> None:
+        self.records, self.methods = records, methods
+        self.problems: list[Problem] = sorted({(record["problem"], record["draw"]) for record in records})
+        self.names: dict[str, str] = {}
+        for name in (name for name in methods if self.of(name)):
+            other = self.names.get(methods[name].label)
+            if other is None or self._quality(name) > self._quality(other):
+                self.names[methods[name].label] = name
+
+    def of(self, name: str, problem: Problem | None = None) -> list[Record]:
+        """Runs of a method (on a problem), the smallest budget first."""
+        found = [r for r in self.records if r["method"] == name and problem in (None, (r["problem"], r["draw"]))]
+        return sorted(found, key=lambda record: int(record["budget"]))
+
+    def final(self, name: str) -> list[Record]:
+        """The run of the greatest budget on each problem that has one."""
+        return [runs[-1] for problem in self.problems if (runs := self.of(name, problem))]
+
+    def _quality(self, name: str) -> tuple[int, float]:
+        final = self.final(name)
+        return len(final), fmean(record["marks"][-1]["test"]["loglik"] for record in final)
+
+    def at(self, name: str, cost: int) -> list[Record]:
+        """What a method had found at a cost, per problem: the end of the run with this budget, or a mark of a longer one."""
+        found = []
+        for problem in self.problems:
+            for run in (run for run in self.of(name, problem) if run["budget"] >= cost):
+                if marks := [mark for mark in run["marks"] if mark["cost"] == cost]:
+                    found.append(marks[0])
+                    break
+        return found
+
+    def costs_to_reach(self, name: str) -> list[int | None]:
+        """Per problem the least cost at which the held-out log-likelihood is that of the reference, where it gets there."""
+        costs: list[int | None] = []
+        for problem in self.problems:
+            runs = self.of(name, problem)
+            reference = [run for run in self.of(REFERENCE[0], problem) if run["budget"] == REFERENCE[1]]
+            if runs and reference:
+                goal = reference[0]["marks"][-1]["test"]["loglik"]
+                reached = [mark["cost"] for run in runs for mark in run["marks"] if mark["test"]["loglik"] >= goal]
+                costs.append(min(reached, default=None))
+        return costs
+
+
+def table(records: Sequence[Record], methods: dict[str, Method] = METHODS) -> str:
+    """Two tables: held-out accuracy at every cost, and what each method ends with."""
+    results = Results(records, methods)
+    return f"{_at_costs(results)}\n\n{_at_the_end(results)}"
+
+
+def _at_costs(results: Results) -> str:
+    rows = [["held-out accuracy at a cost of", *map(str, SHOWN)]]
+    for label, name in results.names.items():
+        if max(results.methods[name].budgets) >= SHOWN[0]:
+            rows.append([label, *(_spread([mark["test"]["accuracy"] for mark in results.at(name, cost)]) for cost in SHOWN)])
+    return _markdown(rows)
+
+
+def _at_the_end(results: Results) -> str:
+    own = list(results.records[0]["own"])
+    reference = f"cost to reach {results.methods[REFERENCE[0]].label} at {REFERENCE[1]}"
+    heads = [
+        "",
+        "cost",
+        "runs",
+        "accuracy",
+        "log-likelihood",
+        "search minus held-out",
+        reference,
+        *(f"own task: {x}" for x in own),
+    ]
+    rows = [heads]
+    for label, name in results.names.items():
+        final = results.final(name)
+        last = [record["marks"][-1] for record in final]
+        rows.append(
+            [
+                label,
+                str(final[-1]["budget"]),
+                str(len(final)),
+                _spread([mark["test"]["accuracy"] for mark in last]),
+                _spread([mark["test"]["loglik"] for mark in last]),
+                f"{fmean(mark['search']['loglik'] - mark['test']['loglik'] for mark in last):.3f}",
+                _reached(results.costs_to_reach(name)),
+                *(f"{fmean(record['own'][task]['accuracy'] for record in final):.2f}" for task in own),
+            ]
+        )
+    return _markdown(rows)
+
+
+def _reached(costs: list[int | None]) -> str:
+    """Least and greatest cost, and in how many problems it was enough where it was not in all."""
+    found = [cost for cost in costs if cost is not None]
+    if not found:
+        return NONE if costs else ""
+    span = f"{min(found)}" if len(set(found)) == 1 else f"{min(found)} to {max(found)}"
+    return span if len(found) == len(costs) else f"{span} ({len(found)} of {len(costs)})"
+
+
+def _spread(values: list[float]) -> str:
+    """Mean, and least and greatest."""
+    if not values:
+        return ""
+    text = [f"{value:.3f}".removeprefix("0") for value in (fmean(values), min(values), max(values))]
+    text = [part.replace("-0.", "-.") for part in text]
+    return text[0] if len(values) == 1 else f"{text[0]} ({text[1]} to {text[2]})"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "| --- " * len(rows[0]) + "|", *lines[1:]])
+
+
+PANELS = (
+    ("parameter space (PS)", ("ps-gradient", "ps-cma", "ps-cma-batch", "random", "tpe", "ga")),
+    ("data flow space (DFS), both, and fine-tuning", ("dfs-gradient", "dfs-cma-batch", "dfs-slot", "hybrid", "lora")),
+)
+
+
+def plot(records: Sequence[Record], file: str | os.PathLike[str]) -> None:
+    """Draw held-out accuracy over cost: the mean over problems, and a band from the least to the greatest."""
+    from matplotlib.figure import Figure
+
+    results = Results(records)
+    with project_style():
+        figure = Figure(figsize=(9.6, 4.4), dpi=DPI, layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (title, names) in zip(panels, PANELS, strict=True):
+            lines = _lines(results, names)
+            for index, (label, name) in enumerate(lines):
+                _draw(axes, results, label, name, index)
+            axes.set(title=title, xscale="log", xlabel="cost, in scores of the 128 search examples")
+            axes.set_xticks(SHOWN, [str(cost) for cost in SHOWN], minor=False)
+            axes.minorticks_off()
+            axes.set_xlim(SHOWN[0] * 0.85, SHOWN[-1] * 1.15)
+            axes.set_ylim(0, 1.02)
+            axes.grid(axis="y", color=GREY, alpha=0.2, linewidth=0.6)
+            axes.legend(loc="lower right", fontsize=8, handlelength=2.4)
+        panels[0].set_ylabel("held-out accuracy")
+    save(figure, file)
+
+
+def _lines(results: Results, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Label and method of each line that has results; `lora` is the best fine-tuning there is."""
+    chosen = {name: label for label, name in results.names.items()}
+    lines = []
+    for name in names:
+        if name == "lora":
+            tuned = [each for each in chosen if each.startswith("lora")]
+            best = max(
+                tuned, key=lambda each: fmean(r["marks"][-1]["test"]["accuracy"] for r in results.final(each)), default=None
+            )
+            lines += [(f"best of {chosen[best].split()[0]}: {chosen[best]}", best)] if best is not None else []
+        elif name in chosen:
+            lines.append((chosen[name], name))
+    return lines
+
+
+def _draw(axes: Any, results: Results, label: str, name: str, index: int) -> None:
+    values = {cost: found for cost in SHOWN if (found := [mark["test"]["accuracy"] for mark in results.at(name, cost)])}
+    costs = list(values)
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    axes.fill_between(
+        costs, [min(v) for v in values.values()], [max(v) for v in values.values()], color=colour, alpha=0.15, lw=0
+    )
+    axes.plot(costs, [fmean(v) for v in values.values()], color=colour, marker=marker, markersize=5, linewidth=1.8, label=label)
