@@ -122,9 +122,9 @@ def test_dry_runs_write_nothing(search_file: Path, recipe_file: Path, tmp_path: 
     before = sorted(tmp_path.rglob("*"))
     search = _invoke("search", search_file, "--out", tmp_path / "out", "--dry-run")
     assert search.exit_code == 0, search.output
-    assert "ps: 8 evaluations, 2 numbers to evolve" in search.stdout
+    assert "ps: task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 examples" in search.stdout
     assert 'examples: {"search": 5, "validation": 4, "test": 6}' in search.stdout
-    assert "one evaluation takes" in search.stdout
+    assert " in all, with workers=1" in search.stdout
     merge = _invoke("merge", recipe_file, "--out", tmp_path / "out", "--dry-run")
     assert merge.stdout.startswith("fine: a path of 2 hops")
     assert sorted(tmp_path.rglob("*")) == before

@@ -22,7 +22,9 @@ def search(
     file: Annotated[Path, typer.Argument(help="The search file (YAML); see docs/search.md.", show_default=False)],
     out: Out,
     workers: Workers = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, time one evaluation, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would be done and how long it takes, and stop.")
+    ] = False,
     no_model: NoModel = False,
     push_to: Annotated[str | None, typer.Option(help="Publish the winner as user/name when the search ends.")] = None,
     space: WithSpace = False,

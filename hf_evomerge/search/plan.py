@@ -1,57 +1,83 @@
-"""The dry run of a search: checks it, times one evaluation, and says how long the whole will take."""
+"""The dry run of a search: checks it, measures one score of each kind, and says what the search would do, and how long."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..errors import SearchError
+from ..fitness.scores import Scores
 from .checks import check_search
-from .config import SearchConfig
-from .evaluator import Evaluator
+from .config import SearchConfig, Stage
+from .evaluator import Batch, Evaluator, Target
+from .optimizer import Start, Vector, default_population
+from .spaces import Space, make_space
+
+_FEW = {"search": 16, "validation": 50, "test": 50}  # examples, below which a score says little
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a search.
+
+    Attributes:
+        name: ``parents``, a stage, ``finalists`` or ``test``.
+        text: What it does, in words.
+        seconds: How long it takes with one worker.
+        steps: Whether each evaluation waits for the one before, so that more workers do not help.
+    """
+
+    name: str
+    text: str
+    seconds: float
+    steps: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a search would do; nothing has been evaluated but one source.
+    """What a search would do; all that has been evaluated is a source, and the start of each stage.
 
     Attributes:
+        phases: Its parts, in the order that they run.
         dimensions: Numbers to evolve, per stage. That of a hybrid search's second stage counts the merged model's layers.
         evaluations: Budget of each stage, in scores of all search examples.
         examples: Examples, per split.
-        seconds_per_evaluation: Measured on the first source.
         notes: What the user should know of the spaces, one line each, such as numbers that are not evolved.
+        warnings: What will probably disappoint, one line each.
     """
 
+    phases: tuple[Phase, ...]
     dimensions: dict[str, int]
     evaluations: dict[str, int]
     examples: dict[str, int]
-    seconds_per_evaluation: float
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
-    @property
-    def minutes(self) -> float:
-        """Expected time of all trials with one worker."""
-        return sum(self.evaluations.values()) * self.seconds_per_evaluation / 60
+    def minutes(self, workers: int = 1) -> float:
+        """Expected time of the whole."""
+        return sum(phase.seconds / (1 if phase.steps else workers) for phase in self.phases) / 60
 
     def __str__(self) -> str:
         return self.to_text()
 
     def to_text(self, workers: int = 1) -> str:
         """The plan in lines for people, with the time that so many workers take."""
-        lines = []
-        for stage, count in self.evaluations.items():
-            size = f", {self.dimensions[stage]} numbers to evolve" if stage in self.dimensions else ""
-            lines.append(f"{stage}: {count} evaluations{size}")
-        lines += [f"note: {note}" for note in self.notes]
+        lines = [
+            f"{phase.name}: {phase.text}; about {_duration(phase.seconds / 60 / (1 if phase.steps else workers))}"
+            for phase in self.phases
+        ]
+        lines += [f"note: {note}" for note in self.notes] + [f"warning: {warning}" for warning in self.warnings]
         lines.append(f"examples: {json.dumps(self.examples)}")
-        whole = _duration(self.minutes / workers)
-        lines.append(f"one evaluation takes {self.seconds_per_evaluation:.3g} s: about {whole} in all, with workers={workers}")
+        lines.append(f"about {_duration(self.minutes(workers))} in all, with workers={workers}")
         return "\n".join(lines)
 
 
 def plan_search(config: SearchConfig) -> Plan:
-    """Check everything that can be checked without searching, and time one evaluation.
+    """Check everything that can be checked without searching, and measure how long the parts of the search take.
 
     Args:
         config: The search.
@@ -65,13 +91,111 @@ def plan_search(config: SearchConfig) -> Plan:
     """
     evaluator = Evaluator(config)
     dimensions, notes = check_search(config, evaluator)
-    evaluator.evaluate(config.sources[0])  # loads the model
-    scores = evaluator.evaluate(config.sources[0])
-    if scores.error is not None:
-        raise SearchError(f"{config.sources[0].model}: cannot be evaluated: {scores.error}")
-    evaluations: dict[str, int] = {stage: config.budget(stage)[0] for stage in config.stages}
     examples = {split: len(evaluator.examples(split)) for split in evaluator.splits}
-    return Plan(dimensions, evaluations, examples, scores.seconds, tuple(notes))
+    second = _seconds(evaluator, config.sources[0], config.sources[0]) / examples["search"]  # of one example
+    phases, warnings, merge = [], _of_splits(examples), None
+    for stage in config.stages:
+        space = make_space(config, stage, evaluator.summary, merge)
+        planned = _Stage(config, stage, space, evaluator)
+        phases.append(planned.phase(config.budget(stage)[0]))
+        warnings += planned.warnings(config.budget(stage)[0])
+        if stage == "ps" and config.space == "hybrid":
+            merge = space.decode(space.start().mean).merge
+    parents = len(config.sources) + (config.base is not None and config.base not in config.sources)
+    every = [Phase("parents", f"{parents} models on all search examples", parents * second * examples["search"]), *phases]
+    if "validation" in examples:
+        count = config.finalists * sum(stage in ("ps", "dfs", "random") for stage in config.stages)
+        text = f"up to {count} models on {examples['validation']} validation examples"
+        every.append(Phase("finalists", text, count * second * examples["validation"]))
+    split = next(split for split in ("test", "validation", "search") if split in examples)
+    count = parents + (len(set(evaluator.layers)) == 1) + len(config.stages)
+    text = f"{count} models on {examples[split]} {split} examples: parents, average, winners"
+    every.append(Phase("test", text, count * second * examples[split]))
+    evaluations: dict[str, int] = {stage: config.budget(stage)[0] for stage in config.stages}
+    return Plan(tuple(every), dimensions, evaluations, examples, tuple(notes), tuple(warnings))
+
+
+class _Stage:
+    """What a stage costs: its start is scored, on batches of each of its sizes."""
+
+    def __init__(self, config: SearchConfig, stage: Stage, space: Space, evaluator: Evaluator) -> None:
+        self.config, self.stage, self.space, self.evaluator = config, stage, space, evaluator
+        self.optimizer, self.start = config.optimizer(stage), space.start()
+        self.count = len(evaluator.examples("search"))
+        self.sizes = config.batch_sizes(stage, self.count)
+        self.gradient = stage != "random" and self.optimizer.algorithm == "gradient"
+        everything = np.ones(self.start.mean.size, dtype=np.bool_)
+        self.price = space.price(everything) if self.gradient else 1.0
+        self.population = 1 if self.gradient else self.optimizer.population or default_population(self.start.mean.size)
+
+    def rounds(self, budget: float) -> list[float]:
+        """How many generations, or steps, there are with batches of each size."""
+        each = budget / len(self.sizes)
+        return [each / (self.price * self.population * size / self.count) for size in self.sizes]
+
+    def phase(self, budget: int) -> Phase:
+        """The stage in words, and its time."""
+        near = _near(self.start)
+        first, second = (self.space.decode(genome) for genome in (self.start.mean, near))
+        seconds = 0.0
+        for size, rounds in zip(self.sizes, self.rounds(budget), strict=True):
+            batch = None if size == self.count else tuple(range(size))
+            seconds += rounds * self.population * _seconds(self.evaluator, first, second, self._how(near, batch))
+        what = [f"{self.start.mean.size} numbers to evolve", f"{budget} evaluations"]
+        name = self.config.space_of(self.stage)
+        what.insert(0, self.config.ps.method if name == "ps" else self.config.dfs.encoding)
+        if second.flow is not None:
+            what.append(f"paths of {len(second.flow.to_path())} to {self.config.dfs.max_hops} hops")
+        sizes = f"{self.sizes[0]} to {self.sizes[-1]}" if len(set(self.sizes)) > 1 else f"{self.sizes[0]}"
+        kind = "gradient steps" if self.gradient else f"generations of {self.population}"
+        what.append(f"{sum(self.rounds(budget)):.0f} {kind} on {sizes} of {self.count} examples")
+        return Phase(self.stage, ", ".join(what), seconds, steps=self.gradient)
+
+    def warnings(self, budget: int) -> list[str]:
+        """What the budget does not do for."""
+        rounds, least = sum(self.rounds(budget)), 20 if self.gradient else 2
+        if self.stage == "random" or rounds >= least:
+            return []
+        kind = "gradient steps" if self.gradient else f"generations of {self.population}"
+        return [
+            f"{self.stage}: evaluations: {budget} do for {rounds:.1f} {kind}, and fewer than {least} hardly move; "
+            f"give more, or a smaller {'batch' if self.gradient else 'population'}"
+        ]
+
+    def _how(self, genome: Vector, batch: Batch | None) -> Callable[[Target], Scores]:
+        everything, fitness = np.ones(genome.size, dtype=np.bool_), self.config.fitness_of(self.stage)
+        slopes = self.space.slopes(genome, everything) if self.gradient else None
+        return lambda target: self.evaluator.evaluate(target, "search", batch, slopes, fitness)
+
+
+def _near(start: Start) -> Vector:
+    """Another genome than the mean, and as good."""
+    step = np.where(np.arange(start.mean.size) % 2, 0.01, -0.01) * start.sigma
+    near: Vector = np.clip(start.mean + step, start.lower, start.upper)
+    return near
+
+
+def _seconds(evaluator: Evaluator, first: Target, then: Target, how: Callable[[Target], Scores] | None = None) -> float:
+    """How long one evaluation takes, once the first has loaded what it needs."""
+    for target in (first, then):
+        scores = evaluator.evaluate(target) if how is None else how(target)
+        if scores.error is not None:
+            raise SearchError(f"{getattr(target, 'model', 'the start of the search')}: cannot be evaluated: {scores.error}")
+    return scores.seconds
+
+
+def _of_splits(examples: dict[str, int]) -> list[str]:
+    """Splits that are missing, or too small to tell models apart."""
+    lost = {
+        "validation": "the winner is the trial that scored best in the search, by luck in part",
+        "test": "the table is measured on what the winner was chosen on, and flatters it",
+    }
+    missing = [f"data.{split}: not given: {what}" for split, what in lost.items() if split not in examples]
+    return missing + [
+        f"data.{split}: {count} examples: the standard error of an accuracy is up to {0.5 / math.sqrt(count):.2f}"
+        for split, count in examples.items()
+        if count < _FEW[split]
+    ]
 
 
 def _duration(minutes: float) -> str:

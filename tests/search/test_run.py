@@ -525,15 +525,51 @@ def test_data_from_a_function_is_not_for_a_file(search_config: Config, tmp_path:
 
 
 def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan counts what will be evolved and evaluated, times one evaluation, and writes nothing."""
+    """A plan says what each phase does, adds up their times, counts workers where they help, and writes nothing."""
     monkeypatch.chdir(tmp_path)
     plan = plan_search(search_config("hybrid", random_baseline=True))
     assert plan.dimensions == {"ps": 2, "dfs": 6}
     assert plan.evaluations == {"ps": 8, "dfs": 8, "random": 16}
     assert plan.examples == {"search": 5, "validation": 4, "test": 6}
-    assert 0 < plan.seconds_per_evaluation < 10
-    assert plan.minutes == pytest.approx(32 * plan.seconds_per_evaluation / 60)
+    text = {phase.name: phase.text for phase in plan.phases}
+    assert list(text) == ["parents", "ps", "dfs", "random", "finalists", "test"]
+    assert text["parents"] == "3 models on all search examples"
+    assert text["ps"] == "task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 examples"
+    assert text["dfs"].startswith("gate, 6 numbers to evolve, 8 evaluations, paths of ")
+    assert text["finalists"] == "up to 6 models on 4 validation examples"
+    assert text["test"] == "7 models on 6 test examples: parents, average, winners"
+    assert all(0 < phase.seconds < 60 for phase in plan.phases)
+    assert plan.minutes() == pytest.approx(sum(phase.seconds for phase in plan.phases) / 60)
+    assert plan.minutes(2) == pytest.approx(plan.minutes() / 2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_of_a_gradient(search_config: Config) -> None:
+    """Steps wait for each other, so workers do not shorten them, and cost three scores of their batch each."""
+    config = search_config("ps", ps={"groups": "tensor", "optimizer": {**GRADIENT, "evaluations": 60}}, batch=1)
+    plan = plan_search(config)
+    (stage,) = (phase for phase in plan.phases if phase.name == "ps")
+    assert stage.steps
+    assert "60 evaluations, 100 gradient steps on 1 of 5 examples" in stage.text
+    others = sum(phase.seconds for phase in plan.phases if not phase.steps)
+    assert plan.minutes(2) * 60 == pytest.approx(stage.seconds + others / 2)
+    fitness = {"task": "generation", "extract": "all", "max_new_tokens": 2}
+    both = plan_search(search_config("ps", **BY_BOTH["ps"], fitness=fitness))
+    assert [phase.name for phase in both.phases] == ["parents", "ps-first", "ps", "finalists", "test"]
+    assert "up to 2 models" in both.phases[3].text
+
+
+def test_a_plan_warns(search_config: Config, search_settings: Settings) -> None:
+    """Small or missing splits and budgets of few generations are named, with what to do."""
+    data = search_settings()["data"]
+    config = search_config(
+        "ps", ps={"optimizer": {"evaluations": 9, "population": 8}}, data={"search": data["search"], "validation": data["test"]}
+    )
+    warnings = "\n".join(plan_search(config).warnings)
+    assert "data.test: not given: the table is measured on what the winner was chosen on" in warnings
+    assert "data.search: 5 examples: the standard error of an accuracy is up to 0.22" in warnings
+    assert "ps: evaluations: 9 do for 1.1 generations of 8, and fewer than 2 hardly move" in warnings
+    assert "ps" not in "".join(plan_search(search_config("ps")).warnings)
 
 
 def test_evaluate_model_needs_only_the_model(tiny: Path, search_config: Config) -> None:
