@@ -26,9 +26,9 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .fitness import Scores as Scores
     from .fitness import load_examples as load_examples
     from .fitness import register_task as register_task
-    from .hub.push import PushOptions as PushOptions
     from .hub.push import preview_push as preview_push
     from .hub.push import push_model as push_model
+    from .hub.push_plan import PushOptions as PushOptions
     from .hub.reproduce import reproduce as reproduce
     from .hub.space import push_space as push_space
     from .mergekit import from_mergekit as from_mergekit
@@ -61,7 +61,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "checkpoints.source": ("Source",),
     "errors": ("EvoMergeError",),
     "fitness": ("DataSpec", "Example", "FunctionTask", "Scores", "load_examples", "register_task"),
-    "hub.push": ("PushOptions", "preview_push", "push_model"),
+    "hub.push": ("preview_push", "push_model"),
+    "hub.push_plan": ("PushOptions",),
     "hub.reproduce": ("reproduce",),
     "hub.space": ("push_space",),
     "mergekit": ("from_mergekit", "to_mergekit"),

@@ -10,7 +10,7 @@ import edits
 from charts import fitness_picture, fitness_range, spread_picture
 from evolution import STAGE_NAMES, generations, of_stage, stages, without_first
 from pictures import path_picture, weights_picture
-from published import Published, as_float, mapping, parse_recipe
+from published import Published, as_float, listing, mapping, parse_recipe
 from texts import escape, message, number, table
 
 HUB = "https://huggingface.co"
@@ -111,8 +111,10 @@ def results_table(published: Published) -> str:
     if not published.rows:
         return ""
     results = mapping(published.study.get("results"))
-    rows = []
+    rows, lead_of = [], ""
     for row in published.rows:
+        lead = mapping(row.get("lead"))
+        lead_of = str(lead.get("measure", lead_of))
         accuracy, error = as_float(row.get("accuracy")), as_float(row.get("accuracy_se"))
         fitness, spread = as_float(row.get("fitness")), as_float(row.get("fitness_se"))
         rows.append(
@@ -121,11 +123,26 @@ def results_table(published: Published) -> str:
                 (number(accuracy) if accuracy is None else f"{accuracy:.3f}") + ("" if error is None else f" ± {error:.3f}"),
                 number(fitness) + ("" if spread is None else f" ± {number(spread, 2)}"),
                 row.get("evaluations") or "",
+                _lead_text(lead),
             )
         )
     winner = next((at for at, row in enumerate(published.rows) if row.get("winner")), None)
     caption = f"{results.get('examples', '')} problems of the {results.get('split', 'test')} split; ± is one standard error"
-    return "<h2>Results</h2>" + table(("model", "accuracy", "fitness", "evaluations"), rows, caption=caption, mark=winner)
+    heads = ["model", "accuracy", "fitness", "evaluations"]
+    if lead_of:
+        heads.append(f"winner's lead in {lead_of} (95 %)")
+    rows = [row[: len(heads)] for row in rows]
+    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in listing(results.get("verdict")))
+    verdict = f'<ul class="ev-verdict">{said}</ul>' if said else ""
+    return "<h2>Results</h2>" + verdict + table(heads, rows, caption=caption, mark=winner)
+
+
+def _lead_text(lead: Mapping[str, Any]) -> str:
+    """By how much the winner is better than a model of the table, with its interval; empty where it was not compared."""
+    difference, low, high = (as_float(lead.get(key)) for key in ("difference", "low", "high"))
+    if difference is None or low is None or high is None:
+        return ""
+    return f"{difference:+.3f} ({low:.3f} to {high:.3f})"
 
 
 def generation_view(published: Published, stage: str, at: int) -> tuple[str, str]:

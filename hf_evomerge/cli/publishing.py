@@ -13,7 +13,7 @@ from ..errors import EvoMergeError
 from .common import LOGGER, License, Private, RepoId, WithSpace, app, one_line_errors, quiet
 
 if TYPE_CHECKING:
-    from ..hub.push import PushOptions
+    from ..hub.push_plan import PushOptions
 
 Published = Annotated[
     list[str] | None, typer.Option(help="FOLDER=user/name: where a source folder was published; can be repeated.")
@@ -51,7 +51,8 @@ def push(
     - `hf-evomerge push my-search me/my-merge --space --examples 5`
     """
     with one_line_errors():
-        from ..hub.push import PushOptions, preview_push
+        from ..hub.push import preview_push
+        from ..hub.push_plan import PushOptions
 
         quiet()
         options = PushOptions(

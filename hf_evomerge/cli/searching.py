@@ -53,7 +53,8 @@ def search(
                 "--space, --private and --license say how to publish, and nothing is published; add --push-to user/name"
             )
         if push_to is not None:
-            from ..hub.push import PushOptions, check_push
+            from ..hub.push import check_push
+            from ..hub.push_plan import PushOptions
 
             if no_model:
                 raise EvoMergeError("--push-to needs the model that --no-model does not build; leave out one of them")
@@ -150,6 +151,10 @@ def evaluate(
 def show(
     folder: Annotated[Path, typer.Argument(help="The folder of a search or of a built model.", show_default=False)],
     best: Annotated[int, typer.Option(min=1, help="How many of the best trials to list.")] = 5,
+    answers: Annotated[int, typer.Option(min=0, help="Print this many problems with what every model wrote.")] = 0,
+    export: Annotated[
+        Path | None, typer.Option(help="Write every answer that the study holds to this file, one JSON object per line.")
+    ] = None,
 ) -> None:
     """Show what a search has found so far, or the path and the merge of a model.
 
@@ -158,12 +163,22 @@ def show(
     - `hf-evomerge show my-search`
 
     - `hf-evomerge show my-search/model`
+
+    - `hf-evomerge show my-search --answers 3 --export answers.jsonl`
     """
     with one_line_errors():
+        from ..search.answers import describe_answers, export_answers
         from ..search.show import describe_model, describe_study
         from ..search.study import STUDY_FILE
 
-        typer.echo(describe_study(folder, best) if (folder / STUDY_FILE).exists() else describe_model(folder))
+        is_study = (folder / STUDY_FILE).exists()
+        if (answers or export is not None) and not is_study:
+            raise EvoMergeError(f"{folder}: holds no study, and answers are kept in one; give the folder of a search")
+        typer.echo(describe_study(folder, best) if is_study else describe_model(folder))
+        if answers:
+            typer.echo("\n" + describe_answers(folder, answers))
+        if export is not None:
+            typer.echo(f"{export}: {export_answers(folder, export)} answers")
 
 
 @app.command()

@@ -16,7 +16,8 @@ import typer
 from ..errors import EvoMergeError
 from ..hub.client import ask, default_api
 from ..hub.commit import Target, commit_files
-from ..hub.push import CARD, PushOptions, push_model
+from ..hub.push import push_model
+from ..hub.push_plan import CARD, PushOptions
 from ..hub.reproduce import reproduce
 
 SPECIALISTS = ("base", "japanese", "maths")

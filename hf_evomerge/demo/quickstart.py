@@ -23,7 +23,8 @@ from ..local_hub import LocalHub
 from ..search.config import SearchConfig
 from ..search.display import LiveTable
 from ..search.evaluator import Evaluator
-from ..search.results import Result, Row, rows_table
+from ..search.results import Result
+from ..search.rows import Row, rows_table
 from ..search.run import run_search
 from .language import problems
 
@@ -67,7 +68,7 @@ def run_demo(
     """
     if push_to is not None:
         from ..hub.client import default_api
-        from ..hub.push import check_login
+        from ..hub.push_plan import check_login
 
         check_login(default_api(), push_to)
     out = Path(out)
@@ -80,6 +81,8 @@ def run_demo(
             results[space] = run_search(config, out / space, workers=workers, report=table)
     rows = comparison(results)
     typer.echo("\n" + rows_table(rows, f"{results['ps'].examples} held-out problems; ± is one standard error"))
+    for space in SPACES:
+        typer.echo(f"- {results[space].verdict[0]}")
     for space in SPACES:
         typer.echo(check_reload(str(out / space / "model"), data["test"], results[space]))
     typer.echo("\n" + one_problem(config, results))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .comparison import Comparison, compare
 from .data import DataSpec, Example, check_disjoint, load_examples
 from .encoding import render_prompt
 from .function import FunctionTask
@@ -22,6 +23,7 @@ from .scores import Scores
 
 __all__ = [
     "AnyTaskSpec",
+    "Comparison",
     "DataSpec",
     "DifferentiableTask",
     "Example",
@@ -34,6 +36,7 @@ __all__ = [
     "Task",
     "TaskSpec",
     "check_disjoint",
+    "compare",
     "get_task",
     "load_examples",
     "make_task",

@@ -103,12 +103,14 @@ class GenerationTask:
         tokens = max(map(len, self._prompts)) + self.spec.max_new_tokens
         check_length(model, tokens, "the longest prompt with max_new_tokens")
         outputs = [""] * len(self._examples)
+        truncated = [False] * len(self._examples)
         config = _greedy(model, self._tokenizer, self.spec)
         with scoring(model):
             for batch in self._batches:
-                texts = _generate(model, [self._prompts[i] for i in batch], self._tokenizer, config, self.spec.stop)
-                for example, text in zip(batch, texts, strict=True):
+                written = _generate(model, [self._prompts[i] for i in batch], self._tokenizer, config, self.spec.stop)
+                for example, (text, ended) in zip(batch, written, strict=True):
                     outputs[example] = cut_at_stops(text, self.spec.stop)
+                    truncated[example] = not ended and not any(stop in text for stop in self.spec.stop)
         pairs = list(zip(outputs, self._examples, strict=True))
         correct = [is_right(output, example.answer, self.spec) for output, example in pairs]
         language = self.spec.language
@@ -116,7 +118,7 @@ class GenerationTask:
             float(right and (language is None or language.holds(output)))
             for right, (output, _) in zip(correct, pairs, strict=True)
         ]
-        return Scores(values, outputs=outputs, correct=correct)
+        return Scores(values, outputs=outputs, correct=correct, truncated=truncated)
 
 
 def is_right(output: str, answer: str, spec: GenerationSpec) -> bool:
@@ -181,8 +183,11 @@ def _greedy(model: Any, tokenizer: Any, spec: GenerationSpec) -> GenerationConfi
 
 def _generate(
     model: Any, prompts: list[list[int]], tokenizer: Any, config: GenerationConfig, stops: Sequence[str]
-) -> list[str]:
-    """Decode a batch of prompts. Padding stands on the left, so that every response follows its prompt directly."""
+) -> list[tuple[str, bool]]:
+    """Decode a batch of prompts, each into its response and whether the model ended it.
+
+    Padding stands on the left, so that every response follows its prompt directly.
+    """
     import torch
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -199,8 +204,8 @@ def _generate(
         stopping_criteria=StoppingCriteriaList([_StopAtText(stops, tokenizer, longest)] if stops else []),
     )
     ends = set(config.eos_token_id or [])
-    responses = [_until(row, ends) for row in written[:, longest:].tolist()]
-    return [str(tokenizer.decode(response, skip_special_tokens=True)) for response in responses]
+    responses = [(_until(row, ends), not ends.isdisjoint(row)) for row in written[:, longest:].tolist()]
+    return [(str(tokenizer.decode(response, skip_special_tokens=True)), ended) for response, ended in responses]
 
 
 def _until(tokens: list[int], ends: set[int]) -> list[int]:

@@ -19,7 +19,8 @@ class Scores:
     Args:
         values: A number per example, at most 1e100 in absolute value, in their order, shape (n,). The mean is the fitness.
         correct: Whether each answer was right, where the task can tell, shape (n,).
-        outputs: What the model wrote for each example, where it wrote anything. Kept in memory only.
+        outputs: What the model wrote for each example, where it wrote anything.
+        truncated: Whether each output was cut at the limit of its length, where outputs have one, shape (n,).
         seconds: Wall time of the evaluation.
         gradient: Of the fitness, in the coordinates that it was asked for.
 
@@ -40,12 +41,14 @@ class Scores:
         *,
         correct: ArrayLike | None = None,
         outputs: Sequence[str] | None = None,
+        truncated: ArrayLike | None = None,
         seconds: float = 0.0,
         gradient: ArrayLike | None = None,
     ) -> None:
         self.values: NDArray[np.float64] = np.array(values, dtype=np.float64)
         self.correct: NDArray[np.bool_] | None = None if correct is None else np.array(correct, dtype=np.bool_)
         self.outputs: list[str] | None = None if outputs is None else list(outputs)
+        self.truncated: NDArray[np.bool_] | None = None if truncated is None else np.array(truncated, dtype=np.bool_)
         self.gradient: NDArray[np.float64] | None = None if gradient is None else np.array(gradient, dtype=np.float64)
         self.seconds = seconds
         self.error: str | None = None
@@ -56,7 +59,7 @@ class Scores:
         """An evaluation that gave no scores, and one line that says why."""
         scores = cls.__new__(cls)
         scores.values, scores.correct, scores.outputs, scores.gradient = np.zeros(0), None, None, None
-        scores.seconds, scores.error = seconds, one_line(error, 1000)
+        scores.truncated, scores.seconds, scores.error = None, seconds, one_line(error, 1000)
         return scores
 
     def _check(self) -> None:
@@ -68,7 +71,7 @@ class Scores:
             raise FitnessError(f"the score of example {bad[0]} is {found}, {what}")
         if self.gradient is not None and not np.isfinite(self.gradient).all():
             raise FitnessError("the gradient of the fitness is not finite")
-        for name, given in (("outputs", self.outputs), ("correct", self.correct)):
+        for name, given in (("outputs", self.outputs), ("correct", self.correct), ("truncated", self.truncated)):
             if given is not None and len(given) != len(self.values):
                 raise FitnessError(f"{len(self.values)} scores but {len(given)} {name}; there must be one per example")
 
@@ -76,6 +79,14 @@ class Scores:
         """The same scores with the gradient of their mean; raises `FitnessError` where it is not finite."""
         scores = copy(self)
         scores.gradient = np.array(gradient, dtype=np.float64)
+        scores._check()
+        return scores
+
+    def with_outputs(self, outputs: Sequence[str] | None, truncated: ArrayLike | None) -> Scores:
+        """The same scores with what the model wrote; raises `FitnessError` where there is not one per example."""
+        scores = copy(self)
+        scores.outputs = None if outputs is None else list(outputs)
+        scores.truncated = None if truncated is None else np.array(truncated, dtype=np.bool_)
         scores._check()
         return scores
 
@@ -101,6 +112,11 @@ class Scores:
         return None if self.correct is None else float(self.correct.mean())
 
     @property
+    def truncated_share(self) -> float | None:
+        """Share of the outputs that were cut at the limit of their length; None where outputs have none."""
+        return None if self.truncated is None else float(self.truncated.mean())
+
+    @property
     def accuracy_error(self) -> float | None:
         """Standard error of the accuracy over examples; None where there is no accuracy, and for a single example."""
         return None if self.correct is None else _standard_error(self.correct.astype(np.float64))
@@ -117,7 +133,8 @@ class Scores:
     def _bits(self) -> tuple[object, ...]:
         correct = None if self.correct is None else self.correct.tobytes()
         gradient = None if self.gradient is None else self.gradient.tobytes()
-        return self.values.tobytes(), correct, self.outputs, gradient, self.error
+        truncated = None if self.truncated is None else self.truncated.tobytes()
+        return self.values.tobytes(), correct, self.outputs, truncated, gradient, self.error
 
 
 def _standard_error(values: NDArray[np.float64]) -> float | None:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from ..errors import HubError, one_line
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..search.config import STAGES
-from ..search.results import plus_minus
+from ..search.rows import lead_text, plus_minus
 from .bundled import bundled
 from .client import ask
 from .licenses import LicenseDecision
@@ -276,6 +276,8 @@ def _result_values(study: dict[str, Any] | None) -> dict[str, Any]:
         "results": results,
         "split_text": _SPLITS.get(results["split"], "problems"),
         "rows": [_row(row) for row in rows],
+        "verdict": [markdown_text(sentence) for sentence in results.get("verdict", [])],
+        "lead_measure": next((row["lead"]["measure"] for row in rows if row.get("lead")), None),
         "has_accuracy": any(row.get("accuracy") is not None for row in rows),
         "random_text": _random_text(rows, (study or {}).get("space")),
         "fitness_text": _FITNESS.get(str(task), "the score of the search's own task"),
@@ -302,7 +304,12 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     def figure(key: str) -> str:
         return plus_minus(row.get(key), row.get(f"{key}_se"))
 
-    cells = {"accuracy": figure("accuracy"), "fitness": figure("fitness") or "failed", "evaluations": row["evaluations"] or ""}
+    cells = {
+        "accuracy": figure("accuracy"),
+        "fitness": figure("fitness") or "failed",
+        "evaluations": row["evaluations"] or "",
+        "lead": lead_text(row.get("lead")),
+    }
     bold = "**" if row["winner"] else ""
     model = markdown_text(row["model"]) + (" (this model)" if row["winner"] else "")
     return {"model": f"{bold}{model}{bold}", **{k: f"{bold}{v}{bold}" if v != "" else "" for k, v in cells.items()}}

@@ -153,7 +153,7 @@ def _results(search: Path) -> dict[str, Any] | None:
         return None
     try:
         report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return {key: report[key] for key in ("split", "examples", "rows")}
+        return {key: report[key] for key in ("split", "examples", "rows", "verdict")}
     except (ValueError, KeyError, TypeError) as cause:
         raise SearchError(f"{file}: damaged ({cause}); remove it and resume the search") from cause
 

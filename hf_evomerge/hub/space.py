@@ -18,7 +18,7 @@ from ..search.study import STUDY_FILE
 from .bundled import bundled
 from .client import ask, default_api
 from .commit import Commit, Content, Target, commit_files
-from .push import CARD, check_login, find_model
+from .push_plan import CARD, check_login, find_model
 from .record import write_record
 
 if TYPE_CHECKING:

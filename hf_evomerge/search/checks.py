@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import SearchError
 from ..fitness import check_disjoint
 from ..recipes.recipe import MergePart, Recipe
-from .config import SearchConfig, Stage
+from .config import SPLITS, SearchConfig, Stage
 from .evaluator import Evaluator
 from .spaces import make_space
 
@@ -27,7 +27,8 @@ def check_search(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, 
     from ..checkpoints.compatibility import check_mergeable
 
     _check_device(config.device)
-    check_disjoint(**{split: evaluator.examples(split) for split in {"search", *evaluator.splits}})
+    splits = {split: evaluator.examples(split) for split in ["search", *evaluator.splits]}
+    check_disjoint(**{split: examples for split, examples in splits.items() if split in SPLITS})
     if config.space != "dfs":
         check_mergeable([evaluator.sources[i] for i in config.ps_sources], evaluator.base)
     dimensions: dict[str, int] = {}

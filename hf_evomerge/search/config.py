@@ -32,6 +32,8 @@ _FIRST: dict[str, Stage] = {"ps": "ps-first", "dfs": "dfs-first"}
 
 _BATCH = 16  # examples of a gradient's step, and of the first generations, where the file does not say it
 _PARTS = 3  # of the budget, over which batches grow
+SPLITS = ("search", "validation", "test")
+RETAINED = "retain:"  # begins the names of splits whose examples a search does not look at
 
 
 class Range(StrictModel):
@@ -195,6 +197,8 @@ class SearchConfig(StrictModel):
         fitness: The task and its settings; see ``docs/fitness.md``.
         data: Where examples come from, per split. ``search`` is what candidates are scored on; the best are scored again on
             ``validation`` before a winner is named; ``test`` is touched once, at the end.
+        retain: More data, by name, that the result may not forget, such as the sources' own tasks: every model of the table of
+            results is scored on it too. Nothing is chosen by it.
         batch: Number of search examples per generation, drawn anew for each, or ``all``. Where absent 16, which without a
             gradient grows over the budget up to half of the examples. A random search has all.
         finalists: How many of the best trials are scored on the validation split.
@@ -214,12 +218,19 @@ class SearchConfig(StrictModel):
     dfs: FlowSpaceConfig = Field(default_factory=FlowSpaceConfig)
     fitness: AnyTaskSpec
     data: dict[Literal["search", "validation", "test"], DataSpec] = Field(default_factory=dict)
+    retain: dict[str, DataSpec] = Field(default_factory=dict)
     batch: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     finalists: int = Field(default=8, ge=1)
     random_baseline: bool = False
     threads: int = Field(default=1, ge=1)
     device: str = "cpu"
     gradient_checkpointing: bool = False
+
+    @property
+    def splits(self) -> dict[str, DataSpec]:
+        """Where the examples of each split come from, the retained ones among them."""
+        retained = {f"{RETAINED}{name}": spec for name, spec in self.retain.items()}
+        return {**{str(split): spec for split, spec in self.data.items()}, **retained}
 
     @model_validator(mode="after")
     def _check_indices(self) -> SearchConfig:

@@ -9,7 +9,7 @@ from ..fitness import Example, Scores
 from ..recipes.recipe import SourceRef
 from .config import SearchConfig
 from .evaluator import Evaluator
-from .results import accuracy_text, fitness_text
+from .rows import accuracy_text, fitness_text
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Evaluation:
     Attributes:
         scores: Its scores.
         examples: The examples of the split, in the order of the scores.
-        answers: What the model answers to the first of them.
+        answers: What the model answers to the first of them; what was scored, where the task scores answers.
     """
 
     scores: Scores
@@ -29,6 +29,8 @@ class Evaluation:
     def __str__(self) -> str:
         accuracy = accuracy_text(self.scores)
         figures = f"fitness {fitness_text(self.scores)}" + (f", accuracy {accuracy}" if accuracy else "")
+        if cut := self.scores.truncated_share:
+            figures += f", {cut:.1%} of the answers cut at max_new_tokens"
         lines = [f"{figures} on {len(self.examples)} examples"]
         for example, answer in zip(self.examples, self.answers, strict=False):
             lines += ["", example.prompt, f"  expected: {example.answer}", f"  answered: {answer}"]
@@ -58,4 +60,5 @@ def evaluate_model(model: str, config: SearchConfig, *, split: str = "test", sho
     scores = evaluator.evaluate(target, split)
     if scores.error is not None:
         raise SearchError(f"{model}: cannot be evaluated: {scores.error}")
-    return Evaluation(scores, examples, tuple(evaluator.answer(target, example) for example in examples[:show]))
+    written = scores.outputs[:show] if scores.outputs is not None else [evaluator.answer(target, e) for e in examples[:show]]
+    return Evaluation(scores, examples, tuple(written))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EvoMergeError, FitnessError, SourceError
 from ..fitness import DifferentiableTask, Example, Scores, Task, TaskSpec, load_examples, make_task
 from ..recipes.recipe import MergePart, Recipe, SourceRef
-from .config import SearchConfig
+from .config import RETAINED, SPLITS, SearchConfig
 from .slopes import Slopes, recomputed
 from .spaces import SourceSummary
 
@@ -66,6 +66,7 @@ class Evaluator:
         self.base = Source.open(config.base) if config.base is not None else None
         self.dtype = getattr(torch, config.dtype) if config.dtype else self.sources[0].config.dtype or torch.float32
         self._resident: dict[SourceRef, PreTrainedModel] = {}
+        self._visitor: tuple[SourceRef, PreTrainedModel] | None = None
         self._merged_models: dict[int, PreTrainedModel] = {}
         self._merger: tuple[str, LiveMerger, PreTrainedModel] | None = None
         self._gradient: MergeGradient | None = None
@@ -93,12 +94,13 @@ class Evaluator:
     @property
     def splits(self) -> list[str]:
         """The splits that there are examples for."""
-        return [split for split in ("search", "validation", "test") if split in self._examples or split in self.config.data]
+        there = {**self.config.splits, **self._examples}
+        return [*(split for split in SPLITS if split in there), *(split for split in there if split.startswith(RETAINED))]
 
     def examples(self, split: str) -> Sequence[Example]:
         """The examples of a split; raises `FitnessError` where the search file gives none."""
         if split not in self._examples:
-            spec = self.config.data.get(split)  # type: ignore[call-overload]
+            spec = self.config.splits.get(split)
             if spec is None:
                 raise FitnessError(f"data.{split}: not given; name a file or data set")
             self._examples[split] = load_examples(spec)
@@ -165,7 +167,7 @@ class Evaluator:
     def model(self, target: Target) -> PreTrainedModel:
         """A live model of a recipe or a parent. It shares parameters with others made here: use it before the next one."""
         if isinstance(target, SourceRef):
-            return self._load(target)
+            return self._parent(target)
         if target.flow is None:
             assert target.merge is not None  # a recipe has at least one part
             return self._merged(target.merge)
@@ -190,12 +192,27 @@ class Evaluator:
             )
         return str(tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)).strip()
 
-    def _load(self, ref: SourceRef) -> PreTrainedModel:
-        """The resident plain model of a parent."""
+    def _parent(self, ref: SourceRef) -> PreTrainedModel:
+        """The plain model of a parent. It is let go when another whole model is needed, unless paths run through it."""
         from ..checkpoints.source import Source
 
+        if ref in self._resident:
+            return self._resident[ref]
+        if self._visitor is None or self._visitor[0] != ref:
+            self._visitor = None
+            if self.config.space == "ps":  # one whole model at a time, where every candidate is written into the same one
+                self._merger = self._gradient = self._applied = self._pool = None
+                self._merged_models.clear()
+            gc.collect()
+            self._visitor = (ref, self._from_disk(Source.open(ref)))
+        return self._visitor[1]
+
+    def _resident_source(self, ref: SourceRef) -> PreTrainedModel:
+        """The plain model of a source that paths run through; it stays."""
         if ref not in self._resident:
-            self._resident[ref] = self._from_disk(Source.open(ref))
+            model = self._parent(ref)
+            self._visitor = None
+            self._resident[ref] = model
         return self._resident[ref]
 
     def _from_disk(self, source: Source) -> PreTrainedModel:
@@ -246,6 +263,7 @@ class Evaluator:
         if self._merger is None or self._merger[0] != key:
             self._applied = None
             if numbers[0] not in self._merged_models:
+                self._visitor = None
                 self._merged_models[numbers[0]] = self._from_disk(sources[0])
             model = self._merged_models[numbers[0]]
             merger = LiveMerger(sources, self.base, part.method, part.options, self.config.seed, model)
@@ -262,7 +280,7 @@ class Evaluator:
         merged = [self._merged(recipe.merge)] if recipe.merge is not None else []
         key = (recipe.merge_sources[0] if merged else None, embeddings)
         if self._pool is None or self._pool[0] != key:
-            models = [*(self._load(ref) for ref in self.config.sources), *merged]
+            models = [*(self._resident_source(ref) for ref in self.config.sources), *merged]
             self._pool = (key, LayerPool(models, embedding_source=embeddings))
         return self._pool[1]
 

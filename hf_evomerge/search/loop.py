@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from ..errors import SearchError
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe, SourceRef
-from .config import SearchConfig, Stage, source_label
-from .results import Result, Row
+from .config import RETAINED, SearchConfig, Stage, source_label
+from .results import Result
+from .rows import Row
 from .runner import Job, Runner
 from .spaces import SourceSummary, make_space, uniform_average
 from .stage import Progress, Report, StageRun
 from .study import Study
+from .verdict import about_parents
+
+logger = logging.getLogger(__name__)
 
 _WINNER_NAMES: dict[Stage, str] = {
     "ps-first": "first PS",
@@ -35,8 +41,8 @@ class Search:
         study: Where trials are kept; may hold some already.
         runner: What evaluates.
         sources: What the spaces must know of the sources.
-        example_count: Number of search examples; needed where the search draws batches.
-        splits: The splits that there are examples for.
+        splits: The splits that there are examples for, and how many. The number of search examples is needed where the search
+            draws batches.
         report: Called after every trial.
     """
 
@@ -47,12 +53,11 @@ class Search:
         runner: Runner,
         *,
         sources: SourceSummary,
-        example_count: int = 0,
-        splits: Sequence[str] = ("search",),
+        splits: Mapping[str, int] = MappingProxyType({"search": 0}),
         report: Report | None = None,
     ) -> None:
         self.config, self.study, self.runner = config, study, runner
-        self.sources, self.example_count, self.splits = sources, example_count, list(splits)
+        self.sources, self.splits = sources, dict(splits)
         self.report = report or (lambda _: None)
 
     def run(self) -> Result:
@@ -62,7 +67,7 @@ class Search:
             SearchError: No candidate of a stage could be evaluated, or the study does not fit the search.
         """
         with self.study.exclusive():
-            self._evaluate_labels(self._parents(), "search", "parents")
+            self._tell_of_parents(self._evaluate_labels(self._parents(), "search", "parents"))
             winners: dict[Stage, str] = {}
             for stage in self.config.stages:
                 first = self.config.first_of(stage)
@@ -78,11 +83,27 @@ class Search:
             winner = self._choose([winners[stage] for stage in contenders])
             return self._result(winner, winners)
 
+    @property
+    def judged_on(self) -> str:
+        """The split that the table of results is measured on."""
+        return next((split for split in ("test", "validation") if split in self.splits), "search")
+
     def _parents(self) -> dict[str, SourceRef]:
         """Base and sources by label; a base that is also a source is evaluated once."""
         parents = {} if self.config.base is None else {"base": self.config.base}
         parents.update({f"source:{i}": ref for i, ref in enumerate(self.config.sources) if ref != self.config.base})
         return parents
+
+    def _tell_of_parents(self, scores: Mapping[str, Scores]) -> None:
+        """Say whether the sources have anything to give each other, unless the search is under way already."""
+        if any(self.study.trials(stage) for stage in self.config.stages):
+            return
+        sources = {source_label(ref): scores[label] for label, ref in self._parents().items() if ref != self.config.base}
+        notes, warning = about_parents(sources, self.splits[self.judged_on])
+        for note in notes:
+            logger.info(note)
+        if warning is not None:
+            logger.warning(warning)
 
     def _run_stage(self, stage: Stage, merged: str | None, first: Stage | None) -> None:
         """All generations of a stage.
@@ -99,7 +120,7 @@ class Search:
             self.runner,
             stage=stage,
             space=make_space(self.config, stage, self.sources, merge),
-            example_count=self.example_count,
+            example_count=self.splits["search"],
             report=self.report,
             begin_at=self.study.best(first)[0].genome if first is not None else None,
         ).run()
@@ -122,16 +143,17 @@ class Search:
 
     def _result(self, winner: str, winners: dict[Stage, str]) -> Result:
         """Measure everything worth comparing on the test split, once."""
-        split = next((s for s in ("test", "validation") if s in self.splits), "search")
+        split = self.judged_on
         average = uniform_average(self.config) if len(set(self.sources.layers)) == 1 else None
         targets: dict[str, Recipe | SourceRef] = dict(self._parents())
         if average is not None:
             targets[self.study.add_recipe(average)] = average
         targets.update({key: self.study.recipe(key) for key in winners.values()})
         scores = self._evaluate_labels(targets, split, "test")
-        rows = [self._parent_row(label, ref, scores[label]) for label, ref in self._parents().items()]
+        retained = self._retained(targets)
+        rows = [self._parent_row(label, ref, scores[label], retained[label]) for label, ref in self._parents().items()]
         if average is not None:
-            rows.append(Row("average", "uniform average", scores[average.key]))
+            rows.append(Row("average", "uniform average", scores[average.key], retained=retained[average.key]))
         for stage, key in winners.items():
             trials = [trial for before in self._behind(stage) for trial in self.study.trials(before)]
             name = _WINNER_NAMES[stage]
@@ -140,7 +162,7 @@ class Search:
             seconds = math.fsum(trial.scores.seconds for trial in trials)
             cost = round(math.fsum(trial.cost for trial in trials), 2)
             ended_with = key == winner and stage in ("ps", "dfs")
-            rows.append(Row(stage, name, scores[key], cost, seconds, winner=ended_with))
+            rows.append(Row(stage, name, scores[key], cost, seconds, winner=ended_with, retained=retained[key]))
         return Result(self.study.recipe(winner), split, rows)
 
     def _behind(self, stage: Stage) -> list[Stage]:
@@ -149,9 +171,18 @@ class Search:
             return [stage]
         return self.config.stages[: self.config.stages.index(stage) + 1]
 
-    def _parent_row(self, label: str, ref: SourceRef, scores: Scores) -> Row:
-        name = source_label(ref)
-        return Row("base", f"base: {name}", scores) if label == "base" else Row("source", name, scores)
+    def _retained(self, targets: Mapping[str, Recipe | SourceRef]) -> dict[str, dict[str, Scores]]:
+        """Scores of labelled targets on the examples that the search did not look at, by name."""
+        retained: dict[str, dict[str, Scores]] = {label: {} for label in targets}
+        for split in self.splits:
+            if split.startswith(RETAINED):
+                for label, scores in self._evaluate_labels(targets, split, split).items():
+                    retained[label][split.removeprefix(RETAINED)] = scores
+        return retained
+
+    def _parent_row(self, label: str, ref: SourceRef, scores: Scores, retained: dict[str, Scores]) -> Row:
+        name, stage = (f"base: {source_label(ref)}", "base") if label == "base" else (source_label(ref), "source")
+        return Row(stage, name, scores, retained=retained)  # type: ignore[arg-type]
 
     def _evaluate_labels(self, targets: Mapping[str, Recipe | SourceRef], split: str, phase: str) -> dict[str, Scores]:
         """Scores of labelled targets on a split: the stored ones, and the others evaluated and stored."""

@@ -72,8 +72,7 @@ def run_search(
             study,
             runner,
             sources=evaluator.summary,
-            example_count=len(evaluator.examples("search")),
-            splits=evaluator.splits,
+            splits={split: len(evaluator.examples(split)) for split in evaluator.splits},
             report=report,
         )
         result = search.run()

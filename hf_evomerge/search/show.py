@@ -14,7 +14,7 @@ from ..recipes.layer_path import hop_table
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from .config import STAGES
 from .folder import settings_of
-from .results import accuracy_text, fitness_text, render
+from .rows import accuracy_text, fitness_text, render
 from .study import Study
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..hub.push import Pushed
 
 STUDY_FILE = "study.db"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 State = Literal["COMPLETE", "FAILED"]
 
 _SCHEMA = """
@@ -45,8 +45,11 @@ CREATE TABLE IF NOT EXISTS evaluations (
     label TEXT NOT NULL, split TEXT NOT NULL, fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT,
     checksum TEXT NOT NULL,
     PRIMARY KEY (label, split));
+CREATE TABLE IF NOT EXISTS answers (
+    owner TEXT NOT NULL, split TEXT NOT NULL, outputs TEXT NOT NULL, truncated BLOB, checksum TEXT NOT NULL,
+    PRIMARY KEY (owner, split));
 """
-TABLES = {"meta": 1, "recipes": 1, "trials": 2, "evaluations": 2}
+TABLES = {"meta": 1, "recipes": 1, "trials": 2, "evaluations": 2, "answers": 2}
 """The tables, and how many columns name a row."""
 Values = tuple[Any, ...]
 
@@ -212,7 +215,9 @@ class Study:
         raise SearchError(f"recipe {key!r}: not in this study")
 
     def add_trial(self, trial: Trial) -> None:
-        """Store a finished trial, durably."""
+        """Store a finished trial, durably; what its model wrote is kept apart, under ``stage:number``."""
+        if trial.duplicate_of is None:
+            self._add_answers(f"{trial.stage}:{trial.number}", "search", trial.scores)
         names = (trial.stage, trial.number, trial.generation, trial.state)
         genome = (_pack(trial.genome), trial.recipe_key, trial.duplicate_of)
         costs = (float(trial.cost), _pack(trial.scores.gradient))
@@ -241,15 +246,40 @@ class Study:
         return list(first_of_recipe.values())[:count]
 
     def add_evaluation(self, label: str, split: str, scores: Scores) -> None:
-        """Store the scores of a recipe key, or of a parent, on a split."""
+        """Store the scores of a recipe key, or of a parent, on a split, with what it wrote."""
+        self._add_answers(label, split, scores)
         self.write("evaluations", (label, split, *_score_columns(scores)), replace=True)
 
     def evaluation(self, label: str, split: str) -> Scores | None:
         """The stored scores of a recipe key, or of a parent, on a split."""
         for row in self._whole("evaluations", "label = ? AND split = ?", label, split):
             with self._readable("evaluations", row):
-                return _scores(*row[3:])
+                return _scores(*row[3:]).with_outputs(*self.answers(label, split))
         return None
+
+    def evaluated(self) -> list[tuple[str, str]]:
+        """The labels and splits that `evaluation` has scores of, in the order they were scored."""
+        return [(row[0], row[1]) for row in self._whole("evaluations", "1 ORDER BY rowid")]
+
+    def answers(self, owner: str, split: str = "search") -> tuple[list[str] | None, NDArray[np.bool_] | None]:
+        """What a model wrote for the examples that it was scored on, and which of it was cut at the limit of its length.
+
+        Args:
+            owner: A recipe's key, a parent's label (``base``, ``source:0``), or a trial's ``stage:number``.
+            split: The split that it was scored on; ``search`` for a trial, which may have seen a batch of it.
+
+        Returns:
+            One output per example, and whether each was cut; None where the task keeps no outputs.
+        """
+        for row in self._whole("answers", "owner = ? AND split = ?", owner, split):
+            with self._readable("answers", row):
+                cut = None if row[3] is None else np.frombuffer(row[3], dtype=np.uint8).astype(np.bool_)
+                return [str(output) for output in json.loads(row[2])], cut
+        return None, None
+
+    def _add_answers(self, owner: str, split: str, scores: Scores) -> None:
+        if scores.outputs is not None:
+            self.write("answers", (owner, split, json.dumps(scores.outputs), _pack(scores.truncated)), replace=True)
 
     def write(self, table: str, values: Values, *, replace: bool = False) -> None:
         """Write one row with its checksum, in a transaction of its own."""

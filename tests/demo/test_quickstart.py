@@ -17,7 +17,8 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.evaluator import Evaluator
-from hf_evomerge.search.results import Result, Row
+from hf_evomerge.search.results import Result
+from hf_evomerge.search.rows import Row
 from hf_evomerge.search.runner import LocalRunner
 from hf_evomerge.search.study import Study
 

@@ -23,7 +23,8 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.building.record import write_build_record
 from hf_evomerge.errors import EvoMergeError, HubError
 from hf_evomerge.hub.card import TEMPLATE
-from hf_evomerge.hub.push import PushOptions, check_push, preview_push, push_model
+from hf_evomerge.hub.push import check_push, preview_push, push_model
+from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.local_hub import Fault, LocalHub
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.study import Study

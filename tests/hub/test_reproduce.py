@@ -18,7 +18,8 @@ from hf_evomerge.building.record import write_build_record
 from hf_evomerge.checkpoints.hashes import file_sha256
 from hf_evomerge.errors import EvoMergeError, HubError
 from hf_evomerge.hub.compare import RELEASED_CODE, compare_code
-from hf_evomerge.hub.push import PushOptions, push_model
+from hf_evomerge.hub.push import push_model
+from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.hub.reproduce import Reproduction, TensorDifference, reproduce
 from hf_evomerge.local_hub import Fault, LocalHub
 from hf_evomerge.recipes.recipe import Recipe

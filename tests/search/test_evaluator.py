@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,28 @@ def _scores_of_built(recipe: Recipe, config: SearchConfig, folder: Path, example
     task = make_task(config.fitness)
     task.prepare(examples, AutoTokenizer.from_pretrained(folder))
     return task.evaluate(model.eval()).values.tolist()
+
+
+@pytest.mark.parametrize("space", ["ps", "dfs"])
+def test_models_that_are_not_needed_are_let_go(space: str, search_config: Config) -> None:
+    """One whole model is in memory at a time in a search of weights; one of paths keeps the sources, and no other parent."""
+    evaluator = Evaluator(search_config(space))
+    references = {}
+    order = [*evaluator.config.sources, evaluator.config.base]
+    for ref in order:
+        assert ref is not None
+        references[ref] = weakref.ref(evaluator.model(ref))
+    gc.collect()
+    assert [references[ref]() is not None for ref in order if ref] == [False, False, True]
+    recipe = _recipe(evaluator.config, space)
+    before = evaluator.evaluate(recipe)
+    gc.collect()
+    assert all(reference() is None for reference in references.values())
+    live = weakref.ref(evaluator.model(recipe if space == "ps" else order[0]))
+    assert evaluator.evaluate(evaluator.config.base).error is None
+    gc.collect()
+    assert (live() is None) == (space == "ps")
+    assert evaluator.evaluate(recipe) == before
 
 
 def _same(one: Scores, other: Scores) -> bool:

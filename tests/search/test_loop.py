@@ -127,7 +127,7 @@ def _search(
 ) -> tuple[Study, Result]:
     """Run a search in a folder, or go on with the one that is there."""
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {})
-    how: dict[str, Any] = {"example_count": EXAMPLES, "splits": splits, "report": report}
+    how: dict[str, Any] = {"splits": dict.fromkeys(splits, EXAMPLES), "report": report}
     search = Search(_config(kind, **more), study, runner, sources=SourceSummary(LAYERS), **how)
     return study, search.run()
 
@@ -316,7 +316,9 @@ def test_a_validation_fitness_of_zero_is_a_fitness(tmp_path: Path) -> None:
 
     study = Study.create(tmp_path, {})
     runner = ToyRunner(scores=scores)
-    result = Search(_config("ps"), study, runner, sources=SourceSummary(LAYERS), splits=("search", "validation")).run()
+    result = Search(
+        _config("ps"), study, runner, sources=SourceSummary(LAYERS), splits=dict.fromkeys(("search", "validation"), EXAMPLES)
+    ).run()
     assert result.winner.key == study.best("ps")[0].recipe_key
 
 
@@ -399,7 +401,7 @@ def test_batches_grow(tmp_path: Path) -> None:
         return np.resize(toy_scores(Job(job.target)), 64 if job.batch is None else len(job.batch))
 
     study = Study.create(tmp_path, {})
-    Search(_config("ps"), study, ToyRunner(scores=scores), sources=SourceSummary(LAYERS), example_count=64).run()
+    Search(_config("ps"), study, ToyRunner(scores=scores), sources=SourceSummary(LAYERS), splits={"search": 64}).run()
     trials, spent, sizes = study.trials("ps"), 0.0, []
     for generation in range(trials[-1].generation + 1):
         found = [trial for trial in trials if trial.generation == generation]

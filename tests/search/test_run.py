@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchError, SourceError
 from hf_evomerge.fitness import DataSpec, Example, FunctionTask
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.search.answers import Answer, describe_answers, export_answers, study_answers
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluation import evaluate_model
 from hf_evomerge.search.evaluator import Evaluator
@@ -583,6 +584,38 @@ def test_evaluate_model_needs_only_the_model(tiny: Path, search_config: Config) 
     assert (text.count("expected: "), text.count("answered: ")) == (2, 2)
     with pytest.raises(SourceError, match="no such folder"):
         evaluate_model("./nowhere/model", config)
+
+
+def test_answers_and_what_is_retained(tiny: Path, tmp_path: Path, search_config: Config) -> None:
+    """A search on generated answers keeps each of them, says which were cut, and scores every model on retained data too."""
+    fitness = {"task": "generation", "max_new_tokens": 2, "extract": "all"}
+    retained = {"old": {"jsonl": str(tiny / "validation.jsonl")}}
+    config = search_config(fitness=fitness, retain=retained)
+    result = run_search(config, tmp_path, build=False)
+    assert [list(row.retained) for row in result.rows] == [["old"]] * len(result.rows)
+    assert all(row.retained["old"].values.size == 4 for row in result.rows)
+    assert any("on old, which was not searched on" in sentence for sentence in result.verdict)
+    study = Study.open(tmp_path)
+    for number, trial in enumerate(study.trials("ps")):
+        outputs, cut = study.answers(f"ps:{number}")
+        assert (outputs is None) == (trial.duplicate_of is not None)
+        assert outputs is None or (cut is not None and len(outputs) == cut.size == 5)
+    study.close()
+    target = SourceRef(model=str(tiny / "a"))
+    evaluator = Evaluator(config)
+    scores = evaluator.evaluate(target, "test")
+    exported = list(study_answers(tmp_path))
+    mine = [answer for answer in exported if (answer.model, answer.split) == ("source:0", "test")]
+    assert [answer.answer for answer in mine] == scores.outputs
+    assert scores.truncated is not None
+    assert [answer.truncated for answer in mine] == scores.truncated.tolist()
+    assert mine[0].expected == evaluator.examples("test")[0].answer
+    assert export_answers(tmp_path, tmp_path / "answers.jsonl") == len(exported)
+    lines = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [Answer(**json.loads(line)) for line in lines] == exported
+    assert describe_answers(tmp_path, 2).count("expected: ") == 2
+    evaluation = evaluate_model(str(tiny / "a"), config, show=3)
+    assert list(evaluation.answers) == (scores.outputs or [])[:3]
 
 
 def test_other_examples_are_refused(tmp_path: Path, search_config: Config) -> None:

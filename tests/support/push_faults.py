@@ -15,7 +15,8 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import HubError
-from hf_evomerge.hub.push import PushOptions, push_model
+from hf_evomerge.hub.push import push_model
+from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.local_hub import Fault, LocalHub
 from hf_evomerge.local_hub.server import Seen
 from hf_evomerge.recipes.recipe import Recipe

@@ -1,0 +1,180 @@
+"""Paired comparison of two models' scores on the same examples: a difference, its interval, and how often chance gives as much.
+
+Right or wrong answers: McNemar's exact test (McNemar 1947) and the interval of Agresti and Min (2005, "Simple improved
+confidence intervals for comparing matched proportions"), which stays honest where few answers differ. Other scores: a
+bootstrap over examples, and Fisher's test by random signs. The seed is fixed: the same scores give the same figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FitnessError
+from .scores import Scores
+
+Measure = Literal["accuracy", "fitness"]
+RESAMPLES = 10_000
+_Z = 1.959964  # of a two-sided interval of 95 %
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """By how much one model is better than another on the same examples.
+
+    Attributes:
+        measure: What was compared: ``accuracy`` or ``fitness``.
+        difference: Mean over examples of the first model's score less the second's; positive where the first is better.
+        low, high: Interval of 95 % for the difference.
+        p: Probability of a difference as large, either way, between equally good models.
+        examples: Number of examples.
+    """
+
+    measure: Measure
+    difference: float
+    low: float
+    high: float
+    p: float
+    examples: int
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the first is better beyond chance: by its interval and by its p value."""
+        return self.low > 0 and self.p < 0.05
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the first is worse beyond chance."""
+        return self.high < 0 and self.p < 0.05
+
+    @property
+    def interval(self) -> str:
+        """The interval for people: ``0.063 to 0.181``."""
+        return f"{self.low:.3f} to {self.high:.3f}"
+
+    def __str__(self) -> str:
+        """The difference, its interval and p: ``+0.120 (0.063 to 0.181), p = 0.0004``."""
+        p = "p < 0.0001" if self.p < 1e-4 else f"p = {self.p:.2g}"
+        return f"{self.difference:+.3f} ({self.interval}), {p}"
+
+
+def compare(first: Scores, second: Scores, measure: Measure | None = None) -> Comparison | None:
+    """Compare two models on the same examples.
+
+    Args:
+        first, second: What they scored, example by example, in the same order.
+        measure: ``accuracy`` or ``fitness``; `main_measure` by default.
+
+    Returns:
+        The comparison; None where one of them failed, or there are fewer than two examples.
+
+    Raises:
+        FitnessError: They were scored on different numbers of examples, or there is no such measure.
+
+    Example:
+        >>> worse, better = [0.0] * 6 + [1.0] * 4, [0.0] * 1 + [1.0] * 9
+        >>> print(compare(Scores(better), Scores(worse)))
+        +0.500 (0.093 to 0.740), p = 0.062
+    """
+    if first.error is not None or second.error is not None or first.values.size < 2:
+        return None
+    if first.values.size != second.values.size:
+        raise FitnessError(f"{first.values.size} scores cannot be paired with {second.values.size}; use the same examples")
+    measure = measure or main_measure(first, second)
+    one, other = _column(first, measure), _column(second, measure)
+    difference = one - other
+    mean, count = float(difference.mean()), difference.size
+    if _is_binary(one) and _is_binary(other):
+        gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
+        return Comparison(measure, mean, *_matched_interval(gained, lost, count), mcnemar(gained, lost), count)
+    return Comparison(measure, mean, *_bootstrap_interval(difference), _random_signs(difference), count)
+
+
+def main_measure(*scores: Scores) -> Measure:
+    """What models are best told apart by: accuracy, unless fitness itself is right or wrong, or there is no accuracy."""
+    whole = [each for each in scores if each.error is None]
+    right_or_wrong = all(_is_binary(each.values) for each in whole)
+    return "fitness" if right_or_wrong or any(each.correct is None for each in whole) else "accuracy"
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """McNemar's exact test: the probability of a split as uneven, or more, of the examples on which two models differ.
+
+    Args:
+        gained: Examples that only the first model solves.
+        lost: Examples that only the second solves.
+
+    Example:
+        >>> mcnemar(5, 0), mcnemar(3, 3)
+        (0.0625, 1.0)
+    """
+    count, fewer = gained + lost, min(gained, lost)
+    return min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / 2**count)
+
+
+def needed_examples(difference: float, discordance: float) -> int:
+    """Examples that show a difference of accuracy in 4 of 5 experiments, at p < .05 (Connor 1987, for paired answers).
+
+    Args:
+        difference: Between two models' accuracies, above 0.
+        discordance: Share of the examples that just one of them solves; at least the difference.
+
+    Example:
+        >>> needed_examples(0.05, 0.2)
+        626
+    """
+    discordance = max(discordance, difference)
+    spread = _Z * math.sqrt(discordance) + 0.841621 * math.sqrt(discordance - difference**2)
+    return math.ceil((spread / difference) ** 2)
+
+
+def _column(scores: Scores, measure: Measure) -> NDArray[np.float64]:
+    if measure == "fitness":
+        return scores.values
+    if scores.correct is None:
+        raise FitnessError("accuracy cannot be compared: the task does not say which answers are right")
+    return scores.correct.astype(np.float64)
+
+
+def _is_binary(values: NDArray[np.float64]) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all())
+
+
+def _matched_interval(gained: int, lost: int, count: int) -> tuple[float, float]:
+    """Wald's interval after half an example more in each of the four cells."""
+    more, fewer, size = gained + 0.5, lost + 0.5, count + 2
+    middle = (more - fewer) / size
+    half = _Z * math.sqrt((more + fewer) - (more - fewer) ** 2 / size) / size
+    return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def _bootstrap_interval(difference: NDArray[np.float64]) -> tuple[float, float]:
+    """Percentiles of the means of examples drawn with replacement."""
+    size = difference.size
+    means = np.concatenate([difference[rng.integers(0, size, (rows, size))].mean(1) for rng, rows in _rounds(size)])
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _random_signs(difference: NDArray[np.float64]) -> float:
+    """How often the mean is as far from 0 where each example's difference has a random sign; the data counts as one draw."""
+    observed, size = abs(difference.mean()) * (1 - 1e-12), difference.size
+    hits = sum(
+        int((np.abs((difference * rng.choice((-1.0, 1.0), (rows, size))).mean(1)) >= observed).sum())
+        for rng, rows in _rounds(size)
+    )
+    return (hits + 1) / (RESAMPLES + 1)
+
+
+def _rounds(size: int) -> Iterator[tuple[np.random.Generator, int]]:
+    """One generator, and how many resamples are drawn at a time: few megabytes whatever the number of examples."""
+    rng, left = np.random.default_rng(0), RESAMPLES
+    while left:
+        rows = min(left, max(1, 500_000 // size))
+        yield rng, rows
+        left -= rows

@@ -1,0 +1,318 @@
+"""Plans what a push sends, and sends nothing: what may be published, under which license, which files, which card.
+
+What the plan does not list does not leave this machine at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from ..building.build import build_model
+from ..building.record import BUILD_FILE, changed_since, library_versions, read_build_record
+from ..checkpoints.hashes import file_sha256
+from ..checkpoints.inside import check_inside
+from ..checkpoints.model_folder import COMPANIONS
+from ..checkpoints.source import Source
+from ..errors import HubError
+from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
+from ..search.folder import MODEL_FOLDER
+from ..search.study import STUDY_FILE
+from .card import CardFacts, check_metadata, read_json, render_card
+from .client import ask, has_token
+from .commit import Content
+from .compare import compare_configs, compare_tensors
+from .licenses import LicenseDecision, decide_license, license_of
+from .names import PublicNames, is_on_hub, listing, parents_of, weight_files
+from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, public_recipe, write_record
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+CARD = "README.md"
+_CODE = ("configuration_evo_merged.py", "layers_evo_merged.py", "modeling_evo_merged.py")
+# What an earlier push may have left and a later one must not: other shards, tokenizer, code and record of another winner.
+_OURS = (
+    *("*.safetensors", "*.safetensors.index.json", *COMPANIONS, *_CODE),
+    *(RECIPE_FILE, STUDY_JSON, TRIALS_FILE, *(f"{IMAGES_FOLDER}/{name}.png" for name in ("fitness", "path", "weights"))),
+)
+# What makes a repository one of something else, whose files and ours would be taken for each other.
+_OTHER_KINDS = {"adapter_config.json": "an adapter", "model_index.json": "a diffusers pipeline"}
+_NOTES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "preprocessor_config.json")
+_NOTED = ("name_or_path", "_name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file")
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """How a model is published.
+
+    Attributes:
+        private: Make a new repository private. One that exists and is public is refused.
+        revision: The branch; made where there is none.
+        create_pr: Open a pull request instead of committing to the branch; one that an earlier push opened is gone on with.
+        license: A Hub identifier, in place of what follows from the parents' licenses.
+        languages: ISO 639 codes for the card.
+        published: Where local source folders were published: ``{folder: repository}``.
+        examples: How many problems of the test split to publish with the record.
+        card: Whether to write the card; otherwise what is there stays.
+        space: Whether to make a Space for the model as well.
+        commit_message: The commit's title; one that names this package and its version where absent.
+        verify: Whether to build the model again first, and to refuse it where a bit is another.
+
+    Example:
+        >>> PushOptions(private=True, license="apache-2.0", languages=["ja"]).create_pr
+        False
+    """
+
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    license: str | None = None
+    languages: Sequence[str] = ()
+    published: Mapping[str, str] = field(default_factory=dict)
+    examples: int = 0
+    card: bool = True
+    space: bool = False
+    commit_message: str | None = None
+    verify: bool = False
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push would do; ``print`` it to read it.
+
+    Attributes:
+        repo_id: Where it goes.
+        files: What each file in the repository is to hold. Files that were made for the push are gone when it is over.
+        sizes: Bytes of each file.
+        license: What it goes out under.
+        warnings: What a reader should know before it is public, one line each.
+        removed: Which files of an earlier winner go.
+    """
+
+    repo_id: str
+    files: Mapping[str, Content]
+    sizes: Mapping[str, int]
+    license: LicenseDecision
+    warnings: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        total = sum(self.sizes.values()) / 1e6
+        lines = [f"{self.repo_id}: {len(self.files)} files, {total:.1f} MB, license {self.license.title}"]
+        lines += [f"  {size:>14,}  {name}" for name, size in sorted(self.sizes.items())]
+        lines += [f"  {'removed':>14}  {name}" for name in self.removed]
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def plan_push(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    options: PushOptions,
+    *,
+    api: HfApi,
+    scratch: Path,
+) -> PushPlan:
+    """Make everything that a push sends, and send nothing.
+
+    Args:
+        folder, repo_id, options, api: As for `push_model`.
+        scratch: An empty folder for the files that are made; the plan needs it until it is carried out.
+    """
+    model, search = find_model(Path(folder))
+    there = files_there(api, repo_id, options)
+    weights = weight_files(model)
+    recipe = Recipe.load(model / RECIPE_FILE)
+    names = PublicNames(api, options.published)
+    license = decide_license([license_of(for_license(ref, names), api) for ref in parents_of(recipe)], options.license)
+    built = _verify(model, recipe, weights) if options.verify else _built(model, weights)
+    ours = {file.name: file for file in weights}
+    for pattern in ("*.safetensors.index.json", *COMPANIONS, *_CODE):
+        ours.update({str(file.relative_to(model)): file for file in sorted(model.glob(pattern)) if file.is_file()})
+    for file in ours.values():
+        check_inside(model, file)  # again, now that the weights were read: what a link leads to is not this model's
+    files: dict[str, Content] = {**ours, **_without_folders(ours, scratch)}
+    if search is not None:
+        write_record(search, scratch, examples=options.examples, publish=names)
+    public_recipe(recipe, names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
+    _write_config(model, recipe, names, scratch / "config.json")
+    if options.card:
+        facts = replace(CardFacts.of_folder(scratch), verified=options.verify)
+        card = render_card(facts, repo_id, license, languages=options.languages)
+        check_metadata(card, repo_id, api)
+        (scratch / CARD).write_text(card, encoding="utf-8")
+    files.update({str(file.relative_to(scratch)): file for file in sorted(scratch.rglob("*")) if file.is_file()})
+    removed = tuple(name for name in there if name not in files and is_ours(name))
+    sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
+    warnings = _warnings(recipe, names, license)
+    if built is None:
+        warnings.append(
+            f"{model} has no {BUILD_FILE}, so it is not known whether the weights are those that the recipe gives; --verify "
+            "builds the model again and compares"
+        )
+    return PushPlan(repo_id, files, sizes, license, tuple(warnings), removed)
+
+
+def find_model(folder: Path) -> tuple[Path, Path | None]:
+    """The model folder, and the folder of the search that it won, from either of them.
+
+    Raises:
+        HubError: There is no model that was built from a recipe.
+    """
+    search = folder if (folder / STUDY_FILE).is_file() else folder.parent
+    model = folder / MODEL_FOLDER if search == folder else folder
+    if not (model / "config.json").is_file():
+        what = "the search has not built its winner yet: resume it" if search == folder else "give the folder of a built model"
+        raise HubError(f"{model}: no config.json in it; {what}")
+    if not (model / RECIPE_FILE).is_file():
+        raise HubError(f"{model}: no {RECIPE_FILE} in it; only models that were built from a recipe can be published with it")
+    won = (search / STUDY_FILE).is_file() and (search / RECIPE_FILE).is_file()
+    same = won and (search / RECIPE_FILE).read_bytes() == (model / RECIPE_FILE).read_bytes()
+    return model, search if same else None
+
+
+def check_login(api: HfApi, repo_id: str) -> None:
+    """Refuse a name that cannot be, or a client that nobody has logged in; raises `HubError`."""
+    check_name(repo_id)
+    if not has_token(api):
+        raise HubError(f"{api.endpoint}: nobody is logged in; log in with `hf auth login`, or set HF_TOKEN")
+    ask(f"{api.endpoint}: cannot be used", api.whoami)
+
+
+def check_name(repo_id: str) -> None:
+    """Refuse a name that cannot be; raises `HubError`."""
+    from huggingface_hub.utils import validate_repo_id
+
+    ask(f"{repo_id!r}: not a name for a repository, such as user/name", lambda: validate_repo_id(repo_id))
+    if repo_id.count("/") != 1:
+        raise HubError(f"{repo_id!r}: not a name for a repository; write it as user/name")
+    if os.path.isdir(repo_id):
+        raise HubError(f"{repo_id!r}: is a folder on this machine; give the name that the model shall have on the Hub")
+
+
+def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
+    """Where to read a parent's license: on the Hub, where it is published there."""
+    public = names(ref)
+    return public if is_on_hub(public) else ref
+
+
+def files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
+    """What is in the repository already; nothing, where there is none.
+
+    Raises:
+        HubError: What is there, or the options, do not allow the push.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    if options.create_pr and options.revision is not None:
+        raise HubError(f"{repo_id}: a pull request is made to the main branch; leave out --revision or --create-pr")
+    if options.space:
+        from .space import check_space
+
+        check_space(repo_id, api, private=options.private)
+
+    def read() -> list[str]:
+        try:
+            if options.private and not api.model_info(repo_id).private:
+                raise HubError(f"{repo_id}: exists and is public; make it private on the Hub, or leave out --private")
+            try:
+                return api.list_repo_files(repo_id, revision=options.revision)
+            except RevisionNotFoundError:  # the branch will start as main is
+                return api.list_repo_files(repo_id)
+        except RepositoryNotFoundError:
+            return []
+
+    names = ask(f"{repo_id}: cannot be read", read)
+    for name, kind in _OTHER_KINDS.items():
+        if name in names:
+            raise HubError(f"{repo_id}: holds {kind} ({name}), not a model; choose another name, or remove that file")
+    return names
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file in the repository is one that a push would have put there; fnmatch's ``*`` would reach into folders."""
+    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in _OURS)
+
+
+def _built(model: Path, weights: Sequence[Path]) -> Built | None:
+    """What the recipe gave when the model was built; None where nobody has written it down.
+
+    Raises:
+        HubError: Something of it was changed since.
+    """
+    record = read_build_record(model)
+    if record is None:
+        return None
+    if changed := changed_since(model, record):
+        raise HubError(
+            f"{model}: {listing(changed)} {'is' if len(changed) == 1 else 'are'} not what was built from its recipe; build it "
+            f"again, or remove {BUILD_FILE} to publish it without saying where it comes from"
+        )
+    return Built(versions=record.versions, sha256={file.name: file_sha256(file) for file in weights})
+
+
+def _verify(model: Path, recipe: Recipe, weights: Sequence[Path]) -> Built:
+    """Build the model again, and compare.
+
+    Raises:
+        HubError: Weights or config come out otherwise.
+        EvoMergeError: It cannot be built.
+    """
+    with TemporaryDirectory(prefix="evomerge-verify-") as scratch:
+        built = build_model(recipe.model_copy(update={"built": None}), Path(scratch) / "model", progress=False)
+        _, differences = compare_tensors(Source(built), Source(model))
+        found = [f"{one.name}: {one.what}" for one in differences] + compare_configs(built, model / "config.json", {})
+    if found:
+        raise HubError(f"{model}: is not what its recipe gives ({len(found)} differences; {found[0]}); build it again")
+    return Built(versions=library_versions(), sha256={file.name: file_sha256(file) for file in weights})
+
+
+def _without_folders(files: Mapping[str, Content], scratch: Path) -> dict[str, Content]:
+    """The JSON files in which older libraries noted where on this machine something came from, written without it."""
+    cleaned: dict[str, Content] = {}
+    for name, file in files.items():
+        if name not in _NOTES or not isinstance(file, Path):
+            continue
+        settings = read_json(file)
+        if found := [key for key, value in settings.items() if key in _NOTED and str(value).startswith(("/", "~", "."))]:
+            kept = {key: value for key, value in settings.items() if key not in found}
+            (scratch / name).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            cleaned[name] = scratch / name
+    return cleaned
+
+
+def _write_config(model: Path, recipe: Recipe, names: PublicNames, file: Path) -> None:
+    """The model's config.json, in which a path's sources are named as they are published."""
+    config = read_json(model / "config.json")
+    for described, ref in zip(config.get("sources") or [], recipe.sources, strict=False):
+        described.pop("revision", None)
+        described.update(names(ref).model_dump(exclude_none=True))
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and part.get("_name_or_path"):
+            del part["_name_or_path"]
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> list[str]:
+    warnings = []
+    if local := list(dict.fromkeys(ref.model for ref in map(names, parents_of(recipe)) if not is_on_hub(ref))):
+        warnings.append(
+            f"{listing(local)} {'is' if len(local) == 1 else 'are'} on this machine only, so nobody else can rebuild the "
+            "model; publish what is missing, and pass --published FOLDER=user/name for each"
+        )
+    warnings += [
+        f"{name}: not in the cache of this machine, so the recipe names what it holds now, which may not be what was merged"
+        for name in names.guessed
+    ]
+    if license.license == "other":
+        warnings.append(f"license: {license.reason} The card lists them; --license overrides it")
+    if license.chosen:
+        terms = ", ".join(dict.fromkeys(f"{parent.model} {parent.title}" for parent in license.parents))
+        warnings.append(f"license: {license.license} is your choice; the parents' are: {terms}")
+    return warnings

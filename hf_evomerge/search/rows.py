@@ -1,0 +1,152 @@
+"""Models side by side, as rows and as text: the parents, what else one compares with, and the winner of each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from ..fitness.comparison import Comparison, compare, main_measure
+from ..fitness.scores import Scores
+
+RowStage = Literal["base", "source", "average", "random", "ps-first", "ps", "dfs-first", "dfs"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on the test split (the validation split where there is no test).
+
+    Attributes:
+        stage: Where the model comes from: ``base``, ``source``, the plain ``average`` of the sources, or the stage of the
+            search that it won (``ps``, ``dfs``, ``random``, or ``ps-first`` and ``dfs-first`` before them). Whoever looks for a
+            row looks for its stage.
+        model: What the model is called in tables.
+        scores: What it scored.
+        evaluations: What was spent to find it, in scores of all search examples.
+        seconds: Evaluation time of these trials.
+        winner: Whether it is what the search ended with.
+        retained: What it scored on the examples of `SearchConfig.retain`, by name.
+    """
+
+    stage: RowStage
+    model: str
+    scores: Scores
+    evaluations: float = 0
+    seconds: float = 0.0
+    winner: bool = False
+    retained: dict[str, Scores] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The row without its scores per example, for ``results.json`` and the record."""
+        return {
+            "stage": self.stage,
+            "model": self.model,
+            **_figures(self.scores),
+            "truncated": self.scores.truncated_share,
+            "retained": {name: _figures(scores) for name, scores in self.retained.items()},
+            "evaluations": int(self.evaluations) if self.evaluations == int(self.evaluations) else self.evaluations,
+            "seconds": self.seconds,
+            "winner": self.winner,
+        }
+
+
+def _figures(scores: Scores) -> dict[str, float | None]:
+    """Fitness and accuracy with their standard errors, for files."""
+    return {
+        "fitness": scores.mean,
+        "fitness_se": scores.standard_error,
+        "accuracy": scores.accuracy,
+        "accuracy_se": scores.accuracy_error,
+    }
+
+
+def lead(rows: Sequence[Row], row: Row) -> Comparison | None:
+    """By how much the winner of some rows is better than one of them; None for itself, and where nothing won or failed."""
+    winner = next((each for each in rows if each.winner), None)
+    if winner is None or winner is row:
+        return None
+    return compare(winner.scores, row.scores, main_measure(*(each.scores for each in rows)))
+
+
+def lead_json(rows: Sequence[Row], row: Row) -> dict[str, Any] | None:
+    """The winner's lead for files: the fields of `Comparison`; None where there is none."""
+    found = lead(rows, row)
+    return None if found is None else asdict(found)
+
+
+def lead_text(found: Mapping[str, Any] | None) -> str:
+    """A lead as `lead_json` gives it, for people: difference, interval, p; empty where there is none.
+
+    Example:
+        >>> lead_text({"measure": "accuracy", "difference": 0.12, "low": 0.063, "high": 0.181, "p": 0.0004, "examples": 500})
+        '+0.120 (0.063 to 0.181), p = 0.0004'
+    """
+    return "" if found is None else str(Comparison(**found))
+
+
+def rows_table(rows: Sequence[Row], caption: str) -> str:
+    """Models side by side: fitness and accuracy with standard errors, what they cost, and the winner's lead over each.
+
+    Where answers were cut at the limit of their length, and where there are retained examples, there are columns for these.
+    """
+    table = Table(box=None, header_style="bold", pad_edge=False, caption=caption, caption_justify="left")
+    leads = [lead(rows, row) for row in rows]
+    headings = ["", "fitness", "accuracy", "evaluations", "seconds"]
+    if named := next((found.measure for found in leads if found is not None), None):
+        headings.append(f"winner's lead in {named}")
+    retained = list(dict.fromkeys(name for row in rows for name in row.retained))
+    headings += [f"on {name}" for name in retained]
+    is_cut = any(row.scores.truncated_share for row in rows)
+    headings += ["answers cut"] if is_cut else []
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    for row, found in zip(rows, leads, strict=True):
+        table.add_row(
+            f"{row.model}{' *' if row.winner else ''}",
+            fitness_text(row.scores),
+            accuracy_text(row.scores),
+            f"{row.evaluations:g}" if row.evaluations else "",
+            f"{row.seconds:.0f}" if row.evaluations else "",
+            *([] if named is None else ["" if found is None else str(found)]),
+            *(best_text(row.retained.get(name)) for name in retained),
+            *([f"{row.scores.truncated_share or 0:.1%}"] if is_cut else []),
+        )
+    return render(table)
+
+
+def fitness_text(scores: Scores) -> str:
+    """Fitness and its standard error, or that the evaluation failed."""
+    return plus_minus(scores.mean, scores.standard_error) or "failed"
+
+
+def accuracy_text(scores: Scores) -> str:
+    """Accuracy and its standard error; empty where the task cannot tell."""
+    return plus_minus(scores.accuracy, scores.accuracy_error)
+
+
+def best_text(scores: Scores | None) -> str:
+    """Accuracy with its standard error, or fitness where the task has no accuracy; empty where there are no scores."""
+    return "" if scores is None else accuracy_text(scores) or fitness_text(scores)
+
+
+def plus_minus(value: float | None, error: float | None) -> str:
+    """A number of a table with its standard error, where it has one; empty where there is no number.
+
+    Example:
+        >>> plus_minus(0.75, 0.02), plus_minus(0.75, None), plus_minus(None, None)
+        ('0.750 ± 0.020', '0.750', '')
+    """
+    if value is None:
+        return ""
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def render(table: Table) -> str:
+    """A table as text, at most as wide as it needs."""
+    console = Console(width=160, highlight=False, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

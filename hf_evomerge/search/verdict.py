@@ -1,0 +1,150 @@
+"""Says in words what a search found: is the winner better than its parents, the plain average, a random search?
+
+And before it begins: have the sources anything to give each other, and could the test split show a difference?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..fitness.comparison import compare, main_measure, needed_examples
+from ..fitness.scores import Scores
+from .config import STAGES
+from .rows import Row
+
+MOST_CUT = 0.02  # share of answers that may be cut without a word
+DIFFERENCE = 0.05  # of accuracy; what a reader would call better
+
+
+def verdict(rows: Sequence[Row], split: str) -> list[str]:
+    """Sentences about the winner of a comparison, the most important first; none where nothing won or it failed.
+
+    Args:
+        rows: Every model, on the same examples; one is the winner.
+        split: What they were measured on.
+    """
+    winner = next((row for row in rows if row.winner), None)
+    if winner is None or winner.scores.error is not None:
+        return []
+    measure = main_measure(*(row.scores for row in rows))
+    sentences = []
+    if not _column(winner.scores, measure).any() and (measure == "accuracy" or not winner.scores.values.any()):
+        sentences.append(
+            f"EVERY ANSWER of {winner.model} IS WRONG ({winner.scores.values.size} of {winner.scores.values.size})"
+        )
+    parents = [row for row in rows if row.stage in ("base", "source") and row.scores.error is None]
+    if parents:
+        best = max(parents, key=lambda row: float(_column(row.scores, measure).mean()))
+        sentences += _against(winner, best, f"its best parent, {best.model.removeprefix('base: ')}", "use that one instead")
+    for row in rows:
+        if row.stage == "average":
+            sentences += _against(winner, row, "the plain average", "the average is the better merge", "over the plain average")
+        elif row.stage == "random":
+            sentences += _against(winner, row, "the random search", "random search found the better one", "over random search")
+        elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
+            sentences += _against(winner, row, row.model, "the validation split chose the other one")
+    sentences += _forgotten(winner, parents) + _cut(rows)
+    if split == "test":
+        sentences.append(
+            "the test split was scored once, after the winner was chosen; p values are not corrected for their number"
+        )
+    else:
+        sentences.append(f"the {split} examples helped to choose the winner: its own figures are optimistic")
+    return sentences
+
+
+def _against(winner: Row, other: Row, name: str, advice: str, added: str | None = None) -> list[str]:
+    """One sentence about the winner and another model; none where they cannot be compared."""
+    found = compare(winner.scores, other.scores)
+    if found is None:
+        return []
+    by = f"by {abs(found.difference):.3f} of {found.measure}"
+    if found.is_better:
+        return [f"{winner.model} is better than {name}, {by} ({found.interval})"]
+    if found.is_worse:
+        return [f"{winner.model} is WORSE than {name}, {by} ({-found.high:.3f} to {-found.low:.3f}): {advice}"]
+    if added is not None:
+        return [f"the search added nothing {added} that {found.examples} examples could show: {found}"]
+    return [f"{winner.model} is not distinguishable from {name}, on {found.examples} examples: {found}"]
+
+
+def _forgotten(winner: Row, parents: Sequence[Row]) -> list[str]:
+    """What the winner lost, or gained, on examples that the search did not look at."""
+    sentences = []
+    for name, scores in winner.retained.items():
+        others = {row.model: row.retained[name] for row in parents if row.retained.get(name, scores).error is None}
+        measure = main_measure(scores, *others.values())
+        if scores.error is not None or not others:
+            sentences.append(f"on {name} it could not be scored: {scores.error or 'no parent could be'}")
+            continue
+        best = max(others, key=lambda model: float(_column(others[model], measure).mean()))
+        found = compare(scores, others[best], measure)
+        change = (
+            "worse" if found is not None and found.is_worse else "better" if found is not None and found.is_better else None
+        )
+        said = f"{change} than" if change else "not distinguishable from"
+        sentences.append(f"on {name}, which was not searched on, it is {said} the best parent there, {best}: {found or ''}")
+    return sentences
+
+
+def _cut(rows: Sequence[Row]) -> list[str]:
+    """A warning where many answers ended at the limit of their length, not at their end."""
+    cut = {row.model: row.scores.truncated_share or 0.0 for row in rows}
+    if max(cut.values()) <= MOST_CUT:
+        return []
+    listed = ", ".join(f"{model} {share:.0%}" for model, share in cut.items() if share > MOST_CUT)
+    return [f"ANSWERS WERE CUT at max_new_tokens, and what was cut may have been right; raise it: {listed}"]
+
+
+def about_parents(parents: Mapping[str, Scores], test_examples: int) -> tuple[list[str], str | None]:
+    """What the sources' scores say before anything is searched.
+
+    Args:
+        parents: Scores of each source on the search split, by name.
+        test_examples: Size of the split that the winner will be measured on.
+
+    Returns:
+        Notes, and a warning where no source can give another anything.
+    """
+    whole = {name: scores for name, scores in parents.items() if scores.error is None}
+    if len(whole) < 2:
+        return [], None
+    notes, names = [], list(whole)
+    best = max(names, key=lambda name: (whole[name].accuracy or 0.0, whole[name].mean or 0.0))
+    others = [name for name in names if name != best]
+    ahead = np.any([whole[name].values > whole[best].values for name in others], axis=0)
+    right = {name: _column(scores, main_measure(*whole.values())) for name, scores in whole.items()}
+    discordance = 0.1  # two models hardly differ on fewer
+    if all(scores.correct is not None for scores in whole.values()) or main_measure(*whole.values()) == "fitness":
+        table = np.array([right[name] > 0 for name in names])
+        alone = [
+            f"{name} alone {float((row & (table.sum(0) == 1)).mean()):.0%}" for name, row in zip(names, table, strict=True)
+        ]
+        none, everyone = float((~table.any(0)).mean()), float(table.all(0).mean())
+        notes.append(f"search examples solved by {', by '.join(alone)}, by all {everyone:.0%}, by none {none:.0%}")
+        discordance = max(discordance, max(float((table[0] != row).mean()) for row in table[1:]))
+    if main_measure(*whole.values()) == "accuracy":
+        gap = max(whole[name].mean or 0.0 for name in names) - min(whole[name].mean or 0.0 for name in names)
+        notes.append(
+            f"fitness of the sources lies {gap:.3g} apart; on {float(ahead.mean()):.0%} of the examples another source "
+            f"is ahead of {best}, the best"
+        )
+    needed = needed_examples(DIFFERENCE, discordance)
+    notes.append(
+        f"a difference of {DIFFERENCE} in accuracy needs about {needed} test examples to be seen; there are {test_examples}"
+    )
+    warning = None
+    if all((whole[name].values == whole[best].values).all() for name in others):
+        warning = "every source scores the same on every search example: this fitness sees nothing to combine; try likelihood"
+    elif not ahead.any():
+        warning = f"on no search example is another source ahead of {best}: a merge has nothing to combine on this task"
+    return notes, warning
+
+
+def _column(scores: Scores, measure: str) -> NDArray[np.float64]:
+    if measure == "fitness" or scores.correct is None:
+        return scores.values
+    return scores.correct.astype(np.float64)

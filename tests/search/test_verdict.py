@@ -1,0 +1,130 @@
+"""What a search says of its own result, in words, and of its parents before it begins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hf_evomerge.fitness import Scores
+from hf_evomerge.search.results import Result
+from hf_evomerge.search.rows import Row, RowStage, rows_table
+from hf_evomerge.search.verdict import about_parents, verdict
+
+N = 200
+
+
+def _row(stage: RowStage, model: str, right: float, **more: object) -> Row:
+    """A model that solves the first share of the examples."""
+    correct = np.arange(N) < right * N
+    return Row(stage, model, Scores(np.where(correct, -0.5, -2.0), correct=correct), **more)  # type: ignore[arg-type]
+
+
+def _rows(winner: float, parent: float = 0.2, average: float = 0.3, random: float = 0.4) -> list[Row]:
+    return [
+        _row("base", "base: tiny", 0.05),
+        _row("source", "maths", parent),
+        _row("source", "japanese", parent / 2),
+        _row("average", "uniform average", average),
+        _row("ps", "evolved PS", winner, winner=True),
+        _row("random", "random search", random),
+    ]
+
+
+def test_a_real_gain_is_stated_with_its_interval() -> None:
+    """A winner far above everything is better than its best parent, the average and random search, each by so much."""
+    best, average, random, last = verdict(_rows(0.9), "test")
+    assert best.startswith("evolved PS is better than its best parent, maths, by 0.700 of accuracy (0.6")
+    assert average.startswith("evolved PS is better than the plain average, by 0.600 of accuracy")
+    assert random.startswith("evolved PS is better than the random search, by 0.500 of accuracy")
+    assert last.startswith("the test split was scored once")
+
+
+def test_no_gain_is_not_called_one() -> None:
+    """Two answers more than the average and than a parent are nothing that 200 examples could show."""
+    best, average, *_ = verdict(_rows(0.31, parent=0.3, average=0.3), "test")
+    assert best.startswith("evolved PS is not distinguishable from its best parent, maths, on 200 examples: +0.010 (")
+    assert average.startswith("the search added nothing over the plain average that 200 examples could show: +0.010 (")
+
+
+def test_a_loss_is_said_loudly() -> None:
+    """A winner below a parent, or below the average, is WORSE, with the size of the loss and what to do."""
+    best, average, *_ = verdict(_rows(0.1, parent=0.5, average=0.4), "test")
+    assert best.startswith("evolved PS is WORSE than its best parent, maths, by 0.400 of accuracy (0.3")
+    assert best.endswith("use that one instead")
+    assert "WORSE than the plain average" in average
+
+
+def test_a_base_that_is_better_is_a_parent_too() -> None:
+    """Where the base alone is best, it is what the winner has to beat."""
+    rows = [_row("base", "base: tiny", 0.6), *_rows(0.5)[1:]]
+    assert "WORSE than its best parent, tiny" in verdict(rows, "test")[0]
+
+
+def test_nothing_right_and_nothing_chosen() -> None:
+    """A winner without a right answer is said to have none; rows without a winner, or a failed one, say nothing."""
+    assert verdict(_rows(0.0), "test")[0] == f"EVERY ANSWER of evolved PS IS WRONG ({N} of {N})"
+    assert verdict([_row("source", "a", 0.5), _row("source", "b", 0.5)], "test") == []
+    assert verdict([Row("ps", "evolved PS", Scores.failed("broke"), winner=True)], "test") == []
+
+
+def test_stages_are_compared_and_the_split_is_named() -> None:
+    """The stage that lost is compared with the winner; figures of a split that chose the winner are called optimistic."""
+    rows = [*_rows(0.9), _row("dfs", "evolved PS+DFS", 0.895)]
+    sentences = verdict(rows, "validation")
+    assert any(s.startswith("evolved PS is not distinguishable from evolved PS+DFS") for s in sentences)
+    assert sentences[-1] == "the validation examples helped to choose the winner: its own figures are optimistic"
+
+
+def test_forgetting_is_named() -> None:
+    """What the winner loses on examples that were not searched on is measured against the best parent there."""
+    rows = _rows(0.9)
+    kept = {"base: tiny": 0.1, "maths": 0.8, "japanese": 0.2}
+    rows = [Row(**{**vars(row), "retained": {"sums": _row("source", "", kept.get(row.model, 0.4)).scores}}) for row in rows]
+    sentence = next(s for s in verdict(rows, "test") if s.startswith("on sums"))
+    assert sentence.startswith("on sums, which was not searched on, it is worse than the best parent there, maths: -0.400 (")
+    assert "on sums" in rows_table(rows, "")
+    assert Result.to_json(Result(None, "test", rows))["rows"][1]["retained"]["sums"]["accuracy"] == 0.8  # type: ignore[arg-type]
+
+
+def test_answers_that_were_cut_are_warned_about() -> None:
+    """More than 2 % of cut answers are named with their model and shown in a column; 1 % is not worth a word."""
+    rows = _rows(0.9)
+    for share, said in ((0.01, False), (0.1, True)):
+        cut = rows[-2].scores.with_outputs(["x"] * N, np.arange(N) < share * N)
+        marked = [*rows[:-2], Row("ps", "evolved PS", cut, winner=True), rows[-1]]
+        assert any(s.startswith("ANSWERS WERE CUT") and "evolved PS 10%" in s for s in verdict(marked, "test")) == said
+        assert f"{share:.1%}" in rows_table(marked, "")
+
+
+def test_parents_that_complement_each_other() -> None:
+    """Before a search: who solves what alone, how far apart the sources are, and how many examples a difference takes."""
+    one, other = _row("source", "a", 0.5).scores, Scores([-1.0] * N, correct=np.arange(N) >= 0.75 * N)
+    notes, warning = about_parents({"a": one, "b": other}, 100)
+    assert notes[0] == "search examples solved by a alone 50%, by b alone 25%, by all 0%, by none 25%"
+    assert notes[1] == "fitness of the sources lies 0.25 apart; on 50% of the examples another source is ahead of a, the best"
+    assert notes[2] == "a difference of 0.05 in accuracy needs about 2353 test examples to be seen; there are 100"
+    assert warning is None
+
+
+def test_a_parent_that_has_nothing_to_give() -> None:
+    """Where one source is ahead on every example, a warning says so; one source, or failed ones, say nothing."""
+    better, worse = _row("source", "a", 0.5).scores, Scores([-9.0] * N, correct=[False] * N)
+    _, warning = about_parents({"a": better, "b": worse}, 100)
+    assert warning == "on no search example is another source ahead of a: a merge has nothing to combine on this task"
+    _, warning = about_parents({"a": Scores([0.0] * N), "b": Scores([0.0] * N)}, 100)
+    assert warning is not None
+    assert warning.startswith("every source scores the same on every search example")
+    assert about_parents({"a": better, "b": Scores.failed("broke")}, 100) == ([], None)
+
+
+@pytest.mark.parametrize("winner", [0.9, 0.1])
+def test_the_table_has_the_lead(winner: float) -> None:
+    """Every row but the winner's has the winner's lead over it, with interval and p, in text and in JSON."""
+    rows = _rows(winner)
+    text = str(Result(None, "test", rows))  # type: ignore[arg-type]
+    assert "winner's lead in accuracy" in text
+    assert text.count(" p ") == len(rows) - 1 + sum(" p " in s for s in verdict(rows, "test"))
+    saved = Result(None, "test", rows).to_json()  # type: ignore[arg-type]
+    assert [row["lead"] is None for row in saved["rows"]] == [row.winner for row in rows]
+    assert saved["rows"][1]["lead"]["difference"] == pytest.approx(winner - 0.2)
+    assert saved["verdict"] == verdict(rows, "test")
