@@ -88,7 +88,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
         """Say which trial was the best of one generation of the search.
 
         Args:
-            stage: "ps-first", "ps", "dfs-first", "dfs" or "random".
+            stage: "ps-first", "ps", "dfs-first", "dfs", "joint" or "random".
             generation: The number of the generation, from 0.
 
         Returns:

@@ -12,6 +12,7 @@ STAGE_NAMES = {
     "ps": "parameter space",
     "dfs-first": "data flow space, first",
     "dfs": "data flow space",
+    "joint": "weights and path together",
     "random": "random search",
 }
 STAGES = tuple(STAGE_NAMES)

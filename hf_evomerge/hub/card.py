@@ -290,7 +290,8 @@ def _random_text(rows: Sequence[dict[str, Any]], space: str | None) -> str:
     if drawn is None:
         return "No random search of the same budget was run for comparison."
     evolved = max((row["evaluations"] or 0 for row in rows if row["stage"] != "random"), default=0)
-    where = "the same parameter space" if space == "hybrid" else "the same space"
+    in_turn = space == "hybrid" and not any(row["stage"] == "joint" for row in rows)
+    where = "the same parameter space" if in_turn else "the same space"
     return f"The random search drew {'as many' if drawn == evolved else drawn} candidates from {where}."
 
 

@@ -23,7 +23,7 @@ class Curve:
     """The trials of one stage, ready to be drawn.
 
     Attributes:
-        label: The stage (``ps``, ``dfs``, ``random``) or any other name. ``random`` is grey: it is what one compares with.
+        label: The stage (``ps``, ``dfs``, ``joint``, ``random``) or any other name. ``random`` is grey: what one compares with.
         fitness: Fitness of each trial in order; None where it failed.
         generations: Generation of each trial.
         start: Evaluations spent before the first trial.

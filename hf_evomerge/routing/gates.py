@@ -68,15 +68,21 @@ def check_gates(config: PreTrainedConfig) -> None:
 
 
 def gate_gradient(
-    pool: LayerPool, slots: Sequence[Slot], gates: Sequence[float], backward: Callable[[PreTrainedModel], object]
+    pool: LayerPool,
+    slots: Sequence[Slot],
+    gates: Sequence[float],
+    backward: Callable[[PreTrainedModel], object],
+    *,
+    weights: bool = False,
 ) -> NDArray[np.float64]:
-    """The gradient with respect to gates, those that are 0 included; weights need none.
+    """The gradient with respect to gates, those that are 0 included.
 
     Args:
         pool: The resident layers.
         slots: Source and layer of each slot that runs.
         gates: A number per slot: 0, or at least `LEAST`.
         backward: Runs the model it is given and the backward pass, once or several times; the gradients add up.
+        weights: Whether parameters that require a gradient get theirs in the same pass; by default none does.
 
     Returns:
         One number per slot.
@@ -84,7 +90,7 @@ def gate_gradient(
     import torch
 
     model = pool.model(LayerPath.of(slots))
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [] if weights else [parameter for parameter in model.parameters() if parameter.requires_grad]
     leaf = torch.tensor(list(gates), dtype=torch.float32, device=model.device, requires_grad=True)
     for layer, gate in zip(model.layers, leaf, strict=True):
         _Gate(gate).install(layer)

@@ -40,14 +40,14 @@ def check_search(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, 
         merge = MergePart(method=config.ps.method) if on_merge else None
         space = make_space(config, stage, evaluator.summary, merge)
         mean = space.start().mean
-        _check_recipe(space.decode(mean), evaluator)
+        _check_recipe(space.decode(mean), evaluator, stage)
         _check_gradient(config, stage, evaluator)
         dimensions[stage] = mean.size
         notes += [note for note in space.notes() if note not in notes]
     return dimensions, notes
 
 
-def _check_recipe(recipe: Recipe, evaluator: Evaluator) -> None:
+def _check_recipe(recipe: Recipe, evaluator: Evaluator, stage: Stage) -> None:
     """Refuse options that a method does not take, and layers that cannot run in one model, on a stage's first recipe."""
     from ..merging import check_part
     from ..routing.config import check_configs, path_config
@@ -59,7 +59,7 @@ def _check_recipe(recipe: Recipe, evaluator: Evaluator) -> None:
         configs = [source.config for source in sources]
         check_configs(configs, flow.embedding_source, names=sources, anywhere=True)
         path_config(configs, flow, anywhere=True)
-    elif recipe.merge is not None:
+    if recipe.merge is not None and evaluator.config.space_of(stage) != "dfs":  # there it is the first stage's
         layer_count = evaluator.layers[merged[0]]
         check_part(recipe.merge, sources=len(merged), has_base=recipe.base is not None, layer_count=layer_count)
 
@@ -71,11 +71,11 @@ def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator) ->
     from ..routing.gates import check_gates
 
     name = config.space_of(stage)
-    if name == "dfs" and config.dfs.encoding == "gate":
+    if name != "ps" and config.dfs.encoding == "gate":
         check_gates(evaluator.sources[0].config.get_text_config())
     if config.optimizer(stage).algorithm == "gradient":
         evaluator.check_gradient(config.fitness_of(stage))
-        if name == "ps":
+        if name != "dfs":
             check_differentiable(get_method(config.ps.method))
 
 

@@ -17,13 +17,14 @@ from ..recipes.strict_yaml import StrictModel, dump_yaml, load_yaml
 from ..routing.layout import Ends, Initialisation, ScaleEncoding
 from .optimizer import Algorithm, Restarts
 
-SpaceName = Literal["ps", "dfs"]
-Stage = Literal["ps-first", "ps", "dfs-first", "dfs", "random"]
+SpaceName = Literal["ps", "dfs", "joint"]
+Stage = Literal["ps-first", "ps", "dfs-first", "dfs", "joint", "random"]
 STAGES: dict[str, str] = {
     "ps-first": "parameter space, first",
     "ps": "parameter space",
     "dfs-first": "data flow space, first",
     "dfs": "data flow space",
+    "joint": "weights and path together",
     "random": "random search",
 }
 
@@ -190,6 +191,7 @@ class SearchConfig(StrictModel):
 
     Attributes:
         space: ``ps``, ``dfs`` or ``hybrid`` (PS, then DFS over its winner and the sources).
+        joint: Whether a hybrid search by gradient moves weights and gates together, in one stage with the budget of both.
         sources, base: As in a recipe.
         dtype: The dtype that candidates are evaluated in and the winner is saved in; the first source's where absent.
         seed: Seed of the optimizer, of DARE's masks and of the batches.
@@ -210,6 +212,7 @@ class SearchConfig(StrictModel):
     """
 
     space: Literal["ps", "dfs", "hybrid"]
+    joint: bool = False
     sources: list[SourceRef] = Field(min_length=2)
     base: SourceRef | None = None
     dtype: Dtype | None = None
@@ -247,25 +250,42 @@ class SearchConfig(StrictModel):
             raise ValueError("batch: a surrogate compares candidates of several rounds on the same examples; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _check_joint(self) -> SearchConfig:
+        by_gradient = self.ps.optimizer.algorithm == self.dfs.optimizer.algorithm == "gradient"
+        if self.joint and not (self.space == "hybrid" and by_gradient):
+            raise ValueError(
+                "joint: moves weights and gates by their gradient; write space: hybrid, and optimizer: {algorithm: gradient} "
+                f"under ps and dfs (found {self.space}, {self.ps.optimizer.algorithm}, {self.dfs.optimizer.algorithm})"
+            )
+        if self.joint and (self.ps.first is not None or self.dfs.first is not None):
+            raise ValueError("joint: there is one stage, and none before it; leave first out under ps and dfs")
+        return self
+
     @property
     def stages(self) -> list[Stage]:
         """The stages in the order they run."""
         stages: list[Stage] = []
-        for name in _SPACES[self.space]:
+        for name in self.spaces:
             if self.part(name).first is not None:
                 stages.append(_FIRST[name])
             stages.append(name)
         return [*stages, "random"] if self.random_baseline else stages
 
+    @property
+    def spaces(self) -> tuple[SpaceName, ...]:
+        """What is searched, one after the other."""
+        return ("joint",) if self.joint else _SPACES[self.space]
+
     def part(self, name: SpaceName) -> ParameterSpaceConfig | FlowSpaceConfig:
-        """The section of a space."""
-        return self.ps if name == "ps" else self.dfs
+        """The section of a space; of both together, that of parameter space."""
+        return self.dfs if name == "dfs" else self.ps
 
     def space_of(self, stage: Stage) -> SpaceName:
         """What a stage searches; a random search has the space of the first stage."""
         if stage == "random":
-            return _SPACES[self.space][0]
-        return "ps" if stage in ("ps", "ps-first") else "dfs"
+            return self.spaces[0]
+        return "joint" if stage == "joint" else "ps" if stage in ("ps", "ps-first") else "dfs"
 
     def first_of(self, stage: Stage) -> Stage | None:
         """The stage at whose winner a stage begins, if it does."""
@@ -298,9 +318,12 @@ class SearchConfig(StrictModel):
         return tuple(min(examples, round(_BATCH * growth**part)) for part in range(_PARTS))
 
     def budget(self, stage: Stage) -> tuple[int, float]:
-        """Evaluations and minutes (infinite where unbounded) of a stage; a random search has those of all others together."""
+        """Evaluations and minutes (infinite where unbounded) of a stage.
+
+        A random search has those of all others together, and a stage that searches both spaces those of both.
+        """
         counted = [other for other in self.stages if other != "random"] if stage == "random" else [stage]
-        budgets = [self.optimizer(other) for other in counted]
+        budgets = [self.ps.optimizer, self.dfs.optimizer] if self.joint else [self.optimizer(other) for other in counted]
         minutes = [math.inf if budget.minutes is None else budget.minutes for budget in budgets]
         return sum(budget.evaluations for budget in budgets), sum(minutes)
 

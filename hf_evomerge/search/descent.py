@@ -25,11 +25,10 @@ class GradientOptimizer(Asked):
 
     Args:
         start: Where to begin. Its candidates are scored first, on one batch, and the best is the first point; its sigma is the
-            first rate.
+            first rate. Prunable coordinates that stay at their lower bound are given up, which makes the rest cheaper.
         price: What a gradient costs, in scores of the same examples, given which coordinates are still in play.
         budget: In scores of all examples.
         share: Share of the examples that a batch holds.
-        prune: Whether a coordinate that stays at its lower bound is given up, which makes the rest cheaper.
 
     Raises:
         SearchError: `tell` does not match the last `ask`.
@@ -50,10 +49,9 @@ class GradientOptimizer(Asked):
         price: Callable[[NDArray[np.bool_]], float],
         budget: float,
         share: float,
-        prune: bool = False,
     ) -> None:
         super().__init__(budget, share)
-        self.start, self.price, self.prune = start, price, prune
+        self.start, self.price = start, price
         self.sigma = start.sigma
         self.average = start.mean.copy()
         self._batches = self._steps()
@@ -64,6 +62,7 @@ class GradientOptimizer(Asked):
         self.average = point.copy()
         adam, quiet, checks = _Adam(point.size), np.zeros(point.size, dtype=int), list(_CHECKS)
         good, rate = point, self.start.sigma
+        rates = 1.0 if self.start.rates is None else self.start.rates
         while True:
             active = quiet < _QUIET
             price = self.price(active)
@@ -76,10 +75,11 @@ class GradientOptimizer(Asked):
                 point, rate, adam = good, rate / 2, _Adam(point.size)
                 continue
             good = point
-            step = self.sigma * adam.direction(self.gradients[0])
+            step = self.sigma * rates * adam.direction(self.gradients[0])
             point = np.where(active, np.clip(point + step, self.start.lower, self.start.upper), self.start.lower)
-            if self.prune:
-                quiet = np.where((point <= self.start.lower) & active, quiet + 1, np.where(active, 0, quiet))
+            if self.start.prunable is not None:
+                at_bound = (point <= self.start.lower) & self.start.prunable
+                quiet = np.where(at_bound & active, quiet + 1, np.where(active, 0, quiet))
             self.average = 0.9 * self.average + 0.1 * point
             if checks and self.spent >= checks[0] * self.budget:
                 del checks[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,8 @@ from ..recipes.recipe import FlowPart, MergePart, Recipe
 from ..routing.layout import FlowGenome, Layout
 from .config import FlowSpaceConfig, SearchConfig
 from .optimizer import Start, Vector
-from .slopes import GateSlopes
+from .parameter_space import ParameterSpace
+from .slopes import GateSlopes, JointSlopes
 
 _WAITING = 0.05  # gates of slots that are off at the start of a gradient search: half of what puts them on
 
@@ -50,7 +51,8 @@ class FlowSpace:
         other = _WAITING if gradient else -0.5 * sigma
         candidates = tuple(self.genome.along(slots, other) for slots in self.genome.splices())
         mean = candidates[0] if gradient else self.genome.start(sigma)
-        return Start(mean, sigma, np.zeros(mean.size) if gradient else lower, upper, candidates)
+        lower = np.zeros(mean.size) if gradient else lower
+        return Start(mean, sigma, lower, upper, candidates, prunable=np.ones(mean.size, dtype=np.bool_))
 
     def price(self, active: NDArray[np.bool_]) -> float:
         """A forward pass over the slots in play, and a backward pass to activations alone."""
@@ -79,3 +81,56 @@ class FlowSpace:
     def notes(self) -> list[str]:
         """Nothing: every number of the space matters."""
         return []
+
+
+class JointSpace:
+    """Merges, and paths through their layers and those of the sources, as one space: the weights first, then the gates."""
+
+    def __init__(
+        self, config: SearchConfig, layers: Sequence[int], tensors: Sequence[str], unchanged: Sequence[Container[str]]
+    ) -> None:
+        """Make the space.
+
+        Args:
+            config: The search.
+            layers: Number of layers of each source.
+            tensors, unchanged: As `ParameterSpace` takes them.
+        """
+        depth = layers[config.ps_sources[0]]
+        self.config = config
+        self.weights = ParameterSpace(config, depth, tensors, unchanged)
+        self.gates = FlowSpace(config, [*layers, depth], self.weights.part(self.weights.start().mean))
+        self.count = len(self.weights.coordinates)
+
+    def start(self) -> Start:
+        """The merge that a search of weights begins at, followed by the candidates of a search of gates."""
+        weights, gates = self.weights.start(), self.gates.start()
+        return Start(
+            np.concatenate([weights.mean, gates.mean]),
+            weights.sigma,
+            np.concatenate([weights.lower, gates.lower]),
+            np.concatenate([weights.upper, gates.upper]),
+            candidates=tuple(np.concatenate([weights.mean, each]) for each in gates.candidates),
+            rates=np.concatenate([np.ones(self.count), np.full(gates.mean.size, gates.sigma / weights.sigma)]),
+            prunable=np.arange(self.count + gates.mean.size) >= self.count,
+        )
+
+    def price(self, active: NDArray[np.bool_]) -> float:
+        """Three scores for the merged model's layers and two for the sources', by how many there are in a source."""
+        gates, layout = active[self.count :], self.gates.genome.layout
+        merged = np.array([source == len(self.config.sources) for source, _ in layout.slots])
+        return self.gates.price(gates) + float((gates & merged).sum()) / layout.layers[0]
+
+    def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> JointSlopes:
+        """Those of both."""
+        weights, gates = np.split(genome, [self.count])
+        return JointSlopes(self.weights.slopes(weights, active[: self.count]), self.gates.slopes(gates, active[self.count :]))
+
+    def decode(self, genome: Vector) -> Recipe:
+        """The recipe of a genome."""
+        weights, gates = np.split(genome, [self.count])
+        return self.config.recipe(merge=self.weights.part(weights), flow=self.gates.part(gates))
+
+    def notes(self) -> list[str]:
+        """What is not evolved of the merge."""
+        return self.weights.notes()

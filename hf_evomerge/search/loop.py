@@ -29,6 +29,7 @@ _WINNER_NAMES: dict[Stage, str] = {
     "ps": "evolved PS",
     "dfs-first": "first DFS",
     "dfs": "evolved DFS",
+    "joint": "evolved PS+DFS, joint",
     "random": "random search",
 }
 
@@ -77,7 +78,7 @@ class Search:
                 else:
                     keys = [*self._finalists(stage), *([winners[first]] if first is not None else [])]
                     winners[stage] = self._choose(list(dict.fromkeys(keys)))
-            contenders = [stage for stage in self.config.stages if stage in ("ps", "dfs")]
+            contenders = [stage for stage in self.config.stages if stage in self.config.spaces]
             if "validation" not in self.splits:
                 contenders.sort(key=lambda stage: -(self.study.best(stage)[0].fitness or 0.0))  # of equals the earlier stage
             winner = self._choose([winners[stage] for stage in contenders])
@@ -161,7 +162,7 @@ class Search:
                 name = name.replace("DFS", "PS+DFS")
             seconds = math.fsum(trial.scores.seconds for trial in trials)
             cost = round(math.fsum(trial.cost for trial in trials), 2)
-            ended_with = key == winner and stage in ("ps", "dfs")
+            ended_with = key == winner and stage in self.config.spaces
             rows.append(Row(stage, name, scores[key], cost, seconds, winner=ended_with, retained=retained[key]))
         return Result(self.study.recipe(winner), split, rows)
 

@@ -33,6 +33,9 @@ class Start:
         lower, upper: Bounds of each coordinate, shape (n,); infinite where there are none.
         candidates: Points that are scored before the search begins, which it does at the best of them. The first are the most
             important, should the budget not do for all.
+        rates: Factors of `sigma`, one per coordinate, shape (n,); all 1 where None.
+        prunable: Coordinates that a search by gradient gives up where they stay at their lower bound, shape (n,); none where
+            None.
     """
 
     mean: Vector
@@ -40,11 +43,14 @@ class Start:
     lower: Vector
     upper: Vector
     candidates: tuple[Vector, ...] = ()
+    rates: Vector | None = None
+    prunable: NDArray[np.bool_] | None = None
 
     def sample(self, rng: np.random.Generator) -> Vector:
         """One genome of random search: uniform between bounds, and normal around the mean where there are none."""
         bounded = np.isfinite(self.lower) & np.isfinite(self.upper)
-        normal = self.mean + self.sigma * rng.standard_normal(self.mean.shape)
+        sigma = self.sigma if self.rates is None else self.sigma * self.rates
+        normal = self.mean + sigma * rng.standard_normal(self.mean.shape)
         uniform = rng.uniform(np.where(bounded, self.lower, 0.0), np.where(bounded, self.upper, 1.0))
         return np.where(bounded, uniform, normal)
 

@@ -104,7 +104,7 @@ def plan_search(config: SearchConfig) -> Plan:
     parents = len(config.sources) + (config.base is not None and config.base not in config.sources)
     every = [Phase("parents", f"{parents} models on all search examples", parents * second * examples["search"]), *phases]
     if "validation" in examples:
-        count = config.finalists * sum(stage in ("ps", "dfs", "random") for stage in config.stages)
+        count = config.finalists * sum(stage in (*config.spaces, "random") for stage in config.stages)
         text = f"up to {count} models on {examples['validation']} validation examples"
         every.append(Phase("finalists", text, count * second * examples["validation"]))
     split = next(split for split in ("test", "validation", "search") if split in examples)
@@ -142,8 +142,9 @@ class _Stage:
             batch = None if size == self.count else tuple(range(size))
             seconds += rounds * self.population * _seconds(self.evaluator, first, second, self._how(near, batch))
         what = [f"{self.start.mean.size} numbers to evolve", f"{budget} evaluations"]
-        name = self.config.space_of(self.stage)
-        what.insert(0, self.config.ps.method if name == "ps" else self.config.dfs.encoding)
+        method, encoding = self.config.ps.method, self.config.dfs.encoding
+        kinds = {"ps": method, "dfs": encoding, "joint": f"{method} and {encoding}"}
+        what.insert(0, kinds[self.config.space_of(self.stage)])
         if second.flow is not None:
             what.append(f"paths of {len(second.flow.to_path())} to {self.config.dfs.max_hops} hops")
         sizes = f"{self.sizes[0]} to {self.sizes[-1]}" if len(set(self.sizes)) > 1 else f"{self.sizes[0]}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..merging.gradient import Number
+    from ..routing.pool import LayerPool
     from .evaluator import Evaluator
 
 Vector = NDArray[np.float64]
@@ -65,13 +66,37 @@ class GateSlopes:
 
     def take(self, evaluator: Evaluator, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
         """See `Slopes`."""
+        return self.through(evaluator.layer_pool(recipe), backward)
+
+    def through(self, pool: LayerPool, backward: Callable[[Any], object], *, weights: bool = False) -> Vector:
+        """The gradient at these gates of resident layers; with `weights`, parameters that want one get theirs too."""
         from ..routing.gates import gate_gradient
 
         running = [index for index, active in enumerate(self.active) if active]
         slots, gates = [self.slots[i] for i in running], [self.gates[i] for i in running]
         gradient = np.zeros(len(self.slots))
-        gradient[running] = gate_gradient(evaluator.layer_pool(recipe), slots, gates, backward)
+        gradient[running] = gate_gradient(pool, slots, gates, backward, weights=weights)
         return gradient
+
+
+@dataclass(frozen=True)
+class JointSlopes:
+    """Of numbers of the merge part and of gates, in one pass: that to the merge goes through the merged layers on the path.
+
+    Attributes:
+        weights: The first coordinates.
+        gates: Those that follow.
+    """
+
+    weights: WeightSlopes
+    gates: GateSlopes
+
+    def take(self, evaluator: Evaluator, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+        """See `Slopes`."""
+        pool = evaluator.layer_pool(recipe, merge=False)  # the merge is written by the gradient of the weights
+        gates: list[Vector] = []
+        weights = self.weights.take(evaluator, recipe, lambda _: gates.append(self.gates.through(pool, backward, weights=True)))
+        return np.concatenate([weights, gates[0]])
 
 
 @contextmanager

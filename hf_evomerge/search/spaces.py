@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..recipes.recipe import MergePart, ParameterValue, Recipe
 from .config import SearchConfig, Stage
-from .flow_space import FlowSpace
+from .flow_space import FlowSpace, JointSpace
 from .optimizer import Start, Vector
 from .parameter_space import ParameterSpace
 from .slopes import Slopes
@@ -61,6 +61,8 @@ def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge
         merge: The merge that a second stage builds on: the winner of the first.
     """
     depth, name = sources.layers[config.ps_sources[0]], config.space_of(stage)
+    if name == "joint":
+        return JointSpace(config, sources.layers, sources.tensors, sources.unchanged)
     part = config.part(name)
     config = config.model_copy(update={name: part.model_copy(update={"optimizer": config.optimizer(stage)})})
     if name == "ps":

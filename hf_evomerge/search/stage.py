@@ -139,8 +139,7 @@ class StageRun:
         count = max(self.example_count, 1)
         shares = [size / count for size in self.config.batch_sizes(self.stage, count)]
         if settings.algorithm == "gradient" and self.stage != "random":
-            gates = self.config.space_of(self.stage) == "dfs"
-            return GradientOptimizer(start, price=self.space.price, budget=self.budget, share=shares[0], prune=gates)
+            return GradientOptimizer(start, price=self.space.price, budget=self.budget, share=shares[0])
         return Optimizer(
             start,
             algorithm="random" if self.stage == "random" else settings.algorithm,

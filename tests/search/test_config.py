@@ -46,6 +46,9 @@ def test_stages(space: str, baseline: bool, stages: list[str]) -> None:
     assert _config(space=space, random_baseline=baseline).stages == stages
 
 
+BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -82,6 +85,12 @@ def test_stages(space: str, baseline: bool, stages: list[str]) -> None:
         ({"dfs": {"max_hops": 1}}, "dfs.max_hops: Input should be greater than or equal to 2 (found 1)"),
         ({"dfs": {"max_hops": 5000}}, "dfs.max_hops: Input should be less than or equal to 4096 (found 5000)"),
         ({"dfs": {"scales": "hop"}}, "dfs.scales"),
+        ({"joint": True, "ps": BY_GRADIENT, "dfs": BY_GRADIENT}, "joint: moves weights and gates by their gradient"),
+        ({"joint": True, "space": "hybrid", "ps": BY_GRADIENT}, "joint: moves weights and gates by their"),
+        (
+            {"joint": True, "space": "hybrid", "dfs": BY_GRADIENT, "ps": {**BY_GRADIENT, "first": {}}},
+            "joint: there is one stage, and none before it",
+        ),
         ({"dfs": {"initialisation": "zero"}}, "dfs.initialisation"),
         ({"fitness": {"task": "magic"}}, "fitness: unknown task 'magic'"),
         ({"fitness": {}}, "fitness: task: which one?"),
@@ -162,6 +171,15 @@ def test_batches_grow_up_to_half_of_the_examples(more: dict[str, Any], sizes: di
     config = _config(**more, random_baseline=True)
     assert {count: config.batch_sizes("ps", count) for count in sizes} == sizes
     assert config.batch_sizes("random", 128) == (128,)
+
+
+def test_a_joint_search_is_one_stage() -> None:
+    """Where weights and gates move together there is one stage, with the evaluations and minutes of both spaces."""
+    ps, dfs = ({"optimizer": {"algorithm": "gradient", "evaluations": n, "minutes": n / 2}} for n in (10, 20))
+    config = _config(space="hybrid", joint=True, ps=ps, dfs=dfs, random_baseline=True)
+    assert config.stages == ["joint", "random"]
+    assert config.budget("joint") == config.budget("random") == (30, 15.0)
+    assert (config.batch_sizes("joint", 100), config.batch_sizes("random", 100)) == ((16,), (100,))
 
 
 def test_a_surrogate_needs_the_same_examples_in_every_round() -> None:

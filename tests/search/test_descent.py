@@ -12,9 +12,9 @@ from hf_evomerge.search.optimizer import Start
 GOAL = np.array([0.3, 1.5, -0.4])
 
 
-def start(*candidates: np.ndarray) -> Start:
+def start(*candidates: np.ndarray, **more: np.ndarray) -> Start:
     """The middle of a box from 0 to 1."""
-    return Start(np.full(3, 0.5), 0.1, np.zeros(3), np.ones(3), candidates)
+    return Start(np.full(3, 0.5), 0.1, np.zeros(3), np.ones(3), candidates, **more)
 
 
 def optimizer(budget: float = 40.0, share: float = 0.25, **more: object) -> GradientOptimizer:
@@ -49,18 +49,28 @@ def test_it_ends_at_the_best_point_of_the_box() -> None:
 
 def test_the_same_answers_give_the_same_points() -> None:
     """Told the same, it asks for the same, bit for bit."""
-    first, second = (run(optimizer(prune=True)) for _ in range(2))
+    first, second = (run(optimizer(start=start(prunable=np.ones(3, dtype=bool)))) for _ in range(2))
     assert [point.tobytes() for point, *_ in first] == [point.tobytes() for point, *_ in second]
 
 
 def test_what_stays_at_the_bound_is_given_up() -> None:
     """A coordinate that stays at its lower bound leaves for good, and what is left costs less."""
-    it = optimizer(prune=True)
+    it = optimizer(start=start(prunable=np.array([True, False, True])))
     costs = [cost for _, gradient, _, cost in run(it) if gradient]
     assert costs == sorted(costs, reverse=True)
     assert (costs[0], costs[-1]) == (0.75, 0.5)
     assert it.request.full
     assert it.average[2] < 1e-3
+    kept = [cost for _, gradient, _, cost in run(optimizer(start=start(prunable=np.array([True, True, False])))) if gradient]
+    assert set(kept) == {0.75}
+
+
+def test_coordinates_have_rates_of_their_own() -> None:
+    """The first step of a coordinate is the first rate times its factor."""
+    asked = run(optimizer(start=start(rates=np.array([1.0, 0.5, 0.0]))))
+    steps = np.abs(asked[1][0] - asked[0][0])
+    assert steps[1] == pytest.approx(steps[0] / 2)
+    assert {point[2] for point, *_ in asked} == {0.5}
 
 
 def test_the_best_candidate_is_the_first_point() -> None:

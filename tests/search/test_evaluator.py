@@ -21,6 +21,7 @@ from hf_evomerge.fitness import FunctionTask, Scores, make_task
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.flow_space import JointSpace
 from hf_evomerge.search.spaces import make_space, uniform_average
 
 Config = Callable[..., SearchConfig]
@@ -268,12 +269,46 @@ def test_one_tokenisation_for_all_candidates(search_config: Config) -> None:
     assert isinstance(config.sources[0], SourceRef)
 
 
-@pytest.mark.parametrize("space", ["ps", "dfs"])
+JOINT: dict[str, Any] = {"joint": True, "ps": {"optimizer": {"algorithm": "gradient"}}}
+
+
+def test_a_joint_gradient_is_that_of_the_score(search_config: Callable[..., SearchConfig]) -> None:
+    """The slopes of weights and gates at one point are those of the score of its recipe, also where merged layers repeat."""
+    config = search_config("hybrid", **JOINT, dfs={"repetitions": 2, "optimizer": {"algorithm": "gradient"}})
+    evaluator = Evaluator(config)
+    space = make_space(config, "joint", evaluator.summary)
+    assert isinstance(space, JointSpace)
+    genome = space.start().mean
+    rng = np.random.default_rng(0)
+    weights, off, first_of_merged = 8, 8 + 3, [8, 8 + 6]
+    genome[:weights], genome[weights:] = np.linspace(0.4, 0.6, weights), rng.uniform(0.3, 1.0, genome.size - weights)
+    genome[off] = 0.0
+    found = evaluator.evaluate(space.decode(genome), slopes=space.slopes(genome, np.ones(genome.size, dtype=np.bool_)))
+    assert found.error is None, found.error
+    assert found.mean == pytest.approx(evaluator.evaluate(space.decode(genome)).mean, rel=1e-4)
+    assert found.gradient is not None
+    for place in set(range(genome.size)) - {off}:
+        ends = []
+        for step in (0.001, -0.001):
+            moved = genome.copy()
+            moved[place] += step
+            ends.append(evaluator.evaluate(space.decode(moved)).mean or np.nan)
+        assert found.gradient[place] == pytest.approx((ends[0] - ends[1]) / 0.002, rel=0.03, abs=0.02), place
+    active = ~np.isin(np.arange(genome.size), first_of_merged)
+    fewer = evaluator.evaluate(space.decode(genome * active), slopes=space.slopes(genome * active, active))
+    assert fewer.gradient is not None
+    changed = [each.group == "blocks.0" for each in space.weights.coordinates]
+    assert (fewer.gradient == 0).tolist() == [*changed, *~active[weights:]]
+
+
+@pytest.mark.parametrize("space", ["ps", "dfs", "hybrid"])
 def test_recomputed_gradients_are_the_same(space: str, search_config: Callable[..., SearchConfig]) -> None:
     """With gradient checkpointing a gradient has the same bits, and the layers are left as they were."""
     found = []
     for checkpointing in (False, True):
-        config = search_config(space, dfs={"repetitions": 1}, gradient_checkpointing=checkpointing)
+        more = JOINT if space == "hybrid" else {}
+        dfs = {"repetitions": 1, "optimizer": {"algorithm": "gradient"}}
+        config = search_config(space, **more, dfs=dfs, gradient_checkpointing=checkpointing)
         evaluator = Evaluator(config)
         here = make_space(config, config.stages[0], evaluator.summary)
         genome = here.start().mean

@@ -25,7 +25,7 @@ from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchE
 from hf_evomerge.fitness import DataSpec, Example, FunctionTask
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.answers import Answer, describe_answers, export_answers, study_answers
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.config import STAGES, SearchConfig
 from hf_evomerge.search.evaluation import evaluate_model
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.plan import plan_search
@@ -241,13 +241,14 @@ BY_GRADIENT: dict[str, dict[str, Any]] = {
     "ps": {"ps": {"method": "ties", "groups": "tensor", "optimizer": GRADIENT}, "batch": 2},
     "dfs": {"dfs": {"optimizer": {**GRADIENT, "evaluations": 30}}, "batch": 2},
     "hybrid": {"ps": {"optimizer": GRADIENT}, "dfs": {"repetitions": 1, "optimizer": {**GRADIENT, "evaluations": 40}}},
+    "joint": {"space": "hybrid", "joint": True, "ps": {"optimizer": GRADIENT}, "dfs": {"optimizer": GRADIENT}, "batch": 2},
 }
 
 
-@pytest.mark.parametrize("space", BY_GRADIENT)
-def test_a_search_by_gradient(space: str, search_config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", BY_GRADIENT)
+def test_a_search_by_gradient(name: str, search_config: Config, tmp_path: Path) -> None:
     """A search by gradient keeps its budget, climbs, holds each step's gradient, and a trial's score is its recipe's."""
-    config = search_config(space, **BY_GRADIENT[space])
+    config = search_config(**{"space": name, **BY_GRADIENT[name]})
     result = run_search(config, tmp_path, build=False)
     study, evaluator = Study.open(tmp_path), Evaluator(config)
     for stage in config.stages:
@@ -261,12 +262,12 @@ def test_a_search_by_gradient(space: str, search_config: Config, tmp_path: Path)
         for trial in (whole[-1], *(trial for trial in steps if trial.scores.values.size == 5)):
             again = evaluator.evaluate(study.recipe(trial.recipe_key or ""))
             assert np.allclose(again.values, trial.scores.values, rtol=1e-3, atol=1e-4)
-    for row in (row for row in result.rows if row.stage in ("ps", "dfs")):
-        counted = study.trials() if space == "hybrid" and row.stage == "dfs" else study.trials(row.stage)
+    for row in (row for row in result.rows if row.stage in STAGES):
+        counted = study.trials() if name == "hybrid" and row.stage == "dfs" else study.trials(row.stage)
         assert row.evaluations == round(sum(trial.cost for trial in counted), 2)
-    if "ps" in config.stages:
-        start = evaluator.evaluate(study.recipe(study.trials("ps")[0].recipe_key or "")).mean
-        assert study.best("ps")[0].fitness > start  # type: ignore[operator]
+    if name != "dfs":
+        start = evaluator.evaluate(study.recipe(study.trials(config.stages[0])[0].recipe_key or "")).mean
+        assert study.best(config.stages[0])[0].fitness > start  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -286,17 +287,18 @@ def test_groups_by_name(groups: Any, search_config: Config, tmp_path: Path) -> N
     assert Recipe.load(tmp_path / "model" / "recipe.yaml") == result.winner
 
 
-def test_a_search_by_gradient_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "stage"), [("dfs", "dfs"), ("joint", "joint")])
+def test_a_search_by_gradient_killed_and_resumed(name: str, stage: str, search_config: Config, tmp_path: Path) -> None:
     """Killed in the middle of its steps and resumed with other workers, it ends with the same trials and gradients."""
-    config = search_config("dfs", **BY_GRADIENT["dfs"])
+    config = search_config(**{"space": name, **BY_GRADIENT[name]})
     run_search(config, tmp_path / "whole", build=False)
-    count = len(Study.open(tmp_path / "whole").trials("dfs"))
+    count = len(Study.open(tmp_path / "whole").trials(stage))
 
     class KilledError(Exception):
         """As if the process had been killed."""
 
     def kill(progress: Progress) -> None:
-        if progress.phase == "dfs" and progress.fresh == count // 2:
+        if progress.phase == stage and progress.fresh == count // 2:
             raise KilledError
 
     with pytest.raises(KilledError):

@@ -13,7 +13,7 @@ from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import MergePart, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig, source_label
-from hf_evomerge.search.flow_space import FlowSpace
+from hf_evomerge.search.flow_space import FlowSpace, JointSpace
 from hf_evomerge.search.parameter_space import ParameterSpace
 from hf_evomerge.search.spaces import uniform_average
 
@@ -249,6 +249,37 @@ def test_after_a_merge_the_merged_model_comes_first() -> None:
     assert recipe.flow.path == ["2:0", "2:1", "2:2", "2:3"]
     assert recipe.flow.embedding_source == 2
     assert len(space.genome.layout) == 24
+
+
+def test_a_joint_space_is_weights_then_gates() -> None:
+    """A joint search begins at the merge's start on its own layers, its gates beside its weights, each at its own rate."""
+    by_gradient = {"optimizer": {"algorithm": "gradient"}}
+    ps = {"blocks_per_group": "model", "parameters": {"weight": {"low": 0, "high": 2, "start": 0.5}}, **by_gradient}
+    space = JointSpace(_config(space="hybrid", joint=True, ps=ps, dfs={"repetitions": 1, **by_gradient}), [4, 4], (), ())
+    start = space.start()
+    assert start.mean.tolist() == [0.25] * 2 + [1.0] * 4 + [0.05] * 8
+    assert (start.lower.tolist(), start.upper.tolist()) == ([0.0] * 14, [1.0] * 2 + [np.inf] * 12)
+    assert start.rates is not None
+    assert start.prunable is not None
+    assert (start.sigma * start.rates).tolist() == pytest.approx([0.04] * 2 + [0.1] * 12)
+    assert start.prunable.tolist() == [False] * 2 + [True] * 12
+    recipe = space.decode(np.array([0.1, 0.4] + [1.0] * 4 + [0.0] * 7 + [0.5]))
+    assert recipe.merge is not None
+    assert recipe.flow is not None
+    assert recipe.merge.parameters == [{"weight": 0.2}, {"weight": 0.8}]
+    assert (recipe.flow.path, recipe.flow.scales) == (["2:0", "2:1", "2:2", "2:3", "1:3"], [1.0] * 4 + [2.0])
+
+
+def test_what_a_joint_gradient_costs() -> None:
+    """The merged model alone costs three scores, as in parameter space; each of the sources' slots costs as in gates alone."""
+    by_gradient = {"optimizer": {"algorithm": "gradient"}}
+    config = _config(space="hybrid", joint=True, ps={"blocks_per_group": "model", **by_gradient}, dfs=by_gradient)
+    space = JointSpace(config, [4, 4], (), ())
+    slots = np.array([source for source, _ in space.gates.genome.layout.slots])
+    every = np.ones(26, dtype=np.bool_)
+    assert space.price(every) == 2 * 3 + 4 * 2
+    assert space.price(np.concatenate([every[:2], np.arange(24) < 4])) == 3
+    assert space.price(np.concatenate([every[:2], slots == 1])) == 4
 
 
 def test_uniform_average() -> None:
