@@ -10,13 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from finetune import Lora
-
 from hf_evomerge import Example, Recipe, Scores, SearchConfig, SourceRef
 from hf_evomerge.demo.language import TextKind, problems, write
 from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.fitness import make_task
 from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.finetune import Lora
 
 SEARCH, HELD_OUT, OWN = 128, 500, 200
 WEIGHT = {"low": -0.5, "high": 2.0, "start": 0.5}

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finetune import fine_tune
 from lab import Lab
 
 from hf_evomerge import MergePart, Recipe, SourceRef, Study, run_search
 from hf_evomerge.fitness import make_task
+from hf_evomerge.search.finetune import fine_tune
 from hf_evomerge.search.spaces import make_space, uniform_average
 
 GRADIENT = 3.0  # scores that a gradient of weights counts

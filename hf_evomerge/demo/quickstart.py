@@ -138,7 +138,7 @@ def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, 
         },
         "fitness": {"task": "likelihood", "separator": " "},
         "data": {split: {"jsonl": str(file)} for split, file in data.items()},
-        "random_baseline": space == "ps",
+        "baselines": ["average", "random"] if space == "ps" else ["average"],
     }
     return SearchConfig.model_validate(settings)
 

@@ -31,6 +31,11 @@ def check_search(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, 
     check_disjoint(**{split: examples for split, examples in splits.items() if split in SPLITS})
     if config.space != "dfs":
         check_mergeable([evaluator.sources[i] for i in config.ps_sources], evaluator.base)
+    if "lora" in config.baselines:
+        from .finetune import peft
+
+        evaluator.differentiable_task()
+        peft()
     dimensions: dict[str, int] = {}
     notes: list[str] = []
     for stage in config.stages:

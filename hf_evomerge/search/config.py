@@ -33,6 +33,7 @@ _FIRST: dict[str, Stage] = {"ps": "ps-first", "dfs": "dfs-first"}
 
 _BATCH = 16  # examples of a gradient's step, and of the first generations, where the file does not say it
 _PARTS = 3  # of the budget, over which batches grow
+Baseline = Literal["average", "random", "lora"]
 SPLITS = ("search", "validation", "test")
 RETAINED = "retain:"  # begins the names of splits whose examples a search does not look at
 
@@ -204,7 +205,9 @@ class SearchConfig(StrictModel):
         batch: Number of search examples per generation, drawn anew for each, or ``all``. Where absent 16, which without a
             gradient grows over the budget up to half of the examples. A random search has all.
         finalists: How many of the best trials are scored on the validation split.
-        random_baseline: Whether to run a random search of the same budget, in the space of the first stage, for comparison.
+        baselines: What the result is compared with, beside base and sources: the plain ``average``; a ``random`` search of the
+            same budget, in the space of the first stage; ``lora`` fine-tunes of the best parent and of the average, on the
+            search examples at the same cost (extra ``lora``).
         threads: CPU threads per evaluation. Part of the study: another number may change the last bits of a score.
         device: Where candidates are evaluated, such as ``cpu`` or ``cuda:0``.
         gradient_checkpointing: Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of
@@ -224,7 +227,7 @@ class SearchConfig(StrictModel):
     retain: dict[str, DataSpec] = Field(default_factory=dict)
     batch: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     finalists: int = Field(default=8, ge=1)
-    random_baseline: bool = False
+    baselines: tuple[Baseline, ...] = ("average",)
     threads: int = Field(default=1, ge=1)
     device: str = "cpu"
     gradient_checkpointing: bool = False
@@ -270,7 +273,7 @@ class SearchConfig(StrictModel):
             if self.part(name).first is not None:
                 stages.append(_FIRST[name])
             stages.append(name)
-        return [*stages, "random"] if self.random_baseline else stages
+        return [*stages, "random"] if "random" in self.baselines else stages
 
     @property
     def spaces(self) -> tuple[SpaceName, ...]:

@@ -145,6 +145,23 @@ class Evaluator:
         task: Task = self._task_factory() if fitness is None else make_task(fitness)
         return task
 
+    def differentiable_task(self) -> DifferentiableTask:
+        """An unprepared task that has a gradient: that of the first stage; raises `FitnessError` where it has none."""
+        fitness = self.config.fitness_of(self.config.stages[0])
+        self.check_gradient(fitness)
+        task = self._new_task(fitness)
+        assert isinstance(task, DifferentiableTask)  # checked
+        return task
+
+    def tokenizer(self, target: Target) -> Any:
+        """The tokenizer that goes with a target."""
+        return self._tokenizer_owner(target).tokenizer()
+
+    def forget_parents(self) -> None:
+        """Let go of the parent that was scored last."""
+        self._visitor = None
+        gc.collect()
+
     def check_gradient(self, fitness: TaskSpec | None = None) -> None:
         """Raise `FitnessError` unless the fitness, the search's own where None, has a gradient."""
         if not isinstance(self._new_task(fitness), DifferentiableTask):
@@ -179,7 +196,7 @@ class Evaluator:
 
         from ..fitness.encoding import encode_prompt
 
-        tokenizer = self._tokenizer_owner(target).tokenizer()
+        tokenizer = self.tokenizer(target)
         prompt = torch.tensor([encode_prompt(example, tokenizer)], device=self.config.device)
         model: Any = self.model(target)
         with torch.inference_mode():

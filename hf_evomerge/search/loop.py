@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import SearchError
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe, SourceRef
+from .baselines import Tune
 from .config import RETAINED, SearchConfig, Stage, source_label
 from .results import Result
 from .rows import Row
@@ -45,6 +46,7 @@ class Search:
         splits: The splits that there are examples for, and how many. The number of search examples is needed where the search
             draws batches.
         report: Called after every trial.
+        tune: Makes the fine-tunes of ``baselines: lora``.
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class Search:
         sources: SourceSummary,
         splits: Mapping[str, int] = MappingProxyType({"search": 0}),
         report: Report | None = None,
+        tune: Tune | None = None,
     ) -> None:
         self.config, self.study, self.runner = config, study, runner
         self.sources, self.splits = sources, dict(splits)
-        self.report = report or (lambda _: None)
+        self.report, self.tune = report or (lambda _: None), tune
 
     def run(self) -> Result:
         """Run or resume until every budget is spent.
@@ -138,23 +141,32 @@ class Search:
         """The best of some recipes on the validation split; of equals, and where there is no such split, the first."""
         if "validation" not in self.splits or len(keys) == 1:
             return keys[0]
-        scores = self._evaluate_labels({key: self.study.recipe(key) for key in keys}, "validation", "finalists")
-        fitness = [scores[key].mean for key in keys]
-        return keys[int(np.argmax([-np.inf if value is None else value for value in fitness]))]  # the first of equals
+        return self._best({key: self.study.recipe(key) for key in keys}, "validation")
+
+    def _best(self, targets: Mapping[str, Recipe | SourceRef], split: str) -> str:
+        """The label of the best of some targets on a split; of equals the first."""
+        scores, labels = self._evaluate_labels(targets, split, "finalists"), list(targets)
+        fitness = [scores[label].mean for label in labels]
+        return labels[int(np.argmax([-np.inf if value is None else value for value in fitness]))]
 
     def _result(self, winner: str, winners: dict[Stage, str]) -> Result:
         """Measure everything worth comparing on the test split, once."""
         split = self.judged_on
-        average = uniform_average(self.config) if len(set(self.sources.layers)) == 1 else None
+        can_average = len(set(self.sources.layers)) == 1 and "average" in self.config.baselines
+        average = uniform_average(self.config) if can_average else None
         targets: dict[str, Recipe | SourceRef] = dict(self._parents())
         if average is not None:
             targets[self.study.add_recipe(average)] = average
+        tuned = self._fine_tunes(average)
+        targets.update({label: ref for label, (_, ref) in tuned.items()})
         targets.update({key: self.study.recipe(key) for key in winners.values()})
         scores = self._evaluate_labels(targets, split, "test")
         retained = self._retained(targets)
         rows = [self._parent_row(label, ref, scores[label], retained[label]) for label, ref in self._parents().items()]
         if average is not None:
             rows.append(Row("average", "uniform average", scores[average.key], retained=retained[average.key]))
+        for label, (name, _) in tuned.items():
+            rows.append(Row("lora", name, scores[label], self._searched, retained=retained[label]))
         for stage, key in winners.items():
             trials = [trial for before in self._behind(stage) for trial in self.study.trials(before)]
             name = _WINNER_NAMES[stage]
@@ -165,6 +177,30 @@ class Search:
             ended_with = key == winner and stage in self.config.spaces
             rows.append(Row(stage, name, scores[key], cost, seconds, winner=ended_with, retained=retained[key]))
         return Result(self.study.recipe(winner), split, rows)
+
+    @property
+    def _searched(self) -> float:
+        """What the search spent, in scores of all search examples."""
+        stages = [stage for stage in self.config.stages if stage != "random"]
+        return round(math.fsum(trial.cost for stage in stages for trial in self.study.trials(stage)), 2)
+
+    def _fine_tunes(self, average: Recipe | None) -> dict[str, tuple[str, SourceRef]]:
+        """LoRA fine-tunes of the best parent and of the average at the cost of the search: name and model, by label."""
+        if "lora" not in self.config.baselines or self.tune is None:
+            return {}
+        parents = self._parents()
+        best = self._best(dict(parents), "search")
+        starts: dict[str, tuple[str, Recipe | SourceRef]] = {
+            best.replace(":", "-"): (source_label(parents[best]), parents[best])
+        }
+        if average is not None:
+            starts["average"] = ("the average", average)
+        chosen = {}
+        for folder, (name, start) in starts.items():
+            tuned = self.tune(start, folder, self._searched)
+            label = self._best(tuned, "validation" if "validation" in self.splits else "search")
+            chosen[label] = (f"LoRA fine-tune of {name}", tuned[label])
+        return chosen
 
     def _behind(self, stage: Stage) -> list[Stage]:
         """A stage and those that it builds on: a stage of a hybrid search on all before it."""

@@ -195,7 +195,7 @@ def _of_splits(examples: dict[str, int]) -> list[str]:
     return missing + [
         f"data.{split}: {count} examples: the standard error of an accuracy is up to {0.5 / math.sqrt(count):.2f}"
         for split, count in examples.items()
-        if count < _FEW[split]
+        if count < _FEW.get(split, 0)
     ]
 
 

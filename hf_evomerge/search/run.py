@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..fitness import Example, Task
+from .baselines import FOLDER, tuned_models
 from .checks import check_search
 from .config import SearchConfig
 from .evaluator import Evaluator
@@ -74,6 +76,7 @@ def run_search(
             sources=evaluator.summary,
             splits={split: len(evaluator.examples(split)) for split in evaluator.splits},
             report=report,
+            tune=partial(tuned_models, evaluator, study.folder / FOLDER),
         )
         result = search.run()
         save_results(config, study.folder, result)

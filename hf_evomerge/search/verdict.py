@@ -44,6 +44,8 @@ def verdict(rows: Sequence[Row], split: str) -> list[str]:
             sentences += _against(winner, row, "the plain average", "the average is the better merge", "over the plain average")
         elif row.stage == "random":
             sentences += _against(winner, row, "the random search", "random search found the better one", "over random search")
+        elif row.stage == "lora":
+            sentences += _against(winner, row, f"a {row.model}", "here fine-tuning is worth more than merging")
         elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
             sentences += _against(winner, row, row.model, "the validation split chose the other one")
     sentences += _forgotten(winner, parents) + _cut(rows)

@@ -109,7 +109,7 @@ def test_budgets_are_comparable(budget: int, tmp_path: Path) -> None:
     ps, dfs, hybrid = (demo_config(space, data, budget, 0) for space in ("ps", "dfs", "hybrid"))
     assert ps.ps.optimizer.evaluations == dfs.dfs.optimizer.evaluations == budget
     assert hybrid.ps.optimizer.evaluations + hybrid.dfs.optimizer.evaluations == budget
-    assert [config.random_baseline for config in (ps, dfs, hybrid)] == [True, False, False]
+    assert ["random" in config.baselines for config in (ps, dfs, hybrid)] == [True, False, False]
 
 
 def test_the_seed_is_the_seed_of_the_searches(demo: tuple[Path, list[Row]]) -> None:

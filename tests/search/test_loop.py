@@ -96,7 +96,7 @@ SPACES: dict[str, dict[str, Any]] = {
         "space": "hybrid",
         "ps": {"method": "linear", "blocks_per_group": "model", "optimizer": OPTIMIZER},
         "dfs": {"scales": "slot", "optimizer": {"evaluations": 20, "population": 6, "algorithm": "diagonal"}},
-        "random_baseline": True,
+        "baselines": ["average", "random"],
     },
     "first": {
         "space": "hybrid",
@@ -209,7 +209,7 @@ def test_another_seed_is_another_search(tmp_path: Path) -> None:
     other = _columns(_search(tmp_path / "1", ToyRunner(), "hybrid", seed=1)[0])
     assert not {row[4] for row in first} & {row[4] for row in other if row[0] != "dfs"}
     ps = {**SPACES["ps"]["ps"], "optimizer": {**OPTIMIZER, "algorithm": "random"}}
-    both = _columns(_search(tmp_path / "2", ToyRunner(), ps=ps, random_baseline=True)[0])
+    both = _columns(_search(tmp_path / "2", ToyRunner(), ps=ps, baselines=["average", "random"])[0])
     assert len({row[4] for row in both}) == len(both) == 62
 
 

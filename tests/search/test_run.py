@@ -24,15 +24,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchError, SourceError
 from hf_evomerge.fitness import DataSpec, Example, FunctionTask
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.search import baselines
 from hf_evomerge.search.answers import Answer, describe_answers, export_answers, study_answers
+from hf_evomerge.search.baselines import tuned_models
 from hf_evomerge.search.config import STAGES, SearchConfig
 from hf_evomerge.search.evaluation import evaluate_model
 from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.finetune import Lora, fine_tune
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results import Result
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runner import LocalRunner
 from hf_evomerge.search.show import describe_model, describe_study
+from hf_evomerge.search.spaces import uniform_average
 from hf_evomerge.search.stage import Progress
 from hf_evomerge.search.study import Study
 
@@ -74,7 +78,7 @@ def _digests(folder: Path) -> dict[str, str]:
 )
 def test_what_a_search_leaves(space: str, pictures: set[str], search_config: Config, tmp_path: Path) -> None:
     """A search leaves its settings, every trial, the winner's recipe and model, the comparison and the pictures; all agree."""
-    config = search_config(space, random_baseline=True)
+    config = search_config(space, baselines=["average", "random"])
     out = tmp_path / "deep" / "out"
     result = run_search(config, out)
     assert {item.name for item in out.iterdir() if not item.name.startswith(("study.db-", "study.db."))} == {
@@ -489,7 +493,7 @@ def test_overlapping_splits_are_refused(tiny: Path, search_config: Config, tmp_p
 def test_a_budget_in_minutes(search_config: Config, tmp_path: Path) -> None:
     """A search with a budget in minutes ends after a whole generation long before its trials are spent, and does not grow."""
     ps = {"blocks_per_group": "model", "optimizer": {"evaluations": 10**6, "population": 4, "minutes": 0.01}}
-    config = search_config(ps=ps, random_baseline=False)
+    config = search_config(ps=ps)
     result = run_search(config, tmp_path, build=False)
     count = _count_trials(tmp_path)
     assert 4 <= count < 2000
@@ -530,7 +534,7 @@ def test_data_from_a_function_is_not_for_a_file(search_config: Config, tmp_path:
 def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan says what each phase does, adds up their times, counts workers where they help, and writes nothing."""
     monkeypatch.chdir(tmp_path)
-    plan = plan_search(search_config("hybrid", random_baseline=True))
+    plan = plan_search(search_config("hybrid", baselines=["average", "random"]))
     assert plan.dimensions == {"ps": 2, "dfs": 6}
     assert plan.evaluations == {"ps": 8, "dfs": 8, "random": 16}
     assert plan.examples == {"search": 5, "validation": 4, "test": 6}
@@ -618,6 +622,51 @@ def test_answers_and_what_is_retained(tiny: Path, tmp_path: Path, search_config:
     assert describe_answers(tmp_path, 2).count("expected: ") == 2
     evaluation = evaluate_model(str(tiny / "a"), config, show=3)
     assert list(evaluation.answers) == (scores.outputs or [])[:3]
+
+
+def test_fine_tunes_for_comparison(tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA fine-tunes of the best parent and of the average have rows of their own, load, and are not trained twice."""
+    monkeypatch.setattr(baselines, "RATES", (1e-4, 1e-2))
+    config = search_config(baselines=["average", "lora"], retain={"old": {"jsonl": str(tiny / "validation.jsonl")}})
+    result = run_search(config, tmp_path, build=False)
+    rows = [row for row in result.rows if row.stage == "lora"]
+    assert rows[0].model in ("LoRA fine-tune of a", "LoRA fine-tune of b", "LoRA fine-tune of base")
+    assert rows[1].model == "LoRA fine-tune of the average"
+    assert [(row.evaluations, row.retained["old"].error) for row in rows] == [(8, None)] * 2
+    assert sum("LoRA fine-tune of" in sentence for sentence in result.verdict) == 2
+    study = Study.open(tmp_path)
+    tested = [label for label, split in study.evaluated() if split == "test" and label.startswith("lora:")]
+    study.close()
+    rate = tested[1].rsplit(":", 1)[1]
+    folder = tmp_path / "baselines" / "average"
+    tuned = SourceRef(model=str(folder / "model"), adapter=str(folder / f"lora-{rate}"))
+    evaluator = Evaluator(config)
+    assert evaluator.evaluate(tuned, "test") == rows[1].scores
+    assert len(list(folder.glob("lora-*"))) == 2
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    tuned_models(evaluator, folder.parent, uniform_average(config), "average", 8)
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+
+
+def test_a_fine_tune_climbs(tiny: Path, search_config: Config) -> None:
+    """Training raises the score on what it is trained on, gives the same adapter again, and spends what the cost pays for."""
+    evaluator = Evaluator(search_config(dtype="float32"))
+    ref = SourceRef(model=str(tiny / "a"))
+    before = evaluator.evaluate(ref).mean
+    settings = Lora.for_cost(200, len(evaluator.examples("search")), rate=5e-3)
+    assert (settings.steps, settings.batch) == (66, 5)
+    assert Lora.for_cost(75, 128, rate=1e-3).steps == 200
+    arguments: Any = (evaluator.differentiable_task, evaluator.examples("search"), evaluator.tokenizer(ref), settings)
+    trained = []
+    for _ in range(2):
+        model = fine_tune(AutoModelForCausalLM.from_pretrained(tiny / "a", dtype=torch.float32), *arguments)
+        task = evaluator.differentiable_task()
+        task.prepare(evaluator.examples("search"), evaluator.tokenizer(ref))
+        trained.append(task.evaluate(model))
+    assert before is not None
+    assert trained[0].mean is not None
+    assert trained[0].mean > before + 0.5
+    assert trained[0] == trained[1]
 
 
 def test_other_examples_are_refused(tmp_path: Path, search_config: Config) -> None:

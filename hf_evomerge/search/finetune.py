@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from hf_evomerge.fitness import DifferentiableTask, Example
+from ..errors import SearchError
+from ..fitness import DifferentiableTask, Example
 
 WARMUP = 10  # steps
+STEP_COST = 3  # of a step, in scores of its batch: a forward and a backward pass, as a gradient of merge weights has
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,29 @@ class Lora:
     seed: int = 0
     bfloat16: bool = False
 
+    @classmethod
+    def for_cost(cls, cost: float, examples: int, *, rate: float, batch: int = 16, **more: Any) -> Lora:
+        """As many steps as a cost pays for.
+
+        Args:
+            cost: In scores of all examples.
+            examples: How many there are.
+            rate: As above.
+            batch: As above; all examples where there are fewer.
+            **more: The other attributes.
+        """
+        batch = min(batch, examples)
+        return cls(rate, max(1, math.floor(cost * examples / (STEP_COST * batch) + 1e-9)), batch, **more)
+
+
+def peft() -> Any:
+    """The peft library; raises `SearchError` where it is not installed."""
+    try:
+        import peft as library
+    except ImportError as cause:
+        raise SearchError("fine-tuning needs the peft library: pip install 'hf-evomerge[lora]'") from cause
+    return library
+
 
 def fine_tune(
     model: Any,
@@ -46,7 +70,7 @@ def fine_tune(
     *,
     after_step: Callable[[int, Any], None] = lambda step, model: None,
 ) -> Any:
-    """A model with trained adapters.
+    """A model with trained adapters (peft's). The same arguments give the same adapters.
 
     Args:
         model: A plain model; adapters are put into it.
@@ -55,16 +79,24 @@ def fine_tune(
         tokenizer: The model's.
         settings: How.
         after_step: Called with the number of steps done and the model.
-    """
-    from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(settings.seed)
-    adapters = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, adapters)
+    Raises:
+        SearchError: peft is not installed.
+        FitnessError: A score is not finite.
+    """
+    import torch
+
+    library = peft()
+    adapters = library.LoraConfig(
+        r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        model = library.get_peft_model(model, adapters)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.data = parameter.data.float()
-    optimizer = torch.optim.AdamW(trained, lr=settings.rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=settings.rate, weight_decay=0.0, maximize=True)
     rng, order = np.random.default_rng(settings.seed), list[int]()
     for step in range(1, settings.steps + 1):
         if len(order) < settings.batch:
@@ -75,11 +107,8 @@ def fine_tune(
             cosine = 0.5 * (1 + math.cos(math.pi * (step - 1) / settings.steps))
             group["lr"] = settings.rate * min(1.0, step / WARMUP) * (0.01 + 0.99 * cosine)
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16) if settings.bfloat16 else nullcontext():
+        with torch.autocast(trained[0].device.type, torch.bfloat16) if settings.bfloat16 else nullcontext():
             task.backward(model)
-        for parameter in trained:  # the task's gradient is that of its score, which grows
-            if parameter.grad is not None:
-                parameter.grad.neg_()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         after_step(step, model)
