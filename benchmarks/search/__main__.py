@@ -22,9 +22,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from lab import HELD_OUT, OWN, SEARCH, Lab, demo
+from lab import COSTS, HELD_OUT, OWN, SEARCH, Lab, demo
 from methods import METHODS, average
-from records import COSTS, append, key, read, run
+from records import append, key, read, run
 
 RESULTS = Path(__file__).parents[1] / "results" / "search" / "demo.jsonl"
 

@@ -18,6 +18,7 @@ from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.finetune import Lora
 
 SEARCH, HELD_OUT, OWN = 128, 500, 200
+COSTS = (25, 50, 75, 100, 150, 200, 300, 400, 600)
 WEIGHT = {"low": -0.5, "high": 2.0, "start": 0.5}
 
 
@@ -33,6 +34,7 @@ class Lab:
         examples: ``search``, ``test``, and the parents' own tasks by name.
         rates: Learning rates that fine-tuning is tried with.
         tuning: How else it is done.
+        costs: At which costs, below the budget of a run, the best candidate so far is scored on held-out examples.
     """
 
     problem: str
@@ -40,8 +42,9 @@ class Lab:
     settings: Mapping[str, Any]
     sections: Mapping[str, Mapping[str, Any]]
     examples: Mapping[str, Sequence[Example]]
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 3e-4)
     tuning: Lora = field(default_factory=lambda: Lora(rate=0.0, steps=0))
+    costs: tuple[int, ...] = COSTS
 
     def config(self, **more: Any) -> SearchConfig:
         """A search on this problem."""

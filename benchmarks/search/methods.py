@@ -59,7 +59,7 @@ class Method:
     run: Run
 
 
-def ours(space: str, algorithm: str = "cma", *, batch: int | None = None, **sections: dict[str, Any]) -> Run:
+def ours(space: str, algorithm: str = "cma", *, batch: int | str | None = None, **sections: dict[str, Any]) -> Run:
     """One of the package's searches; `sections` are what its search file says more of ``ps`` and ``dfs``."""
 
     def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
@@ -211,9 +211,15 @@ def lora(start: Callable[[Lab], Recipe | SourceRef], number: int) -> Run:
 
 
 TENSOR = {"groups": "tensor"}
-GATE, SLOT, MATRIX = ({"order": [1, 0], "scales": scales} for scales in ("gate", "slot", "matrix"))  # A is the maths parent
-SHORT = (25, 75, 150)
+GATE, SLOT, MATRIX = ({"order": [1, 0], "scales": scales} for scales in ("gate", "slot", "matrix"))  # A is the second parent
+HYBRID_GATE = {"order": [2, 1, 0], "scales": "gate"}  # A is the merged model
 SCALES = [uniform(scale) for scale in (0.3, 0.5, 0.7, 1.0)]
+STARTS: dict[str, tuple[str, Callable[[Lab], Recipe | SourceRef]]] = {
+    "base": ("the base", base),
+    "parent-0": ("the first parent", parent(0)),
+    "parent-1": ("the second parent", parent(1)),
+    "average": ("the average", average),
+}
 
 METHODS: dict[str, Method] = {
     "base": Method("base", (1,), 1, known(base)),
@@ -221,33 +227,28 @@ METHODS: dict[str, Method] = {
     "parent-1": Method("second parent", (1,), 1, known(parent(1))),
     "average": Method("uniform average", (1,), 1, known(average)),
     "averages": Method("best of 4 uniform sums", (4,), 1, known(*SCALES)),
-    "ps-gradient": Method("PS, gradient, per tensor", SHORT, 1, ours("ps", "gradient", ps=TENSOR)),
-    "ps-cma": Method("PS, CMA-ES, per block", (600,), 1, ours("ps")),
-    "ps-gradient-block": Method("PS, gradient, per block", (75,), 1, ours("ps", "gradient")),
-    "ps-cma-batch": Method("PS, CMA-ES, per block, batch 16", (200,), 1, ours("ps", batch=16)),
-    "random": Method("random search, per block", (600,), 1, ours("ps", "random")),
-    "dfs-gradient": Method("DFS, gates, gradient", SHORT, 2, ours("dfs", "gradient", dfs=GATE)),
-    "dfs-cma-batch": Method("DFS, gates, CMA-ES, batch 16", (200,), 2, ours("dfs", batch=16, dfs=GATE)),
-    "dfs-slot": Method("DFS, indicators and scales, CMA-ES", (600,), 2, ours("dfs", dfs=SLOT)),
-    "hybrid": Method(
-        "PS+DFS, gradient", (75, 150), 2, ours("hybrid", "gradient", ps=TENSOR, dfs={"order": [2, 1, 0], "scales": "gate"})
-    ),
+    "ps-gradient": Method("PS, gradient, per tensor", (25, 75, 150), 1, ours("ps", "gradient", ps=TENSOR)),
+    "ps-cma": Method("PS, CMA-ES, all examples", (600,), 1, ours("ps", batch="all")),
+    "ps-cma-batch": Method("PS, CMA-ES, batches of 16", (200,), 1, ours("ps", batch=16)),
+    "dfs-gradient": Method("DFS, gates, gradient", (75, 150), 2, ours("dfs", "gradient", dfs=GATE)),
+    "dfs-slot": Method("DFS, indicators and scales, CMA-ES", (600,), 2, ours("dfs", batch="all", dfs=SLOT)),
     **{
-        f"lora-{name}-{number}": Method(f"LoRA from {where}", (75,), 3, lora(start, number))
-        for name, where, start in (
-            ("base", "the base", base),
-            ("parent-0", "the first parent", parent(0)),
-            ("parent-1", "the second parent", parent(1)),
-            ("average", "the average", average),
-        )
+        f"lora-{name}-{number}": Method(f"LoRA from {where}", (75,), 2 if number < 2 else 3, lora(start, number))
         for number in range(3)
+        for name, (where, start) in STARTS.items()
     },
-    "tpe": Method("Optuna TPE, per block", (200,), 4, optuna("tpe")),
-    "optuna-cma": Method("Optuna CMA-ES, per block", (200,), 4, optuna("cma")),
-    "ga": Method("pymoo GA, per block", (200,), 4, pymoo_ga),
-    "gp": Method("Optuna GP, per block", (100,), 4, optuna("gp")),
-    "dfs-cma": Method("DFS, gates, CMA-ES", (600,), 5, ours("dfs", dfs=GATE)),
-    "ps-cma-tensor": Method("PS, CMA-ES, per tensor", (600,), 5, ours("ps", ps=TENSOR)),
-    "dfs-matrix": Method("DFS, the paper's matrix of scales, CMA-ES", (600,), 5, ours("dfs", dfs=MATRIX)),
+    "ps-cma-grow": Method("PS, CMA-ES, growing batches", (200,), 2, ours("ps")),
+    "dfs-cma-grow": Method("DFS, gates, CMA-ES, growing batches", (200,), 2, ours("dfs", dfs=GATE)),
+    "hybrid": Method("PS+DFS, gradient", (150,), 2, ours("hybrid", "gradient", ps=TENSOR, dfs=HYBRID_GATE)),
+    "random": Method("random search", (600,), 3, ours("ps", "random")),
+    "ps-gradient-block": Method("PS, gradient, per block", (75,), 3, ours("ps", "gradient")),
+    "dfs-cma-batch": Method("DFS, gates, CMA-ES, batches of 16", (200,), 3, ours("dfs", batch=16, dfs=GATE)),
+    "tpe": Method("Optuna TPE", (200,), 4, optuna("tpe")),
+    "optuna-cma": Method("Optuna CMA-ES", (200,), 4, optuna("cma")),
+    "ga": Method("pymoo GA", (200,), 4, pymoo_ga),
+    "gp": Method("Optuna GP", (100,), 4, optuna("gp")),
+    "dfs-cma": Method("DFS, gates, CMA-ES, all examples", (600,), 5, ours("dfs", batch="all", dfs=GATE)),
+    "ps-cma-tensor": Method("PS, CMA-ES, all examples, per tensor", (600,), 5, ours("ps", batch="all", ps=TENSOR)),
+    "dfs-matrix": Method("DFS, the paper's matrix of scales, CMA-ES", (600,), 5, ours("dfs", batch="all", dfs=MATRIX)),
 }
-"""A new method is one line here."""
+"""A new method is one line here. PS is per block and parent where it does not say per tensor."""

@@ -13,7 +13,6 @@ from typing import Any
 from lab import Lab
 from methods import Method, Point
 
-COSTS = (25, 50, 75, 100, 150, 200, 300, 400, 600)
 Record = dict[str, Any]
 Key = tuple[str, int, str, int]
 
@@ -40,15 +39,15 @@ def run(lab: Lab, name: str, method: Method, budget: int, work: Path) -> Record:
 
 
 def measure(lab: Lab, points: Sequence[Point], budget: int) -> list[Record]:
-    """The best by search score within each cost, on the search examples and on held-out ones."""
+    """The best by search score within each cost: its score, and those on held-out examples."""
     marks, known = list[Record](), dict[int, Record]()
-    for cost in sorted({cost for cost in COSTS if cost < budget} | {budget}):
+    for cost in sorted({cost for cost in lab.costs if cost < budget} | {budget}):
         within = [i for i, point in enumerate(points) if point.cost <= cost + 1e-6]
         if within:
             best = max(within, key=lambda i: points[i].fitness)
             if best not in known:
-                known[best] = {split: _summary(lab, points[best].target, split) for split in ("search", "test")}
-            marks.append({"cost": cost, **known[best]})
+                known[best] = _summary(lab, points[best].target, "test")
+            marks.append({"cost": cost, "search": {"loglik": round(points[best].fitness, 4)}, "test": known[best]})
     return marks
 
 

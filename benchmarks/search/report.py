@@ -78,7 +78,7 @@ class Results:
 def table(records: Sequence[Record], methods: dict[str, Method] = METHODS) -> str:
     """Two tables: held-out accuracy at every cost, and what each method ends with."""
     results = Results(records, methods)
-    return f"{_at_costs(results)}\n\n{_at_the_end(results)}"
+    return "\n\n".join([*([_at_costs(results)] if results.of(REFERENCE[0]) else []), _at_the_end(results)])
 
 
 def _at_costs(results: Results) -> str:
@@ -91,17 +91,8 @@ def _at_costs(results: Results) -> str:
 
 def _at_the_end(results: Results) -> str:
     own = list(results.records[0]["own"])
-    reference = f"cost to reach {results.methods[REFERENCE[0]].label} at {REFERENCE[1]}"
-    heads = [
-        "",
-        "cost",
-        "runs",
-        "accuracy",
-        "log-likelihood",
-        "search minus held-out",
-        reference,
-        *(f"own task: {x}" for x in own),
-    ]
+    reference = [f"cost to reach {results.methods[REFERENCE[0]].label} at {REFERENCE[1]}"] if results.of(REFERENCE[0]) else []
+    heads = ["", "cost", "runs", "accuracy", "log-likelihood", "search minus held-out", *reference, *(f"own: {x}" for x in own)]
     rows = [heads]
     for label, name in results.names.items():
         final = results.final(name)
@@ -114,7 +105,7 @@ def _at_the_end(results: Results) -> str:
                 _spread([mark["test"]["accuracy"] for mark in last]),
                 _spread([mark["test"]["loglik"] for mark in last]),
                 f"{fmean(mark['search']['loglik'] - mark['test']['loglik'] for mark in last):.3f}",
-                _reached(results.costs_to_reach(name)),
+                *(_reached(results.costs_to_reach(name)) for _ in reference),
                 *(f"{fmean(record['own'][task]['accuracy'] for record in final):.2f}" for task in own),
             ]
         )
@@ -146,7 +137,7 @@ def _markdown(rows: list[list[str]]) -> str:
 
 PANELS = (
     ("parameter space (PS)", ("ps-gradient", "ps-cma", "ps-cma-batch", "random", "tpe", "ga")),
-    ("data flow space (DFS), both, and fine-tuning", ("dfs-gradient", "dfs-cma-batch", "dfs-slot", "hybrid", "lora")),
+    ("data flow space (DFS), both, and fine-tuning", ("dfs-gradient", "dfs-cma-grow", "dfs-slot", "hybrid", "lora")),
 )
 
 
