@@ -6,11 +6,12 @@ Knows the texts and nothing of models. No two of the drawn sets share a prompt.
 from __future__ import annotations
 
 import random
-from typing import Literal
+from typing import Literal, get_args
 
 from hf_evomerge.fitness import Example
 
 Skill = Literal["json", "maths", "both"]
+SKILLS: tuple[Skill, ...] = get_args(Skill)
 
 SYSTEM = "Be brief."
 NAMES = (
