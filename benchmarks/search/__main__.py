@@ -3,7 +3,7 @@
     python benchmarks/search run --dry-run                          # the runs that are missing, and about how long they take
     python benchmarks/search run --families shipped families/family-1 --draws 1
     python benchmarks/search run --methods ps-gradient ps-cma --families shipped
-    python benchmarks/search table                                  # Markdown
+    python benchmarks/search table --into docs/search-benchmark.md
     python benchmarks/search plot --out docs/images/search-benchmark.png
 
 Every run is one line of the results file; what is there is not run again, and a search that was stopped goes on. Needs the
@@ -43,7 +43,10 @@ def main() -> None:
     )
     running.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "search-benchmark", help="for the studies")
     running.add_argument("--dry-run", action="store_true", help="print the runs and the expected time")
-    commands.add_parser("table", parents=[common], help="print the results as Markdown")
+    telling = commands.add_parser("table", parents=[common], help="print the results as Markdown")
+    telling.add_argument(
+        "--into", type=Path, help="a document to write them into, between its comments `demo: begin` and `end`"
+    )
     plotting = commands.add_parser("plot", parents=[common], help="draw the results")
     plotting.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
     arguments = parser.parse_args()
@@ -53,9 +56,12 @@ def main() -> None:
         disable_progress_bar()
         run_missing(arguments)
     elif arguments.command == "table":
-        from report import table
+        from report import table, write_into
 
-        print(table(read(arguments.results)))
+        text = table(read(arguments.results))
+        print(text)
+        if arguments.into:
+            write_into(arguments.into, "demo", text)
     else:
         from report import plot
 

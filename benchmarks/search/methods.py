@@ -59,16 +59,28 @@ class Method:
     run: Run
 
 
-def ours(space: str, algorithm: str = "cma", *, batch: int | str | None = None, **sections: dict[str, Any]) -> Run:
-    """One of the package's searches; `sections` are what its search file says more of ``ps`` and ``dfs``."""
+def ours(
+    space: str, algorithm: str = "cma", *, batch: int | str | None = None, first: str | None = None, **sections: dict[str, Any]
+) -> Run:
+    """One of the package's searches, whose stages share the budget evenly.
+
+    Args:
+        space: As in a search file.
+        algorithm: Of every space.
+        batch: As in a search file.
+        first: The algorithm that runs before in every space, if one does.
+        sections: What the search file says more of ``ps`` and ``dfs``.
+    """
 
     def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
         stages = ["ps", "dfs"] if space == "hybrid" else [space]
         settings: dict[str, Any] = {"space": space, "seed": seed, "batch": batch}
         for number, stage in enumerate(stages):
             share = (budget + number) // len(stages)
-            optimizer = {"algorithm": algorithm, "evaluations": share}
+            optimizer = {"algorithm": algorithm, "evaluations": share - share // 2 if first else share}
             settings[stage] = {**lab.sections[stage], **sections.get(stage, {}), "optimizer": optimizer}
+            if first:
+                settings[stage]["first"] = {"algorithm": first, "evaluations": share // 2}
         config = lab.config(**settings)
         run_search(config, folder, examples={"search": lab.examples["search"]}, build=False)
         return _points(folder, list(config.stages), len(lab.examples["search"]))
@@ -247,6 +259,7 @@ METHODS: dict[str, Method] = {
     "optuna-cma": Method("Optuna CMA-ES", (200,), 4, optuna("cma")),
     "ga": Method("pymoo GA", (200,), 4, pymoo_ga),
     "gp": Method("Optuna GP", (100,), 4, optuna("gp")),
+    "ps-first": Method("PS, gradient, then CMA-ES, per tensor", (150,), 5, ours("ps", first="gradient", ps=TENSOR)),
     "dfs-cma": Method("DFS, gates, CMA-ES, all examples", (600,), 5, ours("dfs", batch="all", dfs=GATE)),
     "ps-cma-tensor": Method("PS, CMA-ES, all examples, per tensor", (600,), 5, ours("ps", batch="all", ps=TENSOR)),
     "dfs-matrix": Method("DFS, the paper's matrix of scales, CMA-ES", (600,), 5, ours("dfs", batch="all", dfs=MATRIX)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -79,6 +80,16 @@ def table(records: Sequence[Record], methods: dict[str, Method] = METHODS) -> st
     """Two tables: held-out accuracy at every cost, and what each method ends with."""
     results = Results(records, methods)
     return "\n\n".join([*([_at_costs(results)] if results.of(REFERENCE[0]) else []), _at_the_end(results)])
+
+
+def write_into(document: Path, name: str, text: str) -> None:
+    """Put a text between the two comments of a document that name it."""
+    begin, end = f"<!-- {name}: begin -->\n", f"\n<!-- {name}: end -->"
+    before, _, rest = document.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{document}: has no {begin.strip()} followed by {end.strip()}")
+    document.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
 
 
 def _at_costs(results: Results) -> str:
