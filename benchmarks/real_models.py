@@ -25,7 +25,6 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "search"))
 
-from finetune import Lora, fine_tune
 from lab import WEIGHT, Lab
 from methods import STARTS, TENSOR, Method, average, base, known, lora, ours, parent
 from records import append, key, read, run
@@ -34,6 +33,7 @@ from skills import SKILLS, Skill, draw
 
 from hf_evomerge.fitness import make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
+from hf_evomerge.search.finetune import Lora, fine_tune
 
 RESULTS = Path(__file__).parent / "results" / "search" / "real.jsonl"
 COURSES: dict[Skill, Lora] = {"json": Lora(5e-4, 80, 8, bfloat16=True), "maths": Lora(5e-4, 220, 8, bfloat16=True)}
@@ -136,8 +136,7 @@ def real_pair(folder: Path, count: int) -> Lab:
         "fitness": {"task": "likelihood"},
     }
     sections: dict[str, dict[str, Any]] = {"ps": {"parameters": {"weight": WEIGHT}}, "dfs": {}}
-    tuning = Lora(rate=0.0, steps=0, batch=8)
-    return Lab(f"{count} search examples", 1, settings, sections, examples, rates=(5e-4,), tuning=tuning, costs=())
+    return Lab(f"{count} search examples", 1, settings, sections, examples, rates=(5e-4,), batch=8, costs=())
 
 
 def run_missing(arguments: argparse.Namespace) -> None:

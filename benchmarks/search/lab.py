@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from hf_evomerge.demo.language import TextKind, problems, write
 from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.fitness import make_task
 from hf_evomerge.search.evaluator import Evaluator
-from hf_evomerge.search.finetune import Lora
 
 SEARCH, HELD_OUT, OWN = 128, 500, 200
 COSTS = (25, 50, 75, 100, 150, 200, 300, 400, 600)
@@ -33,7 +32,7 @@ class Lab:
         sections: What the search file's ``ps`` and ``dfs`` have in common for all methods.
         examples: ``search``, ``test``, and the parents' own tasks by name.
         rates: Learning rates that fine-tuning is tried with.
-        tuning: How else it is done.
+        batch: Examples of a step of it.
         costs: At which costs, below the budget of a run, the best candidate so far is scored on held-out examples.
     """
 
@@ -43,7 +42,7 @@ class Lab:
     sections: Mapping[str, Mapping[str, Any]]
     examples: Mapping[str, Sequence[Example]]
     rates: tuple[float, ...] = (1e-3, 3e-3, 3e-4)
-    tuning: Lora = field(default_factory=lambda: Lora(rate=0.0, steps=0))
+    batch: int = 16
     costs: tuple[int, ...] = COSTS
 
     def config(self, **more: Any) -> SearchConfig:

@@ -6,10 +6,9 @@ weights does: three scores of its examples.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ from lab import Lab
 
 from hf_evomerge import MergePart, Recipe, SourceRef, Study, run_search
 from hf_evomerge.fitness import make_task
-from hf_evomerge.search.finetune import fine_tune
+from hf_evomerge.search.finetune import STEP_COST, Lora, fine_tune
 from hf_evomerge.search.spaces import make_space, uniform_average
-
-GRADIENT = 3.0  # scores that a gradient of weights counts
 
 
 @dataclass(frozen=True)
@@ -60,25 +57,31 @@ class Method:
 
 
 def ours(
-    space: str, algorithm: str = "cma", *, batch: int | str | None = None, first: str | None = None, **sections: dict[str, Any]
+    space: str,
+    algorithm: str = "cma",
+    *,
+    first: str | None = None,
+    ps: dict[str, Any] | None = None,
+    dfs: dict[str, Any] | None = None,
+    **more: Any,
 ) -> Run:
     """One of the package's searches, whose stages share the budget evenly.
 
     Args:
         space: As in a search file.
         algorithm: Of every space.
-        batch: As in a search file.
         first: The algorithm that runs before in every space, if one does.
-        sections: What the search file says more of ``ps`` and ``dfs``.
+        ps, dfs: What the search file says more of the spaces.
+        **more: What it says more at the top.
     """
 
     def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
-        stages = ["ps", "dfs"] if space == "hybrid" else [space]
-        settings: dict[str, Any] = {"space": space, "seed": seed, "batch": batch}
-        for number, stage in enumerate(stages):
-            share = (budget + number) // len(stages)
+        spaces = {"ps": ps or {}, "dfs": dfs or {}} if space == "hybrid" else {space: (ps or {}) | (dfs or {})}
+        settings: dict[str, Any] = {"space": space, "seed": seed, **more}
+        for number, (stage, section) in enumerate(spaces.items()):
+            share = (budget + number) // len(spaces)
             optimizer = {"algorithm": algorithm, "evaluations": share - share // 2 if first else share}
-            settings[stage] = {**lab.sections[stage], **sections.get(stage, {}), "optimizer": optimizer}
+            settings[stage] = {**lab.sections[stage], **section, "optimizer": optimizer}
             if first:
                 settings[stage]["first"] = {"algorithm": first, "evaluations": share // 2}
         config = lab.config(**settings)
@@ -205,9 +208,8 @@ def lora(start: Callable[[Lab], Recipe | SourceRef], number: int) -> Run:
 
     def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
         examples = lab.examples["search"]
-        batch = min(lab.tuning.batch, len(examples))
-        cost = GRADIENT * batch / len(examples)
-        settings = replace(lab.tuning, rate=lab.rates[number], steps=math.floor(budget / cost), batch=batch, seed=seed)
+        rate, batch = lab.rates[number], lab.batch
+        settings = Lora.for_cost(budget, len(examples), rate=rate, batch=batch, seed=seed)
         evaluator = lab.evaluator
         tokenizer = evaluator.sources[0].tokenizer()
         model = fine_tune(
@@ -217,7 +219,8 @@ def lora(start: Callable[[Lab], Recipe | SourceRef], number: int) -> Run:
             tokenizer,
             settings,
         )
-        return [Point(settings.steps * cost, float(lab.scores(model, "search").values.mean()), model)]
+        cost = STEP_COST * settings.steps * settings.batch / len(examples)
+        return [Point(cost, float(lab.scores(model, "search").values.mean()), model)]
 
     return run
 
@@ -225,6 +228,7 @@ def lora(start: Callable[[Lab], Recipe | SourceRef], number: int) -> Run:
 TENSOR = {"groups": "tensor"}
 GATE, SLOT, MATRIX = ({"order": [1, 0], "scales": scales} for scales in ("gate", "slot", "matrix"))  # A is the second parent
 HYBRID_GATE = {"order": [2, 1, 0], "scales": "gate"}  # A is the merged model
+JOINT = HYBRID_GATE | {"repetitions": 1}
 SCALES = [uniform(scale) for scale in (0.3, 0.5, 0.7, 1.0)]
 STARTS: dict[str, tuple[str, Callable[[Lab], Recipe | SourceRef]]] = {
     "base": ("the base", base),
@@ -252,6 +256,7 @@ METHODS: dict[str, Method] = {
     "ps-cma-grow": Method("PS, CMA-ES, growing batches", (200,), 2, ours("ps")),
     "dfs-cma-grow": Method("DFS, gates, CMA-ES, growing batches", (200,), 2, ours("dfs", dfs=GATE)),
     "hybrid": Method("PS+DFS, gradient", (150,), 2, ours("hybrid", "gradient", ps=TENSOR, dfs=HYBRID_GATE)),
+    "joint": Method("PS+DFS jointly, gradient", (75, 150), 2, ours("hybrid", "gradient", joint=True, ps=TENSOR, dfs=JOINT)),
     "random": Method("random search", (600,), 3, ours("ps", "random")),
     "ps-gradient-block": Method("PS, gradient, per block", (75,), 3, ours("ps", "gradient")),
     "dfs-cma-batch": Method("DFS, gates, CMA-ES, batches of 16", (200,), 3, ours("dfs", batch=16, dfs=GATE)),
