@@ -4,18 +4,23 @@ A pre-norm block is blind to the scale of its input. So the stream x <- g_k Laye
 what it adds to x, is a path with scales: with h = x / g_k after hop k, the scale on the way into it is s_k = g_{k-1} / g_k,
 where g_{-1} = 1, and the final norm takes the last factor away. A gate of 0 is "not on the path"; the gradient there says what
 the block would do.
+
+Slots of one hop read the same stream: x <- x + sum_i g_i f_i(x) is a sum of the blocks with weights g_i, and 1 / sum_i g_i is
+its scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PathError, SourceError
-from ..recipes.layer_path import LayerPath
+from ..recipes.layer_path import Hop, LayerPath, Term
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,12 +35,13 @@ Slot = tuple[int, int]
 """A source and one of its layers."""
 
 
-def gate_path(slots: Sequence[Slot], gates: Sequence[float]) -> LayerPath:
-    """The path and the scales that gates stand for.
+def gate_path(slots: Sequence[Slot], gates: Sequence[float], hops: Sequence[int] | None = None) -> LayerPath:
+    """The path, the scales and the weights of sums that gates stand for.
 
     Args:
         slots: Source and layer of each slot.
         gates: One number per slot; those below `LEAST` are off.
+        hops: A number per slot, the same for slots of one hop, which follow each other; each is a hop of its own where None.
 
     Raises:
         PathError: Every slot is off.
@@ -44,12 +50,26 @@ def gate_path(slots: Sequence[Slot], gates: Sequence[float]) -> LayerPath:
         >>> path = gate_path([(0, 0), (1, 0), (0, 1)], [1.0, 0.0, 0.5])
         >>> str(path), path.scales
         ('0:0, 0:1', [1.0, 2.0])
+        >>> path = gate_path([(0, 0), (1, 0)], [0.5, 0.75], hops=[0, 0])
+        >>> str(path), path.scales
+        ('0:0*0.5 + 1:0*0.75', [0.8])
     """
-    on = [(slot, float(gate)) for slot, gate in zip(slots, gates, strict=True) if gate >= LEAST]
+    on = [index for index, gate in enumerate(gates) if gate >= LEAST]
     if not on:
         raise PathError(f"gates: none of {len(gates)} is on; a path has at least one hop, with a gate of {LEAST} or more")
-    before = [1.0, *(gate for _, gate in on)]
-    return LayerPath.of([slot for slot, _ in on], [last / gate for last, (_, gate) in zip(before, on, strict=False)])
+    found, before = [], 1.0
+    for members in _grouped(on, hops):
+        total = sum(float(gates[index]) for index in members)
+        weights = [1.0] if len(members) == 1 else [float(gates[index]) for index in members]
+        terms = tuple(Term(*slots[index], weight) for index, weight in zip(members, weights, strict=True))
+        found.append(Hop(terms, before / total))
+        before = total if len(members) == 1 else 1.0
+    return LayerPath(tuple(found))
+
+
+def _grouped(slots: Sequence[int], hops: Sequence[int] | None) -> list[list[int]]:
+    """Indices of slots, those of one hop together."""
+    return [list(members) for _, members in groupby(slots, lambda index: index if hops is None else hops[index])]
 
 
 def check_gates(config: PreTrainedConfig) -> None:
@@ -73,6 +93,7 @@ def gate_gradient(
     gates: Sequence[float],
     backward: Callable[[PreTrainedModel], object],
     *,
+    hops: Sequence[int] | None = None,
     weights: bool = False,
 ) -> NDArray[np.float64]:
     """The gradient with respect to gates, those that are 0 included.
@@ -82,6 +103,7 @@ def gate_gradient(
         slots: Source and layer of each slot that runs.
         gates: A number per slot: 0, or at least `LEAST`.
         backward: Runs the model it is given and the backward pass, once or several times; the gradients add up.
+        hops: As `gate_path` takes them.
         weights: Whether parameters that require a gradient get theirs in the same pass; by default none does.
 
     Returns:
@@ -92,8 +114,9 @@ def gate_gradient(
     model = pool.model(LayerPath.of(slots))
     parameters = [] if weights else [parameter for parameter in model.parameters() if parameter.requires_grad]
     leaf = torch.tensor(list(gates), dtype=torch.float32, device=model.device, requires_grad=True)
-    for layer, gate in zip(model.layers, leaf, strict=True):
-        _Gate(gate).install(layer)
+    layers = model.layers
+    for members in _grouped(range(len(slots)), hops):
+        _Gates([leaf[index] for index in members]).install([layers[index] for index in members])
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -105,26 +128,40 @@ def gate_gradient(
     return leaf.grad.double().numpy(force=True)
 
 
-class _Gate:
-    """Hooks that make of a layer ``x + g (Layer(u) - u)``, u being ``x / max(g, LEAST)``: from there on ``g Layer(x / g)``."""
+class _Gates:
+    """Hooks that make of the layers of a hop ``x + sum_i g_i (Layer_i(u) - u)``, u being ``x / max(sum_i g_i, LEAST)``.
 
-    def __init__(self, gate: Tensor) -> None:
-        self.gate, self.kept = gate, gate.clamp(min=LEAST)
+    The layers stand one after the other in the model; each but the first is given u in place of the sum so far.
+    """
 
-    def install(self, layer: nn.Module) -> None:
-        """Hang the gate on a layer of a model of its own."""
-        layer.register_forward_pre_hook(self.before, with_kwargs=True)
-        layer.register_forward_hook(self.after, with_kwargs=True)
+    def __init__(self, gates: Sequence[Tensor]) -> None:
+        self.gates, total = gates, sum(gates[1:], gates[0])
+        self.kept = total.clamp(min=LEAST)
+        self.rest = self.kept - total  # what gates below `LEAST` take from the stream
+        self.inside: Any = None
+        self.so_far: Any = None
 
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def install(self, layers: Sequence[nn.Module]) -> None:
+        """Hang the gates on layers of a model of its own."""
+        for place, layer in enumerate(layers):
+            layer.register_forward_pre_hook(partial(self.before, place), with_kwargs=True)
+            layer.register_forward_hook(partial(self.after, place), with_kwargs=True)
+
+    def before(
+        self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
         """Divide the hidden state."""
-        if args:
-            return (args[0] / self.kept, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] / self.kept}
+        state = args[0] if args else kwargs["hidden_states"]
+        if place == 0:
+            self.inside = state / self.kept
+        else:
+            self.so_far = state
+        return ((self.inside, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": self.inside})
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Multiply what comes out, and put back what a gate below `LEAST` takes from the stream."""
-        inside = args[0] if args else kwargs["hidden_states"]
-        state = output[0] if isinstance(output, tuple) else output
-        state = self.gate * state + (self.kept - self.gate) * inside
+    def after(self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Multiply what comes out, and add it to what came before."""
+        state = self.gates[place] * (output[0] if isinstance(output, tuple) else output)
+        state = state + (self.rest * self.inside if place == 0 else self.so_far)
+        if place == len(self.gates) - 1:
+            self.inside = self.so_far = None
         return (state, *output[1:]) if isinstance(output, tuple) else state

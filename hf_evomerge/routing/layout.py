@@ -35,25 +35,38 @@ class Layout:
             the ends of the path.
         layers: The number of layers of each source in `order`.
         repetitions: How often the whole is repeated (the paper's r).
+        side_by_side: Whether the layers of one depth are the terms of one hop; the sources then have as many layers.
     """
 
     order: tuple[int, ...]
     layers: tuple[int, ...]
     repetitions: int
+    side_by_side: bool = False
 
     def __post_init__(self) -> None:
         if len(self.order) != len(self.layers) or not self.order or min(self.layers) < 1 or self.repetitions < 1:
             raise PathError(f"layout: needs one positive layer count per source and at least one repetition, got {self}")
+        if self.side_by_side and len(set(self.layers)) > 1:
+            counts = " and ".join(map(str, self.layers))
+            raise PathError(f"dfs.terms: the sources have {counts} layers; hops of several terms need as many in each")
 
     @property
     def columns(self) -> list[tuple[int, int]]:
         """The (source, layer) pairs of one repetition: the paper's M layers."""
+        if self.side_by_side:
+            return [(source, layer) for layer in range(self.layers[0]) for source in self.order]
         return [(source, layer) for source, count in zip(self.order, self.layers, strict=True) for layer in range(count)]
 
     @property
     def slots(self) -> list[tuple[int, int]]:
         """The (source, layer) pair of each of the T = r * M slots."""
         return self.columns * self.repetitions
+
+    @property
+    def hops(self) -> list[int]:
+        """The hop that each slot belongs to."""
+        terms = len(self.order) if self.side_by_side else 1
+        return [slot // terms for slot in range(len(self))]
 
     def __len__(self) -> int:
         return self.repetitions * sum(self.layers)
@@ -87,6 +100,8 @@ class FlowGenome:
     def __post_init__(self) -> None:
         if self.ends == "free" and self.encoding != "gate":
             raise PathError(f"ends: free goes with gates; with scales {self.encoding!r} a path needs its ends")
+        if self.layout.side_by_side and self.ends != "free":
+            raise PathError("ends: hops of several terms go with gates and free ends")
 
     @property
     def scale_count(self) -> int:
@@ -103,13 +118,18 @@ class FlowGenome:
     def start(self, sigma: float) -> Vector:
         """The mean that the search starts from, for a step size of `sigma`."""
         if self.encoding == "gate":
-            return self.along(range(self.layout.layers[0]), LEAST if self.initialisation == "paper" else -0.5 * sigma)
+            return self.along(self.first_pass, LEAST if self.initialisation == "paper" else -0.5 * sigma)
         indicators = np.full(len(self.layout), 0.0 if self.initialisation == "paper" else -2 * sigma)
         indicators[: self.layout.layers[0]] = 2 * sigma
         scales = np.zeros(self.scale_count)
         if self.encoding == "network":  # hidden units that differ from each other, an output of 0: every scale starts at 1
             scales[: NETWORK_WIDTH * 4] = np.random.default_rng(0).standard_normal(NETWORK_WIDTH * 4)
         return np.concatenate([indicators, scales])
+
+    @property
+    def first_pass(self) -> list[int]:
+        """The slots of A as it is."""
+        return [slot for slot, (source, _) in enumerate(self.layout.columns) if source == self.layout.order[0]]
 
     def along(self, slots: Iterable[int], other: float) -> Vector:
         """The gates of a path: 1 in its slots, `other` in all others."""
@@ -185,7 +205,7 @@ class FlowGenome:
                 f"genome: expected {self.dimension} numbers, got shape {vector.shape}, NaN: {np.isnan(vector).any()}"
             )
         if self.encoding == "gate":
-            return gate_path(self.layout.slots, self.gates(vector).tolist())
+            return gate_path(self.layout.slots, self.gates(vector).tolist(), self.layout.hops)
         on = self._slots_on(vector[: len(self.layout)])
         layers = [self.layout.slots[slot] for slot in on]
         return LayerPath.of(layers, self._scales(on, vector[len(self.layout) :]))

@@ -139,7 +139,9 @@ class FlowSpaceConfig(StrictModel):
     Attributes:
         order: The sources in the order their layers are laid out; the first is the paper's A. All, in order, by default. In a
             hybrid search the merged model has the number of sources as its index, and comes first by default.
-        repetitions: How often the layout is repeated (the paper's r).
+        terms: Layers of a hop: 1, or as many as there are sources in `order`: the layers of one depth then run side by side on
+            the same stream, and their gates are the weights of their sum.
+        repetitions: How often the layout is repeated (the paper's r); 2, and 1 where hops have several terms.
         scales: Scale encoding: ``gate`` (one number per slot in place of indicator and scale), ``slot``, ``matrix``,
             ``network`` or ``none``. ``gate`` by default; ``slot`` with ``mlp_delta``.
         scale_bounds: The least and the greatest scale; gates do not look at it.
@@ -152,7 +154,8 @@ class FlowSpaceConfig(StrictModel):
     """
 
     order: list[int] | None = None
-    repetitions: int = Field(default=2, ge=1, le=64)
+    terms: int = Field(default=1, ge=1)
+    repetitions: int | None = Field(default=None, ge=1, le=64)
     scales: ScaleEncoding | None = None
     scale_bounds: tuple[float, float] = (0.4, 1.5)
     scale_target: ScaleTarget = "stream"
@@ -174,11 +177,18 @@ class FlowSpaceConfig(StrictModel):
         """The scale encoding, where the file does not say it too."""
         return self.scales or ("gate" if self.scale_target == "stream" else "slot")
 
+    @property
+    def passes(self) -> int:
+        """The repetitions of the layout, where the file does not say it too."""
+        return self.repetitions or (2 if self.terms == 1 else 1)
+
     @model_validator(mode="after")
     def _check_gates(self) -> FlowSpaceConfig:
         gates = self.encoding == "gate"
         if gates and self.scale_target != "stream":
             raise ValueError("scales: gate is a factor of the stream; write scale_target: stream, or scales: slot")
+        if self.terms > 1 and (not gates or self.ends == "paper"):
+            raise ValueError(f"terms: {self.terms} go with gates and free ends; write scales: gate, and leave ends out")
         if not gates and self.ends == "free":
             raise ValueError(f"ends: free goes with gates; with scales: {self.encoding} leave it out")
         for key, optimizer in (("first", self.first), ("optimizer", self.optimizer)):
@@ -249,6 +259,9 @@ class SearchConfig(StrictModel):
                 not indices or len(set(indices)) != len(indices) or not set(indices) <= set(range(limit))
             ):
                 raise ValueError(f"{key}: {indices} must be distinct numbers from 0 to {limit - 1}")
+        wanted = len(self.dfs.order or self.sources) + (self.space == "hybrid" and self.dfs.order is None)
+        if self.space != "ps" and self.dfs.terms not in (1, wanted):
+            raise ValueError(f"dfs.terms: a hop has a layer of every source that is laid out, which are {wanted}, or of one")
         if isinstance(self.batch, int) and "surrogate" in (self.ps.optimizer.algorithm, self.dfs.optimizer.algorithm):
             raise ValueError("batch: a surrogate compares candidates of several rounds on the same examples; leave it out")
         return self

@@ -33,7 +33,7 @@ class FlowSpace:
         merged = [len(config.sources)] if merge is not None else []
         order = self.space.order or [*merged, *range(len(config.sources))]
         self.genome = FlowGenome(
-            Layout(tuple(order), tuple(layers[source] for source in order), self.space.repetitions),
+            Layout(tuple(order), tuple(layers[source] for source in order), self.space.passes, self.space.terms > 1),
             self.space.encoding,
             self.space.scale_bounds,
             self.space.max_hops,
@@ -49,8 +49,9 @@ class FlowSpace:
         if not gates:
             return Start(self.genome.start(sigma), sigma, lower, upper)
         other = _WAITING if gradient else -0.5 * sigma
-        candidates = tuple(self.genome.along(slots, other) for slots in self.genome.splices())
-        mean = candidates[0] if gradient else self.genome.start(sigma)
+        even = [np.full(len(self.genome.layout), 1 / self.space.terms)] if self.space.terms > 1 else []
+        candidates = (*even, *(self.genome.along(slots, other) for slots in self.genome.splices()))
+        mean = self.genome.along(self.genome.first_pass, other) if gradient else self.genome.start(sigma)
         lower = np.zeros(mean.size) if gradient else lower
         return Start(mean, sigma, lower, upper, candidates, prunable=np.ones(mean.size, dtype=np.bool_))
 
@@ -61,7 +62,8 @@ class FlowSpace:
     def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> GateSlopes:
         """Those of the gates."""
         gates = self.genome.gates(genome)
-        return GateSlopes(tuple(self.genome.layout.slots), tuple(gates.tolist()), tuple(active.tolist()))
+        layout = self.genome.layout
+        return GateSlopes(tuple(layout.slots), tuple(gates.tolist()), tuple(active.tolist()), tuple(layout.hops))
 
     def decode(self, genome: Vector) -> Recipe:
         """The recipe of a genome."""

@@ -58,11 +58,13 @@ class GateSlopes:
         slots: Source and layer of each slot.
         gates: 0, or at least `LEAST`, per slot.
         active: Which slots run; the others get 0.
+        hops: The hop of each slot.
     """
 
     slots: tuple[tuple[int, int], ...]
     gates: tuple[float, ...]
     active: tuple[bool, ...]
+    hops: tuple[int, ...]
 
     def take(self, evaluator: Evaluator, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
         """See `Slopes`."""
@@ -74,8 +76,9 @@ class GateSlopes:
 
         running = [index for index, active in enumerate(self.active) if active]
         slots, gates = [self.slots[i] for i in running], [self.gates[i] for i in running]
+        hops = [self.hops[i] for i in running]
         gradient = np.zeros(len(self.slots))
-        gradient[running] = gate_gradient(pool, slots, gates, backward, weights=weights)
+        gradient[running] = gate_gradient(pool, slots, gates, backward, hops=hops, weights=weights)
         return gradient
 
 

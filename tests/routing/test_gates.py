@@ -29,9 +29,10 @@ def make_pool() -> Any:
     return make
 
 
+@pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
 @pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - REFUSED))
-def test_gates_are_scales(architecture: str, make_pool: Any) -> None:
-    """The model with gates computes what the path with the decoded scales computes, and its gradient is that of its loss."""
+def test_gates_are_scales(architecture: str, hops: list[int] | None, make_pool: Any) -> None:
+    """The model with gates computes what the path with the decoded scales and sums does; its gradient is that of its loss."""
     experts = {"num_experts_per_tok": 4} if architecture in ("mixtral", "qwen3_moe", "gpt_oss") else {}
     pool = make_pool(architecture, **experts)  # all of them: which ones are chosen is no smooth choice
     check_gates(pool.models[0].config)
@@ -44,16 +45,16 @@ def test_gates_are_scales(architecture: str, make_pool: Any) -> None:
         seen.append(logits(model))
         seen[-1].log_softmax(-1)[..., 5].mean().backward()
 
-    gradient = gate_gradient(pool, SLOTS, GATES, backward)
+    gradient = gate_gradient(pool, SLOTS, GATES, backward, hops=hops)
     with torch.no_grad():
-        expected = logits(pool.model(gate_path(SLOTS, GATES)))
+        expected = logits(pool.model(gate_path(SLOTS, GATES, hops)))
     assert torch.allclose(seen[0], expected, atol=2e-3, rtol=2e-3)
-    for slot in (0, 2, 3):
+    for slot in (0, 2, 3) if hops is None else (2,):
         ends = []
         for step in (0.004, -0.004):
             gates = [gate + step * (k == slot) for k, gate in enumerate(GATES)]
             with torch.no_grad():
-                ends.append(logits(pool.model(gate_path(SLOTS, gates))).log_softmax(-1)[..., 5].mean().item())
+                ends.append(logits(pool.model(gate_path(SLOTS, gates, hops))).log_softmax(-1)[..., 5].mean().item())
         assert gradient[slot] == pytest.approx((ends[0] - ends[1]) / 0.008, rel=0.05, abs=3e-3)
     assert all(gradient[[1, 5]])
 
@@ -86,6 +87,22 @@ def test_blocks_that_see_the_scale_are_refused(architecture: str, fields: Any) -
     """Where blocks read the stream without a norm, or how they do is not known, gates are refused with what to write."""
     with pytest.raises(SourceError, match=r"dfs\.scales: gate needs blocks with a norm in front.*; write scales: slot"):
         check_gates(tiny_model(architecture, 2, **fields).config)
+
+
+def test_the_path_of_several_terms() -> None:
+    """Gates of one hop are the weights of its sum, and a hop of which one gate is on is a plain hop with its scale."""
+    slots, hops = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)], [0, 0, 1, 1, 2, 2]
+    path = gate_path(slots, [0.5, 0.3, 0.09, 2.0, 0.5, 0.5], hops)
+    assert (str(path), path.scales) == ("0:0*0.5 + 1:0*0.3, 1:1, 0:2*0.5 + 1:2*0.5", [1.25, 0.5, 2.0])
+    space = FlowGenome(Layout((1, 0), (3, 3), 1, side_by_side=True), "gate", ends="free")
+    assert (space.layout.slots[:3], space.layout.hops) == ([(1, 0), (0, 0), (1, 1)], hops)
+    assert str(space.decode(space.start(0.2))) == "1:0, 1:1, 1:2"
+    assert str(space.decode(np.full(6, 0.5))) == "1:0*0.5 + 0:0*0.5, 1:1*0.5 + 0:1*0.5, 1:2*0.5 + 0:2*0.5"
+    assert [str(space.decode(space.along(slots, 0.0))) for slots in space.splices()][2:4] == ["1:0, 0:1, 0:2", "1:0, 1:1, 0:2"]
+    with pytest.raises(PathError, match=r"dfs\.terms: the sources have 3 and 4 layers"):
+        Layout((1, 0), (3, 4), 1, side_by_side=True)
+    with pytest.raises(PathError, match="ends: hops of several terms go with"):
+        FlowGenome(space.layout, "gate", ends="paper")
 
 
 def genome(**fields: Any) -> FlowGenome:

@@ -91,6 +91,13 @@ BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
             {"joint": True, "space": "hybrid", "dfs": BY_GRADIENT, "ps": {**BY_GRADIENT, "first": {}}},
             "joint: there is one stage, and none before it",
         ),
+        ({"dfs": {"terms": 2, "scales": "slot"}}, "dfs: terms: 2 go with gates and free ends; write scales: gate"),
+        ({"dfs": {"terms": 2, "ends": "paper"}}, "dfs: terms: 2 go with gates and free ends; write scales: gate"),
+        ({"space": "dfs", "dfs": {"terms": 3}}, "dfs.terms: a hop has a layer of every source that is laid out, which are 2"),
+        (
+            {"space": "hybrid", "dfs": {"terms": 2}},
+            "dfs.terms: a hop has a layer of every source that is laid out, which are 3",
+        ),
         ({"dfs": {"initialisation": "zero"}}, "dfs.initialisation"),
         ({"fitness": {"task": "magic"}}, "fitness: unknown task 'magic'"),
         ({"fitness": {}}, "fitness: task: which one?"),

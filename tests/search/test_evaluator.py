@@ -272,9 +272,11 @@ def test_one_tokenisation_for_all_candidates(search_config: Config) -> None:
 JOINT: dict[str, Any] = {"joint": True, "ps": {"optimizer": {"algorithm": "gradient"}}}
 
 
-def test_a_joint_gradient_is_that_of_the_score(search_config: Callable[..., SearchConfig]) -> None:
+@pytest.mark.parametrize("terms", [1, 3])
+def test_a_joint_gradient_is_that_of_the_score(terms: int, search_config: Callable[..., SearchConfig]) -> None:
     """The slopes of weights and gates at one point are those of the score of its recipe, also where merged layers repeat."""
-    config = search_config("hybrid", **JOINT, dfs={"repetitions": 2, "optimizer": {"algorithm": "gradient"}})
+    dfs = {"terms": terms, "repetitions": 2, "optimizer": {"algorithm": "gradient"}}
+    config = search_config("hybrid", **JOINT, dfs=dfs)
     evaluator = Evaluator(config)
     space = make_space(config, "joint", evaluator.summary)
     assert isinstance(space, JointSpace)

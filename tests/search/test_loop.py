@@ -92,6 +92,7 @@ SPACES: dict[str, dict[str, Any]] = {
     },
     "dfs": {"space": "dfs", "dfs": {"scales": "slot", "optimizer": OPTIMIZER}},
     "none": {"space": "dfs", "dfs": {"scales": "none", "repetitions": 1, "optimizer": OPTIMIZER}},
+    "terms": {"space": "dfs", "dfs": {"terms": 2, "optimizer": OPTIMIZER}},
     "hybrid": {
         "space": "hybrid",
         "ps": {"method": "linear", "blocks_per_group": "model", "optimizer": OPTIMIZER},

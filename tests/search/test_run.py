@@ -245,6 +245,14 @@ BY_GRADIENT: dict[str, dict[str, Any]] = {
     "ps": {"ps": {"method": "ties", "groups": "tensor", "optimizer": GRADIENT}, "batch": 2},
     "dfs": {"dfs": {"optimizer": {**GRADIENT, "evaluations": 30}}, "batch": 2},
     "hybrid": {"ps": {"optimizer": GRADIENT}, "dfs": {"repetitions": 1, "optimizer": {**GRADIENT, "evaluations": 40}}},
+    "terms": {"space": "dfs", "dfs": {"terms": 2, "optimizer": {**GRADIENT, "evaluations": 30}}, "batch": 2},
+    "joint terms": {
+        "space": "hybrid",
+        "joint": True,
+        "ps": {"optimizer": GRADIENT},
+        "dfs": {"terms": 3, "optimizer": GRADIENT},
+        "batch": 2,
+    },
     "joint": {"space": "hybrid", "joint": True, "ps": {"optimizer": GRADIENT}, "dfs": {"optimizer": GRADIENT}, "batch": 2},
 }
 
@@ -269,7 +277,7 @@ def test_a_search_by_gradient(name: str, search_config: Config, tmp_path: Path) 
     for row in (row for row in result.rows if row.stage in STAGES):
         counted = study.trials() if name == "hybrid" and row.stage == "dfs" else study.trials(row.stage)
         assert row.evaluations == round(sum(trial.cost for trial in counted), 2)
-    if name != "dfs":
+    if name not in ("dfs", "terms"):
         start = evaluator.evaluate(study.recipe(study.trials(config.stages[0])[0].recipe_key or "")).mean
         assert study.best(config.stages[0])[0].fitness > start  # type: ignore[operator]
 
@@ -291,7 +299,7 @@ def test_groups_by_name(groups: Any, search_config: Config, tmp_path: Path) -> N
     assert Recipe.load(tmp_path / "model" / "recipe.yaml") == result.winner
 
 
-@pytest.mark.parametrize(("name", "stage"), [("dfs", "dfs"), ("joint", "joint")])
+@pytest.mark.parametrize(("name", "stage"), [("dfs", "dfs"), ("joint terms", "joint")])
 def test_a_search_by_gradient_killed_and_resumed(name: str, stage: str, search_config: Config, tmp_path: Path) -> None:
     """Killed in the middle of its steps and resumed with other workers, it ends with the same trials and gradients."""
     config = search_config(**{"space": name, **BY_GRADIENT[name]})
