@@ -1,6 +1,8 @@
-"""Which tensors of a fine-tune are those of its base: what was frozen, or what a LoRA adapter left alone."""
+"""What a fine-tune has changed: which tensors are still its base's (frozen, or left alone by LoRA), and how far it has gone."""
 
 from __future__ import annotations
+
+import math
 
 from .source import Source
 
@@ -29,3 +31,23 @@ def unchanged_tensors(source: Source, base: Source) -> frozenset[str]:
         if all(torch.equal(ours[at : at + _BLOCK], theirs[at : at + _BLOCK]) for at in blocks):
             unchanged.append(name)
     return frozenset(unchanged)
+
+
+def squared_distance(source: Source, base: Source) -> float:
+    """The squared norm of the task vector: the sum of (source - base)^2 over all float tensors, in float64.
+
+    Args:
+        source: The fine-tune.
+        base: Its base, with tensors of the same names; where one has more rows, they are left out.
+    """
+    import torch
+
+    terms = []
+    for name in (name for name, info in source.tensors.items() if info.is_float and name in base.tensors):
+        ours, theirs = source.read(name), base.read(name)
+        if ours.shape != theirs.shape:
+            rows = min(len(ours), len(theirs))
+            ours, theirs = ours[:rows], theirs[:rows]
+        for one, other in zip(ours.reshape(-1).split(_BLOCK), theirs.reshape(-1).split(_BLOCK), strict=True):
+            terms.append(float(torch.sum((one.double() - other.double()) ** 2)))
+    return math.fsum(terms)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +17,7 @@ from ..recipes.recipe import Dtype, FlowPart, MergePart, Recipe, ScaleTarget, So
 from ..recipes.strict_yaml import StrictModel, dump_yaml, load_yaml
 from ..routing.layout import Ends, Initialisation, ScaleEncoding
 from .optimizer import Algorithm, Restarts
+from .presets import filled
 
 SpaceName = Literal["ps", "dfs", "joint"]
 Stage = Literal["ps-first", "ps", "dfs-first", "dfs", "joint", "random"]
@@ -110,7 +112,7 @@ class ParameterSpaceConfig(StrictModel):
             embeddings and head) or ``model`` (one group for everything, the paper's reported setting).
         split_attention: Whether attention has parameters of its own, apart from the MLP.
         groups: In place of these two: ``tensor`` (one set of parameters for each tensor), or a list of keys as a recipe has
-            them: layer groups, names of tensors, name patterns, ``default``.
+            them: layer groups, names of tensors, name patterns, ``default``; or into how many groups the blocks are divided.
         parameters: Per per-source parameter: a number (fixed), a range (evolved), or absent (evolved within the method's own
             bounds).
         optimizer: How to search.
@@ -121,8 +123,9 @@ class ParameterSpaceConfig(StrictModel):
     sources: list[int] | None = None
     blocks_per_group: int | Literal["all", "model"] = 1
     split_attention: bool = False
-    groups: Literal["tensor"] | list[str] | None = None
+    groups: Literal["tensor"] | Annotated[int, Field(ge=1)] | list[str] | None = None
     parameters: dict[str, float | Range] = Field(default_factory=dict)
+    starts: list[Literal["average", "metagpt"]] = Field(default_factory=list)
     first: FirstConfig | None = None
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 
@@ -201,6 +204,7 @@ class SearchConfig(StrictModel):
     """One search, whole.
 
     Attributes:
+        preset: ``quick``: what the file leaves unsaid is filled in for a first look, at 48 scores of the search examples.
         space: ``ps``, ``dfs`` or ``hybrid`` (PS, then DFS over its winner and the sources).
         joint: Whether a hybrid search by gradient moves weights and gates together, in one stage with the budget of both.
         sources, base: As in a recipe.
@@ -224,6 +228,7 @@ class SearchConfig(StrictModel):
             one layer, and a third more time.
     """
 
+    preset: Literal["quick"] | None = None
     space: Literal["ps", "dfs", "hybrid"]
     joint: bool = False
     sources: list[SourceRef] = Field(min_length=2)
@@ -248,6 +253,11 @@ class SearchConfig(StrictModel):
         retained = {f"{RETAINED}{name}": spec for name, spec in self.retain.items()}
         return {**{str(split): spec for split, spec in self.data.items()}, **retained}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        return filled(data) if isinstance(data, Mapping) else data
+
     @model_validator(mode="after")
     def _check_indices(self) -> SearchConfig:
         count = len(self.sources)
@@ -262,6 +272,8 @@ class SearchConfig(StrictModel):
         wanted = len(self.dfs.order or self.sources) + (self.space == "hybrid" and self.dfs.order is None)
         if self.space != "ps" and self.dfs.terms not in (1, wanted):
             raise ValueError(f"dfs.terms: a hop has a layer of every source that is laid out, which are {wanted}, or of one")
+        if "metagpt" in self.ps.starts and self.base is None:
+            raise ValueError("ps.starts: metagpt is made of task vectors; give a base, or leave it out")
         if isinstance(self.batch, int) and "surrogate" in (self.ps.optimizer.algorithm, self.dfs.optimizer.algorithm):
             raise ValueError("batch: a surrogate compares candidates of several rounds on the same examples; leave it out")
         return self

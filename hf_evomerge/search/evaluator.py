@@ -82,14 +82,17 @@ class Evaluator:
     @cached_property
     def summary(self) -> SourceSummary:
         """What the spaces must know of the sources; for a merge their weights are downloaded and compared with the base's."""
-        from ..checkpoints.unchanged import unchanged_tensors
+        from ..checkpoints.unchanged import squared_distance, unchanged_tensors
 
         if self.config.space == "dfs":
             return SourceSummary(self.layers)
         merged = [self.sources[i] for i in self.config.ps_sources]
         tensors = [name for name, info in merged[0].tensors.items() if info.is_float and ".rotary_emb.inv_freq" not in name]
         unchanged = [unchanged_tensors(source, self.base) for source in merged] if self.base is not None else []
-        return SourceSummary(self.layers, tensors, unchanged)
+        distances = []
+        if self.base is not None and "metagpt" in self.config.ps.starts:
+            distances = [squared_distance(source, self.base) for source in merged]
+        return SourceSummary(self.layers, tensors, unchanged, distances)
 
     @property
     def splits(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,12 @@ class ParameterSpace:
     """
 
     def __init__(
-        self, config: SearchConfig, layer_count: int, tensors: Sequence[str] = (), unchanged: Sequence[Container[str]] = ()
+        self,
+        config: SearchConfig,
+        layer_count: int,
+        tensors: Sequence[str] = (),
+        unchanged: Sequence[Container[str]] = (),
+        distances: Sequence[float] = (),
     ) -> None:
         """Make the space.
 
@@ -55,8 +61,9 @@ class ParameterSpace:
             layer_count: Number of blocks of the merged sources.
             tensors: Names of their tensors; needed for ``groups: tensor`` and to tell what changes nothing.
             unchanged: Per merged source the names of the tensors that equal the base's.
+            distances: Squared norms of their task vectors; without them ``starts: [metagpt]`` is not tried.
         """
-        self.config, self.space = config, config.ps
+        self.config, self.space, self.distances = config, config.ps, list(distances)
         self.tensors, self.unchanged = list(tensors), list(unchanged)
         self.idle: list[Coordinate] = []
         self.groups = self._groups(layer_count)
@@ -101,6 +108,8 @@ class ParameterSpace:
             if not self.tensors:
                 raise SearchError("ps.groups: tensor needs the names of the tensors, which are not known here")
             return sorted(self.tensors, key=tensor_order)
+        if isinstance(self.space.groups, int):
+            return Grouping(math.ceil(layer_count / self.space.groups), self.space.split_attention, layer_count).keys
         if self.space.groups is not None:
             check_keys(dict.fromkeys(self.space.groups, 0.0), layer_count, self.tensors or None)
             return self.space.groups
@@ -132,7 +141,25 @@ class ParameterSpace:
         """Where a search begins."""
         mean = np.array([coordinate.span.start_fraction for coordinate in self.coordinates])
         sigma = self.space.optimizer.sigma or (0.04 if self.space.optimizer.algorithm == "gradient" else 1 / 6)
-        return Start(mean, sigma, np.zeros(mean.size), np.ones(mean.size))
+        candidates = {point.tobytes(): point for point in (mean, *self._starts(mean))}
+        tried = tuple(candidates.values()) if len(candidates) > 1 else ()
+        return Start(mean, sigma, np.zeros(mean.size), np.ones(mean.size), tried)
+
+    def _starts(self, mean: Vector) -> list[Vector]:
+        """The points of ``starts``: the mean with other weights, inside the bounds."""
+        total = math.fsum(self.distances)
+        weights = {"average": [1 / self.source_count] * self.source_count}
+        if total > 0:
+            weights["metagpt"] = [distance / total for distance in self.distances]
+        found = []
+        for name in (name for name in self.space.starts if name in weights):
+            point = mean.copy()
+            for index, coordinate in enumerate(self.coordinates):
+                if coordinate.parameter == "weight" and coordinate.source is not None:
+                    low, high = coordinate.span.low, coordinate.span.high
+                    point[index] = min(1.0, max(0.0, (weights[name][coordinate.source] - low) / (high - low)))
+            found.append(point)
+        return found
 
     def price(self, active: NDArray[np.bool_]) -> float:
         """A forward pass, and a backward pass to activations and to weights."""

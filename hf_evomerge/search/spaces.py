@@ -44,11 +44,13 @@ class SourceSummary:
         layers: Number of layers of each source.
         tensors: Names of the weights of the sources that are merged.
         unchanged: Per source that is merged the names of the tensors that equal the base's; empty where there is no base.
+        distances: Their squared distances from the base; empty where nobody asks for them.
     """
 
     layers: Sequence[int]
     tensors: Sequence[str] = ()
     unchanged: Sequence[Container[str]] = ()
+    distances: Sequence[float] = ()
 
 
 def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge: MergePart | None = None) -> Space:
@@ -66,7 +68,7 @@ def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge
     part = config.part(name)
     config = config.model_copy(update={name: part.model_copy(update={"optimizer": config.optimizer(stage)})})
     if name == "ps":
-        return ParameterSpace(config, depth, sources.tensors, sources.unchanged)
+        return ParameterSpace(config, depth, sources.tensors, sources.unchanged, sources.distances)
     return FlowSpace(config, sources.layers if merge is None else [*sources.layers, depth], merge)
 
 

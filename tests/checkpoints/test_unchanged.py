@@ -9,7 +9,7 @@ from families import save_family, tiny_config
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.checkpoints.source import Source
-from hf_evomerge.checkpoints.unchanged import unchanged_tensors
+from hf_evomerge.checkpoints.unchanged import squared_distance, unchanged_tensors
 from hf_evomerge.recipes.recipe import SourceRef
 
 
@@ -22,6 +22,8 @@ def test_frozen_tensors_are_found(tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "tuned")
     source, root = Source.open(str(tmp_path / "tuned")), Source.open(str(tmp_path / "base"))
     assert set(source.tensors) - unchanged_tensors(source, root) == {"model.norm.weight"}
+    assert squared_distance(source, root) == 1.0
+    assert squared_distance(root, root) == 0.0
     assert not unchanged_tensors(Source.open(str(tmp_path / "source0")), root)
 
 

@@ -189,6 +189,41 @@ def test_a_joint_search_is_one_stage() -> None:
     assert (config.batch_sizes("joint", 100), config.batch_sizes("random", 100)) == ((16,), (100,))
 
 
+QUICK: dict[str, Any] = {"preset": "quick", "base": {"model": "c"}}
+
+
+def test_quick_fills_in_what_the_file_leaves_unsaid() -> None:
+    """48 scores: by gradient on single tensors where there is one, else CMA-ES on three groups; a hybrid search shares them."""
+    ps = _config(**QUICK).ps
+    assert (ps.groups, ps.starts) == ("tensor", ["average", "metagpt"])
+    assert (ps.optimizer.algorithm, ps.optimizer.evaluations) == ("gradient", 48)
+    for more in (
+        {"fitness": {"task": "generation"}},
+        {"ps": {"method": "sce", "options": {"select_topk": {"low": 0.1, "high": 1}}}},
+    ):
+        ps = _config(**{**QUICK, **more}).ps
+        assert (ps.groups, ps.optimizer.algorithm, ps.optimizer.evaluations) == (3, "cma", 48)
+    hybrid = _config(**QUICK, space="hybrid")
+    assert [part.optimizer.evaluations for part in (hybrid.ps, hybrid.dfs)] == [24, 24]
+    assert hybrid.dfs.optimizer.algorithm == "gradient"
+    assert _config(**QUICK, space="dfs", dfs={"scales": "slot"}).dfs.optimizer.algorithm == "cma"
+    assert _config(preset="quick").ps.starts == ["average"]
+    assert _config().ps.optimizer.evaluations == 1000
+
+
+def test_what_the_file_says_stays() -> None:
+    """A preset changes nothing that is written, and reads back from a study's settings as the same search."""
+    said = {"blocks_per_group": 4, "starts": [], "optimizer": {"evaluations": 20, "algorithm": "cma"}}
+    config = _config(**QUICK, ps=said)
+    assert config.ps == _config(ps=said).ps
+    assert validate(SearchConfig, config.model_dump(mode="json"), SearchError) == config
+    for wrong in ({"ps": 3}, {"ps": {"optimizer": 3}}, {"space": "no"}, {"fitness": {"task": "magic"}}, {"preset": "slow"}):
+        with pytest.raises(SearchError, match=next(iter(wrong))):
+            _config(**{**QUICK, **wrong})
+    with pytest.raises(SearchError, match=r"ps\.starts: metagpt is made of task vectors; give a base"):
+        _config(ps={"starts": ["metagpt"]})
+
+
 def test_a_surrogate_needs_the_same_examples_in_every_round() -> None:
     """Batches that change from one `ask` to the next are refused where one population is scored in several."""
     with pytest.raises(SearchError, match="batch: a surrogate"):

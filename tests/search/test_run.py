@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchError, SourceError
 from hf_evomerge.fitness import DataSpec, Example, FunctionTask
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search import baselines
 from hf_evomerge.search.answers import Answer, describe_answers, export_answers, study_answers
 from hf_evomerge.search.baselines import tuned_models
@@ -537,6 +538,17 @@ def test_data_from_a_function_is_not_for_a_file(search_config: Config, tmp_path:
     result = run_search(config, tmp_path, build=False)
     assert result.split == "search"
     assert np.isfinite(result.rows[-1].scores.values).all()
+
+
+def test_a_quick_search(search_settings: Settings, tmp_path: Path) -> None:
+    """A file that names the preset and no optimizer is a whole search of at most 48 scores, by gradient, from a good start."""
+    settings = search_settings("ps", preset="quick", batch=2)
+    del settings["ps"], settings["dfs"]
+    result = run_search(validate(SearchConfig, settings, SearchError), tmp_path, build=False)
+    trials = Study.open(tmp_path).trials("ps")
+    assert [trial.scores.gradient is None for trial in trials[:3]] == [True, True, False]  # the middle is the average
+    assert trials[2].genome.tolist() == max(trials[:2], key=lambda trial: trial.fitness or -99).genome.tolist()
+    assert 45 < result.row("ps").evaluations <= 48
 
 
 def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ def test_paper_setting_has_six_numbers() -> None:
         ({"blocks_per_group": "all"}, 3),
         ({"blocks_per_group": 1}, 34),
         ({"blocks_per_group": 8}, 6),
+        ({"groups": 3}, 5),
         ({"blocks_per_group": 1, "split_attention": True}, 66),
     ],
 )
@@ -296,3 +297,19 @@ def test_uniform_average() -> None:
 def test_labels(model: str, label: str) -> None:
     """A source's label is the last part of its name."""
     assert source_label(SourceRef(model=model)) == label
+
+
+def test_starts_of_closed_form() -> None:
+    """Beside its own start a search may try the average and MetaGPT's weights, |tau_i|^2 / sum |tau_k|^2, inside the bounds."""
+    ranges = {"weight": {"low": 0.0, "high": 0.5, "start": 0.1}, "density": {"low": 0.2, "high": 1.0}}
+    ps = {"method": "dare_ties", "blocks_per_group": "model", "parameters": ranges, "starts": ["average", "metagpt"]}
+    space = ParameterSpace(_config(3, ps=ps), 8, distances=[9.0, 1.0, 2.0])
+    start = space.start()
+    tried = [_merge(space, candidate).parameters for candidate in start.candidates]
+    weights = [[mapping["weight"] for mapping in parameters] for parameters in tried]
+    assert weights == [pytest.approx([0.1] * 3), pytest.approx([1 / 3] * 3), pytest.approx([0.5, 1 / 12, 1 / 6])]
+    assert all(mapping["density"] == pytest.approx(0.6) for parameters in tried for mapping in parameters)
+    assert start.candidates[0].tolist() == start.mean.tolist()
+    assert len(ParameterSpace(_config(3, ps=ps), 8).start().candidates) == 2
+    ps["parameters"] = {"weight": {"low": 0.0, "high": 1.0, "start": 1 / 3}}
+    assert ParameterSpace(_config(3, ps={**ps, "starts": ["average"]}), 8).start().candidates == ()

@@ -1,0 +1,57 @@
+"""Presets: what a search file leaves unsaid, filled in for a purpose. What the file says stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_QUICK = 48  # scores of the search examples, all spaces together
+_FEW_GROUPS = 3  # for a search without a gradient, for which every number costs
+
+
+def filled(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a search file with the preset that it names; others as they are.
+
+    ``quick`` spends 48 scores of the search examples: by gradient, with a weight for each tensor and a gate for each slot,
+    where the fitness and the merge method have one; by CMA-ES with three groups of blocks where not. PS begins at the best of
+    its own start, the uniform average and MetaGPT's closed form.
+    """
+    sections = dict(data)
+    if sections.get("preset") != "quick":
+        return sections
+    spaces = ["ps", "dfs"] if sections.get("space") == "hybrid" else [str(sections.get("space"))]
+    for name in spaces:
+        part = sections.get(name) or {}
+        if name not in ("ps", "dfs") or not isinstance(part, Mapping):
+            continue  # is refused with the rest
+        gradient = _differentiable(sections.get("fitness")) and (_smooth(part) if name == "ps" else _gates(part))
+        usual: dict[str, Any] = {}
+        if name == "ps":
+            if not {"groups", "blocks_per_group", "split_attention"} & part.keys():
+                usual["groups"] = "tensor" if gradient else _FEW_GROUPS
+            usual["starts"] = ["average", *(["metagpt"] if sections.get("base") is not None else [])]
+        optimizer = {"algorithm": "gradient" if gradient else "cma", "evaluations": _QUICK // len(spaces)}
+        given = part.get("optimizer") or {}
+        merged = {**optimizer, **given} if isinstance(given, Mapping) else given
+        sections[name] = {**usual, **part, "optimizer": merged}
+    return sections
+
+
+def _differentiable(fitness: Any) -> bool:
+    """Whether a section names a task whose fitness has a gradient."""
+    from ..fitness import get_task, task_names
+
+    name = fitness.get("task") if isinstance(fitness, Mapping) else getattr(fitness, "task", None)
+    return name in task_names() and hasattr(get_task(str(name)), "backward")
+
+
+def _smooth(part: Mapping[str, Any]) -> bool:
+    """Whether the merge method of a section has a gradient."""
+    from ..merging.registry import all_methods
+
+    method = all_methods().get(part.get("method", "task_arithmetic"))
+    return method is not None and any(parameter.smooth for parameter in method.parameters)
+
+
+def _gates(part: Mapping[str, Any]) -> bool:
+    return part.get("scales") in (None, "gate") and part.get("scale_target") in (None, "stream")
