@@ -34,7 +34,6 @@ _SPACES: dict[str, tuple[SpaceName, ...]] = {"ps": ("ps",), "dfs": ("dfs",), "hy
 _FIRST: dict[str, Stage] = {"ps": "ps-first", "dfs": "dfs-first"}
 
 _BATCH = 16  # examples of a gradient's step, and of the first generations, where the file does not say it
-_PARTS = 3  # of the budget, over which batches grow
 Baseline = Literal["average", "random", "lora"]
 SPLITS = ("search", "validation", "test")
 RETAINED = "retain:"  # begins the names of splits whose examples a search does not look at
@@ -217,7 +216,7 @@ class SearchConfig(StrictModel):
         retain: More data, by name, that the result may not forget, such as the sources' own tasks: every model of the table of
             results is scored on it too. Nothing is chosen by it.
         batch: Number of search examples per generation, drawn anew for each, or ``all``. Where absent 16, which without a
-            gradient grows over the budget up to half of the examples. A random search has all.
+            gradient doubles after every 100 generations, up to half of the examples. A random search has all.
         finalists: How many of the best trials are scored on the validation split.
         baselines: What the result is compared with, beside base and sources: the plain ``average``; a ``random`` search of the
             same budget, in the space of the first stage; ``lora`` fine-tunes of the best parent and of the average, on the
@@ -336,14 +335,16 @@ class SearchConfig(StrictModel):
         return part.first if part.first is not None and stage in _FIRST.values() else part.optimizer
 
     def batch_sizes(self, stage: Stage, examples: int) -> tuple[int, ...]:
-        """How many of so many examples a generation of a stage is scored on, over equal parts of its budget."""
+        """How many of so many examples a generation of a stage is scored on: one size after the other, see `GROWTH`."""
         algorithm = self.optimizer(stage).algorithm
         if self.batch == "all" or stage == "random" or algorithm in ("random", "surrogate"):
             return (examples,)
         if self.batch is not None or algorithm == "gradient":
             return (min(examples, self.batch or _BATCH),)
-        growth = (max(_BATCH, examples / 2) / _BATCH) ** (1 / (_PARTS - 1))
-        return tuple(min(examples, round(_BATCH * growth**part)) for part in range(_PARTS))
+        sizes = [min(examples, _BATCH)]
+        while 4 * sizes[-1] <= examples:
+            sizes.append(2 * sizes[-1])
+        return tuple(sizes)
 
     def budget(self, stage: Stage) -> tuple[int, float]:
         """Evaluations and minutes (infinite where unbounded) of a stage.

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from ..errors import SearchError
 
+GROWTH = 100
+"""Generations, after which the next share of the examples is drawn: near the optimum a small batch no longer tells."""
+
 Vector = NDArray[np.float64]
 Batches = Generator[list[Vector], list[float], None]
 Algorithm = Literal["cma", "diagonal", "surrogate", "random", "gradient"]
@@ -151,8 +154,8 @@ class Optimizer(Asked):
             the population (``ipop``), or alternate between large and small populations (``bipop``, Hansen 2009).
         seed: Seed of the generator.
         budget: In scores of all examples; it only decides how many candidates of the start, and means, are scored.
-        shares: Shares of the examples that generations are scored on, over equal parts of the budget. Below 1, the mean of the
-            distribution is scored on all of them now and then, and at the end.
+        shares: Shares of the examples that generations are scored on: `GROWTH` generations of each, and the last from then on.
+            Below 1, the mean of the distribution is scored on all of them now and then, and at the end.
 
     Raises:
         SearchError: The settings contradict each other, or `tell` does not match the last `ask`.
@@ -238,16 +241,17 @@ class Optimizer(Asked):
             warnings.simplefilter("ignore")
             strategy = cma.CMAEvolutionStrategy(self.mean, sigma, options)
         surrogate = _Surrogate() if self.algorithm == "surrogate" else None
-        evaluations = 0
+        evaluations = generations = 0
         self._mean_at = self.spent
         while not strategy.stop():
-            self.share = self.shares[min(len(self.shares) - 1, int(self.spent / self.budget * len(self.shares)))]
+            self.share = self.shares[min(len(self.shares) - 1, generations // GROWTH)]
             if self.share < 1 and (self._is_last(population) or self.spent - self._mean_at >= max(4.0, 0.1 * self.spent)):
                 self.request, self._mean_at = Request(full=True), self.spent
                 yield [np.asarray(strategy.result.xfavorite, dtype=np.float64)]
                 if self._is_last(population):
                     break
             self.request = Request()
+            generations += 1
             genomes = [np.asarray(genome, dtype=np.float64) for genome in strategy.ask()]
             if surrogate is None:
                 costs = _costs((yield genomes))

@@ -14,7 +14,7 @@ from ..fitness.scores import Scores
 from .checks import check_search
 from .config import SearchConfig, Stage
 from .evaluator import Batch, Evaluator, Target
-from .optimizer import Start, Vector, default_population
+from .optimizer import GROWTH, Start, Vector, default_population
 from .spaces import Space, make_space
 
 _FEW = {"search": 16, "validation": 50, "test": 50}  # examples, below which a score says little
@@ -130,8 +130,12 @@ class _Stage:
 
     def rounds(self, budget: float) -> list[float]:
         """How many generations, or steps, there are with batches of each size."""
-        each = budget / len(self.sizes)
-        return [each / (self.price * self.population * size / self.count) for size in self.sizes]
+        found = []
+        for size in self.sizes:
+            cost = self.price * self.population * size / self.count
+            found.append(budget / cost if size == self.sizes[-1] else min(GROWTH, budget / cost))
+            budget -= found[-1] * cost
+        return found
 
     def phase(self, budget: int) -> Phase:
         """The stage in words, and its time."""
@@ -139,6 +143,8 @@ class _Stage:
         first, second = (self.space.decode(genome) for genome in (self.start.mean, near))
         seconds = 0.0
         for size, rounds in zip(self.sizes, self.rounds(budget), strict=True):
+            if rounds == 0:
+                continue
             batch = None if size == self.count else tuple(range(size))
             seconds += rounds * self.population * _seconds(self.evaluator, first, second, self._how(near, batch))
         what = [f"{self.start.mean.size} numbers to evolve", f"{budget} evaluations"]
@@ -147,7 +153,8 @@ class _Stage:
         what.insert(0, kinds[self.config.space_of(self.stage)])
         if second.flow is not None:
             what.append(f"paths of {len(second.flow.to_path())} to {self.config.dfs.max_hops} hops")
-        sizes = f"{self.sizes[0]} to {self.sizes[-1]}" if len(set(self.sizes)) > 1 else f"{self.sizes[0]}"
+        used = [size for size, rounds in zip(self.sizes, self.rounds(budget), strict=True) if rounds > 0]
+        sizes = f"{used[0]} to {used[-1]}" if len(used) > 1 else f"{used[0]}"
         kind = "gradient steps" if self.gradient else f"generations of {self.population}"
         what.append(f"{sum(self.rounds(budget)):.0f} {kind} on {sizes} of {self.count} examples")
         return Phase(self.stage, ", ".join(what), seconds, steps=self.gradient)

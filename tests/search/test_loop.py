@@ -14,6 +14,7 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search import optimizer
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.loop import Search
 from hf_evomerge.search.results import Result
@@ -395,27 +396,23 @@ def test_batches(tmp_path: Path) -> None:
     assert all(job.batch is None for job in runner.jobs if job.split != "search" or isinstance(job.target, SourceRef))
 
 
-def test_batches_grow(tmp_path: Path) -> None:
-    """By default a generation has 16 examples in the first third of the budget, then more, then half of all."""
+def test_batches_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default a generation has 16 examples, and twice as many after every so many generations, up to half of all."""
+    monkeypatch.setattr(optimizer, "GROWTH", 4)
 
     def scores(job: Job) -> np.ndarray:
         return np.resize(toy_scores(Job(job.target)), 64 if job.batch is None else len(job.batch))
 
     study = Study.create(tmp_path, {})
     Search(_config("ps"), study, ToyRunner(scores=scores), sources=SourceSummary(LAYERS), splits={"search": 64}).run()
-    trials, spent, sizes = study.trials("ps"), 0.0, []
-    for generation in range(trials[-1].generation + 1):
-        found = [trial for trial in trials if trial.generation == generation]
-        (size,) = {trial.scores.values.size for trial in found}
-        assert all(trial.cost == size / 64 for trial in found)
-        if len(found) == 1:  # the mean of the distribution
-            assert size == 64
-        else:
-            assert size in {(16, 23, 32)[int(3 * before / 31)] for before in (spent, max(0.0, spent - 1))}
-            sizes.append(size)
-        spent += sum(trial.cost for trial in found)
-    assert list(dict.fromkeys(sizes)) == [16, 23, 32]
-    assert 31 - 1 - 7 / 2 < spent <= 31
+    trials = study.trials("ps")
+    generations = [[trial for trial in trials if trial.generation == number] for number in range(trials[-1].generation + 1)]
+    sizes = [found[0].scores.values.size for found in generations if len(found) > 1]
+    assert sizes == [16] * 4 + [32] * (len(sizes) - 4)
+    assert len(sizes) > 6
+    assert {found[0].scores.values.size for found in generations if len(found) == 1} == {64}
+    assert all(trial.cost == trial.scores.values.size / 64 for trial in trials)
+    assert 31 - 1 - 7 / 2 < sum(trial.cost for trial in trials) <= 31
 
 
 def test_a_recipe_is_scored_anew_on_other_examples(tmp_path: Path) -> None:
