@@ -92,9 +92,9 @@ def test_what_was_finished_is_kept(tmp_path: Path) -> None:
     assert files(tmp_path) == expected
 
 
-@pytest.mark.parametrize("damage", ["value", "short", "long", "sums", "other"])
+@pytest.mark.parametrize("damage", ["value", "order", "short", "long", "sums", "other"])
 def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
-    """A kept file that lost a byte, gained one, holds another value or other tensors, or has no checksums, is not trusted."""
+    """A kept file that lost a byte, gained one, holds another value, order or tensor, or has no checksums, is not trusted."""
     with pytest.raises(OSError, match="disk full"):
         write_shards(tmp_path, ENTRIES, Producer(fail="t7"), max_size=80)
     file = tmp_path / "model-00001-of-00003.safetensors"
@@ -102,7 +102,14 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
     if damage == "sums":
         (tmp_path / f".{file.name}.sums").unlink()
     else:
-        broken = {"value": whole[:-1] + b"x", "short": whole[:-1], "long": whole + b"x", "other": whole.replace(b"t3", b"u3")}
+        first, second = whole[-80:-72], whole[-72:-64]  # two words of the first tensor
+        broken = {
+            "order": whole[:-80] + second + first + whole[-64:],
+            "value": whole[:-1] + b"x",
+            "short": whole[:-1],
+            "long": whole + b"x",
+            "other": whole.replace(b"t3", b"u3"),
+        }
         file.write_bytes(broken[damage])
     producer = Producer()
     write_shards(tmp_path, ENTRIES, producer, max_size=80)
