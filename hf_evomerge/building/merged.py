@@ -68,8 +68,9 @@ class Merged(Checkpoint):
         self._jobs: dict[str, TensorJob] = {}
         self._surveyed: list[Any] = []
         self._lock = Lock()
-        if self.plan.stack is not None:
-            self.config  # noqa: B018  raises where the layers of the slices cannot run in one model
+        reshaped = self.plan.stack is not None or self.plan.vocabulary is not None
+        laid_out = self if reshaped else self.plan.sources[0]  # which was checked with the others
+        self._doubts = laid_out.architecture_warnings  # raises where the layers of slices cannot run in one model
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -140,7 +141,7 @@ class Merged(Checkpoint):
     @property
     def warnings(self) -> list[str]:
         """What is doubtful about the sources."""
-        return find_warnings(self.plan.sources, self.plan.base, self.tokenizer_source)
+        return self._doubts + find_warnings(self.plan.sources, self.plan.base, self.tokenizer_source)
 
     def findings(self) -> Findings:
         """How the sources are related."""

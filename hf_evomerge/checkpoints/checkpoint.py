@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -110,6 +111,13 @@ class Checkpoint(ABC):
     def warnings(self) -> list[str]:
         """What a user should know before it is built, from configs and headers alone; one line each."""
         return []
+
+    @cached_property
+    def architecture_warnings(self) -> list[str]:
+        """What is doubtful about names and shapes of its tensors; raises `SourceError` where the model cannot be whole."""
+        from .architecture import check_architecture
+
+        return check_architecture(self.config, self.tensors, str(self))
 
     def findings(self) -> Findings:
         """What was noticed while its tensors were read."""

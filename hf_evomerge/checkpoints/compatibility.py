@@ -26,8 +26,9 @@ def check_mergeable(
 ) -> None:
     """Raise `SourceError` unless the checkpoints can be merged tensor by tensor. Reads configs and headers, no weights.
 
-    Checked against the first source: architecture, number of layers, heads, vocabulary, tied head, the names of the tensors,
-    their shapes, and that all weights are plain floating-point numbers (float16 and bfloat16 may be mixed).
+    The first source must have the tensors that its architecture asks for. Checked against it: architecture, number of layers,
+    heads, vocabulary, tied head, the names of the tensors, their shapes, and that all weights are plain floating-point numbers
+    (float16 and bfloat16 may be mixed).
 
     Args:
         sources: Those that take part.
@@ -52,6 +53,7 @@ def check_mergeable(
         if complaints:
             more = f"; and {len(complaints) - _SHOWN} more" if len(complaints) > _SHOWN else ""
             raise SourceError(f"{'; '.join(complaints[:_SHOWN])}{more}; sources must be fine-tunes of one base")
+    first.architecture_warnings  # noqa: B018  raises where tensors are missing, or of other shapes than its config says
     for name, info in first.tensors.items():
         if not info.is_float and info.dtype not in ("BOOL", "I64", "I32", "U8"):
             raise SourceError(f"{first}: {name} is {info.dtype}, which cannot be merged; give the model in bfloat16 or float32")
