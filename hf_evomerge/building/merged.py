@@ -114,7 +114,7 @@ class Merged(Checkpoint):
             yield job.method.function(base, vectors, call).to(dtype)
         vocabulary = self.plan.vocabulary
         if planned.vocabulary and vocabulary is not None and vocabulary.donor is not None:
-            yield vocabulary.donor.read(planned.inputs[0][1])[vocabulary.shared :].to(dtype).reshape(-1)
+            yield vocabulary.donor.read(planned.inputs[0][1], dtype)[vocabulary.shared :].to(dtype).reshape(-1)
 
     def _survey(self) -> Any:
         """What the method wants to know of the whole model, found out once; None for most. The jobs that it makes are kept."""
@@ -130,7 +130,7 @@ class Merged(Checkpoint):
 
     def _job(self, planned: Planned) -> TensorJob:
         def read(source: Source, name: str) -> Tensor:
-            tensor, vocabulary = source.read(name), self.plan.vocabulary
+            tensor, vocabulary = source.read(name, torch_dtype(planned.info.dtype)), self.plan.vocabulary
             return tensor[: vocabulary.shared] if planned.vocabulary and vocabulary is not None else tensor
 
         origin = read(*planned.base) if planned.base is not None else None

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
+from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, pieces_of
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import STORED, TensorInfo
 from ..checkpoints.ledger import sources_of
@@ -108,9 +108,10 @@ class Routed(Checkpoint):
 
     def stream(self, name: str) -> Iterator[torch.Tensor]:
         """Read one tensor, and convert it where the dtype differs."""
-        planned = self._planned[name]
-        for piece in planned.checkpoint.stream(planned.name):
-            yield piece if planned.dtype is None else piece.to(planned.dtype)
+        checkpoint, own, dtype, _ = self._planned[name]
+        pieces = pieces_of(checkpoint.read(own, dtype)) if isinstance(checkpoint, Source) else checkpoint.stream(own)
+        for piece in pieces:
+            yield piece if dtype is None else piece.to(dtype)
 
     @property
     def warnings(self) -> list[str]:

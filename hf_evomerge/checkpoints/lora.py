@@ -24,6 +24,7 @@ from .model_folder import named_folder
 from .repository import Repository
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 CONFIG_FILE = "adapter_config.json"
@@ -144,21 +145,21 @@ class Adapter:
             self._complete(found[target], module, target, tensors[target])
         return found
 
-    def apply(self, change: _Change, weight: Tensor) -> Tensor:
-        """The changed weight, in its own dtype."""
+    def apply(self, change: _Change, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The changed weight, rounded once to this dtype."""
         import torch
 
         if change.whole:
-            weight = self._get(change.whole).to(weight.dtype)
+            weight = self._get(change.whole).to(dtype)
         if not change.a:
             return weight
         left, right = self._factors(change)
         with torch.no_grad():
             if change.magnitude:
-                return _dora(weight, left, right, change, self._get(change.magnitude).float())
-            out = torch.empty_like(weight, memory_format=torch.contiguous_format)
+                return _dora(weight, left, right, change, self._get(change.magnitude).float()).to(dtype)
+            out = torch.empty_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
             for rows, delta in _deltas(left, right, change.scaling):
-                out[rows] = delta.add_(weight[rows]).to(weight.dtype)
+                out[rows] = delta.add_(weight[rows]).to(dtype)
             return out
 
     def close(self) -> None:
@@ -291,7 +292,7 @@ def _deltas(left: Tensor, right: Tensor, scaling: float) -> Iterator[tuple[slice
 
 
 def _dora(weight: Tensor, left: Tensor, right: Tensor, change: _Change, magnitude: Tensor) -> Tensor:
-    """``m (W + BA) / |W + BA|``: each output's weights get the length that the adapter says."""
+    """``m (W + BA) / |W + BA|`` in float32: each output's weights get the length that the adapter says."""
     import numpy as np
     import torch
 
@@ -306,4 +307,4 @@ def _dora(weight: Tensor, left: Tensor, right: Tensor, change: _Change, magnitud
         else:
             squares[rows] = sums
     factor = magnitude.reshape(-1) / torch.from_numpy(np.sqrt(squares).astype(np.float32))
-    return moved.mul_(factor if change.transposed else factor[:, None]).to(weight.dtype)
+    return moved.mul_(factor if change.transposed else factor[:, None])

@@ -137,10 +137,18 @@ class Source(Checkpoint):
         """What the adapter does to which tensors; raises `SourceError` where it does not fit the checkpoint."""
         return self.adapter.changes(self.tensors, tied=self.is_tied) if self.adapter is not None else {}
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """One tensor. Do not write to it.
 
         Memory-mapped, so that nothing is read before its values are used; where an adapter changes it, a new tensor.
+
+        Args:
+            name: Its raw name.
+            dtype: What it will be converted to. Where that is not the dtype in which it is stored, what an adapter changes is
+                given in float32, so that it is rounded once.
+
+        Raises:
+            SourceError: There is no such tensor, or it cannot be read.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -157,7 +165,10 @@ class Source(Checkpoint):
         except (OSError, SafetensorError) as cause:
             raise SourceError(f"{info.file}: cannot be read: {one_line(cause)}; download it again") from cause
         if self.adapter is not None and name in self.changes:
-            return self.adapter.apply(self.changes[name], tensor)
+            import torch
+
+            exact = dtype is not None and dtype != tensor.dtype
+            return self.adapter.apply(self.changes[name], tensor, torch.float32 if exact else tensor.dtype)
         return tensor
 
     def stream(self, name: str) -> Iterator[torch.Tensor]:

@@ -75,8 +75,8 @@ class LiveMerger:
             job = TensorJob(
                 name,
                 self.method,
-                base.read(name) if base is not None else None,
-                [source.read(name) for source in sources],
+                base.read(name, parameter.dtype) if base is not None else None,
+                [source.read(name, parameter.dtype) for source in sources],
                 seed=seed,
                 device=parameter.device,
                 keep=keep,
@@ -130,7 +130,7 @@ def write_adapter(source: Source, model: PreTrainedModel) -> None:
     targets = _targets(source, model)
     with torch.inference_mode():
         for name in source.changes:
-            targets[name].copy_(source.read(name))
+            targets[name].copy_(source.read(name, targets[name].dtype))
 
 
 def _targets(source: Source, model: PreTrainedModel) -> dict[str, Tensor]:

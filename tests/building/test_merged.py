@@ -286,11 +286,11 @@ def test_an_interrupted_build_leaves_nothing(half_family, make_recipe, tmp_path,
     """Whatever stops a build half-way, neither the folder nor its unfinished form stays."""
     calls = []
 
-    def fail(self, name, get=Source.read):
+    def fail(self, name, dtype=None, *, get=Source.read):
         calls.append(name)
         if len(calls) > 12:
             raise error("stop")
-        return get(self, name)
+        return get(self, name, dtype)
 
     monkeypatch.setattr(Source, "read", fail)
     with pytest.raises(error):

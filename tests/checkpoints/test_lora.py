@@ -163,6 +163,26 @@ def test_a_path_through_adapted_layers(adapted: Callable[..., tuple[Path, Path]]
     assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", ["plain", "dora", "modules to save"])
+@pytest.mark.parametrize("part", [{"merge": {"method": "linear"}}, {"flow": {"path": ["0:0-1"]}}])
+def test_a_change_is_rounded_once_to_the_dtype_of_the_result(
+    case: str, part: dict[str, Any], adapted: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """In float32 an adapter of a bfloat16 base keeps what bfloat16 would swallow; in bfloat16 it has the stored bits."""
+    base, adapter = adapted(dtype=torch.bfloat16, **CASES[case])
+    wide = tmp_path / "wide"
+    LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(wide)
+    source, exact = opened(base, adapter), opened(wide, adapter)
+    sources = [{"model": str(base), "adapter": str(adapter)}]
+    for dtype in ("float32", "float16", "bfloat16"):
+        recipe = Recipe.model_validate({"sources": sources, "dtype": dtype, **part})
+        found = load_file(build_model(recipe, tmp_path / dtype, progress=False) / "model.safetensors")
+        for name in source.changes:
+            expected = source.read(name) if dtype == "bfloat16" else exact.read(name).to(getattr(torch, dtype))
+            tensor = next(tensor for own, tensor in found.items() if own.endswith(name))
+            assert torch.equal(tensor, expected), (dtype, name)
+
+
 def test_a_search_scores_adapted_sources(search_config: Callable[..., Any], tiny: Path, tmp_path: Path) -> None:
     """In a search an adapted source has the score of the same weights on disk, merged or by itself."""
     from hf_evomerge.recipes.recipe import MergePart
