@@ -29,6 +29,7 @@ class Curve:
         start: Evaluations spent before the first trial.
         title: What the legend calls it; the label where empty.
         costs: What each trial cost, in evaluations; 1 where empty.
+        whole: Whether each was scored on all examples; all were where empty. The best of batches is the luckiest, not the best.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Curve:
     start: float = 0
     title: str = ""
     costs: tuple[float, ...] = ()
+    whole: tuple[bool, ...] = ()
 
     @property
     def x(self) -> NDArray[np.float64]:
@@ -50,8 +52,9 @@ class Curve:
 
     @property
     def best(self) -> NDArray[np.float64]:
-        """The best fitness so far, NaN until a trial succeeds, shape (n,)."""
-        return np.fmax.accumulate(self.values) if self.fitness else self.values
+        """The best fitness so far of those scored on all examples, NaN until one succeeds, shape (n,)."""
+        values = np.where(self.whole or [True] * len(self.fitness), self.values, np.nan)
+        return np.fmax.accumulate(values) if self.fitness else values
 
     def generation_means(self, low: float = -np.inf) -> NDArray[np.float64]:
         """Middle on the x axis, mean and standard deviation of each generation's trials from `low` up; (generations, 3)."""

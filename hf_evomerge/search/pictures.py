@@ -39,9 +39,11 @@ def stage_curves(trials: Sequence[Trial]) -> list[plots.Curve]:
         found = [trial for trial in trials if trial.stage == stage]
         costs = tuple(trial.cost for trial in found)
         fitness, generations = tuple(trial.fitness for trial in found), tuple(trial.generation for trial in found)
+        most = max((trial.scores.values.size for trial in found), default=0)
+        whole = tuple(trial.scores.values.size == most for trial in found)
         begin = 0.0 if stage == "random" else spent
         if found:
-            curves.append(plots.Curve(stage, fitness, generations, start=begin, title=STAGES[stage], costs=costs))
+            curves.append(plots.Curve(stage, fitness, generations, begin, STAGES[stage], costs, whole))
         spent += sum(costs)
     return curves
 

@@ -37,7 +37,7 @@ class Progress:
         phase: The stage, or ``parents``, ``finalists`` or ``test``.
         done, total: What this phase has spent, in scores of all examples, and its budget.
         generation: From 0.
-        best, mean: Best fitness of the stage so far; mean of the last whole generation.
+        best, mean: Best fitness of the stage so far, of the trials scored on all examples; mean of the last whole generation.
         sigma: The optimizer's step size.
         failed, duplicates: Trials that failed, and that shared another's scores.
         seconds: Wall time of this phase in this process.
@@ -237,7 +237,7 @@ class StageRun:
         trials[trial.number] = trial
         if trial.recipe_key is not None and trial.duplicate_of is None:
             self.first_of_recipe[trial.recipe_key, batch] = trial
-        if trial.fitness is not None:
+        if trial.fitness is not None and batch is None:
             self.best = trial.fitness if self.best is None else max(self.best, trial.fitness)
         self.counts["failed"] += trial.state == "FAILED"
         self.counts["duplicates"] += trial.duplicate_of is not None

@@ -531,6 +531,18 @@ def test_progress(tmp_path: Path) -> None:
     assert {report.phase for report in reports} == {"ps", "finalists", "test"}
 
 
+def test_the_best_of_batches_is_not_reported(tmp_path: Path) -> None:
+    """The best so far is that of trials scored on all examples; until there is one, none."""
+    reports: list[Progress] = []
+    study, _ = _search(tmp_path, ToyRunner(), "batches", report=reports.append)
+    stage, best = [report for report in reports if report.phase == "ps"], None
+    for report, trial in zip(stage, study.trials("ps"), strict=True):
+        if trial.scores.values.size == EXAMPLES and trial.fitness is not None:
+            best = trial.fitness if best is None else max(best, trial.fitness)
+        assert report.best == best
+    assert stage[0].best is None
+
+
 def test_two_searches_cannot_write_to_one_study(tmp_path: Path) -> None:
     """A search refuses a study that another holds, and writes nothing."""
     study = Study.create(tmp_path, {})

@@ -22,3 +22,11 @@ def test_stages_follow_each_other_and_random_search_runs_beside_them() -> None:
     assert {label: curve.x.tolist() for label, curve in curves.items()} == {"ps": [1, 2], "dfs": [3], "random": [1]}
     assert curves["ps"].fitness == (-2.0, None)
     assert curves["ps"].title == "parameter space"
+
+
+def test_the_best_so_far_is_of_trials_scored_on_all_examples() -> None:
+    """The luckiest batch is no result: the line begins at the first trial that was scored on all examples."""
+    sizes = [(1, -0.1), (2, -0.9), (1, -0.2), (2, -0.7), (2, -0.8)]
+    trials = [Trial("ps", n, n, np.zeros(1), None, Scores([score] * size)) for n, (size, score) in enumerate(sizes)]
+    (curve,) = stage_curves(trials)
+    assert np.array_equal(curve.best, [np.nan, -0.9, -0.9, -0.7, -0.7], equal_nan=True)
