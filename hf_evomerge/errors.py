@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from reprlib import Repr
 
 MAX_MESSAGE = 1500  # characters: what a stranger's file brings into a message must not fill a screen, or a log
@@ -13,6 +15,7 @@ _HIDDEN = (
     (re.compile(r"(?i)\bbearer\s+\S+"), "Bearer ..."),
     (re.compile(r"For more information check: \S+ ?"), ""),  # no secret, and no news
 )
+_NUMBERS = re.compile(r"\[Errno -?\d+\] ")  # says nothing to people; the words after it do
 _REPR = Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict = 2, 4, 4
 _REPR.maxstring = _REPR.maxother = 80
@@ -34,9 +37,17 @@ def one_line(text: object, limit: int = 300) -> str:
     """
     words = " ".join(str(text).split()) or type(text).__name__
     words = words.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair cannot be written
+    words = _NUMBERS.sub("", words)
     words = without_secrets("".join(c if c.isprintable() else "?" for c in words)).strip()
     room = limit - 5
     return words if len(words) <= limit else f"{words[: room * 2 // 3]} ... {words[-(room // 3) :]}"
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """What a message says to a word that is not known: the one that was probably meant, or all that there are."""
+    names = sorted(known)
+    close = get_close_matches(str(word), names, 1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}" if names else "there are none"
 
 
 def shown(value: object) -> str:

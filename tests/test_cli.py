@@ -198,7 +198,7 @@ def test_other_mistakes_are_one_line(search_file: Path, recipe_file: Path, tiny:
     assert "neither a study nor a model" in _error("show", tmp_path / "empty")
     assert "neither a study nor a model" in _error("show", tmp_path / "odd")
     assert "neither a study nor a model" in _error("show", tmp_path / "nowhere")
-    assert "data.exam" in _error("eval", tiny / "a", "--search", search_file, "--split", "exam")
+    assert "did you mean test?" in _error("eval", tiny / "a", "--search", search_file, "--split", "tes")
     assert "no such folder" in _error("eval", "./nowhere", "--search", search_file)
     assert str(tmp_path / "file") in _error("search", search_file, "--out", tmp_path / "file")
     assert str(tmp_path / "file") in _error("search", search_file, "--out", tmp_path / "file" / "deeper")
@@ -206,6 +206,77 @@ def test_other_mistakes_are_one_line(search_file: Path, recipe_file: Path, tiny:
     (tmp_path / "empty" / "study.db").write_text("not a data base at all")
     assert "not a study" in _error("show", tmp_path / "empty")
     assert "not a study" in _error("search", search_file, "--out", tmp_path / "empty")
+
+
+def test_a_dry_run_looks_at_the_folder(search_settings: Settings, search_file: Path, recipe_file: Path, tmp_path: Path) -> None:
+    """A folder that the search could not use is refused by the dry run as by the search; one that it can go on in is fine."""
+    (tmp_path / "file").write_text("no folder")
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        assert "is a file, not a folder; choose another folder" in _error("search", search_file, "--out", out, "--dry-run")
+        assert str(tmp_path / "file") in _error("merge", recipe_file, "--out", out, "--dry-run")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "results.json").write_text("{}")
+    assert "holds a results.json but no study" in _error("search", search_file, "--out", tmp_path / "used", "--dry-run")
+    assert _invoke("search", search_file, "--out", tmp_path / "out", "--no-model").exit_code == 0
+    assert _invoke("search", search_file, "--out", tmp_path / "out", "--dry-run").exit_code == 0
+    search_file.write_text(yaml.safe_dump(search_settings(seed=7)), encoding="utf-8")
+    assert "seed was 0 and is 7" in _error("search", search_file, "--out", tmp_path / "out", "--dry-run")
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(
+    search_file: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that belongs to others is an error before any work."""
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    message = f"{tmp_path / 'a' / 'b'}: {tmp_path} may not be written to; choose another folder, or see whose it is"
+    assert message in _error("search", search_file, "--out", tmp_path / "a" / "b", "--dry-run")
+    for dry in ([], ["--dry-run"]):
+        assert message in _error("merge", recipe_file, "--out", tmp_path / "a" / "b", *dry)
+
+
+def test_convert_replaces_no_file_unasked(recipe_file: Path, tmp_path: Path) -> None:
+    """A file that exists is left as it is; with --overwrite it is replaced."""
+    there = tmp_path / "there.yaml"
+    there.write_text("mine")
+    command = ("convert", recipe_file, "--to", "recipe", "--out", there)
+    assert _error(*command) == f"error: {there}: exists already; choose another name, or pass --overwrite"
+    assert there.read_text() == "mine"
+    assert _invoke(*command, "--overwrite").exit_code == 0
+    assert Recipe.load(there) == Recipe.load(recipe_file)
+
+
+def test_a_file_for_another_command_says_which(search_file: Path, recipe_file: Path, tmp_path: Path) -> None:
+    """A recipe given to `search`, and a search file given to `merge`, are told apart from mistakes."""
+    assert _error("search", recipe_file, "--out", tmp_path / "out") == (
+        f"error: {recipe_file}: this is a recipe, not a search file; build it with `hf-evomerge merge FILE --out FOLDER`"
+    )
+    assert _error("merge", search_file, "--out", tmp_path / "out") == (
+        f"error: {search_file}: this is a search file, not a recipe; run it with `hf-evomerge search FILE --out FOLDER`"
+    )
+
+
+def test_what_the_system_refuses_is_said_in_words(recipe_file: Path, tmp_path: Path) -> None:
+    """An error of the system comes without its number, and with what to do."""
+    (tmp_path / "file").write_text("no folder")
+    text = _error("convert", recipe_file, "--to", "recipe", "--out", tmp_path / "file" / "x")
+    assert text == f"error: Not a directory: '{tmp_path / 'file' / 'x'}'; choose another place, or see who may write there"
+
+
+def test_models_that_are_none(recipe_file: Path, tiny: Path, tmp_path: Path) -> None:
+    """A file, a name with spaces and a merged model with a path are refused as sources, with what to give."""
+    weights = tiny / "a" / "model.safetensors"
+    assert _error("inspect", weights) == (
+        f"error: {weights}: a file; give the folder that holds the model's config.json and weights"
+    )
+    assert "some one/model: no such folder" in _error("inspect", "some one/model")
+    flow = Recipe.model_validate({"sources": [{"model": str(tiny / "a")}], "flow": {"path": "0:0-1"}})
+    built = build_model(flow, tmp_path / "built", progress=False)
+    for part in ({"merge": {"method": "linear"}}, {"flow": {"path": "0:0"}}):
+        Recipe.model_validate({"sources": [{"model": str(built)}], **part}).save(tmp_path / "again.yaml")
+        assert _error("merge", tmp_path / "again.yaml", "--out", tmp_path / "out") == (
+            f"error: {built}: a merged model with a path of its own; name the models that it was made from, or a copy that "
+            "`fold` has written"
+        )
 
 
 def test_a_study_of_another_search_is_one_line(search_settings: Settings, search_file: Path, tmp_path: Path) -> None:

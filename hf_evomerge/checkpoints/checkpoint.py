@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,9 +103,10 @@ class Checkpoint(ABC):
         """Write what lies beside the weights: ``config.json``, code, tokenizer, generation settings, chat template."""
 
     def read(self, name: str) -> torch.Tensor:
-        """One whole tensor. Do not write to it."""
+        """One whole tensor. Do not write to it. Raises `SourceError` where there is no such tensor."""
         import torch
 
+        self._check_name(name)
         return torch.cat(list(self.stream(name))).reshape(self.tensors[name].shape)
 
     @property
@@ -156,6 +158,11 @@ class Checkpoint(ABC):
         """Let go of the open files; tensors already handed out stay valid."""
         for source in self.sources:
             source.close()
+
+    def _check_name(self, name: str) -> None:
+        if name not in self.tensors:
+            close = get_close_matches(str(name), self.tensors, 1)
+            raise SourceError(f"{self}: no tensor called {name}" + (f"; did you mean {close[0]}?" if close else ""))
 
     def _count(self, key: str) -> int:
         """A number of the config; raises `SourceError` where it is none, as transformers checks only some of its configs."""

@@ -19,6 +19,7 @@ _KEPT_FROM_FIRST = (
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "logits_scaling"),
 )
 _SHOWN = 6
+HAS_A_PATH = "a merged model with a path of its own; name the models that it was made from, or a copy that `fold` has written"
 
 
 def check_mergeable(
@@ -40,6 +41,8 @@ def check_mergeable(
         raise SourceError("no sources to merge; give at least one")
     first = sources[0]
     for source in [*sources, *([base] if base is not None else [])]:
+        if source.config.model_type == "evo_merged":
+            raise SourceError(f"{source}: {HAS_A_PATH}")
         if getattr(source.config, "quantization_config", None) is not None:
             raise SourceError(f"{source}: quantised weights cannot be merged; give the unquantised model")
         source.changes  # noqa: B018  raises where an adapter does not fit

@@ -29,6 +29,15 @@ def named_folder(name: str) -> Path:
     return Path(os.path.expanduser(name))
 
 
+def check_place(out: Path) -> None:
+    """Raise `EvoMergeError` where no folder of this name can be made or written to. Nothing is made."""
+    there = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
+    if not os.path.isdir(there):
+        raise EvoMergeError(f"{out}: {'it' if there == out else there} is a file, not a folder; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise EvoMergeError(f"{out}: {there} may not be written to; choose another folder, or see whose it is")
+
+
 @contextmanager
 def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder beside `out` that is renamed to it at the end, and removed if anything goes wrong.
@@ -52,9 +61,10 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_free(out: Path) -> None:
-    """Raise `EvoMergeError` where there is something under the name of a folder that is to be made."""
+    """Raise `EvoMergeError` where there is something under the name of a folder that is to be made, or none can be made."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EvoMergeError(f"{out}: is there already; choose another folder, or remove it")
+    check_place(out)
 
 
 def put_in_place(folder: Path, out: Path) -> None:

@@ -38,7 +38,7 @@ class Repository:
     def __init__(self, name: str, revision: str | None = None, *, code: bool = False) -> None:
         from huggingface_hub import snapshot_download
 
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or any(c.isspace() for c in name):
             raise SourceError(f"{name}: no such folder; give a folder that exists or the id of a repository on the Hub")
         self.name = name
         wanted = [*SMALL_FILES, *(["*.py"] if code else [])]

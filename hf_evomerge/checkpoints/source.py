@@ -75,6 +75,8 @@ class Source(Checkpoint):
         if os.path.isdir(folder):  # Path.is_dir raises where a name is too long
             if ref.revision is not None:
                 raise SourceError(f"{ref.model}: a folder has no revision (found {ref.revision!r}); leave it out")
+        elif os.path.isfile(folder):
+            raise SourceError(f"{ref.model}: a file; give the folder that holds the model's config.json and weights")
         else:
             repository = Repository(ref.model, ref.revision, code=trust_remote_code)
             folder = repository.folder
@@ -152,9 +154,8 @@ class Source(Checkpoint):
         """
         from safetensors import SafetensorError, safe_open
 
-        info = self.tensors.get(name)
-        if info is None:
-            raise SourceError(f"{self}: no tensor called {name}")
+        self._check_name(name)
+        info = self.tensors[name]
         try:
             with self._lock:
                 if info.file not in self._handles:

@@ -22,7 +22,7 @@ from ..errors import EvoMergeError
 from .checkpoint import Checkpoint
 from .headers import tensor_order
 from .ledger import Ledger
-from .model_folder import put_in_place, scratch_folder
+from .model_folder import check_place, put_in_place, scratch_folder
 from .shards import Entry, Write, parse_size, remove_checksums, write_shards
 
 if TYPE_CHECKING:
@@ -92,15 +92,15 @@ def write_checkpoint(
 
 
 def check_target(out: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> None:
-    """Raise `EvoMergeError` where there is something under a folder's name that may not be replaced.
+    """Raise `EvoMergeError` where there is something under a folder's name that may not be replaced, or none can be made.
 
     Args:
         out: The folder to make; a missing or an empty one is free.
         overwrite: Whether a model that is there may be replaced.
         keep: Models that are needed, and not replaced.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return check_place(out)
     if not overwrite:
         raise EvoMergeError(f"{out}: exists already; choose another folder, or pass --overwrite")
     if not (out / "config.json").is_file():

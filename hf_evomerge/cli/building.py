@@ -61,6 +61,7 @@ def convert(
     file: Annotated[Path, typer.Argument(help="A recipe, or a mergekit file.", show_default=False)],
     to: Annotated[str, typer.Option(help="What to write: recipe or mergekit.", show_default=False)],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; without it, the text is printed.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Write a mergekit file as a recipe, or a recipe as a mergekit file.
 
@@ -76,6 +77,8 @@ def convert(
 
         if to not in ("recipe", "mergekit"):
             raise RecipeError(f"--to: {to!r} is neither recipe nor mergekit")
+        if out is not None and out.exists() and not overwrite:
+            raise RecipeError(f"{out}: exists already; choose another name, or pass --overwrite")
         read = load(file)
         text, notes = to_mergekit(read.recipe) if to == "mergekit" else (read.recipe.to_yaml(), [])
         for line in [*read.notes, *notes]:

@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 LOGGER = logging.getLogger("hf_evomerge")
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)]
 Workers = Annotated[
@@ -77,7 +78,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (EvoMergeError, OSError, sqlite3.Error) as error:  # not only ours: a folder that cannot be written, a full disk
-        typer.secho(f"error: {one_line(error, MAX_MESSAGE)}", err=True, fg=typer.colors.RED)
+        hint = "; choose another place, or see who may write there" if isinstance(error, _IN_THE_WAY) else ""
+        typer.secho(f"error: {one_line(error, MAX_MESSAGE)}{hint}", err=True, fg=typer.colors.RED)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as interrupt:
         typer.secho("interrupted; whatever was finished is kept", err=True)

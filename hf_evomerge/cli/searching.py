@@ -61,8 +61,10 @@ def search(
             options = PushOptions(private=private, license=license, space=space)
             check_push(push_to, [*config.sources, *([config.base] if config.base is not None else [])], options)
         if dry_run:
+            from ..search.folder import check_out
             from ..search.plan import plan_search
 
+            check_out(config, out)
             typer.echo(plan_search(config).to_text(workers))
             return
         from ..search.run import run_search

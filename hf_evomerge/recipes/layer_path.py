@@ -16,8 +16,8 @@ from ..errors import PathError, shown
 MAX_HOPS = 4096
 _NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _TERM = re.compile(r"^\s*(\d{1,9}):(\d{1,9})(?:\s*\*\s*(" + _NUMBER + r"))?\s*$")
-_RANGE = re.compile(r"^\s*(\d{1,9}):(\d{1,9})-(\d{1,9})\s*$")
-_REPEAT = re.compile(r"^(.*\S)\s+x(\d{1,9})\s*$")
+_RANGE = re.compile(r"^\s*(\d{1,9}):(\d{1,18})-(\d{1,18})\s*$")
+_REPEAT = re.compile(r"^(.*\S)\s+x(\d{1,18})\s*$")
 
 
 @dataclass(frozen=True, order=True)

@@ -225,6 +225,13 @@ class Recipe(StrictModel):
     chat_template: str | None = Field(default=None, min_length=1)
     built: Built | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_recipe(cls, data: Any) -> Any:
+        if isinstance(data, dict) and {"space", "fitness"} <= data.keys():
+            raise ValueError("this is a search file, not a recipe; run it with `hf-evomerge search FILE --out FOLDER`")
+        return data
+
     @model_validator(mode="after")
     def _check_parts(self) -> Recipe:
         if self.merge is None and self.flow is None:

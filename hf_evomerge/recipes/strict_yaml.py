@@ -6,12 +6,13 @@ The files may be a stranger's, and are read within the limits of ``limited_yaml.
 from __future__ import annotations
 
 import os
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..errors import EvoMergeError, one_line, shown
+from ..errors import EvoMergeError, nearest, one_line, shown
 from .limited_yaml import MAX_BYTES, NUMBERS, TOO_LONG, load_limited, read_limited
 
 
@@ -78,13 +79,33 @@ def validate(kind: type[Part], data: dict[str, Any], error: type[EvoMergeError])
     try:
         return kind.model_validate(data)
     except ValidationError as cause:
-        raise error("; ".join(dict.fromkeys(_complaint(item) for item in cause.errors()))) from cause
+        raise error("; ".join(dict.fromkeys(_complaint(item, kind) for item in cause.errors()))) from cause
 
 
-def _complaint(item: Any) -> str:
+def _complaint(item: Any, kind: type[BaseModel]) -> str:
     # pydantic names the kinds of a union as if they were keys: Range, float, dict[str,float], function-after[...]
     kinds = ("Range", "bool", "float", "str")
     where = ".".join(str(key) for key in item["loc"] if key not in kinds and "[" not in str(key))
     what = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        what = f"no such key; {nearest(item['loc'][-1], _keys(kind, item['loc'][:-1]))}"
     found = "" if item["type"] in ("missing", "value_error") else f" (found {shown(item['input'])})"
     return f"{where}: {what}{found}" if where else f"{what}{found}"
+
+
+def _keys(kind: type[BaseModel], where: Sequence[int | str]) -> set[str]:
+    """The keys of the parts that may stand at a place of a file."""
+    parts = [kind]
+    for key in where:
+        inside = [part.model_fields[key].annotation for part in parts if key in part.model_fields]
+        if inside:  # else it numbers the entries of a list, or is pydantic's name of a kind
+            parts = [part for annotation in inside for part in _parts(annotation)]
+    return {name for part in parts for name in part.model_fields}
+
+
+def _parts(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The kinds of parts that a field may hold, alone, in a list, in a mapping or as one of several."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _parts(inner)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.compatibility import HAS_A_PATH
 from ..errors import PathError, SourceError, one_line
 from ..recipes.recipe import FlowPart
 
@@ -38,6 +39,8 @@ def check_configs(
 
     for number, config in enumerate(configs):
         called = f"source {number}" if names is None else str(names[number])
+        if config.model_type == "evo_merged":
+            raise SourceError(f"{called}: {HAS_A_PATH}")
         if config.get_text_config() is not config:
             raise SourceError(f"{called}: {config.model_type!r} is more than a language model; give a text-only source")
         if getattr(config, "is_encoder_decoder", False):

@@ -257,6 +257,14 @@ class SearchConfig(StrictModel):
     def _fill(cls, data: Any) -> Any:
         return filled(data) if isinstance(data, Mapping) else data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_search(cls, data: Any) -> Any:
+        given = data.keys() if isinstance(data, dict) and "space" not in data else set()
+        if given & {"merge", "flow", "merge_method"}:
+            raise ValueError("this is a recipe, not a search file; build it with `hf-evomerge merge FILE --out FOLDER`")
+        return data
+
     @model_validator(mode="after")
     def _check_indices(self) -> SearchConfig:
         count = len(self.sources)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import SearchError
+from ..errors import SearchError, nearest
 from ..fitness import Example, Scores
 from ..recipes.recipe import SourceRef
 from .config import SearchConfig
 from .evaluator import Evaluator
 from .rows import accuracy_text, fitness_text
+
+_SPLITS = ("search", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def evaluate_model(model: str, config: SearchConfig, *, split: str = "test", sho
         >>> print(evaluation)  # doctest: +ELLIPSIS
         fitness -... ± ..., accuracy ... on 6 examples
     """
+    if split not in (known := {*_SPLITS, *config.splits}):
+        raise SearchError(f"split: {split!r} is unknown; {nearest(split, known)}")
     target = SourceRef(model=model)
     evaluator = Evaluator(config.model_copy(update={"sources": [target], "base": None}))  # the search's sources are not needed
     examples = tuple(evaluator.examples(split))

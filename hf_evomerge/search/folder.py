@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..building.build import build_model
+from ..checkpoints.model_folder import check_place
 from ..errors import EvoMergeError, SearchError, one_line
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from ..recipes.strict_yaml import validate
@@ -46,13 +47,31 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
         study.set_meta("versions", _versions())
     else:
         study = Study.open(out)
-        if (before := study.meta("settings")) != settings:
+        try:
+            _check_same(study, out, settings)
+        except SearchError:
             study.close()
-            changed = ", ".join(_changes(before, settings))
-            raise SearchError(f"{out}: holds the study of another search: {changed}; choose another folder")
+            raise
     if not (out / SEARCH_FILE).exists():  # or the process that began the study ended in between
         written.save(out / SEARCH_FILE)
     return study
+
+
+def check_out(config: SearchConfig, out: Path) -> None:
+    """Raise an `EvoMergeError` where this search could neither begin nor go on in a folder. Nothing is written.
+
+    Args:
+        config: The search as the user wrote it.
+        out: The folder; one that is not there can be made.
+    """
+    check_place(out)
+    if not (out / STUDY_FILE).exists():
+        return _check_unused(config, out)
+    study = Study.open(out)
+    try:
+        _check_same(study, out, pin(config, study.meta("pins") or {}).model_dump(mode="json"))
+    finally:
+        study.close()
 
 
 def known_pins(out: Path) -> Pins:
@@ -112,6 +131,12 @@ def _check_unused(config: SearchConfig, out: Path) -> None:
             raise SearchError(f"{out}: holds a {name} but no study, and the search would overwrite it; choose another folder")
     if (out / SEARCH_FILE).exists() and SearchConfig.load(out / SEARCH_FILE) != config:
         raise SearchError(f"{out}: holds the {SEARCH_FILE} of another search; choose another folder")
+
+
+def _check_same(study: Study, out: Path, settings: dict[str, Any]) -> None:
+    if (before := study.meta("settings")) != settings:
+        changed = ", ".join(_changes(before, settings))
+        raise SearchError(f"{out}: holds the study of another search: {changed}; choose another folder")
 
 
 def _changes(before: Any, now: Any, where: str = "") -> list[str]:

@@ -15,6 +15,7 @@ from hf_evomerge.checkpoints.checkpoint import Checkpoint
 from hf_evomerge.checkpoints.ledger import Ledger
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.checkpoints.writer import write_checkpoint
+from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe
 
 MERGE = {"method": "ties", "parameters": [{"weight": 0.6, "density": 0.5}, {"weight": 0.7, "density": 0.4}]}
@@ -123,3 +124,12 @@ def test_a_plan_folds_as_the_model_on_disk_does(make: MakeCheckpoint, tmp_path: 
     here = load_file(write_checkpoint(make("folded"), tmp_path / "here", progress=False) / "model.safetensors")
     assert all(torch.equal(here[name], tensor) for name, tensor in there.items())
     assert set(here) == set(there)
+
+
+@pytest.mark.parametrize("kind", ["source", "merged", "routed", "hybrid", "folded"])
+def test_a_tensor_that_is_not_there(make: MakeCheckpoint, kind: str) -> None:
+    """A name that no tensor has is an error that says which one was probably meant."""
+    checkpoint = make(kind)
+    name = next(name for name in checkpoint.tensors if name.endswith("norm.weight"))
+    with pytest.raises(SourceError, match=rf"no tensor called {name}s; did you mean {name}\?"):
+        checkpoint.read(f"{name}s")

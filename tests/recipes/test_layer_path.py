@@ -117,6 +117,8 @@ def test_text_form_is_canonical() -> None:
         ("0:0 0:1", "path[0]"),
         ("0:0; 0:1", "path[0]"),
         ("0:1234567890", "path[0]"),
+        ("0:0-3 x1000000000", "path[0]: 4000000000 hops; a path has between 1 and 4096 hops in all"),
+        ("0:0-1000000000", "path[0]: 1000000001 hops; a path has between 1 and 4096 hops in all"),
         ("99999999999999999999:0", "path[0]"),
         ("__import__('os')", "path[0]"),
         (["0:0", 7], "path[1]"),
@@ -132,7 +134,7 @@ def test_text_that_is_no_path(text: object, where: str) -> None:
     with pytest.raises(PathError) as caught:
         LayerPath.parse(text)  # type: ignore[arg-type]
     message = str(caught.value)
-    assert message.startswith(f"{where}: ")
+    assert f"{message}: ".startswith(f"{where}: ")
     assert "\n" not in message
     assert len(message) < 400
 

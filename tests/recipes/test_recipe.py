@@ -159,12 +159,23 @@ def test_numbers_are_numbers(text: str, value: float) -> None:
         ("sources: [a]\n" + MERGE, "sources.0: Input should be a valid dictionary or instance of SourceRef (found 'a')"),
         ("sources: [{model: ''}]\n" + MERGE, "sources.0.model: String should have at least 1 character (found '')"),
         ("sources: [{model: 5}]\n" + MERGE, "sources.0.model: Input should be a valid string (found 5)"),
-        (HEAD + MERGE + "sed: 1", "sed: Extra inputs are not permitted (found 1)"),
+        (HEAD + MERGE + "sed: 1", "sed: no such key; did you mean seed? (found 1)"),
         (HEAD + MERGE + "seed: x", "seed: Input should be a valid integer"),
         (HEAD + MERGE + "seed: 1.5", "seed: Input should be a valid integer"),
         (HEAD + MERGE + "dtype: int8", "dtype: Input should be 'float32', 'float16' or 'bfloat16' (found 'int8')"),
         (HEAD + "merge: {}", "merge.method: Field required"),
-        (HEAD + "merge: {method: linear, weight: 1}", "merge.weight: Extra inputs are not permitted (found 1)"),
+        (
+            "sources: [{model: a, revison: b}]\n" + MERGE,
+            "sources.0.revison: no such key; did you mean revision? (found 'b')",
+        ),
+        (
+            HEAD + "merge: {method: linear, slices: [{layers: ['0:0'], option: {}}]}",
+            "merge.slices.0.option: no such key; did you mean options? (found {})",
+        ),
+        (
+            HEAD + "merge: {method: linear, weight: 1}",
+            "merge.weight: no such key; there are method, options, ",
+        ),
         (HEAD + "merge: {method: linear, sources: [0, 2]}", "merge.sources: 2 is not a source; there are 2, numbered from 0"),
         (HEAD + "merge: {method: linear, sources: [-1]}", "merge.sources: -1 is not a source; there are 2, numbered from 0"),
         (
@@ -266,7 +277,7 @@ def test_a_file_is_named_in_every_complaint(tmp_path: Path) -> None:
     absent, binary, wrong = tmp_path / "absent.yaml", tmp_path / "binary.yaml", tmp_path / "wrong.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     wrong.write_text(HEAD + MERGE + "sed: 1")
-    for file, message in ((absent, "cannot be read"), (binary, "cannot be read"), (wrong, "sed: Extra inputs")):
+    for file, message in ((absent, "cannot be read"), (binary, "cannot be read"), (wrong, "sed: no such key")):
         with pytest.raises(RecipeError) as caught:
             Recipe.load(file)
         assert str(caught.value).startswith(f"{file}: {message}")

@@ -54,7 +54,8 @@ BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
     [
         ({"space": "both"}, "space: Input should be 'ps', 'dfs' or 'hybrid' (found 'both')"),
         ({"sources": [{"model": "a"}]}, "sources: List should have at least 2 items"),
-        ({"sorces": []}, "sorces: Extra inputs are not permitted"),
+        ({"ps": {"optimizer": {"algoritm": "cma"}}}, "ps.optimizer.algoritm: no such key; did you mean algorithm?"),
+        ({"sorces": []}, "sorces: no such key; did you mean sources?"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0 (found -1)"),
         ({"batch": 0}, "batch"),
         ({"batch": "some"}, "batch"),
@@ -101,7 +102,7 @@ BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
         ({"dfs": {"initialisation": "zero"}}, "dfs.initialisation"),
         ({"fitness": {"task": "magic"}}, "fitness: unknown task 'magic'"),
         ({"fitness": {}}, "fitness: task: which one?"),
-        ({"fitness": {"task": "likelihood", "colour": 1}}, "fitness: colour: Extra inputs are not permitted"),
+        ({"fitness": {"task": "likelihood", "colour": 1}}, "fitness: colour: no such key; "),
     ],
 )
 def test_refusals(more: dict[str, Any], message: str) -> None:
