@@ -11,13 +11,14 @@ import numpy as np
 
 from ..errors import SearchError
 from ..fitness.scores import Scores
+from .baselines import RATES
 from .checks import check_search
-from .config import SearchConfig, Stage
+from .config import RETAINED, SearchConfig, Stage
 from .evaluator import Batch, Evaluator, Target
 from .optimizer import GROWTH, Start, Vector, default_population
 from .spaces import Space, make_space
 
-_FEW = {"search": 16, "validation": 50, "test": 50}  # examples, below which a score says little
+_FEW = {"search": 16}  # examples, below which a score says little; 50 of other splits
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Phase:
     """One part of a search.
 
     Attributes:
-        name: ``parents``, a stage, ``finalists`` or ``test``.
+        name: ``parents``, a stage, ``finalists``, ``lora`` or ``test``.
         text: What it does, in words.
         seconds: How long it takes with one worker.
         steps: Whether each evaluation waits for the one before, so that more workers do not help.
@@ -93,26 +94,40 @@ def plan_search(config: SearchConfig) -> Plan:
     dimensions, notes = check_search(config, evaluator)
     examples = {split: len(evaluator.examples(split)) for split in evaluator.splits}
     second = _seconds(evaluator, config.sources[0], config.sources[0]) / examples["search"]  # of one example
-    phases, warnings, merge = [], _of_splits(examples), None
+    stages, warnings, merge = list[Phase](), _of_splits(examples), None
     for stage in config.stages:
         space = make_space(config, stage, evaluator.summary, merge)
         planned = _Stage(config, stage, space, evaluator)
-        phases.append(planned.phase(config.budget(stage)[0]))
+        stages.append(planned.phase(config.budget(stage)[0]))
         warnings += planned.warnings(config.budget(stage)[0])
         if stage == "ps" and config.space == "hybrid":
             merge = space.decode(space.start().mean).merge
+    phases = _around(config, stages, examples, second, averaged=len(set(evaluator.layers)) == 1)
+    evaluations: dict[str, int] = {stage: config.budget(stage)[0] for stage in config.stages}
+    return Plan(tuple(phases), dimensions, evaluations, examples, tuple(notes), tuple(warnings))
+
+
+def _around(
+    config: SearchConfig, stages: list[Phase], examples: dict[str, int], second: float, *, averaged: bool
+) -> list[Phase]:
+    """The stages, and what comes before and after them: scores of whole models at so many seconds an example."""
     parents = len(config.sources) + (config.base is not None and config.base not in config.sources)
-    every = [Phase("parents", f"{parents} models on all search examples", parents * second * examples["search"]), *phases]
+    phases = [Phase("parents", f"{parents} models on all search examples", parents * second * examples["search"]), *stages]
     if "validation" in examples:
         count = config.finalists * sum(stage in (*config.spaces, "random") for stage in config.stages)
         text = f"up to {count} models on {examples['validation']} validation examples"
-        every.append(Phase("finalists", text, count * second * examples["validation"]))
+        phases.append(Phase("finalists", text, count * second * examples["validation"]))
+    averaged = averaged and "average" in config.baselines
+    tuned = (1 + averaged) * ("lora" in config.baselines)
+    if tuned:
+        spent = sum(config.budget(stage)[0] for stage in config.stages if stage != "random")
+        text = f"{tuned * len(RATES)} fine-tunes at {spent} evaluations each"
+        phases.append(Phase("lora", text, tuned * len(RATES) * spent * second * examples["search"], steps=True))
     split = next(split for split in ("test", "validation", "search") if split in examples)
-    count = parents + (len(set(evaluator.layers)) == 1) + len(config.stages)
-    text = f"{count} models on {examples[split]} {split} examples: parents, average, winners"
-    every.append(Phase("test", text, count * second * examples[split]))
-    evaluations: dict[str, int] = {stage: config.budget(stage)[0] for stage in config.stages}
-    return Plan(tuple(every), dimensions, evaluations, examples, tuple(notes), tuple(warnings))
+    count = parents + averaged + tuned + len(config.stages)
+    judged = {split: examples[split], **{name: size for name, size in examples.items() if name.startswith(RETAINED)}}
+    text = f"{count} models on {' + '.join(f'{size} {name}' for name, size in judged.items())} examples"
+    return [*phases, Phase("test", f"{text}: all rows of the table", count * second * sum(judged.values()))]
 
 
 class _Stage:
@@ -200,7 +215,7 @@ def _of_splits(examples: dict[str, int]) -> list[str]:
     }
     missing = [f"data.{split}: not given: {what}" for split, what in lost.items() if split not in examples]
     return missing + [
-        f"data.{split}: {count} examples: the standard error of an accuracy is up to {0.5 / math.sqrt(count):.2f}"
+        f"{split}: {count} examples: the standard error of an accuracy is up to {0.5 / math.sqrt(count):.2f}"
         for split, count in examples.items()
         if count < _FEW.get(split, 0)
     ]

@@ -564,7 +564,7 @@ def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert text["ps"] == "task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 examples"
     assert text["dfs"].startswith("gate, 6 numbers to evolve, 8 evaluations, paths of ")
     assert text["finalists"] == "up to 6 models on 4 validation examples"
-    assert text["test"] == "7 models on 6 test examples: parents, average, winners"
+    assert text["test"] == "7 models on 6 test examples: all rows of the table"
     assert all(0 < phase.seconds < 60 for phase in plan.phases)
     assert plan.minutes() == pytest.approx(sum(phase.seconds for phase in plan.phases) / 60)
     assert plan.minutes(2) == pytest.approx(plan.minutes() / 2)
@@ -594,9 +594,13 @@ def test_a_plan_warns(search_config: Config, search_settings: Settings) -> None:
     )
     warnings = "\n".join(plan_search(config).warnings)
     assert "data.test: not given: the table is measured on what the winner was chosen on" in warnings
-    assert "data.search: 5 examples: the standard error of an accuracy is up to 0.22" in warnings
+    assert "search: 5 examples: the standard error of an accuracy is up to 0.22" in warnings
     assert "ps: evaluations: 9 do for 1.1 generations of 8, and fewer than 2 hardly move" in warnings
     assert "ps" not in "".join(plan_search(search_config("ps")).warnings)
+    plan = plan_search(search_config("ps", baselines=["average", "lora"], retain={"general": data["test"]}))
+    text = {phase.name: phase.text for phase in plan.phases}
+    assert text["lora"] == "6 fine-tunes at 8 evaluations each"
+    assert text["test"] == "7 models on 6 test + 6 retain:general examples: all rows of the table"
 
 
 def test_evaluate_model_needs_only_the_model(tiny: Path, search_config: Config) -> None:
