@@ -293,6 +293,10 @@ class SearchConfig(StrictModel):
                 "joint: moves weights and gates by their gradient; write space: hybrid, and optimizer: {algorithm: gradient} "
                 f"under ps and dfs (found {self.space}, {self.ps.optimizer.algorithm}, {self.dfs.optimizer.algorithm})"
             )
+        if self.joint and self.dfs.order is not None and len(self.sources) not in self.dfs.order:
+            raise ValueError(
+                f"joint: dfs.order {self.dfs.order} is without the merged model, which has number {len(self.sources)}"
+            )
         if self.joint and (self.ps.first is not None or self.dfs.first is not None):
             raise ValueError("joint: there is one stage, and none before it; leave first out under ps and dfs")
         return self

@@ -105,14 +105,13 @@ class JointSpace:
         self.count = len(self.weights.coordinates)
 
     def start(self) -> Start:
-        """The merge that a search of weights begins at, followed by the candidates of a search of gates."""
+        """The merge that a search of weights begins at, as it is; splices of it say little before its weights are found."""
         weights, gates = self.weights.start(), self.gates.start()
         return Start(
             np.concatenate([weights.mean, gates.mean]),
             weights.sigma,
             np.concatenate([weights.lower, gates.lower]),
             np.concatenate([weights.upper, gates.upper]),
-            candidates=tuple(np.concatenate([weights.mean, each]) for each in gates.candidates),
             rates=np.concatenate([np.ones(self.count), np.full(gates.mean.size, gates.sigma / weights.sigma)]),
             prunable=np.arange(self.count + gates.mean.size) >= self.count,
         )

@@ -39,12 +39,13 @@ def moved(parameters: list[dict[str, Any]], options: dict[str, Any], name: str, 
     return values, chosen
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("method", "parameters", "options"), SMOOTH_CASES)
-def test_a_tensors_products_are_differences(method: str, parameters: Any, options: Any) -> None:
+def test_a_tensors_products_are_differences(method: str, parameters: Any, options: Any, dtype: torch.dtype) -> None:
     """For every method that has a gradient, the products are the slopes of <g, merged tensor> in each of its numbers."""
     generator = torch.Generator().manual_seed(4)
     base, *sources, given = torch.randn(len(parameters) + 2, 8, 12, generator=generator)
-    sources = [base + 0.3 * source for source in sources]
+    base, *sources = (tensor.to(dtype) for tensor in (base, *(base + 0.3 * source for source in sources)))
     chosen = get_method(method)
     values, options = complete_parameters(chosen, parameters, len(sources), 4), complete_options(chosen, options, 4)
     job = TensorJob(NAME, chosen, base, sources, seed=0)
@@ -56,7 +57,8 @@ def test_a_tensors_products_are_differences(method: str, parameters: Any, option
         ends = []
         for step in (1e-3, -1e-3):
             there, chosen_there = moved(values, options, name, source, step)
-            ends.append((merge(method, base, sources, there, chosen_there).double() * given).sum().item())
+            merged = merge(method, base.float(), [source.float() for source in sources], there, chosen_there)
+            ends.append((merged.double() * given).sum().item())
         assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=2e-3, abs=2e-3), (name, source)
 
 
@@ -101,6 +103,45 @@ def test_a_models_gradient_is_that_of_its_loss(family: Any, load: Any, limits: A
     keys = {("weight", 0, key) for key in GROUPS} | {("weight", 1, None), ("lambda", None, None)}
     assert set(found) == keys
     assert all(found.values())
+
+
+@pytest.fixture
+def parents(request: Any, family: Any, load: Any, tmp_path: Any) -> tuple[list[Source], Source]:
+    """Two sources and their base: with tied embeddings, a mixture of experts, and one source that is an adapter on the base."""
+    if request.param == "tied":
+        return opened(family)
+    if request.param == "experts":
+        for name, seed in (("base", 0), ("source0", 1), ("source1", 2)):
+            tiny_model("mixtral", 2, seed, num_experts_per_tok=4).save_pretrained(tmp_path / name)
+        return opened(tmp_path)
+    layers = ["q_proj", "up_proj"]
+    tuned = get_peft_model(load(family / "base"), LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
+    tuned.save_pretrained(tmp_path)
+    sources, base = opened(family)
+    return [Source.open(SourceRef(model=str(family / "base"), adapter=str(tmp_path))), sources[0]], base
+
+
+WHOLE = [
+    *((name, "tied") for name, smooth in SMOOTH.items() if smooth),
+    *((name, kind) for name in ("task_arithmetic", "ties", "slerp", "karcher") for kind in ("experts", "adapter")),
+]
+
+
+@pytest.mark.parametrize(("method", "parents"), WHOLE, indirect=["parents"])
+def test_every_method_on_a_whole_model(method: str, parents: tuple[list[Source], Source], load: Any) -> None:
+    """The slopes of the loss of a whole model are right for every method that has any, whatever the sources are."""
+    sources, base = parents
+    # with two sources the elected signs change on the way from one end of a difference to the other
+    sources = sources[: 1 if method in ("passthrough", "ties", "dare_ties", "breadcrumbs_ties", "della") else 2]
+    model = load(base.folder)
+    merger = LiveMerger(sources, base if get_method(method).task_vectors else None, method, {}, 0, model)
+    values = {"weight": (0.4, 0.7), "scale": (0.9,), "lambda": 0.9, "t": 0.4}
+    scopes = {parameter.name: parameter.scope for parameter in get_method(method).parameters if parameter.smooth}
+    parameters = [{n: values[n][i] for n, scope in scopes.items() if scope == "source"} for i in range(len(sources))]  # type: ignore[index]
+    options = {name: values[name] for name, scope in scopes.items() if scope == "global"}
+    found = check(merger, model, [] if method == "slerp" else parameters, options, step=0.004)
+    assert {name for name, _, _ in found} == set(scopes)
+    assert any(found.values())
 
 
 def test_normalised_weights(family: Any, load: Any) -> None:

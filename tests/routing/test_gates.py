@@ -80,6 +80,20 @@ def test_where_a_gate_of_0_leads(make_pool: Any) -> None:
     assert all(parameter.requires_grad and parameter.grad is None for model in pool.models for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
+def test_gates_in_half_precision(hops: list[int] | None) -> None:
+    """In bfloat16 the gradient is that of float32, as far as bfloat16 goes, with tied embeddings."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        pool = LayerPool([tiny_model("qwen2", 2, seed).bfloat16().to(dtype) for seed in (0, 1)])
+
+        def backward(model: Any) -> None:
+            model(token_ids(), use_cache=False).logits.float().log_softmax(-1)[..., 5].mean().backward()
+
+        found.append(gate_gradient(pool, SLOTS, GATES, backward, hops=hops))
+    assert np.linalg.norm(found[0] - found[1]) < 0.05 * np.linalg.norm(found[0])
+
+
 @pytest.mark.parametrize(
     ("architecture", "fields"), [("olmo2", {}), ("exaone4", {}), ("opt", {"do_layer_norm_before": False}), ("ctrl", {})]
 )

@@ -89,6 +89,10 @@ BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
         ({"joint": True, "ps": BY_GRADIENT, "dfs": BY_GRADIENT}, "joint: moves weights and gates by their gradient"),
         ({"joint": True, "space": "hybrid", "ps": BY_GRADIENT}, "joint: moves weights and gates by their"),
         (
+            {"joint": True, "space": "hybrid", "ps": BY_GRADIENT, "dfs": {"order": [1, 0], **BY_GRADIENT}},
+            "joint: dfs.order [1, 0] is without the merged model, which has number 2",
+        ),
+        (
             {"joint": True, "space": "hybrid", "dfs": BY_GRADIENT, "ps": {**BY_GRADIENT, "first": {}}},
             "joint: there is one stage, and none before it",
         ),

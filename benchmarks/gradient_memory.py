@@ -1,0 +1,150 @@
+"""Measures what a gradient step of a search costs beside a score of the same examples: CPU time, and memory at its peak.
+
+Makes a Llama of SmolLM2-135M's shape (30 layers, 576 wide, embeddings tied) with random weights, and two fine-tunes of it, and
+scores one point of each search space: merge weights (one number per tensor), gates (each slot of both sources), both together,
+and gates of several terms; then again with the gradient of every number. Each line is a process of its own, in which
+everything has run once before. Memory is anonymous and resident: mapped files do not count, because the system may drop them.
+"At rest" is what the resident models take. The price is what a search counts for the gradient.
+
+    python benchmarks/gradient_memory.py --work /tmp/gradient-memory
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
+SPACES: dict[str, dict[str, Any]] = {
+    "weights": {"space": "ps"},
+    "gates": {"space": "dfs"},
+    "gates, two terms": {"space": "dfs", "dfs": {"terms": 2, **BY_GRADIENT}},
+    "both": {"space": "hybrid", "joint": True},
+}
+WORDS = [f"w{number}" for number in range(200)]
+
+
+def make_family(folder: Path, dtype: str) -> None:
+    """Save the base and its fine-tunes, unless they are there."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    if (folder / "b" / "tokenizer_config.json").exists():
+        return
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(
+        LlamaConfig(**sizes, **heads, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    )
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+    start = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    for name in ("base", "a", "b"):
+        base.load_state_dict(start)
+        with torch.no_grad():
+            for parameter in base.parameters() if name != "base" else ():
+                parameter.add_(0.002 * torch.randn_like(parameter))
+        base.to(getattr(torch, dtype)).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        base.float()
+
+
+def anonymous() -> float:
+    """Anonymous resident memory of this process, in MB."""
+    with open("/proc/self/status", encoding="utf-8") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1000
+
+
+def measured(work: Callable[[], object]) -> dict[str, float]:
+    """CPU seconds of some work, and the memory at its peak."""
+    peak, stop = [anonymous()], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.002):
+            peak[0] = max(peak[0], anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    cpu = time.process_time()
+    work()
+    cpu = time.process_time() - cpu
+    stop.set()
+    watcher.join()
+    return {"cpu": cpu, "memory": peak[0]}
+
+
+def child(arguments: argparse.Namespace, name: str, checkpointing: bool) -> dict[str, Any]:
+    """Score a point of a space, without and with its gradient."""
+    import numpy as np
+
+    from hf_evomerge.fitness import Example
+    from hf_evomerge.search.config import SearchConfig
+    from hf_evomerge.search.evaluator import Evaluator
+    from hf_evomerge.search.spaces import make_space
+
+    rng = random.Random(0)
+    examples = [
+        Example(" ".join(rng.choices(WORDS, k=arguments.tokens - 8)), " ".join(rng.choices(WORDS, k=8)), id=str(number))
+        for number in range(arguments.examples)
+    ]
+    folder = arguments.work / arguments.dtype
+    sections = {"ps": {"groups": "tensor", **BY_GRADIENT}, "dfs": {"repetitions": 1, **BY_GRADIENT}}
+    more = {"fitness": {"task": "likelihood", "separator": " "}, "gradient_checkpointing": checkpointing}
+    sources = {"sources": [{"model": str(folder / each)} for each in "ab"], "base": {"model": str(folder / "base")}}
+    config = SearchConfig.model_validate({**sources, **sections, **more, **SPACES[name]})
+    evaluator = Evaluator(config, examples={"search": examples})
+    space = make_space(config, config.stages[0], evaluator.summary)
+    genome = space.start().mean
+    everything = np.ones(genome.size, dtype=np.bool_)
+    recipe, slopes = space.decode(genome), space.slopes(genome, everything)
+
+    def score(*how: Any) -> None:
+        scores = evaluator.evaluate(recipe, "search", None, *how)
+        if scores.error is not None:
+            raise SystemExit(scores.error)
+
+    score(slopes)
+    score()
+    rest = anonymous()
+    return {"rest": rest, "price": space.price(everything), "score": measured(score), "step": measured(lambda: score(slopes))}
+
+
+def main() -> None:
+    """Measure every space, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the models (2 GB in float32)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--examples", type=int, default=16, help="of a step")
+    parser.add_argument("--tokens", type=int, default=128, help="of each example")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(child(arguments, arguments.child[0], arguments.child[1] == "anew")))
+        return
+    make_family(arguments.work / arguments.dtype, arguments.dtype)
+    print("| gradient of | activations | at rest | a score | a step | CPU, step to score | counted |\n" + "| --- " * 7 + "|")
+    for name in SPACES:
+        for how in ("kept", "anew"):
+            command = [sys.executable, *sys.argv, "--child", name, how]
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            memory = [f"{value / 1000:.2f} GB" for value in (found["rest"], found["score"]["memory"], found["step"]["memory"])]
+            factor = f"{found['step']['cpu'] / found['score']['cpu']:.1f}"
+            print(f"| {name} | {how} | {' | '.join(memory)} | {factor} | {found['price']:g} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
