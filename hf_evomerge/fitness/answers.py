@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -14,8 +15,17 @@ from pydantic import Field, field_validator
 from ..errors import FitnessError
 from ..recipes.strict_yaml import StrictModel
 
-# A minus sign counts unless it joins what comes before it, as in "10-5" or "GPT-4"; commas count where they group thousands.
-_NUMBER = re.compile(r"(?:(?<![0-9A-Za-z.)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+_FEW_LETTERS = 16  # fastText guesses wildly at fewer
+_SCRIPTS = {
+    **dict.fromkeys(("ja",), ("HIRAGANA", "KATAKANA", "CJK")),
+    **dict.fromkeys(("zh", "yue", "wuu"), ("CJK",)),
+    **dict.fromkeys(("ar", "fa", "ur"), ("ARABIC",)),
+    **dict.fromkeys(("bg", "be", "kk", "mk", "ru", "sr", "uk"), ("CYRILLIC",)),
+    **dict.fromkeys(("hi", "mr", "ne"), ("DEVANAGARI",)),
+    **{"bn": ("BENGALI",), "el": ("GREEK",), "he": ("HEBREW",), "ko": ("HANGUL",), "ta": ("TAMIL",), "te": ("TELUGU",)},
+    **{"th": ("THAI",)},
+}
+"""What the Unicode names of a language's letters begin with; Latin for those that are not here."""
 _PAPER_NUMBER = re.compile(r"\d*\.?\d+")  # knows neither commas nor signs: "1,000" is 0 and "-5" is 5
 
 
@@ -49,9 +59,21 @@ class LanguageCheck(StrictModel):
     code: str = Field(pattern="^[a-z]{2,3}$")
     threshold: float = Field(default=0.5, ge=0, le=1)
 
-    def holds(self, text: str) -> bool:
-        """Whether the text is in the language; an empty text is in none."""
-        return bool(text.strip()) and language_probability(text, self.code) > self.threshold
+    def holds(self, text: str, *, as_paper: bool = False) -> bool:
+        """Whether the text is in the language; an empty text is in none.
+
+        Where there are few letters, most of them must be of the language's script: ``18`` is in every language, ``答え 18`` is
+        Japanese.
+
+        Args:
+            text: The whole response.
+            as_paper: Ask fastText about short texts too, as the paper does.
+        """
+        letters = [letter for letter in text if letter.isalpha()]
+        if as_paper or len(letters) >= _FEW_LETTERS or not text.strip():
+            return bool(text.strip()) and language_probability(text, self.code) > self.threshold
+        scripts = _SCRIPTS.get(self.code, ("LATIN",))
+        return 2 * sum(unicodedata.name(letter, "").startswith(scripts) for letter in letters) >= len(letters)
 
 
 Extract = Literal["all", "last_number"] | RegexExtract
@@ -63,13 +85,10 @@ def cut_at_stops(text: str, stops: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def extract_answer(text: str, extract: Extract, paper_comma_quirk: bool = False) -> str | None:
+def extract_text(text: str, extract: Literal["all"] | RegexExtract) -> str | None:
     """The part of a response that is the answer; None where there is none."""
     if extract == "all":
         return text.strip()
-    if extract == "last_number":
-        numbers = (_PAPER_NUMBER if paper_comma_quirk else _NUMBER).findall(text if paper_comma_quirk else _plain(text))
-        return numbers[-1] if numbers else None
     matches = list(re.finditer(extract.regex, text))
     if not matches:
         return None
@@ -77,19 +96,10 @@ def extract_answer(text: str, extract: Extract, paper_comma_quirk: bool = False)
     return None if found is None else found.strip()
 
 
-def parse_number(text: str) -> float | None:
-    """A text that is one number, as a float; None where it is anything else. Commas may group thousands."""
-    text = _plain(text).strip()
-    return float(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
-
-
-# Not Unicode's compatibility normalisation: it would make the digit 2 of a squared metre's sign.
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("\N{MINUS SIGN}"): ord("-")}
-
-
-def _plain(text: str) -> str:
-    """Full-width digits, signs and punctuation as their ASCII counterparts."""
-    return text.translate(_FULL_WIDTH)
+def paper_last_number(text: str) -> float | None:
+    """The last number as the paper's scorer reads it, without signs and commas."""
+    found = _PAPER_NUMBER.findall(text)
+    return float(found[-1]) if found else None
 
 
 def language_probability(text: str, code: str) -> float:

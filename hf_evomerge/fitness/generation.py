@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ..errors import FitnessError
-from .answers import Extract, LanguageCheck, cut_at_stops, extract_answer, language_probability, parse_number
+from .answers import Extract, LanguageCheck, cut_at_stops, extract_text, language_probability, paper_last_number
 from .data import Example
 from .encoding import check_examples, check_length, device_of, encode_prompt, length_batches, scoring
+from .numbers import COMMA_LANGUAGES, Decimal, last_number, last_number_text, parse_number
 from .registry import TaskSpec, register_task
 from .scores import Scores
 
@@ -29,7 +30,10 @@ class GenerationSpec(TaskSpec):
         max_new_tokens: Tokens after which a response is cut.
         stop: Strings that end a response; neither they nor what follows is looked at.
         extract: Which part of the response is the answer: ``all``, ``last_number``, or ``{regex: ...}``.
-        paper_comma_quirk: Read numbers as the scorer of arXiv:2403.13187 does: ``1,000`` is 0 and ``-5`` is 5.
+        decimal: How responses write numbers: ``point`` (1,000.5) or ``comma`` (1.000,5). As the language that is required
+            writes them by default, and with a point where none is.
+        compat: ``paper`` scores as the scorer of arXiv:2403.13187 does: ``1,000`` is 0 and ``-5`` is 5, and fastText is asked
+            about the shortest response.
         compare: As ``number`` within the tolerance, or as ``text`` without the space around it. The default is ``number`` for
             ``last_number`` and ``text`` otherwise.
         tolerance: Largest difference of two numbers that are the same.
@@ -42,7 +46,8 @@ class GenerationSpec(TaskSpec):
     max_new_tokens: int = Field(default=256, ge=1)
     stop: list[str] = Field(default_factory=list)
     extract: Extract = "last_number"
-    paper_comma_quirk: bool = False
+    decimal: Decimal | None = None
+    compat: Literal["paper"] | None = None
     compare: Literal["number", "text"] | None = None
     tolerance: float = Field(default=1e-6, ge=0)
     language: LanguageCheck | None = None
@@ -51,11 +56,19 @@ class GenerationSpec(TaskSpec):
 
     @model_validator(mode="after")
     def _check_options(self) -> GenerationSpec:
-        if self.paper_comma_quirk and self.extract != "last_number":
-            raise ValueError("paper_comma_quirk: belongs to 'extract: last_number'")
+        if self.compat == "paper" and (self.extract != "last_number" or self.compare == "text"):
+            raise ValueError("compat: the paper's scorer compares last numbers; leave out compat, extract and compare")
+        if self.compat == "paper" and self.decimal is not None:
+            raise ValueError("decimal: the paper's scorer reads none; leave out decimal or compat")
         if not all(self.stop):
             raise ValueError("stop: an empty string would end every response at its beginning")
         return self
+
+    @property
+    def decimal_mark(self) -> Decimal:
+        """How numbers are read, where the file does not say it too."""
+        writes_comma = self.language is not None and self.language.code in COMMA_LANGUAGES
+        return self.decimal or ("comma" if writes_comma else "point")
 
     @property
     def compares_numbers(self) -> bool:
@@ -115,7 +128,7 @@ class GenerationTask:
         correct = [is_right(output, example.answer, self.spec) for output, example in pairs]
         language = self.spec.language
         values = [
-            float(right and (language is None or language.holds(output)))
+            float(right and (language is None or language.holds(output, as_paper=self.spec.compat == "paper")))
             for right, (output, _) in zip(correct, pairs, strict=True)
         ]
         return Scores(values, outputs=outputs, correct=correct, truncated=truncated)
@@ -123,12 +136,16 @@ class GenerationTask:
 
 def is_right(output: str, answer: str, spec: GenerationSpec) -> bool:
     """Whether the answer in a response is the right one; the language is not looked at."""
-    found = extract_answer(output, spec.extract, spec.paper_comma_quirk)
-    if found is None:
-        return False
-    if not spec.compares_numbers:
-        return found == answer.strip()
-    number, right = parse_number(found), parse_number(answer)
+    if spec.extract != "last_number":
+        found = extract_text(output, spec.extract)
+        if found is None or not spec.compares_numbers:
+            return found == answer.strip()
+        number = parse_number(found, spec.decimal_mark)
+    elif spec.compares_numbers:
+        number = paper_last_number(output) if spec.compat == "paper" else last_number(output, spec.decimal_mark)
+    else:
+        return last_number_text(output, spec.decimal_mark) == answer.strip()
+    right = parse_number(answer)
     return number is not None and right is not None and abs(number - right) <= spec.tolerance
 
 

@@ -7,43 +7,12 @@ import pytest
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import GenerationSpec, answers
-from hf_evomerge.fitness.answers import LanguageCheck, cut_at_stops, extract_answer, language_probability, parse_number
+from hf_evomerge.fitness.answers import LanguageCheck, cut_at_stops, language_probability
 from hf_evomerge.fitness.generation import is_right
 from hf_evomerge.recipes.strict_yaml import validate
 
 JAPANESE = "ジャネットは毎日16個の卵のうち3個を食べ、4個を使います。\n残りは9個なので、答えは18ドルです。"
 ENGLISH = "Janet eats three of the sixteen eggs and bakes with four.\nNine are left, so the answer is 18 dollars."
-
-
-@pytest.mark.parametrize(
-    ("text", "number", "paper"),
-    [
-        ("The answer is 18.", 18, 18),
-        ("18 eggs, then 9 eggs", 9, 9),
-        ("答えは1,000円です", 1000, 0),
-        ("1,234,567.5 in all", 1234567.5, 567.5),
-        ("答えは-5", -5, 5),
-        ("x = -5.25", -5.25, 5.25),
-        ("答えは\N{MINUS SIGN}5度", -5, 5),
-        ("10-5", 5, 5),
-        ("GPT-4", 4, 4),
-        ("3.50円", 3.5, 3.5),
-        (".5", 0.5, 0.5),
-        ("合計は１\N{FULLWIDTH COMMA}０００円", 1000, 0),
-        ("面積は25m²です", 25, 25),
-        ("3, 4", 4, 4),
-        ("1,2,3", 3, 3),
-        ("12,3456", 3456, 3456),
-        ("わかりません", None, None),
-        ("", None, None),
-    ],
-)
-def test_last_number(text: str, number: float | None, paper: float | None) -> None:
-    """The last number is read with its sign and its grouping commas; the paper's scorer reads neither."""
-    found = extract_answer(text, "last_number")
-    assert (None if found is None else parse_number(found)) == number
-    found = extract_answer(text, "last_number", paper_comma_quirk=True)
-    assert (None if found is None else parse_number(found)) == paper
 
 
 def spec(**keys: Any) -> GenerationSpec:
@@ -57,7 +26,13 @@ def spec(**keys: Any) -> GenerationSpec:
         ({}, "1,000 yen", "1000", True),
         ({}, "1,000 yen", "1,000.0", True),
         ({}, "no number", "0", False),
-        ({"paper_comma_quirk": True}, "1,000 yen", "1000", False),
+        ({"compat": "paper"}, "1,000 yen", "1000", False),
+        ({"compat": "paper"}, "no number", "0", False),
+        ({"decimal": "comma"}, "1.000,50 Euro", "1,000.5", True),
+        ({"language": {"code": "de"}}, "Das sind 1.000 Euro", "1000", True),
+        ({"language": {"code": "de"}, "decimal": "point"}, "Das ist 1.500", "1.5", True),
+        ({"language": {"code": "ja"}}, "5万円", "50000", True),
+        ({"extract": {"regex": r"A: (.*)"}, "compare": "number"}, "A: 3/4", "0.75", True),
         ({}, "0.3333", "0.333", False),
         ({"tolerance": 0.001}, "0.3333", "0.333", True),
         ({"compare": "text"}, "3.50", "3.5", False),
@@ -80,7 +55,8 @@ def test_comparison(keys: dict[str, Any], output: str, answer: str, right: bool)
     [
         ({"extract": {"regex": "("}}, "not a regular expression"),
         ({"extract": "first"}, "extract"),
-        ({"extract": "all", "paper_comma_quirk": True}, "paper_comma_quirk"),
+        ({"extract": "all", "compat": "paper"}, "compat"),
+        ({"decimal": "comma", "compat": "paper"}, "decimal"),
         ({"stop": ["a", ""]}, "stop"),
         ({"language": {"code": "Japanese"}}, "language.code"),
         ({"language": {"code": "ja", "threshold": 2}}, "language.threshold"),
@@ -111,6 +87,24 @@ def test_language() -> None:
     assert language_probability(JAPANESE, "ja") > 0.9
     assert language_probability(JAPANESE, "de") < 0.1
     assert 0 < language_probability(ENGLISH, "fr") < 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "codes", "others"),
+    [
+        ("**18**", "ja en de ru", ""),
+        ("答え：18", "ja zh", "en ru"),
+        ("はい、18ドル", "ja", "ko en"),
+        ("The sum: 18", "en de", "ja zh ru"),
+        ("Ответ: 18", "ru uk", "en ja"),
+        ("18 원", "ko", "ja"),
+    ],
+)
+def test_short_answers_are_judged_by_their_script(text: str, codes: str, others: str) -> None:
+    """With few letters the script decides, and no letters are right in every language; the paper asks fastText."""
+    assert [code for code in codes.split() if not LanguageCheck(code=code).holds(text)] == []
+    assert [code for code in others.split() if LanguageCheck(code=code).holds(text)] == []
+    assert not LanguageCheck(code="ja").holds("**18**", as_paper=True)
 
 
 def test_unknown_language() -> None:

@@ -108,7 +108,7 @@ def test_language_counts(
     )
     asked = [Example(prompt, "18") for prompt in ("one", "one one", "one one one")]
     scores = run(model, asked, tokenizer, extract="last_number", language={"code": "ja", "threshold": 0.5})
-    assert scores == Scores([1.0, 0.0, 0.0], outputs=texts, correct=[True, True, False])
+    assert scores == Scores([1.0, 0.0, 0.0], outputs=texts, correct=[True, True, False], truncated=[False] * 3)
 
 
 def test_non_finite_logits(broken_model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,0 +1,145 @@
+"""Numbers in what a model writes: signs, currencies, groups of thousands, LaTeX, fractions, powers of ten, ideographs.
+
+docs/fitness.md has the table of what is read and what is not. Number words ("eighteen") and clock times are not.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import deque
+from functools import lru_cache
+from typing import Literal
+
+Decimal = Literal["point", "comma"]
+
+COMMA_LANGUAGES = frozenset(
+    "be bg bs ca cs da de el es et eu fi fr gl hr hu hy id is it ka kk lt lv mk nb nl no pl pt ro ru sk sl sq sr sv tr uk uz "  # noqa: SIM905
+    "vi".split()
+)
+"""Languages (ISO 639-1) that write 1.000,5 where English writes 1,000.5."""
+
+_UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "億": 10**8, "亿": 10**8, "兆": 10**12}
+_DIGITS = {
+    ideograph: number
+    for number, ideographs in enumerate(("〇零", "一壱", "二弐两兩", "三参", "四", "五", "六", "七", "八", "九"))
+    for ideograph in ideographs
+}
+_IDEOGRAPHS = "".join([*_UNITS, *_DIGITS])
+_MYRIADS = "万萬億亿兆"
+# Not Unicode's compatibility normalisation: it would make the digit 2 of a squared metre's sign.
+_PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("\N{MINUS SIGN}"): ord("-"), ord("’"): ord("'")}
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_LATEX = [
+    (re.compile(r"\\[dt]?frac\s*\{\s*([^{}]*)\}\s*\{\s*([^{}]*)\}"), r"\1/\2"),
+    (re.compile(r"(?<=\d)\{([.,])\}(?=\d)"), r"\1"),  # 70{,}000
+    (re.compile(r"(?<=\d)\\[,;:! ](?=\d{3})"), "\N{NARROW NO-BREAK SPACE}"),  # 70\,000
+    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
+    (re.compile(r"\\([$%])"), r"\1"),
+]
+_FRACTIONS = re.compile("[¼-¾⅐-⅞]")
+# A sign counts unless it joins what comes before it, as in "10-5" or "GPT-4"; a currency may stand on either side of it.
+_SIGN = r"(?:(?<![0-9A-Za-z.)\]])[-–]\s?(?:[$€£¥₹₩]\s?)?)?"
+_POWER = (
+    r"(?:\s?[×x*]\s?10\s?(?:\^\s?\{?\s?(?P<caret>-?\d{1,3})\s?\}?|(?P<raised>⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}))"
+    r"|[eE](?P<e>[+-]?\d{1,3})(?![A-Za-z0-9]))?"
+)
+_THIN = "\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}"
+
+
+def last_number(text: str, decimal: Decimal = "point") -> float | None:
+    """The last number in a text; None where there is none.
+
+    Args:
+        text: What a model wrote.
+        decimal: ``point``: 1,000.5; ``comma``: 1.000,5, and a space may group thousands.
+
+    Example:
+        >>> last_number("So the answer is -$1,080."), last_number("答えは5万円"), last_number("1.080,5 Euro", "comma")
+        (-1080.0, 50000.0, 1080.5)
+    """
+    found = _last(text, decimal)
+    return None if found is None else found[1]
+
+
+def last_number_text(text: str, decimal: Decimal = "point") -> str | None:
+    """The last number in a text as it is written there, full-width figures as plain ones; None where there is none."""
+    found = _last(text, decimal)
+    return None if found is None else found[0]
+
+
+def parse_number(text: str, decimal: Decimal = "point") -> float | None:
+    """A text that is one number, and nothing else but space; None where it is anything else."""
+    plain = _plain(text).strip()
+    if found := _pattern(decimal).fullmatch(plain):
+        return _value(found, decimal)
+    return _ideographs(plain) if re.fullmatch(f"[{_IDEOGRAPHS}]+", plain) else None
+
+
+def _last(text: str, decimal: Decimal) -> tuple[str, float] | None:
+    plain = _plain(text)
+    if found := deque(_pattern(decimal).finditer(plain), maxlen=1):
+        return found[0][0], _value(found[0], decimal)
+    if ideographs := re.findall(f"[{_IDEOGRAPHS}]+", plain):  # where there is no figure: 一 is in too many words
+        return ideographs[-1], _ideographs(ideographs[-1])
+    return None
+
+
+def _plain(text: str) -> str:
+    """Full-width figures and signs as their ASCII counterparts, LaTeX as plain text, and vulgar fractions written out."""
+    text = text.translate(_PLAIN)
+    for pattern, plain in _LATEX:
+        text = pattern.sub(plain, text)
+    return _FRACTIONS.sub(lambda found: " " + unicodedata.normalize("NFKC", found[0]).replace("\N{FRACTION SLASH}", "/"), text)
+
+
+@lru_cache(maxsize=2)
+def _pattern(decimal: Decimal) -> re.Pattern[str]:
+    """A number, by named groups: its sign, and a fraction, ideographs with units, or figures and their power of ten."""
+    point, group = (r"\.", f"[,'{_THIN}]") if decimal == "point" else (",", f"[.' {_THIN}]")
+    grouped = rf"\d{{1,3}}(?P<separator>{group})\d{{3}}(?:(?P=separator)\d{{3}})*(?!\d)"
+    figures = rf"(?:{grouped}|\d+)(?:{point}\d+)?|(?<!\d){point}\d+"
+    if decimal == "comma":
+        figures = rf"\d+\.(?:\d\d?|\d{{4,}})(?![\d.,])|{figures}"  # 1.5 groups no thousands
+    count = r"\d{1,15}(?:,\d{3}){0,4}"
+    ideographs = rf"(?:{count}(?:{point}\d{{1,15}})?[{''.join(_UNITS)}]+)+(?:{count})?"
+    fraction = r"(?<!/)(?:(?P<whole>\d+)\s)?(?P<top>\d+)\s?/\s?(?P<bottom>0*[1-9]\d*)(?!\s?[/\d])"
+    number = rf"{fraction}|(?P<ideographs>{ideographs})|(?P<figures>{figures}){_POWER}"
+    return re.compile(rf"(?P<sign>{_SIGN})(?:{number})")
+
+
+def _value(found: re.Match[str], decimal: Decimal) -> float:
+    sign = -1.0 if found["sign"].startswith(("-", "–")) else 1.0
+    if found["top"]:
+        return sign * (float(found["whole"] or 0) + float(found["top"]) / float(found["bottom"]))
+    if found["ideographs"]:
+        return sign * _ideographs(found["ideographs"].replace(",", ""), decimal)
+    power = (found["caret"] or found["raised"] or found["e"] or "0").translate(_SUPERSCRIPTS)
+    return sign * _float(found["figures"], decimal) * 10.0 ** min(300, int(power))
+
+
+def _float(text: str, decimal: Decimal) -> float:
+    if decimal == "point":
+        return float(re.sub(f"[,'{_THIN}]", "", text))
+    if re.fullmatch(r"\d+\.(?:\d\d?|\d{4,})", text):
+        return float(text)
+    return float(re.sub(f"[.' {_THIN}]", "", text).replace(",", "."))
+
+
+def _ideographs(text: str, decimal: Decimal = "point") -> float:
+    """The value of figures and ideographs with units: 2万5千, 十八, 3億2000万, 二〇二四."""
+    total = section = 0.0  # what stands before the last myriad; what has been read since
+    current: float | None = None
+    for part in re.findall(rf"\d+(?:[.,]\d+)?|[{_IDEOGRAPHS}]", text):
+        if part in _DIGITS:
+            current = (current or 0.0) * 10 + _DIGITS[part]
+        elif part not in _UNITS:
+            current = _float(part, decimal)
+        elif part in _MYRIADS:
+            section += current or 0.0
+            total += (section or 1.0) * _UNITS[part]
+            section, current = 0.0, None
+        else:
+            section += (1.0 if current is None else current) * _UNITS[part]
+            current = None
+    return total + section + (current or 0.0)
