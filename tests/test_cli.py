@@ -111,7 +111,7 @@ def test_search_show_and_eval(search_file: Path, tmp_path: Path) -> None:
 
 def test_no_model_is_announced_where_none_is_built(search_file: Path, tmp_path: Path) -> None:
     """With --no-model the recipe is left, and no model is made or spoken of."""
-    result = _invoke("search", search_file, "--out", tmp_path / "out", "--no-model")
+    result = _invoke("search", search_file, "--out", tmp_path / "out", "--no-model", "--workers", 0)
     assert result.exit_code == 0
     assert "model:" not in result.stdout
     assert not (tmp_path / "out" / "model").exists()
@@ -281,7 +281,7 @@ def test_models_that_are_none(recipe_file: Path, tiny: Path, tmp_path: Path) -> 
 
 def test_a_study_of_another_search_is_one_line(search_settings: Settings, search_file: Path, tmp_path: Path) -> None:
     """Going on with other settings is refused with the key that differs."""
-    assert _invoke("search", search_file, "--out", tmp_path / "out", "--no-model").exit_code == 0
+    assert _invoke("search", search_file, "--out", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
     search_file.write_text(yaml.safe_dump(search_settings(seed=7)), encoding="utf-8")
     assert "seed was 0 and is 7" in _error("search", search_file, "--out", tmp_path / "out")
 

@@ -13,7 +13,7 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.merging.table import methods_table
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import parse_yaml
-from hf_evomerge.search.config import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig, SearchConfig
+from hf_evomerge.search.config import FlowSpaceConfig, LimitsConfig, OptimizerConfig, ParameterSpaceConfig, SearchConfig
 from hf_evomerge.search.flow_space import FlowSpace
 from hf_evomerge.search.parameter_space import ParameterSpace
 
@@ -100,6 +100,7 @@ def test_the_table_of_methods() -> None:
         ("`ps`: parameter space", ParameterSpaceConfig),
         ("`dfs`: data flow space", FlowSpaceConfig),
         ("`optimizer`", OptimizerConfig),
+        ("`limits`", LimitsConfig),
     ],
 )
 def test_tables_of_keys(heading: str, kind: Any) -> None:

@@ -27,7 +27,11 @@ _IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, Permissio
 LOGGER = logging.getLogger("hf_evomerge")
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)]
 Workers = Annotated[
-    int, typer.Option(min=1, help="Processes that evaluate at the same time; any number gives the same trials.")
+    int,
+    typer.Option(
+        min=0,
+        help="Processes that evaluate at the same time; any number gives the same trials. 0: this one, without limits.",
+    ),
 ]
 RepoId = Annotated[str, typer.Argument(help="The repository on the Hub, user/name.", show_default=False)]
 Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]

@@ -7,6 +7,7 @@ from ..fitness import check_disjoint
 from ..recipes.recipe import MergePart, Recipe
 from .config import SPLITS, SearchConfig, Stage
 from .evaluator import Evaluator
+from .limits import check_memory_limit
 from .spaces import make_space
 
 
@@ -27,6 +28,8 @@ def check_search(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, 
     from ..checkpoints.compatibility import check_mergeable
 
     _check_device(config.device)
+    if config.limits.memory is not None:
+        check_memory_limit()
     splits = {split: evaluator.examples(split) for split in ["search", *evaluator.splits]}
     check_disjoint(**{split: examples for split, examples in splits.items() if split in SPLITS})
     if config.space != "dfs":

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..errors import SearchError
+from ..checkpoints.shards import parse_size
+from ..errors import EvoMergeError, SearchError, shown
 from ..fitness.data import DataSpec
 from ..fitness.registry import AnyTaskSpec, TaskSpec
 from ..recipes.recipe import Dtype, FlowPart, MergePart, Recipe, ScaleTarget, SourceRef
@@ -199,6 +200,27 @@ class FlowSpaceConfig(StrictModel):
         return self
 
 
+class LimitsConfig(StrictModel):
+    """What one evaluation may take; a trial beyond it has failed. In worker processes only.
+
+    Attributes:
+        seconds: Time, without that for loading models; ten times what the slowest parent takes where absent, and 60 at least.
+        memory: Memory of a worker, such as ``4GB``, all models included; on Linux. None where absent.
+    """
+
+    seconds: float | None = Field(default=None, gt=0)
+    memory: str | None = None
+
+    @field_validator("memory")
+    @classmethod
+    def _is_a_size(cls, value: str | None) -> str | None:
+        try:
+            parse_size(value or "1GB")
+        except EvoMergeError as cause:
+            raise ValueError(f"cannot read {shown(value)}; write 4GB or 500MB") from cause
+        return value
+
+
 class SearchConfig(StrictModel):
     """One search, whole.
 
@@ -222,6 +244,7 @@ class SearchConfig(StrictModel):
             same budget, in the space of the first stage; ``lora`` fine-tunes of the best parent and of the average, on the
             search examples at the same cost (extra ``lora``).
         threads: CPU threads per evaluation. Part of the study: another number may change the last bits of a score.
+        limits: What one evaluation may take.
         device: Where candidates are evaluated, such as ``cpu`` or ``cuda:0``.
         gradient_checkpointing: Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of
             one layer, and a third more time.
@@ -243,6 +266,7 @@ class SearchConfig(StrictModel):
     finalists: int = Field(default=8, ge=1)
     baselines: tuple[Baseline, ...] = ("average",)
     threads: int = Field(default=1, ge=1)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
     device: str = "cpu"
     gradient_checkpointing: bool = False
 

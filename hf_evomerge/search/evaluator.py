@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ class Evaluator:
 
     Attributes:
         sources, base: The opened checkpoints.
+        loading: Called when the loading of models begins and ends, whose time is not an evaluation's.
 
     Raises:
         EvoMergeError: A source or the data cannot be read.
@@ -73,6 +74,7 @@ class Evaluator:
         self._applied: MergePart | None = None
         self._pool: tuple[tuple[int | None, int], LayerPool] | None = None
         self._task: tuple[Any, Task] | None = None
+        self.loading: Callable[[bool], object] = lambda loading: None
 
     @property
     def layers(self) -> list[int]:
@@ -235,16 +237,26 @@ class Evaluator:
             self._resident[ref] = model
         return self._resident[ref]
 
+    @contextmanager
+    def _unmeasured(self) -> Iterator[None]:
+        """Say that models are loaded meanwhile."""
+        self.loading(True)
+        try:
+            yield
+        finally:
+            self.loading(False)
+
     def _from_disk(self, source: Source) -> PreTrainedModel:
         """A plain model of its own, ready to be scored."""
         from transformers import AutoModelForCausalLM
 
         from ..merging.live import write_adapter
 
-        source.download()
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.folder, dtype=self.dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
-        )
+        with self._unmeasured():
+            source.download()
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.folder, dtype=self.dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+            )
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
             raise SourceError(f"{source}: has no tensor {missing[0]} ({len(missing)} are missing); download it again")
@@ -286,7 +298,8 @@ class Evaluator:
                 self._visitor = None
                 self._merged_models[numbers[0]] = self._from_disk(sources[0])
             model = self._merged_models[numbers[0]]
-            merger = LiveMerger(sources, self.base, part.method, part.options, self.config.seed, model)
+            with self._unmeasured():
+                merger = LiveMerger(sources, self.base, part.method, part.options, self.config.seed, model)
             self._merger = (key, merger, model)
         return self._merger[1:]
 

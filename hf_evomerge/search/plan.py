@@ -60,7 +60,7 @@ class Plan:
 
     def minutes(self, workers: int = 1) -> float:
         """Expected time of the whole."""
-        return sum(phase.seconds / (1 if phase.steps else workers) for phase in self.phases) / 60
+        return sum(phase.seconds / (1 if phase.steps else max(1, workers)) for phase in self.phases) / 60
 
     def __str__(self) -> str:
         return self.to_text()
@@ -68,7 +68,7 @@ class Plan:
     def to_text(self, workers: int = 1) -> str:
         """The plan in lines for people, with the time that so many workers take."""
         lines = [
-            f"{phase.name}: {phase.text}; about {_duration(phase.seconds / 60 / (1 if phase.steps else workers))}"
+            f"{phase.name}: {phase.text}; about {_duration(phase.seconds / 60 / (1 if phase.steps else max(1, workers)))}"
             for phase in self.phases
         ]
         lines += [f"note: {note}" for note in self.notes] + [f"warning: {warning}" for warning in self.warnings]

@@ -12,14 +12,15 @@ from typing import Any
 from ..fitness import Example, Task
 from .baselines import FOLDER, tuned_models
 from .checks import check_search
-from .config import SearchConfig
+from .config import LimitsConfig, SearchConfig
 from .evaluator import Evaluator
 from .folder import PLOTS_FOLDER, build_winner, edits, known_pins, open_study, save_results, settings_of
 from .grounds import check_same_grounds, pin
+from .limits import Limits
 from .loop import Search
 from .pictures import draw_pictures
 from .results import Result
-from .runner import LocalRunner, ProcessRunner, Runner
+from .runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
 from .stage import Report
 from .study import Study
 
@@ -30,7 +31,7 @@ def run_search(
     config: SearchConfig,
     out: str | os.PathLike[str],
     *,
-    workers: int = 1,
+    workers: int = 0,
     report: Report | None = None,
     task_factory: Callable[[], Task] | None = None,
     examples: Mapping[str, Sequence[Example]] | None = None,
@@ -45,7 +46,8 @@ def run_search(
         config: What to search. Where the folder has a study, it must be the one that this study was begun with, on the same
             examples, sources and task. Branches on the Hub are pinned to their commits when the study begins.
         out: The folder.
-        workers: Processes that evaluate side by side; the trials are the same for any number.
+        workers: Processes that evaluate side by side; the trials are the same for any number. With 0 this process evaluates,
+            without limits; where the search file sets some, one worker does.
         report: Called after every trial.
         task_factory: Makes the fitness task, in place of the search file's; must be importable where there is more than one
             worker.
@@ -60,6 +62,7 @@ def run_search(
         >>> result.winner.save("winner.yaml")
     """
     arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples}
+    refuse_in_worker()
     pins = known_pins(Path(out))
     written, config = config, pin(config, pins)
     evaluator = Evaluator(config, **arguments)
@@ -68,7 +71,7 @@ def run_search(
     runner: Runner | None = None
     try:
         check_same_grounds(study, evaluator, task_factory)
-        runner = LocalRunner(evaluator) if workers == 1 else ProcessRunner(config, workers, **arguments)
+        runner = _runner(evaluator, study, workers, arguments)
         search = Search(
             config,
             study,
@@ -90,10 +93,25 @@ def run_search(
         study.close()
 
 
+def _runner(evaluator: Evaluator, study: Study, workers: int, arguments: dict[str, Any]) -> Runner:
+    """What evaluates: worker processes, or this one where there are to be none and no limits are set."""
+    config = evaluator.config
+    parents = ["base", *(f"source:{number}" for number in range(len(config.sources)))]
+    limits = Limits(
+        config.limits,
+        examples={split: len(evaluator.examples(split)) for split in evaluator.splits},
+        layers=min(evaluator.layers),
+        parents=lambda: [study.evaluation(label, "search") for label in parents],
+    )
+    if workers == 0 and config.limits == LimitsConfig():
+        return LocalRunner(evaluator, study, lambda: ProcessRunner(config, 1, limits=limits, **arguments))
+    return ProcessRunner(config, max(1, workers), limits=limits, **arguments)
+
+
 def resume_search(
     out: str | os.PathLike[str],
     *,
-    workers: int = 1,
+    workers: int = 0,
     report: Report | None = None,
     build: bool = True,
 ) -> Result:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
+from hashlib import sha256
+from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 from ..errors import SearchError
 from ..fitness import Scores, TaskSpec
+from ..recipes.recipe import Recipe
 from .config import SearchConfig
 from .evaluator import Batch, Evaluator, Target
+from .limits import Limit, Limits
 from .slopes import Slopes
+from .study import Study
+from .workers import TICK, Worker
+
+DIED = "its process died: out of memory, or see what it wrote above"
+BEGUN = "begun"  # the study's note of what this process is evaluating, and how often a process has died at it
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,12 @@ class Job:
     slopes: Slopes | None = None
     fitness: TaskSpec | None = None
 
+    @property
+    def name(self) -> str:
+        """A short name of what is evaluated on what; the same in every process."""
+        target = self.target.key if isinstance(self.target, Recipe) else str(self.target)
+        return sha256(f"{target} {self.split} {self.batch} {self.fitness}".encode()).hexdigest()[:16]
+
 
 class Runner(Protocol):
     """Something that evaluates jobs."""
@@ -41,91 +54,123 @@ class Runner(Protocol):
 
 
 class LocalRunner:
-    """Evaluates in this process, one job after the other."""
+    """Evaluates in this process, one job after the other.
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.evaluator = evaluator
+    A job at which this process has died before is evaluated in a worker process: if that dies too, it is a failed evaluation.
+
+    Args:
+        evaluator: What scores.
+        study: Where it is noted which job this process is at; nowhere by default.
+        isolated: Makes the runner with that worker process.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, study: Study | None = None, isolated: Callable[[], ProcessRunner] | None = None
+    ) -> None:
+        self.evaluator, self._study, self._isolated = evaluator, study, isolated
+        begun = study.meta(BEGUN) if study is not None else None
+        self._deaths: dict[str, int] = begun if isinstance(begun, dict) else {}
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
         """Evaluate jobs in order."""
         for index, job in enumerate(jobs):
-            yield index, self.evaluator.evaluate(job.target, job.split, job.batch, job.slopes, job.fitness)
+            yield index, self._evaluate(job) if self._study is None else self._noted(job, self._study)
 
     def close(self) -> None:
         """Nothing to free."""
+
+    def _evaluate(self, job: Job) -> Scores:
+        return self.evaluator.evaluate(job.target, job.split, job.batch, job.slopes, job.fitness)
+
+    def _noted(self, job: Job, study: Study) -> Scores:
+        """Evaluate a job of which the study says so until it is over."""
+        deaths = self._deaths.pop(job.name, 0)
+        if deaths and self._isolated is not None:
+            with suppress(SearchError):  # the task cannot be sent to another process
+                runner = self._isolated()
+                try:
+                    return runner.run_alone(job)
+                finally:
+                    runner.close()
+        if deaths > 1:
+            return Scores.failed(DIED)
+        study.set_meta(BEGUN, {job.name: deaths + 1})
+        try:
+            return self._evaluate(job)
+        finally:  # also where it was stopped, which is not its fault
+            study.set_meta(BEGUN, {})
 
 
 class ProcessRunner:
     """Evaluates in worker processes, each with an `Evaluator` of its own.
 
-    A worker that dies (killed for memory, a crash in native code) takes only its own job with it: the other jobs of the round
-    are run again, one at a time, and the one that kills its worker again is a failed evaluation.
+    A worker that dies (killed for memory, a crash in native code) takes only its own job with it, which is run again, alone; if
+    it kills its worker again it is a failed evaluation. One that exceeds a limit is ended, and its job has failed.
+
+    Args:
+        config: The search.
+        workers: How many processes.
+        limits: What a job may take; everything by default.
+        **evaluator_arguments: The evaluators' other arguments.
+
+    Raises:
+        SearchError: This is a worker itself, importing the user's script.
     """
 
-    def __init__(self, config: SearchConfig, workers: int, **evaluator_arguments: Any) -> None:
-        if getattr(multiprocessing.current_process(), "_inheriting", False):  # this is a worker, importing the user's script
-            raise SearchError("workers run the script that starts them: call run_search under `if __name__ == '__main__':`")
-        self._start = (config, evaluator_arguments)
-        self._workers = workers
-        self._pool = self._new_pool(workers)
+    def __init__(self, config: SearchConfig, workers: int, *, limits: Limits | None = None, **evaluator_arguments: Any) -> None:
+        refuse_in_worker()
+        self._limits = limits
+        self._workers = [Worker(config, evaluator_arguments) for _ in range(workers)]
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
         """Evaluate jobs side by side."""
-        waiting: dict[Future[Scores], int] = {}
-        unfinished = set(range(len(jobs)))
-        try:
-            for index, job in enumerate(jobs):
-                waiting[self._pool.submit(_evaluate, job)] = index
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-                unfinished.discard(waiting[future])
-        except BrokenProcessPool:
-            self._restart()
-            for index in sorted(unfinished):
-                yield index, self._run_alone(jobs[index])
+        died = []
+        for index, scores in self._round(enumerate(jobs)):
+            if scores is None:
+                died.append(index)
+            else:
+                yield index, scores
+        for index in died:  # what the others took of the memory is free now
+            yield index, self.run_alone(jobs[index])
+
+    def run_alone(self, job: Job) -> Scores:
+        """Evaluate one job; it has failed where its worker dies."""
+        ((_, scores),) = self._round([(0, job)])
+        return Scores.failed(DIED) if scores is None else scores
 
     def close(self) -> None:
         """End the workers."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.end()
 
-    def _run_alone(self, job: Job) -> Scores:
+    def _round(self, jobs: Iterable[tuple[int, Job]]) -> Iterator[tuple[int, Scores | None]]:
+        """Evaluate numbered jobs side by side; None in place of the scores where a worker died."""
+        queue = deque(jobs)
         try:
-            return self._pool.submit(_evaluate, job).result()
-        except BrokenProcessPool:
-            self._restart()
-            return Scores.failed("the worker process died: out of memory, or see what it wrote above")
-
-    def _restart(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = self._new_pool(self._workers)
-
-    def _new_pool(self, workers: int) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")  # forking after torch has started its threads can hang
-        return ProcessPoolExecutor(workers, context, _start_worker, self._start)
-
-
-_evaluator: Evaluator | None = None
-
-
-def _start_worker(config: SearchConfig, arguments: dict[str, Any]) -> None:
-    """Make the worker's evaluator, and end the worker when its parent is gone."""
-    global _evaluator
-    import signal
-    from threading import Thread
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the workers too; the parent ends them
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _evaluator = Evaluator(config, **arguments)
+            while True:
+                for worker in self._workers:
+                    if queue and worker.index is None:
+                        index, job = queue.popleft()
+                        worker.begin(index, job, Limit() if self._limits is None else self._limits.of(job))
+                busy = [(worker, worker.index) for worker in self._workers if worker.index is not None]
+                if not busy:
+                    return
+                wait([worker.pipe for worker, _ in busy], TICK)
+                for worker, number in busy:
+                    try:
+                        scores = worker.look()
+                    except EOFError:
+                        yield number, None
+                    else:
+                        if scores is not None:
+                            yield number, scores
+        finally:  # who asked may have lost interest
+            for worker in self._workers:
+                if worker.index is not None:
+                    worker.end()
 
 
-def _end_with(parent: BaseProcess) -> None:
-    """Wait for the parent to end, however it does; a worker of a killed search must not live on."""
-    parent.join()
-    os._exit(1)
-
-
-def _evaluate(job: Job) -> Scores:
-    assert _evaluator is not None  # set by the pool's initializer
-    return _evaluator.evaluate(job.target, job.split, job.batch, job.slopes, job.fitness)
+def refuse_in_worker() -> None:
+    """Raise `SearchError` where this process is a worker, importing the user's script: it would start a search of its own."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SearchError("workers run the script that starts them: call run_search under `if __name__ == '__main__':`")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +22,20 @@ from hf_evomerge.fitness.likelihood import LikelihoodSpec
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.limits import Limit, Limits
 from hf_evomerge.search.runner import Job, LocalRunner, ProcessRunner, Runner
+from hf_evomerge.search.slopes import GateSlopes, JointSlopes, WeightSlopes
+from hf_evomerge.search.study import Study
+from hf_evomerge.search.workers import Worker
 
 EXAMPLES = [
     Example("w1 w2 w3", "4", "one"),
     Example("w5 w5", "7", "two"),
     Example("w9", "1", "deadly"),
     Example("w4", "0", "ill"),
+    Example("w3", "2", "sleeping"),
+    Example("w6", "3", "stopped"),
+    Example("w7", "3", "hungry"),
 ]
 
 
@@ -45,6 +57,13 @@ class KillingTask:
             os.kill(os.getpid(), signal.SIGKILL)
         if "ill" in self.names:
             raise RuntimeError("not today")
+        if "sleeping" in self.names:
+            time.sleep(3600)
+        if "stopped" in self.names:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if "hungry" in self.names:
+            self.hoard = np.ones(1 << 27)
+            time.sleep(3600)
         return self.task.evaluate(model)
 
 
@@ -85,12 +104,135 @@ def test_workers_and_their_deaths(process_runner: ProcessRunner, search_config: 
     scores = _run(process_runner, [jobs[0], deadly, ill, *jobs[4:6]])
     assert [scores[0], *scores[3:]] == [expected[0], *expected[4:6]]
     assert scores[1].mean is None
-    assert scores[1].error == "the worker process died: out of memory, or see what it wrote above"
+    assert scores[1].error == "its process died: out of memory, or see what it wrote above"
     assert scores[2].error == "RuntimeError: not today"
     assert _run(process_runner, jobs[-1:]) == expected[-1:]
     assert multiprocessing.active_children()
     process_runner.close()
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is watched on Linux")
+def test_what_exceeds_a_limit_fails_alone(search_config: Callable[..., SearchConfig]) -> None:
+    """A job that sleeps, is stopped or takes too much memory fails in one line, its worker is replaced, the others score."""
+    config = search_config(limits={"seconds": 8, "memory": "900MB"})
+    limits = Limits(config.limits, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: [])
+    runner = ProcessRunner(config, 2, limits=limits, task_factory=KillingTask, examples={"search": EXAMPLES})
+    jobs = _jobs(config)
+    try:
+        expected = _run(runner, jobs)
+        sleeping, stopped, hungry = (Job(jobs[0].target, "search", (index,)) for index in (4, 5, 6))
+        scores = _run(runner, [jobs[0], sleeping, stopped, jobs[4], hungry, jobs[5]])
+        assert [scores[0], scores[3], scores[5]] == [expected[0], expected[4], expected[5]]
+        assert [scores[1].error, scores[2].error] == ["took longer than 8 s (limits.seconds)"] * 2
+        assert scores[4].error == "took more than 0.9 GB of memory (limits.memory)"
+        assert 8 <= scores[1].seconds < 16
+    finally:
+        runner.close()
+    assert not multiprocessing.active_children()
+
+
+def test_a_default_limit_grows_with_the_work(search_config: Callable[..., SearchConfig]) -> None:
+    """Without limits.seconds a candidate may take ten times a parent's time, for each example, hop and pass."""
+    parents: list[Scores | None] = [None, Scores([1.0], seconds=30.0), Scores([1.0], seconds=20.0)]
+    config = search_config()
+    merge, path = (next(job for job in _jobs(config) if part(job.target)) for part in (lambda t: t.merge, lambda t: t.flow))
+    limits = Limits(config.limits, examples={"search": 10, "test": 40}, layers=2, parents=lambda: parents)
+    long = path.target.model_copy(
+        update={"flow": path.target.flow.model_copy(update={"path": ["0:0-1", "1:0-1"], "scales": None})}
+    )
+
+    def seconds(target: Any, split: str = "search", batch: Any = None, slopes: Any = None) -> float:
+        return limits.of(Job(target, split, batch, slopes)).seconds
+
+    assert seconds(merge.target) == 300
+    assert seconds(merge.target, "test") == 1200
+    assert seconds(merge.target, "search", tuple(range(5))) == 150
+    assert seconds(merge.target, "search", (0,)) == 60
+    assert seconds(long) == 600
+    assert seconds(merge.target, slopes=WeightSlopes((), ())) == 900
+    gates = GateSlopes((), (), (True,) * 8, ())
+    assert seconds(long, slopes=gates) == seconds(long, slopes=JointSlopes(WeightSlopes((), ()), gates)) == 3600
+    assert seconds(config.sources[0]) == math.inf
+    before = Limits(config.limits, examples={"search": 10}, layers=2, parents=lambda: [None])
+    assert before.of(merge).seconds == math.inf
+
+
+def test_time_in_which_everything_stood_still_does_not_count(
+    search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where this process is stopped as well, as by Ctrl-Z, a job is not given up for it."""
+    config = search_config()
+    worker = Worker(config, {"task_factory": KillingTask, "examples": {"search": EXAMPLES}})
+    try:
+        worker.begin(0, _jobs(config)[0], Limit(seconds=600.0))
+        late = time.monotonic
+        while (scores := worker.look()) is None:
+            monkeypatch.setattr(time, "monotonic", lambda late=late: late() + 10_000.0)
+            assert worker.index == 0
+            time.sleep(0.1)
+            late = time.monotonic
+        assert scores.error is None
+    finally:
+        worker.end()
+
+
+def test_a_worker_that_does_not_start_ends_the_search(search_config: Callable[..., SearchConfig]) -> None:
+    """A task that cannot be sent to a worker, and a source that is gone, are one line and no failed evaluation."""
+    config = search_config()
+    with pytest.raises(SearchError, match=r"cannot be sent to a worker process .*workers=0"):
+        list(ProcessRunner(config, 1, task_factory=lambda: None).run(_jobs(config)))
+    gone = config.model_copy(update={"sources": [*config.sources, config.sources[0].model_copy(update={"model": "/gone"})]})
+    with pytest.raises(SearchError, match=r"a worker process does not start: .*gone"):
+        list(ProcessRunner(gone, 1).run(_jobs(config)))
+
+
+DEADLY = """
+import os
+from hf_evomerge import SearchConfig, run_search
+from hf_evomerge.fitness import make_task
+from hf_evomerge.fitness.likelihood import LikelihoodSpec
+
+class Task:
+    def __init__(self):
+        self.task = make_task(LikelihoodSpec(separator=" "))
+    def prepare(self, examples, tokenizer):
+        self.task.prepare(examples, tokenizer)
+    def evaluate(self, model):
+        scores = self.task.evaluate(model)
+        if os.environ["DEADLY"] == f"{scores.mean:.12f}":
+            os._exit(9)
+        return scores
+
+if __name__ == "__main__":
+    factory = Task if os.environ["SENT"] else lambda: Task()
+    run_search(SearchConfig.load("search.yaml"), os.environ["OUT"], task_factory=factory, build=False)
+"""
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_a_candidate_that_kills_the_process_fails_at_the_second_death(
+    search_config: Callable[..., SearchConfig], tmp_path: Path, sent: bool
+) -> None:
+    """A trial that ends the only process ends the search once; then it is tried in a worker, or once more, and has failed."""
+    search_config().save(tmp_path / "search.yaml")
+    (tmp_path / "script.py").write_text(DEADLY, encoding="utf-8")
+
+    def run(out: str, deadly: str = "") -> int:
+        values = {"OUT": out, "DEADLY": deadly, "SENT": "1" if sent else ""}
+        command = [sys.executable, "script.py"]
+        return subprocess.run(command, cwd=tmp_path, env={**os.environ, **values}, timeout=300, check=False).returncode
+
+    assert run("whole") == 0
+    whole = Study.open(tmp_path / "whole").trials()
+    deadly = f"{whole[5].fitness:.12f}"
+    assert [run("out", deadly) for _ in range(2 if sent else 3)] == ([9, 0] if sent else [9, 9, 0])
+    study = Study.open(tmp_path / "out")
+    trials = study.trials()
+    assert [trial.scores for trial in trials[:5]] == [trial.scores for trial in whole[:5]]
+    assert [trial.number for trial in trials if trial.scores.error is not None] == [5]
+    assert trials[5].scores.error == "its process died: out of memory, or see what it wrote above"
+    assert study.meta("begun") == {}
 
 
 def test_a_local_runner_keeps_the_order(search_config: Callable[..., SearchConfig]) -> None:

@@ -1,0 +1,168 @@
+"""One worker process with an evaluator of its own: started when it is needed, watched, and ended whatever it is at."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SearchError, one_line
+from ..fitness import Scores
+from .evaluator import Evaluator
+from .limits import Limit
+
+if TYPE_CHECKING:
+    from .config import SearchConfig
+    from .runner import Job
+
+TICK = 0.25  # seconds between two looks at a worker
+_PATIENCE = 5.0  # seconds in which a worker that has nothing to do ends by itself
+_READY = "ready"
+
+
+class Worker:
+    """One worker process, and the job that it is at.
+
+    Args:
+        config: The search.
+        arguments: The evaluator's other arguments.
+
+    Attributes:
+        index: The number of its job among those of the round; None where it has nothing to do.
+    """
+
+    def __init__(self, config: SearchConfig, arguments: dict[str, Any]) -> None:
+        self._start = (config, arguments)
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+        self._ready = self._loading = False
+        self._limit, self._seconds, self._seen = Limit(), 0.0, 0.0
+        self.index: int | None = None
+
+    @property
+    def pipe(self) -> Connection:
+        """What becomes readable when there is something to `look` at."""
+        assert self._pipe is not None  # it has a job
+        return self._pipe
+
+    def begin(self, index: int, job: Job, limit: Limit) -> None:
+        """Give the worker a job; raises `SearchError` where no process can be started."""
+        if self._process is None or not self._process.is_alive():
+            self.end()
+            self._launch()
+        self.index, self._limit, self._seconds, self._seen = index, limit, 0.0, time.monotonic()
+        with suppress(OSError):  # it has died just now, which `look` will find
+            self.pipe.send(job)
+
+    def look(self) -> Scores | None:
+        """The scores of the job where it is finished or was given up; None where it is not.
+
+        Raises:
+            EOFError: The process has died.
+            SearchError: It could not start.
+        """
+        now = time.monotonic()
+        if self._ready and not self._loading:
+            self._seconds += min(now - self._seen, 4 * TICK)  # where it is longer, this process stood still as well
+        self._seen = now
+        try:
+            while self.pipe.poll():
+                message = self.pipe.recv()
+                if isinstance(message, Scores):
+                    self.index = None
+                    return message
+                if isinstance(message, bool):
+                    self._loading = message
+                elif message == _READY:
+                    self._ready = True
+                else:
+                    raise SearchError(message)
+        except (EOFError, OSError) as cause:
+            ready = self._ready
+            self.end()
+            if not ready:
+                raise SearchError(
+                    "a worker process does not start, see what it wrote above; a script that calls run_search does so under "
+                    "`if __name__ == '__main__':`"
+                ) from cause
+            raise EOFError from cause
+        assert self._process is not None  # it has a job
+        line = self._limit.exceeded(self._seconds, self._process.pid or 0)
+        if line is None:
+            return None
+        self.end()
+        return Scores.failed(line, self._seconds)
+
+    def end(self) -> None:
+        """End the process: at once where it is at a job, and else as soon as it has noticed."""
+        if self._process is None:
+            return
+        self.pipe.close()
+        if self.index is None and self._ready:
+            self._process.join(_PATIENCE)
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._process = self._pipe = self.index = None
+
+    def _launch(self) -> None:
+        context = multiprocessing.get_context("spawn")  # forking after torch has started its threads can hang
+        self._pipe, theirs = context.Pipe()
+        self._ready = self._loading = False
+        self._process = context.Process(target=_work, args=(theirs, *self._start))
+        try:
+            with _no_interrupts():
+                self._process.start()
+        except (AttributeError, TypeError, pickle.PicklingError) as cause:
+            self._process = None
+            what = "the task or the examples cannot be sent to a worker process"
+            raise SearchError(f"{what} ({one_line(cause, 100)}); define them in a module, or use workers=0") from cause
+        finally:
+            theirs.close()
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait: a process that starts meanwhile never sees it, for its parent ends it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(pipe: Connection, config: SearchConfig, arguments: dict[str, Any]) -> None:
+    """What the process does: jobs come in, scores go out; before them, whether it is ready and whether it loads a model."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        evaluator = Evaluator(config, **arguments)
+    except Exception as error:
+        pipe.send(f"a worker process does not start: {one_line(error, 500)}")
+        return
+    evaluator.loading = pipe.send
+    pipe.send(_READY)
+    with suppress(EOFError):  # there are no more jobs
+        while True:
+            job: Job = pipe.recv()
+            pipe.send(evaluator.evaluate(job.target, job.split, job.batch, job.slopes, job.fitness))
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """Wait for the parent to end, however it does; a worker of a killed search must not live on."""
+    parent.join()
+    os._exit(1)
