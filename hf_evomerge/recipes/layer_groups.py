@@ -1,6 +1,6 @@
 """Layer groups: which part of the model a tensor belongs to, and which of a parameter's values applies to it. No torch.
 
-A layer, in the words of arXiv:2403.13187 (section 3.1), is a transformer block or the input or output embeddings. A group is
+A layer, in the words of arXiv:2403.13187, is a transformer block or the input or output embeddings. A group is
 one of them, a run of blocks, or the attention or MLP half of a run of blocks. Beside groups, a name pattern such as
 ``*down_proj*`` names tensors, and a list of numbers, a gradient, runs over the blocks.
 """

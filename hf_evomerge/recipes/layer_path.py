@@ -43,7 +43,7 @@ class Hop:
     """One step of the path: ``h_k = sum_i w_i * Layer_i(scale * h_{k-1})``.
 
     Attributes:
-        terms: The layers that run side by side on the same input; one for the serial paths of arXiv:2403.13187, section 3.2.
+        terms: The layers that run side by side on the same input; one for the serial paths of arXiv:2403.13187.
         scale: The factor beta on the way into the hop (the paper's ``W_ij``, compiled to one number per hop).
     """
 

@@ -1,4 +1,4 @@
-"""The data flow space: which genome is which path (arXiv:2403.13187, section 3.2).
+"""The data flow space: which genome is which path (arXiv:2403.13187).
 
 The layers of all sources are laid out in order and the whole is repeated r times. A genome has one indicator per slot of that
 layout, on the path where it is positive, and numbers from which the scale of each hop follows. Pure numpy.

@@ -102,7 +102,7 @@ class FirstConfig(OptimizerConfig):
 
 
 class ParameterSpaceConfig(StrictModel):
-    """The parameter-space search (arXiv:2403.13187, section 3.1).
+    """The parameter-space search (arXiv:2403.13187).
 
     Attributes:
         method: Name of a merge method.
@@ -137,7 +137,7 @@ class ParameterSpaceConfig(StrictModel):
 
 
 class FlowSpaceConfig(StrictModel):
-    """The data-flow-space search (arXiv:2403.13187, section 3.2).
+    """The data-flow-space search (arXiv:2403.13187).
 
     Attributes:
         order: The sources in the order their layers are laid out; the first is the paper's A. All, in order, by default. In a

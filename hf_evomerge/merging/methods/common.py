@@ -97,7 +97,7 @@ def divisor(weights: list[float]) -> float:
 
 
 def vote(parts: list[Tensor], weights: list[float], normalize: bool, tie: float = 1.0) -> Tensor:
-    """TIES' election and merge (arXiv:2306.01708, Algorithm 1, steps 2 and 3) of task vectors that are trimmed and weighted.
+    """TIES' election and merge (arXiv:2306.01708) of task vectors that are trimmed and weighted.
 
     Args:
         parts: ``D_i = w_i * trimmed d_i``; overwritten.

@@ -1,7 +1,6 @@
 """dare_linear and dare_ties: drop task-vector elements at random and rescale (arXiv:2311.03099), then add up or vote.
 
-dare_ties with one weight and one density per source (or per layer group) is the parameter-space merge of arXiv:2403.13187,
-section 3.1.
+dare_ties with one weight and one density per source (or per layer group) is the parameter-space merge of arXiv:2403.13187.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def dare_ties(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
     ``base + lambda * sum_{i: sign(D_i) = s} D_i`` over ``D_i = w_i * f_i * m_i * d_i``, where ``d_i = x_i - base``, the mask
     ``m_i`` keeps an element with probability ``density`` (arXiv:2311.03099: 1 - p), and ``f_i`` makes up for what is dropped:
     ``1 / density`` in the paper (``rescale: expected``), the ratio of the sums of magnitudes before and after in mergekit
-    (``l1``). The elected sign s is that of ``sum_i D_i``, and + where that is 0. The merge of arXiv:2403.13187, section 3.1.
+    (``l1``). The elected sign s is that of ``sum_i D_i``, and + where that is 0. The merge of arXiv:2403.13187.
     Masks depend on seed, name and the source's position alone, and are nested: a larger density keeps all that a smaller one
     keeps.
 

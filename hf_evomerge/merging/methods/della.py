@@ -35,7 +35,7 @@ _PARAMETERS = [WEIGHT, DENSITY, EPSILON, NORMALIZE, LAMBDA, RESCALE]
 
 
 def drops(inputs: TensorInputs, call: Call) -> list[Sparse]:
-    """Per source the mask of MagPrune (section 3 of the paper), and the factor that makes up for what is dropped."""
+    """Per source the mask of MagPrune (arXiv:2406.11617), and the factor that makes up for what is dropped."""
     return [_drop(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
 
 
@@ -61,7 +61,7 @@ def _drop(inputs: TensorInputs, index: int, values: dict[str, float], rescale: s
 def della(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
     """DELLA: keep elements at random, large ones of a row more often than small ones, rescale, average those that agree.
 
-    As `dare_ties` with a mask that looks at magnitudes (MagPrune, arXiv:2406.11617, section 3): element j of a row of n is
+    As `dare_ties` with a mask that looks at magnitudes (MagPrune, arXiv:2406.11617): element j of a row of n is
     kept with probability ``density - epsilon + 2 epsilon * rank_j / (n - 1)``, rank 0 being the smallest magnitude of the
     row. A row is a vector along the last dimension. ``rescale: expected`` divides each element by its own probability.
 
@@ -79,7 +79,7 @@ def della(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
 def della_linear(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
     """DELLA without the vote: keep elements at random, large ones of a row more often, rescale, add up with the weights.
 
-    As `dare_linear` with a mask that looks at magnitudes (MagPrune, arXiv:2406.11617, section 3): element j of a row of n is
+    As `dare_linear` with a mask that looks at magnitudes (MagPrune, arXiv:2406.11617): element j of a row of n is
     kept with probability ``density - epsilon + 2 epsilon * rank_j / (n - 1)``, rank 0 being the smallest magnitude of the
     row. A row is a vector along the last dimension. ``rescale: expected`` divides each element by its own probability.
 

@@ -1,4 +1,4 @@
-"""linear: the weighted mean of the sources (arXiv:2403.13187, section 2; model soups, arXiv:2203.05482)."""
+"""linear: the weighted mean of the sources (arXiv:2403.13187; model soups, arXiv:2203.05482)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""task_arithmetic: the base plus the weighted task vectors (arXiv:2212.04089; arXiv:2403.13187, section 2)."""
+"""task_arithmetic: the base plus the weighted task vectors (arXiv:2212.04089; arXiv:2403.13187)."""
 
 from __future__ import annotations
 

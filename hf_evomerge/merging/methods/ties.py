@@ -137,7 +137,7 @@ def ties(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
     The vote is on ``D_i = w_i * trimmed d_i``. With ``normalize`` the sum of the D_i that agree is divided by the sum of
     their weights, or by their number (``semantics: paper``).
 
-    The steps are those of arXiv:2306.01708, Algorithm 1. Trim: of each task vector ``d_i = x_i - base`` the ``k = max(1,
+    The steps are those of arXiv:2306.01708. Trim: of each task vector ``d_i = x_i - base`` the ``k = max(1,
     floor(density * N))`` elements of largest magnitude stay, the earlier ones where magnitudes tie. Elect: ``s = sign(sum_i
     D_i)``, and + where the sum is 0. Merge: ``base + lambda * sum_{i: sign(D_i) = s} D_i / sum of their w_i``. ``semantics:
     paper`` trims the task vector of the whole model at once, and where a sum is 0 elects the sign that most elements have.
