@@ -67,6 +67,7 @@ class Merged(Checkpoint):
         )
         self._jobs: dict[str, TensorJob] = {}
         self._surveyed: list[Any] = []
+        self._merged: set[str] = set()
         self._lock = Lock()
         reshaped = self.plan.stack is not None or self.plan.vocabulary is not None
         laid_out = self if reshaped else self.plan.sources[0]  # which was checked with the others
@@ -103,6 +104,7 @@ class Merged(Checkpoint):
         if not planned.is_weight:
             yield from planned.inputs[0][0].stream(planned.inputs[0][1])
             return
+        self._merged.add(name)
         model = self._survey()  # first: it may make this tensor's job
         job = self._jobs.pop(name, None) or self._job(planned)
         call, dtype = job.call(planned.values, planned.options, model), torch_dtype(planned.info.dtype)
@@ -144,8 +146,12 @@ class Merged(Checkpoint):
         return self._doubts + find_warnings(self.plan.sources, self.plan.base, self.tokenizer_source)
 
     def findings(self) -> Findings:
-        """How the sources are related."""
-        return self._relatedness.findings()
+        """How the sources are related, as far as they were merged: a build that goes on merges what is left."""
+        found, whole = self._relatedness.findings(), sum(planned.is_weight for planned in self._planned.values())
+        if len(self._merged) < whole:
+            part = f" (in the {len(self._merged)} of {whole} tensors that were merged now)"
+            found = Findings([line + part for line in found.notes], [line + part for line in found.warnings])
+        return found
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -219,5 +225,5 @@ def _labels(plan: MergePlan) -> list[str]:
     everyone = list(plan.sources)
     if plan.base is not None and plan.method.takes_base_as_first(len(everyone)):
         everyone.insert(0, plan.base)
-    names = [source.ref.model.rstrip("/").rpartition("/")[2] for source in everyone]
+    names = [source.ref.label for source in everyone]
     return names if len(set(names)) == len(names) else [f"{number}:{name}" for number, name in enumerate(names)]

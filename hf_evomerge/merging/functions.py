@@ -7,8 +7,9 @@ its declaration names. No torch until one of them is called.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from inspect import Parameter as Argument
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from .parameters import Parameter
 if TYPE_CHECKING:
     from torch import Tensor
 
+_KEY = re.compile(r"^merge\.(?:options\.(\w+)|parameters(\[\d+\])?(?:\.(\w+))?): ")  # of a recipe, in a method's own check
 _BASE = "The common ancestor's tensor: what is merged are the differences to it, the task vectors."
 _NAME = "Raw name of the tensor in a checkpoint. It decides with `seed` and a source's position which elements are dropped."
 _SEED = "The recipe's seed."
@@ -126,14 +128,18 @@ def _range(parameter: Parameter) -> str:
 def _merge(method: MergeMethod, given: Mapping[str, Any]) -> Tensor:
     import torch
 
-    base, sources = given.get("base"), list(given["sources"])
+    base, sources = given.get("base"), given["sources"]
     _check_tensors(method, base, sources)
+    sources = list(sources)
     values: list[dict[str, Any]] = [{} for _ in sources]
     for parameter in method.source_parameters:
         for mapping, value in zip(values, _one_each(method, parameter, given, len(sources)), strict=True):
             mapping[parameter.name] = value
     options = {parameter.name: _one(method, parameter, given) for parameter in method.options}
-    check_together(method, values, options)
+    try:
+        check_together(method, values, options)
+    except RecipeError as cause:
+        raise RecipeError(f"{method.name}: {_KEY.sub(partial(_as_argument, method), str(cause))}") from cause
     job = TensorJob(given.get("name", ""), method, base, sources, seed=given.get("seed", 0))
     with torch.no_grad():
         merged = torch.empty(sources[0].shape, dtype=sources[0].dtype, device=sources[0].device)
@@ -141,12 +147,25 @@ def _merge(method: MergeMethod, given: Mapping[str, Any]) -> Tensor:
     return merged
 
 
-def _check_tensors(method: MergeMethod, base: Tensor | None, sources: Sequence[Tensor]) -> None:
+def _as_argument(method: MergeMethod, key: re.Match[str]) -> str:
+    """What the function calls a key of a recipe, before a colon; nothing where the key is of no parameter alone."""
+    named = next((p for p in method.parameters if p.name == (key[1] or key[3])), None)
+    return "" if named is None else f"{_argument(named)}{key[2] or ''}: "
+
+
+def _check_tensors(method: MergeMethod, base: Any, sources: Any) -> None:
+    import torch
+
+    if not isinstance(sources, (list, tuple)):
+        raise SourceError(f"{method.name}: sources is a {type(sources).__name__}; give a list of tensors, one of each source")
     low, high = method.count
     if len(sources) < low or (high is not None and len(sources) > high):
         raise RecipeError(f"{method.name}: sources: found {len(sources)} tensors; give {number_of_models(method)}")
-    named = {**({"base": base} if base is not None else {}), **{f"sources[{i}]": source for i, source in enumerate(sources)}}
+    named = {**{f"sources[{i}]": source for i, source in enumerate(sources)}, **({"base": base} if base is not None else {})}
     for where, tensor in named.items():
+        if not isinstance(tensor, torch.Tensor):
+            hint = "of a whole model: call it for each of its tensors" if isinstance(tensor, Mapping) else "no tensor of torch"
+            raise SourceError(f"{method.name}: {where} is a {type(tensor).__name__}, {hint}; give torch tensors")
         if not tensor.is_floating_point():
             raise SourceError(f"{method.name}: {where} is of {tensor.dtype}; give tensors of floats")
         if tensor.shape != sources[0].shape:

@@ -50,6 +50,11 @@ class SourceRef(StrictModel):
             raise ValueError("adapter_revision: there is no adapter; name it, or leave its revision out")
         return self
 
+    @property
+    def label(self) -> str:
+        """A short name for reports, tables and plots: the ends of the model's name and of its adapter's."""
+        return "+".join(name.rstrip("/").rpartition("/")[2] for name in (self.model, self.adapter) if name is not None)
+
     def __str__(self) -> str:
         pairs = [(self.model, self.revision), (self.adapter, self.adapter_revision)]
         return " + ".join(name if at is None else f"{name}@{at}" for name, at in pairs if name is not None)

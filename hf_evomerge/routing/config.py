@@ -33,6 +33,8 @@ def check_configs(
         names: What to call the sources in the message; their numbers where absent.
         anywhere: Whether each layer must compute the same in any place of a path, since a search tries them all.
     """
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
     from ..modeling import check_alike
     from ..modeling.modeling_evo_merged import source_class
     from ..modeling.origins import check_rearrangeable
@@ -45,6 +47,11 @@ def check_configs(
             raise SourceError(f"{called}: {config.model_type!r} is more than a language model; give a text-only source")
         if getattr(config, "is_encoder_decoder", False):
             raise SourceError(f"{called}: {config.model_type!r} has an encoder and a decoder; a path needs a decoder alone")
+        if getattr(config, "is_decoder", None) is False and type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+            raise SourceError(
+                f"{called}: {config.model_type!r} is an encoder (is_decoder is false), whose layers see a whole text at once; "
+                "a path needs layers that see what came before"
+            )
         if getattr(config, "quantization_config", None) is not None:
             raise SourceError(f"{called}: quantised layers cannot be rearranged; give the unquantised model")
         try:

@@ -408,4 +408,4 @@ class SearchConfig(StrictModel):
 
 def source_label(ref: SourceRef) -> str:
     """A short name for tables and plots."""
-    return ref.model.rstrip("/").rsplit("/", 1)[-1]
+    return ref.label

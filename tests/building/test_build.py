@@ -146,8 +146,10 @@ build.build_model(Recipe.load(sys.argv[1]), sys.argv[2], progress=False, max_sha
 
 
 @pytest.mark.parametrize("part", ["merge", "both"])
-def test_a_killed_build_goes_on(part: str, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build killed at any point leaves no folder under its name; the next goes on, to the same bytes, and cleans up."""
+def test_a_killed_build_goes_on(
+    part: str, make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A build killed at any point leaves no folder; the next goes on to the same bytes, says of what it reports, cleans up."""
     recipe = make(part)
     recipe.save(tmp_path / "recipe.yaml")
     whole = build_model(recipe, tmp_path / "whole", progress=False, max_shard_size="2KB")
@@ -160,7 +162,9 @@ def test_a_killed_build_goes_on(part: str, make: MakeRecipe, tmp_path: Path, mon
     assert len(kept) >= 3
     made: list[str] = []
     monkeypatch.setattr("hf_evomerge.checkpoints.shards._write_file", _noting(made))
-    build_model(recipe, out, progress=False, max_shard_size="2KB")
+    with caplog.at_level("INFO", "hf_evomerge"):
+        build_model(recipe, out, progress=False, max_shard_size="2KB")
+    assert "tensors that were merged now)" in caplog.text
     assert made
     assert not kept & set(made)
     assert _digests(out) == _digests(whole)

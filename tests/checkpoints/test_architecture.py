@@ -192,3 +192,11 @@ def test_a_source_is_asked_once(llama: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert source.architecture_warnings == []
     monkeypatch.setattr("hf_evomerge.checkpoints.architecture.fit_of", None)
     assert source.architecture_warnings == []
+
+
+def test_an_encoder_has_no_path(tmp_path: Path) -> None:
+    """Layers that see a whole text at once are refused in a path, in one line, and merged as ever."""
+    folder = save("BertForMaskedLM", tmp_path / "bert")
+    recipe = Recipe.model_validate({"sources": [{"model": str(folder)}], "flow": {"path": "0:0-1"}})
+    with pytest.raises(SourceError, match=rf"^{folder}: 'bert' is an encoder \(is_decoder is false\), whose layers"):
+        check_recipe(recipe)

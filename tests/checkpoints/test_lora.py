@@ -151,6 +151,20 @@ def test_a_merge_of_adapters(adapted: Callable[..., tuple[Path, Path]], tmp_path
         assert torch.equal(tensor, expected), name
 
 
+def test_reports_name_the_adapters(
+    adapted: Callable[..., tuple[Path, Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two adapters of one base are told apart in what is said of them."""
+    base, first = adapted(r=4)
+    second = save_adapter(base_model(), tmp_path / "second", r=2, lora_alpha=5)
+    sources = [{"model": str(base), "adapter": str(adapter)} for adapter in (first, second)]
+    with caplog.at_level("INFO", "hf_evomerge"):
+        build_model(
+            Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}}), tmp_path / "out", progress=False
+        )
+    assert "cosine between weights: base+adapter and base+second" in caplog.text
+
+
 def test_a_path_through_adapted_layers(adapted: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
     """A path through an adapted source computes what peft's merged model computes."""
     base, adapter = adapted(r=4)

@@ -231,3 +231,47 @@ def test_pefts_dare(monkeypatch):
         expected = getattr(peft, method)(sources, torch.tensor([0.5] * 3), 0.5)
         found = getattr(merging, method)(base, sources, weights=0.5, rescale="expected", **common, **options)
         torch.testing.assert_close(found * factor, expected)
+
+
+@pytest.mark.parametrize(
+    ("base", "sources", "message"),
+    [
+        (ONE, [ONE.numpy()], "task_arithmetic: sources[0] is a ndarray, no tensor of torch; give torch tensors"),
+        (
+            ONE,
+            [{"w": ONE}],
+            "task_arithmetic: sources[0] is a dict, of a whole model: call it for each of its tensors",
+        ),
+        ({"w": ONE}, [ONE], "task_arithmetic: base is a dict, of a whole model"),
+        (ONE, torch.ones(2, 3), "task_arithmetic: sources is a Tensor; give a list of tensors, one of each source"),
+        (ONE, {"w": ONE}, "task_arithmetic: sources is a dict; give a list of tensors"),
+    ],
+)
+def test_what_is_no_tensor(base, sources, message):
+    """Arrays of numpy, whole state dicts, and a tensor in place of a list are refused by name."""
+    with pytest.raises(SourceError) as caught:
+        merging.task_arithmetic(base, sources)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("linear", {"weights": [1, -1], "normalize": True}, "linear: the weights of linear add up to 0; with normalize"),
+        ("ties", {"semantics": "paper", "rescale": "l1"}, "ties: rescale: 'l1' does not go with semantics paper; write none"),
+    ],
+)
+def test_errors_speak_of_arguments(method, arguments, message):
+    """Where arguments do not go together the message names them, and no key of a recipe."""
+    function, tensors = getattr(merging, method), [ONE, ONE]
+    with pytest.raises(RecipeError) as caught:
+        function(ONE, tensors, **arguments) if get_method(method).needs_base else function(tensors, **arguments)
+    assert str(caught.value).startswith(message)
+    assert "merge." not in str(caught.value)
+
+
+def test_density_0_keeps_nothing():
+    """With density 0 a source adds nothing: the base stays."""
+    base = torch.randn(8)
+    for method in ("ties", "dare_ties", "dare_linear", "breadcrumbs"):
+        assert torch.equal(getattr(merging, method)(base, [torch.randn(8)], density=0), base)

@@ -32,7 +32,7 @@ DENSITY = Parameter(
     "number",
     1.0,
     "source",
-    "Share of the task vector's elements that is kept, per tensor.",
+    "Share of the task vector's elements that is kept, per tensor; 0 keeps nothing.",
     low=0.0,
     high=1.0,
     search=(0.0, 1.0),

@@ -29,7 +29,8 @@ SEMANTICS = Parameter(
     "choice",
     "mergekit",
     "global",
-    "mergekit: trim per tensor, weighted mean. paper: trim the whole task vector at once, plain mean, ties go to the majority.",
+    "mergekit: trim per tensor, weighted mean. paper: trim the whole task vector at once, plain mean, ties go to the majority. "
+    "peft's, whose vote does not count the weights, is neither where weights are unequal.",
     choices=("mergekit", "paper"),
 )
 
@@ -137,10 +138,15 @@ def ties(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
     The vote is on ``D_i = w_i * trimmed d_i``. With ``normalize`` the sum of the D_i that agree is divided by the sum of
     their weights, or by their number (``semantics: paper``).
 
-    The steps are those of arXiv:2306.01708. Trim: of each task vector ``d_i = x_i - base`` the ``k = max(1,
-    floor(density * N))`` elements of largest magnitude stay, the earlier ones where magnitudes tie. Elect: ``s = sign(sum_i
-    D_i)``, and + where the sum is 0. Merge: ``base + lambda * sum_{i: sign(D_i) = s} D_i / sum of their w_i``. ``semantics:
-    paper`` trims the task vector of the whole model at once, and where a sum is 0 elects the sign that most elements have.
+    The steps are those of arXiv:2306.01708. Trim: of each task vector ``d_i = x_i - base`` the ``k = max(1, floor(density *
+    N))`` elements of largest magnitude stay, the earlier ones where magnitudes tie, and none with density 0. Elect: ``s =
+    sign(sum_i D_i)``, and + where the sum is 0. Merge: ``base + lambda * sum_{i: sign(D_i) = s} D_i / sum of their w_i``.
+    ``semantics: paper`` trims the task vector of the whole model at once, and where a sum is 0 elects the sign that most
+    elements have.
+
+    peft's ``ties`` elects the sign by the unweighted ``d_i``, and multiplies by the weights afterwards: a source's weight does
+    not count in its vote, so that other signs win where weights are unequal. Where they are equal its result is this one's with
+    ``semantics: paper``, and the weight times the one with ``semantics: mergekit``.
 
     Example:
         >>> import torch
