@@ -2,7 +2,7 @@
 
     python benchmarks/search run --dry-run                          # the runs that are missing, and about how long they take
     python benchmarks/search run --families shipped families/family-1 --draws 1
-    python benchmarks/search run --methods ps-gradient ps-cma --families shipped
+    python benchmarks/search run --methods ps-gradient lora-parent-1-0 --examples 16 --costs 25 --draws 1 2 3
     python benchmarks/search table --into docs/search-benchmark.md
     python benchmarks/search plot --out docs/images/search-benchmark.png
 
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from lab import COSTS, HELD_OUT, OWN, SEARCH, Lab, demo
 from methods import METHODS, average
-from records import append, key, read, run
+from records import append, examples, key, read, run
 
 RESULTS = Path(__file__).parents[1] / "results" / "search" / "demo.jsonl"
 
@@ -37,6 +37,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", parents=[common], help="run what is missing")
     running.add_argument("--families", nargs="+", default=["shipped"], help="`shipped`, or folders of specialists")
+    running.add_argument("--examples", type=int, default=SEARCH, help=f"search examples, {SEARCH} by default")
+    running.add_argument(
+        "--costs", type=int, nargs="+", help="budgets in scores of 128 examples; all of the methods' own by default"
+    )
     running.add_argument("--draws", type=int, nargs="+", default=[1], help="draws of the search examples, seeds too")
     running.add_argument(
         "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help=", ".join(METHODS)
@@ -58,26 +62,29 @@ def main() -> None:
     elif arguments.command == "table":
         from report import table, write_into
 
-        text = table(read(arguments.results))
+        rows = read(arguments.results)
+        counts = sorted({examples(row) for row in rows}, reverse=True)
+        text = "\n\n".join(f"{n} search examples:\n\n{table([r for r in rows if examples(r) == n])}" for n in counts)
         print(text)
         if arguments.into:
             write_into(arguments.into, "demo", text)
     else:
         from report import plot
 
-        plot(read(arguments.results), arguments.out)
+        plot([row for row in read(arguments.results) if examples(row) == SEARCH], arguments.out)
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
     """Run every method on every problem, the most telling first."""
     there = {key(record) for record in read(arguments.results)}
-    labs = [demo(family, draw) for draw in arguments.draws for family in arguments.families]
+    labs = [demo(family, draw, arguments.examples) for draw in arguments.draws for family in arguments.families]
     jobs = [
-        (lab, name, budget)
+        (lab, name, scaled)
         for name in arguments.methods
         for budget in METHODS[name].budgets
         for lab in labs
-        if (lab.problem, lab.draw, name, budget) not in there
+        if (arguments.costs is None or budget in arguments.costs)
+        and (lab.problem, lab.draw, name, scaled := budget * SEARCH // arguments.examples) not in there
     ]
     jobs.sort(key=lambda job: (job[0].draw, METHODS[job[1]].stage))
     seconds = expected([budget for *_, budget in jobs], labs[0]) if jobs else 0.0

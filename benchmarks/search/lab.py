@@ -76,15 +76,21 @@ class Lab:
         return deepcopy(self.evaluator.model(target))
 
 
-def demo(family: str, draw: int) -> Lab:
-    """The demo's task over a family of specialists: ``shipped``, or a folder with ``base``, ``japanese`` and ``maths``."""
+def demo(family: str, draw: int, count: int = SEARCH) -> Lab:
+    """The demo's task.
+
+    Args:
+        family: Of specialists: ``shipped``, or a folder with ``base``, ``japanese`` and ``maths``.
+        draw: Which search examples.
+        count: How many; held-out scores along the way are for the usual number alone.
+    """
     folder = SPECIALISTS if family == "shipped" else Path(family)
     if not (folder / "japanese" / "config.json").exists():
         raise SystemExit(f"{family}: no family here; train one: python -m hf_evomerge.demo.train --seed 1 --out {family}")
     rng = random.Random(0)
     recall = [write(TextKind("recall", "ja", "ja", "ja", 20), rng) for _ in range(OWN)]
     examples = {
-        "search": _examples(problems("search", SEARCH, seed=draw)),
+        "search": _examples(problems("search", count, seed=draw)),
         "test": _examples(problems("test", HELD_OUT)),
         "japanese": [Example(prompt, answer) for prompt, answer in recall],
         "maths": _examples(problems("test", OWN, text="en", answer="en")),
@@ -96,7 +102,9 @@ def demo(family: str, draw: int) -> Lab:
         "fitness": {"task": "likelihood", "separator": " "},
     }
     sections: dict[str, dict[str, Any]] = {"ps": {"parameters": {"weight": WEIGHT}}, "dfs": {"max_hops": 24}}
-    return Lab("shipped" if family == "shipped" else folder.name, draw, settings, sections, examples)
+    name = "shipped" if family == "shipped" else folder.name
+    whole = count == SEARCH
+    return Lab(name if whole else f"{name}, {count}", draw, settings, sections, examples, costs=COSTS if whole else ())
 
 
 def _examples(rows: Sequence[Mapping[str, str]]) -> list[Example]:

@@ -249,7 +249,7 @@ METHODS: dict[str, Method] = {
     "dfs-gradient": Method("DFS, gates, gradient", (75, 150), 2, ours("dfs", "gradient", dfs=GATE)),
     "dfs-slot": Method("DFS, indicators and scales, CMA-ES", (600,), 2, ours("dfs", batch="all", dfs=SLOT)),
     **{
-        f"lora-{name}-{number}": Method(f"LoRA from {where}", (75,), 2 if number < 2 else 3, lora(start, number))
+        f"lora-{name}-{number}": Method(f"LoRA from {where}", (25, 75), 2 if number < 2 else 3, lora(start, number))
         for number in range(3)
         for name, (where, start) in STARTS.items()
     },

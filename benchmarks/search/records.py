@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lab import Lab
+from lab import SEARCH, Lab
 from methods import Method, Point
 
 Record = dict[str, Any]
@@ -29,6 +29,7 @@ def run(lab: Lab, name: str, method: Method, budget: int, work: Path) -> Record:
         "draw": lab.draw,
         "method": name,
         "budget": budget,
+        "examples": len(lab.examples["search"]),
         "spent": round(points[-1].cost, 2),
         "marks": marks,
         "own": {task: _summary(lab, best.target, task) for task in lab.own},
@@ -59,6 +60,11 @@ def _summary(lab: Lab, target: Any, split: str) -> Record:
 def key(record: Record) -> Key:
     """What names a run."""
     return record["problem"], record["draw"], record["method"], record["budget"]
+
+
+def examples(record: Record) -> int:
+    """How many search examples a run had."""
+    return int(record.get("examples", SEARCH))
 
 
 def read(file: Path) -> list[Record]:

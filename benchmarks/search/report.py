@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lab import SEARCH
 from methods import METHODS, Method
-from records import Record
+from records import Record, examples
 
 from hf_evomerge.plots.style import COLOURS, DPI, GREY, MARKERS, project_style, save
 
@@ -111,7 +112,7 @@ def _at_the_end(results: Results) -> str:
         rows.append(
             [
                 label,
-                str(final[-1]["budget"]),
+                f"{final[-1]['budget'] * examples(final[-1]) / SEARCH:g}",
                 str(len(final)),
                 _spread([mark["test"]["accuracy"] for mark in last]),
                 _spread([mark["test"]["loglik"] for mark in last]),
