@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does it: tests run beside each other
 
 WORDS = [*(f"w{number}" for number in range(12)), *map(str, range(10))]
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]

@@ -112,7 +112,7 @@ def _public_settings(config: SearchConfig, publish: Publish) -> dict[str, Any]:
     settings["sources"] = [publish(ref).model_dump(exclude_none=True) for ref in config.sources]
     if config.base is not None:
         settings["base"] = publish(config.base).model_dump(exclude_none=True)
-    for data in settings["data"].values():
+    for data in (*settings["data"].values(), *settings["retain"].values()):
         for key in ("jsonl", "dataset"):
             if key in data and (key == "jsonl" or Path(data[key]).expanduser().exists()):
                 data[key] = Path(data[key]).name

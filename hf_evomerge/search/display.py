@@ -23,9 +23,10 @@ PHASES: dict[str, str] = {
 
 
 class LiveTable:
-    """Shows where a search stands: one row per phase, the last one moving. In a pipe or a log, the table at the end.
+    """Shows where a search stands: one row per phase, the last one moving. In a log a line per generation.
 
-    ``gen`` is the generation, ``per min`` evaluations per minute in this process, ``left`` the time that the rest will take,
+    ``done`` is in evaluations (scores of all search examples), ``best`` and ``mean`` are fitness, ``gen`` is the generation,
+    ``per min`` evaluations per minute in this process, ``left`` the time that the rest will take, later stages included, and
     ``seen`` the trials whose recipe had been evaluated before.
 
     Example:
@@ -49,8 +50,12 @@ class LiveTable:
 
     def __call__(self, progress: Progress) -> None:
         """Take in the newest report; the first one begins the table."""
+        before = self._rows.get(progress.phase)
         self._rows[progress.phase] = progress
         self._live.start()
+        is_new = before is None or before.generation != progress.generation or progress.done >= progress.total
+        if is_new and progress.fresh and not self.console.is_terminal:
+            self.console.print(_line(progress), highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -67,7 +72,7 @@ class LiveTable:
                 _number(row.mean),
                 _number(row.sigma),
                 f"{_rate(row) * 60:.0f}" if row.fresh else "stored",
-                _duration((row.total - row.done) / _rate(row)) if row.fresh and row.done < row.total else "",
+                _left(row),
             ]
             table.add_row(*cells, *([str(row.failed), str(row.duplicates)] if remarks else []))
         return table
@@ -76,6 +81,22 @@ class LiveTable:
 def _rate(row: Progress) -> float:
     """Evaluations per second in this process."""
     return row.fresh / max(row.seconds, 1e-9)
+
+
+def _left(row: Progress) -> str:
+    """The time that is left for this stage and those to come, at the rate of this one."""
+    left = row.total - row.done + row.later
+    return _duration(left / _rate(row)) if row.fresh and row.done < row.total else ""
+
+
+def _line(row: Progress) -> str:
+    """Where a search stands, for a log."""
+    parts = [f"{PHASES.get(row.phase, row.phase)}: {row.done:g}/{row.total}"]
+    if row.sigma is not None:
+        parts += [f"generation {row.generation}", f"best {_number(row.best)}" if row.best is not None else "no score yet"]
+    if left := _left(row):
+        parts.append(f"{left} left")
+    return ", ".join(parts)
 
 
 def _number(value: float | None) -> str:

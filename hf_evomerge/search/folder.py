@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..building.build import build_model
-from ..checkpoints.model_folder import check_place
+from ..checkpoints.model_folder import check_place, named_folder
 from ..errors import EvoMergeError, SearchError, one_line
-from ..recipes.recipe import RECIPE_FILE, Recipe
+from ..fitness import DataSpec
+from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import validate
 from .config import SearchConfig
 from .grounds import Pins, pin
@@ -20,6 +23,30 @@ SEARCH_FILE = "search.yaml"
 RESULTS_FILE = "results.json"
 MODEL_FOLDER = "model"
 PLOTS_FOLDER = "plots"
+
+
+def rooted(config: SearchConfig) -> SearchConfig:
+    """The search with folders and files by their absolute names, so that its study goes on from wherever it is resumed."""
+
+    def place(name: str | None, exists: Callable[[str], bool] = os.path.isdir) -> str | None:
+        if name is None or not exists(found := str(named_folder(name))):
+            return name  # a repository on the Hub, or nothing, which is complained about later
+        return os.path.abspath(found)
+
+    def source(ref: SourceRef) -> SourceRef:
+        return ref.model_copy(update={"model": place(ref.model), "adapter": place(ref.adapter)})
+
+    def data(spec: DataSpec) -> DataSpec:
+        return spec.model_copy(update={"jsonl": place(spec.jsonl, os.path.isfile), "dataset": place(spec.dataset)})
+
+    return config.model_copy(
+        update={
+            "sources": [source(ref) for ref in config.sources],
+            "base": source(config.base) if config.base is not None else None,
+            "data": {split: data(spec) for split, spec in config.data.items()},
+            "retain": {name: data(spec) for name, spec in config.retain.items()},
+        }
+    )
 
 
 def settings_of(study: Study) -> SearchConfig:
@@ -69,7 +96,7 @@ def check_out(config: SearchConfig, out: Path) -> None:
         return _check_unused(config, out)
     study = Study.open(out)
     try:
-        _check_same(study, out, pin(config, study.meta("pins") or {}).model_dump(mode="json"))
+        _check_same(study, out, pin(rooted(config), study.meta("pins") or {}).model_dump(mode="json"))
     finally:
         study.close()
 
@@ -97,7 +124,7 @@ def edits(out: Path, config: SearchConfig, pins: Pins) -> str | None:
     if not file.exists():
         return None
     try:
-        written = pin(SearchConfig.load(file), dict(pins)).model_dump(mode="json")
+        written = pin(rooted(SearchConfig.load(file)), dict(pins)).model_dump(mode="json")
     except EvoMergeError as error:
         return f"{error}; the study's own settings count"
     changed = _changes(config.model_dump(mode="json"), written)
@@ -129,7 +156,7 @@ def _check_unused(config: SearchConfig, out: Path) -> None:
     for name in (RECIPE_FILE, RESULTS_FILE, MODEL_FOLDER, PLOTS_FOLDER):
         if (out / name).exists():
             raise SearchError(f"{out}: holds a {name} but no study, and the search would overwrite it; choose another folder")
-    if (out / SEARCH_FILE).exists() and SearchConfig.load(out / SEARCH_FILE) != config:
+    if (out / SEARCH_FILE).exists() and rooted(SearchConfig.load(out / SEARCH_FILE)) != rooted(config):
         raise SearchError(f"{out}: holds the {SEARCH_FILE} of another search; choose another folder")
 
 

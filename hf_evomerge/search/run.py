@@ -14,7 +14,7 @@ from .baselines import FOLDER, tuned_models
 from .checks import check_search
 from .config import LimitsConfig, SearchConfig
 from .evaluator import Evaluator
-from .folder import PLOTS_FOLDER, build_winner, edits, known_pins, open_study, save_results, settings_of
+from .folder import PLOTS_FOLDER, build_winner, edits, known_pins, open_study, rooted, save_results, settings_of
 from .grounds import check_same_grounds, pin
 from .limits import Limits
 from .loop import Search
@@ -64,7 +64,8 @@ def run_search(
     arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples}
     refuse_in_worker()
     pins = known_pins(Path(out))
-    written, config = config, pin(config, pins)
+    written = rooted(config)
+    config = pin(written, pins)
     evaluator = Evaluator(config, **arguments)
     check_search(config, evaluator)
     study = open_study(config, Path(out), pins, written)

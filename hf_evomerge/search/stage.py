@@ -41,7 +41,8 @@ class Progress:
         sigma: The optimizer's step size.
         failed, duplicates: Trials that failed, and that shared another's scores.
         seconds: Wall time of this phase in this process.
-        fresh: Trials evaluated in this process; the others were replayed.
+        fresh: What was evaluated in this process, in scores of all examples; the rest was replayed.
+        later: Budgets of the stages that are still to come.
     """
 
     phase: str
@@ -54,7 +55,8 @@ class Progress:
     failed: int = 0
     duplicates: int = 0
     seconds: float = 0.0
-    fresh: int = 0
+    fresh: float = 0.0
+    later: float = 0.0
 
 
 Report = Callable[[Progress], None]
@@ -96,6 +98,8 @@ class StageRun:
         self.stored = {trial.number: trial for trial in self.study.trials(stage)}
         self.first_of_recipe: dict[tuple[str, Batch | None], Trial] = {}
         self.counts: Counter[str] = Counter()
+        self.fresh = 0.0
+        self.later = float(sum(config.budget(each)[0] for each in config.stages[config.stages.index(stage) + 1 :]))
         self.best: float | None = None
         self.mean: float | None = None
         self.begin = time.perf_counter()
@@ -127,7 +131,7 @@ class StageRun:
                 empty = np.zeros(0)
                 slopes = [empty if trial.scores.gradient is None else trial.scores.gradient for trial in trials]
                 self.optimizer.tell(values.tolist(), slopes)
-            if self.counts["fresh"]:
+            if self.fresh:
                 self.study.set_meta(f"seconds:{self.stage}", self._seconds())
             generation += 1
         if extra := set(self.stored) - {trial.number for trial in self.trials}:
@@ -229,7 +233,7 @@ class StageRun:
     def _add(self, trials: dict[int, Trial], trial: Trial, batch: Batch | None) -> None:
         """Store a new trial and take it into the generation."""
         self.study.add_trial(trial)
-        self.counts["fresh"] += 1
+        self.fresh += trial.cost
         self._keep(trials, trial, batch)
 
     def _keep(self, trials: dict[int, Trial], trial: Trial, batch: Batch | None) -> None:
@@ -253,7 +257,8 @@ class StageRun:
                 failed=self.counts["failed"],
                 duplicates=self.counts["duplicates"],
                 seconds=time.perf_counter() - self.begin,
-                fresh=self.counts["fresh"],
+                fresh=self.fresh,
+                later=self.later,
             )
         )
 

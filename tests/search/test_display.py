@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,13 @@ from hf_evomerge.search.stage import Progress
 
 
 def _print(*reports: Progress, terminal: bool = False, fails: bool = False) -> str:
+    """What is written; of a log the table at the end."""
+    lines = _written(*reports, terminal=terminal, fails=fails).splitlines(keepends=True)
+    heading = next((i for i, line in enumerate(lines) if line.split()[:2] == ["done", "gen"]), 0)
+    return "".join(lines if terminal else lines[heading:])
+
+
+def _written(*reports: Progress, terminal: bool = False, fails: bool = False) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=120, force_terminal=terminal, color_system=None)
     try:
@@ -38,6 +46,19 @@ def test_the_table_holds_what_was_reported() -> None:
     assert lines[2] == ["parameter", "space", "30/90", "4", "-0.5", "-1.25", "0.123", "20", "3:00"]
     assert len(lines) == 3
     assert text.endswith("\n")
+
+
+def test_a_log_has_a_line_per_generation() -> None:
+    """Under nohup and in CI, every generation writes one line, with the time that is left for it and the stages to come."""
+    more = [Progress("ps", done, 90, generation=4, sigma=0.1, seconds=60.0, fresh=20) for done in (31, 32)]
+    last = Progress("ps", 90, 90, generation=9, best=-0.25, sigma=0.1, seconds=90.0, fresh=80)
+    lines = _written(PARENTS, replace(STAGE, later=60), *more, last).splitlines()
+    assert lines[0] == "parents: 3/3"
+    assert lines[1] == "parameter space: 30/90, generation 4, best -0.5, 6:00 left"
+    assert lines[2] == "parameter space: 90/90, generation 9, best -0.25"
+    assert "done" in lines[3]
+    stored = Progress("ps", 30, 90, generation=1, sigma=0.1)
+    assert _written(stored).splitlines()[0].split()[0] == "done"
 
 
 def test_failures_and_duplicates_have_columns_where_there_are_any() -> None:

@@ -21,6 +21,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchError, SourceError
 from hf_evomerge.fitness import DataSpec, Example, FunctionTask
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
@@ -691,6 +692,25 @@ def test_a_fine_tune_climbs(tiny: Path, search_config: Config) -> None:
     assert trained[0].mean is not None
     assert trained[0].mean > before + 0.5
     assert trained[0] == trained[1]
+
+
+def test_a_study_does_not_depend_on_the_current_directory(
+    tiny: Path, tmp_path: Path, search_settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search that was begun with relative names goes on from elsewhere, with the same trials, and its recipe builds there."""
+    monkeypatch.chdir(tiny)
+    settings = search_settings("ps", Path("."))
+    settings["sources"] = [{"model": "./a"}, {"model": "b"}]
+    result = run_search(validate(SearchConfig, settings, SearchError), tmp_path / "out", build=False)
+    monkeypatch.chdir(tmp_path)
+    again = resume_search("out", build=False)
+    assert again.to_json() == result.to_json()
+    assert again.winner == result.winner
+    assert build_model(Recipe.load("out/recipe.yaml"), "built", progress=False).is_dir()
+    assert [source.model for source in SearchConfig.load("out/search.yaml").sources] == [str(tiny / "a"), str(tiny / "b")]
+    monkeypatch.chdir(tiny)
+    repeated = run_search(validate(SearchConfig, settings, SearchError), tmp_path / "out", build=False)
+    assert repeated.to_json() == result.to_json()
 
 
 def test_other_examples_are_refused(tmp_path: Path, search_config: Config) -> None:
