@@ -1,10 +1,10 @@
 """Measures what a gradient step of a search costs beside a score of the same examples: CPU time, and memory at its peak.
 
 Makes a Llama of SmolLM2-135M's shape (30 layers, 576 wide, embeddings tied) with random weights, and two fine-tunes of it, and
-scores one point of each search space: merge weights (one number per tensor), gates (each slot of both sources), both together,
-and gates of several terms; then again with the gradient of every number. Each line is a process of its own, in which
-everything has run once before. Memory is anonymous and resident: mapped files do not count, because the system may drop them.
-"At rest" is what the resident models take. The price is what a search counts for the gradient.
+scores one point of each search space: merge weights (one number per tensor), gates (each slot of both sources), gates of two
+terms a hop, and weights and gates together; then again with the gradient of every number. Each line is a process of its own, in
+which everything has run once before. Memory is resident, with the models: "at rest" is what is there between two scores.
+"Counted" is what a search counts for the gradient, in scores.
 
     python benchmarks/gradient_memory.py --work /tmp/gradient-memory
 """
@@ -63,19 +63,19 @@ def make_family(folder: Path, dtype: str) -> None:
         base.float()
 
 
-def anonymous() -> float:
-    """Anonymous resident memory of this process, in MB."""
+def resident() -> float:
+    """Resident memory of this process, in MB."""
     with open("/proc/self/status", encoding="utf-8") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1000
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1000
 
 
 def measured(work: Callable[[], object]) -> dict[str, float]:
     """CPU seconds of some work, and the memory at its peak."""
-    peak, stop = [anonymous()], threading.Event()
+    peak, stop = [resident()], threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.002):
-            peak[0] = max(peak[0], anonymous())
+            peak[0] = max(peak[0], resident())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -119,7 +119,7 @@ def child(arguments: argparse.Namespace, name: str, checkpointing: bool) -> dict
 
     score(slopes)
     score()
-    rest = anonymous()
+    rest = resident()
     return {"rest": rest, "price": space.price(everything), "score": measured(score), "step": measured(lambda: score(slopes))}
 
 

@@ -15,6 +15,7 @@ from .parameter_space import ParameterSpace
 from .slopes import GateSlopes, JointSlopes
 
 _WAITING = 0.05  # gates of slots that are off at the start of a gradient search: half of what puts them on
+_BESIDE_WEIGHTS = 0.03  # first rate of gates in a joint search: faster ones are on the path before they are known to help
 
 
 class FlowSpace:
@@ -107,12 +108,13 @@ class JointSpace:
     def start(self) -> Start:
         """The merge that a search of weights begins at, as it is; splices of it say little before its weights are found."""
         weights, gates = self.weights.start(), self.gates.start()
+        rate = (self.config.dfs.optimizer.sigma or _BESIDE_WEIGHTS) / weights.sigma
         return Start(
             np.concatenate([weights.mean, gates.mean]),
             weights.sigma,
             np.concatenate([weights.lower, gates.lower]),
             np.concatenate([weights.upper, gates.upper]),
-            rates=np.concatenate([np.ones(self.count), np.full(gates.mean.size, gates.sigma / weights.sigma)]),
+            rates=np.concatenate([np.ones(self.count), np.full(gates.mean.size, rate)]),
             prunable=np.arange(self.count + gates.mean.size) >= self.count,
         )
 

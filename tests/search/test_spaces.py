@@ -262,7 +262,7 @@ def test_a_joint_space_is_weights_then_gates() -> None:
     assert (start.lower.tolist(), start.upper.tolist()) == ([0.0] * 14, [1.0] * 2 + [np.inf] * 12)
     assert start.rates is not None
     assert start.prunable is not None
-    assert (start.sigma * start.rates).tolist() == pytest.approx([0.04] * 2 + [0.1] * 12)
+    assert (start.sigma * start.rates).tolist() == pytest.approx([0.04] * 2 + [0.03] * 12)
     assert start.prunable.tolist() == [False] * 2 + [True] * 12
     recipe = space.decode(np.array([0.1, 0.4] + [1.0] * 4 + [0.0] * 7 + [0.5]))
     assert recipe.merge is not None
