@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from ..errors import SearchError
 from ..recipes.layer_path import hop_table
 from ..recipes.recipe import RECIPE_FILE, Recipe
-from .config import STAGES
+from .config import STAGES, source_label
 from .folder import settings_of
 from .rows import accuracy_text, fitness_text, render
 from .study import Study
@@ -51,10 +52,36 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
 
 
 def describe_recipe(recipe: Recipe) -> str:
-    """A recipe in one line: its path, or its merge method."""
+    """A recipe in one line: what it merges by how much, and its path with the scales that are not 1."""
+    parts = []
+    if (merge := recipe.merge) is not None:
+        said = [f"{name} {_span(value)}" for name, value in (merge.options or {}).items()]
+        for number, values in zip(recipe.merge_sources, merge.parameters, strict=False):
+            label = source_label(recipe.sources[number])
+            said += [f"{label} {name} {_span(value)}" for name, value in values.items()]
+        parts.append(f"{merge.method}: {', '.join(said)}" if said else merge.method)
     if recipe.flow is not None:
-        return str(recipe.flow.to_path())
-    return recipe.merge.method if recipe.merge is not None else ""
+        hops = recipe.flow.to_path().hops
+        parts.append(", ".join(f"{hop} (scale {hop.scale:.3g})" if hop.scale != 1 else str(hop) for hop in hops))
+    return "; path ".join(parts)
+
+
+def _span(value: object) -> str:
+    """A parameter as a number, or from the least to the greatest of its groups or layers."""
+    found = _numbers(value)
+    if not found:
+        return str(value)
+    return f"{found[0]:.3g}" if len(set(found)) == 1 else f"{min(found):.3g} to {max(found):.3g}"
+
+
+def _numbers(value: object) -> list[float]:
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return []
+    if isinstance(value, Mapping):
+        return [number for each in value.values() for number in _numbers(each)]
+    if isinstance(value, Sequence):
+        return [number for each in value for number in _numbers(each)]
+    return [float(value)] if isinstance(value, (int, float)) else []
 
 
 def describe_model(folder: str | os.PathLike[str]) -> str:

@@ -13,7 +13,7 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.results import Result
 from hf_evomerge.search.rows import Row, accuracy_text, fitness_text
-from hf_evomerge.search.show import describe_model, describe_study
+from hf_evomerge.search.show import describe_model, describe_recipe, describe_study
 from hf_evomerge.search.study import Study, Trial
 
 SOURCES = [{"model": "org/a"}, {"model": "org/b"}]
@@ -52,15 +52,25 @@ def test_a_study(study: Study) -> None:
     assert "ps: 4 trials, 1 failed, 1 with a recipe seen before" in lines
     assert "dfs: 1 trials, 0 failed, 0 with a recipe seen before" in lines
     best = lines[lines.index("ps: 4 trials, 1 failed, 1 with a recipe seen before") + 2]
-    assert best.split() == ["1", "0", "3.000", "±", "1.000", "1.000", "±", "0.000", "linear"]
+    assert best.split()[:8] == ["1", "0", "3.000", "±", "1.000", "1.000", "±", "0.000"]
+    assert best.endswith("linear: a weight 0.2, b weight 1")
     assert "the first failure, trial 3: no memory" in lines
     assert lines.index("ps: 4 trials, 1 failed, 1 with a recipe seen before") < lines.index(
         "the first failure, trial 3: no memory"
     )
     assert lines[-1].split()[:4] == ["0", "0", "1.500", "±"]
-    assert lines[-1].endswith(str(PATH.flow.to_path()))  # type: ignore[union-attr]
+    assert lines[-1].endswith("0:0, 0:1, 0:2, 0:3, 1:2 (scale 0.5)")
     assert "\n".join(lines).count("linear") == 2
     assert describe_study(study.folder, 1).count("linear") == 1
+
+
+def test_a_recipe_in_one_line() -> None:
+    """Weights of groups are shown from the least to the greatest, with the source's name; a hybrid has its path behind them."""
+    groups = {"default": 0.25, "head": 1.5}
+    merge = {"method": "ties", "options": {"density": 0.5}, "parameters": [{"weight": groups}, {"weight": [0.5, 0.75]}]}
+    both = {"sources": SOURCES, "base": {"model": "org/c"}, "merge": merge, "flow": {"path": ["2:0-1"], "scales": [1, 0.8]}}
+    text = describe_recipe(Recipe.model_validate(both))
+    assert text == "ties: density 0.5, a weight 0.25 to 1.5, b weight 0.5 to 0.75; path 2:0, 2:1 (scale 0.8)"
 
 
 def test_an_empty_study(tmp_path: Path) -> None:
