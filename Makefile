@@ -25,7 +25,7 @@ demo: env
 	$(BIN)/hf-evomerge demo --out evomerge-demo
 
 test: env
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 quality: env
 	$(BIN)/ruff check .
