@@ -287,7 +287,7 @@ def test_a_study_of_another_search_is_one_line(search_settings: Settings, search
 
 
 def test_an_interrupt_keeps_what_is_done(search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C ends with status 130 and one line, and the search can be resumed."""
+    """Ctrl-C ends with status 130 and one line with the command that goes on, and the search can be resumed."""
     from hf_evomerge.search.study import Study
 
     def interrupted(self: Study, trial: Any) -> None:
@@ -295,9 +295,10 @@ def test_an_interrupt_keeps_what_is_done(search_file: Path, tmp_path: Path, monk
 
     with monkeypatch.context() as patched:
         patched.setattr(Study, "add_trial", interrupted)
+        patched.setattr(sys, "argv", ["hf-evomerge", "search", "a b.yaml", "--out", "x"])
         result = _invoke("search", search_file, "--out", tmp_path / "out")
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "interrupted; whatever was finished is kept"
+    assert result.stderr.splitlines()[-1] == "interrupted; go on with `hf-evomerge search 'a b.yaml' --out x`"
     assert "Traceback" not in result.stderr
     assert _invoke("resume", tmp_path / "out", "--no-model").exit_code == 0
 

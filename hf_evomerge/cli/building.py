@@ -30,7 +30,7 @@ def merge(
 
     - `hf-evomerge merge mergekit.yml --out merged --dry-run`
     """
-    with one_line_errors():
+    with one_line_errors(again=True):
         from ..building.build import build_model, check_recipe
         from ..checkpoints.writer import check_target
         from ..mergekit import load
@@ -104,7 +104,7 @@ def fold(
 
     - `hf-evomerge fold my-search/model --out my-search/plain --dtype bfloat16`
     """
-    with one_line_errors():
+    with one_line_errors(again=True):
         from ..building.folded import fold as fold_model
 
         quiet()

@@ -14,6 +14,7 @@ import typer
 
 from .. import __version__
 from ..errors import MAX_MESSAGE, EvoMergeError, one_line
+from .stopping import Stopped, same_command, stoppable
 
 app = typer.Typer(
     name="hf-evomerge",
@@ -77,17 +78,23 @@ def main(
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """A user's error ends the program with one line and status 1."""
+def one_line_errors(*, again: bool = False) -> Iterator[None]:
+    """A user's error, or a signal, ends the program with one line and its status.
+
+    Args:
+        again: Whether the same command goes on where it was stopped; the line then says so.
+    """
+    line = f"interrupted; go on with `{same_command()}`" if again else "interrupted"
     try:
-        yield
+        with stoppable(line):
+            yield
     except (EvoMergeError, OSError, sqlite3.Error) as error:  # not only ours: a folder that cannot be written, a full disk
         hint = "; choose another place, or see who may write there" if isinstance(error, _IN_THE_WAY) else ""
         typer.secho(f"error: {one_line(error, MAX_MESSAGE)}{hint}", err=True, fg=typer.colors.RED)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as interrupt:
-        typer.secho("interrupted; whatever was finished is kept", err=True)
-        raise typer.Exit(130) from interrupt
+        typer.secho(line, err=True)
+        raise typer.Exit(interrupt.status if isinstance(interrupt, Stopped) else 130) from interrupt
 
 
 def quiet() -> None:

@@ -50,7 +50,7 @@ def push(
 
     - `hf-evomerge push my-search me/my-merge --space --examples 5`
     """
-    with one_line_errors():
+    with one_line_errors(again=True):
         from ..hub.push import preview_push
         from ..hub.push_plan import PushOptions
 
@@ -88,7 +88,7 @@ def reproduce(
 
     - `hf-evomerge reproduce me/my-merge`
     """
-    with one_line_errors():
+    with one_line_errors(again=True):
         from ..hub.reproduce import reproduce as reproduce_model
 
         quiet()

@@ -43,7 +43,7 @@ def search(
 
     - `hf-evomerge search search.yaml --out my-search --push-to me/my-merge --space`
     """
-    with one_line_errors():
+    with one_line_errors(again=True):
         from ..search.config import SearchConfig
 
         quiet()
@@ -90,7 +90,7 @@ def resume(
 
     - `hf-evomerge resume my-search --workers 2`
     """
-    with one_line_errors():
+    with one_line_errors(again=True):
         from ..search.run import resume_search
 
         quiet()
@@ -201,7 +201,7 @@ def demo(
 
     - `hf-evomerge demo --out evomerge-demo`
     """
-    with one_line_errors():
+    with one_line_errors(again=True):
         from ..demo.quickstart import run_demo
 
         quiet()

@@ -1,0 +1,194 @@
+"""Ctrl-C and SIGTERM: a command ends within seconds, says how to go on, and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.study import STUDY_FILE, Study
+
+Program = Callable[..., subprocess.Popen[str]]
+SIGNALS = {"INT": (signal.SIGINT, 130), "TERM": (signal.SIGTERM, 143)}
+PLAIN = """
+if __name__ == "__main__":
+    from hf_evomerge.cli import app
+    app()
+"""
+SLOW_MERGE = """
+import time
+from hf_evomerge.building.merged import Merged
+usual = Merged.stream
+def slow(self, name):
+    open("reading", "w").close()
+    time.sleep(3600)
+    yield from usual(self, name)
+Merged.stream = slow
+"""
+SLOW_PUSH = """
+import time
+from hf_evomerge.hub import push
+def slow(*arguments, **more):
+    open("reading", "w").close()
+    try:
+        time.sleep(3600)
+    finally:
+        time.sleep(3600)
+push.push_model = slow
+"""
+APP = """
+import os, pathlib, time
+pathlib.Path(os.environ["PID"] + ".new").write_text(str(os.getpid()))
+os.rename(os.environ["PID"] + ".new", os.environ["PID"])
+time.sleep(3600)
+"""
+LOCAL_APP = """
+import pathlib
+from hf_evomerge.hub import space
+space.bundled = lambda name: pathlib.Path("app")
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    """Starts the command line in a process of its own, in the test's folder, after some other code."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, before: str = "") -> subprocess.Popen[str]:
+        (tmp_path / "program.py").write_text(before + PLAIN)
+        process = subprocess.Popen(
+            [sys.executable, "program.py", *arguments],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PID": str(tmp_path / "pid")},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+
+
+def _wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    begin = time.monotonic()
+    while not what():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() - begin < 120
+        time.sleep(0.05)
+
+
+def _ends(process: subprocess.Popen[str], number: int) -> tuple[int, str]:
+    """Status and last line of a program after a signal, which must come within seconds."""
+    begin = time.monotonic()
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    assert time.monotonic() - begin < 20
+    assert "Traceback" not in stderr
+    return process.returncode, stderr.splitlines()[-1] if stderr else ""
+
+
+def _is_there(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    return False
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+def _trials(folder: Path) -> int:
+    if not (folder / STUDY_FILE).exists():
+        return 0
+    study = Study.open(folder)
+    try:
+        return len(study.trials())
+    finally:
+        study.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_search_says_how_to_go_on(
+    search_config: Callable[..., SearchConfig], tmp_path: Path, program: Program, name: str
+) -> None:
+    """A search in workers ends within seconds with its status, leaves none of them, and the command that it prints goes on."""
+    number, status = SIGNALS[name]
+    optimizer = {"evaluations": 400, "population": 4}
+    search_config(ps={"blocks_per_group": "model", "optimizer": optimizer}).save(tmp_path / "my search.yaml")
+    process = program("search", "my search.yaml", "--out", "out", "--workers", "1", "--no-model")
+    _wait_for(lambda: _trials(tmp_path / "out") >= 3, process)
+    workers = _children(process.pid)
+    assert workers
+    ended, line = _ends(process, number)
+    assert ended == status
+    command = "hf-evomerge search 'my search.yaml' --out out --workers 1 --no-model"
+    assert line == f"interrupted; go on with `{command}`"
+    assert not any(map(_is_there, workers))
+    before = _trials(tmp_path / "out")
+    again = program(*shlex.split(command)[1:])
+    _wait_for(lambda: _trials(tmp_path / "out") > before, again)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_build_says_how_to_go_on(tiny: Path, tmp_path: Path, program: Program, name: str) -> None:
+    """A build whose threads are at work ends within seconds, puts no model in place, and the same command builds it."""
+    number, status = SIGNALS[name]
+    sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
+    Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}}).save(tmp_path / "recipe.yaml")
+    process = program("merge", "recipe.yaml", "--out", "merged", before=SLOW_MERGE)
+    _wait_for((tmp_path / "reading").exists, process)
+    assert _ends(process, number) == (status, "interrupted; go on with `hf-evomerge merge recipe.yaml --out merged`")
+    assert not (tmp_path / "merged").exists()
+    again = program("merge", "recipe.yaml", "--out", "merged")
+    again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_what_does_not_stop_is_ended(tmp_path: Path, program: Program, twice: bool) -> None:
+    """A push that does not end by itself is ended after a few seconds with its line, and by a second Ctrl-C at once."""
+    process = program("push", "folder", "me/model", before=SLOW_PUSH)
+    _wait_for((tmp_path / "reading").exists, process)
+    if not twice:
+        assert _ends(process, signal.SIGINT) == (130, "interrupted; go on with `hf-evomerge push folder me/model`")
+        return
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == -signal.SIGINT
+    assert time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_local_space_does_not_live_on(tmp_path: Path, program: Program, name: str) -> None:
+    """The app that `space --local` runs ends with the command, whichever signal ends it."""
+    number, status = SIGNALS[name]
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "app.py").write_text(APP)
+    process = program("space", "--local", "me/model", before=LOCAL_APP)
+    _wait_for((tmp_path / "pid").exists, process)
+    pid = int((tmp_path / "pid").read_text())
+    assert _is_there(pid)
+    assert _ends(process, number)[0] == status
+    assert not _is_there(pid)
