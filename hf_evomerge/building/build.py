@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoints.ledger import Ledger
-from ..checkpoints.model_folder import named_folder
+from ..checkpoints.model_folder import named_folder, remove_leftovers
 from ..checkpoints.writer import check_target, write_checkpoint
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from .record import write_build_record
@@ -60,6 +60,7 @@ def build_model(
     """
     refs = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
     names = [name for ref in refs for name in (ref.model, ref.adapter) if name is not None]
+    remove_leftovers(Path(out))
     check_target(Path(out), overwrite=overwrite, keep=[named_folder(name) for name in names])
     return write_checkpoint(
         open_recipe(recipe, trust_remote_code=trust_remote_code),
@@ -107,7 +108,7 @@ def check_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> RecipeCh
         fine: ...
     """
     checkpoint = open_recipe(recipe, trust_remote_code=trust_remote_code)
-    dtype = recipe.dtype or checkpoint.config.dtype
+    dtype = str(recipe.dtype or checkpoint.config.dtype).removeprefix("torch.")
     return RecipeCheck(f"{checkpoint}, as {dtype}", checkpoint.warnings, Ledger.of(checkpoint))
 
 

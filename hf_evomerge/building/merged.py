@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.chat_template import template_warnings
 from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import TensorInfo, torch_dtype
@@ -143,7 +144,8 @@ class Merged(Checkpoint):
     @property
     def warnings(self) -> list[str]:
         """What is doubtful about the sources."""
-        return self._doubts + find_warnings(self.plan.sources, self.plan.base, self.tokenizer_source)
+        found = self._doubts + find_warnings(self.plan.sources, self.plan.base, self.tokenizer_source)
+        return found + template_warnings(self.tokenizer_source.folder, self.recipe.chat_template)
 
     def findings(self) -> Findings:
         """How the sources are related, as far as they were merged: a build that goes on merges what is left."""

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..checkpoints.chat_template import template_warnings
 from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, pieces_of
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import STORED, TensorInfo
@@ -118,8 +119,12 @@ class Routed(Checkpoint):
         """What is doubtful about the merge, where there is one, or about the sources."""
         sources = [checkpoint for checkpoint in self.checkpoints if isinstance(checkpoint, Source)]
         if len(sources) == len(self.checkpoints):
-            return find_warnings(sources, None, self.tokenizer_source)
-        return [line for checkpoint in self.checkpoints for line in checkpoint.warnings]
+            found = find_warnings(sources, None, self.tokenizer_source)
+            return found + template_warnings(self.tokenizer_source.folder, self.chat_template)
+        used = {self.flow.embedding_source, *(source for source, _ in self.flow.to_path().unique_layers)}
+        idle = [str(n) for n, checkpoint in enumerate(self.checkpoints) if n not in used and not isinstance(checkpoint, Source)]
+        found = [f"no hop of the path runs a layer of the merge, source {n}, which is of no use" for n in idle]
+        return found + [line for checkpoint in self.checkpoints for line in checkpoint.warnings]
 
     def findings(self) -> Findings:
         """What the checkpoints noticed."""

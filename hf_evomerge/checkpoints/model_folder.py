@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -22,6 +21,7 @@ COMPANIONS = (
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("tokenizer.model", "spiece.model", "sentencepiece*.model", "chat_template*", "additional_chat_templates/*.jinja"),
 )
+REPLACED = "replaced"  # the old model, in the hidden folder of the build whose model takes its place
 
 
 def named_folder(name: str) -> Path:
@@ -38,40 +38,10 @@ def check_place(out: Path) -> None:
         raise EvoMergeError(f"{out}: {there} may not be written to; choose another folder, or see whose it is")
 
 
-@contextmanager
-def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder beside `out` that is renamed to it at the end, and removed if anything goes wrong.
-
-    Everything in it becomes readable by others: safetensors writes files that only their owner can read.
-
-    Raises:
-        EvoMergeError: There is something under this name already.
-    """
-    out = Path(out)
-    check_free(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid4().hex[:8]}.partial")
-    temporary.mkdir()
-    try:
-        yield temporary
-        put_in_place(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def check_free(out: Path) -> None:
-    """Raise `EvoMergeError` where there is something under the name of a folder that is to be made, or none can be made."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise EvoMergeError(f"{out}: is there already; choose another folder, or remove it")
-    check_place(out)
-
-
-def put_in_place(folder: Path, out: Path) -> None:
-    """Give a finished folder its name; everything in it becomes readable by others."""
+def make_readable(folder: Path) -> None:
+    """Let others read everything in a finished folder; some programs write files that only their owner can read."""
     for item in [folder, *folder.rglob("*")]:
         item.chmod(0o755 if item.is_dir() else 0o644)
-    os.replace(folder, out)
 
 
 @contextmanager
@@ -92,7 +62,7 @@ def scratch_folder(out: Path, key: str) -> Iterator[Path]:
     folder = out.with_name(f".{out.name}.{key}.partial")
     for other in _scratch_folders(out):
         if other != folder:
-            _remove_unless_used(other)
+            _clean(other, out)
     lock = FileLock(_lock_of(folder))
     try:
         lock.acquire(timeout=0)
@@ -109,23 +79,39 @@ def scratch_folder(out: Path, key: str) -> Iterator[Path]:
         lock.release()
 
 
+def remove_leftovers(out: Path) -> None:
+    """Clean up after builds of this folder that were killed while they put it in place, or had finished nothing.
+
+    An old model that was moved away, and has no successor yet, is put back. What a build can go on from stays.
+    """
+    for folder in _scratch_folders(out):
+        _clean(folder, out, keep=any(folder.glob("model/*.safetensors")))
+
+
 def _scratch_folders(out: Path) -> list[Path]:
-    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{16}}\.partial")
-    return [item for item in sorted(out.parent.iterdir()) if name.fullmatch(item.name) and item.is_dir()]
+    """The hidden folders of builds of this folder, and those of which only the lock is left."""
+    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{16}}\.(?:partial|lock)")
+    try:
+        return sorted({item.with_suffix(".partial") for item in out.absolute().parent.iterdir() if name.fullmatch(item.name)})
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _lock_of(folder: Path) -> Path:
     return folder.with_suffix(".lock")
 
 
-def _remove_unless_used(folder: Path) -> None:
-    """Remove what an interrupted build left, unless a process is at work in it."""
+def _clean(folder: Path, out: Path, *, keep: bool = False) -> None:
+    """Remove what an interrupted build left, or but its lock, unless a process is at work in it."""
     lock = FileLock(_lock_of(folder))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    if (folder / REPLACED).exists() and not out.exists():
+        (folder / REPLACED).rename(out)
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
     _lock_of(folder).unlink(missing_ok=True)
     lock.release()
 

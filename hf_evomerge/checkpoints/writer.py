@@ -22,7 +22,7 @@ from ..errors import EvoMergeError
 from .checkpoint import Checkpoint
 from .headers import tensor_order
 from .ledger import Ledger
-from .model_folder import check_place, put_in_place, scratch_folder
+from .model_folder import REPLACED, check_place, make_readable, remove_leftovers, scratch_folder
 from .shards import Entry, Write, parse_size, remove_checksums, write_shards
 
 if TYPE_CHECKING:
@@ -62,11 +62,12 @@ def write_checkpoint(
 
     Raises:
         SourceError: A source cannot be read.
-        EvoMergeError: There is something under the folder's name that may not be replaced, an argument is wrong, or another
-            process is building this folder.
+        EvoMergeError: There is something under the folder's name that may not be replaced, an argument is wrong, another
+            process is building this folder, or a number of the result is too large for its dtype.
     """
     out, limit, files = Path(out), parse_size(max_shard_size), files or {}
     keep = [folder for source in checkpoint.sources for folder in source.folders]
+    remove_leftovers(out)
     check_target(out, overwrite=overwrite, keep=keep)
     for line in checkpoint.warnings:
         logger.warning("%s", line)
@@ -83,7 +84,7 @@ def write_checkpoint(
             if finish is not None:
                 finish(folder)
             check_target(out, overwrite=overwrite, keep=keep)  # again: a build takes minutes
-            _replace(out, folder, scratch / "replaced")
+            _replace(out, folder, scratch / REPLACED)
     finally:
         checkpoint.close()
     _log_findings(checkpoint)
@@ -111,12 +112,16 @@ def check_target(out: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> No
 
 
 def _replace(out: Path, whole: Path, aside: Path) -> None:
-    """Put the finished folder in the place of the old one, or leave the old one there."""
+    """Put the finished folder in the place of the old one, or leave the old one there.
+
+    Between the two renames a killed process leaves neither; `remove_leftovers` of the next one puts the old model back.
+    """
     remove_checksums(whole)
+    make_readable(whole)
     if out.exists():
         out.rename(aside)
     try:
-        put_in_place(whole, out)
+        os.replace(whole, out)
     except BaseException:
         if aside.exists():
             aside.rename(out)
@@ -134,7 +139,8 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
         with torch.inference_mode():  # a setting of the thread
             for streamed in checkpoint.stream(entry.name):
                 piece = streamed.contiguous()
-                if piece.is_floating_point() and not _is_finite(piece):
+                if piece.is_floating_point() and entry.name not in suspicious and not _is_finite(piece):
+                    _check_inputs(checkpoint, entry.name)
                     suspicious.add(entry.name)
                 write(piece.view(torch.uint8).numpy().data)
 
@@ -144,10 +150,18 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
         names = sorted(suspicious, key=tensor_order)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         logger.warning(
-            "not all numbers are finite in %s%s: a source has NaN or infinite ones (hf-evomerge diff names them), or they are "
-            "too large for the dtype",
+            "not all numbers are finite in %s%s: a source has NaN or infinite ones (hf-evomerge diff names them)",
             ", ".join(names[:3]),
             more,
+        )
+
+
+def _check_inputs(checkpoint: Checkpoint, name: str) -> None:
+    """Raise `EvoMergeError` where a tensor that is not finite is made of tensors that are."""
+    if all(_is_finite(source.read(own).contiguous().reshape(-1)) for source, own in checkpoint.origin(name).inputs):
+        dtype = checkpoint.tensors[name].dtype
+        raise EvoMergeError(
+            f"{name}: its numbers become too large for {dtype}, those of the sources are not; name another dtype"
         )
 
 

@@ -224,6 +224,73 @@ def test_changed_sources_are_merged_anew(make: MakeRecipe, tmp_path: Path, monke
     assert _digests(out) == _digests(build_model(recipe, tmp_path / "fresh", progress=False))
 
 
+@pytest.mark.parametrize("rename", [1, 2], ids=["old moved away", "new put in place"])
+def test_a_build_killed_while_it_replaces_a_model(rename: int, make: MakeRecipe, tmp_path: Path) -> None:
+    """After the first rename the next build puts the old model back, after the second the new one stays; no rest is left."""
+    out = build_model(make("flow"), tmp_path / "model", progress=False)
+    old, new = _digests(out), _digests(build_model(make("merge"), tmp_path / "new", progress=False))
+    shutil.rmtree(tmp_path / "new")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from hf_evomerge.building.build import build_model\n"
+        "from hf_evomerge.recipes.recipe import Recipe; from hf_evomerge.checkpoints import writer\n"
+        "rename, replace = Path.rename, os.replace\n"
+        "def killed(call, last):\n"
+        "    def act(*a):\n"
+        "        call(*a)\n"
+        "        if last and str(a[-1]).endswith(('replaced', 'model')): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return act\n"
+        f"Path.rename, os.replace = killed(rename, {rename} == 1), killed(replace, True)\n"
+        "build_model(Recipe.load(sys.argv[1]), sys.argv[2], progress=False, overwrite=True)"
+    )
+    make("merge").save(tmp_path / "recipe.yaml")
+    words = [sys.executable, "-c", code, str(tmp_path / "recipe.yaml"), str(out)]
+    assert subprocess.run(words, check=False, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+    assert out.exists() == (rename == 2)
+    assert len(list(tmp_path.glob(".model.*"))) == 2  # a folder and its lock
+    with pytest.raises(EvoMergeError, match="exists already"):
+        build_model(make("merge"), out, progress=False)
+    assert _digests(out) == (old if rename == 1 else new)
+    build_model(make("merge"), out, progress=False, overwrite=True)
+    assert _digests(out) == new
+    assert sorted(os.listdir(tmp_path)) == ["model", "recipe.yaml"]
+
+
+def test_a_merge_that_no_hop_runs_is_told(make: MakeRecipe) -> None:
+    """A hybrid whose path goes through the sources alone says that its merge is of no use."""
+    line = "no hop of the path runs a layer of the merge, source 2, which is of no use"
+    assert line in check_recipe(make("both", flow={"path": "0:0-1"})).warnings
+    assert line not in check_recipe(make("both", flow={"path": "0:0, 2:1"})).warnings
+    assert line not in check_recipe(make("both", flow={"path": "0:0-1", "embedding_source": 2})).warnings
+
+
+@pytest.mark.parametrize("part", ["merge", "flow"])
+@pytest.mark.parametrize(
+    ("template", "wrong"),
+    [
+        ("{% for m in messages %}{{ m.content }}", True),
+        (
+            "{% for m in messages %}{% break %}{% generation %}{% endgeneration %}{% endfor %}",
+            False,
+        ),
+    ],
+    ids=["broken", "whole"],
+)
+def test_a_chat_template_that_is_none_is_told(part: str, template: str, wrong: bool, make: MakeRecipe) -> None:
+    """A template that does not parse is a warning; transformers' own tag and loop controls are known."""
+    told = [line for line in check_recipe(make(part, chat_template=template)).warnings if line.startswith("chat_template: ")]
+    assert bool(told) == wrong
+    assert not told or "is no Jinja template, so the model cannot be asked in a chat: Unexpected end of template" in told[0]
+
+
+def test_a_broken_chat_template_of_a_source_is_told(tiny: Path, make: MakeRecipe, tmp_path: Path) -> None:
+    """The template that goes with the model is looked at where the recipe gives none."""
+    source = shutil.copytree(tiny / "a", tmp_path / "a")
+    (source / "chat_template.jinja").write_text("{% if %}")
+    recipe = make("merge", sources=[{"model": str(source)}, {"model": str(tiny / "b")}])
+    start = f"{source / 'chat_template.jinja'}: is no Jinja template"
+    assert any(line.startswith(start) for line in check_recipe(recipe).warnings)
+
+
 def test_an_existing_folder_is_kept(make: MakeRecipe, tmp_path: Path) -> None:
     """A folder that exists is refused, and replaced whole where overwriting is asked for."""
     out = build_model(make("flow"), tmp_path / "model", progress=False)
@@ -287,9 +354,9 @@ def test_a_folder_that_holds_a_source_is_not_replaced(tiny: Path, make: MakeReci
 @pytest.mark.parametrize(
     ("part", "summary"),
     [
-        ("merge", "fine: dare_ties of 2 sources, as torch.float32"),
-        ("flow", "fine: a path of 3 hops over 3 distinct layers, as torch.float32"),
-        ("both", "fine: dare_ties of 2 sources, then a path of 3 hops over 3 distinct layers, as torch.float32"),
+        ("merge", "fine: dare_ties of 2 sources, as float32"),
+        ("flow", "fine: a path of 3 hops over 3 distinct layers, as float32"),
+        ("both", "fine: dare_ties of 2 sources, then a path of 3 hops over 3 distinct layers, as float32"),
     ],
 )
 def test_checking_says_what_would_be_built(part: str, summary: str, make: MakeRecipe) -> None:

@@ -1,0 +1,43 @@
+"""Whether a chat template can be read at all, before a model that cannot chat is built."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..errors import SourceError, one_line
+from .headers import read_mapping
+
+_LONGEST = 1 << 20  # characters; a longer text is no template
+_MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # transformers' own tag, which jinja does not know
+
+
+def template_warnings(folder: Path, template: str | None = None) -> list[str]:
+    """What is wrong with the chat template that goes with a model: at most one line.
+
+    Args:
+        folder: Whose template it is, where no other is given.
+        template: The template that takes its place.
+    """
+    from jinja2 import Environment, TemplateError
+
+    where, text = ("chat_template", template) if template is not None else _template_of(folder)
+    try:
+        if text is not None and len(text) <= _LONGEST:
+            Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_MARKS.sub("", text))  # nothing is rendered
+    except (TemplateError, RecursionError) as cause:
+        return [f"{where}: is no Jinja template, so the model cannot be asked in a chat: {one_line(cause)}"]
+    return []
+
+
+def _template_of(folder: Path) -> tuple[str, str | None]:
+    """Where a model's chat template is, and its text; None where it has none, or several."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return str(file), file.read_text(encoding="utf-8", errors="replace")
+    settings = folder / "tokenizer_config.json"
+    try:
+        text = read_mapping(settings, str(settings)).get("chat_template")
+    except SourceError:  # there is none, or whoever loads the tokenizer is told
+        text = None
+    return f"{settings}: chat_template", text if isinstance(text, str) else None
