@@ -84,6 +84,8 @@ __all__ = sorted(_HOME_OF)
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
+    if name == "merging":
+        return import_module(".merging", __name__)  # which makes it an attribute
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
@@ -92,7 +94,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The public names, for tab completion."""
-    return [*__all__, "__version__"]
+    return [*__all__, "__version__", "merging"]
 
 
 register_lazily()

@@ -76,6 +76,7 @@ def test_help_has_examples_and_is_light() -> None:
     for name in COMMANDS:
         assert name in pages[""]
         assert pages[name].count(f"hf-evomerge {name}") >= 2, f"{name}: usage, but no example"
+        assert "docs/" not in pages[name], f"{name}: the docs are not where the package is installed"
 
 
 def test_the_program_has_a_version_and_runs_as_a_module() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import hf_evomerge
+from hf_evomerge import merging
 
 
 def _imports_for_type_checkers() -> set[tuple[str, str]]:
@@ -29,7 +32,16 @@ def test_one_list_of_names() -> None:
     lazy = {(home, name) for home, names in hf_evomerge._HOMES.items() for name in names}
     assert _imports_for_type_checkers() == lazy
     assert hf_evomerge.__all__ == sorted(name for _, name in lazy)
-    assert dir(hf_evomerge) == sorted([*hf_evomerge.__all__, "__version__"])
+    assert dir(hf_evomerge) == sorted([*hf_evomerge.__all__, "__version__", "merging"])
+
+
+def test_the_merge_methods_are_an_attribute() -> None:
+    """`hf_evomerge.merging` needs no import of its own, and shows the methods and what else is public, and no module inside."""
+    code = "import hf_evomerge; print(hf_evomerge.merging.ties.__name__, *dir(hf_evomerge.merging))"
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert shown == ["ties", *sorted(merging.__all__)]
+    assert {"ties", "register_method"} <= set(shown)
+    assert not {"annotations", "functions", "registry", "methods", "TYPE_CHECKING"} & set(shown)
 
 
 @pytest.mark.parametrize("name", hf_evomerge.__all__)

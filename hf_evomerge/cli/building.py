@@ -13,7 +13,13 @@ from .common import LOGGER, Out, app, one_line_errors, quiet
 
 @app.command()
 def merge(
-    recipe: Annotated[Path, typer.Argument(help="The recipe file (YAML); see docs/recipes.md.", show_default=False)],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="The recipe file (YAML); help(hf_evomerge.Recipe) lists its keys.",
+            show_default=False,
+        ),
+    ],
     out: Out,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,

@@ -136,7 +136,7 @@ def serve_hub(
 ) -> None:
     """Run a small Hub on this machine, to try push, download and Spaces without an account or a network.
 
-    Prints the variables that point `huggingface_hub`, `transformers` and this program at it; see docs/local-hub.md.
+    Prints the variables that point `huggingface_hub`, `transformers` and this program at it.
 
     **Example**
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @app.command()
 def search(
-    file: Annotated[Path, typer.Argument(help="The search file (YAML); see docs/search.md.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(help="The search file (YAML); help(hf_evomerge.SearchConfig) lists its keys.", show_default=False),
+    ],
     out: Out,
     workers: Workers = 1,
     dry_run: Annotated[

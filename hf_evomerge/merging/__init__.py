@@ -33,4 +33,5 @@ def __getattr__(name: str) -> Callable[..., Any]:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *METHODS})
+    """The public names, for tab completion."""
+    return sorted({*__all__, *METHODS})
