@@ -160,9 +160,8 @@ def _check_inputs(checkpoint: Checkpoint, name: str) -> None:
     """Raise `EvoMergeError` where a tensor that is not finite is made of tensors that are."""
     if all(_is_finite(source.read(own).contiguous().reshape(-1)) for source, own in checkpoint.origin(name).inputs):
         dtype = checkpoint.tensors[name].dtype
-        raise EvoMergeError(
-            f"{name}: its numbers become too large for {dtype}, those of the sources are not; name another dtype"
-        )
+        what = f"its numbers become too large for {dtype}, those of the sources are not"
+        raise EvoMergeError(f"{name}: {what}; name another dtype")
 
 
 def _is_finite(piece: Tensor) -> bool:
