@@ -70,15 +70,14 @@ class OptimizerConfig(StrictModel):
     """How genomes are proposed, and how many.
 
     Attributes:
-        algorithm: ``cma``, ``diagonal``, ``surrogate`` (lq-CMA-ES), ``random``, or ``gradient`` (Adam on batches) where the
-            fitness has a gradient.
+        algorithm: ``cma``, ``random``, or ``gradient`` (Adam on batches) where the fitness has a gradient.
         population: Candidates per generation; 4 + floor(3 ln n) where absent.
         sigma: First step size. For PS as a fraction of each parameter's range, 1/6 by default (``gradient``: 0.04); for DFS in
             the units of the genome, 0.1 by default (gates by evolution: 0.2); 0.04 by default after a ``first``.
         evaluations: Budget in scores of all search examples. A score of a batch counts as its share, a gradient of merge
             weights three times as much, one of gates twice as much for as many hops as the first source has layers.
         minutes: Budget in minutes; no generation starts after it. Whichever budget ends first.
-        restarts: ``none``, ``ipop`` or ``bipop``.
+        restarts: ``none`` or ``ipop``.
     """
 
     algorithm: Algorithm = "cma"
@@ -305,8 +304,6 @@ class SearchConfig(StrictModel):
             raise ValueError(f"dfs.terms: a hop has a layer of every source that is laid out, which are {wanted}, or of one")
         if "metagpt" in self.ps.starts and self.base is None:
             raise ValueError("ps.starts: metagpt is made of task vectors; give a base, or leave it out")
-        if isinstance(self.batch, int) and "surrogate" in (self.ps.optimizer.algorithm, self.dfs.optimizer.algorithm):
-            raise ValueError("batch: a surrogate compares candidates of several rounds on the same examples; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -373,7 +370,7 @@ class SearchConfig(StrictModel):
     def batch_sizes(self, stage: Stage, examples: int) -> tuple[int, ...]:
         """How many of so many examples a generation of a stage is scored on: one size after the other, see `GROWTH`."""
         algorithm = self.optimizer(stage).algorithm
-        if self.batch == "all" or stage == "random" or algorithm in ("random", "surrogate"):
+        if self.batch == "all" or stage == "random" or algorithm == "random":
             return (examples,)
         if self.batch is not None or algorithm == "gradient":
             return (min(examples, self.batch or _BATCH),)

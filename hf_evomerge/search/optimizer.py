@@ -1,4 +1,4 @@
-"""Proposes genomes: pycma's CMA-ES in three variants, with restarts, or random search. Knows nothing of models or recipes.
+"""Proposes genomes: pycma's CMA-ES, with restarts, or random search. Knows nothing of models or recipes.
 
 Fitness is maximised everywhere in this package; it is negated here, where pycma is called. All random numbers come from one
 generator of the optimizer's own, so the same seed and the same fitness values give the same genomes, whatever else runs in the
@@ -20,10 +20,12 @@ from ..errors import SearchError
 GROWTH = 100
 """Generations, after which the next share of the examples is drawn: near the optimum a small batch no longer tells."""
 
+_SEPARABLE = 1000  # coordinates, beyond which a full covariance takes minutes of linear algebra per generation
+
 Vector = NDArray[np.float64]
 Batches = Generator[list[Vector], list[float], None]
-Algorithm = Literal["cma", "diagonal", "surrogate", "random", "gradient"]
-Restarts = Literal["none", "ipop", "bipop"]
+Algorithm = Literal["cma", "random", "gradient"]
+Restarts = Literal["none", "ipop"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Asked:
         return self.request.price * (1.0 if self.request.full else self.share)
 
     def ask(self) -> list[Vector] | None:
-        """The next genomes to evaluate (a generation, or the part of it that a surrogate wants); None when converged."""
+        """The next genomes to evaluate; None when converged."""
         if self._asked is not None:
             raise SearchError("ask() was called twice without tell()")
         try:
@@ -147,11 +149,10 @@ class Optimizer(Asked):
 
     Args:
         start: Where to begin.
-        algorithm: ``cma`` (full covariance), ``diagonal`` (separable CMA-ES, for thousands of coordinates), ``surrogate``
-            (lq-CMA-ES: a quadratic model decides which candidates need a true evaluation) or ``random``.
+        algorithm: ``cma`` or ``random``. Beyond 1,000 coordinates the covariance of CMA-ES is kept diagonal.
         population: Candidates per generation; 4 + floor(3 ln n) where None, the CMA-ES default.
-        restarts: When CMA-ES has converged: stop (``none``; equal fitness alone is then no convergence), start again with twice
-            the population (``ipop``), or alternate between large and small populations (``bipop``, Hansen 2009).
+        restarts: When CMA-ES has converged: stop (``none``; equal fitness alone is then no convergence), or start again with
+            twice the population (``ipop``).
         seed: Seed of the generator.
         budget: In scores of all examples; it only decides how many candidates of the start, and means, are scored.
         shares: Shares of the examples that generations are scored on: `GROWTH` generations of each, and the last from then on.
@@ -195,31 +196,21 @@ class Optimizer(Asked):
 
     def _cma_batches(self) -> Batches:
         """Generations of one CMA-ES run after the other."""
-        evaluations = {"large": 0, "small": 0}
-        population, sigma, regime = self.population, self.start.sigma, "large"
-        doublings = 0
+        population = self.population
         self.mean = yield from self.best_candidate(self.start)
         while True:
-            evaluations[regime] += yield from self._one_run(population, sigma)
+            yield from self._one_run(population)
             if self.restarts == "none" or self._is_last(self.population):
                 return
             self.restart_count += 1
-            sigma, regime = self.start.sigma, "large"
-            if self.restarts == "bipop" and evaluations["small"] < evaluations["large"]:
-                regime = "small"  # Hansen 2009: a short local run with a random small step size and population
-                sigma = self.start.sigma * 10 ** (-2 * self.rng.uniform())
-                ratio = 2.0**doublings / 2  # the last large population over the default one, halved
-                population = max(2, int(self.population * ratio ** (self.rng.uniform() ** 2)))
-            else:
-                doublings += 1
-                population = self.population * 2**doublings
+            population *= 2
 
     def _is_last(self, population: int) -> bool:
         """Whether the budget does not do for another generation on a batch and the mean on all examples."""
         return self.share < 1 and self.spent + population * self.share + 1 > self.budget
 
-    def _one_run(self, population: int, sigma: float) -> Generator[list[Vector], list[float], int]:
-        """One CMA-ES run from the start until it converges; returns its number of evaluations."""
+    def _one_run(self, population: int) -> Batches:
+        """One CMA-ES run from the start until it converges."""
         import cma
 
         options = {
@@ -229,19 +220,16 @@ class Optimizer(Asked):
             "verbose": -9,
             "maxfevals": np.inf,
             "maxiter": np.inf,
-            "CMA_diagonal": self.algorithm == "diagonal",
+            "CMA_diagonal": self.start.mean.size > _SEPARABLE,
         }
         if np.isfinite(self.start.lower).any() or np.isfinite(self.start.upper).any():
             options["bounds"] = [_bound_list(self.start.lower), _bound_list(self.start.upper)]
         if self.restarts == "none":  # accuracies have few values: equal fitness is no reason to leave a budget unspent
             options |= {"tolflatfitness": np.inf, "tolfun": -1, "tolfunhist": -1, "tolstagnation": np.inf}
-        if self.algorithm == "surrogate":
-            options["CMA_injections_threshold_keep_len"] = 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            strategy = cma.CMAEvolutionStrategy(self.mean, sigma, options)
-        surrogate = _Surrogate() if self.algorithm == "surrogate" else None
-        evaluations = generations = 0
+            strategy = cma.CMAEvolutionStrategy(self.mean, self.start.sigma, options)
+        generations = 0
         self._mean_at = self.spent
         while not strategy.stop():
             self.share = self.shares[min(len(self.shares) - 1, generations // GROWTH)]
@@ -253,68 +241,17 @@ class Optimizer(Asked):
             self.request = Request()
             generations += 1
             genomes = [np.asarray(genome, dtype=np.float64) for genome in strategy.ask()]
-            if surrogate is None:
-                costs = _costs((yield genomes))
-                evaluations += len(genomes)
-            else:
-                costs = yield from surrogate.costs(genomes)
-                evaluations += surrogate.evaluations
+            costs = _costs((yield genomes))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 strategy.tell(genomes, costs)
-                if surrogate is not None and surrogate.model.size > 1:
-                    strategy.inject([surrogate.model.xopt])
             self.sigma = float(strategy.sigma)
-        return evaluations
 
 
-class _Surrogate:
-    """lq-CMA-ES (Hansen, GECCO 2019): candidates are truly evaluated, best first by the model, until model and truth agree.
-
-    pycma's own `SurrogatePopulation` calls the objective one candidate at a time. This runs the same loop on pycma's model, but
-    hands out each round's candidates together, so that they can be evaluated side by side.
-    """
-
-    def __init__(self) -> None:
-        from cma import fitness_models
-
-        self.model = fitness_models.LQModel()
-        self.settings = fitness_models.SurrogatePopulationSettings
-        self.evaluations = 0
-
-    def costs(self, genomes: list[Vector]) -> Generator[list[Vector], list[float], list[float]]:
-        """Costs of a population: true ones where the whole population was evaluated, otherwise the model's, shifted."""
-        model, settings = self.model, self.settings
-        if len(genomes) * settings.model_max_size_factor > model.settings.max_absolute_size:
-            model.settings.max_absolute_size = len(genomes) * settings.model_max_size_factor
-        truth: dict[int, float] = {}
-        wanted = int(1 + max(len(genomes) * settings.min_evals_percent / 100, 3 / model.settings.truncation_ratio - model.size))
-        while len(truth) < len(genomes):
-            order = np.argsort([model.eval(x) for x in genomes], kind="stable") if model.size > 1 else range(len(genomes))
-            chosen = [int(i) for i in order if int(i) not in truth][: wanted - len(truth)]
-            answers = _costs((yield [genomes[i] for i in chosen]), known=list(truth.values()))
-            for i, cost in zip(chosen, answers, strict=True):
-                truth[i] = cost
-                model.add_data_row(genomes[i], cost)
-            model.sort(len(truth))
-            agreement = model.kendall(settings.n_for_tau(len(genomes), len(truth)))
-            if agreement >= settings.tau_truth_threshold:
-                break
-            wanted += int(np.ceil(wanted / 2))
-        model.sort(len(truth))
-        model.adapt_max_relative_size(agreement)
-        self.evaluations = len(truth)
-        if len(truth) == len(genomes):
-            return [truth[i] for i in range(len(genomes))]
-        modelled = [float(model.eval(x)) for x in genomes]
-        shift = min(truth.values()) - min(modelled)
-        return [value + shift for value in modelled]
-
-
-def _costs(fitness: Sequence[float], known: Sequence[float] = ()) -> list[float]:
+def _costs(fitness: Sequence[float]) -> list[float]:
     """Costs to minimise. A failed candidate (NaN) costs more than the worst that did not fail."""
     costs = [-value for value in fitness]
-    finite = [cost for cost in [*costs, *known] if np.isfinite(cost)]
+    finite = [cost for cost in costs if np.isfinite(cost)]
     worst = max(finite) + 1 + (max(finite) - min(finite)) if finite else 1e9
     return [cost if np.isfinite(cost) else worst for cost in costs]
 

@@ -227,9 +227,3 @@ def test_what_the_file_says_stays() -> None:
             _config(**{**QUICK, **wrong})
     with pytest.raises(SearchError, match=r"ps\.starts: metagpt is made of task vectors; give a base"):
         _config(ps={"starts": ["metagpt"]})
-
-
-def test_a_surrogate_needs_the_same_examples_in_every_round() -> None:
-    """Batches that change from one `ask` to the next are refused where one population is scored in several."""
-    with pytest.raises(SearchError, match="batch: a surrogate"):
-        _config(batch=3, ps={"optimizer": {"algorithm": "surrogate"}})

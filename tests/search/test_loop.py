@@ -88,16 +88,13 @@ class ToyRunner:
 OPTIMIZER = {"evaluations": 31, "population": 7}
 SPACES: dict[str, dict[str, Any]] = {
     "ps": {"ps": {"method": "linear", "blocks_per_group": "model", "optimizer": OPTIMIZER}},
-    "surrogate": {
-        "ps": {"method": "linear", "blocks_per_group": "model", "optimizer": {**OPTIMIZER, "algorithm": "surrogate"}}
-    },
     "dfs": {"space": "dfs", "dfs": {"scales": "slot", "optimizer": OPTIMIZER}},
     "none": {"space": "dfs", "dfs": {"scales": "none", "repetitions": 1, "optimizer": OPTIMIZER}},
     "terms": {"space": "dfs", "dfs": {"terms": 2, "optimizer": OPTIMIZER}},
     "hybrid": {
         "space": "hybrid",
         "ps": {"method": "linear", "blocks_per_group": "model", "optimizer": OPTIMIZER},
-        "dfs": {"scales": "slot", "optimizer": {"evaluations": 20, "population": 6, "algorithm": "diagonal"}},
+        "dfs": {"scales": "slot", "optimizer": {"evaluations": 20, "population": 6}},
         "baselines": ["average", "random"],
     },
     "first": {
@@ -168,7 +165,7 @@ def test_a_search_finds_something_good(kind: str, tmp_path: Path) -> None:
     assert study.recipe(result.winner.key) == result.winner
 
 
-@pytest.mark.parametrize("kind", ["ps", "dfs", "none", "hybrid", "surrogate", "batches", "first"])
+@pytest.mark.parametrize("kind", ["ps", "dfs", "none", "hybrid", "batches", "first"])
 def test_resuming_changes_nothing(kind: str, tmp_path: Path) -> None:
     """Stopped anywhere, once or many times, and resumed, a search ends with the trials and results of one never stopped."""
     study, result = _search(tmp_path / "whole", ToyRunner(), kind)
@@ -197,7 +194,7 @@ def test_resuming_changes_nothing(kind: str, tmp_path: Path) -> None:
     assert (_columns(study), _table(result)) == (expected, table)
 
 
-@pytest.mark.parametrize("kind", ["ps", "none", "hybrid", "surrogate"])
+@pytest.mark.parametrize("kind", ["ps", "none", "hybrid"])
 def test_the_order_of_finishing_changes_nothing(kind: str, tmp_path: Path) -> None:
     """However many workers finish in whatever order, the trials are the same."""
     expected = _columns(_search(tmp_path / "in order", ToyRunner(), kind)[0])
