@@ -22,6 +22,9 @@ PHASES: dict[str, str] = {
 }
 
 
+MOST_LINES = 40  # of a log, for each phase
+
+
 class LiveTable:
     """Shows where a search stands: one row per phase, the last one moving. In a log a line per generation.
 
@@ -37,6 +40,7 @@ class LiveTable:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._rows: dict[str, Progress] = {}
+        self._told: dict[str, Progress] = {}
         self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._table)
 
     def __enter__(self) -> LiveTable:
@@ -50,12 +54,18 @@ class LiveTable:
 
     def __call__(self, progress: Progress) -> None:
         """Take in the newest report; the first one begins the table."""
-        before = self._rows.get(progress.phase)
         self._rows[progress.phase] = progress
         self._live.start()
-        is_new = before is None or before.generation != progress.generation or progress.done >= progress.total
-        if is_new and progress.fresh and not self.console.is_terminal:
+        if not self.console.is_terminal and progress.fresh and self._is_news(progress):
+            self._told[progress.phase] = progress
             self.console.print(_line(progress), highlight=False, soft_wrap=True)
+
+    def _is_news(self, progress: Progress) -> bool:
+        """Whether a log should have a line: at a new generation, but not for every step of a gradient, and at the end."""
+        told = self._told.get(progress.phase)
+        if told is None or progress.done >= progress.total:
+            return True
+        return progress.generation != told.generation and progress.done - told.done >= progress.total / MOST_LINES
 
     def _table(self) -> Table:
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -93,7 +103,8 @@ def _line(row: Progress) -> str:
     """Where a search stands, for a log."""
     parts = [f"{PHASES.get(row.phase, row.phase)}: {row.done:g}/{row.total}"]
     if row.sigma is not None:
-        parts += [f"generation {row.generation}", f"best {_number(row.best)}" if row.best is not None else "no score yet"]
+        parts.append(f"generation {row.generation}")
+        parts += [f"{name} {_number(value)}" for name, value in (("best", row.best), ("mean", row.mean)) if value is not None]
     if left := _left(row):
         parts.append(f"{left} left")
     return ", ".join(parts)

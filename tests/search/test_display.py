@@ -54,9 +54,13 @@ def test_a_log_has_a_line_per_generation() -> None:
     last = Progress("ps", 90, 90, generation=9, best=-0.25, sigma=0.1, seconds=90.0, fresh=80)
     lines = _written(PARENTS, replace(STAGE, later=60), *more, last).splitlines()
     assert lines[0] == "parents: 3/3"
-    assert lines[1] == "parameter space: 30/90, generation 4, best -0.5, 6:00 left"
+    assert lines[1] == "parameter space: 30/90, generation 4, best -0.5, mean -1.25, 6:00 left"
     assert lines[2] == "parameter space: 90/90, generation 9, best -0.25"
     assert "done" in lines[3]
+    steps = [
+        Progress("ps", step / 10, 100, generation=step, sigma=0.1, seconds=1.0, fresh=step / 10) for step in range(1, 1001)
+    ]
+    assert 35 < len(_written(*steps).splitlines()) < 45
     stored = Progress("ps", 30, 90, generation=1, sigma=0.1)
     assert _written(stored).splitlines()[0].split()[0] == "done"
 
