@@ -258,7 +258,7 @@ METHODS: dict[str, Method] = {
     "hybrid": Method("PS+DFS, gradient", (150,), 2, ours("hybrid", "gradient", ps=TENSOR, dfs=HYBRID_GATE)),
     "joint": Method("PS+DFS jointly, gradient", (75, 150), 2, ours("hybrid", "gradient", joint=True, ps=TENSOR, dfs=JOINT)),
     "random": Method("random search", (600,), 3, ours("ps", "random")),
-    "ps-gradient-block": Method("PS, gradient, per block", (75,), 3, ours("ps", "gradient")),
+    "ps-gradient-block": Method("PS, gradient, per block", (25, 75), 3, ours("ps", "gradient")),
     "dfs-cma-batch": Method("DFS, gates, CMA-ES, batches of 16", (200,), 3, ours("dfs", batch=16, dfs=GATE)),
     "tpe": Method("Optuna TPE", (200,), 4, optuna("tpe")),
     "optuna-cma": Method("Optuna CMA-ES", (200,), 4, optuna("cma")),

@@ -148,8 +148,8 @@ def _markdown(rows: list[list[str]]) -> str:
 
 
 PANELS = (
-    ("parameter space (PS)", ("ps-gradient", "ps-cma", "ps-cma-batch", "random", "tpe", "ga")),
-    ("data flow space (DFS), both, and fine-tuning", ("dfs-gradient", "dfs-cma-grow", "dfs-slot", "hybrid", "lora")),
+    ("parameter space (PS), and fine-tuning", ("ps-gradient", "ps-cma-grow", "ps-cma", "random", "tpe", "lora")),
+    ("data flow space (DFS), and both", ("dfs-gradient", "dfs-cma-grow", "dfs-slot", "hybrid", "joint")),
 )
 
 
@@ -186,7 +186,7 @@ def _lines(results: Results, names: Sequence[str]) -> list[tuple[str, str]]:
             best = max(
                 tuned, key=lambda each: fmean(r["marks"][-1]["test"]["accuracy"] for r in results.final(each)), default=None
             )
-            lines += [(f"best of {chosen[best].split()[0]}: {chosen[best]}", best)] if best is not None else []
+            lines += [(chosen[best], best)] if best is not None else []
         elif name in chosen:
             lines.append((chosen[name], name))
     return lines
