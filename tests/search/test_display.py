@@ -58,8 +58,6 @@ def test_a_log_has_a_line_per_generation() -> None:
     assert lines[2] == "parameter space: 90/90, generation 9, best -0.25"
     assert "done" in lines[3]
     steps = [Progress("ps", n / 10, 100, generation=n, sigma=0.1, seconds=1.0, fresh=n / 10) for n in range(1, 1001)]
-        Progress("ps", step / 10, 100, generation=step, sigma=0.1, seconds=1.0, fresh=step / 10) for step in range(1, 1001)
-    ]
     assert 35 < len(_written(*steps).splitlines()) < 45
     stored = Progress("ps", 30, 90, generation=1, sigma=0.1)
     assert _written(stored).splitlines()[0].split()[0] == "done"
