@@ -9,6 +9,7 @@ INSTALLED := $(VENV)/.installed
 help:
 	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
 	@echo "make test     run the tests"
+	@echo "make faults   let everything go wrong that may, for hours, and write docs/reliability.md"
 	@echo "make quality  check formatting, lints and types"
 	@echo "make style    rewrite the code as the checks want it"
 	@echo "make bench-search  compare the searches with other methods (an hour), and print the table"
@@ -26,6 +27,9 @@ demo: env
 
 test: env
 	$(BIN)/pytest -n 2 --dist loadfile
+
+faults: env
+	$(BIN)/python benchmarks/reliability.py --write
 
 quality: env
 	$(BIN)/ruff check .

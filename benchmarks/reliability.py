@@ -1,85 +1,97 @@
-"""Lets the calls of many pushes to a Hub on loopback go wrong, and prints how the pushes ended.
+"""Lets everything go wrong that may, with fixed seeds, counts how it ended, and writes docs/reliability.md: `make faults`.
 
-Which call, which fault and how often it comes is drawn from the seed. What waits between attempts does not wait here. A push
-is lost where it ends with a traceback, with more than one line, or with a line that is not true.
+Each part runs in a process of its own. Something is survived where the result is, to the last bit, that of a run in which
+nothing went wrong; it is one line where the program says in one line what is wrong; it is lost else.
 
-    python benchmarks/reliability.py push --count 200
+    python benchmarks/reliability.py                           # all of it, hours
+    python benchmarks/reliability.py kills push --kills 20     # two parts, one of them shortened
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-import random
+import importlib
+import json
+import re
+import subprocess
 import sys
 import tempfile
-import traceback
+import time
 from collections import Counter
 from pathlib import Path
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "support"))
-TIMES = (1, 1, 1, 2, 4, None)  # how many calls in a row go wrong; None for all
+PAGE = ROOT / "docs" / "reliability.md"
 COLUMNS = ("injected", "survived", "one line", "lost")
+PARTS = {  # the module, what says how long it is, its default, its unit
+    "kills": ("kills", 200, "kills"),
+    "push": ("pushes", 200, "pushes"),
+    "surroundings": ("surroundings", 40, "cases"),
+    "fuzz": ("fuzz", 60, "minutes"),
+    "soak": ("soak", 2000, "trials"),
+    "space": ("visitors", 15, "minutes"),
+}
 
 
 def main() -> int:
-    """Push, and print the table; status 1 where a push was lost."""
+    """Run parts, print their tables and put them into the page; status 1 where something was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["push"])
-    parser.add_argument("--count", type=int, default=200, help="how many pushes")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    for name, (_, default, unit) in PARTS.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{unit}, {default} by default")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--xet", action="store_true", help="send large files by Xet; by LFS otherwise")
-    arguments = parser.parse_args()
-    logging.disable(logging.WARNING)
-    from hf_evomerge.local_hub import LocalHub
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/reliability.md")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.run:
+        return run_part(given.run, vars(given)[given.run], given.seed)
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(unknown)}")
+    lost = False
+    for name in given.parts or PARTS:
+        length = vars(given)[name]
+        command = [sys.executable, __file__, "--run", name, f"--{name}", str(length), "--seed", str(given.seed)]
+        begin = time.monotonic()
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if not ended.stdout.strip():
+            print(f"{name}: ended with status {ended.returncode}, and says nothing", file=sys.stderr)
+            return 2
+        rows = json.loads(ended.stdout.splitlines()[-1])
+        lost |= any(row.get("lost") for row in rows.values())
+        minutes = (time.monotonic() - begin) / 60
+        text = f"{time.strftime('%Y-%m-%d', time.gmtime())}, {length} {PARTS[name][2]} asked for, seed {given.seed}, "
+        text += f"{minutes:.0f} minutes.\n\n{table(rows)}"
+        print(f"{name}: {text}\n", flush=True)
+        if given.write:
+            write(name, text)
+    return int(lost)
 
-    with tempfile.TemporaryDirectory() as scratch, LocalHub(Path(scratch) / "hub") as hub:
-        os.environ.update(hub.environment(xet=arguments.xet, home=Path(scratch) / "client"))
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # all of this before the client is imported
-        table, lost = pushes(hub, Path(scratch), arguments.count, arguments.seed)
-    print(f"| fault | {' | '.join(COLUMNS)} |\n| --- |{' --- |' * len(COLUMNS)}")
-    for name, row in [*table.items(), ("all", sum(table.values(), Counter()))]:
-        print(f"| {name} | {' | '.join(str(row[column]) for column in COLUMNS)} |")
+
+def run_part(name: str, length: int, seed: int) -> int:
+    """Run one part here; its rows are the last line on standard output, what was lost goes to standard error."""
+    sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests" / "support"), str(ROOT / "tests")]
+    part = importlib.import_module(f"faults.{PARTS[name][0]}")
+    with tempfile.TemporaryDirectory(prefix="evomerge-faults-") as scratch:
+        rows, lost = part.run(Path(scratch), length, seed)
     print("\n".join(lost), file=sys.stderr)
-    return 1 if lost else 0
+    print("\n" + json.dumps(rows))
+    return 0
 
 
-def pushes(hub, scratch: Path, count: int, seed: int) -> tuple[dict[str, Counter], list[str]]:
-    """How the pushes ended, by fault, and what was lost."""
-    import pytest
-    import torch
-    from families import save_family, tiny_config
-    from hub_fixtures import no_waiting
-    from huggingface_hub import HfApi
-    from push_faults import FAULTS, WAYS, Bench
+def table(rows: dict[str, dict[str, int]]) -> str:
+    """Rows as Markdown, with their sum; columns beside the four are notes."""
+    lines = [f"| what goes wrong | {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * len(COLUMNS)}"]
+    if len(rows) > 1:
+        rows = {**rows, "all": dict(sum((Counter({c: row.get(c, 0) for c in COLUMNS}) for row in rows.values()), Counter()))}
+    lines += [f"| {name} | {' | '.join(str(row.get(column, 0)) for column in COLUMNS)} |" for name, row in rows.items()]
+    return "\n".join(lines)
 
-    from hf_evomerge.local_hub import Fault
 
-    family = save_family(scratch / "family", tiny_config(), torch.float32, count=2)
-    bench = Bench(hub, HfApi(endpoint=hub.endpoint, token=hub.token), family, scratch, parents=("source0", "source1"))
-    rng, lost = random.Random(seed), []
-    table = {name: Counter() for name in FAULTS}
-    with pytest.MonkeyPatch.context() as patch, mock.patch("hf_evomerge.hub.client.tqdm.write"):
-        no_waiting(patch)
-        while sum(row["injected"] for row in table.values()) < count:
-            way, name, times = rng.choice(list(WAYS)), rng.choice(list(FAULTS)), rng.choice(TIMES)
-            calls = bench.calls(way)
-            place = rng.randrange(len(calls))
-            fault = Fault(calls[place], **FAULTS[name], times=times, skip=calls[:place].count(calls[place]))
-            case = f"{way}, {name} x {times or 'all'} at call {place}, {fault.match}"
-            try:
-                outcome = bench.push(way, [fault])
-                how = "lost" if outcome.complaint else "one line" if outcome.error else "survived"
-                lost += [f"{case}: {outcome.complaint}"] if outcome.complaint else []
-            except Exception:
-                how = "lost"
-                lost.append(f"{case}: {traceback.format_exc()}")
-            if fault.hits:  # an upload is not made again where the Hub has the file
-                table[name] += Counter({"injected": 1, how: 1})
-    return table, lost
+def write(name: str, text: str) -> None:
+    """Put a part's table into the page, between its marks."""
+    page = PAGE.read_text(encoding="utf-8")
+    pattern = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
+    PAGE.write_text(re.sub(pattern, lambda match: f"{match[1]}{text}\n{match[2]}", page, flags=re.DOTALL), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Files of strangers, damaged at random: each is read, or refused in one line, soon. The cases are the same in every run.
 
-`EVOMERGE_FUZZ_SECONDS=600 pytest tests/faults/test_files.py` looks on for so many seconds, at cases that are new in each.
+`EVOMERGE_FUZZ_SECONDS=600 pytest -s tests/faults/test_files.py` looks on for so many seconds, at cases that are new in each, or
+those of `EVOMERGE_FUZZ_SEED`, and says how many there were.
 """
 
 from __future__ import annotations
@@ -183,7 +184,11 @@ def damaged_bytes(draw: st.DrawFn, original: bytes) -> bytes:
 def look(strategy: st.SearchStrategy[Any], read: Callable[[Any], object], cases: int) -> None:
     """Read case after case: each ends soon, in an object or in one line that can be written."""
 
+    looked = 0
+
     def check(case: Any) -> None:
+        nonlocal looked
+        looked += 1
         begin, line = time.process_time(), "it was read"
         try:
             read(case)
@@ -197,10 +202,12 @@ def look(strategy: st.SearchStrategy[Any], read: Callable[[Any], object], cases:
     quiet = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
     if not SECONDS:
         settings(derandomize=True, max_examples=cases, **quiet)(given(strategy)(check))()
-    begin, number = time.monotonic(), time.time_ns()
+    begin, number = time.monotonic(), int(os.environ.get("EVOMERGE_FUZZ_SEED", time.time_ns()))
     while time.monotonic() - begin < SECONDS / READERS:
         number += 1
         seed(number)(settings(max_examples=cases, print_blob=True, **quiet)(given(strategy)(check)))()
+    if SECONDS:
+        print(f"looked at {looked} cases")
 
 
 def _read_recipe(text: str) -> None:

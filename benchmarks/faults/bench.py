@@ -1,0 +1,151 @@
+"""What the parts share: a tiny family, a search and a build of it, children by fork, and whether two results are the same."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from hf_evomerge.building.build import build_model
+from hf_evomerge.errors import SearchError
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.run import run_search
+from hf_evomerge.search.study import Study
+
+Rows = dict[str, dict[str, int]]
+
+
+class Bench:
+    """A family on disk, the recipe of a build and the file of a search, and what both give where nothing goes wrong.
+
+    Args:
+        scratch: An empty folder.
+        evaluations: Of the search.
+    """
+
+    def __init__(self, scratch: Path, evaluations: int = 24) -> None:
+        import torch
+        from conftest import _save_family, _write_problems
+        from families import save_family, tiny_config
+
+        torch.set_num_threads(1)  # so that children can be forked
+        with quiet():
+            _save_family(scratch / "tiny", torch.float32)
+            _write_problems(scratch / "tiny")
+            big = tiny_config(hidden_size=256, intermediate_size=768, num_hidden_layers=10)
+            save_family(scratch / "big", big, torch.float32, count=2)
+        tiny, big = scratch / "tiny", scratch / "big"
+        self.scratch, self._count = scratch, 0
+        self.recipe = Recipe.model_validate(
+            {
+                "sources": [{"model": str(big / "source0")}, {"model": str(big / "source1")}],
+                "base": {"model": str(big / "base")},
+                "merge": {"method": "dare_ties", "parameters": [{"weight": 0.6, "density": 0.5}] * 2},
+            }
+        )
+        self.recipe.save(scratch / "recipe.yaml")
+        self.config = search_of(tiny, evaluations)
+        self.config.save(scratch / "search.yaml")
+        self.build(self.fresh())
+        self.search(self.fresh())
+        self.built, self.searched = self.of_build(scratch / "1"), self.of_search(scratch / "2")
+
+    def fresh(self) -> Path:
+        """The name of a folder that is not there."""
+        self._count += 1
+        return self.scratch / str(self._count)
+
+    def build(self, out: Path) -> None:
+        """Build the recipe."""
+        build_model(self.recipe, out, progress=False, max_shard_size="4MB")
+
+    def search(self, out: Path) -> None:
+        """Run the search, or go on with it, in this process."""
+        run_search(self.config, out, build=False)
+
+    @staticmethod
+    def of_build(folder: Path) -> object:
+        """What is compared of a build: every byte."""
+        return {file.name: sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+    @staticmethod
+    def of_search(folder: Path) -> object:
+        """What is compared of a search: every trial to the last bit, and the winner."""
+        study = Study.open(folder)
+        try:
+            trials = [
+                (t.stage, t.number, t.generation, t.state, t.genome.tobytes(), t.recipe_key, t.scores.values.tobytes(), t.cost)
+                for t in study.trials()
+            ]
+        finally:
+            study.close()
+        return trials, (folder / "recipe.yaml").read_bytes()
+
+
+def search_of(tiny: Path, evaluations: int) -> SearchConfig:
+    """A small search of the tiny family."""
+    settings = {
+        "space": "ps",
+        "sources": [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}],
+        "base": {"model": str(tiny / "base")},
+        "ps": {"optimizer": {"evaluations": evaluations, "population": 6}},
+        "fitness": {"task": "likelihood", "separator": " "},
+        "data": {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in ("search", "validation", "test")},
+        "finalists": 2,
+    }
+    return validate(SearchConfig, settings, SearchError)
+
+
+def start(work: Callable[[], Any], log: Path, before: Callable[[], Any] = lambda: None) -> int:
+    """Do something in a child of this process, all of whose output goes to a file; returns its id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if pid := os.fork():
+        return pid
+    status = 70
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        for stream in (1, 2):
+            os.dup2(descriptor, stream)
+        before()
+        work()
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def ended(pid: int) -> int:
+    """The status of a child once it has ended; negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def command(*arguments: object) -> Callable[[], None]:
+    """The command line with some arguments."""
+
+    def call() -> None:
+        from hf_evomerge.cli import app
+
+        sys.argv = ["hf-evomerge", *map(str, arguments)]
+        app()
+
+    return call
+
+
+@contextlib.contextmanager
+def quiet():
+    """Nothing on standard error meanwhile: progress bars of libraries."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield

@@ -1,0 +1,73 @@
+"""Kills searches and builds at random moments, up to four times each, lets them end, and compares every bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from .bench import Bench, Rows, ended, start
+
+CHAIN = 4  # kills before one is left in peace
+WORKERS = 0.1  # of the searches, in two worker processes
+
+
+def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
+    """So many kills: every other chain a build, and of the searches a tenth in worker processes."""
+    bench, rng, lost = Bench(scratch), random.Random(seed), []
+    rows: Rows = {name: {} for name in ("a search", "a search in two workers", "a build")}
+    seconds = {"a build": _time(bench, bench.build), "a search": _time(bench, bench.search)}
+    while (injected := sum(row.get("injected", 0) for row in rows.values())) < count:
+        name = rng.choice(["a build", "a search"])
+        if name == "a search" and rng.random() < WORKERS:
+            name = "a search in two workers"
+        out, log = bench.fresh(), scratch / "log"
+        hits = 0
+        for _ in range(min(CHAIN, count - injected)):
+            hits += _kill(bench, name, out, log, rng.uniform(0.02, 1.1) * seconds.get(name, 12.0))
+        of, expected = (bench.of_build, bench.built) if name == "a build" else (bench.of_search, bench.searched)
+        work = bench.search if name != "a build" else (lambda out: None) if out.exists() else bench.build
+        status = ended(start(lambda out=out, work=work: work(out), log))
+        same = status == 0 and of(out) == expected
+        row = rows[name]
+        row["injected"] = row.get("injected", 0) + hits
+        row["survived" if same else "lost"] = row.get("survived" if same else "lost", 0) + hits
+        if not same and hits:
+            lost.append(f"{name}, {out.name}: status {status}: {log.read_text()[-2000:]}")
+        log.unlink(missing_ok=True)
+        print(f"kills: {injected + hits}", file=sys.stderr, flush=True)
+    return rows, lost
+
+
+def _time(bench: Bench, work: Callable[[Path], None]) -> float:
+    """How long a child takes."""
+    begin, out = time.monotonic(), bench.fresh()
+    status = ended(start(lambda: work(out), bench.scratch / "log"))
+    assert status == 0, (bench.scratch / "log").read_text()
+    return time.monotonic() - begin
+
+
+def _kill(bench: Bench, name: str, out: Path, log: Path, after: float) -> bool:
+    """Begin, or go on, and kill after some seconds; whether there was something to kill."""
+    if name == "a search in two workers":
+        call = ["search", str(bench.scratch / "search.yaml"), "--out", str(out), "--workers", "2", "--no-model"]
+        with log.open("a") as stream:
+            process = subprocess.Popen([sys.executable, "-m", "hf_evomerge", *call], stdout=stream, stderr=stream)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(after)
+            return False
+        process.kill()
+        return process.wait() == -signal.SIGKILL
+    if name == "a build" and out.exists():
+        return False
+    work = bench.build if name == "a build" else bench.search
+    pid = start(lambda: work(out), log)
+    time.sleep(after)
+    os.kill(pid, signal.SIGKILL)
+    return ended(pid) == -signal.SIGKILL

@@ -1,0 +1,85 @@
+"""Pushes to a Hub on loopback whose calls go wrong. Which call, which fault and how often it comes is drawn from the seed.
+
+What waits between attempts does not wait here. A push is lost where it ends with a traceback, with more than one line, or with
+a line that is not true. Of two pushes one sends large files by LFS and one by Xet.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import traceback
+from collections import Counter
+from pathlib import Path
+from unittest import mock
+
+TIMES = (1, 1, 1, 2, 4, None)  # how many calls in a row go wrong; None for all
+
+
+def run(scratch: Path, count: int, seed: int) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """So many pushes, half by LFS and half by Xet, each in a process of its own: the client reads its settings once."""
+    rows: dict[str, dict[str, int]] = {}
+    lost: list[str] = []
+    for way in ("lfs", "xet"):
+        command = [sys.executable, "-m", "faults.pushes", str(scratch / way), str(count // 2), str(seed), way]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        found, complaints = json.loads(ended.stdout.splitlines()[-1])
+        lost += complaints
+        for name, row in found.items():
+            rows[name] = dict(Counter(rows.get(name, {})) + Counter(row))
+    return rows, lost
+
+
+def main(scratch: Path, count: int, seed: int, way: str) -> None:
+    """Push, and print how it ended as JSON."""
+    logging.disable(logging.WARNING)
+    from hf_evomerge.local_hub import LocalHub
+
+    with LocalHub(scratch / "hub") as hub:
+        os.environ.update(hub.environment(xet=way == "xet", home=scratch / "client"))
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # all of this before the client is imported
+        print("\n" + json.dumps(pushes(hub, scratch, count, seed)))
+
+
+def pushes(hub, scratch: Path, count: int, seed: int) -> tuple[dict[str, Counter], list[str]]:
+    """How the pushes ended, by fault, and what was lost."""
+    import pytest
+    import torch
+    from families import save_family, tiny_config
+    from hub_fixtures import no_waiting
+    from huggingface_hub import HfApi
+    from push_faults import FAULTS, WAYS, Bench
+
+    from hf_evomerge.local_hub import Fault
+
+    family = save_family(scratch / "family", tiny_config(), torch.float32, count=2)
+    bench = Bench(hub, HfApi(endpoint=hub.endpoint, token=hub.token), family, scratch, parents=("source0", "source1"))
+    rng, lost = random.Random(seed), []
+    table = {name: Counter() for name in FAULTS}
+    with pytest.MonkeyPatch.context() as patch, mock.patch("hf_evomerge.hub.client.tqdm.write"):
+        no_waiting(patch)
+        while sum(row["injected"] for row in table.values()) < count:
+            way, name, times = rng.choice(list(WAYS)), rng.choice(list(FAULTS)), rng.choice(TIMES)
+            calls = bench.calls(way)
+            place = rng.randrange(len(calls))
+            fault = Fault(calls[place], **FAULTS[name], times=times, skip=calls[:place].count(calls[place]))
+            case = f"{way}, {name} x {times or 'all'} at call {place}, {fault.match}"
+            try:
+                outcome = bench.push(way, [fault])
+                how = "lost" if outcome.complaint else "one line" if outcome.error else "survived"
+                lost += [f"{case}: {outcome.complaint}"] if outcome.complaint else []
+            except Exception:
+                how = "lost"
+                lost.append(f"{case}: {traceback.format_exc()}")
+            if fault.hits:  # an upload is not made again where the Hub has the file
+                table[name] += Counter({"injected": 1, how: 1})
+    return table, lost
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -1,0 +1,40 @@
+"""One long search in one process: every trial succeeds, and the memory of the process stays what it was."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from hf_evomerge.search.limits import own_memory
+from hf_evomerge.search.run import run_search
+from hf_evomerge.search.stage import Progress
+from hf_evomerge.search.study import Study
+
+from .bench import Bench, Rows, search_of
+
+WARM = 0.2  # of the trials, after which memory is measured first
+ALLOWED = 0.05  # of what was measured first
+
+
+def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
+    """A search of so many trials; all are lost where the memory grew by more than a twentieth."""
+    Bench(scratch, 6)
+    memory: dict[int, int] = {}
+
+    def report(progress: Progress) -> None:
+        if progress.phase == "ps":
+            memory[int(progress.done)] = own_memory(os.getpid())
+
+    config = search_of(scratch / "tiny", count).model_copy(update={"seed": seed})
+    run_search(config, scratch / "soak", build=False, report=report)
+    study = Study.open(scratch / "soak")
+    trials = study.trials("ps")
+    study.close()
+    first, last = memory[max(1, int(len(trials) * WARM))], memory[max(memory)]
+    whole = sum(trial.scores.error is None for trial in trials)
+    name = f"trials of one search; memory {first >> 20} MiB after a fifth of them, {last >> 20} MiB at the end"
+    print(name, file=sys.stderr)
+    flat = last < first * (1 + ALLOWED)
+    row = {"injected": len(trials), "survived": whole if flat else 0, "lost": len(trials) - (whole if flat else 0)}
+    return {name: row}, [] if flat else [f"memory grew from {first} to {last}"]
