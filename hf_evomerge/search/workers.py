@@ -67,8 +67,8 @@ class Worker:
         """The scores of the job where it is finished or was given up; None where it is not.
 
         Raises:
-            EOFError: The process has died.
-            SearchError: It could not start.
+            EOFError: The process has died, or was killed while it started.
+            SearchError: It does not start.
         """
         now = time.monotonic()
         if self._ready and not self._loading:
@@ -87,9 +87,11 @@ class Worker:
                 else:
                     raise SearchError(message)
         except (EOFError, OSError) as cause:
-            ready = self._ready
+            assert self._process is not None  # it has a job
+            self._process.join(_PATIENCE)
+            by_itself = not self._ready and (self._process.exitcode or 0) >= 0
             self.end()
-            if not ready:
+            if by_itself:
                 raise SearchError(
                     "a worker process does not start, see what it wrote above; a script that calls run_search does so under "
                     "`if __name__ == '__main__':`"

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,17 @@ def test_time_in_which_everything_stood_still_does_not_count(
         assert scores.error is None
     finally:
         worker.end()
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(search_config: Callable[..., SearchConfig]) -> None:
+    """A worker that the kernel kills before it is ready is replaced, and its job is run again."""
+    runner = ProcessRunner(search_config(), 1, task_factory=KillingTask, examples={"search": EXAMPLES})
+    try:
+        scores = runner.run(_jobs(search_config())[:1])
+        Timer(0.5, lambda: [child.kill() for child in multiprocessing.active_children()]).start()
+        assert [found.error for _, found in scores] == [None]
+    finally:
+        runner.close()
 
 
 def test_a_worker_that_does_not_start_ends_the_search(search_config: Callable[..., SearchConfig]) -> None:
