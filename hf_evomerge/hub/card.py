@@ -277,6 +277,8 @@ def _result_values(study: dict[str, Any] | None) -> dict[str, Any]:
         "split_text": _SPLITS.get(results["split"], "problems"),
         "rows": [_row(row) for row in rows],
         "verdict": [markdown_text(sentence) for sentence in results.get("verdict", [])],
+        "retained": list(dict.fromkeys(f"on {name}" for row in rows for name in row.get("retained", {}))),
+        "has_cut": any(row.get("truncated") for row in rows),
         "lead_measure": next((row["lead"]["measure"] for row in rows if row.get("lead")), None),
         "has_accuracy": any(row.get("accuracy") is not None for row in rows),
         "random_text": _random_text(rows, (study or {}).get("space")),
@@ -310,10 +312,18 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "fitness": figure("fitness") or "failed",
         "evaluations": row["evaluations"] or "",
         "lead": lead_text(row.get("lead")),
+        **{f"on {name}": _kept(figures) for name, figures in row.get("retained", {}).items()},
+        "cut": "" if row.get("truncated") is None else f"{row['truncated']:.1%}",
     }
     bold = "**" if row["winner"] else ""
     model = markdown_text(row["model"]) + (" (this model)" if row["winner"] else "")
     return {"model": f"{bold}{model}{bold}", **{k: f"{bold}{v}{bold}" if v != "" else "" for k, v in cells.items()}}
+
+
+def _kept(figures: dict[str, Any]) -> str:
+    """What a model scored on retained data: accuracy, or fitness where there is none."""
+    measure = "fitness" if figures.get("accuracy") is None else "accuracy"
+    return plus_minus(figures.get(measure), figures.get(f"{measure}_se")) or "failed"
 
 
 def _stage(stage: dict[str, Any]) -> dict[str, Any]:

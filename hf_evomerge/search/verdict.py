@@ -55,7 +55,7 @@ def verdict(rows: Sequence[Row], split: str) -> list[str]:
         )
     else:
         sentences.append(f"the {split} examples helped to choose the winner: its own figures are optimistic")
-    return sentences
+    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
 
 
 def _against(winner: Row, other: Row, name: str, advice: str, added: str | None = None) -> list[str]:

@@ -238,3 +238,22 @@ def test_only_models_of_a_recipe_have_such_a_card(tmp_path: Path) -> None:
     _facts("ps").recipe.save(tmp_path / "recipe.yaml")
     with pytest.raises(HubError, match=r"config.json: cannot be read"):
         CardFacts.of_folder(tmp_path)
+
+
+def test_what_was_compared_is_on_the_card() -> None:
+    """The verdict stands above the table, which has the lead over each model, retained data and the share of cut answers."""
+    study = copy.deepcopy(STUDY)
+    results = study["results"]
+    results["verdict"] = ["Evolved PS is better than its best parent, a|b, by 0.501 of accuracy"]
+    for row in results["rows"]:
+        row["lead"] = None if row["winner"] else {"measure": "accuracy", "difference": 0.5, "low": 0.4, "high": 0.6, "p": 0.001}
+        row["lead"] = row["lead"] and {**row["lead"], "examples": 6}
+        row["truncated"] = 0.25
+    results["rows"][0]["retained"] = {"sums": {"fitness": -1.0, "fitness_se": 0.1, "accuracy": 0.125, "accuracy_se": 0.01}}
+    text = _card(_facts("ps", study=study)).text
+    assert r"- Evolved PS is better than its best parent, a\|b, by 0.501 of accuracy." in text
+    heading = next(line for line in text.splitlines() if line.startswith("| | accuracy"))
+    assert heading == "| | accuracy | fitness | evaluations | on sums | answers cut | this model's lead in accuracy (95 %) |"
+    row = next(line for line in text.splitlines() if line.startswith("| a |"))
+    assert row.endswith("| 0.125 ± 0.010 | 25.0% | +0.500 (0.400 to 0.600), p = 0.001 |")
+    assert all(line.count(" | ") == heading.count(" | ") for line in text.splitlines() if line.startswith("| a |"))

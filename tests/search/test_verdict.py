@@ -33,23 +33,23 @@ def _rows(winner: float, parent: float = 0.2, average: float = 0.3, random: floa
 def test_a_real_gain_is_stated_with_its_interval() -> None:
     """A winner far above everything is better than its best parent, the average and random search, each by so much."""
     best, average, random, last = verdict(_rows(0.9), "test")
-    assert best.startswith("evolved PS is better than its best parent, maths, by 0.700 of accuracy (0.6")
-    assert average.startswith("evolved PS is better than the plain average, by 0.600 of accuracy")
-    assert random.startswith("evolved PS is better than the random search, by 0.500 of accuracy")
-    assert last.startswith("the test split was scored once")
+    assert best.startswith("Evolved PS is better than its best parent, maths, by 0.700 of accuracy (0.6")
+    assert average.startswith("Evolved PS is better than the plain average, by 0.600 of accuracy")
+    assert random.startswith("Evolved PS is better than the random search, by 0.500 of accuracy")
+    assert last.startswith("The test split was scored once")
 
 
 def test_no_gain_is_not_called_one() -> None:
     """Two answers more than the average and than a parent are nothing that 200 examples could show."""
     best, average, *_ = verdict(_rows(0.31, parent=0.3, average=0.3), "test")
-    assert best.startswith("evolved PS is not distinguishable from its best parent, maths, on 200 examples: +0.010 (")
-    assert average.startswith("the search added nothing over the plain average that 200 examples could show: +0.010 (")
+    assert best.startswith("Evolved PS is not distinguishable from its best parent, maths, on 200 examples: +0.010 (")
+    assert average.startswith("The search added nothing over the plain average that 200 examples could show: +0.010 (")
 
 
 def test_a_loss_is_said_loudly() -> None:
     """A winner below a parent, or below the average, is WORSE, with the size of the loss and what to do."""
     best, average, *_ = verdict(_rows(0.1, parent=0.5, average=0.4), "test")
-    assert best.startswith("evolved PS is WORSE than its best parent, maths, by 0.400 of accuracy (0.3")
+    assert best.startswith("Evolved PS is WORSE than its best parent, maths, by 0.400 of accuracy (0.3")
     assert best.endswith("use that one instead")
     assert "WORSE than the plain average" in average
 
@@ -71,8 +71,8 @@ def test_stages_are_compared_and_the_split_is_named() -> None:
     """The stage that lost is compared with the winner; figures of a split that chose the winner are called optimistic."""
     rows = [*_rows(0.9), _row("dfs", "evolved PS+DFS", 0.895)]
     sentences = verdict(rows, "validation")
-    assert any(s.startswith("evolved PS is not distinguishable from evolved PS+DFS") for s in sentences)
-    assert sentences[-1] == "the validation examples helped to choose the winner: its own figures are optimistic"
+    assert any(s.startswith("Evolved PS is not distinguishable from evolved PS+DFS") for s in sentences)
+    assert sentences[-1] == "The validation examples helped to choose the winner: its own figures are optimistic"
 
 
 def test_forgetting_is_named() -> None:
@@ -80,8 +80,8 @@ def test_forgetting_is_named() -> None:
     rows = _rows(0.9)
     kept = {"base: tiny": 0.1, "maths": 0.8, "japanese": 0.2}
     rows = [Row(**{**vars(row), "retained": {"sums": _row("source", "", kept.get(row.model, 0.4)).scores}}) for row in rows]
-    sentence = next(s for s in verdict(rows, "test") if s.startswith("on sums"))
-    assert sentence.startswith("on sums, which was not searched on, it is worse than the best parent there, maths: -0.400 (")
+    sentence = next(s for s in verdict(rows, "test") if s.startswith("On sums"))
+    assert sentence.startswith("On sums, which was not searched on, it is worse than the best parent there, maths: -0.400 (")
     assert "on sums" in rows_table(rows, "")
     assert Result.to_json(Result(None, "test", rows))["rows"][1]["retained"]["sums"]["accuracy"] == 0.8  # type: ignore[arg-type]
 
