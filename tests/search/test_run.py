@@ -252,7 +252,7 @@ BY_GRADIENT: dict[str, dict[str, Any]] = {
         "space": "hybrid",
         "joint": True,
         "ps": {"optimizer": GRADIENT},
-        "dfs": {"terms": 3, "optimizer": GRADIENT},
+        "dfs": {"terms": 3, "optimizer": {**GRADIENT, "sigma": 0.3}},
         "batch": 2,
     },
     "joint": {"space": "hybrid", "joint": True, "ps": {"optimizer": GRADIENT}, "dfs": {"optimizer": GRADIENT}, "batch": 2},
@@ -299,6 +299,18 @@ def test_groups_by_name(groups: Any, search_config: Config, tmp_path: Path) -> N
     assert "task_arithmetic" in describe_study(tmp_path)
     assert "*mlp*" in describe_model(tmp_path / "model") or "*mlp*" not in groups
     assert Recipe.load(tmp_path / "model" / "recipe.yaml") == result.winner
+
+
+def test_a_winner_of_several_terms_is_built(search_config: Config, tmp_path: Path) -> None:
+    """The model on disk of weights and gates that were found together scores what the search said, sums included."""
+    config = search_config(**BY_GRADIENT["joint terms"])
+    result = run_search(config, tmp_path)
+    assert result.winner.flow is not None
+    assert any("+" in hop for hop in result.winner.flow.path)
+    built = evaluate_model(str(tmp_path / "model"), config).scores
+    assert np.allclose(built.values, result.row("joint").scores.values, atol=1e-4)
+    assert "joint: " in describe_study(tmp_path)
+    assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "weights.png", "path.png"}
 
 
 @pytest.mark.parametrize(("name", "stage"), [("dfs", "dfs"), ("joint terms", "joint")])
