@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from ..errors import RecipeError
+from ..errors import RecipeError, nearest
 from ..merging.checks import check_sources
 from ..merging.parameters import Parameter
 from ..merging.registry import check_part, get_method
@@ -73,7 +73,9 @@ def _read(data: Mapping[str, Any]) -> Converted:
         if (key in data) != (key == "merge_method"):
             raise RecipeError(f"{key}: {why or 'missing; this is no mergekit file'}")
     if unknown := sorted(set(data) - set(KEYS), key=str):
-        raise RecipeError(f"{unknown[0]}: no key of a mergekit file that is known here (found {shown(data[unknown[0]])})")
+        found = shown(data[unknown[0]])
+        what = f"no key of a mergekit file that is known here (found {found}); {nearest(unknown[0], KEYS)}"
+        raise RecipeError(f"{unknown[0]}: {what}")
     if ("models" in data) == ("slices" in data):
         raise RecipeError("models: give either models or slices")
     return _Reader(data).read()

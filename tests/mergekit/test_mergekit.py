@@ -254,6 +254,10 @@ def test_settings_without_effect_are_noted() -> None:
             "merge.slices[0].layers: 2, 3, 2 layers",
         ),
         ("a: [", "not valid YAML: "),
+        (
+            MODELS + WEIGHTED + "out_dtpe: float32",
+            "out_dtpe: no key of a mergekit file that is known here (found 'float32'); did you mean out_dtype?",
+        ),
         (MODELS + WEIGHTED + "1: 2\nz: 3", "1: no key of a mergekit file that is known here (found 2)"),
         (MODELS + "merge_method: linear\nparameters: {weight: .inf}", "models (org/a).weight: inf is not a finite number"),
         (MODELS + f"merge_method: linear\nparameters: {{weight: {'9' * 400}}}", "models (org/a).weight: 99999"),
