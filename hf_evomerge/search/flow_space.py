@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,24 +89,18 @@ class FlowSpace:
 class JointSpace:
     """Merges, and paths through their layers and those of the sources, as one space: the weights first, then the gates."""
 
-    def __init__(
-        self, config: SearchConfig, layers: Sequence[int], tensors: Sequence[str], unchanged: Sequence[Container[str]]
-    ) -> None:
+    def __init__(self, weights: ParameterSpace, gates: FlowSpace) -> None:
         """Make the space.
 
         Args:
-            config: The search.
-            layers: Number of layers of each source.
-            tensors, unchanged: As `ParameterSpace` takes them.
+            weights: The merges.
+            gates: The paths; the merge that it was made with is not looked at.
         """
-        depth = layers[config.ps_sources[0]]
-        self.config = config
-        self.weights = ParameterSpace(config, depth, tensors, unchanged)
-        self.gates = FlowSpace(config, [*layers, depth], self.weights.part(self.weights.start().mean))
-        self.count = len(self.weights.coordinates)
+        self.config, self.weights, self.gates = gates.config, weights, gates
+        self.count = len(weights.coordinates)
 
     def start(self) -> Start:
-        """The merge that a search of weights begins at, as it is; splices of it say little before its weights are found."""
+        """Where a search of weights begins, on the merged layers alone; splices say little before the weights are found."""
         weights, gates = self.weights.start(), self.gates.start()
         rate = (self.config.dfs.optimizer.sigma or _BESIDE_WEIGHTS) / weights.sigma
         return Start(
@@ -114,6 +108,7 @@ class JointSpace:
             weights.sigma,
             np.concatenate([weights.lower, gates.lower]),
             np.concatenate([weights.upper, gates.upper]),
+            candidates=tuple(np.concatenate([each, gates.mean]) for each in weights.candidates),
             rates=np.concatenate([np.ones(self.count), np.full(gates.mean.size, rate)]),
             prunable=np.arange(self.count + gates.mean.size) >= self.count,
         )

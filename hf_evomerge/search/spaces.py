@@ -63,12 +63,14 @@ def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge
         merge: The merge that a second stage builds on: the winner of the first.
     """
     depth, name = sources.layers[config.ps_sources[0]], config.space_of(stage)
-    if name == "joint":
-        return JointSpace(config, sources.layers, sources.tensors, sources.unchanged)
-    part = config.part(name)
-    config = config.model_copy(update={name: part.model_copy(update={"optimizer": config.optimizer(stage)})})
-    if name == "ps":
-        return ParameterSpace(config, depth, sources.tensors, sources.unchanged, sources.distances)
+    if name != "joint":
+        part = config.part(name)
+        config = config.model_copy(update={name: part.model_copy(update={"optimizer": config.optimizer(stage)})})
+    if name != "dfs":
+        weights = ParameterSpace(config, depth, sources.tensors, sources.unchanged, sources.distances)
+        if name == "ps":
+            return weights
+        return JointSpace(weights, FlowSpace(config, [*sources.layers, depth], weights.part(weights.start().mean)))
     return FlowSpace(config, sources.layers if merge is None else [*sources.layers, depth], merge)
 
 

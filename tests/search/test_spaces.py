@@ -15,7 +15,7 @@ from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig, source_label
 from hf_evomerge.search.flow_space import FlowSpace, JointSpace
 from hf_evomerge.search.parameter_space import ParameterSpace
-from hf_evomerge.search.spaces import uniform_average
+from hf_evomerge.search.spaces import SourceSummary, make_space, uniform_average
 
 
 def _config(sources: int = 2, **more: Any) -> SearchConfig:
@@ -255,10 +255,13 @@ def test_after_a_merge_the_merged_model_comes_first() -> None:
 def test_a_joint_space_is_weights_then_gates() -> None:
     """A joint search begins at the merge's start on its own layers, its gates beside its weights, each at its own rate."""
     by_gradient = {"optimizer": {"algorithm": "gradient"}}
-    ps = {"blocks_per_group": "model", "parameters": {"weight": {"low": 0, "high": 2, "start": 0.5}}, **by_gradient}
-    space = JointSpace(_config(space="hybrid", joint=True, ps=ps, dfs={"repetitions": 1, **by_gradient}), [4, 4], (), ())
+    ps = {"blocks_per_group": "model", "parameters": {"weight": {"low": 0, "high": 2, "start": 1.0}}, **by_gradient}
+    config = _config(space="hybrid", joint=True, ps={**ps, "starts": ["average"]}, dfs={"repetitions": 1, **by_gradient})
+    space = make_space(config, "joint", SourceSummary([4, 4]))
     start = space.start()
-    assert start.mean.tolist() == [0.25] * 2 + [1.0] * 4 + [0.05] * 8
+    gates = [1.0] * 4 + [0.05] * 8
+    assert [each.tolist() for each in start.candidates] == [[0.5] * 2 + gates, [0.25] * 2 + gates]
+    assert start.mean.tolist() == [0.5] * 2 + gates
     assert (start.lower.tolist(), start.upper.tolist()) == ([0.0] * 14, [1.0] * 2 + [np.inf] * 12)
     assert start.rates is not None
     assert start.prunable is not None
@@ -275,7 +278,8 @@ def test_what_a_joint_gradient_costs() -> None:
     """The merged model alone costs three scores, as in parameter space; each of the sources' slots costs as in gates alone."""
     by_gradient = {"optimizer": {"algorithm": "gradient"}}
     config = _config(space="hybrid", joint=True, ps={"blocks_per_group": "model", **by_gradient}, dfs=by_gradient)
-    space = JointSpace(config, [4, 4], (), ())
+    space = make_space(config, "joint", SourceSummary([4, 4]))
+    assert isinstance(space, JointSpace)
     slots = np.array([source for source, _ in space.gates.genome.layout.slots])
     every = np.ones(26, dtype=np.bool_)
     assert space.price(every) == 2 * 3 + 4 * 2
