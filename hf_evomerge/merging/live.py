@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+MEMORY_LIMIT = 2 << 30  # bytes that are spent on task vectors beside a live model
+
+
 class LiveMerger:
     """Merges sources into a model that stays in memory.
 
@@ -57,7 +60,7 @@ class LiveMerger:
         seed: int,
         model: PreTrainedModel,
         *,
-        memory_limit: int = 2 << 30,
+        memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         self.method = get_method(method)
         check_sources(self.method, len(sources), base is not None)

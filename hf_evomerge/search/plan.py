@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from .baselines import RATES
 from .checks import check_search
 from .config import RETAINED, SearchConfig, Stage
 from .evaluator import Batch, Evaluator, Target
+from .memory import memory_of_models
 from .optimizer import GROWTH, Start, Vector, default_population
 from .spaces import Space, make_space
 
@@ -49,6 +50,7 @@ class Plan:
         examples: Examples, per split.
         notes: What the user should know of the spaces, one line each, such as numbers that are not evolved.
         warnings: What will probably disappoint, one line each.
+        memory: Bytes of the models that a worker holds, per phase; see `memory_of_models`.
     """
 
     phases: tuple[Phase, ...]
@@ -57,6 +59,7 @@ class Plan:
     examples: dict[str, int]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    memory: dict[str, int] = field(default_factory=dict)
 
     def minutes(self, workers: int = 1) -> float:
         """Expected time of the whole."""
@@ -73,6 +76,8 @@ class Plan:
         ]
         lines += [f"note: {note}" for note in self.notes] + [f"warning: {warning}" for warning in self.warnings]
         lines.append(f"examples: {json.dumps(self.examples)}")
+        models = ", ".join(f"{phase} {size / 1e9:.3g} GB" for phase, size in self.memory.items())
+        lines.append(f"memory for models, in each worker: {models}; what passes through them comes on top")
         lines.append(f"about {_duration(self.minutes(workers))} in all, with workers={workers}")
         return "\n".join(lines)
 
@@ -104,7 +109,9 @@ def plan_search(config: SearchConfig) -> Plan:
             merge = space.decode(space.start().mean).merge
     phases = _around(config, stages, examples, second, averaged=len(set(evaluator.layers)) == 1)
     evaluations: dict[str, int] = {stage: config.budget(stage)[0] for stage in config.stages}
-    return Plan(tuple(phases), dimensions, evaluations, examples, tuple(notes), tuple(warnings))
+    return Plan(
+        tuple(phases), dimensions, evaluations, examples, tuple(notes), tuple(warnings), memory_of_models(config, evaluator)
+    )
 
 
 def _around(

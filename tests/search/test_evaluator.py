@@ -22,6 +22,7 @@ from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.flow_space import JointSpace
+from hf_evomerge.search.memory import memory_of_models
 from hf_evomerge.search.spaces import make_space, uniform_average
 
 Config = Callable[..., SearchConfig]
@@ -74,6 +75,23 @@ def test_models_that_are_not_needed_are_let_go(space: str, search_config: Config
     gc.collect()
     assert (live() is None) == (space == "ps")
     assert evaluator.evaluate(recipe) == before
+
+
+def test_the_memory_of_models_is_counted(tiny_half: Path, search_config: Config) -> None:
+    """Parents are one model at a time; weights are one model and float32 task vectors; paths are all sources, and the merge."""
+    size = sum((tiny_half / name / "model.safetensors").stat().st_size for name in ("a", "b")) / 2  # bfloat16, and a header
+    found = {}
+    for space in ("ps", "dfs", "hybrid"):
+        evaluator = Evaluator(search_config(space, tiny_half, dtype="bfloat16"))
+        found[space] = memory_of_models(evaluator.config, evaluator)
+    one = found["ps"]["parents"]
+    assert 0.6 * size < one < size
+    vectors = 2 * 3 * one  # two sources and the base, at twice the width
+    assert found == {
+        "ps": {"parents": one, "ps": one + vectors},
+        "dfs": {"parents": one, "dfs": 2 * one},
+        "hybrid": {"parents": one, "ps": one + vectors, "dfs": one + vectors + 2 * one},
+    }
 
 
 def _same(one: Scores, other: Scores) -> bool:

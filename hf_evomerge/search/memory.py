@@ -1,0 +1,56 @@
+"""Predicts, from headers alone, how much memory the models of a search take in each of its phases."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ..merging.arithmetic import memory_needed
+from ..merging.live import MEMORY_LIMIT
+from ..merging.registry import get_method
+from .config import SearchConfig
+from .evaluator import Evaluator
+
+if TYPE_CHECKING:
+    from ..checkpoints.source import Source
+
+
+def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
+    """Bytes that one worker holds for whole models and task vectors, per phase; activations and caches of keys come on top.
+
+    Parents are scored one at a time. A search of weights writes every candidate into one whole model, beside which the task
+    vectors are kept as far as `MEMORY_LIMIT` goes; the sources stay in their memory-mapped files. Paths run through the layers
+    of all sources, which are then whole in memory; a hybrid search has the merged model beside them.
+
+    Args:
+        config: The search.
+        evaluator: Its evaluator, which has opened the sources.
+
+    Returns:
+        Bytes by ``parents``, ``ps``, ``dfs`` and ``joint``, as far as the search has these phases.
+    """
+    sources = [evaluator.sources[number] for number in range(len(config.sources))]
+    itemsize: int = evaluator.dtype.itemsize  # type: ignore[union-attr]
+    sizes = [_model(source, itemsize) for source in sources]
+    parents = [*sizes, *([_model(evaluator.base, itemsize)] if evaluator.base is not None else [])]
+    found = {"parents": max(parents)}
+    merged = [sources[number] for number in config.ps_sources]
+    for space in config.spaces:
+        merges = space in ("ps", "joint") or config.space == "hybrid"
+        whole = sizes[config.ps_sources[0]] + _task_vectors(config, merged, evaluator.base) if merges else 0
+        found[space] = whole + (0 if space == "ps" else sum(sizes))
+    return found
+
+
+def _model(source: Source, itemsize: int) -> int:
+    """Bytes of a whole model in the dtype of the search."""
+    return sum(math.prod(info.shape) * itemsize for info in source.tensors.values() if info.is_float)
+
+
+def _task_vectors(config: SearchConfig, merged: list[Source], base: Source | None) -> int:
+    """Bytes that are kept beside the merged model."""
+    method, kept = get_method(config.ps.method), 0
+    for info in merged[0].tensors.values():
+        needed = memory_needed(method, math.prod(info.shape), len(merged), base is not None) if info.is_float else 0
+        kept += needed if kept + needed <= MEMORY_LIMIT else 0
+    return kept
