@@ -39,6 +39,7 @@ RESULTS = Path(__file__).parent / "results" / "search" / "real.jsonl"
 COURSES: dict[Skill, Lora] = {"json": Lora(5e-4, 80, 8, bfloat16=True), "maths": Lora(5e-4, 220, 8, bfloat16=True)}
 HELD_OUT, OWN = 100, 50
 FULL = 128  # search examples; a unit of cost
+RATES = (5e-4, 1e-4)  # of fine-tuning
 
 HALF = {"split_attention": True}  # attention and MLP of each block
 COARSE = {"blocks_per_group": 10}
@@ -48,12 +49,18 @@ METHODS: dict[str, Method] = {
     "parent-1": Method("parent that calculates", (1,), 1, known(parent(1))),
     "average": Method("uniform average", (1,), 1, known(average)),
     "gradient-half": Method("PS, gradient, attention and MLP per block", (9, 15), 2, ours("ps", "gradient", batch=8, ps=HALF)),
-    "lora-average": Method("LoRA from the average", (9, 15), 2, lora(STARTS["average"][1], 0)),
     "cma-batch": Method("PS, CMA-ES, 3 groups of blocks, batches of 16", (9, 15), 3, ours("ps", batch=16, ps=COARSE)),
     "gradient-tensor": Method("PS, gradient, per tensor", (9, 15), 3, ours("ps", "gradient", batch=8, ps=TENSOR)),
-    "lora-parent-1": Method("LoRA from the parent that calculates", (9, 15), 3, lora(STARTS["parent-1"][1], 0)),
+    **{
+        f"lora-{name}-{number}": Method(f"LoRA from {where}", (9, 15), stage, lora(STARTS[name][1], number))
+        for name, where, stage in (
+            ("parent-1", "the parent that calculates", 2),
+            ("average", "the average", 3),
+            ("base", "the base", 4),
+        )
+        for number in range(len(RATES))
+    },
     "random": Method("random search, 3 groups of blocks", (15,), 4, ours("ps", "random", ps=COARSE)),
-    "lora-base": Method("LoRA from the base", (15,), 4, lora(STARTS["base"][1], 0)),
 }
 
 
@@ -136,7 +143,7 @@ def real_pair(folder: Path, count: int) -> Lab:
         "fitness": {"task": "likelihood"},
     }
     sections: dict[str, dict[str, Any]] = {"ps": {"parameters": {"weight": WEIGHT}}, "dfs": {}}
-    return Lab(f"{count} search examples", 1, settings, sections, examples, rates=(5e-4,), batch=8, costs=())
+    return Lab(f"{count} search examples", 1, settings, sections, examples, rates=RATES, batch=8, costs=())
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
