@@ -359,7 +359,7 @@ def test_gradient_first_then_evolution(space: str, dies_in: str, search_config: 
         """As if the process had been killed."""
 
     def kill(progress: Progress) -> None:
-        if progress.phase == dies_in and progress.fresh == 4:
+        if progress.phase == dies_in and progress.fresh == 3:
             raise KilledError
 
     with pytest.raises(KilledError):
