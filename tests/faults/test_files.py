@@ -124,7 +124,9 @@ def damaged(draw: st.DrawFn, *originals: Any) -> Any:
     """Plain data of which up to three values are other ones, gone, under another key, or there twice."""
     data = json.loads(json.dumps(draw(st.sampled_from(originals))))
     for _ in range(draw(st.integers(1, 3))):
-        *way, last = draw(st.sampled_from(_places(data)[1:] or [("x",)]))
+        if not (places := _places(data)[1:]):  # nothing is left of it
+            break
+        *way, last = draw(st.sampled_from(places))
         holder = data
         for key in way:
             holder = holder[key]
