@@ -30,9 +30,14 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_evomerge.building.build import build_model
+from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.mergekit import from_mergekit, to_mergekit
 from hf_evomerge.merging.statistics import RandomField
 from hf_evomerge.recipes.recipe import Recipe
+
+CONFIGS = Path(__file__).parents[1] / "tests" / "mergekit" / "configs"
+sys.path.insert(0, str(CONFIGS.parent))
+import zoo  # noqa: E402  the stand-ins of the models that published files name
 
 MERGEKIT = "mergekit==0.1.5"
 RUN = """
@@ -49,7 +54,12 @@ def handed(probabilities):
 for name, config in json.load(open(sys.argv[1])).items():
     torch.bernoulli = handed if name.startswith("handed") else random
     options = MergeOptions(random_seed=0, copy_tokenizer=False, write_model_card=False)
-    run_merge(MergeConfiguration.model_validate(config), out_path=f"{sys.argv[2]}/{name}", options=options)
+    try:
+        run_merge(MergeConfiguration.model_validate(config), out_path=f"{sys.argv[2]}/{name}", options=options)
+    except Exception as error:
+        if not name.startswith("handed-published"):
+            raise
+        print(f"{name}: mergekit: {type(error).__name__}: {' '.join(str(error).split())[:200]}", flush=True)
 """
 _TWO = [{"weight": 0.6}, {"weight": 0.9}]
 _THREE = [{"weight": 0.7}, {"weight": 0.4}, {"weight": -0.3}]
@@ -204,6 +214,8 @@ def main() -> None:
         configs = {short: mergekit_config(work, CASES[case]) for short, case in names.items()}
         files = {f"file{number}": name for number, name in enumerate(FILES)}
         configs |= {short: yaml.safe_load(with_folders(work, FILES[name])) for short, name in files.items()}
+        published = {file.stem: zoo.localise(file.read_text(), work / "zoo") for file in sorted(CONFIGS.glob("*.yml"))}
+        configs |= {f"handed-published-{name}": in_float32(text) for name, text in published.items()}
         (work / "configs.json").write_text(json.dumps(configs))
         subprocess.run([python, "-c", RUN, work / "configs.json", work / "theirs"], check=True, stderr=subprocess.DEVNULL)
         base = load(work / "base")
@@ -217,12 +229,50 @@ def main() -> None:
                     print(f"{case:38} {who}: {shares(base, load(work / 'source0'), merged)}")
                 continue
             print_difference(case, ours, theirs)
+        compare_published(work, published)
         for short, name in files.items():
             read = from_mergekit(with_folders(work, FILES[name])).recipe
             assert from_mergekit(to_mergekit(read)[0]).recipe == read, name
             print_difference(
                 name, load(build_model(read, work / "ours" / short, progress=False)), load(work / "theirs" / short)
             )
+
+
+def in_float32(text: str) -> dict[str, Any]:
+    """A published file, in the one dtype in which both round alike."""
+    config = {key: value for key, value in yaml.safe_load(text).items() if key != "out_dtype"}
+    return {**config, "dtype": "float32"}
+
+
+def compare_published(work: Path, published: dict[str, str]) -> None:
+    """Build the published files, and count how many are built here, by mergekit, by both, and alike."""
+    built, run, alike = set(), set(), set()
+    for name, text in published.items():
+        theirs = load(work / "theirs" / f"handed-published-{name}")
+        run |= {name} if theirs else set()
+        try:
+            with handed_in():
+                read = from_mergekit(yaml.safe_dump(in_float32(text), sort_keys=False)).recipe
+                ours = load(build_model(read, work / "ours" / name, progress=False))
+        except EvoMergeError as error:
+            print(f"{name:38} refused here: {str(error)[:120]}")
+            continue
+        built.add(name)
+        if not theirs:
+            print(f"{name:38} not merged by mergekit")
+        elif any(ours[key].shape != theirs[key].shape for key in ours):
+            shapes = [
+                (key, list(ours[key].shape), list(theirs[key].shape)) for key in ours if ours[key].shape != theirs[key].shape
+            ]
+            print(f"{name:38} other shapes: {shapes[0]}")
+        elif (difference := print_difference(name, ours, theirs)) < 1e-5:
+            alike.add(name)
+        else:
+            print(f"{name:38} differs by {difference:.2e}")
+    both = len(built & run)
+    print(
+        f"published files: {len(published)}; built here {len(built)}, by mergekit {len(run)}, both {both}, alike {len(alike)}"
+    )
 
 
 def handed_in() -> AbstractContextManager[object]:
@@ -242,12 +292,13 @@ def with_folders(work: Path, text: str) -> str:
     return f"{named}dtype: float32\n"
 
 
-def print_difference(case: str, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    """One line: the largest difference, and how many elements differ by more than roundings."""
+def print_difference(case: str, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """One line: the largest difference, which is returned, and how many elements differ by more than roundings."""
     assert set(ours) <= set(theirs), set(ours) ^ set(theirs)
     difference = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
     other = int((difference > 1e-5).sum())
     print(f"{case:38} {float(difference.max()):.2e}{f', {other} of {len(difference)} elements' if other else ''}")
+    return float(difference.max())
 
 
 def install(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints.chat_template import most_common_template
 from ..checkpoints.ledger import Ledger
 from ..checkpoints.model_folder import named_folder, remove_leftovers
 from ..checkpoints.writer import check_target, write_checkpoint
@@ -137,6 +138,9 @@ def open_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> Checkpoin
             used.add(0)  # the dtype of the result is the first source's, also where it is not merged
     sources = {n: Source.open(recipe.sources[n], trust_remote_code=trust_remote_code) for n in sorted(used)}
     base = Source.open(recipe.base, trust_remote_code=trust_remote_code) if recipe.base is not None else None
+    if recipe.chat_template == "auto":
+        chosen = most_common_template(source.folder for source in [*sources.values(), *([base] if base is not None else [])])
+        recipe = recipe.model_copy(update={"chat_template": chosen})
     checkpoints: list[Checkpoint] = list(sources.values())
     if recipe.merge is not None:
         checkpoints.append(Merged(recipe, sources, base))

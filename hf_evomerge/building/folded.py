@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
 from ..checkpoints.headers import STORED, TensorInfo, tensor_order, torch_dtype
-from ..checkpoints.model_folder import copy_companions
 from ..checkpoints.source import Source
 from ..checkpoints.writer import write_checkpoint
 from ..errors import EvoMergeError, PathError, SourceError
@@ -129,7 +128,7 @@ class Folded(Checkpoint):
     def write_companions(self, folder: Path) -> None:
         """Write the config, and copy what else lies beside the weights."""
         self._config.save_pretrained(folder)
-        copy_companions(self.tokenizer_source.folder, folder)
+        self.tokenizer_source.write_tokenizer(folder)
         _say_whether_bos(folder)
 
 

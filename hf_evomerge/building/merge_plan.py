@@ -17,8 +17,8 @@ from ..errors import RecipeError, SourceError
 from ..merging.checks import check_sources, check_together, complete_options, complete_parameters
 from ..merging.method import MergeMethod
 from ..merging.registry import check_part, get_method
-from ..recipes.layer_groups import classify, parse_key, resolve
-from ..recipes.recipe import MergePart, Recipe, SlicePart
+from ..recipes.layer_groups import classify, parse_key, resolve, without_unmatched
+from ..recipes.recipe import BY_TOKEN, MergePart, Recipe, SlicePart
 from .vocabulary import Vocabulary, has_rows, plan_vocabulary
 
 Input = tuple[Source, str]  # a source, and the raw name of one of its tensors
@@ -90,13 +90,15 @@ def plan_merge(recipe: Recipe, sources: Sequence[Source], base: Source | None) -
     if part is None:
         raise RecipeError("merge: the recipe has no merge part; there is nothing to merge")
     has_base, first = base is not None, merged_sources[0]
+    if part.unmatched == "ignore":
+        part = _without_unmatched(part, list(first.tensors))
     if part.slices is None:
         depth, names = first.layer_count, list(first.tensors)
         method = check_part(part, sources=len(merged_sources), has_base=has_base, layer_count=depth, names=names)
     else:
         for piece in part.slices:
             check_sources(get_method(part.method), len(piece.layers), has_base)
-    same_vocabulary = recipe.vocabulary in (None, "refuse")
+    same_vocabulary = recipe.vocabulary in (None, "refuse", *BY_TOKEN)
     check_mergeable(merged_sources, base, same_depth=part.slices is None, same_vocabulary=same_vocabulary)
     vocabulary = plan_vocabulary(recipe, merged_sources, base)
     if part.slices is not None:
@@ -109,6 +111,19 @@ def plan_merge(recipe: Recipe, sources: Sequence[Source], base: Source | None) -
         origin = (base, name) if base is not None else None
         tensors.append(_planned(name, inputs, origin, values, options, dtype=recipe.dtype, vocabulary=vocabulary))
     return MergePlan(method, merged_sources, base, tensors, values, options, vocabulary)
+
+
+def _without_unmatched(part: MergePart, names: Sequence[str]) -> MergePart:
+    """The part without the patterns that name no tensor."""
+
+    def both(piece: MergePart | SlicePart) -> dict[str, Any]:
+        return {"options": matched(piece.options), "parameters": [matched(mapping) for mapping in piece.parameters]}
+
+    def matched(mapping: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: without_unmatched(value, names) for key, value in mapping.items()}
+
+    slices = part.slices and [piece.model_copy(update=both(piece)) for piece in part.slices]
+    return part.model_copy(update={**both(part), "slices": slices})
 
 
 def _planned(

@@ -18,7 +18,7 @@ from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import TensorInfo, torch_dtype
 from ..checkpoints.ledger import sources_of
-from ..checkpoints.model_folder import copy_code, copy_companions, write_chat_template
+from ..checkpoints.model_folder import copy_code, write_chat_template
 from ..checkpoints.source import Source
 from ..errors import SourceError
 from ..merging.arithmetic import SLICE, ModelJob, TensorJob
@@ -26,6 +26,7 @@ from ..merging.relatedness import Relatedness
 from ..recipes.recipe import FlowPart, Recipe, SourceRef
 from ..routing.config import check_configs, path_config
 from .merge_plan import MergePlan, Planned, plan_merge
+from .tokens import match_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +61,7 @@ class Merged(Checkpoint):
             stored = sources[0].config.dtype
             recipe = recipe.model_copy(update={"dtype": None if stored is None else str(stored).removeprefix("torch.")})
         self.recipe = recipe
+        sources, base = match_tokens(recipe, sources, base)
         self.plan = plan_merge(recipe, [sources[number] for number in recipe.merge_sources], base)
         self.tokenizer_source = _tokenizer_source(recipe, self.plan, sources)
         self._planned = {planned.name: planned for planned in self.plan.tensors}
@@ -191,7 +193,7 @@ class Merged(Checkpoint):
         """Write ``config.json``, and copy what else lies beside the weights."""
         text = json.dumps(self._config_fields(), indent=2, ensure_ascii=False)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-        copy_companions(self.tokenizer_source.folder, folder)
+        self.tokenizer_source.write_tokenizer(folder)
         for source in (self.plan.sources[0], self.tokenizer_source):
             if source.trust_remote_code:
                 copy_code(source.folder, folder)

@@ -13,7 +13,7 @@ from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, pieces_of
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import STORED, TensorInfo
 from ..checkpoints.ledger import sources_of
-from ..checkpoints.model_folder import copy_companions, write_chat_template
+from ..checkpoints.model_folder import write_chat_template
 from ..checkpoints.source import Source
 from ..errors import SourceError, one_line
 from ..recipes.layer_groups import classify
@@ -140,7 +140,7 @@ class Routed(Checkpoint):
         self._config.save_pretrained(folder)
         code = Path(str(modeling_evo_merged.__file__))
         shutil.copyfile(code, folder / code.name)
-        copy_companions(self.tokenizer_source.folder, folder)
+        self.tokenizer_source.write_tokenizer(folder)
         if self.chat_template is not None:
             write_chat_template(folder, self.chat_template)
 

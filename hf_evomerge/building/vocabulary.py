@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..checkpoints.compatibility import OTHER_VOCABULARY
 from ..checkpoints.headers import TensorInfo
 from ..checkpoints.source import Source
 from ..errors import SourceError
@@ -54,8 +55,7 @@ def plan_vocabulary(recipe: Recipe, sources: Sequence[Source], base: Source | No
     if choice is None or choice == "refuse":
         other = next(source for source in everyone if source.vocab_size != sizes[0])
         raise SourceError(
-            f"vocabulary size differs: {sizes[0]} in {everyone[0]}, {other.vocab_size} in {other}; where one is the other with "
-            "rows added at the end, write vocabulary: truncate, or vocabulary: {from: SOURCE}"
+            f"vocabulary size differs: {sizes[0]} in {everyone[0]}, {other.vocab_size} in {other}; {OTHER_VOCABULARY}"
         )
     if isinstance(choice, str):
         return Vocabulary(min(sizes), min(sizes))

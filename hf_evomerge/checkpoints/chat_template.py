@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import SourceError, one_line
@@ -28,6 +30,12 @@ def template_warnings(folder: Path, template: str | None = None) -> list[str]:
     except (TemplateError, RecursionError) as cause:
         return [f"{where}: is no Jinja template, so the model cannot be asked in a chat: {one_line(cause)}"]
     return []
+
+
+def most_common_template(folders: Iterable[Path]) -> str | None:
+    """The chat template that most models have, the first of them where several are as common; None where none has one."""
+    found = Counter(text for _, text in map(_template_of, folders) if text)
+    return max(found, key=found.__getitem__, default=None)
 
 
 def _template_of(folder: Path) -> tuple[str, str | None]:

@@ -6,7 +6,7 @@ What makes a merge impossible is an error that names both sides; what makes it d
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,10 @@ _KEPT_FROM_FIRST = (
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "logits_scaling"),
 )
 _SHOWN = 6
+OTHER_VOCABULARY = (
+    "write vocabulary: union in a recipe, which matches tokens; or, where one is the other with rows added at the end, "
+    "vocabulary: truncate or vocabulary: {from: SOURCE}"
+)
 HAS_A_PATH = "a merged model with a path of its own; name the models that it was made from, or a copy that `fold` has written"
 
 
@@ -77,7 +81,7 @@ def find_warnings(sources: Sequence[Source], base: Source | None = None, owner: 
         if source is not first:
             found += _differing_settings(first, source)
     owner = owner if owner is not None else first
-    kept = _Tokenizer.of(owner)
+    kept = Tokenizer.of(owner)
     for source in everyone:
         if source is not owner and (line := _other_tokenizer(owner, kept, source)) is not None:
             found.append(line)
@@ -85,7 +89,7 @@ def find_warnings(sources: Sequence[Source], base: Source | None = None, owner: 
 
 
 @dataclass(frozen=True)
-class _Tokenizer:
+class Tokenizer:
     """What tokenizer.json says.
 
     Attributes:
@@ -97,11 +101,14 @@ class _Tokenizer:
     merges: Any
 
     @classmethod
-    def of(cls, source: Source) -> _Tokenizer | None:
+    def of(cls, source: Source) -> Tokenizer | None:
         """The tokenizer of a source; None where there is no tokenizer.json that can be read."""
         data = _json(source, "tokenizer.json")
-        if data is None:
-            return None
+        return None if data is None else cls.read(data)
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Tokenizer | None:
+        """What the content of a tokenizer.json says; None where it cannot be read."""
         try:
             vocabulary = data["model"]["vocab"]
             pairs = (
@@ -126,7 +133,7 @@ def _setting_differences(first: Source, other: Source, same_depth: bool, same_vo
         if here != there:
             yield f"{what} differs: {here} in {first}, {there} in {other}"
     if same_vocabulary and first.vocab_size != other.vocab_size:
-        yield "where one is the other with rows added at the end, write vocabulary: truncate, or vocabulary: {from: SOURCE}"
+        yield OTHER_VOCABULARY
 
 
 def _tensor_differences(first: Source, other: Source, same_vocabulary: bool) -> Iterator[str]:
@@ -169,7 +176,7 @@ def _dtypes(source: Source) -> str:
 
 def _first_other_token(first: Source, other: Source) -> str | None:
     """Where two tokenizers give an id that both models have to different tokens."""
-    here, there = _Tokenizer.of(first), _Tokenizer.of(other)
+    here, there = Tokenizer.of(first), Tokenizer.of(other)
     if here is None or there is None:
         return None
     for number in range(min(first.vocab_size, other.vocab_size)):
@@ -179,8 +186,8 @@ def _first_other_token(first: Source, other: Source) -> str | None:
     return None
 
 
-def _other_tokenizer(owner: Source, here: _Tokenizer | None, source: Source) -> str | None:
-    there = _Tokenizer.of(source)
+def _other_tokenizer(owner: Source, here: Tokenizer | None, source: Source) -> str | None:
+    there = Tokenizer.of(source)
     if here is None or there is None or here == there:
         return None
     if here.tokens == there.tokens:
@@ -193,7 +200,7 @@ def _other_tokenizer(owner: Source, here: _Tokenizer | None, source: Source) -> 
     )
 
 
-def _end_of_text(owner: Source, kept: _Tokenizer | None) -> Iterator[str]:
+def _end_of_text(owner: Source, kept: Tokenizer | None) -> Iterator[str]:
     """Generation stops at ids that should be tokens, the tokenizer's end of text among them."""
     generation = _json(owner, "generation_config.json")
     if generation is None or kept is None:

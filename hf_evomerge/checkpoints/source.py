@@ -194,9 +194,13 @@ class Source(Checkpoint):
         """Copy the config and what else lies beside the weights; the code that comes with it only where it is trusted."""
         check_folder(self.folder)
         shutil.copyfile(self.folder / "config.json", folder / "config.json")
-        copy_companions(self.folder, folder)
+        self.write_tokenizer(folder)
         if self.trust_remote_code:
             copy_code(self.folder, folder)
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Copy generation settings, tokenizer, chat templates and processors, except what `folder` has already."""
+        copy_companions(self.folder, folder)
 
     def download(self, *, progress: bool = True) -> None:
         """Fetch the weights if they are on the Hub and not in the cache; raises `SourceError`."""

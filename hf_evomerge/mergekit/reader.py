@@ -18,9 +18,12 @@ from ..merging.parameters import Parameter
 from ..merging.registry import check_part, get_method
 from ..recipes.recipe import Dtype, MergePart, Recipe, SlicePart, SourceRef
 from ..recipes.strict_yaml import read_text, read_yaml, shown, validate
+from .chat_templates import AUTO, CHAT_TEMPLATES
 from .words import FIXED, REQUIRED, WITHOUT_BASE
 
+MODULE_KEYS = ("models", "slices", "parameters")
 KEYS = (
+    "modules",
     *("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer"),
     *("chat_template", "name"),
 )
@@ -69,16 +72,31 @@ def from_mergekit(text: str) -> Converted:
 
 
 def _read(data: Mapping[str, Any]) -> Converted:
-    for key, why in (("modules", "a recipe is of one language model"), ("merge_method", "")):
-        if (key in data) != (key == "merge_method"):
-            raise RecipeError(f"{key}: {why or 'missing; this is no mergekit file'}")
-    if unknown := sorted(set(data) - set(KEYS), key=str):
-        found = shown(data[unknown[0]])
-        what = f"no key of a mergekit file that is known here (found {found}); {nearest(unknown[0], KEYS)}"
-        raise RecipeError(f"{unknown[0]}: {what}")
+    if "merge_method" not in data:
+        raise RecipeError("merge_method: missing; this is no mergekit file")
+    for key in sorted(set(data) - set(KEYS), key=str):
+        if (hint := nearest(key, KEYS)).startswith("did you mean"):  # what is like no key mergekit's reader leaves out
+            raise RecipeError(f"{key}: no key of a mergekit file that is known here (found {shown(data[key])}); {hint}")
+    if (modules := data.get("modules")) is not None:
+        data = {**data, **_module(_mapping(modules, "modules"), data)}
+    data = {key: value for key, value in data.items() if value is not None or key not in ("models", "slices")}
     if ("models" in data) == ("slices" in data):
         raise RecipeError("models: give either models or slices")
     return _Reader(data).read()
+
+
+def _module(modules: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the one module of a file says, as if the file said it; its parameters count more than the file's."""
+    if len(modules) != 1:
+        raise RecipeError(f"modules: a recipe is of one language model (found {shown(list(modules))})")
+    (name, module), *_ = modules.items()
+    found = {key: value for key, value in _mapping(module, f"modules.{name}").items() if value is not None}
+    for key in ("models", "slices"):
+        if key in found and data.get(key) is not None:
+            raise RecipeError(f"{key}: given beside modules.{name}; keep one of them")
+    given = (data.get("parameters"), found.get("parameters"))
+    parameters = {key: value for part in given for key, value in _mapping(part, "parameters").items()}
+    return {**{key: value for key, value in found.items() if key in MODULE_KEYS}, "parameters": parameters}
 
 
 class _Reader:
@@ -93,6 +111,14 @@ class _Reader:
         self.sources: list[SourceRef] = []
         self.given = _mapping(data.get("parameters"), "parameters")
         self.notes: dict[str, None] = {}
+        self.filtered = False
+        self._note_unknown(data, KEYS, "")
+        for name, module in _mapping(data.get("modules"), "modules").items():
+            self._note_unknown(module, MODULE_KEYS, f"modules.{name}.")
+
+    def _note_unknown(self, given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+        for key in sorted(set(given) - set(known), key=str):
+            self.notes[f"{where}{shown(key)}: mergekit has no such key; left out, as mergekit does".replace("'", "")] = None
 
     @property
     def keeps_base(self) -> bool:
@@ -102,6 +128,7 @@ class _Reader:
     def read(self) -> Converted:
         part = self._models() if "models" in self.data else self._slices()
         merged = len(self.sources)
+        part = part.model_copy(update={"unmatched": "ignore"}) if self.filtered else part
         recipe: dict[str, Any] = {"sources": self.sources, "dtype": self._dtype(), **self._tokenizer()}
         if part.slices is None and len(self.sources) > merged:
             part = part.model_copy(update={"sources": list(range(merged))})
@@ -118,14 +145,17 @@ class _Reader:
     def _models(self) -> MergePart:
         entries: list[tuple[SourceRef, Any]] = []
         for where, item in _items(self.data["models"], "models"):
-            entry = _entry(item, where)
+            entry = self._entry(item, where)
             entries.append((_model(entry["model"], f"{where}.model"), _mapping(entry.get("parameters"), where)))
             if "layer_range" in entry:
                 self.notes[f"{where}.layer_range: left out, as mergekit does; layers are chosen in slices"] = None
         if self.base is not None and not self.keeps_base and self.base not in [ref for ref, _ in entries]:
             entries.append((self.base, {}))  # mergekit merges the base as one more model
-        values = []
-        for ref, given in self._in_order(entries):
+        values: list[dict[str, Any]] = []
+        if self.base is not None and self.keeps_base and all(ref == self.base for ref, _ in entries):
+            self.sources.append(self.base)  # nothing is merged into the base
+            entries, values = [], [{}]
+        for ref, given in self._in_order(entries, self.base):
             if not (self.keeps_base and ref == self.base):
                 self.sources.append(ref)
                 values.append(self._values("source", [given, self.given], f"models ({ref})"))
@@ -133,41 +163,56 @@ class _Reader:
             MergePart(method=self.method.name, options=self._values("global", [self.given], ""), parameters=values)
         )
 
-    def _in_order(self, entries: list[tuple[SourceRef, Any]]) -> list[tuple[SourceRef, Any]]:
+    def _in_order(self, entries: list[tuple[SourceRef, Any]], base: SourceRef | None) -> list[tuple[SourceRef, Any]]:
         """As they are; slerp begins at the base."""
         if self.method.name == "slerp":
-            if self.base is None:
+            if base is None:
                 raise RecipeError("base_model: missing; slerp begins there")
-            entries = sorted(entries, key=lambda entry: entry[0] != self.base)
+            entries = sorted(entries, key=lambda entry: entry[0] != base)
         return entries
+
+    def _entry(self, item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+        """An entry of ``models`` or ``sources``."""
+        if item.get("model") is None:
+            raise RecipeError(f"{where}.model: missing")
+        self._note_unknown(item, ("model", "parameters", "layer_range"), f"{where}.")
+        return item
 
     def _slices(self) -> MergePart:
         pieces = []
         for where, item in _items(self.data["slices"], "slices"):
-            if unknown := sorted(set(item) - {"sources", "parameters", "base_model"}, key=str):
-                raise RecipeError(f"{where}.{unknown[0]}: a recipe has nothing like it (found {shown(item[unknown[0]])})")
-            if item.get("base_model") is not None and _model(item["base_model"], f"{where}.base_model") != self.base:
+            self._note_unknown(item, ("sources", "parameters", "base_model"), f"{where}.")
+            own = item.get("base_model")
+            base = _model(own, f"{where}.base_model") if own is not None else self.base
+            if base != self.base and self.method.name not in WITHOUT_BASE:
                 raise RecipeError(f"{where}.base_model: a recipe has one base")
-            pieces.append(self._slice(item, where))
+            pieces.append(self._slice(item, where, base))
         return self._part(MergePart(method=self.method.name, options=self._values("global", [self.given], ""), slices=pieces))
 
-    def _slice(self, item: Mapping[str, Any], where: str) -> SlicePart:
+    def _slice(self, item: Mapping[str, Any], where: str, begin: SourceRef | None) -> SlicePart:
         own = _mapping(item.get("parameters"), f"{where}.parameters")
-        layers, values, base = [], [], None
+        layers: list[str] = []
+        values: list[dict[str, Any]] = []
+        base: str | None = None
         entries = [
-            (_model(_entry(source, place)["model"], f"{place}.model"), (place, source))
+            (_model(self._entry(source, place)["model"], f"{place}.model"), (place, source))
             for place, source in _items(item.get("sources"), f"{where}.sources")
         ]
-        if self.method.name == "slerp" and self.base is not None and self.base not in [ref for ref, _ in entries]:
+        if self.method.name == "slerp" and begin is not None and begin not in [ref for ref, _ in entries]:
             raise RecipeError(f"{where}.sources: the base_model is not among them; slerp begins there")
-        for ref, (place, source) in self._in_order(entries):
+        alone = all(ref == self.base for ref, _ in entries)  # nothing is merged into the base
+        for ref, (place, source) in self._in_order(entries, begin):
             span = _layers(source.get("layer_range"), place)
             if self.keeps_base and ref == self.base:
                 base = span
-                continue
+                if not alone:
+                    continue
             if ref not in self.sources:
                 self.sources.append(ref)
             layers.append(f"{self.sources.index(ref)}:{span}")
+            if self.keeps_base and alone:
+                values.append({})
+                continue
             scopes = [_mapping(source.get("parameters"), place), own, self.given]
             values.append(self._values("source", scopes, place))
         if self.keeps_base and base is None:
@@ -198,6 +243,7 @@ class _Reader:
         for name, parameter in declared.items():
             setting = _setting([settings[name] for settings in scopes if settings.get(name) is not None], f"{where}.{name}")
             if setting:
+                self.filtered |= setting[0][0] is not None
                 found[name] = _value(parameter, setting, f"{where}.{name}".lstrip("."))
             elif name in REQUIRED and not (scope == "global" and "slices" in self.data and where == ""):
                 raise RecipeError(f"{where}.parameters.{name}: missing; mergekit has no default for it".lstrip("."))
@@ -218,18 +264,17 @@ class _Reader:
         return cast(str | None, dtype)
 
     def _tokenizer(self) -> dict[str, Any]:
-        """The keys of the recipe that say which tokenizer and chat template go with the result."""
-        source: Any = self.data.get("tokenizer_source")
-        if (given := self.data.get("tokenizer")) is not None:
-            settings = _mapping(given, "tokenizer")
-            for key in ("tokens", "pad_to_multiple_of"):
-                if settings.get(key):
-                    raise RecipeError(f"tokenizer.{key}: a recipe adds no tokens (found {shown(settings[key])})")
-            source = settings.get("source", "union")
-        if source == "union":
-            raise RecipeError("tokenizer_source: union: a recipe makes no vocabulary of several; leave it out, or name a model")
-        ref = self.base if source in (None, "base") else _model(source, "tokenizer_source")
+        """The keys of the recipe that say which tokens, tokenizer and chat template the result has."""
+        settings = _mapping(self.data.get("tokenizer"), "tokenizer")
+        self._note_unknown(settings, ("source", "tokens", "pad_to_multiple_of"), "tokenizer.")
+        source: Any = settings.get("source", "union") if self.data.get("tokenizer") is not None else None
+        source = source if source is not None else self.data.get("tokenizer_source")
+        ref = self.base if source in (None, "base", "union") else _model(source, "tokenizer_source")
         found: dict[str, Any] = {}
+        if source is not None:
+            found["vocabulary"] = "union" if source == "union" or ref is None else "tokenizer"
+            part = self._tokens(settings)
+            found |= {"tokens": part} if part else {}
         if ref is not None and self.keeps_base and ref == self.base:
             found["tokenizer"] = "base"
         elif ref is not None:
@@ -239,10 +284,45 @@ class _Reader:
                 found["tokenizer"] = self.sources.index(ref)
         template = self.data.get("chat_template")
         if template is not None:
-            if not isinstance(template, str) or "{" not in template:
-                raise RecipeError(f"chat_template: {shown(template)} is a name; a recipe holds the Jinja text itself")
-            found["chat_template"] = template
+            if not isinstance(template, str) or ("{" not in template and template not in (*CHAT_TEMPLATES, AUTO)):
+                known = ", ".join([*sorted(CHAT_TEMPLATES), AUTO])
+                raise RecipeError(f"chat_template: {shown(template)} is neither Jinja nor a known name; write one of {known}")
+            found["chat_template"] = CHAT_TEMPLATES.get(template, template)
         return found
+
+    def _tokens(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What is said of single tokens, and whose row counts where a model lacks a token: that of the ``base_model``."""
+        found: dict[str, Any] = {}
+        if self.base is not None and not self.keeps_base and self.base in self.sources:
+            found["default"] = self.sources.index(self.base)
+        if (multiple := settings.get("pad_to_multiple_of")) is not None:
+            found["multiple_of"] = multiple
+        rows: dict[str, Any] = {}
+        for token, given in _mapping(settings.get("tokens"), "tokenizer.tokens").items():
+            where = f"tokenizer.tokens.{token}"
+            item = _mapping(given, where)
+            self._note_unknown(item, ("source", "force"), f"{where}.")
+            if row := self._row(item.get("source"), f"{where}.source"):
+                rows[str(token)] = {**row, "force": True} if item.get("force") else row
+        return {**found, "rows": rows} if rows else found
+
+    def _row(self, source: Any, where: str) -> dict[str, Any] | None:
+        """A model's row, a named row of a model's, or zeros; None: the rule's."""
+        if source is None:
+            return None
+        kind = source.get("kind") if isinstance(source, dict) else None
+        if kind == "zero":
+            return {"source": "zero"}
+        ref = _model(source["model"] if kind == "model_token" and source.get("model") is not None else source, where)
+        if self.keeps_base and ref == self.base:
+            found: dict[str, Any] = {"source": "base"}
+        elif ref in self.sources:
+            found = {"source": self.sources.index(ref)}
+        else:
+            raise RecipeError(f"{where}: {ref} is none of the models that are merged")
+        if kind == "model_token":
+            found |= {"token": source.get("token"), "id": source.get("token_id")}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 def _items(value: Any, where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -258,15 +338,6 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise RecipeError(f"{where}: expected a mapping (found {shown(value)})")
     return value
-
-
-def _entry(item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """An entry of ``models`` or ``sources``."""
-    if item.get("model") is None:
-        raise RecipeError(f"{where}.model: missing")
-    if unknown := sorted(set(item) - {"model", "parameters", "layer_range"}, key=str):
-        raise RecipeError(f"{where}.{unknown[0]}: a recipe has nothing like it (found {shown(item[unknown[0]])})")
-    return item
 
 
 def _model(value: Any, where: str) -> SourceRef:

@@ -10,7 +10,7 @@ import yaml
 from ..errors import RecipeError
 from ..merging.method import MergeMethod
 from ..merging.registry import get_method
-from ..recipes.recipe import MergePart, Recipe, SlicePart, SourceRef
+from ..recipes.recipe import BY_TOKEN, MergePart, Recipe, SlicePart, SourceRef, TokenPart, TokenRow
 from .words import RANDOM, REQUIRED, WITHOUT_BASE
 
 
@@ -31,7 +31,7 @@ def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
         >>> text.splitlines()[0]
         'merge_method: task_arithmetic'
     """
-    if recipe.vocabulary not in (None, "refuse"):
+    if recipe.vocabulary not in (None, "refuse", *BY_TOKEN):
         raise RecipeError(f"vocabulary: mergekit goes by the tokenizers, not by rows (found {recipe.vocabulary!r})")
     if recipe.merge is not None and recipe.flow is not None:
         raise RecipeError("flow: mergekit has no path through a merged model")
@@ -47,7 +47,10 @@ def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
         assert owner is not None  # the recipe was checked
         # without the key mergekit takes the tokenizer of the base, or of any model where there is no base
         if data.get("base_model", _reference(owner) if recipe.tokenizer is None else None) != _reference(owner):
-            data["tokenizer_source"] = _reference(owner)
+            passes = data["merge_method"] == "passthrough" and recipe.vocabulary not in BY_TOKEN
+            data["base_model" if passes else "tokenizer_source"] = _reference(owner)  # the first asks nothing of other tokens
+    if recipe.vocabulary in BY_TOKEN:
+        _write_tokens(recipe, recipe.tokens or TokenPart(), data)
     if recipe.chat_template is not None:
         data["chat_template"] = recipe.chat_template
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120), notes
@@ -91,7 +94,9 @@ def _write_slice(recipe: Recipe, method: MergeMethod, piece: SlicePart, where: s
         if entry["model"] in [other["model"] for other in sources]:
             raise RecipeError(f"{where}.layers: mergekit takes a model once in a slice (found {entry['model']} twice)")
         sources.append(_with_parameters(entry, _written(method, "source", given, f"{where}.parameters[{number}]")))
-    if recipe.base is not None and (stands_apart or method.takes_base_as_first(len(sources))):
+    base = _reference(recipe.base) if recipe.base is not None else None
+    listed = any(entry["model"] == base for entry in sources)
+    if recipe.base is not None and not listed and (stands_apart or method.takes_base_as_first(len(sources))):
         sources.append({"model": _reference(recipe.base), "layer_range": _span(piece.base_layers(), where)})
     own = _written(method, "global", piece.options, f"{where}.options", needed=False)
     return _with_parameters({"sources": sources}, own)
@@ -121,6 +126,45 @@ def _write_flow(recipe: Recipe) -> dict[str, Any]:
             runs.append((source, layer, layer + 1))
     slices = [{"sources": [{"model": _reference(recipe.sources[s]), "layer_range": [a, b]}]} for s, a, b in runs]
     return {"merge_method": "passthrough", "slices": slices}
+
+
+def _write_tokens(recipe: Recipe, part: TokenPart, data: dict[str, Any]) -> None:
+    """Say in `data` which tokens the result has; its ``tokenizer_source``, if any, is whose tokenizer goes with it."""
+    owner = data.pop("tokenizer_source", data.get("base_model"))
+    if recipe.vocabulary == "union":
+        if owner is not None and data.get("base_model") != owner and recipe.tokenizer is not None:
+            raise RecipeError(f"tokenizer: mergekit's union begins with the base_model's tokens (found {owner})")
+        owner = "union"
+    elif owner is None:
+        owner = _reference(recipe.sources[recipe.merge_sources[0]])
+    default = part.default if part.default is not None else "base" if recipe.base is not None else None
+    if default is not None and recipe.base is None and data["merge_method"] in WITHOUT_BASE:
+        data.setdefault("base_model", _party(recipe, default))
+    if default is not None and data.get("base_model") != _party(recipe, default):
+        raise RecipeError(f"tokens.default: mergekit takes the base_model's rows first (found {default})")
+    if not part.rows and part.multiple_of == 1:
+        data["tokenizer_source"] = owner
+        return
+    data["tokenizer"] = {"source": owner}
+    if part.rows:
+        data["tokenizer"]["tokens"] = {token: _written_row(recipe, row) for token, row in part.rows.items()}
+    if part.multiple_of > 1:
+        data["tokenizer"]["pad_to_multiple_of"] = part.multiple_of
+
+
+def _written_row(recipe: Recipe, row: TokenRow) -> dict[str, Any]:
+    source: Any = {"kind": "zero"} if row.source == "zero" else _party(recipe, row.source)
+    if row.source != "zero" and (row.token is not None or row.id is not None):
+        source = {"kind": "model_token", "model": source}
+        source |= {"token": row.token} if row.token is not None else {"token_id": row.id}
+    return {"source": source, **({"force": True} if row.force else {})}
+
+
+def _party(recipe: Recipe, key: int | str) -> str:
+    """A source or the base, as mergekit names it."""
+    ref = recipe.base if key == "base" else recipe.sources[int(key)]
+    assert ref is not None  # the recipe was checked
+    return _reference(ref)
 
 
 def _span(layers: Sequence[int], where: str) -> list[int]:

@@ -200,6 +200,15 @@ def check_keys(value: Mapping[str, Any], layer_count: int, names: Sequence[str] 
             resolve(value, name)
 
 
+def without_unmatched(value: Any, names: Sequence[str]) -> Any:
+    """The value without the patterns that name no tensor; what is no mapping stays as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    groups = {key: parse_key(key) for key in value}
+    known = [*names, TIED_HEAD]
+    return {key: value[key] for key, group in groups.items() if group.kind != "pattern" or any(map(group.covers, known))}
+
+
 def _some(names: Sequence[str]) -> str:
     """A name from outside the blocks, and one from inside."""
     kinds = {classify(name)[0]: name for name in reversed(names)}

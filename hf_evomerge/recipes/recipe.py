@@ -26,7 +26,8 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Gradient = list[float]
 ParameterValue = float | Gradient | dict[str, float | Gradient]
 OptionValue = bool | float | str | Gradient | dict[str, float | Gradient]
-Vocabulary = Literal["refuse", "truncate"] | dict[Literal["from"], int | Literal["base"]]
+Vocabulary = Literal["refuse", "truncate", "union", "tokenizer"] | dict[Literal["from"], int | Literal["base"]]
+BY_TOKEN = ("union", "tokenizer")  # vocabularies that are matched by token, not by row
 
 
 class SourceRef(StrictModel):
@@ -121,6 +122,7 @@ class MergePart(StrictModel):
             ``{weight: 0.5}``. A value is a number for the whole model, a gradient over the blocks such as ``[0, 0.5, 1]``, or
             a mapping to numbers and gradients: from layer groups (``embed``, ``blocks.0-3``, ``blocks.4.attn``, ``head``) or
             patterns of tensor names (``"*down_proj*"``); the key ``default`` stands for all that is not named.
+        unmatched: What becomes of patterns that name no tensor: ``refuse``, the default, or ``ignore``.
     """
 
     method: str
@@ -128,6 +130,7 @@ class MergePart(StrictModel):
     sources: list[int] | None = None
     slices: list[SlicePart] | None = Field(default=None, min_length=1)
     parameters: list[dict[str, ParameterValue]] = Field(default_factory=list)
+    unmatched: Literal["refuse", "ignore"] | None = None
 
     def check_slices(self) -> None:
         """Raise `ValueError`, naming the key, where the slices do not go with the rest or with themselves."""
@@ -173,6 +176,37 @@ class FlowPart(StrictModel):
         return LayerPath.parse(self.path, self.scales)
 
 
+class TokenRow(StrictModel):
+    """Where the rows of one token come from, in embeddings and head.
+
+    Attributes:
+        source: The source, or ``base``; ``zero``: no row, but zeros.
+        token: The token whose row it is there; the same token where absent.
+        id: The row's number, in place of ``token``.
+        force: Whether sources that have the token take that row too; else only those that lack it.
+    """
+
+    source: int | Literal["base", "zero"]
+    token: str | None = None
+    id: int | None = Field(default=None, ge=0)
+    force: bool = False
+
+
+class TokenPart(StrictModel):
+    """What a vocabulary that is matched by token needs to know beside the rule.
+
+    Attributes:
+        default: Whose row a source takes for a token that it lacks, a source or ``base``; the base where absent. What that one
+            lacks is the row of the only source that has it, or the mean of those that have it.
+        rows: Tokens with another row than that.
+        multiple_of: The number of rows is rounded up to a multiple of this; the rows that are added are the mean of the others.
+    """
+
+    default: int | Literal["base"] | None = None
+    rows: dict[str, TokenRow] = Field(default_factory=dict)
+    multiple_of: int = Field(default=1, ge=1, le=1 << 16)
+
+
 class Built(StrictModel):
     """What a published recipe gave when it was built; for whoever rebuilds it. Building does not read it.
 
@@ -210,12 +244,14 @@ class Recipe(StrictModel):
         flow: The data-flow part; the result is an `EvoMergedForCausalLM`.
         dtype: The dtype of the result; the first source's where absent. Sums are accumulated in float32.
         seed: Seed of the random masks of DARE and DELLA.
-        vocabulary: What to do where the sources' vocabularies differ by rows at their end. ``refuse``, the default;
+        vocabulary: What to do where the sources' vocabularies differ. ``refuse``, the default. By rows at their end:
             ``truncate``: the result has the smallest vocabulary; ``{from: 1}``: that of source 1 (or of the ``base``), whose
-            further rows are taken as they are.
+            further rows are taken as they are. By token, wherever its row is: ``tokenizer``: the result has the tokens of the
+            tokenizer that goes with it; ``union``: these, and then those of all others.
+        tokens: What a vocabulary by token needs to know beside the rule.
         tokenizer: The source whose tokenizer, chat template and generation settings go with the result, or ``base``; by default
             the first source that takes part, or the one that gives the vocabulary or the embeddings.
-        chat_template: A Jinja template in place of the tokenizer's own.
+        chat_template: A Jinja template in place of the tokenizer's own; ``auto``: the one that most sources have.
         built: What it gave when it was built, in a published recipe.
     """
 
@@ -226,6 +262,7 @@ class Recipe(StrictModel):
     dtype: Dtype | None = None
     seed: int = 0
     vocabulary: Vocabulary | None = None
+    tokens: TokenPart | None = None
     tokenizer: int | Literal["base"] | None = None
     chat_template: str | None = Field(default=None, min_length=1)
     built: Built | None = None
@@ -266,12 +303,19 @@ class Recipe(StrictModel):
         """Raise `ValueError` unless the sources of the vocabulary and of the tokenizer are there."""
         donor = self.vocabulary.get("from", 0) if isinstance(self.vocabulary, dict) else None
         if isinstance(self.vocabulary, dict) and "from" not in self.vocabulary:
-            raise ValueError("vocabulary: write refuse, truncate, or {from: SOURCE}")
+            raise ValueError("vocabulary: write refuse, truncate, union, tokenizer, or {from: SOURCE}")
         if self.vocabulary not in (None, "refuse") and self.merge is None:
             raise ValueError("vocabulary: there is no merge; a path has the vocabulary of flow.embedding_source")
         if donor is not None and donor != "base" and donor not in self.merge_sources:
             raise ValueError(f"vocabulary.from: {donor} is no source that takes part in the merge")
-        for key, index in (("vocabulary.from", donor), ("tokenizer", self.tokenizer)):
+        tokens = self.tokens or TokenPart()
+        if self.tokens is not None and self.vocabulary not in BY_TOKEN:
+            raise ValueError("tokens: matched only with vocabulary: union, or vocabulary: tokenizer; write one of them")
+        named = {"tokens.default": tokens.default, **{f"tokens.rows.{name}": row.source for name, row in tokens.rows.items()}}
+        for key, index in named.items():
+            if isinstance(index, int) and index not in self.merge_sources:
+                raise ValueError(f"{key}: {index} is no source that takes part in the merge")
+        for key, index in (("vocabulary.from", donor), ("tokenizer", self.tokenizer), *named.items()):
             if index == "base" and self.base is None:
                 raise ValueError(f"{key}: there is no base; name a source by its number")
             if isinstance(index, int) and not 0 <= index < len(self.sources):

@@ -72,7 +72,7 @@ def test_slices_with_filters_and_gradients() -> None:
     """The file that most slerp merges are made with: filters become patterns, and the base is where the way begins."""
     read = from_mergekit(SLERP)
     t = {"*self_attn*": [0.0, 0.5, 0.3, 0.7, 1.0], "*mlp*": [1.0, 0.5], "default": 0.5}
-    part = MergePart(method="slerp", options={"t": t}, slices=[SlicePart(layers=["0:0-31", "1:0-31"])])
+    part = MergePart(method="slerp", options={"t": t}, slices=[SlicePart(layers=["0:0-31", "1:0-31"])], unmatched="ignore")
     assert read.recipe == Recipe(sources=[B, A], merge=part, dtype="bfloat16")
     assert read.notes == []
 
@@ -85,8 +85,10 @@ def test_models_with_a_base() -> None:
         {"weight": {"*mlp*": 0.5, "default": 0.3}, "density": [1.0, 0.7, 0.1]},
         {"weight": {"*embed*": 0.1, "default": 0.1}, "density": 0.33},
     ]
-    part = MergePart(method="ties", options={"normalize": True, "rescale": "l1"}, parameters=values)
-    expected = Recipe(sources=[A, lora], base=SourceRef(model="org/base"), merge=part, dtype="float16")
+    options = {"normalize": True, "rescale": "l1"}
+    part = MergePart(method="ties", options=options, parameters=values, unmatched="ignore")
+    fields = {"dtype": "float16", "vocabulary": "tokenizer"}
+    expected = Recipe(sources=[A, lora], base=SourceRef(model="org/base"), merge=part, **fields)
     assert read.recipe == expected
     assert read.notes == []
 
@@ -179,6 +181,8 @@ def test_settings_without_effect_are_noted() -> None:
     """A parameter that the method does not have is left out with a note, as mergekit leaves it out without one."""
     read = from_mergekit(MODELS + "merge_method: linear\nparameters: {weight: 1, density: 0.5}\n")
     assert read.notes == ["parameters.density: linear has no such parameter; left out, as mergekit does"]
+    read = from_mergekit(MODELS + WEIGHTED + "colour: red\nname: it")
+    assert read.notes == ["colour: mergekit has no such key; left out, as mergekit does"]
     read = from_mergekit("models: [{model: org/a, layer_range: [0, 2]}]\nmerge_method: passthrough")
     assert read.notes == ["models[0].layer_range: left out, as mergekit does; layers are chosen in slices"]
 
@@ -187,11 +191,12 @@ def test_settings_without_effect_are_noted() -> None:
     ("text", "message"),
     [
         ("modules: {}\nmerge_method: linear", "modules: a recipe is of one language model"),
+        ("modules: {a: {}, b: {}}\nmerge_method: linear", "modules: a recipe is of one language model (found ['a', 'b'])"),
+        ("modules: {a: {models: []}}\n" + MODELS + WEIGHTED, "models: given beside modules.a; keep one of them"),
         (MODELS, "merge_method: missing; this is no mergekit file"),
         (MODELS + "merge_method: ram", "merge.method: 'ram' is not known; choose one of"),
         (MODELS + WEIGHTED + "slices: []", "models: give either models or slices"),
         ("merge_method: linear", "models: give either models or slices"),
-        (MODELS + WEIGHTED + "colour: red", "colour: no key of a mergekit file that is known here (found 'red')"),
         ("models: []\n" + WEIGHTED, "models: expected a list (found [])"),
         ("models: [{parameters: {}}]\n" + WEIGHTED, "models[0].model: missing"),
         ("models: [{model: a+b+c}]\n" + WEIGHTED, "models[0].model: 'a+b+c' names no model; write PATH"),
@@ -221,24 +226,26 @@ def test_settings_without_effect_are_noted() -> None:
             "parameters.eps: 1e-08 in multislerp, and no other (found 0.1)",
         ),
         (MODELS + WEIGHTED + "dtype: float64", "dtype: 'float64' cannot be written; a recipe's result is float32"),
-        (MODELS + WEIGHTED + "tokenizer_source: union", "tokenizer_source: union: a recipe makes no vocabulary of several"),
         (
             "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]}]\nmerge_method: slerp\n"
             "base_model: c\nparameters: {t: 0.5}",
             "slices[0].sources: the base_model is not among them; slerp begins there",
         ),
-        (MODELS + WEIGHTED + "tokenizer: {source: org/a, tokens: {x: 1}}", "tokenizer.tokens: a recipe adds no tokens"),
         (
-            MODELS + WEIGHTED + "tokenizer: {source: org/a, pad_to_multiple_of: 8}",
-            "tokenizer.pad_to_multiple_of: a recipe adds",
-        ),
-        (MODELS + WEIGHTED + "chat_template: auto", "chat_template: 'auto' is a name; a recipe holds the Jinja text itself"),
-        (
-            "slices: [{sources: [{model: a, layer_range: [0, 2]}], residual_weight: 1}]\nmerge_method: passthrough",
-            "slices[0].residual_weight: a recipe has nothing like it (found 1)",
+            MODELS + WEIGHTED + "tokenizer: {source: org/a, tokens: {x: 1}}",
+            "tokenizer.tokens.x: expected a mapping (found 1)",
         ),
         (
-            "slices: [{sources: [{model: a, layer_range: [0, 2]}], base_model: b}]\nmerge_method: passthrough",
+            MODELS + WEIGHTED + "tokenizer: {tokens: {x: {source: org/c}}}",
+            "tokenizer.tokens.x.source: org/c is none of the models that are merged",
+        ),
+        (MODELS + WEIGHTED + "tokenizer: {pad_to_multiple_of: 0}", "tokens.multiple_of: Input should be greater than or equal"),
+        (
+            MODELS + WEIGHTED + "chat_template: vicuna",
+            "chat_template: 'vicuna' is neither Jinja nor a known name; write one of",
+        ),
+        (
+            "slices: [{sources: [{model: a, layer_range: [0, 2]}], base_model: b}]\nmerge_method: model_stock",
             "slices[0].base_model: a recipe has one base",
         ),
         (
@@ -258,7 +265,6 @@ def test_settings_without_effect_are_noted() -> None:
             MODELS + WEIGHTED + "out_dtpe: float32",
             "out_dtpe: no key of a mergekit file that is known here (found 'float32'); did you mean out_dtype?",
         ),
-        (MODELS + WEIGHTED + "1: 2\nz: 3", "1: no key of a mergekit file that is known here (found 2)"),
         (MODELS + "merge_method: linear\nparameters: {weight: .inf}", "models (org/a).weight: inf is not a finite number"),
         (MODELS + f"merge_method: linear\nparameters: {{weight: {'9' * 400}}}", "models (org/a).weight: 99999"),
         (

@@ -1,0 +1,178 @@
+"""Vocabularies that are matched by token: whose row a token gets, which tokenizer goes with it, and what stays untouched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import tiny_config
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.errors import EvoMergeError, RecipeError, SourceError
+from hf_evomerge.recipes.recipe import Recipe
+
+COMMON = ["<unk>", "a", "b", "c", "ab"]
+TOKENS = {
+    "base": [*COMMON, "<x>"],
+    "first": ["<unk>", "b", "a", "ab", "c", "<y>", "<x>"],
+    "second": [*COMMON, "<y>", "<z>", "bc"],
+}
+
+
+def save(folder: Path, tokens: list[str], seed: int, rows: int | None = None) -> None:
+    """A model with a byte-pair tokenizer of these tokens, those in angles added to it, and perhaps more rows than tokens."""
+    torch.manual_seed(seed)
+    LlamaForCausalLM(tiny_config(tie_word_embeddings=False, vocab_size=rows or len(tokens))).save_pretrained(folder)
+    added = [
+        {"id": n, "content": token, "special": True, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for n, token in enumerate(tokens)
+        if token[0] == "<"
+    ]
+    plain = {token: n for n, token in enumerate(tokens) if token[0] != "<" or token == "<unk>"}
+    merges = [list(token) for token in plain if len(token) == 2]
+    model = {"type": "BPE", "unk_token": "<unk>", "vocab": plain, "merges": merges}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": added, "model": model}))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "chat_template": folder.name}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and two sources, one of which has the common tokens in another order; each has tokens that others lack."""
+    folder = tmp_path_factory.mktemp("family")
+    for seed, (name, tokens) in enumerate(TOKENS.items()):
+        save(folder / name, tokens, seed)
+    return folder
+
+
+def recipe_of(folder: Path, method: str = "linear", *, base: bool = False, **fields: Any) -> Recipe:
+    """A merge of both sources with weights .25 and .75."""
+    return Recipe.model_validate(
+        {
+            "sources": [{"model": str(folder / "first")}, {"model": str(folder / "second")}],
+            "merge": {"method": method, "parameters": [{"weight": 0.25}, {"weight": 0.75}]},
+            **({"base": {"model": str(folder / "base")}} if base else {}),
+            **fields,
+        }
+    )
+
+
+def rows_of(folder: Path, tokens: list[str] | None = None) -> dict[str, torch.Tensor]:
+    """The row of each token in the embeddings."""
+    tensor = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    if tokens is None:
+        data = json.loads((folder / "tokenizer.json").read_text())
+        known = {**data["model"]["vocab"], **{item["content"]: item["id"] for item in data["added_tokens"]}}
+        tokens = sorted(known, key=known.__getitem__)
+    return dict(zip(tokens, tensor, strict=False))
+
+
+def test_a_union_without_a_base(family: Path, tmp_path: Path) -> None:
+    """Equal tokens are merged wherever they stand; what one source lacks is the other's row; the tokenizer knows all."""
+    out = build_model(recipe_of(family, vocabulary="union"), tmp_path / "out", progress=False)
+    rows, first, second = rows_of(out), *(rows_of(family / name, TOKENS[name]) for name in ("first", "second"))
+    assert list(rows) == [*TOKENS["first"], "<z>", "bc"]
+    for token in rows:
+        a, b = first.get(token, second.get(token)), second.get(token, first.get(token))
+        assert a is not None
+        assert b is not None
+        assert torch.allclose(rows[token], 0.25 * a + 0.75 * b, atol=1e-6), token
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert model.config.vocab_size == len(tokenizer) == len(rows)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("ab<z>bc<y>")["input_ids"]) == ["ab", "<z>", "b", "c", "<y>"]
+
+
+def test_the_base_gives_what_a_source_lacks(family: Path, tmp_path: Path) -> None:
+    """A token that the base has does not move where a source lacks it; one that it lacks is the mean of those that have it."""
+    recipe = recipe_of(family, "task_arithmetic", base=True, vocabulary="union", tokenizer="base")
+    rows = rows_of(build_model(recipe, tmp_path / "out", progress=False))
+    base, first, second = (rows_of(family / name, tokens) for name, tokens in TOKENS.items())
+    assert list(rows) == [*TOKENS["base"], "<y>", "<z>", "bc"]
+    assert torch.allclose(rows["<x>"], base["<x>"] + 0.25 * (first["<x>"] - base["<x>"]), atol=1e-6)
+    mean = (first["<y>"] + second["<y>"]) / 2
+    assert torch.allclose(rows["<y>"], mean + 0.25 * (first["<y>"] - mean) + 0.75 * (second["<y>"] - mean), atol=1e-6)
+    assert torch.allclose(rows["bc"], second["bc"], atol=1e-6)
+
+
+def test_the_tokens_of_one_tokenizer(family: Path, tmp_path: Path) -> None:
+    """With ``vocabulary: tokenizer`` the result has those tokens and that file, byte for byte."""
+    out = build_model(recipe_of(family, vocabulary="tokenizer", tokenizer=1), tmp_path / "out", progress=False)
+    assert list(rows_of(out)) == TOKENS["second"]
+    assert (out / "tokenizer.json").read_bytes() == (family / "second" / "tokenizer.json").read_bytes()
+
+
+def test_rows_may_be_chosen(family: Path, tmp_path: Path) -> None:
+    """A token may have another's row, zeros or a row of its number, be forced on all; rows that fill up are the mean."""
+    tokens = {
+        "rows": {
+            "<z>": {"source": 1, "force": True},
+            "bc": {"source": "zero", "force": True},
+            "<x>": {"source": 1, "token": "a"},
+            "<y>": {"source": 0, "id": 2, "force": True},
+        },
+        "multiple_of": 4,
+    }
+    out = build_model(recipe_of(family, vocabulary="union", tokens=tokens), tmp_path / "out", progress=False)
+    rows, first, second = rows_of(out), *(rows_of(family / name, TOKENS[name]) for name in ("first", "second"))
+    assert torch.allclose(rows["<z>"], second["<z>"], atol=1e-6)
+    assert not rows["bc"].any()
+    assert torch.allclose(rows["<x>"], 0.25 * first["<x>"] + 0.75 * second["a"], atol=1e-6)
+    assert torch.allclose(rows["<y>"], first["a"], atol=1e-6)
+    table = load_file(out / "model.safetensors")["model.embed_tokens.weight"]
+    assert len(table) == 12
+    assert torch.allclose(table[9:], table[:9].mean(0).expand(3, -1), atol=1e-6)
+
+
+def test_alike_tokenizers_change_nothing(tmp_path: Path) -> None:
+    """Where all have the same tokens and as many rows, rows without a token included, the result is that of a plain merge."""
+    for seed, name in enumerate(("first", "second")):
+        save(tmp_path / name, COMMON, seed, rows=8)
+    plain, union = (
+        load_file(build_model(recipe_of(tmp_path, vocabulary=way), tmp_path / str(way), progress=False) / "model.safetensors")
+        for way in (None, "union")
+    )
+    assert all(torch.equal(plain[name], union[name]) for name in plain)
+    assert len(union["model.embed_tokens.weight"]) == 8
+
+
+def test_the_most_common_template(family: Path, tmp_path: Path) -> None:
+    """``chat_template: auto`` is the template that most sources have, and the first one's where all differ."""
+    out = build_model(
+        recipe_of(family, vocabulary="union", tokenizer=1, chat_template="auto"), tmp_path / "out", progress=False
+    )
+    assert (out / "chat_template.jinja").read_text() == "first"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tokens": {}}, "tokens: matched only with vocabulary: union"),
+        ({"vocabulary": "union", "tokens": {"default": 2}}, "tokens.default: 2 is no source that takes part"),
+        ({"vocabulary": "union", "tokens": {"rows": {"a": {"source": "base"}}}}, "tokens.rows.a: there is no base"),
+        ({"vocabulary": "union", "tokens": {"rows": {"q": {"source": 0}}}}, "tokens.rows: 'q' is no token of the result"),
+        ({"vocabulary": "union", "tokens": {"rows": {"<z>": {"source": 0}}}}, "tokens.rows.<z>: "),
+        ({"vocabulary": "union", "tokens": {"rows": {"a": {"source": 0, "id": 7}}}}, "tokens.rows.a.id: "),
+    ],
+)
+def test_what_cannot_be_matched_is_refused(family: Path, fields: dict[str, Any], message: str) -> None:
+    """A row that is not there is named before anything is built."""
+    text = json.dumps(recipe_of(family).model_dump(exclude_none=True) | fields)
+    with pytest.raises((RecipeError, SourceError)) as caught:
+        check_recipe(Recipe.from_yaml(text))
+    assert message in str(caught.value)
+
+
+def test_a_source_without_a_tokenizer_is_named(family: Path, tmp_path: Path) -> None:
+    """Tokens cannot be matched where nothing says which they are."""
+    save(tmp_path / "first", COMMON, 0)
+    save(tmp_path / "second", COMMON, 1)
+    for file in (tmp_path / "second").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(EvoMergeError, match="second"):
+        check_recipe(recipe_of(tmp_path, vocabulary="union"))

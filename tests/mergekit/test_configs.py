@@ -1,0 +1,45 @@
+"""mergekit files as people publish them: each is built from tiny stand-ins of its models, or refused as it states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import zoo
+from safetensors import safe_open
+
+from hf_evomerge.building.build import build_model
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.mergekit import from_mergekit, to_mergekit
+
+CONFIGS = sorted(Path(__file__).with_name("configs").glob("*.yml"))
+REFUSED = "# refused: "
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all stand-ins."""
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_a_published_file_is_built_or_refused(file: Path, models: Path, tmp_path: Path) -> None:
+    """It gives a model with as many rows as its tokenizer has tokens or more, or one line that says why not."""
+    text = file.read_text()
+    if text.startswith(REFUSED):
+        with pytest.raises(EvoMergeError) as caught:
+            build_model(from_mergekit(zoo.localise(text, models)).recipe, tmp_path / "out", progress=False)
+        assert text.partition("\n")[0].removeprefix(REFUSED) in str(caught.value)
+        return
+    recipe = from_mergekit(zoo.localise(text, models)).recipe
+    out = build_model(recipe, tmp_path / "out", progress=False)
+    with safe_open(out / "model.safetensors", "pt") as tensors:
+        assert tensors.get_tensor("model.embed_tokens.weight").isfinite().all()
+    assert from_mergekit(to_mergekit(recipe)[0]).recipe.merge == recipe.merge
+
+
+def test_how_many_are_built() -> None:
+    """Of at least 60 files at most one in ten is refused."""
+    refused = [file.stem for file in CONFIGS if file.read_text().startswith(REFUSED)]
+    assert len(CONFIGS) >= 60
+    assert 10 * len(refused) <= len(CONFIGS), refused

@@ -1,0 +1,174 @@
+"""Tiny stand-ins for the models that a mergekit file names: one by name, so that the same name is always the same model.
+
+A model has as many layers as the file's highest ``layer_range`` asks for, 4 where it asks for none; where that is 16 or more
+all numbers of layers are divided by 4. The tokenizer has 40 tokens, and those that fine-tunes of the name's kind add: ChatML's
+two, a padding token, or both.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+WIDTH, INNER, HEADS, KV_HEADS = 16, 24, 4, 2
+WORDS = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz ", "th", "he", "in", "er", "an", "re", "on", "at", "en", "nd"]
+CHATML = ("hermes", "dolphin", "chatml", "openchat", "orca")
+PADDED = ("wizard", "vicuna")
+MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source", "path")
+
+
+def localise(text: str, folder: Path) -> str:
+    """The file with a folder for each name of a model; models that are not there yet are made."""
+    data = yaml.safe_load(text)
+    spans = list(_spans(data))
+    if max([span[1] for span in spans], default=0) >= 16:
+        for span in spans:
+            span[0] //= 4
+            span[1] = max(span[0] + 1, span[1] // 4)
+    depth = max([4, *(span[1] for span in spans)])
+    return yaml.safe_dump(_renamed(data, folder, depth), sort_keys=False)
+
+
+def _spans(data: Any) -> Iterator[list[int]]:
+    for value in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        yield from _spans(value)
+    if isinstance(data, dict) and "layer_range" in data:
+        yield data["layer_range"]
+
+
+def _renamed(data: Any, folder: Path, depth: int, key: str = "") -> Any:
+    if isinstance(data, dict):
+        return {name: _renamed(value, folder, depth, name) for name, value in data.items() if name != "revision"}
+    if isinstance(data, list):
+        return [_renamed(value, folder, depth) for value in data]
+    if key in MODEL_KEYS and isinstance(data, str) and "/" in data:
+        model, _, adapter = data.partition("+")
+        parts = [save_model(folder, model.partition("@")[0], depth)]
+        parts += [save_adapter(folder, adapter.partition("@")[0], depth)] if adapter else []
+        return "+".join(map(str, parts))
+    return data
+
+
+def tokens_of(name: str) -> list[str]:
+    """The tokens that a model of this name has."""
+    lower = name.lower()
+    added = ["<|im_end|>", "<|im_start|>"] if any(word in lower for word in CHATML) else []
+    return [*WORDS, *(["[PAD]"] if any(word in lower for word in PADDED) else []), *added]
+
+
+def save_model(folder: Path, name: str, depth: int) -> Path:
+    """A Llama whose weights are those of a common base and noise that the name decides."""
+    place = folder / f"{name.replace('/', '--')}-{depth}"
+    if place.exists():
+        return place
+    place.mkdir(parents=True)
+    tokens = tokens_of(name)
+    own, common = (torch.Generator().manual_seed(seed) for seed in (zlib.crc32(name.encode()), 0))
+    tensors = {}
+    for key, shape in _shapes(depth, len(tokens)).items():
+        known = (len(WORDS), *shape[1:]) if shape[0] == len(tokens) else shape
+        tensor = torch.randn(shape, generator=own) * 0.01
+        tensor[: known[0]] += torch.randn(known, generator=common) * 0.1 + key.endswith("norm.weight")
+        tensors[key] = tensor
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": WIDTH,
+        "intermediate_size": INNER,
+        "num_hidden_layers": depth,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": len(tokens),
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "dtype": "float32",
+    }
+    (place / "config.json").write_text(json.dumps(config))
+    save_tokenizer(place, tokens)
+    return place
+
+
+def _shapes(depth: int, size: int) -> dict[str, tuple[int, ...]]:
+    small = WIDTH // HEADS * KV_HEADS
+    block = {
+        "self_attn.q_proj": (WIDTH, WIDTH),
+        "self_attn.k_proj": (small, WIDTH),
+        "self_attn.v_proj": (small, WIDTH),
+        "self_attn.o_proj": (WIDTH, WIDTH),
+        "mlp.gate_proj": (INNER, WIDTH),
+        "mlp.up_proj": (INNER, WIDTH),
+        "mlp.down_proj": (WIDTH, INNER),
+        "input_layernorm": (WIDTH,),
+        "post_attention_layernorm": (WIDTH,),
+    }
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size, WIDTH)}
+    found |= {f"model.layers.{layer}.{name}.weight": shape for layer in range(depth) for name, shape in block.items()}
+    return {**found, "model.norm.weight": (WIDTH,), "lm_head.weight": (size, WIDTH)}
+
+
+def save_tokenizer(folder: Path, tokens: list[str]) -> None:
+    """A BPE tokenizer; what follows the common words is added to it."""
+    special = [token for token in tokens if token[0] in "<["]
+    added = [
+        {"id": n, "content": token, "special": True, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for n, token in enumerate(tokens)
+        if token in special
+    ]
+    data = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {token: n for n, token in enumerate(tokens) if token not in special[3:]},
+            "merges": [list(token) for token in tokens if len(token) == 2],
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "added_tokens_decoder": {str(item["id"]): {key: value for key, value in item.items() if key != "id"} for item in added},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def save_adapter(folder: Path, name: str, depth: int) -> Path:
+    """A LoRA adapter of rank 2 of the queries and the values."""
+    place = folder / f"{name.replace('/', '--')}-lora-{depth}"
+    if place.exists():
+        return place
+    place.mkdir(parents=True)
+    generator, tensors = torch.Generator().manual_seed(zlib.crc32(name.encode())), {}
+    for layer in range(depth):
+        for module, rows in (("q_proj", WIDTH), ("v_proj", WIDTH // HEADS * KV_HEADS)):
+            prefix = f"base_model.model.model.layers.{layer}.self_attn.{module}"
+            tensors[f"{prefix}.lora_A.weight"] = torch.randn(2, WIDTH, generator=generator) * 0.1
+            tensors[f"{prefix}.lora_B.weight"] = torch.randn(rows, 2, generator=generator) * 0.1
+    save_file(tensors, place / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
+    (place / "adapter_config.json").write_text(json.dumps(config))
+    return place
