@@ -114,7 +114,7 @@ class _Reader:
         self.filtered = False
         self._note_unknown(data, KEYS, "")
         for name, module in _mapping(data.get("modules"), "modules").items():
-            self._note_unknown(module, MODULE_KEYS, f"modules.{name}.")
+            self._note_unknown(_mapping(module, f"modules.{name}"), MODULE_KEYS, f"modules.{name}.")
 
     def _note_unknown(self, given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
         for key in sorted(set(given) - set(known), key=str):
@@ -415,6 +415,10 @@ def _value(parameter: Parameter, setting: Setting, where: str) -> Any:
 def _convert(parameter: Parameter, value: Any, where: str) -> Any:
     """One value, or a gradient, in the type that a recipe has."""
     if isinstance(value, list):
+        if parameter.kind != "number":
+            raise RecipeError(f"{where}: takes one value, not a gradient (found {shown(value)})")
+        if parameter.kind != "number":
+            raise RecipeError(f"{where}: takes one value, not a gradient (found {shown(value)})")
         if nested := [item for item in value if isinstance(item, list)]:
             raise RecipeError(f"{where}: {shown(nested[0])} is not a number; a gradient is one list")
         return [_convert(parameter, item, where) for item in value]
