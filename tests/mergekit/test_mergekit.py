@@ -240,6 +240,11 @@ def test_settings_without_effect_are_noted() -> None:
             "tokenizer.tokens.x.source: org/c is none of the models that are merged",
         ),
         (MODELS + WEIGHTED + "tokenizer: {pad_to_multiple_of: 0}", "tokens.multiple_of: Input should be greater than or equal"),
+        ("modules: {a: 3}\nmerge_method: linear", "modules.a: expected a mapping (found 3)"),
+        (
+            MODELS + "merge_method: ties\nbase_model: c\nparameters: {weight: 1, rescale: [1, 0]}",
+            "rescale: takes one value, not a gradient (found [1, 0])",
+        ),
         (
             MODELS + WEIGHTED + "chat_template: vicuna",
             "chat_template: 'vicuna' is neither Jinja nor a known name; write one of",

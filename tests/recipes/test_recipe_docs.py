@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -37,6 +38,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "added" in name:
             tuned.resize_token_embeddings(27, mean_resizing=False)
         tuned.save_pretrained(folder / name)
+        words = [*(f"w{n}" for n in range(24)), "<|im_start|>", "<|im_end|>", "<pad>"][: tuned.config.vocab_size]
+        model = {"type": "WordLevel", "unk_token": "w0", "vocab": {word: n for n, word in enumerate(words)}}
+        (folder / name / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     for name in ("japanese-lora", "maths-lora"):
         get_peft_model(LlamaForCausalLM(base.config), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder / name)
     return folder
