@@ -279,7 +279,7 @@ def handed_in() -> AbstractContextManager[object]:
     """The random numbers that `RUN` hands to mergekit: the same for every tensor and source."""
 
     def numbers(field: RandomField, start: int, stop: int) -> np.ndarray:
-        field.key = 0
+        field._key = 0
         return own(field, start, stop)
 
     own = RandomField.numbers
