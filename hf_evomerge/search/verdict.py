@@ -142,7 +142,10 @@ def about_parents(parents: Mapping[str, Scores], test_examples: int) -> tuple[li
     if all((whole[name].values == whole[best].values).all() for name in others):
         warning = "every source scores the same on every search example: this fitness sees nothing to combine; try likelihood"
     elif not ahead.any():
-        warning = f"on no search example is another source ahead of {best}: a merge has nothing to combine on this task"
+        warning = (
+            f"on no search example is another source ahead of {best} by this fitness; if it sees more than the form of the "
+            "answers, there is nothing that a merge could combine"
+        )
     return notes, warning
 
 
