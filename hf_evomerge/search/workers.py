@@ -158,7 +158,7 @@ def _work(pipe: Connection, config: SearchConfig, arguments: dict[str, Any]) -> 
         return
     evaluator.loading = pipe.send
     pipe.send(_READY)
-    with suppress(EOFError):  # there are no more jobs
+    with suppress(EOFError, OSError):  # there are no more jobs, or nobody waits for the scores
         while True:
             job: Job = pipe.recv()
             pipe.send(evaluator.evaluate(job.target, job.split, job.batch, job.slopes, job.fitness))
