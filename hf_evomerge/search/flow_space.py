@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from ..recipes.recipe import FlowPart, MergePart, Recipe
 from ..routing.layout import FlowGenome, Layout
-from .config import FlowSpaceConfig, SearchConfig
+from .config import SearchConfig
 from .optimizer import Start, Vector
 from .parameter_space import ParameterSpace
+from .sections import FlowSpaceConfig
 from .slopes import GateSlopes, JointSlopes
 
 _WAITING = 0.05  # gates of slots that are off at the start of a gradient search: half of what puts them on

@@ -15,8 +15,8 @@ from ..recipes.recipe import Recipe
 from .slopes import GateSlopes, JointSlopes
 
 if TYPE_CHECKING:
-    from .config import LimitsConfig
     from .runner import Job
+    from .sections import LimitsConfig
 
 FLOOR = 60.0  # seconds that every evaluation may take where the file sets no limit
 TIMES = 10  # what a parent takes, where the file sets no limit

@@ -16,8 +16,9 @@ from ..merging.parameters import Parameter
 from ..merging.registry import get_method
 from ..recipes.layer_groups import Grouping, check_keys, select_key
 from ..recipes.recipe import MergePart, Recipe
-from .config import Range, SearchConfig, source_label
+from .config import SearchConfig, source_label
 from .optimizer import Start, Vector
+from .sections import Range
 from .slopes import WeightSlopes
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..fitness import Example, Task
 from .baselines import FOLDER, tuned_models
 from .checks import check_search
-from .config import LimitsConfig, SearchConfig
+from .config import SearchConfig
 from .evaluator import Evaluator
 from .folder import PLOTS_FOLDER, build_winner, edits, known_pins, open_study, rooted, save_results, settings_of
 from .grounds import check_same_grounds, pin
@@ -21,6 +21,7 @@ from .loop import Search
 from .pictures import draw_pictures
 from .results import Result
 from .runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
+from .sections import LimitsConfig
 from .stage import Report
 from .study import Study
 

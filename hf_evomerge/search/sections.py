@@ -1,0 +1,195 @@
+"""The sections of a search file: the two spaces, their optimizers, and limits. The file as a whole is in ``config.py``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ..checkpoints.shards import parse_size
+from ..errors import EvoMergeError, shown
+from ..fitness.registry import AnyTaskSpec
+from ..recipes.recipe import ScaleTarget
+from ..recipes.strict_yaml import StrictModel
+from ..routing.layout import Ends, Initialisation, ScaleEncoding
+from .optimizer import Algorithm, Restarts
+
+
+class Range(StrictModel):
+    """The bounds of one evolved parameter, and where the search begins.
+
+    Attributes:
+        low, high: Bounds, in the parameter's own unit.
+        start: First mean; the middle where absent.
+    """
+
+    low: float
+    high: float
+    start: float | None = None
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}")
+        if self.start is not None and not self.low <= self.start <= self.high:
+            raise ValueError(f"start {self.start} is outside {self.low} to {self.high}")
+        return self
+
+    @property
+    def start_fraction(self) -> float:
+        """Where the search begins, as a fraction of the way from low to high."""
+        return 0.5 if self.start is None else (self.start - self.low) / (self.high - self.low)
+
+
+class OptimizerConfig(StrictModel):
+    """How genomes are proposed, and how many.
+
+    Attributes:
+        algorithm: ``cma``, ``random``, or ``gradient`` (Adam on batches) where the fitness has a gradient.
+        population: Candidates per generation; 4 + floor(3 ln n) where absent.
+        sigma: First step size. For PS as a fraction of each parameter's range, 1/6 by default (``gradient``: 0.04); for DFS in
+            the units of the genome, 0.1 by default (gates by evolution: 0.2); 0.04 by default after a ``first``.
+        evaluations: Budget in scores of all search examples. A score of a batch counts as its share, a gradient of merge
+            weights three times as much, one of gates twice as much for as many hops as the first source has layers.
+        minutes: Budget in minutes; no generation starts after it. Whichever budget ends first.
+        restarts: ``none`` or ``ipop``.
+    """
+
+    algorithm: Algorithm = "cma"
+    population: int | None = Field(default=None, ge=2)
+    sigma: float | None = Field(default=None, gt=0)
+    evaluations: int = Field(default=1000, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
+    restarts: Restarts = "none"
+
+
+class FirstConfig(OptimizerConfig):
+    """An optimizer that runs before a space's own, which then begins at its winner.
+
+    Attributes:
+        algorithm: As for any; ``gradient`` by default.
+        fitness: What this one climbs; the search's own fitness where absent.
+    """
+
+    algorithm: Algorithm = "gradient"
+    fitness: AnyTaskSpec | None = None
+
+
+class ParameterSpaceConfig(StrictModel):
+    """The parameter-space search (arXiv:2403.13187).
+
+    Attributes:
+        method: Name of a merge method.
+        options: The method's global parameters: a value (fixed), or for a number a range (evolved).
+        sources: Which sources take part, as indices; all by default.
+        blocks_per_group: Blocks that share one set of parameters: a number, ``all`` (one group for all blocks, beside
+            embeddings and head) or ``model`` (one group for everything, the paper's reported setting).
+        split_attention: Whether attention has parameters of its own, apart from the MLP.
+        groups: In place of these two: ``tensor`` (one set of parameters for each tensor), or a list of keys as a recipe has
+            them: layer groups, names of tensors, name patterns, ``default``; or into how many groups the blocks are divided.
+        parameters: Per per-source parameter: a number (fixed), a range (evolved), or absent (evolved within the method's own
+            bounds).
+        optimizer: How to search.
+    """
+
+    method: str = "task_arithmetic"
+    options: dict[str, bool | float | str | Range] = Field(default_factory=dict)
+    sources: list[int] | None = None
+    blocks_per_group: int | Literal["all", "model"] = 1
+    split_attention: bool = False
+    groups: Literal["tensor"] | Annotated[int, Field(ge=1)] | list[str] | None = None
+    parameters: dict[str, float | Range] = Field(default_factory=dict)
+    starts: list[Literal["average", "metagpt"]] = Field(default_factory=list)
+    first: FirstConfig | None = None
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> ParameterSpaceConfig:
+        if self.groups is not None and (self.blocks_per_group, self.split_attention) != (1, False):  # a study states defaults
+            raise ValueError("groups: stands in the place of blocks_per_group and split_attention; leave those out")
+        return self
+
+
+class FlowSpaceConfig(StrictModel):
+    """The data-flow-space search (arXiv:2403.13187).
+
+    Attributes:
+        order: The sources in the order their layers are laid out; the first is the paper's A. All, in order, by default. In a
+            hybrid search the merged model has the number of sources as its index, and comes first by default.
+        terms: Layers of a hop: 1, or as many as there are sources in `order`: the layers of one depth then run side by side on
+            the same stream, and their gates are the weights of their sum.
+        repetitions: How often the layout is repeated (the paper's r); 2, and 1 where hops have several terms.
+        scales: Scale encoding: ``gate`` (one number per slot in place of indicator and scale), ``slot``, ``matrix``,
+            ``network`` or ``none``. ``gate`` by default; ``slot`` with ``mlp_delta``.
+        scale_bounds: The least and the greatest scale; gates do not look at it.
+        ends: ``paper``: every path begins with the first and ends with the last layer of A; ``free``: these are slots like all
+            others. ``free`` by default with gates, which alone can have it.
+        scale_target: What a scale multiplies: ``stream`` or ``mlp_delta``.
+        initialisation: ``near_identity`` or ``paper``.
+        max_hops: The longest path.
+        first, optimizer: As for `ParameterSpaceConfig`.
+    """
+
+    order: list[int] | None = None
+    terms: int = Field(default=1, ge=1)
+    repetitions: int | None = Field(default=None, ge=1, le=64)
+    scales: ScaleEncoding | None = None
+    scale_bounds: tuple[float, float] = (0.4, 1.5)
+    scale_target: ScaleTarget = "stream"
+    initialisation: Initialisation = "near_identity"
+    ends: Ends | None = None
+    max_hops: int = Field(default=128, ge=2, le=4096)
+    first: FirstConfig | None = None
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+
+    @field_validator("scale_bounds")
+    @classmethod
+    def _one_inside(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < 1 < value[1]:
+            raise ValueError(f"1 is not between {value[0]} and {value[1]}, and a search starts with all scales at 1")
+        return value
+
+    @property
+    def encoding(self) -> ScaleEncoding:
+        """The scale encoding, where the file does not say it too."""
+        return self.scales or ("gate" if self.scale_target == "stream" else "slot")
+
+    @property
+    def passes(self) -> int:
+        """The repetitions of the layout, where the file does not say it too."""
+        return self.repetitions or (2 if self.terms == 1 else 1)
+
+    @model_validator(mode="after")
+    def _check_gates(self) -> FlowSpaceConfig:
+        gates = self.encoding == "gate"
+        if gates and self.scale_target != "stream":
+            raise ValueError("scales: gate is a factor of the stream; write scale_target: stream, or scales: slot")
+        if self.terms > 1 and (not gates or self.ends == "paper"):
+            raise ValueError(f"terms: {self.terms} go with gates and free ends; write scales: gate, and leave ends out")
+        if not gates and self.ends == "free":
+            raise ValueError(f"ends: free goes with gates; with scales: {self.encoding} leave it out")
+        for key, optimizer in (("first", self.first), ("optimizer", self.optimizer)):
+            if not gates and optimizer is not None and optimizer.algorithm == "gradient":
+                raise ValueError(f"{key}.algorithm: gradient goes with gates; write scales: gate (found {self.encoding})")
+        return self
+
+
+class LimitsConfig(StrictModel):
+    """What one evaluation may take; a trial beyond it has failed. In worker processes only.
+
+    Attributes:
+        seconds: Time, without that for loading models; ten times what the slowest parent takes where absent, and 60 at least.
+        memory: Memory of a worker, such as ``4GB``, all models included; on Linux. None where absent.
+    """
+
+    seconds: float | None = Field(default=None, gt=0)
+    memory: str | None = None
+
+    @field_validator("memory")
+    @classmethod
+    def _is_a_size(cls, value: str | None) -> str | None:
+        try:
+            parse_size(value or "1GB")
+        except EvoMergeError as cause:
+            raise ValueError(f"cannot read {shown(value)}; write 4GB or 500MB") from cause
+        return value
