@@ -147,6 +147,8 @@ def test_commands_run(here: Path) -> None:
             continue
         if words[0] in ("merge", "fold"):
             shutil.rmtree(made, ignore_errors=True)  # the examples make the same folder more than once
+        elif words[0] == "convert" and made:
+            Path(made).unlink(missing_ok=True)
         result = CliRunner().invoke(cli.app, words)
         assert result.exit_code == 0, (words, result.output)
         ran.add(words[0])

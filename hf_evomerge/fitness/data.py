@@ -11,6 +11,7 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -146,8 +147,15 @@ def load_examples(spec: DataSpec) -> list[Example]:
     return [_example(records[i], spec, where(i)) for i in wanted]
 
 
-def check_disjoint(search: Sequence[Example], validation: Sequence[Example] = (), test: Sequence[Example] = ()) -> None:
+def check_disjoint(
+    search: Sequence[Example],
+    validation: Sequence[Example] = (),
+    test: Sequence[Example] = (),
+    retained: Mapping[str, Sequence[Example]] = MappingProxyType({}),
+) -> None:
     """Refuse splits that share a prompt: a score on problems that the search has seen says nothing.
+
+    Retained data, by name, may overlap with the test split and with each other, but not with what the search looks at.
 
     Raises:
         FitnessError: Two splits share a prompt; the message names the first and says how many there are.
@@ -163,6 +171,14 @@ def check_disjoint(search: Sequence[Example], validation: Sequence[Example] = ()
     if shared:
         more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
         raise FitnessError(f"the splits overlap: {shared[0]} have the same prompt{more}; choose disjoint 'start' and 'count'")
+    looked_at = {prompt: where for prompt, where in seen.items() if where[0] != "test"}
+    for name, examples in retained.items():
+        for example in examples:
+            if (found := looked_at.get(" ".join(example.prompt.split()))) is not None:
+                raise FitnessError(
+                    f"retain.{name}: {example.id} is {found[1]} of the {found[0]} split, which the search looks at; what is "
+                    "retained must be other examples"
+                )
 
 
 def _open(spec: DataSpec) -> tuple[Sequence[Any], Callable[[int], str]]:

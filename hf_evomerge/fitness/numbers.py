@@ -32,6 +32,8 @@ _PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("\N{MINU
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _LATEX = [
     (re.compile(r"\\[dt]?frac\s*\{\s*([^{}]*)\}\s*\{\s*([^{}]*)\}"), r"\1/\2"),
+    (re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)"), r"\1/\2"),
+    (re.compile("(?:マイナス|負の)(?=\\s?[0-9])"), "-"),
     (re.compile(r"(?<=\d)\{([.,])\}(?=\d)"), r"\1"),  # 70{,}000
     (re.compile(r"(?<=\d)\\[,;:! ](?=\d{3})"), "\N{NARROW NO-BREAK SPACE}"),  # 70\,000
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),

@@ -216,7 +216,9 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "recipe_yaml": text,
         "fence": "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))]),
         "version": version,
-        "study": None if study is None else {**study, "stages": [_stage(stage) for stage in study["stages"]]},
+        "study": None if study is None else {**study, "stages": [_stage(stage, study) for stage in study["stages"]]},
+        "by": {space: _how(study, space) for space in ("ps", "dfs")},
+        "joint": bool((study or {}).get("settings", {}).get("joint")),
         "stage_names": {stage: name.capitalize() for stage, name in STAGES.items()},
         "splits_text": ", ".join(f"{count} {split}" for split, count in (study or {}).get("splits", {}).items()),
         "example": _example(study),
@@ -326,10 +328,29 @@ def _kept(figures: dict[str, Any]) -> str:
     return plus_minus(figures.get(measure), figures.get(f"{measure}_se")) or "failed"
 
 
-def _stage(stage: dict[str, Any]) -> dict[str, Any]:
+def _by_gradient(study: dict[str, Any] | None, stage: str) -> bool:
+    """Whether a stage followed a gradient."""
+    space, _, first = stage.partition("-")
+    settings = (study or {}).get("settings", {})
+    part = settings.get("ps" if space == "joint" else space, {})
+    optimizer = part.get("first" if first else "optimizer") or {}
+    return bool(optimizer.get("algorithm", "gradient" if first else "cma") == "gradient")
+
+
+def _how(study: dict[str, Any] | None, space: str) -> str:
+    """What chose the numbers of a space, in words."""
+    if not _by_gradient(study, space):
+        return "an evolutionary search"
+    sizes = (study or {}).get("splits", {})
+    examples = f"{sizes['search']} examples" if "search" in sizes else "the search examples"
+    return f"a search by gradient descent on {examples}"
+
+
+def _stage(stage: dict[str, Any], study: dict[str, Any]) -> dict[str, Any]:
     seconds = float(stage["seconds"])
     minutes = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-    return {**stage, "minutes": minutes if seconds < 7200 else f"{seconds / 3600:.0f} hours"}
+    minutes = minutes if seconds < 7200 else f"{seconds / 3600:.0f} hours"
+    return {**stage, "minutes": minutes, "by_gradient": _by_gradient(study, stage["stage"])}
 
 
 def _example(study: dict[str, Any] | None) -> str | None:

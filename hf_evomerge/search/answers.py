@@ -11,7 +11,10 @@ from pathlib import Path
 
 from ..errors import SearchError
 from ..fitness import Example, load_examples
+from ..recipes.recipe import RECIPE_FILE, Recipe
+from .config import SearchConfig, source_label
 from .folder import settings_of
+from .spaces import uniform_average
 from .study import Study
 
 
@@ -20,7 +23,7 @@ class Answer:
     """What one model wrote for one example.
 
     Attributes:
-        model: A recipe's key, or a parent: ``base``, or ``source:`` and its number.
+        model: What the model is called: a source's name, ``base``, ``uniform average``, ``winner``, or another recipe's key.
         split: The split of the example.
         prompt, expected: The example.
         answer: What the model wrote.
@@ -50,6 +53,7 @@ def study_answers(folder: str | os.PathLike[str]) -> Iterator[Answer]:
     with closing(Study.open(folder)) as study:
         config = settings_of(study)
         examples: dict[str, list[Example]] = {}
+        names = _names(study, config)
         for label, split in study.evaluated():
             scores = study.evaluation(label, split)
             if scores is None or scores.outputs is None:
@@ -62,7 +66,16 @@ def study_answers(folder: str | os.PathLike[str]) -> Iterator[Answer]:
                 right = None if scores.correct is None else bool(scores.correct[i])
                 cut = scores.truncated is not None and bool(scores.truncated[i])
                 text = (example.prompt, example.answer, output)
-                yield Answer(label, split, *text, float(scores.values[i]), right, cut)
+                yield Answer(names.get(label, label), split, *text, float(scores.values[i]), right, cut)
+
+
+def _names(study: Study, config: SearchConfig) -> dict[str, str]:
+    """What the models of a study are called, by the labels of their scores."""
+    names = {f"source:{number}": source_label(ref) for number, ref in enumerate(config.sources)}
+    names[uniform_average(config).key] = "uniform average"
+    if (file := study.folder / RECIPE_FILE).is_file():
+        names[Recipe.load(file).key] = "winner"
+    return names
 
 
 def describe_answers(folder: str | os.PathLike[str], count: int) -> str:

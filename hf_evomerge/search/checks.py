@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import SearchError
 from ..fitness import check_disjoint
 from ..recipes.recipe import MergePart, Recipe
-from .config import SPLITS, SearchConfig, Stage
+from .config import RETAINED, SPLITS, SearchConfig, Stage
 from .evaluator import Evaluator
 from .limits import check_memory_limit
 from .spaces import make_space
@@ -31,7 +31,8 @@ def check_search(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, 
     if config.limits.memory is not None:
         check_memory_limit()
     splits = {split: evaluator.examples(split) for split in ["search", *evaluator.splits]}
-    check_disjoint(**{split: examples for split, examples in splits.items() if split in SPLITS})
+    retained = {name.removeprefix(RETAINED): examples for name, examples in splits.items() if name.startswith(RETAINED)}
+    check_disjoint(**{split: examples for split, examples in splits.items() if split in SPLITS}, retained=retained)
     if config.space != "dfs":
         check_mergeable([evaluator.sources[i] for i in config.ps_sources], evaluator.base)
     if "lora" in config.baselines:
@@ -52,6 +53,8 @@ def check_search(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, 
         _check_gradient(config, stage, evaluator)
         dimensions[stage] = mean.size
         notes += [note for note in space.notes() if note not in notes]
+    for split in splits:
+        evaluator.check_examples(split)
     return dimensions, notes
 
 

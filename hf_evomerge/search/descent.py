@@ -15,6 +15,7 @@ _FIRST, _SECOND = 0.9, 0.99  # Adam's averages of gradients and of their squares
 _FLOOR = 0.02  # of the rate, where the cosine ends
 _QUIET = 10  # steps at the lower bound, after which a coordinate is given up
 _CHECKS = (0.5, 0.75)  # of the budget spent, where the average of the last points is scored in full
+FULL_SCORES = len(_CHECKS) + 1  # and at the end
 
 
 class GradientOptimizer(Asked):

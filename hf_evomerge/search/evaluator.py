@@ -167,6 +167,10 @@ class Evaluator:
         self._visitor = None
         gc.collect()
 
+    def check_examples(self, split: str) -> None:
+        """Raise `FitnessError` where the task cannot use the examples of a split. Reads a tokenizer and no model."""
+        self._prepared(self.config.sources[0], split, None, None)
+
     def check_gradient(self, fitness: TaskSpec | None = None) -> None:
         """Raise `FitnessError` unless the fitness, the search's own where None, has a gradient."""
         if not isinstance(self._new_task(fitness), DifferentiableTask):

@@ -158,15 +158,15 @@ class Search:
         if average is not None:
             targets[self.study.add_recipe(average)] = average
         tuned = self._fine_tunes(average)
-        targets.update({label: ref for label, (_, ref) in tuned.items()})
+        targets.update({label: ref for label, (_, ref, _) in tuned.items()})
         targets.update({key: self.study.recipe(key) for key in winners.values()})
         scores = self._evaluate_labels(targets, split, "test")
         retained = self._retained(targets)
         rows = [self._parent_row(label, ref, scores[label], retained[label]) for label, ref in self._parents().items()]
         if average is not None:
             rows.append(Row("average", "uniform average", scores[average.key], retained=retained[average.key]))
-        for label, (name, _) in tuned.items():
-            rows.append(Row("lora", name, scores[label], self._searched, retained=retained[label]))
+        for label, (name, _, cost) in tuned.items():
+            rows.append(Row("lora", name, scores[label], cost, retained=retained[label]))
         for stage, key in winners.items():
             trials = [trial for before in self._behind(stage) for trial in self.study.trials(before)]
             name = _WINNER_NAMES[stage]
@@ -184,8 +184,8 @@ class Search:
         stages = [stage for stage in self.config.stages if stage != "random"]
         return round(math.fsum(trial.cost for stage in stages for trial in self.study.trials(stage)), 2)
 
-    def _fine_tunes(self, average: Recipe | None) -> dict[str, tuple[str, SourceRef]]:
-        """LoRA fine-tunes of the best parent and of the average at the cost of the search: name and model, by label."""
+    def _fine_tunes(self, average: Recipe | None) -> dict[str, tuple[str, SourceRef, float]]:
+        """LoRA fine-tunes of the best parent and of the average: name, model and what was spent in all, by label."""
         if "lora" not in self.config.baselines or self.tune is None:
             return {}
         parents = self._parents()
@@ -199,7 +199,8 @@ class Search:
         for folder, (name, start) in starts.items():
             tuned = self.tune(start, folder, self._searched)
             label = self._best(tuned, "validation" if "validation" in self.splits else "search")
-            chosen[label] = (f"LoRA fine-tune of {name}", tuned[label])
+            row = f"LoRA fine-tune of {name}, best of {len(tuned)} rates"
+            chosen[label] = (row, tuned[label], len(tuned) * self._searched)
         return chosen
 
     def _behind(self, stage: Stage) -> list[Stage]:

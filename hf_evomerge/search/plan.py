@@ -14,6 +14,7 @@ from ..fitness.scores import Scores
 from .baselines import RATES
 from .checks import check_search
 from .config import RETAINED, SearchConfig, Stage
+from .descent import FULL_SCORES
 from .evaluator import Batch, Evaluator, Target
 from .memory import memory_of_models
 from .optimizer import GROWTH, Start, Vector, default_population
@@ -153,6 +154,9 @@ class _Stage:
     def rounds(self, budget: float) -> list[float]:
         """How many generations, or steps, there are with batches of each size."""
         found = []
+        if self.gradient:  # the starts are scored before the first step, and the average of the points now and then
+            starts = min(len(self.start.candidates), max(1.0, budget / (3 * self.sizes[0] / self.count)))
+            budget = max(0.0, budget - int(starts) * self.sizes[0] / self.count - FULL_SCORES)
         for size in self.sizes:
             cost = self.price * self.population * size / self.count
             found.append(budget / cost if size == self.sizes[-1] else min(GROWTH, budget / cost))

@@ -109,7 +109,7 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
             fitness_text(row.scores),
             accuracy_text(row.scores),
             f"{row.evaluations:g}" if row.evaluations else "",
-            f"{row.seconds:.0f}" if row.evaluations else "",
+            f"{row.seconds:.0f}" if row.seconds else "",
             *([] if named is None else ["" if found is None else str(found)]),
             *(best_text(row.retained.get(name)) for name in retained),
             *([f"{row.scores.truncated_share or 0:.1%}"] if is_cut else []),

@@ -35,10 +35,13 @@ def verdict(rows: Sequence[Row], split: str) -> list[str]:
         sentences.append(
             f"EVERY ANSWER of {winner.model} IS WRONG ({winner.scores.values.size} of {winner.scores.values.size})"
         )
-    parents = [row for row in rows if row.stage in ("base", "source") and row.scores.error is None]
+    parents = [row for row in rows if row.stage == "source" and row.scores.error is None]
     if parents:
         best = max(parents, key=lambda row: float(_column(row.scores, measure).mean()))
-        sentences += _against(winner, best, f"its best parent, {best.model.removeprefix('base: ')}", "use that one instead")
+        sentences += _against(winner, best, f"its best parent, {best.model}", "use that one instead")
+    bases = [row for row in rows if row.stage == "base" and row.scores.error is None]
+    for base in bases:
+        sentences += _against(winner, base, f"the base, {base.model.removeprefix('base: ')}", "use that one instead")
     for row in rows:
         if row.stage == "average":
             sentences += _against(winner, row, "the plain average", "the average is the better merge", "over the plain average")
@@ -48,7 +51,7 @@ def verdict(rows: Sequence[Row], split: str) -> list[str]:
             sentences += _against(winner, row, f"a {row.model}", "here fine-tuning is worth more than merging")
         elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
             sentences += _against(winner, row, row.model, "the validation split chose the other one")
-    sentences += _forgotten(winner, parents) + _cut(rows)
+    sentences += _forgotten(winner, parents + bases) + _cut(rows)
     if split == "test":
         sentences.append(
             "the test split was scored once, after the winner was chosen; p values are not corrected for their number"
@@ -88,7 +91,8 @@ def _forgotten(winner: Row, parents: Sequence[Row]) -> list[str]:
             "worse" if found is not None and found.is_worse else "better" if found is not None and found.is_better else None
         )
         said = f"{change} than" if change else "not distinguishable from"
-        sentences.append(f"on {name}, which was not searched on, it is {said} the best parent there, {best}: {found or ''}")
+        there = f"the best there, {best.removeprefix('base: ')}"
+        sentences.append(f"on {name}, which was not searched on, it is {said} {there}: {found or ''}")
     return sentences
 
 

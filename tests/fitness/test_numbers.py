@@ -51,6 +51,8 @@ from hf_evomerge.fitness.numbers import last_number, last_number_text, parse_num
         ("1 1/2 cups", 1.5, 2),
         ("1½", 1.5, 1),
         (r"\frac{3}{4}", 0.75, 4),
+        (r"\frac34", 0.75, 34),
+        ("マイナス5", -5, 5),
         ("2024/05/01", 1, 1),
         ("1/0", 0, 0),
         ("5万円", 50000, 5),

@@ -240,6 +240,19 @@ def test_only_models_of_a_recipe_have_such_a_card(tmp_path: Path) -> None:
         CardFacts.of_folder(tmp_path)
 
 
+def test_a_search_by_gradient_is_called_one() -> None:
+    """A card says who chose the numbers: an evolutionary search, or gradient descent on so many examples."""
+    assert "an evolutionary search in parameter space" in _card(_facts("ps")).text
+    study = copy.deepcopy(STUDY)
+    study["settings"]["ps"] = {"optimizer": {"algorithm": "gradient"}}
+    text = _card(_facts("ps", study=study)).text
+    assert "were not trained: a search by gradient descent on 5 examples in parameter space (PS) chose" in text
+    assert "evolutionary search" not in text.split("## Use it")[0]
+    assert "8 trials, most of them steps along the gradient, 1 of which failed" in text
+    both = _card(_facts("hybrid", study=study)).text
+    assert "A search by gradient descent on 5 examples in parameter space (PS) merged their weights; an evolutionary" in both
+
+
 def test_what_was_compared_is_on_the_card() -> None:
     """The verdict stands above the table, which has the lead over each model, retained data and the share of cut answers."""
     study = copy.deepcopy(STUDY)

@@ -593,7 +593,7 @@ def test_the_plan_of_a_gradient(search_config: Config) -> None:
     plan = plan_search(config)
     (stage,) = (phase for phase in plan.phases if phase.name == "ps")
     assert stage.steps
-    assert "60 evaluations, 100 gradient steps on 1 of 5 examples" in stage.text
+    assert "60 evaluations, 95 gradient steps on 1 of 5 examples" in stage.text
     others = sum(phase.seconds for phase in plan.phases if not phase.steps)
     assert plan.minutes(2) * 60 == pytest.approx(stage.seconds + others / 2)
     fitness = {"task": "generation", "extract": "all", "max_new_tokens": 2}
@@ -635,7 +635,9 @@ def test_evaluate_model_needs_only_the_model(tiny: Path, search_config: Config) 
 def test_answers_and_what_is_retained(tiny: Path, tmp_path: Path, search_config: Config) -> None:
     """A search on generated answers keeps each of them, says which were cut, and scores every model on retained data too."""
     fitness = {"task": "generation", "max_new_tokens": 2, "extract": "all"}
-    retained = {"old": {"jsonl": str(tiny / "validation.jsonl")}}
+    old = [{"prompt": f"w1 w2 {number}", "answer": "w3"} for number in range(4)]
+    (tmp_path / "old.jsonl").write_text("\n".join(map(json.dumps, old)), encoding="utf-8")
+    retained = {"old": {"jsonl": str(tmp_path / "old.jsonl")}}
     config = search_config(fitness=fitness, retain=retained)
     result = run_search(config, tmp_path, build=False)
     assert [list(row.retained) for row in result.rows] == [["old"]] * len(result.rows)
@@ -651,7 +653,7 @@ def test_answers_and_what_is_retained(tiny: Path, tmp_path: Path, search_config:
     evaluator = Evaluator(config)
     scores = evaluator.evaluate(target, "test")
     exported = list(study_answers(tmp_path))
-    mine = [answer for answer in exported if (answer.model, answer.split) == ("source:0", "test")]
+    mine = [answer for answer in exported if (answer.model, answer.split) == ("a", "test")]
     assert [answer.answer for answer in mine] == scores.outputs
     assert scores.truncated is not None
     assert [answer.truncated for answer in mine] == scores.truncated.tolist()
@@ -664,15 +666,28 @@ def test_answers_and_what_is_retained(tiny: Path, tmp_path: Path, search_config:
     assert list(evaluation.answers) == (scores.outputs or [])[:3]
 
 
+def test_data_that_cannot_serve_is_refused_before_a_model_is_loaded(
+    tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers that are no numbers, and retained examples that the search looks at, are refused by file and line."""
+    monkeypatch.setattr(Evaluator, "model", None)
+    with pytest.raises(FitnessError, match=r"search\.jsonl:1: the answer .* is not a number"):
+        run_search(search_config(fitness={"task": "generation"}), tmp_path / "a")
+    same = search_config(retain={"old": {"jsonl": str(tiny / "validation.jsonl")}})
+    with pytest.raises(FitnessError, match=r"retain\.old: .*validation\.jsonl:1 is .* of the validation split"):
+        run_search(same, tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_fine_tunes_for_comparison(tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA fine-tunes of the best parent and of the average have rows of their own, load, and are not trained twice."""
     monkeypatch.setattr(baselines, "RATES", (1e-4, 1e-2))
-    config = search_config(baselines=["average", "lora"], retain={"old": {"jsonl": str(tiny / "validation.jsonl")}})
+    config = search_config(baselines=["average", "lora"], retain={"old": {"jsonl": str(tiny / "test.jsonl")}})
     result = run_search(config, tmp_path, build=False)
     rows = [row for row in result.rows if row.stage == "lora"]
-    assert rows[0].model in ("LoRA fine-tune of a", "LoRA fine-tune of b", "LoRA fine-tune of base")
-    assert rows[1].model == "LoRA fine-tune of the average"
-    assert [(row.evaluations, row.retained["old"].error) for row in rows] == [(8, None)] * 2
+    assert rows[0].model in [f"LoRA fine-tune of {name}, best of 2 rates" for name in ("a", "b", "base")]
+    assert rows[1].model == "LoRA fine-tune of the average, best of 2 rates"
+    assert [(row.evaluations, row.retained["old"].error) for row in rows] == [(16, None)] * 2
     assert sum("LoRA fine-tune of" in sentence for sentence in result.verdict) == 2
     study = Study.open(tmp_path)
     tested = [label for label, split in study.evaluated() if split == "test" and label.startswith("lora:")]
