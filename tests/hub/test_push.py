@@ -498,10 +498,10 @@ def test_a_link_out_of_the_folder_is_not_published(
     plain: Path, lfs_api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that becomes a link out of the folder after the weights were read is refused, and nothing is published."""
-    from hf_evomerge.hub import push
+    from hf_evomerge.hub import push_plan
 
     (tmp_path / "secret").write_text("{}")
-    read = push.weight_files
+    read = push_plan.weight_files
 
     def linked(folder: Path) -> Any:
         found = read(folder)
@@ -510,7 +510,7 @@ def test_a_link_out_of_the_folder_is_not_published(
         return found
 
     (plain / "build.json").unlink(missing_ok=True)
-    monkeypatch.setattr(push, "weight_files", linked)
+    monkeypatch.setattr(push_plan, "weight_files", linked)
     with pytest.raises(EvoMergeError, match=r"tokenizer_config\.json: a link to .*secret, which is not in"):
         push_model(plain, "local/linked", api=lfs_api)
     assert not lfs_api.repo_exists("local/linked")

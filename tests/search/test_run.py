@@ -234,8 +234,8 @@ def test_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
     reports: list[Progress] = []
     resume_search(tmp_path / "killed", report=reports.append)
     run_search(config, tmp_path / "whole")
-    whole = len(Study.open(tmp_path / "whole").trials("ps"))
-    assert max(report.fresh for report in reports if report.phase == "ps") == whole - done
+    left = sum(trial.cost for trial in Study.open(tmp_path / "whole").trials("ps")[done:])
+    assert max(report.fresh for report in reports if report.phase == "ps") == pytest.approx(left)
     assert _facts(tmp_path / "killed") == _facts(tmp_path / "whole")
     assert _digests(tmp_path / "killed" / "model") == _digests(tmp_path / "whole" / "model")
     for name in ("recipe.yaml", "search.yaml"):
@@ -362,7 +362,7 @@ def test_gradient_first_then_evolution(space: str, dies_in: str, search_config: 
         """As if the process had been killed."""
 
     def kill(progress: Progress) -> None:
-        if progress.phase == dies_in and progress.fresh == 3:
+        if progress.phase == dies_in and progress.fresh >= 3:
             raise KilledError
 
     with pytest.raises(KilledError):
