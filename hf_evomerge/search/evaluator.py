@@ -169,7 +169,12 @@ class Evaluator:
 
     def check_examples(self, split: str) -> None:
         """Raise `FitnessError` where the task cannot use the examples of a split. Reads a tokenizer and no model."""
-        self._prepared(self.config.sources[0], split, None, None)
+        try:
+            self._prepared(self.config.sources[0], split, None, None)
+        except FitnessError as error:
+            if not str(error).startswith("data.chat:"):
+                raise  # it names the file of the example
+            raise FitnessError(f"{self.sources[0]}: {error}") from error
 
     def check_gradient(self, fitness: TaskSpec | None = None) -> None:
         """Raise `FitnessError` unless the fitness, the search's own where None, has a gradient."""
