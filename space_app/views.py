@@ -131,10 +131,10 @@ def results_table(published: Published) -> str:
     heads = ["model", "accuracy", "fitness", "evaluations"]
     if lead_of:
         heads.append(f"winner's lead in {lead_of} (95 %)")
-    rows = [row[: len(heads)] for row in rows]
+    shown = [row[: len(heads)] for row in rows]
     said = "".join(f"<li>{escape(sentence)}</li>" for sentence in listing(results.get("verdict")))
     verdict = f'<ul class="ev-verdict">{said}</ul>' if said else ""
-    return "<h2>Results</h2>" + verdict + table(heads, rows, caption=caption, mark=winner)
+    return "<h2>Results</h2>" + verdict + table(heads, shown, caption=caption, mark=winner)
 
 
 def _lead_text(lead: Mapping[str, Any]) -> str:
