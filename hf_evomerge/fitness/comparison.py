@@ -86,7 +86,7 @@ def compare(first: Scores, second: Scores, measure: Measure | None = None) -> Co
     if first.values.size != second.values.size:
         raise FitnessError(f"{first.values.size} scores cannot be paired with {second.values.size}; use the same examples")
     measure = measure or main_measure(first, second)
-    one, other = _column(first, measure), _column(second, measure)
+    one, other = column(first, measure), column(second, measure)
     difference = one - other
     mean, count = float(difference.mean()), difference.size
     if _is_binary(one) and _is_binary(other):
@@ -133,7 +133,8 @@ def needed_examples(difference: float, discordance: float) -> int:
     return math.ceil((spread / difference) ** 2)
 
 
-def _column(scores: Scores, measure: Measure) -> NDArray[np.float64]:
+def column(scores: Scores, measure: Measure) -> NDArray[np.float64]:
+    """The numbers of a measure, one per example; raises `FitnessError` where the scores have no such measure."""
     if measure == "fitness":
         return scores.values
     if scores.correct is None:

@@ -219,8 +219,10 @@ class Search:
         return retained
 
     def _parent_row(self, label: str, ref: SourceRef, scores: Scores, retained: dict[str, Scores]) -> Row:
-        name, stage = (f"base: {source_label(ref)}", "base") if label == "base" else (source_label(ref), "source")
-        return Row(stage, name, scores, retained=retained)  # type: ignore[arg-type]
+        name = source_label(ref)
+        if label == "base":
+            return Row("base", f"base: {name}", scores, retained=retained)
+        return Row("source", name, scores, retained=retained)
 
     def _evaluate_labels(self, targets: Mapping[str, Recipe | SourceRef], split: str, phase: str) -> dict[str, Scores]:
         """Scores of labelled targets on a split: the stored ones, and the others evaluated and stored."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..fitness.comparison import compare, main_measure, needed_examples
+from ..fitness.comparison import column, compare, main_measure, needed_examples
 from ..fitness.scores import Scores
 from .config import STAGES
 from .rows import Row
@@ -31,13 +30,13 @@ def verdict(rows: Sequence[Row], split: str) -> list[str]:
         return []
     measure = main_measure(*(row.scores for row in rows))
     sentences = []
-    if not _column(winner.scores, measure).any() and (measure == "accuracy" or not winner.scores.values.any()):
+    if not column(winner.scores, measure).any() and (measure == "accuracy" or not winner.scores.values.any()):
         sentences.append(
             f"EVERY ANSWER of {winner.model} IS WRONG ({winner.scores.values.size} of {winner.scores.values.size})"
         )
     parents = [row for row in rows if row.stage == "source" and row.scores.error is None]
     if parents:
-        best = max(parents, key=lambda row: float(_column(row.scores, measure).mean()))
+        best = max(parents, key=lambda row: float(column(row.scores, measure).mean()))
         sentences += _against(winner, best, f"its best parent, {best.model}", "use that one instead")
     bases = [row for row in rows if row.stage == "base" and row.scores.error is None]
     for base in bases:
@@ -85,7 +84,7 @@ def _forgotten(winner: Row, parents: Sequence[Row]) -> list[str]:
         if scores.error is not None or not others:
             sentences.append(f"on {name} it could not be scored: {scores.error or 'no parent could be'}")
             continue
-        best = max(others, key=lambda model: float(_column(others[model], measure).mean()))
+        best = max(others, key=lambda model: float(column(others[model], measure).mean()))
         found = compare(scores, others[best], measure)
         change = (
             "worse" if found is not None and found.is_worse else "better" if found is not None and found.is_better else None
@@ -122,7 +121,7 @@ def about_parents(parents: Mapping[str, Scores], test_examples: int) -> tuple[li
     best = max(names, key=lambda name: (whole[name].accuracy or 0.0, whole[name].mean or 0.0))
     others = [name for name in names if name != best]
     ahead = np.any([whole[name].values > whole[best].values for name in others], axis=0)
-    right = {name: _column(scores, main_measure(*whole.values())) for name, scores in whole.items()}
+    right = {name: column(scores, main_measure(*whole.values())) for name, scores in whole.items()}
     discordance = 0.1  # two models hardly differ on fewer
     if all(scores.correct is not None for scores in whole.values()) or main_measure(*whole.values()) == "fitness":
         table = np.array([right[name] > 0 for name in names])
@@ -151,9 +150,3 @@ def about_parents(parents: Mapping[str, Scores], test_examples: int) -> tuple[li
             "answers, there is nothing that a merge could combine"
         )
     return notes, warning
-
-
-def _column(scores: Scores, measure: str) -> NDArray[np.float64]:
-    if measure == "fitness" or scores.correct is None:
-        return scores.values
-    return scores.correct.astype(np.float64)
