@@ -26,7 +26,7 @@ demo: env
 	$(BIN)/hf-evomerge demo --out evomerge-demo
 
 test: env
-	$(BIN)/pytest -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal # with byte code, for the processes that tests start
 
 faults: env
 	$(BIN)/python benchmarks/reliability.py --write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -16,6 +17,13 @@ from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does it: tests run beside each other
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of garbage collection: a search collects often, and looks at a million objects each time."""
+    gc.collect()
+    gc.freeze()
+
 
 WORDS = [*(f"w{number}" for number in range(12)), *map(str, range(10))]
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]

@@ -14,12 +14,18 @@ from hf_evomerge.merging.live import LiveMerger
 
 
 @pytest.mark.parametrize(
-    ("dtype", "memory_limit"), [(None, 0), (None, 1 << 30), ("float32", 30_000), ("bfloat16", 1 << 30), ("float16", 0)]
+    ("which", "dtype", "memory_limit"),
+    [
+        ("family", None, 0),
+        ("half_family", None, 1 << 30),
+        ("half_family", "float32", 30_000),
+        ("family", "bfloat16", 1 << 30),
+        ("half_family", "float16", 0),
+    ],
 )
 @pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
-@pytest.mark.parametrize("which", ["family", "half_family"])
 def test_live_equals_checkpoint(
-    request, make_recipe, open_all, load, tmp_path, which, method, parameters, options, dtype, memory_limit
+    request, make_recipe, open_all, load, tmp_path, method, parameters, options, which, dtype, memory_limit
 ):
     """A merge in memory and the same merge on disk are equal bit for bit, cached or not, also after other candidates."""
     folder = request.getfixturevalue(which)
