@@ -8,6 +8,9 @@ from .encoding import render_prompt
 from .function import FunctionTask
 from .generation import GenerationSpec, GenerationTask
 from .likelihood import LikelihoodSpec, LikelihoodTask
+from .multiple_choice import MultipleChoiceSpec, MultipleChoiceTask
+from .pairwise import PairwiseTask
+from .perplexity import PerplexitySpec, PerplexityTask
 from .registry import (
     AnyTaskSpec,
     DifferentiableTask,
@@ -19,6 +22,7 @@ from .registry import (
     register_task,
     task_names,
 )
+from .rouge import RougeLSpec, RougeLTask
 from .scores import Scores
 
 __all__ = [
@@ -32,6 +36,13 @@ __all__ = [
     "GenerationTask",
     "LikelihoodSpec",
     "LikelihoodTask",
+    "MultipleChoiceSpec",
+    "MultipleChoiceTask",
+    "PairwiseTask",
+    "PerplexitySpec",
+    "PerplexityTask",
+    "RougeLSpec",
+    "RougeLTask",
     "Scores",
     "Task",
     "TaskSpec",

@@ -5,9 +5,11 @@ Knows how a record becomes a prompt and an answer. Knows nothing of tokens: thos
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import string
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from ..errors import FitnessError
 from ..recipes.strict_yaml import StrictModel
 
 Record = Mapping[str, Any]
+_LETTERS = string.ascii_uppercase
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class Example:
         id: Where it came from; named in every complaint about it.
         chat: Whether the prompt is one message of a user, to be wrapped in the tokenizer's chat template.
         system: The system message of such a chat.
+        choices: What there is to choose from, the answer among it, where the data says so.
+        content: The record's own text in the prompt, without the template's: what two examples are the same problem by. The
+            whole prompt where it is empty.
     """
 
     prompt: str
@@ -39,6 +45,8 @@ class Example:
     id: str = ""
     chat: bool = False
     system: str | None = None
+    choices: tuple[str, ...] = ()
+    content: str = dataclasses.field(default="", compare=False, repr=False)
 
 
 class DataSpec(StrictModel):
@@ -52,7 +60,10 @@ class DataSpec(StrictModel):
         revision: The data set's branch, tag or commit; a commit pins the data.
         function: A Python function that returns records. Python only: a YAML file cannot name code.
         prompt_field: The field that holds the prompt; not read where there is a template.
-        answer_field: The field that holds the answer.
+        answer_field: The field that holds the answer; with ``choices`` its text, its label, or its number from 0.
+        text_field: The field that holds a whole text: it is the answer, and the prompt is empty.
+        choices: What there is to choose from: a field with a list of texts (or with ``text`` and ``label``, two lists), or a
+            list of texts with ``{field}`` wherever a field goes.
         id_field: The field that names the example; its place in the data where absent.
         template: The prompt's text with ``{field}`` wherever a field of the record goes, ``{{`` and ``}}`` for braces.
         chat: Wrap the prompt in the tokenizer's chat template, as one message of a user.
@@ -70,6 +81,8 @@ class DataSpec(StrictModel):
     function: Callable[[], Iterable[Record]] | None = Field(default=None, exclude=True, repr=False)
     prompt_field: str = "prompt"
     answer_field: str = "answer"
+    text_field: str | None = None
+    choices: str | list[str] | None = None
     id_field: str | None = None
     template: str | None = None
     chat: bool = False
@@ -77,6 +90,16 @@ class DataSpec(StrictModel):
     start: int = Field(default=0, ge=0)
     count: int | None = Field(default=None, ge=1)
     shuffle_seed: int | None = None
+
+    @field_validator("choices")
+    @classmethod
+    def _check_choices(cls, choices: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(choices, list):
+            if len(set(choices)) != len(choices) or len(choices) < 2:
+                raise ValueError(f"two choices or more, all different, are needed (found {choices!r:.80})")
+            for text in choices:
+                parse_template(text)
+        return choices
 
     @field_validator("template")
     @classmethod
@@ -94,15 +117,34 @@ class DataSpec(StrictModel):
             raise ValueError(f"'config', 'split' and 'revision' belong to 'dataset'; the data comes from {given[0]!r}")
         if self.system is not None and not self.chat:
             raise ValueError("'system' needs 'chat: true'")
+        others = {"prompt_field", "answer_field", "template", "chat", "choices"} & self.model_fields_set
+        if self.text_field is not None and (given := [name for name in others if getattr(self, name) != _default(name)]):
+            raise ValueError(f"'text_field' is the whole text, without a prompt; leave out {sorted(given)[0]!r}")
         return self
 
     @property
     def fields(self) -> list[str]:
         """The fields that are read from every record."""
-        prompt = (
-            [self.prompt_field] if self.template is None else [field for _, field in parse_template(self.template) if field]
-        )
-        return list(dict.fromkeys([*prompt, self.answer_field, *([self.id_field] if self.id_field else [])]))
+        read = [*self.prompt_fields, self.answer_field] if self.text_field is None else [self.text_field]
+        if isinstance(self.choices, str):
+            read.append(self.choices)
+        for text in self.choices if isinstance(self.choices, list) else ():
+            read += template_fields(text)
+        return list(dict.fromkeys([*read, *([self.id_field] if self.id_field else [])]))
+
+    @property
+    def prompt_fields(self) -> list[str]:
+        """The fields that a prompt is made of."""
+        return [self.prompt_field] if self.template is None else template_fields(self.template)
+
+
+def _default(name: str) -> Any:
+    return DataSpec.model_fields[name].default
+
+
+def template_fields(template: str) -> list[str]:
+    """The fields that a template names."""
+    return [field for _, field in parse_template(template) if field]
 
 
 def parse_template(template: str) -> list[tuple[str, str | None]]:
@@ -153,19 +195,20 @@ def check_disjoint(
     test: Sequence[Example] = (),
     retained: Mapping[str, Sequence[Example]] = MappingProxyType({}),
 ) -> None:
-    """Refuse splits that share a prompt: a score on problems that the search has seen says nothing.
+    """Refuse splits that share a problem: a score on problems that the search has seen says nothing.
 
-    Retained data, by name, may overlap with the test split and with each other, but not with what the search looks at.
+    A problem is the text of its record, whichever file it stands in and whatever the template puts around it. Retained data, by
+    name, may overlap with the test split and with each other, but not with what the search looks at.
 
     Raises:
-        FitnessError: Two splits share a prompt; the message names the first and says how many there are.
+        FitnessError: Two splits share a problem; the message names the first and says how many there are.
     """
     splits = {"search": search, "validation": validation, "test": test}
     seen: dict[str, tuple[str, str]] = {}
     shared = []
     for split, examples in splits.items():
         for example in examples:
-            first_split, first_id = seen.setdefault(" ".join(example.prompt.split()), (split, example.id))
+            first_split, first_id = seen.setdefault(_content(example), (split, example.id))
             if first_split != split:
                 shared.append(f"{first_id} ({first_split}) and {example.id} ({split})")
     if shared:
@@ -174,11 +217,16 @@ def check_disjoint(
     looked_at = {prompt: where for prompt, where in seen.items() if where[0] != "test"}
     for name, examples in retained.items():
         for example in examples:
-            if (found := looked_at.get(" ".join(example.prompt.split()))) is not None:
+            if (found := looked_at.get(_content(example))) is not None:
                 raise FitnessError(
                     f"retain.{name}: {example.id} is {found[1]} of the {found[0]} split, which the search looks at; what is "
                     "retained must be other examples"
                 )
+
+
+def _content(example: Example) -> str:
+    """What two examples are the same problem by: their text, without regard to space and to how letters are encoded."""
+    return " ".join(unicodedata.normalize("NFKC", example.content or example.prompt).split())
 
 
 def _open(spec: DataSpec) -> tuple[Sequence[Any], Callable[[int], str]]:
@@ -234,16 +282,59 @@ def _read_dataset(spec: DataSpec) -> Sequence[Any]:
 def _example(record: Any, spec: DataSpec, where: str) -> Example:
     if not isinstance(record, Mapping):
         raise FitnessError(f"{where}: expected a mapping of fields, found {type(record).__name__}")
-    if spec.template is None:
-        prompt = _text(record, spec.prompt_field, where)
-    else:
-        parts = parse_template(spec.template)
-        prompt = "".join(literal + (_text(record, field, where) if field else "") for literal, field in parts)
-    answer = _text(record, spec.answer_field, where)
+    name = _text(record, spec.id_field, where) if spec.id_field else where
+    if spec.text_field is not None:
+        text = _text(record, spec.text_field, where)
+        if not text.strip():
+            raise FitnessError(f"{where}: the text (field {spec.text_field!r}) is empty")
+        return Example("", text, name, content=text)
+    prompt = _text(record, spec.prompt_field, where) if spec.template is None else _filled(spec.template, record, where)
+    content = "\n".join(_text(record, field, where) for field in spec.prompt_fields)
+    choices = _choices(record, spec, where)
+    answer = _choice(record, spec, choices, where) if choices else _text(record, spec.answer_field, where)
     if not answer.strip():
         raise FitnessError(f"{where}: the answer (field {spec.answer_field!r}) is empty")
-    name = _text(record, spec.id_field, where) if spec.id_field else where
-    return Example(prompt, answer, name, spec.chat, spec.system)
+    return Example(prompt, answer, name, spec.chat, spec.system, choices, content)
+
+
+def _filled(template: str, record: Record, where: str) -> str:
+    return "".join(literal + (_text(record, field, where) if field else "") for literal, field in parse_template(template))
+
+
+def _choices(record: Record, spec: DataSpec, where: str) -> tuple[str, ...]:
+    """The texts that there are to choose from; none where the data has no choices."""
+    if spec.choices is None:
+        return ()
+    if isinstance(spec.choices, list):
+        return tuple(_filled(text, record, where) for text in spec.choices)
+    listed = _listed(record, spec.choices, "text")
+    if listed is None or not all(isinstance(text, str | int | float) for text in listed):
+        raise FitnessError(f"{where}: field {spec.choices!r} is no list of texts (found {record.get(spec.choices)!r:.80})")
+    return tuple(str(text) for text in listed)
+
+
+def _choice(record: Record, spec: DataSpec, choices: tuple[str, ...], where: str) -> str:
+    """The choice that the answer means: its text, its label, or its number from 0."""
+    answer = _text(record, spec.answer_field, where)
+    labels = (_listed(record, spec.choices, "label") if isinstance(spec.choices, str) else None) or _LETTERS[: len(choices)]
+    readings = [choices, [str(label) for label in labels]]
+    if answer.isdecimal() and labels == _LETTERS[: len(choices)]:
+        readings.append([str(number) for number in range(len(choices))])
+    means = {choices[names.index(answer)] for names in readings if answer in names[: len(choices)]}
+    if len(means) != 1:
+        found = "none" if not means else "several"
+        raise FitnessError(
+            f"{where}: the answer {answer!r:.80} (field {spec.answer_field!r}) means {found} of the choices "
+            f"{list(choices)!r:.200}; give the choice's text, its letter, or its number from 0"
+        )
+    return means.pop()
+
+
+def _listed(record: Record, field: str, part: str) -> Sequence[Any] | None:
+    """A field's list, or the list of that name in it; None where there is none."""
+    value = record.get(field)
+    value = value.get(part) if isinstance(value, Mapping) else value if part == "text" else None
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else None
 
 
 def _text(record: Record, field: str, where: str) -> str:

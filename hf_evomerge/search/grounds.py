@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any
 
 from ..errors import SearchError
-from ..fitness import FunctionTask, Task, make_task
+from ..fitness import FunctionTask, PairwiseTask, Task, make_task
 from ..recipes.recipe import SourceRef
 from .config import SearchConfig
 from .evaluator import Evaluator
@@ -87,7 +87,10 @@ def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]]) 
 
 
 def _examples(evaluator: Evaluator, split: str) -> str:
-    texts = [[example.prompt, example.answer, example.chat, example.system] for example in evaluator.examples(split)]
+    texts = [
+        [example.prompt, example.answer, example.chat, example.system, *example.choices]
+        for example in evaluator.examples(split)
+    ]
     return sha256(json.dumps(texts).encode()).hexdigest()
 
 
@@ -95,7 +98,7 @@ def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict
     """The digest of the text of the task's class, and of the user's function where it is one."""
     task = make_task(config.fitness) if task_factory is None else task_factory()
     parts: dict[str, Any] = {"code": type(task)}
-    if isinstance(task, FunctionTask):
+    if isinstance(task, FunctionTask | PairwiseTask):
         parts["function"] = task.function
     for stage in config.stages:
         if (fitness := config.fitness_of(stage)) is not None:

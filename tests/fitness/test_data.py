@@ -141,6 +141,33 @@ def test_overlapping_splits() -> None:
         check_disjoint([a], [], [b])
 
 
+def test_overlap_is_of_content(tmp_path: Path) -> None:
+    """A problem is found again in another file, under another template, with another answer and in full-width letters."""
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_text('{"question": "What is 2 + 3?", "answer": 5}\n', encoding="utf-8")
+    two.write_text('{"q": "Who?", "answer": 1}\n{"q": "What is  ２ + 3?", "answer": "five"}\n', encoding="utf-8")
+    search = load_examples(DataSpec(jsonl=str(one), template="Question: {question}\nAnswer:"))
+    test = load_examples(DataSpec(jsonl=str(two), prompt_field="q"))
+    with pytest.raises(FitnessError, match=r"one.jsonl:1 \(search\) and .*two.jsonl:2 \(test\) have the same prompt;"):
+        check_disjoint(search, [], test)
+    check_disjoint(search, [], test[:1])
+
+
+def test_whole_texts(tmp_path: Path) -> None:
+    """A record that is a text has no prompt, and no second place for one; texts that two splits share are found."""
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "one two"}\n{"text": "three"}\n{"text": " "}\n', encoding="utf-8")
+    texts = load_examples(DataSpec(jsonl=str(file), text_field="text", count=2))
+    assert [(text.prompt, text.answer) for text in texts] == [("", "one two"), ("", "three")]
+    check_disjoint(texts[:1], texts[1:])
+    with pytest.raises(FitnessError, match="the splits overlap"):
+        check_disjoint(texts, texts)
+    with pytest.raises(FitnessError, match=r"texts.jsonl:3: the text \(field 'text'\) is empty"):
+        load_examples(DataSpec(jsonl=str(file), text_field="text"))
+    with pytest.raises(FitnessError, match="'text_field' is the whole text, without a prompt; leave out 'template'"):
+        validate(DataSpec, {"jsonl": str(file), "text_field": "text", "template": "{text}"}, FitnessError)
+
+
 @pytest.mark.parametrize("kind", ["json", "parquet"])
 def test_datasets_library(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of JSON or Parquet files is read through the datasets library."""

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import DataSpec, GenerationSpec, LikelihoodSpec, parse_task
+from hf_evomerge.fitness import DataSpec, get_task, parse_task, task_names
 from hf_evomerge.recipes.strict_yaml import StrictModel, validate
 
 PAGE = (Path(__file__).parents[2] / "docs" / "fitness.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def test_examples_are_valid(example: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("heading", "kind"), [("Data", DataSpec), ("likelihood", LikelihoodSpec), ("generation", GenerationSpec)]
+    ("heading", "kind"), [("Data", DataSpec), *((name, get_task(name).spec_type) for name in task_names())]
 )
 def test_tables_are_complete(heading: str, kind: type[StrictModel]) -> None:
     """Every setting has a row in the table of its section, and every row is a setting."""

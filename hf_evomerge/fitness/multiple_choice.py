@@ -1,0 +1,84 @@
+"""Fitness as the share of questions whose right choice is the most probable one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ..errors import FitnessError
+from .data import Example
+from .encoding import check_examples, encode_pair
+from .likelihood import Normalize, units
+from .pairs import Pairs
+from .registry import TaskSpec, register_task
+from .scores import Scores
+
+
+class MultipleChoiceSpec(TaskSpec):
+    """Score a model by whether it gives the right choice the greatest log-probability.
+
+    Attributes:
+        score: ``accuracy`` is 1 where the right choice is the most probable, else 0; ``log_probability`` is the logarithm of
+            its probability among the choices, which is smooth.
+        normalize: How choices of different length are compared: by their log-probability (``sum``), its mean over their tokens
+            (``token``), or over their bytes in UTF-8 (``byte``).
+        separator: Text between prompt and choice. It is scored as part of the choice.
+        batch_size: Choices in a forward pass. It changes the memory and the time, not the scores.
+    """
+
+    task: Literal["multiple_choice"] = "multiple_choice"
+    score: Literal["accuracy", "log_probability"] = "accuracy"
+    normalize: Normalize = "sum"
+    separator: str = ""
+    batch_size: int = Field(default=16, ge=1)
+
+
+@register_task("multiple_choice")
+class MultipleChoiceTask:
+    """Which of an example's choices is the most probable after its prompt; of equals the first.
+
+    ``correct`` says whether it is the right one, ``outputs`` are the choices that were taken.
+    """
+
+    spec_type: ClassVar[type[TaskSpec]] = MultipleChoiceSpec
+
+    def __init__(self, spec: MultipleChoiceSpec) -> None:
+        self.spec = spec
+        self._examples: list[Example] = []
+        self._pairs: Pairs | None = None
+        self._units: list[int] = []
+
+    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Tokenise every choice of every example; raises `FitnessError` where an example has no choices to choose from."""
+        check_examples(examples)
+        for example in examples:
+            if len(set(example.choices)) < 2 or example.answer not in example.choices:
+                raise FitnessError(
+                    f"{example.id}: multiple choice needs two choices or more, the answer {example.answer!r:.80} among them "
+                    f"(found {list(example.choices)!r:.120}); name them with 'choices' under data"
+                )
+        asked = [replace(example, answer=choice) for example in examples for choice in example.choices]
+        pairs = [encode_pair(example, self.spec.separator, tokenizer) for example in asked]
+        self._examples = list(examples)
+        self._pairs = Pairs(pairs, [example.id for example in asked], self.spec.batch_size)
+        self._units = [
+            units(self.spec.normalize, example.answer, len(answer)) for example, (_, answer) in zip(asked, pairs, strict=True)
+        ]
+
+    def evaluate(self, model: Any) -> Scores:
+        """Score one model; raises `FitnessError` where its logits are not finite."""
+        if self._pairs is None:
+            raise FitnessError("no examples to evaluate on")
+        left = iter(np.array(self._pairs.score(model)[0]) / self._units)
+        values, correct, outputs = [], [], []
+        for example in self._examples:
+            scores = np.array([next(left) for _ in example.choices])
+            right, taken = example.choices.index(example.answer), int(scores.argmax())
+            correct.append(taken == right)
+            outputs.append(example.choices[taken])
+            values.append(float(scores[right] - np.logaddexp.reduce(scores)))
+        return Scores(correct if self.spec.score == "accuracy" else values, correct=correct, outputs=outputs)

@@ -1,0 +1,131 @@
+"""Pairs of tokens, a prompt's and an answer's, in micro-batches: the log-probability of every answer after its prompt.
+
+Letters in shapes: B pairs of a micro-batch, P positions that are read, N answer tokens of the micro-batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FitnessError
+from .encoding import check_length, device_of, length_batches, scoring
+
+if TYPE_CHECKING:
+    import torch
+
+Pair = tuple[list[int], list[int]]
+Mean = tuple[Sequence[int], int]
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """Pairs of similar length, and where their answers are read.
+
+    Attributes:
+        pairs: Index of each row's pair.
+        input_ids: (B, length) token ids, padded on the right.
+        keep: (P,) positions whose logits any row needs.
+        rows: (N,) row of every answer token, all rows' one after the other.
+        columns: (N,) index into ``keep`` of the position that predicts it.
+        targets: (N,) the answer tokens.
+    """
+
+    pairs: list[int]
+    input_ids: torch.Tensor
+    keep: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    targets: torch.Tensor
+
+
+class Pairs:
+    """Token ids of prompts and answers, packed once for all models.
+
+    Args:
+        pairs: A prompt and an answer each, neither empty.
+        names: Where each pair came from, for complaints.
+        batch_size: Pairs in a forward pass.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], names: Sequence[str], batch_size: int) -> None:
+        self.names = list(names)
+        self.counts = [len(answer) for _, answer in pairs]
+        lengths = [len(prompt) + len(answer) - 1 for prompt, answer in pairs]
+        self._longest = max(lengths)
+        self._batches = [_pack(rows, pairs) for rows in length_batches(lengths, batch_size)]
+
+    def score(self, model: Any, mean_of: Mean | None = None) -> tuple[list[float], list[bool]]:
+        """The log-probability (nats) of every answer, and whether each of its tokens is the most probable one.
+
+        Args:
+            model: A causal language model.
+            mean_of: Where a gradient is wanted: what each pair's log-probability is divided by, and then their sum. The
+                gradient of the result is added to ``grad`` of the tensors that want one.
+
+        Raises:
+            FitnessError: The model's logits are not finite, or a pair is longer than its positions.
+        """
+        check_length(model, self._longest, "the longest example")
+        values, exact = [0.0] * len(self.counts), [False] * len(self.counts)
+        with scoring(model, gradient=mean_of is not None):
+            # Reading a result waits for the device, so every micro-batch is started before the first one is read.
+            for batch, (sums, hits) in [(batch, _pass(model, batch, mean_of)) for batch in self._batches]:
+                for pair, value, hit in zip(batch.pairs, sums.tolist(), hits.tolist(), strict=True):
+                    values[pair], exact[pair] = value, hit == self.counts[pair]
+        for name, value in zip(self.names, values, strict=True):
+            if not math.isfinite(value):
+                raise FitnessError(f"the model's logits are not finite: {name} has log-probability {value}")
+        return values, exact
+
+
+def _pass(model: Any, batch: _MicroBatch, mean_of: Mean | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `_score` gives, after a backward pass where it is wanted."""
+    sums, hits = _score(model, batch)
+    if mean_of is not None:
+        units, count = mean_of
+        (sums / sums.new_tensor([units[pair] for pair in batch.pairs])).sum().div(count).backward()
+    return sums.detach(), hits
+
+
+def _pack(pairs: list[int], tokens: Sequence[Pair]) -> _MicroBatch:
+    """Lay out one micro-batch.
+
+    The last answer token is predicted but never fed. Padding stands on the right, after everything that is scored, and a causal
+    model's output at a position does not depend on what comes later: so no attention mask is needed, and the fastest attention
+    kernels apply. A row is padded with its own last token, so that no model takes the padding for a sign.
+    """
+    import torch
+
+    inputs = [tokens[i][0] + tokens[i][1][:-1] for i in pairs]
+    longest = max(map(len, inputs))
+    places = [range(len(tokens[i][0]) - 1, len(tokens[i][0]) - 1 + len(tokens[i][1])) for i in pairs]
+    keep = sorted({place for row in places for place in row})
+    column = {place: k for k, place in enumerate(keep)}
+    return _MicroBatch(
+        pairs=pairs,
+        input_ids=torch.tensor([ids + ids[-1:] * (longest - len(ids)) for ids in inputs]),
+        keep=torch.tensor(keep),
+        rows=torch.tensor([row for row, own in enumerate(places) for _ in own]),
+        columns=torch.tensor([column[place] for own in places for place in own]),
+        targets=torch.tensor([token for i in pairs for token in tokens[i][1]]),
+    )
+
+
+def _score(model: Any, batch: _MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's summed log-probability, and how many of its answer tokens are the most probable ones."""
+    import torch
+
+    device = device_of(model)
+    keep, rows = batch.keep.to(device), batch.rows.to(device)
+    logits = model(input_ids=batch.input_ids.to(device), use_cache=False, logits_to_keep=keep).logits  # (B, P, V)
+    if logits.shape[1] != len(batch.keep):  # a model class that does not know logits_to_keep returns all positions
+        logits = logits[:, keep]
+    logits = logits[rows, batch.columns.to(device)].float()  # (N, V)
+    targets = batch.targets.to(device)
+    chosen = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
+    sums = torch.zeros(len(batch.pairs), device=device).index_add(0, rows, chosen)
+    hits = torch.zeros(len(batch.pairs), dtype=torch.long, device=device)
+    return sums, hits.index_add(0, rows, (logits.argmax(1) == targets).long())

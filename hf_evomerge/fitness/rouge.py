@@ -1,0 +1,93 @@
+"""Fitness as ROUGE-L (Lin 2004): how much of the reference's words a response has, in their order. English and Japanese."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from ..errors import FitnessError
+from .data import Example
+from .registry import TaskSpec, register_task
+from .scores import Scores
+from .writing import WritingSpec, WritingTask
+
+_INSTALL = "pip install 'hf-evomerge[rouge]'"
+
+
+class RougeLSpec(WritingSpec):
+    """Score a model by the ROUGE-L F-measure of its greedily decoded responses against the answers.
+
+    Attributes:
+        language: ``{code: ja}``: words are those that MeCab finds with UniDic, and a response that is not Japanese counts as
+            blank; ``{code: en}`` the same with English words, which are taken where no language is required.
+        stemmer: Whether English words are compared by their stems (Porter's).
+    """
+
+    task: Literal["rouge_l"] = "rouge_l"
+    stemmer: bool = False
+
+    @model_validator(mode="after")
+    def _check_language(self) -> RougeLSpec:
+        if self.language is not None and self.language.code not in ("en", "ja"):
+            raise ValueError(f"language: words of {self.language.code!r} cannot be told apart here; there are en and ja")
+        if self.stemmer and self.is_japanese:
+            raise ValueError("stemmer: is for English words; leave it out")
+        return self
+
+    @property
+    def is_japanese(self) -> bool:
+        """Whether words are Japanese."""
+        return self.language is not None and self.language.code == "ja"
+
+
+@register_task("rouge_l")
+class RougeLTask(WritingTask):
+    """ROUGE-L F-measure of responses, from 0 to 1."""
+
+    spec_type: ClassVar[type[TaskSpec]] = RougeLSpec
+    spec: RougeLSpec
+
+    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Tokenise the prompts; raises `FitnessError` where what finds words is not installed, or an answer has none."""
+        self._scorer = _scorer(self.spec)
+        for example in examples:
+            if self._score(example.answer, example.answer) == 0:
+                raise FitnessError(f"{example.id}: the answer {example.answer!r:.80} has no words to compare with")
+        super().prepare(examples, tokenizer)
+
+    def evaluate(self, model: Any) -> Scores:
+        """Score one model; raises `FitnessError` where its logits are not finite."""
+        outputs, truncated = self.write(model)
+        language = self.spec.language
+        counted = [output if language is None or language.holds(output) else "" for output in outputs]
+        values = [self._score(example.answer, output) for example, output in zip(self._examples, counted, strict=True)]
+        return Scores(values, outputs=outputs, truncated=truncated)
+
+    def _score(self, reference: str, response: str) -> float:
+        return float(self._scorer.score(reference, response)["rougeL"].fmeasure)
+
+
+def _scorer(spec: RougeLSpec) -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as cause:
+        raise FitnessError(f"fitness.task: rouge_l needs rouge-score: {_INSTALL}") from cause
+    return RougeScorer(["rougeL"], use_stemmer=spec.stemmer, tokenizer=_JapaneseWords() if spec.is_japanese else None)
+
+
+class _JapaneseWords:
+    """Words of Japanese text, as rouge-score asks for them."""
+
+    def __init__(self) -> None:
+        try:
+            import fugashi
+            import unidic_lite
+        except ImportError as cause:
+            raise FitnessError(f"fitness.language: Japanese words need fugashi and unidic-lite: {_INSTALL}") from cause
+        self._tagger = fugashi.Tagger(f'-d "{unidic_lite.DICDIR}"')
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of a text, as they stand in it."""
+        return [str(word) for word in self._tagger(text)]

@@ -1,0 +1,162 @@
+"""What a model writes after prompts: greedy, in left-padded batches, cut at stop strings. Knows nothing of right and wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator
+
+from ..errors import FitnessError
+from .answers import LanguageCheck, cut_at_stops, language_probability
+from .data import Example
+from .encoding import check_examples, check_length, device_of, encode_prompt, length_batches, scoring
+from .registry import TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig
+
+
+class WritingSpec(TaskSpec):
+    """What tasks have in common that look at what a model writes.
+
+    Attributes:
+        max_new_tokens: Tokens after which a response is cut.
+        stop: Strings that end a response; neither they nor what follows is looked at.
+        language: Require that the whole response is in this language.
+        batch_size: Prompts that are decoded together. It changes the memory and the time, not the scores.
+    """
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    stop: list[str] = Field(default_factory=list)
+    language: LanguageCheck | None = None
+    batch_size: int = Field(default=16, ge=1)
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, stop: list[str]) -> list[str]:
+        if not all(stop):
+            raise ValueError("stop: an empty string would end every response at its beginning")
+        return stop
+
+
+class WritingTask:
+    """Has a model write a response to every prompt; what each is worth is for the task to say."""
+
+    def __init__(self, spec: WritingSpec) -> None:
+        self.spec = spec
+        self._examples: list[Example] = []
+        self._prompts: list[list[int]] = []
+        self._batches: list[list[int]] = []
+        self._tokenizer: Any = None
+
+    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Tokenise the prompts into length-sorted batches; raises `FitnessError` where the language cannot be checked."""
+        check_examples(examples)
+        if self.spec.language is not None:
+            language_probability("", self.spec.language.code)  # now, rather than after the first model has answered
+        self._examples, self._tokenizer = list(examples), tokenizer
+        self._prompts = [encode_prompt(example, tokenizer) for example in examples]
+        self._batches = length_batches([len(prompt) for prompt in self._prompts], self.spec.batch_size)
+
+    def write(self, model: Any) -> tuple[list[str], list[bool]]:
+        """What a model writes for every example, and whether that was cut at the limit of its length.
+
+        Raises:
+            FitnessError: The model's logits are not finite, or it has too few positions.
+        """
+        check_examples(self._examples)
+        tokens = max(map(len, self._prompts)) + self.spec.max_new_tokens
+        check_length(model, tokens, "the longest prompt with max_new_tokens")
+        outputs = [""] * len(self._examples)
+        truncated = [False] * len(self._examples)
+        config = _greedy(model, self._tokenizer, self.spec)
+        with scoring(model):
+            for batch in self._batches:
+                written = _generate(model, [self._prompts[i] for i in batch], self._tokenizer, config, self.spec.stop)
+                for example, (text, ended) in zip(batch, written, strict=True):
+                    outputs[example] = cut_at_stops(text, self.spec.stop)
+                    truncated[example] = not ended and not any(stop in text for stop in self.spec.stop)
+        return outputs, truncated
+
+
+class _StopAtText:
+    """A stopping criterion that ends a row once a stop string is in what was written last.
+
+    It only saves time: responses are cut at stop strings afterwards. (The ``stop_strings`` of transformers compile the
+    vocabulary, which fails for word-level tokenizers.)
+    """
+
+    def __init__(self, stops: Sequence[str], tokenizer: Any, start: int) -> None:
+        self.stops, self.tokenizer, self.start = stops, tokenizer, start
+        self.window = max(len(stop.encode()) for stop in stops) + 4  # a token is at least a byte long; 4 make a character
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        import torch
+
+        tails = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :].tolist()
+        texts = [self.tokenizer.decode(tail, skip_special_tokens=True) for tail in tails]
+        return torch.tensor([any(stop in text for stop in self.stops) for text in texts], device=input_ids.device)
+
+
+class _RefuseNonFinite:
+    """A logits processor that ends generation when a model's logits are not numbers: greedy decoding would not notice."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not scores.amax(1).isfinite().all():
+            raise FitnessError("the model's logits are not finite")
+        return scores
+
+
+def _greedy(model: Any, tokenizer: Any, spec: WritingSpec) -> GenerationConfig:
+    """Plain greedy decoding, whatever the model's own generation config would like."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    padding = [token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None]
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        max_new_tokens=spec.max_new_tokens,
+        min_new_tokens=0,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=padding[0],
+        return_dict_in_generate=False,
+    )
+
+
+def _generate(
+    model: Any, prompts: list[list[int]], tokenizer: Any, config: GenerationConfig, stops: Sequence[str]
+) -> list[tuple[str, bool]]:
+    """Decode a batch of prompts, each into its response and whether the model ended it.
+
+    Padding stands on the left, so that every response follows its prompt directly.
+    """
+    import torch
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    longest = max(map(len, prompts))
+    gaps = [longest - len(prompt) for prompt in prompts]
+    device = device_of(model)
+    written = model.generate(
+        input_ids=torch.tensor(
+            [[config.pad_token_id] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)], device=device
+        ),
+        attention_mask=torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=device),
+        generation_config=config,
+        logits_processor=LogitsProcessorList([_RefuseNonFinite()]),
+        stopping_criteria=StoppingCriteriaList([_StopAtText(stops, tokenizer, longest)] if stops else []),
+    )
+    ends = set(config.eos_token_id or [])
+    responses = [(_until(row, ends), not ends.isdisjoint(row)) for row in written[:, longest:].tolist()]
+    return [(str(tokenizer.decode(response, skip_special_tokens=True)), ended) for response, ended in responses]
+
+
+def _until(tokens: list[int], ends: set[int]) -> list[int]:
+    """The tokens before the first end-of-text token; what follows is padding."""
+    return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import Example, PerplexitySpec, PerplexityTask, Scores
+from hf_evomerge.fitness.perplexity import windows
+from hf_evomerge.recipes.strict_yaml import validate
+
+from .conftest import WORDS
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[Example]:
+    """Texts of 1 to 40 words, without prompts."""
+    rng = random.Random(3)
+    return [Example("", " ".join(rng.choices(WORDS, k=k)), f"t{k}") for k in (40, 1, 7, 23, 12)]
+
+
+def score(model: Any, examples: list[Example], tokenizer: Any, **keys: Any) -> Scores:
+    """What a model scores on texts."""
+    task = PerplexityTask(PerplexitySpec(**keys))
+    task.prepare(examples, tokenizer)
+    return task.evaluate(model)
+
+
+def test_equals_the_loss_of_the_model(
+    model: LlamaForCausalLM, texts: list[Example], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """In one window the value is the negative of transformers' own loss, whatever the batches; per byte it is divided anew."""
+    expected = []
+    for example in texts:
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(example.answer)["input_ids"]]])
+        with torch.no_grad():
+            expected.append(-model(input_ids=ids, labels=ids).loss.item())
+    for batch_size in (1, 3):
+        assert score(model, texts, tokenizer, batch_size=batch_size).values == pytest.approx(expected, abs=1e-5)
+    found = score(model, texts, tokenizer, normalize="byte").values
+    per_byte = [
+        value * len(example.answer.split()) / len(example.answer.encode())
+        for value, example in zip(expected, texts, strict=True)
+    ]
+    assert found == pytest.approx(per_byte, abs=1e-5)
+    assert score(model, texts, tokenizer).correct is None
+
+
+@pytest.mark.parametrize("window", range(2, 9))
+def test_windows_score_every_token_once(window: int) -> None:
+    """Whatever the window and the stride, every token is scored once, after the most context that fits."""
+    for stride in range(1, window + 1):
+        for length in range(1, 20):
+            for before in ([0], [-3, -2, -1, 0], list(range(-12, 1))):
+                text = list(range(1, length + 1))
+                cuts = list(windows(before, text, window, stride))
+                assert [token for _, scored in cuts for token in scored] == text
+                for number, (context, scored) in enumerate(cuts):
+                    fed = [*context, *scored[:-1]]
+                    assert fed == list(range(fed[0], fed[0] + len(fed))), "what is fed is one piece of the text"
+                    assert len(fed) <= window
+                    assert number == 0 or len(scored) <= stride
+                    assert len(fed) == window or fed[0] == before[0] or scored[-1] == length
+
+
+def test_windows_of_a_long_text(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A text that is longer than the model's positions is scored in windows, as the definition says one token at a time."""
+    words = random.Random(4).choices(WORDS, k=100)
+    example = Example("", " ".join(words), "long")
+    with pytest.raises(FitnessError, match=r"takes 100 tokens; the model has 64 positions"):
+        score(model, [example], tokenizer)
+    ids = [tokenizer.bos_token_id, *tokenizer(example.answer)["input_ids"]]
+    total = 0.0
+    for end in range(1, len(ids)):  # windows of 16 whose begin moves by 4
+        begin = 0 if end <= 16 else ((end - 17) // 4 + 1) * 4
+        with torch.no_grad():
+            total += model(input_ids=torch.tensor([ids[begin:end]])).logits[0, -1].log_softmax(-1)[ids[end]].item()
+    assert score(model, [example], tokenizer, window=16, stride=4).mean == pytest.approx(total / 100, abs=1e-5)
+
+
+def test_gradient(model: LlamaForCausalLM, texts: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+    """The gradient is that of the mean over texts, through all windows."""
+    moved = copy.deepcopy(model).double()
+    weight = moved.model.layers[0].mlp.down_proj.weight
+    task = PerplexityTask(PerplexitySpec(window=8, stride=3))
+    task.prepare(texts, tokenizer)
+    task.backward(moved)
+    assert weight.grad is not None
+    step = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = float((weight.grad * step).sum())
+    with torch.no_grad():
+        weight += step
+        ahead = task.evaluate(moved).mean
+        weight -= 2 * step
+        behind = task.evaluate(moved).mean
+    assert ahead is not None
+    assert behind is not None
+    assert (ahead - behind) / 2 == pytest.approx(expected, rel=1e-2, abs=1e-7)
+
+
+def test_refusals(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A stride beyond the window, and a tokenizer that knows neither begin nor end, are refused in one line."""
+    with pytest.raises(FitnessError, match="stride: 9 is beyond the window of 8"):
+        validate(PerplexitySpec, {"task": "perplexity", "window": 8, "stride": 9}, FitnessError)
+    bare = copy.deepcopy(tokenizer)
+    bare.bos_token = bare.eos_token = None
+    with pytest.raises(FitnessError, match="t: the tokenizer has no token that begins or ends a text"):
+        PerplexityTask(PerplexitySpec()).prepare([Example("", "one", "t")], bare)
