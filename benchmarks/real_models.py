@@ -98,20 +98,29 @@ def main() -> None:
             write_into(arguments.into, "real", "\n\n".join(parts))
 
 
-def train_missing(folder: Path, gguf: Path) -> None:
-    """Write base and skills as plain bfloat16 models."""
+def write_base(folder: Path, gguf: Path) -> None:
+    """Write the base as a plain bfloat16 model, unless it is there."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    if folder.exists():
+        return
+    options: dict[str, Any] = {"gguf_file": gguf.name}
+    plain = GgufConfig(dequantize=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, dtype=torch.bfloat16, quantization_config=plain, trust_remote_code=False, **options
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **options).save_pretrained(folder)
+
+
+def train_missing(folder: Path, gguf: Path) -> None:
+    """Write base and skills as plain bfloat16 models."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     torch.set_num_threads(1)
-    if not (folder / "base").exists():
-        options: dict[str, Any] = {"gguf_file": gguf.name}
-        plain = GgufConfig(dequantize=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, dtype=torch.bfloat16, quantization_config=plain, trust_remote_code=False, **options
-        )
-        model.to(torch.bfloat16).save_pretrained(folder / "base")
-        AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **options).save_pretrained(folder / "base")
+    write_base(folder / "base", gguf)
     tokenizer = AutoTokenizer.from_pretrained(folder / "base", trust_remote_code=False)
     held = frozenset(example.prompt for skill in SKILLS for example in draw(skill, 400, 0))
     for skill, course in COURSES.items():

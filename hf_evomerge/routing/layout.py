@@ -140,11 +140,17 @@ class FlowGenome:
     def splices(self, cuts: int = 7) -> list[list[int]]:
         """Slots of the plainest paths: each source as it is, then a front of one with the back of another.
 
+        Of a source with more layers than a path may have, one run is left out, at each of these places.
+
         Args:
-            cuts: At how many places at most two sources are cut, at equal distances.
+            cuts: At how many places at most sources are cut, at equal distances.
         """
         runs = dict(zip(self.layout.order, self.layout.layers, strict=True))
         found = [[(source, layer) for layer in range(count)] for source, count in runs.items()]
+        for source, count in runs.items():
+            extra, places = count - self.max_hops, min(cuts, self.max_hops - 1)
+            for begin in (round(cut / (places + 1) * self.max_hops) for cut in range(1, places + 1)) if extra > 0 else ():
+                found.append([(source, layer) for layer in range(count) if not begin <= layer < begin + extra])
         for first, second in permutations(runs, 2):
             places = min(cuts, runs[first] - 1, runs[second] - 1)
             for cut in range(1, places + 1):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from ..errors import SearchError
 from ..fitness import check_disjoint
 from ..recipes.recipe import MergePart, Recipe
 from .config import RETAINED, SPLITS, SearchConfig, Stage
 from .evaluator import Evaluator
 from .limits import check_memory_limit
+from .optimizer import Start
 from .spaces import make_space
+from .sweep import sweep_cost
 
 
 def check_search(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, int], list[str]]:
@@ -48,14 +52,30 @@ def check_search(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, 
         on_merge = config.space == "hybrid" and config.space_of(stage) == "dfs"
         merge = MergePart(method=config.ps.method) if on_merge else None
         space = make_space(config, stage, evaluator.summary, merge)
-        mean = space.start().mean
+        start = space.start()
+        mean = start.mean
         _check_recipe(space.decode(mean), evaluator, stage)
+        _check_sweep(config, stage, start, len(splits["search"]))
         _check_gradient(config, stage, evaluator)
         dimensions[stage] = mean.size
         notes += [note for note in space.notes() if note not in notes]
     for split in splits:
         evaluator.check_examples(split)
     return dimensions, notes
+
+
+def _check_sweep(config: SearchConfig, stage: Stage, start: Start, examples: int) -> None:
+    """Refuse a budget that ends before a sweep does."""
+    if config.optimizer(stage).algorithm != "sweep":
+        return
+    (size,), (budget, _) = config.batch_sizes(stage, examples), config.budget(stage)
+    needed = math.ceil(sweep_cost(start, size=size, examples=examples))
+    if needed > budget:
+        key = "dfs.first" if stage == "dfs-first" else "dfs.optimizer"
+        raise SearchError(
+            f"{key}.evaluations: all candidates, {size} of {examples} examples at first, take {needed} (found {budget}); give "
+            "as many, or a smaller batch"
+        )
 
 
 def _check_recipe(recipe: Recipe, evaluator: Evaluator, stage: Stage) -> None:

@@ -45,7 +45,7 @@ class SearchConfig(StrictModel):
         preset: ``quick``: what the file leaves unsaid is filled in for a first look, at 48 scores of the search examples.
         space: ``ps``, ``dfs`` or ``hybrid`` (PS, then DFS over its winner and the sources).
         joint: Whether a hybrid search by gradient moves weights and gates together, in one stage with the budget of both.
-        sources, base: As in a recipe.
+        sources, base: As in a recipe. One source is enough for ``dfs``.
         dtype: The dtype that candidates are evaluated in and the winner is saved in; the first source's where absent.
         seed: Seed of the optimizer, of DARE's masks and of the batches.
         ps, dfs: The two spaces; a space that takes part and is absent has its defaults.
@@ -70,7 +70,7 @@ class SearchConfig(StrictModel):
     preset: Literal["quick"] | None = None
     space: Literal["ps", "dfs", "hybrid"]
     joint: bool = False
-    sources: list[SourceRef] = Field(min_length=2)
+    sources: list[SourceRef] = Field(min_length=1)
     base: SourceRef | None = None
     dtype: Dtype | None = None
     seed: int = Field(default=0, ge=0)
@@ -117,9 +117,13 @@ class SearchConfig(StrictModel):
                 not indices or len(set(indices)) != len(indices) or not set(indices) <= set(range(limit))
             ):
                 raise ValueError(f"{key}: {indices} must be distinct numbers from 0 to {limit - 1}")
+        if count == 1 and self.space != "dfs":
+            raise ValueError(f"sources: {self.space} merges two or more models; with one write space: dfs (found 1)")
         wanted = len(self.dfs.order or self.sources) + (self.space == "hybrid" and self.dfs.order is None)
         if self.space != "ps" and self.dfs.terms not in (1, wanted):
             raise ValueError(f"dfs.terms: a hop has a layer of every source that is laid out, which are {wanted}, or of one")
+        if self.space != "ps" and wanted > 1 and (one := "prune" if self.dfs.prune else "repeat" if self.dfs.repeat else None):
+            raise ValueError(f"dfs.{one}: goes with one model; give one source, or name one in dfs.order (found {wanted})")
         if "metagpt" in self.ps.starts and self.base is None:
             raise ValueError("ps.starts: metagpt is made of task vectors; give a base, or leave it out")
         return self
@@ -190,7 +194,7 @@ class SearchConfig(StrictModel):
         algorithm = self.optimizer(stage).algorithm
         if self.batch == "all" or stage == "random" or algorithm == "random":
             return (examples,)
-        if self.batch is not None or algorithm == "gradient":
+        if self.batch is not None or algorithm in ("gradient", "sweep"):
             return (min(examples, self.batch or _BATCH),)
         sizes = [min(examples, _BATCH)]
         while 4 * sizes[-1] <= examples:

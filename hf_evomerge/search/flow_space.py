@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import SearchError
+from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import FlowPart, MergePart, Recipe
+from ..routing.gates import LEAST
 from ..routing.layout import FlowGenome, Layout
 from .config import SearchConfig
 from .optimizer import Start, Vector
 from .parameter_space import ParameterSpace
-from .sections import FlowSpaceConfig
+from .sections import FlowSpaceConfig, RepeatConfig
 from .slopes import GateSlopes, JointSlopes
 
 _WAITING = 0.05  # gates of slots that are off at the start of a gradient search: half of what puts them on
@@ -34,11 +37,15 @@ class FlowSpace:
         self.space: FlowSpaceConfig = config.dfs
         merged = [len(config.sources)] if merge is not None else []
         order = self.space.order or [*merged, *range(len(config.sources))]
+        prune, depth = self.space.prune or 0, layers[order[0]]
+        if prune >= depth:
+            raise SearchError(f"dfs.prune: the model has {depth} layers; leave out fewer than these (found {prune})")
+        self.most_hops = min(self.space.max_hops, depth - prune) if prune else self.space.max_hops
         self.genome = FlowGenome(
             Layout(tuple(order), tuple(layers[source] for source in order), self.space.passes, self.space.terms > 1),
             self.space.encoding,
             self.space.scale_bounds,
-            self.space.max_hops,
+            depth if prune and self.space.optimizer.algorithm == "sweep" else self.most_hops,  # one that is on its way down
             self.space.initialisation,
             self.space.ends or ("free" if self.space.encoding == "gate" else "paper"),
         )
@@ -55,7 +62,15 @@ class FlowSpace:
         candidates = (*even, *(self.genome.along(slots, other) for slots in self.genome.splices()))
         mean = self.genome.along(self.genome.first_pass, other) if gradient else self.genome.start(sigma)
         lower = np.zeros(mean.size) if gradient else lower
-        return Start(mean, sigma, lower, upper, candidates, prunable=np.ones(mean.size, dtype=np.bool_))
+        moves = self._without_one if self.space.prune else None
+        return Start(mean, sigma, lower, upper, candidates, prunable=np.ones(mean.size, dtype=np.bool_), moves=moves)
+
+    def _without_one(self, genome: Vector) -> list[Vector]:
+        """What is left of a path without each of its layers, until enough of them are left out."""
+        on = np.flatnonzero(genome >= LEAST)
+        if on.size <= self.most_hops:
+            return []
+        return [np.where(np.arange(genome.size) == slot, 0.0, genome) for slot in on]
 
     def price(self, active: NDArray[np.bool_]) -> float:
         """A forward pass over the slots in play, and a backward pass to activations alone."""
@@ -73,7 +88,7 @@ class FlowSpace:
 
     def part(self, genome: Vector) -> FlowPart:
         """The path of a genome."""
-        path = self.genome.decode(genome)
+        path = self.path(genome)
         scales = None if all(scale == 1 for scale in path.scales) else path.scales
         return FlowPart(
             path=path.as_text(),
@@ -82,9 +97,53 @@ class FlowSpace:
             embedding_source=self.genome.layout.order[0],
         )
 
+    def path(self, genome: Vector) -> LayerPath:
+        """The layers of a genome in their order, with their scales."""
+        return self.genome.decode(genome)
+
     def notes(self) -> list[str]:
         """Nothing: every number of the space matters."""
         return []
+
+
+class RepeatSpace(FlowSpace):
+    """Paths that run one block of layers several times. A genome is where it begins, its length, and a place in `times`."""
+
+    def start(self) -> Start:
+        """The model as it is, and all blocks to try from there."""
+        longest, times = self._repeat.longest, self._repeat.times
+        mean = np.zeros(3)  # a block of no layers
+        upper = np.array([self._depth, longest + 1, len(times)], dtype=np.float64)
+        blocks = [
+            np.array([begin, length, place], dtype=np.float64)
+            for place in range(len(times))
+            for length in range(1, longest + 1)
+            for begin in range(self._depth - length + 1)
+        ]
+        blocks = [block for block in blocks if 1 <= len(self._layers(block)) <= self.space.max_hops]
+        if not blocks:
+            raise SearchError(f"dfs.repeat: no block makes a path of 1 to {self.space.max_hops} hops (dfs.max_hops)")
+        lower = np.array([0.0, 1.0, 0.0])
+        return Start(mean, 1.0, lower, upper, moves=lambda genome: [] if genome[1] else blocks)
+
+    def path(self, genome: Vector) -> LayerPath:
+        """The layers of a genome in their order."""
+        source = self.genome.layout.order[0]
+        return LayerPath.of([(source, layer) for layer in self._layers(genome)])
+
+    @property
+    def _repeat(self) -> RepeatConfig:
+        assert self.space.repeat is not None  # `make_space` has looked
+        return self.space.repeat
+
+    @property
+    def _depth(self) -> int:
+        return self.genome.layout.layers[0]
+
+    def _layers(self, genome: Vector) -> list[int]:
+        begin, length, place = (int(number) for number in genome)
+        end, layers = min(begin + length, self._depth), list(range(self._depth))
+        return [*layers[:begin], *layers[begin:end] * self._repeat.times[place], *layers[end:]]
 
 
 class JointSpace:

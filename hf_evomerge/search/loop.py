@@ -135,6 +135,8 @@ class Search:
         if not best:
             errors = [trial.scores.error for trial in self.study.trials(stage)]
             raise SearchError(f"{stage}: all {len(errors)} trials failed; the first said: {errors[0] if errors else '-'}")
+        if self.config.optimizer(stage).algorithm == "sweep" and stage != "random":  # the others are on the way to these
+            best = [trial for trial in best if trial.scores.values.size == best[0].scores.values.size]
         return [trial.recipe_key for trial in best if trial.recipe_key is not None]
 
     def _choose(self, keys: Sequence[str]) -> str:
@@ -152,7 +154,7 @@ class Search:
     def _result(self, winner: str, winners: dict[Stage, str]) -> Result:
         """Measure everything worth comparing on the test split, once."""
         split = self.judged_on
-        can_average = len(set(self.sources.layers)) == 1 and "average" in self.config.baselines
+        can_average = len(self.config.sources) > 1 and len(set(self.sources.layers)) == 1 and "average" in self.config.baselines
         average = uniform_average(self.config) if can_average else None
         targets: dict[str, Recipe | SourceRef] = dict(self._parents())
         if average is not None:

@@ -8,7 +8,7 @@ process.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +24,7 @@ _SEPARABLE = 1000  # coordinates, beyond which a full covariance takes minutes o
 
 Vector = NDArray[np.float64]
 Batches = Generator[list[Vector], list[float], None]
-Algorithm = Literal["cma", "random", "gradient"]
+Algorithm = Literal["cma", "random", "gradient", "sweep"]
 Restarts = Literal["none", "ipop"]
 
 
@@ -41,6 +41,8 @@ class Start:
         rates: Factors of `sigma`, one per coordinate, shape (n,); all 1 where None.
         prunable: Coordinates that a search by gradient gives up where they stay at their lower bound, shape (n,); none where
             None.
+        moves: The points that a sweep tries from one, few enough to try all; an empty list ends it. None where there is no
+            such list.
     """
 
     mean: Vector
@@ -50,6 +52,7 @@ class Start:
     candidates: tuple[Vector, ...] = ()
     rates: Vector | None = None
     prunable: NDArray[np.bool_] | None = None
+    moves: Callable[[Vector], list[Vector]] | None = None
 
     def sample(self, rng: np.random.Generator) -> Vector:
         """One genome of random search: uniform between bounds, and normal around the mean where there are none."""

@@ -19,6 +19,7 @@ from .evaluator import Batch, Evaluator, Target
 from .memory import memory_of_models
 from .optimizer import GROWTH, Start, Vector, default_population
 from .spaces import Space, make_space
+from .sweep import sweep_cost
 
 _FEW = {"search": 16}  # examples, below which a score says little; 50 of other splits
 
@@ -125,7 +126,7 @@ def _around(
         count = config.finalists * sum(stage in (*config.spaces, "random") for stage in config.stages)
         text = f"up to {count} models on {examples['validation']} validation examples"
         phases.append(Phase("finalists", text, count * second * examples["validation"]))
-    averaged = averaged and "average" in config.baselines
+    averaged = averaged and len(config.sources) > 1 and "average" in config.baselines
     tuned = (1 + averaged) * ("lora" in config.baselines)
     if tuned:
         spent = sum(config.budget(stage)[0] for stage in config.stages if stage != "random")
@@ -147,9 +148,11 @@ class _Stage:
         self.count = len(evaluator.examples("search"))
         self.sizes = config.batch_sizes(stage, self.count)
         self.gradient = stage != "random" and self.optimizer.algorithm == "gradient"
+        self.sweep = stage != "random" and self.optimizer.algorithm == "sweep"
         everything = np.ones(self.start.mean.size, dtype=np.bool_)
         self.price = space.price(everything) if self.gradient else 1.0
-        self.population = 1 if self.gradient else self.optimizer.population or default_population(self.start.mean.size)
+        one_by_one = self.gradient or self.sweep
+        self.population = 1 if one_by_one else self.optimizer.population or default_population(self.start.mean.size)
 
     def rounds(self, budget: float) -> list[float]:
         """How many generations, or steps, there are with batches of each size."""
@@ -165,6 +168,8 @@ class _Stage:
 
     def phase(self, budget: int) -> Phase:
         """The stage in words, and its time."""
+        if self.sweep:
+            budget = math.ceil(sweep_cost(self.start, size=self.sizes[0], examples=self.count))
         near = _near(self.start)
         first, second = (self.space.decode(genome) for genome in (self.start.mean, near))
         seconds = 0.0
@@ -182,13 +187,14 @@ class _Stage:
         used = [size for size, rounds in zip(self.sizes, self.rounds(budget), strict=True) if rounds > 0]
         sizes = f"{used[0]} to {used[-1]}" if len(used) > 1 else f"{used[0]}"
         kind = "gradient steps" if self.gradient else f"generations of {self.population}"
-        what.append(f"{sum(self.rounds(budget)):.0f} {kind} on {sizes} of {self.count} examples")
+        done = "every candidate" if self.sweep else f"{sum(self.rounds(budget)):.0f} {kind}"
+        what.append(f"{done} on {sizes} of {self.count} examples{' at first' if self.sweep else ''}")
         return Phase(self.stage, ", ".join(what), seconds, steps=self.gradient)
 
     def warnings(self, budget: int) -> list[str]:
         """What the budget does not do for."""
         rounds, least = sum(self.rounds(budget)), 20 if self.gradient else 2
-        if self.stage == "random" or rounds >= least:
+        if self.stage == "random" or self.sweep or rounds >= least:
             return []
         kind = "gradient steps" if self.gradient else f"generations of {self.population}"
         return [

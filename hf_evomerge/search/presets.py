@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _QUICK = 48  # scores of the search examples, all spaces together
@@ -17,6 +17,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     its own start, the uniform average and MetaGPT's closed form.
     """
     sections = dict(data)
+    _set_algorithm(sections, "dfs", "sweep", where=lambda part: part.get("repeat") is not None)
     if sections.get("preset") != "quick":
         return sections
     spaces = ["ps", "dfs"] if sections.get("space") == "hybrid" else [str(sections.get("space"))]
@@ -35,6 +36,16 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
         merged = {**optimizer, **given} if isinstance(given, Mapping) else given
         sections[name] = {**usual, **part, "optimizer": merged}
     return sections
+
+
+def _set_algorithm(sections: dict[str, Any], name: str, algorithm: str, *, where: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Name the optimizer of a section that does not name one; a section that is no mapping is refused with the rest."""
+    part = sections.get(name)
+    if not isinstance(part, Mapping) or not where(part):
+        return
+    given = part.get("optimizer") or {}
+    if isinstance(given, Mapping):
+        sections[name] = {**part, "optimizer": {"algorithm": algorithm, **given}}
 
 
 def _differentiable(fitness: Any) -> bool:

@@ -45,7 +45,8 @@ class OptimizerConfig(StrictModel):
     """How genomes are proposed, and how many.
 
     Attributes:
-        algorithm: ``cma``, ``random``, or ``gradient`` (Adam on batches) where the fitness has a gradient.
+        algorithm: ``cma``, ``random``, ``gradient`` (Adam on batches) where the fitness has a gradient, or ``sweep`` (every
+            candidate in turn) with ``dfs.repeat``, whose default it is, and ``dfs.prune``.
         population: Candidates per generation; 4 + floor(3 ln n) where absent.
         sigma: First step size. For PS as a fraction of each parameter's range, 1/6 by default (``gradient``: 0.04); for DFS in
             the units of the genome, 0.1 by default (gates by evolution: 0.2); 0.04 by default after a ``first``.
@@ -61,6 +62,25 @@ class OptimizerConfig(StrictModel):
     evaluations: int = Field(default=1000, ge=1)
     minutes: float | None = Field(default=None, gt=0)
     restarts: Restarts = "none"
+
+
+class RepeatConfig(StrictModel):
+    """Paths that run one block of layers several times, or not at all.
+
+    Attributes:
+        longest: Layers of the longest block.
+        times: How often a block runs, in all: each of these is tried; 0 leaves it out.
+    """
+
+    longest: int = Field(default=8, ge=1)
+    times: tuple[int, ...] = Field(default=(2,), min_length=1)
+
+    @field_validator("times")
+    @classmethod
+    def _changes_something(cls, times: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(times)) != len(times) or min(times) < 0 or 1 in times:
+            raise ValueError("distinct numbers: 2 or more, or 0; once is what the model does as it is")
+        return times
 
 
 class FirstConfig(OptimizerConfig):
@@ -105,6 +125,9 @@ class ParameterSpaceConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_groups(self) -> ParameterSpaceConfig:
+        for key, optimizer in (("first", self.first), ("optimizer", self.optimizer)):
+            if optimizer is not None and optimizer.algorithm == "sweep":
+                raise ValueError(f"{key}.algorithm: sweep tries every candidate, and there are too many merges; write cma")
         if self.groups is not None and (self.blocks_per_group, self.split_attention) != (1, False):  # a study states defaults
             raise ValueError("groups: stands in the place of blocks_per_group and split_attention; leave those out")
         return self
@@ -118,7 +141,10 @@ class FlowSpaceConfig(StrictModel):
             hybrid search the merged model has the number of sources as its index, and comes first by default.
         terms: Layers of a hop: 1, or as many as there are sources in `order`: the layers of one depth then run side by side on
             the same stream, and their gates are the weights of their sum.
-        repetitions: How often the layout is repeated (the paper's r); 2, and 1 where hops have several terms.
+        prune: How many layers of one model are left out, at least: paths are gates of its layers, and no hop is repeated.
+        repeat: Search among the paths that repeat one block of layers of one model.
+        repetitions: How often the layout is repeated (the paper's r); 2, and 1 where hops have several terms or layers are
+            pruned.
         scales: Scale encoding: ``gate`` (one number per slot in place of indicator and scale), ``slot``, ``matrix``,
             ``network`` or ``none``. ``gate`` by default; ``slot`` with ``mlp_delta``.
         scale_bounds: The least and the greatest scale; gates do not look at it.
@@ -132,6 +158,8 @@ class FlowSpaceConfig(StrictModel):
 
     order: list[int] | None = None
     terms: int = Field(default=1, ge=1)
+    prune: int | None = Field(default=None, ge=1)
+    repeat: RepeatConfig | None = None
     repetitions: int | None = Field(default=None, ge=1, le=64)
     scales: ScaleEncoding | None = None
     scale_bounds: tuple[float, float] = (0.4, 1.5)
@@ -152,12 +180,12 @@ class FlowSpaceConfig(StrictModel):
     @property
     def encoding(self) -> ScaleEncoding:
         """The scale encoding, where the file does not say it too."""
-        return self.scales or ("gate" if self.scale_target == "stream" else "slot")
+        return self.scales or ("none" if self.repeat is not None else "gate" if self.scale_target == "stream" else "slot")
 
     @property
     def passes(self) -> int:
         """The repetitions of the layout, where the file does not say it too."""
-        return self.repetitions or (2 if self.terms == 1 else 1)
+        return self.repetitions or (2 if self.terms == 1 and self.prune is None else 1)
 
     @model_validator(mode="after")
     def _check_gates(self) -> FlowSpaceConfig:
@@ -168,8 +196,18 @@ class FlowSpaceConfig(StrictModel):
             raise ValueError(f"terms: {self.terms} go with gates and free ends; write scales: gate, and leave ends out")
         if not gates and self.ends == "free":
             raise ValueError(f"ends: free goes with gates; with scales: {self.encoding} leave it out")
+        if self.repeat is not None and (self.prune is not None or self.encoding != "none" or self.terms > 1):
+            raise ValueError("repeat: is a search of its own; leave prune, scales and terms out")
+        if self.prune is not None and (not gates or self.ends == "paper" or self.terms > 1 or self.passes > 1):
+            raise ValueError("prune: layers are left out by gates of one pass; leave scales, ends, terms and repetitions out")
         for key, optimizer in (("first", self.first), ("optimizer", self.optimizer)):
-            if not gates and optimizer is not None and optimizer.algorithm == "gradient":
+            if optimizer is None:
+                continue
+            if self.repeat is not None and optimizer.algorithm not in ("sweep", "random"):
+                raise ValueError(f"{key}.algorithm: {optimizer.algorithm} does not go with repeat; write sweep, or random")
+            if self.repeat is None and self.prune is None and optimizer.algorithm == "sweep":
+                raise ValueError(f"{key}.algorithm: sweep tries every candidate; it goes with repeat or prune, which have few")
+            if not gates and optimizer.algorithm == "gradient":
                 raise ValueError(f"{key}.algorithm: gradient goes with gates; write scales: gate (found {self.encoding})")
         return self
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..recipes.recipe import MergePart, ParameterValue, Recipe
 from .config import SearchConfig, Stage
-from .flow_space import FlowSpace, JointSpace
+from .flow_space import FlowSpace, JointSpace, RepeatSpace
 from .optimizer import Start, Vector
 from .parameter_space import ParameterSpace
 from .slopes import Slopes
@@ -64,14 +64,17 @@ def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge
     """
     depth, name = sources.layers[config.ps_sources[0]], config.space_of(stage)
     if name != "joint":
-        part = config.part(name)
-        config = config.model_copy(update={name: part.model_copy(update={"optimizer": config.optimizer(stage)})})
+        part, optimizer = config.part(name), config.optimizer(stage)
+        if stage == "random" and optimizer.algorithm == "sweep":  # its paths are on their way down
+            optimizer = optimizer.model_copy(update={"algorithm": "random"})
+        config = config.model_copy(update={name: part.model_copy(update={"optimizer": optimizer})})
     if name != "dfs":
         weights = ParameterSpace(config, depth, sources.tensors, sources.unchanged, sources.distances)
         if name == "ps":
             return weights
         return JointSpace(weights, FlowSpace(config, [*sources.layers, depth], weights.part(weights.start().mean)))
-    return FlowSpace(config, sources.layers if merge is None else [*sources.layers, depth], merge)
+    kind = FlowSpace if config.dfs.repeat is None else RepeatSpace
+    return kind(config, sources.layers if merge is None else [*sources.layers, depth], merge)
 
 
 def uniform_average(config: SearchConfig) -> Recipe:

@@ -25,6 +25,7 @@ from .runner import Job, Runner
 from .slopes import Slopes
 from .spaces import Space
 from .study import Study, Trial
+from .sweep import sweep_over
 
 _NEAR = 0.04  # the first step size where a stage begins at the winner of another
 
@@ -141,9 +142,12 @@ class StageRun:
         """What proposes the genomes."""
         settings, start = self.config.optimizer(self.stage), self._start()
         count = max(self.example_count, 1)
-        shares = [size / count for size in self.config.batch_sizes(self.stage, count)]
+        sizes = self.config.batch_sizes(self.stage, count)
+        shares = [size / count for size in sizes]
         if settings.algorithm == "gradient" and self.stage != "random":
             return GradientOptimizer(start, price=self.space.price, budget=self.budget, share=shares[0])
+        if settings.algorithm == "sweep" and self.stage != "random":
+            return sweep_over(start, size=sizes[0], examples=count, budget=self.budget)
         return Optimizer(
             start,
             algorithm="random" if self.stage == "random" else settings.algorithm,

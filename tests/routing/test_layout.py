@@ -93,6 +93,12 @@ def test_hop_limit_keeps_the_strongest() -> None:
     assert _layers(ends_at_a, max_hops=4) == "0:0, 1:0, 1:1, 0:1"
 
 
+def test_splices_of_a_model_that_is_too_long() -> None:
+    """Where the path has room for fewer layers than a source has, the plainest paths leave one run of them out."""
+    genome = FlowGenome(Layout((0,), (6,), 1), "gate", max_hops=4, ends="free")
+    assert genome.splices() == [[0, 3, 4, 5], [0, 1, 4, 5], [0, 1, 2, 5]]
+
+
 @pytest.mark.parametrize("max_hops", [2, 3, 17, 64, 128])
 def test_no_path_is_longer_than_the_limit(max_hops: int) -> None:
     """Random genomes never decode to more hops than allowed, and always keep their ends and their order."""

@@ -46,6 +46,7 @@ def test_stages(space: str, baseline: bool, stages: list[str]) -> None:
     assert _config(space=space, baselines=["random"] if baseline else []).stages == stages
 
 
+ONE = {"space": "dfs", "sources": [{"model": "a"}]}
 BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
 
 
@@ -53,7 +54,17 @@ BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
     ("more", "message"),
     [
         ({"space": "both"}, "space: Input should be 'ps', 'dfs' or 'hybrid' (found 'both')"),
-        ({"sources": [{"model": "a"}]}, "sources: List should have at least 2 items"),
+        ({"sources": []}, "sources: List should have at least 1 item"),
+        ({"sources": [{"model": "a"}]}, "sources: ps merges two or more models; with one write space: dfs (found 1)"),
+        ({"space": "dfs", "dfs": {"prune": 1}}, "dfs.prune: goes with one model; give one source, or name one in dfs.order"),
+        ({"space": "dfs", "dfs": {"repeat": {}}}, "dfs.repeat: goes with one model; give one source, or name one in"),
+        ({**ONE, "dfs": {"prune": 1, "scales": "slot"}}, "dfs: prune: layers are left out by gates of one pass"),
+        ({**ONE, "dfs": {"prune": 1, "repetitions": 2}}, "dfs: prune: layers are left out by gates of one pass"),
+        ({**ONE, "dfs": {"prune": 1, "repeat": {}}}, "dfs: repeat: is a search of its own; leave prune, scales and terms out"),
+        ({**ONE, "dfs": {"repeat": {"times": [1]}}}, "dfs.repeat.times: distinct numbers: 2 or more, or 0"),
+        ({**ONE, "dfs": {"repeat": {}, "optimizer": {"algorithm": "cma"}}}, "dfs: optimizer.algorithm: cma does not go with"),
+        ({**ONE, "dfs": {"optimizer": {"algorithm": "sweep"}}}, "dfs: optimizer.algorithm: sweep tries every candidate"),
+        ({"ps": {"optimizer": {"algorithm": "sweep"}}}, "ps: optimizer.algorithm: sweep tries every candidate"),
         ({"ps": {"optimizer": {"algoritm": "cma"}}}, "ps.optimizer.algoritm: no such key; did you mean algorithm?"),
         ({"sorces": []}, "sorces: no such key; did you mean sources?"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0 (found -1)"),

@@ -109,11 +109,16 @@ SPACES: dict[str, dict[str, Any]] = {
     },
     "batches": {"ps": {"method": "linear", "blocks_per_group": "model", "optimizer": OPTIMIZER}, "batch": 4},
 }
+ONE: dict[str, Any] = {"space": "dfs", "sources": [{"model": "a"}]}  # of six layers
+SWEEPS: dict[str, dict[str, Any]] = {
+    "prune": {**ONE, "dfs": {"prune": 2, "optimizer": {"algorithm": "sweep", "evaluations": 31}}, "batch": 3},
+    "repeat": {**ONE, "dfs": {"repeat": {"longest": 3, "times": [0, 2]}, "optimizer": {"evaluations": 31}}, "batch": "all"},
+}
 
 
 def _config(kind: str, **more: Any) -> SearchConfig:
     data = {"space": "ps", "sources": [{"model": "a"}, {"model": "b"}], "fitness": {"task": "likelihood"}, "finalists": 3}
-    return validate(SearchConfig, {**data, **SPACES[kind], **more}, SearchError)
+    return validate(SearchConfig, {**data, **{**SPACES, **SWEEPS}[kind], **more}, SearchError)
 
 
 def _search(
@@ -127,7 +132,8 @@ def _search(
     """Run a search in a folder, or go on with the one that is there."""
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {})
     how: dict[str, Any] = {"splits": dict.fromkeys(splits, EXAMPLES), "report": report}
-    search = Search(_config(kind, **more), study, runner, sources=SourceSummary(LAYERS), **how)
+    config = _config(kind, **more)
+    search = Search(config, study, runner, sources=SourceSummary(LAYERS if len(config.sources) > 1 else [6]), **how)
     return study, search.run()
 
 
@@ -165,7 +171,28 @@ def test_a_search_finds_something_good(kind: str, tmp_path: Path) -> None:
     assert study.recipe(result.winner.key) == result.winner
 
 
-@pytest.mark.parametrize("kind", ["ps", "dfs", "none", "hybrid", "batches", "first"])
+@pytest.mark.parametrize(("kind", "path"), [("prune", "0:0, 0:1, 0:3, 0:5"), ("repeat", "0:0, 0:1, 0:3, 0:4, 0:5")])
+def test_a_sweep_finds_the_best_path_of_one_model(kind: str, path: str, tmp_path: Path) -> None:
+    """The layers that count least are left out one after the other; the best block is found, and both cost what was said."""
+    worth = [0.5, 0.4, 0.0, 0.3, 0.1, 0.6]
+
+    def scores(job: Job) -> np.ndarray:
+        layers = job.target.flow.to_path().unique_layers if isinstance(job.target, Recipe) and job.target.flow else []
+        value = sum(worth[layer] for _, layer in layers) if kind == "prune" else toy_scores(job).mean()
+        found = value - 0.05 * (kind == "repeat" and (0, 2) in layers) + _hardness(job.split)
+        return found if job.batch is None else found[list(job.batch)]
+
+    study, result = _search(tmp_path, ToyRunner(scores=scores), kind)
+    assert result.winner.flow is not None
+    assert str(result.winner.flow.to_path()) == path
+    assert result.winner.flow.scales is None
+    trials = study.trials("dfs")
+    moves = [6, 2, 5, 2] if kind == "prune" else [30]  # a quarter goes on to four times as many examples
+    assert [sum(trial.generation == each for trial in trials) for each in range(len(moves))] == moves
+    assert sum(trial.cost for trial in trials) == (pytest.approx(6 / 4 + 2 * 11 / 12 + 5 / 4 + 2) if kind == "prune" else 30)
+
+
+@pytest.mark.parametrize("kind", ["ps", "dfs", "none", "hybrid", "batches", "first", "prune", "repeat"])
 def test_resuming_changes_nothing(kind: str, tmp_path: Path) -> None:
     """Stopped anywhere, once or many times, and resumed, a search ends with the trials and results of one never stopped."""
     study, result = _search(tmp_path / "whole", ToyRunner(), kind)

@@ -1,0 +1,77 @@
+"""Searches over the layers of one model: they find, build and fold a path, and what cannot work is refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_evomerge.building.folded import fold
+from hf_evomerge.errors import SearchError
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.plan import plan_search
+from hf_evomerge.search.run import run_search
+from hf_evomerge.search.study import Study
+
+Config = Callable[..., SearchConfig]
+GRADIENT = {"algorithm": "gradient", "evaluations": 6}
+
+
+def _settings(tiny: Path, **dfs: Any) -> dict[str, Any]:
+    """One model of three layers, and no base."""
+    return {"sources": [{"model": str(tiny / "deep")}], "base": None, "ps": {}, "dfs": dfs}
+
+
+@pytest.mark.parametrize(
+    ("dfs", "hops"),
+    [
+        ({"prune": 1, "optimizer": {"algorithm": "sweep", "evaluations": 6}}, {2}),
+        ({"prune": 2, "first": {"algorithm": "sweep", "evaluations": 6}, "optimizer": GRADIENT}, {1}),
+        ({"prune": 2, "optimizer": {"evaluations": 4, "population": 4}}, {1}),
+        ({"repeat": {"longest": 2, "times": [0, 3]}, "optimizer": {"evaluations": 10}}, {1, 2, 5, 7}),
+        ({"optimizer": GRADIENT}, set(range(1, 7))),
+    ],
+    ids=["sweep", "sweep-gradient", "cma", "repeat", "dfs"],
+)
+def test_one_model(dfs: dict[str, Any], hops: set[int], tiny: Path, search_config: Config, tmp_path: Path) -> None:
+    """Each search ends with a path of the hops that it may have, built from one source, that folds into a plain model."""
+    baselines = ["average", *(["random"] if "repeat" in dfs else [])]
+    config = search_config("dfs", **_settings(tiny, **dfs), baselines=baselines)
+    result = run_search(config, tmp_path / "out", build=dfs.get("prune") == 1)
+    assert result.winner.flow is not None
+    assert len(result.winner.flow.path) in hops
+    assert [row.stage for row in result.rows if row.stage != "dfs-first"] == ["source", "dfs", *baselines[1:]]
+    study = Study.open(tmp_path / "out")
+    for trial in study.trials():
+        flow = study.recipe(trial.recipe_key or "").flow
+        assert flow is not None
+        assert len(flow.path) in hops or trial.stage == "random" or trial.scores.values.size < 5
+    if dfs.get("prune") == 1:
+        from transformers import AutoModelForCausalLM
+
+        plain = fold(tmp_path / "out" / "model", tmp_path / "plain")
+        assert AutoModelForCausalLM.from_pretrained(plain).config.num_hidden_layers == len(result.winner.flow.path)
+
+
+def test_what_cannot_work_is_refused(tiny: Path, search_config: Config) -> None:
+    """A budget that ends before the sweep, more layers than there are, no path that is short enough: before a model is read."""
+    sweep = {"algorithm": "sweep", "evaluations": 2}
+    for dfs, message in (
+        ({"prune": 1, "optimizer": sweep}, r"dfs\.optimizer\.evaluations: all candidates, 5 of 5 examples at first, take 3"),
+        ({"prune": 1, "first": sweep}, r"dfs\.first\.evaluations: all candidates"),
+        ({"prune": 3}, r"dfs\.prune: the model has 3 layers; leave out fewer than these \(found 3\)"),
+        ({"repeat": {"longest": 1}, "max_hops": 3}, r"dfs\.repeat: no block makes a path of 1 to 3 hops"),
+    ):
+        with pytest.raises(SearchError, match=message):
+            plan_search(search_config("dfs", **_settings(tiny, **dfs)))
+
+
+def test_the_plan_of_a_sweep(tiny: Path, search_config: Config) -> None:
+    """The dry run says that every candidate is tried, and warns of nothing."""
+    plan = plan_search(search_config("dfs", **_settings(tiny, prune=1, optimizer={"algorithm": "sweep"})))
+    (phase,) = (phase for phase in plan.phases if phase.name == "dfs")
+    assert "3 evaluations, paths of" in phase.text
+    assert phase.text.endswith("every candidate on 5 of 5 examples at first")
+    assert not [warning for warning in plan.warnings if warning.startswith("dfs")]
