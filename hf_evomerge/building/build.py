@@ -15,7 +15,10 @@ from ..recipes.recipe import RECIPE_FILE, Recipe
 from .record import write_build_record
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..checkpoints.checkpoint import Checkpoint
+    from ..checkpoints.source import Source
 
 
 def build_model(
@@ -63,14 +66,15 @@ def build_model(
     names = [name for ref in refs for name in (ref.model, ref.adapter) if name is not None]
     remove_leftovers(Path(out))
     check_target(Path(out), overwrite=overwrite, keep=[named_folder(name) for name in names])
+    checkpoint = open_recipe(recipe, trust_remote_code=trust_remote_code)
     return write_checkpoint(
-        open_recipe(recipe, trust_remote_code=trust_remote_code),
+        checkpoint,
         out,
         files={RECIPE_FILE: recipe.to_yaml()},
         max_shard_size=max_shard_size,
         overwrite=overwrite,
         progress=progress,
-        finish=write_build_record,
+        finish=lambda folder: write_build_record(folder, str(Ledger.of(checkpoint))),
     )
 
 
@@ -133,7 +137,8 @@ def open_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> Checkpoin
 
     used = set(range(len(recipe.sources)))
     if recipe.flow is None:
-        used = {*recipe.merge_sources, *([recipe.tokenizer] if isinstance(recipe.tokenizer, int) else [])}
+        named = (recipe.tokenizer, recipe.processor, *(recipe.components or {}).values())
+        used = {*recipe.merge_sources, *(number for number in named if isinstance(number, int))}
         if recipe.dtype is None:
             used.add(0)  # the dtype of the result is the first source's, also where it is not merged
     sources = {n: Source.open(recipe.sources[n], trust_remote_code=trust_remote_code) for n in sorted(used)}
@@ -142,9 +147,21 @@ def open_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> Checkpoin
         chosen = most_common_template(source.folder for source in [*sources.values(), *([base] if base is not None else [])])
         recipe = recipe.model_copy(update={"chat_template": chosen})
     checkpoints: list[Checkpoint] = list(sources.values())
+    if recipe.has_components:
+        return _composed(recipe, sources, base)
     if recipe.merge is not None:
         checkpoints.append(Merged(recipe, sources, base))
     if recipe.flow is None:
         return checkpoints[-1]
     tokenizer = base if recipe.tokenizer == "base" else None if recipe.tokenizer is None else sources[recipe.tokenizer]
     return Routed(checkpoints, recipe.flow, dtype=recipe.dtype, tokenizer=tokenizer, chat_template=recipe.chat_template)
+
+
+def _composed(recipe: Recipe, sources: Mapping[int, Source], base: Source | None) -> Checkpoint:
+    """The merge of a part, in the model whose part it is."""
+    from ..checkpoints.component import as_parts
+    from .composed import Composed
+
+    merged = recipe.merge_sources
+    parts = as_parts([*(sources[number] for number in merged), *([base] if base is not None else [])])
+    return Composed(recipe, {**sources, **dict(zip(merged, parts, strict=False))}, parts[-1] if base is not None else None)

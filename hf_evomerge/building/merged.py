@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.chat_template import template_warnings
 from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
 from ..checkpoints.compatibility import find_warnings
+from ..checkpoints.component import Component
 from ..checkpoints.headers import TensorInfo, torch_dtype
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.model_folder import copy_code, write_chat_template
@@ -73,6 +74,7 @@ class Merged(Checkpoint):
         self._merged: set[str] = set()
         self._lock = Lock()
         reshaped = self.plan.stack is not None or self.plan.vocabulary is not None
+        reshaped = reshaped and not isinstance(self.plan.sources[0], Component)  # a part is checked in the model that it is of
         laid_out = self if reshaped else self.plan.sources[0]  # which was checked with the others
         self._doubts = laid_out.architecture_warnings  # raises where the layers of slices cannot run in one model
 
@@ -88,14 +90,17 @@ class Merged(Checkpoint):
 
     def fingerprint(self) -> str:
         """Another text for another recipe or other sources."""
-        return "\0".join([self.recipe.to_yaml(), *(source.fingerprint() for source in self.sources)])
+        everyone = [*self.plan.sources, *([self.plan.base] if self.plan.base is not None else [])]
+        return "\0".join([self.recipe.to_yaml(), *(source.fingerprint() for source in everyone)])
 
     def origin(self, name: str) -> Origin:
         """The tensors that one is merged from; a mask or a table of positions is copied from the first source."""
         planned = self._planned[name]
         if not planned.is_weight:
-            return Origin("copied", (planned.inputs[0],))
-        return Origin("merged", (*planned.inputs, *([planned.base] if planned.base is not None else [])))
+            source, own = planned.inputs[0]
+            return source.origin(own)
+        inputs = (*planned.inputs, *([planned.base] if planned.base is not None else []))
+        return Origin("merged", tuple(pair for source, own in inputs for pair in source.origin(own).inputs))
 
     def unused(self, source: Source, name: str) -> str:
         """A tensor is left out where its layer is in no slice, or where the first source has the same one."""
@@ -164,21 +169,9 @@ class Merged(Checkpoint):
 
     def _config_fields(self) -> dict[str, Any]:
         """What ``config.json`` holds."""
-        first, dtype = self.plan.sources[0], self.recipe.dtype
+        first, vocabulary = self.plan.sources[0], self.plan.vocabulary
         fields = first.read_json("config.json") if self.plan.stack is None else json.loads(self._stacked().to_json_string())
-        fields.pop("_name_or_path", None)
-        if not first.trust_remote_code:
-            fields.pop("auto_map", None)  # the code that it names is not copied
-        for part in (fields, fields.get("text_config")):
-            if not isinstance(part, dict):
-                continue
-            if dtype is not None:
-                old = part.pop("torch_dtype", None)
-                if part is fields or old is not None or "dtype" in part:
-                    part["dtype"] = dtype
-            if self.plan.vocabulary is not None and "vocab_size" in part:
-                part["vocab_size"] = self.plan.vocabulary.size
-        return fields
+        return result_fields(first, fields, self.recipe.dtype, vocabulary.size if vocabulary is not None else None)
 
     def _stacked(self) -> PretrainedConfig:
         """The first source's config with the layers of the slices."""
@@ -204,6 +197,30 @@ class Merged(Checkpoint):
         stack = self.plan.stack
         stacked = f", stacked to {len(stack)} layers" if stack is not None else ""
         return f"{self.plan.method.name} of {len(self.plan.sources)} sources{stacked}"
+
+
+def result_fields(source: Source, fields: dict[str, Any], dtype: str | None, vocab_size: int | None) -> dict[str, Any]:
+    """What the ``config.json`` of a result holds that is a `source` with another dtype or number of tokens.
+
+    Args:
+        source: Whose model it is.
+        fields: What its config says; it is changed.
+        dtype: The result's dtype; the source's where None.
+        vocab_size: The result's number of tokens; the source's where None.
+    """
+    fields.pop("_name_or_path", None)
+    if not source.trust_remote_code:
+        fields.pop("auto_map", None)  # the code that it names is not copied
+    for part in (fields, fields.get("text_config")):
+        if not isinstance(part, dict):
+            continue
+        if dtype is not None:
+            old = part.pop("torch_dtype", None)
+            if part is fields or old is not None or "dtype" in part:
+                part["dtype"] = dtype
+        if vocab_size is not None and "vocab_size" in part:
+            part["vocab_size"] = vocab_size
+    return fields
 
 
 def _tokenizer_source(recipe: Recipe, plan: MergePlan, sources: Mapping[int, Source]) -> Source:

@@ -15,16 +15,20 @@ _RECORDED = ("*.safetensors", "*.safetensors.index.json", "config.json", RECIPE_
 _LIBRARIES = ("hf-evomerge", "huggingface_hub", "safetensors", "torch", "transformers")
 
 
-def write_build_record(folder: Path) -> Built:
+def write_build_record(folder: Path, tensors: str | None = None) -> Built:
     """Hash the weights, the config, the recipe and the code of a model that has just been built, and keep it beside them.
 
     Reads everything once, several files at a time: about a second per gigabyte.
 
+    Args:
+        folder: The model.
+        tensors: What became of every tensor of its sources.
+
     Returns:
         What the record says.
     """
-    built = Built(versions=library_versions(), sha256=_hashes(folder))
-    (folder / BUILD_FILE).write_text(built.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    built = Built(versions=library_versions(), sha256=_hashes(folder), tensors=tensors)
+    (folder / BUILD_FILE).write_text(built.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
     return built
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.checkpoint import Origin
 from ..checkpoints.compatibility import Tokenizer
 from ..checkpoints.headers import StoredTensor
 from ..checkpoints.source import Source
@@ -209,7 +210,7 @@ class MatchedSource(Source):
             adapter=inner.adapter,
             trust_remote_code=inner.trust_remote_code,
         )
-        self._inner, self._match = inner, match
+        self._inner, self._match, self.part = inner, match, inner.part
         self._known = known if known is not None else _tokens(inner)
 
     @cached_property
@@ -251,6 +252,15 @@ class MatchedSource(Source):
             return False
         shapes = [(source.tensors[name].shape, source.vocab_size) for source in everyone if name in source.tensors]
         return all(shape[:1] == (size,) for shape, size in shapes) and bool(shapes)
+
+    @property
+    def sources(self) -> list[Source]:
+        """The source whose tensors are read."""
+        return self._inner.sources
+
+    def origin(self, name: str) -> Origin:
+        """The source's own tensor."""
+        return self._inner.origin(name)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the JSON files, as it is for the result."""

@@ -53,7 +53,7 @@ def check_architecture(config: PretrainedConfig, tensors: Mapping[str, TensorInf
         SourceError: A tensor is missing, or has another shape than the config says.
     """
     name = (config.architectures or [""])[0]
-    kind = _model_class(config, name)
+    kind = model_class(config, name)
     if kind is None:
         known = f"transformers has no {name} for the model type {config.model_type!r}" if name else "config.json names none"
         return [f"architecture of {where}: {known}, so its tensors were not compared with one"]
@@ -99,7 +99,7 @@ def fit_of(kind: type[PreTrainedModel], config: PretrainedConfig, tensors: Mappi
     return Fit(_in_order(missing), misshapen, _in_order(found.unexpected_keys))
 
 
-def _model_class(config: PretrainedConfig, name: str) -> type[PreTrainedModel] | None:
+def model_class(config: PretrainedConfig, name: str) -> type[PreTrainedModel] | None:
     """transformers' own class of that name, if it is one for this config; without a name the one without a head."""
     import transformers
 

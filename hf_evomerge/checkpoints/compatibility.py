@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import SourceError
 from .source import Source
 
-_SAME_SETTINGS = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "num_experts_per_tok")
+_SAME_SETTINGS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "num_experts_per_tok")
 _KEPT_FROM_FIRST = (
     *("rope_parameters", "partial_rotary_factor", "sliding_window", "max_position_embeddings"),
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "logits_scaling"),
@@ -122,7 +122,9 @@ class Tokenizer:
 
 
 def _setting_differences(first: Source, other: Source, same_depth: bool, same_vocabulary: bool) -> Iterator[str]:
-    pairs: list[tuple[str, Any, Any]] = [("architecture", first.config.model_type, other.config.model_type)]
+    pairs: list[tuple[str, Any, Any]] = []
+    if first.part is None:  # of a part, names and shapes decide
+        pairs.append(("architecture", first.config.model_type, other.config.model_type))
     if same_depth:
         pairs.append(("number of layers", first.layer_count, other.layer_count))
     if same_vocabulary:

@@ -70,6 +70,7 @@ class Inspection:
         effective: What runs: a layer of a merged model counts as often as the path runs it.
         tokenizer, chat_template, recipe: Whether there is one in the folder.
         merged: Path and sources of a merged model.
+        parts: How many tensors each part of the model has, where it has several, such as ``text`` and ``vision``.
     """
 
     model: str
@@ -86,6 +87,7 @@ class Inspection:
     chat_template: bool
     recipe: bool
     merged: Merged | None
+    parts: dict[str, int]
 
     def to_json(self) -> str:
         """For machines."""
@@ -103,6 +105,8 @@ class Inspection:
         ]
         if self.quantization is not None:
             rows.append(("quantised", f"{self.quantization}; packed weights are not counted as parameters"))
+        if self.parts:
+            rows.append(("parts", ", ".join(f"{part}: {count} tensors" for part, count in self.parts.items())))
         if self.effective != self.stored:
             rows.append(("effective", _size_text(self.effective)))
         files = {"tokenizer": self.tokenizer, "chat template": self.chat_template, "recipe": self.recipe}
@@ -165,7 +169,20 @@ def inspect_model(model: str | Path) -> Inspection:
         chat_template=_has_chat_template(source.folder),
         recipe=(source.folder / RECIPE_FILE).is_file(),
         merged=merged,
+        parts=_parts(source) if merged is None else {},
     )
+
+
+def _parts(source: Source) -> dict[str, int]:
+    """The tensors of each part of a model that has several, of those that transformers knows."""
+    if not (source.config.sub_configs or getattr(source.config, "is_encoder_decoder", False)):
+        return {}
+    from .component import Layout
+
+    try:
+        return Layout.of(source).count()
+    except SourceError:
+        return {}
 
 
 def _times(name: str, runs: Counter[int]) -> int:

@@ -15,11 +15,15 @@ from filelock import FileLock, Timeout
 from ..errors import EvoMergeError
 from .inside import check_inside
 
+PROCESSOR = (
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    *("chat_template*", "additional_chat_templates/*.jinja"),
+)
 COMPANIONS = (
     "generation_config.json",
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken"),
-    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
-    *("tokenizer.model", "spiece.model", "sentencepiece*.model", "chat_template*", "additional_chat_templates/*.jinja"),
+    *("tokenizer.model", "spiece.model", "sentencepiece*.model"),
+    *PROCESSOR,
 )
 REPLACED = "replaced"  # the old model, in the hidden folder of the build whose model takes its place
 
@@ -119,6 +123,11 @@ def _clean(folder: Path, out: Path, *, keep: bool = False) -> None:
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy the generation settings, the tokenizer, its chat templates and processors, except what `folder` has already."""
     _copy(source, folder, COMPANIONS)
+
+
+def copy_processor(source: Path, folder: Path) -> None:
+    """Copy the processors and the chat templates, except what `folder` has already."""
+    _copy(source, folder, PROCESSOR)
 
 
 def copy_code(source: Path, folder: Path) -> None:

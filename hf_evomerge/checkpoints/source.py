@@ -15,12 +15,13 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError, one_line
+from ..recipes.layer_groups import TIED_HEAD
 from ..recipes.recipe import SourceRef
 from .checkpoint import Checkpoint, Origin, pieces_of
 from .headers import StoredTensor, read_header, read_mapping
 from .inside import check_folder
 from .lora import WEIGHTS_FILE, Adapter
-from .model_folder import copy_code, copy_companions, named_folder
+from .model_folder import copy_code, copy_companions, copy_processor, named_folder
 from .repository import Repository
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class Source(Checkpoint):
         repository: Where the weights come from if they are not in the folder.
         adapter: A LoRA adapter that is merged into each tensor when it is read.
         trust_remote_code: Whether the checkpoint's own Python files may be run to read its config.
+
+    Attributes:
+        part: Which part of the model these tensors are; None: all of it.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Source(Checkpoint):
         self.repository = repository
         self.adapter = adapter
         self.trust_remote_code = trust_remote_code
+        self.part: str | None = None
         self._handles: dict[Path, Any] = {}
         self._lock = Lock()
 
@@ -119,6 +124,16 @@ class Source(Checkpoint):
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
         """Every tensor by its raw name, from the headers alone; a tied head that is stored all the same is left out."""
+        return {name: info for name, info in self._stored.items() if name not in self.tied}
+
+    @property
+    def tied(self) -> dict[str, StoredTensor]:
+        """What is stored although it is the embedding matrix."""
+        return {name: info for name, info in self._stored.items() if self.is_tied and name == TIED_HEAD}
+
+    @cached_property
+    def _stored(self) -> dict[str, StoredTensor]:
+        """What the files hold."""
         found: dict[str, StoredTensor] = {}
         for header in self._headers():
             for name, info in header.items():
@@ -130,8 +145,6 @@ class Source(Checkpoint):
                 raise SourceError(f"{self}: the index lists {name}, which is in none of the files; download it again")
             if (real := found[name].file.name) != file:
                 raise SourceError(f"{self}: the index lists {name} in {file}, but it is in {real}; download it again")
-        if self.is_tied:
-            found.pop("lm_head.weight", None)
         return found
 
     @cached_property
@@ -201,6 +214,10 @@ class Source(Checkpoint):
     def write_tokenizer(self, folder: Path) -> None:
         """Copy generation settings, tokenizer, chat templates and processors, except what `folder` has already."""
         copy_companions(self.folder, folder)
+
+    def write_processor(self, folder: Path) -> None:
+        """Copy processors and chat templates, except what `folder` has already."""
+        copy_processor(self.folder, folder)
 
     def download(self, *, progress: bool = True) -> None:
         """Fetch the weights if they are on the Hub and not in the cache; raises `SourceError`."""

@@ -216,6 +216,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "recipe_yaml": text,
         "fence": "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))]),
         "version": version,
+        "tensors": markdown_text(recipe.built.tensors) if recipe.built and recipe.built.tensors else "",
         "study": None if study is None else {**study, "stages": [_stage(stage, study) for stage in study["stages"]]},
         "by": {space: _how(study, space) for space in ("ps", "dfs")},
         "joint": bool((study or {}).get("settings", {}).get("joint")),

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..building.build import build_model
-from ..building.record import BUILD_FILE, changed_since, library_versions, read_build_record
+from ..building.record import BUILD_FILE, changed_since, read_build_record
 from ..checkpoints.hashes import file_sha256
 from ..checkpoints.inside import check_inside
 from ..checkpoints.model_folder import COMPANIONS
@@ -254,7 +254,7 @@ def _built(model: Path, weights: Sequence[Path]) -> Built | None:
             f"{model}: {listing(changed)} {'is' if len(changed) == 1 else 'are'} not what was built from its recipe; build it "
             f"again, or remove {BUILD_FILE} to publish it without saying where it comes from"
         )
-    return Built(versions=record.versions, sha256={file.name: file_sha256(file) for file in weights})
+    return record.model_copy(update={"sha256": {file.name: file_sha256(file) for file in weights}})
 
 
 def _verify(model: Path, recipe: Recipe, weights: Sequence[Path]) -> Built:
@@ -266,11 +266,13 @@ def _verify(model: Path, recipe: Recipe, weights: Sequence[Path]) -> Built:
     """
     with TemporaryDirectory(prefix="evomerge-verify-") as scratch:
         built = build_model(recipe.model_copy(update={"built": None}), Path(scratch) / "model", progress=False)
+        record = read_build_record(built)
+        assert record is not None  # every build has one
         _, differences = compare_tensors(Source(built), Source(model))
         found = [f"{one.name}: {one.what}" for one in differences] + compare_configs(built, model / "config.json", {})
     if found:
         raise HubError(f"{model}: is not what its recipe gives ({len(found)} differences; {found[0]}); build it again")
-    return Built(versions=library_versions(), sha256={file.name: file_sha256(file) for file in weights})
+    return record.model_copy(update={"sha256": {file.name: file_sha256(file) for file in weights}})
 
 
 def _without_folders(files: Mapping[str, Content], scratch: Path) -> dict[str, Content]:

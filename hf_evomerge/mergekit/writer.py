@@ -35,6 +35,8 @@ def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
         raise RecipeError(f"vocabulary: mergekit goes by the tokenizers, not by rows (found {recipe.vocabulary!r})")
     if recipe.merge is not None and recipe.flow is not None:
         raise RecipeError("flow: mergekit has no path through a merged model")
+    if recipe.has_components:
+        raise RecipeError("component: mergekit merges whole models")
     notes: list[str] = []
     data = _write_flow(recipe) if recipe.merge is None else _write_merge(recipe, recipe.merge, notes)
     if recipe.dtype is not None:

@@ -38,12 +38,15 @@ class SourceRef(StrictModel):
         revision: Branch, tag or commit on the Hub; a commit pins the recipe. Must be empty for a folder.
         adapter: A LoRA adapter that is merged into the weights when they are read: a folder, or a repository on the Hub.
         adapter_revision: Branch, tag or commit of the adapter's repository.
+        component: The part of the model that takes part: ``text``, ``vision``, ``audio``, ``projector``, ``encoder`` or
+            ``decoder``; all of it where absent.
     """
 
     model: str = Field(min_length=1)
     revision: str | None = None
     adapter: str | None = Field(default=None, min_length=1)
     adapter_revision: str | None = None
+    component: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _check_adapter(self) -> SourceRef:
@@ -213,10 +216,12 @@ class Built(StrictModel):
     Attributes:
         versions: Versions of the libraries that it was built with.
         sha256: The sha256 of each weights file, by its name.
+        tensors: What became of every tensor of the sources, in one line.
     """
 
     versions: dict[str, str] = Field(default_factory=dict)
     sha256: dict[str, str] = Field(default_factory=dict)
+    tensors: str | None = None
 
 
 def _pieces(value: Any) -> Any:
@@ -251,6 +256,10 @@ class Recipe(StrictModel):
         tokens: What a vocabulary by token needs to know beside the rule.
         tokenizer: The source whose tokenizer, chat template and generation settings go with the result, or ``base``; by default
             the first source that takes part, or the one that gives the vocabulary or the embeddings.
+        components: Where a part is merged, the source that another part is copied from, such as ``{vision: 1}``; the first that
+            is merged where absent.
+        processor: The source whose processor and chat template go with the result, where a part is merged; the first that is
+            merged where absent.
         chat_template: A Jinja template in place of the tokenizer's own; ``auto``: the one that most sources have.
         built: What it gave when it was built, in a published recipe.
     """
@@ -264,6 +273,8 @@ class Recipe(StrictModel):
     vocabulary: Vocabulary | None = None
     tokens: TokenPart | None = None
     tokenizer: int | Literal["base"] | None = None
+    components: dict[str, int] | None = None
+    processor: int | None = None
     chat_template: str | None = Field(default=None, min_length=1)
     built: Built | None = None
 
@@ -288,6 +299,7 @@ class Recipe(StrictModel):
             if given not in (0, len(merged)):
                 raise ValueError(f"merge.parameters: {given} mappings for {len(merged)} sources; give one per source")
         self._check_donors()
+        self._check_components()
         if self.flow is not None:
             count = len(self.sources) + (self.merge is not None)
             try:
@@ -320,6 +332,36 @@ class Recipe(StrictModel):
                 raise ValueError(f"{key}: there is no base; name a source by its number")
             if isinstance(index, int) and not 0 <= index < len(self.sources):
                 raise ValueError(f"{key}: {index} is not a source; there are {len(self.sources)}, numbered from 0")
+
+    def _check_components(self) -> None:
+        """Raise `ValueError` unless what is said about parts goes together."""
+        named = {
+            "processor": self.processor,
+            **{f"components.{part}": number for part, number in (self.components or {}).items()},
+        }
+        for key, index in named.items():
+            if index is not None and not self.has_components:
+                raise ValueError(f"{key}: no source names a component; write component: text on those that a part is merged of")
+            if index is not None and not 0 <= index < len(self.sources):
+                raise ValueError(f"{key}: {index} is not a source; there are {len(self.sources)}, numbered from 0")
+        if not self.has_components:
+            return
+        if self.flow is not None:
+            raise ValueError("flow: a path runs through whole models; leave component out, or the flow part")
+        if self.merge is None or self.merge.slices is not None:
+            raise ValueError("merge.slices: a stack is made of whole models; leave component out, or the slices")
+        if merged := {ref.component for ref in self.merged_refs} & (self.components or {}).keys():
+            raise ValueError(f"components.{merged.pop()}: is merged; name a part that is not")
+
+    @property
+    def merged_refs(self) -> list[SourceRef]:
+        """What is merged, and the base."""
+        return [*(self.sources[n] for n in self.merge_sources), *([self.base] if self.base is not None else [])]
+
+    @property
+    def has_components(self) -> bool:
+        """Whether a part of the sources is merged, and not all of them."""
+        return any(ref.component is not None for ref in self.merged_refs)
 
     @property
     def merge_sources(self) -> list[int]:

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.mergekit import from_mergekit, to_mergekit
@@ -43,6 +50,13 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     for name in ("japanese-lora", "maths-lora"):
         get_peft_model(LlamaForCausalLM(base.config), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder / name)
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 4}
+    sight = LlavaConfig(
+        vision_config={**vision, "model_type": "clip_vision_model", "patch_size": 4},
+        text_config={**base.config.to_dict(), "vocab_size": 26},
+        image_token_index=25,
+    )
+    LlavaForConditionalGeneration(sight).save_pretrained(folder / "sight-7b")
     return folder
 
 
@@ -88,7 +102,8 @@ def test_every_example_builds(number: int, family: Path, tmp_path: Path) -> None
     """The example passes the check, is built, and the model loads and runs."""
     recipe = local(BLOCKS[number], family)
     assert str(check_recipe(recipe)).startswith("fine: ")
-    model = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "out", progress=False))
+    kind = AutoModelForImageTextToText if recipe.has_components else AutoModelForCausalLM
+    model = kind.from_pretrained(build_model(recipe, tmp_path / "out", progress=False))
     assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
     shutil.rmtree(tmp_path / "out")
 

@@ -1,0 +1,189 @@
+"""A model some parts of which are those of other checkpoints: a vision-language model whose language model is a merge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints.chat_template import template_warnings
+from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
+from ..checkpoints.compatibility import Tokenizer
+from ..checkpoints.component import Component
+from ..checkpoints.headers import STORED, TensorInfo, torch_dtype
+from ..checkpoints.ledger import sources_of
+from ..checkpoints.model_folder import copy_code, write_chat_template
+from ..checkpoints.source import Source
+from ..errors import SourceError
+from ..recipes.recipe import Recipe, SourceRef
+from .merged import Merged, result_fields
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+_IDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index", "audio_token_id", "audio_token_index")
+
+
+class Composed(Checkpoint):
+    """A merge of one part of the sources, in the model that the first of them is.
+
+    Everything that is not merged is that of the first source, or of the source that ``components`` names. The result is a plain
+    model of the first source's class.
+
+    Args:
+        recipe: The recipe.
+        sources: The sources that it uses, by their numbers; those that are merged as `Component`.
+        base: Its base, as a `Component`.
+
+    Raises:
+        RecipeError: The merge part is wrong.
+        SourceError: A source cannot be merged with the others, or a part does not fit the model.
+
+    Example:
+        >>> host, other = as_parts([Source.open("sight"), Source.open("japanese")])
+        >>> Composed(Recipe.load("sight.yaml"), {0: host, 1: other}).config.model_type
+        'llava'
+    """
+
+    def __init__(self, recipe: Recipe, sources: Mapping[int, Source], base: Source | None = None) -> None:
+        self.ref = SourceRef(model="merged")
+        host = sources[recipe.merge_sources[0]]
+        assert isinstance(host, Component)  # the caller has made it one
+        others = [source for source in sources.values() if isinstance(source, Component) and not source.is_whole]
+        if host.is_whole and others:
+            raise SourceError(
+                f"{host} is all {host.part}, and {others[0]} is more; name first the model whose class the result has"
+            )
+        self.recipe, self.host = recipe, host.whole
+        self.merged = Merged(recipe, sources, base)
+        self.tokenizer_source = self.merged.tokenizer_source
+        self.processor_source = _whole(sources[recipe.processor]) if recipe.processor is not None else self.host
+        given: dict[str, tuple[Component, Checkpoint]] = {host.part: (host, self.merged)}
+        for part, number in (recipe.components or {}).items():
+            given[part] = _donated(Component(self.host, part), Component(_whole(sources[number]), part))
+        self._given = {raw: (checkpoint, name) for part, checkpoint in given.values() for name, raw in part.raw.items()}
+        self._parts = {part: checkpoint for part, (_, checkpoint) in given.items()}
+        _check_ids(self.host, self.tokenizer_source, self._tokens)
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Dtype and shape of every tensor, by the names in the first source's files."""
+        return {name: self._info(name) for name in self.host.tensors}
+
+    def _info(self, name: str) -> TensorInfo:
+        checkpoint, own = self._given.get(name, (self.host, name))
+        info, dtype = checkpoint.tensors[own], self.recipe.dtype
+        return TensorInfo(STORED[dtype] if dtype is not None and info.is_float else info.dtype, info.shape)
+
+    def stream(self, name: str) -> Iterator[torch.Tensor]:
+        """One tensor: merged, or copied."""
+        checkpoint, own = self._given.get(name, (self.host, name))
+        dtype = torch_dtype(self.tensors[name].dtype)
+        for piece in checkpoint.stream(own):
+            yield piece.to(dtype)
+
+    def origin(self, name: str) -> Origin:
+        """Where a tensor comes from."""
+        checkpoint, own = self._given.get(name, (self.host, name))
+        return checkpoint.origin(own)
+
+    @property
+    def sources(self) -> list[Source]:
+        """The first source, those that are merged with it, and those that parts are copied from."""
+        return sources_of(self.host, *self._parts.values())
+
+    def fingerprint(self) -> str:
+        """Another text for another recipe or other sources."""
+        return "\0".join([self.merged.fingerprint(), *(source.fingerprint() for source in self.sources)])
+
+    def unused(self, source: Source, name: str) -> str:
+        """A tensor is left out where its part is another's in the result."""
+        part = self._layouts[id(source)].place(name)[0]
+        return f"{part} of {source.ref.label}, of which the result has another's"
+
+    @cached_property
+    def _layouts(self) -> dict[int, Any]:
+        found = [*self.merged.plan.sources, self.merged.plan.base, *self._parts.values()]
+        return {id(part.whole): part.layout for part in found if isinstance(part, Component)}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about the sources, and about the result where its vocabulary is another."""
+        found = self.merged.warnings
+        found = found + self.architecture_warnings
+        if self.processor_source is not self.tokenizer_source:
+            found = found + template_warnings(self.processor_source.folder, self.recipe.chat_template)
+        return list(dict.fromkeys(found))
+
+    def findings(self) -> Findings:
+        """What was noticed while the parts were merged."""
+        return self.merged.findings()
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The first source's config, with the result's dtype and vocabulary."""
+        return type(self.host.config).from_dict(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        size = self._tokens if self._tokens and self._tokens != self.host.vocab_size else None
+        return result_fields(self.host, self.host.read_json("config.json"), self.recipe.dtype, size)
+
+    @cached_property
+    def _tokens(self) -> int:
+        """Number of tokens of the result; 0 where a part without words is merged."""
+        plan = self.merged.plan
+        return plan.vocabulary.size if plan.vocabulary is not None else plan.sources[0].vocab_size
+
+    def write_companions(self, folder: Path) -> None:
+        """Write ``config.json``; copy the tokenizer from its source, processor and chat template from theirs."""
+        text = json.dumps(self._fields(), indent=2, ensure_ascii=False)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        self.processor_source.write_processor(folder)
+        self.tokenizer_source.write_tokenizer(folder)
+        if self.host.trust_remote_code:
+            copy_code(self.host.folder, folder)
+        if self.recipe.chat_template is not None:
+            write_chat_template(folder, self.recipe.chat_template)
+
+    def __str__(self) -> str:
+        part = next(iter(self._parts))
+        return f"{self.merged}, as {part} of {self.host}"
+
+
+def _whole(source: Source) -> Source:
+    return source.whole if isinstance(source, Component) else source
+
+
+def _donated(own: Component, donor: Component) -> tuple[Component, Component]:
+    """A part of the model, and that of another which takes its place; raises `SourceError` where they are not alike."""
+    for name in own.raw.keys() | donor.raw.keys():
+        here, there = own.tensors.get(name), donor.tensors.get(name)
+        if here is None or there is None or here.shape != there.shape:
+            raise SourceError(
+                f"components.{own.part}: {name} is {_shape(here)} in {own}, {_shape(there)} in {donor}; their parts do not fit"
+            )
+    return own, donor
+
+
+def _shape(info: TensorInfo | None) -> str:
+    return "missing" if info is None else str(list(info.shape))
+
+
+def _check_ids(host: Source, tokenizer: Source, size: int) -> None:
+    """Raise `SourceError` where the token that stands for an image is another one in the result, or none."""
+    fields = host.read_json("config.json")
+    ids = {key: fields[key] for key in _IDS if isinstance(fields.get(key), int)}
+    here, there = Tokenizer.of(host), Tokenizer.of(tokenizer)
+    for key, number in ids.items():
+        if size and number >= size:
+            raise SourceError(
+                f"{host}: {key} is {number}, but the result has {size} tokens; write vocabulary: {{from: N}} with its number"
+            )
+        mine, other = (None if words is None else words.tokens.get(number) for words in (here, there))
+        if there is not None and here is not None and mine != other:
+            raise SourceError(
+                f"{host}: {key} is {number}, {mine!r} there and {other!r} in the tokenizer of {tokenizer}; name that of {host}"
+            )

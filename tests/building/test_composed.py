@@ -1,0 +1,228 @@
+"""A part of a model merged in the model that it is of: a vision-language model with the language model of several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from vlms import CLASSES, ID, save_plain, save_vlm, tokenizer
+
+from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.checkpoints.component import Layout
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.errors import EvoMergeError, SourceError
+from hf_evomerge.recipes.recipe import Recipe
+
+NEEDS = {"qwen2_5_vl": ["torchvision"], "smolvlm": ["torchvision", "num2words"]}  # what their processors need
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Makes, once for each, two vision-language models, a plain language model that fits them, and a base of it."""
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        for library in NEEDS.get(name, []):
+            pytest.importorskip(library)
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            for seed, model in enumerate(("sight", "other")):
+                save_vlm(made[name] / model, name, seed)
+            for seed, model in enumerate(("plain", "base"), start=2):
+                save_plain(made[name] / model, name, seed)
+        return made[name]
+
+    return of
+
+
+def recipe_of(folder: Path, *models: str, **fields: Any) -> Recipe:
+    """Task arithmetic of the language parts of some of `parents`."""
+    weights = [{"weight": 0.3 + 0.4 * place} for place in range(len(models))]
+    merge = {"method": "task_arithmetic", "parameters": weights, **fields.pop("merge", {})}
+    sources = [{"model": str(folder / model), "component": "text"} for model in models]
+    return Recipe.model_validate({"sources": sources, "base": {"model": str(folder / "base")}, "merge": merge, **fields})
+
+
+def state(folder: Path, kind: str | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of a model as transformers loads it, which must find all of them."""
+    loader: Any = getattr(transformers, kind) if kind else transformers.AutoModelForCausalLM
+    model, report = loader.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    return dict(model.state_dict())
+
+
+def in_text(name: str) -> str | None:
+    """What a plain language model calls a tensor of a vision-language model's language part."""
+    for part in ("model.language_model.", "model.text_model."):
+        if name.startswith(part):
+            return f"model.{name.removeprefix(part)}"
+    return name if name == "lm_head.weight" else None
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_merged_language_part_is_what_the_formula_gives(name: str, parents: Any, tmp_path: Path) -> None:
+    """A plain model of the first source's class: its language part is merged, all else is its own, nothing is lost."""
+    folder = parents(name)
+    recipe = recipe_of(folder, "sight", "plain")
+    out = build_model(recipe, tmp_path / "out", progress=False)
+    sight, merged = state(folder / "sight", CLASSES[name]), state(out, CLASSES[name])
+    plain, base = state(folder / "plain"), state(folder / "base")
+    seen = 0
+    for key, tensor in merged.items():
+        own = in_text(key)
+        if own is None:
+            assert torch.equal(tensor, sight[key]), key
+            continue
+        seen += 1
+        wanted = base[own] + 0.3 * (sight[key] - base[own]) + 0.7 * (plain[own] - base[own])
+        torch.testing.assert_close(tensor, wanted)
+    assert seen == len(plain)
+    ledger = check_recipe(recipe).ledger
+    assert len(ledger.merged) + len(ledger.copied) == len(Source.open(str(folder / "sight")).tensors)
+    assert (out / "processor_config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
+def test_old_and_new_layouts_give_the_same_bits(name: str, parents: Any, tmp_path: Path) -> None:
+    """Whether a file has the names of older or of today's releases of transformers, its parts are found and matched."""
+    folder = parents(name)
+    source = Source.open(str(folder / "sight"))
+    modules = Layout.of(source).modules
+    new = tmp_path / "sight"
+    new.mkdir()
+    source.write_companions(new)
+    tensors = {modules[raw]: tensor for raw, tensor in load_file(folder / "sight" / "model.safetensors").items()}
+    assert tensors.keys() != source.tensors.keys()  # they are saved under the older names
+    save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+    recipe = recipe_of(folder, "sight", "plain")
+    other = recipe.model_copy(update={"sources": [recipe.sources[0].model_copy(update={"model": str(new)}), recipe.sources[1]]})
+    first, second = (build_model(one, tmp_path / f"out{n}", progress=False) for n, one in enumerate((recipe, other)))
+    left, right = state(first, CLASSES[name]), state(second, CLASSES[name])
+    assert all(torch.equal(tensor, right[key]) for key, tensor in left.items())
+
+
+def test_a_part_may_come_from_another_source(parents: Any, tmp_path: Path) -> None:
+    """Vision tower of one, projector of the other, language part of both and of a plain model; the ledger says how many."""
+    folder = parents("llava")
+    recipe = recipe_of(folder, "sight", "other", "plain", components={"vision": 1}, processor=1)
+    out = build_model(recipe, tmp_path / "out", progress=False)
+    sight, other, merged = (state(path, CLASSES["llava"]) for path in (folder / "sight", folder / "other", out))
+    for key, tensor in merged.items():
+        if in_text(key) is None:
+            assert torch.equal(tensor, (other if "vision_tower" in key else sight)[key]), key
+    ledger = str(check_recipe(recipe).ledger)
+    assert "21 merged, 43 copied (4 from sight, 39 from other)" in ledger
+    assert "projector of other, of which the result has another's (4)" in ledger
+    assert ledger in (out / "build.json").read_text()
+
+
+def test_a_plain_source_needs_no_component(parents: Any) -> None:
+    """A language model beside a source that names a part takes part as the whole that it is."""
+    recipe = recipe_of(parents("llava"), "sight", "plain")
+    plain = recipe.sources[1].model_copy(update={"component": None})
+    given = check_recipe(recipe.model_copy(update={"sources": [recipe.sources[0], plain]}))
+    assert str(given.ledger) == str(check_recipe(recipe).ledger)
+
+
+def test_vocabularies_may_differ_by_rows(tmp_path: Path) -> None:
+    """A model of sight has rows for its pictures that a plain one has not: they stay, and the shared ones are merged."""
+    sight = save_vlm(tmp_path / "sight", "llava", 0)
+    for seed, name in enumerate(("plain", "base"), start=1):
+        save_plain(tmp_path / name, "llava", seed, vocab_size=40)
+    recipe = recipe_of(tmp_path, "sight", "plain")
+    with pytest.raises(SourceError, match="vocabulary size differs: 64"):
+        check_recipe(recipe)
+    out = build_model(recipe.model_copy(update={"vocabulary": {"from": 0}}), tmp_path / "out", progress=False)
+    merged, own = state(out, CLASSES["llava"]), sight.state_dict()
+    for key in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
+        assert torch.equal(merged[key][40:], own[key][40:])
+        assert not torch.equal(merged[key][:40], own[key][:40])
+    for choice in ("union", "tokenizer"):
+        matched = build_model(recipe.model_copy(update={"vocabulary": choice}), tmp_path / choice, progress=False)
+        assert state(matched, CLASSES["llava"]).keys() == merged.keys()
+
+
+def test_another_dtype_is_that_of_all_parts(parents: Any, tmp_path: Path) -> None:
+    """What is copied is converted as what is merged is."""
+    out = build_model(recipe_of(parents("llava"), "sight", "plain", dtype="bfloat16"), tmp_path / "out", progress=False)
+    assert {info.dtype for info in Source.open(str(out)).tensors.values()} == {"BF16"}
+
+
+@pytest.mark.parametrize("part", ["vision", "encoder", "decoder"])
+def test_any_part_can_be_merged(part: str, parents: Any, tmp_path: Path) -> None:
+    """The vision towers of two models of sight; the encoders, or decoders, of two T5."""
+    if part == "vision":
+        folder, names, kind = parents("llava"), ("sight", "other"), CLASSES["llava"]
+    else:
+        folder, names, kind = tmp_path, ("a", "b"), "T5ForConditionalGeneration"
+        for seed, name in enumerate(names):
+            torch.manual_seed(seed)
+            config = transformers.T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=20, num_layers=1, num_heads=2)
+            transformers.T5ForConditionalGeneration(config).save_pretrained(folder / name)
+    sources = [{"model": str(folder / name), "component": part} for name in names]
+    out = build_model(
+        Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}}), tmp_path / "out", progress=False
+    )
+    left, right, merged = (state(path, kind) for path in (folder / names[0], folder / names[1], out))
+    changed = [key for key, tensor in merged.items() if not torch.equal(tensor, left[key])]
+    assert changed
+    for key in changed:
+        assert part in key
+        torch.testing.assert_close(merged[key], (left[key] + right[key]) / 2)
+
+
+REFUSED = {
+    "no such part": ({"sources": ["audio"]}, "has no component 'audio'; it has"),
+    "two parts": (
+        {"sources": ["text", "vision"]},
+        "component: text of .*, but vision of .*; what is merged is one",
+    ),
+    "a path": ({"flow": {"path": ["0:0-1"]}}, "flow: a path runs through whole models; leave component out"),
+    "a merged part": ({"components": {"text": 1}}, "components.text: is merged"),
+    "an unknown source": ({"processor": 9}, "processor: 9 is not a source"),
+    "no such rows": ({"components": {"audio": 1}}, "has no component 'audio'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_one_line(case: str, parents: Any) -> None:
+    """Before anything is written, with the place and what is there."""
+    change, message = REFUSED[case]
+    folder = parents("llava")
+    fields = dict(change)
+    parts = fields.pop("sources", ["text", "text"])
+    parts = parts if len(parts) == 2 else parts * 2
+    sources = [{"model": str(folder / name), "component": part} for name, part in zip(("sight", "other"), parts, strict=True)]
+    with pytest.raises((EvoMergeError, ValueError), match=message) as caught:
+        check_recipe(Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}, **fields}))
+    assert isinstance(caught.value, ValueError) or "\n" not in str(caught.value)
+
+
+def test_parts_that_do_not_fit_are_refused(parents: Any, tmp_path: Path) -> None:
+    """Another width; the plain model named first; a vocabulary without the token of a picture, or with another in its place."""
+    folder = parents("llava")
+    for name, fields in (("wide", {"hidden_size": 48}), ("small", {"vocab_size": 12})):
+        save_plain(tmp_path / name, "llava", 4, **fields)
+    linear = {"method": "linear"}
+
+    def check(first: str | Path, second: str | Path, **fields: Any) -> None:
+        sources = [{"model": str(folder / first), "component": "text"}, {"model": str(folder / second)}]
+        check_recipe(Recipe.model_validate({"sources": sources, "merge": linear, **fields}))
+
+    with pytest.raises(SourceError, match=r"hidden_size differs: 32 in .*sight, 48 in .*wide"):
+        check("sight", tmp_path / "wide")
+    with pytest.raises(SourceError, match=r"plain is all text, and .*sight is more; name first the model whose class"):
+        check("plain", "sight")
+    with pytest.raises(SourceError, match=f"image_token_index is {ID['<image>']}, but the result has 12 tokens"):
+        check("sight", tmp_path / "small", vocabulary="truncate")
+    words = tokenizer()
+    text = words.backend_tokenizer.to_str().replace("<image>", "<picture>")
+    save_plain(tmp_path / "named", "llava", 5)
+    (tmp_path / "named" / "tokenizer.json").write_text(text)
+    with pytest.raises(SourceError, match="'<image>' there and '<picture>' in the tokenizer of"):
+        check("sight", tmp_path / "named", tokenizer=1)
