@@ -17,7 +17,7 @@ from ..errors import RecipeError, SourceError
 from ..merging.checks import check_sources, check_together, complete_options, complete_parameters
 from ..merging.method import MergeMethod
 from ..merging.registry import check_part, get_method
-from ..recipes.layer_groups import classify, parse_key, resolve, without_unmatched
+from ..recipes.layer_groups import classify, merged_names, parse_key, resolve, without_unmatched
 from ..recipes.recipe import BY_TOKEN, MergePart, Recipe, SlicePart
 from .vocabulary import Vocabulary, has_rows, plan_vocabulary
 
@@ -36,7 +36,8 @@ class Planned:
         base: The base, and the name there.
         values: Complete per-source parameters.
         options: Complete options.
-        is_weight: Whether it is merged; a mask or a table of positions is that of the first source.
+        is_weight: Whether it is merged; a mask or a table of positions is that of the first source, a router mostly that of
+            one.
         vocabulary: Whether it has one row per token, in vocabularies that differ.
     """
 
@@ -90,10 +91,11 @@ def plan_merge(recipe: Recipe, sources: Sequence[Source], base: Source | None) -
     if part is None:
         raise RecipeError("merge: the recipe has no merge part; there is nothing to merge")
     has_base, first = base is not None, merged_sources[0]
+    names = merged_names(first.tensors, part.router)
     if part.unmatched == "ignore":
-        part = _without_unmatched(part, list(first.tensors))
+        part = _without_unmatched(part, names)
     if part.slices is None:
-        depth, names = first.layer_count, list(first.tensors)
+        depth = first.layer_count
         method = check_part(part, sources=len(merged_sources), has_base=has_base, layer_count=depth, names=names)
     else:
         for piece in part.slices:
@@ -105,8 +107,12 @@ def plan_merge(recipe: Recipe, sources: Sequence[Source], base: Source | None) -
         return _plan_slices(recipe, part, part.slices, merged_sources, base, vocabulary)
     options = complete_options(method, part.options, depth)
     values = complete_parameters(method, part.parameters, len(merged_sources), depth)
-    tensors = []
-    for name in sorted(names, key=tensor_order):
+    tensors, merged = [], set(names)
+    donor = merged_sources[recipe.merge_sources.index(part.router)] if isinstance(part.router, int) else first
+    for name in sorted(first.tensors, key=tensor_order):
+        if name not in merged:
+            tensors.append(_copied(name, donor, name, recipe.dtype))
+            continue
         inputs = tuple((source, name) for source in merged_sources)
         origin = (base, name) if base is not None else None
         tensors.append(_planned(name, inputs, origin, values, options, dtype=recipe.dtype, vocabulary=vocabulary))
@@ -124,6 +130,13 @@ def _without_unmatched(part: MergePart, names: Sequence[str]) -> MergePart:
 
     slices = part.slices and [piece.model_copy(update=both(piece)) for piece in part.slices]
     return part.model_copy(update={**both(part), "slices": slices})
+
+
+def _copied(name: str, source: Source, own: str, dtype: str | None) -> Planned:
+    """One tensor that is a source's, in the dtype of the result."""
+    info = source.tensors[own]
+    kind = STORED[dtype] if dtype is not None and info.is_float else info.dtype
+    return Planned(name, TensorInfo(kind, info.shape), ((source, own),), None, [], {}, False)
 
 
 def _planned(
@@ -174,7 +187,8 @@ def _plan_slices(
         _check_depth(layers, [*([base] if base is not None else []), *merged_sources], where)
         outside = {"embed"} if position == 0 else set()
         outside |= {"head"} if position == len(slices) - 1 else set()
-        stacked = _Stacked(merged_sources, base, options, values, recipe.dtype, vocabulary)
+        names = merged_names(merged_sources[0].tensors, part.router)
+        stacked = _Stacked(merged_sources, base, options, values, recipe.dtype, vocabulary, set(names))
         tensors += stacked.outside(outside)
         for offset, numbers in enumerate(zip(*layers, strict=True)):
             tensors += stacked.layer(len(stack), offset, list(numbers))
@@ -190,7 +204,7 @@ def _slice_values(
     """The complete parameters of a slice, with gradients over its layers."""
     try:
         check_sources(method, len(sources), base is not None)
-        count, names = len(piece.runs()[0]), list(sources[0].tensors)
+        count, names = len(piece.runs()[0]), merged_names(sources[0].tensors, part.router)
         mappings: list[Mapping[str, Any]] = [part.options, piece.options, *piece.parameters]
         for mapping in mappings:
             for name, value in mapping.items():
@@ -223,6 +237,7 @@ class _Stacked:
     values: Sequence[Mapping[str, Any]]
     dtype: str | None
     vocabulary: Vocabulary | None
+    merged: set[str]
 
     def outside(self, kinds: set[str]) -> list[Planned]:
         """The tensors of these kinds, from outside the blocks."""
@@ -240,6 +255,8 @@ class _Stacked:
         return planned
 
     def _tensor(self, name: str, there: list[str], base: str, offset: int | None) -> Planned:
+        if there[0] not in self.merged:
+            return _copied(name, self.sources[0], there[0], self.dtype)
         inputs = tuple((source, own) for source, own in zip(self.sources, there, strict=True))
         origin = (self.base, base) if self.base is not None else None
         options = {key: resolve(value, name, offset) for key, value in self.options.items()}

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.chat_template import template_warnings
-from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
+from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, pieces_of
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.component import Component
 from ..checkpoints.headers import TensorInfo, torch_dtype
@@ -24,6 +24,7 @@ from ..checkpoints.source import Source
 from ..errors import SourceError
 from ..merging.arithmetic import SLICE, ModelJob, TensorJob
 from ..merging.relatedness import Relatedness
+from ..recipes.layer_groups import classify
 from ..recipes.recipe import FlowPart, Recipe, SourceRef
 from ..routing.config import check_configs, path_config
 from .merge_plan import MergePlan, Planned, plan_merge
@@ -94,7 +95,7 @@ class Merged(Checkpoint):
         return "\0".join([self.recipe.to_yaml(), *(source.fingerprint() for source in everyone)])
 
     def origin(self, name: str) -> Origin:
-        """The tensors that one is merged from; a mask or a table of positions is copied from the first source."""
+        """The tensors that one is merged from; a mask, a table of positions or a router is copied from one source."""
         planned = self._planned[name]
         if not planned.is_weight:
             source, own = planned.inputs[0]
@@ -103,14 +104,17 @@ class Merged(Checkpoint):
         return Origin("merged", tuple(pair for source, own in inputs for pair in source.origin(own).inputs))
 
     def unused(self, source: Source, name: str) -> str:
-        """A tensor is left out where its layer is in no slice, or where the first source has the same one."""
+        """A tensor is left out where its layer is in no slice, or where the result has another source's."""
+        if self.plan.stack is None and classify(name)[2] == "router":
+            return "router, that of one source is kept"
         return "layer in no slice" if self.plan.stack is not None else "not merged, the first source's is kept"
 
     def stream(self, name: str) -> Iterator[Tensor]:
         """Merge one tensor, slice by slice."""
         planned = self._planned[name]
         if not planned.is_weight:
-            yield from planned.inputs[0][0].stream(planned.inputs[0][1])
+            (source, own), dtype = planned.inputs[0], torch_dtype(planned.info.dtype)
+            yield from (piece.to(dtype) for piece in pieces_of(source.read(own, dtype)))
             return
         self._merged.add(name)
         model = self._survey()  # first: it may make this tensor's job

@@ -160,7 +160,9 @@ class _Reader:
                 self.sources.append(ref)
                 values.append(self._values("source", [given, self.given], f"models ({ref})"))
         return self._part(
-            MergePart(method=self.method.name, options=self._values("global", [self.given], ""), parameters=values)
+            MergePart(
+                method=self.method.name, options=self._values("global", [self.given], ""), parameters=values, router="merge"
+            )
         )
 
     def _in_order(self, entries: list[tuple[SourceRef, Any]], base: SourceRef | None) -> list[tuple[SourceRef, Any]]:
@@ -187,7 +189,8 @@ class _Reader:
             if base != self.base and self.method.name not in WITHOUT_BASE:
                 raise RecipeError(f"{where}.base_model: a recipe has one base")
             pieces.append(self._slice(item, where, base))
-        return self._part(MergePart(method=self.method.name, options=self._values("global", [self.given], ""), slices=pieces))
+        options = self._values("global", [self.given], "")
+        return self._part(MergePart(method=self.method.name, options=options, slices=pieces, router="merge"))
 
     def _slice(self, item: Mapping[str, Any], where: str, begin: SourceRef | None) -> SlicePart:
         own = _mapping(item.get("parameters"), f"{where}.parameters")

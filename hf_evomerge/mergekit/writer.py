@@ -68,6 +68,8 @@ def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> dict[str,
         data["base_model"] = _reference(recipe.sources[recipe.merge_sources[0]])
     if method.name in RANDOM:
         notes.append(f"{method.name} drops elements at random: mergekit draws other ones")
+    if isinstance(part.router, int):
+        raise RecipeError("merge.router: mergekit merges routers as everything else; write merge")
     if part.slices is None:
         names = [_reference(recipe.sources[number]) for number in recipe.merge_sources]
         if len(set(names)) < len(names):

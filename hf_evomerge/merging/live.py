@@ -7,12 +7,13 @@ A candidate costs the arithmetic alone: nothing is loaded, allocated or rebuilt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.headers import tensor_order
 from ..checkpoints.source import Source
 from ..errors import SourceError
+from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import ParameterValue
 from .arithmetic import ModelJob, TensorJob, memory_needed
 from .checks import check_sources, check_together, complete_options, complete_parameters
@@ -37,6 +38,7 @@ class LiveMerger:
         options: Its global options; defaults where absent.
         seed: The recipe's seed.
         model: A model of the sources' own class; its parameters are overwritten by `apply`.
+        router: Of a mixture of experts, the source in `sources` whose routers the model gets, or ``merge``.
         memory_limit: Bytes that may be spent on task vectors, sorted magnitudes and random fields. What does not fit is
             computed from the memory-mapped files each time, to the same bits.
 
@@ -60,6 +62,7 @@ class LiveMerger:
         seed: int,
         model: PreTrainedModel,
         *,
+        router: int | Literal["merge"] = 0,
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         self.method = get_method(method)
@@ -67,11 +70,17 @@ class LiveMerger:
         check_mergeable(sources, base)
         self.layer_count = sources[0].layer_count
         self.source_count = len(sources)
-        self.names = list(sources[0].tensors)
+        self.names = merged_names(sources[0].tensors, router)
         self.options = dict(options)
         complete_options(self.method, self.options, self.layer_count, self.names)
         self.jobs: list[tuple[TensorJob, Tensor]] = []
-        for name, parameter in _targets(sources[0], model).items():
+        targets, merged = _targets(sources[0], model), set(self.names)
+        for name in targets.keys() - merged:
+            assert isinstance(router, int)  # else all are merged
+            targets[name].data.copy_(sources[router].read(name, targets[name].dtype))
+        for name, parameter in targets.items():
+            if name not in merged:
+                continue
             needed = memory_needed(self.method, parameter.numel(), len(sources), base is not None)
             keep = needed <= memory_limit
             memory_limit -= needed if keep else 0

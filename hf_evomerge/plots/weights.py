@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KINDS = ("embed", "block", "head", "pattern", "default")
+_DASHES: dict[str, object] = {"attn": "-", "mlp": (0, (3, 2)), "router": (0, (1, 2)), "experts": (0, (5, 2, 1, 2))}
 _Column = tuple[int, int, int, str]  # index of the kind, first block, last block, name pattern
 
 
@@ -90,9 +91,16 @@ def _value_at(value: GroupValue, column: _Column, half: str) -> float:
 
     def covers(key: GroupKey) -> bool:
         inside = key.first <= column[1] and column[2] <= key.last
-        return key.kind == _KINDS[column[0]] and inside and key.half in (None, half)
+        return key.kind == _KINDS[column[0]] and inside and key.has_half(half or None)
 
-    return next((number for key, number in value.items() if covers(parse_key(key))), value.get("default", np.nan))
+    found = sorted((parse_key(key).half != half, number) for key, number in value.items() if covers(parse_key(key)))
+    return found[0][1] if found else value.get("default", np.nan)
+
+
+def _halves(values: Iterable[GroupValue]) -> list[str]:
+    """The parts of a block that have numbers of their own: both halves, and routers or experts where a key names them."""
+    named = {parse_key(key).half for value in values if isinstance(value, dict) for key in value} - {None}
+    return [half for half in _DASHES if half in named or half in ("attn", "mlp")] if named else []
 
 
 def _draw_groups(axes: Axes, name: str, panel: Mapping[int, GroupValue], columns: Sequence[_Column]) -> None:
@@ -106,14 +114,13 @@ def _draw_groups(axes: Axes, name: str, panel: Mapping[int, GroupValue], columns
     lowest = 0.0
     for source, value in panel.items():
         dodge = 0.16 * (source - (max(panel) + min(panel)) / 2)  # equal values stay visible
-        split = isinstance(value, dict) and any(parse_key(key).half for key in value)
         colour, marker = look(source)
-        for half in ("attn", "mlp") if split else ("",):
+        for half in _halves([value]) or [""]:
             y = np.array([_value_at(value, column, half) for column in columns])
             lowest = float(np.fmin.reduce(y, initial=lowest))
             lines = axes.plot(x[is_block] + dodge, y[is_block], gid=f"{name}:{source}" + (f":{half}" if half else ""))
-            if half == "mlp":
-                lines[0].set(linestyle=(0, (3, 2)), markerfacecolor="white")
+            if half not in ("", "attn"):
+                lines[0].set(linestyle=_DASHES[half], markerfacecolor="white")
             else:
                 lines += axes.plot(x[~is_block] + dodge, y[~is_block], linestyle="", gid=f"{name}:{source}:ends")
             for line in lines:
@@ -148,9 +155,8 @@ def _weights_legend(figure: Figure, panels: Mapping[str, Mapping[int, GroupValue
     sources = sorted({source for panel in panels.values() for source in panel if source >= 0})
     handles = [mark(look(s)[1], 4.5, color=look(s)[0], linestyle="-") for s in sources]
     names = [label_text(labels[source]) for source in sources]
-    values = [value for panel in panels.values() for value in panel.values() if isinstance(value, dict)]
-    if any(parse_key(key).half for value in values for key in value):
-        handles += [mark("o", 4.5, linestyle="-"), mark("o", 4.5, linestyle=(0, (3, 2)), markerfacecolor="white")]
-        names += ["attention", "MLP"]
+    for half in _halves(value for panel in panels.values() for value in panel.values()):
+        handles.append(mark("o", 4.5, linestyle=_DASHES[half], **({} if half == "attn" else {"markerfacecolor": "white"})))
+        names.append({"attn": "attention", "mlp": "MLP"}.get(half, half))
     if handles:
         figure.legend(handles, names, loc="outside upper left", ncols=min(len(handles), 4))

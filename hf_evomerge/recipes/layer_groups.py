@@ -1,14 +1,15 @@
 """Layer groups: which part of the model a tensor belongs to, and which of a parameter's values applies to it. No torch.
 
 A layer, in the words of arXiv:2403.13187, is a transformer block or the input or output embeddings. A group is
-one of them, a run of blocks, or the attention or MLP half of a run of blocks. Beside groups, a name pattern such as
-``*down_proj*`` names tensors, and a list of numbers, a gradient, runs over the blocks.
+one of them, a run of blocks, or the attention or MLP half of a run of blocks; of a mixture of experts also its routers or
+its experts, which are parts of the MLP half. Beside groups, a name pattern such as ``*down_proj*`` names tensors, and a list
+of numbers, a gradient, runs over the blocks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from ..errors import RecipeError
 
 Kind = Literal["embed", "block", "head"]
-Half = Literal["attn", "mlp"]
+Half = Literal["attn", "mlp", "router", "experts"]
 GroupValue = float | dict[str, float]
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.(.+)$")
@@ -26,8 +27,13 @@ _MLP = re.compile(
     r"mlp|ffn|feed_?forward|expert|moe|router|(?:^|\.)fc\d|(?:^|\.)gate\b|post_attention_layernorm|ln_2|(?:^|\.)final_layer_norm|"
     r"dense_h_to_4h|dense_4h_to_h"
 )
+_ROUTER = re.compile(
+    r"(?:^|\.)(?:\w*(?:mlp|ffn|feed_?forward|moe)\.(?:\w+\.)?(?:gate|router)|router)\b(?!_)|shared_expert_gate|moe_statics"
+)
+_EXPERTS = re.compile(r"expert|moe\.(?:input|output)_linear")
 TIED_HEAD = "lm_head.weight"  # may be named where it is the embedding matrix: the same file then does for models of both kinds
-_KEY = re.compile(r"(?:(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?)")
+_SPARSE = ("router", "experts")
+_KEY = re.compile(r"(?:(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp|router|experts))?)")
 
 _NAME = re.compile(r"(?!(?:embed|blocks?|head|default)\.)[A-Za-z_]\w*(?:\.\w+)*\.[A-Za-z_]\w*")  # a tensor's
 
@@ -40,12 +46,15 @@ def classify(tensor_name: str) -> tuple[Kind, int | None, Half | None]:
         tensor_name: The raw name in the checkpoint, such as ``model.layers.3.mlp.up_proj.weight``.
 
     Returns:
-        Kind (``embed``, ``block`` or ``head``), block index and half (``attn`` or ``mlp``); the last two are None outside the
-        blocks. A norm counts with what it feeds: the first of a block with attention, the second with the MLP, the final one
-        with the head.
+        Kind (``embed``, ``block`` or ``head``), block index and half (``attn``, ``mlp``, or of the latter ``router`` or
+        ``experts``); the last two are None outside the blocks. A norm counts with what it feeds: the first of a block with
+        attention, the second with the MLP, the final one with the head.
     """
     if block := _BLOCK.search(tensor_name):
-        return "block", int(block[1]), "mlp" if _MLP.search(block[2]) else "attn"
+        if not _MLP.search(block[2]):
+            return "block", int(block[1]), "attn"
+        is_router = _ROUTER.search(block[2])
+        return "block", int(block[1]), "router" if is_router else "experts" if _EXPERTS.search(block[2]) else "mlp"
     if _EMBEDDING.search(tensor_name) and not _HEAD.search(tensor_name):
         return "embed", None, None
     return "head", None, None
@@ -68,7 +77,11 @@ class GroupKey:
         kind, block, half = classify(tensor_name)
         if kind != self.kind:
             return False
-        return block is None or (self.first <= block <= self.last and self.half in (None, half))
+        return block is None or (self.first <= block <= self.last and self.has_half(half))
+
+    def has_half(self, half: str | None) -> bool:
+        """Whether a half of a block belongs to the group; routers and experts are parts of the MLP."""
+        return self.half in (None, half) or (self.half == "mlp" and half in _SPARSE)
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -113,6 +126,8 @@ def select_key(keys: tuple[str, ...], tensor_name: str) -> str:
     matching = [key for key in keys if parse_key(key).covers(tensor_name)]
     if patterns := [key for key in matching if parse_key(key).kind == "pattern"]:
         return patterns[0]
+    if len(matching) > 1:  # routers and experts are more than the MLP that they are in
+        matching = [key for key in matching if parse_key(key).half in _SPARSE] or matching
     if len(matching) > 1:
         raise RecipeError(f"layer groups {matching[0]} and {matching[1]} both name {tensor_name}; keep one of them")
     if matching:
@@ -193,11 +208,30 @@ def check_keys(value: Mapping[str, Any], layer_count: int, names: Sequence[str] 
         group = parse_key(key)
         if group.kind == "block" and group.last >= layer_count:
             raise RecipeError(f"layer group {key}: there are {layer_count} blocks, 0 to {layer_count - 1}")
+        if group.half in _SPARSE and names is not None and not any(map(group.covers, names)):
+            raise RecipeError(
+                f"layer group {key}: no tensor that is merged belongs to it; routers are merged where the recipe says "
+                "router: merge, and experts where the model has some"
+            )
         if group.kind == "pattern" and names is not None and not any(map(group.covers, [*names, TIED_HEAD])):
             raise RecipeError(f"the pattern {key!r} names no tensor; the names are like {_some(names)}")
-    if names is not None or not any(parse_key(key).kind == "pattern" for key in value):
+    by_name = any(parse_key(key).kind == "pattern" or parse_key(key).half in _SPARSE for key in value)
+    if names is not None or not by_name:
         for name in names if names is not None else one_of_each(layer_count):
             resolve(value, name)
+
+
+def merged_names(names: Iterable[str], router: int | Literal["merge"] | None) -> list[str]:
+    """The names of the tensors that are merged: all but the routers of a mixture of experts, which are one source's.
+
+    Args:
+        names: The raw names of a model's tensors.
+        router: What the recipe says of them.
+    """
+    halves = {name: classify(name)[2] for name in names}
+    if router == "merge" or "experts" not in halves.values():
+        return list(halves)
+    return [name for name, half in halves.items() if half != "router"]
 
 
 def without_unmatched(value: Any, names: Sequence[str]) -> Any:

@@ -125,6 +125,8 @@ class MergePart(StrictModel):
             ``{weight: 0.5}``. A value is a number for the whole model, a gradient over the blocks such as ``[0, 0.5, 1]``, or
             a mapping to numbers and gradients: from layer groups (``embed``, ``blocks.0-3``, ``blocks.4.attn``, ``head``) or
             patterns of tensor names (``"*down_proj*"``); the key ``default`` stands for all that is not named.
+        router: Of a mixture of experts, the source whose routers the result has, as an index into the recipe's sources; the
+            first that takes part (of a slice: its first) where absent. ``merge``: they are merged as everything else.
         unmatched: What becomes of patterns that name no tensor: ``refuse``, the default, or ``ignore``.
     """
 
@@ -133,6 +135,7 @@ class MergePart(StrictModel):
     sources: list[int] | None = None
     slices: list[SlicePart] | None = Field(default=None, min_length=1)
     parameters: list[dict[str, ParameterValue]] = Field(default_factory=list)
+    router: int | Literal["merge"] | None = None
     unmatched: Literal["refuse", "ignore"] | None = None
 
     def check_slices(self) -> None:
@@ -295,6 +298,8 @@ class Recipe(StrictModel):
             if bad := [i for i in merged if not 0 <= i < len(self.sources)]:
                 where = "sources" if self.merge.slices is None else "slices"
                 raise ValueError(f"merge.{where}: {bad[0]} is not a source; there are {len(self.sources)}, numbered from 0")
+            if isinstance(router := self.merge.router, int) and (router not in merged or self.merge.slices is not None):
+                raise ValueError(f"merge.router: {router} is no source of all that is merged; name one, or write merge")
             given = len(self.merge.parameters)
             if given not in (0, len(merged)):
                 raise ValueError(f"merge.parameters: {given} mappings for {len(merged)} sources; give one per source")

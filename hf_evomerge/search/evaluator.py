@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import EvoMergeError, FitnessError, SourceError
 from ..fitness import DifferentiableTask, Example, Scores, Task, TaskSpec, load_examples, make_task
+from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import MergePart, Recipe, SourceRef
 from .config import RETAINED, SPLITS, SearchConfig
 from .slopes import Slopes, recomputed
@@ -89,7 +90,8 @@ class Evaluator:
         if self.config.space == "dfs":
             return SourceSummary(self.layers)
         merged = [self.sources[i] for i in self.config.ps_sources]
-        tensors = [name for name, info in merged[0].tensors.items() if info.is_float and ".rotary_emb.inv_freq" not in name]
+        names = merged_names((name for name, info in merged[0].tensors.items() if info.is_float), self.config.ps.router)
+        tensors = [name for name in names if ".rotary_emb.inv_freq" not in name]
         unchanged = [unchanged_tensors(source, self.base) for source in merged] if self.base is not None else []
         distances = []
         if self.base is not None and "metagpt" in self.config.ps.starts:
@@ -300,7 +302,8 @@ class Evaluator:
             raise SourceError("merge.slices: a stack is built on disk and not scored in memory; build it, and give its folder")
         numbers = list(part.sources or range(len(self.sources)))
         sources = [self.sources[number] for number in numbers]
-        key = f"{part.method} {sorted(part.options)} {numbers}"
+        router: int | Literal["merge"] = numbers.index(part.router) if isinstance(part.router, int) else part.router or 0
+        key = f"{part.method} {sorted(part.options)} {numbers} {router}"
         if self._merger is None or self._merger[0] != key:
             self._applied = None
             if numbers[0] not in self._merged_models:
@@ -308,7 +311,7 @@ class Evaluator:
                 self._merged_models[numbers[0]] = self._from_disk(sources[0])
             model = self._merged_models[numbers[0]]
             with self._unmeasured():
-                merger = LiveMerger(sources, self.base, part.method, part.options, self.config.seed, model)
+                merger = LiveMerger(sources, self.base, part.method, part.options, self.config.seed, model, router=router)
             self._merger = (key, merger, model)
         return self._merger[1:]
 

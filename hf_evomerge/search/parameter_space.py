@@ -193,4 +193,10 @@ class ParameterSpace:
                 parameters[coordinate.source][coordinate.parameter] = 0.0
             else:
                 parameters[coordinate.source].setdefault(coordinate.parameter, {}).setdefault("default", 0.0)
-        return MergePart(method=self.space.method, options=options, sources=self.space.sources, parameters=parameters)
+        return MergePart(
+            method=self.space.method,
+            options=options,
+            sources=self.space.sources,
+            parameters=parameters,
+            router=self.space.router,
+        )

@@ -107,6 +107,8 @@ class ParameterSpaceConfig(StrictModel):
         split_attention: Whether attention has parameters of its own, apart from the MLP.
         groups: In place of these two: ``tensor`` (one set of parameters for each tensor), or a list of keys as a recipe has
             them: layer groups, names of tensors, name patterns, ``default``; or into how many groups the blocks are divided.
+        router: Of a mixture of experts, the source whose routers candidates have, as an index; the first that takes part where
+            absent. ``merge``: they are merged as everything else.
         parameters: Per per-source parameter: a number (fixed), a range (evolved), or absent (evolved within the method's own
             bounds).
         optimizer: How to search.
@@ -118,6 +120,7 @@ class ParameterSpaceConfig(StrictModel):
     blocks_per_group: int | Literal["all", "model"] = 1
     split_attention: bool = False
     groups: Literal["tensor"] | Annotated[int, Field(ge=1)] | list[str] | None = None
+    router: int | Literal["merge"] | None = None
     parameters: dict[str, float | Range] = Field(default_factory=dict)
     starts: list[Literal["average", "metagpt"]] = Field(default_factory=list)
     first: FirstConfig | None = None

@@ -80,4 +80,4 @@ def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge
 def uniform_average(config: SearchConfig) -> Recipe:
     """The plain average of the sources: what people try first."""
     parameters: list[dict[str, ParameterValue]] = [{"weight": 1.0} for _ in config.sources]
-    return config.recipe(merge=MergePart(method="linear", parameters=parameters))
+    return config.recipe(merge=MergePart(method="linear", parameters=parameters, router=config.ps.router))

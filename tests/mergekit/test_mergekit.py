@@ -72,7 +72,9 @@ def test_slices_with_filters_and_gradients() -> None:
     """The file that most slerp merges are made with: filters become patterns, and the base is where the way begins."""
     read = from_mergekit(SLERP)
     t = {"*self_attn*": [0.0, 0.5, 0.3, 0.7, 1.0], "*mlp*": [1.0, 0.5], "default": 0.5}
-    part = MergePart(method="slerp", options={"t": t}, slices=[SlicePart(layers=["0:0-31", "1:0-31"])], unmatched="ignore")
+    part = MergePart(
+        method="slerp", options={"t": t}, slices=[SlicePart(layers=["0:0-31", "1:0-31"])], unmatched="ignore", router="merge"
+    )
     assert read.recipe == Recipe(sources=[B, A], merge=part, dtype="bfloat16")
     assert read.notes == []
 
@@ -86,7 +88,7 @@ def test_models_with_a_base() -> None:
         {"weight": {"*embed*": 0.1, "default": 0.1}, "density": 0.33},
     ]
     options = {"normalize": True, "rescale": "l1"}
-    part = MergePart(method="ties", options=options, parameters=values, unmatched="ignore")
+    part = MergePart(method="ties", options=options, parameters=values, unmatched="ignore", router="merge")
     fields = {"dtype": "float16", "vocabulary": "tokenizer"}
     expected = Recipe(sources=[A, lora], base=SourceRef(model="org/base"), merge=part, **fields)
     assert read.recipe == expected
@@ -115,7 +117,7 @@ def test_slices_of_several_sources() -> None:
         options={"lambda": 0.9},
         parameters=[{"weight": 0.5}, {"weight": [0.0, 1.0]}],
     )
-    part = MergePart(method="task_arithmetic", options={"normalize": False}, slices=[piece])
+    part = MergePart(method="task_arithmetic", options={"normalize": False}, slices=[piece], router="merge")
     assert recipe == Recipe(sources=[A, B], base=SourceRef(model="org/base"), merge=part, tokenizer="base")
 
 

@@ -1,0 +1,153 @@
+"""Mixtures of experts: routers from one source, experts as a group of their own, on disk and in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.errors import RecipeError
+from hf_evomerge.merging.live import LiveMerger
+from hf_evomerge.recipes.layer_groups import classify
+from hf_evomerge.recipes.recipe import Recipe
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "mixtral": {},
+    "qwen3_moe": {"mlp_only_layers": []},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Makes, once for each architecture, a base and two models of two blocks."""
+    made: dict[str, Path] = {}
+
+    def of(architecture: str) -> Path:
+        if architecture not in made:
+            made[architecture] = tmp_path_factory.mktemp(architecture)
+            for seed, name in enumerate(("base", "a", "b")):
+                model = tiny_model(architecture, layers=2, seed=seed, **FIELDS[architecture])
+                model.save_pretrained(made[architecture] / name)
+        return made[architecture]
+
+    return of
+
+
+def recipe_of(folder: Path, weights: Any = 0.5, **merge: Any) -> Recipe:
+    """Task arithmetic of the two, with one value of the weight for both."""
+    return Recipe.model_validate(
+        {
+            "sources": [{"model": str(folder / name)} for name in "ab"],
+            "base": {"model": str(folder / "base")},
+            "merge": {"method": "task_arithmetic", "parameters": [{"weight": weights}] * 2, **merge},
+        }
+    )
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """What the file of a model holds."""
+    return load_file(folder / "model.safetensors")
+
+
+def halves(tensors: dict[str, torch.Tensor]) -> dict[str | None, list[str]]:
+    """The names of the tensors by the half of a block that they are in."""
+    found: dict[str | None, list[str]] = {}
+    for name in tensors:
+        found.setdefault(classify(name)[2], []).append(name)
+    return found
+
+
+@pytest.mark.parametrize("architecture", FIELDS)
+def test_routers_are_one_sources_and_experts_a_group(architecture: str, families: Any, tmp_path: Path) -> None:
+    """Routers are copied from the first source, or the one that is named; experts have the value of their group."""
+    folder = families(architecture)
+    base, a, b = (tensors_of(folder / name) for name in ("base", "a", "b"))
+    names = halves(base)
+    assert len(names["router"]) in (2, 4)  # gpt-oss has a bias
+    assert len(names["experts"]) >= 4
+    weights = {"blocks.0-1.experts": 0.25, "default": 0.5}
+    merged = tensors_of(build_model(recipe_of(folder, weights), tmp_path / "out", progress=False))
+    other = tensors_of(build_model(recipe_of(folder, weights, router=1), tmp_path / "other", progress=False))
+    for name, tensor in merged.items():
+        if name in names["router"]:
+            assert torch.equal(tensor, a[name]), name
+            assert torch.equal(other[name], b[name]), name
+            continue
+        assert torch.equal(tensor, other[name])
+        weight = 0.25 if name in names["experts"] else 0.5
+        torch.testing.assert_close(tensor, base[name] + weight * (a[name] - base[name]) + weight * (b[name] - base[name]))
+    ledger = check_recipe(recipe_of(folder, weights)).ledger
+    assert sorted(ledger.copied) == sorted(names["router"])
+    assert f"router, that of one source is kept ({2 * len(names['router'])})" in str(ledger)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")(torch.tensor([[3, 4, 5]]))
+
+
+@pytest.mark.parametrize(("architecture", "router"), zip(FIELDS, [0, 1, "merge", "merge", 1], strict=True))
+def test_a_live_model_has_the_bits_of_a_build(architecture: str, router: Any, families: Any, tmp_path: Path) -> None:
+    """Also where transformers keeps the experts of a block in one parameter and the files have one of each."""
+    folder = families(architecture)
+    written = AutoModelForCausalLM.from_pretrained(
+        build_model(recipe_of(folder, router=router), tmp_path / "out", progress=False)
+    )
+    live: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder / "base")
+    sources = [Source.open(str(folder / name)) for name in "ab"]
+    merger = LiveMerger(sources, Source.open(str(folder / "base")), "task_arithmetic", {}, 0, live, router=router)
+    merger.apply([{"weight": 0.5}] * 2)
+    for name, tensor in written.state_dict().items():
+        assert torch.equal(tensor, live.state_dict()[name]), name
+
+
+def test_merged_routers_are_a_group_too(families: Any, tmp_path: Path) -> None:
+    """With router: merge they have the value of the MLP, or their own."""
+    folder = families("mixtral")
+    base, a, b = (tensors_of(folder / name) for name in ("base", "a", "b"))
+    weights = {"blocks.0-1.router": 0.0, "blocks.1.mlp": 0.25, "default": 0.5}
+    merged = tensors_of(build_model(recipe_of(folder, weights, router="merge"), tmp_path / "out", progress=False))
+    for name, tensor in merged.items():
+        half, block = classify(name)[2], classify(name)[1]
+        weight = 0.0 if half == "router" else 0.25 if block == 1 and half in ("mlp", "experts") else 0.5
+        torch.testing.assert_close(tensor, base[name] + weight * (a[name] - base[name]) + weight * (b[name] - base[name]))
+
+
+def test_slices_take_the_router_of_their_first_source(families: Any, tmp_path: Path) -> None:
+    """Each layer of a stack has the routers of the source that its slice names first."""
+    folder = families("mixtral")
+    a, b = (tensors_of(folder / name) for name in "ab")
+    slices = [{"layers": ["0:0", "1:0"]}, {"layers": ["1:1", "0:1"]}]
+    recipe = recipe_of(folder).model_dump(exclude_none=True)
+    recipe["merge"] = {"method": "task_arithmetic", "slices": slices}
+    merged = tensors_of(build_model(Recipe.model_validate(recipe), tmp_path / "out", progress=False))
+    for name in halves(a)["router"]:
+        assert torch.equal(merged[name], (a if classify(name)[1] == 0 else b)[name])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key", "message"),
+    [
+        ("mixtral", "blocks.0.router", "layer group blocks.0.router: no tensor that is merged .* router: merge"),
+        ("llama", "blocks.0.experts", "layer group blocks.0.experts: no tensor that is merged"),
+    ],
+)
+def test_a_group_that_is_not_merged_is_refused(architecture: str, key: str, message: str, tmp_path: Path) -> None:
+    """A number that would change nothing: of routers that are copied, of experts that are not there."""
+    for name in ("a", "b", "base"):
+        tiny_model(architecture, layers=1, **FIELDS.get(architecture, {})).save_pretrained(tmp_path / name)
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe_of(tmp_path, {key: 0.5, "default": 1.0}))
+
+
+def test_a_router_is_one_of_those_that_are_merged() -> None:
+    """Another source, or one for a stack, is refused when the recipe is read."""
+    for merge in ({"router": 2}, {"router": 1, "slices": [{"layers": ["0:0", "1:0"]}], "parameters": []}):
+        with pytest.raises(ValueError, match=r"merge.router: . is no source of all that is merged"):
+            recipe_of(Path("x"), **merge)
