@@ -40,7 +40,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny: Path, hybrid_search: Pa
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(hybrid_search, folder / "my-search")
     shutil.copy(hybrid_search / "search.yaml", folder)
-    shutil.copy(tiny / "search.jsonl", folder / "problems.jsonl")
+    problems = "".join((tiny / f"{split}.jsonl").read_text(encoding="utf-8") for split in ("search", "validation", "test"))
+    (folder / "problems.jsonl").write_text(problems, encoding="utf-8")
     (folder / "mgsm_ja.tsv").write_text("問題\t1,000\n", encoding="utf-8")
     for name, original in {"japanese": "a", "maths": "b", "base": "base"}.items():
         shutil.copytree(tiny / original, folder / name)
@@ -80,14 +81,19 @@ def loaded(desk: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def names(here: Path, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What an example may use without making it: the public names, and what is loaded."""
+def names(
+    here: Path, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> dict[str, Any]:
+    """What an example may use without making it: the public names, and of what is loaded copies of what it names."""
     from transformers import AutoModelForCausalLM
 
     for module, registry in (("hf_evomerge.fitness.registry", "_TASKS"), ("hf_evomerge.merging.registry", "METHODS")):
         monkeypatch.setattr(f"{module}.{registry}", {**getattr(import_module(module), registry)})
     public = {name: getattr(hf_evomerge, name) for name in hf_evomerge.__all__}
-    return {**public, **deepcopy(loaded), "AutoModelForCausalLM": AutoModelForCausalLM, "Path": Path}
+    (where,) = request.node.callspec.params.values()  # a page or a module
+    text = (ROOT / where).read_text(encoding="utf-8")
+    used = {name: deepcopy(value) for name, value in loaded.items() if re.search(rf"\b{name}\b", text)}
+    return {**public, **used, "AutoModelForCausalLM": AutoModelForCausalLM, "Path": Path}
 
 
 @pytest.mark.parametrize("file", WITH_EXAMPLES, ids=lambda file: file.relative_to(PACKAGE).as_posix())

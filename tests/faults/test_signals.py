@@ -13,7 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from hf_evomerge.cli import app
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.study import STUDY_FILE, Study
@@ -90,7 +92,7 @@ def _wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> Non
     begin = time.monotonic()
     while not what():
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() - begin < 120
+        assert time.monotonic() - begin < 300
         time.sleep(0.05)
 
 
@@ -150,13 +152,17 @@ def test_a_search_says_how_to_go_on(
     command = "hf-evomerge search 'my search.yaml' --out out --workers 1 --no-model"
     assert line == f"interrupted; go on with `{command}`"
     assert _are_gone(*workers)
+    if name != "INT":
+        return  # the line is the same, and going on by it is tried once
     before = _trials(tmp_path / "out")
     again = program(*shlex.split(command)[1:])
     _wait_for(lambda: _trials(tmp_path / "out") > before, again)
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_build_says_how_to_go_on(tiny: Path, tmp_path: Path, program: Program, name: str) -> None:
+def test_a_build_says_how_to_go_on(
+    tiny: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """A build whose threads are at work ends within seconds, puts no model in place, and the same command builds it."""
     number, status = SIGNALS[name]
     sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
@@ -165,9 +171,8 @@ def test_a_build_says_how_to_go_on(tiny: Path, tmp_path: Path, program: Program,
     _wait_for((tmp_path / "reading").exists, process)
     assert _ends(process, number) == (status, "interrupted; go on with `hf-evomerge merge recipe.yaml --out merged`")
     assert not (tmp_path / "merged").exists()
-    again = program("merge", "recipe.yaml", "--out", "merged")
-    again.communicate(timeout=120)
-    assert again.returncode == 0
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["merge", "recipe.yaml", "--out", "merged"]).exit_code == 0
     assert (tmp_path / "merged" / "model.safetensors").exists()
 
 

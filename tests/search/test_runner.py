@@ -24,6 +24,7 @@ from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.limits import Limit, Limits
+from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runner import Job, LocalRunner, ProcessRunner, Runner
 from hf_evomerge.search.slopes import GateSlopes, JointSlopes, WeightSlopes
 from hf_evomerge.search.study import Study
@@ -230,15 +231,15 @@ def test_a_candidate_that_kills_the_process_fails_at_the_second_death(
     search_config().save(tmp_path / "search.yaml")
     (tmp_path / "script.py").write_text(DEADLY, encoding="utf-8")
 
-    def run(out: str, deadly: str = "") -> int:
-        values = {"OUT": out, "DEADLY": deadly, "SENT": "1" if sent else ""}
+    def run(deadly: str) -> int:
+        values = {"OUT": "out", "DEADLY": deadly, "SENT": "1" if sent else ""}
         command = [sys.executable, "script.py"]
         return subprocess.run(command, cwd=tmp_path, env={**os.environ, **values}, timeout=300, check=False).returncode
 
-    assert run("whole") == 0
+    run_search(search_config(), tmp_path / "whole", build=False)
     whole = Study.open(tmp_path / "whole").trials()
     deadly = f"{whole[5].fitness:.12f}"
-    assert [run("out", deadly) for _ in range(2 if sent else 3)] == ([9, 0] if sent else [9, 9, 0])
+    assert [run(deadly) for _ in range(2 if sent else 3)] == ([9, 0] if sent else [9, 9, 0])
     study = Study.open(tmp_path / "out")
     trials = study.trials()
     assert [trial.scores for trial in trials[:5]] == [trial.scores for trial in whole[:5]]
