@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from email.parser import BytesParser
+from email.policy import default
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -31,7 +34,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("hatchling", reason="hatchling builds the wheel: pip install hatchling")
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    release = {"GITHUB_SERVER_URL": "https://git.example", "GITHUB_REPOSITORY": "some/where", "GITHUB_REF_NAME": "v9"}
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, **release})
     (built,) = out.glob("*.whl")
     return built
 
@@ -67,13 +71,36 @@ def test_the_wheel_carries_what_it_needs(wheel: Path) -> None:
         assert f"hf_evomerge/{name}" in names
     assert "hf_evomerge/demo/specialists/maths/model.safetensors" in names
     assert "hf_evomerge/py.typed" in names
+    examples = {file.name for file in (ROOT / "examples").iterdir()}
+    assert examples == {name.rpartition("/")[2] for name in names if "/_bundled/examples/" in name}
     assert not [name for name in names if "__pycache__" in name or name.startswith(("tests/", "space_app/"))]
+
+
+def test_what_pypi_shows_leads_somewhere(wheel: Path) -> None:
+    """A release's README has no link that begins at the repository, and its metadata say where the project is."""
+    with ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = BytesParser(policy=default).parsebytes(archive.read(name))
+    page = metadata.get_payload()
+    targets = re.findall(r"\]\(([^)]*)\)", page)
+    assert len(targets) > 15
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+    for target in targets:
+        if path := re.fullmatch(r"https://git\.example/some/where/(blob|raw)/v9/(.*)", target):
+            assert (ROOT / path[2].partition("#")[0]).exists(), target
+            assert (path[1] == "raw") is path[2].endswith(".png")
+    assert "git clone https://git.example/some/where " in page
+    urls = dict(url.split(", ") for url in metadata.get_all("Project-URL"))
+    assert urls["Homepage"] == "https://git.example/some/where"
+    assert urls["Paper"].startswith("https://arxiv.org/")
+    assert metadata["Description-Content-Type"].startswith("text/markdown")
 
 
 def test_the_wheel_publishes_loads_and_rebuilds(
     run: Callable[..., str], installed: Path, hybrid_search: Path, tmp_path: Path
 ) -> None:
     """From the wheel alone: push with a Space, load without custom code, and the Space's files are those of the repository."""
+    assert run(MAIN, "example", "small-ps") == (ROOT / "examples" / "small-ps.yaml").read_text(encoding="utf-8")
     printed = run(MAIN, "push", str(hybrid_search), "local/merge", "--space")
     assert "published http" in printed
     assert "Space: http" in printed

@@ -1,4 +1,4 @@
-"""Where the card templates and the Space's files are: inside an installed wheel, or in the repository they are edited in."""
+"""Where card templates, the Space's files and examples are: in an installed wheel, or in the repository they are edited in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def bundled(name: str) -> Path:
-    """The folder ``model_cards`` or ``space_app``; raises `HubError` where the installation lacks it."""
+    """The folder ``model_cards``, ``space_app`` or ``examples``; raises `HubError` where the installation lacks it."""
     for folder in (_PACKAGE / "_bundled" / name, _PACKAGE.parent / name):
         if folder.is_dir():
             return folder
