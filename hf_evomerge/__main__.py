@@ -1,5 +1,5 @@
 """`python -m hf_evomerge` is `hf-evomerge`."""
 
-from .cli import app
+from .cli import run
 
-app(prog_name="hf-evomerge")
+run()

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from hf_evomerge import cli
 from hf_evomerge.building.build import build_model
+from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.merging.table import methods_table
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.run import run_search
@@ -32,6 +33,29 @@ runner = CliRunner()
 pages = {name: runner.invoke(app, [*([name] if name else []), "--help"], terminal_width=200).output for name in sys.argv[1:]}
 heavy = sorted({"torch", "transformers", "numpy", "matplotlib", "cma"} & set(sys.modules))
 print(json.dumps([pages, heavy]))
+"""
+
+# What a command does without, in the order in which one process can show it: the last import transformers.
+WITHOUT = {
+    "methods": {"torch", "transformers", "matplotlib"},
+    "convert": {"torch", "transformers", "matplotlib"},
+    "check": {"torch", "transformers", "matplotlib"},
+    "show": {"torch", "transformers", "matplotlib"},
+    "show the model": {"torch", "transformers", "matplotlib"},
+    "inspect": {"torch", "sympy", "accelerate"},
+    "inspect the merge": {"torch", "sympy", "accelerate"},
+}
+IN_TURN = """
+import json, sys
+from typer.testing import CliRunner
+from hf_evomerge.cli import app, common
+common.ends_with_command = True
+said = []
+for words in json.loads(sys.argv[1]):
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    said.append([result.stdout, [name for name, module in sys.modules.items() if module is not None and "." not in name]])
+print(json.dumps(said))
 """
 
 
@@ -79,6 +103,21 @@ def test_help_has_examples_and_is_light() -> None:
         assert "docs/" not in pages[name], f"{name}: the docs are not where the package is installed"
 
 
+def test_commands_import_what_they_need(hybrid_search: Path, tiny: Path) -> None:
+    """Commands that look at files import no torch, most not even transformers, and say what they say beside torch."""
+    arguments = {"convert": [hybrid_search / "recipe.yaml", "--to", "recipe"], "check": [hybrid_search], "methods": []}
+    arguments |= {"show": [hybrid_search], "inspect": [tiny / "a", "--json"]}
+    arguments["show the model"], arguments["inspect the merge"] = [hybrid_search / "model"], [hybrid_search / "model", "--json"]
+    words = [[command.split()[0], *map(str, arguments[command])] for command in WITHOUT]
+    program = [sys.executable, "-c", IN_TURN, json.dumps(words)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for (command, without), (stdout, modules) in zip(WITHOUT.items(), json.loads(done.stdout), strict=True):
+        assert not without & set(modules), command
+        if command.startswith("inspect"):
+            assert json.loads(stdout) == json.loads(inspect_model(json.loads(stdout)["model"]).to_json())
+
+
 def test_the_program_has_a_version_and_runs_as_a_module() -> None:
     """``python -m hf_evomerge --version`` prints the package's version under the program's name."""
     done = subprocess.run([sys.executable, "-m", "hf_evomerge", "--version"], capture_output=True, text=True, check=True)
@@ -104,10 +143,13 @@ def test_search_show_and_eval(search_file: Path, tmp_path: Path) -> None:
     assert "ps: 8 trials, 0 failed" in shown
     assert shown.count("task_arithmetic") == 2
     assert "task_arithmetic" in _invoke("show", out / "model").stdout
-    scored = _invoke("eval", out / "model", "--search", search_file, "--split", "validation", "--show", 2)
+    assert _invoke("inspect", out).stdout == _invoke("inspect", out / "model").stdout
+    scored = _invoke("eval", out, "--split", "validation", "--show", 2)
     assert scored.exit_code == 0, scored.output
     assert "on 4 examples" in scored.stdout.splitlines()[0]
     assert scored.stdout.count("answered:") == 2
+    also = _invoke("eval", out / "model", "--search", search_file, "--split", "validation")
+    assert also.stdout.splitlines() == scored.stdout.splitlines()[:1]
 
 
 def test_no_model_is_announced_where_none_is_built(search_file: Path, tmp_path: Path) -> None:
@@ -116,6 +158,9 @@ def test_no_model_is_announced_where_none_is_built(search_file: Path, tmp_path: 
     assert result.exit_code == 0
     assert "model:" not in result.stdout
     assert not (tmp_path / "out" / "model").exists()
+    for words in (["inspect"], ["eval"], ["fold", "--out", tmp_path / "plain"]):
+        line = _error(words[0], tmp_path / "out", *words[1:])
+        assert line.endswith(f"has not built its winner yet; go on with `hf-evomerge resume {tmp_path / 'out'}`")
 
 
 def test_dry_runs_write_nothing(search_file: Path, recipe_file: Path, tmp_path: Path) -> None:
@@ -137,7 +182,7 @@ def test_merge(recipe_file: Path, tmp_path: Path) -> None:
     assert _invoke("merge", recipe_file, "--out", out).stdout == f"built {out}\n"
     shown = _invoke("show", out).stdout
     assert "EvoMergedForCausalLM (evo_merged)" in shown
-    assert "hop   1  1:1                      scale 0.5000" in shown
+    assert "hop   2  1:1                      scale 0.5000" in shown
     assert "exists already; choose another folder, or pass --overwrite" in _error("merge", recipe_file, "--out", out)
     assert _invoke("merge", recipe_file, "--out", out, "--overwrite").exit_code == 0
 
@@ -201,6 +246,7 @@ def test_other_mistakes_are_one_line(search_file: Path, recipe_file: Path, tiny:
     assert "neither a study nor a model" in _error("show", tmp_path / "nowhere")
     assert "did you mean test?" in _error("eval", tiny / "a", "--search", search_file, "--split", "tes")
     assert "no such folder" in _error("eval", "./nowhere", "--search", search_file)
+    assert "is not of a search; say with --search FILE" in _error("eval", tiny / "a")
     assert str(tmp_path / "file") in _error("search", search_file, "--out", tmp_path / "file")
     assert str(tmp_path / "file") in _error("search", search_file, "--out", tmp_path / "file" / "deeper")
     assert str(tmp_path / "file") in _error("merge", recipe_file, "--out", tmp_path / "file" / "deeper")
@@ -218,7 +264,7 @@ def test_a_dry_run_looks_at_the_folder(search_settings: Settings, search_file: P
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "results.json").write_text("{}")
     assert "holds a results.json but no study" in _error("search", search_file, "--out", tmp_path / "used", "--dry-run")
-    assert _invoke("search", search_file, "--out", tmp_path / "out", "--no-model").exit_code == 0
+    assert _invoke("search", search_file, "--out", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
     assert _invoke("search", search_file, "--out", tmp_path / "out", "--dry-run").exit_code == 0
     search_file.write_text(yaml.safe_dump(search_settings(seed=7)), encoding="utf-8")
     assert "seed was 0 and is 7" in _error("search", search_file, "--out", tmp_path / "out", "--dry-run")
@@ -297,11 +343,25 @@ def test_an_interrupt_keeps_what_is_done(search_file: Path, tmp_path: Path, monk
     with monkeypatch.context() as patched:
         patched.setattr(Study, "add_trial", interrupted)
         patched.setattr(sys, "argv", ["hf-evomerge", "search", "a b.yaml", "--out", "x"])
-        result = _invoke("search", search_file, "--out", tmp_path / "out")
+        result = _invoke("search", search_file, "--out", tmp_path / "out", "--workers", 0)
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted; go on with `hf-evomerge search 'a b.yaml' --out x`"
     assert "Traceback" not in result.stderr
-    assert _invoke("resume", tmp_path / "out", "--no-model").exit_code == 0
+    assert _invoke("resume", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
+
+
+def test_examples_are_named_and_given(tmp_path: Path) -> None:
+    """The command names every example file with what it is, gives one as it is, and knows a name that is nearly right."""
+    files = {file.stem: file for file in (Path(__file__).parents[1] / "examples").glob("*.yaml")}
+    named = dict(line.split(maxsplit=1) for line in _invoke("example").stdout.splitlines())
+    assert named.keys() == files.keys()
+    assert named["small-ps"] == "Two fine-tunes of one small base on a laptop"
+    assert _invoke("example", "small-ps").stdout == files["small-ps"].read_text(encoding="utf-8")
+    out = tmp_path / "search.yaml"
+    assert _invoke("example", "small-ps", "--out", out).exit_code == 0
+    assert out.read_bytes() == files["small-ps"].read_bytes()
+    assert "exists already" in _error("example", "evollm-jp-ps", "--out", out)
+    assert _error("example", "small") == "error: small: no such example; did you mean small-ps?"
 
 
 def test_methods() -> None:
@@ -313,7 +373,7 @@ def test_the_command_line_and_python_agree(search_file: Path, tmp_path: Path) ->
     """The command line finds the recipe that the Python function finds, and builds what the recipe builds."""
     from hf_evomerge.search.config import SearchConfig
 
-    assert _invoke("search", search_file, "--out", tmp_path / "shell").exit_code == 0
+    assert _invoke("search", search_file, "--out", tmp_path / "shell", "--workers", 0).exit_code == 0
     result = run_search(SearchConfig.load(search_file), tmp_path / "python", build=False)
     assert Recipe.load(tmp_path / "shell" / "recipe.yaml") == result.winner
     built = build_model(result.winner, tmp_path / "built", progress=False)

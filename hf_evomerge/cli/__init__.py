@@ -6,7 +6,13 @@ import os
 # evaluation with two threads then takes 20 to 60 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from . import searching, building, publishing  # noqa: F401 # isort: skip - importing them adds their commands, in this order
+from . import common, searching, building, publishing  # noqa: F401 # isort: skip - importing them adds their commands, in this order
 from .common import app
 
-__all__ = ["app"]
+__all__ = ["app", "run"]
+
+
+def run() -> None:
+    """The program ``hf-evomerge``: a process of its own, which ends with its command."""
+    common.ends_with_command = True
+    app(prog_name="hf-evomerge")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .common import LOGGER, Out, app, one_line_errors, quiet
+from .common import LOGGER, Model, Out, app, one_line_errors, quiet, without_torch
 
 
 @app.command()
@@ -97,7 +97,10 @@ def convert(
 
 @app.command()
 def fold(
-    model: Annotated[str, typer.Argument(help="A merged model: a folder, or a repository on the Hub.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(help="A merged model: its folder or its search's, or a repository on the Hub.", show_default=False),
+    ],
     out: Out,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's own by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
@@ -108,31 +111,34 @@ def fold(
 
     **Example**
 
-    - `hf-evomerge fold my-search/model --out my-search/plain --dtype bfloat16`
+    - `hf-evomerge fold my-search --out my-search/plain --dtype bfloat16`
     """
     with one_line_errors(again=True):
         from ..building.folded import fold as fold_model
+        from ..search.folder import built_model
 
         quiet()
-        typer.echo(f"wrote {fold_model(model, out, dtype=dtype, overwrite=overwrite)}")
+        typer.echo(f"wrote {fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite)}")
 
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
+    model: Model,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a checkpoint is, from its config and headers alone: layers, parameters, vocabulary, path, sources.
 
     **Example**
 
-    - `hf-evomerge inspect my-search/model`
+    - `hf-evomerge inspect my-search`
     """
     with one_line_errors():
         from ..checkpoints.inspect import inspect_model
+        from ..search.folder import built_model
 
         quiet()
-        report = inspect_model(model)
+        without_torch()
+        report = inspect_model(built_model(model))
         typer.echo(report.to_json() if as_json else report)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,11 @@ app = typer.Typer(
 
 _IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 LOGGER = logging.getLogger("hf_evomerge")
+ends_with_command = False  # whether this process is the program, and not another that calls one of its commands
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(help="The folder of a model or of a search, or a repository on the Hub.", show_default=False)
+]
 Workers = Annotated[
     int,
     typer.Option(
@@ -101,3 +106,12 @@ def quiet() -> None:
     """Keep the libraries' own bars and notes out of the live table."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def without_torch() -> None:
+    """For a command that needs configs alone: transformers starts as where torch is not installed, in a third of the time.
+
+    Nothing in this process can import torch afterwards, so that it is done only where the process ends with the command.
+    """
+    if ends_with_command and not {"torch", "transformers"} & set(sys.modules):
+        sys.modules["torch"] = None  # type: ignore[assignment]  # how the import system is told that there is no such module

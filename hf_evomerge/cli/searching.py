@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +13,87 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EvoMergeError
-from .common import License, NoModel, Out, Private, WithSpace, Workers, app, one_line_errors, quiet
+from .common import License, Model, NoModel, Out, Private, WithSpace, Workers, app, one_line_errors, quiet
 
 if TYPE_CHECKING:
+    from ..search.config import SearchConfig
     from ..search.results import Result
+
+EXISTS = "exists already; choose another name with --out, or move it away"
+
+
+@app.command()
+def init(
+    sources: Annotated[
+        list[str], typer.Argument(help="Two fine-tunes of one model, or more: folders or repositories.", show_default=False)
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(help='Problems, one JSON object per line: {"prompt": "2 + 3 =", "answer": 5}.', show_default=False),
+    ],
+    base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The search file to write.")] = Path("search.yaml"),
+) -> None:
+    """Write a search file for some models and problems, with comments, and say what to run next.
+
+    **Example**
+
+    - `hf-evomerge init your-name/fine-tune-a your-name/fine-tune-b --base your-name/base --data problems.jsonl`
+    """
+    with one_line_errors():
+        if out.exists():
+            raise EvoMergeError(f"{out}: {EXISTS}")
+        from ..search.draft import draft_search
+
+        quiet()
+        draft = draft_search(sources, data, base=base, device=_device())
+        out.write_text(draft.text, encoding="utf-8")
+        name = shlex.quote(str(out))
+        next_steps = [
+            f"hf-evomerge search {name} --out my-search --dry-run   # checks everything, says how long it takes",
+            f"hf-evomerge search {name} --out my-search             # can be stopped; the same command goes on",
+            "hf-evomerge eval my-search --show 3                     # what the winner answers",
+            "hf-evomerge push my-search YOUR-NAME/YOUR-MERGE --space # publishes it",
+        ]
+        typer.echo("\n".join([*draft.found, f"wrote {out}; read it, then:", *(f"  {step}" for step in next_steps)]))
+
+
+@app.command()
+def example(
+    name: Annotated[str | None, typer.Argument(help="Which one; without it, all are named.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; without it, the text is printed.")] = None,
+) -> None:
+    """Give a search file that is known to be good, such as the paper's own.
+
+    **Examples**
+
+    - `hf-evomerge example`
+
+    - `hf-evomerge example evollm-jp-ps --out evollm-jp.yaml`
+    """
+    with one_line_errors():
+        from ..errors import nearest
+        from ..hub.bundled import bundled
+
+        texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(bundled("examples").glob("*.yaml"))}
+        if name is None:
+            what = {stem: re.split(r"[:;,] | \(", text.removeprefix("# "), maxsplit=1)[0] for stem, text in texts.items()}
+            typer.echo("\n".join(f"{stem:18} {said}" for stem, said in what.items()))
+        elif name not in texts:
+            raise EvoMergeError(f"{name}: no such example; {nearest(name, texts)}")
+        elif out is None:
+            typer.echo(texts[name], nl=False)
+        elif out.exists():
+            raise EvoMergeError(f"{out}: {EXISTS}")
+        else:
+            out.write_text(texts[name], encoding="utf-8")
+
+
+def _device() -> str:
+    """Where this machine evaluates fastest."""
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 @app.command()
@@ -72,7 +151,7 @@ def search(
             return
         from ..search.run import run_search
 
-        with _live_table() as table:
+        with _live_table(config) as table:
             result = run_search(config, out, workers=workers, report=table, build=not no_model)
         _print_result(result, out, built=not no_model)
         if push_to is not None:
@@ -94,10 +173,11 @@ def resume(
     - `hf-evomerge resume my-search --workers 2`
     """
     with one_line_errors(again=True):
+        from ..search.folder import settings_in
         from ..search.run import resume_search
 
         quiet()
-        with _live_table() as table:
+        with _live_table(settings_in(study)) as table:
             result = resume_search(study, workers=workers, report=table, build=not no_model)
         _print_result(result, study, built=not no_model)
 
@@ -133,23 +213,38 @@ def check(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
-    file: Annotated[Path, typer.Option("--search", help="The search file whose task and data are used.", show_default=False)],
+    model: Model,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--search", help="The search file whose task and data are used; that of the search where it is the model's."
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="The split of its data: search, validation or test.")] = "test",
     show: Annotated[int, typer.Option(min=0, help="Print this many problems with the model's answers.")] = 0,
 ) -> None:
     """Score one model on the task of a search.
 
-    **Example**
+    **Examples**
 
-    - `hf-evomerge eval my-search/model --search search.yaml --split test --show 3`
+    - `hf-evomerge eval my-search --split test --show 3`
+
+    - `hf-evomerge eval your-name/fine-tune-a --search search.yaml`
     """
     with one_line_errors():
+        from ..checkpoints.model_folder import named_folder
         from ..search.config import SearchConfig
         from ..search.evaluation import evaluate_model
+        from ..search.folder import built_model, settings_in
+        from ..search.study import STUDY_FILE
 
         quiet()
-        typer.echo(evaluate_model(model, SearchConfig.load(str(file)), split=split, show=show))
+        folder = named_folder(model)
+        own = next((place for place in (folder, folder.parent) if (place / STUDY_FILE).is_file()), None)
+        if file is None and own is None:
+            raise EvoMergeError(f"{model}: is not of a search; say with --search FILE which task and data it is scored on")
+        config = SearchConfig.load(file) if file is not None else settings_in(own or folder)
+        typer.echo(evaluate_model(built_model(model), config, split=split, show=show))
 
 
 @app.command()
@@ -212,10 +307,10 @@ def demo(
 
 
 @contextmanager
-def _live_table() -> Iterator[Any]:
+def _live_table(config: SearchConfig) -> Iterator[Any]:
     from ..search.display import LiveTable
 
-    with LiveTable() as table:
+    with LiveTable(config=config) as table:
         yield table
 
 

@@ -232,7 +232,7 @@ def _content(example: Example) -> str:
 def _open(spec: DataSpec) -> tuple[Sequence[Any], Callable[[int], str]]:
     """All records, and what to call each of them in a complaint."""
     if spec.jsonl is not None:
-        numbered = _read_jsonl(spec.jsonl)
+        numbered = read_jsonl(spec.jsonl)
         return [record for _, record in numbered], lambda i: f"{spec.jsonl}:{numbered[i][0]}"
     if spec.dataset is not None:
         return _read_dataset(spec), lambda i: f"{spec.dataset}[{i}]"
@@ -240,8 +240,8 @@ def _open(spec: DataSpec) -> tuple[Sequence[Any], Callable[[int], str]]:
     return list(spec.function()), lambda i: f"function[{i}]"
 
 
-def _read_jsonl(file: str) -> list[tuple[int, Record]]:
-    """The records with their line numbers; blank lines are skipped."""
+def read_jsonl(file: str) -> list[tuple[int, Record]]:
+    """The records of a file with their line numbers; blank lines are skipped. Raises `FitnessError`."""
     records = []
     try:
         with Path(file).open(encoding="utf-8-sig") as lines:

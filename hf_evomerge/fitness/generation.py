@@ -46,6 +46,11 @@ class GenerationSpec(WritingSpec):
     tolerance: float = Field(default=1e-6, ge=0)
     score: Literal["accuracy"] = "accuracy"
 
+    @property
+    def unit(self) -> str:
+        """The mean of ones and zeros."""
+        return "share of right answers"
+
     @model_validator(mode="after")
     def _check_options(self) -> GenerationSpec:
         if self.compat == "paper" and (self.extract != "last_number" or self.compare == "text"):

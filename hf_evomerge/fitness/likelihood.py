@@ -30,6 +30,11 @@ class TextSpec(TaskSpec):
     normalize: Normalize = "sum"
     batch_size: int = Field(default=16, ge=1)
 
+    @property
+    def unit(self) -> str:
+        """Nats: a difference of 1 makes an answer e times as probable."""
+        return f"nats per {'answer' if self.normalize == 'sum' else self.normalize}"
+
 
 class TextTask:
     """Log-probability of the answers, by teacher forcing; the fitness has a gradient."""

@@ -36,6 +36,11 @@ class MultipleChoiceSpec(TaskSpec):
     separator: str = ""
     batch_size: int = Field(default=16, ge=1)
 
+    @property
+    def unit(self) -> str:
+        """Of the score."""
+        return "share of right answers" if self.score == "accuracy" else "nats per answer"
+
 
 @register_task("multiple_choice")
 class MultipleChoiceTask:

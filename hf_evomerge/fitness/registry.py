@@ -25,6 +25,11 @@ class TaskSpec(StrictModel):
 
     task: str
 
+    @property
+    def unit(self) -> str:
+        """What the fitness is measured in; empty where the task does not say."""
+        return ""
+
 
 class Task(Protocol):
     """Something that scores models."""

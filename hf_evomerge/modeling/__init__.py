@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.utils import is_torch_available
 
 from .configuration_evo_merged import EvoMergedConfig, check_alike
-from .modeling_evo_merged import MLP_BRANCH, EvoMergedForCausalLM, EvoMergedModel, EvoMergedPreTrainedModel
+
+if is_torch_available():
+    from .modeling_evo_merged import MLP_BRANCH, EvoMergedForCausalLM, EvoMergedModel, EvoMergedPreTrainedModel
 
 __all__ = [
     "MLP_BRANCH",
@@ -21,8 +24,9 @@ __all__ = [
 def register() -> None:
     """Make transformers' Auto classes know the merged model, so that it loads without ``trust_remote_code``."""
     AutoConfig.register(EvoMergedConfig.model_type, EvoMergedConfig, exist_ok=True)
-    AutoModel.register(EvoMergedConfig, EvoMergedModel, exist_ok=True)
-    AutoModelForCausalLM.register(EvoMergedConfig, EvoMergedForCausalLM, exist_ok=True)
+    if is_torch_available():
+        AutoModel.register(EvoMergedConfig, EvoMergedModel, exist_ok=True)
+        AutoModelForCausalLM.register(EvoMergedConfig, EvoMergedForCausalLM, exist_ok=True)
 
 
 register()

@@ -204,8 +204,8 @@ def _is_finite(number: object) -> bool:
 
 
 def hop_table(hops: Sequence[str], scales: Sequence[float]) -> list[str]:
-    """One line per hop, for people: its number, its terms, its scale."""
-    return [f"  hop {i:3}  {hop:24} scale {scale:.4f}" for i, (hop, scale) in enumerate(zip(hops, scales, strict=True))]
+    """One line per hop, for people: its number, from 1 as in pictures, its terms, its scale."""
+    return [f"  hop {i:3}  {hop:24} scale {scale:.4f}" for i, (hop, scale) in enumerate(zip(hops, scales, strict=True), 1)]
 
 
 def _check_room(wanted: int, room: int, position: int) -> None:

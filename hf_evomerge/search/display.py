@@ -5,13 +5,15 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from .config import STAGES
 
 if TYPE_CHECKING:
+    from .config import SearchConfig
     from .stage import Progress
 
 PHASES: dict[str, str] = {
@@ -22,26 +24,31 @@ PHASES: dict[str, str] = {
 }
 
 
+_COLUMNS = "accuracy: of the best; done, per min: scores of all search examples; sigma: step size; left: until all stages end"
+_REMARKS = "seen: recipes that had been scored before"
 MOST_LINES = 40  # of a log, for each phase
 
 
 class LiveTable:
     """Shows where a search stands: one row per phase, the last one moving. In a log a line per generation.
 
-    ``done`` is in evaluations (scores of all search examples), ``best`` and ``mean`` are fitness, ``gen`` is the generation,
-    ``per min`` evaluations per minute in this process, ``left`` the time that the rest will take, later stages included, and
-    ``seen`` the trials whose recipe had been evaluated before.
+    Lines below it say what the columns are, and in what the fitness is measured.
+
+    Args:
+        console: Where it is shown; standard error by default.
+        config: The search, whose tasks say what the fitness is measured in.
 
     Example:
-        >>> with LiveTable() as table:
-        ...     result = run_search(SearchConfig.load("search.yaml"), "my-search", report=table)
+        >>> config = SearchConfig.load("search.yaml")
+        >>> with LiveTable(config=config) as table:
+        ...     result = run_search(config, "my-search", report=table)
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+    def __init__(self, console: Console | None = None, config: SearchConfig | None = None) -> None:
+        self.console, self._config = console or Console(stderr=True), config
         self._rows: dict[str, Progress] = {}
         self._told: dict[str, Progress] = {}
-        self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._table)
+        self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._shown)
 
     def __enter__(self) -> LiveTable:
         return self
@@ -67,11 +74,18 @@ class LiveTable:
             return True
         return progress.generation != told.generation and progress.done - told.done >= progress.total / MOST_LINES
 
+    @property
+    def _remarks(self) -> bool:
+        return any(row.failed or row.duplicates for row in self._rows.values())
+
+    def _shown(self) -> Group:
+        lines = [self._fitness(), _COLUMNS, *([_REMARKS] if self._remarks else [])]
+        return Group(self._table(), *(Text(line, style="dim") for line in lines))
+
     def _table(self) -> Table:
         table = Table(box=None, header_style="bold", pad_edge=False)
-        headings = ["", "done", "gen", "best", "mean", "sigma", "per min", "left"]
-        remarks = any(row.failed or row.duplicates for row in self._rows.values())
-        for heading in [*headings, *(["failed", "seen"] if remarks else [])]:
+        headings = ["", "done", "gen", "best", "accuracy", "mean", "sigma", "per min", "left"]
+        for heading in [*headings, *(["failed", "seen"] if self._remarks else [])]:
             table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
         for phase, row in self._rows.items():
             cells = [
@@ -79,13 +93,24 @@ class LiveTable:
                 f"{row.done:g}/{row.total}",
                 str(row.generation) if row.sigma is not None else "",
                 _number(row.best),
+                _number(row.accuracy),
                 _number(row.mean),
                 _number(row.sigma),
                 f"{_rate(row) * 60:.0f}" if row.fresh else "stored",
                 _left(row),
             ]
-            table.add_row(*cells, *([str(row.failed), str(row.duplicates)] if remarks else []))
+            table.add_row(*cells, *([str(row.failed), str(row.duplicates)] if self._remarks else []))
         return table
+
+    def _fitness(self) -> str:
+        """In what the numbers of the stages that are shown are measured."""
+        units: dict[str, list[str]] = {}
+        for phase in (phase for phase in self._rows if phase in STAGES and self._config is not None):
+            assert self._config is not None
+            task = self._config.fitness_of(phase) or self._config.fitness  # type: ignore[arg-type]  # a stage
+            units.setdefault(task.unit, []).append(PHASES[phase])
+        said = [unit if len(units) == 1 else f"{unit} ({', '.join(stages)})" for unit, stages in units.items() if unit]
+        return "best, mean: fitness, more is better" + (f": {', '.join(said)}" if said else "")
 
 
 def _rate(row: Progress) -> float:
@@ -104,7 +129,8 @@ def _line(row: Progress) -> str:
     parts = [f"{PHASES.get(row.phase, row.phase)}: {row.done:g}/{row.total}"]
     if row.sigma is not None:
         parts.append(f"generation {row.generation}")
-        parts += [f"{name} {_number(value)}" for name, value in (("best", row.best), ("mean", row.mean)) if value is not None]
+        figures = (("best", row.best), ("accuracy", row.accuracy), ("mean", row.mean))
+        parts += [f"{name} {_number(value)}" for name, value in figures if value is not None]
     if left := _left(row):
         parts.append(f"{left} left")
     return ", ".join(parts)

@@ -54,6 +54,29 @@ def settings_of(study: Study) -> SearchConfig:
     return validate(SearchConfig, study.meta("settings"), SearchError)
 
 
+def settings_in(folder: str | os.PathLike[str]) -> SearchConfig:
+    """As `settings_of` the study of a folder; raises `SearchError` where there is none."""
+    study = Study.open(folder)
+    try:
+        return settings_of(study)
+    finally:
+        study.close()
+
+
+def built_model(name: str) -> str:
+    """The model that a name means: of the folder of a search the winner that was built there, otherwise the name itself.
+
+    Raises:
+        SearchError: The search has not built its winner.
+    """
+    folder = named_folder(name)
+    if not os.path.isfile(folder / STUDY_FILE):
+        return name
+    if not (folder / MODEL_FOLDER).is_dir():
+        raise SearchError(f"{name}: the search has not built its winner yet; go on with `hf-evomerge resume {name}`")
+    return str(folder / MODEL_FOLDER)
+
+
 def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfig) -> Study:
     """The folder's study, or a new one.
 

@@ -39,6 +39,7 @@ class Progress:
         done, total: What this phase has spent, in scores of all examples, and its budget.
         generation: From 0.
         best, mean: Best fitness of the stage so far, of the trials scored on all examples; mean of the last whole generation.
+        accuracy: Of the best trial, where the task can tell.
         sigma: The optimizer's step size.
         failed, duplicates: Trials that failed, and that shared another's scores.
         seconds: Wall time of this phase in this process.
@@ -52,6 +53,7 @@ class Progress:
     generation: int = 0
     best: float | None = None
     mean: float | None = None
+    accuracy: float | None = None
     sigma: float | None = None
     failed: int = 0
     duplicates: int = 0
@@ -103,6 +105,7 @@ class StageRun:
         self.later = float(sum(config.budget(each)[0] for each in config.stages[config.stages.index(stage) + 1 :]))
         self.best: float | None = None
         self.mean: float | None = None
+        self.accuracy: float | None = None
         self.begin = time.perf_counter()
         self.seconds_before = self.study.meta(f"seconds:{stage}") or 0.0
 
@@ -245,8 +248,8 @@ class StageRun:
         trials[trial.number] = trial
         if trial.recipe_key is not None and trial.duplicate_of is None:
             self.first_of_recipe[trial.recipe_key, batch] = trial
-        if trial.fitness is not None and batch is None:
-            self.best = trial.fitness if self.best is None else max(self.best, trial.fitness)
+        if trial.fitness is not None and batch is None and (self.best is None or trial.fitness > self.best):
+            self.best, self.accuracy = trial.fitness, trial.scores.accuracy
         self.counts["failed"] += trial.state == "FAILED"
         self.counts["duplicates"] += trial.duplicate_of is not None
         self.report(
@@ -257,6 +260,7 @@ class StageRun:
                 generation=trial.generation,
                 best=self.best,
                 mean=self.mean,
+                accuracy=self.accuracy,
                 sigma=self.optimizer.sigma,
                 failed=self.counts["failed"],
                 duplicates=self.counts["duplicates"],

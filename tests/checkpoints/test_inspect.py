@@ -165,7 +165,7 @@ def test_a_repository_is_inspected_without_its_weights(tmp_path: Path) -> None:
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_OFFLINE": "0",
     }
-    program = "from hf_evomerge.cli import app; app()"
+    program = "from hf_evomerge.cli import run; run()"
     try:
         words = [sys.executable, "-c", program, "inspect", "some/model", "--json"]
         done = subprocess.run(words, env={**os.environ, **settings}, capture_output=True, text=True, check=True)
@@ -181,7 +181,7 @@ def test_the_commands(merged: Path, tiny: Path, tmp_path: Path) -> None:
     assert json.loads(_invoke("inspect", merged, "--json"))["merged"]["distinct_layers"] == 3
     text = _invoke("inspect", merged)
     assert "4 hops over 3 distinct layers" in text
-    assert "hop   1  1:1                      scale 0.5000" in text
+    assert "hop   2  1:1                      scale 0.5000" in text
     assert f"{3 * BLOCK + OUTSIDE:,} parameters" in text
     data = json.loads(_invoke("diff", tiny / "a", tiny / "b", "--base", tiny / "base", "--json"))
     assert "tensors" not in data

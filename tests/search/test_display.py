@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.display import LiveTable
 from hf_evomerge.search.stage import Progress
 
@@ -19,11 +20,11 @@ def _print(*reports: Progress, terminal: bool = False, fails: bool = False) -> s
     return "".join(lines if terminal else lines[heading:])
 
 
-def _written(*reports: Progress, terminal: bool = False, fails: bool = False) -> str:
+def _written(*reports: Progress, terminal: bool = False, fails: bool = False, config: SearchConfig | None = None) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=120, force_terminal=terminal, color_system=None)
     try:
-        with LiveTable(console) as table:
+        with LiveTable(console, config) as table:
             for report in reports:
                 table(report)
             if fails:
@@ -33,18 +34,21 @@ def _written(*reports: Progress, terminal: bool = False, fails: bool = False) ->
     return stream.getvalue()
 
 
+NATS = SearchConfig.model_validate(
+    {"space": "ps", "sources": [{"model": "a"}, {"model": "b"}], "fitness": {"task": "likelihood"}}
+)
 PARENTS = Progress("parents", 3, 3, seconds=6.0, fresh=3)
-STAGE = Progress("ps", 30, 90, generation=4, best=-0.5, mean=-1.25, sigma=0.1234, seconds=60.0, fresh=20)
+STAGE = Progress("ps", 30, 90, generation=4, best=-0.5, mean=-1.25, accuracy=0.25, sigma=0.1234, seconds=60.0, fresh=20)
 
 
 def test_the_table_holds_what_was_reported() -> None:
     """In a log there is one table: a row per phase with the newest numbers, the rate, and the time that is left."""
     text = _print(PARENTS, Progress("ps", 10, 90, sigma=0.5, fresh=1, seconds=1.0), STAGE)
     lines = [line.split() for line in text.splitlines()]
-    assert lines[0] == ["done", "gen", "best", "mean", "sigma", "per", "min", "left"]
+    assert lines[0] == ["done", "gen", "best", "accuracy", "mean", "sigma", "per", "min", "left"]
     assert lines[1] == ["parents", "3/3", "30"]
-    assert lines[2] == ["parameter", "space", "30/90", "4", "-0.5", "-1.25", "0.123", "20", "3:00"]
-    assert len(lines) == 3
+    assert lines[2] == ["parameter", "space", "30/90", "4", "-0.5", "0.25", "-1.25", "0.123", "20", "3:00"]
+    assert len(lines) == 5
     assert text.endswith("\n")
 
 
@@ -54,13 +58,27 @@ def test_a_log_has_a_line_per_generation() -> None:
     last = Progress("ps", 90, 90, generation=9, best=-0.25, sigma=0.1, seconds=90.0, fresh=80)
     lines = _written(PARENTS, replace(STAGE, later=60), *more, last).splitlines()
     assert lines[0] == "parents: 3/3"
-    assert lines[1] == "parameter space: 30/90, generation 4, best -0.5, mean -1.25, 6:00 left"
+    assert lines[1] == "parameter space: 30/90, generation 4, best -0.5, accuracy 0.25, mean -1.25, 6:00 left"
     assert lines[2] == "parameter space: 90/90, generation 9, best -0.25"
     assert "done" in lines[3]
     steps = [Progress("ps", n / 10, 100, generation=n, sigma=0.1, seconds=1.0, fresh=n / 10) for n in range(1, 1001)]
-    assert 35 < len(_written(*steps).splitlines()) < 45
+    assert 35 < len(_written(*steps).splitlines()) < 47
     stored = Progress("ps", 30, 90, generation=1, sigma=0.1)
     assert _written(stored).splitlines()[0].split()[0] == "done"
+
+
+def test_the_legend_says_what_the_numbers_are() -> None:
+    """Below the table stand what the columns are and the unit of the fitness; where a stage has its own, whose it is."""
+    lines = _written(PARENTS, STAGE, config=NATS).splitlines()
+    assert lines[-2] == "best, mean: fitness, more is better: nats per answer"
+    assert lines[-1].startswith("accuracy: of the best; done, per min: scores of all search examples; ")
+    first = {"first": {"fitness": {"task": "likelihood", "normalize": "token"}}}
+    both = NATS.model_validate({**NATS.model_dump(exclude={"ps"}), "ps": first, "fitness": {"task": "generation"}})
+    lines = _written(replace(STAGE, phase="ps-first"), STAGE, config=both).splitlines()
+    units = "nats per token (parameter space, first), share of right answers (parameter space)"
+    assert lines[-2] == f"best, mean: fitness, more is better: {units}"
+    assert "nats" not in _written(STAGE)
+    assert _written(replace(STAGE, failed=1)).splitlines()[-1] == "seen: recipes that had been scored before"
 
 
 def test_failures_and_duplicates_have_columns_where_there_are_any() -> None:

@@ -1,0 +1,240 @@
+"""A first search file: what can be seen in the headers of the models and in the data, with comments for who reads it first."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from ..checkpoints.chat_template import most_common_template
+from ..checkpoints.compatibility import check_mergeable
+from ..checkpoints.source import Source
+from ..errors import FitnessError, SearchError
+from ..fitness.data import DataSpec, load_examples, read_jsonl
+from ..recipes.strict_yaml import parse_yaml
+from .config import SPLITS, SearchConfig
+
+PROMPTS = ("prompt", "question", "instruction", "problem", "input", "text")
+ANSWERS = ("answer", "answer_number", "output", "response", "completion", "target", "label")
+MOST = {
+    "search": 128,
+    "validation": 200,
+    "test": 400,
+}  # more tell little, and every candidate has to answer those of the search
+LEAST = 8
+_LONG = 200  # characters of an answer that is a text rather than a result
+_NO_SPACES = re.compile(
+    r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uff00-\uffef][^\w\s]*$"
+)  # Thai, Japanese, Chinese, to the end
+_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A search file that nobody has run yet.
+
+    Attributes:
+        text: The file.
+        found: What it was made from, one line each.
+    """
+
+    text: str
+    found: tuple[str, ...]
+
+
+def draft_search(
+    sources: Sequence[str], data: str | os.PathLike[str], *, base: str | None = None, device: str = "cpu"
+) -> Draft:
+    """Write a search file for these models and problems: a quick search first, with what one would change after it.
+
+    Of repositories only small files and headers are fetched. Models of one depth are merged (``space: ps``), others can only
+    be followed layer by layer (``space: dfs``). The splits are slices of the shuffled data that do not overlap.
+
+    Args:
+        sources: Folders or repositories of two or more fine-tunes.
+        data: A file with one JSON object per line.
+        base: Their common ancestor.
+        device: Where candidates will be evaluated.
+
+    Raises:
+        SourceError: A model cannot be read, or the models cannot be merged.
+        FitnessError: The data cannot be read, has no fields that look like prompt and answer, or too few records.
+
+    Example:
+        >>> draft = draft_search(["fine-tune-a", "fine-tune-b"], "problems.jsonl", base="base")
+        >>> draft.text.count("problems.jsonl")
+        3
+    """
+    if len(sources) < 2:
+        raise SearchError(
+            "sources: give the names of two fine-tunes of one model, or more; for one see `hf-evomerge example prune`"
+        )
+    file, problems = os.fspath(data), _Problems(os.fspath(data))
+    opened = [Source.open(name) for name in sources]
+    ancestor = Source.open(base) if base is not None else None
+    everyone = [*opened, *([ancestor] if ancestor is not None else [])]
+    depths = [source.layer_count for source in everyone]
+    check_mergeable(opened, ancestor, same_depth=len(set(depths)) == 1)
+    templates = [most_common_template([source.folder]) is not None for source in everyone]
+    lines = [
+        "# A quick look whether these models merge: it costs what 48 models cost to score on the search examples, and fills in",
+        "# what is not said below. Afterwards take this line out, and say more: see the end of the file.",
+        "preset: quick",
+        *_space(depths, len(opened), ancestor is not None),
+        "sources:",
+        *(f"  - {{model: {_scalar(name)}}}" for name in sources),
+        *([f"base: {{model: {_scalar(base)}}} # the common ancestor: merged are the differences from it"] if base else []),
+        *([f"device: {_scalar(device)}"] if device != "cpu" else ["# device: cuda:0"]),
+        *problems.fitness(opened[0], chat=all(templates)),
+        *problems.splits(chat=all(templates), some=any(templates)),
+        *_afterwards(depths[0], len(opened), same=len(set(depths)) == 1),
+    ]
+    text = "\n".join(lines) + "\n"
+    parse_yaml(SearchConfig, text, SearchError)
+    size = sum(info.numel for info in opened[0].tensors.values())
+    found = (
+        f"{len(opened)} models of {', '.join(map(str, dict.fromkeys(depths)))} layers, {size / 1e6:,.4g}M parameters each",
+        f"{problems.count} problems in {file}: " + ", ".join(f"{count} for {split}" for split, count in problems.sizes.items()),
+    )
+    return Draft(text, found)
+
+
+def _space(depths: Sequence[int], count: int, based: bool) -> list[str]:
+    if len(set(depths)) > 1:
+        found = ", ".join(map(str, depths))
+        return [f"space: dfs # a path through their layers, which are {found}: only models of one depth can be merged"]
+    lines = ["space: ps # how much of each model's weights; dfs: which layer of which model runs next; hybrid: both"]
+    return lines if based else [*lines, "ps: {method: linear} # a weighted mean; with a base, merging differences is better"]
+
+
+def _afterwards(layers: int, count: int, *, same: bool) -> list[str]:
+    if not same:
+        return [
+            "# After the quick look, in place of preset:",
+            "# dfs:",
+            "#   repetitions: 2 # a layer may run that often",
+            "#   optimizer: {algorithm: gradient, evaluations: 150}",
+        ]
+    group = max(1, layers // 8)
+    return [
+        "# After the quick look, in place of preset. By gradient every tensor can have a weight of its own:",
+        "# ps:",
+        "#   groups: tensor",
+        "#   optimizer: {algorithm: gradient, evaluations: 150}",
+        "# Without a gradient (task: generation) every number costs, so that blocks share theirs:",
+        f"# {count} x {-(-layers // group)} weights, and those of embeddings and head.",
+        "# ps:",
+        f"#   blocks_per_group: {group}",
+        "#   optimizer: {evaluations: 500}",
+    ]
+
+
+class _Problems:
+    """What the records are, and how many go into which split."""
+
+    def __init__(self, file: str) -> None:
+        self.file, records = file, [record for _, record in read_jsonl(file)]
+        self.count = len(records)
+        if self.count < LEAST:
+            raise FitnessError(
+                f"{file}: {self.count} records; a search needs {LEAST} at least: to search, to choose the winner, to test it"
+            )
+        self.where = self._fields(records[0])
+        self.examples = load_examples(DataSpec(jsonl=file, **self.where))
+        prompts = Counter(" ".join(example.prompt.split()) for example in self.examples)
+        if (most := prompts.most_common(1)[0])[1] > 1:
+            raise FitnessError(
+                f"{file}: {sum(times > 1 for times in prompts.values())} prompts occur more than once, such as {most[0]!r:.60}"
+                "; keep one of each, so that a model is not tested on what it was searched with"
+            )
+        part = self.count * 3 // 10
+        sizes = {"search": min(part, MOST["search"]), "validation": min(part, MOST["validation"])}
+        self.sizes = {**sizes, "test": min(self.count - sum(sizes.values()), MOST["test"])}
+
+    def _fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Which fields hold prompt and answer, as `DataSpec` has them."""
+        example = '{"prompt": "2 + 3 =", "answer": 5}'
+        if chat := record.keys() & {"messages", "conversations"}:
+            raise FitnessError(
+                f"{self.file}: {min(chat)} holds whole chats; write each problem as {example}; `chat: true` puts the prompt "
+                "into the model's chat template"
+            )
+        prompt, answer = (next((name for name in names if name in record), None) for names in (PROMPTS, ANSWERS))
+        if prompt is None or answer is None:
+            what = "prompt" if prompt is None else "answer"
+            raise FitnessError(
+                f"{self.file}: none of the fields {', '.join(record)} looks like the {what}; call it {what}, as in {example}"
+            )
+        found = {"prompt_field": prompt, "answer_field": answer}
+        if prompt == "instruction" and record.get("input"):
+            found["template"] = "{instruction}\n{input}"
+        return {key: name for key, name in found.items() if name != DataSpec.model_fields[key].default}
+
+    def fitness(self, source: Source, *, chat: bool) -> list[str]:
+        """The task's section."""
+        answers = [example.answer for example in self.examples]
+        long, numbers = median(map(len, answers)) > _LONG, all(_NUMBER.fullmatch(answer) for answer in answers)
+        separator = self._separator(source) if not chat else ""
+        lines = [
+            "fitness:",
+            "  task: likelihood # the log-probability of the right answer: one forward pass per problem, and it has a gradient",
+            f"  separator: {json.dumps(separator)} # what stands between prompt and answer; scored as the answer's beginning",
+        ]
+        if long:
+            lines.append("  normalize: token # answers are long: the mean over an answer's tokens, so that each counts alike")
+        if numbers:
+            lines += [
+                "  # Where a model has to reason first, in place of the above: it writes, and the last number counts.",
+                "  # task: generation",
+                "  # max_new_tokens: 256",
+            ]
+        return lines
+
+    def _separator(self, source: Source) -> str:
+        """A space, unless the prompts end with one, or are in a writing that has none."""
+        prompts = [example.prompt for example in self.examples]
+        if sum(prompt[-1:].isspace() for prompt in prompts) * 2 > len(prompts):
+            return ""
+        spaceless = sum(bool(_NO_SPACES.search(prompt)) for prompt in prompts) * 2 > len(prompts)
+        return "" if spaceless and not _by_words(source) else " "
+
+    def splits(self, *, chat: bool, some: bool) -> list[str]:
+        """The data's section: slices of one shuffle."""
+        lines = ["data: # search scores the candidates, validation chooses among the best, test is used once, at the end"]
+        if some and not chat:
+            lines.append("  # Not every model here has a chat template; where all have, `chat: true` puts the prompt into it.")
+        start, fields = 0, "".join(f", {key}: {json.dumps(name)}" for key, name in self.where.items())
+        for split in SPLITS:
+            skipped = f", start: {start}" if start else ""
+            said = f"jsonl: {_scalar(self.file)}{fields}{', chat: true' if chat else ''}, shuffle_seed: 0{skipped}"
+            lines.append(f"  {split}: {{{said}, count: {self.sizes[split]}}}")
+            start += self.sizes[split]
+        return lines
+
+
+def _by_words(source: Source) -> bool:
+    """Whether a tokenizer knows whole words alone, and so needs spaces between them."""
+    if not (source.folder / "tokenizer.json").is_file():
+        return False
+    model = source.read_json("tokenizer.json").get("model")
+    return isinstance(model, Mapping) and model.get("type") == "WordLevel"
+
+
+def _scalar(text: str) -> str:
+    """A text as YAML has it inside of braces."""
+    plain = re.fullmatch(r"[A-Za-z./~][\w./-]*", text) and text.lower() not in (
+        "null",
+        "true",
+        "false",
+        "yes",
+        "no",
+        "on",
+        "off",
+        "~",
+    )
+    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,50 @@
+"""The README's way from two models to a published merge, run as it stands there, against a hub on loopback."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hub_fixtures import use_hub
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from hf_evomerge import cli
+from hf_evomerge.local_hub import LocalHub
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+MODELS = {"japanese-model": "a", "maths-model": "b", "their-common-base": "base"}
+
+
+def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The five commands of the README lead from models on a hub to a merge, its card and its Space on the hub."""
+    block = README.split("<!-- first hour: begin -->")[1].split("<!-- first hour: end -->")[0]
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^(hf-evomerge .*)$", block, re.MULTILINE)]
+    assert [words[1] for words in commands] == ["init", "search", "search", "eval", "push"]
+    monkeypatch.chdir(tmp_path)
+    problems = "".join((tiny / f"{split}.jsonl").read_text(encoding="utf-8") for split in ("search", "validation", "test"))
+    (tmp_path / "problems.jsonl").write_text(problems, encoding="utf-8")
+    with LocalHub(tmp_path / "hub", user="your-name") as hub:
+        api = use_hub(monkeypatch, hub, tmp_path / "client")
+        for name, value in hub.environment(home=tmp_path / "client").items():
+            monkeypatch.setenv(name, value)  # for the worker process of the search
+        for name, folder in MODELS.items():
+            api.create_repo(f"your-name/{name}")
+            api.upload_folder(repo_id=f"your-name/{name}", folder_path=tiny / folder)
+        said = []
+        for words in commands:
+            done = CliRunner().invoke(cli.app, words[1:])
+            assert done.exit_code == 0, (words, done.output, done.exception)
+            said.append(done.stdout)
+        merge = "your-name/your-merge"
+        assert "wrote search.yaml" in said[0]
+        assert "gradient steps on 4 of 4 examples" in said[1]
+        assert "evolved PS *" in said[2]
+        assert said[3].count("answered:") == 3
+        assert f"{hub.endpoint}/{merge}" in said[4]
+        ids = AutoTokenizer.from_pretrained(merge)("w1 w2", return_tensors="pt").input_ids
+        assert AutoModelForCausalLM.from_pretrained(merge)(ids).logits.isfinite().all()
+        assert "japanese-model" in Path(api.hf_hub_download(merge, "README.md")).read_text(encoding="utf-8")
+        assert api.space_info(merge).sdk == "gradio"

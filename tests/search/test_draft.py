@@ -1,0 +1,143 @@
+"""A first search file: what it is made from, that it is one, and what it cannot be made from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from hf_evomerge import cli
+from hf_evomerge.errors import FitnessError, SearchError
+from hf_evomerge.fitness.likelihood import LikelihoodSpec
+from hf_evomerge.recipes.strict_yaml import parse_yaml
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.draft import draft_search
+
+
+def _data(folder: Path, *records: dict[str, Any], count: int = 20) -> Path:
+    """A file with the records, and more of the kind of the last."""
+    more = [{**records[-1], next(iter(records[-1])): f"{next(iter(records[-1].values()))} {n} ?"} for n in range(count)]
+    file = folder / "my problems.jsonl"
+    file.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in [*records, *more]), encoding="utf-8")
+    return file
+
+
+def _drafted(tiny: Path, data: Path, *names: str, base: str | None = "base") -> tuple[SearchConfig, str]:
+    sources = [str(tiny / name) for name in names or ("a", "b")]
+    draft = draft_search(sources, data, base=str(tiny / base) if base else None)
+    return parse_yaml(SearchConfig, draft.text, SearchError), draft.text
+
+
+def _fitness(config: SearchConfig) -> LikelihoodSpec:
+    assert isinstance(config.fitness, LikelihoodSpec)
+    return config.fitness
+
+
+def test_models_of_one_depth_are_merged(tiny: Path, tmp_path: Path) -> None:
+    """A draft is a quick search for weights over slices that do not overlap, with comments for what comes after it."""
+    data = _data(tmp_path, {"question": "w1 w2", "answer": 3}, count=1000)
+    config, text = _drafted(tiny, data)
+    assert (config.preset, config.space, config.ps.groups) == ("quick", "ps", "tensor")
+    assert [source.model for source in config.sources] == [str(tiny / "a"), str(tiny / "b")]
+    assert config.base is not None
+    splits = [(spec.start, spec.count, spec.prompt_field, spec.shuffle_seed) for spec in config.data.values()]
+    assert splits == [(0, 128, "question", 0), (128, 200, "question", 0), (328, 400, "question", 0)]
+    assert _fitness(config).separator == " "
+    after = text.split("# After the quick look")[1].replace("\n# ", "\n")
+    assert "# task: generation" in text
+    assert "  blocks_per_group: 1\n" in after
+    assert "ps:\n  groups: tensor\n  optimizer: {algorithm: gradient, evaluations: 150}\n" in after
+
+
+def test_models_of_other_depths_and_without_a_base(tiny: Path, tmp_path: Path) -> None:
+    """Where depths differ the search is for a path; without a base the merge is a mean, which begins at the average alone."""
+    data = _data(tmp_path, {"prompt": "w1", "answer": "w2"})
+    config, text = _drafted(tiny, data, "a", "deep")
+    assert config.space == "dfs"
+    assert "which are 2, 3, 2" in text
+    config, _ = _drafted(tiny, data, base=None)
+    assert (config.ps.method, config.ps.starts, config.ps.optimizer.algorithm) == ("linear", ["average"], "gradient")
+
+
+@pytest.mark.parametrize(
+    ("record", "separator"),
+    [
+        ({"prompt": "2 + 3 =", "answer": "5"}, " "),
+        ({"prompt": "2 + 3 =\n", "answer": "5"}, ""),
+        ({"prompt": "全部で何個ですか?", "answer": "5個です"}, ""),
+        ({"prompt": "答えは", "answer": "5"}, ""),
+    ],
+)
+def test_the_separator_follows_the_writing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: dict[str, str], separator: str
+) -> None:
+    """A space where words have spaces between them and the prompt has none at its end; for whole-word tokenizers always."""
+    file = tmp_path / "problems.jsonl"
+    text = "".join(
+        json.dumps({**record, "prompt": f"{number} {record['prompt']}"}, ensure_ascii=False) + "\n" for number in range(8)
+    )
+    file.write_text(text, encoding="utf-8")
+    by_words, _ = _drafted(tiny, file)
+    assert _fitness(by_words).separator == ("" if record["prompt"].endswith("\n") else " ")
+    monkeypatch.setattr("hf_evomerge.search.draft._by_words", lambda source: False)
+    config, _ = _drafted(tiny, file)
+    assert _fitness(config).separator == separator
+
+
+def test_chat_templates_are_used_where_all_have_one(tiny_copy: Path, tmp_path: Path) -> None:
+    """With a template in every model the prompts are messages and no separator is written; with one in some it is remarked."""
+    data = _data(tmp_path, {"instruction": "w1", "input": "w2", "output": "w " * 200})
+    (tiny_copy / "a" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    config, text = _drafted(tiny_copy, data)
+    assert not any(spec.chat for spec in config.data.values())
+    assert "Not every model here has a chat template" in text
+    for name in ("b", "base"):
+        (tiny_copy / name / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    config, _ = _drafted(tiny_copy, data)
+    assert all(spec.chat and spec.template == "{instruction}\n{input}" for spec in config.data.values())
+    assert (_fitness(config).separator, _fitness(config).normalize) == ("", "token")
+
+
+@pytest.fixture
+def tiny_copy(tiny: Path, tmp_path: Path) -> Path:
+    """Models that a test may change."""
+    return shutil.copytree(tiny, tmp_path / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"prompt": "a", "answer": "b"}] * 3, "3 records; a search needs 8 at least"),
+        ([{"prompt": "a", "answer": "b"}] * 9, "1 prompts occur more than once, such as 'a'; keep one of each"),
+        ([{"messages": []}] * 9, "messages holds whole chats; write each problem as"),
+        ([{"prompt": "a", "reply": "b"}] * 9, "none of the fields prompt, reply looks like the answer; call it answer"),
+        ([{"words": "a"}] * 9, "none of the fields words looks like the prompt"),
+    ],
+)
+def test_data_that_does_not_do(tiny: Path, tmp_path: Path, records: list[dict[str, Any]], message: str) -> None:
+    """Too few records, repeated prompts, chats and unknown fields are one line that says what to do."""
+    file = tmp_path / "problems.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(FitnessError) as caught:
+        draft_search([str(tiny / "a"), str(tiny / "b")], file)
+    assert message in str(caught.value)
+
+
+def test_the_command_replaces_no_file_unasked(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is written once, names with spaces are quoted, and one source is refused."""
+    monkeypatch.chdir(tmp_path)
+    data = _data(tmp_path, {"prompt": "w1", "answer": "w2"})
+    words = ["init", str(tiny / "a"), str(tiny / "b"), "--base", str(tiny / "base"), "--data", data.name]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    assert "21 problems in my problems.jsonl: 6 for search, 6 for validation, 9 for test" in done.stdout
+    assert "hf-evomerge search search.yaml --out my-search --dry-run" in done.stdout
+    assert SearchConfig.load("search.yaml").data["search"].jsonl == data.name
+    again = CliRunner().invoke(cli.app, words)
+    assert (again.exit_code, again.stderr.count("exists already")) == (1, 1)
+    alone = CliRunner().invoke(cli.app, ["init", str(tiny / "a"), "--data", data.name, "--out", "other.yaml"])
+    assert "give the names of two fine-tunes of one model" in alone.stderr
