@@ -209,7 +209,7 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
     "unknown space": ("search", {"space": "sp"}, ".space: 'sp' is none of the values"),
     "unknown key of a task": ("search", {"fitness": {"task": "likelihood", "sep": 1}}, ".fitness: {'task'"),
     "no task": ("search", {"fitness": {}}, ".fitness: {} is none of the choices"),
-    "one source": ("search", {"sources": [{"model": "a"}]}, ".sources: 1 items"),
+    "no source": ("search", {"sources": []}, ".sources: 0 items"),
     "seed below 0": ("search", {"seed": -1}, ".seed: -1 is out of range"),
     "unknown dtype": ("recipe", {"dtype": "int8"}, ".dtype: 'int8' is none of the choices"),
     "a number as a model": ("recipe", {"sources": [{"model": 1}]}, ".sources[0].model: 1 is no string"),
