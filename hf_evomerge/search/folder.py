@@ -184,9 +184,9 @@ def _check_unused(config: SearchConfig, out: Path) -> None:
 
 
 def _check_same(study: Study, out: Path, settings: dict[str, Any]) -> None:
-    if (before := study.meta("settings")) != settings:
-        changed = ", ".join(_changes(before, settings))
-        raise SearchError(f"{out}: holds the study of another search: {changed}; choose another folder")
+    """Refuse to go on with other settings; a key that an older version did not know and that is not set is no other setting."""
+    if changed := _changes(study.meta("settings"), settings):
+        raise SearchError(f"{out}: holds the study of another search: {', '.join(changed)}; choose another folder")
 
 
 def _changes(before: Any, now: Any, where: str = "") -> list[str]:

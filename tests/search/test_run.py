@@ -33,6 +33,7 @@ from hf_evomerge.search.config import STAGES, SearchConfig
 from hf_evomerge.search.evaluation import evaluate_model
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.finetune import Lora, fine_tune
+from hf_evomerge.search.folder import check_out
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results import Result
 from hf_evomerge.search.run import resume_search, run_search
@@ -432,6 +433,18 @@ def test_other_settings_are_refused(begun: Path, search_config: Config) -> None:
     for part in (str(begun), "seed was 0 and is 3", "ps.optimizer.evaluations was 8 and is 9", "choose another folder"):
         assert part in str(caught.value)
     assert "population" not in str(caught.value)
+
+
+def test_settings_that_an_older_version_did_not_know(search_config: Config, tmp_path: Path) -> None:
+    """A study without a key that is not set goes on; without one that is set it is refused by that key."""
+    settings = search_config().model_dump(mode="json")
+    assert settings["ps"].pop("first") is None
+    Study.create(tmp_path / "old", settings).close()
+    check_out(search_config(), tmp_path / "old")
+    del settings["finalists"]
+    Study.create(tmp_path / "older", settings).close()
+    with pytest.raises(SearchError, match="finalists was null and is 2"):
+        check_out(search_config(), tmp_path / "older")
 
 
 def test_a_search_that_was_killed_at_its_very_begin(begun: Path, search_config: Config) -> None:
