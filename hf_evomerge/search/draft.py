@@ -85,14 +85,14 @@ def draft_search(
         "# A quick look whether these models merge: it costs what 48 models cost to score on the search examples, and fills in",
         "# what is not said below. Afterwards take this line out, and say more: see the end of the file.",
         "preset: quick",
-        *_space(depths, len(opened), ancestor is not None),
+        *_space(depths, ancestor is not None),
         "sources:",
         *(f"  - {{model: {_scalar(name)}}}" for name in sources),
         *([f"base: {{model: {_scalar(base)}}} # the common ancestor: merged are the differences from it"] if base else []),
         *([f"device: {_scalar(device)}"] if device != "cpu" else ["# device: cuda:0"]),
         *problems.fitness(opened[0], chat=all(templates)),
         *problems.splits(chat=all(templates), some=any(templates)),
-        *_afterwards(depths[0], len(opened), same=len(set(depths)) == 1),
+        *_afterwards(depths, len(opened), gradient="choices" not in problems.where),
     ]
     text = "\n".join(lines) + "\n"
     parse_yaml(SearchConfig, text, SearchError)
@@ -104,7 +104,7 @@ def draft_search(
     return Draft(text, found)
 
 
-def _space(depths: Sequence[int], count: int, based: bool) -> list[str]:
+def _space(depths: Sequence[int], based: bool) -> list[str]:
     if len(set(depths)) > 1:
         found = ", ".join(map(str, depths))
         return [f"space: dfs # a path through their layers, which are {found}: only models of one depth can be merged"]
@@ -112,26 +112,22 @@ def _space(depths: Sequence[int], count: int, based: bool) -> list[str]:
     return lines if based else [*lines, "ps: {method: linear} # a weighted mean; with a base, merging differences is better"]
 
 
-def _afterwards(layers: int, count: int, *, same: bool) -> list[str]:
-    if not same:
-        return [
-            "# After the quick look, in place of preset:",
-            "# dfs:",
-            "#   repetitions: 2 # a layer may run that often",
-            "#   optimizer: {algorithm: gradient, evaluations: 150}",
-        ]
-    group = max(1, layers // 8)
-    return [
-        "# After the quick look, in place of preset. By gradient every tensor can have a weight of its own:",
-        "# ps:",
-        "#   groups: tensor",
-        "#   optimizer: {algorithm: gradient, evaluations: 150}",
-        "# Without a gradient (task: generation) every number costs, so that blocks share theirs:",
-        f"# {count} x {-(-layers // group)} weights, and those of embeddings and head.",
-        "# ps:",
-        f"#   blocks_per_group: {group}",
-        "#   optimizer: {evaluations: 500}",
-    ]
+def _afterwards(depths: Sequence[int], count: int, *, gradient: bool) -> list[str]:
+    space, slots = (
+        ("ps", "  groups: tensor") if len(set(depths)) == 1 else ("dfs", "  repetitions: 2 # how often a layer may run")
+    )
+    group = max(1, depths[0] // 8)
+    lines = ["After the quick look, in place of preset:"]
+    if gradient:
+        lines += [f"{space}:", slots, "  optimizer: {algorithm: gradient, evaluations: 150}"]
+    if gradient and space == "ps":
+        lines.append("Without a gradient (task: generation) every number costs, so that blocks share theirs:")
+    if space == "ps":
+        numbers = f"{count} x {-(-depths[0] // group)} weights, and those of embeddings and head"
+        lines += ["ps:", f"  blocks_per_group: {group} # {numbers}", "  optimizer: {evaluations: 500}"]
+    elif not gradient:
+        lines += ["dfs:", slots, "  optimizer: {evaluations: 500}"]
+    return [f"# {line}" for line in lines]
 
 
 class _Problems:
@@ -173,6 +169,8 @@ class _Problems:
         found = {"prompt_field": prompt, "answer_field": answer}
         if prompt == "instruction" and record.get("input"):
             found["template"] = "{instruction}\n{input}"
+        if isinstance(record.get("choices"), (list, dict)):
+            found["choices"] = "choices"
         return {key: name for key, name in found.items() if name != DataSpec.model_fields[key].default}
 
     def fitness(self, source: Source, *, chat: bool) -> list[str]:
@@ -180,11 +178,16 @@ class _Problems:
         answers = [example.answer for example in self.examples]
         long, numbers = median(map(len, answers)) > _LONG, all(_NUMBER.fullmatch(answer) for answer in answers)
         separator = self._separator(source) if not chat else ""
-        lines = [
-            "fitness:",
-            "  task: likelihood # the log-probability of the right answer: one forward pass per problem, and it has a gradient",
-            f"  separator: {json.dumps(separator)} # what stands between prompt and answer; scored as the answer's beginning",
-        ]
+        between = (
+            f"  separator: {json.dumps(separator)} # what stands between prompt and answer; scored as the answer's beginning"
+        )
+        if "choices" in self.where:
+            score = "  score: log_probability # of the right choice among them, which is smooth; the accuracy is told beside it"
+            return ["fitness:", "  task: multiple_choice", score, between]
+        task = (
+            "  task: likelihood # the log-probability of the right answer: one forward pass per problem, and it has a gradient"
+        )
+        lines = ["fitness:", task, between]
         if long:
             lines.append("  normalize: token # answers are long: the mean over an answer's tokens, so that each counts alike")
         if numbers:

@@ -49,8 +49,17 @@ def test_models_of_one_depth_are_merged(tiny: Path, tmp_path: Path) -> None:
     assert _fitness(config).separator == " "
     after = text.split("# After the quick look")[1].replace("\n# ", "\n")
     assert "# task: generation" in text
-    assert "  blocks_per_group: 1\n" in after
+    assert "  blocks_per_group: 1 # 2 x 2 weights" in after
     assert "ps:\n  groups: tensor\n  optimizer: {algorithm: gradient, evaluations: 150}\n" in after
+
+
+def test_choices_are_chosen_from(tiny: Path, tmp_path: Path) -> None:
+    """Records with choices make a search for the right one, by its log-probability, which also says how often it is right."""
+    config, text = _drafted(tiny, _data(tmp_path, {"question": "w1", "choices": ["w2", "w3"], "answer": 1}))
+    assert (config.fitness.task, config.fitness.unit) == ("multiple_choice", "nats per answer")
+    assert [spec.choices for spec in config.data.values()] == ["choices"] * 3
+    assert config.ps.optimizer.algorithm == "cma"
+    assert "gradient" not in text
 
 
 def test_models_of_other_depths_and_without_a_base(tiny: Path, tmp_path: Path) -> None:
@@ -59,6 +68,7 @@ def test_models_of_other_depths_and_without_a_base(tiny: Path, tmp_path: Path) -
     config, text = _drafted(tiny, data, "a", "deep")
     assert config.space == "dfs"
     assert "which are 2, 3, 2" in text
+    assert "# dfs:\n#   repetitions: 2" in text
     config, _ = _drafted(tiny, data, base=None)
     assert (config.ps.method, config.ps.starts, config.ps.optimizer.algorithm) == ("linear", ["average"], "gradient")
 
