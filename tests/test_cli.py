@@ -378,3 +378,14 @@ def test_the_command_line_and_python_agree(search_file: Path, tmp_path: Path) ->
     assert Recipe.load(tmp_path / "shell" / "recipe.yaml") == result.winner
     built = build_model(result.winner, tmp_path / "built", progress=False)
     assert (built / "model.safetensors").read_bytes() == (tmp_path / "shell" / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_folder_is_shown_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of a search is shown on this machine; what is no folder is the name of a Space, which needs its model."""
+    shown: list[str] = []
+    monkeypatch.setattr("hf_evomerge.hub.space.run_space", lambda model, revision: shown.append(model))
+    for words in (["space", tmp_path], ["space", "--local", "me/merge"]):
+        assert _invoke(*words).exit_code == 0
+    assert shown == [str(tmp_path), "me/merge"]
+    assert "give the Space's name and --model, or --local MODEL" in _error("space", "me/merge")
+    assert "leave out the Space's name" in _error("space", tmp_path, "--local", "me/merge")

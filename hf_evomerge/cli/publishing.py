@@ -100,7 +100,10 @@ def reproduce(
 
 @app.command()
 def space(
-    repo_id: Annotated[str | None, typer.Argument(help="The Space, user/name.", show_default=False)] = None,
+    repo_id: Annotated[
+        str | None,
+        typer.Argument(help="The Space, user/name; or a folder of a search or of a model, shown here.", show_default=False),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The model on the Hub that the Space shows.")] = None,
     local: Annotated[str | None, typer.Option(help="Run the app here instead: a model's folder or repository.")] = None,
     revision: Annotated[str | None, typer.Option(help="The model's branch or commit.")] = None,
@@ -112,11 +115,16 @@ def space(
 
     - `hf-evomerge space me/my-merge --model me/my-merge`
 
-    - `hf-evomerge space --local my-search`
+    - `hf-evomerge space my-search`
+
+    - `hf-evomerge space --local me/my-merge`
     """
     with one_line_errors():
+        from ..checkpoints.model_folder import named_folder
         from ..hub.space import push_space, run_space
 
+        if repo_id is not None and local is None and model is None and named_folder(repo_id).is_dir():
+            repo_id, local = None, repo_id
         if local is not None:
             if repo_id is not None or model is not None:
                 raise EvoMergeError("--local runs the app on this machine; leave out the Space's name and --model")
