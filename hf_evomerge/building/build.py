@@ -11,7 +11,7 @@ from ..checkpoints.chat_template import most_common_template
 from ..checkpoints.ledger import Ledger
 from ..checkpoints.model_folder import named_folder, remove_leftovers
 from ..checkpoints.writer import check_target, write_checkpoint
-from ..recipes.recipe import RECIPE_FILE, Recipe
+from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from .record import write_build_record
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def build_model(
     names = [name for ref in refs for name in (ref.model, ref.adapter) if name is not None]
     remove_leftovers(Path(out))
     check_target(Path(out), overwrite=overwrite, keep=[named_folder(name) for name in names])
+    recipe = _with_digests(recipe)
     checkpoint = open_recipe(recipe, trust_remote_code=trust_remote_code)
     return write_checkpoint(
         checkpoint,
@@ -76,6 +77,17 @@ def build_model(
         progress=progress,
         finish=lambda folder: write_build_record(folder, str(Ledger.of(checkpoint))),
     )
+
+
+def _with_digests(recipe: Recipe) -> Recipe:
+    """The recipe with the sha256 of its GGUF files, so that it is rebuilt from these or not at all."""
+    from ..checkpoints.source import Source
+
+    def pinned(ref: SourceRef) -> SourceRef:
+        return ref if ref.gguf is None else Source.open(ref).pinned
+
+    base = pinned(recipe.base) if recipe.base is not None else None
+    return recipe.model_copy(update={"sources": [pinned(ref) for ref in recipe.sources], "base": base})
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,7 @@ class MatchedSource(Source):
             inner.folder,
             inner.ref,
             repository=inner.repository,
+            gguf=inner.gguf,
             adapter=inner.adapter,
             trust_remote_code=inner.trust_remote_code,
         )

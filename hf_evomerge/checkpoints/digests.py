@@ -21,13 +21,15 @@ def digest_source(source: Source, known: Mapping[str, Digest]) -> dict[str, Dige
     """The digests of everything that a source is loaded from: config, weights, tokenizer, templates, its adapter.
 
     Args:
-        source: The source. Of a repository it is the commit, which stands for all its files.
+        source: The source. Of a repository it is the commit, which stands for all its files, of a GGUF file its sha256.
         known: What this gave before. A file of the same size, time and inode is not read again.
 
     Raises:
         SourceError: A file cannot be read.
     """
-    if source.repository is not None:
+    if source.gguf is not None:
+        found = {source.gguf.file.name: [source.gguf.sha256]}
+    elif source.repository is not None:
         found = {"commit": [source.repository.commit]}
     else:
         patterns = ("config.json", *COMPANIONS)

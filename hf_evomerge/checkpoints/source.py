@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import SourceError, one_line
 from ..recipes.layer_groups import TIED_HEAD
 from ..recipes.recipe import SourceRef
 from .checkpoint import Checkpoint, Origin, pieces_of
+from .gguf import GgufFile
 from .headers import StoredTensor, read_header, read_mapping
 from .inside import check_folder
 from .lora import WEIGHTS_FILE, Adapter
@@ -38,6 +39,7 @@ class Source(Checkpoint):
         folder: Where ``config.json`` and the ``.safetensors`` files are, or will be.
         ref: How the recipe names it; the folder itself by default.
         repository: Where the weights come from if they are not in the folder.
+        gguf: The GGUF file that the folder was dequantised from, if it was.
         adapter: A LoRA adapter that is merged into each tensor when it is read.
         trust_remote_code: Whether the checkpoint's own Python files may be run to read its config.
 
@@ -51,6 +53,7 @@ class Source(Checkpoint):
         ref: SourceRef | None = None,
         *,
         repository: Repository | None = None,
+        gguf: GgufFile | None = None,
         adapter: Adapter | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -58,6 +61,7 @@ class Source(Checkpoint):
         self.ref = ref if ref is not None else SourceRef(model=str(folder))
         self.tokenizer_source = self
         self.repository = repository
+        self.gguf = gguf
         self.adapter = adapter
         self.trust_remote_code = trust_remote_code
         self.part: str | None = None
@@ -65,19 +69,23 @@ class Source(Checkpoint):
         self._lock = Lock()
 
     @classmethod
-    def open(cls, ref: SourceRef | str, *, trust_remote_code: bool = False) -> Source:
+    def open(cls, ref: SourceRef | str, *, trust_remote_code: bool = False) -> Self:
         """Find the checkpoint. Of a repository only small files are fetched; the weights follow when the first is read.
 
         Args:
-            ref: A reference from a recipe, or just its ``model``: a folder or the id of a repository on the Hub.
+            ref: A reference from a recipe, or just its ``model``: a folder, the id of a repository on the Hub, or a GGUF file.
             trust_remote_code: Whether the checkpoint's own Python files may be fetched, and run to read its config.
 
         Raises:
-            SourceError: There is no such folder or repository, or it holds no config or no safetensors file.
+            SourceError: There is no such folder or repository, or it holds no config or no safetensors file, or the GGUF file
+                cannot be read.
         """
         ref = SourceRef(model=ref) if isinstance(ref, str) else ref
-        folder, repository = named_folder(ref.model), None
-        if os.path.isdir(folder):  # Path.is_dir raises where a name is too long
+        folder, repository, gguf = named_folder(ref.model), None, None
+        if ref.gguf is not None:
+            gguf = GgufFile.find(ref)
+            folder = gguf.dequantised(str(ref))
+        elif os.path.isdir(folder):  # Path.is_dir raises where a name is too long
             if ref.revision is not None:
                 raise SourceError(f"{ref.model}: a folder has no revision (found {ref.revision!r}); leave it out")
         elif os.path.isfile(folder):
@@ -86,9 +94,20 @@ class Source(Checkpoint):
             repository = Repository(ref.model, ref.revision, code=trust_remote_code)
             folder = repository.folder
         adapter = Adapter.open(ref.adapter, ref.adapter_revision) if ref.adapter is not None else None
-        source = cls(folder, ref, repository=repository, adapter=adapter, trust_remote_code=trust_remote_code)
+        source = cls(folder, ref, repository=repository, gguf=gguf, adapter=adapter, trust_remote_code=trust_remote_code)
         source._check_files()
         return source
+
+    @property
+    def pinned(self) -> SourceRef:
+        """The reference, for these very bits: repositories at their commits, a GGUF file by its sha256."""
+        adapter = self.adapter.repository if self.adapter is not None else None
+        pins = {
+            "revision": self.gguf.commit if self.gguf is not None else self.repository.commit if self.repository else None,
+            "adapter_revision": adapter.commit if adapter is not None else None,
+            "gguf_sha256": self.gguf.sha256 if self.gguf is not None else None,
+        }
+        return self.ref.model_copy(update={key: value for key, value in pins.items() if value is not None})
 
     def __str__(self) -> str:
         return str(self.ref)
@@ -101,8 +120,7 @@ class Source(Checkpoint):
         """The checkpoint's config; its own code is run with consent only."""
         from transformers import AutoConfig
 
-        for complaint in _complaints(self.read_json("config.json"), self.trust_remote_code):
-            raise SourceError(f"{self}: config.json: {complaint}")
+        self.check_fields(self.read_json("config.json"))
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except Exception as cause:  # anything: transformers' config classes trip over values that cannot be
@@ -111,6 +129,11 @@ class Source(Checkpoint):
                     f"{self}: its config needs Python code that comes with the model; read it, and pass --trust-remote-code"
                 ) from cause
             raise SourceError(f"{self}: config.json cannot be read: {one_line(cause)}") from cause
+
+    def check_fields(self, fields: dict[str, Any]) -> None:
+        """Raise `SourceError` where a config says what none says that can be used here."""
+        for complaint in _complaints(fields, self.trust_remote_code):
+            raise SourceError(f"{self}: config.json: {complaint}")
 
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer, loaded anew; its own code is run with consent only. Raises `SourceError`."""
@@ -165,10 +188,19 @@ class Source(Checkpoint):
         Raises:
             SourceError: There is no such tensor, or it cannot be read.
         """
+        self._check_name(name)
+        tensor = self.read_stored(self.tensors[name], name)
+        if self.adapter is not None and name in self.changes:
+            import torch
+
+            exact = dtype is not None and dtype != tensor.dtype
+            return self.adapter.apply(self.changes[name], tensor, torch.float32 if exact else tensor.dtype)
+        return tensor
+
+    def read_stored(self, info: StoredTensor, name: str) -> torch.Tensor:
+        """One tensor as it is in its file. Raises `SourceError`."""
         from safetensors import SafetensorError, safe_open
 
-        self._check_name(name)
-        info = self.tensors[name]
         try:
             with self._lock:
                 if info.file not in self._handles:
@@ -176,14 +208,9 @@ class Source(Checkpoint):
                         self.repository.fetch([info.file.name])
                     self._handles[info.file] = safe_open(str(info.file), framework="pt")
                 tensor: torch.Tensor = self._handles[info.file].get_tensor(name)
+                return tensor
         except (OSError, SafetensorError) as cause:
             raise SourceError(f"{info.file}: cannot be read: {one_line(cause)}; download it again") from cause
-        if self.adapter is not None and name in self.changes:
-            import torch
-
-            exact = dtype is not None and dtype != tensor.dtype
-            return self.adapter.apply(self.changes[name], tensor, torch.float32 if exact else tensor.dtype)
-        return tensor
 
     def stream(self, name: str) -> Iterator[torch.Tensor]:
         """One tensor as flat pieces, from the first element to the last."""
@@ -293,7 +320,13 @@ class Source(Checkpoint):
         if (self.folder / "adapter_config.json").is_file() and not (is_model and weights):
             raise SourceError(f"{self}: a LoRA adapter, not a model; write {{model: ITS BASE, adapter: {self.ref.model}}}")
         if not is_model:
-            raise SourceError(f"{self}: no config.json in {self.folder}; give the folder or repository of a transformers model")
+            ggufs = sorted(file.name for file in self.folder.glob("*.gguf"))
+            hint = (
+                f"; of a GGUF file say {self}/{ggufs[0]}"
+                if ggufs
+                else "; give the folder or repository of a transformers model"
+            )
+            raise SourceError(f"{self}: no config.json in {self.folder}{hint}")
         if weights:
             return
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in self.folder.glob(pattern))

@@ -248,7 +248,7 @@ def _source_values(facts: CardFacts) -> dict[str, Any]:
 def _shown(ref: SourceRef) -> dict[str, Any]:
     names, revisions = [], []
     for part in parts_of(ref):
-        name = markdown_text(part.model)
+        name = markdown_text(part.model if part.gguf is None else f"{part.model}/{part.gguf}")
         names.append(f"[{name}](https://huggingface.co/{quote(part.model)})" if is_on_hub(part) else name)
         revisions.append(f"`{part.revision[:12]}`" if part.revision else "" if is_on_hub(part) else "not published")
     return {"shown": " with adapter ".join(names), "revision_shown": ", ".join(filter(None, revisions))}

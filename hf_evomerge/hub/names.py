@@ -87,7 +87,7 @@ def listing(names: Sequence[str]) -> str:
 
 def parts_of(ref: SourceRef) -> list[SourceRef]:
     """The checkpoint that a reference names, and the adapter where it has one: what has a license and an author of its own."""
-    parts = [SourceRef(model=ref.model, revision=ref.revision)]
+    parts = [ref.model_copy(update={"adapter": None, "adapter_revision": None})]
     if ref.adapter is not None:
         parts.append(SourceRef(model=ref.adapter, revision=ref.adapter_revision))
     return parts
@@ -108,7 +108,7 @@ def downloaded_commit(ref: SourceRef) -> str | None:
     """The commit of a repository that lies in the cache under this revision: what was merged, whatever it has become since."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in ("config.json", "adapter_config.json"):
+    for name in ("config.json", "adapter_config.json") if ref.gguf is None else (ref.gguf,):
         file = try_to_load_from_cache(ref.model, name, revision=ref.revision)
         if isinstance(file, str):
             return Path(file).parent.name

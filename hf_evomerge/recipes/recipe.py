@@ -40,6 +40,9 @@ class SourceRef(StrictModel):
         adapter_revision: Branch, tag or commit of the adapter's repository.
         component: The part of the model that takes part: ``text``, ``vision``, ``audio``, ``projector``, ``encoder`` or
             ``decoder``; all of it where absent.
+        gguf: The GGUF file in the folder or repository that holds the weights, which are dequantised. A ``model`` that ends in
+            ``.gguf`` names both: ``user/name/model-Q8_0.gguf``.
+        gguf_sha256: The file's sha256; another file is refused. A recipe beside a model that was built has it.
     """
 
     model: str = Field(min_length=1)
@@ -47,21 +50,38 @@ class SourceRef(StrictModel):
     adapter: str | None = Field(default=None, min_length=1)
     adapter_revision: str | None = None
     component: str | None = Field(default=None, min_length=1)
+    gguf: str | None = Field(default=None, pattern=r"^[^/].*\.gguf$")
+    gguf_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_file(cls, data: Any) -> Any:
+        name = data.get("model") if isinstance(data, dict) and data.get("gguf") is None else None
+        if not isinstance(name, str) or not name.endswith(".gguf"):
+            return data
+        folder, _, file = name.rpartition("/")
+        return {**data, "model": folder or ("/" if name.startswith("/") else "."), "gguf": file}
 
     @model_validator(mode="after")
-    def _check_adapter(self) -> SourceRef:
+    def _check_keys(self) -> SourceRef:
         if self.adapter is None and self.adapter_revision is not None:
             raise ValueError("adapter_revision: there is no adapter; name it, or leave its revision out")
+        if self.gguf is None and self.gguf_sha256 is not None:
+            raise ValueError("gguf_sha256: there is no GGUF file; name it with gguf, or leave its sha256 out")
+        if ".." in (self.gguf or "").split("/"):
+            raise ValueError(f"gguf: {self.gguf!r} leads out of the folder; give the folder as model")
         return self
 
     @property
     def label(self) -> str:
         """A short name for reports, tables and plots: the ends of the model's name and of its adapter's."""
-        return "+".join(name.rstrip("/").rpartition("/")[2] for name in (self.model, self.adapter) if name is not None)
+        names = (self.gguf or self.model, self.adapter)
+        return "+".join(name.rstrip("/").rpartition("/")[2].removesuffix(".gguf") for name in names if name is not None)
 
     def __str__(self) -> str:
         pairs = [(self.model, self.revision), (self.adapter, self.adapter_revision)]
-        return " + ".join(name if at is None else f"{name}@{at}" for name, at in pairs if name is not None)
+        model, *adapter = (name if at is None else f"{name}@{at}" for name, at in pairs if name is not None)
+        return " + ".join([model if self.gguf is None else f"{model}/{self.gguf}", *adapter])
 
 
 class SlicePart(StrictModel):

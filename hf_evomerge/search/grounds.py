@@ -25,7 +25,7 @@ Pins = dict[str, dict[str, Any]]
 
 
 def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
-    """The search with every repository at one commit.
+    """The search with every repository at one commit, and every GGUF file with its sha256.
 
     Args:
         config: The search as it was written.
@@ -39,16 +39,10 @@ def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
 
     def pinned(ref: SourceRef) -> SourceRef:
         names = [name for name in (ref.model, ref.adapter) if name is not None]
-        if all(os.path.isdir(named_folder(name)) for name in names):
+        if ref.gguf is None and all(os.path.isdir(named_folder(name)) for name in names):
             return ref
         if str(ref) not in pins:
-            source = Source.open(ref)
-            adapter = source.adapter.repository if source.adapter is not None else None
-            commits = {
-                **({"revision": source.repository.commit} if source.repository is not None else {}),
-                **({"adapter_revision": adapter.commit} if adapter is not None else {}),
-            }
-            pins[str(ref)] = ref.model_copy(update=commits).model_dump()
+            pins[str(ref)] = Source.open(ref).pinned.model_dump()
         return SourceRef(**pins[str(ref)])
 
     base = pinned(config.base) if config.base is not None else None

@@ -293,3 +293,36 @@ def test_errors_are_of_the_package() -> None:
     """A recipe's errors can be caught as the package's own."""
     with pytest.raises(EvoMergeError):
         Recipe.from_yaml(HEAD)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "file", "label"),
+    [
+        ("user/name/model-Q8_0.gguf", "user/name", "model-Q8_0.gguf", "model-Q8_0"),
+        ("/models/a.gguf", "/models", "a.gguf", "a"),
+        ("/a.gguf", "/", "a.gguf", "a"),
+        ("a.gguf", ".", "a.gguf", "a"),
+    ],
+)
+def test_a_gguf_file_is_named_with_its_folder(name, model, file, label):
+    """One name, or folder and file apart, are the same reference, also once it was written and read."""
+    ref = SourceRef(model=name)
+    assert (ref.model, ref.gguf, ref.label) == (model, file, label)
+    assert ref == SourceRef(model=model, gguf=file) == SourceRef(**ref.model_dump())
+    assert str(SourceRef(model="user/name", revision="main", gguf="q/a.gguf", adapter="b")) == "user/name@main/q/a.gguf + b"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gguf_sha256": "0" * 64}, "gguf_sha256: there is no GGUF file"),
+        ({"gguf": "../a.gguf"}, "gguf: '../a.gguf' leads out of the folder"),
+        ({"gguf": "/a.gguf"}, "gguf"),
+        ({"gguf": "a.bin"}, "gguf"),
+        ({"gguf": "a.gguf", "gguf_sha256": "abc"}, "gguf_sha256"),
+    ],
+)
+def test_a_gguf_file_is_named_rightly(fields, message):
+    """A file outside the folder, of another kind, or a digest of nothing is refused."""
+    with pytest.raises(ValueError, match=message):
+        SourceRef(model="user/name", **fields)
