@@ -87,7 +87,7 @@ def listing(names: Sequence[str]) -> str:
 
 def parts_of(ref: SourceRef) -> list[SourceRef]:
     """The checkpoint that a reference names, and the adapter where it has one: what has a license and an author of its own."""
-    parts = [ref.model_copy(update={"adapter": None, "adapter_revision": None})]
+    parts = [ref.model_copy(update={"adapter": None, "adapter_revision": None, "component": None})]
     if ref.adapter is not None:
         parts.append(SourceRef(model=ref.adapter, revision=ref.adapter_revision))
     return parts

@@ -1,0 +1,200 @@
+"""Importing the paper's released layout: what is written computes what a forward pass from the description computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import silu
+from transformers import AutoModelForCausalLM
+
+import hf_evomerge
+from hf_evomerge.building.evomistral import import_evomistral
+from hf_evomerge.errors import EvoMergeError, SourceError
+
+STORED = [0, 1, 2, 0, 1, 3, 2, 3, 1]
+SCALES = [1.25, 0.9, 1.1, 0.7, 1.3, 0.8, 1.05, 0.95, 1.2]
+HIDDEN, INNER, HEADS, KV, VOCAB, COUNT = 16, 24, 4, 2, 32, 4
+DIM = HIDDEN // HEADS
+CONFIG = {
+    "architectures": ["EvoMistralForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "SakanaAI/EvoLLM-v1-JP-10B--configuration_evomistral.EvoMistralConfig",
+        "AutoModelForCausalLM": "SakanaAI/EvoLLM-v1-JP-10B--modeling_evomistral.EvoMistralForCausalLM",
+    },
+    "model_type": "evomistral",
+    "num_hidden_layers": COUNT,
+    "num_hops": len(STORED),
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "transformers_version": "4.38.2",
+    "use_cache": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+Tensors = dict[str, torch.Tensor]
+
+
+def tensors() -> Tensors:
+    """Random weights in the released layout."""
+    torch.manual_seed(0)
+    found = {
+        "model.input_layers": torch.tensor(STORED, dtype=torch.int32),
+        "model.input_scales": torch.tensor(SCALES, dtype=torch.float32),
+        "model.embed_tokens.weight": torch.randn(VOCAB, HIDDEN),
+        "model.norm.weight": 1 + 0.3 * torch.randn(HIDDEN),
+        "lm_head.weight": torch.randn(VOCAB, HIDDEN) / 4,
+    }
+    shapes = {
+        "self_attn.q_proj": (HIDDEN, HIDDEN),
+        "self_attn.k_proj": (KV * DIM, HIDDEN),
+        "self_attn.v_proj": (KV * DIM, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HIDDEN),
+        "mlp.gate_proj": (INNER, HIDDEN),
+        "mlp.up_proj": (INNER, HIDDEN),
+        "mlp.down_proj": (HIDDEN, INNER),
+    }
+    for layer in range(COUNT):
+        for name, shape in shapes.items():
+            found[f"model.layers.{layer}.{name}.weight"] = torch.randn(shape) / 3
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            found[f"model.layers.{layer}.{name}.weight"] = 1 + 0.3 * torch.randn(HIDDEN)
+    return found
+
+
+def save(folder: Path, weights: Tensors | None = None, **changes: Any) -> Path:
+    """Write a checkpoint in the released layout, in two files with an index."""
+    folder.mkdir()
+    weights = tensors() if weights is None else weights
+    names = sorted(weights)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, inside in parts.items():
+        save_file({name: weights[name] for name in inside}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, inside in parts.items() for name in inside}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    return folder
+
+
+def expected(weights: Tensors, ids: torch.Tensor) -> torch.Tensor:
+    """Logits in float64, written from the description: each hop adds what the last one's MLP left over, scaled, and no more."""
+    w = {name: value.double() for name, value in weights.items() if value.is_floating_point()}
+    length = len(ids)
+    angles = torch.arange(length)[:, None] / 10000.0 ** (torch.arange(0, DIM, 2) / DIM)
+    cos, sin = torch.cos(angles).repeat(1, 2).double(), torch.sin(angles).repeat(1, 2).double()
+    causal = torch.full((length, length), -torch.inf, dtype=torch.float64).triu(1)
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"]
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+    def attention(x: torch.Tensor, at: str) -> torch.Tensor:
+        heads = {name: (x @ w[f"{at}.{name}_proj.weight"].T).view(length, -1, DIM).transpose(0, 1) for name in "qkv"}
+        q, k, v = turned(heads["q"]), turned(heads["k"]), heads["v"]
+        k, v = k.repeat_interleave(HEADS // KV, 0), v.repeat_interleave(HEADS // KV, 0)
+        out = torch.softmax(q @ k.transpose(1, 2) / DIM**0.5 + causal, -1) @ v
+        return out.transpose(0, 1).reshape(length, HIDDEN) @ w[f"{at}.o_proj.weight"].T
+
+    hidden, residual = w["model.embed_tokens.weight"][ids], torch.zeros(length, HIDDEN, dtype=torch.float64)
+    for layer, scale in zip(weights["model.input_layers"].tolist(), weights["model.input_scales"].tolist(), strict=True):
+        at = f"model.layers.{layer}"
+        residual = residual + hidden * scale
+        residual = residual + attention(norm(residual, f"{at}.input_layernorm"), f"{at}.self_attn")
+        x = norm(residual, f"{at}.post_attention_layernorm")
+        inner = silu(x @ w[f"{at}.mlp.gate_proj.weight"].T) * (x @ w[f"{at}.mlp.up_proj.weight"].T)
+        hidden = inner @ w[f"{at}.mlp.down_proj.weight"].T
+    return norm(hidden + residual, "model.norm") @ w["lm_head.weight"].T
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    """A tiny checkpoint in the released layout."""
+    return save(tmp_path_factory.mktemp("evomistral") / "released")
+
+
+def test_the_import_computes_what_the_layout_means(released, tmp_path):
+    """Logits, cached greedy tokens, and the folded plain Mistral; every stored layer is there once."""
+    out = import_evomistral(released, tmp_path / "ours", progress=False)
+    ids = torch.tensor([3, 9, 30, 12, 7, 7, 21])
+    wanted = expected(tensors(), ids)
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    assert type(model).__name__ == "EvoMergedForCausalLM"
+    assert (model.config.path, model.config.scale_target) == ([f"0:{layer}" for layer in STORED], "mlp_delta")
+    assert model.config.scales == pytest.approx(SCALES)
+    with torch.no_grad():
+        assert torch.allclose(model(ids[None]).logits[0].double(), wanted, atol=2e-4)
+        assert wanted.std() > 0.5
+        text = model.generate(ids[None], max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)[0]
+        assert [int(expected(tensors(), text[:end])[-1].argmax()) for end in range(7, 13)] == text[7:].tolist()
+        plain = AutoModelForCausalLM.from_pretrained(
+            hf_evomerge.fold(out, tmp_path / "plain", progress=False), dtype=torch.float32
+        )
+        assert (type(plain).__name__, plain.config.num_hidden_layers) == ("MistralForCausalLM", len(STORED))
+        assert torch.allclose(plain(ids[None]).logits[0].double(), wanted, atol=2e-4)
+    stored = sum(value.numel() for value in tensors().values()) - 2 * len(STORED)
+    assert sum(parameter.numel() for parameter in model.parameters()) == stored
+    assert not [name for name in ("auto_map", "num_hops") if name in model.config.text_config.to_dict()]
+
+
+def without(name: str) -> Tensors:
+    """The weights without one tensor."""
+    return {key: value for key, value in tensors().items() if key != name}
+
+
+WRONG: dict[str, tuple[dict[str, Any], Tensors | None, str]] = {
+    "another model": ({"model_type": "mistral"}, None, "model_type is 'mistral', not 'evomistral'; nothing to import"),
+    "no path": ({}, without("model.input_layers"), "no tensor called model.input_layers, which holds the path"),
+    "no scales": ({}, without("model.input_scales"), "no tensor called model.input_scales, which holds the path"),
+    "hops": ({"num_hops": 65}, None, "model.input_layers has 9 numbers, but num_hops in config.json is 65"),
+    "layers": ({"num_hidden_layers": 3}, None, "model.input_layers names layer 3; 3 layers are stored"),
+    "lengths": (
+        {"num_hops": None},
+        {**tensors(), "model.input_scales": torch.ones(8)},
+        "model.input_layers has 9 numbers, model.input_scales 8",
+    ),
+    "not finite": (
+        {},
+        {**tensors(), "model.input_scales": torch.full((9,), torch.nan)},
+        "model.input_scales holds nan, not finite numbers",
+    ),
+    "dtype": ({}, {**tensors(), "model.input_layers": torch.ones(9)}, "model.input_layers is F32"),
+    "too many layers": ({"num_hidden_layers": 1 << 20}, None, "the number of layers is at most"),
+    "a layer is lacking": (
+        {},
+        without("model.layers.2.mlp.up_proj.weight"),
+        "no tensor called model.layers.2.mlp.up_proj.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_another_layout_is_refused(tmp_path, case):
+    """One line says what is wrong, and nothing is written."""
+    changes, weights, message = WRONG[case]
+    folder = save(tmp_path / "released", weights, **changes)
+    with pytest.raises(EvoMergeError, match=message) as error:
+        import_evomistral(folder, tmp_path / "out", progress=False)
+    assert "\n" not in str(error.value)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["released"]
+
+
+def test_the_layout_is_no_source_of_its_own(released):
+    """Read as any other source it is refused, because its config needs code; no code is run."""
+    with pytest.raises(SourceError, match="Python code that comes with the model"):
+        _ = hf_evomerge.Source.open(str(released)).config
