@@ -47,11 +47,6 @@ class EvoMistral(Source):
             raise SourceError(f"{self}: config.json cannot be read: {one_line(cause)}") from cause
 
     @cached_property
-    def stored(self) -> dict[str, StoredTensor]:
-        """Every tensor, those of the path too."""
-        return Source.tensors.func(self)
-
-    @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
         """Those of a Mistral."""
         return {name: info for name, info in self.stored.items() if name not in (LAYERS, SCALES)}

@@ -141,9 +141,10 @@ def _dequantise(file: Path, folder: Path, name: str) -> None:
         )
     packed = getattr(transformers, "GgufConfig", None)  # without it, older releases dequantise
     whole = {"quantization_config": packed(dequantize=True)} if packed else {}
-    model, found = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         file.parent, dtype=dtype, output_loading_info=True, trust_remote_code=False, **where, **whole
     )
+    model, found = loaded
     if lacking := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
         raise SourceError(f"{name}: gives no {lacking[0]} that a {config.model_type!r} of its sizes has")
     if held > wanted:
@@ -161,8 +162,17 @@ def _tensors(file: Path, name: str) -> list[Any]:
     """The tensors of a file that is whole, and a whole model."""
     from gguf import GGUFReader
 
+    class Reader(GGUFReader):
+        """One that stops where the file ends, also inside of a list that is said to go on for ever."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            found = super()._get(offset, dtype, count, override_order)
+            if len(found) != int(count):
+                raise ValueError(f"it ends at byte {len(self.data)}")
+            return found
+
     try:
-        reader = GGUFReader(file)
+        reader = Reader(file)
     except Exception as cause:  # anything: it trusts every number in the file
         raise SourceError(f"{name}: not a GGUF file, or cut short ({one_line(cause)}); download it again") from cause
     numbers = {key: field.contents() for key, field in reader.fields.items() if key.endswith((".block_count", "split.count"))}

@@ -147,16 +147,16 @@ class Source(Checkpoint):
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
         """Every tensor by its raw name, from the headers alone; a tied head that is stored all the same is left out."""
-        return {name: info for name, info in self._stored.items() if name not in self.tied}
+        return {name: info for name, info in self.stored.items() if name not in self.tied}
 
     @property
     def tied(self) -> dict[str, StoredTensor]:
         """What is stored although it is the embedding matrix."""
-        return {name: info for name, info in self._stored.items() if self.is_tied and name == TIED_HEAD}
+        return {name: info for name, info in self.stored.items() if self.is_tied and name == TIED_HEAD}
 
     @cached_property
-    def _stored(self) -> dict[str, StoredTensor]:
-        """What the files hold."""
+    def stored(self) -> dict[str, StoredTensor]:
+        """Every tensor in the files by its raw name; raises `SourceError` where files and index do not agree."""
         found: dict[str, StoredTensor] = {}
         for header in self._headers():
             for name, info in header.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ from hf_evomerge.mergekit import to_mergekit
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.grounds import pin
+from hf_evomerge.search.run import run_search
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +178,23 @@ def test_a_search_is_pinned_to_the_files_content(files):
     assert pin(config, {}).sources[1].gguf_sha256 == file_sha256(files / "f32.gguf")
 
 
+def test_a_search_of_files_runs(files, tmp_path):
+    """Parents, candidates and the winner come from GGUF files; the winner's recipe has their sha256."""
+    lines = [json.dumps({"prompt": f"hello {word}", "answer": "hello"}) for word in ("he", "she", "llo", "hell")]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    settings = {
+        "space": "ps",
+        "sources": [{"model": str(files / f"{name}.gguf")} for name in ("f32", "b")],
+        "ps": {"method": "linear", "blocks_per_group": "model", "optimizer": {"evaluations": 2, "population": 2}},
+        "fitness": {"task": "likelihood"},
+        "data": {"search": {"jsonl": str(tmp_path / "data.jsonl")}},
+        "finalists": 1,
+    }
+    run_search(SearchConfig.model_validate(settings), tmp_path / "search")
+    recipe = Recipe.load(tmp_path / "search" / "model" / "recipe.yaml")
+    assert [ref.gguf_sha256 for ref in recipe.sources] == [file_sha256(files / f"{name}.gguf") for name in ("f32", "b")]
+
+
 def test_mergekit_has_no_such_sources(files):
     """A recipe with a GGUF file is not written as a mergekit file that would fail there."""
     recipe = Recipe.model_validate({"sources": [{"model": "me/files/a.gguf"}], "merge": {"method": "linear"}})
@@ -203,6 +222,11 @@ def damaged(files: Path, file: Path, kind: str) -> str:
         file.write_bytes((files / "f32.gguf").read_bytes()[:-4096])
     elif kind == "cut in the header":
         file.write_bytes((files / "f32.gguf").read_bytes()[:900])
+    elif kind == "endless":
+        data, key = (files / "f32.gguf").read_bytes(), b"tokenizer.ggml.token_type"
+        at = data.index(key) + len(key) + 8  # behind the types of the value and of its items
+        rest = data[at + 8 :]
+        file.write_bytes(data[:at] + (1 << 62).to_bytes(8, "little") + rest + bytes(-len(rest) % 4))
     elif kind == "other":
         file.write_bytes(b"PK\x03\x04" * 100)
     elif kind == "empty":
@@ -222,8 +246,9 @@ def damaged(files: Path, file: Path, kind: str) -> str:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("truncated", r"not a GGUF file, or cut short \(.*\); download it again"),
+        ("truncated", r"not a GGUF file, or cut short \(it ends at byte \d+\); download it again"),
         ("cut in the header", r"not a GGUF file, or cut short \(.*\); download it again"),
+        ("endless", r"not a GGUF file, or cut short \(it ends at byte \d+\); download it again"),
         ("other", r"not a GGUF file, or cut short \(.*\); download it again"),
         ("empty", r"not a GGUF file, or cut short \(.*\); download it again"),
         ("architecture", r"cannot be read as a GGUF model: .*lamas.*"),
