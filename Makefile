@@ -4,7 +4,7 @@ PYTHON := python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test quality style bench-search env
+.PHONY: help demo test quality style bench-search lm-eval-equality env
 
 help:
 	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
@@ -13,6 +13,7 @@ help:
 	@echo "make quality  check formatting, lints and types"
 	@echo "make style    rewrite the code as the checks want it"
 	@echo "make bench-search  compare the searches with other methods (an hour), and print the table"
+	@echo "make lm-eval-equality  compare scores in memory with lm_eval's command line on built models"
 
 env: $(INSTALLED)
 
@@ -46,3 +47,6 @@ bench-search: env
 	$(BIN)/pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/search run
 	$(BIN)/python benchmarks/search table
+
+lm-eval-equality: env
+	$(BIN)/python benchmarks/lm_eval_equality.py --out lm-eval-equality

@@ -7,6 +7,7 @@ from .data import DataSpec, Example, check_disjoint, load_examples
 from .encoding import render_prompt
 from .function import FunctionTask
 from .generation import GenerationSpec, GenerationTask
+from .harness import LmEvalSpec, LmEvalTask
 from .likelihood import LikelihoodSpec, LikelihoodTask
 from .multiple_choice import MultipleChoiceSpec, MultipleChoiceTask
 from .pairwise import PairwiseTask
@@ -36,6 +37,8 @@ __all__ = [
     "GenerationTask",
     "LikelihoodSpec",
     "LikelihoodTask",
+    "LmEvalSpec",
+    "LmEvalTask",
     "MultipleChoiceSpec",
     "MultipleChoiceTask",
     "PairwiseTask",

@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ..errors import FitnessError
 from ..recipes.strict_yaml import StrictModel
 
 Record = Mapping[str, Any]
+_OF_RECORDS = ("prompt_field", "answer_field", "text_field", "choices", "id_field", "template", "chat", "system")
 _LETTERS = string.ascii_uppercase
 
 
@@ -49,6 +50,10 @@ class Example:
     content: str = dataclasses.field(default="", compare=False, repr=False)
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class DataSpec(StrictModel):
     """Which records to read and how to make examples of them.
 
@@ -58,6 +63,8 @@ class DataSpec(StrictModel):
         config: The data set's configuration, where it has several.
         split: The data set's split; ``train`` where absent.
         revision: The data set's branch, tag or commit; a commit pins the data.
+        lm_eval: Tasks of lm-evaluation-harness, by name or as YAML files, whose documents are the records: for the fitness task
+            ``lm_eval``, which says how they become prompts.
         function: A Python function that returns records. Python only: a YAML file cannot name code.
         prompt_field: The field that holds the prompt; not read where there is a template.
         answer_field: The field that holds the answer; with ``choices`` its text, its label, or its number from 0.
@@ -78,6 +85,7 @@ class DataSpec(StrictModel):
     config: str | None = None
     split: str | None = None
     revision: str | None = None
+    lm_eval: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] | None = None
     function: Callable[[], Iterable[Record]] | None = Field(default=None, exclude=True, repr=False)
     prompt_field: str = "prompt"
     answer_field: str = "answer"
@@ -110,16 +118,18 @@ class DataSpec(StrictModel):
 
     @model_validator(mode="after")
     def _check_source(self) -> DataSpec:
-        given = [name for name in ("jsonl", "dataset", "function") if getattr(self, name) is not None]
+        given = [name for name in ("jsonl", "dataset", "lm_eval", "function") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of 'jsonl' and 'dataset', found {' and '.join(given) or 'neither'}")
+            raise ValueError(f"give exactly one of 'jsonl', 'dataset' and 'lm_eval', found {' and '.join(given) or 'none'}")
         if self.dataset is None and (self.config or self.revision or self.split):
             raise ValueError(f"'config', 'split' and 'revision' belong to 'dataset'; the data comes from {given[0]!r}")
         if self.system is not None and not self.chat:
             raise ValueError("'system' needs 'chat: true'")
-        others = {"prompt_field", "answer_field", "template", "chat", "choices"} & self.model_fields_set
-        if self.text_field is not None and (given := [name for name in others if getattr(self, name) != _default(name)]):
-            raise ValueError(f"'text_field' is the whole text, without a prompt; leave out {sorted(given)[0]!r}")
+        changed = sorted(name for name in _OF_RECORDS if getattr(self, name) != DataSpec.model_fields[name].default)
+        if self.text_field is not None and (others := [name for name in changed if name not in ("text_field", "id_field")]):
+            raise ValueError(f"'text_field' is the whole text, without a prompt; leave out {others[0]!r}")
+        if self.lm_eval is not None and changed:
+            raise ValueError(f"'lm_eval' has prompts and answers of its own; leave out {changed[0]!r}")
         return self
 
     @property
@@ -136,10 +146,6 @@ class DataSpec(StrictModel):
     def prompt_fields(self) -> list[str]:
         """The fields that a prompt is made of."""
         return [self.prompt_field] if self.template is None else template_fields(self.template)
-
-
-def _default(name: str) -> Any:
-    return DataSpec.model_fields[name].default
 
 
 def template_fields(template: str) -> list[str]:
@@ -180,13 +186,13 @@ def load_examples(spec: DataSpec) -> list[Example]:
     if spec.shuffle_seed is not None:
         random.Random(spec.shuffle_seed).shuffle(order)
     wanted = order[spec.start :] if spec.count is None else order[spec.start : spec.start + spec.count]
-    name = spec.jsonl or spec.dataset or "function"
+    name = spec.jsonl or spec.dataset or ", ".join(spec.lm_eval or ["function"])
     if not order:
         raise FitnessError(f"{name}: no records in it")
     if not wanted or len(wanted) < (spec.count or 0):
         asked = f"count {spec.count} from start {spec.start}" if spec.count else f"start {spec.start}"
         raise FitnessError(f"{name}: {asked} asked for, but there are only {len(order)} records")
-    return [_example(records[i], spec, where(i)) for i in wanted]
+    return [records[i] if spec.lm_eval is not None else _example(records[i], spec, where(i)) for i in wanted]
 
 
 def check_disjoint(
@@ -236,6 +242,10 @@ def _open(spec: DataSpec) -> tuple[Sequence[Any], Callable[[int], str]]:
         return [record for _, record in numbered], lambda i: f"{spec.jsonl}:{numbered[i][0]}"
     if spec.dataset is not None:
         return _read_dataset(spec), lambda i: f"{spec.dataset}[{i}]"
+    if spec.lm_eval is not None:
+        from .harness import read_documents
+
+        return read_documents(spec.lm_eval), lambda i: ""
     assert spec.function is not None  # the specification has exactly one source
     return list(spec.function()), lambda i: f"function[{i}]"
 

@@ -37,7 +37,9 @@ def rooted(config: SearchConfig) -> SearchConfig:
         return ref.model_copy(update={"model": place(ref.model), "adapter": place(ref.adapter)})
 
     def data(spec: DataSpec) -> DataSpec:
-        return spec.model_copy(update={"jsonl": place(spec.jsonl, os.path.isfile), "dataset": place(spec.dataset)})
+        tasks = spec.lm_eval and [str(place(name, os.path.isfile)) for name in spec.lm_eval]
+        files = {"jsonl": place(spec.jsonl, os.path.isfile), "dataset": place(spec.dataset), "lm_eval": tasks}
+        return spec.model_copy(update=files)
 
     return config.model_copy(
         update={

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from ..errors import SearchError
@@ -97,7 +98,9 @@ def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict
     for stage in config.stages:
         if (fitness := config.fitness_of(stage)) is not None:
             parts[f"code in {stage}"] = type(make_task(fitness))
-    return {name: [_text(part)] for name, part in parts.items()}
+    files = {name for spec in config.splits.values() for name in spec.lm_eval or () if os.path.isfile(name)}
+    digests = {f"file {name}": [sha256(Path(name).read_bytes()).hexdigest()] for name in sorted(files)}
+    return {name: [_text(part)] for name, part in parts.items()} | digests
 
 
 def _text(thing: Any) -> str:

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import DataSpec, Example, LmEvalSpec, LmEvalTask, Scores, load_examples
+from hf_evomerge.fitness.harness import load_tasks
+from hf_evomerge.recipes.strict_yaml import validate
+
+from .conftest import WORDS
+
+CHOICE: dict[str, Any] = {
+    "task": "tiny_choice",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{options}}",
+    "doc_to_target": "{{answer}}",
+    "fewshot_split": "train",
+    "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+}
+WRITE: dict[str, Any] = {
+    "task": "tiny_write",
+    "output_type": "generate_until",
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "{{options[answer]}}",
+    "generation_kwargs": {"until": ["18"], "max_gen_toks": 6, "do_sample": False},
+    "filter_list": [
+        {"name": "first", "filter": [{"function": "regex", "regex_pattern": "(\\S+)"}, {"function": "take_first"}]},
+        {"name": "whole", "filter": [{"function": "take_first"}]},
+    ],
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+ROLLING: dict[str, Any] = {
+    "task": "tiny_rolling",
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "{{question}}",
+    "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+}
+KINDS = [CHOICE, WRITE, ROLLING]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Three tasks of different kinds, as files beside their documents."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rng = random.Random(0)
+    lines = []
+    for _ in range(12):
+        options = rng.sample(WORDS[:8], 3)
+        question = " ".join(rng.choices(WORDS, k=rng.randint(2, 9)))
+        lines.append(json.dumps({"question": question, "options": options, "answer": rng.randrange(3)}))
+    for name in ("train", "test"):
+        (folder / f"{name}.jsonl").write_text("\n".join(lines[:4] if name == "train" else lines[4:]), encoding="utf-8")
+    files = {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")}
+    for kind in KINDS:
+        own = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test", **kind}
+        (folder / f"{kind['task']}.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    return {kind["task"]: str(folder / f"{kind['task']}.yaml") for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def own(
+    tasks: dict[str, str], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What lm_eval's own interface says of the saved model."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    arguments = {"pretrained": str(folder), "dtype": "float32"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # asks pip and git for seconds
+        return lm_eval.simple_evaluate(
+            "hf",
+            arguments,
+            [*tasks.values()],
+            num_fewshot=2,
+            device="cpu",
+            bootstrap_iters=0,
+            task_manager=TaskManager(include_defaults=False),
+        )
+
+
+def score(model: Any, tokenizer: Any, names: list[str], data: dict[str, Any] | None = None, **keys: Any) -> Scores:
+    """What a model scores on documents of tasks."""
+    task = LmEvalTask(LmEvalSpec(num_fewshot=2, **keys))
+    task.prepare(load_examples(DataSpec(lm_eval=names, **(data or {}))), tokenizer)
+    return task.evaluate(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [
+        ("tiny_choice", None),
+        ("tiny_choice", "acc_norm"),
+        ("tiny_write", None),
+        ("tiny_write", "exact_match,whole"),
+        ("tiny_rolling", None),
+        ("tiny_rolling", "bits_per_byte"),
+    ],
+)
+def test_equals_lm_eval_on_the_saved_model(
+    kind: str,
+    metric: str | None,
+    tasks: dict[str, str],
+    own: dict[str, Any],
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Each document has the score that lm_eval's own interface logs, and their mean is its result."""
+    first = {"tiny_choice": "acc", "tiny_write": "exact_match", "tiny_rolling": "word_perplexity"}
+    name, _, chosen = (metric or first[kind]).partition(",")
+    chosen = chosen or ("first" if kind == "tiny_write" else "none")
+    logged = [sample for sample in own["samples"][kind] if sample["filter"] == chosen]
+    scores = score(model, tokenizer, [tasks[kind]], metric=metric)
+    result = own["results"][kind][f"{name},{chosen}"]
+    if kind == "tiny_rolling":
+        totals, counts = np.array([sample[name] for sample in logged]).T
+        assert scores.values == pytest.approx(totals / counts, abs=1e-6)
+        weighted = (scores.values * counts).sum() / counts.sum()
+        assert result == pytest.approx(np.exp(-weighted) if name == "word_perplexity" else -weighted / np.log(2), rel=1e-5)
+        assert scores.correct is None
+    else:
+        assert scores.values.tolist() == [sample[name] for sample in logged]
+        assert scores.mean == pytest.approx(result)
+        assert scores.correct is not None
+        assert scores.accuracy == scores.mean
+    if kind == "tiny_write":
+        assert scores.outputs == [sample["resps"][0][0] for sample in logged]
+        assert len(set(scores.outputs)) > 1
+    else:
+        assert scores.outputs is None
+
+
+def test_documents_are_examples(tasks: dict[str, str], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Slices with one seed part a task's documents, whose scores are those of the whole, in the order of the examples."""
+    names = [tasks["tiny_choice"], tasks["tiny_rolling"]]
+    seeded = {"shuffle_seed": 5}
+    task = LmEvalTask(LmEvalSpec(metric={"tiny_choice": "acc_norm"}))
+    parts = [load_examples(DataSpec(lm_eval=names, **seeded, **cut)) for cut in ({"count": 6}, {"start": 6})]
+    found: dict[str, float] = {}
+    for part in (*parts, load_examples(DataSpec(lm_eval=names))):
+        task.prepare(part, tokenizer)
+        values = dict(zip([example.id for example in part], task.evaluate(model).values, strict=True))
+        assert all(found.get(name, value) == pytest.approx(value, abs=1e-6) for name, value in values.items())
+        found.update(values)
+    assert len(found) == 16
+
+
+def test_weights(tasks: dict[str, str], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The fitness of several tasks is the weighted mean of theirs, however many documents each has."""
+    alone = {kind: score(model, tokenizer, [tasks[kind]]).mean or 0.0 for kind in ("tiny_choice", "tiny_rolling")}
+    weights = {"tiny_choice": 3.0, "tiny_rolling": 1.0}
+    both = score(model, tokenizer, [tasks["tiny_choice"], tasks["tiny_rolling"]], {"count": 11}, weights=weights)
+    assert both.values.size == 11
+    part = score(model, tokenizer, [tasks["tiny_rolling"]], {"count": 3}).mean or 0.0
+    assert both.mean == pytest.approx((3 * alone["tiny_choice"] + part) / 4)
+
+
+def test_leaves_everything_as_it_was(
+    tasks: dict[str, str], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Neither the model, nor the tokenizer, nor any generator of random numbers is changed; a second time gives the same."""
+    before, padding = {name: value.clone() for name, value in model.state_dict().items()}, tokenizer.padding_side
+    random.seed(7), np.random.seed(7), torch.manual_seed(7)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
+    first = score(model, tokenizer, [tasks["tiny_write"], tasks["tiny_choice"]])
+    assert first == score(model, tokenizer, [tasks["tiny_write"], tasks["tiny_choice"]])
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()) == states
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert tokenizer.padding_side == padding
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"doc_to_text": "!function utils.prompt"}, "cannot be read, or names code: .*function"),
+        ({"class": "utils.Task"}, "class may lead to code"),
+        ({"include": "/etc/passwd"}, "include may lead to code"),
+        ({"metric_list": [{"metric": "my/metric"}]}, "the metric .*my/metric.* would be fetched as code"),
+        ({"dataset_path": "pandas"}, r"its data would be read by code \(pickle, or a script\)"),
+        ({"task": ["a", "b"]}, "is no task"),
+        ({"doc_to_text": "{{ ''.__class__.__mro__ }}"}, "SecurityError|unsafe"),
+        ({"test_split": "nowhere"}, "cannot be loaded: .*nowhere"),
+        ({"dataset_kwargs": {"data_files": "nowhere.jsonl"}}, "cannot be loaded: .*nowhere.jsonl.*without a network only"),
+    ],
+)
+def test_refuses_files(change: dict[str, Any], message: str, tasks: dict[str, str], tmp_path: Path) -> None:
+    """A task's file that would run code, by whichever way, or that cannot be loaded, is refused in one line."""
+    text = yaml.safe_dump({**yaml.safe_load(Path(tasks["tiny_choice"]).read_text(encoding="utf-8")), **change})
+    (tmp_path / "utils.py").write_text("raise SystemExit('this has run')\n", encoding="utf-8")
+    file = tmp_path / "task.yaml"
+    file.write_text(text.replace("'!function utils.prompt'", "!function utils.prompt"), encoding="utf-8")
+    with pytest.raises(FitnessError, match=message) as refusal:
+        load_examples(DataSpec(lm_eval=[str(file)]))
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"metric": "acc_nrom"}, "metric: tiny_choice has no 'acc_nrom'; did you mean acc_norm"),
+        ({"metric": {"tiny": "acc"}}, "metric: 'tiny' is no task here"),
+        ({"weights": {"tiny": 1.0}}, "weights: 'tiny' has a weight or examples, and not both"),
+        ({"chat": True}, "the tokenizer has no chat template; leave out chat"),
+    ],
+)
+def test_refuses_settings(
+    keys: dict[str, Any], message: str, tasks: dict[str, str], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Metrics, tasks and templates that there are not are named before any model is scored."""
+    task = LmEvalTask(LmEvalSpec(**keys))
+    with pytest.raises(FitnessError, match=message):
+        task.prepare(load_examples(DataSpec(lm_eval=[tasks["tiny_choice"]])), tokenizer)
+
+
+def test_refuses_metrics_of_all_documents(tasks: dict[str, str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """A metric that only many documents together have scores no example."""
+    content = yaml.safe_load(Path(tasks["tiny_write"]).read_text(encoding="utf-8"))
+    file = tmp_path / "bleu.yaml"
+    file.write_text(yaml.safe_dump({**content, "metric_list": [{"metric": "bleu"}]}), encoding="utf-8")
+    with pytest.raises(FitnessError, match=r"metric: bleu of tiny_write is of all documents together \(bleu\)"):
+        LmEvalTask(LmEvalSpec()).prepare(load_examples(DataSpec(lm_eval=[str(file)])), tokenizer)
+
+
+def test_refuses_other_data(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Examples that are no documents of lm_eval's, and settings of records beside them, are refused."""
+    with pytest.raises(FitnessError, match=r"quiz.jsonl:x: is no document of lm_eval; write data: \{search: \{lm_eval: TASK"):
+        LmEvalTask(LmEvalSpec()).prepare([Example("a", "b", "quiz.jsonl:x")], tokenizer)
+    with pytest.raises(FitnessError, match="'lm_eval' has prompts and answers of its own; leave out 'template'"):
+        validate(DataSpec, {"lm_eval": "arc_easy", "template": "{question}"}, FitnessError)
+
+
+def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where lm_eval is missing, one line says how to install it."""
+    load_tasks.cache_clear()
+    monkeypatch.setattr("hf_evomerge.fitness.harness.find_spec", lambda name: None)
+    with pytest.raises(FitnessError, match=r"lm_eval: is not installed: pip install 'hf-evomerge\[eval\]'"):
+        load_examples(DataSpec(lm_eval=["arc_easy"]))
