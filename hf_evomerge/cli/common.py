@@ -105,6 +105,7 @@ def one_line_errors(*, again: bool = False) -> Iterator[None]:
 def quiet() -> None:
     """Keep the libraries' own bars and notes out of the live table."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 

@@ -25,6 +25,7 @@ from .registry import (
 )
 from .rouge import RougeLSpec, RougeLTask
 from .scores import Scores
+from .word_problems import Gsm8kSpec, Gsm8kTask, MgsmSpec, MgsmTask
 
 __all__ = [
     "AnyTaskSpec",
@@ -35,10 +36,14 @@ __all__ = [
     "FunctionTask",
     "GenerationSpec",
     "GenerationTask",
+    "Gsm8kSpec",
+    "Gsm8kTask",
     "LikelihoodSpec",
     "LikelihoodTask",
     "LmEvalSpec",
     "LmEvalTask",
+    "MgsmSpec",
+    "MgsmTask",
     "MultipleChoiceSpec",
     "MultipleChoiceTask",
     "PairwiseTask",

@@ -1,17 +1,16 @@
-"""Where a task's examples come from: JSON lines, a data set of the Hub, or a Python function.
+"""What a task's examples are made of: which records, and how one becomes a prompt and an answer.
 
-Knows how a record becomes a prompt and an answer. Knows nothing of tokens: those are in ``encoding.py``.
+Where records come from is in ``records.py``; tokens are in ``encoding.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import random
 import string
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -20,9 +19,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ..errors import FitnessError
 from ..recipes.strict_yaml import StrictModel
+from .records import FORMATS, Record, wanted_records
 
-Record = Mapping[str, Any]
-_OF_RECORDS = ("prompt_field", "answer_field", "text_field", "choices", "id_field", "template", "chat", "system")
+_OF_PROMPTS = ("prompt_field", "template", "chat", "system")
+_OF_RECORDS = (*_OF_PROMPTS, "answer_field", "answer_after", "text_field", "choices", "id_field")
 _LETTERS = string.ascii_uppercase
 
 
@@ -50,6 +50,9 @@ class Example:
     content: str = dataclasses.field(default="", compare=False, repr=False)
 
 
+Value = bool | int | float | str
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -60,6 +63,9 @@ class DataSpec(StrictModel):
     Attributes:
         jsonl: A file with one JSON object per line. A relative name starts at the current directory.
         dataset: A data set's repository id on the Hub, or a folder with JSON, CSV or Parquet files.
+        data_files: Files of the data set; or, without one, files by name or address: CSV, TSV, JSON, Parquet, Arrow or text.
+        columns: The fields of CSV and TSV files that begin without their names.
+        streaming: Read from the begin as far as ``count`` needs, and download no more.
         config: The data set's configuration, where it has several.
         split: The data set's split; ``train`` where absent.
         revision: The data set's branch, tag or commit; a commit pins the data.
@@ -67,7 +73,9 @@ class DataSpec(StrictModel):
             ``lm_eval``, which says how they become prompts.
         function: A Python function that returns records. Python only: a YAML file cannot name code.
         prompt_field: The field that holds the prompt; not read where there is a template.
+        filter: Which records count: a value, or a list of values, for each field that is looked at.
         answer_field: The field that holds the answer; with ``choices`` its text, its label, or its number from 0.
+        answer_after: Text after whose last place in that field the answer begins, such as ``####``.
         text_field: The field that holds a whole text: it is the answer, and the prompt is empty.
         choices: What there is to choose from: a field with a list of texts (or with ``text`` and ``label``, two lists), or a
             list of texts with ``{field}`` wherever a field goes.
@@ -78,10 +86,15 @@ class DataSpec(StrictModel):
         start: How many records to skip, after shuffling.
         count: How many records to take; all that are left where absent.
         shuffle_seed: Shuffle all records with this seed before ``start`` and ``count`` apply: slices of one seed are disjoint.
+            A stream is shuffled within a window of 10,000 records.
     """
 
     jsonl: str | None = None
     dataset: str | None = None
+    data_files: str | list[str] | None = None
+    columns: list[str] | None = None
+    streaming: bool = False
+    filter: dict[str, Value | list[Value]] | None = None
     config: str | None = None
     split: str | None = None
     revision: str | None = None
@@ -89,6 +102,7 @@ class DataSpec(StrictModel):
     function: Callable[[], Iterable[Record]] | None = Field(default=None, exclude=True, repr=False)
     prompt_field: str = "prompt"
     answer_field: str = "answer"
+    answer_after: str | None = None
     text_field: str | None = None
     choices: str | list[str] | None = None
     id_field: str | None = None
@@ -119,10 +133,22 @@ class DataSpec(StrictModel):
     @model_validator(mode="after")
     def _check_source(self) -> DataSpec:
         given = [name for name in ("jsonl", "dataset", "lm_eval", "function") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of 'jsonl', 'dataset' and 'lm_eval', found {' and '.join(given) or 'none'}")
-        if self.dataset is None and (self.config or self.revision or self.split):
-            raise ValueError(f"'config', 'split' and 'revision' belong to 'dataset'; the data comes from {given[0]!r}")
+        if len(given) > 1 or (given and given != ["dataset"] and self.data_files) or not (given or self.data_files):
+            found = " and ".join([*given, *(["data_files"] if self.data_files else [])]) or "none"
+            raise ValueError(f"give exactly one of 'jsonl', 'dataset', 'data_files' and 'lm_eval', found {found}")
+        by_library = self.dataset is not None or self.data_files is not None
+        if not by_library and (self.config or self.revision or self.split or self.streaming):
+            raise ValueError(f"'config', 'split', 'revision' and 'streaming' belong to 'dataset'; here is {given[0]!r}")
+        if self.dataset is None and self.data_files is not None and self.suffix not in FORMATS:
+            raise ValueError(
+                f"data_files: cannot tell how to read {self.name}; files of one kind are read: {', '.join(FORMATS)}"
+            )
+        if self.columns is not None and (self.dataset is not None or self.suffix not in (".csv", ".tsv")):
+            raise ValueError("'columns' names the fields of CSV and TSV files that are named by 'data_files' alone")
+        if self.streaming and self.count is None:
+            raise ValueError("'streaming' needs a 'count': how far to read")
+        if self.dataset == "pandas":
+            raise ValueError("dataset: pandas reads pickle files, which are programs; use Parquet")
         if self.system is not None and not self.chat:
             raise ValueError("'system' needs 'chat: true'")
         changed = sorted(name for name in _OF_RECORDS if getattr(self, name) != DataSpec.model_fields[name].default)
@@ -133,11 +159,25 @@ class DataSpec(StrictModel):
         return self
 
     @property
+    def name(self) -> str:
+        """What the data is called in messages."""
+        files = [self.data_files] if isinstance(self.data_files, str) else self.data_files or []
+        return self.jsonl or self.dataset or ", ".join(self.lm_eval or files) or "function"
+
+    @property
+    def suffix(self) -> str:
+        """How the names of all files end; empty where they do not all end alike."""
+        files = [self.data_files] if isinstance(self.data_files, str) else self.data_files or []
+        ends = {Path(file.partition("?")[0]).suffix.lower() for file in files}
+        return ends.pop() if len(ends) == 1 else ""
+
+    @property
     def fields(self) -> list[str]:
         """The fields that are read from every record."""
         read = [*self.prompt_fields, self.answer_field] if self.text_field is None else [self.text_field]
         if isinstance(self.choices, str):
             read.append(self.choices)
+        read += self.filter or ()
         for text in self.choices if isinstance(self.choices, list) else ():
             read += template_fields(text)
         return list(dict.fromkeys([*read, *([self.id_field] if self.id_field else [])]))
@@ -181,18 +221,12 @@ def load_examples(spec: DataSpec) -> list[Example]:
         >>> len(load_examples(DataSpec(jsonl="problems.jsonl", count=3)))
         3
     """
-    records, where = _open(spec)
-    order = list(range(len(records)))
-    if spec.shuffle_seed is not None:
-        random.Random(spec.shuffle_seed).shuffle(order)
-    wanted = order[spec.start :] if spec.count is None else order[spec.start : spec.start + spec.count]
-    name = spec.jsonl or spec.dataset or ", ".join(spec.lm_eval or ["function"])
-    if not order:
-        raise FitnessError(f"{name}: no records in it")
-    if not wanted or len(wanted) < (spec.count or 0):
-        asked = f"count {spec.count} from start {spec.start}" if spec.count else f"start {spec.start}"
-        raise FitnessError(f"{name}: {asked} asked for, but there are only {len(order)} records")
-    return [records[i] if spec.lm_eval is not None else _example(records[i], spec, where(i)) for i in wanted]
+    if spec.lm_eval is not None:
+        from .harness import read_documents
+
+        spec = spec.model_copy(update={"function": partial(read_documents, spec.lm_eval)})
+        return [document for _, document in wanted_records(spec)]
+    return [_example(record, spec, where) for where, record in wanted_records(spec)]
 
 
 def check_disjoint(
@@ -235,60 +269,6 @@ def _content(example: Example) -> str:
     return " ".join(unicodedata.normalize("NFKC", example.content or example.prompt).split())
 
 
-def _open(spec: DataSpec) -> tuple[Sequence[Any], Callable[[int], str]]:
-    """All records, and what to call each of them in a complaint."""
-    if spec.jsonl is not None:
-        numbered = read_jsonl(spec.jsonl)
-        return [record for _, record in numbered], lambda i: f"{spec.jsonl}:{numbered[i][0]}"
-    if spec.dataset is not None:
-        return _read_dataset(spec), lambda i: f"{spec.dataset}[{i}]"
-    if spec.lm_eval is not None:
-        from .harness import read_documents
-
-        return read_documents(spec.lm_eval), lambda i: ""
-    assert spec.function is not None  # the specification has exactly one source
-    return list(spec.function()), lambda i: f"function[{i}]"
-
-
-def read_jsonl(file: str) -> list[tuple[int, Record]]:
-    """The records of a file with their line numbers; blank lines are skipped. Raises `FitnessError`."""
-    records = []
-    try:
-        with Path(file).open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    records.append((number, _read_line(line, f"{file}:{number}")))
-    except (OSError, UnicodeDecodeError) as cause:
-        raise FitnessError(f"{file}: cannot be read: {cause}") from cause
-    return records
-
-
-def _read_line(line: str, where: str) -> Record:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as cause:
-        raise FitnessError(f"{where}: not valid JSON: {cause}") from cause
-    if not isinstance(record, dict):
-        raise FitnessError(f"{where}: expected an object of fields, found {type(record).__name__}")
-    return record
-
-
-def _read_dataset(spec: DataSpec) -> Sequence[Any]:
-    try:
-        import datasets
-    except ImportError as cause:
-        raise FitnessError(
-            f"dataset {spec.dataset}: reading it needs the datasets library: pip install 'hf-evomerge[eval]'"
-        ) from cause
-    try:
-        data = datasets.load_dataset(str(spec.dataset), spec.config, split=spec.split or "train", revision=spec.revision)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as cause:
-        raise FitnessError(f"dataset {spec.dataset}: cannot be loaded: {cause}") from cause
-    if missing := [field for field in spec.fields if field not in data.column_names]:
-        raise FitnessError(f"dataset {spec.dataset}: no field {missing[0]!r}; its fields are {', '.join(data.column_names)}")
-    return data.select_columns(spec.fields)
-
-
 def _example(record: Any, spec: DataSpec, where: str) -> Example:
     if not isinstance(record, Mapping):
         raise FitnessError(f"{where}: expected a mapping of fields, found {type(record).__name__}")
@@ -302,6 +282,11 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
     content = "\n".join(_text(record, field, where) for field in spec.prompt_fields)
     choices = _choices(record, spec, where)
     answer = _choice(record, spec, choices, where) if choices else _text(record, spec.answer_field, where)
+    if spec.answer_after is not None:
+        _, found, answer = answer.rpartition(spec.answer_after)
+        if not found:
+            raise FitnessError(f"{where}: no {spec.answer_after!r} in the answer (field {spec.answer_field!r})")
+        answer = answer.strip()
     if not answer.strip():
         raise FitnessError(f"{where}: the answer (field {spec.answer_field!r}) is empty")
     return Example(prompt, answer, name, spec.chat, spec.system, choices, content)

@@ -19,8 +19,8 @@ from .scores import Scores
 from .writing import WritingSpec, WritingTask
 
 
-class GenerationSpec(WritingSpec):
-    """Score a model by how many of its greedily decoded answers are right.
+class AnswerSpec(WritingSpec):
+    """What tasks have in common that score a model by how many of its greedily decoded answers are right.
 
     Attributes:
         max_new_tokens: Tokens after which a response is cut.
@@ -38,7 +38,6 @@ class GenerationSpec(WritingSpec):
         batch_size: Prompts that are decoded together. It changes the memory and the time, not the scores.
     """
 
-    task: Literal["generation"] = "generation"
     extract: Extract = "last_number"
     decimal: Decimal | None = None
     compat: Literal["paper"] | None = None
@@ -52,7 +51,7 @@ class GenerationSpec(WritingSpec):
         return "share of right answers"
 
     @model_validator(mode="after")
-    def _check_options(self) -> GenerationSpec:
+    def _check_options(self) -> AnswerSpec:
         if self.compat == "paper" and (self.extract != "last_number" or self.compare == "text"):
             raise ValueError("compat: the paper's scorer compares last numbers; leave out compat, extract and compare")
         if self.compat == "paper" and self.decimal is not None:
@@ -71,6 +70,12 @@ class GenerationSpec(WritingSpec):
         return (self.compare or ("number" if self.extract == "last_number" else "text")) == "number"
 
 
+class GenerationSpec(AnswerSpec):
+    """Score a model by how many of its greedily decoded answers are right; the settings are those of `AnswerSpec`."""
+
+    task: Literal["generation"] = "generation"
+
+
 @register_task("generation")
 class GenerationTask(WritingTask):
     """Share of right answers among greedily decoded responses.
@@ -80,7 +85,7 @@ class GenerationTask(WritingTask):
     """
 
     spec_type: ClassVar[type[TaskSpec]] = GenerationSpec
-    spec: GenerationSpec
+    spec: AnswerSpec
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Tokenise the prompts into length-sorted batches.
@@ -107,7 +112,7 @@ class GenerationTask(WritingTask):
         return Scores(values, outputs=outputs, correct=correct, truncated=truncated)
 
 
-def is_right(output: str, answer: str, spec: GenerationSpec) -> bool:
+def is_right(output: str, answer: str, spec: AnswerSpec) -> bool:
     """Whether the answer in a response is the right one; the language is not looked at."""
     if spec.extract != "last_number":
         found = extract_text(output, spec.extract)

@@ -252,6 +252,7 @@ def _check_file(file: Path) -> None:
 
     What its templates may do is limited by jinja's sandbox; see `_surroundings`.
     """
+    from lm_eval.api import metrics  # noqa: F401 - which registers them
     from lm_eval.api.registry import metric_registry
 
     try:

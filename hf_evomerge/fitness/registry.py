@@ -30,6 +30,10 @@ class TaskSpec(StrictModel):
         """What the fitness is measured in; empty where the task does not say."""
         return ""
 
+    def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """A section of ``data`` with what this task knows of its examples and the section leaves out; by default nothing."""
+        return dict(data)
+
 
 class Task(Protocol):
     """Something that scores models."""

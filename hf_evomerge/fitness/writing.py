@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from ..errors import FitnessError
 from .answers import LanguageCheck, cut_at_stops, language_probability
@@ -18,19 +18,25 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 
+def _as_check(value: Any) -> Any:
+    return {"code": value} if isinstance(value, str) else value
+
+
 class WritingSpec(TaskSpec):
     """What tasks have in common that look at what a model writes.
 
     Attributes:
         max_new_tokens: Tokens after which a response is cut.
         stop: Strings that end a response; neither they nor what follows is looked at.
-        language: Require that the whole response is in this language.
+        language: Require that the whole response is in this language: its code, or the code with a threshold.
         batch_size: Prompts that are decoded together. It changes the memory and the time, not the scores.
     """
 
     max_new_tokens: int = Field(default=256, ge=1)
     stop: list[str] = Field(default_factory=list)
-    language: LanguageCheck | None = None
+    language: Annotated[LanguageCheck | None, BeforeValidator(_as_check, json_schema_input_type=LanguageCheck | str | None)] = (
+        None
+    )
     batch_size: int = Field(default=16, ge=1)
 
     @field_validator("stop")

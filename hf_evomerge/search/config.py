@@ -15,7 +15,7 @@ from ..fitness.data import DataSpec
 from ..fitness.registry import AnyTaskSpec, TaskSpec
 from ..recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef
 from ..recipes.strict_yaml import StrictModel, dump_yaml, load_yaml
-from .presets import filled
+from .presets import completed, filled
 from .sections import FirstConfig, FlowSpaceConfig, LimitsConfig, OptimizerConfig, ParameterSpaceConfig
 
 SpaceName = Literal["ps", "dfs", "joint"]
@@ -96,7 +96,7 @@ class SearchConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, data: Any) -> Any:
-        return filled(data) if isinstance(data, Mapping) else data
+        return completed(filled(data)) if isinstance(data, Mapping) else data
 
     @model_validator(mode="before")
     @classmethod

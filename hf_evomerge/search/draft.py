@@ -15,7 +15,8 @@ from ..checkpoints.chat_template import most_common_template
 from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.source import Source
 from ..errors import FitnessError, SearchError
-from ..fitness.data import DataSpec, load_examples, read_jsonl
+from ..fitness.data import DataSpec, load_examples
+from ..fitness.records import read_jsonl
 from ..recipes.strict_yaml import parse_yaml
 from .config import SPLITS, SearchConfig
 

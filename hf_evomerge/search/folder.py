@@ -37,8 +37,12 @@ def rooted(config: SearchConfig) -> SearchConfig:
         return ref.model_copy(update={"model": place(ref.model), "adapter": place(ref.adapter)})
 
     def data(spec: DataSpec) -> DataSpec:
-        tasks = spec.lm_eval and [str(place(name, os.path.isfile)) for name in spec.lm_eval]
-        files = {"jsonl": place(spec.jsonl, os.path.isfile), "dataset": place(spec.dataset), "lm_eval": tasks}
+        def places(names: list[str]) -> list[str]:
+            return [str(place(name, os.path.isfile)) for name in names]
+
+        named = [spec.data_files] if isinstance(spec.data_files, str) else spec.data_files
+        files: dict[str, Any] = {"jsonl": place(spec.jsonl, os.path.isfile), "dataset": place(spec.dataset)}
+        files |= {"lm_eval": spec.lm_eval and places(spec.lm_eval), "data_files": named and places(named)}
         return spec.model_copy(update=files)
 
     return config.model_copy(

@@ -1,9 +1,11 @@
-"""Presets: what a search file leaves unsaid, filled in for a purpose. What the file says stays."""
+"""What a search file leaves unsaid, filled in by a preset, or by a task that knows its data. What the file says stays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from ..errors import EvoMergeError
 
 _QUICK = 48  # scores of the search examples, all spaces together
 _FEW_GROUPS = 3  # for a search without a gradient, for which every number costs
@@ -46,6 +48,22 @@ def _set_algorithm(sections: dict[str, Any], name: str, algorithm: str, *, where
     given = part.get("optimizer") or {}
     if isinstance(given, Mapping):
         sections[name] = {**part, "optimizer": {"algorithm": algorithm, **given}}
+
+
+def completed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a search file, those of its splits with what the fitness task knows of its examples."""
+    from ..fitness import TaskSpec, parse_task
+
+    sections, fitness = dict(data), data.get("fitness")
+    splits = sections.get("data")
+    if not isinstance(splits, Mapping):
+        return sections
+    try:
+        spec = fitness if isinstance(fitness, TaskSpec) else parse_task(fitness if isinstance(fitness, Mapping) else {})
+    except EvoMergeError:  # is complained about with the rest
+        return sections
+    sections["data"] = {split: spec.complete(given) if isinstance(given, Mapping) else given for split, given in splits.items()}
+    return sections
 
 
 def _differentiable(fitness: Any) -> bool:

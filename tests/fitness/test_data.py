@@ -186,6 +186,60 @@ def test_datasets_library(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyP
         load_examples(spec(dataset=str(folder), split="validation"))
 
 
+def test_anything_that_datasets_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files by name, tables without a heading, a filter and a seed; a stream is read as far as it is asked for."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    table = tmp_path / "a.tsv"
+    table.write_text("".join(f'q "{i}\t{i}\t{"odd" if i % 2 else "even"}\n' for i in range(20)), encoding="utf-8")
+    odd = {"data_files": str(table), "columns": ["q", "a", "kind"], "filter": {"kind": ["odd", "other"]}}
+    first, rest = (
+        load_examples(DataSpec(**odd, prompt_field="q", answer_field="a", shuffle_seed=1, **cut))
+        for cut in ({"count": 4}, {"start": 4})
+    )
+    assert sorted(int(example.answer) for example in first + rest) == list(range(1, 20, 2))
+    assert first[0].prompt == f'q "{first[0].answer}'
+    with pytest.raises(FitnessError, match=r"a.tsv: count 11 from start 0 asked for, but there are only 10 records"):
+        load_examples(DataSpec(**odd, prompt_field="q", answer_field="a", count=11))
+    with pytest.raises(FitnessError, match=r"a.tsv: 'filter' keeps none of 20 records"):
+        load_examples(DataSpec(**{**odd, "filter": {"kind": "none"}}, prompt_field="q", answer_field="a"))
+
+    lines = tmp_path / "b.jsonl"
+    lines.write_text("".join(json.dumps({"prompt": f"p{i}", "answer": i}) + "\n" for i in range(30)), encoding="utf-8")
+    stream = {"data_files": [str(lines)], "streaming": True, "shuffle_seed": 3}
+    parts = [load_examples(DataSpec(**stream, start=start, count=10)) for start in (0, 10, 20)]
+    assert sorted(int(example.answer) for part in parts for example in part) == list(range(30))
+    assert parts[0] == load_examples(DataSpec(**stream, count=10))
+    assert [int(example.answer) for example in parts[0]] != sorted(int(example.answer) for example in parts[0])
+    with pytest.raises(FitnessError, match=r"b.jsonl: count 11 from start 20 asked for, but 10 came"):
+        load_examples(DataSpec(**stream, start=20, count=11))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"data_files": "x.pkl"}, "data_files: cannot tell how to read x.pkl"),
+        ({"data_files": ["x.csv", "y.tsv"]}, "files of one kind are read"),
+        ({"dataset": "pandas", "data_files": "x.pkl"}, "pandas reads pickle files"),
+        ({"jsonl": "x.jsonl", "data_files": "x.csv"}, "found jsonl and data_files"),
+        ({"data_files": "x.json", "columns": ["a"]}, "'columns' names the fields of CSV and TSV files"),
+        ({"dataset": "some/set", "streaming": True}, "'streaming' needs a 'count'"),
+        ({"jsonl": "x.jsonl", "streaming": True, "count": 1}, "belong to 'dataset'; here is 'jsonl'"),
+    ],
+)
+def test_refuses_sources(keys: dict[str, Any], message: str) -> None:
+    """What cannot be read, or would be read by running it, is refused before anything is opened."""
+    with pytest.raises(FitnessError, match=message):
+        validate(DataSpec, keys, FitnessError)
+
+
+def test_filter_names_a_field() -> None:
+    """A filter by a field that a record lacks is no filter."""
+    with pytest.raises(FitnessError, match=r"function\[0\]: no field 'kind', which 'filter' names"):
+        load_examples(DataSpec(function=lambda: [{"prompt": "a", "answer": 1}], filter={"kind": "odd"}))
+
+
 def test_datasets_library_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the datasets library the message says what to install."""
     monkeypatch.setitem(sys.modules, "datasets", None)

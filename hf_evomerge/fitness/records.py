@@ -1,0 +1,137 @@
+"""Records, from wherever they are: JSON lines, whatever the datasets library reads, or a Python function.
+
+Says which records there are and what each is called; ``data.py`` makes examples of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FitnessError
+
+if TYPE_CHECKING:
+    from .data import DataSpec
+
+Record = Mapping[str, Any]
+SHUFFLED = 10_000  # records that a stream is shuffled within
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": csv.QUOTE_NONE}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".txt": ("text", {}),
+}
+"""How files are read that are named alone, by the end of their name."""
+
+
+def wanted_records(spec: DataSpec) -> list[tuple[str, Any]]:
+    """The records that a specification asks for, in its order, each with what it is called in a complaint.
+
+    Raises:
+        FitnessError: They cannot be read, a field is missing that is filtered by, or there are too few.
+    """
+    if spec.streaming:
+        found = list(islice(_stream(spec), spec.start, spec.start + (spec.count or 0)))
+        if len(found) < (spec.count or 0):
+            raise FitnessError(f"{spec.name}: count {spec.count} from start {spec.start} asked for, but {len(found)} came")
+        return found
+    records, where = _open(spec)
+    order = [i for i in range(len(records)) if _is_kept(records[i], spec, where(i))]
+    if spec.shuffle_seed is not None:
+        random.Random(spec.shuffle_seed).shuffle(order)
+    wanted = order[spec.start :] if spec.count is None else order[spec.start : spec.start + spec.count]
+    if not order:
+        raise FitnessError(
+            f"{spec.name}: " + (f"'filter' keeps none of {len(records)} records" if records else "no records in it")
+        )
+    if not wanted or len(wanted) < (spec.count or 0):
+        asked = f"count {spec.count} from start {spec.start}" if spec.count else f"start {spec.start}"
+        raise FitnessError(f"{spec.name}: {asked} asked for, but there are only {len(order)} records")
+    return [(where(i), records[i]) for i in wanted]
+
+
+def _is_kept(record: Any, spec: DataSpec, where: str) -> bool:
+    for field, wanted in (spec.filter or {}).items():
+        if not isinstance(record, Mapping) or field not in record:
+            raise FitnessError(f"{where}: no field {field!r}, which 'filter' names")
+        if record[field] not in (wanted if isinstance(wanted, list) else [wanted]):
+            return False
+    return True
+
+
+def _open(spec: DataSpec) -> tuple[Sequence[Any], Callable[[int], str]]:
+    """All records, and what to call each of them in a complaint."""
+    if spec.jsonl is not None:
+        numbered = read_jsonl(spec.jsonl)
+        return [record for _, record in numbered], lambda i: f"{spec.jsonl}:{numbered[i][0]}"
+    if spec.function is not None:
+        return list(spec.function()), lambda i: f"function[{i}]"
+    return _load(spec), lambda i: f"{spec.name}[{i}]"
+
+
+def _stream(spec: DataSpec) -> Iterator[tuple[str, Any]]:
+    """The records of a stream that the filter keeps; shuffled within a window that moves along it."""
+    data = _load(spec)
+    if spec.shuffle_seed is not None:
+        data = data.shuffle(seed=spec.shuffle_seed, buffer_size=SHUFFLED)
+    for number, record in enumerate(data):
+        if _is_kept(record, spec, f"{spec.name}[{number}]"):
+            yield f"{spec.name}[{number}]", record
+
+
+def read_jsonl(file: str) -> list[tuple[int, Record]]:
+    """The records of a file with their line numbers; blank lines are skipped. Raises `FitnessError`."""
+    records = []
+    try:
+        with Path(file).open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    records.append((number, _read_line(line, f"{file}:{number}")))
+    except (OSError, UnicodeDecodeError) as cause:
+        raise FitnessError(f"{file}: cannot be read: {cause}") from cause
+    return records
+
+
+def _read_line(line: str, where: str) -> Record:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as cause:
+        raise FitnessError(f"{where}: not valid JSON: {cause}") from cause
+    if not isinstance(record, dict):
+        raise FitnessError(f"{where}: expected an object of fields, found {type(record).__name__}")
+    return record
+
+
+def _load(spec: DataSpec) -> Any:
+    """A data set or a stream of the datasets library, with the fields that are read."""
+    try:
+        import datasets
+    except ImportError as cause:
+        raise FitnessError(f"{spec.name}: reading it needs the datasets library: pip install 'hf-evomerge[eval]'") from cause
+    kind, options = (spec.dataset, {}) if spec.dataset is not None else FORMATS[spec.suffix]
+    if spec.columns is not None:
+        options = {**options, "names": spec.columns, "header": None}
+    try:
+        data = datasets.load_dataset(
+            str(kind),
+            spec.config,
+            data_files=spec.data_files,
+            split=spec.split or "train",
+            revision=spec.revision,
+            streaming=spec.streaming,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as cause:
+        raise FitnessError(f"{spec.name}: cannot be loaded: {cause}") from cause
+    columns = data.column_names
+    if columns is not None and (missing := [field for field in spec.fields if field not in columns]):
+        raise FitnessError(f"{spec.name}: no field {missing[0]!r}; its fields are {', '.join(columns)}")
+    return data.select_columns(spec.fields) if columns is not None else data
