@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,7 +131,9 @@ def check_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> RecipeCh
     return RecipeCheck(f"{checkpoint}, as {dtype}", checkpoint.warnings, Ledger.of(checkpoint))
 
 
-def open_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> Checkpoint:
+def open_recipe(
+    recipe: Recipe, *, trust_remote_code: bool = False, opened: Callable[[SourceRef], Source] | None = None
+) -> Checkpoint:
     """The model of a recipe as a checkpoint that can be read, inspected or written; see `build_model` for what it raises.
 
     Of repositories only small files are fetched, and headers of weights.
@@ -137,6 +141,7 @@ def open_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> Checkpoin
     Args:
         recipe: The recipe.
         trust_remote_code: As for `build_model`.
+        opened: Gives a source, in place of opening it anew.
 
     Example:
         >>> checkpoint = open_recipe(Recipe.load("recipe.yaml"))
@@ -153,8 +158,9 @@ def open_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> Checkpoin
         used = {*recipe.merge_sources, *(number for number in named if isinstance(number, int))}
         if recipe.dtype is None:
             used.add(0)  # the dtype of the result is the first source's, also where it is not merged
-    sources = {n: Source.open(recipe.sources[n], trust_remote_code=trust_remote_code) for n in sorted(used)}
-    base = Source.open(recipe.base, trust_remote_code=trust_remote_code) if recipe.base is not None else None
+    opened = opened or partial(Source.open, trust_remote_code=trust_remote_code)
+    sources = {n: opened(recipe.sources[n]) for n in sorted(used)}
+    base = opened(recipe.base) if recipe.base is not None else None
     if recipe.chat_template == "auto":
         chosen = most_common_template(source.folder for source in [*sources.values(), *([base] if base is not None else [])])
         recipe = recipe.model_copy(update={"chat_template": chosen})

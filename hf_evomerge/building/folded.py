@@ -140,6 +140,7 @@ def fold(
     max_shard_size: str | int = "4GB",
     overwrite: bool = False,
     progress: bool = True,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Write a merged model as a plain checkpoint of the source architecture, which needs no custom code: see `Folded`.
 
@@ -150,6 +151,7 @@ def fold(
         max_shard_size: The largest file of weights, such as ``"4GB"``.
         overwrite: Whether to replace a model that is there.
         progress: Whether to show a progress bar.
+        trust_remote_code: Whether Python files that come with the model may be run.
 
     Returns:
         The folder.
@@ -163,7 +165,7 @@ def fold(
         >>> fold("my-search/model", "my-search/plain", dtype="bfloat16")
         PosixPath('my-search/plain')
     """
-    folded = Folded(Source.open(str(model)), dtype)
+    folded = Folded(Source.open(str(model), trust_remote_code=trust_remote_code), dtype)
     return write_checkpoint(folded, out, max_shard_size=max_shard_size, overwrite=overwrite, progress=progress)
 
 

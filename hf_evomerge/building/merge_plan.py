@@ -17,9 +17,9 @@ from ..errors import RecipeError, SourceError
 from ..merging.checks import check_sources, check_together, complete_options, complete_parameters
 from ..merging.method import MergeMethod
 from ..merging.registry import check_part, get_method
+from ..merging.vocabulary import Vocabulary, has_rows, plan_vocabulary
 from ..recipes.layer_groups import classify, merged_names, parse_key, resolve, without_unmatched
 from ..recipes.recipe import BY_TOKEN, MergePart, Recipe, SlicePart
-from .vocabulary import Vocabulary, has_rows, plan_vocabulary
 
 Input = tuple[Source, str]  # a source, and the raw name of one of its tensors
 _NUMBER = re.compile(r"((?:^|\.)(?:layers|layer|h|blocks|block)\.)(\d+)(?=\.)")

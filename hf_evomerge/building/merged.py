@@ -62,14 +62,12 @@ class Merged(Checkpoint):
         if recipe.dtype is None and recipe.merge_sources[0] != 0:  # the first source's, also where that is not merged
             stored = sources[0].config.dtype
             recipe = recipe.model_copy(update={"dtype": None if stored is None else str(stored).removeprefix("torch.")})
-        self.recipe = recipe
+        self.recipe, self.chat_template = recipe, recipe.chat_template
         sources, base = match_tokens(recipe, sources, base)
         self.plan = plan_merge(recipe, [sources[number] for number in recipe.merge_sources], base)
         self.tokenizer_source = _tokenizer_source(recipe, self.plan, sources)
         self._planned = {planned.name: planned for planned in self.plan.tensors}
-        self._relatedness = Relatedness(
-            _labels(self.plan), task_vectors=self.plan.base is not None and self.plan.method.task_vectors
-        )
+        self._relatedness = self._new_relatedness()
         self._jobs: dict[str, TensorJob] = {}
         self._surveyed: list[Any] = []
         self._merged: set[str] = set()
@@ -142,6 +140,10 @@ class Merged(Checkpoint):
                 self._surveyed.append(method.survey(jobs, self.plan.values, self.plan.options))
         return self._surveyed[0]
 
+    def _new_relatedness(self) -> Relatedness:
+        plan = self.plan
+        return Relatedness(_labels(plan), task_vectors=plan.base is not None and plan.method.task_vectors)
+
     def _job(self, planned: Planned) -> TensorJob:
         def read(source: Source, name: str) -> Tensor:
             tensor, vocabulary = source.read(name, torch_dtype(planned.info.dtype)), self.plan.vocabulary
@@ -156,7 +158,7 @@ class Merged(Checkpoint):
     def warnings(self) -> list[str]:
         """What is doubtful about the sources."""
         found = self._doubts + find_warnings(self.plan.sources, self.plan.base, self.tokenizer_source)
-        return found + template_warnings(self.tokenizer_source.folder, self.recipe.chat_template)
+        return found + template_warnings(self.tokenizer_source.folder, self.chat_template)
 
     def findings(self) -> Findings:
         """How the sources are related, as far as they were merged: a build that goes on merges what is left."""
@@ -165,6 +167,15 @@ class Merged(Checkpoint):
             part = f" (in the {len(self._merged)} of {whole} tensors that were merged now)"
             found = Findings([line + part for line in found.notes], [line + part for line in found.warnings])
         return found
+
+    def sampled_findings(self) -> Findings:
+        """How the sources are related, from the first slice of every tensor, before anything is merged."""
+        sample = self._new_relatedness()
+        for planned in self._planned.values():
+            if planned.is_weight:
+                job = self._job(planned)
+                sample.add(*job.parts(0, min(SLICE, job.numel)))
+        return sample.findings()
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -194,8 +205,8 @@ class Merged(Checkpoint):
         for source in (self.plan.sources[0], self.tokenizer_source):
             if source.trust_remote_code:
                 copy_code(source.folder, folder)
-        if self.recipe.chat_template is not None:
-            write_chat_template(folder, self.recipe.chat_template)
+        if self.chat_template is not None:
+            write_chat_template(folder, self.chat_template)
 
     def __str__(self) -> str:
         stack = self.plan.stack

@@ -63,10 +63,12 @@ class Checkpoint(ABC):
     Attributes:
         ref: What it is called where others name their sources.
         tokenizer_source: The source whose tokenizer, chat template and generation settings go with it.
+        chat_template: A Jinja template in place of that source's.
     """
 
     ref: SourceRef
     tokenizer_source: Source
+    chat_template: str | None = None
 
     @property
     @abstractmethod
@@ -101,6 +103,13 @@ class Checkpoint(ABC):
     @abstractmethod
     def write_companions(self, folder: Path) -> None:
         """Write what lies beside the weights: ``config.json``, code, tokenizer, generation settings, chat template."""
+
+    def tokenizer(self) -> Any:
+        """The tokenizer that goes with it, loaded anew. Raises `SourceError`."""
+        tokenizer = self.tokenizer_source.tokenizer()
+        if self.chat_template is not None:
+            tokenizer.chat_template = self.chat_template
+        return tokenizer
 
     def read(self, name: str) -> torch.Tensor:
         """One whole tensor. Do not write to it. Raises `SourceError` where there is no such tensor."""

@@ -20,7 +20,7 @@ _KEPT_FROM_FIRST = (
 )
 _SHOWN = 6
 OTHER_VOCABULARY = (
-    "write vocabulary: union in a recipe, which matches tokens; or, where one is the other with rows added at the end, "
+    "write vocabulary: union, which matches tokens; or, where one is the other with rows added at the end, "
     "vocabulary: truncate or vocabulary: {from: SOURCE}"
 )
 HAS_A_PATH = "a merged model with a path of its own; name the models that it was made from, or a copy that `fold` has written"

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from .source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BLOCK = 1 << 20  # elements that are compared at a time: most tensors differ in the first
 
@@ -14,7 +19,7 @@ def unchanged_tensors(source: Source, base: Source) -> frozenset[str]:
 
     Args:
         source: The fine-tune.
-        base: Its base, with tensors of the same names and shapes.
+        base: Its base, with tensors of the same names; where one has more rows, they are left out.
     """
     import torch
 
@@ -26,9 +31,7 @@ def unchanged_tensors(source: Source, base: Source) -> frozenset[str]:
         if not info.is_float or (kept and name not in source.changes):
             unchanged.append(name)
             continue
-        ours, theirs = source.read(name).reshape(-1), base.read(name).reshape(-1)
-        blocks = range(0, ours.numel(), _BLOCK)
-        if all(torch.equal(ours[at : at + _BLOCK], theirs[at : at + _BLOCK]) for at in blocks):
+        if all(torch.equal(ours, theirs) for ours, theirs in _blocks(source, base, name)):
             unchanged.append(name)
     return frozenset(unchanged)
 
@@ -44,10 +47,15 @@ def squared_distance(source: Source, base: Source) -> float:
 
     terms = []
     for name in (name for name, info in source.tensors.items() if info.is_float and name in base.tensors):
-        ours, theirs = source.read(name), base.read(name)
-        if ours.shape != theirs.shape:
-            rows = min(len(ours), len(theirs))
-            ours, theirs = ours[:rows], theirs[:rows]
-        for one, other in zip(ours.reshape(-1).split(_BLOCK), theirs.reshape(-1).split(_BLOCK), strict=True):
+        for one, other in _blocks(source, base, name):
             terms.append(float(torch.sum((one.double() - other.double()) ** 2)))
     return math.fsum(terms)
+
+
+def _blocks(source: Source, base: Source, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """A tensor of both, block by block, as far as both have rows."""
+    ours, theirs = source.read(name), base.read(name)
+    if ours.shape != theirs.shape:
+        rows = min(len(ours), len(theirs))
+        ours, theirs = ours[:rows], theirs[:rows]
+    yield from zip(ours.reshape(-1).split(_BLOCK), theirs.reshape(-1).split(_BLOCK), strict=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .common import LOGGER, Model, Out, app, one_line_errors, quiet, without_torch
+from .common import LOGGER, Model, Out, TrustRemoteCode, app, one_line_errors, quiet, without_torch
 
 
 @app.command()
@@ -24,9 +24,7 @@ def merge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
     max_shard_size: Annotated[str, typer.Option(help="The largest size of a weights file.")] = "4GB",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code from the sources' repositories.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Build the model of a recipe or of a mergekit file. A build that was stopped is resumed.
 
@@ -108,6 +106,7 @@ def fold(
     gguf_type: Annotated[str, typer.Option(help="f32, f16, bf16, q8_0, or auto: the 16 bits that lose least.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's own by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write a merged model as a plain model of the source architecture, for vLLM, llama.cpp and the like.
 
@@ -132,7 +131,8 @@ def fold(
         if out is None and dtype is not None:
             raise EvoMergeError("--dtype: it is of the folder; for the GGUF file say --gguf-type")
         if out is not None:
-            typer.echo(f"wrote {fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite)}")
+            trusted = {"trust_remote_code": trust_remote_code}
+            typer.echo(f"wrote {fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite, **trusted)}")
         if gguf is not None:
             plain = built_model(model) if out is None else out
             written = write_gguf(plain, gguf, kind=gguf_type, overwrite=overwrite, progress=sys.stderr.isatty())

@@ -46,6 +46,9 @@ License = Annotated[
     str | None,
     typer.Option("--license", help="A license identifier of the Hub, in place of the one that follows from the parents."),
 ]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the models. No file can say it.")
+]
 NoModel = Annotated[bool, typer.Option("--no-model", help="Write the recipe only; do not build the model.")]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EvoMergeError
-from .common import License, Model, NoModel, Out, Private, WithSpace, Workers, app, one_line_errors, quiet
+from .common import License, Model, NoModel, Out, Private, TrustRemoteCode, WithSpace, Workers, app, one_line_errors, quiet
 
 if TYPE_CHECKING:
     from ..search.config import SearchConfig
@@ -112,6 +112,7 @@ def search(
     space: WithSpace = False,
     private: Private = False,
     license: License = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Evolve a merge; write the winner's recipe, the built model and plots.
 
@@ -147,12 +148,14 @@ def search(
             from ..search.plan import plan_search
 
             check_out(config, out)
-            typer.echo(plan_search(config).to_text(workers))
+            typer.echo(plan_search(config, trust_remote_code=trust_remote_code).to_text(workers))
             return
         from ..search.run import run_search
 
         with _live_table(config) as table:
-            result = run_search(config, out, workers=workers, report=table, build=not no_model)
+            result = run_search(
+                config, out, workers=workers, report=table, build=not no_model, trust_remote_code=trust_remote_code
+            )
         _print_result(result, out, built=not no_model)
         if push_to is not None:
             from .publishing import push_and_report
@@ -165,6 +168,7 @@ def resume(
     study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
     workers: Workers = 1,
     no_model: NoModel = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Resume a search that was stopped. The trials are the same as without the interruption.
 
@@ -178,7 +182,9 @@ def resume(
 
         quiet()
         with _live_table(settings_in(study)) as table:
-            result = resume_search(study, workers=workers, report=table, build=not no_model)
+            result = resume_search(
+                study, workers=workers, report=table, build=not no_model, trust_remote_code=trust_remote_code
+            )
         _print_result(result, study, built=not no_model)
 
 
@@ -222,6 +228,8 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="The split of its data: search, validation or test.")] = "test",
     show: Annotated[int, typer.Option(min=0, help="Print this many problems with the model's answers.")] = 0,
+    adapter: Annotated[str | None, typer.Option(help="A LoRA adapter of the model: a folder, or a repository.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score one model on the task of a search.
 
@@ -244,7 +252,8 @@ def evaluate(
         if file is None and own is None:
             raise EvoMergeError(f"{model}: is not of a search; say with --search FILE which task and data it is scored on")
         config = SearchConfig.load(file) if file is not None else settings_in(own or folder)
-        typer.echo(evaluate_model(built_model(model), config, split=split, show=show))
+        more: dict[str, Any] = {"adapter": adapter, "trust_remote_code": trust_remote_code}
+        typer.echo(evaluate_model(built_model(model), config, split=split, show=show, **more))
 
 
 @app.command()

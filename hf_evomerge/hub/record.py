@@ -18,8 +18,9 @@ from ..errors import EvoMergeError, SearchError
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import Recipe, SourceRef
 from ..search.config import STAGES, SearchConfig
-from ..search.folder import PLOTS_FOLDER, RESULTS_FILE, settings_of
+from ..search.folder import PLOTS_FOLDER, RESULTS_FILE
 from ..search.pictures import parent_levels
+from ..search.places import settings_of
 from ..search.study import Study, Trial
 
 STUDY_JSON = "study.json"

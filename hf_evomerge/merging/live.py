@@ -19,6 +19,7 @@ from .arithmetic import ModelJob, TensorJob, memory_needed
 from .checks import check_sources, check_together, complete_options, complete_parameters
 from .fused import fused_parts
 from .registry import get_method
+from .vocabulary import Vocabulary, has_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,7 @@ class LiveMerger:
         seed: The recipe's seed.
         model: A model of the sources' own class; its parameters are overwritten by `apply`.
         router: Of a mixture of experts, the source in `sources` whose routers the model gets, or ``merge``.
+        vocabulary: What becomes of vocabularies that differ by rows at their end; the model has as many rows as that says.
         memory_limit: Bytes that may be spent on task vectors, sorted magnitudes and random fields. What does not fit is
             computed from the memory-mapped files each time, to the same bits.
 
@@ -63,37 +65,46 @@ class LiveMerger:
         model: PreTrainedModel,
         *,
         router: int | Literal["merge"] = 0,
+        vocabulary: Vocabulary | None = None,
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         self.method = get_method(method)
         check_sources(self.method, len(sources), base is not None)
-        check_mergeable(sources, base)
+        check_mergeable(sources, base, same_vocabulary=vocabulary is None)
         self.layer_count = sources[0].layer_count
         self.source_count = len(sources)
         self.names = merged_names(sources[0].tensors, router)
         self.options = dict(options)
         complete_options(self.method, self.options, self.layer_count, self.names)
         self.jobs: list[tuple[TensorJob, Tensor]] = []
-        targets, merged = _targets(sources[0], model), set(self.names)
+        self._copied: list[tuple[Tensor, Tensor]] = []  # rows of the model, and those that they are
+        targets, merged = _targets(sources[0], model, vocabulary), set(self.names)
         for name in targets.keys() - merged:
             assert isinstance(router, int)  # else all are merged
             targets[name].data.copy_(sources[router].read(name, targets[name].dtype))
         for name, parameter in targets.items():
             if name not in merged:
                 continue
-            needed = memory_needed(self.method, parameter.numel(), len(sources), base is not None)
+            target, everyone = parameter.data, [*sources, *([base] if base is not None else [])]
+            tensors = [source.read(name, parameter.dtype) for source in everyone]
+            if vocabulary is not None and has_rows(name, sources[0].tensors[name], sources[0]):
+                shared = vocabulary.shared
+                if vocabulary.donor is not None:
+                    self._copied.append((target[shared:], vocabulary.donor.read(name, target.dtype)[shared:]))
+                target, tensors = target[:shared], [tensor[:shared] for tensor in tensors]
+            needed = memory_needed(self.method, target.numel(), len(sources), base is not None)
             keep = needed <= memory_limit
             memory_limit -= needed if keep else 0
             job = TensorJob(
                 name,
                 self.method,
-                base.read(name, parameter.dtype) if base is not None else None,
-                [source.read(name, parameter.dtype) for source in sources],
+                tensors[-1] if base is not None else None,
+                tensors[: len(sources)],
                 seed=seed,
-                device=parameter.device,
+                device=target.device,
                 keep=keep,
             )
-            self.jobs.append((job, parameter.data))
+            self.jobs.append((job, target))
         self._model = ModelJob([job for job, _ in self.jobs])
 
     def apply(self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None) -> None:
@@ -114,6 +125,8 @@ class LiveMerger:
             model = self.survey(complete, chosen)
             for job, target in self.jobs:
                 job.run(complete, chosen, target, model=model)
+            for target, rows in self._copied:
+                target.copy_(rows)
 
     def complete(
         self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None
@@ -145,8 +158,8 @@ def write_adapter(source: Source, model: PreTrainedModel) -> None:
             targets[name].copy_(source.read(name, targets[name].dtype))
 
 
-def _targets(source: Source, model: PreTrainedModel) -> dict[str, Tensor]:
-    """The model's parameter or buffer for every tensor of the source that is merged."""
+def _targets(source: Source, model: PreTrainedModel, vocabulary: Vocabulary | None = None) -> dict[str, Tensor]:
+    """The model's parameter or buffer for every tensor of the source that is merged; it has the rows of the vocabulary."""
     import torch
 
     state: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -161,7 +174,9 @@ def _targets(source: Source, model: PreTrainedModel) -> dict[str, Tensor]:
         target = state.get(name, state.get(prefix + name))
         if not info.is_float or (target is None and ".rotary_emb.inv_freq" in name):
             continue
-        if target is None or tuple(target.shape) != info.shape or not target.is_contiguous():
+        rows = vocabulary is not None and has_rows(name, info, source)
+        shape = vocabulary.shape(info.shape) if rows and vocabulary is not None else info.shape
+        if target is None or tuple(target.shape) != shape or not target.is_contiguous():
             found = "no such parameter" if target is None else f"shape {list(target.shape)}"
             raise SourceError(
                 f"{source}: {name} ({info}) does not fit the model, a {type(model).__name__} with {found}; "

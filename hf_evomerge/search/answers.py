@@ -13,7 +13,7 @@ from ..errors import SearchError
 from ..fitness import Example, load_examples
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from .config import SearchConfig, source_label
-from .folder import settings_of
+from .places import settings_of
 from .spaces import uniform_average
 from .study import Study
 

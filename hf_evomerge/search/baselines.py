@@ -43,7 +43,7 @@ def tuned_models(evaluator: Evaluator, folder: Path, start: SourceRef | Recipe, 
         SearchError: peft is not installed.
         EvoMergeError: The model cannot be built or trained.
     """
-    plain = _plain(start, folder / name / "model")
+    plain = _plain(start, folder / name / "model", trust_remote_code=evaluator.trust_remote_code)
     settings = [Lora.for_cost(cost, len(evaluator.examples("search")), rate=rate, seed=evaluator.config.seed) for rate in RATES]
     found = {}
     for lora in settings:
@@ -54,7 +54,7 @@ def tuned_models(evaluator: Evaluator, folder: Path, start: SourceRef | Recipe, 
     return found
 
 
-def _plain(start: SourceRef | Recipe, folder: Path) -> SourceRef:
+def _plain(start: SourceRef | Recipe, folder: Path, *, trust_remote_code: bool) -> SourceRef:
     """A model that an adapter can be trained for: a parent as it is, or what has to be built first."""
     if isinstance(start, SourceRef):
         if start.adapter is None:
@@ -63,7 +63,7 @@ def _plain(start: SourceRef | Recipe, folder: Path) -> SourceRef:
     if not (folder / "config.json").exists():
         from ..building.build import build_model
 
-        build_model(start, folder, progress=False)
+        build_model(start, folder, progress=False, trust_remote_code=trust_remote_code)
     return SourceRef(model=str(folder))
 
 

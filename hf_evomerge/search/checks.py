@@ -3,65 +3,76 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 from ..errors import SearchError
 from ..fitness import check_disjoint
-from ..recipes.recipe import MergePart, Recipe
+from ..recipes.recipe import Recipe
 from .config import RETAINED, SPLITS, SearchConfig, Stage
-from .evaluator import Evaluator
+from .evaluator import Evaluator, check_writes_text
 from .limits import check_memory_limit
 from .optimizer import Start
 from .spaces import make_space
 from .sweep import sweep_cost
 
 
-def check_search(config: SearchConfig, evaluator: Evaluator) -> tuple[dict[str, int], list[str]]:
+@dataclass
+class Checked:
+    """What the checks of a search found.
+
+    Attributes:
+        dimensions: How many numbers each stage evolves; a second stage counts the merged model's layers.
+        notes: What the user should know of the spaces, one line each.
+        warnings: What is doubtful about the sources, one line each: what a build of the first candidates would say.
+    """
+
+    dimensions: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def check_search(config: SearchConfig, evaluator: Evaluator) -> Checked:
     """Check everything that can be checked without evaluating a model.
 
     Args:
         config: The search.
         evaluator: Its evaluator, which has opened the sources.
 
-    Returns:
-        How many numbers each stage evolves (a second stage counts the merged model's layers), and what the user should know of
-        the spaces, one line each.
-
     Raises:
         EvoMergeError: The search cannot work; the message names what is wrong.
     """
-    from ..checkpoints.compatibility import check_mergeable
-
     _check_device(config.device)
     if config.limits.memory is not None:
         check_memory_limit()
     splits = {split: evaluator.examples(split) for split in ["search", *evaluator.splits]}
     retained = {name.removeprefix(RETAINED): examples for name, examples in splits.items() if name.startswith(RETAINED)}
     check_disjoint(**{split: examples for split, examples in splits.items() if split in SPLITS}, retained=retained)
+    for source in [*evaluator.sources, *([evaluator.base] if evaluator.base is not None else [])]:
+        check_writes_text(source)
+    found = Checked()
     if config.space != "dfs":
-        check_mergeable([evaluator.sources[i] for i in config.ps_sources], evaluator.base)
+        found.warnings += evaluator.merged(config.merge_part()).sampled_findings().warnings
     if "lora" in config.baselines:
         from .finetune import peft
 
         evaluator.differentiable_task()
         peft()
-    dimensions: dict[str, int] = {}
-    notes: list[str] = []
     for stage in config.stages:
         if stage == "random":
             continue
         on_merge = config.space == "hybrid" and config.space_of(stage) == "dfs"
-        merge = MergePart(method=config.ps.method) if on_merge else None
-        space = make_space(config, stage, evaluator.summary, merge)
+        space = make_space(config, stage, evaluator.summary, config.merge_part() if on_merge else None)
         start = space.start()
         mean = start.mean
-        _check_recipe(space.decode(mean), evaluator, stage)
+        warnings = _check_recipe(space.decode(mean), evaluator)
         _check_sweep(config, stage, start, len(splits["search"]))
         _check_gradient(config, stage, evaluator)
-        dimensions[stage] = mean.size
-        notes += [note for note in space.notes() if note not in notes]
+        found.dimensions[stage] = mean.size
+        found.notes += [note for note in space.notes() if note not in found.notes]
+        found.warnings += [line for line in warnings if line not in found.warnings]
     for split in splits:
         evaluator.check_examples(split)
-    return dimensions, notes
+    return found
 
 
 def _check_sweep(config: SearchConfig, stage: Stage, start: Start, examples: int) -> None:
@@ -78,21 +89,16 @@ def _check_sweep(config: SearchConfig, stage: Stage, start: Start, examples: int
         )
 
 
-def _check_recipe(recipe: Recipe, evaluator: Evaluator, stage: Stage) -> None:
-    """Refuse options that a method does not take, and layers that cannot run in one model, on a stage's first recipe."""
-    from ..merging import check_part
-    from ..routing.config import check_configs, path_config
+def _check_recipe(recipe: Recipe, evaluator: Evaluator) -> list[str]:
+    """Refuse what could not be built, on a stage's first recipe, and layers that cannot run anywhere; what is doubtful."""
+    from ..building.routed import Routed
+    from ..routing.config import check_configs
 
-    merged = recipe.merge_sources
-    if recipe.flow is not None:
-        flow = recipe.flow
-        sources = [*evaluator.sources, *([evaluator.sources[merged[0]]] if recipe.merge is not None else [])]
-        configs = [source.config for source in sources]
-        check_configs(configs, flow.embedding_source, names=sources, anywhere=True)
-        path_config(configs, flow, anywhere=True)
-    if recipe.merge is not None and evaluator.config.space_of(stage) != "dfs":  # there it is the first stage's
-        layer_count = evaluator.layers[merged[0]]
-        check_part(recipe.merge, sources=len(merged), has_base=recipe.base is not None, layer_count=layer_count)
+    checkpoint = evaluator.checkpoint(recipe)
+    if isinstance(checkpoint, Routed) and recipe.flow is not None:
+        configs = [each.config for each in checkpoint.checkpoints]
+        check_configs(configs, recipe.flow.embedding_source, names=checkpoint.checkpoints, anywhere=True)
+    return checkpoint.warnings
 
 
 def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator) -> None:

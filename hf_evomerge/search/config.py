@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..errors import SearchError
+from ..errors import RecipeError, SearchError
 from ..fitness.data import DataSpec
 from ..fitness.registry import AnyTaskSpec, TaskSpec
-from ..recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef
-from ..recipes.strict_yaml import StrictModel, dump_yaml, load_yaml
+from ..recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef, TokenPart, Vocabulary
+from ..recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
 from .presets import completed, filled
 from .sections import FirstConfig, FlowSpaceConfig, LimitsConfig, OptimizerConfig, ParameterSpaceConfig
 
@@ -48,6 +48,8 @@ class SearchConfig(StrictModel):
         sources, base: As in a recipe. One source is enough for ``dfs``.
         dtype: The dtype that candidates are evaluated in and the winner is saved in; the first source's where absent.
         seed: Seed of the optimizer, of DARE's masks and of the batches.
+        vocabulary, tokens, tokenizer, chat_template: As in a recipe: the winner's has them, and candidates are scored with the
+            tokenizer that goes with the result. The first two are of merges; a path alone has the vocabulary of its embeddings.
         ps, dfs: The two spaces; a space that takes part and is absent has its defaults.
         fitness: The task and its settings; see ``docs/fitness.md``.
         data: Where examples come from, per split. ``search`` is what candidates are scored on; the best are scored again on
@@ -74,6 +76,10 @@ class SearchConfig(StrictModel):
     base: SourceRef | None = None
     dtype: Dtype | None = None
     seed: int = Field(default=0, ge=0)
+    vocabulary: Vocabulary | None = None
+    tokens: TokenPart | None = None
+    tokenizer: int | Literal["base"] | None = None
+    chat_template: str | None = Field(default=None, min_length=1)
     ps: ParameterSpaceConfig = Field(default_factory=ParameterSpaceConfig)
     dfs: FlowSpaceConfig = Field(default_factory=FlowSpaceConfig)
     fitness: AnyTaskSpec
@@ -126,6 +132,15 @@ class SearchConfig(StrictModel):
             raise ValueError(f"dfs.{one}: goes with one model; give one source, or name one in dfs.order (found {wanted})")
         if "metagpt" in self.ps.starts and self.base is None:
             raise ValueError("ps.starts: metagpt is made of task vectors; give a base, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_recipe(self) -> SearchConfig:
+        path = FlowPart(path=["0:0"]) if self.space == "dfs" else None
+        try:
+            validate(Recipe, self._recipe(None if self.space == "dfs" else self.merge_part(), path), RecipeError)
+        except RecipeError as cause:
+            raise ValueError(str(cause)) from cause
         return self
 
     @model_validator(mode="after")
@@ -213,7 +228,15 @@ class SearchConfig(StrictModel):
 
     def recipe(self, merge: MergePart | None = None, flow: FlowPart | None = None) -> Recipe:
         """The recipe of a candidate: these parts, of the search's sources."""
-        return Recipe(sources=self.sources, base=self.base, merge=merge, flow=flow, dtype=self.dtype, seed=self.seed)
+        return Recipe(**self._recipe(merge, flow))
+
+    def merge_part(self) -> MergePart:
+        """A merge of the kind that is searched, with the method's defaults for numbers."""
+        return MergePart(method=self.ps.method, sources=self.ps.sources, router=self.ps.router)
+
+    def _recipe(self, merge: MergePart | None, flow: FlowPart | None) -> dict[str, Any]:
+        shared = ("sources", "base", "dtype", "seed", "vocabulary", "tokens", "tokenizer", "chat_template")
+        return {**{key: getattr(self, key) for key in shared}, "merge": merge, "flow": flow}
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the search to a YAML file."""

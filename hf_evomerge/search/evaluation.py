@@ -39,14 +39,25 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def evaluate_model(model: str, config: SearchConfig, *, split: str = "test", show: int = 0) -> Evaluation:
+def evaluate_model(
+    model: str,
+    config: SearchConfig,
+    *,
+    split: str = "test",
+    show: int = 0,
+    adapter: str | None = None,
+    trust_remote_code: bool = False,
+) -> Evaluation:
     """Score one model on a split of a search.
 
     Args:
-        model: A folder, or a repository on the Hub. Custom code is not run; merged models need none where this package is.
+        model: A folder, or a repository on the Hub.
         config: The search whose task and data are used.
         split: ``search``, ``validation`` or ``test``.
         show: To how many examples, from the first on, the model's answers are kept.
+        adapter: A LoRA adapter of the model: a folder, or a repository on the Hub.
+        trust_remote_code: Whether Python files that come with the model may be run; merged models need none where this package
+            is installed.
 
     Raises:
         EvoMergeError: The model or the data cannot be read, or the model cannot be scored.
@@ -58,8 +69,9 @@ def evaluate_model(model: str, config: SearchConfig, *, split: str = "test", sho
     """
     if split not in (known := {*_SPLITS, *config.splits}):
         raise SearchError(f"split: {split!r} is unknown; {nearest(split, known)}")
-    target = SourceRef(model=model)
-    evaluator = Evaluator(config.model_copy(update={"sources": [target], "base": None}))  # the search's sources are not needed
+    target = SourceRef(model=model, adapter=adapter)
+    alone = config.model_copy(update={"sources": [target], "base": None})  # the search's sources are not needed
+    evaluator = Evaluator(alone, trust_remote_code=trust_remote_code)
     examples = tuple(evaluator.examples(split))
     scores = evaluator.evaluate(target, split)
     if scores.error is not None:

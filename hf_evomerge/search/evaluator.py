@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,8 @@ from .spaces import SourceSummary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ..building.merged import Merged
+    from ..checkpoints.checkpoint import Checkpoint
     from ..checkpoints.source import Source
     from ..merging.gradient import MergeGradient
     from ..merging.live import LiveMerger
@@ -40,6 +42,7 @@ class Evaluator:
         config: The search: sources, dtype, device, threads, task and data.
         task_factory: Makes an unprepared task; the search file's by default.
         examples: The examples per split; read as the search file says by default.
+        trust_remote_code: Whether Python files that come with the sources may be run.
 
     Attributes:
         sources, base: The opened checkpoints.
@@ -55,22 +58,24 @@ class Evaluator:
         *,
         task_factory: Any = None,
         examples: Mapping[str, Sequence[Example]] | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         import torch
-
-        from ..checkpoints.source import Source
 
         torch.set_num_threads(config.threads)
         self.config = config
         self._task_factory = task_factory or (lambda: make_task(config.fitness))
         self._examples = dict(examples) if examples is not None else {}
-        self.sources = [Source.open(ref) for ref in config.sources]
-        self.base = Source.open(config.base) if config.base is not None else None
+        self.trust_remote_code = trust_remote_code
+        self._opened: dict[SourceRef, Source] = {}
+        self.sources = [self.open(ref) for ref in config.sources]
+        self.base = self.open(config.base) if config.base is not None else None
         self.dtype = getattr(torch, config.dtype) if config.dtype else self.sources[0].config.dtype or torch.float32
         self._resident: dict[SourceRef, PreTrainedModel] = {}
         self._visitor: tuple[SourceRef, PreTrainedModel] | None = None
-        self._merged_models: dict[int, PreTrainedModel] = {}
-        self._merger: tuple[str, LiveMerger, PreTrainedModel] | None = None
+        self._merged_models: dict[tuple[int, int], PreTrainedModel] = {}
+        self._checkpoints: dict[Hashable, Checkpoint] = {}
+        self._merger: tuple[Hashable, LiveMerger, PreTrainedModel] | None = None
         self._gradient: MergeGradient | None = None
         self._applied: MergePart | None = None
         self._pool: tuple[tuple[int | None, int], LayerPool] | None = None
@@ -89,13 +94,14 @@ class Evaluator:
 
         if self.config.space == "dfs":
             return SourceSummary(self.layers)
-        merged = [self.sources[i] for i in self.config.ps_sources]
+        plan = self.merged(self.config.merge_part()).plan
+        merged, base = plan.sources, plan.base
         names = merged_names((name for name, info in merged[0].tensors.items() if info.is_float), self.config.ps.router)
         tensors = [name for name in names if ".rotary_emb.inv_freq" not in name]
-        unchanged = [unchanged_tensors(source, self.base) for source in merged] if self.base is not None else []
+        unchanged = [unchanged_tensors(source, base) for source in merged] if base is not None else []
         distances = []
-        if self.base is not None and "metagpt" in self.config.ps.starts:
-            distances = [squared_distance(source, self.base) for source in merged]
+        if base is not None and "metagpt" in self.config.ps.starts:
+            distances = [squared_distance(source, base) for source in merged]
         return SourceSummary(self.layers, tensors, unchanged, distances)
 
     @property
@@ -160,9 +166,37 @@ class Evaluator:
         assert isinstance(task, DifferentiableTask)  # checked
         return task
 
+    def open(self, ref: SourceRef) -> Source:
+        """A source of the search, or another model. Raises `SourceError`."""
+        from ..checkpoints.source import Source
+
+        if ref not in self._opened:
+            self._opened[ref] = Source.open(ref, trust_remote_code=self.trust_remote_code)
+        return self._opened[ref]
+
+    def checkpoint(self, recipe: Recipe) -> Checkpoint:
+        """A recipe as the build has it, with all its checks; raises as `open_recipe` does."""
+        from ..building.build import open_recipe
+
+        return open_recipe(recipe, opened=self.open)
+
+    def merged(self, part: MergePart) -> Merged:
+        """A merge of this kind, whatever its numbers are, as the build has it."""
+        from ..building.merged import Merged
+
+        key = self._kind_of(part)
+        if key not in self._checkpoints:
+            self._checkpoints[key] = self.checkpoint(self.config.recipe(merge=part))
+        merged = self._checkpoints[key]
+        assert isinstance(merged, Merged)  # it has no path
+        return merged
+
+    def _kind_of(self, part: MergePart) -> Hashable:
+        return part.method, tuple(sorted(part.options)), tuple(part.sources or range(len(self.sources))), part.router
+
     def tokenizer(self, target: Target) -> Any:
         """The tokenizer that goes with a target."""
-        return self._tokenizer_owner(target).tokenizer()
+        return self._tokenizer_owner(target)[1].tokenizer()
 
     def forget_parents(self) -> None:
         """Let go of the parent that was scored last."""
@@ -227,8 +261,6 @@ class Evaluator:
 
     def _parent(self, ref: SourceRef) -> PreTrainedModel:
         """The plain model of a parent. It is let go when another whole model is needed, unless paths run through it."""
-        from ..checkpoints.source import Source
-
         if ref in self._resident:
             return self._resident[ref]
         if self._visitor is None or self._visitor[0] != ref:
@@ -237,7 +269,7 @@ class Evaluator:
                 self._merger = self._gradient = self._applied = self._pool = None
                 self._merged_models.clear()
             gc.collect()
-            self._visitor = (ref, self._from_disk(Source.open(ref)))
+            self._visitor = (ref, self._from_disk(self.open(ref)))
         return self._visitor[1]
 
     def _resident_source(self, ref: SourceRef) -> PreTrainedModel:
@@ -263,10 +295,15 @@ class Evaluator:
 
         from ..merging.live import write_adapter
 
+        check_writes_text(source)
         with self._unmeasured():
             source.download()
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.folder, dtype=self.dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+                source.folder,
+                dtype=self.dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=self.trust_remote_code,
             )
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
@@ -301,17 +338,30 @@ class Evaluator:
         if part.slices is not None:
             raise SourceError("merge.slices: a stack is built on disk and not scored in memory; build it, and give its folder")
         numbers = list(part.sources or range(len(self.sources)))
-        sources = [self.sources[number] for number in numbers]
         router: int | Literal["merge"] = numbers.index(part.router) if isinstance(part.router, int) else part.router or 0
-        key = f"{part.method} {sorted(part.options)} {numbers} {router}"
+        key = self._kind_of(part)
         if self._merger is None or self._merger[0] != key:
             self._applied = None
-            if numbers[0] not in self._merged_models:
+            merged = self.merged(part)
+            first, rows, plan = (part.sources or [0])[0], merged.vocab_size, merged.plan
+            if (first, rows) not in self._merged_models:
                 self._visitor = None
-                self._merged_models[numbers[0]] = self._from_disk(sources[0])
-            model = self._merged_models[numbers[0]]
+                model = self._from_disk(self.sources[first])
+                if model.get_input_embeddings().num_embeddings != rows:
+                    model.resize_token_embeddings(rows, mean_resizing=False)
+                self._merged_models[first, rows] = model.requires_grad_(False)
+            model = self._merged_models[first, rows]
             with self._unmeasured():
-                merger = LiveMerger(sources, self.base, part.method, part.options, self.config.seed, model, router=router)
+                merger = LiveMerger(
+                    plan.sources,
+                    plan.base,
+                    part.method,
+                    part.options,
+                    self.config.seed,
+                    model,
+                    router=router,
+                    vocabulary=plan.vocabulary,
+                )
             self._merger = (key, merger, model)
         return self._merger[1:]
 
@@ -337,8 +387,8 @@ class Evaluator:
 
     def _prepared(self, target: Target, split: str, batch: Batch | None, fitness: TaskSpec | None) -> Task:
         """The task on these examples, tokenised once for all candidates."""
-        owner = self._tokenizer_owner(target)
-        key = (owner.folder, split, batch, fitness)
+        which, owner = self._tokenizer_owner(target)
+        key = (which, split, batch, fitness)
         if self._task is None or self._task[0] != key:
             examples = self.examples(split)
             task = self._new_task(fitness)
@@ -346,12 +396,26 @@ class Evaluator:
             self._task = (key, task)
         return self._task[1]
 
-    def _tokenizer_owner(self, target: Target) -> Source:
-        """The source whose tokenizer goes with a target: its own, the embeddings', or the first that is merged."""
+    def _tokenizer_owner(self, target: Target) -> tuple[Hashable, Checkpoint]:
+        """The checkpoint whose tokenizer goes with a target, and what is the same for all that share it."""
         if isinstance(target, SourceRef):
-            from ..checkpoints.source import Source
+            owner = self.open(target)
+            return owner.folder, owner
+        merge = target.merge and tuple(target.merge_sources)
+        key: Hashable = ("tokenizer of", merge, target.flow and target.flow.embedding_source)
+        if key not in self._checkpoints:
+            self._checkpoints[key] = self.checkpoint(target)
+        return key, self._checkpoints[key]
 
-            return Source.open(target)
-        if target.flow is not None and target.flow.embedding_source < len(self.sources):
-            return self.sources[target.flow.embedding_source]
-        return self.sources[target.merge_sources[0]]
+
+def check_writes_text(source: Source) -> None:
+    """Raise `SourceError` unless a source is a causal language model: only such a model is scored here."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    own = source.trust_remote_code and "AutoModelForCausalLM" in (getattr(source.config, "auto_map", None) or {})
+    if type(source.config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own:
+        kind = ", ".join(source.config.architectures or ["its architecture"])
+        raise SourceError(
+            f"{source}: {kind} (model type {source.config.model_type!r}) is no causal language model, and only those are "
+            "scored; give the language model alone. `hf-evomerge merge` takes other models too"
+        )

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..building.build import build_model
 from ..checkpoints.model_folder import check_place, named_folder
 from ..errors import EvoMergeError, SearchError, one_line
-from ..fitness import DataSpec
-from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
+from ..recipes.recipe import RECIPE_FILE, Recipe
 from ..recipes.strict_yaml import validate
 from .config import SearchConfig
 from .grounds import Pins, pin
+from .places import NOTE, new_places, renamed, replaced, rooted, settings_of
 from .results import Result
 from .study import STUDY_FILE, Study
 
@@ -23,41 +22,6 @@ SEARCH_FILE = "search.yaml"
 RESULTS_FILE = "results.json"
 MODEL_FOLDER = "model"
 PLOTS_FOLDER = "plots"
-
-
-def rooted(config: SearchConfig) -> SearchConfig:
-    """The search with folders and files by their absolute names, so that its study goes on from wherever it is resumed."""
-
-    def place(name: str | None, exists: Callable[[str], bool] = os.path.isdir) -> str | None:
-        if name is None or not exists(found := str(named_folder(name))):
-            return name  # a repository on the Hub, or nothing, which is complained about later
-        return os.path.abspath(found)
-
-    def source(ref: SourceRef) -> SourceRef:
-        return ref.model_copy(update={"model": place(ref.model), "adapter": place(ref.adapter)})
-
-    def data(spec: DataSpec) -> DataSpec:
-        def places(names: list[str]) -> list[str]:
-            return [str(place(name, os.path.isfile)) for name in names]
-
-        named = [spec.data_files] if isinstance(spec.data_files, str) else spec.data_files
-        files: dict[str, Any] = {"jsonl": place(spec.jsonl, os.path.isfile), "dataset": place(spec.dataset)}
-        files |= {"lm_eval": spec.lm_eval and places(spec.lm_eval), "data_files": named and places(named)}
-        return spec.model_copy(update=files)
-
-    return config.model_copy(
-        update={
-            "sources": [source(ref) for ref in config.sources],
-            "base": source(config.base) if config.base is not None else None,
-            "data": {split: data(spec) for split, spec in config.data.items()},
-            "retain": {name: data(spec) for name, spec in config.retain.items()},
-        }
-    )
-
-
-def settings_of(study: Study) -> SearchConfig:
-    """The search that a study was begun with; raises `SearchError` where its settings cannot be read."""
-    return validate(SearchConfig, study.meta("settings"), SearchError)
 
 
 def settings_in(folder: str | os.PathLike[str]) -> SearchConfig:
@@ -100,6 +64,7 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
         _check_unused(written, out)
         study = Study.create(out, settings)
         study.set_meta("pins", pins)
+        study.set_meta(NOTE, os.path.abspath(out))
         study.set_meta("versions", _versions())
     else:
         study = Study.open(out)
@@ -131,14 +96,36 @@ def check_out(config: SearchConfig, out: Path) -> None:
 
 
 def known_pins(out: Path) -> Pins:
-    """What the repositories of the folder's study were pinned to when it began; empty where there is no study."""
+    """What the repositories of the folder's study were pinned to when it began; empty where there is no study.
+
+    A study that was moved is brought up to date first.
+    """
     if not (out / STUDY_FILE).exists():
         return {}
     study = Study.open(out)
     try:
+        _follow(study)
         return study.meta("pins") or {}
     finally:
         study.close()
+
+
+def _follow(study: Study) -> None:
+    """Let a study that was moved, and its search file, call everything by its new place; its recipes can then be built."""
+    here = os.path.abspath(study.folder)
+    if study.meta(NOTE) == here:
+        return
+    config = validate(SearchConfig, study.meta("settings"), SearchError)
+    place = new_places(study, config)
+    settings = renamed(config, place).model_dump(mode="json")
+    pins = {
+        replaced(key, config, place): {name: value and place(value) for name, value in ref.items()}
+        for key, ref in (study.meta("pins") or {}).items()
+    }
+    with study.exclusive():
+        if (file := study.folder / SEARCH_FILE).exists():  # first: it is harmless to do that twice
+            file.write_text(replaced(file.read_text(encoding="utf-8"), config, place), encoding="utf-8")
+        study.rename(lambda recipe: renamed(recipe, place), {"settings": settings, "pins": pins, NOTE: here})
 
 
 def edits(out: Path, config: SearchConfig, pins: Pins) -> str | None:
@@ -171,13 +158,13 @@ def save_results(config: SearchConfig, folder: Path, result: Result) -> None:
     (folder / RESULTS_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def build_winner(folder: Path, winner: Recipe) -> None:
+def build_winner(folder: Path, winner: Recipe, *, trust_remote_code: bool = False) -> None:
     """Build the winner, unless it is there already; only what a search has built is replaced."""
     built = folder / MODEL_FOLDER / RECIPE_FILE
     if built.parent.exists() and not built.exists():
         raise SearchError(f"{built.parent}: was not made by this search; move it away and resume")
     if not built.exists() or built.read_text(encoding="utf-8") != winner.to_yaml():
-        build_model(winner, folder / MODEL_FOLDER, progress=False, overwrite=True)
+        build_model(winner, folder / MODEL_FOLDER, progress=False, overwrite=True, trust_remote_code=trust_remote_code)
 
 
 def _check_unused(config: SearchConfig, out: Path) -> None:
@@ -191,7 +178,7 @@ def _check_unused(config: SearchConfig, out: Path) -> None:
 
 def _check_same(study: Study, out: Path, settings: dict[str, Any]) -> None:
     """Refuse to go on with other settings; a key that an older version did not know and that is not set is no other setting."""
-    if changed := _changes(study.meta("settings"), settings):
+    if changed := _changes(settings_of(study).model_dump(mode="json"), settings):
         raise SearchError(f"{out}: holds the study of another search: {', '.join(changed)}; choose another folder")
 
 

@@ -12,7 +12,7 @@ from .config import SearchConfig
 from .evaluator import Evaluator
 
 if TYPE_CHECKING:
-    from ..checkpoints.source import Source
+    from ..checkpoints.checkpoint import Checkpoint
 
 
 def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
@@ -34,23 +34,22 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
     sizes = [_model(source, itemsize) for source in sources]
     parents = [*sizes, *([_model(evaluator.base, itemsize)] if evaluator.base is not None else [])]
     found = {"parents": max(parents)}
-    merged = [sources[number] for number in config.ps_sources]
+    merged = evaluator.merged(config.merge_part()) if config.space != "dfs" else None
     for space in config.spaces:
-        merges = space in ("ps", "joint") or config.space == "hybrid"
-        whole = sizes[config.ps_sources[0]] + _task_vectors(config, merged, evaluator.base) if merges else 0
+        whole = 0 if merged is None else _model(merged, itemsize) + _task_vectors(config, merged, evaluator.base is not None)
         found[space] = whole + (0 if space == "ps" else sum(sizes))
     return found
 
 
-def _model(source: Source, itemsize: int) -> int:
+def _model(source: Checkpoint, itemsize: int) -> int:
     """Bytes of a whole model in the dtype of the search."""
     return sum(math.prod(info.shape) * itemsize for info in source.tensors.values() if info.is_float)
 
 
-def _task_vectors(config: SearchConfig, merged: list[Source], base: Source | None) -> int:
+def _task_vectors(config: SearchConfig, merged: Checkpoint, has_base: bool) -> int:
     """Bytes that are kept beside the merged model."""
     method, kept = get_method(config.ps.method), 0
-    for info in merged[0].tensors.values():
-        needed = memory_needed(method, math.prod(info.shape), len(merged), base is not None) if info.is_float else 0
+    for info in merged.tensors.values():
+        needed = memory_needed(method, math.prod(info.shape), len(config.ps_sources), has_base) if info.is_float else 0
         kept += needed if kept + needed <= MEMORY_LIMIT else 0
     return kept

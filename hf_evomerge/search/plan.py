@@ -84,11 +84,12 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_search(config: SearchConfig) -> Plan:
+def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Plan:
     """Check everything that can be checked without searching, and measure how long the parts of the search take.
 
     Args:
         config: The search.
+        trust_remote_code: Whether Python files that come with the sources may be run.
 
     Raises:
         EvoMergeError: A source, the data or a setting is wrong.
@@ -97,11 +98,11 @@ def plan_search(config: SearchConfig) -> Plan:
         >>> plan_search(SearchConfig.load("search.yaml")).evaluations
         {'ps': 8, 'dfs': 8}
     """
-    evaluator = Evaluator(config)
-    dimensions, notes = check_search(config, evaluator)
+    evaluator = Evaluator(config, trust_remote_code=trust_remote_code)
+    checked = check_search(config, evaluator)
     examples = {split: len(evaluator.examples(split)) for split in evaluator.splits}
     second = _seconds(evaluator, config.sources[0], config.sources[0]) / examples["search"]  # of one example
-    stages, warnings, merge = list[Phase](), _of_splits(examples), None
+    stages, warnings, merge = list[Phase](), [*checked.warnings, *_of_splits(examples)], None
     for stage in config.stages:
         space = make_space(config, stage, evaluator.summary, merge)
         planned = _Stage(config, stage, space, evaluator)
@@ -112,7 +113,13 @@ def plan_search(config: SearchConfig) -> Plan:
     phases = _around(config, stages, examples, second, averaged=len(set(evaluator.layers)) == 1)
     evaluations: dict[str, int] = {stage: config.budget(stage)[0] for stage in config.stages}
     return Plan(
-        tuple(phases), dimensions, evaluations, examples, tuple(notes), tuple(warnings), memory_of_models(config, evaluator)
+        tuple(phases),
+        checked.dimensions,
+        evaluations,
+        examples,
+        tuple(checked.notes),
+        tuple(warnings),
+        memory_of_models(config, evaluator),
     )
 
 

@@ -14,11 +14,12 @@ from .baselines import FOLDER, tuned_models
 from .checks import check_search
 from .config import SearchConfig
 from .evaluator import Evaluator
-from .folder import PLOTS_FOLDER, build_winner, edits, known_pins, open_study, rooted, save_results, settings_of
+from .folder import PLOTS_FOLDER, build_winner, edits, known_pins, open_study, save_results
 from .grounds import check_same_grounds, pin
 from .limits import Limits
 from .loop import Search
 from .pictures import draw_pictures
+from .places import rooted, settings_of
 from .results import Result
 from .runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
 from .sections import LimitsConfig
@@ -37,6 +38,7 @@ def run_search(
     task_factory: Callable[[], Task] | None = None,
     examples: Mapping[str, Sequence[Example]] | None = None,
     build: bool = True,
+    trust_remote_code: bool = False,
 ) -> Result:
     """Run a search to its end, or resume the one in the folder.
 
@@ -54,6 +56,7 @@ def run_search(
             worker.
         examples: Examples per split, in place of the search file's data.
         build: Whether to build the winner.
+        trust_remote_code: Whether Python files that come with the sources may be run; the study does not remember it.
 
     Raises:
         EvoMergeError: The search cannot start (a source, the data or a setting is wrong), or no candidate could be evaluated.
@@ -62,17 +65,19 @@ def run_search(
         >>> result = run_search(SearchConfig.load("search.yaml"), "my-search")
         >>> result.winner.save("winner.yaml")
     """
-    arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples}
+    arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples, "trust_remote_code": trust_remote_code}
     refuse_in_worker()
     pins = known_pins(Path(out))
     written = rooted(config)
     config = pin(written, pins)
     evaluator = Evaluator(config, **arguments)
-    check_search(config, evaluator)
+    checked = check_search(config, evaluator)
     study = open_study(config, Path(out), pins, written)
     runner: Runner | None = None
     try:
         check_same_grounds(study, evaluator, task_factory)
+        for line in checked.warnings if not any(map(study.trials, config.stages)) else ():
+            logger.warning(line)
         runner = _runner(evaluator, study, workers, arguments)
         search = Search(
             config,
@@ -86,7 +91,7 @@ def run_search(
         result = search.run()
         save_results(config, study.folder, result)
         if build:
-            build_winner(study.folder, result.winner)
+            build_winner(study.folder, result.winner, trust_remote_code=trust_remote_code)
         draw_pictures(config, study, result.winner, evaluator.layers, study.folder / PLOTS_FOLDER)
         return result
     finally:
@@ -116,12 +121,13 @@ def resume_search(
     workers: int = 0,
     report: Report | None = None,
     build: bool = True,
+    trust_remote_code: bool = False,
 ) -> Result:
     """Resume the search of a folder, with the same trials as if it had never been stopped.
 
     Args:
         out: The folder of the search.
-        workers, report, build: As for `run_search`.
+        workers, report, build, trust_remote_code: As for `run_search`.
 
     Raises:
         SearchError: There is no search in the folder, or it cannot go on.
@@ -131,11 +137,12 @@ def resume_search(
         >>> any(row.winner for row in result.rows)
         True
     """
+    pins = known_pins(Path(out))
     study = Study.open(out)
     try:
-        config, pins = settings_of(study), study.meta("pins") or {}
+        config = settings_of(study)
     finally:
         study.close()
     if (line := edits(Path(out), config, pins)) is not None:
         logger.warning(line)
-    return run_search(config, out, workers=workers, report=report, build=build)
+    return run_search(config, out, workers=workers, report=report, build=build, trust_remote_code=trust_remote_code)

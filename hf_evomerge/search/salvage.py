@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..errors import EvoMergeError, SearchError
 from .config import SearchConfig
-from .folder import SEARCH_FILE, settings_of
+from .folder import SEARCH_FILE
+from .places import settings_of
 from .study import STUDY_FILE, TABLES, Study, Values, row_name
 
 _NAMED = 5

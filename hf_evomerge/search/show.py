@@ -14,7 +14,7 @@ from ..errors import SearchError
 from ..recipes.layer_path import hop_table
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from .config import STAGES, source_label
-from .folder import settings_of
+from .places import settings_of
 from .rows import accuracy_text, fitness_text, render
 from .study import Study
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -51,6 +51,12 @@ CREATE TABLE IF NOT EXISTS answers (
 """
 TABLES = {"meta": 1, "recipes": 1, "trials": 2, "evaluations": 2, "answers": 2}
 """The tables, and how many columns name a row."""
+_REFERENCES = (
+    ("trials", "recipe", 5, "stage = ? AND number = ?"),
+    ("evaluations", "label", 0, "label = ? AND split = ?"),
+    ("answers", "owner", 0, "owner = ? AND split = ?"),
+)
+"""Where a recipe's key stands: table, column and its place, and what names a row."""
 Values = tuple[Any, ...]
 
 
@@ -283,10 +289,40 @@ class Study:
 
     def write(self, table: str, values: Values, *, replace: bool = False) -> None:
         """Write one row with its checksum, in a transaction of its own."""
-        marks = ", ".join("?" * (len(values) + 1))
         with self._connection:
-            verb = "INSERT OR REPLACE" if replace else "INSERT"
-            self._connection.execute(f"{verb} INTO {table} VALUES ({marks})", (*values, _checksum(values)))
+            self._put(table, values, replace=replace)
+
+    def _put(self, table: str, values: Values, *, replace: bool) -> None:
+        marks = ", ".join("?" * (len(values) + 1))
+        verb = "INSERT OR REPLACE" if replace else "INSERT"
+        self._connection.execute(f"{verb} INTO {table} VALUES ({marks})", (*values, _checksum(values)))
+
+    def rename(self, recipe: Callable[[Recipe], Recipe], meta: Mapping[str, Any]) -> None:
+        """Put other recipes in the place of all, whose keys what refers to them follows, and values beside; all or nothing.
+
+        Args:
+            recipe: Makes a recipe of an old one.
+            meta: Values to store, by key.
+
+        Raises:
+            SearchError: A row is damaged; nothing is changed.
+        """
+        new = {str(key): recipe(Recipe.from_yaml(str(text))) for key, text in self._whole("recipes", "1")}
+        changed = {key: each.key for key, each in new.items() if each.key != key}
+        with self._connection:
+            for table, column, place, row_is in _REFERENCES:
+                for old, key in changed.items():
+                    for row in list(self._whole(table, f"{column} = ?", old)):
+                        checksum = _checksum((*row[:place], key, *row[place + 1 :]))
+                        command = f"UPDATE {table} SET {column} = ?, checksum = ? WHERE {row_is}"
+                        self._connection.execute(command, (key, checksum, *row[: TABLES[table]]))
+            for old, key in changed.items():
+                self._connection.execute(
+                    "UPDATE recipes SET key = ?, yaml = ?, checksum = ? WHERE key = ?",
+                    (key, text := new[old].to_yaml(), _checksum((key, text)), old),
+                )
+            for name, value in meta.items():
+                self._put("meta", (name, json.dumps(value)), replace=True)
 
     def rows(self, table: str, where: str = "1", *arguments: Any) -> Iterator[tuple[Values, bool]]:
         """Rows of a table without their checksums, and whether each is as it was written; raises `sqlite3.DatabaseError`."""

@@ -33,11 +33,13 @@ from hf_evomerge.search.config import STAGES, SearchConfig
 from hf_evomerge.search.evaluation import evaluate_model
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.finetune import Lora, fine_tune
-from hf_evomerge.search.folder import check_out
+from hf_evomerge.search.folder import check_out, edits
+from hf_evomerge.search.places import settings_of
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results import Result
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runner import LocalRunner
+from hf_evomerge.search.salvage import check_study
 from hf_evomerge.search.show import describe_model, describe_study
 from hf_evomerge.search.spaces import uniform_average
 from hf_evomerge.search.stage import Progress
@@ -443,7 +445,7 @@ def test_settings_that_an_older_version_did_not_know(search_config: Config, tmp_
     check_out(search_config(), tmp_path / "old")
     del settings["finalists"]
     Study.create(tmp_path / "older", settings).close()
-    with pytest.raises(SearchError, match="finalists was null and is 2"):
+    with pytest.raises(SearchError, match="finalists was 8 and is 2"):
         check_out(search_config(), tmp_path / "older")
 
 
@@ -754,6 +756,47 @@ def test_a_study_does_not_depend_on_the_current_directory(
     monkeypatch.chdir(tiny)
     repeated = run_search(validate(SearchConfig, settings, SearchError), tmp_path / "out", build=False)
     assert repeated.to_json() == result.to_json()
+
+
+@pytest.mark.parametrize("how", ["copied", "alone"])
+def test_a_study_moves_with_its_data(
+    how: str, tiny: Path, tmp_path: Path, search_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study that is copied with sources and data beside it goes on there, as if it had never been elsewhere; one
+    that is moved without them reads them where they are. What it leaves names the places of today, and only those."""
+    old, new = tmp_path / "old" / "place", tmp_path / "new"
+    shutil.copytree(tiny, old / "data")
+    config = validate(SearchConfig, search_settings("ps", old / "data"), SearchError)
+    whole = run_search(config, tmp_path / "whole", build=False)
+    _stopped_after(5, config, old / "study")
+    if how == "alone":
+        shutil.move(old / "study", new / "study")
+    else:
+        shutil.copytree(old, new)
+    monkeypatch.chdir(tmp_path / "old")
+    result = resume_search(new / "study")
+    data = old / "data" if how == "alone" else new / "data"
+    assert [ref.model for ref in result.winner.sources] == [str(data / "a"), str(data / "b")]
+    assert [row.scores.values.tolist() for row in result.rows] == [row.scores.values.tolist() for row in whole.rows]
+    before, after = (_facts(folder) for folder in (tmp_path / "whole", new / "study"))
+    assert [(*row[:5], *row[6:]) for row in after["trials"]] == [(*row[:5], *row[6:]) for row in before["trials"]]
+    for file in ("search.yaml", "recipe.yaml", "model/recipe.yaml"):
+        assert (str(old) in (new / "study" / file).read_text()) == (how == "alone")
+    assert not check_study(new / "study").damaged
+    assert edits(new / "study", settings_of(Study.open(new / "study")), {}) is None
+    repeated = run_search(validate(SearchConfig, search_settings("ps", data), SearchError), new / "study")
+    assert repeated.to_json() == result.to_json()
+
+
+def _stopped_after(trials: int, config: SearchConfig, out: Path) -> None:
+    """Run a search that is interrupted after so many trials."""
+
+    def interrupt(progress: Progress) -> None:
+        if progress.phase == "ps" and progress.done >= trials:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_search(config, out, report=interrupt)
 
 
 def test_other_examples_are_refused(tmp_path: Path, search_config: Config) -> None:

@@ -1,0 +1,199 @@
+"""Which sources a search takes, and what it says of doubtful ones: whatever a merge takes, and in the same words."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from hf_evomerge.building.build import check_recipe
+from hf_evomerge.cli import app
+from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.evaluation import evaluate_model
+from hf_evomerge.search.plan import plan_search
+from hf_evomerge.search.run import run_search
+
+Config = Callable[..., SearchConfig]
+OWN = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+open({log!r}, "a").write(".")
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def _edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def _hf(*words: object) -> tuple[int, str]:
+    """A command's status, and its last line."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    return result.exit_code, result.output.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def brings_code(tiny: Path, tmp_path: Path) -> Path:
+    """The tiny family as an architecture whose Python code lies beside the weights, and leaves a mark when it runs."""
+    folder = shutil.copytree(tiny, tmp_path / "own")
+    for name in ("a", "b", "base"):
+        (folder / name / "own.py").write_text(OWN.format(log=str(tmp_path / "ran")))
+        code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+        _edit(folder / name / "config.json", model_type="own", architectures=["OwnForCausalLM"], auto_map=code)
+    return folder
+
+
+def test_code_runs_with_consent_alone(brings_code: Path, tmp_path: Path, search_config: Config) -> None:
+    """A search of sources that bring code is refused; with --trust-remote-code it runs, and so do resume and eval, each asked
+    anew, in worker processes too."""
+    search_config("ps", brings_code).save(tmp_path / "search.yaml")
+    out, trust = tmp_path / "out", "--trust-remote-code"
+    for words in (
+        ("search", tmp_path / "search.yaml", "-o", out),
+        ("search", tmp_path / "search.yaml", "-o", out, "--dry-run"),
+    ):
+        status, line = _hf(*words)
+        assert status == 1
+        assert line.startswith("error: ")
+        assert line.endswith("read it, and pass --trust-remote-code")
+    assert not (tmp_path / "ran").exists()
+    assert _hf("search", tmp_path / "search.yaml", "-o", out, "--dry-run", trust)[0] == 0
+    status, line = _hf("search", tmp_path / "search.yaml", "-o", out, trust)
+    assert (status, line) == (0, f"plots:  {out / 'plots'}")
+    model = out / "model"
+    assert (model / "own.py").exists()
+    assert "--trust-remote-code" in _hf("resume", out)[1]
+    assert _hf("resume", out, trust)[0] == 0
+    assert "--trust-remote-code" in _hf("eval", model, "--search", tmp_path / "search.yaml")[1]
+    status, line = _hf("eval", model, "--search", tmp_path / "search.yaml", trust)
+    assert status == 0
+    assert "fitness" in line
+
+
+def test_no_file_can_consent(search_settings: Callable[..., dict[str, Any]]) -> None:
+    """Consent to foreign code is no key of a search file."""
+    with pytest.raises(SearchError, match="trust_remote_code: no such key"):
+        validate(SearchConfig, search_settings(trust_remote_code=True), SearchError)
+
+
+@pytest.fixture
+def more_words(tiny: Path, tmp_path: Path) -> Path:
+    """The tiny family, ``b`` with two words more than the others."""
+    folder = shutil.copytree(tiny, tmp_path / "more")
+    model = AutoModelForCausalLM.from_pretrained(folder / "b")
+    model.resize_token_embeddings(28, mean_resizing=False)
+    model.save_pretrained(folder / "b")
+    file = folder / "b" / "tokenizer.json"
+    data = json.loads(file.read_text())
+    data["model"]["vocab"] |= {"more1": 26, "more2": 27}
+    file.write_text(json.dumps(data))
+    return folder
+
+
+def test_a_search_over_vocabularies(more_words: Path, tmp_path: Path, search_config: Config) -> None:
+    """What a search advises it takes: the winner's recipe says what becomes of the vocabularies, and its model has them."""
+    search_config("ps", more_words).save(tmp_path / "search.yaml")
+    status, line = _hf("search", tmp_path / "search.yaml", "-o", tmp_path / "out", "--dry-run")
+    assert (status, "vocabulary: union" in line) == (1, True)
+    optimizer = {"algorithm": "gradient", "evaluations": 6}
+    ps = {"groups": "tensor", "starts": ["average", "metagpt"], "optimizer": optimizer}
+    config = search_config("ps", more_words, ps=ps, vocabulary="union")
+    result = run_search(config, tmp_path / "out")
+    assert result.winner.vocabulary == "union"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert model.get_input_embeddings().num_embeddings == 28
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"vocabulary": {"from": 2}}, "vocabulary.from: 2 is no source that takes part in the merge"),
+        ({"vocabulary": "union", "ps": {"sources": [0]}, "tokens": {"default": 1}}, "tokens.default: 1 is no source that"),
+        ({"tokens": {}}, "tokens: matched only with vocabulary: union"),
+        ({"tokenizer": 4}, "tokenizer: 4 is not a source"),
+        ({"tokenizer": "base", "base": None}, "tokenizer: there is no base"),
+        ({"space": "dfs", "vocabulary": "union"}, "vocabulary: there is no merge; a path has the vocabulary of"),
+    ],
+)
+def test_vocabularies_that_cannot_be(more: dict[str, Any], message: str, search_config: Config) -> None:
+    """What a recipe refuses of vocabularies a search file refuses, in the same words."""
+    with pytest.raises(SearchError) as caught:
+        search_config(**{"space": "ps", **more})
+    assert str(caught.value).startswith(message)
+
+
+def _doubtful(folder: Path) -> None:
+    """Another rope, another norm, two tokens swapped, and weights that are no fine-tune of the base's."""
+    file = folder / "b" / "config.json"
+    _edit(file, rms_norm_eps=1e-3, rope_parameters={"rope_type": "default", "rope_theta": 50.0})
+    file = folder / "b" / "tokenizer.json"
+    data = json.loads(file.read_text())
+    words = data["model"]["vocab"]
+    words["w1"], words["w2"] = words["w2"], words["w1"]
+    file.write_text(json.dumps(data))
+    weights = folder / "b" / "model.safetensors"
+    tensors = {name: torch.randn_like(tensor) for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def test_what_is_doubtful_is_said(tiny: Path, tmp_path: Path, search_config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    """A search and its dry run say of the sources what `merge --dry-run` says, and how little they are related; once."""
+    folder = shutil.copytree(tiny, tmp_path / "tiny")
+    _doubtful(folder)
+    config = search_config("ps", folder)
+    found = check_recipe(config.recipe(merge=config.merge_part())).warnings
+    assert [line.partition(" ")[0] for line in found] == ["rope_parameters", "rms_norm_eps", "tokenizers"]
+    warnings = plan_search(config).warnings
+    assert set(found) <= set(warnings)
+    assert "hardly have a common ancestor" in warnings[0]
+    with caplog.at_level(logging.WARNING, "hf_evomerge"):
+        run_search(config, tmp_path / "out", build=False)
+        said = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        run_search(config, tmp_path / "out", build=False)
+    assert [line for line in said if line in warnings] == [warnings[0], *found]
+    assert not any(record.getMessage() in warnings for record in caplog.records)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llava"])
+def test_models_that_write_no_text(kind: str, tiny: Path, tmp_path: Path, search_config: Config) -> None:
+    """A model that is no causal language model is refused in one short line that says what to do, by search and by eval."""
+    from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
+
+    for name in ("a", "b", "base"):
+        shutil.copytree(tiny / name, tmp_path / name, ignore=shutil.ignore_patterns("model*", "config.json"))
+        if kind == "t5":
+            sizes = {"vocab_size": 26, "d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1, "d_kv": 8}
+            T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path / name)
+        else:
+            AutoConfig.for_model("llava", architectures=["LlavaForConditionalGeneration"]).save_pretrained(tmp_path / name)
+            shutil.copy(tiny / name / "model.safetensors", tmp_path / name)
+    data = {"data": {"search": {"jsonl": str(tiny / "search.jsonl")}}}
+    config = search_config("ps", tmp_path, **data)
+    for act in (
+        lambda: run_search(config, tmp_path / "out"),
+        lambda: evaluate_model(str(tmp_path / "a"), config, split="search"),
+    ):
+        with pytest.raises(
+            EvoMergeError, match=r"ForConditionalGeneration .model type .* is no causal language model"
+        ) as caught:
+            act()
+        assert len(str(caught.value)) < 500
