@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,7 @@ def command_line(model: Path, tasks: list[str], out: Path) -> dict[str, dict[int
     """The score of each document, as lm_eval's command line logs it."""
     arguments = ["--model", "hf", "--model_args", f"pretrained={model},dtype=float32,trust_remote_code=True"]
     arguments += ["--tasks", *tasks, "--num_fewshot", str(FEW_SHOT), "--device", "cpu", "--batch_size", "8"]
+    shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "lm_eval", "run", *arguments, "--log_samples", "--output_path", str(out)]
     subprocess.run(command, check=True, capture_output=True)
     found: dict[str, dict[int, float]] = {}

@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .recipes.recipe import Recipe as Recipe
     from .recipes.recipe import SourceRef as SourceRef
     from .routing.pool import LayerPool as LayerPool
+    from .search.callbacks import SearchCallback as SearchCallback
     from .search.config import SearchConfig as SearchConfig
     from .search.evaluation import evaluate_model as evaluate_model
     from .search.plan import plan_search as plan_search
@@ -75,6 +76,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "recipes.layer_path": ("LayerPath",),
     "recipes.recipe": ("FlowPart", "MergePart", "Recipe", "SourceRef"),
     "routing.pool": ("LayerPool",),
+    "search.callbacks": ("SearchCallback",),
     "search.config": ("SearchConfig",),
     "search.evaluation": ("evaluate_model",),
     "search.plan": ("plan_search",),

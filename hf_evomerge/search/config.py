@@ -64,6 +64,8 @@ class SearchConfig(StrictModel):
             search examples at the same cost (extra ``lora``).
         threads: CPU threads per evaluation. Part of the study: another number may change the last bits of a score.
         limits: What one evaluation may take.
+        report_to: Where the search is logged as it runs, pictures and table included: ``trackio``, ``wandb``, ``tensorboard``.
+        project: The project of the run there.
         device: Where candidates are evaluated, such as ``cpu`` or ``cuda:0``.
         gradient_checkpointing: Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of
             one layer, and a third more time.
@@ -90,6 +92,8 @@ class SearchConfig(StrictModel):
     baselines: tuple[Baseline, ...] = ("average",)
     threads: int = Field(default=1, ge=1)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    report_to: list[Literal["trackio", "wandb", "tensorboard"]] = Field(default_factory=list)
+    project: str = "hf-evomerge"
     device: str = "cpu"
     gradient_checkpointing: bool = False
 

@@ -14,6 +14,7 @@ from ..errors import SearchError
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe, SourceRef
 from .baselines import Tune
+from .callbacks import SearchCallback
 from .config import RETAINED, SearchConfig, Stage, source_label
 from .results import Result
 from .rows import Row
@@ -47,6 +48,7 @@ class Search:
             draws batches.
         report: Called after every trial.
         tune: Makes the fine-tunes of ``baselines: lora``.
+        callbacks: What else is told, and may end a stage.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class Search:
         splits: Mapping[str, int] = MappingProxyType({"search": 0}),
         report: Report | None = None,
         tune: Tune | None = None,
+        callbacks: Sequence[SearchCallback] = (),
     ) -> None:
+        self.callbacks = callbacks
         self.config, self.study, self.runner = config, study, runner
         self.sources, self.splits = sources, dict(splits)
         self.report, self.tune = report or (lambda _: None), tune
@@ -71,6 +75,8 @@ class Search:
             SearchError: No candidate of a stage could be evaluated, or the study does not fit the search.
         """
         with self.study.exclusive():
+            for callback in self.callbacks:
+                callback.on_begin(self.study, self.config)
             self._tell_of_parents(self._evaluate_labels(self._parents(), "search", "parents"))
             winners: dict[Stage, str] = {}
             for stage in self.config.stages:
@@ -127,6 +133,7 @@ class Search:
             example_count=self.splits["search"],
             report=self.report,
             begin_at=self.study.best(first)[0].genome if first is not None else None,
+            callbacks=self.callbacks,
         ).run()
 
     def _finalists(self, stage: Stage) -> list[str]:

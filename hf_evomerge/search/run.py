@@ -11,6 +11,7 @@ from typing import Any
 
 from ..fitness import Example, Task
 from .baselines import FOLDER, tuned_models
+from .callbacks import Patience, SearchCallback
 from .checks import check_search
 from .config import SearchConfig
 from .evaluator import Evaluator
@@ -25,6 +26,7 @@ from .runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
 from .sections import LimitsConfig
 from .stage import Report
 from .study import Study
+from .trackers import TRACKERS
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ def run_search(
     examples: Mapping[str, Sequence[Example]] | None = None,
     build: bool = True,
     trust_remote_code: bool = False,
+    callbacks: Sequence[SearchCallback] = (),
 ) -> Result:
     """Run a search to its end, or resume the one in the folder.
 
@@ -57,6 +60,7 @@ def run_search(
         examples: Examples per split, in place of the search file's data.
         build: Whether to build the winner.
         trust_remote_code: Whether Python files that come with the sources may be run; the study does not remember it.
+        callbacks: What else happens after trials, generations and stages, and whether a stage ends early.
 
     Raises:
         EvoMergeError: The search cannot start (a source, the data or a setting is wrong), or no candidate could be evaluated.
@@ -67,6 +71,7 @@ def run_search(
     """
     arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples, "trust_remote_code": trust_remote_code}
     refuse_in_worker()
+    told: list[SearchCallback] = [Patience(config), *(TRACKERS[name]() for name in config.report_to), *callbacks]
     pins = known_pins(Path(out))
     written = rooted(config)
     config = pin(written, pins)
@@ -87,12 +92,15 @@ def run_search(
             splits={split: len(evaluator.examples(split)) for split in evaluator.splits},
             report=report,
             tune=partial(tuned_models, evaluator, study.folder / FOLDER),
+            callbacks=told,
         )
         result = search.run()
         save_results(config, study.folder, result)
         if build:
             build_winner(study.folder, result.winner, trust_remote_code=trust_remote_code)
         draw_pictures(config, study, result.winner, evaluator.layers, study.folder / PLOTS_FOLDER)
+        for callback in told:
+            callback.on_end(study, result)
         return result
     finally:
         if runner is not None:
@@ -122,12 +130,13 @@ def resume_search(
     report: Report | None = None,
     build: bool = True,
     trust_remote_code: bool = False,
+    callbacks: Sequence[SearchCallback] = (),
 ) -> Result:
     """Resume the search of a folder, with the same trials as if it had never been stopped.
 
     Args:
         out: The folder of the search.
-        workers, report, build, trust_remote_code: As for `run_search`.
+        workers, report, build, trust_remote_code, callbacks: As for `run_search`.
 
     Raises:
         SearchError: There is no search in the folder, or it cannot go on.
@@ -145,4 +154,5 @@ def resume_search(
         study.close()
     if (line := edits(Path(out), config, pins)) is not None:
         logger.warning(line)
-    return run_search(config, out, workers=workers, report=report, build=build, trust_remote_code=trust_remote_code)
+    more: dict[str, Any] = {"trust_remote_code": trust_remote_code, "callbacks": callbacks}
+    return run_search(config, out, workers=workers, report=report, build=build, **more)

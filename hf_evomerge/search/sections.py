@@ -54,6 +54,7 @@ class OptimizerConfig(StrictModel):
             weights three times as much, one of gates twice as much for as many hops as the first source has layers.
         minutes: Budget in minutes; no generation starts after it. Whichever budget ends first.
         restarts: ``none`` or ``ipop``.
+        patience: The stage ends when so many generations were on average no better than as many before them; with ``cma``.
     """
 
     algorithm: Algorithm = "cma"
@@ -62,6 +63,13 @@ class OptimizerConfig(StrictModel):
     evaluations: int = Field(default=1000, ge=1)
     minutes: float | None = Field(default=None, gt=0)
     restarts: Restarts = "none"
+    patience: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> OptimizerConfig:
+        if self.patience is not None and self.algorithm != "cma":
+            raise ValueError(f"patience: goes with algorithm: cma, whose generations get better (found {self.algorithm})")
+        return self
 
 
 class RepeatConfig(StrictModel):

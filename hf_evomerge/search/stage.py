@@ -6,10 +6,11 @@ and a search that was killed ends with the same trials as one that was not.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from ..errors import EvoMergeError, SearchError
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe
+from .callbacks import Generation, SearchCallback
 from .config import SearchConfig, Stage
 from .descent import GradientOptimizer
 from .evaluator import Batch
@@ -26,6 +28,8 @@ from .slopes import Slopes
 from .spaces import Space
 from .study import Study, Trial
 from .sweep import sweep_over
+
+logger = logging.getLogger(__name__)
 
 _NEAR = 0.04  # the first step size where a stage begins at the winner of another
 
@@ -77,6 +81,7 @@ class StageRun:
         example_count: Number of search examples; needed where the search draws batches.
         report: Called after every trial.
         begin_at: The genome to begin at, in place of the space's own start.
+        callbacks: What else is told, and may end the stage.
     """
 
     def __init__(
@@ -90,7 +95,9 @@ class StageRun:
         example_count: int,
         report: Report,
         begin_at: Vector | None = None,
+        callbacks: Sequence[SearchCallback] = (),
     ) -> None:
+        self.callbacks = callbacks
         self.config, self.study, self.runner = config, study, runner
         self.begin_at = begin_at
         self.stage, self.space, self.example_count, self.report = stage, space, example_count, report
@@ -110,7 +117,7 @@ class StageRun:
         self.seconds_before = self.study.meta(f"seconds:{stage}") or 0.0
 
     def run(self) -> None:
-        """Generation after generation, until the budget is spent or the optimizer has converged.
+        """Generation after generation, until the budget is spent, the optimizer has converged, or a callback ends it.
 
         Raises:
             SearchError: No candidate of the first generation could be evaluated, or the study does not fit the search.
@@ -137,9 +144,34 @@ class StageRun:
                 self.optimizer.tell(values.tolist(), slopes)
             if self.fresh:
                 self.study.set_meta(f"seconds:{self.stage}", self._seconds())
+            if self._tell(generation, trials):
+                break
             generation += 1
+        for callback in self.callbacks:
+            callback.on_stage(self.study, self.stage, self.trials)
         if extra := set(self.stored) - {trial.number for trial in self.trials}:
             raise SearchError(f"{self.stage}: the study holds trial {min(extra)}, which this search never asked for")
+
+    def _tell(self, generation: int, trials: list[Trial]) -> bool:
+        """Tell the callbacks of a generation; whether one ends the stage, or had ended it here before.
+
+        They are asked after the last generation that is stored, and the study keeps the answer: so one that looks at a clock
+        does not give a study other trials when it is resumed.
+        """
+        replayed = all(trial.number in self.stored for trial in trials)
+        evaluations = round(self.spent, 3)
+        sigma = self.optimizer.sigma
+        told = Generation(self.stage, generation, trials, self.best, self.mean, sigma, evaluations, replayed)
+        for callback in self.callbacks:
+            callback.on_generation(self.study, told)
+        key = f"stopped:{self.stage}"
+        if (stopped := self.study.meta(key)) is not None:
+            return bool(generation >= stopped)
+        if len(self.trials) in self.stored or not any(each.should_stop(self.study, told) for each in self.callbacks):
+            return False
+        self.study.set_meta(key, generation)
+        logger.info("%s: ended early, after generation %d", self.stage, generation)
+        return True
 
     def _optimizer(self) -> Asked:
         """What proposes the genomes."""
@@ -240,6 +272,8 @@ class StageRun:
     def _add(self, trials: dict[int, Trial], trial: Trial, batch: Batch | None) -> None:
         """Store a new trial and take it into the generation."""
         self.study.add_trial(trial)
+        for callback in self.callbacks:
+            callback.on_trial(self.study, trial)
         self.fresh += trial.cost
         self._keep(trials, trial, batch)
 

@@ -15,6 +15,7 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search import optimizer
+from hf_evomerge.search.callbacks import Generation, Patience, SearchCallback
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.loop import Search
 from hf_evomerge.search.results import Result
@@ -127,12 +128,14 @@ def _search(
     kind: str = "ps",
     splits: Sequence[str] = ("search", "validation", "test"),
     report: Callable[[Progress], None] | None = None,
+    callbacks: Sequence[SearchCallback] = (),
     **more: Any,
 ) -> tuple[Study, Result]:
     """Run a search in a folder, or go on with the one that is there."""
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {})
     how: dict[str, Any] = {"splits": dict.fromkeys(splits, EXAMPLES), "report": report}
     config = _config(kind, **more)
+    how["callbacks"] = [Patience(config), *callbacks]
     search = Search(config, study, runner, sources=SourceSummary(LAYERS if len(config.sources) > 1 else [6]), **how)
     return study, search.run()
 
@@ -573,3 +576,85 @@ def test_two_searches_cannot_write_to_one_study(tmp_path: Path) -> None:
     with study.exclusive(), pytest.raises(SearchError, match="another process is running this study"):
         _search(tmp_path, ToyRunner())
     assert study.trials() == []
+
+
+class Recorder(SearchCallback):
+    """Notes what it is told, and stops each stage after so many generations; afterwards it would not."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after, self.trials, self.stages = stop_after, list[Trial](), list[tuple[str, int]]()
+        self.generations: list[Generation] = []
+
+    def on_trial(self, study: Study, trial: Trial) -> None:
+        """A trial that the study has."""
+        assert study.trials(trial.stage)[trial.number].fitness == trial.fitness
+        self.trials.append(trial)
+
+    def on_generation(self, study: Study, generation: Generation) -> None:
+        """A generation."""
+        self.generations.append(generation)
+
+    def on_stage(self, study: Study, stage: str, trials: Sequence[Trial]) -> None:
+        """A stage with all its trials."""
+        assert [trial.number for trial in trials] == [trial.number for trial in study.trials(stage)]
+        self.stages.append((stage, len(trials)))
+
+    def should_stop(self, study: Study, generation: Generation) -> bool:
+        """Whether there were enough."""
+        return self.stop_after is not None and generation.number + 1 >= self.stop_after
+
+
+def test_callbacks(tmp_path: Path) -> None:
+    """Callbacks are told of every new trial once, of every generation, also replayed ones, and of the end of every stage."""
+    first, second, third = Recorder(), Recorder(), Recorder()
+    with pytest.raises(StoppedError):
+        _search(tmp_path, ToyRunner(stop_after=2 + 10), "hybrid", callbacks=[first])
+    study, _ = _search(tmp_path, ToyRunner(), "hybrid", callbacks=[second])
+    told = [(trial.stage, trial.number) for trial in [*first.trials, *second.trials]]
+    assert sorted(told) == sorted((trial.stage, trial.number) for trial in study.trials())
+    assert len(first.generations) == 1
+    generations = [(each.stage, each.number) for each in second.generations]
+    assert generations == list(dict.fromkeys(generations))
+    assert [each.replayed for each in second.generations] == [True] + [False] * (len(generations) - 1)
+    assert second.generations[0].trials[0].fitness == first.generations[0].trials[0].fitness
+    assert [stage for stage, _ in second.stages] == ["ps", "dfs", "random"]
+    _search(tmp_path, ToyRunner(), "hybrid", callbacks=[third])
+    assert third.trials == []
+    assert [(each.stage, each.number) for each in third.generations] == generations
+    for each in third.generations:
+        assert each.evaluations <= sum(trial.cost for trial in study.trials(each.stage))
+        assert each.mean == pytest.approx(np.mean([trial.fitness for trial in each.trials]))
+        assert each.best is not None
+
+
+def test_a_stage_that_was_stopped_stays_so(tmp_path: Path) -> None:
+    """A stage that a callback ends is not gone on with when the search is resumed, wherever it was killed."""
+    study, result = _search(tmp_path / "whole", ToyRunner(), "hybrid", callbacks=[Recorder(stop_after=2)])
+    assert [sum(trial.stage == stage for trial in study.trials()) for stage in ("ps", "dfs", "random")] == [14, 12, 14]
+    expected, table = _columns(study), _table(result)
+    _, again = _search(tmp_path / "whole", ToyRunner(stop_after=0), "hybrid")  # nothing is evaluated, and nobody stops it
+    assert _table(again) == table
+    for stop_after in (2 + 9, 2 + 14, 2 + 14 + 3 + 4):
+        folder = tmp_path / f"stopped-{stop_after}"
+        with pytest.raises(StoppedError):
+            _search(folder, ToyRunner(stop_after=stop_after), "hybrid", callbacks=[Recorder(stop_after=2)])
+        resumed, result = _search(folder, ToyRunner(), "hybrid", callbacks=[Recorder(stop_after=2)])
+        assert _columns(resumed) == expected
+        assert _table(result) == table
+
+
+def test_patience(tmp_path: Path) -> None:
+    """A stage ends when its last generations are no better than those before: soon where nothing moves, late where it does."""
+    impatient = {"ps": {**SPACES["ps"]["ps"], "optimizer": {"evaluations": 700, "population": 7, "patience": 2}}}
+    flat, _ = _search(tmp_path / "flat", ToyRunner(scores=lambda job: np.zeros(EXAMPLES)), **impatient)
+    assert len(flat.trials("ps")) == 4 * 7
+    study, result = _search(tmp_path / "whole", ToyRunner(), **impatient)
+    found = len(study.trials("ps"))
+    assert 4 * 7 < found < 700
+    assert max(trial.fitness or -9 for trial in study.trials("ps")) > -0.02 + _hardness("search").mean()
+    with pytest.raises(StoppedError):
+        _search(tmp_path / "stopped", ToyRunner(stop_after=found // 2), **impatient)
+    resumed, again = _search(tmp_path / "stopped", ToyRunner(), **impatient)
+    assert (_columns(resumed), _table(again)) == (_columns(study), _table(result))
+    with pytest.raises(SearchError, match="patience: goes with algorithm: cma, whose generations get better"):
+        _config("ps", ps={"optimizer": {"algorithm": "random", "patience": 2}})

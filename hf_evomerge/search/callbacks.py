@@ -1,0 +1,103 @@
+"""Callbacks: what else happens while a search runs, and whether a stage ends before its budget does.
+
+Early stopping and the trackers of ``report_to`` are callbacks like anybody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .config import SearchConfig, Stage
+from .study import Study, Trial
+
+if TYPE_CHECKING:
+    from .results import Result
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation of a stage, whole.
+
+    Attributes:
+        stage: The stage.
+        number: From 0, within the stage.
+        trials: Its trials, in order.
+        best: Best fitness of the stage so far, of the trials scored on all examples; None where there is none yet.
+        mean: Mean fitness of its trials; None where all failed.
+        sigma: The optimizer's step size, where it has one.
+        evaluations: What the stage has spent so far, in scores of all search examples.
+        replayed: Whether all its trials were in the study already.
+    """
+
+    stage: Stage
+    number: int
+    trials: Sequence[Trial]
+    best: float | None
+    mean: float | None
+    sigma: float | None
+    evaluations: float
+    replayed: bool
+
+
+class SearchCallback:
+    """What your own code does while a search runs: a class with those of these methods that you need.
+
+    Callbacks are called in the process of `run_search`, in their order; what one raises ends the search, which can be resumed.
+    They may read the study, and must not write to it. A search that is resumed goes through its generations again.
+
+    Example:
+        >>> class Patient(SearchCallback):
+        ...     def on_trial(self, study, trial):
+        ...         print(trial.stage, trial.number, trial.fitness)
+        ...     def should_stop(self, study, generation):
+        ...         return generation.best is not None and generation.best > -0.1
+        >>> run_search(config, "my-search", callbacks=[Patient()])  # doctest: +SKIP
+    """
+
+    def on_begin(self, study: Study, config: SearchConfig) -> None:
+        """The search begins, or goes on."""
+
+    def on_trial(self, study: Study, trial: Trial) -> None:
+        """A trial has been stored; not those of an earlier process."""
+
+    def on_generation(self, study: Study, generation: Generation) -> None:
+        """All trials of a generation are stored; also of one that is replayed."""
+
+    def should_stop(self, study: Study, generation: Generation) -> bool:
+        """Whether the stage ends after this generation, the last that the study holds. The study keeps a yes."""
+        return False
+
+    def on_stage(self, study: Study, stage: Stage, trials: Sequence[Trial]) -> None:
+        """A stage has ended: its budget is spent, or one has stopped it."""
+
+    def on_end(self, study: Study, result: Result) -> None:
+        """The winner is known and built, and its pictures are drawn."""
+
+
+class Patience(SearchCallback):
+    """Ends a stage that no longer gets better, where its optimizer says so (``patience``).
+
+    Generations are scored on batches of their own, so not the best of one but the means of several are compared: a stage ends
+    when the last generations, as many as its patience, were no better than as many before them.
+    """
+
+    def __init__(self, config: SearchConfig) -> None:
+        self.patience: dict[Stage, int | None] = {stage: config.optimizer(stage).patience for stage in config.stages}
+        self.patience["random"] = None  # does not get better
+        self._means: dict[Stage, list[float]] = {}
+
+    def on_generation(self, study: Study, generation: Generation) -> None:
+        """Take in the mean of a generation; one that failed whole is as bad as the worst."""
+        means = self._means.setdefault(generation.stage, [])
+        means.append(min(means, default=0.0) if generation.mean is None else generation.mean)
+
+    def should_stop(self, study: Study, generation: Generation) -> bool:
+        """Whether the last generations were no better than those before."""
+        count, means = self.patience.get(generation.stage), self._means[generation.stage]
+        if count is None or len(means) < 2 * count:
+            return False
+        return bool(np.mean(means[-count:]) <= np.mean(means[-2 * count : -count]))

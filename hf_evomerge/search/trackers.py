@@ -1,0 +1,186 @@
+"""The trackers of ``report_to``: a search as a run of trackio, of wandb, or of TensorBoard.
+
+Scalars per generation; the pictures and the table of results at the end. A search that is resumed goes on in the same run,
+where what was logged is not logged again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SearchError
+from .callbacks import Generation, SearchCallback
+from .config import SearchConfig
+from .study import Study
+
+if TYPE_CHECKING:
+    from .results import Result
+
+PLOTS = "plots"
+LOGS = "runs"  # of TensorBoard, in the search's folder
+
+
+class Tracker(SearchCallback):
+    """What all trackers do; a kind says how a run is opened, logged to and closed."""
+
+    name = ""
+
+    def __init__(self) -> None:
+        self.steps = 0  # generations of all stages so far
+        self.spent: dict[str, float] = {}
+
+    def on_begin(self, study: Study, config: SearchConfig) -> None:
+        """Open the run."""
+        self.open(study, config)
+
+    def on_generation(self, study: Study, generation: Generation) -> None:
+        """Log a generation that was not logged before."""
+        self.steps += 1
+        self.spent[generation.stage] = generation.evaluations
+        if self.steps <= (study.meta(f"reported:{self.name}") or 0):
+            return
+        alive = [trial.fitness for trial in generation.trials if trial.fitness is not None]
+        found = {
+            "best": generation.best,
+            "mean": generation.mean,
+            "best of generation": max(alive, default=None),
+            "sigma": generation.sigma,
+            "failed": len(generation.trials) - len(alive),
+            "seconds": sum(trial.scores.seconds for trial in generation.trials),
+        }
+        values = {f"{generation.stage}/{key}": float(value) for key, value in found.items() if value is not None}
+        self.log({**values, "evaluations": sum(self.spent.values())}, self.steps)
+        study.set_meta(f"reported:{self.name}", self.steps)
+
+    def on_end(self, study: Study, result: Result) -> None:
+        """Log the pictures and the table once, and close the run."""
+        if not study.meta(f"reported:{self.name}:end"):
+            columns = ["model", "fitness", "accuracy", "evaluations", "winner"]
+            rows = [
+                [row.model, row.scores.mean, row.scores.accuracy, row.evaluations, "*" if row.winner else ""]
+                for row in result.rows
+            ]
+            self.summarise(sorted((study.folder / PLOTS).glob("*.png")), columns, rows, self.steps + 1)
+            study.set_meta(f"reported:{self.name}:end", True)
+        self.close()
+
+    def open(self, study: Study, config: SearchConfig) -> None:
+        """Open the run of this study, or the one that it had before."""
+        raise NotImplementedError
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Log numbers."""
+        raise NotImplementedError
+
+    def summarise(self, pictures: list[Path], columns: list[str], rows: list[list[Any]], step: int) -> None:
+        """Log the pictures and the table of results."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the run."""
+        raise NotImplementedError
+
+
+class _Module(Tracker):
+    """trackio and wandb, whose calls are the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = _module(self.name)
+
+    def open(self, study: Study, config: SearchConfig) -> None:
+        """Open the run; it has the folder's name, and belongs to this study alone."""
+        name = run_name(study)
+        options = {"id": name, "dir": str(study.folder)} if self.name == "wandb" else {}
+        settings = config.model_dump(mode="json", exclude_none=True)
+        self.module.init(project=config.project, name=name, config=settings, resume="allow", **options)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Log numbers."""
+        self.module.log(values, step=step)
+
+    def summarise(self, pictures: list[Path], columns: list[str], rows: list[list[Any]], step: int) -> None:
+        """Log the pictures and the table of results."""
+        images = {f"pictures/{file.stem}": self.module.Image(str(file)) for file in pictures}
+        self.module.log({**images, "results": self._table(columns, rows)}, step=step)
+
+    def close(self) -> None:
+        """Close the run."""
+        self.module.finish()
+
+    def _table(self, columns: list[str], rows: list[list[Any]]) -> Any:
+        return self.module.Table(columns=columns, data=rows)
+
+
+class Trackio(_Module):
+    """A local dashboard: ``trackio show``."""
+
+    name = "trackio"
+
+    def _table(self, columns: list[str], rows: list[list[Any]]) -> Any:
+        import pandas  # trackio brings it, and names columns only of its frames
+
+        return self.module.Table(dataframe=pandas.DataFrame(rows, columns=columns))
+
+
+class Wandb(_Module):
+    """Weights & Biases."""
+
+    name = "wandb"
+
+
+class TensorBoard(Tracker):
+    """Event files in ``runs/`` of the search's folder: ``tensorboard --logdir DIR/runs``."""
+
+    name = "tensorboard"
+
+    def __init__(self) -> None:
+        super().__init__()
+        _module("tensorboard")
+        self.writer: Any = None
+
+    def open(self, study: Study, config: SearchConfig) -> None:
+        """Open a file of events; what a process logged and did not store is taken back."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        step = (study.meta(f"reported:{self.name}") or 0) + 1
+        self.writer = SummaryWriter(str(study.folder / LOGS), purge_step=step)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Log numbers."""
+        for key, value in values.items():
+            self.writer.add_scalar(key, value, step)
+        self.writer.flush()
+
+    def summarise(self, pictures: list[Path], columns: list[str], rows: list[list[Any]], step: int) -> None:
+        """Log the pictures, and the table as text."""
+        from matplotlib.image import imread
+
+        for file in pictures:
+            self.writer.add_image(f"pictures/{file.stem}", imread(file)[:, :, :3], step, dataformats="HWC")
+        lines = [columns, ["---"] * len(columns), *rows]
+        self.writer.add_text("results", "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines), step)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.writer.close()
+
+
+TRACKERS: dict[str, type[Tracker]] = {kind.name: kind for kind in (Trackio, Wandb, TensorBoard)}
+
+
+def run_name(study: Study) -> str:
+    """The name of a study's run: the folder's, and what tells it from another study in a folder of that name."""
+    settings = repr((study.meta("settings"), study.meta("examples"))).encode("utf-8", "backslashreplace")
+    return f"{study.folder.resolve().name}-{hashlib.sha256(settings).hexdigest()[:6]}"
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as cause:
+        raise SearchError(f"report_to: {name} is not installed: pip install {name}, or leave it out") from cause

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.study import Study
+
+Config = Callable[..., SearchConfig]
+
+
+class Killed(BaseException):
+    """The process was killed."""
+
+
+class Fake(ModuleType):
+    """A tracker that notes its three calls."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.calls: list[tuple[str, Any]] = []
+
+    def init(self, **given: Any) -> None:
+        """Open a run."""
+        self.calls.append(("init", given))
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Log."""
+        self.calls.append(("log", (step, values)))
+
+    def finish(self) -> None:
+        """Close the run."""
+        self.calls.append(("finish", None))
+
+    def Image(self, file: str) -> tuple[str, bytes]:  # noqa: N802
+        """A picture."""
+        return "image", Path(file).read_bytes()[:4]
+
+    def Table(self, columns: list[str], data: list[list[Any]]) -> tuple[str, list[list[Any]]]:  # noqa: N802
+        """A table."""
+        return "table", [columns, *data]
+
+
+def stopping_after(trials: int) -> Callable[[Any], None]:
+    """A report that kills the search after so many trials."""
+    seen = []
+
+    def report(progress: Any) -> None:
+        seen.append(progress)
+        if len([each for each in seen if each.phase == "ps"]) > trials:
+            raise Killed
+
+    return report
+
+
+def test_wandb(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run gets every generation once, in order, then pictures and table; a search that is resumed goes on in the same run."""
+    fake = Fake("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    config = search_config("ps", report_to=["wandb"], project="merges")
+    with pytest.raises(Killed):
+        run_search(config, tmp_path / "out", build=False, report=stopping_after(5))
+    result = run_search(config, tmp_path / "out", build=False)
+    resume_search(tmp_path / "out", build=False)
+    opened = [given for name, given in fake.calls if name == "init"]
+    assert [(each["project"], each["resume"]) for each in opened] == [("merges", "allow")] * 3
+    assert len({each["id"] for each in opened}) == 1
+    assert opened[0]["id"].startswith("out-")
+    assert opened[0]["config"]["space"] == "ps"
+    logged = [given for name, given in fake.calls if name == "log"]
+    generations, (last, summary) = logged[:-1], logged[-1]
+    study = Study.open(tmp_path / "out")
+    by_generation: dict[int, list[float]] = {}
+    for trial in study.trials("ps"):
+        by_generation.setdefault(trial.generation, []).append(trial.fitness or 0.0)
+    assert [step for step, _ in generations] == list(range(1, len(by_generation) + 1))
+    assert len(generations) >= 2
+    for number, (_, values) in enumerate(generations):
+        assert values["ps/mean"] == pytest.approx(sum(by_generation[number]) / len(by_generation[number]))
+        assert values["ps/best of generation"] == max(by_generation[number])
+    assert generations[-1][1]["evaluations"] == pytest.approx(sum(trial.cost for trial in study.trials()), abs=1e-3)
+    assert last == len(generations) + 1
+    assert summary["pictures/fitness"] == ("image", b"\x89PNG")
+    assert [row[0] for row in summary["results"][1]] == ["model", *(row.model for row in result.rows)]
+    assert [name for name, _ in fake.calls].count("finish") == 2
+
+
+def test_tensorboard(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard gets the same; what a process logged and did not store is taken back."""
+    written: list[tuple[str, Any]] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            written.append(("open", (Path(folder).name, purge_step)))
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *given, **more: written.append((name, given))
+
+    fake = ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
+    config = search_config("ps", report_to=["tensorboard"])
+    with pytest.raises(Killed):
+        run_search(config, tmp_path / "out", build=False, report=stopping_after(5))
+    run_search(config, tmp_path / "out", build=False)
+    means = [given for name, given in written if name == "add_scalar" and given[0] == "ps/mean"]
+    steps = [step for _, _, step in means]
+    assert steps == list(range(1, len(steps) + 1))
+    assert [given for name, given in written if name == "open"] == [("runs", 1), ("runs", steps.index(2) + 1)]
+    assert [given[0] for name, given in written if name == "add_image"] == ["pictures/fitness", "pictures/weights"]
+    (text,) = [given for name, given in written if name == "add_text"]
+    assert text[1].startswith("| model | fitness |")
+    assert written[-1] == ("close", ())
+
+
+def test_trackio(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """trackio itself has one run with every generation, the pictures and the table, however often the search was resumed."""
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    config = search_config("ps", report_to=["trackio"], project="merges")
+    config.save(tmp_path / "search.yaml")
+    code = (
+        "import sys\nfrom hf_evomerge import SearchConfig, run_search\n"
+        "def report(progress):\n"
+        "    if progress.phase == 'ps' and progress.done >= 5 and sys.argv[1] == 'kill': raise KeyboardInterrupt\n"
+        f"config = SearchConfig.load({str(tmp_path / 'search.yaml')!r})\n"
+        f"run_search(config, {str(tmp_path / 'out')!r}, build=False, report=report)"
+    )
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    for how in ("kill", "finish"):
+        ran = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=False)
+        assert (ran.returncode != 0) == (how == "kill"), ran.stderr
+    connection = sqlite3.connect(tmp_path / "trackio" / "merges.db")
+    rows = connection.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+    assert len({name for name, _, _ in rows}) == 1
+    study = Study.open(tmp_path / "out")
+    generations = len({trial.generation for trial in study.trials("ps")})
+    assert [step for _, step, _ in rows] == list(range(1, generations + 2))
+    assert "trackio.image" in rows[-1][2]
+    assert "trackio.table" in rows[-1][2]
+
+
+def test_says_what_to_install(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracker that is missing is named before anything begins."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SearchError, match="report_to: wandb is not installed: pip install wandb"):
+        run_search(search_config("ps", report_to=["wandb"]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
