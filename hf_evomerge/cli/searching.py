@@ -261,9 +261,6 @@ def show(
     folder: Annotated[Path, typer.Argument(help="The folder of a search or of a built model.", show_default=False)],
     best: Annotated[int, typer.Option(min=1, help="How many of the best trials to list.")] = 5,
     answers: Annotated[int, typer.Option(min=0, help="Print this many problems with what every model wrote.")] = 0,
-    export: Annotated[
-        Path | None, typer.Option(help="Write every answer that the study holds to this file, one JSON object per line.")
-    ] = None,
 ) -> None:
     """Show what a search has found so far, or the path and the merge of a model.
 
@@ -273,21 +270,56 @@ def show(
 
     - `hf-evomerge show my-search/model`
 
-    - `hf-evomerge show my-search --answers 3 --export answers.jsonl`
+    - `hf-evomerge show my-search --answers 3`
     """
     with one_line_errors():
-        from ..search.answers import describe_answers, export_answers
+        from ..search.answers import describe_answers
         from ..search.show import describe_model, describe_study
         from ..search.study import STUDY_FILE
 
         is_study = (folder / STUDY_FILE).exists()
-        if (answers or export is not None) and not is_study:
+        if answers and not is_study:
             raise EvoMergeError(f"{folder}: holds no study, and answers are kept in one; give the folder of a search")
         typer.echo(describe_study(folder, best) if is_study else describe_model(folder))
         if answers:
             typer.echo("\n" + describe_answers(folder, answers))
-        if export is not None:
-            typer.echo(f"{export}: {export_answers(folder, export)} answers")
+
+
+@app.command()
+def export(
+    study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
+    csv: Annotated[Path | None, typer.Option(help="Write every trial to this file, as a row.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="The same, as Parquet.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Write every answer that the study holds to this file, one JSON object per line.")
+    ] = None,
+    optuna: Annotated[
+        str | None, typer.Option(help="Write every stage as a study of Optuna to this storage, such as sqlite:///trials.db.")
+    ] = None,
+) -> None:
+    """Write what a study holds for other programs: tables, Optuna and its dashboard.
+
+    **Examples**
+
+    - `hf-evomerge export my-search --csv trials.csv --answers answers.jsonl`
+
+    - `hf-evomerge export my-search --optuna sqlite:///trials.db`
+    """
+    with one_line_errors():
+        from ..search.answers import export_answers
+        from ..search.export import export_csv, export_optuna, export_parquet
+
+        if csv is None and parquet is None and answers is None and optuna is None:
+            raise EvoMergeError("export: to what? Name a file with --csv, --parquet or --answers, or a storage with --optuna")
+        for file, write, what in (
+            (csv, export_csv, "trials"),
+            (parquet, export_parquet, "trials"),
+            (answers, export_answers, "answers"),
+        ):
+            if file is not None:
+                typer.echo(f"{file}: {write(study, file)} {what}")
+        if optuna is not None:
+            typer.echo(f"{optuna}: {', '.join(export_optuna(study, optuna))}; show it with `optuna-dashboard {optuna}`")
 
 
 @app.command()

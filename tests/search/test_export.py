@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.fitness import Scores
+from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.export import export_csv, export_optuna, export_parquet
+from hf_evomerge.search.study import Study, Trial
+
+SOURCES: list[Any] = [{"model": "me/one"}, {"model": "me/two"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two stages: merges, one of which failed, and paths."""
+    folder = tmp_path_factory.mktemp("studies") / "my-search"
+    config = SearchConfig(space="hybrid", sources=SOURCES, fitness={"task": "likelihood"})  # type: ignore[arg-type]
+    study = Study.create(folder, config.model_dump(mode="json"))
+    study.add_trial(Trial("ps", 0, 0, np.array([0.5, 0.5]), None, Scores.failed("no recipe, sorry")))
+    for number, weight in enumerate((0.25, 0.75, 1.5), 1):
+        merge = MergePart(method="task_arithmetic", parameters=[{"weight": {"embed": weight, "default": 1.0}}, {"weight": 0.5}])
+        key = study.add_recipe(Recipe(sources=SOURCES, base={"model": "me/base"}, merge=merge))  # type: ignore[arg-type]
+        scores = Scores([weight, weight + 1], correct=[True, False], seconds=2.0)
+        study.add_trial(Trial("ps", number, 0, np.array([weight, 0.5]), key, scores, cost=0.5))
+    key = study.add_recipe(Recipe(sources=SOURCES, flow=FlowPart(path=["0:0-1", "1:1"])))
+    study.add_trial(Trial("dfs", 0, 0, np.array([1.0, -2.0, 3.0]), key, Scores([0.5, 0.5])))
+    study.close()
+    return folder
+
+
+def test_csv(folder: Path, tmp_path: Path) -> None:
+    """Every trial is a row with the values of its merge by name; a failed one says why."""
+    assert export_csv(folder, tmp_path / "trials.csv") == 5
+    with (tmp_path / "trials.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["stage"], row["number"], row["state"]) for row in rows] == [
+        *[("ps", "0", "FAILED"), ("ps", "1", "COMPLETE"), ("ps", "2", "COMPLETE"), ("ps", "3", "COMPLETE")],
+        ("dfs", "0", "COMPLETE"),
+    ]
+    assert (rows[0]["error"], rows[0]["fitness"]) == ("no recipe, sorry", "")
+    assert [row["params.one.weight.embed"] for row in rows[1:4]] == ["0.25", "0.75", "1.5"]
+    assert [row["params.two.weight"] for row in rows[1:4]] == ["0.5"] * 3
+    assert [rows[1][name] for name in ("fitness", "accuracy", "evaluations", "seconds", "examples")] == [
+        "0.75",
+        "0.5",
+        "0.5",
+        "2.0",
+        "2",
+    ]
+    assert [rows[4][f"params.x00{number}"] for number in range(3)] == ["1.0", "-2.0", "3.0"]
+
+
+def test_parquet(folder: Path, tmp_path: Path) -> None:
+    """Parquet holds the same rows."""
+    from pyarrow import parquet
+
+    assert export_parquet(folder, tmp_path / "trials.parquet") == 5
+    rows = parquet.read_table(tmp_path / "trials.parquet").to_pylist()
+    assert [row["fitness"] for row in rows] == [None, 0.75, 1.25, 2.0, 0.5]
+    assert rows[3]["params.one.weight.embed"] == 1.5
+
+
+def test_optuna(folder: Path, tmp_path: Path) -> None:
+    """Optuna reads each stage as a study of its own, finds the best trial, and will not overwrite one."""
+    optuna = pytest.importorskip("optuna", reason="optuna is not installed")
+    storage = f"sqlite:///{tmp_path / 'trials.db'}"
+    assert export_optuna(folder, storage) == ["my-search/ps", "my-search/dfs"]
+    study = optuna.load_study(study_name="my-search/ps", storage=storage)
+    assert study.best_value == 2.0
+    assert study.best_params == {"one.weight.embed": 1.5, "one.weight.default": 1.0, "two.weight": 0.5}
+    assert study.best_trial.user_attrs["examples"] == 2
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert study.trials[0].user_attrs["error"] == "no recipe, sorry"
+    path = optuna.load_study(study_name="my-search/dfs", storage=storage)
+    assert path.best_params == {"x000": 1.0, "x001": -2.0, "x002": 3.0}
+    with pytest.raises(SearchError, match=r"trials\.db holds a study my-search/ps already; name another file"):
+        export_optuna(folder, storage)
+    with pytest.raises(SearchError, match="--optuna: nonsense: cannot be written"):
+        export_optuna(folder, "nonsense")
+
+
+@pytest.mark.parametrize("export", [export_csv, export_parquet, export_optuna])
+def test_nothing_to_export(export: Callable[..., Any], tmp_path: Path) -> None:
+    """A study without trials, and a folder without a study, are named."""
+    config = SearchConfig(space="ps", sources=SOURCES, fitness={"task": "likelihood"})  # type: ignore[arg-type]
+    Study.create(tmp_path / "empty", config.model_dump(mode="json")).close()
+    target = "sqlite://" if export is export_optuna else tmp_path / "x"
+    with pytest.raises(SearchError, match="empty: no trial is finished yet"):
+        export(tmp_path / "empty", target)
+    with pytest.raises(SearchError, match=r"no study\.db here"):
+        export(tmp_path / "none", target)
