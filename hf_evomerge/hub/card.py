@@ -25,6 +25,7 @@ from .client import ask
 from .licenses import LicenseDecision
 from .names import is_on_hub, listing, parents_of, parts_of
 from .record import IMAGES_FOLDER, STUDY_JSON
+from .results import card_results
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelCardData
@@ -128,23 +129,9 @@ def render_card(
 
 def card_metadata(facts: CardFacts, repo_id: str, license: LicenseDecision, languages: Sequence[str] = ()) -> ModelCardData:
     """The part of the card that the Hub reads. Figures are given only where they were measured on a test split."""
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import ModelCardData
 
-    results, evaluations = (facts.study or {}).get("results"), []
-    winner = next((row for row in results["rows"] if row["winner"]), None) if results else None
-    if results and winner and results["split"] == "test" and winner.get("accuracy") is not None:
-        data = facts.study["settings"]["data"].get("test", {}) if facts.study else {}
-        evaluations = [
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=str(data.get("dataset") or "custom"),
-                dataset_name=str(data.get("dataset") or data.get("jsonl") or "examples of the search"),
-                dataset_revision=data.get("revision"),
-                metric_type="accuracy",
-                metric_name=f"accuracy on {results['examples']} held-out problems",
-                metric_value=round(float(winner["accuracy"]), 4),
-            )
-        ]
+    evaluations = card_results(facts.study)
     parents = list(dict.fromkeys(ref.model for ref in parents_of(facts.recipe) if is_on_hub(ref)))
     return ModelCardData(
         base_model=parents or None,

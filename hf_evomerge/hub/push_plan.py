@@ -31,6 +31,7 @@ from .compare import compare_configs, compare_tensors
 from .licenses import LicenseDecision, decide_license, license_of
 from .names import PublicNames, is_on_hub, listing, parents_of, weight_files
 from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, public_recipe, write_record
+from .results import BENCHMARKS, EVAL_FOLDER, write_benchmark_result
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -41,6 +42,7 @@ _CODE = ("configuration_evo_merged.py", "layers_evo_merged.py", "modeling_evo_me
 _OURS = (
     *("*.safetensors", "*.safetensors.index.json", *COMPANIONS, *_CODE),
     *(RECIPE_FILE, STUDY_JSON, TRIALS_FILE, *(f"{IMAGES_FOLDER}/{name}.png" for name in ("fitness", "path", "weights"))),
+    *(f"{EVAL_FOLDER}/{task}.yaml" for _, task in BENCHMARKS.values()),
 )
 # What makes a repository one of something else, whose files and ours would be taken for each other.
 _OTHER_KINDS = {"adapter_config.json": "an adapter", "model_index.json": "a diffusers pipeline"}
@@ -142,8 +144,9 @@ def plan_push(
         write_record(search, scratch, examples=options.examples, publish=names)
     public_recipe(recipe, names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
     _write_config(model, recipe, names, scratch / "config.json")
+    facts = replace(CardFacts.of_folder(scratch), verified=options.verify)
+    write_benchmark_result(facts.study, scratch)
     if options.card:
-        facts = replace(CardFacts.of_folder(scratch), verified=options.verify)
         card = render_card(facts, repo_id, license, languages=options.languages)
         check_metadata(card, repo_id, api)
         (scratch / CARD).write_text(card, encoding="utf-8")

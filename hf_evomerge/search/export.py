@@ -81,6 +81,7 @@ def export_optuna(folder: str | os.PathLike[str], storage: str) -> list[str]:
     """
     try:
         import optuna
+        from sqlalchemy.exc import SQLAlchemyError
     except ImportError as cause:
         raise SearchError("--optuna: needs Optuna: pip install 'hf-evomerge[track]'") from cause
     verbosity = optuna.logging.get_verbosity()
@@ -98,7 +99,7 @@ def export_optuna(folder: str | os.PathLike[str], storage: str) -> list[str]:
                     made.add_trials(_optuna_trials(pairs))
     except optuna.exceptions.DuplicatedStudyError as cause:
         raise SearchError(f"--optuna: {storage} holds a study {names[-1]} already; name another file") from cause
-    except (optuna.exceptions.OptunaError, ValueError, ImportError) as cause:
+    except (optuna.exceptions.OptunaError, SQLAlchemyError, ImportError) as cause:
         raise SearchError(f"--optuna: {storage}: cannot be written: {cause}; write sqlite:///FILE") from cause
     finally:
         optuna.logging.set_verbosity(verbosity)
