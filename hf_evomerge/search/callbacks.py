@@ -55,7 +55,7 @@ class SearchCallback:
         ...         print(trial.stage, trial.number, trial.fitness)
         ...     def should_stop(self, study, generation):
         ...         return generation.best is not None and generation.best > -0.1
-        >>> run_search(config, "my-search", callbacks=[Patient()])  # doctest: +SKIP
+        >>> result = run_search(SearchConfig.load("search.yaml"), "my-search", callbacks=[Patient()])
     """
 
     def on_begin(self, study: Study, config: SearchConfig) -> None:

@@ -94,7 +94,6 @@ def export_optuna(folder: str | os.PathLike[str], storage: str) -> list[str]:
                 if pairs := list(_with_params(study, config, stage)):
                     names.append(f"{Path(folder).resolve().name}/{stage}")
                     made = optuna.create_study(storage=storage, study_name=names[-1], direction="maximize")
-                    made.set_metric_names(["fitness"])
                     made.set_user_attr("search", json.dumps(config.model_dump(mode="json", exclude_none=True)))
                     made.add_trials(_optuna_trials(pairs))
     except optuna.exceptions.DuplicatedStudyError as cause:

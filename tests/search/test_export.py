@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from hf_evomerge.cli import app
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
@@ -97,3 +99,17 @@ def test_nothing_to_export(export: Callable[..., Any], tmp_path: Path) -> None:
         export(tmp_path / "empty", target)
     with pytest.raises(SearchError, match=r"no study\.db here"):
         export(tmp_path / "none", target)
+
+
+def test_command(folder: Path, tmp_path: Path) -> None:
+    """The command writes what it is asked for and says so; asked for nothing it says what there is."""
+    run = CliRunner().invoke
+    file = tmp_path / "trials.csv"
+    done = run(app, ["export", str(folder), "--csv", str(file), "--answers", str(tmp_path / "answers.jsonl")])
+    assert done.exit_code == 0, done.output
+    assert f"{file}: 5 trials" in done.output
+    assert f"{tmp_path / 'answers.jsonl'}: 0 answers" in done.output
+    assert (tmp_path / "answers.jsonl").read_text(encoding="utf-8") == ""
+    refused = run(app, ["export", str(folder)])
+    assert refused.exit_code == 1
+    assert "to what? Name a file with --csv, --parquet or --answers, or a storage with --optuna" in refused.output
