@@ -81,7 +81,7 @@ def command_line(model: Path, tasks: list[str], out: Path) -> dict[str, dict[int
         (file,) = out.rglob(f"samples_{name}_*.jsonl")
         metric = kind["metric_list"][0]["metric"]  # type: ignore[index]
         for sample in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-            if sample["filter"] in ("none", "first"):
+            if sample["filter"] in ("none", "whole"):
                 value = sample[metric]
                 found.setdefault(name, {})[sample["doc_id"]] = value[0] / value[1] if isinstance(value, list) else float(value)
     return found
@@ -104,7 +104,8 @@ def main() -> int:
         build_model(recipe, out / label, progress=False, overwrite=True)
         theirs = command_line(out / label, tasks, out / f"{label}-lm_eval")
         for name, file in zip(KINDS, tasks, strict=True):
-            spec = LmEvalSpec(num_fewshot=FEW_SHOT, batch_size=8)
+            metric = "exact_match,whole" if name == "writing" else None
+            spec = LmEvalSpec(num_fewshot=FEW_SHOT, batch_size=8, metric=metric)
             live = config.model_copy(update={"fitness": spec, "data": {"search": DataSpec(lm_eval=[file])}})
             scores = Evaluator(live).evaluate(recipe)
             if scores.error is not None:
