@@ -164,6 +164,29 @@ def search(
 
 
 @app.command()
+def build(
+    study: Annotated[Path, typer.Argument(help="The folder of a search for several objectives.", show_default=False)],
+    pick: Annotated[
+        str, typer.Option(help="The point's number in the table of the front, or knee for the winner.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder to write; STUDY/model-PICK where absent.", show_default=False)
+    ] = None,
+) -> None:
+    """Build any model of the front that a search for several objectives found.
+
+    **Example**
+
+    - `hf-evomerge build my-front --pick 7`
+    """
+    with one_line_errors(again=True):
+        from ..search.folder import build_pick
+
+        quiet()
+        typer.echo(f"built {build_pick(study, pick, out)}")
+
+
+@app.command()
 def resume(
     study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
     workers: Workers = 1,

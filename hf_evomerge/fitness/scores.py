@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 
 import numpy as np
@@ -50,6 +50,7 @@ class Scores:
         self.outputs: list[str] | None = None if outputs is None else list(outputs)
         self.truncated: NDArray[np.bool_] | None = None if truncated is None else np.array(truncated, dtype=np.bool_)
         self.gradient: NDArray[np.float64] | None = None if gradient is None else np.array(gradient, dtype=np.float64)
+        self.others: dict[str, Scores] = {}
         self.seconds = seconds
         self.error: str | None = None
         self._check()
@@ -60,6 +61,7 @@ class Scores:
         scores = cls.__new__(cls)
         scores.values, scores.correct, scores.outputs, scores.gradient = np.zeros(0), None, None, None
         scores.truncated, scores.seconds, scores.error = None, seconds, one_line(error, 1000)
+        scores.others = {}
         return scores
 
     def _check(self) -> None:
@@ -88,6 +90,12 @@ class Scores:
         scores.outputs = None if outputs is None else list(outputs)
         scores.truncated = None if truncated is None else np.array(truncated, dtype=np.bool_)
         scores._check()
+        return scores
+
+    def with_others(self, others: Mapping[str, Scores]) -> Scores:
+        """The same scores with those of the search's other objectives, by name; ``others`` is empty where there are none."""
+        scores = copy(self)
+        scores.others = dict(others)
         return scores
 
     def timed(self, seconds: float) -> Scores:
@@ -134,7 +142,8 @@ class Scores:
         correct = None if self.correct is None else self.correct.tobytes()
         gradient = None if self.gradient is None else self.gradient.tobytes()
         truncated = None if self.truncated is None else self.truncated.tobytes()
-        return self.values.tobytes(), correct, self.outputs, truncated, gradient, self.error
+        others = {name: scores._bits() for name, scores in self.others.items()}
+        return self.values.tobytes(), correct, self.outputs, truncated, gradient, self.error, others
 
 
 def _standard_error(values: NDArray[np.float64]) -> float | None:

@@ -316,18 +316,21 @@ def _kept(figures: dict[str, Any]) -> str:
     return plus_minus(figures.get(measure), figures.get(f"{measure}_se")) or "failed"
 
 
-def _by_gradient(study: dict[str, Any] | None, stage: str) -> bool:
-    """Whether a stage followed a gradient."""
+def _algorithm(study: dict[str, Any] | None, stage: str) -> str:
+    """The algorithm of a stage's optimizer."""
     space, _, first = stage.partition("-")
     settings = (study or {}).get("settings", {})
     part = settings.get("ps" if space == "joint" else space, {})
     optimizer = part.get("first" if first else "optimizer") or {}
-    return bool(optimizer.get("algorithm", "gradient" if first else "cma") == "gradient")
+    return str(optimizer.get("algorithm", "gradient" if first else "cma"))
 
 
 def _how(study: dict[str, Any] | None, space: str) -> str:
     """What chose the numbers of a space, in words."""
-    if not _by_gradient(study, space):
+    algorithm = _algorithm(study, space)
+    if algorithm == "sweep":
+        return "a search that tries every candidate in turn"
+    if algorithm != "gradient":
         return "an evolutionary search"
     sizes = (study or {}).get("splits", {})
     examples = f"{sizes['search']} examples" if "search" in sizes else "the search examples"
@@ -338,7 +341,7 @@ def _stage(stage: dict[str, Any], study: dict[str, Any]) -> dict[str, Any]:
     seconds = float(stage["seconds"])
     minutes = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     minutes = minutes if seconds < 7200 else f"{seconds / 3600:.0f} hours"
-    return {**stage, "minutes": minutes, "by_gradient": _by_gradient(study, stage["stage"])}
+    return {**stage, "minutes": minutes, "by_gradient": _algorithm(study, stage["stage"]) == "gradient"}
 
 
 def _example(study: dict[str, Any] | None) -> str | None:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def _public_settings(config: SearchConfig, publish: Publish) -> dict[str, Any]:
     settings["sources"] = [publish(ref).model_dump(exclude_none=True) for ref in config.sources]
     if config.base is not None:
         settings["base"] = publish(config.base).model_dump(exclude_none=True)
-    for data in (*settings["data"].values(), *settings["retain"].values()):
+    objectives = [each["data"].values() for each in settings.get("objectives", []) if isinstance(each, dict)]
+    for data in (*settings["data"].values(), *settings["retain"].values(), *chain.from_iterable(objectives)):
         for key in ("jsonl", "dataset"):
             if key in data and (key == "jsonl" or Path(data[key]).expanduser().exists()):
                 data[key] = Path(data[key]).name

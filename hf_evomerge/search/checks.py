@@ -11,6 +11,8 @@ from ..recipes.recipe import Recipe
 from .config import RETAINED, SPLITS, SearchConfig, Stage
 from .evaluator import Evaluator, check_writes_text
 from .limits import check_memory_limit
+from .nsga import check_installed
+from .objectives import only_task_objectives
 from .optimizer import Start
 from .spaces import make_space
 from .sweep import sweep_cost
@@ -52,6 +54,11 @@ def check_search(config: SearchConfig, evaluator: Evaluator) -> Checked:
     found = Checked()
     if config.space != "dfs":
         found.warnings += evaluator.merged(config.merge_part()).sampled_findings().warnings
+    for each in only_task_objectives(config.objectives):
+        own = {split: examples for split in SPLITS if (examples := splits.get(each.split(split))) is not None}
+        check_disjoint(**own, retained={})
+    if config.objectives:
+        check_installed()
     if "lora" in config.baselines:
         from .finetune import peft
 

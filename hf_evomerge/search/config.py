@@ -15,6 +15,7 @@ from ..fitness.data import DataSpec
 from ..fitness.registry import AnyTaskSpec, TaskSpec
 from ..recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef, TokenPart, Vocabulary
 from ..recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
+from .objectives import FITNESS, AnyObjective, check_objectives, name_of, objective_splits
 from .presets import completed, filled
 from .sections import FirstConfig, FlowSpaceConfig, LimitsConfig, OptimizerConfig, ParameterSpaceConfig
 
@@ -54,6 +55,9 @@ class SearchConfig(StrictModel):
         fitness: The task and its settings; see ``docs/fitness.md``.
         data: Where examples come from, per split. ``search`` is what candidates are scored on; the best are scored again on
             ``validation`` before a winner is named; ``test`` is touched once, at the end.
+        objectives: What else counts, where there is no single best model: further tasks, and what a model takes: ``tokens`` of
+            its answers, ``hops``, ``parameters``, ``seconds``. The search then finds the models that nothing beats in all of
+            them, by ``nsga2``.
         retain: More data, by name, that the result may not forget, such as the sources' own tasks: every model of the table of
             results is scored on it too. Nothing is chosen by it.
         batch: Number of search examples per generation, drawn anew for each, or ``all``. Where absent 16, which without a
@@ -86,6 +90,7 @@ class SearchConfig(StrictModel):
     dfs: FlowSpaceConfig = Field(default_factory=FlowSpaceConfig)
     fitness: AnyTaskSpec
     data: dict[Literal["search", "validation", "test"], DataSpec] = Field(default_factory=dict)
+    objectives: tuple[AnyObjective, ...] = ()
     retain: dict[str, DataSpec] = Field(default_factory=dict)
     batch: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     finalists: int = Field(default=8, ge=1)
@@ -101,7 +106,12 @@ class SearchConfig(StrictModel):
     def splits(self) -> dict[str, DataSpec]:
         """Where the examples of each split come from, the retained ones among them."""
         retained = {f"{RETAINED}{name}": spec for name, spec in self.retain.items()}
-        return {**{str(split): spec for split, spec in self.data.items()}, **retained}
+        return {**{str(split): spec for split, spec in self.data.items()}, **retained, **objective_splits(self.objectives)}
+
+    @property
+    def objective_names(self) -> list[str]:
+        """The fitness, and the other objectives."""
+        return [FITNESS, *map(name_of, self.objectives)]
 
     @model_validator(mode="before")
     @classmethod
@@ -145,6 +155,11 @@ class SearchConfig(StrictModel):
             validate(Recipe, self._recipe(None if self.space == "dfs" else self.merge_part(), path), RecipeError)
         except RecipeError as cause:
             raise ValueError(str(cause)) from cause
+        return self
+
+    @model_validator(mode="after")
+    def _check_objectives(self) -> SearchConfig:
+        check_objectives(self)
         return self
 
     @model_validator(mode="after")
@@ -211,7 +226,7 @@ class SearchConfig(StrictModel):
     def batch_sizes(self, stage: Stage, examples: int) -> tuple[int, ...]:
         """How many of so many examples a generation of a stage is scored on: one size after the other, see `GROWTH`."""
         algorithm = self.optimizer(stage).algorithm
-        if self.batch == "all" or stage == "random" or algorithm == "random":
+        if self.batch == "all" or stage == "random" or algorithm in ("random", "nsga2"):
             return (examples,)
         if self.batch is not None or algorithm in ("gradient", "sweep"):
             return (min(examples, self.batch or _BATCH),)

@@ -9,7 +9,7 @@ from ..fitness import Example, Scores
 from ..recipes.recipe import SourceRef
 from .config import SearchConfig
 from .evaluator import Evaluator
-from .rows import accuracy_text, fitness_text
+from .rows import accuracy_text, fitness_text, other_text
 
 _SPLITS = ("search", "validation", "test")
 
@@ -31,6 +31,7 @@ class Evaluation:
     def __str__(self) -> str:
         accuracy = accuracy_text(self.scores)
         figures = f"fitness {fitness_text(self.scores)}" + (f", accuracy {accuracy}" if accuracy else "")
+        figures += "".join(f", {name} {other_text(other)}" for name, other in self.scores.others.items())
         if cut := self.scores.truncated_share:
             figures += f", {cut:.1%} of the answers cut at max_new_tokens"
         lines = [f"{figures} on {len(self.examples)} examples"]

@@ -18,6 +18,7 @@ from ..fitness import DifferentiableTask, Example, Scores, Task, TaskSpec, load_
 from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import MergePart, Recipe, SourceRef
 from .config import RETAINED, SPLITS, SearchConfig
+from .objectives import OBJECTIVE, Taken, TaskObjective, measured_on
 from .slopes import Slopes, recomputed
 from .spaces import SourceSummary
 
@@ -79,7 +80,7 @@ class Evaluator:
         self._gradient: MergeGradient | None = None
         self._applied: MergePart | None = None
         self._pool: tuple[tuple[int | None, int], LayerPool] | None = None
-        self._task: tuple[Any, Task] | None = None
+        self._tasks: dict[Any, Task] = {}
         self.loading: Callable[[bool], object] = lambda loading: None
 
     @property
@@ -108,7 +109,8 @@ class Evaluator:
     def splits(self) -> list[str]:
         """The splits that there are examples for."""
         there = {**self.config.splits, **self._examples}
-        return [*(split for split in SPLITS if split in there), *(split for split in there if split.startswith(RETAINED))]
+        others = (split for split in there if split.startswith((RETAINED, OBJECTIVE)))
+        return [*(split for split in SPLITS if split in there), *others]
 
     def examples(self, split: str) -> Sequence[Example]:
         """The examples of a split; raises `FitnessError` where the search file gives none."""
@@ -148,11 +150,41 @@ class Evaluator:
                 raise FitnessError(
                     f"the task gave {scores.values.size} scores for {count} examples; there must be one per example"
                 )
-            return scores.timed(time.perf_counter() - begin)
+            scores = scores.timed(time.perf_counter() - begin)
+            if split in SPLITS and batch is None and slopes is None and fitness is None:
+                scores = scores.with_others(self._others(target, split, scores))
+            return scores
         except Exception as error:
             gc.collect()  # an out-of-memory error leaves tensors in its frames
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
             return Scores.failed(f"{kind}{error}", time.perf_counter() - begin)
+
+    def _others(self, target: Target, split: str, scores: Scores) -> dict[str, Scores]:
+        """The scores of the objectives beside the fitness, by name."""
+        found: dict[str, Scores] = {}
+        for objective in self.config.objectives:
+            if isinstance(objective, TaskObjective):
+                task = self._prepared(target, objective.split(split), None, objective.fitness)
+                found[objective.name] = task.evaluate(self.model(target))
+            else:
+                found[objective] = self._taken(objective, target, scores)
+        return found
+
+    def _taken(self, what: Taken, target: Target, scores: Scores) -> Scores:
+        """What a model took to be scored."""
+        if what == "tokens":
+            if scores.outputs is None:
+                raise FitnessError("objectives: tokens counts those of answers, and the task keeps none")
+            tokenizer = self.tokenizer(target)
+            return Scores([len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in scores.outputs])
+        if what == "seconds":
+            return Scores([scores.seconds])
+        if what == "parameters":
+            return Scores([sum(parameter.numel() for parameter in self.model(target).parameters())])
+        if isinstance(target, Recipe) and target.flow is not None:
+            return Scores([len(target.flow.path)])
+        ref = target if isinstance(target, SourceRef) else target.sources[target.merge_sources[0]]
+        return Scores([self.open(ref).layer_count])
 
     def _new_task(self, fitness: TaskSpec | None) -> Task:
         task: Task = self._task_factory() if fitness is None else make_task(fitness)
@@ -206,7 +238,7 @@ class Evaluator:
     def check_examples(self, split: str) -> None:
         """Raise `FitnessError` where the task cannot use the examples of a split. Reads a tokenizer and no model."""
         try:
-            self._prepared(self.config.sources[0], split, None, None)
+            self._prepared(self.config.sources[0], split, None, measured_on(self.config, split))
         except FitnessError as error:
             if not str(error).startswith("data.chat:"):
                 raise  # it names the file of the example
@@ -388,13 +420,15 @@ class Evaluator:
     def _prepared(self, target: Target, split: str, batch: Batch | None, fitness: TaskSpec | None) -> Task:
         """The task on these examples, tokenised once for all candidates."""
         which, owner = self._tokenizer_owner(target)
-        key = (which, split, batch, fitness)
-        if self._task is None or self._task[0] != key:
+        key = (which, split, batch, None if fitness is None else fitness.model_dump_json())
+        if key not in self._tasks:
+            if len(self._tasks) > len(self.config.objectives):
+                self._tasks.clear()
             examples = self.examples(split)
             task = self._new_task(fitness)
             task.prepare(examples if batch is None else [examples[i] for i in batch], owner.tokenizer())
-            self._task = (key, task)
-        return self._task[1]
+            self._tasks[key] = task
+        return self._tasks[key]
 
     def _tokenizer_owner(self, target: Target) -> tuple[Hashable, Checkpoint]:
         """The checkpoint whose tokenizer goes with a target, and what is the same for all that share it."""

@@ -13,6 +13,7 @@ from ..errors import EvoMergeError, SearchError, one_line
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from ..recipes.strict_yaml import validate
 from .config import SearchConfig
+from .front import picked
 from .grounds import Pins, pin
 from .places import NOTE, new_places, renamed, replaced, rooted, settings_of
 from .results import Result
@@ -165,6 +166,30 @@ def build_winner(folder: Path, winner: Recipe, *, trust_remote_code: bool = Fals
         raise SearchError(f"{built.parent}: was not made by this search; move it away and resume")
     if not built.exists() or built.read_text(encoding="utf-8") != winner.to_yaml():
         build_model(winner, folder / MODEL_FOLDER, progress=False, overwrite=True, trust_remote_code=trust_remote_code)
+
+
+def build_pick(folder: str | os.PathLike[str], pick: str, out: str | os.PathLike[str] | None = None) -> Path:
+    """Build one point of the front of a search for several objectives.
+
+    Args:
+        folder: The folder of the search.
+        pick: The point's number in the table of the front, or ``knee`` for the winner.
+        out: The folder to write; ``model-PICK`` in the search's folder where None.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        EvoMergeError: There is no such point, or the model cannot be built.
+    """
+    study = Study.open(folder)
+    try:
+        file = study.folder / RECIPE_FILE
+        winner = Recipe.load(file).key if file.exists() else None
+        recipe = study.recipe(picked(settings_of(study), study, pick, winner))
+    finally:
+        study.close()
+    return build_model(recipe, Path(folder) / f"{MODEL_FOLDER}-{pick}" if out is None else out, progress=False)
 
 
 def _check_unused(config: SearchConfig, out: Path) -> None:

@@ -20,6 +20,7 @@ from ..fitness import FunctionTask, PairwiseTask, Task, make_task
 from ..recipes.recipe import SourceRef
 from .config import SearchConfig
 from .evaluator import Evaluator
+from .objectives import only_task_objectives
 from .study import Study
 
 Pins = dict[str, dict[str, Any]]
@@ -98,6 +99,9 @@ def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict
     for stage in config.stages:
         if (fitness := config.fitness_of(stage)) is not None:
             parts[f"code in {stage}"] = type(make_task(fitness))
+    for objective in only_task_objectives(config.objectives):
+        if objective.fitness is not None:
+            parts[f"code of {objective.name}"] = type(make_task(objective.fitness))
     files = {name for spec in config.splits.values() for name in spec.lm_eval or () if os.path.isfile(name)}
     digests = {f"file {name}": [sha256(Path(name).read_bytes()).hexdigest()] for name in sorted(files)}
     return {name: [_text(part)] for name, part in parts.items()} | digests

@@ -16,6 +16,9 @@ from ..recipes.recipe import Recipe, SourceRef
 from .baselines import Tune
 from .callbacks import SearchCallback
 from .config import RETAINED, SearchConfig, Stage, source_label
+from .front import finalists, front, judged, volumes
+from .nsga import knee, non_dominated
+from .objectives import vector
 from .results import Result
 from .rows import Row
 from .runner import Job, Runner
@@ -88,6 +91,9 @@ class Search:
                     keys = [*self._finalists(stage), *([winners[first]] if first is not None else [])]
                     winners[stage] = self._choose(list(dict.fromkeys(keys)))
             contenders = [stage for stage in self.config.stages if stage in self.config.spaces]
+            if self.config.objectives:
+                winner = self._choose(finalists(self.config, self.study))
+                return self._result(winner, winners)
             if "validation" not in self.splits:
                 contenders.sort(key=lambda stage: -(self.study.best(stage)[0].fitness or 0.0))  # of equals the earlier stage
             winner = self._choose([winners[stage] for stage in contenders])
@@ -114,6 +120,10 @@ class Search:
             logger.info(note)
         if warning is not None:
             logger.warning(warning)
+        for name in self.config.objective_names[1:]:
+            found = {label: scores_of.others[name].mean for label, scores_of in sources.items() if name in scores_of.others}
+            if len(found) > 1 and len(set(found.values())) == 1 and name not in ("hops", "parameters"):
+                logger.warning(f"objectives: {name} is {next(iter(found.values())):.4g} for every source; it may see nothing")
 
     def _run_stage(self, stage: Stage, merged: str | None, first: Stage | None) -> None:
         """All generations of a stage.
@@ -138,6 +148,8 @@ class Search:
 
     def _finalists(self, stage: Stage) -> list[str]:
         """Keys of the best recipes of a stage; raises `SearchError` where every trial failed."""
+        if self.config.objectives and stage not in ("ps-first", "dfs-first") and (keys := self._front_of(stage)):
+            return keys
         best = self.study.best(stage, self.config.finalists)
         if not best:
             errors = [trial.scores.error for trial in self.study.trials(stage)]
@@ -146,11 +158,33 @@ class Search:
             best = [trial for trial in best if trial.scores.values.size == best[0].scores.values.size]
         return [trial.recipe_key for trial in best if trial.recipe_key is not None]
 
+    def _front_of(self, stage: Stage) -> list[str]:
+        return finalists(self.config, self.study, [stage])
+
     def _choose(self, keys: Sequence[str]) -> str:
-        """The best of some recipes on the validation split; of equals, and where there is no such split, the first."""
+        """The best of some recipes on the validation split; of equals, and where there is no such split, the first.
+
+        Where there are several objectives it is the knee of the front of these recipes, on the search split where there is no
+        other.
+        """
+        if self.config.objectives and len(keys) > 1:
+            split = "validation" if "validation" in self.splits else "search"
+            scores = self._scores_of(keys, split)
+            alive = [key for key in keys if scores[key].error is None] or list(keys[:1])
+            vectors = [vector(scores[key], self.config.objective_names) for key in alive]
+            best = non_dominated(vectors)
+            return alive[best[knee([vectors[i] for i in best])]]
         if "validation" not in self.splits or len(keys) == 1:
             return keys[0]
         return self._best({key: self.study.recipe(key) for key in keys}, "validation")
+
+    def _scores_of(self, keys: Sequence[str], split: str) -> dict[str, Scores]:
+        """Scores of recipes on a split; those on the search split are their trials'."""
+        if split != "search":
+            return self._evaluate_labels({key: self.study.recipe(key) for key in keys}, split, "finalists")
+        trials = [trial for stage in self.config.stages for trial in self.study.trials(stage) if trial.fitness is not None]
+        found = {trial.recipe_key: trial.scores for trial in reversed(trials)}
+        return {key: found[key] for key in keys}
 
     def _best(self, targets: Mapping[str, Recipe | SourceRef], split: str) -> str:
         """The label of the best of some targets on a split; of equals the first."""
@@ -168,7 +202,9 @@ class Search:
             targets[self.study.add_recipe(average)] = average
         tuned = self._fine_tunes(average)
         targets.update({label: ref for label, (_, ref, _) in tuned.items()})
-        targets.update({key: self.study.recipe(key) for key in winners.values()})
+        points = front(self.config, self.study) if self.config.objectives else []
+        shown = [*finalists(self.config, self.study), winner] if points else []
+        targets.update({key: self.study.recipe(key) for key in [*winners.values(), *shown]})
         scores = self._evaluate_labels(targets, split, "test")
         retained = self._retained(targets)
         rows = [self._parent_row(label, ref, scores[label], retained[label]) for label, ref in self._parents().items()]
@@ -183,9 +219,19 @@ class Search:
                 name = name.replace("DFS", "PS+DFS")
             seconds = math.fsum(trial.scores.seconds for trial in trials)
             cost = round(math.fsum(trial.cost for trial in trials), 2)
-            ended_with = key == winner and stage in self.config.spaces
+            ended_with = key == winner and stage in self.config.spaces and not any(row.winner for row in rows)
             rows.append(Row(stage, name, scores[key], cost, seconds, winner=ended_with, retained=retained[key]))
-        return Result(self.study.recipe(winner), split, rows)
+        if points and not any(row.winner for row in rows):  # it is on the front of all stages, and of none the knee
+            name = "knee of the whole front"
+            rows.append(Row(self.config.spaces[-1], name, scores[winner], winner=True, retained=retained[winner]))
+        return Result(
+            self.study.recipe(winner),
+            split,
+            rows,
+            objectives=self.config.objective_names if points else [],
+            front=judged(points, scores, winner),
+            volumes=volumes(self.config, self.study) if points else {},
+        )
 
     @property
     def _searched(self) -> float:

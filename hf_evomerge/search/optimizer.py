@@ -24,7 +24,7 @@ _SEPARABLE = 1000  # coordinates, beyond which a full covariance takes minutes o
 
 Vector = NDArray[np.float64]
 Batches = Generator[list[Vector], list[float], None]
-Algorithm = Literal["cma", "random", "gradient", "sweep"]
+Algorithm = Literal["cma", "random", "gradient", "sweep", "nsga2"]
 Restarts = Literal["none", "ipop"]
 
 
@@ -85,7 +85,7 @@ class Asked:
 
     Attributes:
         request: What is to be done with the genomes of the last `ask`.
-        gradients: What was last told, where gradients were wanted.
+        gradients, objectives: What was last told, where it was wanted.
         spent: Cost of what has been told, in scores of all examples.
         share: Share of the examples that the genomes of the last `ask` are scored on, unless it is to be all.
     """
@@ -97,6 +97,7 @@ class Asked:
         self.budget, self.share = budget, share
         self.request, self.spent = Request(), 0.0
         self.gradients: list[Vector] = []
+        self.objectives: list[Vector] = []
         self._asked: list[Vector] | None = None
         self._told: list[float] | None = None
 
@@ -115,18 +116,19 @@ class Asked:
             return None
         return [genome.copy() for genome in self._asked]
 
-    def tell(self, fitness: Sequence[float], gradients: Sequence[Vector] = ()) -> None:
+    def tell(self, fitness: Sequence[float], gradients: Sequence[Vector] = (), objectives: Sequence[Vector] = ()) -> None:
         """Report the genomes of the last `ask`, in its order.
 
         Args:
             fitness: Of each; NaN for a candidate that failed.
             gradients: Of each, where `request` wants them; those of candidates that failed are not looked at.
+            objectives: The values of all objectives of each, to be maximised, where there are several; NaN as above.
         """
         if self._asked is None or len(fitness) != len(self._asked):
             raise SearchError(f"tell() got {len(fitness)} values for {len(self._asked or [])} genomes")
         self.spent += self.cost * len(fitness)
         self._asked, self._told = None, [float(value) for value in fitness]
-        self.gradients = list(gradients)
+        self.gradients, self.objectives = list(gradients), list(objectives)
 
     def best_candidate(self, start: Start) -> Generator[list[Vector], list[float], Vector]:
         """Ask for the start's candidates, as far as a third of the budget goes; gives the best, or the mean without any.
@@ -244,14 +246,14 @@ class Optimizer(Asked):
             self.request = Request()
             generations += 1
             genomes = [np.asarray(genome, dtype=np.float64) for genome in strategy.ask()]
-            costs = _costs((yield genomes))
+            costs = to_costs((yield genomes))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 strategy.tell(genomes, costs)
             self.sigma = float(strategy.sigma)
 
 
-def _costs(fitness: Sequence[float]) -> list[float]:
+def to_costs(fitness: Sequence[float]) -> list[float]:
     """Costs to minimise. A failed candidate (NaN) costs more than the worst that did not fail."""
     costs = [-value for value in fitness]
     finite = [cost for cost in costs if np.isfinite(cost)]

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .. import plots
+from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe
 from .config import STAGES, SearchConfig, source_label
+from .front import front, volumes
+from .objectives import values
 from .study import Study, Trial
 
 
@@ -23,6 +29,8 @@ def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Se
     plots.plot_fitness(own, parent_levels(config, study), folder / "fitness.png")
     if others := [curve for curve in curves if curve.label in apart]:
         plots.plot_fitness(others, {}, folder / "fitness-first.png", ylabel=", ".join(dict.fromkeys(apart.values())))
+    if config.objectives:
+        plots.plot_front(front_of(config, study, winner), folder / "front.png")
     names = [source_label(ref) for ref in config.sources]
     if winner.merge is not None:
         plots.plot_weights(winner.merge, [names[i] for i in winner.merge_sources], folder / "weights.png")
@@ -30,6 +38,31 @@ def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Se
         merged = [layers[winner.merge_sources[0]]] if winner.merge is not None else []
         labels = [*names, *(["merged"] if merged else [])]
         plots.plot_path(winner.flow.to_path(), [*layers, *merged], labels, folder / "path.png")
+
+
+def front_of(config: SearchConfig, study: Study, winner: Recipe) -> plots.Front:
+    """The front of a study, on the search split, with the parents."""
+    names = tuple(config.objective_names)
+
+    def table(scores: Sequence[Scores]) -> NDArray[np.float64]:
+        rows = [[np.nan if value is None else value for value in values(each, names).values()] for each in scores]
+        return np.array(rows, dtype=np.float64).reshape(-1, len(names))
+
+    def trials(*stages: str) -> NDArray[np.float64]:
+        return table([trial.scores for stage in stages for trial in study.trials(stage) if trial.fitness is not None])
+
+    points = front(config, study)
+    labels = {"base": "base", **{f"source:{i}": source_label(ref) for i, ref in enumerate(config.sources)}}
+    parents = {name: scores for label, name in labels.items() if (scores := study.evaluation(label, "search")) is not None}
+    return plots.Front(
+        names,
+        trials(*config.spaces),
+        table([point.searched for point in points]),
+        next((point.number for point in points if point.key == winner.key), None),
+        {name: table([scores])[0].tolist() for name, scores in parents.items() if scores.error is None},
+        trials("random") if "random" in config.stages else None,
+        volumes(config, study),
+    )
 
 
 def stage_curves(trials: Sequence[Trial]) -> list[plots.Curve]:

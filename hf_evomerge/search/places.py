@@ -101,4 +101,10 @@ def renamed(named: Named, place: Rename, file: Rename | None = None) -> Named:
     if isinstance(named, SearchConfig):
         for key in ("data", "retain"):
             changes[key] = {split: moved(spec) for split, spec in getattr(named, key).items()}
+        changes["objectives"] = tuple(
+            each
+            if isinstance(each, str)
+            else each.model_copy(update={"data": {k: moved(spec) for k, spec in each.data.items()}})
+            for each in named.objectives
+        )
     return named.model_copy(update=changes)

@@ -159,7 +159,8 @@ class _Stage:
         everything = np.ones(self.start.mean.size, dtype=np.bool_)
         self.price = space.price(everything) if self.gradient else 1.0
         one_by_one = self.gradient or self.sweep
-        self.population = 1 if one_by_one else self.optimizer.population or default_population(self.start.mean.size)
+        usual = default_population(self.start.mean.size) * (2 if self.optimizer.algorithm == "nsga2" else 1)
+        self.population = 1 if one_by_one else self.optimizer.population or usual
 
     def rounds(self, budget: float) -> list[float]:
         """How many generations, or steps, there are with batches of each size."""

@@ -20,14 +20,17 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     sections = dict(data)
     _set_algorithm(sections, "dfs", "sweep", where=lambda part: part.get("repeat") is not None)
+    spaces = ["ps", "dfs"] if sections.get("space") == "hybrid" else [str(sections.get("space"))]
+    for name in spaces if sections.get("objectives") else ():
+        _set_algorithm(sections, name, "nsga2", where=lambda part: name in ("ps", "dfs"))  # noqa: B023
     if sections.get("preset") != "quick":
         return sections
-    spaces = ["ps", "dfs"] if sections.get("space") == "hybrid" else [str(sections.get("space"))]
     for name in spaces:
         part = sections.get(name) or {}
         if name not in ("ps", "dfs") or not isinstance(part, Mapping):
             continue  # is refused with the rest
-        gradient = _differentiable(sections.get("fitness")) and (_smooth(part) if name == "ps" else _gates(part))
+        gradient = not sections.get("objectives") and _differentiable(sections.get("fitness"))
+        gradient = gradient and (_smooth(part) if name == "ps" else _gates(part))
         usual: dict[str, Any] = {}
         if name == "ps":
             if not {"groups", "blocks_per_group", "split_attention"} & part.keys():
@@ -42,7 +45,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _set_algorithm(sections: dict[str, Any], name: str, algorithm: str, *, where: Callable[[Mapping[str, Any]], bool]) -> None:
     """Name the optimizer of a section that does not name one; a section that is no mapping is refused with the rest."""
-    part = sections.get(name)
+    part = sections.get(name) or {}
     if not isinstance(part, Mapping) or not where(part):
         return
     given = part.get("optimizer") or {}
@@ -51,19 +54,33 @@ def _set_algorithm(sections: dict[str, Any], name: str, algorithm: str, *, where
 
 
 def completed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a search file, those of its splits with what the fitness task knows of its examples."""
+    """The sections of a search file, those of its splits with what the fitness task knows of its examples.
+
+    So have the objectives that have examples of their own.
+    """
+    sections = _complete(data, data.get("fitness"))
+    objectives = sections.get("objectives")
+    if isinstance(objectives, list | tuple):
+        sections["objectives"] = [
+            _complete(each, each.get("fitness") or data.get("fitness")) if isinstance(each, Mapping) else each
+            for each in objectives
+        ]
+    return sections
+
+
+def _complete(sections: Mapping[str, Any], fitness: Any) -> dict[str, Any]:
+    """Sections with ``data`` as the task of a section knows it."""
     from ..fitness import TaskSpec, parse_task
 
-    sections, fitness = dict(data), data.get("fitness")
     splits = sections.get("data")
     if not isinstance(splits, Mapping):
-        return sections
+        return dict(sections)
     try:
         spec = fitness if isinstance(fitness, TaskSpec) else parse_task(fitness if isinstance(fitness, Mapping) else {})
     except EvoMergeError:  # is complained about with the rest
-        return sections
-    sections["data"] = {split: spec.complete(given) if isinstance(given, Mapping) else given for split, given in splits.items()}
-    return sections
+        return dict(sections)
+    data = {split: spec.complete(given) if isinstance(given, Mapping) else given for split, given in splits.items()}
+    return {**sections, "data": data}
 
 
 def _differentiable(fitness: Any) -> bool:

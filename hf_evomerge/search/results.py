@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..recipes.recipe import Recipe
+from .front import Point, front_table, front_verdict, point_json
 from .rows import Row, RowStage, lead_json, rows_table
 from .verdict import verdict
 
@@ -18,11 +19,17 @@ class Result:
         winner: The recipe that scored best on the validation split (on the search split where there is none).
         split: What `rows` were measured on.
         rows: Base, sources, uniform average, the winner of each stage.
+        objectives: The names of the objectives, where there are several.
+        front: The models that no other beats in all of them, the best fitness first.
+        volumes: Hypervolume over evaluations, per stage; see `volumes` in ``front.py``.
     """
 
     winner: Recipe
     split: str
     rows: list[Row] = field(default_factory=list)
+    objectives: list[str] = field(default_factory=list)
+    front: list[Point] = field(default_factory=list)
+    volumes: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     @property
     def examples(self) -> int:
@@ -39,14 +46,21 @@ class Result:
     @property
     def verdict(self) -> list[str]:
         """What the comparison says of the winner, in sentences."""
-        return verdict(self.rows, self.split)
+        if not self.front:
+            return verdict(self.rows, self.split)
+        return front_verdict(self.front, self.rows, self.objectives, self.split)
 
     def to_json(self) -> dict[str, Any]:
         """The comparison, for ``results.json`` and the record. Each row has the winner's lead over it."""
         rows = [{**row.to_json(), "lead": lead_json(self.rows, row)} for row in self.rows]
-        return {"split": self.split, "examples": self.examples, "rows": rows, "verdict": self.verdict}
+        report = {"split": self.split, "examples": self.examples, "rows": rows, "verdict": self.verdict}
+        if not self.front:
+            return report
+        points = [point_json(point, self.objectives) for point in self.front]
+        return {**report, "objectives": self.objectives, "front": points, "hypervolume": self.volumes}
 
     def __str__(self) -> str:
         """The comparison as a table, and what it says."""
         caption = f"{self.examples} {self.split} examples; ± is one standard error, (...) an interval of 95 %; * is the winner"
-        return "\n".join([rows_table(self.rows, caption), "", *(f"- {sentence}" for sentence in self.verdict)])
+        points = ["", front_table(self.front, self.objectives, self.split)] if self.front else []
+        return "\n".join([rows_table(self.rows, caption), *points, "", *(f"- {sentence}" for sentence in self.verdict)])

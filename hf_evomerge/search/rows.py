@@ -47,6 +47,7 @@ class Row:
             **_figures(self.scores),
             "truncated": self.scores.truncated_share,
             "retained": {name: _figures(scores) for name, scores in self.retained.items()},
+            **({"objectives": {name: each.mean for name, each in self.scores.others.items()}} if self.scores.others else {}),
             "evaluations": int(self.evaluations) if self.evaluations == int(self.evaluations) else self.evaluations,
             "seconds": self.seconds,
             "winner": self.winner,
@@ -90,11 +91,13 @@ def lead_text(found: Mapping[str, Any] | None) -> str:
 def rows_table(rows: Sequence[Row], caption: str) -> str:
     """Models side by side: fitness and accuracy with standard errors, what they cost, and the winner's lead over each.
 
-    Where answers were cut at the limit of their length, and where there are retained examples, there are columns for these.
+    Where there are several objectives, answers cut at the limit of their length, or retained examples, there are columns for
+    these.
     """
     table = Table(box=None, header_style="bold", pad_edge=False, caption=caption, caption_justify="left")
     leads = [lead(rows, row) for row in rows]
-    headings = ["", "fitness", "accuracy", "evaluations", "seconds"]
+    others = list(dict.fromkeys(name for row in rows for name in row.scores.others))
+    headings = ["", "fitness", "accuracy", *others, "evaluations", "to search, s" if "seconds" in others else "seconds"]
     if named := next((found.measure for found in leads if found is not None), None):
         headings.append(f"winner's lead in {named}")
     retained = list(dict.fromkeys(name for row in rows for name in row.retained))
@@ -108,6 +111,7 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
             f"{row.model}{' *' if row.winner else ''}",
             fitness_text(row.scores),
             accuracy_text(row.scores),
+            *(other_text(row.scores.others.get(name)) for name in others),
             f"{row.evaluations:g}" if row.evaluations else "",
             f"{row.seconds:.0f}" if row.seconds else "",
             *([] if named is None else ["" if found is None else str(found)]),
@@ -130,6 +134,15 @@ def accuracy_text(scores: Scores) -> str:
 def best_text(scores: Scores | None) -> str:
     """Accuracy with its standard error, or fitness where the task has no accuracy; empty where there are no scores."""
     return "" if scores is None else accuracy_text(scores) or fitness_text(scores)
+
+
+def other_text(scores: Scores | None) -> str:
+    """The value of an objective beside the fitness, with its standard error where it has one; empty where there is none."""
+    if scores is None or scores.mean is None:
+        return ""
+    if scores.values.size == 1:
+        return f"{scores.mean:,.3f}".rstrip("0").rstrip(".")
+    return plus_minus(scores.mean, scores.standard_error)
 
 
 def plus_minus(value: float | None, error: float | None) -> str:

@@ -46,8 +46,9 @@ class OptimizerConfig(StrictModel):
 
     Attributes:
         algorithm: ``cma``, ``random``, ``gradient`` (Adam on batches) where the fitness has a gradient, or ``sweep`` (every
-            candidate in turn) with ``dfs.repeat``, whose default it is, and ``dfs.prune``.
-        population: Candidates per generation; 4 + floor(3 ln n) where absent.
+            candidate in turn) with ``dfs.repeat``, whose default it is, and ``dfs.prune``. ``nsga2`` where there are several
+            objectives, and there by default.
+        population: Candidates per generation; 4 + floor(3 ln n) where absent, and twice that for ``nsga2``.
         sigma: First step size. For PS as a fraction of each parameter's range, 1/6 by default (``gradient``: 0.04); for DFS in
             the units of the genome, 0.1 by default (gates by evolution: 0.2); 0.04 by default after a ``first``.
         evaluations: Budget in scores of all search examples. A score of a batch counts as its share, a gradient of merge

@@ -14,6 +14,7 @@ from ..errors import SearchError
 from ..recipes.layer_path import hop_table
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from .config import STAGES, source_label
+from .front import front, front_table
 from .places import settings_of
 from .rows import accuracy_text, fitness_text, render
 from .study import Study
@@ -44,6 +45,8 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
                     describe_recipe(recipe),
                 )
             parts.append(render(table))
+            if settings.objectives:
+                parts.append(front_table(front(settings, study, [stage]), settings.objective_names, "search"))
             if failed:
                 parts.append(f"the first failure, trial {failed[0].number}: {failed[0].scores.error}")
     finally:

@@ -22,6 +22,8 @@ from .callbacks import Generation, SearchCallback
 from .config import SearchConfig, Stage
 from .descent import GradientOptimizer
 from .evaluator import Batch
+from .nsga import ParetoOptimizer
+from .objectives import vector
 from .optimizer import Asked, Optimizer, Start, Vector
 from .runner import Job, Runner
 from .slopes import Slopes
@@ -141,7 +143,8 @@ class StageRun:
             if len(trials) == len(genomes):
                 empty = np.zeros(0)
                 slopes = [empty if trial.scores.gradient is None else trial.scores.gradient for trial in trials]
-                self.optimizer.tell(values.tolist(), slopes)
+                objectives = [vector(trial.scores, self.config.objective_names) for trial in trials]
+                self.optimizer.tell(values.tolist(), slopes, objectives)
             if self.fresh:
                 self.study.set_meta(f"seconds:{self.stage}", self._seconds())
             if self._tell(generation, trials):
@@ -183,12 +186,16 @@ class StageRun:
             return GradientOptimizer(start, price=self.space.price, budget=self.budget, share=shares[0])
         if settings.algorithm == "sweep" and self.stage != "random":
             return sweep_over(start, size=sizes[0], examples=count, budget=self.budget)
+        seed = self.config.seed + self.config.stages.index(self.stage)
+        if settings.algorithm == "nsga2" and self.stage != "random":
+            count = len(self.config.objective_names)
+            return ParetoOptimizer(start, objectives=count, population=settings.population, seed=seed)
         return Optimizer(
             start,
             algorithm="random" if self.stage == "random" else settings.algorithm,
             population=settings.population,
             restarts=settings.restarts,
-            seed=self.config.seed + self.config.stages.index(self.stage),
+            seed=seed,
             budget=self.budget,
             shares=shares,
         )

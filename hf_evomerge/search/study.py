@@ -48,8 +48,12 @@ CREATE TABLE IF NOT EXISTS evaluations (
 CREATE TABLE IF NOT EXISTS answers (
     owner TEXT NOT NULL, split TEXT NOT NULL, outputs TEXT NOT NULL, truncated BLOB, checksum TEXT NOT NULL,
     PRIMARY KEY (owner, split));
+CREATE TABLE IF NOT EXISTS objectives (
+    owner TEXT NOT NULL, split TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL, scores BLOB NOT NULL, correct BLOB,
+    checksum TEXT NOT NULL,
+    PRIMARY KEY (owner, split, name));
 """
-TABLES = {"meta": 1, "recipes": 1, "trials": 2, "evaluations": 2, "answers": 2}
+TABLES = {"meta": 1, "recipes": 1, "trials": 2, "evaluations": 2, "answers": 2, "objectives": 3}
 """The tables, and how many columns name a row."""
 _REFERENCES = (
     ("trials", "recipe", 5, "stage = ? AND number = ?"),
@@ -140,6 +144,8 @@ class Study:
         if row is None or row[0] != str(SCHEMA_VERSION):
             found = None if row is None else one_line(row[0])
             raise SearchError(f"{folder / STUDY_FILE}: schema version {found}, this program reads {SCHEMA_VERSION}")
+        if not study._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'objectives'").fetchone():
+            study._connection.executescript(_SCHEMA)  # begun before there were objectives
         return study
 
     def close(self) -> None:
@@ -221,9 +227,9 @@ class Study:
         raise SearchError(f"recipe {key!r}: not in this study")
 
     def add_trial(self, trial: Trial) -> None:
-        """Store a finished trial, durably; what its model wrote is kept apart, under ``stage:number``."""
+        """Store a finished trial, durably; what its model wrote, and its other objectives, are kept under ``stage:number``."""
         if trial.duplicate_of is None:
-            self._add_answers(f"{trial.stage}:{trial.number}", "search", trial.scores)
+            self._add_beside(f"{trial.stage}:{trial.number}", "search", trial.scores)
         names = (trial.stage, trial.number, trial.generation, trial.state)
         genome = (_pack(trial.genome), trial.recipe_key, trial.duplicate_of)
         costs = (float(trial.cost), _pack(trial.scores.gradient))
@@ -231,11 +237,12 @@ class Study:
 
     def trials(self, stage: str | None = None) -> list[Trial]:
         """All trials, or those of one stage, by number."""
-        found = []
+        found, others = [], self._others("search")
         for row in self._whole("trials", "? IS NULL OR stage = ? ORDER BY stage, number", stage, stage):
             with self._readable("trials", row):
                 values, correct, seconds, error, cost, gradient = row[8:]
                 scores = _scores(values, correct, seconds, error, gradient)
+                scores = scores.with_others(others.get(f"{row[0]}:{row[1] if row[6] is None else row[6]}", {}))
                 found.append(Trial(row[0], row[1], row[2], _unpack(row[4]), row[5], scores, row[6], cost))
         return found
 
@@ -253,14 +260,15 @@ class Study:
 
     def add_evaluation(self, label: str, split: str, scores: Scores) -> None:
         """Store the scores of a recipe key, or of a parent, on a split, with what it wrote."""
-        self._add_answers(label, split, scores)
+        self._add_beside(label, split, scores)
         self.write("evaluations", (label, split, *_score_columns(scores)), replace=True)
 
     def evaluation(self, label: str, split: str) -> Scores | None:
         """The stored scores of a recipe key, or of a parent, on a split."""
         for row in self._whole("evaluations", "label = ? AND split = ?", label, split):
             with self._readable("evaluations", row):
-                return _scores(*row[3:]).with_outputs(*self.answers(label, split))
+                scores = _scores(*row[3:]).with_outputs(*self.answers(label, split))
+                return scores.with_others(self._others(split, label).get(label, {}))
         return None
 
     def evaluated(self) -> list[tuple[str, str]]:
@@ -283,9 +291,22 @@ class Study:
                 return [str(output) for output in json.loads(row[2])], cut
         return None, None
 
-    def _add_answers(self, owner: str, split: str, scores: Scores) -> None:
+    def _others(self, split: str, owner: str | None = None) -> dict[str, dict[str, Scores]]:
+        """Scores of the objectives beside the fitness on a split, by owner and name."""
+        found: dict[str, dict[str, Scores]] = {}
+        where = "split = ? AND (? IS NULL OR owner = ?) ORDER BY rowid"
+        for row in self._whole("objectives", where, split, owner, owner):
+            with self._readable("objectives", row):
+                found.setdefault(row[0], {})[row[2]] = _scores(row[4], row[5], 0.0, None)
+        return found
+
+    def _add_beside(self, owner: str, split: str, scores: Scores) -> None:
+        """Store what goes with scores, before them: scores that are there are whole."""
         if scores.outputs is not None:
             self.write("answers", (owner, split, json.dumps(scores.outputs), _pack(scores.truncated)), replace=True)
+        for name, other in scores.others.items():
+            row = (owner, split, name, other.mean, _pack(other.values), _pack(other.correct))
+            self.write("objectives", row, replace=True)
 
     def write(self, table: str, values: Values, *, replace: bool = False) -> None:
         """Write one row with its checksum, in a transaction of its own."""

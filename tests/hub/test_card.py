@@ -241,7 +241,7 @@ def test_only_models_of_a_recipe_have_such_a_card(tmp_path: Path) -> None:
 
 
 def test_a_search_by_gradient_is_called_one() -> None:
-    """A card says who chose the numbers: an evolutionary search, or gradient descent on so many examples."""
+    """A card says who chose the numbers: an evolutionary search, gradient descent on so many examples, or a sweep."""
     assert "an evolutionary search in parameter space" in _card(_facts("ps")).text
     study = copy.deepcopy(STUDY)
     study["settings"]["ps"] = {"optimizer": {"algorithm": "gradient"}}
@@ -251,6 +251,11 @@ def test_a_search_by_gradient_is_called_one() -> None:
     assert "8 trials, most of them steps along the gradient, 1 of which failed" in text
     both = _card(_facts("hybrid", study=study)).text
     assert "A search by gradient descent on 5 examples in parameter space (PS) merged their weights; an evolutionary" in both
+    study["settings"]["dfs"] = {"optimizer": {"algorithm": "sweep"}}
+    assert (
+        "that a search that tries every candidate in turn in data flow space (DFS) found"
+        in _card(_facts("dfs", study=study)).text
+    )
 
 
 def test_what_was_compared_is_on_the_card() -> None:

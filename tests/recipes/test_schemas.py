@@ -83,7 +83,10 @@ def search_schema() -> dict[str, Any]:
     choices.append({"type": "object", "properties": {"task": other}, "required": ["task"], "description": "Your own task."})
     schema["$defs"].pop("TaskSpec", None)
     schema["properties"]["fitness"] = {"description": schema["properties"]["fitness"]["description"], "anyOf": choices}
-    schema["$defs"]["FirstConfig"]["properties"]["fitness"]["anyOf"] = [*choices, {"type": "null"}]
+    for name in ("FirstConfig", "TaskObjective"):
+        schema["$defs"][name]["properties"]["fitness"]["anyOf"] = [*choices, {"type": "null"}]
+    objective = schema["properties"]["objectives"]["items"]
+    objective["anyOf"] = objective.pop("oneOf")
     _suggest_methods(schema["$defs"]["ParameterSpaceConfig"])
     return _titled(schema, "Search file of hf_evomerge")
 

@@ -1,0 +1,153 @@
+"""Searches for several objectives: beside pymoo's own driver on ZDT1, and on the demo's specialists beside a random search.
+
+    pip install "hf-evomerge[objectives]"
+    python benchmarks/objectives.py zdt1                                          # 20 seconds
+    python benchmarks/objectives.py demo --out front --into docs/objectives.md    # some minutes on one core
+
+The demo's searches are for accuracy in Japanese against accuracy in English, in parameter space, and for accuracy against hops,
+in data flow space. Both begin at the optimum of the likelihood by gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent / "search"))
+
+import numpy as np
+from numpy.typing import NDArray
+from report import write_into
+
+from hf_evomerge.demo.language import problems
+from hf_evomerge.demo.quickstart import SPECIALISTS
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.nsga import ParetoOptimizer, hypervolume
+from hf_evomerge.search.optimizer import Start
+from hf_evomerge.search.results import Result
+from hf_evomerge.search.run import run_search
+
+NUMBERS, POPULATION, GENERATIONS, SEEDS = 30, 100, 200, (1, 2, 3)
+SIZES = {"search": 48, "validation": 64, "test": 200}
+WRITES = {"task": "generation", "extract": "all", "compare": "text", "max_new_tokens": 5, "batch_size": 64}
+FIRST = {"evaluations": 30, "fitness": {"task": "likelihood", "separator": " "}}
+NSGA = {"algorithm": "nsga2", "evaluations": 96, "population": 16}
+
+
+def zdt1(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Zitzler, Deb and Thiele's first problem, to be minimised; its front is f2 = 1 - sqrt(f1)."""
+    rest = 1 + 9 * points[:, 1:].mean(1)
+    return np.column_stack([points[:, 0], rest * (1 - np.sqrt(points[:, 0] / rest))])
+
+
+def compare_drivers() -> str:
+    """Hypervolume of ours, of pymoo's `minimize` and of random points, after the same evaluations, as Markdown."""
+    from pymoo.algorithms.moo.nsga2 import NSGA2
+    from pymoo.core.problem import Problem
+    from pymoo.optimize import minimize
+
+    theirs: list[NDArray[np.float64]] = []
+
+    class Theirs(Problem):  # type: ignore[misc]
+        def _evaluate(self, x: NDArray[np.float64], out: dict[str, Any], *_: Any, **__: Any) -> None:
+            out["F"] = zdt1(x)
+            theirs.extend(-out["F"])
+
+    low, high = np.array([-1.0, -1.0]), np.zeros(2)
+    rows = ["| seed | ours | pymoo | random |", "| --- | --- | --- | --- |"]
+    for seed in SEEDS:
+        start = Start(np.full(NUMBERS, 0.5), 0.25, np.zeros(NUMBERS), np.ones(NUMBERS))
+        optimizer = ParetoOptimizer(start, objectives=2, population=POPULATION, seed=seed)
+        every: list[NDArray[np.float64]] = []
+        for _ in range(GENERATIONS):
+            values = -zdt1(np.array(optimizer.ask()))
+            optimizer.tell([0.0] * len(values), objectives=list(values))
+            every += list(values)
+        theirs.clear()
+        problem = Theirs(n_var=NUMBERS, n_obj=2, xl=0.0, xu=1.0)
+        minimize(problem, NSGA2(pop_size=POPULATION), ("n_gen", GENERATIONS), seed=seed)
+        random = -zdt1(np.random.default_rng(seed).random((POPULATION * GENERATIONS, NUMBERS)))
+        found = [hypervolume(list(each), low, high) for each in (every, theirs, random)]
+        rows.append(f"| {seed} | " + " | ".join(f"{value:.4f}" for value in found) + " |")
+    return "\n".join(rows)
+
+
+def demo_settings(out: Path) -> dict[str, dict[str, Any]]:
+    """The two searches, their problems written to files."""
+    data: dict[str, dict[str, Any]] = {"ja": {}, "en": {}}
+    out.mkdir(parents=True, exist_ok=True)
+    for language, splits in data.items():
+        for split, count in SIZES.items():
+            file = out / f"{split}-{language}.jsonl"
+            found = problems(split, count, text=language, answer=language)  # type: ignore[arg-type]
+            file.write_text("".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in found), encoding="utf-8")
+            splits[split] = {"jsonl": str(file)}
+    common: dict[str, Any] = {
+        "sources": [{"model": str(SPECIALISTS / name)} for name in ("japanese", "maths")],
+        "base": {"model": str(SPECIALISTS / "base")},
+        "dtype": "float32",
+        "fitness": WRITES,
+        "data": data["ja"],
+        "baselines": ["random"],
+        "finalists": 12,
+    }
+    weights = {"weight": {"low": -0.5, "high": 2.0, "start": 0.5}}
+    return {
+        "languages": {
+            **common,
+            "space": "ps",
+            "objectives": [{"name": "English", "data": data["en"]}],
+            "ps": {"parameters": weights, "first": FIRST, "optimizer": NSGA},
+        },
+        "hops": {
+            **common,
+            "space": "dfs",
+            "objectives": ["hops"],
+            "dfs": {"order": [1, 0], "max_hops": 24, "first": {**FIRST, "evaluations": 60}, "optimizer": NSGA},
+        },
+    }
+
+
+def volumes_table(results: dict[str, Result]) -> str:
+    """Hypervolume of each search and of its random one, after so many evaluations, as Markdown."""
+    rows = ["| | evaluations | hypervolume | random search | at as many |", "| --- | --- | --- | --- | --- |"]
+    for name, result in results.items():
+        curves = dict(result.volumes)
+        random = curves.pop("random")
+        ((spent, volume),) = (curve[-1] for curve in curves.values())
+        at = [value for cost, value in random if cost <= spent][-1]
+        rows.append(f"| {name} | {spent:g} | {volume:.3f} | {random[-1][1]:.3f} with {random[-1][0]:g} | {at:.3f} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("zdt1", help="compare with pymoo's own driver")
+    running = commands.add_parser("demo", help="search among merges of the demo's specialists")
+    running.add_argument("--out", type=Path, required=True, help="folder for problems and searches; finished ones are kept")
+    running.add_argument("--only", nargs="+", default=["languages", "hops"], help="which searches")
+    running.add_argument("--into", type=Path, help="a document to write into, between its comments `front: begin` and `end`")
+    arguments = parser.parse_args()
+    if arguments.command == "zdt1":
+        print(compare_drivers())
+        return
+    results = {}
+    for name, settings in demo_settings(arguments.out).items():
+        if name in arguments.only:
+            results[name] = run_search(SearchConfig.model_validate(settings), arguments.out / name, build=False)
+            print(f"{name}\n{results[name]}\n", flush=True)
+    text = volumes_table(results)
+    print(text)
+    if arguments.into:
+        write_into(arguments.into, "front", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,333 @@
+"""Searches for several objectives: what is proposed, what is on the front, which point wins; resuming changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
+
+import numpy as np
+import pytest
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.fitness import Scores
+from hf_evomerge.hub.record import _public_settings
+from hf_evomerge.plots import Front, front_figure
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.folder import build_pick
+from hf_evomerge.search.front import front, picked
+from hf_evomerge.search.loop import Search
+from hf_evomerge.search.nsga import ParetoOptimizer, hypervolume, knee, non_dominated, spread
+from hf_evomerge.search.objectives import vector
+from hf_evomerge.search.optimizer import Start
+from hf_evomerge.search.places import rooted, settings_of
+from hf_evomerge.search.plan import plan_search
+from hf_evomerge.search.results import Result
+from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.runner import Job
+from hf_evomerge.search.show import describe_study
+from hf_evomerge.search.spaces import SourceSummary
+from hf_evomerge.search.study import Study
+
+Config = Callable[..., SearchConfig]
+EXAMPLES = 6
+NSGA = {"evaluations": 33, "population": 8}
+TOY: dict[str, Any] = {
+    "space": "dfs",
+    "sources": [{"model": "a"}, {"model": "b"}],
+    "dfs": {"repetitions": 1, "optimizer": NSGA},
+    "fitness": {"task": "likelihood"},
+    "objectives": ["hops", {"name": "other", "fitness": {"task": "likelihood"}}],
+    "finalists": 4,
+    "baselines": ["random"],
+}
+
+
+class StoppedError(Exception):
+    """The runner was stopped, as if the process had been killed."""
+
+
+class ToyRunner:
+    """Long paths are right on the first half of the examples and of the other objective, in proportion; may stop, or fail."""
+
+    def __init__(self, stop_after: int | None = None, fails: Callable[[Recipe], bool] = lambda _: False) -> None:
+        self.stop_after, self.fails, self.count = stop_after, fails, 0
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
+        """Evaluate jobs, the last first."""
+        for index, job in reversed(list(enumerate(jobs))):
+            if self.count == self.stop_after:
+                raise StoppedError
+            self.count += 1
+            if isinstance(job.target, Recipe) and self.fails(job.target):
+                yield index, Scores.failed("toy: this one fails")
+                continue
+            hops = [(0, 0)] * 3
+            if isinstance(job.target, Recipe) and job.target.flow is not None:
+                hops = [(term.source, term.layer) for hop in job.target.flow.to_path().hops for term in hop.terms]
+            of_a = sum(source == 0 for source, _ in hops)
+            values = np.linspace(0, 1, EXAMPLES) + of_a + 0.1 * len(job.split)
+            others = {"hops": Scores([len(hops)]), "other": Scores([float(len(hops) - of_a)] * 2, correct=[True, False])}
+            yield index, Scores(values, seconds=0.1).with_others(others)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _search(folder: Path, runner: ToyRunner, **more: Any) -> tuple[Study, Result]:
+    study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {})
+    config = validate(SearchConfig, {**TOY, **more}, SearchError)
+    splits = dict.fromkeys(("search", "validation", "test"), EXAMPLES)
+    return study, Search(config, study, runner, sources=SourceSummary([3, 3]), splits=splits).run()
+
+
+def _rows(study: Study) -> list[tuple[Any, ...]]:
+    """What a study holds of trials and objectives, but for the time that it took."""
+    with closing(sqlite3.connect(study.folder / "study.db")) as connection:
+        trials = connection.execute("SELECT stage, number, generation, genome, recipe, duplicate_of, scores, error FROM trials")
+        others = connection.execute("SELECT owner, split, name, value, scores, correct FROM objectives")
+        return sorted(map(repr, trials)) + sorted(map(repr, others))  # type: ignore[arg-type]
+
+
+def test_points_that_nothing_beats() -> None:
+    """Non-dominated points, the knee, an even choice of them, and the hypervolume, of a front that can be read off."""
+    points = [np.array(point) for point in ([0, 10], [4, 9], [3, 8], [8, 6], [10, 0], [4, 9], [9, 1])]
+    assert non_dominated(points) == [0, 1, 3, 4, 6]
+    whole = [points[i] for i in non_dominated(points)]
+    assert knee(whole) == 2
+    assert spread(whole, 2) == [0, 3]
+    assert spread(whole, 4) == [0, 1, 2, 3]
+    assert spread(whole, 9) == [0, 1, 2, 3, 4]
+    assert hypervolume([np.array([4, 9]), np.array([8, 6])], np.zeros(2), np.full(2, 10)) == pytest.approx(0.36 + 0.24)
+    assert hypervolume([np.array([5, 2])], np.array([0, 2]), np.array([10, 2])) == 0.5  # one of them says nothing
+
+
+def test_the_optimizer_approaches_a_front_the_same_way_every_time() -> None:
+    """Same seed, same genomes; they stay inside the bounds, begin at the start, and end close to the front of ZDT1."""
+
+    def run(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        start = Start(np.full(6, 0.5), 0.2, np.zeros(6), np.ones(6), candidates=(np.full(6, 0.25),))
+        optimizer, found, told = ParetoOptimizer(start, objectives=2, population=20, seed=seed), [], []
+        for _ in range(30):
+            points = optimizer.ask() or []
+            told = [np.array([-x[0], -(g := 1 + 9 * x[1:].mean()) * (1 - np.sqrt(x[0] / g))]) for x in points]
+            told[3] = np.full(2, np.nan)  # one that failed
+            optimizer.tell([0.0] * len(points), objectives=told)
+            found += points
+        return found, told
+
+    found, told = run(3)
+    np.random.seed(0)  # nobody else's generator is drawn from
+    again, _ = run(3)
+    assert np.array_equal(found, again)
+    assert not np.array_equal(found, run(4)[0])
+    assert np.array_equal(found[0], np.full(6, 0.5))
+    assert np.array_equal(found[1], np.full(6, 0.25))
+    assert (np.array(found) >= 0).all()
+    assert (np.array(found) <= 1).all()
+    alive = [each for each in told if not np.isnan(each).any()]
+    assert hypervolume(alive, np.full(2, -2.0), np.zeros(2)) > 0.7  # the front itself: 0.83
+
+
+def test_what_can_be_left_out_is_left_out_however_small_the_steps() -> None:
+    """Half of the first generation is without some prunable coordinates, where these begin far from 0 in short steps too."""
+    start = Start(np.ones(20), 0.04, np.full(20, -np.inf), np.full(20, np.inf), prunable=np.arange(20) < 15)
+    points = ParetoOptimizer(start, objectives=2, population=30).ask() or []
+    off = np.array([(point < 0.1).sum() for point in points])
+    assert np.array_equal(points[0], np.ones(20))
+    assert 10 <= (off > 0).sum() <= 15
+    assert off.max() > 4
+    assert all((point[15:] > 0.5).all() for point in points)
+
+
+def test_a_search_finds_a_front(tmp_path: Path) -> None:
+    """The front is what no trial beats; its points are judged, one wins, and text, JSON and verdict say so."""
+    study, result = _search(tmp_path, ToyRunner(fails=lambda recipe: recipe.flow is not None and len(recipe.flow.path) == 5))
+    numbers = [point.number for point in result.front]
+    fitness = [point.searched.mean or 0.0 for point in result.front]
+    assert numbers == list(range(len(numbers)))
+    assert fitness == sorted(fitness, reverse=True)
+    assert len(numbers) > 4
+    vectors = [vector(point.searched, result.objectives) for point in result.front]
+    for trial in study.trials("dfs"):
+        if trial.fitness is not None:
+            theirs = vector(trial.scores, result.objectives)
+            assert not any((theirs >= each).all() and (theirs > each).any() for each in vectors)
+    winners = [point for point in result.front if point.winner]
+    assert [result.winner.key] == [point.key for point in winners]
+    assert [row.stage for row in result.rows] == ["source", "source", "dfs", "random"]
+    assert sum(point.scores is not None for point in result.front) >= 4
+    assert result.volumes["dfs"][-1][1] > result.volumes["dfs"][0][1]
+    assert result.volumes["dfs"][-1][1] >= result.volumes["random"][-1][1]
+    report = json.loads(json.dumps(result.to_json()))
+    assert report["objectives"] == ["fitness", "hops", "other"]
+    assert report["front"][0]["search"]["fitness"] == fitness[0]
+    assert report["rows"][0]["objectives"] == {"hops": 3.0, "other": 0.0}
+    text = str(result)
+    assert "hops, search" in text
+    assert f"{winners[0].number} *" in text
+    assert any(sentence.startswith(f"The front has {len(numbers)} points") for sentence in result.verdict)
+    assert any("better than a in one objective and worse in none, on the test examples" in each for each in result.verdict)
+
+
+def test_resuming_changes_nothing(tmp_path: Path) -> None:
+    """Stopped anywhere and resumed, a study ends with the trials and objectives, to the last bit, of one never stopped."""
+    whole = ToyRunner()
+    study, result = _search(tmp_path / "whole", whole)
+    expected = _rows(study)
+    for stop in (0, 1, 2, 7, 8, 9, 30, whole.count - 2):
+        with pytest.raises(StoppedError):
+            _search(tmp_path / str(stop), ToyRunner(stop_after=stop))
+        again, resumed = _search(tmp_path / str(stop), ToyRunner())
+        assert _rows(again) == expected
+        assert str(resumed) == str(result)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"objectives": ["hops", "hops"]}, "objectives: hops is there twice"),
+        ({"objectives": [{"name": "fitness", "data": {"search": {"jsonl": "x"}}}]}, "objectives: fitness is there twice"),
+        (
+            {"objectives": [{"name": "hops", "data": {"search": {"jsonl": "x"}}}]},
+            "objectives: hops is the name of what a model",
+        ),
+        ({"objectives": [{"name": "same"}]}, "objectives.0.task: same: is what the fitness measures already"),
+        ({"objectives": ["tokes"]}, "objectives.0.taken: Input should be 'tokens', 'hops', 'parameters' or 'seconds'"),
+        ({"objectives": ["tokens"]}, "objectives: tokens counts those of answers, and likelihood writes none"),
+        ({"space": "ps", "objectives": ["parameters"]}, "objectives: parameters is the same for every merge of a ps search"),
+        ({"batch": 4}, "objectives: every generation is compared with the ones before, on all examples; leave batch out"),
+        ({"dfs": {"optimizer": {"algorithm": "cma"}}}, "objectives: dfs.optimizer.algorithm cma climbs one fitness"),
+        ({"dfs": {"first": {"algorithm": "nsga2"}}}, "objectives: go with the optimizer of a space, not with joint or first"),
+        ({"objectives": [], "dfs": {"optimizer": {"algorithm": "nsga2"}}}, "dfs.optimizer.algorithm: nsga2 is for several"),
+        (
+            {"data": {"search": {"jsonl": "x"}}, "objectives": [{"name": "more", "data": {"test": {"jsonl": "x"}}}]},
+            "objectives: more has data for test, and the search for search",
+        ),
+    ],
+)
+def test_refusals(more: dict[str, Any], message: str) -> None:
+    """Objectives that contradict each other or the search are refused in one line."""
+    with pytest.raises(SearchError) as caught:
+        validate(SearchConfig, {**TOY, **more}, SearchError)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_pymoo(tiny: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pymoo is missing the search says so before it begins."""
+    monkeypatch.setitem(sys.modules, "pymoo", None)
+    with pytest.raises(SearchError, match=r"needs pymoo: pip install 'hf-evomerge\[objectives\]'"):
+        plan_search(search_config("dfs", objectives=["hops"], dfs={"repetitions": 1}))
+
+
+@pytest.fixture(scope="module")
+def settings(tiny: Path) -> dict[str, Any]:
+    """A search of the tiny family for the likelihood on two sets of problems, and hops and parameters."""
+    data = {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in ("search", "test")}
+    return {
+        "space": "dfs",
+        "sources": [{"model": str(tiny / "a")}, {"model": str(tiny / "deep")}],
+        "dfs": {"repetitions": 1, "optimizer": {"evaluations": 18, "population": 6}},
+        "fitness": {"task": "likelihood", "separator": " "},
+        "objectives": [
+            "hops",
+            "parameters",
+            {"name": "sure", "fitness": {"task": "perplexity"}},
+            {"name": "more", "data": data},
+        ],
+        "data": {split: {"jsonl": str(tiny / f"{split}.jsonl"), "start": 2} for split in data},
+        "finalists": 2,
+    }
+
+
+def test_killed_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Killed with two workers and resumed with none, the study is bit for bit that of one process; every point can be built."""
+    config = validate(SearchConfig, settings, SearchError)
+    config.save(tmp_path / "given.yaml")
+    command = [sys.executable, "-m", "hf_evomerge", "search", "given.yaml", "--out", "killed", "--workers", "2"]
+    environment = {**os.environ, "PYTHONHASHSEED": "5"}
+    search = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline, database = time.monotonic() + 300, tmp_path / "killed" / "study.db"
+    count = 0
+    while count < 7 and time.monotonic() < deadline:
+        assert search.poll() is None
+        time.sleep(0.01)
+        if database.exists():
+            with closing(sqlite3.connect(database)) as connection:
+                count = connection.execute("SELECT count(*) FROM trials").fetchone()[0]
+    search.kill()
+    search.wait()
+    assert 7 <= count < 18
+    resumed = resume_search(tmp_path / "killed", build=False)
+    whole = run_search(config, tmp_path / "whole", build=False)
+    study = Study.open(tmp_path / "whole")
+    assert _rows(Study.open(tmp_path / "killed")) == _rows(study)
+    assert [point.key for point in resumed.front] == [point.key for point in whole.front]
+    assert (tmp_path / "whole" / "plots" / "front.png").read_bytes().startswith(b"\x89PNG")
+    scores = study.trials("dfs")[0].scores.others
+    assert [each.values.size for each in scores.values()] == [1, 1, 3, 5]
+    assert "hops, search" in describe_study(tmp_path / "whole")
+
+    last = whole.front[-1]
+    built = build_pick(tmp_path / "whole", str(last.number))
+    from safetensors import safe_open
+
+    stored = 0
+    for file in built.glob("*.safetensors"):
+        with safe_open(file, "np") as tensors:
+            stored += sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
+    assert stored == last.searched.others["parameters"].mean
+    winner = whole.winner.key
+    assert picked(settings_of(study), study, "knee", winner) == winner
+    assert len(front(config, study)) == len(whole.front)
+    for pick, message in ((str(len(whole.front)), "the points of the front are 0 to"), ("best", "and knee .found best")):
+        with pytest.raises(SearchError, match=message):
+            build_pick(tmp_path / "whole", pick)
+
+
+def test_files_of_objectives_are_found_from_everywhere_and_published_by_name(
+    settings: dict[str, Any], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study keeps their absolute names, so that it goes on from another folder; a record has no folder in it."""
+    monkeypatch.chdir(tiny)
+    given = {**settings, "objectives": ["hops", {"name": "more", "data": {"search": {"jsonl": "test.jsonl"}}}]}
+    config = validate(SearchConfig, {**given, "data": {"search": {"jsonl": "search.jsonl"}}}, SearchError)
+    (split,) = (split for split in rooted(config).splits if split.startswith("objective:"))
+    assert rooted(config).splits[split].jsonl == str(tiny / "test.jsonl")
+    published = _public_settings(rooted(config), lambda ref: SourceRef(model="me/it"))
+    assert published["objectives"] == ["hops", {"name": "more", "data": {"search": ANY}}]
+    assert str(tiny) not in json.dumps(published)
+
+
+def test_the_picture() -> None:
+    """Each objective has a panel with the fitness over it, in which the front stands where its values are."""
+    rng = np.random.default_rng(0)
+    points = np.array([[0.9, 12.0, 3e6], [0.5, 6.0, 2e6]])
+    picture = Front(
+        ("fitness", "hops", "parameters"),
+        rng.random((20, 3)),
+        points,
+        winner=1,
+        parents={"a": [0.4, 8.0, 2e6]},
+        random=rng.random((5, 3)),
+        volumes={"dfs": [(8.0, 0.4), (16.0, 0.6)], "random": [(24.0, 0.2)]},
+    )
+    figure = front_figure(picture)
+    panels = figure.axes
+    assert [axes.get_xlabel() for axes in panels] == ["hops", "parameters", "evaluations"]
+    (drawn,) = (each for each in panels[0].collections if each.get_gid() == "front:hops")
+    assert np.array_equal(drawn.get_offsets(), points[:, [1, 0]])
+    assert {line.get_gid() for line in panels[2].lines} == {"volume:dfs", "volume:random"}
