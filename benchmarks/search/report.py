@@ -176,6 +176,46 @@ def plot(records: Sequence[Record], file: str | os.PathLike[str]) -> None:
     save(figure, file)
 
 
+def plot_sizes(
+    records: Sequence[Record], file: str | os.PathLike[str], cost: float, methods: dict[str, Method] = METHODS
+) -> None:
+    """Draw what was reached at one cost over the number of search examples: means over problems, and least to greatest.
+
+    Args:
+        records: Of any number of examples; those of another cost are left out, and methods that have a single number.
+        file: A picture.
+        cost: In scores of 128 examples; a budget is a whole number of scores, so half a score of the split is allowed for.
+        methods: The methods, in the order of the legend.
+    """
+    from matplotlib.figure import Figure
+
+    paid = [r for r in records if abs(r["budget"] - cost * SEARCH / examples(r)) < 1 and r["budget"] > 1]
+    counts = sorted({examples(record) for record in paid})
+    lines: dict[str, dict[int, list[Record]]] = {}
+    for count in counts:
+        results = Results([record for record in paid if examples(record) == count], methods)
+        for label, name in results.names.items():
+            lines.setdefault(label, {})[count] = [record["marks"][-1]["test"] for record in results.of(name)]
+    with project_style():
+        figure = Figure(figsize=(9.6, 4.0), dpi=DPI, layout="constrained")
+        for axes, what, name in zip(
+            figure.subplots(1, 2), ("accuracy", "loglik"), ("held-out accuracy", "held-out log-likelihood, nats"), strict=True
+        ):
+            shown = [(label, of) for label, of in lines.items() if len(of) > 1]
+            for index, (label, of) in enumerate(shown):
+                colour, values = COLOURS[index % len(COLOURS)], [[test[what] for test in of[count]] for count in of]
+                axes.fill_between(list(of), [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0)
+                marker = MARKERS[index % len(MARKERS)]
+                axes.plot(list(of), [fmean(v) for v in values], color=colour, marker=marker, markersize=5, label=label)
+            axes.set(xscale="log", xlabel="search examples", ylabel=name)
+            axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+            axes.minorticks_off()
+            axes.grid(axis="y", color=GREY, alpha=0.2, linewidth=0.6)
+        figure.axes[0].set_ylim(0, 1.02)
+        figure.axes[0].legend(fontsize=8)
+    save(figure, file)
+
+
 def _lines(results: Results, names: Sequence[str]) -> list[tuple[str, str]]:
     """Label and method of each line that has results; `lora` is the best fine-tuning there is."""
     chosen = {name: label for label, name in results.names.items()}

@@ -29,12 +29,14 @@ def check_inside(folder: Path, file: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `SourceError` where a file that may be read from a model folder is a link that leads out of it."""
+    """Raise `SourceError` where what may be read from a model folder is a link that leads out of it, or no file."""
     try:
         for place in (folder, folder / TEMPLATES):
             if place == folder or place.is_dir():
                 for item in os.scandir(place):
                     if item.is_symlink() and (item.name == TEMPLATES or not item.is_dir()):
                         check_inside(folder, Path(item.path))
+                    if not item.is_dir() and not item.is_file() and os.path.exists(item.path):
+                        raise SourceError(f"{item.path}: a pipe or a device, and no file; reading it could wait for ever")
     except OSError as cause:
         raise SourceError(f"{folder}: cannot be read: {cause}") from cause

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_MAX_REPEATS = 6  # in a pattern of module names; more of them can take for ever to find out that nothing follows it
 _BLOCK = 1 << 16  # elements of the weight that are changed at a time: they fit the processor's cache
 # Keys of adapter_config.json that change the arithmetic in ways that are not known here. A method that starts from a changed
 # base (init_lora_weights: pissa and the like) is refused as well.
@@ -267,6 +268,10 @@ def _split(name: str) -> tuple[str, str | None]:
 def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """The value of the first pattern that the end of a module's name follows, as peft looks them up."""
     for pattern, value in (patterns or {}).items():
+        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > _MAX_REPEATS:
+            raise SourceError(
+                f"{CONFIG_FILE}: the pattern {pattern!r:.80} could take for ever to match; write it without repeats"
+            )
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value

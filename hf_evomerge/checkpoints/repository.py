@@ -148,8 +148,15 @@ def _one_line_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as cause:
+        if isinstance(cause.__cause__, HfHubHTTPError):  # reached, and in trouble
+            raise SourceError(f"{name}: the Hub answers: {one_line(cause.__cause__)}; try again later") from cause
         raise SourceError(
             f"{name}: neither a folder nor in the Hub cache, and the Hub cannot be reached; check the name and HF_HUB_OFFLINE"
         ) from cause
     except failures as cause:
         raise SourceError(f"{name}: cannot be downloaded: {one_line(cause)}") from cause
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:  # of the client, which trusts the Hub
+        raise SourceError(
+            f"{name}: what answers is not the Hub ({type(cause).__name__} in its answer); see HF_ENDPOINT, and whether the "
+            "network has a page to log in"
+        ) from cause

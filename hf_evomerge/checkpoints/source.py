@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 MAX_LAYERS = 1 << 16
+MAX_LABELS = 1 << 20  # of a classifier; transformers makes a table of their names
 
 
 class Source(Checkpoint):
@@ -122,7 +123,10 @@ class Source(Checkpoint):
 
         self.check_fields(self.read_json("config.json"))
         try:
-            return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+            if isinstance(config.get_text_config(), dict):
+                raise ValueError(f"a {config.model_type} has no text_config; take it out")
+            return config
         except Exception as cause:  # anything: transformers' config classes trip over values that cannot be
             if not self.trust_remote_code and isinstance(cause, ValueError) and self.read_json("config.json").get("auto_map"):
                 raise SourceError(
@@ -343,6 +347,8 @@ def _complaints(config: Any, trusted: bool) -> Iterator[str]:
             yield f"{one_line(key)} is {one_line(value)!r}, code on the Hub that would be fetched and run; take it out"
         if "layer" in key and isinstance(value, int) and value > MAX_LAYERS:
             yield f"{one_line(key)} is {one_line(value)}; the number of layers is at most {MAX_LAYERS}"
+        if key == "num_labels" and isinstance(value, int | float) and value > MAX_LABELS:
+            yield f"num_labels is {one_line(value)}; the number of labels is at most {MAX_LABELS}"
         if (
             key == "architectures"
             and value is not None

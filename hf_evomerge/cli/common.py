@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 _IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LOGGER = logging.getLogger("hf_evomerge")
 ends_with_command = False  # whether this process is the program, and not another that calls one of its commands
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)]
@@ -98,6 +100,8 @@ def one_line_errors(*, again: bool = False) -> Iterator[None]:
             yield
     except (EvoMergeError, OSError, sqlite3.Error) as error:  # not only ours: a folder that cannot be written, a full disk
         hint = "; choose another place, or see who may write there" if isinstance(error, _IN_THE_WAY) else ""
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            hint = "; make room on the disk (or raise the limit on the size of files), and run the same command again"
         typer.secho(f"error: {one_line(error, MAX_MESSAGE)}{hint}", err=True, fg=typer.colors.RED)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as interrupt:

@@ -341,4 +341,7 @@ def _text(record: Record, field: str, where: str) -> str:
         value = int(value)
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise FitnessError(f"{where}: field {field!r} is neither text nor a number (found {value!r:.80})")
-    return str(value)
+    text = str(value)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise FitnessError(f"{where}: field {field!r} has half of a surrogate pair, which is no character; mend the file")
+    return text

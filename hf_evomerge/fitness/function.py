@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from ..errors import FitnessError
+from ..errors import FitnessError, shown
 from .data import Example
 from .encoding import check_examples, scoring
 from .scores import Scores
@@ -48,9 +48,17 @@ class FunctionTask:
         with scoring(model):
             returned = self.function(model, self._tokenizer, list(self._examples))
         try:
-            values = [float(value) for value in returned]
+            if isinstance(returned, str | bytes | Mapping | Set):
+                raise TypeError(f"found a {type(returned).__name__}")
+            values = [_number(value) for value in returned]
         except (TypeError, ValueError) as cause:
             raise FitnessError(f"fitness function {name}: expected one number per example: {cause}") from cause
         if len(values) != len(self._examples):
             raise FitnessError(f"fitness function {name}: {len(values)} numbers for {len(self._examples)} examples")
         return Scores(values)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str | bytes):
+        raise TypeError(f"found the text {shown(value)}")
+    return float(value)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import EvoMergeError, FitnessError, SourceError
+from ..errors import MAX_MESSAGE, EvoMergeError, FitnessError, SourceError, one_line
 from ..fitness import DifferentiableTask, Example, Scores, Task, TaskSpec, load_examples, make_task
 from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import MergePart, Recipe, SourceRef
@@ -154,10 +154,10 @@ class Evaluator:
             if split in SPLITS and batch is None and slopes is None and fitness is None:
                 scores = scores.with_others(self._others(target, split, scores))
             return scores
-        except Exception as error:
+        except (Exception, SystemExit, GeneratorExit) as error:
             gc.collect()  # an out-of-memory error leaves tensors in its frames
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
-            return Scores.failed(f"{kind}{error}", time.perf_counter() - begin)
+            return Scores.failed(f"{kind}{one_line(error, MAX_MESSAGE)}", time.perf_counter() - begin)
 
     def _others(self, target: Target, split: str, scores: Scores) -> dict[str, Scores]:
         """The scores of the objectives beside the fitness, by name."""

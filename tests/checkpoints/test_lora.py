@@ -232,6 +232,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"fan_in_fan_out": True}, "has shape [32, 40] in the model, but [40, 32] in the adapter"),
     ({"alpha_pattern": {"(": 3}}, "'(' is no regular expression"),
     ({"alpha_pattern": [3]}, "alpha_pattern is [3], not a mapping"),
+    ({"rank_pattern": {"((((m|.)+)+)+)Z": 3}}, "the pattern '((((m|.)+)+)+)Z' could take for ever to match"),
+    ({"rank_pattern": {".*.*.*.*.*.*.*Z": 3}}, "the pattern '.*.*.*.*.*.*.*Z' could take for ever to match"),
     ({"lora_alpha": None}, "lora_alpha of model.layers.0.mlp.down_proj is None, not a finite number"),
     ({"rank_pattern": {"down_proj": "4"}}, "r of model.layers.0.mlp.down_proj is '4', not a finite number"),
 ]

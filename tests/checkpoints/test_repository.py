@@ -141,6 +141,15 @@ def test_what_cannot_be_had_is_one_line(hub: LocalHub, lfs_api: HfApi, run: Run,
         assert done.returncode == 1
         assert done.stderr.startswith(f"error: {message}"), done.stderr
         assert len(done.stderr.splitlines()) == 1
+    for status, body, message in (
+        (429, "later", "local/empty: the Hub answers: "),
+        (200, "<html>log in</html>", "local/empty: what answers is not the Hub ("),
+    ):
+        hub.faults.add(Fault("", "status", times=None, status=status, body=body))
+        done = run("merge", "recipe.yaml", "--out", "out", "--dry-run", HF_HOME=str(tmp_path / "another"))
+        hub.faults.clear()
+        assert done.stderr.startswith(f"error: {message}"), done.stderr
+        assert len(done.stderr.splitlines()) == 1
     hub.stop()
     done = run("merge", "recipe.yaml", "--out", "out", "--dry-run", HF_HOME=str(tmp_path / "other"))
     hub.start()

@@ -31,6 +31,15 @@ def test_a_link_out_of_a_model_folder_is_refused(folder, name, relative):
         Source.open(str(folder))
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", "own.py"])
+def test_a_pipe_in_a_model_folder_is_refused(folder, name):
+    """What is neither file nor folder is refused by name: whoever opened it would wait for ever."""
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(SourceError, match=rf"{name}: a pipe or a device"):
+        Source.open(str(folder))
+
+
 def test_a_linked_folder_of_templates_is_refused(folder):
     """The subfolder of chat templates may not be a link out of the folder either, nor hold one."""
     (folder.parent / "other").mkdir()

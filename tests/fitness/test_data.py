@@ -93,6 +93,7 @@ def test_wrong_keys(keys: dict[str, Any], complaint: str) -> None:
         ('{"question": "a"}\n', ":1: no field 'number'; its fields are question"),
         ('{"question": "a", "number": null}\n', ":1: field 'number' is neither text nor a number"),
         ('{"question": ["a"], "number": 1}\n', ":1: field 'question' is neither text nor a number"),
+        ('{"question": "a\\ud800b", "number": 1}\n', ":1: field 'question' has half of a surrogate pair"),
         ('{"question": "a", "number": " "}\n', ":1: the answer .* is empty"),
         ("[" * 100_000, ":1: not valid JSON"),
         ("\n \n", "no records"),

@@ -35,6 +35,10 @@ def test_own_function(model: LlamaForCausalLM, examples: list[Example], tokenize
         (lambda model, tokenizer, examples: [1.0], "<lambda>: 1 numbers for 23 examples"),
         (lambda model, tokenizer, examples: 1.0, "<lambda>: expected one number per example"),
         (lambda model, tokenizer, examples: ["a"] * 23, "<lambda>: expected one number per example"),
+        (lambda model, tokenizer, examples: ["1"] * 23, "<lambda>: expected one number per example: found the text '1'"),
+        (lambda model, tokenizer, examples: "1" * 23, "<lambda>: expected one number per example: found a str"),
+        (lambda model, tokenizer, examples: set(range(23)), "<lambda>: expected one number per example: found a set"),
+        (lambda model, tokenizer, examples: dict.fromkeys(range(23)), "expected one number per example: found a dict"),
         (lambda model, tokenizer, examples: [float("nan")] * 23, "the score of example 0 is nan"),
     ],
 )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -38,6 +39,8 @@ EXAMPLES = [
     Example("w3", "2", "sleeping"),
     Example("w6", "3", "stopped"),
     Example("w7", "3", "hungry"),
+    Example("w8", "3", "scribbling"),
+    Example("w8 w8", "3", "leaving"),
 ]
 
 
@@ -66,6 +69,12 @@ class KillingTask:
         if "hungry" in self.names:
             self.hoard = np.ones(1 << 27)
             time.sleep(3600)
+        if "scribbling" in self.names:
+            for descriptor in range(3, 100):
+                with suppress(OSError):
+                    os.write(descriptor, b"garbage" * 20)
+        if "leaving" in self.names:
+            raise SystemExit(0)
         return self.task.evaluate(model)
 
 
@@ -102,12 +111,14 @@ def test_workers_and_their_deaths(process_runner: ProcessRunner, search_config: 
     assert len({str(fact) for fact in expected}) == len(jobs)
     assert _run(process_runner, jobs) == expected
 
-    deadly, ill = (Job(config.sources[0], "search", (index,)) for index in (2, 3))
-    scores = _run(process_runner, [jobs[0], deadly, ill, *jobs[4:6]])
-    assert [scores[0], *scores[3:]] == [expected[0], *expected[4:6]]
+    deadly, ill, scribbling, leaving = (Job(config.sources[0], "search", (index,)) for index in (2, 3, 7, 8))
+    scores = _run(process_runner, [jobs[0], deadly, ill, *jobs[4:6], scribbling, leaving])
+    assert [scores[0], *scores[3:5]] == [expected[0], *expected[4:6]]
     assert scores[1].mean is None
     assert scores[1].error == "its process died: out of memory, or see what it wrote above"
     assert scores[2].error == "RuntimeError: not today"
+    assert scores[5].error == scores[1].error  # what it wrote is no message
+    assert scores[6].error == _run(local, [leaving])[0].error == "SystemExit: 0"
     assert _run(process_runner, jobs[-1:]) == expected[-1:]
     assert multiprocessing.active_children()
     process_runner.close()
