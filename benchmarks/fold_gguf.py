@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 import xllamacpp
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_evomerge import Source, write_gguf
 
@@ -42,10 +42,12 @@ class Answer(NamedTuple):
     """What follows a prompt.
 
     Attributes:
-        tokens: The greedy tokens.
+        text: The greedy answer, without special tokens.
+        tokens: Its tokens.
         logprobs: Of the likeliest tokens at each step, their log-probabilities.
     """
 
+    text: str
     tokens: list[int]
     logprobs: list[dict[int, float]]
 
@@ -60,27 +62,38 @@ def run_llama_cpp(file: Path, prompts: list[list[int]], new: int) -> Iterator[An
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(parameters)
     for prompt in prompts:
-        asked = {"prompt": prompt, "max_tokens": new, "temperature": 0, "logprobs": TOP, "ignore_eos": True}
+        asked = {"prompt": prompt, "max_tokens": new, "temperature": 0, "logprobs": TOP}
         said = server.handle_completions(asked)
-        said = json.loads(said) if isinstance(said, (str, bytes)) else said
-        steps = said["choices"][0]["logprobs"]["content"]
-        yield Answer(
-            [step["id"] for step in steps], [{top["id"]: top["logprob"] for top in step["top_logprobs"]} for step in steps]
-        )
+        choice = (json.loads(said) if isinstance(said, (str, bytes)) else said)["choices"][0]
+        steps = (choice.get("logprobs") or {}).get("content") or []
+        tops = [{top["id"]: top["logprob"] for top in step["top_logprobs"]} for step in steps]
+        yield Answer(choice["text"], [step["id"] for step in steps], tops)
 
 
-def compare(model: PreTrainedModel, prompt: list[int], theirs: Answer) -> tuple[bool, float, float]:
-    """Whether the tokens are equal; the largest difference of a log-probability; how far the first other token was behind."""
-    ids = torch.tensor([prompt + theirs.tokens])
-    with torch.no_grad():
-        steps = model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-    largest, ours = 0.0, steps.argmax(-1).tolist()
-    for step, tops in zip(steps, theirs.logprobs, strict=True):
-        largest = max([largest, *(abs(float(step[token]) - value) for token, value in tops.items())])
-    for step, mine, other in zip(steps, ours, theirs.tokens, strict=True):
+def run_transformers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], new: int
+) -> list[Answer]:
+    """The answers of transformers; all log-probabilities."""
+    found = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            text = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
+            steps = model(text).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        tokens = text[0, len(prompt) :].tolist()
+        said = tokenizer.decode(tokens, skip_special_tokens=True)
+        found.append(Answer(said, tokens, [dict(enumerate(step.tolist())) for step in steps]))
+    return found
+
+
+def largest_difference(ours: Answer, theirs: Answer) -> float:
+    """Of a log-probability, as long as the tokens are the same: characters of several tokens may be reported otherwise."""
+    largest = 0.0
+    for mine, other, known, tops in zip(ours.tokens, theirs.tokens, ours.logprobs, theirs.logprobs, strict=False):
         if mine != other:
-            return False, largest, float(step[mine] - step[other])
-    return True, largest, 0.0
+            break
+        largest = max([largest, *(abs(known[token] - value) for token, value in tops.items())])
+    return largest
 
 
 def main() -> None:
@@ -96,13 +109,17 @@ def main() -> None:
     tokenizer = source.tokenizer()
     prompts = [tokenizer(text)["input_ids"] for text in PROMPTS[: options.prompts]]
     with tempfile.TemporaryDirectory() as folder:
-        file = source.gguf.file if source.gguf else write_gguf(options.model, f"{folder}/model.gguf", kind="f32")
+        file = source.gguf.file if source.gguf else Path(folder, "model.gguf")
+        if source.gguf is None:
+            write_gguf(options.model, file, kind="f32", progress=False)
         answers = list(run_llama_cpp(file, prompts, options.new))
-    found = [compare(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    for (equal, _, behind), answer, text in zip(found, answers, PROMPTS, strict=False):
-        print(f"{text!r}: {tokenizer.decode(answer.tokens)!r}{'' if equal else f' (other; behind by {behind:.3f})'}")
-    print(f"{options.model}: {sum(equal for equal, *_ in found)} of {len(found)} greedy answers of {options.new} tokens equal,")
-    print(f"max abs difference of the {TOP} largest log-probabilities {max(largest for _, largest, _ in found):.1e}")
+    own = run_transformers(model, tokenizer, prompts, options.new)
+    for text, mine, other in zip(PROMPTS, own, answers, strict=False):
+        print(f"{text!r}: {mine.text!r}{'' if mine.text == other.text else f', llama.cpp {other.text!r}'}")
+    same = sum(mine.text == other.text for mine, other in zip(own, answers, strict=True))
+    print(f"{options.model}: {same} of {len(own)} greedy answers of at most {options.new} tokens are the same,")
+    largest = max(largest_difference(mine, other) for mine, other in zip(own, answers, strict=True))
+    print(f"max abs difference of the {TOP} largest log-probabilities {largest:.1e}")
 
 
 if __name__ == "__main__":

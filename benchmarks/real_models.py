@@ -32,6 +32,7 @@ from records import append, key, read, run
 from report import plot_sizes, table, write_into
 from skills import SKILLS, Skill, draw
 
+from hf_evomerge import Recipe, build_model
 from hf_evomerge.fitness import make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
 from hf_evomerge.search.finetune import Lora, fine_tune
@@ -106,18 +107,9 @@ def main() -> None:
 
 def write_base(folder: Path, gguf: Path) -> None:
     """Write the base as a plain bfloat16 model, unless it is there."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    if folder.exists():
-        return
-    options: dict[str, Any] = {"gguf_file": gguf.name}
-    plain = GgufConfig(dequantize=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, dtype=torch.bfloat16, quantization_config=plain, trust_remote_code=False, **options
-    )
-    model.to(torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **options).save_pretrained(folder)
+    if not folder.exists():
+        recipe = {"sources": [{"model": str(gguf)}], "merge": {"method": "linear"}, "dtype": "bfloat16"}
+        build_model(Recipe.model_validate(recipe), folder, progress=False)
 
 
 def train_missing(folder: Path, gguf: Path) -> None:
