@@ -122,7 +122,7 @@ def test_a_model(tmp_path: Path) -> None:
     text = describe_model(tmp_path)
     for part in ("EvoMergedForCausalLM (evo_merged)", "multiply mlp_delta", "of source 1", "source 1: org/b"):
         assert part in text
-    assert text.splitlines()[-1].split() == ["hop", "1", "1:2*0.5", "+", "0:1", "scale", "0.7500"]
+    assert text.splitlines()[-1].split() == ["hop", "2", "1:2*0.5", "+", "0:1", "scale", "0.7500"]
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
     assert describe_model(tmp_path) == "LlamaForCausalLM (llama)"
     PATH.save(tmp_path / "recipe.yaml")
