@@ -197,12 +197,13 @@ def _spread(scored: Sequence[Generation], marked: int, y_range: tuple[float, flo
         lower = [f"{axes.x(one.number):.1f},{axes.y(one.quantile(low)):.1f}" for one in reversed(scored)]
         bands.append(f'<polygon class="{kind}" points="{" ".join(upper + lower)}"/>')
     median = " ".join(f"{axes.x(one.number):.1f},{axes.y(one.quantile(0.5)):.1f}" for one in scored)
-    best = " ".join(f"{axes.x(one.number):.1f},{axes.y(one.so_far or 0.0):.1f}" for one in scored)
+    best = " ".join(f"{axes.x(one.number):.1f},{axes.y(one.so_far):.1f}" for one in scored if one.so_far is not None)
     column = (axes.right - axes.left) / len(scored)
     pads = []
     for one in scored:
         worst, top = number(one.fitness[0]), number(one.fitness[-1])
-        tip = f"Generation {one.number}: {worst} to {top}, median {number(one.quantile(0.5))}; best so far {number(one.so_far)}"
+        so_far = f"; best so far {number(one.so_far)}" if one.so_far is not None else ""
+        tip = f"Generation {one.number}: {worst} to {top}, median {number(one.quantile(0.5))}{so_far}"
         pads.append(
             f'<rect class="ev-pad" x="{axes.x(one.number) - column / 2:.1f}" y="{axes.top:.1f}" width="{column:.1f}" '
             f'height="{axes.bottom - axes.top:.1f}" data-tip="{escape(tip)}"/>'

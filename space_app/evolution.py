@@ -26,7 +26,7 @@ class Generation:
         number: Its number, from 0.
         fitness: The fitness of its trials, from the worst to the best; without the failed ones.
         best: Its best trial; None where all failed.
-        so_far: The best fitness up to and with this generation.
+        so_far: The best fitness up to and with this generation, of trials on all examples; None where there is none yet.
         evaluations: The number of trials up to and with this generation.
     """
 
@@ -60,6 +60,13 @@ def of_stage(trials: Sequence[Trial], stage: str) -> list[Trial]:
     return sorted((trial for trial in trials if trial.stage == stage), key=lambda trial: trial.number)
 
 
+def whole(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that were scored on the most examples and did not fail: the best of batches is the luckiest, not the best."""
+    scored = [trial for trial in trials if trial.fitness is not None]
+    most = max((trial.examples for trial in scored), default=0)
+    return [trial for trial in scored if trial.examples == most]
+
+
 def generations(trials: Sequence[Trial]) -> list[Generation]:
     """The generations of one stage's trials."""
     members: dict[int, list[Trial]] = {}
@@ -68,21 +75,24 @@ def generations(trials: Sequence[Trial]) -> list[Generation]:
     found: list[Generation] = []
     so_far: float | None = None
     count = 0
+    compared = {trial.number for trial in whole(trials)}
     for number in sorted(members):
         scored = [(trial.fitness, trial) for trial in members[number] if trial.fitness is not None]
         best = max(scored, key=lambda pair: pair[0])[1] if scored else None
         count += len(members[number])
-        if best is not None and best.fitness is not None:
-            so_far = best.fitness if so_far is None else max(so_far, best.fitness)
+        for value, trial in scored:
+            if trial.number in compared:
+                so_far = value if so_far is None else max(so_far, value)
         found.append(Generation(number, tuple(sorted(value for value, _ in scored)), best, so_far, count))
     return found
 
 
 def best_line(trials: Sequence[Trial], start: int = 0) -> list[tuple[int, float]]:
-    """The best fitness so far, as the points where it rises and the last one: (evaluations, fitness)."""
+    """The best fitness so far, of trials on all examples: where it rises, and the last point, as (evaluations, fitness)."""
     points: list[tuple[int, float]] = []
+    compared = {trial.number for trial in whole(trials)}
     for at, trial in enumerate(trials, start + 1):
-        if trial.fitness is not None and (not points or trial.fitness > points[-1][1]):
+        if trial.fitness is not None and trial.number in compared and (not points or trial.fitness > points[-1][1]):
             points.append((at, trial.fitness))
     if points:
         points.append((start + len(trials), points[-1][1]))

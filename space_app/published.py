@@ -24,7 +24,7 @@ except ImportError:  # a Space has the file beside this one
     import limited_yaml  # type: ignore[no-redef]
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "path", "scales", "recipe"]
+_COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "path", "scales", "recipe", "examples"]
 _MAX_TRIALS = 50_000
 UNSET = (
     "No model is set. The owner of this Space sets the variable EVOMERGE_MODEL to the id of a model, such as user/model "
@@ -55,7 +55,10 @@ class Parent:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial of the search; `path` and `scales` in data flow space, `parameters` in parameter space."""
+    """One trial of the search; `path` and `scales` in data flow space, `parameters` in parameter space.
+
+    `examples` is how many it was scored on; 0 where the record does not say it.
+    """
 
     stage: str
     number: int
@@ -65,6 +68,7 @@ class Trial:
     path: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
     recipe: str = ""
+    examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -318,6 +322,7 @@ def _trial(row: Mapping[str, Any]) -> Trial:
         path=path,
         scales=tuple(map(float, scales)) if len(scales) == len(path) else (1.0,) * len(path),
         recipe="" if path else str(row.get("recipe") or ""),
+        examples=int(row.get("examples") or 0),
     )
 
 

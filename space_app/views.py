@@ -163,9 +163,10 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
         return spread, message(f"All trials of generation {one.number} failed.", "warning")
     best = one.best
     accuracy = f", accuracy {number(best.accuracy)}" if best.accuracy is not None else ""
+    so_far = f"best so far {number(one.so_far)}" if one.so_far is not None else "none on all examples so far,"
     title = (
         f"<h3>Best of generation {one.number}: fitness {number(best.fitness)}{accuracy}</h3>"
-        f'<p class="ev-faint">Trial {best.number}; best so far {number(one.so_far)} after {one.evaluations} evaluations.</p>'
+        f'<p class="ev-faint">Trial {best.number}; {so_far} after {one.evaluations} evaluations.</p>'
     )
     if best.path:
         room = max(len(trial.path) for trial in trials)

@@ -35,10 +35,12 @@ Model = Annotated[
     str, typer.Argument(help="The folder of a model or of a search, or a repository on the Hub.", show_default=False)
 ]
 Workers = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=0,
-        help="Processes that evaluate at the same time; any number gives the same trials. 0: this one, without limits.",
+        help="Processes that evaluate at the same time; any number gives the same trials. By default as many as cores and "
+        "memory take, one beside a GPU. 0: this one, without limits.",
+        show_default=False,
     ),
 ]
 RepoId = Annotated[str, typer.Argument(help="The repository on the Hub, user/name.", show_default=False)]

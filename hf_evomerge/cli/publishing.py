@@ -141,6 +141,9 @@ def serve_hub(
     root: Annotated[Path, typer.Option(help="The folder to keep repositories in.")] = Path("evomerge-hub"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any that is free.")] = 8765,
     user: Annotated[str, typer.Option(help="Your name there, and so the namespace of your repositories.")] = "local",
+    org: Annotated[
+        list[str] | None, typer.Option(help="Another namespace that you can write in, such as an author's; may be given again.")
+    ] = None,
 ) -> None:
     """Run a small Hub on this machine, to try push, download and Spaces without an account or a network.
 
@@ -149,11 +152,13 @@ def serve_hub(
     **Example**
 
     - `hf-evomerge hub --root my-hub`
+
+    - `hf-evomerge hub --org augmxnt --org WizardLM`
     """
     with one_line_errors():
         from ..local_hub import LocalHub
 
-        with LocalHub(root, port, user=user) as hub:
+        with LocalHub(root, port, user=user, orgs=org or ()) as hub:
             typer.echo(hub.describe())
             with suppress(KeyboardInterrupt):
                 hub.wait()

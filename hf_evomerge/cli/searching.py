@@ -103,7 +103,7 @@ def search(
         typer.Argument(help="The search file (YAML); help(hf_evomerge.SearchConfig) lists its keys.", show_default=False),
     ],
     out: Out,
-    workers: Workers = 1,
+    workers: Workers = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be done and how long it takes, and stop.")
     ] = False,
@@ -189,7 +189,7 @@ def build(
 @app.command()
 def resume(
     study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
-    workers: Workers = 1,
+    workers: Workers = None,
     no_model: NoModel = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

@@ -5,6 +5,7 @@ docs/fitness.md has the table of what is read and what is not. Number words ("ei
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import deque
@@ -98,7 +99,7 @@ def _plain(text: str) -> str:
 @lru_cache(maxsize=2)
 def _pattern(decimal: Decimal) -> re.Pattern[str]:
     """A number, by named groups: its sign, and a fraction, ideographs with units, or figures and their power of ten."""
-    point, group = (r"\.", f"[,'{_THIN}]") if decimal == "point" else (",", f"[.' {_THIN}]")
+    point, group = (r"\.", f"[,'_{_THIN}]") if decimal == "point" else (",", f"[.'_ {_THIN}]")
     grouped = rf"\d{{1,3}}(?P<separator>{group})\d{{3}}(?:(?P=separator)\d{{3}})*(?!\d)"
     figures = rf"(?:{grouped}|\d+)(?:{point}\d+)?|(?<!\d){point}\d+"
     if decimal == "comma":
@@ -117,15 +118,18 @@ def _value(found: re.Match[str], decimal: Decimal) -> float:
     if found["ideographs"]:
         return sign * _ideographs(found["ideographs"].replace(",", ""), decimal)
     power = (found["caret"] or found["raised"] or found["e"] or "0").translate(_SUPERSCRIPTS)
-    return sign * _float(found["figures"], decimal) * 10.0 ** min(300, int(power))
+    value = _float(found["figures"], decimal)
+    if abs(int(power)) > 300:  # beyond what a float holds
+        return sign * (math.inf if int(power) > 0 and value else 0.0)
+    return sign * value * 10.0 ** int(power)
 
 
 def _float(text: str, decimal: Decimal) -> float:
     if decimal == "point":
-        return float(re.sub(f"[,'{_THIN}]", "", text))
+        return float(re.sub(f"[,'_{_THIN}]", "", text))
     if re.fullmatch(r"\d+\.(?:\d\d?|\d{4,})", text):
         return float(text)
-    return float(re.sub(f"[.' {_THIN}]", "", text).replace(",", "."))
+    return float(re.sub(f"[.'_ {_THIN}]", "", text).replace(",", "."))
 
 
 def _ideographs(text: str, decimal: Decimal = "point") -> float:

@@ -207,6 +207,7 @@ def _write_trials(study: Study, trials: Sequence[Trial], file: Path, publish: Pu
             "fitness": column(pa.float64(), lambda t: t.fitness),
             "standard_error": column(pa.float64(), lambda t: t.scores.standard_error),
             "accuracy": column(pa.float64(), lambda t: t.scores.accuracy),
+            "examples": column(pa.int64(), lambda t: t.scores.values.size),
             "seconds": column(pa.float64(), lambda t: t.scores.seconds),
             "cost": column(pa.float64(), lambda t: t.cost),
             "duplicate_of": column(pa.int64(), lambda t: t.duplicate_of),

@@ -6,6 +6,7 @@ The files may be a stranger's, and are read within the limits of ``limited_yaml.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -79,18 +80,82 @@ def validate(kind: type[Part], data: dict[str, Any], error: type[EvoMergeError])
     try:
         return kind.model_validate(data)
     except ValidationError as cause:
-        raise error("; ".join(dict.fromkeys(_complaint(item, kind) for item in cause.errors()))) from cause
+        raise error("; ".join(_complaints(cause.errors(), kind))) from cause
 
 
-def _complaint(item: Any, kind: type[BaseModel]) -> str:
-    # pydantic names the kinds of a union as if they were keys: Range, float, dict[str,float], function-after[...]
-    kinds = ("Range", "bool", "float", "str")
-    where = ".".join(str(key) for key in item["loc"] if key not in kinds and "[" not in str(key))
-    what = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        what = f"no such key; {nearest(item['loc'][-1], _keys(kind, item['loc'][:-1]))}"
-    found = "" if item["type"] in ("missing", "value_error") else f" (found {shown(item['input'])})"
-    return f"{where}: {what}{found}" if where else f"{what}{found}"
+def _complaints(items: Sequence[Any], kind: type[BaseModel]) -> list[str]:
+    """What is wrong with each key, one text each; of the kinds that a value may be of, what is wrong with the one it is of."""
+    found: dict[str, list[Any]] = {}
+    for item in items:
+        found.setdefault(_where(item["loc"]), []).append(item)
+    lines = []
+    for where, here in found.items():
+        inside = any(place.startswith(f"{where}.") for place in found)
+        exact = [item for item in here if not _of_another_kind(item)]
+        if inside and not exact:
+            continue  # it is a mapping or a list, as it may be, and something is wrong in it
+        words = _either(list(dict.fromkeys(_words(item, kind) for item in exact or here)))
+        silent = any(item["type"] in ("missing", "value_error") for item in exact)
+        text = words if silent else f"{words} (found {shown(here[0]['input'])})"
+        lines.append(f"{where}: {text}" if where else text)
+    return lines
+
+
+def _where(place: Sequence[int | str]) -> str:
+    """The key of a complaint. pydantic names the kinds of a union as if they were keys: Range, float, function-after[...]."""
+    kinds = {"bool", "float", "str", "int", "constrained-int", *_class_names(StrictModel)}
+    return ".".join(str(key) for key in place if key not in kinds and not re.search(r"[\[{]", str(key)))
+
+
+def _class_names(kind: type[BaseModel]) -> Iterator[str]:
+    for each in kind.__subclasses__():
+        yield each.__name__
+        yield from _class_names(each)
+
+
+def _of_another_kind(item: Any) -> bool:
+    """Whether a complaint only says that the value is not of a kind that it may be of."""
+    return item["type"].endswith(("_type", "_parsing")) or item["type"] in ("literal_error", "int_from_float")
+
+
+def _either(words: list[str]) -> str:
+    """Several complaints as one: must be this, that or the other."""
+    begin = "must be " if all(each.startswith("must be ") for each in words) else ""
+    *others, last = [each.removeprefix(begin) for each in words]
+    return f"{begin}{', '.join(others)} or {last}" if others else f"{begin}{last}"
+
+
+def _words(item: Any, kind: type[BaseModel]) -> str:
+    """What is wrong, in words that begin after the key."""
+    context, type_ = item.get("ctx") or {}, item["type"]
+    if type_ == "extra_forbidden":
+        return f"no such key; {nearest(item['loc'][-1], _keys(kind, item['loc'][:-1]))}"
+    if type_ in _WORDS:
+        return _WORDS[type_].format(
+            **{key: f"{bound:g}" if isinstance(bound, float) else bound for key, bound in context.items()}
+        )
+    return str(item["msg"].removeprefix("Value error, "))
+
+
+_WORDS = {
+    "missing": "is missing",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a finite number",
+    "literal_error": "must be {expected}",
+    "too_short": "must have {min_length} or more entries",
+    "too_long": "must have {max_length} or fewer entries",
+    "string_too_short": "must not be empty",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    "string_type": "must be a text",
+    **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a mapping of keys to values"),
+}
+"""pydantic's kinds of complaints, in words that a user of a file knows."""
 
 
 def _keys(kind: type[BaseModel], where: Sequence[int | str]) -> set[str]:

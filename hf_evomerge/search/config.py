@@ -34,6 +34,7 @@ _SPACES: dict[str, tuple[SpaceName, ...]] = {"ps": ("ps",), "dfs": ("dfs",), "hy
 _FIRST: dict[str, Stage] = {"ps": "ps-first", "dfs": "dfs-first"}
 
 _BATCH = 16  # examples of a gradient's step, and of the first generations, where the file does not say it
+_QUICK_STEPS = 30  # of the quick preset's gradient, where there are few examples
 Baseline = Literal["average", "random", "lora"]
 SPLITS = ("search", "validation", "test")
 RETAINED = "retain:"  # begins the names of splits whose examples a search does not look at
@@ -225,11 +226,14 @@ class SearchConfig(StrictModel):
 
     def batch_sizes(self, stage: Stage, examples: int) -> tuple[int, ...]:
         """How many of so many examples a generation of a stage is scored on: one size after the other, see `GROWTH`."""
-        algorithm = self.optimizer(stage).algorithm
-        if self.batch == "all" or stage == "random" or algorithm in ("random", "nsga2"):
+        optimizer = self.optimizer(stage)
+        batch = optimizer.batch or self.batch
+        if batch == "all" or stage == "random" or optimizer.algorithm in ("random", "nsga2"):
             return (examples,)
-        if self.batch is not None or algorithm in ("gradient", "sweep"):
-            return (min(examples, self.batch or _BATCH),)
+        if batch is None and self.preset == "quick" and optimizer.algorithm == "gradient":  # for steps enough in its budget
+            batch = max(1, min(_BATCH, examples * optimizer.evaluations // (3 * _QUICK_STEPS)))
+        if batch is not None or optimizer.algorithm in ("gradient", "sweep"):
+            return (min(examples, batch or _BATCH),)
         sizes = [min(examples, _BATCH)]
         while 4 * sizes[-1] <= examples:
             sizes.append(2 * sizes[-1])

@@ -44,6 +44,7 @@ class Evaluator:
         task_factory: Makes an unprepared task; the search file's by default.
         examples: The examples per split; read as the search file says by default.
         trust_remote_code: Whether Python files that come with the sources may be run.
+        weights: Whether weights may be downloaded and read; nothing can be evaluated without.
 
     Attributes:
         sources, base: The opened checkpoints.
@@ -60,6 +61,7 @@ class Evaluator:
         task_factory: Any = None,
         examples: Mapping[str, Sequence[Example]] | None = None,
         trust_remote_code: bool = False,
+        weights: bool = True,
     ) -> None:
         import torch
 
@@ -67,7 +69,7 @@ class Evaluator:
         self.config = config
         self._task_factory = task_factory or (lambda: make_task(config.fitness))
         self._examples = dict(examples) if examples is not None else {}
-        self.trust_remote_code = trust_remote_code
+        self.trust_remote_code, self.weights = trust_remote_code, weights
         self._opened: dict[SourceRef, Source] = {}
         self.sources = [self.open(ref) for ref in config.sources]
         self.base = self.open(config.base) if config.base is not None else None
@@ -90,7 +92,7 @@ class Evaluator:
 
     @cached_property
     def summary(self) -> SourceSummary:
-        """What the spaces must know of the sources; for a merge their weights are downloaded and compared with the base's."""
+        """What the spaces must know of the sources; of a merge also where weights are the base's, if they may be read."""
         from ..checkpoints.unchanged import squared_distance, unchanged_tensors
 
         if self.config.space == "dfs":
@@ -99,6 +101,7 @@ class Evaluator:
         merged, base = plan.sources, plan.base
         names = merged_names((name for name, info in merged[0].tensors.items() if info.is_float), self.config.ps.router)
         tensors = [name for name in names if ".rotary_emb.inv_freq" not in name]
+        base = base if self.weights else None
         unchanged = [unchanged_tensors(source, base) for source in merged] if base is not None else []
         distances = []
         if base is not None and "metagpt" in self.config.ps.starts:

@@ -1,8 +1,11 @@
-"""Predicts, from headers alone, how much memory the models of a search take in each of its phases."""
+"""Predicts, from headers alone, how much memory the models of a search take in each phase, and how many workers that allows."""
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..merging.arithmetic import memory_needed
@@ -13,6 +16,33 @@ from .evaluator import Evaluator
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
+
+
+_PROCESS = 600_000_000  # bytes of a worker without models: Python, torch and transformers
+_SHARE = 0.75  # of a machine's memory
+
+
+def default_workers(config: SearchConfig, memory: Mapping[str, int]) -> int:
+    """As many workers as the cores take with their threads, and the memory with their models; one beside a GPU.
+
+    Args:
+        config: The search.
+        memory: What `memory_of_models` gives.
+    """
+    if not config.device.startswith("cpu"):
+        return 1
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    return max(1, min(cores() // config.threads, int(_SHARE * there // (_PROCESS + max(memory.values())))))
+
+
+def cores() -> int:
+    """The cores that this process may use: those that it is bound to, as far as its container's share of time goes."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no Linux, or no limit
+        return count
 
 
 def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:

@@ -99,7 +99,7 @@ def check_objectives(config: SearchConfig) -> None:
     for key, algorithm in algorithms.items():
         if algorithm not in ("nsga2", "random"):
             raise ValueError(f"objectives: {key}.algorithm {algorithm} climbs one fitness; write nsga2, or leave it out")
-    if config.batch not in (None, "all"):
+    if {config.batch, *(config.part(name).optimizer.batch for name in config.spaces)} - {None, "all"}:
         raise ValueError("objectives: every generation is compared with the ones before, on all examples; leave batch out")
     for objective in config.objectives:
         if isinstance(objective, TaskObjective) and objective.data and objective.data.keys() != config.data.keys():

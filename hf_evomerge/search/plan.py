@@ -12,11 +12,11 @@ import numpy as np
 from ..errors import SearchError
 from ..fitness.scores import Scores
 from .baselines import RATES
-from .checks import check_search
+from .checks import check_device, check_search
 from .config import RETAINED, SearchConfig, Stage
 from .descent import FULL_SCORES
 from .evaluator import Batch, Evaluator, Target
-from .memory import memory_of_models
+from .memory import default_workers, memory_of_models
 from .optimizer import GROWTH, Start, Vector, default_population
 from .spaces import Space, make_space
 from .sweep import sweep_cost
@@ -53,6 +53,7 @@ class Plan:
         notes: What the user should know of the spaces, one line each, such as numbers that are not evolved.
         warnings: What will probably disappoint, one line each.
         memory: Bytes of the models that a worker holds, per phase; see `memory_of_models`.
+        workers: How many workers a search takes where nobody says it.
     """
 
     phases: tuple[Phase, ...]
@@ -62,6 +63,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     memory: dict[str, int] = field(default_factory=dict)
+    workers: int = 1
 
     def minutes(self, workers: int = 1) -> float:
         """Expected time of the whole."""
@@ -70,17 +72,18 @@ class Plan:
     def __str__(self) -> str:
         return self.to_text()
 
-    def to_text(self, workers: int = 1) -> str:
-        """The plan in lines for people, with the time that so many workers take."""
+    def to_text(self, workers: int | None = None) -> str:
+        """The plan in lines for people, with the time that so many workers take; with None those of the search itself."""
+        workers = self.workers if workers is None else workers
         lines = [
-            f"{phase.name}: {phase.text}; about {_duration(phase.seconds / 60 / (1 if phase.steps else max(1, workers)))}"
+            f"{phase.name}: {phase.text}; {_duration(phase.seconds / 60 / (1 if phase.steps else max(1, workers)))}"
             for phase in self.phases
         ]
         lines += [f"note: {note}" for note in self.notes] + [f"warning: {warning}" for warning in self.warnings]
         lines.append(f"examples: {json.dumps(self.examples)}")
         models = ", ".join(f"{phase} {size / 1e9:.3g} GB" for phase, size in self.memory.items())
         lines.append(f"memory for models, in each worker: {models}; what passes through them comes on top")
-        lines.append(f"about {_duration(self.minutes(workers))} in all, with workers={workers}")
+        lines.append(f"{_duration(self.minutes(workers))} in all, with workers={workers}")
         return "\n".join(lines)
 
 
@@ -98,11 +101,18 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         >>> plan_search(SearchConfig.load("search.yaml")).evaluations
         {'ps': 8, 'dfs': 8}
     """
-    evaluator = Evaluator(config, trust_remote_code=trust_remote_code)
+    warnings = list[str]()
+    try:
+        check_device(config.device)
+    except SearchError as error:  # then what the headers say is said, and nothing is evaluated
+        warnings.append(f"{error}; no weights were looked at, and no time was measured")
+        config = config.model_copy(update={"device": "cpu"})
+    evaluator = Evaluator(config, trust_remote_code=trust_remote_code, weights=not warnings)
     checked = check_search(config, evaluator)
     examples = {split: len(evaluator.examples(split)) for split in evaluator.splits}
     second = _seconds(evaluator, config.sources[0], config.sources[0]) / examples["search"]  # of one example
-    stages, warnings, merge = list[Phase](), [*checked.warnings, *_of_splits(examples)], None
+    warnings += [*checked.warnings, *_of_splits(examples)]
+    stages, merge = list[Phase](), None
     for stage in config.stages:
         space = make_space(config, stage, evaluator.summary, merge)
         planned = _Stage(config, stage, space, evaluator)
@@ -111,6 +121,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         if stage == "ps" and config.space == "hybrid":
             merge = space.decode(space.start().mean).merge
     phases = _around(config, stages, examples, second, averaged=len(set(evaluator.layers)) == 1)
+    memory = memory_of_models(config, evaluator)
     evaluations: dict[str, int] = {stage: config.budget(stage)[0] for stage in config.stages}
     return Plan(
         tuple(phases),
@@ -119,7 +130,8 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         examples,
         tuple(checked.notes),
         tuple(warnings),
-        memory_of_models(config, evaluator),
+        memory,
+        default_workers(config, memory),
     )
 
 
@@ -224,7 +236,9 @@ def _near(start: Start) -> Vector:
 
 
 def _seconds(evaluator: Evaluator, first: Target, then: Target, how: Callable[[Target], Scores] | None = None) -> float:
-    """How long one evaluation takes, once the first has loaded what it needs."""
+    """How long one evaluation takes, once the first has loaded what it needs; not a number where weights are not read."""
+    if not evaluator.weights:
+        return math.nan
     for target in (first, then):
         scores = evaluator.evaluate(target) if how is None else how(target)
         if scores.error is not None:
@@ -247,6 +261,8 @@ def _of_splits(examples: dict[str, int]) -> list[str]:
 
 
 def _duration(minutes: float) -> str:
+    if math.isnan(minutes):
+        return "time not measured"
     if minutes < 2:
-        return f"{minutes * 60:.0f} seconds"
-    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+        return f"about {minutes * 60:.0f} seconds"
+    return f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.0f} hours"

@@ -19,6 +19,7 @@ from .folder import PLOTS_FOLDER, build_winner, edits, known_pins, open_study, s
 from .grounds import check_same_grounds, pin
 from .limits import Limits
 from .loop import Search
+from .memory import default_workers, memory_of_models
 from .pictures import draw_pictures
 from .places import rooted, settings_of
 from .results import Result
@@ -35,7 +36,7 @@ def run_search(
     config: SearchConfig,
     out: str | os.PathLike[str],
     *,
-    workers: int = 0,
+    workers: int | None = 0,
     report: Report | None = None,
     task_factory: Callable[[], Task] | None = None,
     examples: Mapping[str, Sequence[Example]] | None = None,
@@ -53,7 +54,8 @@ def run_search(
             examples, sources and task. Branches on the Hub are pinned to their commits when the study begins.
         out: The folder.
         workers: Processes that evaluate side by side; the trials are the same for any number. With 0 this process evaluates,
-            without limits; where the search file sets some, one worker does.
+            without limits; where the search file sets some, one worker does. None: as many as cores and memory take, each
+            started when there is enough to do; one beside a GPU.
         report: Called after every trial.
         task_factory: Makes the fitness task, in place of the search file's; must be importable where there is more than one
             worker.
@@ -108,7 +110,7 @@ def run_search(
         study.close()
 
 
-def _runner(evaluator: Evaluator, study: Study, workers: int, arguments: dict[str, Any]) -> Runner:
+def _runner(evaluator: Evaluator, study: Study, workers: int | None, arguments: dict[str, Any]) -> Runner:
     """What evaluates: worker processes, or this one where there are to be none and no limits are set."""
     config = evaluator.config
     parents = ["base", *(f"source:{number}" for number in range(len(config.sources)))]
@@ -120,13 +122,14 @@ def _runner(evaluator: Evaluator, study: Study, workers: int, arguments: dict[st
     )
     if workers == 0 and config.limits == LimitsConfig():
         return LocalRunner(evaluator, study, lambda: ProcessRunner(config, 1, limits=limits, **arguments))
-    return ProcessRunner(config, max(1, workers), limits=limits, **arguments)
+    count = default_workers(config, memory_of_models(config, evaluator)) if workers is None else max(1, workers)
+    return ProcessRunner(config, count, limits=limits, patient=workers is None, **arguments)
 
 
 def resume_search(
     out: str | os.PathLike[str],
     *,
-    workers: int = 0,
+    workers: int | None = 0,
     report: Report | None = None,
     build: bool = True,
     trust_remote_code: bool = False,

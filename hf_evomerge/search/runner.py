@@ -21,6 +21,7 @@ from .slopes import Slopes
 from .study import Study
 from .workers import TICK, Worker
 
+WORTH = 3.0  # seconds of work after which a patient runner starts another process
 DIED = "its process died: out of memory, or see what it wrote above"
 BEGUN = "begun"  # the study's note of what this process is evaluating, and how often a process has died at it
 
@@ -111,15 +112,25 @@ class ProcessRunner:
         config: The search.
         workers: How many processes.
         limits: What a job may take; everything by default.
+        patient: Whether another process is started only once those that there are have been at work for some seconds: starting
+            one takes about as long.
         **evaluator_arguments: The evaluators' other arguments.
 
     Raises:
         SearchError: This is a worker itself, importing the user's script.
     """
 
-    def __init__(self, config: SearchConfig, workers: int, *, limits: Limits | None = None, **evaluator_arguments: Any) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        workers: int,
+        *,
+        limits: Limits | None = None,
+        patient: bool = False,
+        **evaluator_arguments: Any,
+    ) -> None:
         refuse_in_worker()
-        self._limits = limits
+        self._limits, self._patient = limits, patient
         self._workers = [Worker(config, evaluator_arguments) for _ in range(workers)]
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
@@ -138,6 +149,11 @@ class ProcessRunner:
         ((_, scores),) = self._round([(0, job)])
         return Scores.failed(DIED) if scores is None else scores
 
+    def _pays(self, worker: Worker) -> bool:
+        """Whether there is so much to do that a worker is worth its start."""
+        others = [other.worked for other in self._workers if other.is_running]
+        return not self._patient or worker.is_running or not others or min(others) > WORTH
+
     def close(self) -> None:
         """End the workers."""
         for worker in self._workers:
@@ -149,7 +165,7 @@ class ProcessRunner:
         try:
             while True:
                 for worker in self._workers:
-                    if queue and worker.index is None:
+                    if queue and worker.index is None and self._pays(worker):
                         index, job = queue.popleft()
                         worker.begin(index, job, Limit() if self._limits is None else self._limits.of(job))
                 busy = [(worker, worker.index) for worker in self._workers if worker.index is not None]

@@ -54,6 +54,7 @@ class OptimizerConfig(StrictModel):
         evaluations: Budget in scores of all search examples. A score of a batch counts as its share, a gradient of merge
             weights three times as much, one of gates twice as much for as many hops as the first source has layers.
         minutes: Budget in minutes; no generation starts after it. Whichever budget ends first.
+        batch: In place of the search's own ``batch``.
         restarts: ``none`` or ``ipop``.
         patience: The stage ends when so many generations were on average no better than as many before them; with ``cma``.
     """
@@ -63,6 +64,7 @@ class OptimizerConfig(StrictModel):
     sigma: float | None = Field(default=None, gt=0)
     evaluations: int = Field(default=1000, ge=1)
     minutes: float | None = Field(default=None, gt=0)
+    batch: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     restarts: Restarts = "none"
     patience: int | None = Field(default=None, ge=1)
 

@@ -41,6 +41,7 @@ class Worker:
 
     Attributes:
         index: The number of its job among those of the round; None where it has nothing to do.
+        worked: Seconds that it has been at jobs, without those in which it started or loaded models.
     """
 
     def __init__(self, config: SearchConfig, arguments: dict[str, Any]) -> None:
@@ -50,6 +51,12 @@ class Worker:
         self._ready = self._loading = False
         self._limit, self._seconds, self._seen = Limit(), 0.0, 0.0
         self.index: int | None = None
+        self.worked = 0.0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has a process."""
+        return self._process is not None
 
     @property
     def pipe(self) -> Connection:
@@ -75,7 +82,9 @@ class Worker:
         """
         now = time.monotonic()
         if self._ready and not self._loading:
-            self._seconds += min(now - self._seen, 4 * TICK)  # where it is longer, this process stood still as well
+            passed = min(now - self._seen, 4 * TICK)  # where it is longer, this process stood still as well
+            self._seconds += passed
+            self.worked += passed
         self._seen = now
         try:
             while self.pipe.poll():

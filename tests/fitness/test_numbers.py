@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -47,6 +48,14 @@ from hf_evomerge.fitness.numbers import last_number, last_number_text, parse_num
         (r"1.08\times10^{3}", 1080, 3),
         ("3×10⁴", 30000, 10),
         ("2e", 2, 2),
+        ("1e400", math.inf, 400),
+        ("-1e400", -math.inf, 400),
+        ("1e-400", 0, 400),
+        ("1_000", 1000, 0),
+        ("1_234_567.5", 1234567.5, 567.5),
+        ("x_1", 1, 1),
+        ("5k", 5, 5),
+        ("3/0", 0, 0),
         ("3/4", 0.75, 4),
         ("1 1/2 cups", 1.5, 2),
         ("1½", 1.5, 1),

@@ -241,7 +241,7 @@ def test_settings_without_effect_are_noted() -> None:
             MODELS + WEIGHTED + "tokenizer: {tokens: {x: {source: org/c}}}",
             "tokenizer.tokens.x.source: org/c is none of the models that are merged",
         ),
-        (MODELS + WEIGHTED + "tokenizer: {pad_to_multiple_of: 0}", "tokens.multiple_of: Input should be greater than or equal"),
+        (MODELS + WEIGHTED + "tokenizer: {pad_to_multiple_of: 0}", "tokens.multiple_of: must be at least"),
         ("modules: {a: 3}\nmerge_method: linear", "modules.a: expected a mapping (found 3)"),
         (
             MODELS + "merge_method: ties\nbase_model: c\nparameters: {weight: 1, rescale: [1, 0]}",

@@ -26,7 +26,7 @@ from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchE
 from hf_evomerge.fitness import DataSpec, Example, FunctionTask
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search import baselines
+from hf_evomerge.search import baselines, memory
 from hf_evomerge.search.answers import Answer, describe_answers, export_answers, study_answers
 from hf_evomerge.search.baselines import tuned_models
 from hf_evomerge.search.config import STAGES, SearchConfig
@@ -632,6 +632,34 @@ def test_a_plan_warns(search_config: Config, search_settings: Settings) -> None:
     text = {phase.name: phase.text for phase in plan.phases}
     assert text["lora"] == "6 fine-tunes at 8 evaluations each"
     assert text["test"] == "7 models on 6 test + 6 retain:general examples: all rows of the table"
+
+
+def test_what_is_said_of_a_search(search_config: Config, search_settings: Settings, tiny_half: Path) -> None:
+    """The plan notes sections that nobody looks at, and half precision on a processor; a preset does not warn of itself."""
+    gates = {"scales": "gate", "repetitions": 1}
+    assert not any("not looked at" in note for note in plan_search(search_config("hybrid")).notes)
+    unused = search_config("ps", dfs=gates, batch=1)
+    assert plan_search(unused).notes[0] == ("dfs: is not looked at, for space is ps; leave it out, or write space: hybrid")
+    half = plan_search(search_config("ps", tiny_half, dfs={}))
+    assert [note.partition(":")[0] for note in half.notes] == ["dtype"]
+    assert not plan_search(search_config("ps", tiny_half, dfs={}, dtype="float32")).notes
+    quick = {key: value for key, value in search_settings("ps").items() if key not in ("ps", "dfs")}
+    warnings = plan_search(validate(SearchConfig, {**quick, "preset": "quick"}, SearchError)).warnings
+    assert not any("hardly move" in line for line in warnings)
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "models", "workers"),
+    [("cpu", 1, 10**9, 16), ("cpu", 4, 10**9, 4), ("cpu", 32, 10**9, 1), ("cuda:0", 1, 10**9, 1), ("cpu", 1, 30 * 10**9, 2)],
+)
+def test_workers_by_default(
+    device: str, threads: int, models: int, workers: int, search_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads times workers are no more than the cores, the models of all workers fit into memory, and a GPU has one."""
+    monkeypatch.setattr(memory, "cores", lambda: 16)
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2 * 10**7, "SC_PAGE_SIZE": 4096}.__getitem__)
+    config = search_config("ps", device=device, threads=threads)
+    assert memory.default_workers(config, {"parents": 10**8, "ps": models}) == workers
 
 
 def test_evaluate_model_needs_only_the_model(tiny: Path, search_config: Config) -> None:

@@ -78,6 +78,35 @@ class KillingTask:
         return self.task.evaluate(model)
 
 
+def test_a_patient_runner_starts_what_pays(search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody says how many, a second process is started only once the first has been at work for some time."""
+    begun: list[Worker] = []
+
+    class Pretended(Worker):
+        def begin(self, index: int, job: Job, limit: Limit) -> None:
+            self.index, self._process = index, self._process or object()  # type: ignore[assignment]
+            begun.append(self)
+
+        def look(self) -> Scores | None:
+            self.index, self.worked = None, self.worked + 1.0
+            return Scores.failed("pretended")
+
+        def end(self) -> None:
+            self._process = None
+
+    monkeypatch.setattr("hf_evomerge.search.runner.Worker", Pretended)
+    monkeypatch.setattr("hf_evomerge.search.runner.wait", lambda pipes, timeout: pipes)
+    monkeypatch.setattr(Pretended, "pipe", None)
+    config = search_config()
+    for patient, started in ((True, [1, 1, 2, 2]), (False, [2, 2, 2, 2])):
+        runner, counts = ProcessRunner(config, 2, patient=patient), []
+        for _ in range(4):
+            assert len(list(runner.run([Job(config.sources[0])] * 2))) == 2
+            counts.append(sum(worker.is_running for worker in runner._workers))
+        assert counts == started
+        runner.close()
+
+
 def _jobs(config: SearchConfig) -> list[Job]:
     """Merges, paths and a parent, on the two harmless examples."""
     fields = {"sources": config.sources, "base": config.base}

@@ -63,7 +63,7 @@ def brings_code(tiny: Path, tmp_path: Path) -> Path:
 
 def test_code_runs_with_consent_alone(brings_code: Path, tmp_path: Path, search_config: Config) -> None:
     """A search of sources that bring code is refused; with --trust-remote-code it runs, and so do resume and eval, each asked
-    anew, in worker processes too."""
+    anew."""
     search_config("ps", brings_code).save(tmp_path / "search.yaml")
     out, trust = tmp_path / "out", "--trust-remote-code"
     for words in (
@@ -76,7 +76,7 @@ def test_code_runs_with_consent_alone(brings_code: Path, tmp_path: Path, search_
         assert line.endswith("read it, and pass --trust-remote-code")
     assert not (tmp_path / "ran").exists()
     assert _hf("search", tmp_path / "search.yaml", "-o", out, "--dry-run", trust)[0] == 0
-    status, line = _hf("search", tmp_path / "search.yaml", "-o", out, trust)
+    status, line = _hf("search", tmp_path / "search.yaml", "-o", out, trust, "--workers", 0)
     assert (status, line) == (0, f"plots:  {out / 'plots'}")
     model = out / "model"
     assert (model / "own.py").exists()

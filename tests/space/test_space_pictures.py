@@ -127,6 +127,17 @@ def test_generations_say_spread_and_best() -> None:
     assert best_line(of_stage(_trials(), "ps")) == [(1, -5.0), (2, -4.0), (5, -3.0), (7, -2.0), (9, -2.0)]
 
 
+def test_the_best_of_batches_is_not_the_best() -> None:
+    """The best so far is of trials on all examples, of batches only where there are no others, in lines and generations."""
+    scored = [(-3.0, 16), (-1.0, 16), (-2.5, 128), (None, 0), (-0.5, 16), (-2.0, 128)]
+    trials = [Trial("ps", k, k // 2, fitness, examples=examples) for k, (fitness, examples) in enumerate(scored)]
+    assert best_line(trials) == [(3, -2.5), (6, -2.0), (6, -2.0)]
+    grown = generations(trials)
+    assert [one.so_far for one in grown] == [None, -2.5, -2.0]
+    assert "best so far" in charts.spread_picture(grown, 0, (-3.0, 0.0), "ps")
+    assert best_line(trials[:2]) == [(1, -3.0), (2, -1.0), (2, -1.0)]
+
+
 def test_the_fitness_chart_holds_trials_levels_and_random_search() -> None:
     """There is a mark per trial, failed and far-off ones included, a line per stage, and a dashed line per parent."""
     for frame in _frames(charts.fitness_picture(_trials(), {"a": -4.5, "b": -8.0})):

@@ -1,0 +1,68 @@
+"""The paper's two example files, with nothing edited but the device and budgets, on stand-ins of a Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+from paper_stand_ins import ORGS, publish
+
+from hf_evomerge.local_hub import LocalHub
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import json, sys, warnings
+from pathlib import Path
+
+warnings.simplefilter("ignore")
+from hf_evomerge import SearchConfig, plan_search, run_search
+
+out, found = Path(sys.argv[1]), {}
+for name in ("ps", "hybrid"):
+    text = Path(f"examples/evollm-jp-{name}.yaml").read_text(encoding="utf-8")
+    (out / "search.yaml").write_text(text, encoding="utf-8")
+    plan = plan_search(SearchConfig.load(out / "search.yaml"))  # as it is
+    for pattern, small in (
+        ("cuda:0", "cpu"), ("evaluations: 1000", "evaluations: 2"), ("evaluations: 12800", "evaluations: 1"),
+        ("population: 128", "population: 2"), ("max_new_tokens: 1024", "max_new_tokens: 2"), ("size: 64", "size: 512"),
+        ("compat: paper}", "compat: paper, max_new_tokens: 2}"),
+    ):
+        text = text.replace(pattern, small)
+    (out / "search.yaml").write_text(text, encoding="utf-8")
+    result = run_search(SearchConfig.load(out / "search.yaml"), out / name)
+    config = json.loads((out / name / "model" / "config.json").read_text())
+    found[name] = {
+        "plan": plan.to_text(),
+        "rows": [row.stage for row in result.rows],
+        "vocabulary": config.get("text_config", config)["vocab_size"],
+    }
+print(json.dumps(found))
+"""
+
+
+def test_the_papers_files_run(tmp_path: Path) -> None:
+    """Both files are planned as they are on a machine without CUDA, from headers alone, and run to a built model."""
+    pytest.importorskip("datasets")
+    with LocalHub(tmp_path / "hub", orgs=ORGS) as hub:
+        publish(HfApi(endpoint=hub.endpoint, token=hub.token), tmp_path / "stand-ins")
+        environment = {**os.environ, **hub.environment(home=tmp_path / "client"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name, stages in (("ps", ["ps"]), ("hybrid", ["ps", "dfs"])):
+        plan = found[name]["plan"]
+        assert "warning: device: 'cuda:0' cannot be used here" in plan
+        assert "time not measured in all" in plan
+        assert "memory for models, in each worker: parents" in plan
+        assert found[name]["rows"] == ["base", "source", "source", "source", "average", *stages]
+        assert found[name]["vocabulary"] == 19
+    assert "ps: dare_ties, 6 numbers to evolve, 1000 evaluations, 111 generations of 9 on 1069 of 1069" in found["ps"]["plan"]
+    assert "generations of 9 on 869 of 869" in found["hybrid"]["plan"]
+    assert "generations of 128 on 200 of 869" in found["hybrid"]["plan"]
