@@ -258,6 +258,13 @@ def test_a_search_by_gradient_is_called_one() -> None:
     )
 
 
+def test_a_front_is_on_the_card_where_there_is_one() -> None:
+    """The picture of a search for several objectives is shown before that of its fitness."""
+    assert "images/front.png" not in _card(_facts("ps")).text
+    text = _card(replace(_facts("ps"), images=("fitness.png", "front.png"))).text
+    assert text.index("(images/front.png)") < text.index("(images/fitness.png)")
+
+
 def test_what_was_compared_is_on_the_card() -> None:
     """The verdict stands above the table, which has the lead over each model, retained data and the share of cut answers."""
     study = copy.deepcopy(STUDY)
