@@ -18,6 +18,7 @@ from ..errors import SearchError
 from ..recipes.recipe import Recipe
 from .config import STAGES, SearchConfig
 from .folder import settings_of
+from .objectives import FITNESS, TAKEN, values
 from .study import Study, Trial
 
 Row = dict[str, Any]
@@ -37,7 +38,8 @@ def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
     """
     with closing(Study.open(folder)) as study:
         config = settings_of(study)
-        rows = [_row(trial, params) for stage in STAGES for trial, params in _with_params(study, config, stage)]
+        names = config.objective_names
+        rows = [_row(trial, names, params) for stage in STAGES for trial, params in _with_params(study, config, stage)]
     if not rows:
         raise SearchError(f"{folder}: no trial is finished yet; there is nothing to export")
     keys = list(dict.fromkeys(key for row in rows for key in row))
@@ -90,12 +92,15 @@ def export_optuna(folder: str | os.PathLike[str], storage: str) -> list[str]:
     try:
         with closing(Study.open(folder)) as study:
             config = settings_of(study)
+            objectives = config.objective_names
+            kinds = optuna.study.StudyDirection
+            directions = [kinds.MINIMIZE if name in TAKEN else kinds.MAXIMIZE for name in objectives]
             for stage in STAGES:
                 if pairs := list(_with_params(study, config, stage)):
                     names.append(f"{Path(folder).resolve().name}/{stage}")
-                    made = optuna.create_study(storage=storage, study_name=names[-1], direction="maximize")
+                    made = optuna.create_study(storage=storage, study_name=names[-1], directions=directions)
                     made.set_user_attr("search", json.dumps(config.model_dump(mode="json", exclude_none=True)))
-                    made.add_trials(_optuna_trials(pairs))
+                    made.add_trials(_optuna_trials(pairs, objectives))
     except optuna.exceptions.DuplicatedStudyError as cause:
         raise SearchError(f"--optuna: {storage} holds a study {names[-1]} already; name another file") from cause
     except (optuna.exceptions.OptunaError, SQLAlchemyError, ImportError) as cause:
@@ -107,7 +112,7 @@ def export_optuna(folder: str | os.PathLike[str], storage: str) -> list[str]:
     return names
 
 
-def _optuna_trials(pairs: Sequence[tuple[Trial, dict[str, float]]]) -> list[Any]:
+def _optuna_trials(pairs: Sequence[tuple[Trial, dict[str, float]]], objectives: Sequence[str]) -> list[Any]:
     """Trials as Optuna's, over ranges that hold all of them: a study does not keep the bounds of its spaces."""
     from optuna.distributions import FloatDistribution
     from optuna.trial import TrialState, create_trial
@@ -120,12 +125,13 @@ def _optuna_trials(pairs: Sequence[tuple[Trial, dict[str, float]]]) -> list[Any]
     ranges = {name: FloatDistribution(*span) for name, span in spans.items()}
     found = []
     for trial, params in pairs:
-        facts = {key: value for key, value in _row(trial, {}).items() if value is not None and key not in ("fitness", "state")}
-        complete = trial.fitness is not None
+        facts = {key: value for key, value in _row(trial, objectives, {}).items() if value is not None and key != "state"}
+        numbers = [value for value in values(trial.scores, objectives).values() if value is not None]
+        complete = len(numbers) == len(objectives)
         found.append(
             create_trial(
                 state=TrialState.COMPLETE if complete else TrialState.FAIL,
-                value=trial.fitness,
+                values=numbers if complete else None,
                 params=params,
                 distributions={name: ranges[name] for name in params},
                 user_attrs=facts,
@@ -151,8 +157,8 @@ def _merge_numbers(recipe: Recipe) -> Iterator[tuple[str, float]]:
     assert merge is not None  # a recipe has at least one part
     labels = [recipe.sources[number].label for number in recipe.merge_sources]
     distinct = len(set(labels)) == len(labels)
-    for number, (label, values) in enumerate(zip(labels, merge.parameters, strict=False)):
-        yield from _numbers(label if distinct else f"{number}:{label}", values)
+    for number, (label, given) in enumerate(zip(labels, merge.parameters, strict=False)):
+        yield from _numbers(label if distinct else f"{number}:{label}", given)
     yield from _numbers("", merge.options or {})
 
 
@@ -167,13 +173,15 @@ def _numbers(name: str, value: object) -> Iterator[tuple[str, float]]:
         yield name, float(value)
 
 
-def _row(trial: Trial, params: Mapping[str, float]) -> Row:
+def _row(trial: Trial, objectives: Sequence[str], params: Mapping[str, float]) -> Row:
+    found = values(trial.scores, objectives)
     return {
         "stage": trial.stage,
         "number": trial.number,
         "generation": trial.generation,
         "state": trial.state,
         "fitness": trial.fitness,
+        **{f"objective.{name}": found[name] for name in objectives if name != FITNESS},
         "standard_error": trial.scores.standard_error,
         "accuracy": trial.scores.accuracy,
         "examples": trial.scores.values.size,

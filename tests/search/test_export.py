@@ -13,8 +13,9 @@ from hf_evomerge.cli import app
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
+from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.export import export_csv, export_optuna, export_parquet
+from hf_evomerge.search.export import export_csv, export_optuna, export_parquet, trial_rows
 from hf_evomerge.search.study import Study, Trial
 
 SOURCES: list[Any] = [{"model": "me/one"}, {"model": "me/two"}]
@@ -87,6 +88,25 @@ def test_optuna(folder: Path, tmp_path: Path) -> None:
         export_optuna(folder, storage)
     with pytest.raises(SearchError, match="--optuna: nonsense: cannot be written"):
         export_optuna(folder, "nonsense")
+
+
+def test_several_objectives(tmp_path: Path) -> None:
+    """A study of several objectives is one of Optuna's with as many, each in its own direction, and a column for each."""
+    optuna = pytest.importorskip("optuna", reason="optuna is not installed")
+    settings = {"space": "dfs", "sources": SOURCES, "fitness": {"task": "likelihood"}, "objectives": ["hops"]}
+    settings["dfs"] = {"optimizer": {"algorithm": "nsga2"}}
+    config = validate(SearchConfig, settings, SearchError)
+    study = Study.create(tmp_path / "front", config.model_dump(mode="json"))
+    for number, (fitness, hops) in enumerate([(0.5, 3), (0.75, 6), (0.25, 5)]):
+        key = study.add_recipe(Recipe(sources=SOURCES, flow=FlowPart(path=[f"0:0-{hops - 1}"])))
+        scores = Scores([fitness]).with_others({"hops": Scores([hops])})
+        study.add_trial(Trial("dfs", number, 0, np.array([float(number)]), key, scores))
+    study.close()
+    storage = f"sqlite:///{tmp_path / 'trials.db'}"
+    made = optuna.load_study(study_name=export_optuna(tmp_path / "front", storage)[0], storage=storage)
+    assert [direction.name for direction in made.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert [trial.values for trial in made.best_trials] == [[0.5, 3.0], [0.75, 6.0]]
+    assert [row["objective.hops"] for row in trial_rows(tmp_path / "front")] == [3.0, 6.0, 5.0]
 
 
 @pytest.mark.parametrize("export", [export_csv, export_parquet, export_optuna])
