@@ -213,7 +213,7 @@ def test_a_study_from_before_there_were_objectives(tmp_path: Path) -> None:
             "objectives: hops is the name of what a model",
         ),
         ({"objectives": [{"name": "same"}]}, "objectives.0.task: same: is what the fitness measures already"),
-        ({"objectives": ["tokes"]}, "objectives.0.taken: Input should be 'tokens', 'hops', 'parameters' or 'seconds'"),
+        ({"objectives": ["tokes"]}, "objectives.0.taken: must be 'tokens', 'hops', 'parameters' or 'seconds'"),
         ({"objectives": ["tokens"]}, "objectives: tokens counts those of answers, and likelihood writes none"),
         ({"space": "ps", "objectives": ["parameters"]}, "objectives: parameters is the same for every merge of a ps search"),
         ({"batch": 4}, "objectives: every generation is compared with the ones before, on all examples; leave batch out"),
