@@ -43,9 +43,9 @@ class Composed(Checkpoint):
         SourceError: A source cannot be merged with the others, or a part does not fit the model.
 
     Example:
-        >>> host, other = as_parts([Source.open("sight"), Source.open("japanese")])
-        >>> Composed(Recipe.load("sight.yaml"), {0: host, 1: other}).config.model_type
-        'llava'
+        >>> host, other, base = (Component(Source.open(name), "text") for name in ("japanese", "maths", "base"))
+        >>> Composed(Recipe.load("recipe.yaml"), {0: host, 1: other}, base).config.model_type  # a plain model is all text
+        'llama'
     """
 
     def __init__(self, recipe: Recipe, sources: Mapping[int, Source], base: Source | None = None) -> None:
@@ -57,7 +57,7 @@ class Composed(Checkpoint):
             raise SourceError(
                 f"{host} is all {host.part}, and {others[0]} is more; name first the model whose class the result has"
             )
-        self.recipe, self.host = recipe, host.whole
+        self.recipe, self.host, self.chat_template = recipe, host.whole, recipe.chat_template
         self.merged = Merged(recipe, sources, base)
         self.tokenizer_source = self.merged.tokenizer_source
         self.processor_source = _whole(sources[recipe.processor]) if recipe.processor is not None else self.host
@@ -67,6 +67,13 @@ class Composed(Checkpoint):
         self._given = {raw: (checkpoint, name) for part, checkpoint in given.values() for name, raw in part.raw.items()}
         self._parts = {part: checkpoint for part, (_, checkpoint) in given.items()}
         _check_ids(self.host, self.tokenizer_source, self._tokens)
+
+    def processor(self) -> Any:
+        """That of the source that it travels from."""
+        processor = self.processor_source.processor()
+        if self.chat_template is not None:
+            processor.chat_template = self.chat_template
+        return processor
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

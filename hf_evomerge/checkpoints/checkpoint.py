@@ -111,6 +111,13 @@ class Checkpoint(ABC):
             tokenizer.chat_template = self.chat_template
         return tokenizer
 
+    def processor(self) -> Any:
+        """What makes its inputs of texts and pictures, loaded anew. Raises `SourceError`."""
+        processor = self.tokenizer_source.processor()
+        if self.chat_template is not None:
+            processor.chat_template = self.chat_template
+        return processor
+
     def read(self, name: str) -> torch.Tensor:
         """One whole tensor. Do not write to it. Raises `SourceError` where there is no such tensor."""
         import torch
@@ -150,8 +157,8 @@ class Checkpoint(ABC):
 
     @property
     def vocab_size(self) -> int:
-        """Number of rows of the embeddings."""
-        return self._count("vocab_size")
+        """Number of rows of the embeddings; 0 for a model without words."""
+        return self._count("vocab_size") if hasattr(self.text_config, "vocab_size") else 0
 
     @property
     def is_tied(self) -> bool:

@@ -69,7 +69,7 @@ class Layout:
         }
         paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
         parts, head = _parts(model), model.get_output_embeddings()
-        towers = "vision" in parts or "audio" in parts
+        towers = len(parts) > 1 and ("vision" in parts or "audio" in parts)
         return cls(
             {part: paths[id(module)] for part, module in parts.items()},
             "projector" if towers else "rest",
@@ -177,11 +177,6 @@ class Component(Source):
         if self.part == "text":
             return super().layer_count
         return 1 + max((block for name in self.tensors if (block := classify(name)[1]) is not None), default=0)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of rows of the embeddings; 0 for a part without words."""
-        return super().vocab_size if hasattr(self.text_config, "vocab_size") else 0
 
     @property
     def sources(self) -> list[Source]:

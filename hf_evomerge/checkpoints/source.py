@@ -148,6 +148,15 @@ class Source(Checkpoint):
         except Exception as cause:  # anything, as for the config
             raise SourceError(f"{self}: its tokenizer cannot be read: {one_line(cause)}") from cause
 
+    def processor(self) -> Any:
+        """What makes the model's inputs of texts and pictures, loaded anew, without its own code. Raises `SourceError`."""
+        from transformers import AutoProcessor
+
+        try:
+            return AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)
+        except Exception as cause:  # anything, as for the config
+            raise SourceError(f"{self}: its processor cannot be read: {one_line(cause)}") from cause
+
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
         """Every tensor by its raw name, from the headers alone; a tied head that is stored all the same is left out."""

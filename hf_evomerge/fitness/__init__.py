@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .classification import ClassificationSpec, ClassificationTask
 from .comparison import Comparison, compare
 from .data import DataSpec, Example, check_disjoint, load_examples
 from .encoding import render_prompt
@@ -29,6 +30,8 @@ from .word_problems import Gsm8kSpec, Gsm8kTask, MgsmSpec, MgsmTask
 
 __all__ = [
     "AnyTaskSpec",
+    "ClassificationSpec",
+    "ClassificationTask",
     "Comparison",
     "DataSpec",
     "DifferentiableTask",

@@ -30,7 +30,7 @@ class ChatError(Exception):
     """A chat template cannot be rendered; the message is one line."""
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
+def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
     """What ``tokenizer.apply_chat_template`` gives for these messages and the begin of the answer, as text, within limits.
 
     Args:

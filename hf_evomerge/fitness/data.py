@@ -19,10 +19,11 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ..errors import FitnessError
 from ..recipes.strict_yaml import StrictModel
+from .pictures import Picture, read_pictures
 from .records import FORMATS, Record, wanted_records
 
 _OF_PROMPTS = ("prompt_field", "template", "chat", "system")
-_OF_RECORDS = (*_OF_PROMPTS, "answer_field", "answer_after", "text_field", "choices", "id_field")
+_OF_RECORDS = (*_OF_PROMPTS, "answer_field", "answer_after", "text_field", "choices", "image_field", "id_field")
 _LETTERS = string.ascii_uppercase
 
 
@@ -37,6 +38,7 @@ class Example:
         chat: Whether the prompt is one message of a user, to be wrapped in the tokenizer's chat template.
         system: The system message of such a chat.
         choices: What there is to choose from, the answer among it, where the data says so.
+        pictures: The pictures that go with the prompt.
         content: The record's own text in the prompt, without the template's: what two examples are the same problem by. The
             whole prompt where it is empty.
     """
@@ -47,6 +49,7 @@ class Example:
     chat: bool = False
     system: str | None = None
     choices: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
     content: str = dataclasses.field(default="", compare=False, repr=False)
 
 
@@ -79,6 +82,8 @@ class DataSpec(StrictModel):
         text_field: The field that holds a whole text: it is the answer, and the prompt is empty.
         choices: What there is to choose from: a field with a list of texts (or with ``text`` and ``label``, two lists), or a
             list of texts with ``{field}`` wherever a field goes.
+        image_field: The field that holds a picture, or a list of them: bytes, a data set's image column, or in a file of JSON
+            lines the name of a file in its folder.
         id_field: The field that names the example; its place in the data where absent.
         template: The prompt's text with ``{field}`` wherever a field of the record goes, ``{{`` and ``}}`` for braces.
         chat: Wrap the prompt in the tokenizer's chat template, as one message of a user.
@@ -105,6 +110,7 @@ class DataSpec(StrictModel):
     answer_after: str | None = None
     text_field: str | None = None
     choices: str | list[str] | None = None
+    image_field: str | None = None
     id_field: str | None = None
     template: str | None = None
     chat: bool = False
@@ -180,7 +186,7 @@ class DataSpec(StrictModel):
         read += self.filter or ()
         for text in self.choices if isinstance(self.choices, list) else ():
             read += template_fields(text)
-        return list(dict.fromkeys([*read, *([self.id_field] if self.id_field else [])]))
+        return list(dict.fromkeys([*read, *(field for field in (self.image_field, self.id_field) if field)]))
 
     @property
     def prompt_fields(self) -> list[str]:
@@ -265,8 +271,9 @@ def check_disjoint(
 
 
 def _content(example: Example) -> str:
-    """What two examples are the same problem by: their text, without regard to space and to how letters are encoded."""
-    return " ".join(unicodedata.normalize("NFKC", example.content or example.prompt).split())
+    """What two examples are the same problem by: pictures, and text without regard to space and to how letters are encoded."""
+    text = " ".join(unicodedata.normalize("NFKC", example.content or example.prompt).split())
+    return "\n".join([text, *(picture.digest for picture in example.pictures)])
 
 
 def _example(record: Any, spec: DataSpec, where: str) -> Example:
@@ -289,7 +296,16 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
         answer = answer.strip()
     if not answer.strip():
         raise FitnessError(f"{where}: the answer (field {spec.answer_field!r}) is empty")
-    return Example(prompt, answer, name, spec.chat, spec.system, choices, content)
+    return Example(prompt, answer, name, spec.chat, spec.system, choices, _pictures(record, spec, where), content)
+
+
+def _pictures(record: Record, spec: DataSpec, where: str) -> tuple[Picture, ...]:
+    if spec.image_field is None:
+        return ()
+    if spec.image_field not in record:
+        raise FitnessError(f"{where}: no field {spec.image_field!r}; its fields are {', '.join(map(str, record)) or 'none'}")
+    folder = Path(spec.jsonl).absolute().parent if spec.jsonl is not None else None
+    return read_pictures(record[spec.image_field], f"{where} (field {spec.image_field!r})", folder)
 
 
 def _filled(template: str, record: Record, where: str) -> str:

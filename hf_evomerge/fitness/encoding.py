@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FitnessError
 from .chat_process import ChatError, render_chat
 from .data import Example
+from .pictures import SeeingTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -21,12 +22,18 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
         FitnessError: The example is a chat and the tokenizer has no chat template, or the template refuses the chat, or takes
             more time, memory or text for it than templates do.
     """
+    if example.pictures and not isinstance(tokenizer, SeeingTokenizer):
+        raise FitnessError(f"{example.id}: has pictures, which a tokenizer alone cannot read; the model needs a processor")
     if not example.chat:
         return example.prompt
     if not getattr(tokenizer, "chat_template", None):
         raise FitnessError("data.chat: the tokenizer has no chat template; set 'chat: false' and write a 'template'")
-    messages = [{"role": "system", "content": example.system}] if example.system is not None else []
+    messages: list[dict[str, Any]] = [{"role": "system", "content": example.system}] if example.system is not None else []
     messages.append({"role": "user", "content": example.prompt})
+    if example.pictures:  # as chat templates for pictures want it
+        parts = [{"type": "image"}] * len(example.pictures)
+        messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        messages[-1]["content"] = [*parts, *messages[-1]["content"]]
     try:
         return render_chat(tokenizer, messages)
     except ChatError as cause:
@@ -39,7 +46,7 @@ def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
     A chat template writes its own special tokens, so none are added to it; an end-of-text token that the tokenizer appends
     is taken off, because the text goes on.
     """
-    return _encode(render_prompt(example, tokenizer), example, tokenizer)
+    return _encode_prompt(render_prompt(example, tokenizer), example, tokenizer)
 
 
 def encode_pair(example: Example, separator: str, tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -51,7 +58,7 @@ def encode_pair(example: Example, separator: str, tokenizer: Any) -> tuple[list[
     exactly the tokens that it is given to generate from, so a score here and a generated answer speak of the same thing.
     """
     text = render_prompt(example, tokenizer)
-    prompt = _encode(text, example, tokenizer)
+    prompt = _encode_prompt(text, example, tokenizer)
     whole = _encode(text + separator + example.answer, example, tokenizer)
     if whole[: len(prompt)] == prompt:
         answer = whole[len(prompt) :]
@@ -62,8 +69,17 @@ def encode_pair(example: Example, separator: str, tokenizer: Any) -> tuple[list[
     return prompt, answer
 
 
+def _encode_prompt(text: str, example: Example, tokenizer: Any) -> list[int]:
+    if example.pictures:
+        tokenizer.remember(text, example)
+    return _encode(text, example, tokenizer)
+
+
 def _encode(text: str, example: Example, tokenizer: Any) -> list[int]:
-    ids = list(tokenizer(text, add_special_tokens=not example.chat)["input_ids"])
+    if example.pictures:
+        ids = tokenizer.encode_seen(text, example)
+    else:
+        ids = list(tokenizer(text, add_special_tokens=not example.chat)["input_ids"])
     end = tokenizer.eos_token
     if ids and end is not None and ids[-1] == tokenizer.eos_token_id and not text.endswith(end):
         ids.pop()

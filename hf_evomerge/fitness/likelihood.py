@@ -50,8 +50,8 @@ class TextTask:
         check_examples(examples)
         pairs = [self._encode(example, tokenizer) for example in examples]
         self._owners = [number for number, own in enumerate(pairs) for _ in own]
-        names = [examples[number].id for number in self._owners]
-        self._pairs = Pairs([pair for own in pairs for pair in own], names, self.spec.batch_size)
+        owners = [examples[number] for number in self._owners]
+        self._pairs = Pairs([pair for own in pairs for pair in own], owners, self.spec.batch_size, tokenizer)
         self._units = [
             units(self.spec.normalize, example.answer, sum(len(answer) for _, answer in own))
             for example, own in zip(examples, pairs, strict=True)

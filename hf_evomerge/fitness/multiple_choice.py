@@ -69,7 +69,7 @@ class MultipleChoiceTask:
         asked = [replace(example, answer=choice) for example in examples for choice in example.choices]
         pairs = [encode_pair(example, self.spec.separator, tokenizer) for example in asked]
         self._examples = list(examples)
-        self._pairs = Pairs(pairs, [example.id for example in asked], self.spec.batch_size)
+        self._pairs = Pairs(pairs, asked, self.spec.batch_size, tokenizer)
         self._units = [
             units(self.spec.normalize, example.answer, len(answer)) for example, (_, answer) in zip(asked, pairs, strict=True)
         ]

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FitnessError
+from .data import Example
 from .encoding import check_length, device_of, length_batches, scoring
+from .pictures import placed, seen_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,7 @@ class _MicroBatch:
         rows: (N,) row of every answer token, all rows' one after the other.
         columns: (N,) index into ``keep`` of the position that predicts it.
         targets: (N,) the answer tokens.
+        seen: What the model is given of pictures.
     """
 
     pairs: list[int]
@@ -39,6 +42,7 @@ class _MicroBatch:
     rows: torch.Tensor
     columns: torch.Tensor
     targets: torch.Tensor
+    seen: dict[str, torch.Tensor]
 
 
 class Pairs:
@@ -46,16 +50,17 @@ class Pairs:
 
     Args:
         pairs: A prompt and an answer each, neither empty.
-        names: Where each pair came from, for complaints.
+        examples: The example of each pair.
         batch_size: Pairs in a forward pass.
+        tokenizer: What has encoded them.
     """
 
-    def __init__(self, pairs: Sequence[Pair], names: Sequence[str], batch_size: int) -> None:
-        self.names = list(names)
+    def __init__(self, pairs: Sequence[Pair], examples: Sequence[Example], batch_size: int, tokenizer: Any) -> None:
+        self.names = [example.id for example in examples]
         self.counts = [len(answer) for _, answer in pairs]
         lengths = [len(prompt) + len(answer) - 1 for prompt, answer in pairs]
         self._longest = max(lengths)
-        self._batches = [_pack(rows, pairs) for rows in length_batches(lengths, batch_size)]
+        self._batches = [_pack(rows, pairs, examples, tokenizer) for rows in length_batches(lengths, batch_size)]
 
     def score(self, model: Any, mean_of: Mean | None = None) -> tuple[list[float], list[bool]]:
         """The log-probability (nats) of every answer, and whether each of its tokens is the most probable one.
@@ -90,7 +95,7 @@ def _pass(model: Any, batch: _MicroBatch, mean_of: Mean | None) -> tuple[torch.T
     return sums.detach(), hits
 
 
-def _pack(pairs: list[int], tokens: Sequence[Pair]) -> _MicroBatch:
+def _pack(pairs: list[int], tokens: Sequence[Pair], examples: Sequence[Example], tokenizer: Any) -> _MicroBatch:
     """Lay out one micro-batch.
 
     The last answer token is predicted but never fed. Padding stands on the right, after everything that is scored, and a causal
@@ -111,6 +116,7 @@ def _pack(pairs: list[int], tokens: Sequence[Pair]) -> _MicroBatch:
         rows=torch.tensor([row for row, own in enumerate(places) for _ in own]),
         columns=torch.tensor([column[place] for own in places for place in own]),
         targets=torch.tensor([token for i in pairs for token in tokens[i][1]]),
+        seen=seen_inputs(tokenizer, [examples[i] for i in pairs], [len(tokens[i][0]) for i in pairs], longest, left=False),
     )
 
 
@@ -120,7 +126,8 @@ def _score(model: Any, batch: _MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
 
     device = device_of(model)
     keep, rows = batch.keep.to(device), batch.rows.to(device)
-    logits = model(input_ids=batch.input_ids.to(device), use_cache=False, logits_to_keep=keep).logits  # (B, P, V)
+    given = {"input_ids": batch.input_ids.to(device), **placed(batch.seen, model)}
+    logits = model(**given, use_cache=False, logits_to_keep=keep).logits  # (B, P, V)
     if logits.shape[1] != len(batch.keep):  # a model class that does not know logits_to_keep returns all positions
         logits = logits[:, keep]
     logits = logits[rows, batch.columns.to(device)].float()  # (N, V)

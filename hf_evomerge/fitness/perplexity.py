@@ -52,6 +52,8 @@ class PerplexityTask(TextTask):
     spec: PerplexitySpec
 
     def _encode(self, example: Example, tokenizer: Any) -> list[Pair]:
+        if example.pictures:
+            raise FitnessError(f"{example.id}: has pictures, which perplexity does not look at; use likelihood")
         if example.prompt:
             before = encode_prompt(example, tokenizer)
         else:

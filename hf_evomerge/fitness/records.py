@@ -134,4 +134,6 @@ def _load(spec: DataSpec) -> Any:
     columns = data.column_names
     if columns is not None and (missing := [field for field in spec.fields if field not in columns]):
         raise FitnessError(f"{spec.name}: no field {missing[0]!r}; its fields are {', '.join(columns)}")
+    if spec.image_field is not None and isinstance((data.features or {}).get(spec.image_field), datasets.Image):
+        data = data.cast_column(spec.image_field, datasets.Image(decode=False))  # decoded here, within limits
     return data.select_columns(spec.fields) if columns is not None else data

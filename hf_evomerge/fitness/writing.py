@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -11,6 +11,7 @@ from ..errors import FitnessError
 from .answers import LanguageCheck, cut_at_stops, language_probability
 from .data import Example
 from .encoding import check_examples, check_length, device_of, encode_prompt, length_batches, scoring
+from .pictures import placed, seen_inputs
 from .registry import TaskSpec
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class WritingTask:
         self._examples: list[Example] = []
         self._prompts: list[list[int]] = []
         self._batches: list[list[int]] = []
+        self._seen: list[dict[str, torch.Tensor]] = []
         self._tokenizer: Any = None
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
@@ -64,7 +66,13 @@ class WritingTask:
             language_probability("", self.spec.language.code)  # now, rather than after the first model has answered
         self._examples, self._tokenizer = list(examples), tokenizer
         self._prompts = [encode_prompt(example, tokenizer) for example in examples]
-        self._batches = length_batches([len(prompt) for prompt in self._prompts], self.spec.batch_size)
+        lengths = [len(prompt) for prompt in self._prompts]
+        self._batches = length_batches(lengths, self.spec.batch_size)
+        self._seen = [self._see(batch, [lengths[i] for i in batch]) for batch in self._batches]
+
+    def _see(self, batch: list[int], lengths: list[int]) -> dict[str, torch.Tensor]:
+        """What a model is given of the pictures of a batch."""
+        return seen_inputs(self._tokenizer, [self._examples[i] for i in batch], lengths, max(lengths), left=True)
 
     def write(self, model: Any) -> tuple[list[str], list[bool]]:
         """What a model writes for every example, and whether that was cut at the limit of its length.
@@ -79,8 +87,9 @@ class WritingTask:
         truncated = [False] * len(self._examples)
         config = _greedy(model, self._tokenizer, self.spec)
         with scoring(model):
-            for batch in self._batches:
-                written = _generate(model, [self._prompts[i] for i in batch], self._tokenizer, config, self.spec.stop)
+            for batch, seen in zip(self._batches, self._seen, strict=True):
+                prompts = [self._prompts[i] for i in batch]
+                written = _generate(model, prompts, self._tokenizer, config, self.spec.stop, placed(seen, model))
                 for example, (text, ended) in zip(batch, written, strict=True):
                     outputs[example] = cut_at_stops(text, self.spec.stop)
                     truncated[example] = not ended and not any(stop in text for stop in self.spec.stop)
@@ -137,7 +146,12 @@ def _greedy(model: Any, tokenizer: Any, spec: WritingSpec) -> GenerationConfig:
 
 
 def _generate(
-    model: Any, prompts: list[list[int]], tokenizer: Any, config: GenerationConfig, stops: Sequence[str]
+    model: Any,
+    prompts: list[list[int]],
+    tokenizer: Any,
+    config: GenerationConfig,
+    stops: Sequence[str],
+    seen: Mapping[str, torch.Tensor],
 ) -> list[tuple[str, bool]]:
     """Decode a batch of prompts, each into its response and whether the model ended it.
 
@@ -154,6 +168,7 @@ def _generate(
             [[config.pad_token_id] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)], device=device
         ),
         attention_mask=torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=device),
+        **seen,
         generation_config=config,
         logits_processor=LogitsProcessorList([_RefuseNonFinite()]),
         stopping_criteria=StoppingCriteriaList([_StopAtText(stops, tokenizer, longest)] if stops else []),

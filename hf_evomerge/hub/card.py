@@ -75,6 +75,16 @@ class CardFacts:
         return "dfs" if self.recipe.merge is None else "hybrid"
 
     @property
+    def sees(self) -> bool:
+        """Whether it is a model that is given pictures beside text."""
+        return self.kind == "ps" and "text_config" in self.config and "vision_config" in self.config
+
+    @property
+    def task(self) -> str:
+        """What the Hub calls it."""
+        return "image-text-to-text" if self.sees else "text-generation"
+
+    @property
     def architecture(self) -> str:
         """The class of the model whose layers it runs."""
         config = self.config.get("text_config", self.config) if self.kind != "ps" else self.config
@@ -137,7 +147,7 @@ def card_metadata(facts: CardFacts, repo_id: str, license: LicenseDecision, lang
         base_model=parents or None,
         base_model_relation="merge" if parents else None,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=facts.task,
         tags=["merge", "evomerge"],
         license=license.license,
         **_license_terms(repo_id, license),
@@ -198,6 +208,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "short_name": repo_id.rsplit("/", 1)[-1],
         "kind": facts.kind,
         "architecture": facts.architecture,
+        "sees": facts.sees,
         "images": facts.images,
         "license": license,
         "recipe_yaml": text,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoints.compatibility import check_mergeable
+from ..checkpoints.component import Component, Layout
 from ..checkpoints.headers import tensor_order
 from ..checkpoints.source import Source
 from ..errors import SourceError
@@ -158,6 +159,28 @@ def write_adapter(source: Source, model: PreTrainedModel) -> None:
             targets[name].copy_(source.read(name, targets[name].dtype))
 
 
+def write_part(part: Source, host: Component, model: PreTrainedModel) -> None:
+    """Write a part of another checkpoint into a model, in place of its own; of a vocabulary the rows that both have.
+
+    Args:
+        part: What is written.
+        host: The same part of the checkpoint that the model was loaded from.
+        model: The model.
+
+    Raises:
+        SourceError: The parts do not fit each other.
+    """
+    import torch
+
+    check_mergeable([host, part], same_vocabulary=False)
+    targets = _targets(host, model)
+    with torch.inference_mode():
+        for name, target in targets.items():
+            tensor = part.read(name, target.dtype)
+            rows = min(len(target), len(tensor)) if target.dim() else None
+            target.data[:rows].copy_(tensor[:rows]) if target.dim() else target.data.copy_(tensor)
+
+
 def _targets(source: Source, model: PreTrainedModel, vocabulary: Vocabulary | None = None) -> dict[str, Tensor]:
     """The model's parameter or buffer for every tensor of the source that is merged; it has the rows of the vocabulary."""
     import torch
@@ -165,13 +188,25 @@ def _targets(source: Source, model: PreTrainedModel, vocabulary: Vocabulary | No
     state: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     state |= dict(model.named_buffers())
     prefix = f"{model.base_model_prefix}."
-    known = all(name in state or prefix + name in state for name, info in source.tensors.items() if info.is_float)
-    parts = {} if known else fused_parts(model)
+
+    modules: dict[str, str] = {}
+
+    def called(name: str) -> tuple[str, ...]:
+        if isinstance(source, Component):
+            return source.parameters(name)
+        return (name, prefix + name, modules.get(name, name))
+
+    def known() -> bool:
+        return all(any(own in state for own in called(name)) for name, info in source.tensors.items() if info.is_float)
+
+    if not known() and not isinstance(source, Component):
+        modules = Layout.of(source).modules
+    parts = {} if known() else fused_parts(model)
     state |= parts
     targets: dict[str, torch.Tensor] = {}
     for name in sorted(source.tensors, key=tensor_order):
         info = source.tensors[name]
-        target = state.get(name, state.get(prefix + name))
+        target = next((state[own] for own in called(name) if own in state), None)
         if not info.is_float or (target is None and ".rotary_emb.inv_freq" in name):
             continue
         rows = vocabulary is not None and has_rows(name, info, source)
@@ -185,7 +220,8 @@ def _targets(source: Source, model: PreTrainedModel, vocabulary: Vocabulary | No
         targets[name] = target
     filled = {target.data_ptr() for target in targets.values()}
     for name, parameter in [*model.named_parameters(), *parts.items()]:
-        if parameter.data_ptr() not in filled:
+        inside = not isinstance(source, Component) or source.covers(name)
+        if inside and parameter.data_ptr() not in filled:
             raise SourceError(
                 f"{source}: has no tensor for the model's parameter {name}; load the model from one of the sources"
             )

@@ -10,7 +10,7 @@ from ..errors import SearchError
 from ..fitness import check_disjoint
 from ..recipes.recipe import Recipe
 from .config import RETAINED, SPLITS, SearchConfig, Stage
-from .evaluator import Evaluator, check_writes_text
+from .evaluator import Evaluator
 from .limits import check_memory_limit
 from .nsga import check_installed
 from .objectives import only_task_objectives
@@ -52,7 +52,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator) -> Checked:
     retained = {name.removeprefix(RETAINED): examples for name, examples in splits.items() if name.startswith(RETAINED)}
     check_disjoint(**{split: examples for split, examples in splits.items() if split in SPLITS}, retained=retained)
     for source in [*evaluator.sources, *([evaluator.base] if evaluator.base is not None else [])]:
-        check_writes_text(source)
+        evaluator.check_scored(source)
     found = Checked(notes=[*_unused(config), *_of_dtype(config, evaluator)])
     if config.space != "dfs" and evaluator.weights:
         found.warnings += evaluator.merged(config.merge_part()).sampled_findings().warnings

@@ -52,6 +52,7 @@ class SearchConfig(StrictModel):
         seed: Seed of the optimizer, of DARE's masks and of the batches.
         vocabulary, tokens, tokenizer, chat_template: As in a recipe: the winner's has them, and candidates are scored with the
             tokenizer that goes with the result. The first two are of merges; a path alone has the vocabulary of its embeddings.
+        components, processor: As in a recipe, where a part of the sources is merged.
         ps, dfs: The two spaces; a space that takes part and is absent has its defaults.
         fitness: The task and its settings; see ``docs/fitness.md``.
         data: Where examples come from, per split. ``search`` is what candidates are scored on; the best are scored again on
@@ -87,6 +88,8 @@ class SearchConfig(StrictModel):
     tokens: TokenPart | None = None
     tokenizer: int | Literal["base"] | None = None
     chat_template: str | None = Field(default=None, min_length=1)
+    components: dict[str, int] | None = None
+    processor: int | None = None
     ps: ParameterSpaceConfig = Field(default_factory=ParameterSpaceConfig)
     dfs: FlowSpaceConfig = Field(default_factory=FlowSpaceConfig)
     fitness: AnyTaskSpec
@@ -151,6 +154,9 @@ class SearchConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_recipe(self) -> SearchConfig:
+        refs = [*self.sources, *([self.base] if self.base is not None else [])]
+        if self.space != "ps" and any(ref.component is not None for ref in refs):
+            raise ValueError(f"space: {self.space} runs through whole models; leave component out, or write space: ps")
         path = FlowPart(path=["0:0"]) if self.space == "dfs" else None
         try:
             validate(Recipe, self._recipe(None if self.space == "dfs" else self.merge_part(), path), RecipeError)
@@ -258,7 +264,18 @@ class SearchConfig(StrictModel):
         return MergePart(method=self.ps.method, sources=self.ps.sources, router=self.ps.router)
 
     def _recipe(self, merge: MergePart | None, flow: FlowPart | None) -> dict[str, Any]:
-        shared = ("sources", "base", "dtype", "seed", "vocabulary", "tokens", "tokenizer", "chat_template")
+        shared = (
+            "sources",
+            "base",
+            "dtype",
+            "seed",
+            "vocabulary",
+            "tokens",
+            "tokenizer",
+            "chat_template",
+            "components",
+            "processor",
+        )
         return {**{key: getattr(self, key) for key in shared}, "merge": merge, "flow": flow}
 
     def save(self, file: str | os.PathLike[str]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import MAX_MESSAGE, EvoMergeError, FitnessError, SourceError, one_line
 from ..fitness import DifferentiableTask, Example, Scores, Task, TaskSpec, load_examples, make_task
+from ..fitness.pictures import SeeingTokenizer
 from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import MergePart, Recipe, SourceRef
 from .config import RETAINED, SPLITS, SearchConfig
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from ..building.merged import Merged
     from ..checkpoints.checkpoint import Checkpoint
+    from ..checkpoints.component import Component
     from ..checkpoints.source import Source
     from ..merging.gradient import MergeGradient
     from ..merging.live import LiveMerger
@@ -65,14 +67,17 @@ class Evaluator:
     ) -> None:
         import torch
 
+        from ..checkpoints.component import as_parts
+
         torch.set_num_threads(config.threads)
         self.config = config
         self._task_factory = task_factory or (lambda: make_task(config.fitness))
         self._examples = dict(examples) if examples is not None else {}
         self.trust_remote_code, self.weights = trust_remote_code, weights
         self._opened: dict[SourceRef, Source] = {}
-        self.sources = [self.open(ref) for ref in config.sources]
-        self.base = self.open(config.base) if config.base is not None else None
+        parts = as_parts([self.open(ref) for ref in [*config.sources, *([config.base] if config.base is not None else [])]])
+        self.sources = parts[: len(config.sources)]
+        self.base = parts[-1] if config.base is not None else None
         self.dtype = getattr(torch, config.dtype) if config.dtype else self.sources[0].config.dtype or torch.float32
         self._resident: dict[SourceRef, PreTrainedModel] = {}
         self._visitor: tuple[SourceRef, PreTrainedModel] | None = None
@@ -217,12 +222,14 @@ class Evaluator:
 
     def merged(self, part: MergePart) -> Merged:
         """A merge of this kind, whatever its numbers are, as the build has it."""
+        from ..building.composed import Composed
         from ..building.merged import Merged
 
         key = self._kind_of(part)
         if key not in self._checkpoints:
             self._checkpoints[key] = self.checkpoint(self.config.recipe(merge=part))
-        merged = self._checkpoints[key]
+        found = self._checkpoints[key]
+        merged = found.merged if isinstance(found, Composed) else found
         assert isinstance(merged, Merged)  # it has no path
         return merged
 
@@ -230,8 +237,33 @@ class Evaluator:
         return part.method, tuple(sorted(part.options)), tuple(part.sources or range(len(self.sources))), part.router
 
     def tokenizer(self, target: Target) -> Any:
-        """The tokenizer that goes with a target."""
-        return self._tokenizer_owner(target)[1].tokenizer()
+        """The tokenizer that goes with a target; one that reads pictures where the examples have some."""
+        owner = self._tokenizer_owner(target)[1]
+        if not any(example.pictures for split in self.splits for example in self.examples(split)):
+            return owner.tokenizer()
+        return SeeingTokenizer(owner.processor())
+
+    def check_scored(self, source: Source) -> None:
+        """Raise `SourceError` unless a source is a model of text, of text and pictures, or where the task wants it a classifier."""
+        import transformers
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+        from ..checkpoints.component import Component
+
+        whole = source.whole if isinstance(source, Component) else source
+        known = [MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING]
+        if self.config.fitness.task == "classification":
+            known += [
+                transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+                transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+            ]
+        own = whole.trust_remote_code and "AutoModelForCausalLM" in (getattr(whole.config, "auto_map", None) or {})
+        if not own and not any(type(whole.config) in mapping for mapping in known):
+            kind = ", ".join(whole.config.architectures or ["its architecture"])
+            raise SourceError(
+                f"{whole}: {kind} (model type {whole.config.model_type!r}) is no causal language model, and only those are "
+                "scored; give the language model alone. `hf-evomerge merge` takes other models too"
+            )
 
     def forget_parents(self) -> None:
         """Let go of the parent that was scored last."""
@@ -280,10 +312,13 @@ class Evaluator:
         import torch
 
         from ..fitness.encoding import encode_prompt
+        from ..fitness.pictures import placed, seen_inputs
 
         tokenizer = self.tokenizer(target)
-        prompt = torch.tensor([encode_prompt(example, tokenizer)], device=self.config.device)
+        ids = encode_prompt(example, tokenizer)
+        prompt = torch.tensor([ids], device=self.config.device)
         model: Any = self.model(target)
+        seen = seen_inputs(tokenizer, [example], [len(ids)], len(ids), left=True)
         with torch.inference_mode():
             output = model.generate(
                 prompt,
@@ -291,6 +326,7 @@ class Evaluator:
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
+                **placed(seen, model),
             )
         return str(tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)).strip()
 
@@ -304,8 +340,32 @@ class Evaluator:
                 self._merger = self._gradient = self._applied = self._pool = None
                 self._merged_models.clear()
             gc.collect()
-            self._visitor = (ref, self._from_disk(self.open(ref)))
+            self._visitor = (ref, self._whole(ref))
         return self._visitor[1]
+
+    @cached_property
+    def _host(self) -> Component | None:
+        """The model that a merged part is put into; None where whole models are merged."""
+        from ..checkpoints.component import Component
+
+        first = self.sources[self.config.ps_sources[0]]
+        return first if isinstance(first, Component) and not first.is_whole else None
+
+    def _whole(self, ref: SourceRef) -> PreTrainedModel:
+        """A parent as it is; a plain language model beside one that sees is put into that one, or it could not see."""
+        from ..checkpoints.component import Component
+        from ..merging.live import write_part
+
+        everyone = [*self.sources, *([self.base] if self.base is not None else [])]
+        source = next((one for one in everyone if one.ref == ref), None)
+        if not isinstance(source, Component) or self._host is None:
+            return self._from_disk(self.open(ref))
+        if not source.is_whole:
+            return self._from_disk(source.whole)
+        model = self._from_disk(self._host.whole)
+        source.whole.download()
+        write_part(source, self._host, model)
+        return model
 
     def _resident_source(self, ref: SourceRef) -> PreTrainedModel:
         """The plain model of a source that paths run through; it stays."""
@@ -328,12 +388,14 @@ class Evaluator:
         """A plain model of its own, ready to be scored."""
         from transformers import AutoModelForCausalLM
 
+        from ..checkpoints.architecture import model_class
         from ..merging.live import write_adapter
 
-        check_writes_text(source)
+        kind: Any = model_class(source.config, (source.config.architectures or [""])[0])
+        self.check_scored(source)
         with self._unmeasured():
             source.download()
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = (kind or AutoModelForCausalLM).from_pretrained(
                 source.folder,
                 dtype=self.dtype,
                 output_loading_info=True,
@@ -381,8 +443,8 @@ class Evaluator:
             first, rows, plan = (part.sources or [0])[0], merged.vocab_size, merged.plan
             if (first, rows) not in self._merged_models:
                 self._visitor = None
-                model = self._from_disk(self.sources[first])
-                if model.get_input_embeddings().num_embeddings != rows:
+                model = self._body(self.sources[first])
+                if rows and model.get_input_embeddings().num_embeddings != rows:
                     model.resize_token_embeddings(rows, mean_resizing=False)
                 self._merged_models[first, rows] = model.requires_grad_(False)
             model = self._merged_models[first, rows]
@@ -399,6 +461,21 @@ class Evaluator:
                 )
             self._merger = (key, merger, model)
         return self._merger[1:]
+
+    def _body(self, first: Source) -> PreTrainedModel:
+        """The model that merges are written into: the first source, with the parts that others give."""
+        from ..checkpoints.component import Component
+        from ..merging.live import write_part
+
+        if not isinstance(first, Component):
+            return self._from_disk(first)
+        model = self._from_disk(first.whole)
+        for part, number in (self.config.components or {}).items():
+            donor = self.sources[number]
+            whole = donor.whole if isinstance(donor, Component) else donor
+            whole.download()
+            write_part(Component(whole, part), Component(first.whole, part), model)
+        return model
 
     def layer_pool(self, recipe: Recipe, *, merge: bool = True) -> LayerPool:
         """The pool of all sources' layers, and the merged model's where the recipe has one.
@@ -429,7 +506,7 @@ class Evaluator:
                 self._tasks.clear()
             examples = self.examples(split)
             task = self._new_task(fitness)
-            task.prepare(examples if batch is None else [examples[i] for i in batch], owner.tokenizer())
+            task.prepare(examples if batch is None else [examples[i] for i in batch], self.tokenizer(target))
             self._tasks[key] = task
         return self._tasks[key]
 
@@ -437,22 +514,11 @@ class Evaluator:
         """The checkpoint whose tokenizer goes with a target, and what is the same for all that share it."""
         if isinstance(target, SourceRef):
             owner = self.open(target)
+            if self._host is not None and owner.config.model_type != self._host.whole.config.model_type:
+                owner = self._host.whole  # which it is put into
             return owner.folder, owner
         merge = target.merge and tuple(target.merge_sources)
         key: Hashable = ("tokenizer of", merge, target.flow and target.flow.embedding_source)
         if key not in self._checkpoints:
             self._checkpoints[key] = self.checkpoint(target)
         return key, self._checkpoints[key]
-
-
-def check_writes_text(source: Source) -> None:
-    """Raise `SourceError` unless a source is a causal language model: only such a model is scored here."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    own = source.trust_remote_code and "AutoModelForCausalLM" in (getattr(source.config, "auto_map", None) or {})
-    if type(source.config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own:
-        kind = ", ".join(source.config.architectures or ["its architecture"])
-        raise SourceError(
-            f"{source}: {kind} (model type {source.config.model_type!r}) is no causal language model, and only those are "
-            "scored; give the language model alone. `hf-evomerge merge` takes other models too"
-        )

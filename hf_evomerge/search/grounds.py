@@ -84,7 +84,7 @@ def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]]) 
 
 def _examples(evaluator: Evaluator, split: str) -> str:
     texts = [
-        [example.prompt, example.answer, example.chat, example.system, *example.choices]
+        [example.prompt, example.answer, example.chat, example.system, *example.choices, *(p.digest for p in example.pictures)]
         for example in evaluator.examples(split)
     ]
     return sha256(json.dumps(texts).encode()).hexdigest()

@@ -9,15 +9,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from vlms import CLASSES, ID, save_plain, save_vlm, tokenizer
+from vlms import CLASSES, ID, NEEDS, save_plain, save_vlm, tokenizer
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.checkpoints.component import Layout
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import EvoMergeError, SourceError
 from hf_evomerge.recipes.recipe import Recipe
-
-NEEDS = {"qwen2_5_vl": ["torchvision"], "smolvlm": ["torchvision", "num2words"]}  # what their processors need
 
 
 @pytest.fixture(scope="module")

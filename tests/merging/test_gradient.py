@@ -134,7 +134,7 @@ def test_every_method_on_a_whole_model(method: str, parents: tuple[list[Source],
     # with two sources the elected signs change on the way from one end of a difference to the other
     sources = sources[: 1 if method in ("passthrough", "ties", "dare_ties", "breadcrumbs_ties", "della") else 2]
     model = load(base.folder)
-    merger = LiveMerger(sources, base if get_method(method).task_vectors else None, method, {}, 0, model)
+    merger = LiveMerger(sources, base if get_method(method).task_vectors else None, method, {}, 0, model, router="merge")
     values = {"weight": (0.4, 0.7), "scale": (0.9,), "lambda": 0.9, "t": 0.4}
     scopes = {parameter.name: parameter.scope for parameter in get_method(method).parameters if parameter.smooth}
     parameters = [{n: values[n][i] for n, scope in scopes.items() if scope == "source"} for i in range(len(sources))]  # type: ignore[index]
@@ -186,7 +186,7 @@ def test_fused_experts(tmp_path: Any) -> None:
     for name, seed in (("base", 0), ("source0", 1), ("source1", 2)):
         tiny_model("mixtral", 2, seed).save_pretrained(tmp_path / name)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    merger = LiveMerger(*opened(tmp_path), "task_arithmetic", {}, 0, model)
+    merger = LiveMerger(*opened(tmp_path), "task_arithmetic", {}, 0, model, router="merge")
     merger.apply([{"weight": 0.0}, {"weight": 1.0}])
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "source1")
     for (name, found), wanted in zip(model.named_parameters(), whole.parameters(), strict=True):

@@ -45,6 +45,7 @@ QWEN = {"hidden_size": 16, "intermediate_size": 20, "depth": 2, "num_heads": 2, 
 
 # Name: model type of the plain language model, fields of both, and the config and class of the vision-language model.
 PLAIN = {"llava": "mistral", "llava_next": "llama", "qwen2_5_vl": "qwen2", "gemma3": "gemma3_text", "smolvlm": "llama"}
+NEEDS = {"qwen2_5_vl": ["torchvision"], "smolvlm": ["torchvision", "num2words"]}  # what their processors need
 CLASSES = {
     "llava": "LlavaForConditionalGeneration",
     "llava_next": "LlavaNextForConditionalGeneration",

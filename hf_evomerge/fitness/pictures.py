@@ -1,0 +1,227 @@
+"""Pictures beside a prompt: read within limits, and handed to a model as its processor makes them.
+
+A picture comes with somebody else's data: only a few formats are decoded, nothing larger than the limits is, and no address is
+followed. Knows nothing of tasks. Pillow and torch are imported where a picture is.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints.inside import check_inside
+from ..errors import FitnessError, SourceError, one_line
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from .data import Example
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_BYTES = 32 << 20  # of a file
+MAX_SIDE = 16_384  # pixels
+MAX_PIXELS = 64 << 20
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, not decoded yet.
+
+    Attributes:
+        data: What its file holds.
+        where: Where it came from, for complaints.
+    """
+
+    data: bytes
+    where: str
+
+    @property
+    def digest(self) -> str:
+        """What two pictures are the same by."""
+        return sha256(self.data).hexdigest()
+
+    def load(self) -> Image:
+        """The picture in RGB; raises `FitnessError` where it cannot be decoded."""
+        image = self._open()
+        try:
+            return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as cause:
+            raise FitnessError(f"{self.where}: the picture cannot be read: {one_line(cause)}") from cause
+
+    def _open(self) -> Image:
+        """The picture as far as its header says, within the limits."""
+        try:
+            from PIL import Image, UnidentifiedImageError
+        except ImportError as cause:
+            raise FitnessError("pictures: reading them needs Pillow: pip install 'hf-evomerge[images]'") from cause
+        if len(self.data) > MAX_BYTES:
+            raise FitnessError(f"{self.where}: a picture of {len(self.data)} bytes; the limit is {MAX_BYTES}")
+        try:
+            image = Image.open(io.BytesIO(self.data), formats=FORMATS)
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
+            raise FitnessError(f"{self.where}: no picture in {', '.join(FORMATS)} ({one_line(cause)})") from cause
+        width, height = image.size
+        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+            raise FitnessError(
+                f"{self.where}: a picture of {width} x {height} pixels; a side has at most {MAX_SIDE}, and all at most "
+                f"{MAX_PIXELS >> 20} million"
+            )
+        return image
+
+
+def read_pictures(value: Any, where: str, folder: Path | None) -> tuple[Picture, ...]:
+    """The pictures of a record's field, checked as far as their headers say.
+
+    Args:
+        value: A picture or a list of them, none empty: bytes, an image of Pillow, a column's mapping with ``bytes`` or
+            ``path``, or the name of a file.
+        where: The record, for complaints.
+        folder: Where files with relative names are, and all must be; None: any file of a mapping's, and no other.
+
+    Raises:
+        FitnessError: A picture is missing, is an address, outside the folder, larger than the limits, or none.
+    """
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values:
+        raise FitnessError(f"{where}: the list of pictures is empty")
+    found = tuple(_picture(one, where, folder) for one in values)
+    for picture in found:
+        picture._open()
+    return found
+
+
+def _picture(value: Any, where: str, folder: Path | None) -> Picture:
+    if isinstance(value, Mapping) and value.get("bytes") is not None:
+        value = value["bytes"]
+    elif isinstance(value, Mapping) and isinstance(value.get("path"), str):
+        return _file(value["path"], f"{where}: {value['path']}")
+    if isinstance(value, bytes | bytearray):
+        return Picture(bytes(value), where)
+    if isinstance(value, str):
+        _check_address(value, where)
+        if folder is None:
+            raise FitnessError(f"{where}: {value!r:.80} is a name; give the picture itself")
+        try:
+            check_inside(folder, folder / value)
+        except SourceError as cause:
+            raise FitnessError(f"{where}: {value!r:.80} is not in {folder}, where the data is; put it there") from cause
+        return _file(str(folder / value), f"{where}: {value}")
+    if hasattr(value, "save") and hasattr(value, "size"):
+        stream = io.BytesIO()
+        value.save(stream, format="PNG")
+        return Picture(stream.getvalue(), where)
+    raise FitnessError(f"{where}: neither a picture nor the name of one (found {value!r:.80})")
+
+
+def _check_address(name: str, where: str) -> None:
+    if "://" in name or name.startswith("data:"):
+        raise FitnessError(f"{where}: {name!r:.80} is an address, and none is followed; give a file, or bytes")
+
+
+def _file(name: str, where: str) -> Picture:
+    _check_address(name, where)
+    try:
+        with open(name, "rb") as stream:
+            return Picture(stream.read(MAX_BYTES + 1), where)
+    except (OSError, ValueError) as cause:
+        raise FitnessError(f"{where}: cannot be read: {one_line(cause)}") from cause
+
+
+class SeeingTokenizer:
+    """A processor's tokenizer that also encodes pictures; everything else is the tokenizer's own.
+
+    Args:
+        processor: What `AutoProcessor` gives: a processor, whose chat template counts before its tokenizer's, or an image
+            processor alone, without a tokenizer.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.tokenizer: Any = getattr(processor, "tokenizer", None)
+        self._images: Any = getattr(processor, "image_processor", None if self.tokenizer is not None else processor)
+        if self._images is None or not hasattr(self._images, "image_mean"):
+            raise FitnessError(f"a {type(processor).__name__} reads no pictures; name a model first that sees")
+        if self.tokenizer is not None and getattr(processor, "chat_template", None):
+            self.tokenizer.chat_template = processor.chat_template
+        self._texts: dict[Example, str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["tokenizer"], name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Encode text alone."""
+        return self.tokenizer(*args, **kwargs)
+
+    def pictures_of(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """What a model is given of pictures alone, one of each example."""
+        if wrong := [example for example in examples if len(example.pictures) != 1]:
+            raise FitnessError(f"{wrong[0].id}: has {len(wrong[0].pictures)} pictures; one is looked at")
+        return dict(self._images([example.pictures[0].load() for example in examples], return_tensors="pt"))
+
+    def encode_seen(self, text: str, example: Example) -> list[int]:
+        """The token ids of a text of an example that has pictures, with as many for each picture as the model wants."""
+        return list(map(int, self._processed([text], [example])["input_ids"][0]))
+
+    def remember(self, text: str, example: Example) -> None:
+        """Keep the text of an example's prompt for `seen`."""
+        self._texts[example] = text
+
+    def seen(self, examples: Sequence[Example], lengths: Sequence[int], width: int, *, left: bool) -> dict[str, torch.Tensor]:
+        """What a model is given beside the token ids of a batch.
+
+        Args:
+            examples: The examples of its rows.
+            lengths: Tokens of each prompt.
+            width: Tokens of a row.
+            left: Whether padding stands on the left; on the right an answer may follow the prompt.
+        """
+
+        found = self._processed([self._texts[example] for example in examples], examples, return_tensors="pt", padding=True)
+        shape = found.pop("input_ids").shape
+        found.pop("attention_mask", None)
+        inputs: dict[str, torch.Tensor] = {}
+        for name, values in found.items():
+            if values.shape != shape:
+                inputs[name] = values
+                continue
+            inputs[name] = laid = values.new_zeros(len(examples), width)  # one for each token, such as its type
+            for row, length in enumerate(lengths):
+                start = width - length if left else 0
+                laid[row, start : start + length] = values[row, :length]
+        return inputs
+
+    def _processed(self, texts: list[str], examples: Sequence[Example], **settings: Any) -> dict[str, Any]:
+        images = [[picture.load() for picture in example.pictures] for example in examples]
+        special = {example.chat for example in examples} == {False}  # a chat template writes its own
+        try:
+            return dict(self.processor(text=texts, images=images, add_special_tokens=special, padding_side="right", **settings))
+        except Exception as cause:  # anything: it is the model's own code that counts pictures in texts
+            raise FitnessError(f"{examples[0].id}: its processor refuses text and pictures: {one_line(cause)}") from cause
+
+
+def seen_inputs(
+    tokenizer: Any, examples: Sequence[Example], lengths: Sequence[int], width: int, *, left: bool
+) -> dict[str, torch.Tensor]:
+    """What `SeeingTokenizer.seen` gives for examples with pictures; nothing for others.
+
+    Raises:
+        FitnessError: Some of the examples have pictures, and some have not.
+    """
+    blind = [example for example in examples if not example.pictures]
+    if len(blind) == len(examples):
+        return {}
+    if blind:
+        raise FitnessError(f"{blind[0].id}: has no picture, and others have; give all of them one, or none")
+    seen: dict[str, torch.Tensor] = tokenizer.seen(examples, lengths, width, left=left)
+    return seen
+
+
+def placed(inputs: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """Such inputs where a model is, and floating-point ones in its dtype."""
+    like = next(model.parameters())
+    return {name: value.to(like.device, like.dtype if value.is_floating_point() else None) for name, value in inputs.items()}

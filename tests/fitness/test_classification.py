@@ -1,0 +1,99 @@
+"""The fitness of classifiers, of texts and of pictures, and a search that climbs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from classes import random_class
+from PIL import Image
+from transformers import ViTForImageClassification, ViTImageProcessor
+
+from hf_evomerge.errors import FitnessError, SearchError
+from hf_evomerge.fitness import DataSpec, Example, load_examples, make_task, parse_task
+from hf_evomerge.fitness.pictures import SeeingTokenizer
+from hf_evomerge.fitness.registry import DifferentiableTask
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.run import run_search
+
+
+def task_of(**settings: Any) -> Any:
+    """The task, unprepared."""
+    return make_task(parse_task({"task": "classification", **settings}))
+
+
+def test_texts_are_scored_by_the_right_labels_log_probability(tokenizer: Any) -> None:
+    """In padded batches as one by one; labels by name or number; right where the label is the most probable."""
+    model = random_class("bert", 0)
+    examples = [Example("one two three", "red", "a"), Example("four", "2", "b"), Example("five six", "green", "c")]
+    task = task_of(batch_size=2)
+    task.prepare(examples, tokenizer)
+    scores = task.evaluate(model)
+    for example, label, value, right in zip(examples, (0, 2, 1), scores.values, list(scores.correct), strict=True):
+        with torch.inference_mode():
+            logits = model(**tokenizer(example.prompt, return_tensors="pt")).logits[0].log_softmax(0)
+        assert value == pytest.approx(float(logits[label]), abs=1e-5)
+        assert right == (int(logits.argmax()) == label)
+    assert isinstance(task, DifferentiableTask)
+    accuracy = task_of(score="accuracy")
+    accuracy.prepare(examples, tokenizer)
+    assert list(accuracy.evaluate(model).values) == [float(right) for right in list(scores.correct)]
+    with pytest.raises(FitnessError, match="accuracy has no gradient"):
+        accuracy.backward(model)
+
+
+def test_the_gradient_is_that_of_the_mean_score(tokenizer: Any) -> None:
+    """A step along it raises the mean."""
+    model = random_class("bert", 0)
+    task = task_of(batch_size=2)
+    task.prepare([Example("one two", "red", "a"), Example("four", "blue", "b"), Example("five", "blue", "c")], tokenizer)
+    before = task.backward(model).mean
+    squares = sum(float(parameter.grad.square().sum()) for parameter in model.parameters() if parameter.grad is not None)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.add_(parameter.grad, alpha=1e-3)
+    assert task.evaluate(model).mean - before == pytest.approx(1e-3 * squares, rel=0.1)
+
+
+def test_labels_and_heads_that_are_not_there_are_refused(tokenizer: Any, model: Any) -> None:
+    """An answer that is no label, and a model that gives no logits of labels."""
+    task = task_of()
+    task.prepare([Example("one", "yellow", "a")], tokenizer)
+    with pytest.raises(FitnessError, match="a: the model has no label 'yellow'; it has red, green, blue"):
+        task.evaluate(random_class("bert", 0))
+    task.prepare([Example("one", "0", "a")], tokenizer)
+    with pytest.raises(FitnessError, match="a LlamaForCausalLM gives no logits of 2 labels"):
+        task.evaluate(model)
+
+
+def test_a_search_over_classifiers_of_pictures(tmp_path: Path) -> None:
+    """Vision transformers are scored on pictures and merged; the built winner classifies as its trial did."""
+    for seed, name in enumerate(("base", "a", "b")):
+        random_class("vit", seed).save_pretrained(tmp_path / name)
+        ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / name)
+    lines = []
+    for number, color in enumerate(("red", "green", "blue", "red")):
+        Image.new("RGB", (8, 8), color).save(tmp_path / f"{number}.png")
+        lines.append({"prompt": f"picture {number}", "answer": color, "picture": f"{number}.png"})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = {"jsonl": str(tmp_path / "data.jsonl"), "image_field": "picture"}
+    settings = {
+        "space": "ps",
+        "sources": [{"model": str(tmp_path / name)} for name in "ab"],
+        "base": {"model": str(tmp_path / "base")},
+        "ps": {"blocks_per_group": "model", "optimizer": {"algorithm": "gradient", "evaluations": 9}},
+        "fitness": {"task": "classification"},
+        "data": {"search": {**data, "count": 3}, "test": {**data, "start": 3}},
+    }
+    run_search(validate(SearchConfig, settings, SearchError), tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    winner = next(row for row in rows if row["winner"])
+    built = tmp_path / "out" / "model"
+    task = task_of()
+    task.prepare(load_examples(DataSpec(**data, start=3)), SeeingTokenizer(ViTImageProcessor.from_pretrained(built)))
+    assert task.evaluate(ViTForImageClassification.from_pretrained(built)).mean == pytest.approx(winner["fitness"], abs=1e-5)

@@ -1,0 +1,131 @@
+"""Searches over vision-language models: examples with pictures, candidates in memory, what is built of the winner."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from vlms import CLASSES, NEEDS, WORDS, picture, save_plain, save_vlm
+
+from hf_evomerge.building.build import build_model
+from hf_evomerge.errors import SearchError
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.run import run_search
+
+COLORS = ("red", "blue", "green", "white")
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Makes, once for each, a model of sight, a plain one and a base that lack its last words, and pictures to ask about."""
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        for library in NEEDS.get(name, []):
+            pytest.importorskip(library)
+        if name not in made:
+            made[name] = folder = tmp_path_factory.mktemp(name)
+            save_vlm(folder / "sight", name, 0)
+            rows = {} if name == "gemma3" else {"vocab_size": len(WORDS) - 8}
+            for seed, model in enumerate(("plain", "base"), start=1):
+                save_plain(folder / model, name, seed, **rows)
+            lines = []
+            for number, color in enumerate(COLORS):
+                picture(color).save(folder / f"{color}.png")
+                prompt = "what is it ?" + " ?" * (number % 2)
+                lines.append({"prompt": prompt, "answer": f" w{number}", "picture": f"{color}.png"})
+            (folder / "pictures.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        return made[name]
+
+    return of
+
+
+def search_of(folder: Path, fitness: dict[str, Any] | None = None, **fields: Any) -> SearchConfig:
+    """A search over the language parts, on the pictures."""
+    data = {"jsonl": str(folder / "pictures.jsonl"), "image_field": "picture", "chat": True}
+    given = {
+        "space": "ps",
+        "sources": [{"model": str(folder / "sight"), "component": "text"}, {"model": str(folder / "plain")}],
+        "base": {"model": str(folder / "base")},
+        "vocabulary": None if "gemma3" in folder.name else {"from": 0},
+        "dtype": "float32",
+        "ps": {"method": "task_arithmetic", "blocks_per_group": "model", "optimizer": {"evaluations": 6}},
+        "fitness": fitness or {"task": "likelihood", "batch_size": 4},
+        "data": {"search": {**data, "count": 2}, "test": {**data, "start": 2}},
+        **fields,
+    }
+    return validate(SearchConfig, {key: value for key, value in given.items() if value is not None}, SearchError)
+
+
+def recipe_of(config: SearchConfig, *weights: float) -> Recipe:
+    """The merge with these weights."""
+    merge = {"method": "task_arithmetic", "sources": [0, 1], "parameters": [{"weight": weight} for weight in weights]}
+    return config.recipe(merge=Recipe.model_validate({"sources": config.sources, "merge": merge}).merge)
+
+
+def by_hand(folder: Path, processor: Any, example: Any) -> tuple[float, list[int]]:
+    """The log-probability of an answer after text and picture, one example alone; and three tokens that are written."""
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder)
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.prompt}]}
+    text = processor.apply_chat_template([message], add_generation_prompt=True)
+    image = example.pictures[0].load()
+    before = processor(text=text, images=[[image]], return_tensors="pt")
+    whole = processor(text=text + example.answer, images=[[image]], return_tensors="pt")
+    start = before["input_ids"].shape[1]
+    with torch.inference_mode():
+        logits = model(**whole).logits[0].log_softmax(-1)
+        written = model.generate(**before, max_new_tokens=3, do_sample=False)[0, start:].tolist()
+    targets = [*whole["input_ids"][0, start:].tolist(), processor.tokenizer.eos_token_id]
+    return sum(float(logits[start - 1 + place, token]) for place, token in enumerate(targets)), written
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_candidate_in_memory_is_the_one_that_is_built(name: str, parents: Any, tmp_path: Path) -> None:
+    """Its tensors have the bits of a build, its scores in batches are those of each example alone, and it writes the same."""
+    folder = parents(name)
+    config = search_of(folder)
+    evaluator, recipe = Evaluator(config), recipe_of(search_of(folder), 0.4, 0.3)
+    out = build_model(recipe, tmp_path / "out", progress=False)
+    scores = evaluator.evaluate(recipe, "search")
+    assert scores.error is None, scores.error
+    live = evaluator.model(recipe).state_dict()
+    for key, tensor in AutoModelForImageTextToText.from_pretrained(out).state_dict().items():
+        assert torch.equal(tensor, live[key]), key
+    processor = AutoProcessor.from_pretrained(out)
+    writing = {"task": "generation", "max_new_tokens": 3, "extract": "all"}
+    generated = Evaluator(search_of(folder, writing)).evaluate(recipe, "search")
+    assert generated.error is None, generated.error
+    for example, value, output in zip(evaluator.examples("search"), scores.values, generated.outputs or [], strict=True):
+        wanted, written = by_hand(out, processor, example)
+        assert value == pytest.approx(wanted, abs=1e-3)
+        assert output.split() == processor.tokenizer.decode(written, skip_special_tokens=True).split()
+
+
+def test_a_search_over_pictures_ends_with_a_model_that_sees(parents: Any, tmp_path: Path) -> None:
+    """Parents are scored too, the plain one in the body of the one that sees; the winner answers as the search said."""
+    folder = parents("llava")
+    run_search(search_of(folder), tmp_path / "search")
+    results = json.loads((tmp_path / "search" / "results.json").read_text())
+    assert [row["model"] for row in results["rows"]][:4] == ["base: base", "sight", "plain", "uniform average"]
+    winner = next(row for row in results["rows"] if row["winner"])
+    again = Evaluator(search_of(folder)).evaluate(SourceRef(model=str(tmp_path / "search" / "model")), "test")
+    assert again.mean == pytest.approx(winner["fitness"], abs=1e-5)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "search" / "model")
+    assert model.config.text_config.vocab_size == len(WORDS)
+    assert (tmp_path / "search" / "model" / "processor_config.json").is_file()
+
+
+def test_what_does_not_go_with_parts_is_refused(parents: Any) -> None:
+    """Paths, and rows of another than the first source."""
+    folder = parents("llava")
+    with pytest.raises(SearchError, match="space: hybrid runs through whole models"):
+        search_of(folder, space="hybrid")
+    with pytest.raises(SearchError, match=r"vocabulary: a search merges the rows .* vocabulary: \{from: 0\}"):
+        search_of(folder, vocabulary={"from": 1})

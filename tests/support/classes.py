@@ -1,0 +1,51 @@
+"""Tiny random models of classes that are no causal language models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2}
+IMAGE = {"image_size": 8, "patch_size": 4}
+WORDS = {"vocab_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+STACK = {"layers": 1, "attention_heads": 2, "ffn_dim": 20}
+BOTH = {f"{part}_{key}": value for part in ("encoder", "decoder") for key, value in STACK.items()}
+LABELS = {"id2label": {0: "red", 1: "green", 2: "blue"}, "label2id": {"red": 0, "green": 1, "blue": 2}}
+
+# Name: class and fields of its config.
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertForSequenceClassification", {**SIZES, **LABELS, "vocab_size": 32, "max_position_embeddings": 16}),
+    "vit": ("ViTForImageClassification", {**SIZES, **LABELS, **IMAGE}),
+    "clip": (
+        "CLIPModel",
+        {
+            "text_config": {**SIZES, **WORDS, "max_position_embeddings": 16},
+            "vision_config": {**SIZES, **IMAGE},
+            "projection_dim": 8,
+        },
+    ),
+    "t5": (
+        "T5ForConditionalGeneration",
+        {"vocab_size": 32, "d_model": 16, "d_kv": 4, "d_ff": 20, "num_layers": 1, "num_heads": 2},
+    ),
+    "bart": ("BartForConditionalGeneration", {**BOTH, **WORDS, "d_model": 16, "max_position_embeddings": 16}),
+    "whisper": (
+        "WhisperForConditionalGeneration",
+        {**BOTH, **WORDS, "d_model": 16, "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16},
+    ),
+}
+
+
+def random_class(name: str, seed: int) -> PreTrainedModel:
+    """A random model of one of `CLASSES`."""
+    kind, fields = CLASSES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: PreTrainedModel = getattr(transformers, kind)(transformers.CONFIG_MAPPING[name](**fields)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
