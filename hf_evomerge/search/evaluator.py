@@ -244,7 +244,7 @@ class Evaluator:
         return SeeingTokenizer(owner.processor())
 
     def check_scored(self, source: Source) -> None:
-        """Raise `SourceError` unless a source is a model of text, of text and pictures, or where the task wants it a classifier."""
+        """Raise `SourceError` unless a source is a model of text, of text and pictures, or for such a task a classifier."""
         import transformers
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -499,7 +499,7 @@ class Evaluator:
 
     def _prepared(self, target: Target, split: str, batch: Batch | None, fitness: TaskSpec | None) -> Task:
         """The task on these examples, tokenised once for all candidates."""
-        which, owner = self._tokenizer_owner(target)
+        which = self._tokenizer_owner(target)[0]
         key = (which, split, batch, None if fitness is None else fitness.model_dump_json())
         if key not in self._tasks:
             if len(self._tasks) > len(self.config.objectives):

@@ -123,9 +123,9 @@ def test_a_search_over_pictures_ends_with_a_model_that_sees(parents: Any, tmp_pa
 
 
 def test_what_does_not_go_with_parts_is_refused(parents: Any) -> None:
-    """Paths, and rows of another than the first source."""
+    """Paths; and parts of other sources where whole models are merged."""
     folder = parents("llava")
     with pytest.raises(SearchError, match="space: hybrid runs through whole models"):
         search_of(folder, space="hybrid")
-    with pytest.raises(SearchError, match=r"vocabulary: a search merges the rows .* vocabulary: \{from: 0\}"):
-        search_of(folder, vocabulary={"from": 1})
+    with pytest.raises(SearchError, match=r"components.vision: no source names a component"):
+        search_of(folder, sources=[{"model": str(folder / name)} for name in ("sight", "plain")], components={"vision": 1})
