@@ -14,7 +14,7 @@ from .model_folder import COMPANIONS
 from .source import Source
 
 Digest = list[Any]
-"""The sha256 of a file, and its size, time and inode when it was taken; of a repository the commit alone."""
+"""The sha256 of a file, and its size, times and inode when it was taken; of a repository the commit alone."""
 
 
 def digest_source(source: Source, known: Mapping[str, Digest]) -> dict[str, Digest]:
@@ -22,7 +22,8 @@ def digest_source(source: Source, known: Mapping[str, Digest]) -> dict[str, Dige
 
     Args:
         source: The source. Of a repository it is the commit, which stands for all its files, of a GGUF file its sha256.
-        known: What this gave before. A file of the same size, time and inode is not read again.
+        known: What this gave before. Weights of the same size, times and inode are not read again. The time of the last
+            change (ctime) is among them: the one that tools set back or copy along says nothing. All other files are read.
 
     Raises:
         SourceError: A file cannot be read.
@@ -54,9 +55,9 @@ def _digests(folder: Path, files: Iterable[Path], known: Mapping[str, Digest]) -
         name = str(file.relative_to(folder))
         try:
             facts = os.stat(file)
-            seen = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
+            seen = [facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_ctime_ns]
             before = known.get(name, [])
-            if before[1:] == seen:
+            if file.suffix == ".safetensors" and before[1:] == seen:
                 found[name] = before
                 continue
             with file.open("rb") as stream:

@@ -1,7 +1,7 @@
 """What the scores of a study stand on: examples, sources, task. Taken down when it begins, and compared when it goes on.
 
-A branch on the Hub moves, so it is pinned to its commit when a search begins. Of files the sha256 counts; one whose size, time
-and inode are those of before is not read again, so that going on costs next to nothing.
+A branch on the Hub moves, so it is pinned to its commit when a search begins. Of files the sha256 counts; weights whose size,
+times and inode are those of before are not read again, so that going on costs next to nothing.
 """
 
 from __future__ import annotations

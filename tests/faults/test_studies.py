@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from hypothesis import strategies as st
 from test_files import damaged, look
 from typer.testing import CliRunner
 
+from hf_evomerge.checkpoints.digests import digest_source
+from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.fitness import Example, FunctionTask, Scores
+from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.search import stage
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.run import resume_search, run_search
@@ -117,7 +121,7 @@ def test_another_system_message_is_another_ground(config: SearchConfig, tmp_path
 
 
 def test_files_that_are_only_touched_are_the_same(config: SearchConfig, family: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """Other times and other files of the same bytes are no change, and files with the same times are not read again."""
+    """Other times and other files of the same bytes are no change, and weights with the same times are not read again."""
     out = tmp_path / "out"
     _stopped(config, out)
     for file in (family / "a").iterdir():
@@ -126,8 +130,31 @@ def test_files_that_are_only_touched_are_the_same(config: SearchConfig, family: 
     shutil.copyfile(weights, family / "copy")
     (family / "copy").replace(weights)
     _stopped(config, out, after=7)
-    monkeypatch.setattr("hf_evomerge.checkpoints.digests.file_digest", lambda *_: pytest.fail("it was read again"))
+    read = []
+
+    def digest(stream: Any, name: str) -> Any:
+        read.append(stream.name)
+        return file_digest(stream, name)
+
+    monkeypatch.setattr("hf_evomerge.checkpoints.digests.file_digest", digest)
     resume_search(out, build=False)
+    assert {Path(name).suffix for name in read} == {".json"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_change_with_the_size_and_the_times_of_before_is_noticed(family: Path, name: str) -> None:
+    """Weights that are overwritten in place and a config that is edited, with their old time set back, are changed files."""
+    file, source = family / "a" / name, Source.open(SourceRef(model=str(family / "a")))
+    before, times = digest_source(source, {}), file.stat()
+    _flip(file)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_ino) == (
+        times.st_size,
+        times.st_mtime_ns,
+        times.st_ino,
+    )
+    after = digest_source(source, before)
+    assert [each for each in after if after[each][0] != before[each][0]] == [name]
 
 
 def _shorter(model: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
