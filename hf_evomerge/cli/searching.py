@@ -215,10 +215,18 @@ def resume(
 def check(
     study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
     salvage: Annotated[bool, typer.Option("--salvage", help="Keep what is whole in a new study.")] = False,
+    same_sources: Annotated[
+        bool,
+        typer.Option(
+            "--same-sources",
+            help="With --salvage, your word that sources, examples and task are those that the study was begun on, where what "
+            "they were is lost.",
+        ),
+    ] = False,
 ) -> None:
-    """Look whether a study is as it was written, and save what is whole of one that is not.
+    """Look whether a study, and what its search left beside it, is as it was written; save what is whole of a damaged study.
 
-    Ends with status 1 where it is damaged.
+    Ends with status 1 where something is not as it was written.
 
     **Examples**
 
@@ -229,15 +237,19 @@ def check(
     with one_line_errors():
         from ..search.salvage import check_study, salvage_study
 
-        condition = salvage_study(study) if salvage else check_study(study)
-        if not condition.damaged:
-            typer.echo(condition)
-        elif salvage:
+        if same_sources and not salvage:
+            raise EvoMergeError("--same-sources is for --salvage; add it")
+        if salvage and (found := salvage_study(study, same_sources=same_sources)).damaged:
+            settings = "" if "settings" in found.meta else ", with the settings of search.yaml"
             typer.echo(
-                f"{condition.file}: kept what is whole; the damaged study is beside it. Go on with `hf-evomerge resume {study}`"
+                f"{found.file}: kept what is whole{settings}; the damaged study is beside it as {found.file.name}.damaged"
             )
-        else:
-            raise EvoMergeError(str(condition))
+        condition = check_study(study)
+        if condition.damaged or condition.lost or condition.changed:
+            for line in str(condition).splitlines():
+                typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)
+            raise typer.Exit(1)
+        typer.echo(condition)
 
 
 @app.command("eval")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..building.build import build_model
+from ..building.record import BUILD_FILE, changed_since, read_build_record
+from ..checkpoints.hashes import file_sha256
 from ..checkpoints.model_folder import check_place, named_folder
 from ..errors import EvoMergeError, SearchError, one_line
 from ..recipes.recipe import RECIPE_FILE, Recipe
-from ..recipes.strict_yaml import validate
 from .config import SearchConfig
 from .front import picked
 from .grounds import Pins, pin
-from .places import NOTE, new_places, renamed, replaced, rooted, settings_of
+from .places import NOTE, new_places, renamed, replaced, rooted, settings_from, settings_of
 from .results import Result
 from .study import STUDY_FILE, Study
 
@@ -23,6 +25,8 @@ SEARCH_FILE = "search.yaml"
 RESULTS_FILE = "results.json"
 MODEL_FOLDER = "model"
 PLOTS_FOLDER = "plots"
+WRITTEN = "written"
+"""The study's note of the sha256 of what its search left beside it, by the name of the file."""
 
 
 def settings_in(folder: str | os.PathLike[str]) -> SearchConfig:
@@ -116,7 +120,7 @@ def _follow(study: Study) -> None:
     here = os.path.abspath(study.folder)
     if study.meta(NOTE) == here:
         return
-    config = validate(SearchConfig, study.meta("settings"), SearchError)
+    config = settings_from(study.folder, study.meta("settings"))
     place = new_places(study, config)
     settings = renamed(config, place).model_dump(mode="json")
     pins = {
@@ -152,11 +156,40 @@ def edits(out: Path, config: SearchConfig, pins: Pins) -> str | None:
     )
 
 
-def save_results(config: SearchConfig, folder: Path, result: Result) -> None:
-    """Write the winner's recipe and the comparison."""
+def save_results(config: SearchConfig, study: Study, result: Result) -> None:
+    """Write the winner's recipe and the comparison, and note in the study what they are."""
+    folder = study.folder
     result.winner.save(folder / RECIPE_FILE)
     report = {"space": config.space, "seed": config.seed, **result.to_json()}
     (folder / RESULTS_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    study.set_meta(WRITTEN, {name: file_sha256(folder / name) for name in (RECIPE_FILE, RESULTS_FILE)})
+
+
+def changed_files(folder: Path, written: Mapping[str, str]) -> list[str]:
+    """A line for everything in a search's folder that is not what the search left there.
+
+    Args:
+        folder: The folder.
+        written: What the study notes as `WRITTEN`; nothing where the search has not ended.
+    """
+    again, model = f"`hf-evomerge resume {folder}` writes it again", folder / MODEL_FOLDER
+    lines = [
+        f"{folder / name}: is not what the search ended with; {again}"
+        for name, sha256 in written.items()
+        if not (folder / name).is_file() or file_sha256(folder / name) != sha256
+    ]
+    if not model.is_dir():
+        return lines
+    try:
+        record = read_build_record(model)
+    except EvoMergeError as error:
+        return [*lines, str(error)]
+    if record is None:
+        return [*lines, f"{model}: has no {BUILD_FILE} that says what was built; move it away, and {again}"]
+    changed = changed_since(model, record)
+    if RECIPE_FILE in written and record.sha256.get(RECIPE_FILE) != written[RECIPE_FILE]:
+        lines.append(f"{model}: was built from another recipe than the search ended with; move it away, and {again}")
+    return lines + [f"{model / name}: is not what was built; move {model} away, and {again}" for name in changed]
 
 
 def build_winner(folder: Path, winner: Recipe, *, trust_remote_code: bool = False) -> None:

@@ -51,6 +51,13 @@ def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
     return config.model_copy(update={"sources": [pinned(ref) for ref in config.sources], "base": base})
 
 
+def records(config: SearchConfig | None) -> list[str]:
+    """The names under which a study keeps what its scores stand on; one that is lost is not made again by itself."""
+    sources = [f"source:{i}" for i in range(len(config.sources))] if config is not None else ["source:0"]
+    base = ["base"] if config is not None and config.base is not None else []
+    return ["examples", *(f"files:{label}" for label in [*base, *sources]), "task"]
+
+
 def check_same_grounds(study: Study, evaluator: Evaluator, task_factory: Callable[[], Task] | None) -> None:
     """Take down what a new study stands on; refuse to go on with one that stands on something else by now.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..checkpoints.model_folder import named_folder
@@ -16,7 +17,7 @@ from ..fitness import DataSpec
 from ..recipes.recipe import Recipe, SourceRef
 from ..recipes.strict_yaml import validate
 from .config import SearchConfig
-from .study import Study
+from .study import STUDY_FILE, DamagedStudyError, Study
 
 NOTE = "folder"  # the study's note of where it is
 Named = TypeVar("Named", SearchConfig, Recipe)
@@ -40,8 +41,18 @@ def rooted(config: SearchConfig) -> SearchConfig:
 
 def settings_of(study: Study) -> SearchConfig:
     """The search that a study was begun with, by the places of today; raises `SearchError` where it cannot be read."""
-    config = validate(SearchConfig, study.meta("settings"), SearchError)
+    config = settings_from(study.folder, study.meta("settings"))
     return renamed(config, new_places(study, config))
+
+
+def settings_from(folder: Path, settings: Any) -> SearchConfig:
+    """The search that a study's settings are, as they are stored; raises `SearchError` where they are none."""
+    if settings is None:
+        raise DamagedStudyError(folder, "settings (lost)")
+    try:
+        return validate(SearchConfig, settings, SearchError)
+    except SearchError as error:
+        raise SearchError(f"{folder / STUDY_FILE}: settings: {error}") from error
 
 
 def new_places(study: Study, config: SearchConfig) -> Rename:

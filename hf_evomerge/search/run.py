@@ -24,9 +24,10 @@ from .pictures import draw_pictures
 from .places import rooted, settings_of
 from .results import Result
 from .runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
+from .salvage import check_whole
 from .sections import LimitsConfig
 from .stage import Report
-from .study import Study
+from .study import STUDY_FILE, Study
 from .trackers import TRACKERS
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ def run_search(
     arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples, "trust_remote_code": trust_remote_code}
     refuse_in_worker()
     told: list[SearchCallback] = [Patience(config), *(TRACKERS[name]() for name in config.report_to), *callbacks]
+    if (Path(out) / STUDY_FILE).exists():
+        check_whole(Path(out))
     pins = known_pins(Path(out))
     written = rooted(config)
     config = pin(written, pins)
@@ -97,7 +100,7 @@ def run_search(
             callbacks=told,
         )
         result = search.run()
-        save_results(config, study.folder, result)
+        save_results(config, study, result)
         if build:
             build_winner(study.folder, result.winner, trust_remote_code=trust_remote_code)
         draw_pictures(config, study, result.winner, evaluator.layers, study.folder / PLOTS_FOLDER)

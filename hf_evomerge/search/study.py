@@ -2,7 +2,8 @@
 
 Trials are written as they finish, each in a transaction of its own. Nothing is pickled: genomes and scores are arrays of
 float64 in little-endian order, recipes are YAML. Every row has a checksum of what stands in it, and is refused where that is
-another one: a score that a disk has changed would otherwise decide the search.
+another one: a score that a disk has changed would otherwise decide the search. The file that holds the rows is checked whenever
+a study is opened.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from ..errors import FitnessError, SearchError, one_line
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe
+from .pages import PAGE
 
 if TYPE_CHECKING:
     from ..hub.push import Pushed
@@ -48,6 +51,8 @@ CREATE TABLE IF NOT EXISTS evaluations (
 CREATE TABLE IF NOT EXISTS answers (
     owner TEXT NOT NULL, split TEXT NOT NULL, outputs TEXT NOT NULL, truncated BLOB, checksum TEXT NOT NULL,
     PRIMARY KEY (owner, split));
+"""
+_OBJECTIVES = """
 CREATE TABLE IF NOT EXISTS objectives (
     owner TEXT NOT NULL, split TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL, scores BLOB NOT NULL, correct BLOB,
     checksum TEXT NOT NULL,
@@ -62,6 +67,19 @@ _REFERENCES = (
 )
 """Where a recipe's key stands: table, column and its place, and what names a row."""
 Values = tuple[Any, ...]
+
+
+class DamagedStudyError(SearchError):
+    """A study is not as it was written.
+
+    Attributes:
+        what: What of it.
+    """
+
+    def __init__(self, folder: Path, what: str, perhaps: str = "") -> None:
+        self.what = one_line(what)
+        advice = f"`hf-evomerge check {folder}` says what can be saved"
+        super().__init__(f"{folder / STUDY_FILE}: {perhaps}{self.what} is damaged; {advice}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +141,7 @@ class Study:
         for leftover in folder.glob(f"{unfinished.name}*"):
             leftover.unlink()
         study = cls(folder, _connect(unfinished))
-        study._connection.executescript(_SCHEMA)
+        study._connection.executescript(f"PRAGMA page_size = {PAGE}; PRAGMA journal_mode = WAL; {_SCHEMA} {_OBJECTIVES}")
         study.set_meta("settings", settings)
         study.set_meta("schema_version", SCHEMA_VERSION)
         study.close()
@@ -132,38 +150,57 @@ class Study:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Study:
-        """Open the study of a folder; raises `SearchError` where there is none, or one of another schema."""
+        """Open the study of a folder, to read alone where this user may not write.
+
+        Raises:
+            SearchError: There is none, or it is one of another schema.
+            DamagedStudyError: The file, its tables or its version are not as they were written.
+        """
         folder = Path(folder)
         if not (folder / STUDY_FILE).is_file():
             raise SearchError(f"{folder}: no {STUDY_FILE} here; start a search with `hf-evomerge search FILE --out {folder}`")
         try:
             study = cls(folder, _connect(folder / STUDY_FILE))
-            row = study._connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
         except sqlite3.DatabaseError as cause:
-            raise SearchError(f"{folder / STUDY_FILE}: not a study: {cause}") from cause
-        if row is None or row[0] != str(SCHEMA_VERSION):
-            found = None if row is None else one_line(row[0])
-            raise SearchError(f"{folder / STUDY_FILE}: schema version {found}, this program reads {SCHEMA_VERSION}")
-        if not study._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'objectives'").fetchone():
-            study._connection.executescript(_SCHEMA)  # begun before there were objectives
+            raise _broken(folder, f"the file ({cause})") from cause
+        try:
+            study._check()
+        except SearchError:
+            study.close()
+            raise
         return study
+
+    def _check(self) -> None:
+        """Raise a `SearchError` where SQLite finds fault with the file, or it has other tables than a study."""
+        try:
+            (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
+            if found != "ok":
+                raise _broken(self.folder, f"the file ({found.removeprefix('*** in database main ***').strip()})")
+            for table, columns in study_columns().items():
+                if table == "objectives" and not _columns(self._connection, table):
+                    self._add_objectives()
+                if _columns(self._connection, table) != columns:
+                    raise _broken(self.folder, f"the table {table} (lost, or of other columns)")
+        except sqlite3.DatabaseError as cause:
+            raise _broken(self.folder, f"the file ({cause})") from cause
+        if (version := self.meta("schema_version")) is None:
+            raise DamagedStudyError(self.folder, "schema_version (lost)")
+        check_version(self.folder, version)
+
+    def _add_objectives(self) -> None:
+        """Add the table that a study begun before there were objectives lacks; for this reader alone where it may not write."""
+        try:
+            self._connection.executescript(_OBJECTIVES)
+        except sqlite3.OperationalError:
+            self._connection.executescript(_OBJECTIVES.replace("CREATE TABLE", "CREATE TEMP TABLE"))
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Hold the study while a search writes to it; raises `SearchError` where another process does."""
-        lock = FileLock(self.folder / f"{STUDY_FILE}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as cause:
-            raise SearchError(f"{self.folder}: another process is running this study") from cause
-        try:
-            yield
-        finally:
-            lock.release()
+        return exclusive(self.folder)
 
     def push_to_hub(
         self,
@@ -309,7 +346,7 @@ class Study:
             self.write("objectives", row, replace=True)
 
     def write(self, table: str, values: Values, *, replace: bool = False) -> None:
-        """Write one row with its checksum, in a transaction of its own."""
+        """Write one row with its checksum, in a transaction of its own; raises `sqlite3.DatabaseError`."""
         with self._connection:
             self._put(table, values, replace=replace)
 
@@ -348,7 +385,7 @@ class Study:
     def rows(self, table: str, where: str = "1", *arguments: Any) -> Iterator[tuple[Values, bool]]:
         """Rows of a table without their checksums, and whether each is as it was written; raises `sqlite3.DatabaseError`."""
         for row in self._connection.execute(f"SELECT * FROM {table} WHERE {where}", arguments):
-            yield row[:-1], row[-1] == _checksum(row[:-1])
+            yield row[:-1], is_whole(row)
 
     def _whole(self, table: str, where: str, *arguments: Any) -> Iterator[Values]:
         """The rows of a table; raises `SearchError` at one that is not as it was written."""
@@ -358,7 +395,7 @@ class Study:
                     raise self._damage(table, row)
                 yield row
         except sqlite3.DatabaseError as cause:
-            raise SearchError(f"{self.folder / STUDY_FILE}: cannot be read: {cause}; {self._advice}") from cause
+            raise _broken(self.folder, f"the file ({cause})") from cause
 
     @contextmanager
     def _readable(self, table: str, row: Values) -> Iterator[None]:
@@ -368,12 +405,38 @@ class Study:
         except (FitnessError, TypeError, ValueError) as cause:
             raise self._damage(table, row) from cause
 
-    def _damage(self, table: str, row: Values) -> SearchError:
-        return SearchError(f"{self.folder / STUDY_FILE}: {row_name(table, row)} is damaged; {self._advice}")
+    def _damage(self, table: str, row: Values) -> DamagedStudyError:
+        return DamagedStudyError(self.folder, row_name(table, row))
 
-    @property
-    def _advice(self) -> str:
-        return f"`hf-evomerge check {self.folder}` says what can be saved"
+
+def _broken(folder: Path, what: str) -> DamagedStudyError:
+    return DamagedStudyError(folder, what, "not a study, or ")
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the study of a folder, damaged or not; raises `SearchError` where another process does."""
+    lock = FileLock(folder / f"{STUDY_FILE}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as cause:
+        raise SearchError(f"{folder}: another process is running this study") from cause
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_version(folder: Path, version: object) -> None:
+    """Raise `SearchError` for a study that another version of this program wrote."""
+    if version != SCHEMA_VERSION:
+        found = one_line(json.dumps(version))
+        raise SearchError(f"{folder / STUDY_FILE}: schema version {found}, this program reads {SCHEMA_VERSION}")
+
+
+def is_whole(row: Values) -> bool:
+    """Whether a row, its checksum at the end, is as it was written."""
+    return bool(row) and row[-1] == _checksum(row[:-1])
 
 
 def row_name(table: str, row: Values) -> str:
@@ -382,10 +445,25 @@ def row_name(table: str, row: Values) -> str:
 
 
 def _connect(file: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(file)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA journal_mode = WAL")
-    return connection
+    if os.access(file.parent, os.W_OK) and (not file.exists() or os.access(file, os.W_OK)):
+        connection = sqlite3.connect(file)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+    log = file.with_name(f"{file.name}-wal")  # where there is none, none can be made, and nobody is writing
+    return sqlite3.connect(f"{file.absolute().as_uri()}?{'mode=ro' if log.exists() else 'immutable=1'}", uri=True)
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[tuple[str, str]]:
+    """Name and type of a table's columns."""
+    return [(name, kind) for _, name, kind, *_ in connection.execute(f"PRAGMA table_info({table})")]
+
+
+@cache
+def study_columns() -> dict[str, list[tuple[str, str]]]:
+    """Name and type of every column of a study, by table."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(_SCHEMA + _OBJECTIVES)
+        return {table: _columns(connection, table) for table in TABLES}
 
 
 def _pack(values: NDArray[Any] | None) -> bytes | None:

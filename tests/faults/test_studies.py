@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from test_files import damaged, look
 from typer.testing import CliRunner
 
+from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.digests import digest_source
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.fitness import Example, FunctionTask, Scores
-from hf_evomerge.recipes.recipe import SourceRef
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search import stage
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.run import resume_search, run_search
@@ -250,7 +251,7 @@ def test_a_damaged_row_is_noticed_and_what_is_whole_is_saved(finished: Path, nam
     condition = check_study(finished)
     assert condition.damaged
     assert all(item.startswith(row) for item in condition.damaged)
-    with pytest.raises(EvoMergeError, match=r"study\.db: .* is damaged; `hf-evomerge check"):
+    with pytest.raises(EvoMergeError, match=r"study\.db: .*damaged.*`hf-evomerge check"):
         resume_search(finished, build=False)
     runner = CliRunner()
     told = runner.invoke(app, ["check", str(finished)])
@@ -307,6 +308,42 @@ def test_a_study_that_is_whole_is_said_to_be(finished: Path) -> None:
     salvage_study(finished)
     assert not (finished / f"{STUDY_FILE}.damaged").exists()
     assert _trials(finished) == before
+
+
+BESIDE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "results.json": (
+        lambda file: file.write_text(file.read_text().replace("0.", "0.9", 1)),
+        "is not what the search ended with",
+    ),
+    "recipe.yaml": (lambda file: file.write_text(file.read_text() + "\n"), "is not what the search ended with"),
+    "model/config.json": (lambda file: file.write_text(file.read_text() + "\n"), "is not what was built"),
+    "model/model.safetensors": (_flip, "is not what was built"),
+    "model/build.json": (Path.unlink, "model: has no build.json"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_was_changed_beside_the_study_is_noticed(finished: Path, name: str) -> None:
+    """The winner's recipe, the results and the built model are checked too, in a line that says what to do."""
+    change, message = BESIDE[name]
+    change(finished / name)
+    told = CliRunner().invoke(app, ["check", str(finished)])
+    assert (told.exit_code, told.output.count("\n")) == (1, 1)
+    assert str(finished / name if "not what" in message else finished) in told.output
+    assert message in told.output
+    assert f"`hf-evomerge resume {finished}`" in told.output
+
+
+def test_a_model_of_another_recipe_is_noticed(finished: Path) -> None:
+    """A model that is whole and was built from another recipe than the winner's is said to be."""
+    study = Study.open(finished)
+    other = next(
+        key for trial in study.best("ps", 5) if (key := trial.recipe_key or "") != Recipe.load(finished / "recipe.yaml").key
+    )
+    recipe = study.recipe(other)
+    study.close()
+    build_model(recipe, finished / "model", progress=False, overwrite=True)
+    assert [line.partition(": ")[2][:32] for line in check_study(finished).changed] == ["was built from another recipe th"]
 
 
 def test_lost_settings_without_a_search_file_cannot_be_saved(finished: Path) -> None:
