@@ -100,10 +100,8 @@ class Worker:
                     raise SearchError(message)
         except (EOFError, OSError) as cause:
             assert self._process is not None  # it has a job
-            for _ in range(int(_PATIENCE / 0.05)):  # `join` may wait for ever for one that wrote where its end shows
-                if self._process.exitcode is not None:
-                    break
-                time.sleep(0.05)
+            if not self._ready:  # later it has run candidates, which may have written to what `join` waits on
+                self._process.join(_PATIENCE)
             by_itself = not self._ready and (self._process.exitcode or 0) >= 0
             self.end()
             if by_itself:

@@ -92,7 +92,7 @@ def test_routers_are_one_sources_and_experts_a_group(architecture: str, families
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")(torch.tensor([[3, 4, 5]]))
 
 
-@pytest.mark.parametrize(("architecture", "router"), zip(FIELDS, [0, 1, "merge", "merge", 1], strict=True))
+@pytest.mark.parametrize(("architecture", "router"), list(zip(FIELDS, [0, 1, "merge", "merge", 1], strict=True)))
 def test_a_live_model_has_the_bits_of_a_build(architecture: str, router: Any, families: Any, tmp_path: Path) -> None:
     """Also where transformers keeps the experts of a block in one parameter and the files have one of each."""
     folder = families(architecture)
