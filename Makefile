@@ -4,7 +4,7 @@ PYTHON := python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test quality style bench-search lm-eval-equality env
+.PHONY: help demo test quality style docs bench-search lm-eval-equality env
 
 help:
 	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
@@ -12,6 +12,7 @@ help:
 	@echo "make faults   let everything go wrong that may, for hours, and write docs/reliability.md"
 	@echo "make quality  check formatting, lints and types"
 	@echo "make style    rewrite the code as the checks want it"
+	@echo "make docs     build the site of the documentation in build/site, and check every link"
 	@echo "make bench-search  compare the searches with other methods (an hour), and print the table"
 	@echo "make lm-eval-equality  compare scores in memory with lm_eval's command line on built models"
 
@@ -42,6 +43,10 @@ quality: env
 style: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: env
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench-search: env
 	$(BIN)/pip install --quiet --editable ".[bench]"

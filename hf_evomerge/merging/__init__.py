@@ -22,7 +22,8 @@ from .registry import METHODS, all_methods, check_part, get_method, register_met
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MergeMethod", "Parameter", "all_methods", "check_part", "get_method", "register_method", *METHODS]
+__all__ = ["MergeMethod", "Parameter", "all_methods", "check_part", "get_method", "register_method"]
+__all__.extend(METHODS)
 
 
 def __getattr__(name: str) -> Callable[..., Any]:

@@ -122,6 +122,9 @@ class ParameterSpaceConfig(StrictModel):
             absent. ``merge``: they are merged as everything else.
         parameters: Per per-source parameter: a number (fixed), a range (evolved), or absent (evolved within the method's own
             bounds).
+        starts: Points that are tried before the search, which begins at the best of them and of its own start: ``average`` (all
+            weights 1 / sources), ``metagpt`` (in proportion to the squared norms of the task vectors, arXiv:2406.11385).
+        first: An optimizer that runs before; the search then begins at its winner.
         optimizer: How to search.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -38,10 +39,13 @@ class _Generator(GenerateJsonSchema):
 def _schema(kind: type[StrictModel]) -> dict[str, Any]:
     """A model's schema, with the text of its docstring's attributes at the keys, and without titles."""
     schema = kind.model_json_schema(schema_generator=_Generator, ref_template=REFERENCE)
-    for part in [schema, *schema.get("$defs", {}).values()]:
-        summary, _, attributes = part.pop("description", "").partition("\n\nAttributes:\n")
+    kinds = {each.__name__: each for each in [kind, *_below(StrictModel)]}
+    for name, part in [(kind.__name__, schema), *schema.get("$defs", {}).items()]:
+        summary = part.pop("description", "").partition("\n\nAttributes:\n")[0]
         part["description"] = " ".join(summary.split()).replace("``", "`")
-        texts = dict(_attributes(attributes))
+        texts: dict[str, str] = {}  # of the classes that it extends too
+        for each in reversed(kinds[name].__mro__):
+            texts |= _attributes(inspect.cleandoc(each.__doc__ or "").partition("\n\nAttributes:\n")[2])
         for name, value in list(part.get("properties", {}).items()):
             value.pop("title", None)
             if {"not": {}} in value.get("anyOf", [value]):
@@ -49,6 +53,11 @@ def _schema(kind: type[StrictModel]) -> dict[str, Any]:
             elif name in texts:
                 part["properties"][name] = {"description": texts[name], **value}
     return schema
+
+
+def _below(kind: type) -> Iterator[type]:
+    for each in kind.__subclasses__():
+        yield from [each, *_below(each)]
 
 
 def _attributes(text: str) -> Iterator[tuple[str, str]]:
@@ -75,7 +84,7 @@ def search_schema() -> dict[str, Any]:
     for name in BUILT_IN:
         part = _schema(get_task(name).spec_type)
         schema["$defs"].update(part.pop("$defs", {}))
-        part["properties"]["task"] = {"const": name}
+        part["properties"]["task"] = {"description": part["properties"]["task"]["description"], "const": name}
         part["required"] = sorted({*part.get("required", []), "task"})
         schema["$defs"][part["title"]] = part
         choices.append({"$ref": REFERENCE.format(model=part["title"])})
@@ -198,10 +207,11 @@ def test_an_independent_validator_agrees(page: str, kind: str, text: str) -> Non
 
 
 def test_every_key_of_the_files_is_described() -> None:
-    """An editor shows a sentence for every key at the top of both files."""
+    """An editor shows a sentence for every key of every section of both files, and the reference has it too."""
     for name in SCHEMAS:
-        for key, value in _load(name)["properties"].items():
-            assert value.get("description", "").endswith("."), f"{name}: {key}"
+        for section, part in {"top": _load(name), **_load(name)["$defs"]}.items():
+            for key, value in part["properties"].items():
+                assert value.get("description", "").endswith("."), f"{name}: {section}: {key}"
 
 
 SEARCH = "{space: ps, sources: [{model: a}, {model: b}], fitness: {task: likelihood}}"

@@ -1,0 +1,121 @@
+"""What MkDocs does beside rendering docs/*.md: pages from code, notebooks and the top of the repository, and links that hold.
+
+A paragraph that is only a link to a section of the README is that section on the site: no text is there twice.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+import reference
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+TOP = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")  # pages of the site that are not in docs/
+EXECUTED = ROOT / "build" / "notebooks"  # by website/notebooks.py; without it the notebooks have no outputs
+_LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+_SECTION = re.compile(r"^\[[^]\n]*\]\(\.\./README\.md#([\w-]+)\)$", re.MULTILINE)
+_FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Say where the project is, which a workflow on GitHub has in its environment, and list the pages that are made."""
+    if repository := os.environ.get("GITHUB_REPOSITORY"):
+        owner, name = repository.split("/")
+        config.repo_url = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{repository}"
+        config.repo_name = repository
+        config.site_url = f"https://{owner.lower()}.github.io/{name}/"
+    section = next(part["Reference"] for part in config.nav or () if "Reference" in part)
+    python = next(part for part in section if "Python" in part)
+    python["Python"] = [f"reference/{name}.md" for name in reference.python_pages()]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are not files in docs/."""
+    for name in TOP:
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for name, text in reference.pages().items():
+        files.append(File.generated(config, f"reference/{name}.md", content=text))
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        _add_notebook(files, config, notebook)
+    return files
+
+
+def _add_notebook(files: Files, config: MkDocsConfig, notebook: Path) -> None:
+    import nbformat
+    from nbconvert import MarkdownExporter
+
+    executed = EXECUTED / notebook.name
+    read = nbformat.read(executed if executed.exists() else notebook, as_version=4)
+    text, resources = MarkdownExporter().from_notebook_node(read, {"unique_key": notebook.stem})
+    where = f"[{notebook.name}](../../notebooks/{notebook.name})"
+    title, rest = text.split("\n", 1)
+    files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=f"{title}\n\nThe notebook: {where}.\n{rest}"))
+    for name, content in resources["outputs"].items():
+        files.append(File.generated(config, f"notebooks/{name}", content=content))
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put in the README's sections, and lead links that leave docs/ to where they lead on the site or in the repository."""
+    readme = ROOT.joinpath("README.md").read_text(encoding="utf-8")
+    here = page.file.src_uri
+    place = here if here in TOP else f"docs/{here}"
+    home = f"{config.repo_url}/blob/main" if config.repo_url else None
+
+    def put_in(link: re.Match[str]) -> str:
+        return _outside_fences(section(readme, link[1]), lambda text: _led(text, "README.md", here, files, home))
+
+    text = _outside_fences(markdown, lambda text: _led(text, place, here, files, home))
+    return _SECTION.sub(put_in, text)
+
+
+def section(text: str, anchor: str) -> str:
+    """The section of a page that an anchor names, without its heading; of the title, what stands before the first section."""
+    title, *parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    heading, _, body = title.strip().partition("\n")
+    for name, content in [(heading.removeprefix("# "), body), *zip(parts[::2], parts[1::2], strict=True)]:
+        if slug(name) == anchor:
+            return content.strip()
+    raise LookupError(f"README.md has no section #{anchor}")
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor, as GitHub names it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _outside_fences(text: str, change: Any) -> str:
+    return "".join(part if number % 2 else change(part) for number, part in enumerate(_FENCE.split(text)))
+
+
+def _led(text: str, place: str, here: str, files: Files, home: str | None) -> str:
+    """A text's links, read as they stand in a file of the repository, as they stand on a page of the site.
+
+    Args:
+        text: Markdown without fenced code.
+        place: The file of the repository that holds it.
+        here: The page of the site.
+        files: The site's files.
+        home: Where the repository is; its files are named and not linked where that is not known.
+    """
+
+    def lead(link: re.Match[str]) -> str:
+        if _SECTION.fullmatch(link[0]):
+            return link[0]
+        picture, words, target, anchor = link[1], link[2], link[3], link[4] or ""
+        inside = posixpath.normpath(posixpath.join(posixpath.dirname(place), target))
+        page = "index.md" if inside == "README.md" else inside.removeprefix("docs/")
+        if (inside == "README.md" or inside in TOP or inside.startswith("docs/")) and files.get_file_from_path(page):
+            return f"{picture}[{words}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{anchor})"
+        if not (ROOT / inside).exists():
+            return link[0]  # MkDocs says so
+        return f"{picture}[{words}]({home}/{inside}{anchor})" if home is not None else words
+
+    return _LINK.sub(lead, text)
