@@ -39,10 +39,10 @@ class Limit:
 
     def exceeded(self, seconds: float, process: int) -> str | None:
         """The line that says which limit is exceeded after so many seconds in a process; None where none is."""
+        if self.memory < math.inf and own_memory(process) > self.memory:  # often the cause of the time, too
+            return f"took more than {self.memory / 1e9:g} GB of memory (limits.memory)"
         if seconds > self.seconds:
             return f"took longer than {math.ceil(self.seconds)} s ({self.whose})"
-        if self.memory < math.inf and own_memory(process) > self.memory:
-            return f"took more than {self.memory / 1e9:g} GB of memory (limits.memory)"
         return None
 
 
