@@ -18,10 +18,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does it
 
 from hf_evomerge.demo.quickstart import SIZES, SPECIALISTS, demo_config, write_problems
+from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.stage import Progress
 from hf_evomerge.search.study import Study
 
 ROUNDS = 3
@@ -37,12 +37,15 @@ def seconds_per_trial(config: SearchConfig, out: Path, workers: int) -> float:
     """Wall time of a trial, from the first one of the search that is finished to the last."""
     seen: list[tuple[float, float]] = []
 
-    def note(progress: Progress) -> None:
-        if progress.phase == config.stages[0]:
-            seen.append((time.perf_counter(), progress.done))
+    class Clock(SearchCallback):
+        """Notes when every trial was finished."""
+
+        def on_progress(self, study: Study, progress: Progress) -> None:
+            if progress.phase == config.stages[0]:
+                seen.append((time.perf_counter(), progress.done))
 
     if not out.exists():
-        run_search(config, out, workers=workers, report=note, build=False)
+        run_search(config, out, workers=workers, callbacks=[Clock()], build=False)
     (first, before), (last, after) = seen[workers], seen[-1]  # by then every worker has loaded its models
     return (last - first) / (after - before)
 

@@ -6,9 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.limits import own_memory
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.stage import Progress
 from hf_evomerge.search.study import Study
 
 from .bench import Bench, Rows, search_of
@@ -22,12 +22,15 @@ def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
     Bench(scratch, 6)
     memory: dict[int, int] = {}
 
-    def report(progress: Progress) -> None:
-        if progress.phase == "ps":
-            memory[int(progress.done)] = own_memory(os.getpid())
+    class Measure(SearchCallback):
+        """Notes the memory after every trial."""
+
+        def on_progress(self, study: Study, progress: Progress) -> None:
+            if progress.phase == "ps":
+                memory[int(progress.done)] = own_memory(os.getpid())
 
     config = search_of(scratch / "tiny", count).model_copy(update={"seed": seed})
-    run_search(config, scratch / "soak", build=False, report=report)
+    run_search(config, scratch / "soak", build=False, callbacks=[Measure()])
     study = Study.open(scratch / "soak")
     trials = study.trials("ps")
     study.close()

@@ -113,7 +113,9 @@ def on_a_hub(tiny: str, scratch: str, after: str) -> None:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         from huggingface_hub import HfApi
 
+        from hf_evomerge.search.callbacks import Progress, SearchCallback
         from hf_evomerge.search.run import run_search
+        from hf_evomerge.search.study import Study
 
         from .bench import Bench, search_of
 
@@ -125,12 +127,15 @@ def on_a_hub(tiny: str, scratch: str, after: str) -> None:
         settings |= {"sources": [{"model": "local/a"}, {"model": "local/b"}]}
         config = type(search_of(Path(tiny), 12)).model_validate(settings)
 
-        def stop(progress: Any) -> None:
-            if progress.phase == "ps" and progress.done >= int(after):
-                raise _KilledError
+        class Stop(SearchCallback):
+            """Ends the search after so many trials."""
+
+            def on_progress(self, study: Study, progress: Progress) -> None:
+                if progress.phase == "ps" and progress.done >= int(after):
+                    raise _KilledError
 
         with suppress(_KilledError):
-            run_search(config, root / "killed", build=False, report=stop)
+            run_search(config, root / "killed", build=False, callbacks=[Stop()])
         run_search(config, root / "whole", build=False)
         api.upload_file(
             path_or_fileobj=Path(tiny) / "b" / "model.safetensors", path_in_repo="model.safetensors", repo_id="local/a"

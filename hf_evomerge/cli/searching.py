@@ -154,7 +154,7 @@ def search(
 
         with _live_table(config) as table:
             result = run_search(
-                config, out, workers=workers, report=table, build=not no_model, trust_remote_code=trust_remote_code
+                config, out, workers=workers, callbacks=[table], build=not no_model, trust_remote_code=trust_remote_code
             )
         _print_result(result, out, built=not no_model)
         if push_to is not None:
@@ -206,7 +206,7 @@ def resume(
         quiet()
         with _live_table(settings_in(study)) as table:
             result = resume_search(
-                study, workers=workers, report=table, build=not no_model, trust_remote_code=trust_remote_code
+                study, workers=workers, callbacks=[table], build=not no_model, trust_remote_code=trust_remote_code
             )
         _print_result(result, study, built=not no_model)
 

@@ -78,7 +78,7 @@ def run_demo(
         typer.secho(f"\n{space} search: {out / space}", bold=True, err=True)
         config = demo_config(space, data, evaluations or EVALUATIONS, seed, Path(family))
         with LiveTable(config=config) as table:
-            results[space] = run_search(config, out / space, workers=workers, report=table)
+            results[space] = run_search(config, out / space, workers=workers, callbacks=[table])
     rows = comparison(results)
     typer.echo("\n" + rows_table(rows, f"{results['ps'].examples} held-out problems; ± is one standard error"))
     for space in SPACES:

@@ -1,6 +1,6 @@
 """Callbacks: what else happens while a search runs, and whether a stage ends before its budget does.
 
-Early stopping and the trackers of ``report_to`` are callbacks like anybody's.
+Early stopping, the live table and the trackers of ``report_to`` are callbacks like anybody's.
 """
 
 from __future__ import annotations
@@ -43,6 +43,38 @@ class Generation:
     replayed: bool
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where a search stands, after a trial or another evaluation.
+
+    Attributes:
+        phase: The stage, or ``parents``, ``finalists`` or ``test``.
+        done, total: What this phase has spent, in scores of all examples, and its budget.
+        generation: From 0.
+        best, mean: Best fitness of the stage so far, of the trials scored on all examples; mean of the last whole generation.
+        accuracy: Of the best trial, where the task can tell.
+        sigma: The optimizer's step size.
+        failed, duplicates: Trials that failed, and that shared another's scores.
+        seconds: Wall time of this phase in this process.
+        fresh: What was evaluated in this process, in scores of all examples; the rest was replayed.
+        later: Budgets of the stages that are still to come.
+    """
+
+    phase: str
+    done: float
+    total: int
+    generation: int = 0
+    best: float | None = None
+    mean: float | None = None
+    accuracy: float | None = None
+    sigma: float | None = None
+    failed: int = 0
+    duplicates: int = 0
+    seconds: float = 0.0
+    fresh: float = 0.0
+    later: float = 0.0
+
+
 class SearchCallback:
     """What your own code does while a search runs: a class with those of these methods that you need.
 
@@ -63,6 +95,9 @@ class SearchCallback:
 
     def on_trial(self, study: Study, trial: Trial) -> None:
         """A trial has been stored; not those of an earlier process."""
+
+    def on_progress(self, study: Study, progress: Progress) -> None:
+        """A trial has been taken in, or replayed, or one of the parents or finalists has been scored."""
 
     def on_generation(self, study: Study, generation: Generation) -> None:
         """All trials of a generation are stored; also of one that is replayed."""

@@ -10,11 +10,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from .callbacks import Progress, SearchCallback
 from .config import STAGES
 
 if TYPE_CHECKING:
     from .config import SearchConfig
-    from .stage import Progress
+    from .study import Study
 
 PHASES: dict[str, str] = {
     "parents": "parents",
@@ -29,7 +30,7 @@ _REMARKS = "seen: recipes that had been scored before"
 MOST_LINES = 40  # of a log, for each phase
 
 
-class LiveTable:
+class LiveTable(SearchCallback):
     """Shows where a search stands: one row per phase, the last one moving. In a log a line per generation.
 
     Lines below it say what the columns are, and in what the fitness is measured.
@@ -41,7 +42,7 @@ class LiveTable:
     Example:
         >>> config = SearchConfig.load("search.yaml")
         >>> with LiveTable(config=config) as table:
-        ...     result = run_search(config, "my-search", report=table)
+        ...     result = run_search(config, "my-search", callbacks=[table])
     """
 
     def __init__(self, console: Console | None = None, config: SearchConfig | None = None) -> None:
@@ -59,8 +60,8 @@ class LiveTable:
             if not self.console.is_terminal:  # there rich ends the line itself
                 self.console.line()
 
-    def __call__(self, progress: Progress) -> None:
-        """Take in the newest report; the first one begins the table."""
+    def on_progress(self, study: Study, progress: Progress) -> None:
+        """Take in where the search stands now; the first time begins the table."""
         self._rows[progress.phase] = progress
         self._live.start()
         if not self.console.is_terminal and progress.fresh and self._is_news(progress):

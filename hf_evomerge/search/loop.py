@@ -14,7 +14,7 @@ from ..errors import SearchError
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe, SourceRef
 from .baselines import Tune
-from .callbacks import SearchCallback
+from .callbacks import Progress, SearchCallback
 from .config import RETAINED, SearchConfig, Stage, source_label
 from .front import finalists, front, judged, volumes
 from .nsga import knee, non_dominated
@@ -23,7 +23,7 @@ from .results import Result
 from .rows import Row
 from .runner import Job, Runner
 from .spaces import SourceSummary, make_space, uniform_average
-from .stage import Progress, Report, StageRun
+from .stage import StageRun
 from .study import Study
 from .verdict import about_parents
 
@@ -49,7 +49,6 @@ class Search:
         sources: What the spaces must know of the sources.
         splits: The splits that there are examples for, and how many. The number of search examples is needed where the search
             draws batches.
-        report: Called after every trial.
         tune: Makes the fine-tunes of ``baselines: lora``.
         callbacks: What else is told, and may end a stage.
     """
@@ -62,14 +61,13 @@ class Search:
         *,
         sources: SourceSummary,
         splits: Mapping[str, int] = MappingProxyType({"search": 0}),
-        report: Report | None = None,
         tune: Tune | None = None,
         callbacks: Sequence[SearchCallback] = (),
     ) -> None:
         self.callbacks = callbacks
         self.config, self.study, self.runner = config, study, runner
         self.sources, self.splits = sources, dict(splits)
-        self.report, self.tune = report or (lambda _: None), tune
+        self.tune = tune
 
     def run(self) -> Result:
         """Run or resume until every budget is spent.
@@ -141,7 +139,6 @@ class Search:
             stage=stage,
             space=make_space(self.config, stage, self.sources, merge),
             example_count=self.splits["search"],
-            report=self.report,
             begin_at=self.study.best(first)[0].genome if first is not None else None,
             callbacks=self.callbacks,
         ).run()
@@ -290,5 +287,7 @@ class Search:
                 raise SearchError(f"{self._parents()[missing[index]].model}: cannot be evaluated: {scores.error}")
             self.study.add_evaluation(missing[index], split, scores)
             found[missing[index]] = scores
-            self.report(Progress(phase, done, len(missing), seconds=time.perf_counter() - begin, fresh=done))
+            progress = Progress(phase, done, len(missing), seconds=time.perf_counter() - begin, fresh=done)
+            for callback in self.callbacks:
+                callback.on_progress(self.study, progress)
         return {label: scores for label, scores in found.items() if scores is not None}

@@ -26,7 +26,6 @@ from .results import Result
 from .runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
 from .salvage import check_whole
 from .sections import LimitsConfig
-from .stage import Report
 from .study import STUDY_FILE, Study
 from .trackers import TRACKERS
 
@@ -38,7 +37,6 @@ def run_search(
     out: str | os.PathLike[str],
     *,
     workers: int | None = 0,
-    report: Report | None = None,
     task_factory: Callable[[], Task] | None = None,
     examples: Mapping[str, Sequence[Example]] | None = None,
     build: bool = True,
@@ -57,7 +55,6 @@ def run_search(
         workers: Processes that evaluate side by side; the trials are the same for any number. With 0 this process evaluates,
             without limits; where the search file sets some, one worker does. None: as many as cores and memory take, each
             started when there is enough to do; one beside a GPU.
-        report: Called after every trial.
         task_factory: Makes the fitness task, in place of the search file's; must be importable where there is more than one
             worker.
         examples: Examples per split, in place of the search file's data.
@@ -95,7 +92,6 @@ def run_search(
             runner,
             sources=evaluator.summary,
             splits={split: len(evaluator.examples(split)) for split in evaluator.splits},
-            report=report,
             tune=partial(tuned_models, evaluator, study.folder / FOLDER),
             callbacks=told,
         )
@@ -133,7 +129,6 @@ def resume_search(
     out: str | os.PathLike[str],
     *,
     workers: int | None = 0,
-    report: Report | None = None,
     build: bool = True,
     trust_remote_code: bool = False,
     callbacks: Sequence[SearchCallback] = (),
@@ -142,7 +137,7 @@ def resume_search(
 
     Args:
         out: The folder of the search.
-        workers, report, build, trust_remote_code, callbacks: As for `run_search`.
+        workers, build, trust_remote_code, callbacks: As for `run_search`.
 
     Raises:
         SearchError: There is no search in the folder, or it cannot go on.
@@ -161,4 +156,4 @@ def resume_search(
     if (line := edits(Path(out), config, pins)) is not None:
         logger.warning(line)
     more: dict[str, Any] = {"trust_remote_code": trust_remote_code, "callbacks": callbacks}
-    return run_search(config, out, workers=workers, report=report, build=build, **more)
+    return run_search(config, out, workers=workers, build=build, **more)

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import EvoMergeError, SearchError
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe
-from .callbacks import Generation, SearchCallback
+from .callbacks import Generation, Progress, SearchCallback
 from .config import SearchConfig, Stage
 from .descent import GradientOptimizer
 from .evaluator import Batch
@@ -36,41 +36,6 @@ logger = logging.getLogger(__name__)
 _NEAR = 0.04  # the first step size where a stage begins at the winner of another
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a search stands; one is reported after every trial.
-
-    Attributes:
-        phase: The stage, or ``parents``, ``finalists`` or ``test``.
-        done, total: What this phase has spent, in scores of all examples, and its budget.
-        generation: From 0.
-        best, mean: Best fitness of the stage so far, of the trials scored on all examples; mean of the last whole generation.
-        accuracy: Of the best trial, where the task can tell.
-        sigma: The optimizer's step size.
-        failed, duplicates: Trials that failed, and that shared another's scores.
-        seconds: Wall time of this phase in this process.
-        fresh: What was evaluated in this process, in scores of all examples; the rest was replayed.
-        later: Budgets of the stages that are still to come.
-    """
-
-    phase: str
-    done: float
-    total: int
-    generation: int = 0
-    best: float | None = None
-    mean: float | None = None
-    accuracy: float | None = None
-    sigma: float | None = None
-    failed: int = 0
-    duplicates: int = 0
-    seconds: float = 0.0
-    fresh: float = 0.0
-    later: float = 0.0
-
-
-Report = Callable[[Progress], None]
-
-
 class StageRun:
     """One stage while it runs.
 
@@ -81,7 +46,6 @@ class StageRun:
         stage: Which of the search's stages.
         space: What it searches.
         example_count: Number of search examples; needed where the search draws batches.
-        report: Called after every trial.
         begin_at: The genome to begin at, in place of the space's own start.
         callbacks: What else is told, and may end the stage.
     """
@@ -95,14 +59,13 @@ class StageRun:
         stage: Stage,
         space: Space,
         example_count: int,
-        report: Report,
         begin_at: Vector | None = None,
         callbacks: Sequence[SearchCallback] = (),
     ) -> None:
         self.callbacks = callbacks
         self.config, self.study, self.runner = config, study, runner
         self.begin_at = begin_at
-        self.stage, self.space, self.example_count, self.report = stage, space, example_count, report
+        self.stage, self.space, self.example_count = stage, space, example_count
         self.budget, self.minutes = config.budget(stage)
         self.optimizer = self._optimizer()
         self.spent = 0.0
@@ -285,7 +248,7 @@ class StageRun:
         self._keep(trials, trial, batch)
 
     def _keep(self, trials: dict[int, Trial], trial: Trial, batch: Batch | None) -> None:
-        """Take a trial into the generation and report it."""
+        """Take a trial into the generation and say where the stage stands."""
         trials[trial.number] = trial
         if trial.recipe_key is not None and trial.duplicate_of is None:
             self.first_of_recipe[trial.recipe_key, batch] = trial
@@ -293,23 +256,23 @@ class StageRun:
             self.best, self.accuracy = trial.fitness, trial.scores.accuracy
         self.counts["failed"] += trial.state == "FAILED"
         self.counts["duplicates"] += trial.duplicate_of is not None
-        self.report(
-            Progress(
-                phase=self.stage,
-                done=round(self.spent + math.fsum(each.cost for each in trials.values()), 3),
-                total=self.budget,
-                generation=trial.generation,
-                best=self.best,
-                mean=self.mean,
-                accuracy=self.accuracy,
-                sigma=self.optimizer.sigma,
-                failed=self.counts["failed"],
-                duplicates=self.counts["duplicates"],
-                seconds=time.perf_counter() - self.begin,
-                fresh=self.fresh,
-                later=self.later,
-            )
+        progress = Progress(
+            phase=self.stage,
+            done=round(self.spent + math.fsum(each.cost for each in trials.values()), 3),
+            total=self.budget,
+            generation=trial.generation,
+            best=self.best,
+            mean=self.mean,
+            accuracy=self.accuracy,
+            sigma=self.optimizer.sigma,
+            failed=self.counts["failed"],
+            duplicates=self.counts["duplicates"],
+            seconds=time.perf_counter() - self.begin,
+            fresh=self.fresh,
+            later=self.later,
         )
+        for callback in self.callbacks:
+            callback.on_progress(self.study, progress)
 
 
 @dataclass(frozen=True)

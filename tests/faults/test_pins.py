@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
+from watch import Watch
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.stage import Progress
 from hf_evomerge.search.study import Study
 
 
@@ -40,7 +41,7 @@ def test_a_branch_that_moves_does_not_move_the_search(
             raise _StoppedError
 
     with pytest.raises(_StoppedError):
-        run_search(config, tmp_path / "out", report=stop, build=False)
+        run_search(config, tmp_path / "out", callbacks=[Watch(stop)], build=False)
     whole = run_search(config, tmp_path / "whole", build=False)
     data = json.loads((tiny / "a" / "config.json").read_text())
     lfs_api.upload_file(

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import strategies as st
 from test_files import damaged, look
 from typer.testing import CliRunner
+from watch import Watch
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.digests import digest_source
@@ -26,7 +27,7 @@ from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.fitness import Example, FunctionTask, Scores
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
-from hf_evomerge.search import stage
+from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.salvage import check_study, salvage_study
@@ -42,13 +43,13 @@ def _stopped(config: SearchConfig, out: Path, after: int = 6, **more: Any) -> No
     """Run a search until some trials are stored."""
     trials = []
 
-    def report(progress: stage.Progress) -> None:
+    def see(progress: Progress) -> None:
         trials.append(progress)
         if progress.phase == "ps" and progress.done == after:
             raise _StoppedError
 
     with pytest.raises(_StoppedError):
-        run_search(config, out, report=report, build=False, **more)
+        run_search(config, out, callbacks=[Watch(see)], build=False, **more)
 
 
 def _trials(folder: Path) -> list[tuple[Any, ...]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from typing import cast
 
 import pytest
 from rich.console import Console
 
+from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.display import LiveTable
-from hf_evomerge.search.stage import Progress
+from hf_evomerge.search.study import Study
 
 
 def _print(*reports: Progress, terminal: bool = False, fails: bool = False) -> str:
@@ -26,7 +28,7 @@ def _written(*reports: Progress, terminal: bool = False, fails: bool = False, co
     try:
         with LiveTable(console, config) as table:
             for report in reports:
-                table(report)
+                table.on_progress(cast(Study, None), report)  # it looks at no study
             if fails:
                 raise ValueError
     except ValueError:

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from watch import Watch
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search import optimizer
-from hf_evomerge.search.callbacks import Generation, Patience, SearchCallback
+from hf_evomerge.search.callbacks import Generation, Patience, Progress, SearchCallback
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.loop import Search
 from hf_evomerge.search.results import Result
 from hf_evomerge.search.runner import Job
 from hf_evomerge.search.spaces import SourceSummary
-from hf_evomerge.search.stage import Progress
 from hf_evomerge.search.study import Study, Trial
 
 LAYERS = [3, 3]
@@ -127,13 +127,12 @@ def _search(
     runner: ToyRunner,
     kind: str = "ps",
     splits: Sequence[str] = ("search", "validation", "test"),
-    report: Callable[[Progress], None] | None = None,
     callbacks: Sequence[SearchCallback] = (),
     **more: Any,
 ) -> tuple[Study, Result]:
     """Run a search in a folder, or go on with the one that is there."""
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {})
-    how: dict[str, Any] = {"splits": dict.fromkeys(splits, EXAMPLES), "report": report}
+    how: dict[str, Any] = {"splits": dict.fromkeys(splits, EXAMPLES)}
     config = _config(kind, **more)
     how["callbacks"] = [Patience(config), *callbacks]
     search = Search(config, study, runner, sources=SourceSummary(LAYERS if len(config.sources) > 1 else [6]), **how)
@@ -545,10 +544,10 @@ def test_progress(tmp_path: Path) -> None:
     """One report comes after every trial and evaluation; the best never falls, and replayed trials are told from fresh ones."""
     reports: list[Progress] = []
     with pytest.raises(StoppedError):
-        _search(tmp_path, ToyRunner(stop_after=2 + 10), report=reports.append)
+        _search(tmp_path, ToyRunner(stop_after=2 + 10), callbacks=[Watch(reports.append)])
     assert [report.done for report in reports if report.phase == "ps"] == list(range(1, 11))
     reports.clear()
-    _search(tmp_path, ToyRunner(), report=reports.append)
+    _search(tmp_path, ToyRunner(), callbacks=[Watch(reports.append)])
     stage = [report for report in reports if report.phase == "ps"]
     assert [report.done for report in stage] == list(range(1, 32))
     assert all(report.total == 31 for report in stage)
@@ -561,7 +560,7 @@ def test_progress(tmp_path: Path) -> None:
 def test_the_best_of_batches_is_not_reported(tmp_path: Path) -> None:
     """The best so far is that of trials scored on all examples; until there is one, none."""
     reports: list[Progress] = []
-    study, _ = _search(tmp_path, ToyRunner(), "batches", report=reports.append)
+    study, _ = _search(tmp_path, ToyRunner(), "batches", callbacks=[Watch(reports.append)])
     stage, best = [report for report in reports if report.phase == "ps"], None
     for report, trial in zip(stage, study.trials("ps"), strict=True):
         if trial.scores.values.size == EXAMPLES and trial.fitness is not None:

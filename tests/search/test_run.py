@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from watch import Watch
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchError, SourceError
@@ -29,6 +30,7 @@ from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search import baselines, memory
 from hf_evomerge.search.answers import Answer, describe_answers, export_answers, study_answers
 from hf_evomerge.search.baselines import tuned_models
+from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.config import STAGES, SearchConfig
 from hf_evomerge.search.evaluation import evaluate_model
 from hf_evomerge.search.evaluator import Evaluator
@@ -42,7 +44,6 @@ from hf_evomerge.search.runner import LocalRunner
 from hf_evomerge.search.salvage import check_study
 from hf_evomerge.search.show import describe_model, describe_study
 from hf_evomerge.search.spaces import uniform_average
-from hf_evomerge.search.stage import Progress
 from hf_evomerge.search.study import Study
 
 Settings = Callable[..., dict[str, Any]]
@@ -235,7 +236,7 @@ def test_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "recipe.yaml").exists()
 
     reports: list[Progress] = []
-    resume_search(tmp_path / "killed", report=reports.append)
+    resume_search(tmp_path / "killed", callbacks=[Watch(reports.append)])
     run_search(config, tmp_path / "whole")
     left = sum(trial.cost for trial in Study.open(tmp_path / "whole").trials("ps")[done:])
     assert max(report.fresh for report in reports if report.phase == "ps") == pytest.approx(left)
@@ -334,7 +335,7 @@ def test_a_search_by_gradient_killed_and_resumed(name: str, stage: str, search_c
             raise KilledError
 
     with pytest.raises(KilledError):
-        run_search(config, tmp_path / "killed", build=False, report=kill)
+        run_search(config, tmp_path / "killed", build=False, callbacks=[Watch(kill)])
     resume_search(tmp_path / "killed", workers=2, build=False)
     assert _facts(tmp_path / "killed") == _facts(tmp_path / "whole")
 
@@ -369,7 +370,7 @@ def test_gradient_first_then_evolution(space: str, dies_in: str, search_config: 
             raise KilledError
 
     with pytest.raises(KilledError):
-        run_search(config, tmp_path / "killed", build=False, report=kill)
+        run_search(config, tmp_path / "killed", build=False, callbacks=[Watch(kill)])
     resume_search(tmp_path / "killed", build=False)
     assert _facts(tmp_path / "killed") == _facts(tmp_path / "whole")
 
@@ -824,7 +825,7 @@ def _stopped_after(trials: int, config: SearchConfig, out: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_search(config, out, report=interrupt)
+        run_search(config, out, callbacks=[Watch(interrupt)])
 
 
 def test_other_examples_are_refused(tmp_path: Path, search_config: Config) -> None:

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from watch import Watch
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search.config import SearchConfig
@@ -49,16 +50,16 @@ class Fake(ModuleType):
         return "table", [columns, *data]
 
 
-def stopping_after(trials: int) -> Callable[[Any], None]:
-    """A report that kills the search after so many trials."""
+def stopping_after(trials: int) -> Watch:
+    """A callback that kills the search after so many trials."""
     seen = []
 
-    def report(progress: Any) -> None:
+    def see(progress: Any) -> None:
         seen.append(progress)
         if len([each for each in seen if each.phase == "ps"]) > trials:
             raise Killed
 
-    return report
+    return Watch(see)
 
 
 def test_wandb(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +68,7 @@ def test_wandb(search_config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "wandb", fake)
     config = search_config("ps", report_to=["wandb"], project="merges")
     with pytest.raises(Killed):
-        run_search(config, tmp_path / "out", build=False, report=stopping_after(5))
+        run_search(config, tmp_path / "out", build=False, callbacks=[stopping_after(5)])
     result = run_search(config, tmp_path / "out", build=False)
     resume_search(tmp_path / "out", build=False)
     opened = [given for name, given in fake.calls if name == "init"]
@@ -110,7 +111,7 @@ def test_tensorboard(search_config: Config, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
     config = search_config("ps", report_to=["tensorboard"])
     with pytest.raises(Killed):
-        run_search(config, tmp_path / "out", build=False, report=stopping_after(5))
+        run_search(config, tmp_path / "out", build=False, callbacks=[stopping_after(5)])
     run_search(config, tmp_path / "out", build=False)
     means = [given for name, given in written if name == "add_scalar" and given[0] == "ps/mean"]
     steps = [step for _, _, step in means]
@@ -128,7 +129,7 @@ def test_trackio(search_config: Config, tmp_path: Path, monkeypatch: pytest.Monk
     pytest.importorskip("trackio", reason="trackio is not installed")
     config = search_config("ps", report_to=["trackio"], project="merges")
     with pytest.raises(Killed):
-        run_search(config, tmp_path / "out", build=False, report=stopping_after(5))
+        run_search(config, tmp_path / "out", build=False, callbacks=[stopping_after(5)])
     run_search(config, tmp_path / "out", build=False)
     connection = sqlite3.connect(tmp_path / "trackio" / "merges.db")
     rows = connection.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
