@@ -6,6 +6,7 @@ GGUF file is taken as it is, and transformers runs what it is dequantised to. ll
     pip install xllamacpp
     python benchmarks/fold_gguf.py my-search/model
     python benchmarks/fold_gguf.py SmolLM2-135M-Instruct.Q4_1.gguf --prompts 5
+    python benchmarks/fold_gguf.py my-search/model --test my-search --prompts 50
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ import torch
 import xllamacpp
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_evomerge import Source, write_gguf
+from hf_evomerge import Example, Source, write_gguf
+from hf_evomerge.fitness import load_examples
+from hf_evomerge.fitness.encoding import encode_prompt
+from hf_evomerge.search.folder import settings_in
 
 TOP = 10
 PROMPTS = [
@@ -101,21 +105,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a model's folder, or a GGUF file")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many prompts")
+    parser.add_argument("--test", type=Path, help="a search's folder, whose test problems are the prompts")
     parser.add_argument("--new", type=int, default=12, help="tokens of each answer")
     options = parser.parse_args()
     source = Source.open(options.model)
     source.download()
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32, trust_remote_code=False).eval()
     tokenizer = source.tokenizer()
-    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS[: options.prompts]]
+    problems = [Example(text, "") for text in PROMPTS]
+    if options.test:
+        problems = load_examples(settings_in(options.test).data["test"])
+    del problems[options.prompts :]
+    prompts = [encode_prompt(problem, tokenizer) for problem in problems]
     with tempfile.TemporaryDirectory() as folder:
         file = source.gguf.file if source.gguf else Path(folder, "model.gguf")
         if source.gguf is None:
             write_gguf(options.model, file, kind="f32", progress=False)
         answers = list(run_llama_cpp(file, prompts, options.new))
     own = run_transformers(model, tokenizer, prompts, options.new)
-    for text, mine, other in zip(PROMPTS, own, answers, strict=False):
-        print(f"{text!r}: {mine.text!r}{'' if mine.text == other.text else f', llama.cpp {other.text!r}'}")
+    for problem, mine, other in zip(problems, own, answers, strict=True):
+        print(f"{problem.prompt!r}: {mine.text!r}{'' if mine.text == other.text else f', llama.cpp {other.text!r}'}")
+    if options.test:
+        for name, they in (("transformers", own), ("llama.cpp", answers)):
+            right = sum(problem.answer == said.text.strip() for problem, said in zip(problems, they, strict=True))
+            print(f"{name}: {right} of {len(problems)} answers are right")
     same = sum(mine.text == other.text for mine, other in zip(own, answers, strict=True))
     print(f"{options.model}: {same} of {len(own)} greedy answers of at most {options.new} tokens are the same,")
     largest = max(largest_difference(mine, other) for mine, other in zip(own, answers, strict=True))

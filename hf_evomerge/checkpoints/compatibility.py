@@ -139,6 +139,9 @@ def _setting_differences(first: Source, other: Source, same_depth: bool, same_vo
 
 
 def _tensor_differences(first: Source, other: Source, same_vocabulary: bool) -> Iterator[str]:
+    here, there = ((source.config.architectures or ["unknown"])[0] for source in (first, other))
+    if here != there and first.tensors.keys() != other.tensors.keys():
+        yield f"{other} was saved from {there}, {first} from {here}"
     for name, info in first.tensors.items():
         match = other.tensors.get(name)
         rows = not same_vocabulary and info.shape[:1] == (first.vocab_size,) and match is not None

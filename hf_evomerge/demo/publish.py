@@ -19,23 +19,31 @@ from ..hub.commit import Target, commit_files
 from ..hub.push import push_model
 from ..hub.push_plan import CARD, PushOptions
 from ..hub.reproduce import reproduce
+from ..search.folder import settings_in
 
-SPECIALISTS = ("base", "japanese", "maths")
 EXAMPLES = 6
 
 
 def publish_demo(
-    search: Path, family: Path, repo_id: str, *, name: str | None = None, space: bool = False, card: Path | None = None
+    search: Path,
+    family: Path,
+    repo_id: str,
+    *,
+    name: str | None = None,
+    space: bool = False,
+    card: Path | None = None,
+    language: str = "ja",
 ) -> str:
     """Publish the specialists, then the winner that was made of them; rebuild it from what is there, and compare.
 
     Args:
         search: The folder of the finished search.
-        family: The folder of the specialists that it merged.
+        family: The folder that has the base and the specialists that it merged, a folder each.
         repo_id: Where the winner goes; the specialists go beside it, their names after a hyphen.
         name: Another place for the winner.
         space: Whether to make a Space as well.
         card: Where to leave the published card.
+        language: Of the answers, as ISO 639 code.
 
     Returns:
         What was done, in lines for people.
@@ -44,13 +52,14 @@ def publish_demo(
         EvoMergeError: The Hub does not take them, or the winner does not come out the same.
     """
     api, published = default_api(), {}
-    for specialist in SPECIALISTS:
+    config = settings_in(search)
+    for specialist in sorted({Path(ref.model).name for ref in (config.base, *config.sources) if ref is not None}):
         target = Target(f"{repo_id}-{specialist}")
         ask(f"{target.repo_id}: cannot be created", partial(api.create_repo, target.repo_id, exist_ok=True))
         files = {file.name: file for file in sorted((family / specialist).iterdir()) if file.is_file()}
-        commit_files(api, target, files, message="Specialist of the hf_evomerge demo")
+        commit_files(api, target, files, message=f"A source of {repo_id}")
         published[str(family / specialist)] = target.repo_id
-    options = PushOptions(published=published, examples=EXAMPLES, languages=("ja",), space=space)
+    options = PushOptions(published=published, examples=EXAMPLES, languages=(language,), space=space)
     repo_id = name or repo_id
     pushed = push_model(search, repo_id, options, api=api)
     rebuilt = reproduce(repo_id, api=api)
@@ -73,6 +82,7 @@ def main() -> None:
     parser.add_argument("--name")
     parser.add_argument("--space", action="store_true")
     parser.add_argument("--card", type=Path)
+    parser.add_argument("--language", default="ja")
     arguments = parser.parse_args()
     try:
         typer.echo(publish_demo(**vars(arguments)))

@@ -172,6 +172,13 @@ def test_sources_that_do_not_fit_are_refused(folders: list[Path], fields: dict[s
     assert "\n" not in str(caught.value)
 
 
+def test_a_body_without_its_head_is_called_one(folders: list[Path]) -> None:
+    """A path needs a head, which a model that was saved as a bare body has not."""
+    llama(4, tie_word_embeddings=False).model.save_pretrained(folders[1])
+    with pytest.raises(SourceError, match=r"no tensor called lm_head.weight; it was saved from LlamaModel: save all of it"):
+        build(folders, FlowPart(path=["1:0", "1:1"], embedding_source=1))
+
+
 def test_a_missing_or_misshapen_tensor_is_named(folders: list[Path]) -> None:
     """A checkpoint that lacks a tensor, or has it in another shape than its config says, is refused with the tensor's name."""
     config = (folders[1] / "config.json").read_text()

@@ -261,6 +261,13 @@ def test_missing_tensors_and_other_kinds_are_refused(folder, saved):
         check_mergeable([Source.open(str(saved)), Source.open(str(folder))])
 
 
+def test_a_body_without_its_head_is_called_one(saved, tmp_path):
+    """The names of a bare body's tensors all differ; what is said first is what it was saved from."""
+    LlamaForCausalLM.from_pretrained(saved).model.save_pretrained(tmp_path / "body")
+    with pytest.raises(SourceError, match=r"body was saved from LlamaModel, .* from LlamaForCausalLM; tensor "):
+        check_mergeable([Source.open(str(saved)), Source.open(str(tmp_path / "body"))])
+
+
 def test_quantised_weights_are_refused(folder, saved):
     """Quantised parents are refused, by their config or by the dtype of a tensor."""
     edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
