@@ -4,7 +4,7 @@ PYTHON := python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test quality style docs bench-search lm-eval-equality env
+.PHONY: help demo test quality style docs bench bench-search lm-eval-equality env
 
 help:
 	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
@@ -13,6 +13,7 @@ help:
 	@echo "make quality  check formatting, lints and types"
 	@echo "make style    rewrite the code as the checks want it"
 	@echo "make docs     build the site of the documentation in build/site, and check every link"
+	@echo "make bench    measure time and memory beside mergekit, as pairs (an hour), and write docs/performance.md"
 	@echo "make bench-search  compare the searches with other methods (an hour), and print the table"
 	@echo "make lm-eval-equality  compare scores in memory with lm_eval's command line on built models"
 
@@ -47,6 +48,9 @@ style: env
 docs: env
 	$(BIN)/pip install --quiet --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+bench: env
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/performance.py --sizes 110M 470M --write
 
 bench-search: env
 	$(BIN)/pip install --quiet --editable ".[bench]"

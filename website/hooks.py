@@ -17,7 +17,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-TOP = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")  # pages of the site that are not in docs/
+OUTSIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]  # files of the site that are not in docs/
+OUTSIDE += [
+    file.relative_to(ROOT).as_posix()
+    for kind in ("README.md", "images/*.png")
+    for file in ROOT.glob(f"model_cards/demo/*/{kind}")
+]
 EXECUTED = ROOT / "build" / "notebooks"  # by website/notebooks.py; without it the notebooks have no outputs
 _LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 _SECTION = re.compile(r"^\[[^]\n]*\]\(\.\./README\.md#([\w-]+)\)$", re.MULTILINE)
@@ -39,7 +44,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are not files in docs/."""
-    for name in TOP:
+    for name in OUTSIDE:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     for name, text in reference.pages().items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
@@ -66,7 +71,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Put in the README's sections, and lead links that leave docs/ to where they lead on the site or in the repository."""
     readme = ROOT.joinpath("README.md").read_text(encoding="utf-8")
     here = page.file.src_uri
-    place = here if here in TOP else f"docs/{here}"
+    place = here if here in OUTSIDE else f"docs/{here}"
     home = f"{config.repo_url}/blob/main" if config.repo_url else None
 
     def put_in(link: re.Match[str]) -> str:
@@ -112,7 +117,7 @@ def _led(text: str, place: str, here: str, files: Files, home: str | None) -> st
         picture, words, target, anchor = link[1], link[2], link[3], link[4] or ""
         inside = posixpath.normpath(posixpath.join(posixpath.dirname(place), target))
         page = "index.md" if inside == "README.md" else inside.removeprefix("docs/")
-        if (inside == "README.md" or inside in TOP or inside.startswith("docs/")) and files.get_file_from_path(page):
+        if (inside in ("README.md", *OUTSIDE) or inside.startswith("docs/")) and files.get_file_from_path(page):
             return f"{picture}[{words}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{anchor})"
         if not (ROOT / inside).exists():
             return link[0]  # MkDocs says so
