@@ -12,7 +12,7 @@ help:
 	@echo "make faults   let everything go wrong that may, for hours, and write docs/reliability.md"
 	@echo "make quality  check formatting, lints and types"
 	@echo "make style    rewrite the code as the checks want it"
-	@echo "make docs     build the site of the documentation in build/site, and check every link"
+	@echo "make docs     execute the notebooks, build the site of the documentation in build/site, and check every link"
 	@echo "make bench    measure time and memory beside mergekit, as pairs (an hour), and write docs/performance.md"
 	@echo "make bench-search  compare the searches with other methods (an hour), and print the table"
 	@echo "make lm-eval-equality  compare scores in memory with lm_eval's command line on built models"
@@ -47,6 +47,7 @@ style: env
 
 docs: env
 	$(BIN)/pip install --quiet --editable ".[docs]"
+	$(BIN)/python website/notebooks.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: env

@@ -60,9 +60,12 @@ def _add_notebook(files: Files, config: MkDocsConfig, notebook: Path) -> None:
     executed = EXECUTED / notebook.name
     read = nbformat.read(executed if executed.exists() else notebook, as_version=4)
     text, resources = MarkdownExporter().from_notebook_node(read, {"unique_key": notebook.stem})
-    where = f"[{notebook.name}](../../notebooks/{notebook.name})"
-    title, rest = text.split("\n", 1)
-    files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=f"{title}\n\nThe notebook: {where}.\n{rest}"))
+    title, rest = text.strip().split("\n", 1)
+    if config.repo_url and config.repo_url.startswith("https://github.com/"):
+        file = f"{config.repo_name}/blob/main/notebooks/{notebook.name}"
+        colab = f"https://colab.research.google.com/github/{file}"
+        rest = f"\n[The notebook](https://github.com/{file}), [in Colab]({colab}).\n{rest}"
+    files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=f"{title}\n{rest}"))
     for name, content in resources["outputs"].items():
         files.append(File.generated(config, f"notebooks/{name}", content=content))
 

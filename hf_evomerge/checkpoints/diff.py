@@ -274,7 +274,7 @@ def _table(rows: Sequence[Row], with_base: bool) -> str:
             lengths = [tasks.norm_x / scale, tasks.norm_y / scale] if tasks else [None, None]
             cells += map(_number, [*lengths, tasks.cosine if tasks else None, tasks.equal_signs if tasks else None])
         table.add_row(row.name, _number(weights.relative), bar, *cells)
-    console = Console(width=240, highlight=False, force_terminal=False, color_system=None)
+    console = Console(width=240, highlight=False, force_terminal=False, force_jupyter=False, color_system=None)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

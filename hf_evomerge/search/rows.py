@@ -159,7 +159,7 @@ def plus_minus(value: float | None, error: float | None) -> str:
 
 def render(table: Table) -> str:
     """A table as text, at most as wide as it needs."""
-    console = Console(width=400, highlight=False, force_terminal=False, color_system=None)
+    console = Console(width=400, highlight=False, force_terminal=False, force_jupyter=False, color_system=None)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
