@@ -19,9 +19,10 @@ from hf_evomerge.search.parameter_space import ParameterSpace
 from hf_evomerge.search.sections import FlowSpaceConfig, LimitsConfig, OptimizerConfig, ParameterSpaceConfig
 
 ROOT = Path(__file__).parents[1]
+SKILL = "skills/hf-evomerge/SKILL.md"
 PAGES = {
     str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
-    for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / SKILL, *sorted((ROOT / "docs").glob("*.md")))
 }
 SOURCES = "sources: [{model: your-name/japanese-7b}, {model: your-name/maths-7b}]\n"
 
@@ -61,7 +62,7 @@ def test_the_papers_numbers() -> None:
     assert hybrid.dfs.optimizer.evaluations == 128 * 100
 
 
-@pytest.mark.parametrize(("page", "text"), _blocks("yaml", "README.md", "docs/search.md"))
+@pytest.mark.parametrize(("page", "text"), _blocks("yaml", "README.md", "docs/search.md", "docs/how-to.md", SKILL))
 def test_search_blocks(page: str, text: str) -> None:
     """Every YAML block of these pages is a whole search file."""
     config = parse_yaml(SearchConfig, text, SearchError)
@@ -115,6 +116,16 @@ def test_tables_of_keys(heading: str, kind: Any) -> None:
         if isinstance(default, (bool, int, str, tuple)) and stated:
             value = yaml.safe_load(stated.strip("`"))
             assert (tuple(value) if isinstance(value, list) else value) == default, name
+
+
+def test_the_skill_is_one() -> None:
+    """The page for coding agents begins as their programs read it: a name that is its folder's, and when to use it."""
+    front = yaml.safe_load(PAGES[SKILL].split("---\n")[1])
+    assert front["name"] == Path(SKILL).parent.name
+    assert 100 < len(front["description"]) <= 1024
+    named = set(re.findall(r"`(docs/[\w-]+\.md)`", PAGES[SKILL]))
+    assert len(named) > 3
+    assert named <= PAGES.keys()
 
 
 def test_links_lead_somewhere() -> None:

@@ -21,7 +21,12 @@ from hf_evomerge import cli
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_evomerge"
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "skills/hf-evomerge/SKILL.md",
+    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+]
 WITH_EXAMPLES = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text(encoding="utf-8")]
 # What needs something that is not here; each is tested on its own.
 NOT_RUN = {
@@ -123,7 +128,7 @@ def test_python_blocks(page: str, names: dict[str, Any]) -> None:
 def _commands() -> list[list[str]]:
     """Every command line that a page, an example file or a command's own help shows, as words."""
     texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
-    lines = [line for text in texts for line in re.findall(r"^(?:    )?(hf-evomerge .*)$", text, re.MULTILINE)]
+    lines = [line for text in texts for line in re.findall(r"^ *(hf-evomerge .*)$", text, re.MULTILINE)]
     lines += [line for text in texts for line in re.findall(r"`(hf-evomerge [^`]*)`", text)]
     for file in (ROOT / "examples").glob("*.yaml"):
         lines += re.findall(r"^#\s+(hf-evomerge .*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
