@@ -4,7 +4,7 @@ PYTHON := python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test quality style docs bench bench-search lm-eval-equality env
+.PHONY: help demo test quality style docs cluster bench bench-search lm-eval-equality env
 
 help:
 	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make docs     execute the notebooks, build the site of the documentation in build/site, and check every link"
 	@echo "make bench    measure time and memory beside mergekit, as pairs (an hour), and write docs/performance.md"
 	@echo "make bench-search  compare the searches with other methods (an hour), and print the table"
+	@echo "make cluster  compare searches on Ray clusters with those of one process, while machines die (half an hour)"
 	@echo "make lm-eval-equality  compare scores in memory with lm_eval's command line on built models"
 
 env: $(INSTALLED)
@@ -60,3 +61,6 @@ bench-search: env
 
 lm-eval-equality: env
 	$(BIN)/python benchmarks/lm_eval_equality.py --out lm-eval-equality
+
+cluster: env
+	$(BIN)/python benchmarks/ray_cluster.py

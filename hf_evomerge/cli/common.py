@@ -43,6 +43,17 @@ Workers = Annotated[
         show_default=False,
     ),
 ]
+Ray = Annotated[
+    bool,
+    typer.Option(
+        "--ray",
+        help="Evaluate on every device of a Ray cluster: the one that RAY_ADDRESS names, or that runs here; without one, it is "
+        "started here. The trials are the same.",
+    ),
+]
+MixedDevices = Annotated[
+    bool, typer.Option("--mixed-devices", help="Allow scores from several kinds of device, whose last bits differ.")
+]
 RepoId = Annotated[str, typer.Argument(help="The repository on the Hub, user/name.", show_default=False)]
 Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
 WithSpace = Annotated[bool, typer.Option("--space", help="Also make a Gradio Space of the same name that shows the model.")]

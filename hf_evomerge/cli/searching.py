@@ -13,7 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EvoMergeError
-from .common import License, Model, NoModel, Out, Private, TrustRemoteCode, WithSpace, Workers, app, one_line_errors, quiet
+from .common import (
+    License,
+    MixedDevices,
+    Model,
+    NoModel,
+    Out,
+    Private,
+    Ray,
+    TrustRemoteCode,
+    WithSpace,
+    Workers,
+    app,
+    one_line_errors,
+    quiet,
+)
 
 if TYPE_CHECKING:
     from ..search.config import SearchConfig
@@ -104,6 +118,8 @@ def search(
     ],
     out: Out,
     workers: Workers = None,
+    ray: Ray = False,
+    mixed_devices: MixedDevices = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be done and how long it takes, and stop.")
     ] = False,
@@ -154,7 +170,14 @@ def search(
 
         with _live_table(config) as table:
             result = run_search(
-                config, out, workers=workers, callbacks=[table], build=not no_model, trust_remote_code=trust_remote_code
+                config,
+                out,
+                workers=workers,
+                ray=ray,
+                mixed_devices=mixed_devices,
+                callbacks=[table],
+                build=not no_model,
+                trust_remote_code=trust_remote_code,
             )
         _print_result(result, out, built=not no_model)
         if push_to is not None:
@@ -190,6 +213,8 @@ def build(
 def resume(
     study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
     workers: Workers = None,
+    ray: Ray = False,
+    mixed_devices: MixedDevices = False,
     no_model: NoModel = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -206,7 +231,13 @@ def resume(
         quiet()
         with _live_table(settings_in(study)) as table:
             result = resume_search(
-                study, workers=workers, callbacks=[table], build=not no_model, trust_remote_code=trust_remote_code
+                study,
+                workers=workers,
+                ray=ray,
+                mixed_devices=mixed_devices,
+                callbacks=[table],
+                build=not no_model,
+                trust_remote_code=trust_remote_code,
             )
         _print_result(result, study, built=not no_model)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import copy
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,6 +65,28 @@ class Scores:
         scores.truncated, scores.seconds, scores.error = None, seconds, one_line(error, 1000)
         scores.others = {}
         return scores
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """The scores of all examples, from those of one part of them after the other; failed where one is.
+
+        The gradient is that of the mean of all. Its sums are exact, so that their order does not matter.
+        """
+        seconds = math.fsum(part.seconds for part in parts)
+        if (error := next((part.error for part in parts if part.error is not None), None)) is not None:
+            return cls.failed(error, seconds)
+
+        def column(name: str) -> list[Any] | None:
+            given = [getattr(part, name) for part in parts]
+            return None if any(each is None for each in given) else [value for each in given for value in each]
+
+        sizes, gradients = [part.values.size for part in parts], [part.gradient for part in parts if part.gradient is not None]
+        gradient = None
+        if len(gradients) == len(parts):
+            weighted = zip(*(size * each for size, each in zip(sizes, gradients, strict=True)), strict=True)
+            gradient = [math.fsum(terms) / sum(sizes) for terms in weighted]
+        columns: dict[str, Any] = {name: column(name) for name in ("values", "correct", "outputs", "truncated")}
+        return cls(**columns, seconds=seconds, gradient=gradient)
 
     def _check(self) -> None:
         if self.values.ndim != 1 or not self.values.size:

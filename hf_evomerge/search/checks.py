@@ -10,6 +10,7 @@ from ..errors import SearchError
 from ..fitness import check_disjoint
 from ..recipes.recipe import Recipe
 from .config import RETAINED, SPLITS, SearchConfig, Stage
+from .devices import check_device
 from .evaluator import Evaluator
 from .limits import check_memory_limit
 from .nsga import check_installed
@@ -35,17 +36,19 @@ class Checked:
     warnings: list[str] = field(default_factory=list)
 
 
-def check_search(config: SearchConfig, evaluator: Evaluator) -> Checked:
+def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = True) -> Checked:
     """Check everything that can be checked without evaluating a model.
 
     Args:
         config: The search.
         evaluator: Its evaluator, which has opened the sources.
+        here: Whether candidates are evaluated on this machine.
 
     Raises:
         EvoMergeError: The search cannot work; the message names what is wrong.
     """
-    check_device(config.device)
+    if here:
+        check_device(config.device)
     if config.limits.memory is not None:
         check_memory_limit()
     splits = {split: evaluator.examples(split) for split in ["search", *evaluator.splits]}
@@ -144,13 +147,3 @@ def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator) ->
         evaluator.check_gradient(config.fitness_of(stage))
         if name != "dfs":
             check_differentiable(get_method(config.ps.method))
-
-
-def check_device(device: str) -> None:
-    """Raise `SearchError` where a device is not there."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as cause:
-        raise SearchError(f"device: {device!r} cannot be used here: {cause}") from cause

@@ -75,6 +75,8 @@ class SearchConfig(StrictModel):
         device: Where candidates are evaluated, such as ``cpu`` or ``cuda:0``.
         gradient_checkpointing: Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of
             one layer, and a third more time.
+        gradient_parts: In how many parts a gradient's batch is evaluated, side by side by as many workers. Part of the study:
+            another number may change the last bits of a gradient, the number of workers does not.
     """
 
     preset: Literal["quick"] | None = None
@@ -105,6 +107,7 @@ class SearchConfig(StrictModel):
     project: str = "hf-evomerge"
     device: str = "cpu"
     gradient_checkpointing: bool = False
+    gradient_parts: int = Field(default=1, ge=1)
 
     @property
     def splits(self) -> dict[str, DataSpec]:

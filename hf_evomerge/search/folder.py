@@ -70,7 +70,7 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
         study = Study.create(out, settings)
         study.set_meta("pins", pins)
         study.set_meta(NOTE, os.path.abspath(out))
-        study.set_meta("versions", _versions())
+        study.set_meta("versions", versions())
     else:
         study = Study.open(out)
         try:
@@ -253,7 +253,8 @@ def _json(value: Any) -> str:
     return one_line(json.dumps(value, ensure_ascii=False), 80)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions that the bits of a score depend on."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("hf-evomerge", "cma", "numpy", "torch", "transformers")}

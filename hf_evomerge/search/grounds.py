@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SearchError
 from ..fitness import FunctionTask, PairwiseTask, Task, make_task
@@ -23,7 +23,12 @@ from .evaluator import Evaluator
 from .objectives import only_task_objectives
 from .study import Study
 
+if TYPE_CHECKING:
+    from ..checkpoints.source import Source
+
 Pins = dict[str, dict[str, Any]]
+Files = dict[str, list[Any]]
+"""The digest of each file of a source, by its name."""
 
 
 def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
@@ -68,12 +73,31 @@ def check_same_grounds(study: Study, evaluator: Evaluator, task_factory: Callabl
 
     examples = {split: [_examples(evaluator, split)] for split in evaluator.splits}
     _compare(study, "examples", "the {} examples", examples)
-    labels = {"base": evaluator.base, **{f"source:{i}": source for i, source in enumerate(evaluator.sources)}}
-    for label, source in labels.items():
-        if source is not None:
-            key = f"files:{label}"
-            _compare(study, key, f"{{}} of {source}", digest_source(source, study.meta(key) or {}))
+    for label, source in _sources(evaluator).items():
+        key = f"files:{label}"
+        _compare(study, key, f"{{}} of {source}", digest_source(source, study.meta(key) or {}))
     _compare(study, "task", "the task's {}", _task(evaluator.config, task_factory))
+
+
+def files(study: Study, evaluator: Evaluator) -> dict[str, Files]:
+    """What a study notes of the files of each source."""
+    return {label: study.meta(f"files:{label}") or {} for label in _sources(evaluator)}
+
+
+def check_files(evaluator: Evaluator, known: Mapping[str, Files]) -> None:
+    """Raise `SearchError` where the sources' files on this machine are not those that a study notes."""
+    from ..checkpoints.digests import digest_source
+
+    for label, source in _sources(evaluator).items():
+        found = digest_source(source, known[label])
+        for name in {**known[label], **found}:
+            if found.get(name, [None])[0] != known[label].get(name, [None])[0]:
+                raise SearchError(f"{source}: {name} is not what the search stands on; bring the same files there")
+
+
+def _sources(evaluator: Evaluator) -> dict[str, Source]:
+    base = {} if evaluator.base is None else {"base": evaluator.base}
+    return base | {f"source:{i}": source for i, source in enumerate(evaluator.sources)}
 
 
 def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]]) -> None:

@@ -37,9 +37,9 @@ class Limit:
     memory: float = math.inf
     whose: str = "limits.seconds"
 
-    def exceeded(self, seconds: float, process: int) -> str | None:
-        """The line that says which limit is exceeded after so many seconds in a process; None where none is."""
-        if self.memory < math.inf and own_memory(process) > self.memory:  # often the cause of the time, too
+    def exceeded(self, seconds: float, memory: Callable[[], float]) -> str | None:
+        """The line that says which limit is exceeded after so many seconds, with so many bytes held; None where none is."""
+        if self.memory < math.inf and memory() > self.memory:  # often the cause of the time, too
             return f"took more than {self.memory / 1e9:g} GB of memory (limits.memory)"
         if seconds > self.seconds:
             return f"took longer than {math.ceil(self.seconds)} s ({self.whose})"
@@ -80,15 +80,22 @@ class Limits:
             return Limit(memory=self._memory)
         if self._slowest == math.inf:
             self._slowest = max((scores.seconds for scores in self._parents() if scores is not None), default=math.inf)
+        return Limit(
+            max(FLOOR, TIMES * self._slowest * self.size(job)),
+            self._memory,
+            f"{TIMES} times a parent's time; limits.seconds is not set",
+        )
+
+    def size(self, job: Job) -> float:
+        """What a job takes about, in scores of one parent on the search split: by its examples, its hops, its gradient."""
+        examples = (self._examples[job.split] if job.batch is None else len(job.batch)) / self._examples["search"]
+        if not isinstance(job.target, Recipe):
+            return examples
         layers = sum(len(hop.terms) for hop in job.target.flow.to_path().hops) if job.target.flow is not None else 0
         gates = job.slopes.gates if isinstance(job.slopes, JointSlopes) else job.slopes
         if isinstance(gates, GateSlopes):
             layers = max(layers, sum(gates.active))
-        examples = self._examples[job.split] if job.batch is None else len(job.batch)
-        size = examples / self._examples["search"] * max(1.0, layers / self._layers) * (1 if job.slopes is None else GRADIENT)
-        return Limit(
-            max(FLOOR, TIMES * self._slowest * size), self._memory, f"{TIMES} times a parent's time; limits.seconds is not set"
-        )
+        return examples * max(1.0, layers / self._layers) * (1 if job.slopes is None else GRADIENT)
 
 
 def check_memory_limit() -> None:

@@ -32,7 +32,12 @@ def default_workers(config: SearchConfig, memory: Mapping[str, int]) -> int:
     if not config.device.startswith("cpu"):
         return 1
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
-    return max(1, min(cores() // config.threads, int(_SHARE * there // (_PROCESS + max(memory.values())))))
+    return max(1, workers_that_fit(cores(), _SHARE * there, config.threads, max(memory.values())))
+
+
+def workers_that_fit(cpus: int, there: float, threads: int, models: int) -> int:
+    """How many workers with so many threads, and models of so many bytes, some cores and bytes of memory take."""
+    return min(cpus // threads, int(there // (_PROCESS + models)))
 
 
 def cores() -> int:

@@ -12,9 +12,10 @@ import numpy as np
 from ..errors import SearchError
 from ..fitness.scores import Scores
 from .baselines import RATES
-from .checks import check_device, check_search
+from .checks import check_search
 from .config import RETAINED, SearchConfig, Stage
 from .descent import FULL_SCORES
+from .devices import check_device
 from .evaluator import Batch, Evaluator, Target
 from .memory import default_workers, memory_of_models
 from .optimizer import GROWTH, Start, Vector, default_population
@@ -32,13 +33,17 @@ class Phase:
         name: ``parents``, a stage, ``finalists``, ``lora`` or ``test``.
         text: What it does, in words.
         seconds: How long it takes with one worker.
-        steps: Whether each evaluation waits for the one before, so that more workers do not help.
+        at_once: How many workers it has work for.
     """
 
     name: str
     text: str
     seconds: float
-    steps: bool = False
+    at_once: float = math.inf
+
+    def minutes(self, workers: int) -> float:
+        """How long it takes with so many workers."""
+        return self.seconds / 60 / max(1, min(self.at_once, workers))
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Plan:
 
     def minutes(self, workers: int = 1) -> float:
         """Expected time of the whole."""
-        return sum(phase.seconds / (1 if phase.steps else max(1, workers)) for phase in self.phases) / 60
+        return sum(phase.minutes(workers) for phase in self.phases)
 
     def __str__(self) -> str:
         return self.to_text()
@@ -75,10 +80,7 @@ class Plan:
     def to_text(self, workers: int | None = None) -> str:
         """The plan in lines for people, with the time that so many workers take; with None those of the search itself."""
         workers = self.workers if workers is None else workers
-        lines = [
-            f"{phase.name}: {phase.text}; {_duration(phase.seconds / 60 / (1 if phase.steps else max(1, workers)))}"
-            for phase in self.phases
-        ]
+        lines = [f"{phase.name}: {phase.text}; {_duration(phase.minutes(workers))}" for phase in self.phases]
         lines += [f"note: {note}" for note in self.notes] + [f"warning: {warning}" for warning in self.warnings]
         lines.append(f"examples: {json.dumps(self.examples)}")
         models = ", ".join(f"{phase} {size / 1e9:.3g} GB" for phase, size in self.memory.items())
@@ -150,7 +152,7 @@ def _around(
     if tuned:
         spent = sum(config.budget(stage)[0] for stage in config.stages if stage != "random")
         text = f"{tuned * len(RATES)} fine-tunes at {spent} evaluations each"
-        phases.append(Phase("lora", text, tuned * len(RATES) * spent * second * examples["search"], steps=True))
+        phases.append(Phase("lora", text, tuned * len(RATES) * spent * second * examples["search"], at_once=1))
     split = next(split for split in ("test", "validation", "search") if split in examples)
     count = parents + averaged + tuned + len(config.stages)
     judged = {split: examples[split], **{name: size for name, size in examples.items() if name.startswith(RETAINED)}}
@@ -209,7 +211,8 @@ class _Stage:
         kind = "gradient steps" if self.gradient else f"generations of {self.population}"
         done = "every candidate" if self.sweep else f"{sum(self.rounds(budget)):.0f} {kind}"
         what.append(f"{done} on {sizes} of {self.count} examples{' at first' if self.sweep else ''}")
-        return Phase(self.stage, ", ".join(what), seconds, steps=self.gradient)
+        at_once = self.config.gradient_parts if self.gradient else math.inf if self.sweep else self.population
+        return Phase(self.stage, ", ".join(what), seconds, at_once)
 
     def warnings(self, budget: int) -> list[str]:
         """What the budget does not do for."""

@@ -13,10 +13,12 @@ from ..fitness import Example, Task
 from .baselines import FOLDER, tuned_models
 from .callbacks import Patience, SearchCallback
 from .checks import check_search
+from .cluster import RayRunner, require_ray
 from .config import SearchConfig
+from .devices import admit, device_kind
 from .evaluator import Evaluator
 from .folder import PLOTS_FOLDER, build_winner, edits, known_pins, open_study, save_results
-from .grounds import check_same_grounds, pin
+from .grounds import check_same_grounds, files, pin
 from .limits import Limits
 from .loop import Search
 from .memory import default_workers, memory_of_models
@@ -37,6 +39,8 @@ def run_search(
     out: str | os.PathLike[str],
     *,
     workers: int | None = 0,
+    ray: bool = False,
+    mixed_devices: bool = False,
     task_factory: Callable[[], Task] | None = None,
     examples: Mapping[str, Sequence[Example]] | None = None,
     build: bool = True,
@@ -55,6 +59,10 @@ def run_search(
         workers: Processes that evaluate side by side; the trials are the same for any number. With 0 this process evaluates,
             without limits; where the search file sets some, one worker does. None: as many as cores and memory take, each
             started when there is enough to do; one beside a GPU.
+        ray: Whether an actor of a Ray cluster evaluates on each of its devices (extra ``ray``): the cluster that
+            ``RAY_ADDRESS`` names, or that runs on this machine, or one that is started here. `workers` is then how many at
+            most, and 0 as None.
+        mixed_devices: Whether scores may be from devices of several kinds, such as two models of GPU, whose last bits differ.
         task_factory: Makes the fitness task, in place of the search file's; must be importable where there is more than one
             worker.
         examples: Examples per split, in place of the search file's data.
@@ -71,6 +79,8 @@ def run_search(
     """
     arguments: dict[str, Any] = {"task_factory": task_factory, "examples": examples, "trust_remote_code": trust_remote_code}
     refuse_in_worker()
+    if ray:
+        require_ray()
     told: list[SearchCallback] = [Patience(config), *(TRACKERS[name]() for name in config.report_to), *callbacks]
     if (Path(out) / STUDY_FILE).exists():
         check_whole(Path(out))
@@ -78,14 +88,14 @@ def run_search(
     written = rooted(config)
     config = pin(written, pins)
     evaluator = Evaluator(config, **arguments)
-    checked = check_search(config, evaluator)
+    checked = check_search(config, evaluator, here=not ray)
     study = open_study(config, Path(out), pins, written)
     runner: Runner | None = None
     try:
         check_same_grounds(study, evaluator, task_factory)
         for line in checked.warnings if not any(map(study.trials, config.stages)) else ():
             logger.warning(line)
-        runner = _runner(evaluator, study, workers, arguments)
+        runner = _runner(evaluator, study, workers, partial(admit, study, mixed=mixed_devices), arguments, ray=ray)
         search = Search(
             config,
             study,
@@ -109,8 +119,16 @@ def run_search(
         study.close()
 
 
-def _runner(evaluator: Evaluator, study: Study, workers: int | None, arguments: dict[str, Any]) -> Runner:
-    """What evaluates: worker processes, or this one where there are to be none and no limits are set."""
+def _runner(
+    evaluator: Evaluator,
+    study: Study,
+    workers: int | None,
+    admit: Callable[[str, str], None],
+    arguments: dict[str, Any],
+    *,
+    ray: bool,
+) -> Runner:
+    """What evaluates: a cluster, worker processes, or this one where there are to be none and no limits are set."""
     config = evaluator.config
     parents = ["base", *(f"source:{number}" for number in range(len(config.sources)))]
     limits = Limits(
@@ -119,6 +137,12 @@ def _runner(evaluator: Evaluator, study: Study, workers: int | None, arguments: 
         layers=min(evaluator.layers),
         parents=lambda: [study.evaluation(label, "search") for label in parents],
     )
+    if ray:
+        memory = max(memory_of_models(config, evaluator).values())
+        sent = {**arguments, "examples": {split: evaluator.examples(split) for split in evaluator.splits}}
+        known = files(study, evaluator)
+        return RayRunner(config, workers or None, memory=memory, files=known, admit=admit, limits=limits, **sent)
+    admit(device_kind(config.device), "")
     if workers == 0 and config.limits == LimitsConfig():
         return LocalRunner(evaluator, study, lambda: ProcessRunner(config, 1, limits=limits, **arguments))
     count = default_workers(config, memory_of_models(config, evaluator)) if workers is None else max(1, workers)
@@ -129,6 +153,8 @@ def resume_search(
     out: str | os.PathLike[str],
     *,
     workers: int | None = 0,
+    ray: bool = False,
+    mixed_devices: bool = False,
     build: bool = True,
     trust_remote_code: bool = False,
     callbacks: Sequence[SearchCallback] = (),
@@ -137,7 +163,7 @@ def resume_search(
 
     Args:
         out: The folder of the search.
-        workers, build, trust_remote_code, callbacks: As for `run_search`.
+        workers, ray, mixed_devices, build, trust_remote_code, callbacks: As for `run_search`.
 
     Raises:
         SearchError: There is no search in the folder, or it cannot go on.
@@ -156,4 +182,5 @@ def resume_search(
     if (line := edits(Path(out), config, pins)) is not None:
         logger.warning(line)
     more: dict[str, Any] = {"trust_remote_code": trust_remote_code, "callbacks": callbacks}
+    more |= {"ray": ray, "mixed_devices": mixed_devices}
     return run_search(config, out, workers=workers, build=build, **more)

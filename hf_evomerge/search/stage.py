@@ -25,7 +25,7 @@ from .evaluator import Batch
 from .nsga import ParetoOptimizer
 from .objectives import vector
 from .optimizer import Asked, Optimizer, Start, Vector
-from .runner import Job, Runner
+from .runner import Job, Runner, run_in_parts
 from .slopes import Slopes
 from .spaces import Space
 from .study import Study, Trial
@@ -197,7 +197,9 @@ class StageRun:
         waiting = list(pending.values())
         fitness = self.config.fitness_of(self.stage)
         jobs = [Job(c.recipe, "search", batch, self._slopes(c.genome), fitness) for c in waiting if c.recipe is not None]
-        for index, scores in self.runner.run(jobs):
+        parts = self.config.gradient_parts if request.gradient else 1
+        run = self.runner.run(jobs) if parts == 1 else run_in_parts(self.runner, jobs, parts, self.example_count)
+        for index, scores in run:
             self._add(trials, waiting[index].trial(self.stage, generation, scores), batch)
         for candidate in candidates:
             if candidate.number not in trials:  # its recipe has been evaluated as an earlier trial

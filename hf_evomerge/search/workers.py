@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SearchError, one_line
 from ..fitness import Scores
 from .evaluator import Evaluator
-from .limits import Limit
+from .limits import Limit, own_memory
 
 if TYPE_CHECKING:
     from .config import SearchConfig
@@ -30,6 +30,10 @@ TICK = 0.25  # seconds between two looks at a worker
 _PATIENCE = 5.0  # seconds in which a worker that has nothing to do ends by itself
 _MAX_MESSAGE = 1 << 29  # bytes; a score with its gradient and its answers is far smaller
 _READY = "ready"
+
+
+class MachineLostError(Exception):
+    """A worker's machine is gone: taken back, switched off or cut off. That says nothing of its job."""
 
 
 class Worker:
@@ -110,8 +114,8 @@ class Worker:
                     "`if __name__ == '__main__':`"
                 ) from cause
             raise EOFError from cause
-        assert self._process is not None  # it has a job
-        line = self._limit.exceeded(self._seconds, self._process.pid or 0)
+        process = self._process.pid or 0 if self._process is not None else 0
+        line = self._limit.exceeded(self._seconds, lambda: own_memory(process))
         if line is None:
             return None
         self.end()

@@ -608,11 +608,13 @@ def test_the_plan_of_a_gradient(search_config: Config) -> None:
     config = search_config("ps", ps={"groups": "tensor", "optimizer": {**GRADIENT, "evaluations": 60}}, batch=1)
     plan = plan_search(config)
     (stage,) = (phase for phase in plan.phases if phase.name == "ps")
-    assert stage.steps
+    assert stage.at_once == 1
     assert "60 evaluations, 95 gradient steps on 1 of 5 examples" in stage.text
-    others = sum(phase.seconds for phase in plan.phases if not phase.steps)
+    others = sum(phase.seconds for phase in plan.phases if phase.at_once > 1)
     assert plan.minutes(2) * 60 == pytest.approx(stage.seconds + others / 2)
     fitness = {"task": "generation", "extract": "all", "max_new_tokens": 2}
+    parts = plan_search(search_config("ps", ps={"optimizer": {**GRADIENT, "evaluations": 60}}, batch=2, gradient_parts=2))
+    assert [phase.at_once for phase in parts.phases if phase.name == "ps"] == [2]
     both = plan_search(search_config("ps", **BY_BOTH["ps"], fitness=fitness))
     assert [phase.name for phase in both.phases] == ["parents", "ps-first", "ps", "finalists", "test"]
     assert "up to 2 models" in both.phases[3].text

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Timer
@@ -26,10 +27,10 @@ from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.limits import Limit, Limits
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.runner import Job, LocalRunner, ProcessRunner, Runner
+from hf_evomerge.search.runner import DIED, MOVES, Job, LocalRunner, PoolRunner, ProcessRunner, Runner, run_in_parts
 from hf_evomerge.search.slopes import GateSlopes, JointSlopes, WeightSlopes
 from hf_evomerge.search.study import Study
-from hf_evomerge.search.workers import Worker
+from hf_evomerge.search.workers import MachineLostError, Worker
 
 EXAMPLES = [
     Example("w1 w2 w3", "4", "one"),
@@ -102,7 +103,7 @@ def test_a_patient_runner_starts_what_pays(search_config: Callable[..., SearchCo
         runner, counts = ProcessRunner(config, 2, patient=patient), []
         for _ in range(4):
             assert len(list(runner.run([Job(config.sources[0])] * 2))) == 2
-            counts.append(sum(worker.is_running for worker in runner._workers))
+            counts.append(sum(worker.is_running for worker in runner.workers))
         assert counts == started
         runner.close()
 
@@ -286,6 +287,87 @@ def test_a_candidate_that_kills_the_process_fails_at_the_second_death(
     assert [trial.number for trial in trials if trial.scores.error is not None] == [5]
     assert trials[5].scores.error == "its process died: out of memory, or see what it wrote above"
     assert study.meta("begun") == {}
+
+
+def test_a_gradient_in_parts(search_config: Callable[..., SearchConfig]) -> None:
+    """The parts' scores and gradient are the whole's but for rounding, and the same bits in whatever order they come."""
+    config = search_config()
+    evaluator = Evaluator(config, examples={"search": EXAMPLES})
+    slopes = WeightSlopes((("weight", 0, None), ("weight", 1, None)), (1.0, 2.0))
+    jobs = [Job(job.target, slopes=slopes) for job in _jobs(config)[1:3]]
+    assert [part.batch for part in jobs[0].parts(4, 9)] == [(0, 1), (2, 3), (4, 5), (6, 7, 8)]
+    assert [part.batch for part in Job(jobs[0].target, batch=(7, 9)).parts(4, 9)] == [(7,), (9,)]
+    whole = _run(LocalRunner(evaluator), jobs)
+
+    class Backwards(LocalRunner):
+        def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
+            yield from ((len(jobs) - 1 - index, scores) for index, scores in super().run(jobs[::-1]))
+
+    found, again = (dict(run_in_parts(runner(evaluator), jobs, 4, 9)) for runner in (LocalRunner, Backwards))
+    assert found == again
+    for index, scores in enumerate(whole):
+        np.testing.assert_allclose(found[index].values, scores.values, rtol=1e-5)
+        np.testing.assert_allclose(found[index].gradient, scores.gradient, rtol=1e-4)
+        assert np.abs(scores.gradient).min() > 1e-3
+        assert found[index].accuracy == scores.accuracy
+    broken = Scores.joined([whole[0], Scores.failed("not today", 2.0)])
+    assert (broken.error, broken.seconds) == ("not today", whole[0].seconds + 2.0)
+
+
+class Pretended:
+    """A worker whose job takes so many moments as it has examples, on a machine that may be lost with it."""
+
+    def __init__(self, runner: Moments) -> None:
+        self.runner, self.index, self.size, self.at = runner, None, 0, 0
+
+    def begin(self, index: int, job: Job, limit: Limit) -> None:
+        """Take a job."""
+        self.index, self.size = index, len(job.batch)
+        self.at = self.runner.clock + self.size
+        self.runner.begun.append(self.size)
+
+    def look(self) -> Scores | None:
+        """Its scores when it is time, unless the machine is lost."""
+        if self.runner.clock < self.at:
+            return None
+        self.index = None
+        if self.runner.lost[self.size]:
+            self.runner.lost[self.size] -= 1
+            raise MachineLostError
+        return Scores([float(self.size)])
+
+    def end(self) -> None:
+        """Forget the job."""
+        self.index = None
+
+
+class Moments(PoolRunner[Pretended]):
+    """Two such workers, and a clock that goes on when one waits."""
+
+    def __init__(self, limits: Limits, lost: Mapping[int, int]) -> None:
+        super().__init__(limits)
+        self.workers, self.lost, self.begun, self.clock = [Pretended(self) for _ in range(2)], Counter(lost), [], 0
+
+    def wait(self, busy: Sequence[Pretended]) -> Sequence[Pretended]:
+        """A moment."""
+        self.clock += 1
+        return busy
+
+
+def test_jobs_of_lost_machines_are_run_again(search_config: Callable[..., SearchConfig]) -> None:
+    """A job whose machine is lost is the next one that is run; where it is lost again and again, it has failed."""
+    config = search_config()
+    limits = Limits(config.limits, examples={"search": 9}, layers=2, parents=lambda: [])
+    jobs = [Job(config.sources[0], batch=tuple(range(size))) for size in (1, 2, 3, 9)]
+    expected = {index: Scores([float(size)]) for index, size in enumerate((1, 2, 3, 9))}
+    for times, begun in ((0, [9, 3, 2, 1]), (MOVES, [9, 3, 3, 3, 3, 2, 1]), (MOVES + 1, [9, 3, 3, 3, 3, 2, 1, 3])):
+        runner = Moments(limits, {3: times})
+        assert dict(runner.run(jobs)) == expected
+        assert sorted(runner.begun[:2]) == [3, 9]
+        assert runner.begun == begun
+    runner = Moments(limits, {3: 99})
+    assert dict(runner.run(jobs)) == {**expected, 2: Scores.failed(DIED)}
+    assert runner.begun.count(3) == 2 * (MOVES + 1)
 
 
 def test_a_local_runner_keeps_the_order(search_config: Callable[..., SearchConfig]) -> None:

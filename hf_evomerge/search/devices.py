@@ -1,0 +1,58 @@
+"""The devices that candidates are evaluated on: whether they are there, and of which kind; each kind has its own last bits."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from ..errors import SearchError
+from .study import Study
+
+DEVICES = "devices"  # the study's note of the kinds that its scores are from
+
+
+def check_device(device: str) -> None:
+    """Raise `SearchError` where a device is not there."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as cause:
+        raise SearchError(f"device: {device!r} cannot be used here: {cause}") from cause
+
+
+def device_kind(device: str) -> str:
+    """What a device's last bits depend on: a GPU's name; of a processor its maker, and the instructions that torch uses."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if torch.device(device).type != "cpu":
+        return f"{device} of {platform.platform()}"
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    maker = next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), platform.processor())
+    return " ".join(filter(None, ("CPU", platform.machine(), maker, torch.backends.cpu.get_cpu_capability())))
+
+
+def admit(study: Study, kind: str, where: str = "", *, mixed: bool = False) -> None:
+    """Note that a study has scores from a kind of device.
+
+    Args:
+        study: The study.
+        kind: What `device_kind` gives.
+        where: The machine that it is in, for the complaint.
+        mixed: Whether there may be several kinds.
+
+    Raises:
+        SearchError: The study's scores are from another kind.
+    """
+    known = study.meta(DEVICES) or []
+    if kind in known:
+        return
+    if known and not mixed:
+        raise SearchError(
+            f"{where and f'{where}: '}{kind} is not what the study's scores are from ({', '.join(known)}), and other kinds of "
+            "device give other last bits; leave it out, or allow it with --mixed-devices"
+        )
+    study.set_meta(DEVICES, [*known, kind])

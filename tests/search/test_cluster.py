@@ -1,0 +1,165 @@
+"""A Ray cluster gives the study that this process gives, and what goes wrong on a machine is one line that names it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_evomerge.checkpoints.digests import digest_source
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge.fitness import Example, Scores, make_task
+from hf_evomerge.fitness.likelihood import LikelihoodSpec
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.search.callbacks import SearchCallback
+from hf_evomerge.search.cluster import ClusterEvaluator, RayRunner
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.folder import versions
+from hf_evomerge.search.limits import Limit, Limits
+from hf_evomerge.search.run import run_search
+from hf_evomerge.search.runner import DIED, Job, LocalRunner
+from hf_evomerge.search.slopes import WeightSlopes
+from hf_evomerge.search.study import Study, Trial
+
+EXAMPLES = [Example("w1 w2 w3", "4"), Example("w5 w5", "7"), Example("w9", "1", "deadly"), Example("w4", "0", "sleeping")]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster on this machine, whose processes find this module; the runners join it."""
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness", "RAY_ENABLE_UV_RUN_RUNTIME_ENV"):
+            patch.setenv(name, "0")
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield ray
+        ray.shutdown()
+
+
+class Task:
+    """The likelihood; the example called deadly kills the process, and the one called sleeping never ends."""
+
+    def __init__(self) -> None:
+        self.task: Any = make_task(LikelihoodSpec(separator=" "))
+        self.names: set[str] = set()
+
+    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Tokenise."""
+        self.names = {example.id for example in examples}
+        self.task.prepare(examples, tokenizer)
+
+    def evaluate(self, model: Any) -> Scores:
+        """Score, or not."""
+        if "deadly" in self.names:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "sleeping" in self.names:
+            time.sleep(3600)
+        return self.task.evaluate(model)
+
+    def backward(self, model: Any) -> Scores:
+        """Score with a gradient."""
+        return self.task.backward(model)
+
+
+def _runner(config: SearchConfig, **more: Any) -> RayRunner:
+    refs = {"base": config.base, "source:0": config.sources[0], "source:1": config.sources[1]}
+    files = {label: digest_source(Source.open(ref), {}) for label, ref in refs.items() if ref is not None}
+    given = {"memory": 0, "files": files, "admit": lambda kind, where: None, **more}
+    return RayRunner(config, None, task_factory=Task, examples={"search": EXAMPLES}, **given)
+
+
+def test_actors_give_the_scores_of_this_process(cluster: Any, search_config: Callable[..., SearchConfig]) -> None:
+    """Two actors give the bits of this process, gradients too; one that dies or hangs is replaced, and its job alone fails."""
+    config = search_config()
+    fields = {"sources": config.sources, "base": config.base}
+    merges = [{"method": "task_arithmetic", "parameters": [{"weight": i / 3}, {"weight": 1 - i / 3}]} for i in range(3)]
+    recipes = [Recipe.model_validate({**fields, "merge": merge}) for merge in merges]
+    recipes.append(Recipe.model_validate({**fields, "flow": {"path": ["0:0-1", "1:0-1"]}}))
+    slopes = WeightSlopes((("weight", 0, None), ("weight", 1, None)), (1.0, 2.0))
+    jobs = [*(Job(recipe, batch=(0, 1)) for recipe in recipes), Job(recipes[1], batch=(0, 1), slopes=slopes)]
+    expected = dict(LocalRunner(Evaluator(config, task_factory=Task, examples={"search": EXAMPLES})).run(jobs))
+    assert all(scores.error is None for scores in expected.values())
+    seen = []
+
+    class Short(Limits):
+        def of(self, job: Job) -> Limit:
+            return Limit(3.0) if job.batch == (3,) else Limit()
+
+    limits = Short(config.limits, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: [])
+    runner = _runner(config, limits=limits, admit=lambda kind, where: seen.append((kind, where)))
+    try:
+        deadly, sleeping = (Job(recipes[0], batch=(number,)) for number in (2, 3))
+        scores = dict(runner.run([*jobs, deadly, sleeping]))
+        assert {index: scores[index] for index in expected} == expected
+        assert [scores[index].error for index in (5, 6)] == [DIED, "took longer than 3 s (limits.seconds)"]
+        assert len(runner.workers) == 2
+        assert len(set(seen)) == 1
+        assert seen[0][1].startswith("node ")
+    finally:
+        runner.close()
+    assert cluster.is_initialized()  # it was there before the runner
+
+
+def test_a_study_is_the_same_and_goes_on(cluster: Any, search_config: Callable[..., SearchConfig], tmp_path: Path) -> None:
+    """A search that a cluster began and this process ends has the trials of one process; another kind of device is refused."""
+    optimizer = {"evaluations": 8, "population": 4}
+    ps = {"blocks_per_group": "model", "first": {"evaluations": 10}, "optimizer": optimizer}
+    config = search_config(ps=ps, gradient_parts=3)
+    here = run_search(config, tmp_path / "here", build=False)
+
+    class Stop(SearchCallback):
+        def on_trial(self, study: Study, trial: Trial) -> None:
+            if trial.stage == "ps" and trial.number == 4:
+                raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run_search(config, tmp_path / "there", ray=True, callbacks=[Stop()], build=False)
+    study = Study.open(tmp_path / "there")
+    kinds = study.meta("devices")
+    assert len(kinds) == 1
+    study.set_meta("devices", ["another GPU"])
+    study.close()
+    with pytest.raises(SearchError, match=r"is not what the study's scores are from \(another GPU\).*--mixed-devices"):
+        run_search(config, tmp_path / "there", build=False)
+    there = run_search(config, tmp_path / "there", build=False, mixed_devices=True)
+    assert there.winner == here.winner
+    trials = [Study.open(tmp_path / name).trials() for name in ("here", "there")]
+    assert any(trial.scores.gradient is not None for trial in trials[0])
+    assert [(t.genome.tobytes(), t.scores) for t in trials[0]] == [(t.genome.tobytes(), t.scores) for t in trials[1]]
+    assert Study.open(tmp_path / "there").meta("devices") == ["another GPU", *kinds]
+
+
+def test_what_is_wrong_on_a_machine_names_it(cluster: Any, search_config: Callable[..., SearchConfig]) -> None:
+    """A source that a machine has not, or another file of it, and a device that no machine has."""
+    config = search_config()
+    runner = _runner(config, files={"base": {}, "source:0": {"config.json": ["0" * 64]}, "source:1": {}})
+    with pytest.raises(SearchError, match=r"^node [0-9.]+ \(.*\): .*config.json is not what the search stands on"):
+        list(runner.run([Job(config.sources[0])]))
+    runner.close()
+    with pytest.raises(SearchError, match=r"no machine of the cluster has a GPU; there are node "):
+        _runner(config.model_copy(update={"device": "cuda:0"}))
+    with pytest.raises(SearchError, match=r"no machine of the cluster has 1 CPUs \(threads\) and 1e\+06 GB"):
+        _runner(config, memory=10**15)
+
+
+def test_what_a_machine_must_have() -> None:
+    """Other versions are one line, said before anything is unpickled."""
+    with pytest.raises(EvoMergeError, match=r"has torch \S+, and the search runs with 1.0; install the same"):
+        ClusterEvaluator().start({**versions(), "torch": "1.0"}, b"no pickle")
+
+
+def test_without_ray(search_config: Callable[..., SearchConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Ray is not installed, one line says how it is."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SearchError, match=r'--ray: Ray is not installed; pip install "hf-evomerge\[ray\]"'):
+        run_search(search_config(), tmp_path / "out", ray=True)
+    assert not (tmp_path / "out").exists()
