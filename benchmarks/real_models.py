@@ -124,7 +124,11 @@ def main() -> None:
     telling.add_argument("--into", type=Path, help="a document to write them into, between the two comments that name the base")
     plotting = commands.add_parser("plot", parents=[common], help="draw what a cost buys over the number of search examples")
     plotting.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
-    commands.add_parser("publish", parents=[common], help="search with 16 examples, and push the winner to a Hub on loopback")
+    publishing = commands.add_parser(
+        "publish", parents=[common], help="search with 16 examples, and push the winner to a Hub on loopback"
+    )
+    publishing.add_argument("--cost", type=int, default=9, help="in scores of 128 examples; 9 by default")
+    publishing.add_argument("--test", type=int, default=HELD_OUT, help=f"held-out examples; {HELD_OUT} by default")
     for command in (telling, plotting):
         command.add_argument("--cost", type=int, default=9, help="in scores of 128 examples; 9 by default")
     arguments = parser.parse_args()
@@ -138,7 +142,7 @@ def main() -> None:
         run_missing(arguments)
         return
     if arguments.command == "publish":
-        publish_winner(arguments.work, model)
+        publish_winner(arguments.work, model, arguments.cost, arguments.test)
         return
     rows = [row for row in read(arguments.results) if row["budget"] in (1, scores_for(arguments.cost, row["examples"]))]
     if arguments.command == "plot":
@@ -254,11 +258,11 @@ def run_missing(arguments: argparse.Namespace) -> None:
         print(f"{title}: {last['accuracy']:.3f} {last['loglik']:.3f}, {record['seconds']} s", flush=True)
 
 
-def publish_winner(folder: Path, model: Pretrained) -> None:
+def publish_winner(folder: Path, model: Pretrained, cost: int, held_out: int) -> None:
     """The search by gradient on 16 examples as a user runs it, with test split and retained skills; push what it finds."""
     lab = real_pair(folder, model.courses, 16, 1)
     out = folder / "published"
-    specs = {split: write_examples(out / f"{split}.jsonl", found) for split, found in lab.examples.items()}
+    specs = {split: write_examples(out / f"{split}.jsonl", found[:held_out]) for split, found in lab.examples.items()}
     config = lab.config(
         space="ps",
         seed=1,
@@ -266,7 +270,7 @@ def publish_winner(folder: Path, model: Pretrained) -> None:
         baselines=("average",),
         data={split: specs.pop(split) for split in ("search", "test")},
         retain=specs,
-        ps={**lab.sections["ps"], **HALF, "optimizer": {"algorithm": "gradient", "evaluations": scores_for(9, 16)}},
+        ps={**lab.sections["ps"], **HALF, "optimizer": {"algorithm": "gradient", "evaluations": scores_for(cost, 16)}},
     )
     print(run_search(config, out / "search"))
     with LocalHub(folder / "hub", user="local") as hub:
