@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +54,24 @@ class Pretrained:
         courses: How each skill is trained.
         results: File of results, in the folder of them.
         block: The section of a document that the results are written into.
+        chat: Whether the base has a chat template; where it has none, a prompt is a line.
     """
 
     courses: Mapping[Skill, Lora]
     results: str
     block: str
+    chat: bool = True
+
+    def draw(self, skill: Skill, count: int, seed: int, avoid: frozenset[str] = frozenset()) -> list[Example]:
+        """Problems of a skill in the base's form; what to avoid is in the form that they are drawn in."""
+        drawn = draw(skill, count, seed, avoid)
+        return drawn if self.chat else [replace(each, prompt=f"{each.prompt}\n", chat=False, system=None) for each in drawn]
 
 
+COURSES: dict[Skill, Lora] = {"json": Lora(5e-4, 80, 8, bfloat16=True), "maths": Lora(5e-4, 220, 8, bfloat16=True)}
 MODELS = {
-    "smollm2": Pretrained(
-        {"json": Lora(5e-4, 80, 8, bfloat16=True), "maths": Lora(5e-4, 220, 8, bfloat16=True)}, "real.jsonl", "real"
-    ),
-    "gemma": Pretrained(
-        {"json": Lora(5e-4, 80, 8, bfloat16=True), "maths": Lora(5e-4, 220, 8, bfloat16=True)}, "gemma.jsonl", "gemma"
-    ),
+    "smollm2": Pretrained(COURSES, "real.jsonl", "real"),
+    "gemma": Pretrained(COURSES, "gemma.jsonl", "gemma", chat=False),
 }
 HELD_OUT, OWN = 200, 50
 DETAILS = (128, 16)  # search examples whose runs have tables of their own
@@ -86,13 +90,13 @@ METHODS: dict[str, Method] = {
     "gradient-half": Method("PS, gradient, attention and MLP per block", (9,), 2, ours("ps", "gradient", batch=8, ps=HALF)),
     "gradient-tensor": Method("PS, gradient, per tensor", (9,), 4, ours("ps", "gradient", batch=8, ps=TENSOR)),
     **{
-        f"lora-{name}-{number}": Method(f"LoRA from {where}", (9,), stage, lora(STARTS[name][1], number))
+        f"lora-{name}-{number}": Method(f"LoRA from {where}, rate {rate:g}", (9,), stage, lora(STARTS[name][1], number))
         for name, where, stage in (
             ("parent-1", "the parent that calculates", 2),
             ("average", "the average", 3),
             ("base", "the base", 5),
         )
-        for number in range(len(RATES))
+        for number, rate in enumerate(RATES)
     },
     "cma": Method("PS, CMA-ES, groups of 10 blocks", (9,), 3, ours("ps", ps=COARSE)),
     "random": Method("random search, groups of 10 blocks", (9,), 3, ours("ps", "random", ps=COARSE)),
@@ -136,7 +140,7 @@ def main() -> None:
     arguments.work = arguments.work or Path(tempfile.gettempdir()) / f"real-models-{arguments.model}"
     arguments.results = arguments.results or Path(__file__).parent / "results" / "search" / model.results
     if arguments.command == "train":
-        train_missing(arguments.work, arguments.gguf, model.courses)
+        train_missing(arguments.work, arguments.gguf, model)
         return
     if arguments.command == "run":
         run_missing(arguments)
@@ -144,7 +148,11 @@ def main() -> None:
     if arguments.command == "publish":
         publish_winner(arguments.work, model, arguments.cost, arguments.test)
         return
-    rows = [row for row in read(arguments.results) if row["budget"] in (1, scores_for(arguments.cost, row["examples"]))]
+    rows = [
+        row
+        for row in read(arguments.results)
+        if "held_out" in row and row["budget"] in (1, scores_for(arguments.cost, row["examples"]))  # others had other problems
+    ]
     if arguments.command == "plot":
         plot_sizes(rows, arguments.out, None, METHODS)
         return
@@ -170,7 +178,7 @@ def tables(rows: list[Record]) -> str:
         parents = [row for row in known if row["method"].startswith("parent")]
         best = max(parents, key=lambda row: row["marks"][-1]["test"]["accuracy"])["method"]
         text += [
-            leads_table(everything, METHODS, [best, "average", "random", "lora-parent-1-"], what)
+            leads_table(everything, METHODS, [best, "average", "random", "lora-parent-1-1"], what)
             for what in ("right", "loglik")
         ]
     return "\n\n".join(text)
@@ -183,7 +191,7 @@ def write_base(folder: Path, gguf: Path) -> None:
         build_model(Recipe.model_validate(recipe), folder, progress=False)
 
 
-def train_missing(folder: Path, gguf: Path, courses: Mapping[Skill, Lora]) -> None:
+def train_missing(folder: Path, gguf: Path, model: Pretrained) -> None:
     """Write base and skills as plain bfloat16 models."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -192,7 +200,7 @@ def train_missing(folder: Path, gguf: Path, courses: Mapping[Skill, Lora]) -> No
     write_base(folder / "base", gguf)
     tokenizer = AutoTokenizer.from_pretrained(folder / "base", trust_remote_code=False)
     held = frozenset(example.prompt for skill in SKILLS for example in draw(skill, 400, 0))
-    for skill, course in courses.items():
+    for skill, course in model.courses.items():
         if (folder / skill / "config.json").exists():
             continue
         begin = time.perf_counter()
@@ -200,7 +208,7 @@ def train_missing(folder: Path, gguf: Path, courses: Mapping[Skill, Lora]) -> No
         tuned = fine_tune(
             base_model,
             lambda: make_task(LikelihoodSpec(batch_size=8)),  # type: ignore[arg-type, return-value]
-            draw(skill, 1800, 1, held),
+            model.draw(skill, 1800, 1, held),
             tokenizer,
             course,
             after_step=lambda step, _: print(f"step {step}, {time.perf_counter() - begin:.0f} s", flush=True),  # noqa: B023
@@ -209,14 +217,14 @@ def train_missing(folder: Path, gguf: Path, courses: Mapping[Skill, Lora]) -> No
         tokenizer.save_pretrained(folder / skill)
 
 
-def real_pair(folder: Path, courses: Mapping[Skill, Lora], count: int, number: int) -> Lab:
+def real_pair(folder: Path, model: Pretrained, count: int, number: int) -> Lab:
     """The task, with so many search examples of one of their draws."""
-    both = draw("both", 400, 0)
-    searched = draw("both", MOST, number, frozenset(example.prompt for example in both))
-    examples = {"search": searched[:count], "test": both[-HELD_OUT:]}
-    examples |= {skill: draw(skill, OWN, 0) for skill in courses}
+    held = frozenset(example.prompt for example in draw("both", 400, 0))
+    searched = model.draw("both", MOST, number, held)
+    examples = {"search": searched[:count], "test": model.draw("both", 400, 0)[-HELD_OUT:]}
+    examples |= {skill: model.draw(skill, OWN, 0) for skill in model.courses}
     settings = {
-        "sources": [{"model": str(folder / skill)} for skill in courses],
+        "sources": [{"model": str(folder / skill)} for skill in model.courses],
         "base": {"model": str(folder / "base")},
         "dtype": "bfloat16",
         "baselines": (),
@@ -237,13 +245,13 @@ def run_missing(arguments: argparse.Namespace) -> None:
 
     disable_progress_bar()
     there = {key(record) for record in read(arguments.results)}
-    courses = MODELS[arguments.model].courses
-    labs = [real_pair(arguments.work, courses, count, number) for number in arguments.draws for count in arguments.examples]
+    model = MODELS[arguments.model]
+    labs = [real_pair(arguments.work, model, count, number) for number in arguments.draws for count in arguments.examples]
     jobs = [
         (lab, name, scores_for(cost, len(lab.examples["search"])))
         for name in arguments.methods
         for cost in (METHODS[name].budgets if name in KNOWN else arguments.costs or METHODS[name].budgets)
-        for lab in (labs[:1] if name in KNOWN else labs)
+        for lab in (labs if name not in KNOWN else labs[:1] if all(method != name for _, _, method, _ in there) else ())
     ]
     for lab, name, budget in sorted(jobs, key=lambda job: (job[0].draw, METHODS[job[1]].stage)):
         if (lab.problem, lab.draw, name, budget) in there:
@@ -260,7 +268,7 @@ def run_missing(arguments: argparse.Namespace) -> None:
 
 def publish_winner(folder: Path, model: Pretrained, cost: int, held_out: int) -> None:
     """The search by gradient on 16 examples as a user runs it, with test split and retained skills; push what it finds."""
-    lab = real_pair(folder, model.courses, 16, 1)
+    lab = real_pair(folder, model, 16, 1)
     out = folder / "published"
     specs = {split: write_examples(out / f"{split}.jsonl", found[:held_out]) for split, found in lab.examples.items()}
     config = lab.config(
@@ -284,7 +292,7 @@ def write_examples(file: Path, examples: Sequence[Example]) -> dict[str, Any]:
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"prompt": example.prompt, "answer": example.answer}) for example in examples]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return {"jsonl": str(file), "chat": True, "system": examples[0].system}
+    return {"jsonl": str(file), "chat": examples[0].chat, "system": examples[0].system}
 
 
 if __name__ == "__main__":

@@ -163,17 +163,15 @@ def leads_table(
     Args:
         records: Of one number of search examples, with `held_out`; a method that needs no search has one record for all draws.
         methods: The methods, in the order of the table.
-        others: What they are compared with; the first columns of the table. A name that ends in ``-`` is the best of those that
-            begin so.
+        others: What they are compared with, where it ran.
         what: Which scores.
     """
-    results = Results([record for record in records if "held_out" in record], methods)
-    chosen = [next((name for name in results.names.values() if name.startswith(other)), None) for other in others]
-    heads = [f"over {methods[other].label}" for other in chosen if other is not None]
-    rows = [[{"right": "accuracy", "loglik": "log-likelihood"}[what], *heads]]
+    results = Results(records, methods)
+    chosen = [other for other in others if results.of(other)]
+    rows = [[{"right": "accuracy", "loglik": "log-likelihood"}[what], *(f"over {methods[other].label}" for other in chosen)]]
     for label, name in results.names.items():
         if max(methods[name].budgets) > 1:
-            rows.append([label, *(_lead(results, name, other, what) for other in chosen if other is not None)])
+            rows.append([label, *(_lead(results, name, other, what) for other in chosen)])
     return _markdown(rows)
 
 
