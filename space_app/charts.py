@@ -1,4 +1,4 @@
-"""Fitness over evaluations and the spread of each generation, as inline SVG themed by style.css."""
+"""Fitness over evaluations, the spread of each generation, and the front, as inline SVG themed by style.css."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from evolution import STAGE_NAMES, Generation, best_line, of_stage, stages
 from pictures import NARROW, both, svg, text
-from published import Trial
+from published import Objective, Point, Trial
 from texts import escape, number
 
 _MOST_DOTS = 1500
+_NAMED = {True: 5, False: 12}  # points of a front that have their number beside them, on phones and on wide screens
 _COLOURS = {"ps": "ev-s0", "dfs": "ev-s2", "random": "ev-grey"}
 
 
@@ -222,3 +223,126 @@ def _spread(scored: Sequence[Generation], marked: int, y_range: tuple[float, flo
         f"Spread of the population, {STAGE_NAMES.get(stage, stage)}: {len(scored)} generations; generation {marked} is marked."
     )
     return svg(width, height, content, label=label)
+
+
+def front_picture(
+    trials: Sequence[Trial],
+    points: Sequence[Point],
+    objectives: tuple[Objective, Objective],
+    parents: Mapping[str, Mapping[str, float]],
+) -> str:
+    """One objective over another: every trial, the models that no other beats, the one on show, and the parents.
+
+    Args:
+        trials: The trials.
+        points: The front; a line joins its points where there are no other objectives.
+        objectives: What goes up, and what goes to the right.
+        parents: Their values by objective, by name.
+    """
+    shown = [point for point in points if all(objective.name in point.search for objective in objectives)]
+    if not shown:
+        return ""
+    return both(lambda width: _front(trials, shown, objectives, parents, width))
+
+
+def _front(
+    trials: Sequence[Trial],
+    points: Sequence[Point],
+    objectives: tuple[Objective, Objective],
+    parents: Mapping[str, Mapping[str, float]],
+    width: int,
+) -> str:
+    narrow = width == NARROW
+    up, right = (objective.name for objective in objectives)
+    known = {name: (found[right], found[up]) for name, found in parents.items() if right in found and up in found}
+    alive = [(trial, x, y) for trial in trials if (x := trial.value(right)) is not None and (y := trial.value(up)) is not None]
+    levels = {name: y for name, (_, y) in known.items()} | {f"point {point.number}": point.search[up] for point in points}
+    across = [x for _, x, _ in alive] + [x for x, _ in known.values()] + [point.search[right] for point in points]
+    margin = 0.05 * ((max(across) - min(across)) or 1.0)
+    x_range = (min(across) - margin, max(across) + margin)
+    height = 330 if narrow else 430
+    axes = _frame(width, height, x_range, fitness_range(trials, levels), right=14.0)
+    thin = max(1, math.ceil(len(alive) / _MOST_DOTS))
+    parts = [_grid(axes, x_name=str(objectives[1]), y_name=str(objectives[0]), x_ticks=4 if narrow else 10)]
+    for trial, x, y in alive[::thin]:
+        words = f"Trial {trial.number}, generation {trial.generation}: {_values(objectives, (y, x))}"
+        parts.append(f'<g class="ev-dots {_COLOURS.get(trial.stage, "ev-s3")}">{_mark(axes, x, y, words)}</g>')
+    return svg(
+        width,
+        height,
+        "".join([*parts, _parents(axes, known, objectives, narrow), _points(axes, points, objectives, narrow)])
+        + _front_legend(axes.left, trials, narrow),
+        label=f"{objectives[0].name} over {objectives[1].name}: {len(trials)} trials, of which {len(points)} are on the front. "
+        "Arrow keys go from point to point.",
+    )
+
+
+def _values(objectives: Sequence[Objective], found: Sequence[float]) -> str:
+    return ", ".join(f"{objective.name} {number(value, 4)}" for objective, value in zip(objectives, found, strict=True))
+
+
+def _mark(axes: _Axes, x: float, y: float, words: str) -> str:
+    """A dot, or where it is below the picture a mark that says so."""
+    if y < axes.y_range[0]:
+        at = axes.x(x)
+        return f'<path class="ev-below" d="M{at - 3:.1f},{axes.bottom - 6:.1f}h6l-3,5z" data-tip="{escape(words)}"/>'
+    return f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="2.4" data-tip="{escape(words)}"/>'
+
+
+def _parents(
+    axes: _Axes, known: Mapping[str, tuple[float, float]], objectives: tuple[Objective, Objective], narrow: bool
+) -> str:
+    parts, names = [], dict[tuple[float, float], str]()
+    for name, place in known.items():  # those at one place have one mark
+        names[place] = f"{names[place]}, {name}" if place in names else name
+    for (right, up), name in names.items():
+        x, y = axes.x(right), axes.y(up)
+        tip = escape(f"{name}: {_values(objectives, (up, right))}")
+        parts.append(f'<path class="ev-parent" d="M{x:.1f},{y - 5:.1f}l5,5l-5,5l-5,-5z" data-tip="{tip}"/>')
+        left = x > (axes.left + axes.right) / 2
+        label = name[: 24 if narrow else 60]
+        parts.append(text(x - 9 if left else x + 9, y - 6, label, anchor="end" if left else "start", kind="ev-tick ev-halo"))
+    return "".join(parts)
+
+
+def _points(axes: _Axes, points: Sequence[Point], objectives: tuple[Objective, Objective], narrow: bool) -> str:
+    up, right = (objective.name for objective in objectives)
+    placed = [(point, axes.x(point.search[right]), axes.y(point.search[up])) for point in points]
+    parts = []
+    if all(len(point.search) == 2 for point in points):
+        way = " ".join(f"{x:.1f},{y:.1f}" for _, x, y in sorted(placed, key=lambda each: each[1]))
+        parts.append(f'<polyline class="ev-median" points="{way}"/>')
+    count = min(_NAMED[narrow], len(points))
+    named = {round(at * (len(points) - 1) / max(count - 1, 1)) for at in range(count)}
+    for at, (point, x, y) in enumerate(placed):
+        stage = STAGE_NAMES.get(point.stage, point.stage)
+        words = f"Point {point.number}, trial {point.trial} of {stage}: {_listed(point.search)}"
+        words += f"; held out: {_listed(point.judged)}" if point.judged else ""
+        words += "; this model" if point.winner else ""
+        ring = f'<circle class="ev-chosen" cx="{x:.1f}" cy="{y:.1f}" r="9"/>' if point.winner else ""
+        label = text(x + 8, y - 8, point.number, kind="ev-value ev-halo") if at in named or point.winner else ""
+        parts.append(
+            f'<g class="ev-cell" role="img" tabindex="-1" data-tip="{escape(words)}" aria-label="{escape(words)}">{ring}'
+            f'<circle class="ev-point" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>{label}</g>'
+        )
+    return f'<g class="ev-s0">{"".join(parts)}</g>'
+
+
+def _listed(found: Mapping[str, float]) -> str:
+    return _values([Objective(name) for name in found], list(found.values()))
+
+
+def _front_legend(left: float, trials: Sequence[Trial], narrow: bool) -> str:
+    order = [stage for stage in stages(trials) if stage != "random"]
+    words_of = {stage: stage.upper()[:8] if len(order) > 1 else "trials" for stage in order}
+    entries = [(f'class="{_COLOURS.get(stage, "ev-s3")} ev-dots"', 2.4, words) for stage, words in words_of.items()]
+    if any(trial.stage == "random" for trial in trials):
+        entries.append(('class="ev-grey ev-dots"', 2.4, "random" if narrow else "random search"))
+    entries += [('class="ev-s0"', 4.5, "front"), ("", 9.0, "this model")]
+    x, parts = left + 24, []
+    for kind, radius, words in entries:
+        shape = {4.5: ' class="ev-point"', 9.0: ' class="ev-chosen"'}.get(radius, "")
+        parts.append(f'<g {kind}><circle{shape} cx="{x:.1f}" cy="15" r="{min(radius, 6.0)}"/></g>')
+        parts.append(text(x + 11, 19, words, kind="ev-tick"))
+        x += 32 + 6.2 * len(words)
+    return "".join(parts)

@@ -26,6 +26,9 @@ except ImportError:  # a Space has the file beside this one
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "path", "scales", "recipe", "examples"]
 _MAX_TRIALS = 50_000
+_MAX_OBJECTIVES = 8
+_OBJECTIVE = "objective."  # begins the names of their columns
+FITNESS = "fitness"  # the first of several objectives
 UNSET = (
     "No model is set. The owner of this Space sets the variable EVOMERGE_MODEL to the id of a model, such as user/model "
     "(Settings, Variables), or to a folder where the app runs at home."
@@ -57,7 +60,8 @@ class Parent:
 class Trial:
     """One trial of the search; `path` and `scales` in data flow space, `parameters` in parameter space.
 
-    `examples` is how many it was scored on; 0 where the record does not say it.
+    `examples` is how many it was scored on; 0 where the record does not say it. `others` are the values of the objectives
+    beside the fitness.
     """
 
     stage: str
@@ -69,6 +73,42 @@ class Trial:
     scales: tuple[float, ...] = ()
     recipe: str = ""
     examples: int = 0
+    others: Mapping[str, float] = field(default_factory=dict)
+
+    def value(self, objective: str) -> float | None:
+        """The fitness or another objective; None where there is none."""
+        return self.fitness if objective == FITNESS or self.fitness is None else self.others.get(objective)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One of several objectives: its name, and what it is measured in."""
+
+    name: str
+    unit: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model that no other of the search beats in every objective.
+
+    Attributes:
+        number: What it is picked by.
+        stage, trial: The trial that found it.
+        search: The objectives on the search split.
+        judged: The same where the results are measured; empty where it was not scored there.
+        winner: Whether it is the model that the search ended with.
+    """
+
+    number: int
+    stage: str
+    trial: int
+    search: Mapping[str, float]
+    judged: Mapping[str, float]
+    winner: bool
 
 
 @dataclass(frozen=True)
@@ -146,8 +186,36 @@ class Published:
     @property
     def levels(self) -> dict[str, float]:
         """The fitness of the base and of each source on the search split."""
-        pairs = [(str(name), as_float(value)) for name, value in mapping(self.study.get("levels")).items()]
-        return {name: value for name, value in pairs if value is not None}
+        return _numbers(self.study.get("levels"))
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What a search for several objectives looked for, the fitness first; none where there was one."""
+        given = [mapping(item) for item in listing(self.study.get("objectives"))[:_MAX_OBJECTIVES]]
+        found = [Objective(str(item["name"])[:40], str(item.get("unit") or "")[:60]) for item in given if item.get("name")]
+        return tuple(found) if len(found) > 1 and found[0].name == FITNESS else ()
+
+    @property
+    def front(self) -> tuple[Point, ...]:
+        """The models that no other of the search beats in every objective."""
+        points = [mapping(item) for item in listing(mapping(self.study.get("results")).get("front"))[:_MAX_TRIALS]]
+        return tuple(
+            Point(
+                number,
+                str(item.get("stage")),
+                trial,
+                _numbers(item.get("search")),
+                _numbers(item.get("judged")),
+                item.get("winner") is True,
+            )
+            for item in points
+            if isinstance(number := item.get("number"), int) and isinstance(trial := item.get("trial"), int)
+        )
+
+    @property
+    def parent_values(self) -> dict[str, dict[str, float]]:
+        """The objectives of the base and of each source on the search split."""
+        return {str(name): _numbers(values) for name, values in mapping(self.study.get("parents")).items()}
 
 
 def mapping(value: object) -> dict[Any, Any]:
@@ -158,6 +226,12 @@ def mapping(value: object) -> dict[Any, Any]:
 def listing(value: object) -> list[Any]:
     """A list, or an empty one where there is something else."""
     return value if isinstance(value, list) else []
+
+
+def _numbers(value: object) -> dict[str, float]:
+    """The numbers of a mapping, by name."""
+    pairs = [(str(name), as_float(item)) for name, item in mapping(value).items()]
+    return {name: item for name, item in pairs if item is not None}
 
 
 def as_float(value: object) -> float | None:
@@ -305,8 +379,9 @@ def _front_matter(file: Path) -> dict[str, Any]:
 def _trials(file: Path) -> tuple[Trial, ...]:
     import pyarrow.parquet as parquet
 
-    there = set(parquet.read_schema(file).names)
-    table = parquet.read_table(file, columns=[name for name in _COLUMNS if name in there])
+    there = parquet.read_schema(file).names
+    others = [name for name in there if name.startswith(_OBJECTIVE)][:_MAX_OBJECTIVES]
+    table = parquet.read_table(file, columns=[*(name for name in _COLUMNS if name in there), *others])
     return tuple(_trial(row) for row in table.slice(0, _MAX_TRIALS).to_pylist())
 
 
@@ -323,6 +398,7 @@ def _trial(row: Mapping[str, Any]) -> Trial:
         scales=tuple(map(float, scales)) if len(scales) == len(path) else (1.0,) * len(path),
         recipe="" if path else str(row.get("recipe") or ""),
         examples=int(row.get("examples") or 0),
+        others=_numbers({key.removeprefix(_OBJECTIVE): row[key] for key in row if key.startswith(_OBJECTIVE)}),
     )
 
 

@@ -7,11 +7,11 @@ from typing import Any
 from urllib.parse import quote
 
 import edits
-from charts import fitness_picture, fitness_range, spread_picture
+from charts import fitness_picture, fitness_range, front_picture, spread_picture
 from evolution import STAGE_NAMES, generations, of_stage, stages, without_first
 from pictures import path_picture, weights_picture
 from published import Published, as_float, listing, mapping, parse_recipe
-from texts import escape, message, number, table
+from texts import details, escape, message, number, table
 
 HUB = "https://huggingface.co"
 CITATION = """@article{akiba2025evolutionary,
@@ -103,7 +103,34 @@ def fitness_view(published: Published) -> str:
     if not published.trials:
         return message(NO_STUDY) + results_table(published)
     picture = fitness_picture(without_first(published.trials), published.levels)
-    return f"<h2>Fitness over evaluations</h2>{picture}{results_table(published)}"
+    return f"{front_view(published)}<h2>Fitness over evaluations</h2>{picture}{results_table(published)}"
+
+
+def front_view(published: Published) -> str:
+    """The fitness over each other objective, and the points of the front as a table; empty where there is one objective."""
+    objectives, points, trials = published.objectives, published.front, without_first(published.trials)
+    if not objectives or not points:
+        return ""
+    pictures = "".join(
+        front_picture(trials, points, (objectives[0], other), published.parent_values) for other in objectives[1:]
+    )
+    split = str(mapping(published.study.get("results")).get("split", "test"))
+    heads = ["point", "trial", *(f"{one.name}, search" for one in objectives), *(f"{one.name}, {split}" for one in objectives)]
+    rows = [
+        (
+            point.number,
+            point.trial,
+            *(number(found.get(one.name), 4) for found in (point.search, point.judged) for one in objectives),
+        )
+        for point in points
+    ]
+    winner = next((at for at, point in enumerate(points) if point.winner), None)
+    listed = table(heads, rows, caption="The models that no other of the search beats in every objective", mark=winner)
+    words = (
+        "A filled point is a model that no other of the search beats in every objective; the ring is the one on this page. "
+        "Diamonds are the parents. Hover, tap or use the arrow keys for details."
+    )
+    return f'<h2>The front</h2>{pictures}<p class="ev-faint">{words}</p>{details("The same as a table", listed)}'
 
 
 def results_table(published: Published) -> str:

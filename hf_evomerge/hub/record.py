@@ -20,7 +20,8 @@ from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import Recipe, SourceRef
 from ..search.config import STAGES, SearchConfig
 from ..search.folder import PLOTS_FOLDER, RESULTS_FILE
-from ..search.pictures import parent_levels
+from ..search.objectives import TAKEN, columns, units, values
+from ..search.pictures import parent_levels, parent_scores
 from ..search.places import settings_of
 from ..search.study import Study, Trial
 
@@ -84,11 +85,13 @@ def write_record(
             "splits": _split_sizes(study, config),
             "stages": [_stage(stage, found) for stage, found in trials.items() if found],
             "levels": parent_levels(config, study),
+            **(_objectives(config, study) if config.objectives else {}),
             "results": _results(search),
             "examples": _examples(study, config, examples),
         }
         out.mkdir(parents=True, exist_ok=True)
-        _write_trials(study, [trial for found in trials.values() for trial in found], out / TRIALS_FILE, publish)
+        every = [trial for found in trials.values() for trial in found]
+        _write_trials(study, every, config.objective_names, out / TRIALS_FILE, publish)
     finally:
         study.close()
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
@@ -150,13 +153,24 @@ def _stage(stage: str, trials: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
+def _objectives(config: SearchConfig, study: Study) -> dict[str, Any]:
+    """What the objectives are, and what the parents have of each on the search examples."""
+    better = {name: "less" if name in TAKEN else "more" for name in config.objective_names}
+    parents = {name: values(scores, config.objective_names) for name, scores in parent_scores(config, study).items()}
+    return {
+        "objectives": [{"name": name, "unit": unit, "better": better[name]} for name, unit in units(config).items()],
+        "parents": parents,
+    }
+
+
 def _results(search: Path) -> dict[str, Any] | None:
     file = search / RESULTS_FILE
     if not file.is_file():
         return None
     try:
         report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return {key: report[key] for key in ("split", "examples", "rows", "verdict")}
+        several = [key for key in ("front", "hypervolume") if key in report]
+        return {key: report[key] for key in ("split", "examples", "rows", "verdict", *several)}
     except (ValueError, KeyError, TypeError) as cause:
         raise SearchError(f"{file}: damaged ({cause}); remove it and resume the search") from cause
 
@@ -183,7 +197,7 @@ def _examples(study: Study, config: SearchConfig, count: int) -> list[dict[str, 
     ]
 
 
-def _write_trials(study: Study, trials: Sequence[Trial], file: Path, publish: Publish) -> None:
+def _write_trials(study: Study, trials: Sequence[Trial], objectives: Sequence[str], file: Path, publish: Publish) -> None:
     """One row per trial; the whole table appears under its name at once."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -198,6 +212,7 @@ def _write_trials(study: Study, trials: Sequence[Trial], file: Path, publish: Pu
     def column(kind: pa.DataType, value: Callable[[Trial], Any]) -> pa.Array:
         return pa.array([value(trial) for trial in trials], kind)
 
+    others = [columns(trial.scores, objectives) for trial in trials]
     table = pa.table(
         {
             "stage": column(pa.string(), lambda t: t.stage),
@@ -205,6 +220,7 @@ def _write_trials(study: Study, trials: Sequence[Trial], file: Path, publish: Pu
             "generation": column(pa.int64(), lambda t: t.generation),
             "state": column(pa.string(), lambda t: t.state),
             "fitness": column(pa.float64(), lambda t: t.fitness),
+            **{name: pa.array([each[name] for each in others], pa.float64()) for name in (others[0] if others else ())},
             "standard_error": column(pa.float64(), lambda t: t.scores.standard_error),
             "accuracy": column(pa.float64(), lambda t: t.scores.accuracy),
             "examples": column(pa.int64(), lambda t: t.scores.values.size),

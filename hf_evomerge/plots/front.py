@@ -32,6 +32,7 @@ class Front:
         parents: What to compare with, by name.
         random: Trials of a random search, shape (k, objectives).
         volumes: Hypervolume over evaluations, per stage.
+        units: What the objectives are measured in, by name, where that is known.
     """
 
     names: tuple[str, ...]
@@ -41,6 +42,12 @@ class Front:
     parents: Mapping[str, Sequence[float]] = field(default_factory=dict)
     random: NDArray[np.float64] | None = None
     volumes: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    def label(self, name: str) -> str:
+        """An objective's name, with what it is measured in."""
+        unit = self.units.get(name)
+        return f"{name} ({unit})" if unit else name
 
 
 def plot_front(front: Front, file: str | os.PathLike[str]) -> None:
@@ -106,8 +113,8 @@ def _draw_panel(axes: Axes, front: Front, column: int, name: str) -> None:
     for parent, values in front.parents.items():
         axes.scatter([values[column]], [values[0]], s=28, marker="D", color=INK, zorder=5)
         axes.annotate(label_text(parent, 20), (values[column], values[0]), (5, -11), textcoords="offset points", color=INK)
-    axes.set_xlabel(label_text(name, 60))
-    axes.set_ylabel(front.names[0])
+    axes.set_xlabel(label_text(front.label(name), 60))
+    axes.set_ylabel(front.label(front.names[0]))
     axes.margins(0.08)
 
 

@@ -18,7 +18,7 @@ from ..errors import SearchError
 from ..recipes.recipe import Recipe
 from .config import STAGES, SearchConfig
 from .folder import settings_of
-from .objectives import FITNESS, TAKEN, values
+from .objectives import TAKEN, columns, values
 from .study import Study, Trial
 
 Row = dict[str, Any]
@@ -174,14 +174,13 @@ def _numbers(name: str, value: object) -> Iterator[tuple[str, float]]:
 
 
 def _row(trial: Trial, objectives: Sequence[str], params: Mapping[str, float]) -> Row:
-    found = values(trial.scores, objectives)
     return {
         "stage": trial.stage,
         "number": trial.number,
         "generation": trial.generation,
         "state": trial.state,
         "fitness": trial.fitness,
-        **{f"objective.{name}": found[name] for name in objectives if name != FITNESS},
+        **columns(trial.scores, objectives),
         "standard_error": trial.scores.standard_error,
         "accuracy": trial.scores.accuracy,
         "examples": trial.scores.values.size,

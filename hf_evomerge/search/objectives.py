@@ -22,7 +22,13 @@ Taken = Literal["tokens", "hops", "parameters", "seconds"]
 """What a model takes, of which less is better: tokens of its answers, hops, stored parameters, time for the fitness."""
 
 FITNESS = "fitness"
-TAKEN: tuple[Taken, ...] = ("tokens", "hops", "parameters", "seconds")
+TAKEN: dict[Taken, str] = {
+    "tokens": "per answer",
+    "hops": "layers that a token passes",
+    "parameters": "stored",
+    "seconds": "of one evaluation",
+}
+"""What they are counted in."""
 OBJECTIVE = "objective:"  # begins the names of splits of an objective's own examples
 
 
@@ -67,6 +73,22 @@ def values(scores: Scores, names: Sequence[str]) -> dict[str, float | None]:
     """The value of the fitness and of the other objectives, by name, as people read them; None where there is none."""
     found = {FITNESS: scores, **scores.others}
     return {name: found[name].mean if name in found else None for name in names}
+
+
+def columns(scores: Scores, names: Sequence[str]) -> dict[str, float | None]:
+    """The values beside the fitness, as the columns of a table of trials."""
+    return {f"objective.{name}": value for name, value in values(scores, names).items() if name != FITNESS}
+
+
+def units(config: SearchConfig) -> dict[str, str]:
+    """What each objective is measured in, the fitness first; empty where its task does not say."""
+    found = {FITNESS: config.fitness.unit}
+    for objective in config.objectives:
+        if isinstance(objective, TaskObjective):
+            found[objective.name] = (objective.fitness or config.fitness).unit
+        else:
+            found[objective] = TAKEN[objective]
+    return found
 
 
 def vector(scores: Scores, names: Sequence[str]) -> Vector:

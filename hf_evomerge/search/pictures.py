@@ -13,7 +13,7 @@ from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe
 from .config import STAGES, SearchConfig, source_label
 from .front import front, volumes
-from .objectives import values
+from .objectives import units, values
 from .study import Study, Trial
 
 
@@ -52,16 +52,15 @@ def front_of(config: SearchConfig, study: Study, winner: Recipe) -> plots.Front:
         return table([trial.scores for stage in stages for trial in study.trials(stage) if trial.fitness is not None])
 
     points = front(config, study)
-    labels = {"base": "base", **{f"source:{i}": source_label(ref) for i, ref in enumerate(config.sources)}}
-    parents = {name: scores for label, name in labels.items() if (scores := study.evaluation(label, "search")) is not None}
     return plots.Front(
         names,
         trials(*config.spaces),
         table([point.searched for point in points]),
         next((point.number for point in points if point.key == winner.key), None),
-        {name: table([scores])[0].tolist() for name, scores in parents.items() if scores.error is None},
+        {name: table([scores])[0].tolist() for name, scores in parent_scores(config, study).items()},
         trials("random") if "random" in config.stages else None,
         volumes(config, study),
+        units(config),
     )
 
 
@@ -81,8 +80,13 @@ def stage_curves(trials: Sequence[Trial]) -> list[plots.Curve]:
     return curves
 
 
-def parent_levels(config: SearchConfig, study: Study) -> dict[str, float]:
-    """Fitness of the base and the sources on the search split, by their short names; without those that failed."""
+def parent_scores(config: SearchConfig, study: Study) -> dict[str, Scores]:
+    """Scores of the base and the sources on the search split, by their short names; without those that failed."""
     names = {"base": "base", **{f"source:{i}": source_label(ref) for i, ref in enumerate(config.sources)}}
     found = {name: study.evaluation(label, "search") for label, name in names.items()}
-    return {name: scores.mean for name, scores in found.items() if scores is not None and scores.mean is not None}
+    return {name: scores for name, scores in found.items() if scores is not None and scores.error is None}
+
+
+def parent_levels(config: SearchConfig, study: Study) -> dict[str, float]:
+    """Their fitness."""
+    return {name: float(scores.values.mean()) for name, scores in parent_scores(config, study).items()}

@@ -16,10 +16,11 @@ from unittest.mock import ANY
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
-from hf_evomerge.hub.record import _public_settings
+from hf_evomerge.hub.record import _public_settings, write_record
 from hf_evomerge.plots import Front, front_figure
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
@@ -300,6 +301,21 @@ def test_killed_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
         with safe_open(file, "np") as tensors:
             stored += sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
     assert stored == last.searched.others["parameters"].mean
+    record = write_record(tmp_path / "whole", tmp_path / "record")
+    assert [(each["name"], each["better"]) for each in record["objectives"]] == [
+        ("fitness", "more"),
+        ("hops", "less"),
+        ("parameters", "less"),
+        ("sure", "more"),
+        ("more", "more"),
+    ]
+    assert record["results"]["front"] == whole.to_json()["front"]
+    assert record["parents"]["a"]["hops"] == 2.0
+    rows = parquet.read_table(tmp_path / "record" / "trials.parquet").to_pylist()
+    names = ("hops", "parameters", "sure", "more")
+    assert [[row[f"objective.{name}"] for name in names] for row in rows if row["stage"] == "dfs"] == [
+        [trial.scores.others[name].mean for name in names] for trial in study.trials("dfs")
+    ]
     winner = whole.winner.key
     assert picked(settings_of(study), study, "knee", winner) == winner
     assert len(front(config, study)) == len(whole.front)
@@ -334,10 +350,11 @@ def test_the_picture() -> None:
         parents={"a": [0.4, 8.0, 2e6]},
         random=rng.random((5, 3)),
         volumes={"dfs": [(8.0, 0.4), (16.0, 0.6)], "random": [(24.0, 0.2)]},
+        units={"hops": "layers", "parameters": ""},
     )
     figure = front_figure(picture)
     panels = figure.axes
-    assert [axes.get_xlabel() for axes in panels] == ["hops", "parameters", "evaluations"]
+    assert [axes.get_xlabel() for axes in panels] == ["hops (layers)", "parameters", "evaluations"]
     (drawn,) = (each for each in panels[0].collections if each.get_gid() == "front:hops")
     assert np.array_equal(drawn.get_offsets(), points[:, [1, 0]])
     assert {line.get_gid() for line in panels[2].lines} == {"volume:dfs", "volume:random"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -9,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from served import Served, greedy
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
@@ -70,6 +73,31 @@ def visit(browser: Any, served: Served) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert not complaints
+
+
+@pytest.fixture
+def several(ps: Path) -> Iterator[None]:
+    """Gives the record of the merge a second objective meanwhile."""
+    file, table_file = ps / "study.json", ps / "trials.parquet"
+    text, table = file.read_text(encoding="utf-8"), parquet.read_table(table_file)
+    others = [1.0 - k / 20 for k in range(table.num_rows)]
+    parquet.write_table(table.append_column("objective.English", pa.array(others)), table_file)
+    study = json.loads(text)
+    study["objectives"] = [{"name": name, "unit": "share", "better": "more"} for name in ("fitness", "English")]
+    study["results"]["front"] = [
+        {
+            "number": k,
+            "stage": "ps",
+            "trial": k,
+            "winner": k == 1,
+            "search": {"fitness": table["fitness"][k].as_py(), "English": others[k]},
+        }
+        for k in range(2)
+    ]
+    file.write_text(json.dumps(study), encoding="utf-8")
+    yield
+    file.write_text(text, encoding="utf-8")
+    parquet.write_table(table, table_file)
 
 
 def _tab(page: Any, name: str) -> None:
@@ -379,10 +407,21 @@ def test_the_page_is_there_before_the_model(
 
 
 def test_other_models_have_their_page(
-    visit: Callable[..., Any], serve: Callable[..., Served], ps: Path, broken: Callable[..., Path]
+    visit: Callable[..., Any], serve: Callable[..., Served], ps: Path, broken: Callable[..., Path], several: None
 ) -> None:
-    """A merge of weights shows its heat map and no editor, no model at all what to set, a broken one what is wrong."""
+    """A merge of weights shows its heat map and no editor, no model at all what to set, a broken one what is wrong.
+
+    The merge is of a search for two objectives: the pointer and the arrow keys name the models of its front.
+    """
     page = visit(serve(ps).url)
+    _tab(page, "Evolution")
+    shown = page.locator("#ev-fitness svg:visible").first
+    assert shown.get_attribute("aria-label").startswith("fitness over English: 12 trials, of which 2 are on the front.")
+    shown.locator(".ev-cell .ev-chosen").hover(force=True)
+    assert page.locator(".ev-tip").inner_text().startswith("Point 1, trial 1 of parameter space:")
+    shown.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".ev-tip").inner_text().startswith("Point 0, trial 0 of parameter space:")
     _tab(page, "Path")
     page.wait_for_selector("#ev-path .ev-cell:visible")
     _tab(page, "Change it")

@@ -12,7 +12,7 @@ import pytest
 import views
 from edits import Route
 from evolution import best_line, generations, of_stage, stages, without_first
-from published import Published, Trial
+from published import Objective, Point, Published, Trial
 from texts import Card, cards, message, table
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
@@ -159,6 +159,58 @@ def test_what_runs_first_is_not_in_the_picture_of_all() -> None:
     assert [trial.stage for trial in without_first(trials)] == ["dfs", "ps"]
 
 
+def test_the_front_holds_trials_points_and_parents_where_their_values_are() -> None:
+    """A mark per trial, a point per model of the front, a ring around the one on show, parents at one place under one name."""
+    values = [(0.9, 12.0), (0.5, 6.0), (0.4, 9.0), (0.1, 7.0)]
+    trials = [Trial("dfs", k, 0, fitness, others={"hops": hops}) for k, (fitness, hops) in enumerate(values)]
+    trials += [Trial("random", 0, 0, 0.0, others={"hops": 20.0}), Trial("dfs", 4, 1, None), Trial("dfs", 5, 1, 0.3)]
+    found = [{"fitness": fitness, "hops": hops} for fitness, hops in values]
+    points = [Point(0, "dfs", 0, found[0], {}, False), Point(1, "dfs", 1, found[1], {"fitness": 0.25, "hops": 6.0}, True)]
+    shown = (Objective("fitness", "share"), Objective("hops"))
+    parents = {"a": found[3], "b": found[3], "c": {"fitness": 0.2}}
+    for frame in _frames(charts.front_picture(trials, points, shown, parents)):
+        tips = {node.attrib["data-tip"]: node for node in frame.iter() if "data-tip" in node.attrib}
+        assert [tip for tip in tips if tip.startswith("Trial")] == [
+            *(f"Trial {k}, generation 0: fitness {fitness}, hops {hops:g}" for k, (fitness, hops) in enumerate(values)),
+            "Trial 0, generation 0: fitness 0, hops 20",
+        ]
+        words = "Point 1, trial 1 of data flow space: fitness 0.5, hops 6; held out: fitness 0.25, hops 6; this model"
+        assert list(tips)[-2:] == ["Point 0, trial 0 of data flow space: fitness 0.9, hops 12", words]
+        assert "a, b: fitness 0.1, hops 7" in tips
+        circles = [[node for node in tips[tip].iter() if node.tag == "circle"] for tip in list(tips)[-2:]]
+        assert [[node.attrib["class"] for node in each] for each in circles] == [["ev-point"], ["ev-chosen", "ev-point"]]
+        (x0, y0), (x1, y1) = ([float(each[-1].attrib[key]) for key in ("cx", "cy")] for each in circles)
+        assert x0 > x1
+        assert y0 < y1
+        first = next(node for tip, node in tips.items() if tip.startswith("Trial 0"))
+        assert [float(first.attrib[key]) for key in ("cx", "cy")] == [x0, y0]
+        said = [node.text for node in frame.iter() if node.tag == "text"]
+        assert {"fitness (share)", "hops", "a, b"} <= set(said)
+        width = float(frame.attrib["viewBox"].split()[2])
+        assert all(0 < float(node.attrib["cx"]) < width for node in frame.iter() if node.tag == "circle")
+    assert charts.front_picture(trials, points, (shown[0], Objective("tokens")), parents) == ""
+
+
+def test_the_front_is_shown_where_there_are_several_objectives() -> None:
+    """Each further objective has a picture, the points a table in which the one on show stands out; one objective has none."""
+    names = ("fitness", "hops", "tokens")
+    front = [{"number": k, "stage": "dfs", "trial": k, "winner": k == 1, "search": dict.fromkeys(names, k)} for k in range(3)]
+    study: dict[str, object] = {
+        "objectives": [{"name": name, "unit": "u", "better": "more"} for name in names],
+        "results": {"split": "test", "front": [*front, {"number": "4"}, None, {**front[2], "judged": {"hops": "x"}}]},
+    }
+    trials = (Trial("dfs", 0, 0, 0.0, others={"hops": 0.0, "tokens": 0.0}),)
+    found = Published(model="m", name="m", study=study, trials=trials)
+    assert [point.number for point in found.front] == [0, 1, 2, 2]
+    assert found.front[-1].judged == {}
+    html = views.front_view(found)
+    labels = [frame.attrib["aria-label"].split(":")[0] for frame in _frames(html)]
+    assert labels == ["fitness over hops", "fitness over hops", "fitness over tokens", "fitness over tokens"]
+    assert '<th scope="col">hops, test</th>' in html
+    assert "<tr class=ev-mark><td>1</td>" in html
+    assert views.front_view(Published(model="m", name="m", study={**study, "objectives": []}, trials=trials)) == ""
+
+
 def test_ticks_are_round_and_inside() -> None:
     """Axis labels are round numbers within the range."""
     assert charts.ticks(-11.3, 0.2, 6) == [-10.0, -8.0, -6.0, -4.0, -2.0, 0.0]
@@ -182,9 +234,13 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
         Trial("ps", 0, 0, -1.0, recipe=f"merge: {{method: '{EVIL[:20]}'}}"),
         Trial(EVIL, 1, 0, -1.0, path=("0:0",), scales=(1.0,)),
     )
+    point = {"number": 0, "stage": EVIL, "trial": 0, "winner": True, "search": {"fitness": 1, EVIL[:40]: 1}}
     study = {
         "levels": {EVIL: -1.0},
+        "objectives": [{"name": "fitness", "unit": EVIL}, {"name": EVIL, "unit": EVIL}],
+        "parents": {EVIL: {"fitness": 1.0, EVIL[:40]: 2.0}},
         "results": {
+            "front": [{**point, "judged": {EVIL: 1.0}}],
             "split": EVIL,
             "examples": EVIL,
             "rows": [{"model": EVIL, "winner": True, "evaluations": EVIL, "accuracy": 0.5}],
@@ -215,4 +271,5 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
     assert "img" not in tags.names
     assert not [name for name in tags.attributes if name.startswith("on")]
     assert "&lt;img" in html
+    assert "of &lt;img" in html  # the front is there too
     _frames(html)
