@@ -78,7 +78,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     home = f"{config.repo_url}/blob/main" if config.repo_url else None
 
     def put_in(link: re.Match[str]) -> str:
-        return _outside_fences(section(readme, link[1]), lambda text: _led(text, "README.md", here, files, home))
+        found = section(readme, link[1]).replace("<this repository>", config.repo_url or "<this repository>")
+        return _outside_fences(found, lambda text: _led(text, "README.md", here, files, home))
 
     text = _outside_fences(markdown, lambda text: _led(text, place, here, files, home))
     return _SECTION.sub(put_in, text)
@@ -119,8 +120,9 @@ def _led(text: str, place: str, here: str, files: Files, home: str | None) -> st
             return link[0]
         picture, words, target, anchor = link[1], link[2], link[3], link[4] or ""
         inside = posixpath.normpath(posixpath.join(posixpath.dirname(place), target))
-        page = "index.md" if inside == "README.md" else inside.removeprefix("docs/")
-        if (inside in ("README.md", *OUTSIDE) or inside.startswith("docs/")) and files.get_file_from_path(page):
+        page = "index.md" if inside == "README.md" else inside.removeprefix("docs/").replace(".ipynb", ".md")
+        on_site = inside in ("README.md", *OUTSIDE) or inside.startswith(("docs/", "notebooks/"))
+        if on_site and files.get_file_from_path(page):
             return f"{picture}[{words}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{anchor})"
         if not (ROOT / inside).exists():
             return link[0]  # MkDocs says so
