@@ -32,6 +32,8 @@ CASES: dict[str, tuple[str, list[str], list[float]]] = {
     "Repeat": ("llama", ["0:0", "0:0"], [1.5, -0.5]),
     "Sum": ("llama", ["0:0", "0:0*0.5 + 0:1*0.25"], [1.0, 0.8]),
     "Experts": ("qwen3_moe", ["0:1", "0:0"], [1.0, 0.8]),
+    "Llava": ("llava", [], []),
+    "Sight": ("llava", ["0:1", "0:1"], [1.0, 0.8]),
 }
 
 # Tests that are left out, and why: "name" in every case, "Case.name" in one.
@@ -57,17 +59,21 @@ MISSING = {
 TESTERS = """
 import unittest
 
-from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedModel
-from transformers import CONFIG_MAPPING, LlamaForCausalLM, LlamaModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedForImageTextToText, EvoMergedModel
+from transformers import CONFIG_MAPPING, LlamaForCausalLM, LlamaModel, LlavaForConditionalGeneration, LlavaModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_MAPPING_NAMES
+)
 
 from .generation.test_utils import GenerationTesterMixin
 from .test_configuration_common import ConfigTester
-from .test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
+from .test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor, random_attention_mask
 
 # by these names the tests know which classes take labels
 MODEL_MAPPING_NAMES["evo_merged"] = "EvoMergedModel"
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["evo_merged"] = "EvoMergedForCausalLM"
+MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["evo_merged"] = "EvoMergedForImageTextToText"
+PICTURE = 4  # tokens
 
 
 class ModelTester:
@@ -78,6 +84,8 @@ class ModelTester:
         self.architecture, self.path, self.scales = architecture, path, scales
 
     def get_config(self):
+        if self.architecture == "llava":
+            return self.get_sight()
         experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
         text_config = CONFIG_MAPPING[self.architecture](
             vocab_size=self.vocab_size, hidden_size=self.hidden_size, intermediate_size=37, num_attention_heads=4,
@@ -86,7 +94,23 @@ class ModelTester:
         )
         return EvoMergedConfig.from_sources([text_config], self.path, self.scales) if self.path else text_config
 
+    def get_sight(self):
+        sizes = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4, "num_hidden_layers": 2}
+        words = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 512}
+        config = CONFIG_MAPPING["llava"](
+            text_config={"model_type": "llama", "vocab_size": self.vocab_size, "num_key_value_heads": 2, **sizes, **words},
+            vision_config={"model_type": "clip_vision_model", "image_size": 8, "patch_size": 4, **sizes},
+            image_token_id=self.vocab_size - 1, image_seq_length=PICTURE, vision_feature_layer=-1,
+        )
+        return EvoMergedConfig.from_sources([config], self.path, self.scales) if self.path else config
+
     def prepare_config_and_inputs_for_common(self):
+        if self.architecture == "llava":
+            config = self.get_config()
+            ids = ids_tensor([self.batch_size, self.seq_length + PICTURE], self.vocab_size - 1).clamp(min=3)
+            ids[:, :PICTURE] = config.image_token_id
+            pictures = floats_tensor([self.batch_size, 3, 8, 8])
+            return config, {"input_ids": ids, "pixel_values": pictures, "attention_mask": ids.ne(0).long()}
         shape = [self.batch_size, self.seq_length]
         inputs = {"input_ids": ids_tensor(shape, self.vocab_size), "attention_mask": random_attention_mask(shape)}
         return self.get_config(), inputs
@@ -101,14 +125,19 @@ class Common(ModelTesterMixin, GenerationTesterMixin):
 
     def test_config(self):
         config = self.model_tester.get_config()
-        fields = {"path": config.path, "scales": config.scales} if self.case[1] else {"hidden_size": 32}
-        asked = ["hidden_size", "num_attention_heads", "num_hidden_layers"]
+        fields = {"path": config.path, "scales": config.scales} if self.case[1] else {}
+        asked = ["hidden_size", "num_attention_heads", "num_hidden_layers"] if self.case[0] != "llava" else ["image_token_id"]
+        if not self.case[1]:
+            fields = {"hidden_size": 32} if self.case[0] != "llava" else {"image_token_id": 98}
         ConfigTester(self, type(config), common_properties=asked, **fields).run_common_tests()
 
 
 for name, (architecture, path, scales) in CASES.items():
     fields = {"case": (architecture, path, scales), "__module__": __name__}
-    if not path:
+    if architecture == "llava":
+        plain = LlavaModel, LlavaForConditionalGeneration
+        fields["all_model_classes"] = (EvoMergedModel, EvoMergedForImageTextToText) if path else plain
+    elif not path:
         fields["all_model_classes"] = (LlamaModel, LlamaForCausalLM)
     tester = type(name, (Common, unittest.TestCase), fields)
     for test, reason in SKIPPED.items():

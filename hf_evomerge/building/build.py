@@ -13,6 +13,7 @@ from ..checkpoints.chat_template import most_common_template
 from ..checkpoints.ledger import Ledger
 from ..checkpoints.model_folder import named_folder, remove_leftovers
 from ..checkpoints.writer import check_target, write_checkpoint
+from ..errors import SourceError
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from .record import write_build_record
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..checkpoints.checkpoint import Checkpoint
     from ..checkpoints.source import Source
+    from .composed import Composed
 
 
 def build_model(
@@ -35,10 +37,10 @@ def build_model(
     """Build the model of a recipe.
 
     A recipe with only a ``merge`` part gives a plain model of the parents' architecture, one with a ``flow`` part an
-    `EvoMergedForCausalLM`. The recipe is saved beside the weights. Configs and headers are checked before any weights are
-    downloaded. The folder appears under its name only when it is whole; what an interrupted build had finished stays in a
-    hidden folder beside it, and the next build of the same recipe goes on from there. What is doubtful about the sources, and
-    how they are related, is logged.
+    `EvoMergedForCausalLM`, or for vision-language models an `EvoMergedForImageTextToText`. The recipe is saved beside the
+    weights. Configs and headers are checked before any weights are downloaded. The folder appears under its name only when it
+    is whole; what an interrupted build had finished stays in a hidden folder beside it, and the next build of the same recipe
+    goes on from there. What is doubtful about the sources, and how they are related, is logged.
 
     Args:
         recipe: What to build.
@@ -165,17 +167,27 @@ def open_recipe(
         chosen = most_common_template(source.folder for source in [*sources.values(), *([base] if base is not None else [])])
         recipe = recipe.model_copy(update={"chat_template": chosen})
     checkpoints: list[Checkpoint] = list(sources.values())
-    if recipe.has_components:
+    if recipe.has_components and recipe.flow is None:
         return _composed(recipe, sources, base)
-    if recipe.merge is not None:
+    body: Source | Composed | None = None
+    if recipe.has_components:
+        checkpoints, body = _parts_of(recipe, sources, base)
+    elif recipe.merge is not None:
         checkpoints.append(Merged(recipe, sources, base))
     if recipe.flow is None:
         return checkpoints[-1]
-    tokenizer = base if recipe.tokenizer == "base" else None if recipe.tokenizer is None else sources[recipe.tokenizer]
-    return Routed(checkpoints, recipe.flow, dtype=recipe.dtype, tokenizer=tokenizer, chat_template=recipe.chat_template)
+    return Routed(
+        checkpoints,
+        recipe.flow,
+        body,
+        dtype=recipe.dtype,
+        tokenizer=base if recipe.tokenizer == "base" else None if recipe.tokenizer is None else sources[recipe.tokenizer],
+        processor=None if recipe.processor is None else sources[recipe.processor],
+        chat_template=recipe.chat_template,
+    )
 
 
-def _composed(recipe: Recipe, sources: Mapping[int, Source], base: Source | None) -> Checkpoint:
+def _composed(recipe: Recipe, sources: Mapping[int, Source], base: Source | None) -> Composed:
     """The merge of a part, in the model whose part it is."""
     from ..checkpoints.component import as_parts
     from .composed import Composed
@@ -183,3 +195,22 @@ def _composed(recipe: Recipe, sources: Mapping[int, Source], base: Source | None
     merged = recipe.merge_sources
     parts = as_parts([*(sources[number] for number in merged), *([base] if base is not None else [])])
     return Composed(recipe, {**sources, **dict(zip(merged, parts, strict=False))}, parts[-1] if base is not None else None)
+
+
+def _parts_of(recipe: Recipe, sources: Mapping[int, Source], base: Source | None) -> tuple[list[Checkpoint], Source | Composed]:
+    """What the path of language models runs through, and the model that the embeddings are of, which gives all else."""
+    from ..checkpoints.component import Component, as_parts, whole_of
+
+    assert recipe.flow is not None  # the caller has looked
+    parts, embedding = as_parts([*sources.values(), *([base] if base is not None else [])]), recipe.flow.embedding_source
+    checkpoints: list[Checkpoint] = list(parts[: len(sources)])
+    wider = [part for part in parts if isinstance(part, Component) and not part.is_whole]
+    if wider and embedding < len(sources) and parts[embedding] not in wider:
+        raise SourceError(
+            f"flow.embedding_source: {parts[embedding]} is all text, and {wider[0]} is more; give that of the model whose "
+            "class the result has"
+        )
+    if recipe.merge is None:
+        return checkpoints, whole_of(parts[embedding])
+    composed = _composed(recipe, dict(enumerate(parts[: len(sources)])), parts[-1] if base is not None else None)
+    return [*checkpoints, composed.merged], composed if embedding == len(sources) else whole_of(parts[embedding])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.chat_template import template_warnings
 from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
 from ..checkpoints.compatibility import Tokenizer
-from ..checkpoints.component import Component
+from ..checkpoints.component import Component, whole_of
 from ..checkpoints.headers import STORED, TensorInfo, torch_dtype
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.model_folder import copy_code, write_chat_template
@@ -60,20 +60,18 @@ class Composed(Checkpoint):
         self.recipe, self.host, self.chat_template = recipe, host.whole, recipe.chat_template
         self.merged = Merged(recipe, sources, base)
         self.tokenizer_source = self.merged.tokenizer_source
-        self.processor_source = _whole(sources[recipe.processor]) if recipe.processor is not None else self.host
+        self.layout, self._sources = host.layout, sources
         given: dict[str, tuple[Component, Checkpoint]] = {host.part: (host, self.merged)}
         for part, number in (recipe.components or {}).items():
-            given[part] = _donated(Component(self.host, part), Component(_whole(sources[number]), part))
+            given[part] = _donated(Component(self.host, part), Component(whole_of(sources[number]), part))
         self._given = {raw: (checkpoint, name) for part, checkpoint in given.values() for name, raw in part.raw.items()}
         self._parts = {part: checkpoint for part, (_, checkpoint) in given.items()}
-        _check_ids(self.host, self.tokenizer_source, self._tokens)
+        check_ids(self.host, self.tokenizer_source, self._tokens)
 
-    def processor(self) -> Any:
-        """That of the source that it travels from."""
-        processor = self.processor_source.processor()
-        if self.chat_template is not None:
-            processor.chat_template = self.chat_template
-        return processor
+    @property
+    def processor_source(self) -> Source:
+        """The first source, or the one that the recipe names."""
+        return whole_of(self._sources[self.recipe.processor]) if self.recipe.processor is not None else self.host
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -160,10 +158,6 @@ class Composed(Checkpoint):
         return f"{self.merged}, as {part} of {self.host}"
 
 
-def _whole(source: Source) -> Source:
-    return source.whole if isinstance(source, Component) else source
-
-
 def _donated(own: Component, donor: Component) -> tuple[Component, Component]:
     """A part of the model, and that of another which takes its place; raises `SourceError` where they are not alike."""
     for name in own.raw.keys() | donor.raw.keys():
@@ -179,7 +173,7 @@ def _shape(info: TensorInfo | None) -> str:
     return "missing" if info is None else str(list(info.shape))
 
 
-def _check_ids(host: Source, tokenizer: Source, size: int) -> None:
+def check_ids(host: Source, tokenizer: Source, size: int) -> None:
     """Raise `SourceError` where the token that stands for an image is another one in the result, or none."""
     fields = host.read_json("config.json")
     ids = {key: fields[key] for key in _IDS if isinstance(fields.get(key), int)}

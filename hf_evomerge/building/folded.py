@@ -78,6 +78,7 @@ class Folded(Checkpoint):
         self.ref, self.tokenizer_source = model.ref, model.tokenizer_source
         self.model, self.dtype = model, dtype
         merged = _merged_config(model)
+        self.has_parts = merged.has_parts
         self._config = _plain_config(merged, dtype)
         plan = _plan(model, merged, self._config, dtype=dtype)
         self._planned = {name: plan[name] for name in sorted(plan, key=tensor_order)}
@@ -128,6 +129,8 @@ class Folded(Checkpoint):
     def write_companions(self, folder: Path) -> None:
         """Write the config, and copy what else lies beside the weights."""
         self._config.save_pretrained(folder)
+        if self.has_parts:
+            self.model.processor_source.write_processor(folder)
         self.tokenizer_source.write_tokenizer(folder)
         _say_whether_bos(folder)
 
@@ -218,7 +221,7 @@ def _layout(config: EvoMergedConfig) -> FoldLayout:
 
     try:
         check_scale_target(config)
-        return layout_of(config.text_config)
+        return layout_of(config.decoder_config)
     except ValueError as cause:
         raise SourceError(str(cause)) from cause
 
@@ -227,14 +230,20 @@ def _plain_config(config: EvoMergedConfig, dtype: str | None) -> PreTrainedConfi
     """The configuration of the result: its lists with one entry per layer are in the order of the hops already."""
     import torch
 
+    from ..modeling.configuration_evo_merged import decoder_of
     from ..modeling.modeling_evo_merged import source_class
 
     plain = copy.deepcopy(config.text_config)
     plain.architectures = [source_class(plain).__name__]
     plain.dtype = getattr(torch, dtype) if dtype is not None else config.dtype
     if _embedding_factor(config) != 1:
+        if config.has_parts:
+            raise PathError(
+                f"scales[0]: {config.scales[0]} multiplies pictures as well as words, and a plain {plain.model_type!r} has no "
+                "place for that; with mlp_delta only a first scale of 1 can be folded here"
+            )
         plain.tie_word_embeddings = False
-    _describe_windows(plain)
+    _describe_windows(decoder_of(plain))
     return plain
 
 
@@ -262,12 +271,13 @@ def _plan(source: Checkpoint, config: EvoMergedConfig, plain: PreTrainedConfig, 
     with torch.device("meta"):
         model = source_class(plain)(plain)
     shapes = _shapes(model)
+    hops = list(_hop_names(config, layers := _layers_name(config, model), shapes))
     changes: dict[str, Change] = {}
     if any(scale != 1 for scale in config.scales):
-        changes = {**_outer_changes(config, model, shapes), **_layer_changes(config, model, shapes)}
+        changes = {**_outer_changes(config, model, layers, shapes), **_layer_changes(config, hops)}
     kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
     plan = {}
-    for name, stored in _stored_names(config, model, shapes).items():
+    for name, stored in _stored_names(config, model, shapes, hops).items():
         info = source.tensors.get(stored)
         if info is None:
             raise SourceError(f"{source}: no tensor called {stored}; save the model again with the installed transformers")
@@ -294,43 +304,51 @@ def _weight_of(model: PreTrainedModel, module: Any) -> str:
     return next((f"{name}.weight" for name, other in model.named_modules() if other is module), "")
 
 
-def _hop_names(config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]) -> Iterator[tuple[str, int, str, str]]:
-    """Of each tensor of the layers: its name, its hop, its name within the layer, and the name of the layer that is stored."""
+def _layers_name(config: EvoMergedConfig, model: PreTrainedModel) -> str:
+    """How the names of the layers' tensors begin, up to the number of the layer, as ``save_pretrained`` writes them."""
     from ..modeling.modeling_evo_merged import find_layers
+    from ..modeling.origins import written_layers
 
     prefix = f"{find_layers(model, len(config.path))}."
+    return written_layers(model, model.state_dict(), f"{prefix}0.") or prefix
+
+
+def _hop_names(config: EvoMergedConfig, prefix: str, names: Iterable[str]) -> Iterator[tuple[str, int, str, str]]:
+    """Of each tensor of the layers: its name, its hop, its name within the layer, and the name of the layer that is stored."""
     for name in names:
         if name.startswith(prefix):
             hop, _, rest = name.removeprefix(prefix).partition(".")
             yield name, int(hop), rest, f"{prefix}{config.owners[int(hop)]}.{rest}"
 
 
-def _stored_names(config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+def _stored_names(
+    config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str], hops: Iterable[tuple[str, int, str, str]]
+) -> dict[str, str]:
     """Under which name the merged checkpoint holds each tensor of the result."""
     stored = {name: f"model.{name}" for name in names}
-    stored.update({name: f"model.{there}" for name, _, _, there in _hop_names(config, model, names)})
+    stored.update({name: f"model.{there}" for name, _, _, there in hops})
     if config.text_config.tie_word_embeddings and (head := _weight_of(model, model.get_output_embeddings())) in stored:
         stored[head] = f"model.{_weight_of(model, model.get_input_embeddings())}"
     return stored
 
 
-def _layer_changes(config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]) -> dict[str, Change]:
+def _layer_changes(config: EvoMergedConfig, hops: Iterable[tuple[str, int, str, str]]) -> dict[str, Change]:
     """What becomes of the tensors of the layers."""
     layout, factors = _layout(config), hop_factors(config)
     present: list[list[str]] = [[] for _ in factors]
     changes = {}
-    for name, hop, rest, _ in _hop_names(config, model, names):
+    for name, hop, rest, _ in hops:
         present[hop].append(rest)
         if (change := layout.change(rest, **factors[hop]._asdict())) is not None:
             changes[name] = change
-    kind = config.text_config.model_type
+    kind = config.decoder_config.model_type
     for hop, names_there in enumerate(present):
         for lacking in layout.missing(names_there) if factors[hop] != _Factors() else ():
             raise SourceError(f"text_config: layer {hop} has no {lacking}; this kind of {kind!r} cannot be folded")
     return changes
 
 
-def _outer_changes(config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]) -> dict[str, Change]:
+def _outer_changes(config: EvoMergedConfig, model: PreTrainedModel, layers: str, names: Iterable[str]) -> dict[str, Change]:
     """What becomes of the tensors outside the layers: the embeddings and the final norm."""
     layout, last = _layout(config), hop_factors(config)[-1]
     changes = {}
@@ -338,8 +356,10 @@ def _outer_changes(config: EvoMergedConfig, model: PreTrainedModel, names: Itera
         patterns = layout.embeddings or (_weight_of(model, model.get_input_embeddings()),)
         changes = {name: Change(factor) for name in names if matches(name, patterns)}
     norm = f"{layout.final_norm}.weight"
+    if config.has_parts:  # beside the layers of the language model, which has another name there
+        norm = layers.removesuffix("layers.") + norm.removeprefix("model.")
     if last != _Factors() and norm not in names:
-        raise SourceError(f"text_config: no {norm}; this kind of {config.text_config.model_type!r} cannot be folded")
+        raise SourceError(f"text_config: no {norm}; this kind of {config.decoder_config.model_type!r} cannot be folded")
     if last.sign < 0:
         changes[norm] = Change(-1.0, layout.offset(norm))
     return changes

@@ -1,9 +1,13 @@
-"""A path over checkpoints as a checkpoint: the layers that it runs, each once, read from where they are."""
+"""A path over checkpoints as a checkpoint: the layers that it runs, each once, read from where they are.
+
+The checkpoints are whole language models, or the language parts of models of which one gives all else.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..checkpoints.chat_template import template_warnings
 from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, pieces_of
 from ..checkpoints.compatibility import find_warnings
+from ..checkpoints.component import Component, Layout, whole_of
 from ..checkpoints.headers import STORED, TensorInfo
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.model_folder import write_chat_template
@@ -19,6 +24,7 @@ from ..errors import SourceError, one_line
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import FlowPart, SourceRef
 from ..routing.config import check_configs, path_config
+from .composed import Composed, check_ids
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +42,16 @@ class _Planned(NamedTuple):
 
 
 class Routed(Checkpoint):
-    """The model of a path, an `EvoMergedForCausalLM`; of a merge only the layers on the path are computed.
+    """The model of a path, `EvoMergedForCausalLM` or `EvoMergedForImageTextToText`; of a merge only its layers are computed.
 
     Args:
         checkpoints: What the path runs through, by the numbers that it gives them; the result's config calls them by their
             ``ref``.
         flow: The path, its scales, and the source of the embeddings.
+        body: Where the checkpoints are language parts, the model of the embeddings: whatever is not language is its own.
         dtype: The dtype of the floating-point tensors, such as ``bfloat16``; that of the first checkpoint's config by default.
         tokenizer: Whose tokenizer, chat template and generation settings go with it; those of the embeddings by default.
+        processor: Whose processor goes with it; the body's by default.
         chat_template: A Jinja template in place of the tokenizer's own.
 
     Raises:
@@ -61,18 +69,23 @@ class Routed(Checkpoint):
         self,
         checkpoints: Sequence[Checkpoint],
         flow: FlowPart,
+        body: Source | Composed | None = None,
         *,
         dtype: str | None = None,
         tokenizer: Source | None = None,
+        processor: Source | None = None,
         chat_template: str | None = None,
     ) -> None:
         self.ref = SourceRef(model="routed")
         self.checkpoints, self.flow, self.chat_template = list(checkpoints), flow, chat_template
+        self.body, self._processor = body, processor
         self._config = self._checked_config(dtype)
         self._planned = self._plan()
-        self.tokenizer_source = tokenizer or self.checkpoints[flow.embedding_source].tokenizer_source
-        if self.tokenizer_source.vocab_size != self.checkpoints[flow.embedding_source].vocab_size:
-            embedding = self.checkpoints[flow.embedding_source]
+        embedding = body or self.checkpoints[flow.embedding_source]
+        self.tokenizer_source = tokenizer or embedding.tokenizer_source
+        if body is not None:
+            check_ids(_host(body), whole_of(self.tokenizer_source), self._config.get_text_config().vocab_size)
+        if self.tokenizer_source.vocab_size != embedding.vocab_size:
             raise SourceError(
                 f"tokenizer: {self.tokenizer_source} has a vocabulary of {self.tokenizer_source.vocab_size}, the embeddings of "
                 f"{embedding} one of {embedding.vocab_size}; name another source"
@@ -90,13 +103,20 @@ class Routed(Checkpoint):
 
     @property
     def sources(self) -> list[Source]:
-        """Those that the checkpoints read."""
-        return sources_of(*self.checkpoints)
+        """Those that the checkpoints read, and the body's."""
+        return sources_of(*self.checkpoints, self.body)
+
+    @property
+    def processor_source(self) -> Source:
+        """The body's, or the one that is named."""
+        inherited = self.tokenizer_source if self.body is None else self.body.processor_source
+        return inherited if self._processor is None else self._processor
 
     def fingerprint(self) -> str:
         """Another text for another path, dtype or other checkpoints."""
         parts = [self.flow.model_dump_json(), str(self._config.dtype), str(self.chat_template), str(self.tokenizer_source)]
-        return "\0".join([*parts, *(checkpoint.fingerprint() for checkpoint in self.checkpoints)])
+        inputs = [*self.checkpoints, *([self.body] if self.body is not None else [])]
+        return "\0".join([*parts, str(self.processor_source), *(checkpoint.fingerprint() for checkpoint in inputs)])
 
     def origin(self, name: str) -> Origin:
         """Where the layer's own tensor comes from."""
@@ -105,6 +125,9 @@ class Routed(Checkpoint):
 
     def unused(self, source: Source, name: str) -> str:
         """A layer may be off the path; embeddings, final norm and head are those of one checkpoint."""
+        for part in self.checkpoints:
+            if isinstance(part, Component) and part.whole is source and (place := part.layout.place(name))[0] != part.part:
+                return f"{place[0]} of {source.ref.label}, of which the result has another's"
         return "layer not on the path" if classify(name)[0] == "block" else "embeddings, norm and head come from another source"
 
     def stream(self, name: str) -> Iterator[torch.Tensor]:
@@ -140,6 +163,8 @@ class Routed(Checkpoint):
         self._config.save_pretrained(folder)
         code = Path(str(modeling_evo_merged.__file__))
         shutil.copyfile(code, folder / code.name)
+        if self.body is not None:
+            self.processor_source.write_processor(folder)
         self.tokenizer_source.write_tokenizer(folder)
         if self.chat_template is not None:
             write_chat_template(folder, self.chat_template)
@@ -153,14 +178,21 @@ class Routed(Checkpoint):
         """Everything about path and checkpoints is checked here."""
         import torch
 
+        from ..modeling.modeling_evo_merged import merged_class
+
         configs = [checkpoint.config for checkpoint in self.checkpoints]
+        if self.body is not None:
+            configs[self.flow.embedding_source] = self.body.config
+        for checkpoint, given in zip(self.checkpoints, configs, strict=True):
+            if self.body is None and given.model_type != "evo_merged" and given.get_text_config() is not given:
+                raise SourceError(f"{checkpoint}: {given.model_type!r} is more than a language model; write component: text")
         check_configs(configs, self.flow.embedding_source, names=self.checkpoints)
         config = path_config(
             configs, self.flow, sources=[checkpoint.ref.model_dump(exclude_none=True) for checkpoint in self.checkpoints]
         )
         config.dtype = getattr(torch, dtype) if dtype is not None else configs[0].dtype
         config.text_config.dtype = config.dtype
-        config.architectures = ["EvoMergedForCausalLM"]
+        config.architectures = [merged_class(config).__name__]
         return config
 
     def _plan(self) -> dict[str, _Planned]:
@@ -178,8 +210,9 @@ class Routed(Checkpoint):
             origins = plan_tensors(self._config)
         except ValueError as cause:
             raise SourceError(one_line(cause)) from cause
+        placed = self._placed(origins) if self.body is not None else {}
         for target, ((index, name), shape) in origins.items():
-            checkpoint = self.checkpoints[index]
+            checkpoint, name = placed.get(target, (self.checkpoints[index], name))
             info = checkpoint.tensors.get(name)
             if info is None:  # perhaps saved from the architecture's base model
                 short = name.removeprefix(f"{kind.base_model_prefix}.")
@@ -197,4 +230,45 @@ class Routed(Checkpoint):
             dtype = wanted if info.is_float and not kept_in_float32 & set(target.split(".")) else None
             stored = info.dtype if dtype is None else STORED[str(dtype).removeprefix("torch.")]
             plan[target] = _Planned(checkpoint, name, dtype, TensorInfo(stored, info.shape))
+        self._check_layers(plan.values())
         return plan
+
+    def _placed(self, targets: Iterable[str]) -> Mapping[str, tuple[Checkpoint, str]]:
+        """Where each tensor of a model with parts is: in the language part of a checkpoint, or in the body."""
+        assert self.body is not None  # the caller has looked
+        own = {target: target.removeprefix("model.") for target in targets}
+        layout = Layout.of_names(self._config.text_config, own.values(), str(self.body))
+        raw = {place: name for name in _host(self.body).tensors if (place := self._host_layout.place(name))}
+        found: dict[str, tuple[Checkpoint, str]] = {}
+        for target, name in own.items():
+            part, inside = layout.place(name)
+            if part != "text":
+                found[target] = self.body, raw.get((part, inside), name)
+                continue
+            source, slot = self.flow.embedding_source, classify(inside)[1]
+            if slot is not None:
+                source, layer = self._config.slots[slot]
+                inside = re.sub(rf"\.{slot}\.", f".{layer}.", inside, count=1)
+            found[target] = self.checkpoints[source], inside
+        return found
+
+    @property
+    def _host_layout(self) -> Layout:
+        if isinstance(self.body, Source):
+            return next(part.layout for part in self.checkpoints if isinstance(part, Component) and part.whole is self.body)
+        assert self.body is not None  # the caller has looked
+        return self.body.layout
+
+    def _check_layers(self, planned: Iterable[_Planned]) -> None:
+        """Raise `SourceError` where a layer on the path has a tensor that the result's class has no place for."""
+        used = {(id(each.checkpoint), each.name) for each in planned}
+        for source, layer in dict.fromkeys(self._config.slots if self.body is not None else []):
+            checkpoint = self.checkpoints[source]
+            for name, info in checkpoint.tensors.items():
+                extra = classify(name)[1] == layer and info.is_float and ".rotary_emb.inv_freq" not in name
+                if extra and (id(checkpoint), name) not in used:
+                    raise SourceError(f"{checkpoint}: the layers of {self.body} have no place for its {name}; they do not fit")
+
+
+def _host(body: Source | Composed) -> Source:
+    return body if isinstance(body, Source) else body.host

@@ -111,9 +111,14 @@ class Checkpoint(ABC):
             tokenizer.chat_template = self.chat_template
         return tokenizer
 
+    @property
+    def processor_source(self) -> Source:
+        """The source whose processor goes with it."""
+        return self.tokenizer_source
+
     def processor(self) -> Any:
         """What makes its inputs of texts and pictures, loaded anew. Raises `SourceError`."""
-        processor = self.tokenizer_source.processor()
+        processor = self.processor_source.processor()
         if self.chat_template is not None:
             processor.chat_template = self.chat_template
         return processor

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -47,26 +47,28 @@ class Layout:
     @classmethod
     def of(cls, source: Source) -> Layout:
         """Lay a checkpoint's model out; raises `SourceError` where transformers has no class for it."""
+        return cls.of_names(source.config, [*source.tensors, *source.tied], str(source))
+
+    @classmethod
+    def of_names(cls, config: PretrainedConfig, names: Iterable[str], called: str) -> Layout:
+        """Lay out the model of a config, with tensors of these names in its files."""
         import torch
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-        name = (source.config.architectures or [""])[0]
-        kind = model_class(source.config, name)
+        name = (config.architectures or [""])[0]
+        kind = model_class(config, name)
         if kind is None:
-            raise SourceError(f"{source}: its parts are not known, as transformers has no class called {name!r} for it")
+            raise SourceError(f"{called}: its parts are not known, as transformers has no class called {name!r} for it")
         try:
             with torch.device("meta"):
-                model: Any = kind(copy.deepcopy(source.config))
+                model: Any = kind(copy.deepcopy(config))
         except Exception as cause:  # anything: a class may need a library that is not installed
-            raise SourceError(f"{source}: its parts are not known: {kind.__name__}: {one_line(cause)}") from cause
+            raise SourceError(f"{called}: its parts are not known: {kind.__name__}: {one_line(cause)}") from cause
         conversions: Any = get_model_conversion_mapping(model)
         renamings = [step for step in conversions if isinstance(step, WeightRenaming)]
         state = model.state_dict()
-        modules = {
-            raw: rename_source_key(raw, renamings, [], model.base_model_prefix, state)[0]
-            for raw in source.tensors | source.tied
-        }
+        modules = {raw: rename_source_key(raw, renamings, [], model.base_model_prefix, state)[0] for raw in names}
         paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
         parts, head = _parts(model), model.get_output_embeddings()
         towers = len(parts) > 1 and ("vision" in parts or "audio" in parts)
@@ -214,6 +216,11 @@ class Component(Source):
     def close(self) -> None:
         """Let go of the whole's open files."""
         self.whole.close()
+
+
+def whole_of(source: Source) -> Source:
+    """The checkpoint that a part is of."""
+    return source.whole if isinstance(source, Component) else source
 
 
 def as_parts(sources: Sequence[Source]) -> list[Source]:

@@ -77,7 +77,8 @@ class CardFacts:
     @property
     def sees(self) -> bool:
         """Whether it is a model that is given pictures beside text."""
-        return self.kind == "ps" and "text_config" in self.config and "vision_config" in self.config
+        config = self.config if self.kind == "ps" else self.config.get("text_config", {})
+        return "text_config" in config and "vision_config" in config
 
     @property
     def task(self) -> str:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import is_torch_available
 
 from .configuration_evo_merged import EvoMergedConfig, check_alike
 
 if is_torch_available():
-    from .modeling_evo_merged import MLP_BRANCH, EvoMergedForCausalLM, EvoMergedModel, EvoMergedPreTrainedModel
+    from .modeling_evo_merged import (
+        MLP_BRANCH,
+        EvoMergedForCausalLM,
+        EvoMergedForImageTextToText,
+        EvoMergedModel,
+        EvoMergedPreTrainedModel,
+    )
 
 __all__ = [
     "MLP_BRANCH",
     "EvoMergedConfig",
     "EvoMergedForCausalLM",
+    "EvoMergedForImageTextToText",
     "EvoMergedModel",
     "EvoMergedPreTrainedModel",
     "check_alike",
@@ -27,6 +34,7 @@ def register() -> None:
     if is_torch_available():
         AutoModel.register(EvoMergedConfig, EvoMergedModel, exist_ok=True)
         AutoModelForCausalLM.register(EvoMergedConfig, EvoMergedForCausalLM, exist_ok=True)
+        AutoModelForImageTextToText.register(EvoMergedConfig, EvoMergedForImageTextToText, exist_ok=True)
 
 
 register()

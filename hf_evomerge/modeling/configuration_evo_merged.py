@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -22,7 +22,6 @@ SCALE_TARGETS = ("stream", "mlp_delta")
 AUTO_MAP = {
     "AutoConfig": "configuration_evo_merged.EvoMergedConfig",
     "AutoModel": "modeling_evo_merged.EvoMergedModel",
-    "AutoModelForCausalLM": "modeling_evo_merged.EvoMergedForCausalLM",
 }
 
 _TERM = re.compile(r"(\d{1,9}):(\d{1,9})(?:\s*\*\s*(-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?))?")
@@ -71,7 +70,8 @@ class EvoMergedConfig(PreTrainedConfig):
     Args:
         text_config (`dict` or `PreTrainedConfig`):
             Configuration of the source architecture. Its `num_hidden_layers` is the number of cache slots: one per term of
-            the path. Lists with one entry per layer are in the order of the slots.
+            the path. Lists with one entry per layer are in the order of the slots. Of a vision-language model it is the
+            configuration of the whole, and its own `text_config` has the slots.
         path (`list[str]`):
             One string per hop: `"0:3"` is layer 3 of source 0; `"0:3*0.5 + 1:3*0.5"` is a weighted sum of two layers.
         scales (`list[float]`):
@@ -117,7 +117,8 @@ class EvoMergedConfig(PreTrainedConfig):
         for name in [name for name in kwargs if not self._owns(name)]:
             setattr(self.text_config, name, kwargs.pop(name))
         self._check_text_config()
-        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        head = "ImageTextToText" if self.has_parts else "CausalLM"
+        kwargs.setdefault("auto_map", {**AUTO_MAP, f"AutoModelFor{head}": f"modeling_evo_merged.EvoMergedFor{head}"})
         for name in ("attn_implementation", "experts_implementation"):  # the base class passes its own to text_config
             kwargs.setdefault(name, getattr(self.text_config, f"_{name}", None))
         super().__post_init__(**kwargs)
@@ -163,6 +164,21 @@ class EvoMergedConfig(PreTrainedConfig):
     def _get_generation_parameters(self) -> dict[str, Any]:
         # fields of the source architecture that are called like one of generation's are no mistake
         return {name: value for name, value in super()._get_generation_parameters().items() if name in vars(self)}
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The configuration of the language model, also where that is a part of `text_config`."""
+        found = super().get_text_config(*args, **kwargs)
+        return found if found is self else found.get_text_config(*args, **kwargs)
+
+    @property
+    def decoder_config(self) -> PreTrainedConfig:
+        """The configuration of the layers: `text_config`, or of a vision-language model the language model's."""
+        return decoder_of(self.text_config)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the model has parts beside its language model, such as a vision tower."""
+        return self.decoder_config is not self.text_config
 
     @property
     def hops(self) -> list[list[Term]]:
@@ -251,7 +267,7 @@ class EvoMergedConfig(PreTrainedConfig):
                 raise ValueError(f"{name}: {type(value).__name__}, but it must be a mapping")
         if type(use_cache := others.get("use_cache", True)) is not bool:
             raise ValueError(f"use_cache: {use_cache!r:.80} is not true or false")
-        for name in ("hops", "slots", "hop_slots", "owners"):
+        for name in ("hops", "slots", "hop_slots", "owners", "decoder_config", "has_parts"):
             if name in others:
                 raise ValueError(f"{name}: not a field of the configuration, it follows from 'path'")
 
@@ -264,7 +280,7 @@ class EvoMergedConfig(PreTrainedConfig):
             raise ValueError(f"embedding_source: {number}, but {there}")
 
     def _check_text_config(self) -> None:
-        slots, config = self.slots, self.text_config
+        slots, config = self.slots, self.decoder_config
         if config.num_hidden_layers != len(slots):
             raise ValueError(
                 f"text_config.num_hidden_layers: {config.num_hidden_layers}, but the path needs {len(slots)} cache slots"
@@ -307,7 +323,8 @@ class EvoMergedConfig(PreTrainedConfig):
         """Make the configuration of a merged model from those of its sources.
 
         Args:
-            configs: The configuration of each source, all of one architecture.
+            configs: The configuration of each source, all of one architecture; where that of the embeddings is a
+                vision-language model, others may be plain language models.
             path: One string per hop.
             scales: One number per hop; all 1 by default.
             scale_target: `"stream"` or `"mlp_delta"`.
@@ -324,10 +341,11 @@ class EvoMergedConfig(PreTrainedConfig):
         given = [{} for _ in configs] if sources is None else [dict(source) for source in sources]
         if len(given) != len(configs):
             raise ValueError(f"sources: {len(given)} descriptions for {len(configs)} sources")
-        described = [{**source, "layers": config.num_hidden_layers} for source, config in zip(given, configs, strict=True)]
+        depths = [decoder_of(config).num_hidden_layers for config in configs]
+        described = [{**source, "layers": depth} for source, depth in zip(given, depths, strict=True)]
         slots = _slots_of(path)
         for source, layer in slots:
-            if source >= len(configs) or layer >= configs[source].num_hidden_layers:
+            if source >= len(configs) or layer >= depths[source]:
                 raise ValueError(f"path: there is no layer {source}:{layer} in the sources")
         merged = cls(
             text_config=_along(configs, slots, embedding_source),
@@ -338,7 +356,7 @@ class EvoMergedConfig(PreTrainedConfig):
             sources=described,
         )
         merged.dtype = configs[embedding_source].dtype
-        unknown = _kinds_of(merged.text_config) - _kinds_of(configs[embedding_source])
+        unknown = _kinds_of(merged.decoder_config) - _kinds_of(decoder_of(configs[embedding_source]))
         if unknown:
             raise ValueError(
                 f"path: source {embedding_source}, of the embeddings, knows no layers of the kind {min(unknown)!r}"
@@ -399,15 +417,21 @@ def check_alike(configs: Sequence[PreTrainedConfig], embedding_source: int = 0) 
         raise ValueError(f"embedding_source: {embedding_source}, but there are {len(configs)} sources")
     first = configs[embedding_source]
     _check_architecture(first.model_type)
-    reference = _comparable(first)
+    has_parts = decoder_of(first) is not first
     for position, config in enumerate(configs):
-        if config.model_type != first.model_type:
+        if config.model_type != first.model_type and not has_parts:
+            more = decoder_of(config) is not config
             raise ValueError(
                 f"sources[{position}]: architecture {config.model_type!r}, but source {embedding_source} is "
-                f"{first.model_type!r}; all sources must be of one"
+                f"{first.model_type!r}; "
+                + (f"take the embeddings of source {position}, which is more" if more else "all sources must be of one")
             )
-        found = _comparable(config)
-        for name in sorted(reference.keys() | found.keys()):
+        reference, found = _comparable(decoder_of(first)), _comparable(decoder_of(config))
+        names = reference.keys() | found.keys()
+        if reference["model_type"] != found["model_type"]:  # a language model as a part, and by itself: names and shapes decide
+            names = (reference.keys() & found.keys()) - {"model_type"}
+            reference, found = _without_sections(reference), _without_sections(found)
+        for name in sorted(names):
             if found.get(name) == reference.get(name):
                 continue
             what = (
@@ -426,6 +450,19 @@ def _comparable(config: PreTrainedConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in renamed}
 
 
+def _without_sections(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields without how rotary embeddings are divided among the axes of a picture, which text does not notice."""
+    rope = fields.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return fields
+    return {**fields, "rope_parameters": {key: value for key, value in rope.items() if key not in ("mrope_section", "type")}}
+
+
+def decoder_of(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the language model: of a vision-language model a part, else the whole."""
+    return config.get_text_config(decoder=True)
+
+
 def _per_layer_fields(config: PreTrainedConfig) -> list[str]:
     """The names of the lists with one entry per layer."""
     count = config.num_hidden_layers
@@ -439,11 +476,12 @@ def _per_layer_fields(config: PreTrainedConfig) -> list[str]:
 
 def _along(configs: Sequence[PreTrainedConfig], slots: Sequence[tuple[int, int]], embedding_source: int) -> PreTrainedConfig:
     """The embedding source's configuration with as many layers as there are slots, and its lists in their order."""
+    whole = copy.deepcopy(configs[embedding_source])
+    configs, merged = [decoder_of(config) for config in configs], decoder_of(whole)
     first = configs[embedding_source]
     if getattr(first, "is_heterogeneous", False):
         raise ValueError("text_config.per_layer_config: layers that differ in this way cannot be rearranged")
-    merged = copy.deepcopy(first)
-    merged.name_or_path = ""
+    whole.name_or_path = ""
     merged.num_hidden_layers = len(slots)
     for name in _per_layer_fields(first):
         merged_list = [getattr(configs[source], name)[layer] for source, layer in slots]
@@ -458,7 +496,7 @@ def _along(configs: Sequence[PreTrainedConfig], slots: Sequence[tuple[int, int]]
         merged.mlp_only_layers = [slot for slot, (source, layer) in enumerate(slots) if _is_dense(configs[source], layer)]
     if getattr(first, "attention_types", None) is not None and hasattr(first, "attention_layers"):
         merged.attention_types = [[[kind], 1] for kind in merged.attention_layers]
-    return merged
+    return whole
 
 
 def _kinds_of(config: PreTrainedConfig) -> set[str]:
@@ -474,9 +512,11 @@ def _is_dense(config: PreTrainedConfig, layer: int) -> bool:
 def _layer_count(config: Any) -> int | None:
     """`num_hidden_layers` of a configuration or of its mapping, None where it is not said."""
     if isinstance(config, PreTrainedConfig):
-        return getattr(config, "num_hidden_layers", None)
+        return getattr(decoder_of(config), "num_hidden_layers", None)
     if not isinstance(config, dict):
         return None
+    if "text_config" in config:
+        return _layer_count(config["text_config"])
     model_type = config.get("model_type")
     kind = CONFIG_MAPPING[model_type] if isinstance(model_type, str) and model_type in CONFIG_MAPPING else None
     if kind and isinstance(getattr(kind, "num_hidden_layers", None), property):  # the length of a list
@@ -487,11 +527,13 @@ def _layer_count(config: Any) -> int | None:
 
 
 def _check_architecture(model_type: Any) -> None:
-    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING and model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if not known:
+    heads = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys()
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING or model_type not in heads:
         raise ValueError(f"text_config.model_type: {model_type!r:.80} is not an architecture of causal language models")
     kind = CONFIG_MAPPING[model_type]
-    if kind.is_encoder_decoder or kind.sub_configs.keys() - {"attn_config", "ffn_config"}:
+    parts = kind.sub_configs.keys() - {"attn_config", "ffn_config"}
+    sees = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and {"text_config", "vision_config"} <= parts
+    if kind.is_encoder_decoder or (parts and not sees):
         what = "an encoder and a decoder" if kind.is_encoder_decoder else "more than a language model"
         raise ValueError(f"text_config.model_type: {model_type!r} is {what}; give the language model alone")
 
@@ -511,8 +553,8 @@ def _as_config(value: Any, slots: int) -> PreTrainedConfig:
             value = CONFIG_MAPPING[value["model_type"]](**value)
         except Exception as cause:  # each architecture trips in its own way over values that it does not expect
             raise ValueError(f"text_config: {type(cause).__name__}: {' '.join(str(cause).split()):.200}") from cause
-    if value.num_hidden_layers != slots:
-        raise ValueError(f"text_config.num_hidden_layers: {value.num_hidden_layers}, but the path needs {slots} cache slots")
+    if (count := decoder_of(value).num_hidden_layers) != slots:
+        raise ValueError(f"text_config.num_hidden_layers: {count}, but the path needs {slots} cache slots")
     return value
 
 

@@ -133,6 +133,7 @@ LAYOUTS: dict[str, FoldLayout] = {
     **dict.fromkeys(
         ("llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "smollm3", "cohere", "cohere2", "stablelm"), _LLAMA
     ),
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text"), _LLAMA),
     "gemma": replace(_LLAMA, one_plus=True),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA2),
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "gpt_oss", "olmoe"), replace(_LLAMA, mlp=_EXPERTS)),

@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 _HOOKS = (
@@ -106,8 +112,13 @@ def _list(model: nn.Module, name: str) -> list[nn.Module]:
 
 
 def find_layers(model: nn.Module, count: int) -> str:
-    """The name of the list of decoder layers in a model: the outermost list of `count` modules."""
-    found = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part._modules) == count]
+    """The name of the list of decoder layers in a model: the outermost list of `count` modules, in its language model."""
+    inside = ""
+    if isinstance(model, PreTrainedModel) and model.config.get_text_config(decoder=True) is not model.config:
+        decoder = model.get_decoder()
+        inside = next(f"{name}." for name, part in model.named_modules() if part is decoder)
+    lists = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+    found = [name for name, part in lists if len(part._modules) == count and name.startswith(inside)]
     outermost = min((name.count(".") for name in found), default=0)
     found = [name for name in found if name.count(".") == outermost]
     if len(found) > 1:  # a list of something else may be as long by coincidence
@@ -120,7 +131,8 @@ def find_layers(model: nn.Module, count: int) -> str:
 
 def source_class(config: PreTrainedConfig, *, head: bool = True) -> type[PreTrainedModel]:
     """The source architecture's own class, with or without the language-model head."""
-    mapping = MODEL_FOR_CAUSAL_LM_MAPPING if head else MODEL_MAPPING
+    text = config.get_text_config(decoder=True) is config
+    mapping = (MODEL_FOR_CAUSAL_LM_MAPPING if text else MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING) if head else MODEL_MAPPING
     if type(config) not in mapping:
         raise ValueError(f"text_config.model_type: {config.model_type!r} has no causal language model in transformers")
     kind: Any = mapping[type(config)]
@@ -150,8 +162,12 @@ def copy_structure(module: nn.Module, config: PreTrainedConfig, slot: int | None
     fields["_modules"] = {
         name: None if child is None else copy_structure(child, config, slot, swap) for name, child in module._modules.items()
     }
-    if isinstance(fields.get("config"), PreTrainedConfig):
-        fields["config"] = config
+    if isinstance(own := fields.get("config"), PreTrainedConfig):
+        decoder = config.get_text_config(decoder=True)
+        if decoder is config or type(own) is type(config):
+            fields["config"] = config
+        elif type(own) is type(decoder):
+            fields["config"] = decoder
     if slot is not None:
         for name in _PLACE_NAMES:
             if isinstance(fields.get(name), int):
@@ -203,7 +219,7 @@ def _described(config: PreTrainedConfig) -> tuple[list[dict[str, Any]], dict[str
         raise ValueError(
             f"text_config: a {config.model_type!r} cannot be built: {type(cause).__name__}: {text:.200}"
         ) from cause
-    name = find_layers(model, config.num_hidden_layers)
+    name = find_layers(model, config.get_text_config(decoder=True).num_hidden_layers)
     if any(tied.startswith(f"{name}.") for tied in model.all_tied_weights_keys):
         raise ValueError(f"text_config.model_type: layers of {config.model_type!r} share tensors; they cannot be told apart")
     layers = [_description(layer) for layer in model.get_submodule(name).children()]

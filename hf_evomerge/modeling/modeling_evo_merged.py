@@ -17,7 +17,7 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import output_capturing
 
-from .configuration_evo_merged import EvoMergedConfig
+from .configuration_evo_merged import EvoMergedConfig, decoder_of
 from .layers_evo_merged import HopList, ScaleInput, ScaleOutput, SumTerms, copy_structure, find_layers, source_class
 
 # The submodule whose output a block adds to the residual stream last, for each architecture where that is so:
@@ -26,6 +26,7 @@ _MLP, _POST_NORM = "mlp", "post_feedforward_layernorm"
 MLP_BRANCH = {
     **dict.fromkeys(("llama", "mistral", "ministral", "ministral3", "gemma", "vaultgemma", "granite", "smollm3"), _MLP),
     **dict.fromkeys(("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "qwen3_5_text", "qwen3_next", "mixtral", "gpt_oss"), _MLP),
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text"), _MLP),
     **dict.fromkeys(("phi", "phi3", "phimoe", "stablelm", "starcoder2", "cohere", "cohere2", "olmo", "olmoe", "falcon"), _MLP),
     **dict.fromkeys(("gpt2", "gpt_neox", "gpt_neo", "gptj", "codegen", "gpt_bigcode", "persimmon", "glm", "arcee"), _MLP),
     **dict.fromkeys(("seed_oss", "helium", "jetmoe", "nemotron", "ernie4_5", "bitnet", "nanochat", "apertus"), _MLP),
@@ -39,6 +40,11 @@ _ABILITIES = (
 )
 
 
+# What `generate` asks of the model on the way, and vision-language models do in ways of their own.
+_GENERATION_STEPS = (
+    *("_prepare_position_ids_for_generation", "_expand_inputs_for_generation", "_expand_multimodal_outputs"),
+    "_update_model_kwargs_for_generation",
+)
 _COUNTS_FROM_THE_END = hasattr(output_capturing, "resolve_hidden_states_indices")  # older versions count otherwise
 
 
@@ -62,15 +68,19 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         check_scale_target(config)
         if inner is None:
             config.check_places()
+            for name in config.text_config.sub_configs if config.has_parts else ():  # from_pretrained sets `text_config`'s only
+                getattr(config.text_config, name).dtype = config.text_config.dtype
         super().__init__(config)
         self.model_tags = ["merge", "evomerge"]  # for the card that push_to_hub writes
         self._assembled = inner is not None
+        if self._with_head and not isinstance(self, merged_class(config)):
+            raise ValueError(f"text_config: {config.text_config.model_type!r} sees; load it with AutoModelForImageTextToText")
         if inner is None:
             inner = source_class(config.text_config, head=self._with_head)(config.text_config)
         self._inner_name = "model" if self._with_head else (inner.base_model_prefix or "model")
         setattr(self, self._inner_name, inner)
         self._known_arguments = frozenset(inspect.signature(type(inner).forward).parameters)
-        self._layers_name = find_layers(self, len(config.slots))
+        self._layers_name = f"{self._inner_name}.{find_layers(inner, len(config.slots))}"
         layers = self.get_submodule(self._layers_name)
         self._tied_weights_keys = self._share(list(layers.children()))
         self._install(list(layers.children()))
@@ -115,7 +125,7 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
                 layers[position].register_forward_pre_hook(ScaleInput(float(scales[position])), with_kwargs=True)
             elif scales[position] != 1:
                 for slot in groups[position - 1]:
-                    branch = layers[slot].get_submodule(MLP_BRANCH[config.text_config.model_type])
+                    branch = layers[slot].get_submodule(MLP_BRANCH[config.decoder_config.model_type])
                     branch.register_forward_hook(ScaleOutput(float(scales[position])))
             weights = [weight for _, _, weight in hop]
             if weights != [1]:
@@ -402,12 +412,52 @@ class EvoMergedForCausalLM(EvoMergedPreTrainedModel, GenerationMixin):
         return model
 
 
+class EvoMergedForImageTextToText(EvoMergedForCausalLM):
+    """A vision-language model the layers of whose language model are the path; all else is that model's.
+
+    Example:
+        >>> model = EvoMergedForImageTextToText.from_pretrained("my-search/model")
+        >>> type(model.inner).__name__
+        'LlavaForConditionalGeneration'
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        """What only the source class can, such as `get_image_features`."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "_inner_name" not in vars(self):
+                raise
+            return getattr(self.inner, name)
+
+    def get_encoder(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """The source class's vision tower, or what else it has beside the language model."""
+        return self.inner.get_encoder(*args, **kwargs)
+
+
+def _as_inside(name: str) -> Any:
+    def step(self: EvoMergedForImageTextToText, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.inner, name)(*args, **kwargs)
+
+    return step
+
+
+for _name in _GENERATION_STEPS:
+    if hasattr(GenerationMixin, _name):
+        setattr(EvoMergedForImageTextToText, _name, _as_inside(_name))
+
+
+def merged_class(config: EvoMergedConfig) -> type[EvoMergedForCausalLM]:
+    """The class of a merged model with a head."""
+    return EvoMergedForImageTextToText if config.has_parts else EvoMergedForCausalLM
+
+
 def check_scale_target(config: EvoMergedConfig) -> None:
     """Raise `ValueError` where the scales cannot act as the configuration says."""
-    kind = config.text_config.model_type
+    kind = config.decoder_config.model_type
     if config.scale_target != "mlp_delta" or all(scale == 1 for scale in config.scales[1:]):
         return
-    falcon = kind == "falcon" and config.text_config.new_decoder_architecture and not config.text_config.parallel_attn
+    falcon = kind == "falcon" and config.decoder_config.new_decoder_architecture and not config.decoder_config.parallel_attn
     if kind not in MLP_BRANCH or falcon:
         raise ValueError(f"scale_target: 'mlp_delta' is not defined for the layers of {kind!r}; use 'stream'")
 
@@ -423,13 +473,14 @@ def assemble(
         config: The configuration of the merged model.
     """
     text_config = config.text_config
-    resident = shell.get_submodule(find_layers(shell, shell.config.num_hidden_layers))
+    resident = shell.get_submodule(find_layers(shell, decoder_of(shell.config).num_hidden_layers))
     slots = nn.ModuleList([copy_structure(layers[layer], text_config, slot, {}) for slot, layer in enumerate(config.slots)])
     inner = copy_structure(shell, text_config, None, {id(resident): slots})
-    model = EvoMergedForCausalLM(config, inner=inner)  # type: ignore[arg-type]
+    model = merged_class(config)(config, inner=inner)  # type: ignore[arg-type]
     model.generation_config = copy.deepcopy(shell.generation_config)
     return model.train(shell.training)
 
 
 EvoMergedModel._auto_class = "AutoModel"
 EvoMergedForCausalLM._auto_class = "AutoModelForCausalLM"
+EvoMergedForImageTextToText._auto_class = "AutoModelForImageTextToText"

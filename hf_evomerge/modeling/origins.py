@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .configuration_evo_merged import MAX_HOPS, EvoMergedConfig
-from .modeling_evo_merged import EvoMergedForCausalLM
+from .configuration_evo_merged import MAX_HOPS, EvoMergedConfig, decoder_of
+from .modeling_evo_merged import merged_class
 
 
 def tensor_origins(config: EvoMergedConfig) -> dict[str, tuple[int, str]]:
@@ -34,14 +34,14 @@ def tensor_origins(config: EvoMergedConfig) -> dict[str, tuple[int, str]]:
 def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tuple[int, ...]]]:
     """As `tensor_origins`, with the shape that each tensor must have."""
     with torch.device("meta"):
-        merged = EvoMergedForCausalLM(config)
+        merged = merged_class(config)(config)
     left_out = merged.all_tied_weights_keys.keys() | set(merged._keys_to_ignore_on_save or ())
     state = {name: tensor for name, tensor in merged.state_dict().items() if name not in left_out}
     raw = _as_written(merged, state)
     prefix = f"{merged._inner_name}."
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     known = _as_written(merged.inner, inside)
-    layers = _written_layers(merged.inner, inside, f"{merged._layers_name.removeprefix(prefix)}.0.")
+    layers = written_layers(merged.inner, inside, f"{merged._layers_name.removeprefix(prefix)}.0.")
     if layers is None or {f"{prefix}{name}" for name in known} != raw.keys():
         raise ValueError(
             f"text_config.model_type: the names under which {config.text_config.model_type!r} writes its tensors do not say of "
@@ -58,7 +58,7 @@ def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tu
     return plan
 
 
-def _written_layers(model: PreTrainedModel, state: dict[str, torch.Tensor], first: str) -> str | None:
+def written_layers(model: PreTrainedModel, state: dict[str, torch.Tensor], first: str) -> str | None:
     """How names of tensors of layers begin where they are written, up to the number; None where they do not begin alike."""
     names = list(_as_written(model, {name: tensor for name, tensor in state.items() if name.startswith(first)}))
     begin, found, _ = names[0].partition(".0.")
@@ -83,7 +83,7 @@ def check_rearrangeable(configs: Sequence[PreTrainedConfig]) -> None:
         if (fields := config.to_dict()) in seen:
             continue
         seen.append(fields)
-        count = config.num_hidden_layers
+        count = decoder_of(config).num_hidden_layers
         if not 0 < count < MAX_HOPS:
             raise ValueError(f"num_hidden_layers: {count}; a source has between 1 and {MAX_HOPS - 1} layers")
         EvoMergedConfig.from_sources([config], [f"0:{layer}" for layer in [*range(1, count), 0, 0]])

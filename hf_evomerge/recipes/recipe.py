@@ -269,7 +269,8 @@ class Recipe(StrictModel):
         sources: The parents, numbered from 0 in this order.
         base: The common ancestor; needed by methods that work on task vectors.
         merge: The parameter-space part. Without a ``flow`` part the result is a plain model of the parents' architecture.
-        flow: The data-flow part; the result is an `EvoMergedForCausalLM`.
+        flow: The data-flow part; the result is an `EvoMergedForCausalLM`, or of a vision-language model an
+            `EvoMergedForImageTextToText`.
         dtype: The dtype of the result; the first source's where absent. Sums are accumulated in float32.
         seed: Seed of the random masks of DARE and DELLA.
         vocabulary: What to do where the sources' vocabularies differ. ``refuse``, the default. By rows at their end:
@@ -281,8 +282,8 @@ class Recipe(StrictModel):
             the first source that takes part, or the one that gives the vocabulary or the embeddings.
         components: Where a part is merged, the source that another part is copied from, such as ``{vision: 1}``; the first that
             is merged where absent.
-        processor: The source whose processor and chat template go with the result, where a part is merged; the first that is
-            merged where absent.
+        processor: The source whose processor and chat template go with the result, where a part takes part; the first that is
+            merged, or the one that gives the embeddings, where absent.
         chat_template: A Jinja template in place of the tokenizer's own; ``auto``: the one that most sources have.
         built: What it gave when it was built, in a published recipe.
     """
@@ -371,9 +372,11 @@ class Recipe(StrictModel):
                 raise ValueError(f"{key}: {index} is not a source; there are {len(self.sources)}, numbered from 0")
         if not self.has_components:
             return
-        if self.flow is not None:
-            raise ValueError("flow: a path runs through whole models; leave component out, or the flow part")
-        if self.merge is None or self.merge.slices is not None:
+        if self.flow is not None and (others := {ref.component for ref in self.sources} - {None, "text"}):
+            raise ValueError(f"flow: a path runs through language models; write component: text (found {others.pop()})")
+        if self.merge is None and self.components is not None:
+            raise ValueError("components: a merge puts other parts in place; add one, or leave components out")
+        if self.merge is not None and self.merge.slices is not None:
             raise ValueError("merge.slices: a stack is made of whole models; leave component out, or the slices")
         if merged := {ref.component for ref in self.merged_refs} & (self.components or {}).keys():
             raise ValueError(f"components.{merged.pop()}: is merged; name a part that is not")
@@ -385,8 +388,9 @@ class Recipe(StrictModel):
 
     @property
     def has_components(self) -> bool:
-        """Whether a part of the sources is merged, and not all of them."""
-        return any(ref.component is not None for ref in self.merged_refs)
+        """Whether a part of the sources takes part, and not all of them."""
+        refs = self.merged_refs if self.flow is None else [*self.merged_refs, *self.sources]
+        return any(ref.component is not None for ref in refs)
 
     @property
     def merge_sources(self) -> list[int]:

@@ -29,22 +29,23 @@ def check_configs(
 
     Args:
         configs: The config of each source.
-        embedding_source: The source of the embeddings, the final norm and the head.
+        embedding_source: The source of the embeddings, the final norm and the head. Where it is a vision-language model, so is
+            the result, and others may be plain language models.
         names: What to call the sources in the message; their numbers where absent.
         anywhere: Whether each layer must compute the same in any place of a path, since a search tries them all.
     """
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
     from ..modeling import check_alike
+    from ..modeling.configuration_evo_merged import decoder_of
     from ..modeling.modeling_evo_merged import source_class
     from ..modeling.origins import check_rearrangeable
 
+    sees = decoder_of(configs[embedding_source]) is not configs[embedding_source]  # then its class runs the layers of all
     for number, config in enumerate(configs):
         called = f"source {number}" if names is None else str(names[number])
         if config.model_type == "evo_merged":
             raise SourceError(f"{called}: {HAS_A_PATH}")
-        if config.get_text_config() is not config:
-            raise SourceError(f"{called}: {config.model_type!r} is more than a language model; give a text-only source")
         if getattr(config, "is_encoder_decoder", False):
             raise SourceError(f"{called}: {config.model_type!r} has an encoder and a decoder; a path needs a decoder alone")
         if getattr(config, "is_decoder", None) is False and type(config) in MODEL_FOR_MASKED_LM_MAPPING:
@@ -55,13 +56,13 @@ def check_configs(
         if getattr(config, "quantization_config", None) is not None:
             raise SourceError(f"{called}: quantised layers cannot be rearranged; give the unquantised model")
         try:
-            source_class(config)
+            source_class(configs[embedding_source] if sees else config)
         except ValueError as cause:
             raise SourceError(f"{called}: {one_line(cause)}") from cause
     try:
         check_alike(configs, embedding_source)
         if anywhere:
-            check_rearrangeable(configs)
+            check_rearrangeable([config for config in configs if not sees or decoder_of(config) is not config])
     except ValueError as cause:
         raise SourceError(one_line(cause)) from cause
 
@@ -85,10 +86,11 @@ def path_config(
         PathError: The path names a layer that is not there, or cannot run as asked.
     """
     from ..modeling import EvoMergedConfig
+    from ..modeling.configuration_evo_merged import decoder_of
     from ..modeling.modeling_evo_merged import check_scale_target
 
     path = flow.to_path()
-    path.check([config.num_hidden_layers for config in configs])
+    path.check([decoder_of(config).num_hidden_layers for config in configs])
     try:
         config = EvoMergedConfig.from_sources(
             configs,

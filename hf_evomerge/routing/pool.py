@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..errors import PathError, SourceError
 from ..modeling import EvoMergedForCausalLM, EvoMergedPreTrainedModel
+from ..modeling.configuration_evo_merged import decoder_of
 from ..modeling.modeling_evo_merged import assemble, find_layers
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import FlowPart, ScaleTarget
@@ -19,12 +20,12 @@ from .config import check_configs, path_config
 
 
 class LayerPool:
-    """The layers of several resident models of one architecture, from which merged models are made.
+    """The layers of several resident models of one class, from which merged models are made.
 
     Merged models refer to the sources' own parameters: a change made in place to a source is seen by all of them.
 
     Args:
-        models: The sources, plain causal language models; their numbers of layers may differ. Numbered in this order.
+        models: The sources, plain causal or vision-language models; their numbers of layers may differ. Numbered in this order.
         embedding_source: The source of the embeddings, the final norm and the head.
 
     Raises:
@@ -40,7 +41,7 @@ class LayerPool:
         self.embedding_source = embedding_source
         for position, model in enumerate(self.models):
             if isinstance(model, EvoMergedPreTrainedModel) or not isinstance(model, PreTrainedModel):
-                raise SourceError(f"source {position}: {type(model).__name__} is not a plain causal language model")
+                raise SourceError(f"source {position}: {type(model).__name__} is not a plain language model")
             if any("forward" in vars(module) for module in model.modules()):
                 raise SourceError(
                     f"source {position}: a forward of its modules is replaced; load it without device_map or patches"
@@ -74,7 +75,7 @@ class LayerPool:
     @property
     def layers_per_source(self) -> list[int]:
         """The number of layers of each source."""
-        return [model.config.num_hidden_layers for model in self.models]
+        return [decoder_of(model.config).num_hidden_layers for model in self.models]
 
     def model(self, path: LayerPath, scale_target: ScaleTarget = "stream") -> EvoMergedForCausalLM:
         """The merged model that takes this path, in eval mode.
@@ -98,4 +99,4 @@ class LayerPool:
 
 
 def _layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    return list(model.get_submodule(find_layers(model, model.config.num_hidden_layers)).children())
+    return list(model.get_submodule(find_layers(model, decoder_of(model.config).num_hidden_layers)).children())

@@ -157,9 +157,6 @@ class SearchConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_recipe(self) -> SearchConfig:
-        refs = [*self.sources, *([self.base] if self.base is not None else [])]
-        if self.space != "ps" and any(ref.component is not None for ref in refs):
-            raise ValueError(f"space: {self.space} runs through whole models; leave component out, or write space: ps")
         path = FlowPart(path=["0:0"]) if self.space == "dfs" else None
         try:
             validate(Recipe, self._recipe(None if self.space == "dfs" else self.merge_part(), path), RecipeError)

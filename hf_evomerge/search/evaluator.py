@@ -345,10 +345,11 @@ class Evaluator:
 
     @cached_property
     def _host(self) -> Component | None:
-        """The model that a merged part is put into; None where whole models are merged."""
+        """The model that a merged part, or the layers of a path, are put into; None where whole models are."""
         from ..checkpoints.component import Component
 
-        first = self.sources[self.config.ps_sources[0]]
+        dfs = self.config.space == "dfs"
+        first = self.sources[(self.config.dfs.order or [0])[0] if dfs else self.config.ps_sources[0]]
         return first if isinstance(first, Component) and not first.is_whole else None
 
     def _whole(self, ref: SourceRef) -> PreTrainedModel:
@@ -386,7 +387,7 @@ class Evaluator:
 
     def _from_disk(self, source: Source) -> PreTrainedModel:
         """A plain model of its own, ready to be scored."""
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         from ..checkpoints.architecture import model_class
         from ..merging.live import write_adapter
@@ -395,7 +396,8 @@ class Evaluator:
         self.check_scored(source)
         with self._unmeasured():
             source.download()
-            loaded: Any = (kind or AutoModelForCausalLM).from_pretrained(
+            sees = getattr(source.config, "has_parts", False)  # a merged model says it
+            loaded: Any = (kind or (AutoModelForImageTextToText if sees else AutoModelForCausalLM)).from_pretrained(
                 source.folder,
                 dtype=self.dtype,
                 output_loading_info=True,

@@ -9,13 +9,14 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from vlms import CLASSES, ID, NEEDS, save_plain, save_vlm, tokenizer
+from vlms import CLASSES, ID, NEEDS, inputs, save_plain, save_vlm, tokenizer
 
-from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.build import build_model, check_recipe, open_recipe
+from hf_evomerge.building.folded import Folded, fold
 from hf_evomerge.checkpoints.component import Layout
 from hf_evomerge.checkpoints.source import Source
-from hf_evomerge.errors import EvoMergeError, SourceError
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.errors import EvoMergeError, PathError, SourceError
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,14 @@ REFUSED = {
         {"sources": ["text", "vision"]},
         "component: text of .*, but vision of .*; what is merged is one",
     ),
-    "a path": ({"flow": {"path": ["0:0-1"]}}, "flow: a path runs through whole models; leave component out"),
+    "a path of towers": (
+        {"sources": ["vision"], "flow": {"path": ["0:0-1"]}},
+        "flow: a path runs through language models; write component: text",
+    ),
+    "parts without a merge": (
+        {"merge": None, "flow": {"path": ["0:0-1"]}, "components": {"vision": 1}},
+        "components: a merge puts other parts in place",
+    ),
     "a merged part": ({"components": {"text": 1}}, "components.text: is merged"),
     "an unknown source": ({"processor": 9}, "processor: 9 is not a source"),
     "no such rows": ({"components": {"audio": 1}}, "has no component 'audio'"),
@@ -224,3 +232,74 @@ def test_parts_that_do_not_fit_are_refused(parents: Any, tmp_path: Path) -> None
     (tmp_path / "named" / "tokenizer.json").write_text(text)
     with pytest.raises(SourceError, match="'<image>' there and '<picture>' in the tokenizer of"):
         check("sight", tmp_path / "named", tokenizer=1)
+
+
+def path_of(folder: Path, *hops: str, **fields: Any) -> Recipe:
+    """A path through the language layers of a model of sight and a plain one."""
+    flow = {"path": list(hops), **fields.pop("flow", {})}
+    sources = [{"model": str(folder / "sight"), "component": "text"}, {"model": str(folder / "plain")}]
+    return Recipe.model_validate({"sources": sources, "flow": flow, **fields})
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_path_through_language_parts_is_still_that_model(name: str, parents: Any, tmp_path: Path) -> None:
+    """Each layer is its source's and stored once, all else is the model's of sight; folded, a plain model computes the same."""
+    folder, given = parents(name), inputs(name)
+    recipe = path_of(folder, "0:0", "1:1", "0:0", "0:1", flow={"scales": [1.0, 0.8, 1.25, -1.1]})
+    out = build_model(recipe, tmp_path / "out", progress=False)
+    model: Any = transformers.AutoModelForImageTextToText.from_pretrained(out)
+    assert [type(model).__name__, *model.config.architectures] == ["EvoMergedForImageTextToText"] * 2
+    sight, plain = state(folder / "sight", CLASSES[name]), state(folder / "plain")
+    for place, (source, layer) in enumerate(model.config.slots):
+        for key, tensor in model.layers[place].state_dict().items():
+            wanted = plain if source == 1 else {in_text(own): tensor for own, tensor in sight.items()}
+            assert torch.equal(tensor, wanted[f"model.layers.{layer}.{key}"])
+    for key, tensor in model.inner.state_dict().items():
+        assert ".layers." in (in_text(key) or "") or torch.equal(tensor, sight[key]), key
+    checkpoint = check_recipe(recipe).ledger
+    assert not checkpoint.merged
+    assert set(checkpoint.copied) == set(Source.open(str(out)).tensors)
+    assert set(checkpoint.dropped.values()) == {"layer not on the path", "embeddings, norm and head come from another source"}
+    plainly = transformers.AutoModelForImageTextToText.from_pretrained(fold(out, tmp_path / "plain", progress=False))
+    assert type(plainly).__name__ == CLASSES[name]
+    with torch.no_grad():
+        torch.testing.assert_close(plainly(**given).logits, model(**given).logits, atol=3e-5, rtol=1e-4)
+    for file in ("processor_config.json", "tokenizer.json"):
+        assert (out / file).read_bytes() == (tmp_path / "plain" / file).read_bytes() == (folder / "sight" / file).read_bytes()
+
+
+def test_a_path_may_run_through_a_merge_of_parts(parents: Any, tmp_path: Path) -> None:
+    """The merged language part is a source more; the ledger says what is whose; other dtypes are those of all parts."""
+    folder = parents("llava")
+    merge = {"method": "linear", "parameters": [{"weight": 0.5}, {"weight": 0.5}]}
+    recipe = path_of(folder, "2:0", "1:1", "2:1", merge=merge, flow={"embedding_source": 2}, dtype="bfloat16")
+    out = build_model(recipe, tmp_path / "out", progress=False)
+    model: Any = transformers.AutoModelForImageTextToText.from_pretrained(out)
+    sight, plain = state(folder / "sight", CLASSES["llava"]), state(folder / "plain")
+    own = "model.layers.1.mlp.up_proj.weight"
+    mean = (sight["model.language_model.layers.1.mlp.up_proj.weight"] + plain[own]) / 2
+    assert torch.equal(model.layers[2].mlp.up_proj.weight, mean.bfloat16())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    upcast = transformers.AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)
+    assert {parameter.dtype for parameter in upcast.parameters()} == {torch.float32}
+    assert "21 merged, 52 copied (9 from plain, 43 from sight)" in str(check_recipe(recipe).ledger)
+
+
+def test_paths_through_parts_that_cannot_be_are_one_line(parents: Any, tmp_path: Path) -> None:
+    """A part not named; embeddings of the plain model; a plain layer with tensors that have no place; scaled pictures."""
+    folder = parents("llava")
+    recipe = path_of(folder, "0:0", "1:1", "0:1")
+    whole = [ref.model_copy(update={"component": None}) for ref in recipe.sources]
+    with pytest.raises(SourceError, match="sight: 'llava' is more than a language model; write component: text"):
+        check_recipe(recipe.model_copy(update={"sources": whole}))
+    with pytest.raises(SourceError, match=r"embedding_source: .*plain is all text, and .*sight is more; give that"):
+        check_recipe(path_of(folder, "0:0", "1:1", flow={"embedding_source": 1}))
+    model = save_plain(tmp_path / "odd", "llava", 3)
+    tensors = {**model.state_dict(), "model.layers.1.self_attn.q_norm.weight": torch.ones(8)}
+    save_file(tensors, tmp_path / "odd" / "model.safetensors", metadata={"format": "pt"})
+    odd = recipe.model_copy(update={"sources": [recipe.sources[0], SourceRef(model=str(tmp_path / "odd"))]})
+    with pytest.raises(SourceError, match=r"odd: the layers of .*sight have no place for its model.layers.1.self_attn.q_norm"):
+        check_recipe(odd)
+    scaled = path_of(folder, "0:0", "1:1", flow={"scales": [0.5, 1.0], "scale_target": "mlp_delta"})
+    with pytest.raises(PathError, match=r"scales\[0\]: 0.5 multiplies pictures as well as words"):
+        Folded(open_recipe(scaled))

@@ -88,7 +88,7 @@ def test_what_the_source_class_fills_in_is_filled_in(path: list[str], tmp_path: 
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ("gemma3", "'gemma3' is more than a language model; give the language model alone"),
+        ("blt", "'blt' is more than a language model; give the language model alone"),
         ("bart", "'bart' is an encoder and a decoder; give the language model alone"),
     ],
 )

@@ -13,10 +13,11 @@ from vlms import CLASSES, NEEDS, WORDS, picture, save_plain, save_vlm
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import SearchError
-from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.recipes.recipe import FlowPart, Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import run_search
 
 COLORS = ("red", "blue", "green", "white")
@@ -122,10 +123,33 @@ def test_a_search_over_pictures_ends_with_a_model_that_sees(parents: Any, tmp_pa
     assert (tmp_path / "search" / "model" / "processor_config.json").is_file()
 
 
-def test_what_does_not_go_with_parts_is_refused(parents: Any) -> None:
-    """Paths; and parts of other sources where whole models are merged."""
+def test_a_search_for_a_path_ends_with_a_model_that_sees(parents: Any, tmp_path: Path) -> None:
+    """Weights first, then gates, by gradient; candidates in memory have the bits and the scores of what is built."""
     folder = parents("llava")
-    with pytest.raises(SearchError, match="space: hybrid runs through whole models"):
-        search_of(folder, space="hybrid")
+    gradient = {"optimizer": {"algorithm": "gradient", "evaluations": 8}}
+    ps = {"method": "task_arithmetic", "blocks_per_group": "model", **gradient}
+    config = search_of(folder, space="hybrid", ps=ps, dfs={"scales": "gate", "max_hops": 5, **gradient}, baselines=[])
+    assert "numbers to evolve" in plan_search(config).to_text().partition("\ndfs: ")[2]
+    result = run_search(config, tmp_path / "search")
+    assert [row.stage for row in result.rows] == ["base", "source", "source", "ps", "dfs"]
+    flow = {"path": ["0:0", "1:1*0.5 + 2:0*0.5", "2:1"], "scales": [1.0, 0.9, 1.2]}
+    recipe = recipe_of(config, 0.4, 0.3)
+    recipe = config.recipe(merge=recipe.merge, flow=FlowPart.model_validate(flow))
+    evaluator, out = Evaluator(config), build_model(recipe, tmp_path / "out", progress=False)
+    live = evaluator.evaluate(recipe, "test")
+    assert live.error is None, live.error
+    built = Evaluator(config).evaluate(SourceRef(model=str(out)), "test")
+    assert built.error is None, built.error
+    assert built.values.tolist() == pytest.approx(live.values.tolist(), abs=1e-4)
+    for key, tensor in AutoModelForImageTextToText.from_pretrained(out).state_dict().items():
+        assert torch.equal(tensor, evaluator.model(recipe).state_dict()[key]), key
+    assert evaluator.answer(recipe, evaluator.examples("test")[0], 3) is not None
+
+
+def test_what_does_not_go_with_parts_is_refused(parents: Any) -> None:
+    """Parts of other sources where whole models are merged, or nothing is."""
+    folder = parents("llava")
+    with pytest.raises(SearchError, match="components: a merge puts other parts in place"):
+        search_of(folder, space="dfs", components={"vision": 1}, vocabulary=None)
     with pytest.raises(SearchError, match=r"components.vision: no source names a component"):
         search_of(folder, sources=[{"model": str(folder / name)} for name in ("sight", "plain")], components={"vision": 1})

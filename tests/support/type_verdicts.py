@@ -31,6 +31,7 @@ MOVED = LayerPath.parse("0:0, 1:1, 1:3, 0:1, 1:2, 0:0, 1:3, 0:2")
 SUMS = LayerPath.parse(["0:0", "0:1*0.5 + 1:1*0.5", "1:3", "0:2"])
 
 WORKS, IN_PLACE, REFUSED, PLAIN_FAILS, FAILS = "works", "in place", "refused", "the plain class fails", "NO"
+SEES = "sees"
 
 
 class Verdict(NamedTuple):
@@ -53,7 +54,7 @@ def refusal(model_type: str) -> Verdict | None:
             EvoMergedConfig.from_sources([config, config], path.as_text())
         except ValueError as cause:
             return Verdict(outcome, reason(cause))
-    return None
+    return Verdict(SEES) if composite(CONFIG_MAPPING[model_type]) else None
 
 
 def composite(kind: type[PreTrainedConfig]) -> bool:
@@ -67,7 +68,7 @@ def verdict(model_type: str, folder: Path) -> Verdict:
         early = refusal(model_type)
     except Exception as cause:
         return Verdict(PLAIN_FAILS, reason(cause))
-    if early is not None and early.outcome == REFUSED:
+    if early is not None and (early.outcome in (REFUSED, SEES) or composite(CONFIG_MAPPING[model_type])):
         return early
     try:
         sources = [tiny_source(model_type, 4, seed) for seed in (0, 1)]

@@ -161,3 +161,25 @@ def processor(name: str) -> Any:
 def picture(color: str = "red") -> Image.Image:
     """A square of one colour."""
     return Image.new("RGB", (8, 8), color)
+
+
+def inputs(name: str, count: int = 1) -> dict[str, torch.Tensor]:
+    """What the processor of one of `CLASSES` makes of `what is it ?` and a picture, `count` random ones, without it."""
+    mark = ID["<image_soft_token>" if name == "gemma3" else "<image>"]
+    around = {"qwen2_5_vl": ("<vision_start>", "<vision_end>"), "gemma3": ("<start_of_image>", "<end_of_image>")}
+    around["smolvlm"] = ("<fake_token_around_image>",) * 2
+    before, after = ([ID[word]] for word in around.get(name, ("user", "user")))
+    places = {"qwen2_5_vl": 1, "llava_next": 10}.get(name, 4)
+    ids = torch.tensor([[*before, *[mark] * places, *after, *(ID[word] for word in ("what", "is", "it", "?"))]] * count)
+    pictures = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
+    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if name == "qwen2_5_vl":
+        grid = torch.tensor([[1, 2, 2]] * count)
+        patches = pictures.repeat(1, 2, 1, 1).reshape(count * 4, 96)
+        return {**found, "pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": (ids == mark).int()}
+    if name == "gemma3":
+        found["token_type_ids"] = (ids == mark).long()
+    if name == "llava_next":
+        found["image_sizes"] = torch.tensor([[8, 8]] * count)
+        pictures = pictures[:, None].repeat(1, 2, 1, 1, 1)
+    return {**found, "pixel_values": pictures[:, None] if name == "smolvlm" else pictures}
