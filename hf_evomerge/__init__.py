@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .merging import register_method as register_method
     from .modeling import EvoMergedConfig as EvoMergedConfig
     from .modeling import EvoMergedForCausalLM as EvoMergedForCausalLM
+    from .modeling import EvoMergedForImageTextToText as EvoMergedForImageTextToText
     from .modeling import EvoMergedModel as EvoMergedModel
     from .recipes.layer_path import LayerPath as LayerPath
     from .recipes.recipe import FlowPart as FlowPart
@@ -72,7 +73,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "hub.space": ("push_space",),
     "mergekit": ("from_mergekit", "to_mergekit"),
     "merging": ("register_method",),
-    "modeling": ("EvoMergedConfig", "EvoMergedForCausalLM", "EvoMergedModel"),
+    "modeling": ("EvoMergedConfig", "EvoMergedForCausalLM", "EvoMergedForImageTextToText", "EvoMergedModel"),
     "recipes.layer_path": ("LayerPath",),
     "recipes.recipe": ("FlowPart", "MergePart", "Recipe", "SourceRef"),
     "routing.pool": ("LayerPool",),

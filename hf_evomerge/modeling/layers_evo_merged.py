@@ -163,10 +163,9 @@ def copy_structure(module: nn.Module, config: PreTrainedConfig, slot: int | None
         name: None if child is None else copy_structure(child, config, slot, swap) for name, child in module._modules.items()
     }
     if isinstance(own := fields.get("config"), PreTrainedConfig):
-        decoder = config.get_text_config(decoder=True)
-        if decoder is config or type(own) is type(config):
+        if type(own) is type(config):
             fields["config"] = config
-        elif type(own) is type(decoder):
+        elif (decoder := config.get_text_config(decoder=True)) is config or type(own) is type(decoder):
             fields["config"] = decoder
     if slot is not None:
         for name in _PLACE_NAMES:
@@ -208,8 +207,8 @@ def check_places(merged: PreTrainedConfig, slots: Sequence[tuple[int, int]], sou
 
 def _described(config: PreTrainedConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What each layer of a model is made of, and the shapes of the tensors that belong to no layer."""
+    config = copy.deepcopy(config)  # a model writes into its own
     if isinstance(name := config.dtype, str):  # as it is after save_pretrained
-        config = copy.copy(config)
         config.dtype = getattr(torch, name)
     try:
         with torch.device("meta"):

@@ -41,7 +41,8 @@ def check_configs(
     from ..modeling.modeling_evo_merged import source_class
     from ..modeling.origins import check_rearrangeable
 
-    sees = decoder_of(configs[embedding_source]) is not configs[embedding_source]  # then its class runs the layers of all
+    first = configs[embedding_source] if 0 <= embedding_source < len(configs) else configs[0]  # `check_alike` refuses another
+    sees = decoder_of(first) is not first  # then its class runs the layers of all
     for number, config in enumerate(configs):
         called = f"source {number}" if names is None else str(names[number])
         if config.model_type == "evo_merged":
@@ -56,7 +57,7 @@ def check_configs(
         if getattr(config, "quantization_config", None) is not None:
             raise SourceError(f"{called}: quantised layers cannot be rearranged; give the unquantised model")
         try:
-            source_class(configs[embedding_source] if sees else config)
+            source_class(first if sees else config)
         except ValueError as cause:
             raise SourceError(f"{called}: {one_line(cause)}") from cause
     try:

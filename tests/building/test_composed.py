@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from vlms import CLASSES, ID, NEEDS, inputs, save_plain, save_vlm, tokenizer
+from vlms import ALL_CLASSES, CLASSES, ID, NEEDS, inputs, save_plain, save_vlm, tokenizer
 
 from hf_evomerge.building.build import build_model, check_recipe, open_recipe
 from hf_evomerge.building.folded import Folded, fold
@@ -241,7 +241,7 @@ def path_of(folder: Path, *hops: str, **fields: Any) -> Recipe:
     return Recipe.model_validate({"sources": sources, "flow": flow, **fields})
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", ALL_CLASSES)
 def test_a_path_through_language_parts_is_still_that_model(name: str, parents: Any, tmp_path: Path) -> None:
     """Each layer is its source's and stored once, all else is the model's of sight; folded, a plain model computes the same."""
     folder, given = parents(name), inputs(name)
@@ -249,7 +249,7 @@ def test_a_path_through_language_parts_is_still_that_model(name: str, parents: A
     out = build_model(recipe, tmp_path / "out", progress=False)
     model: Any = transformers.AutoModelForImageTextToText.from_pretrained(out)
     assert [type(model).__name__, *model.config.architectures] == ["EvoMergedForImageTextToText"] * 2
-    sight, plain = state(folder / "sight", CLASSES[name]), state(folder / "plain")
+    sight, plain = state(folder / "sight", ALL_CLASSES[name]), state(folder / "plain")
     for place, (source, layer) in enumerate(model.config.slots):
         for key, tensor in model.layers[place].state_dict().items():
             wanted = plain if source == 1 else {in_text(own): tensor for own, tensor in sight.items()}
@@ -261,7 +261,7 @@ def test_a_path_through_language_parts_is_still_that_model(name: str, parents: A
     assert set(checkpoint.copied) == set(Source.open(str(out)).tensors)
     assert set(checkpoint.dropped.values()) == {"layer not on the path", "embeddings, norm and head come from another source"}
     plainly = transformers.AutoModelForImageTextToText.from_pretrained(fold(out, tmp_path / "plain", progress=False))
-    assert type(plainly).__name__ == CLASSES[name]
+    assert type(plainly).__name__ == ALL_CLASSES[name]
     with torch.no_grad():
         torch.testing.assert_close(plainly(**given).logits, model(**given).logits, atol=3e-5, rtol=1e-4)
     for file in ("processor_config.json", "tokenizer.json"):

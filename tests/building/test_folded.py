@@ -46,6 +46,7 @@ def test_variants_fold_too(variant: str, scale_target: str, tmp_path: Path) -> N
 def test_every_layout_is_tested() -> None:
     """The table of layouts has no architecture that the tests leave out, where this transformers can run it."""
     tested = {*ARCHITECTURES, *(architecture for architecture, _ in VARIANTS.values())}
+    tested |= {"qwen2_vl_text", "qwen2_5_vl_text"}  # as parts, in test_composed.py
     assert LAYOUTS.keys() ^ tested == ({"mamba"} if OLD_CACHE_NAMES else set())
 
 

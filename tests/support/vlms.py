@@ -45,7 +45,12 @@ QWEN = {"hidden_size": 16, "intermediate_size": 20, "depth": 2, "num_heads": 2, 
 
 # Name: model type of the plain language model, fields of both, and the config and class of the vision-language model.
 PLAIN = {"llava": "mistral", "llava_next": "llama", "qwen2_5_vl": "qwen2", "gemma3": "gemma3_text", "smolvlm": "llama"}
-NEEDS = {"qwen2_5_vl": ["torchvision"], "smolvlm": ["torchvision", "num2words"]}  # what their processors need
+PLAIN["qwen2_vl"] = "qwen2"
+NEEDS = {
+    "qwen2_vl": ["torchvision"],
+    "qwen2_5_vl": ["torchvision"],
+    "smolvlm": ["torchvision", "num2words"],
+}  # what their processors need
 CLASSES = {
     "llava": "LlavaForConditionalGeneration",
     "llava_next": "LlavaNextForConditionalGeneration",
@@ -53,12 +58,13 @@ CLASSES = {
     "gemma3": "Gemma3ForConditionalGeneration",
     "smolvlm": "SmolVLMForConditionalGeneration",
 }
+ALL_CLASSES = {**CLASSES, "qwen2_vl": "Qwen2VLForConditionalGeneration"}  # whose language part is a table's entry of its own
 
 
 def text_config(name: str, **fields: Any) -> PretrainedConfig:
     """The config of the plain language model that fits one of `CLASSES`."""
     given = {**TEXT, **(GEMMA if name == "gemma3" else {}), **fields}
-    if name == "qwen2_5_vl":
+    if name in ("qwen2_vl", "qwen2_5_vl"):
         given.pop("head_dim")
     return transformers.CONFIG_MAPPING[PLAIN[name]](**given)
 
@@ -72,10 +78,11 @@ def vlm_config(name: str, **fields: Any) -> PretrainedConfig:
         pinned = {"image_grid_pinpoints": [[8, 8]]} if name == "llava_next" else {}
         vision = {"model_type": "clip_vision_model", **IMAGE}
         return kind(text_config=text, vision_config=vision, image_token_index=ID["<image>"], vision_feature_layer=-1, **pinned)
-    if name == "qwen2_5_vl":
+    if name in ("qwen2_vl", "qwen2_5_vl"):
         text = {key: value for key, value in text.items() if key not in ("model_type", "rope_parameters")} | ROPE
         tokens = {f"{kind}_token_id": ID[f"<{kind}>"] for kind in ("image", "video", "vision_start", "vision_end")}
-        return kind(text_config=text, vision_config={**QWEN, "fullatt_block_indexes": [1], "window_size": 8}, **tokens, **ids)
+        more = {"embed_dim": 16, "hidden_size": 32} if name == "qwen2_vl" else {"fullatt_block_indexes": [1], "window_size": 8}
+        return kind(text_config=text, vision_config={**QWEN, **more}, **tokens, **ids)
     if name == "gemma3":
         soft = {"image_token_index": ID["<image_soft_token>"], "boi_token_index": ID["<start_of_image>"]}
         return kind(text_config=text, vision_config=IMAGE, mm_tokens_per_image=4, eoi_token_index=ID["<end_of_image>"], **soft)
@@ -96,7 +103,7 @@ def random_model(config: PretrainedConfig, seed: int, kind: str | None = None) -
 
 def save_vlm(folder: Path, name: str, seed: int, **fields: Any) -> PreTrainedModel:
     """Save a vision-language model with its processor; returns the model."""
-    model = random_model(vlm_config(name, **fields), seed, CLASSES[name])
+    model = random_model(vlm_config(name, **fields), seed, ALL_CLASSES[name])
     model.save_pretrained(folder)
     processor(name).save_pretrained(folder)
     return model
@@ -110,9 +117,9 @@ def save_plain(folder: Path, name: str, seed: int, **fields: Any) -> PreTrainedM
     return model
 
 
-def tokenizer(image: str = "<image>") -> PreTrainedTokenizerFast:
+def tokenizer(image: str = "<image>", vocabulary: list[str] = WORDS) -> PreTrainedTokenizerFast:
     """Words between spaces; `image` stands for a picture."""
-    words = Tokenizer(models.WordLevel(ID, unk_token="<unk>"))
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     marks = {"image_token": image, "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
     marks |= {"video_token": "<video>", "fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>"}
@@ -121,14 +128,14 @@ def tokenizer(image: str = "<image>") -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
         **special,
-        additional_special_tokens=[word for word in WORDS if word.startswith("<")][4:],
+        additional_special_tokens=[word for word in vocabulary if word.startswith("<")][4:],
         extra_special_tokens=marks,
     )
 
 
-def processor(name: str) -> Any:
-    """The processor of one of `CLASSES`, with a chat template."""
-    words = tokenizer("<image_soft_token>" if name == "gemma3" else "<image>")
+def processor(name: str, vocabulary: list[str] = WORDS) -> Any:
+    """The processor of one of `CLASSES`, or of Qwen2-VL, with a chat template."""
+    words = tokenizer("<image_soft_token>" if name == "gemma3" else "<image>", vocabulary)
     size = {"height": 8, "width": 8}
     if name in ("llava", "llava_next"):
         kinds = {"llava": "CLIPImageProcessor", "llava_next": "LlavaNextImageProcessor"}
@@ -140,11 +147,12 @@ def processor(name: str) -> Any:
             images, words, patch_size=4, vision_feature_select_strategy="default", num_additional_image_tokens=1,
             chat_template=template,
         )  # fmt: skip
-    if name == "qwen2_5_vl":
+    if name in ("qwen2_vl", "qwen2_5_vl"):
         images = transformers.Qwen2VLImageProcessor(patch_size=4, merge_size=2, min_pixels=64, max_pixels=256)
         videos = transformers.Qwen2VLVideoProcessor(patch_size=4, merge_size=2)
         template = TEMPLATE.replace("IMAGE", "<vision_start> <image> <vision_end>")
-        return transformers.Qwen2_5_VLProcessor(images, words, videos, chat_template=template)
+        kind = transformers.Qwen2VLProcessor if name == "qwen2_vl" else transformers.Qwen2_5_VLProcessor
+        return kind(images, words, videos, chat_template=template)
     if name == "gemma3":
         images = transformers.Gemma3ImageProcessor(size=size, image_seq_length=4)
         return transformers.Gemma3Processor(
@@ -166,14 +174,15 @@ def picture(color: str = "red") -> Image.Image:
 def inputs(name: str, count: int = 1) -> dict[str, torch.Tensor]:
     """What the processor of one of `CLASSES` makes of `what is it ?` and a picture, `count` random ones, without it."""
     mark = ID["<image_soft_token>" if name == "gemma3" else "<image>"]
-    around = {"qwen2_5_vl": ("<vision_start>", "<vision_end>"), "gemma3": ("<start_of_image>", "<end_of_image>")}
+    vision = ("<vision_start>", "<vision_end>")
+    around = {"qwen2_vl": vision, "qwen2_5_vl": vision, "gemma3": ("<start_of_image>", "<end_of_image>")}
     around["smolvlm"] = ("<fake_token_around_image>",) * 2
     before, after = ([ID[word]] for word in around.get(name, ("user", "user")))
-    places = {"qwen2_5_vl": 1, "llava_next": 10}.get(name, 4)
+    places = {"qwen2_vl": 1, "qwen2_5_vl": 1, "llava_next": 10}.get(name, 4)
     ids = torch.tensor([[*before, *[mark] * places, *after, *(ID[word] for word in ("what", "is", "it", "?"))]] * count)
     pictures = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
     found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if name == "qwen2_5_vl":
+    if name in ("qwen2_vl", "qwen2_5_vl"):
         grid = torch.tensor([[1, 2, 2]] * count)
         patches = pictures.repeat(1, 2, 1, 1).reshape(count * 4, 96)
         return {**found, "pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": (ids == mark).int()}
