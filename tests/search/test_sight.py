@@ -112,7 +112,7 @@ def test_a_candidate_in_memory_is_the_one_that_is_built(name: str, parents: Any,
 def test_a_search_over_pictures_ends_with_a_model_that_sees(parents: Any, tmp_path: Path) -> None:
     """Parents are scored too, the plain one in the body of the one that sees; the winner answers as the search said."""
     folder = parents("llava")
-    run_search(search_of(folder), tmp_path / "search")
+    run_search(search_of(folder), tmp_path / "search", workers=1)
     results = json.loads((tmp_path / "search" / "results.json").read_text())
     assert [row["model"] for row in results["rows"]][:4] == ["base: base", "sight", "plain", "uniform average"]
     winner = next(row for row in results["rows"] if row["winner"])
@@ -130,7 +130,7 @@ def test_a_search_for_a_path_ends_with_a_model_that_sees(parents: Any, tmp_path:
     ps = {"method": "task_arithmetic", "blocks_per_group": "model", **gradient}
     config = search_of(folder, space="hybrid", ps=ps, dfs={"scales": "gate", "max_hops": 5, **gradient}, baselines=[])
     assert "numbers to evolve" in plan_search(config).to_text().partition("\ndfs: ")[2]
-    result = run_search(config, tmp_path / "search")
+    result = run_search(config, tmp_path / "search", workers=1)
     assert [row.stage for row in result.rows] == ["base", "source", "source", "ps", "dfs"]
     flow = {"path": ["0:0", "1:1*0.5 + 2:0*0.5", "2:1"], "scales": [1.0, 0.9, 1.2]}
     recipe = recipe_of(config, 0.4, 0.3)
