@@ -74,7 +74,7 @@ MODELS = {
     "gemma": Pretrained(COURSES, "gemma.jsonl", "gemma", chat=False),
 }
 HELD_OUT, OWN = 200, 50
-DETAILS = (128, 16)  # search examples whose runs have tables of their own
+DETAILS = (128, 16, 8)  # search examples whose runs have tables of their own
 MOST = 512  # search examples; smaller searches have the first of them
 FULL = 128  # search examples; a score of them is the unit of cost
 LEAST = 5  # scores of all examples; a search by gradient spends three of them on its results
