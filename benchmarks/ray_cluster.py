@@ -44,7 +44,6 @@ from hf_evomerge.search.study import Study, Trial
 
 BIN = Path(sys.executable).parent
 QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-STARTED = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": True}
 
 
 def searches(work: Path) -> dict[str, SearchConfig]:
@@ -129,20 +128,28 @@ def node(work: Path) -> None:
 
 
 def addresses(work: Path) -> None:
-    """Two raylets on two loopback addresses, joined by the command; another kind of device is claimed by the study."""
+    """Two raylets on two loopback addresses, which the command joins."""
     config = searches(work)["ps, evolution"]
     whole = run(config, work / "here")
     config.save(work / "search.yaml")
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:6399", "RAY_AUTH_MODE": "disabled"}
+    start = [BIN / "ray", "start", "--block", "--disable-usage-stats", "--num-cpus=1"]
+    first = [*start, "--head", "--node-ip-address=127.0.0.1", "--port=6399", "--include-dashboard=false"]
+    second = [*start, "--address=127.0.0.1:6399", "--node-ip-address=127.0.0.2"]
+    raylets: list[subprocess.Popen[bytes]] = []
+    log = (work / "raylets.log").open("wb")
     try:
-        start = [BIN / "ray", "start", "--disable-usage-stats", "--num-cpus=1"]
-        subprocess.run([*start, "--head", "--node-ip-address=127.0.0.1", "--port=6399", "--include-dashboard=false"], **STARTED)
-        subprocess.run([*start, "--address=127.0.0.1:6399", "--node-ip-address=127.0.0.2"], **STARTED)
+        for command in (first, second):
+            raylets.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            time.sleep(30)
         shutil.rmtree(work / "two", ignore_errors=True)
         command = [BIN / "hf-evomerge", "search", work / "search.yaml", "--out", work / "two", "--no-model", "--ray"]
-        subprocess.run(command, check=True, env={**os.environ, "RAY_ADDRESS": "127.0.0.1:6399"}, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         print(f"two raylets, on 127.0.0.1 and 127.0.0.2, {len(whole)} trials: {verdict(bits(work / 'two') == whole)}")
     finally:
-        subprocess.run([BIN / "ray", "stop", "--force"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        for raylet in raylets[::-1]:
+            raylet.terminate()
+            raylet.wait()
 
 
 def head(work: Path) -> None:
@@ -160,7 +167,7 @@ def head(work: Path) -> None:
             if killed < 3 and (work / "head" / "study.db").exists() and len(bits(work / "head")) >= target:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-                killed, target = killed + 1, target + 6
+                killed, target = killed + 1, target + 2
         if process.returncode != -signal.SIGKILL:
             break
     time.sleep(5)

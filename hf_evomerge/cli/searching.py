@@ -107,7 +107,7 @@ def _device() -> str:
     """Where this machine evaluates fastest."""
     import torch
 
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    return "auto" if torch.cuda.device_count() > 1 else "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 @app.command()

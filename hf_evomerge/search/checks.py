@@ -10,7 +10,7 @@ from ..errors import SearchError
 from ..fitness import check_disjoint
 from ..recipes.recipe import Recipe
 from .config import RETAINED, SPLITS, SearchConfig, Stage
-from .devices import check_device
+from .devices import check_device, devices_of
 from .evaluator import Evaluator
 from .limits import check_memory_limit
 from .nsga import check_installed
@@ -48,7 +48,8 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         EvoMergeError: The search cannot work; the message names what is wrong.
     """
     if here:
-        check_device(config.device)
+        for device in devices_of(config):
+            check_device(device)
     if config.limits.memory is not None:
         check_memory_limit()
     splits = {split: evaluator.examples(split) for split in ["search", *evaluator.splits]}
@@ -100,7 +101,7 @@ def _unused(config: SearchConfig) -> Iterator[str]:
 
 def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
     """What half precision does on a processor."""
-    if config.device.startswith("cpu") and evaluator.dtype.itemsize < 4:  # type: ignore[union-attr]
+    if evaluator.device.startswith("cpu") and evaluator.dtype.itemsize < 4:  # type: ignore[union-attr]
         name = str(evaluator.dtype).removeprefix("torch.")
         yield (
             f"dtype: {name} on a CPU: an example's log-likelihood lies .02 (the demo's models) to .25 (SmolLM2-135M) from that "

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import SearchError, one_line
 from ..fitness import Scores
 from .config import SearchConfig
-from .devices import check_device, device_kind
+from .devices import check_device, device_kind, on_device
 from .evaluator import Evaluator
 from .folder import versions
 from .grounds import Files, check_files
@@ -242,9 +242,10 @@ class RayRunner(PoolRunner[RayWorker]):
         self._wanted, self._memory, self._threads, self._admit = workers, memory, config.threads, admit
         nodes = _alive()
         gpus = sum(resources.get("GPU", 0.0) for _, resources in nodes.values())
-        on_gpu = config.device.startswith("cuda") or (config.device == "auto" and gpus > 0)
+        named = config.device if isinstance(config.device, str) else config.device[0]
+        on_gpu = named.startswith("cuda") or (named == "auto" and gpus > 0)
         self._per_gpu = math.ceil(max(workers or 1, gpus) / gpus) if on_gpu and gpus else int(on_gpu)
-        config = config.model_copy(update={"device": "cuda" if on_gpu else "cpu" if config.device == "auto" else config.device})
+        config = on_device(config, "cuda" if on_gpu else "cpu" if named == "auto" else named)
         message = self._ray.cloudpickle.dumps((config, evaluator_arguments, dict(files)))
         self._first = (versions(), self._ray.put(message))
         self._actor = self._ray.remote(concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0)(ClusterEvaluator)
@@ -322,7 +323,7 @@ def _join(ray: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as cause:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as cause:
         where = os.environ.get("RAY_ADDRESS", "this machine")
         raise SearchError(f"--ray: the cluster at {where} cannot be joined: {one_line(cause, 300)}") from cause
     finally:

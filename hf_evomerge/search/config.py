@@ -72,7 +72,8 @@ class SearchConfig(StrictModel):
         limits: What one evaluation may take.
         report_to: Where the search is logged as it runs, pictures and table included: ``trackio``, ``wandb``, ``tensorboard``.
         project: The project of the run there.
-        device: Where candidates are evaluated, such as ``cpu`` or ``cuda:0``.
+        device: Where candidates are evaluated, such as ``cpu`` or ``cuda:0``; a list of devices, which workers take in turn; or
+            ``auto``, every GPU of the machine, or its processor where there is none.
         gradient_checkpointing: Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of
             one layer, and a third more time.
         gradient_parts: In how many parts a gradient's batch is evaluated, side by side by as many workers. Part of the study:
@@ -105,7 +106,7 @@ class SearchConfig(StrictModel):
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     report_to: list[Literal["trackio", "wandb", "tensorboard"]] = Field(default_factory=list)
     project: str = "hf-evomerge"
-    device: str = "cpu"
+    device: str | Annotated[tuple[str, ...], Field(min_length=1)] = "cpu"
     gradient_checkpointing: bool = False
     gradient_parts: int = Field(default=1, ge=1)
 

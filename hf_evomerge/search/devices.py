@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 from pathlib import Path
 
 from ..errors import SearchError
+from .config import SearchConfig
 from .study import Study
 
 DEVICES = "devices"  # the study's note of the kinds that its scores are from
+
+
+def devices_of(config: SearchConfig) -> list[str]:
+    """The devices of a search on this machine; ``auto`` is every GPU, or the processor where there is none."""
+    if config.device != "auto":
+        return [config.device] if isinstance(config.device, str) else list(config.device)
+    import torch
+
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def on_device(config: SearchConfig, device: str) -> SearchConfig:
+    """The search on one device."""
+    return config.model_copy(update={"device": device})
+
+
+def device_memory(device: str) -> float:
+    """Bytes of memory that a device has; infinite where it cannot be told."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
 
 
 def check_device(device: str) -> None:

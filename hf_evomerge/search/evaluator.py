@@ -19,6 +19,7 @@ from ..fitness.pictures import SeeingTokenizer
 from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import MergePart, Recipe, SourceRef
 from .config import RETAINED, SPLITS, SearchConfig
+from .devices import devices_of
 from .objectives import OBJECTIVE, Taken, TaskObjective, measured_on
 from .slopes import Slopes, recomputed
 from .spaces import SourceSummary
@@ -42,7 +43,7 @@ class Evaluator:
     """Scores candidates and parents.
 
     Args:
-        config: The search: sources, dtype, device, threads, task and data.
+        config: The search: sources, dtype, device (the first, where there are several), threads, task and data.
         task_factory: Makes an unprepared task; the search file's by default.
         examples: The examples per split; read as the search file says by default.
         trust_remote_code: Whether Python files that come with the sources may be run.
@@ -50,6 +51,7 @@ class Evaluator:
 
     Attributes:
         sources, base: The opened checkpoints.
+        device: Where it evaluates.
         loading: Called when the loading of models begins and ends, whose time is not an evaluation's.
 
     Raises:
@@ -70,6 +72,7 @@ class Evaluator:
         from ..checkpoints.component import as_parts
 
         torch.set_num_threads(config.threads)
+        self.device = devices_of(config)[0]
         self.config = config
         self._task_factory = task_factory or (lambda: make_task(config.fitness))
         self._examples = dict(examples) if examples is not None else {}
@@ -316,7 +319,7 @@ class Evaluator:
 
         tokenizer = self.tokenizer(target)
         ids = encode_prompt(example, tokenizer)
-        prompt = torch.tensor([ids], device=self.config.device)
+        prompt = torch.tensor([ids], device=self.device)
         model: Any = self.model(target)
         seen = seen_inputs(tokenizer, [example], [len(ids)], len(ids), left=True)
         with torch.inference_mode():
@@ -408,7 +411,7 @@ class Evaluator:
         if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
             raise SourceError(f"{source}: has no tensor {missing[0]} ({len(missing)} are missing); download it again")
         write_adapter(source, model)
-        ready: PreTrainedModel = model.eval().requires_grad_(False).to(self.config.device)
+        ready: PreTrainedModel = model.eval().requires_grad_(False).to(self.device)
         return ready
 
     def merge_gradient(self, part: MergePart) -> tuple[MergeGradient, PreTrainedModel]:

@@ -12,6 +12,7 @@ from ..merging.arithmetic import memory_needed
 from ..merging.live import MEMORY_LIMIT
 from ..merging.registry import get_method
 from .config import SearchConfig
+from .devices import device_memory, devices_of
 from .evaluator import Evaluator
 
 if TYPE_CHECKING:
@@ -23,16 +24,16 @@ _SHARE = 0.75  # of a machine's memory
 
 
 def default_workers(config: SearchConfig, memory: Mapping[str, int]) -> int:
-    """As many workers as the cores take with their threads, and the memory with their models; one beside a GPU.
+    """As many workers as the cores take with their threads, and the memory with their models; one beside each GPU.
 
     Args:
         config: The search.
         memory: What `memory_of_models` gives.
     """
-    if not config.device.startswith("cpu"):
-        return 1
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
-    return max(1, workers_that_fit(cores(), _SHARE * there, config.threads, max(memory.values())))
+    devices = devices_of(config)
+    if not all(device.startswith("cpu") for device in devices):
+        return len(devices)
+    return max(1, workers_that_fit(cores(), _SHARE * device_memory("cpu"), config.threads, max(memory.values())))
 
 
 def workers_that_fit(cpus: int, there: float, threads: int, models: int) -> int:

@@ -15,7 +15,7 @@ from .baselines import RATES
 from .checks import check_search
 from .config import RETAINED, SearchConfig, Stage
 from .descent import FULL_SCORES
-from .devices import check_device
+from .devices import check_device, device_memory, devices_of
 from .evaluator import Batch, Evaluator, Target
 from .memory import default_workers, memory_of_models
 from .optimizer import GROWTH, Start, Vector, default_population
@@ -105,7 +105,8 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
     """
     warnings = list[str]()
     try:
-        check_device(config.device)
+        for device in devices_of(config):
+            check_device(device)
     except SearchError as error:  # then what the headers say is said, and nothing is evaluated
         warnings.append(f"{error}; no weights were looked at, and no time was measured")
         config = config.model_copy(update={"device": "cpu"})
@@ -124,6 +125,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
             merge = space.decode(space.start().mean).merge
     phases = _around(config, stages, examples, second, averaged=len(set(evaluator.layers)) == 1)
     memory = memory_of_models(config, evaluator)
+    warnings += _of_devices(config, memory)
     evaluations: dict[str, int] = {stage: config.budget(stage)[0] for stage in config.stages}
     return Plan(
         tuple(phases),
@@ -261,6 +263,19 @@ def _of_splits(examples: dict[str, int]) -> list[str]:
         for split, count in examples.items()
         if count < _FEW.get(split, 0)
     ]
+
+
+def _of_devices(config: SearchConfig, memory: dict[str, int]) -> list[str]:
+    """Devices that have not the memory for the models of the workers on them."""
+    devices, lines = devices_of(config), []
+    workers = default_workers(config, memory)
+    for device in dict.fromkeys(devices):
+        count = sum(devices[number % len(devices)] == device for number in range(workers))
+        there, needed = device_memory(device), count * max(memory.values())
+        if needed > there:
+            sizes = f"{there / 1e9:.3g} GB, and the models of this search take {needed / 1e9:.3g} GB there"
+            lines.append(f"device: {device} has {sizes}")
+    return lines
 
 
 def _duration(minutes: float) -> str:

@@ -16,6 +16,7 @@ from ..errors import SearchError
 from ..fitness import Scores, TaskSpec
 from ..recipes.recipe import Recipe
 from .config import SearchConfig
+from .devices import devices_of, on_device
 from .evaluator import Batch, Evaluator, Target
 from .limits import Limit, Limits
 from .slopes import Slopes
@@ -262,7 +263,9 @@ class ProcessRunner(PoolRunner[Worker]):
         refuse_in_worker()
         super().__init__(limits)
         self._patient = patient
-        self.workers = [Worker(config, evaluator_arguments) for _ in range(workers)]
+        devices = devices_of(config)
+        places = [on_device(config, devices[number % len(devices)]) for number in range(workers)]
+        self.workers = [Worker(place, evaluator_arguments) for place in places]
 
     def free(self) -> Iterator[Worker]:
         """Workers with nothing to do, as far as there is so much to do that they are worth their start."""

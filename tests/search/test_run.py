@@ -653,12 +653,19 @@ def test_what_is_said_of_a_search(search_config: Config, search_settings: Settin
 
 @pytest.mark.parametrize(
     ("device", "threads", "models", "workers"),
-    [("cpu", 1, 10**9, 16), ("cpu", 4, 10**9, 4), ("cpu", 32, 10**9, 1), ("cuda:0", 1, 10**9, 1), ("cpu", 1, 30 * 10**9, 2)],
+    [
+        ("cpu", 1, 10**9, 16),
+        ("cpu", 4, 10**9, 4),
+        ("cpu", 32, 10**9, 1),
+        ("cuda:0", 1, 10**9, 1),
+        (["cuda:0", "cuda:1"], 1, 10**9, 2),
+        ("cpu", 1, 30 * 10**9, 2),
+    ],
 )
 def test_workers_by_default(
-    device: str, threads: int, models: int, workers: int, search_config: Config, monkeypatch: pytest.MonkeyPatch
+    device: Any, threads: int, models: int, workers: int, search_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads times workers are no more than the cores, the models of all workers fit into memory, and a GPU has one."""
+    """Threads times workers are no more than the cores, the models of all workers fit into memory, and each GPU has one."""
     monkeypatch.setattr(memory, "cores", lambda: 16)
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2 * 10**7, "SC_PAGE_SIZE": 4096}.__getitem__)
     config = search_config("ps", device=device, threads=threads)

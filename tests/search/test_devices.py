@@ -1,0 +1,68 @@
+"""Several devices: workers take them in turn, a study keeps their kinds, and what they have not room for is said before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.search import plan
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.devices import admit, device_kind, device_memory, devices_of
+from hf_evomerge.search.plan import plan_search
+from hf_evomerge.search.run import run_search
+from hf_evomerge.search.runner import ProcessRunner
+from hf_evomerge.search.study import Study
+
+Config = Callable[..., SearchConfig]
+
+
+def test_devices_of_a_search(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, several, or all GPUs that there are; workers take them in turn."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    auto = search_config(device="auto")
+    assert devices_of(auto) == ["cuda:0", "cuda:1"]
+    assert [worker._start[0].device for worker in ProcessRunner(auto, 3).workers] == ["cuda:0", "cuda:1", "cuda:0"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert devices_of(auto) == ["cpu"]
+    assert devices_of(search_config(device=["cpu", "cpu:0"])) == ["cpu", "cpu:0"]
+    assert devices_of(search_config()) == ["cpu"]
+    with pytest.raises(SearchError, match="device"):
+        search_config(device=[])
+
+
+def test_a_search_on_two_devices(search_config: Config, tmp_path: Path) -> None:
+    """Two names of the processor are two devices with a worker each, and the trials are those of one."""
+    one, two = (search_config(device=device) for device in ("cpu", ["cpu", "cpu:0"]))
+    run_search(one, tmp_path / "one", build=False)
+    run_search(two, tmp_path / "two", build=False)
+    trials = [Study.open(tmp_path / name).trials() for name in ("one", "two")]
+    assert [trial.scores for trial in trials[0]] == [trial.scores for trial in trials[1]]
+    assert Study.open(tmp_path / "two").meta("devices") == [device_kind("cpu")]
+    with pytest.raises(SearchError, match=r"device: 'toaster' cannot be used here"):
+        run_search(search_config(device=["cpu", "toaster"]), tmp_path / "three")
+
+
+def test_kinds_of_device_do_not_mix(tmp_path: Path) -> None:
+    """A second kind is refused by name unless it is allowed, and then it is kept too."""
+    study = Study.create(tmp_path / "study", {})
+    admit(study, "H100")
+    admit(study, "H100", "node 10.0.0.1")
+    with pytest.raises(SearchError, match=r"^node 10.0.0.2: A100 is not what the study's scores are from \(H100\)"):
+        admit(study, "A100", "node 10.0.0.2")
+    admit(study, "A100", "node 10.0.0.2", mixed=True)
+    admit(study, "H100")
+    assert study.meta("devices") == ["H100", "A100"]
+    assert device_kind("cpu").startswith("CPU ")
+
+
+def test_a_device_that_is_too_small(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dry run says which device has not the memory for the models."""
+    assert device_memory("cpu") > 10**9
+    monkeypatch.setattr("hf_evomerge.search.plan.default_workers", lambda config, memory: 2)
+    monkeypatch.setattr(plan, "device_memory", lambda device: 1e3 if device == "cpu:0" else 1e12)
+    warnings = plan_search(search_config(device=["cpu", "cpu:0"])).warnings
+    assert sum("device: cpu:0 has 1e-06 GB, and the models of this search take " in line for line in warnings) == 1
+    assert not any("device: cpu has" in line for line in warnings)
