@@ -108,7 +108,7 @@ def model_class(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
     torch.set_num_threads(1)
     plain = AutoModelForCausalLM.from_pretrained(work / options.sizes[0] / "a", dtype=torch.float32)
     merged = LayerPool([plain]).model(LayerPath.parse(f"0:0-{plain.config.num_hidden_layers - 1}"))
-    tokens = torch.randint(100, 1000, (1, 64), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(3, plain.config.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0))
     made = {"do_sample": False, "max_new_tokens": 16, "min_new_tokens": 16, "pad_token_id": 0}
     works: dict[str, Callable[[Any], Any]] = {
         "forward, 64 tokens": lambda model: model(tokens),
@@ -131,7 +131,8 @@ def model_class(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
 def gradients(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
     """A step along the gradient beside a score of the same examples, at the shape of SmolLM2-135M."""
     program = Path(__file__).parent / "gradient_memory.py"
-    words = [sys.executable, str(program), "--work", str(work / "smol"), "--examples", "8", "--tokens", "64"]
+    examples = ("2", "16") if options.quick else ("8", "64")
+    words = [sys.executable, str(program), "--work", str(work / "smol"), "--examples", examples[0], "--tokens", examples[1]]
     import gradient_memory
 
     gradient_memory.make_family(work / "smol" / "float32", "float32")
@@ -188,7 +189,7 @@ def report(options: argparse.Namespace) -> Iterator[str]:
     yield f"Measured on {machine()}; {options.pairs} pairs each, in brackets an interval of 95 %.\n"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        for size in ("tiny", *options.sizes):
+        for size in dict.fromkeys(("tiny", *options.sizes)):
             merges.save_family(work / size, merges.SIZES[size])
         os.sync()
         yield "## Merging\n"
@@ -213,11 +214,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--sizes", nargs="+", choices=[*merges.SIZES][1:], default=["110M"])
     parser.add_argument("--methods", nargs="+", choices=merges.METHODS, default=list(merges.METHODS))
-    parser.add_argument("--quick", action="store_true", help="one method, one gradient: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="one method on tiny models, one gradient: to see that it works")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     options = parser.parse_args()
     if options.quick:
-        options.methods = options.methods[:1]
+        options.sizes, options.methods = ["tiny"], options.methods[:1]
     text = "\n".join(report(options))
     print(text)
     if options.write:
