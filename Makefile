@@ -64,3 +64,4 @@ lm-eval-equality: env
 
 cluster: env
 	$(BIN)/python benchmarks/ray_cluster.py
+	$(BIN)/python benchmarks/simulated_cluster.py --plot docs/images/cluster.png
