@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,7 +170,14 @@ class _Sums:
         return Row(name, self.elements, self.weights.agreement(), tasks, math.sqrt(self.base) if tasks else None)
 
 
-def diff_models(a: str | Path, b: str | Path, *, base: str | Path | None = None, progress: bool = False) -> Difference:
+def diff_models(
+    a: str | Path,
+    b: str | Path,
+    *,
+    base: str | Path | None = None,
+    progress: bool = False,
+    trust_remote_code: bool = False,
+) -> Difference:
     """Say how two checkpoints differ, tensor by tensor; with a base also how their task vectors do.
 
     Tensors that only one of them has, or whose shapes differ, are named in the notes.
@@ -177,6 +185,8 @@ def diff_models(a: str | Path, b: str | Path, *, base: str | Path | None = None,
     Args:
         a, b, base: Folders, or ids of repositories on the Hub.
         progress: Whether to show a progress bar.
+        trust_remote_code: Whether Python files that come with the models may be run to read their configs, which say whether
+            a stored head is the embedding matrix.
 
     Raises:
         SourceError: There is no such checkpoint, or a file cannot be read.
@@ -188,8 +198,9 @@ def diff_models(a: str | Path, b: str | Path, *, base: str | Path | None = None,
     """
     from tqdm import tqdm
 
-    first, second = Source.open(str(a)), Source.open(str(b))
-    origin = Source.open(str(base)) if base is not None else None
+    opened = partial(Source.open, trust_remote_code=trust_remote_code)
+    first, second = opened(str(a)), opened(str(b))
+    origin = opened(str(base)) if base is not None else None
     total, groups, tensors, notes = _Sums(), dict[str, _Sums](), list[Row](), list[str]()
     try:
         names = sorted(first.tensors.keys() | second.tensors.keys(), key=tensor_order)

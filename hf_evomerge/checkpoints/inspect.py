@@ -122,11 +122,12 @@ class Inspection:
         return "\n".join(lines)
 
 
-def inspect_model(model: str | Path) -> Inspection:
+def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Inspection:
     """Say what a checkpoint is, from its config and the headers of its files; no weight is read.
 
     Args:
         model: A folder, or the id of a repository on the Hub.
+        trust_remote_code: Whether Python files that come with the model may be run to read its config.
 
     Raises:
         SourceError: There is no such checkpoint, or its config or a header cannot be read.
@@ -136,7 +137,7 @@ def inspect_model(model: str | Path) -> Inspection:
         >>> report.stored.parameters < report.effective.parameters  # layers that run twice are stored once
         True
     """
-    source = Source.open(str(model))
+    source = Source.open(str(model), trust_remote_code=trust_remote_code)
     config, text = source.config, source.text_config
     merged, runs = None, Counter[int]()
     if config.model_type == "evo_merged":

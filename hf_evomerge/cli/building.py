@@ -162,6 +162,7 @@ def import_evomistral(
 def inspect(
     model: Model,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show what a checkpoint is, from its config and headers alone: layers, parameters, vocabulary, path, sources.
 
@@ -175,7 +176,7 @@ def inspect(
 
         quiet()
         without_torch()
-        report = inspect_model(built_model(model))
+        report = inspect_model(built_model(model), trust_remote_code=trust_remote_code)
         typer.echo(report.to_json() if as_json else report)
 
 
@@ -186,6 +187,7 @@ def diff(
     base: Annotated[str | None, typer.Option(help="Their common ancestor: compare the task vectors as well.")] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="Show every tensor as well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show how two checkpoints differ per layer group: size and angle of the difference, and signs.
 
@@ -197,7 +199,7 @@ def diff(
         from ..checkpoints.diff import diff_models
 
         quiet()
-        report = diff_models(a, b, base=base, progress=sys.stderr.isatty())
+        report = diff_models(a, b, base=base, progress=sys.stderr.isatty(), trust_remote_code=trust_remote_code)
         typer.echo(report.to_json(tensors=tensors) if as_json else report.to_text(tensors=tensors))
 
 

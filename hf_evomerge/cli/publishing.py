@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import EvoMergeError
-from .common import LOGGER, License, Private, RepoId, WithSpace, app, one_line_errors, quiet
+from .common import LOGGER, License, Private, RepoId, TrustRemoteCode, WithSpace, app, one_line_errors, quiet
 
 if TYPE_CHECKING:
     from ..hub.push_plan import PushOptions
@@ -38,6 +38,7 @@ def push(
         bool, typer.Option("--no-card", help="Do not write a card; the README on the Hub stays as it is.")
     ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Build the model again first, and compare every bit.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be published, and stop.")] = False,
 ) -> None:
     """Publish a merged model with its recipe, the record of its search, pictures and a card, in one commit.
@@ -67,6 +68,7 @@ def push(
             card=not no_card,
             space=space,
             verify=verify,
+            trust_remote_code=trust_remote_code,
         )
         if dry_run:
             typer.echo(preview_push(folder, repo_id, options))
@@ -79,6 +81,7 @@ def reproduce(
     repo_id: RepoId,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the rebuilt model in this folder.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Rebuild a published model from its recipe and its sources, and compare it with what is on the Hub, bit for bit.
 
@@ -92,7 +95,8 @@ def reproduce(
         from ..hub.reproduce import reproduce as reproduce_model
 
         quiet()
-        result = reproduce_model(repo_id, revision=revision, out=out, progress=sys.stderr.isatty())
+        progress = sys.stderr.isatty()
+        result = reproduce_model(repo_id, revision=revision, out=out, progress=progress, trust_remote_code=trust_remote_code)
         typer.echo(result)
         if not result.same:
             raise typer.Exit(1)

@@ -195,6 +195,7 @@ def build(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The folder to write; STUDY/model-PICK where absent.", show_default=False)
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Build any model of the front that a search for several objectives found.
 
@@ -206,7 +207,7 @@ def build(
         from ..search.folder import build_pick
 
         quiet()
-        typer.echo(f"built {build_pick(study, pick, out)}")
+        typer.echo(f"built {build_pick(study, pick, out, trust_remote_code=trust_remote_code)}")
 
 
 @app.command()

@@ -38,7 +38,7 @@ class TensorDifference:
 
 def compare_tensors(built: Source, other: Source) -> tuple[int, list[TensorDifference]]:
     """How many tensors there are, and how those that differ do. `other` is called the published one."""
-    names = list(dict.fromkeys([*other.tensors, *built.tensors]))
+    names = list(dict.fromkeys([*other.stored, *built.stored]))
     found = [_difference(name, built, other) for name in names]
     return len(names), [difference for difference in found if difference is not None]
 
@@ -46,12 +46,12 @@ def compare_tensors(built: Source, other: Source) -> tuple[int, list[TensorDiffe
 def _difference(name: str, built: Source, published: Source) -> TensorDifference | None:
     import torch
 
-    here, there = built.tensors.get(name), published.tensors.get(name)
+    here, there = built.stored.get(name), published.stored.get(name)
     if here is None or there is None:
         return TensorDifference(name, "only in the published model" if here is None else "only in the rebuilt model")
     if (here.dtype, here.shape) != (there.dtype, there.shape):
         return TensorDifference(name, f"{there} is published, {here} was rebuilt")
-    a, b = built.read(name), published.read(name)
+    a, b = built.read_stored(here, name), published.read_stored(there, name)
     bits = [tensor.contiguous().reshape(-1).view(torch.uint8).reshape(tensor.numel(), -1) for tensor in (a, b)]
     count = int((bits[0] != bits[1]).any(dim=1).sum()) if a.numel() else 0
     if count == 0:

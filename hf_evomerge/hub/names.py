@@ -118,4 +118,4 @@ def downloaded_commit(ref: SourceRef) -> str | None:
 def weight_files(folder: Path) -> Sequence[Path]:
     """The safetensors files of a model folder, by name; raises `SourceError` where there are none or one is missing."""
     source = Source.open(SourceRef(model=str(folder)))
-    return sorted(dict.fromkeys(info.file for info in source.tensors.values()))
+    return sorted(dict.fromkeys(info.file for info in source.stored.values()))

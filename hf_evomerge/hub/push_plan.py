@@ -66,6 +66,7 @@ class PushOptions:
         space: Whether to make a Space for the model as well.
         commit_message: The commit's title; one that names this package and its version where absent.
         verify: Whether to build the model again first, and to refuse it where a bit is another.
+        trust_remote_code: Whether `verify` may run Python files that come with the sources.
 
     Example:
         >>> PushOptions(private=True, license="apache-2.0", languages=["ja"]).create_pr
@@ -83,6 +84,7 @@ class PushOptions:
     space: bool = False
     commit_message: str | None = None
     verify: bool = False
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def plan_push(
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
     license = decide_license([license_of(for_license(ref, names), api) for ref in parents_of(recipe)], options.license)
-    built = _verify(model, recipe, weights) if options.verify else _built(model, weights)
+    built = _verify(model, recipe, weights, options) if options.verify else _built(model, weights)
     ours = {file.name: file for file in weights}
     for pattern in ("*.safetensors.index.json", *COMPANIONS, *_CODE):
         ours.update({str(file.relative_to(model)): file for file in sorted(model.glob(pattern)) if file.is_file()})
@@ -260,7 +262,7 @@ def _built(model: Path, weights: Sequence[Path]) -> Built | None:
     return record.model_copy(update={"sha256": {file.name: file_sha256(file) for file in weights}})
 
 
-def _verify(model: Path, recipe: Recipe, weights: Sequence[Path]) -> Built:
+def _verify(model: Path, recipe: Recipe, weights: Sequence[Path], options: PushOptions) -> Built:
     """Build the model again, and compare.
 
     Raises:
@@ -268,7 +270,8 @@ def _verify(model: Path, recipe: Recipe, weights: Sequence[Path]) -> Built:
         EvoMergeError: It cannot be built.
     """
     with TemporaryDirectory(prefix="evomerge-verify-") as scratch:
-        built = build_model(recipe.model_copy(update={"built": None}), Path(scratch) / "model", progress=False)
+        again, trust = recipe.model_copy(update={"built": None}), options.trust_remote_code
+        built = build_model(again, Path(scratch) / "model", progress=False, trust_remote_code=trust)
         record = read_build_record(built)
         assert record is not None  # every build has one
         _, differences = compare_tensors(Source(built), Source(model))

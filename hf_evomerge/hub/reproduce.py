@@ -92,6 +92,7 @@ def reproduce(
     out: str | os.PathLike[str] | None = None,
     api: HfApi | None = None,
     progress: bool = False,
+    trust_remote_code: bool = False,
 ) -> Reproduction:
     """Rebuild a published model from its recipe, and compare the weights with those on the Hub.
 
@@ -101,6 +102,8 @@ def reproduce(
         out: Where to leave the rebuilt model; it is thrown away by default.
         api: The client.
         progress: Whether to show progress bars.
+        trust_remote_code: Whether Python files that come with the sources may be run to read their configs. Those of the
+            published model are compared, and never run.
 
     Raises:
         HubError: The model has no recipe, a source was not published, or a downloaded file is not what the Hub says it is.
@@ -115,10 +118,11 @@ def reproduce(
     _check_published(api, repo_id, commit, recipe)
     assert recipe.built is not None  # _published has refused it otherwise
     for ref in [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]:
-        verify_source(ref, api, progress=progress)
+        verify_source(ref, api, progress=progress, trust_remote_code=trust_remote_code)
     with TemporaryDirectory(prefix="evomerge-reproduce-") as scratch:
         folder = Path(out) if out is not None else Path(scratch) / "model"
-        built = build_model(recipe.model_copy(update={"built": None}), folder, progress=progress)
+        again = recipe.model_copy(update={"built": None})
+        built = build_model(again, folder, progress=progress, trust_remote_code=trust_remote_code)
         files = {file.name: file_sha256(file) for file in weight_files(built)}
         count, differences = (0, []) if files == recipe.built.sha256 else _compare(Source(built), repo_id, commit)
         versions = _other_versions(recipe)
@@ -129,7 +133,7 @@ def reproduce(
     )
 
 
-def verify_source(ref: SourceRef, api: HfApi, *, progress: bool = False) -> None:
+def verify_source(ref: SourceRef, api: HfApi, *, progress: bool = False, trust_remote_code: bool = False) -> None:
     """Download a source and its adapter, and refuse them where a weights file is not what the Hub says.
 
     What was downloaded before is compared as well: a disk may fail, and a cache may be shared.
@@ -138,7 +142,7 @@ def verify_source(ref: SourceRef, api: HfApi, *, progress: bool = False) -> None
         HubError: A file's sha256 is another.
         SourceError: It cannot be downloaded.
     """
-    source = Source.open(ref)
+    source = Source.open(ref, trust_remote_code=trust_remote_code)
     source.download(progress=progress)
     folders = [source.folder, *([source.adapter.folder] if source.adapter is not None else [])]
     for part, folder in zip(parts_of(ref), folders, strict=True):
@@ -211,9 +215,7 @@ def _download(api: HfApi, repo_id: str, name: str, commit: str) -> Path:
 
 def _compare(built: Source, repo_id: str, commit: str) -> tuple[int, list[TensorDifference]]:
     """Tensor by tensor: how the rebuilt model differs from the published one."""
-    published = Source.open(SourceRef(model=repo_id, revision=commit))
-    published.download(progress=False)
-    return compare_tensors(built, published)
+    return compare_tensors(built, Source.open(SourceRef(model=repo_id, revision=commit)))
 
 
 def _compare_code(

@@ -201,13 +201,20 @@ def build_winner(folder: Path, winner: Recipe, *, trust_remote_code: bool = Fals
         build_model(winner, folder / MODEL_FOLDER, progress=False, overwrite=True, trust_remote_code=trust_remote_code)
 
 
-def build_pick(folder: str | os.PathLike[str], pick: str, out: str | os.PathLike[str] | None = None) -> Path:
+def build_pick(
+    folder: str | os.PathLike[str],
+    pick: str,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> Path:
     """Build one point of the front of a search for several objectives.
 
     Args:
         folder: The folder of the search.
         pick: The point's number in the table of the front, or ``knee`` for the winner.
         out: The folder to write; ``model-PICK`` in the search's folder where None.
+        trust_remote_code: Whether Python files that come with the sources may be run.
 
     Returns:
         The folder of the model.
@@ -222,7 +229,8 @@ def build_pick(folder: str | os.PathLike[str], pick: str, out: str | os.PathLike
         recipe = study.recipe(picked(settings_of(study), study, pick, winner))
     finally:
         study.close()
-    return build_model(recipe, Path(folder) / f"{MODEL_FOLDER}-{pick}" if out is None else out, progress=False)
+    place = Path(folder) / f"{MODEL_FOLDER}-{pick}" if out is None else out
+    return build_model(recipe, place, progress=False, trust_remote_code=trust_remote_code)
 
 
 def _check_unused(config: SearchConfig, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import hf_evomerge
 from hf_evomerge.building.build import build_model
 from hf_evomerge.building.record import write_build_record
 from hf_evomerge.checkpoints.hashes import file_sha256
-from hf_evomerge.errors import EvoMergeError, HubError
+from hf_evomerge.errors import EvoMergeError, HubError, SourceError
 from hf_evomerge.hub.compare import RELEASED_CODE, compare_code
 from hf_evomerge.hub.push import push_model
 from hf_evomerge.hub.push_plan import PushOptions
@@ -68,6 +69,32 @@ def test_a_published_merge_is_rebuilt_bit_for_bit(
     assert str(result).splitlines()[0].endswith("the same bits, every weights file")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
     assert "the same bits, every weights file" in program(MAIN, "reproduce", "local/merge")
+
+
+def test_sources_that_bring_code_need_consent(tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
+    """Code that comes with the sources is not run to rebuild a model, unless the caller says so; a push as such needs none."""
+    for name in ("a", "b"):
+        folder = shutil.copytree(tiny / name, tmp_path / name)
+        (folder / "own.py").write_text(
+            "from transformers import LlamaConfig\nclass Own(LlamaConfig):\n    model_type = 'own'\n"
+        )
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
+        lfs_api.create_repo(f"local/{name}")
+        lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=folder)
+    recipe = Recipe.model_validate(
+        {"sources": [{"model": "local/a"}, {"model": "local/b"}], "merge": {"method": "linear"}, "dtype": "float32"}
+    )
+    with pytest.raises(SourceError, match="read it, and pass --trust-remote-code"):
+        build_model(recipe, tmp_path / "merged", progress=False)
+    merged = build_model(recipe, tmp_path / "merged", progress=False, trust_remote_code=True)
+    push_model(merged, "local/merge", PushOptions(), api=lfs_api)
+    with pytest.raises(SourceError, match="read it, and pass --trust-remote-code"):
+        push_model(merged, "local/merge", PushOptions(verify=True), api=lfs_api)
+    push_model(merged, "local/merge", PushOptions(verify=True, trust_remote_code=True), api=lfs_api)
+    with pytest.raises(SourceError, match="read it, and pass --trust-remote-code"):
+        reproduce("local/merge", api=lfs_api)
+    assert reproduce("local/merge", api=lfs_api, trust_remote_code=True).same
 
 
 def test_one_changed_byte_in_a_source_is_refused(

@@ -181,6 +181,20 @@ def test_a_search_finds_a_front(tmp_path: Path) -> None:
     assert any("better than a in one objective and worse in none, on the test examples" in each for each in result.verdict)
 
 
+def test_what_is_the_same_for_all_parents_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A fitness, or another objective: one line each; the search goes on, for candidates may differ in it, as they do here."""
+    with pytest.raises(StoppedError):
+        _search(tmp_path, ToyRunner(stop_after=20))
+    assert [line for line in caplog.messages if "every source" in line] == [
+        "every source scores the same on every search example: this fitness sees nothing to combine; try likelihood",
+        "objectives: other is 0 for every source; it may see nothing",
+    ]
+    caplog.clear()
+    _, result = _search(tmp_path, ToyRunner())
+    assert not [line for line in caplog.messages if "every source" in line]
+    assert len({point.searched.others["other"].mean for point in result.front}) > 1
+
+
 def test_resuming_changes_nothing(tmp_path: Path) -> None:
     """Stopped anywhere and resumed, a study ends with the trials and objectives, to the last bit, of one never stopped."""
     whole = ToyRunner()

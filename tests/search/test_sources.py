@@ -63,8 +63,8 @@ def brings_code(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_code_runs_with_consent_alone(brings_code: Path, tmp_path: Path, search_config: Config) -> None:
-    """A search of sources that bring code is refused; with --trust-remote-code it runs, and so do resume and eval, each asked
-    anew."""
+    """A search of sources that bring code is refused; with --trust-remote-code it runs, and so do resume, eval, inspect
+    and diff, each asked anew."""
     search_config("ps", brings_code).save(tmp_path / "search.yaml")
     out, trust = tmp_path / "out", "--trust-remote-code"
     for words in (
@@ -87,6 +87,11 @@ def test_code_runs_with_consent_alone(brings_code: Path, tmp_path: Path, search_
     status, line = _hf("eval", model, "--search", tmp_path / "search.yaml", trust)
     assert status == 0
     assert "fitness" in line
+    assert "--trust-remote-code" in _hf("inspect", model)[1]
+    assert _hf("inspect", model, trust)[0] == 0
+    diff = ("diff", model, brings_code / "a", "--base", brings_code / "base")
+    assert "--trust-remote-code" in _hf(*diff)[1]
+    assert _hf(*diff, trust)[0] == 0
 
 
 def test_no_file_can_consent(search_settings: Callable[..., dict[str, Any]]) -> None:
