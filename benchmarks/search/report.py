@@ -1,9 +1,9 @@
-"""Results as Markdown and as a picture: means over problems (families of models and draws of examples), and their range."""
+"""Results as Markdown and as a picture: means over families of the means over draws of examples, and the range of all runs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -22,6 +22,8 @@ SHOWN = (25, 50, 75, 100, 150, 200, 600)
 REFERENCE = ("ps-cma", 600)
 NONE = "–"  # noqa: RUF001 (a dash)
 Problem = tuple[str, int]
+Values = list[tuple[str, float]]
+"""Families and values."""
 
 
 class Results:
@@ -51,20 +53,21 @@ class Results:
         return sorted(found, key=lambda record: int(record["budget"]))
 
     def final(self, name: str) -> list[Record]:
-        """The run of the greatest budget on each problem that has one."""
-        return [runs[-1] for problem in self.problems if (runs := self.of(name, problem))]
+        """The runs of the greatest budget that the method was given on any problem."""
+        runs = self.of(name)
+        return [run for run in runs if run["budget"] == runs[-1]["budget"]]
 
     def _quality(self, name: str) -> tuple[int, float]:
         final = self.final(name)
         return len(final), fmean(record["marks"][-1]["test"]["loglik"] for record in final)
 
-    def at(self, name: str, cost: int) -> list[Record]:
-        """What a method had found at a cost, per problem: the end of the run with this budget, or a mark of a longer one."""
+    def at(self, name: str, cost: int) -> Values:
+        """Accuracy at a cost, per problem: at the end of the run with this budget, or at a mark of a longer one."""
         found = []
         for problem in self.problems:
             for run in (run for run in self.of(name, problem) if run["budget"] >= cost):
                 if marks := [mark for mark in run["marks"] if mark["cost"] == cost]:
-                    found.append(marks[0])
+                    found.append((problem[0], float(marks[0]["test"]["accuracy"])))
                     break
         return found
 
@@ -101,31 +104,45 @@ def _at_costs(results: Results) -> str:
     rows = [["held-out accuracy at a cost of", *map(str, SHOWN)]]
     for label, name in results.names.items():
         if max(results.methods[name].budgets) >= SHOWN[0]:
-            rows.append([label, *(_spread([mark["test"]["accuracy"] for mark in results.at(name, cost)]) for cost in SHOWN)])
+            rows.append([label, *(_spread(results.at(name, cost)) for cost in SHOWN)])
     return _markdown(rows)
 
 
 def _at_the_end(results: Results) -> str:
     own = list(results.records[0]["own"])
-    reference = [f"cost to reach {results.methods[REFERENCE[0]].label} at {REFERENCE[1]}"] if results.of(REFERENCE[0]) else []
+    goal = f"cost to reach {results.methods[REFERENCE[0]].label} at {REFERENCE[1]}" if results.of(REFERENCE[0]) else ""
+    reference = [goal] if goal else []
     minutes = ["CPU minutes"] if all("cpu" in record for record in results.records) else []
-    heads = ["", "cost", "runs", "accuracy", "log-likelihood", "search minus held-out", *reference, *(f"own: {x}" for x in own)]
+    heads = [
+        "",
+        "cost",
+        "runs of families",
+        "accuracy",
+        "log-likelihood",
+        "search minus held-out",
+        *reference,
+        *(f"own: {x}" for x in own),
+    ]
     rows = [[*heads, *minutes]]
     for label, name in results.names.items():
         final = results.final(name)
+
+        def values(value: Callable[[Record], float], final: list[Record] = final) -> Values:
+            return [(record["problem"], value(record)) for record in final]
+
         last = [record["marks"][-1] for record in final]
         rows.append(
             [
                 label,
                 f"{final[-1]['budget'] * examples(final[-1]) / SEARCH:g}",
-                str(len(final)),
-                _spread([mark["test"]["accuracy"] for mark in last]),
-                _spread([mark["test"]["loglik"] for mark in last]),
+                f"{len(final)} of {len({record['problem'] for record in final})}",
+                _spread(values(lambda record: record["marks"][-1]["test"]["accuracy"])),
+                _spread(values(lambda record: record["marks"][-1]["test"]["loglik"])),
                 f"{fmean(gap):.3f}"
                 if (gap := [m["search"]["loglik"] - m["test"]["loglik"] for m in last if "search" in m])
                 else "",
                 *(_reached(results.costs_to_reach(name)) for _ in reference),
-                *(f"{fmean(record['own'][task]['accuracy'] for record in final):.2f}" for task in own),
+                *(f"{_mean(values(lambda record, task=task: record['own'][task]['accuracy'])):.2f}" for task in own),
                 *(f"{fmean(record['cpu'] for record in final) / 60:.1f}" for _ in minutes),
             ]
         )
@@ -143,9 +160,9 @@ def sizes_table(parts: Mapping[int, Sequence[Record]], methods: dict[str, Method
     for count, records in parts.items():
         results = Results(records, methods)
         for label, name in results.names.items():
-            tests = [record["marks"][-1]["test"] for record in results.final(name)]
+            tests = [(record["problem"], record["marks"][-1]["test"]) for record in results.final(name)]
             cells.setdefault(label, {})[count] = "; ".join(
-                _spread([test[what] for test in tests]) for what in ("accuracy", "loglik")
+                _spread([(family, test[what]) for family, test in tests]) for what in ("accuracy", "loglik")
             )
     rows = [["accuracy; log-likelihood", *map(str, parts)]]
     rows += [[label, *(of.get(count, "") for count in parts)] for label, of in cells.items() if len(of) > 1]
@@ -209,11 +226,17 @@ def _reached(costs: list[int | None]) -> str:
     return span if len(found) == len(costs) else f"{span} ({len(found)} of {len(costs)})"
 
 
-def _spread(values: list[float]) -> str:
+def _mean(values: Values) -> float:
+    """The mean of the families' means, so that a family with more runs does not count for more."""
+    return fmean(fmean(value for family, value in values if family == each) for each in {family for family, _ in values})
+
+
+def _spread(values: Values) -> str:
     """Mean, and least and greatest."""
     if not values:
         return ""
-    text = [f"{value:.3f}".removeprefix("0") for value in (fmean(values), min(values), max(values))]
+    numbers = [value for _, value in values]
+    text = [f"{value:.3f}".removeprefix("0") for value in (_mean(values), min(numbers), max(numbers))]
     text = [part.replace("-0.", "-.") for part in text]
     return text[0] if len(values) == 1 else f"{text[0]} ({text[1]} to {text[2]})"
 
@@ -230,7 +253,7 @@ PANELS = (
 
 
 def plot(records: Sequence[Record], file: str | os.PathLike[str]) -> None:
-    """Draw held-out accuracy over cost: the mean over problems, and a band from the least to the greatest."""
+    """Draw held-out accuracy over cost: the mean over families, and a band from the least to the greatest run."""
     from matplotlib.figure import Figure
 
     results = Results(records)
@@ -314,10 +337,16 @@ def _lines(results: Results, names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _draw(axes: Any, results: Results, label: str, name: str, index: int) -> None:
-    values = {cost: found for cost in SHOWN if (found := [mark["test"]["accuracy"] for mark in results.at(name, cost)])}
-    costs = list(values)
+    values = {cost: found for cost in SHOWN if (found := results.at(name, cost))}
+    costs, spans = list(values), [[number for _, number in found] for found in values.values()]
     colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-    axes.fill_between(
-        costs, [min(v) for v in values.values()], [max(v) for v in values.values()], color=colour, alpha=0.15, lw=0
+    axes.fill_between(costs, [min(span) for span in spans], [max(span) for span in spans], color=colour, alpha=0.15, lw=0)
+    axes.plot(
+        costs,
+        [_mean(found) for found in values.values()],
+        color=colour,
+        marker=marker,
+        markersize=5,
+        linewidth=1.8,
+        label=label,
     )
-    axes.plot(costs, [fmean(v) for v in values.values()], color=colour, marker=marker, markersize=5, linewidth=1.8, label=label)
