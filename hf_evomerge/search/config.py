@@ -74,6 +74,8 @@ class SearchConfig(StrictModel):
         project: The project of the run there.
         device: Where candidates are evaluated, such as ``cpu`` or ``cuda:0``; a list of devices, which workers take in turn; or
             ``auto``, every GPU of the machine, or its processor where there is none.
+        attn_implementation: What computes attention, by its name in transformers; its own choice where absent. Part of the
+            study, for each has other last bits. Kernels of the Hub are none of them: a file brings no code.
         gradient_checkpointing: Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of
             one layer, and a third more time.
         gradient_parts: In how many parts a gradient's batch is evaluated, side by side by as many workers. Part of the study:
@@ -107,6 +109,7 @@ class SearchConfig(StrictModel):
     report_to: list[Literal["trackio", "wandb", "tensorboard"]] = Field(default_factory=list)
     project: str = "hf-evomerge"
     device: str | Annotated[tuple[str, ...], Field(min_length=1)] = "cpu"
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
     gradient_checkpointing: bool = False
     gradient_parts: int = Field(default=1, ge=1)
 

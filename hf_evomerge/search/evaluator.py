@@ -403,6 +403,7 @@ class Evaluator:
             loaded: Any = (kind or (AutoModelForImageTextToText if sees else AutoModelForCausalLM)).from_pretrained(
                 source.folder,
                 dtype=self.dtype,
+                attn_implementation=self.config.attn_implementation,
                 output_loading_info=True,
                 use_safetensors=True,
                 trust_remote_code=self.trust_remote_code,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.building.build import build_model
-from hf_evomerge.errors import FitnessError, SourceError
+from hf_evomerge.errors import FitnessError, SearchError, SourceError
 from hf_evomerge.fitness import FunctionTask, Scores, make_task
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.config import SearchConfig
@@ -395,3 +395,14 @@ def test_vocabularies_that_differ(
         tokenizer = evaluator.tokenizer(recipe)
         assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(folder).get_vocab()
         assert tokenizer.chat_template == "{{ messages }}"
+
+
+def test_attention_is_computed_as_the_file_says(search_config: Callable[..., SearchConfig]) -> None:
+    """The models of candidates and of parents have the search's implementation of attention; code of the Hub is refused."""
+    config = search_config(attn_implementation="eager")
+    evaluator = Evaluator(config)
+    for target in (config.sources[0], config.recipe(merge=config.merge_part())):
+        assert evaluator.model(target).config._attn_implementation == "eager"
+    assert Evaluator(search_config()).model(config.sources[0]).config._attn_implementation == "sdpa"
+    with pytest.raises(SearchError, match="attn_implementation"):
+        search_config(attn_implementation="kernels-community/flash-attn")
