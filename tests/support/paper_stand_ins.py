@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from huggingface_hub import HfApi
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, MistralConfig, MistralForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+from vlms import IMAGE, QWEN, ROPE, picture, processor, random_model
+from vlms import WORDS as MARKS
 
 MODELS = {
     "augmxnt/shisa-gamma-7b-v1": 0,
@@ -17,8 +21,52 @@ MODELS = {
     "mistralai/Mistral-7B-v0.1": 0,
 }
 DATA = {"SakanaAI/gsm8k-ja-test_250-1319": 1069, "juletxara/mgsm": 4}
-ORGS = sorted({name.partition("/")[0] for name in (*MODELS, *DATA)})
+EXPERTS = [f"yongxianwei/Qwen2-VL-7B-{name}" for name in ("OCR", "VQA", "Geometry", "Chart", "Grounding")]
+SIGHT = {  # class, and type of the language part
+    "llava-hf/llava-v1.6-mistral-7b-hf": ("llava_next", "mistral"),
+    "llava-hf/llama3-llava-next-8b-hf": ("llava_next", "llama"),
+    **dict.fromkeys(["Qwen/Qwen2-VL-7B", *EXPERTS], ("qwen2_vl", "qwen2")),
+}
+PLAIN = ["meta-llama/Meta-Llama-3-8B", "hkust-nlp/dart-math-llama3-8b-prop2diff"]
+PICTURES = "SakanaAI/JA-VLM-Bench-In-the-Wild"
+ORGS = sorted({name.partition("/")[0] for name in (*MODELS, *DATA, *SIGHT, *PLAIN, PICTURES)})
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *"0123456789", "答え", "は", "です", "円", "問題"]
+
+
+def sizes(words: list[str]) -> dict[str, int]:
+    """Fields of a language model with these words."""
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return {
+        **{"vocab_size": len(words), "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2},
+        **{"num_attention_heads": 1, "num_key_value_heads": 1, **ids},
+    }
+
+
+def save_sight(folder: Path) -> None:
+    """Save the models that see, whose vocabularies have rows at the end that the plain ones lack, and plain Llamas."""
+    words = [*WORDS, *(mark for mark in MARKS[4:] if mark.startswith("<"))]
+    for seed, (name, (kind, language)) in enumerate(SIGHT.items()):
+        ids = {f"{what}_token_id": words.index(f"<{what}>") for what in ("image", "video", "vision_start", "vision_end")}
+        text = {**sizes(words), **(ROPE if kind == "qwen2_vl" else {"model_type": language})}
+        if kind == "qwen2_vl":
+            vision = {**QWEN, "embed_dim": 16, "hidden_size": 8}
+            config = CONFIG_MAPPING[kind](text_config=text, vision_config=vision, **ids)
+            save(folder / name, config, seed, "Qwen2VLForConditionalGeneration")
+        else:
+            vision = {"model_type": "clip_vision_model", **IMAGE}
+            config = CONFIG_MAPPING[kind](
+                text_config=text, vision_config=vision, image_token_index=ids["image_token_id"], image_grid_pinpoints=[[8, 8]]
+            )
+            save(folder / name, config, seed, "LlavaNextForConditionalGeneration")
+        processor(kind, words).save_pretrained(folder / name)
+    for seed, name in enumerate(PLAIN):
+        save(folder / name, CONFIG_MAPPING["llama"](**sizes(WORDS)), seed, "LlamaForCausalLM")
+        plain_tokenizer(WORDS).save_pretrained(folder / name)
+
+
+def save(folder: Path, config: PretrainedConfig, seed: int, kind: str) -> None:
+    """Save a model with random weights."""
+    random_model(config, seed, kind).to(torch.bfloat16).save_pretrained(folder)
 
 
 def save_models(folder: Path) -> None:
@@ -26,16 +74,17 @@ def save_models(folder: Path) -> None:
     for seed, (name, added) in enumerate(MODELS.items()):
         torch.manual_seed(seed)
         words = [*WORDS, *(f"[MORE{number}]" for number in range(added))]
-        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}
-        config = MistralConfig(
-            vocab_size=len(words), **sizes, num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=2
-        )
-        MistralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / name)
-        tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit()])
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-        ).save_pretrained(folder / name)
+        MistralForCausalLM(MistralConfig(**sizes(words))).to(torch.bfloat16).save_pretrained(folder / name)
+        plain_tokenizer(words).save_pretrained(folder / name)
+
+
+def plain_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """Words between spaces."""
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
 
 
 def save_data(folder: Path) -> None:
@@ -50,11 +99,25 @@ def save_data(folder: Path) -> None:
         (folder / name / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}{files}\n---\n", encoding="utf-8")
 
 
+def save_pictures(folder: Path) -> None:
+    """Save questions about pictures: a data set of them, and JSON lines beside PNG files."""
+    (folder / PICTURES).mkdir(parents=True)
+    stream = io.BytesIO()
+    picture().save(stream, format="PNG")
+    rows = [{"question": f"問題 {number}", "answer": "答え", "image": {"bytes": stream.getvalue()}} for number in range(4)]
+    Dataset.from_list(rows).to_parquet(folder / PICTURES / "test.parquet")
+    (folder / "picture.png").write_bytes(stream.getvalue())
+    lines = [json.dumps({"question": f"問題 {n} {n}", "answer": f" {n % 10}", "picture": "picture.png"}) for n in range(204)]
+    (folder / "pictures.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
 def publish(api: HfApi, folder: Path) -> None:
     """Push all of them to a hub that has their authors as organisations."""
     save_models(folder)
+    save_sight(folder)
     save_data(folder)
-    for kind, names in (("model", MODELS), ("dataset", DATA)):
+    save_pictures(folder)
+    for kind, names in (("model", [*MODELS, *SIGHT, *PLAIN]), ("dataset", [*DATA, PICTURES])):
         for name in names:
             api.create_repo(name, repo_type=kind, exist_ok=True)
             api.upload_folder(repo_id=name, repo_type=kind, folder_path=folder / name)
