@@ -15,6 +15,7 @@ from safetensors import safe_open
 from tiny_models import VOCAB, tiny_model, token_ids
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from vlms import CLASSES, inputs, random_model, vlm_config
 
 from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForCausalLM, EvoMergedModel, register
 from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
@@ -177,11 +178,14 @@ def test_the_base_model_loads_from_the_same_folder(model: EvoMergedForCausalLM, 
 def test_the_saved_model_loads_without_this_package(model: EvoMergedForCausalLM, tmp_path: Path) -> None:
     """Where the package cannot be imported, trust_remote_code loads the model, and what that saves loads again."""
     model.save_pretrained(tmp_path / "saved")
-    torch.save({"ids": token_ids(), "logits": model(token_ids()).logits.detach()}, tmp_path / "expected.pt")
+    sight = LayerPool([random_model(vlm_config("llava"), 0, CLASSES["llava"])]).model(LayerPath.parse("0:0, 0:1, 0:1"))
+    sight.save_pretrained(tmp_path / "sight")
+    seen = {"given": inputs("llava"), "seen": sight(**inputs("llava")).logits.detach()}
+    torch.save({"ids": token_ids(), "logits": model(token_ids()).logits.detach(), **seen}, tmp_path / "expected.pt")
     program = f"""
 import sys; sys.modules["hf_evomerge"] = None
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 expected = torch.load({str(tmp_path / "expected.pt")!r})
 model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
 assert torch.equal(model(expected["ids"]).logits, expected["logits"])
@@ -189,6 +193,8 @@ assert model.generate(expected["ids"], max_new_tokens=3, do_sample=False).shape 
 model.save_pretrained({str(tmp_path / "resaved")!r})
 again = AutoModelForCausalLM.from_pretrained({str(tmp_path / "resaved")!r}, trust_remote_code=True)
 assert torch.equal(again(expected["ids"]).logits, expected["logits"])
+sight = AutoModelForImageTextToText.from_pretrained({str(tmp_path / "sight")!r}, trust_remote_code=True)
+assert torch.equal(sight(**expected["given"]).logits, expected["seen"])
 print("fine")
 """
     environment = {
