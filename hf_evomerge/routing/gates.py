@@ -135,9 +135,8 @@ class _Gates:
     """
 
     def __init__(self, gates: Sequence[Tensor]) -> None:
-        self.gates, total = gates, sum(gates[1:], gates[0])
-        self.kept = total.clamp(min=LEAST)
-        self.rest = self.kept - total  # what gates below `LEAST` take from the stream
+        self.gates = gates
+        self.rest: Any = None
         self.inside: Any = None
         self.so_far: Any = None
 
@@ -152,8 +151,11 @@ class _Gates:
     ) -> tuple[Any, dict[str, Any]]:
         """Divide the hidden state."""
         state = args[0] if args else kwargs["hidden_states"]
-        if place == 0:
-            self.inside = state / self.kept
+        if place == 0:  # anew in every pass: a backward pass frees what it went through
+            total = sum(self.gates[1:], self.gates[0])
+            kept = total.clamp(min=LEAST)
+            self.rest = kept - total  # what gates below `LEAST` take from the stream
+            self.inside = state / kept
         else:
             self.so_far = state
         return ((self.inside, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": self.inside})

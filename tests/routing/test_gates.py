@@ -81,6 +81,22 @@ def test_where_a_gate_of_0_leads(make_pool: Any) -> None:
 
 
 @pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
+def test_gradients_of_several_passes_add_up(hops: list[int] | None, make_pool: Any) -> None:
+    """Examples that do not fit into one batch are run one batch after the other: twice the same gives twice the gradient."""
+    pool = make_pool("llama")
+
+    def once(model: Any) -> None:
+        model(token_ids(), use_cache=False).logits.log_softmax(-1)[..., 5].mean().backward()
+
+    def twice(model: Any) -> None:
+        once(model)
+        once(model)
+
+    expected = 2 * gate_gradient(pool, SLOTS, GATES, once, hops=hops)
+    assert np.allclose(gate_gradient(pool, SLOTS, GATES, twice, hops=hops), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
 def test_gates_in_half_precision(hops: list[int] | None) -> None:
     """In bfloat16 the gradient is that of float32, as far as bfloat16 goes, with tied embeddings."""
     found = []
