@@ -417,8 +417,8 @@ class EvoMergedForImageTextToText(EvoMergedForCausalLM):
 
     Example:
         >>> model = EvoMergedForImageTextToText.from_pretrained("my-search/model")
-        >>> type(model.inner).__name__
-        'LlavaForConditionalGeneration'
+        >>> len(model.layers) == model.get_decoder().config.num_hidden_layers  # those of its language model
+        True
     """
 
     def __getattr__(self, name: str) -> Any:
