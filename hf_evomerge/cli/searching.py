@@ -195,6 +195,7 @@ def build(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The folder to write; STUDY/model-PICK where absent.", show_default=False)
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Build any model of the front that a search for several objectives found.
@@ -207,7 +208,7 @@ def build(
         from ..search.folder import build_pick
 
         quiet()
-        typer.echo(f"built {build_pick(study, pick, out, trust_remote_code=trust_remote_code)}")
+        typer.echo(f"built {build_pick(study, pick, out, overwrite=overwrite, trust_remote_code=trust_remote_code)}")
 
 
 @app.command()
@@ -374,17 +375,23 @@ def export(
     """
     with one_line_errors():
         from ..search.answers import export_answers
-        from ..search.export import export_csv, export_optuna, export_parquet
+        from ..search.export import check_new, export_csv, export_optuna, export_parquet
 
         if csv is None and parquet is None and answers is None and optuna is None:
             raise EvoMergeError("export: to what? Name a file with --csv, --parquet or --answers, or a storage with --optuna")
-        for file, write, what in (
-            (csv, export_csv, "trials"),
-            (parquet, export_parquet, "trials"),
-            (answers, export_answers, "answers"),
-        ):
-            if file is not None:
-                typer.echo(f"{file}: {write(study, file)} {what}")
+        wanted = [
+            (file, write, what)
+            for file, write, what in (
+                (csv, export_csv, "trials"),
+                (parquet, export_parquet, "trials"),
+                (answers, export_answers, "answers"),
+            )
+            if file is not None
+        ]
+        for file, _, _ in wanted:  # before any of them is written
+            check_new(file)
+        for file, write, what in wanted:
+            typer.echo(f"{file}: {write(study, file)} {what}")
         if optuna is not None:
             typer.echo(f"{optuna}: {', '.join(export_optuna(study, optuna))}; show it with `optuna-dashboard {optuna}`")
 

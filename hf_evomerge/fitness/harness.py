@@ -155,7 +155,17 @@ class LmEvalTask:
         if (weights := self.spec.weights) is not None:
             counts = {task: sum(name == task for name, _ in self._places) for task in self._tasks}
             total = math.fsum(weights.values())
-            values = values * [weights[name] / total * len(values) / counts[name] for name, _ in self._places]
+            means = {
+                task: math.fsum(found[task][i][0] for name, i in self._places if name == task) / counts[task] for task in counts
+            }
+            mean = math.fsum(weights[task] * means[task] for task in counts) / total
+            # around the weighted mean, what a document differs from its own task's: so the error is the weighted mean's too
+            values = np.array(
+                [
+                    mean + weights[name] / total * len(values) / counts[name] * (value - means[name])
+                    for (name, _), value in zip(self._places, values, strict=True)
+                ]
+            )
         outputs = [text for _, text in pairs]
         return Scores(values, correct=correct, outputs=outputs if any(outputs) else None)
 

@@ -165,7 +165,7 @@ LAYOUTS: dict[str, FoldLayout] = {
         mlp=("fc2.*",),
         norms=("self_attn_layer_norm.weight", "final_layer_norm.weight"),
         embeddings=("model.decoder.embed_tokens.weight", "model.decoder.embed_positions.weight"),
-        required={"do_layer_norm_before": True},
+        required={"do_layer_norm_before": True, "_remove_final_layer_norm": False},
     ),
     "mamba": FoldLayout(final_norm="backbone.norm_f", attention=("mixer.out_proj.*",), mlp=(), norms=("norm.weight",)),
 }

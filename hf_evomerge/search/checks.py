@@ -16,8 +16,9 @@ from .limits import check_memory_limit
 from .nsga import check_installed
 from .objectives import only_task_objectives
 from .optimizer import Start
+from .parameter_space import ParameterSpace
 from .sections import FlowSpaceConfig, ParameterSpaceConfig
-from .spaces import make_space
+from .spaces import Space, make_space
 from .sweep import sweep_cost
 
 
@@ -54,15 +55,17 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         check_memory_limit()
     splits = {split: evaluator.examples(split) for split in ["search", *evaluator.splits]}
     retained = {name.removeprefix(RETAINED): examples for name, examples in splits.items() if name.startswith(RETAINED)}
-    check_disjoint(**{split: examples for split, examples in splits.items() if split in SPLITS}, retained=retained)
+    own = [each for each in only_task_objectives(config.objectives) if each.data]
+    together = {  # whatever is looked at for one objective is no test of another
+        split: [*splits.get(split, ()), *(example for each in own for example in splits.get(each.split(split), ()))]
+        for split in SPLITS
+    }
+    check_disjoint(**together, retained=retained)
     for source in [*evaluator.sources, *([evaluator.base] if evaluator.base is not None else [])]:
         evaluator.check_scored(source)
     found = Checked(notes=[*_unused(config), *_of_dtype(config, evaluator)])
     if config.space != "dfs" and evaluator.weights:
         found.warnings += evaluator.merged(config.merge_part()).sampled_findings().warnings
-    for each in only_task_objectives(config.objectives):
-        own = {split: examples for split in SPLITS if (examples := splits.get(each.split(split))) is not None}
-        check_disjoint(**own, retained={})
     if config.objectives:
         check_installed()
     if "lora" in config.baselines:
@@ -79,7 +82,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         mean = start.mean
         warnings = _check_recipe(space.decode(mean), evaluator)
         _check_sweep(config, stage, start, len(splits["search"]))
-        _check_gradient(config, stage, evaluator)
+        found.notes += _check_gradient(config, stage, evaluator, space)
         found.dimensions[stage] = mean.size
         found.notes += [note for note in space.notes() if note not in found.notes]
         found.warnings += [line for line in warnings if line not in found.warnings]
@@ -135,8 +138,8 @@ def _check_recipe(recipe: Recipe, evaluator: Evaluator) -> list[str]:
     return checkpoint.warnings
 
 
-def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator) -> None:
-    """Refuse gates for blocks that see the scale of their input, and gradients that are not to be had."""
+def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator, space: Space) -> list[str]:
+    """Refuse gates for blocks that see the scale of their input, and gradients that are not to be had; says what one leaves."""
     from ..merging.gradient import check_differentiable
     from ..merging.registry import get_method
     from ..routing.gates import check_gates
@@ -148,3 +151,9 @@ def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator) ->
         evaluator.check_gradient(config.fitness_of(stage))
         if name != "dfs":
             check_differentiable(get_method(config.ps.method))
+            if isinstance(space, ParameterSpace) and (still := space.unmoved):
+                names = ", ".join(still)
+                if len(still) == len({each.parameter for each in space.coordinates}):
+                    raise SearchError(f"ps.optimizer.algorithm: a gradient moves no {names}; give weight a range, or write cma")
+                return [f"ps: a gradient moves no {names}: those numbers stay at their start"]
+    return []

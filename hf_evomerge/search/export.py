@@ -46,6 +46,14 @@ def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
     return [{key: row.get(key) for key in keys} for row in rows]
 
 
+def check_new(file: Path) -> None:
+    """Raise `SearchError` where a file to write is there already, as the study's own are, or cannot be made."""
+    if os.path.lexists(file):
+        raise SearchError(f"{file}: exists already; choose another name")
+    if not file.absolute().parent.is_dir():
+        raise SearchError(f"{file}: there is no folder {file.parent}; make it, or choose another place")
+
+
 def export_csv(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
     """Write the trials as CSV; returns how many there are."""
     rows = trial_rows(folder)

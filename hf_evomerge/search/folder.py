@@ -206,6 +206,7 @@ def build_pick(
     pick: str,
     out: str | os.PathLike[str] | None = None,
     *,
+    overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Path:
     """Build one point of the front of a search for several objectives.
@@ -214,6 +215,7 @@ def build_pick(
         folder: The folder of the search.
         pick: The point's number in the table of the front, or ``knee`` for the winner.
         out: The folder to write; ``model-PICK`` in the search's folder where None.
+        overwrite: Replace a model that is there.
         trust_remote_code: Whether Python files that come with the sources may be run.
 
     Returns:
@@ -230,7 +232,7 @@ def build_pick(
     finally:
         study.close()
     place = Path(folder) / f"{MODEL_FOLDER}-{pick}" if out is None else out
-    return build_model(recipe, place, progress=False, trust_remote_code=trust_remote_code)
+    return build_model(recipe, place, progress=False, overwrite=overwrite, trust_remote_code=trust_remote_code)
 
 
 def _check_unused(config: SearchConfig, out: Path) -> None:

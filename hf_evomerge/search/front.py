@@ -98,8 +98,8 @@ def volumes(config: SearchConfig, study: Study) -> dict[str, list[tuple[float, f
     return curves
 
 
-def judged(points: Sequence[Point], scores: Mapping[str, Scores], winner: str) -> list[Point]:
-    """The points with what they scored where the results are measured, and the winner marked."""
+def judged(points: Sequence[Point], scores: Mapping[str, Scores], winner: str | None) -> list[Point]:
+    """The points with what they scored where the results are measured, and the winner marked where there is one."""
     return [replace(point, scores=scores.get(point.key), winner=point.key == winner) for point in points]
 
 
@@ -142,7 +142,8 @@ def point_json(point: Point, names: Sequence[str]) -> dict[str, Any]:
 
 def front_table(points: Sequence[Point], names: Sequence[str], split: str) -> str:
     """The front as text: a line per point, its objectives on the search split and where the results are measured."""
-    table = Table(box=None, header_style="bold", pad_edge=False, caption="the front; * is its knee", caption_justify="left")
+    caption = "the front; * is its knee" if any(point.winner for point in points) else "the front"
+    table = Table(box=None, header_style="bold", pad_edge=False, caption=caption, caption_justify="left")
     table.add_column("point", justify="right")
     headings = [f"{name}, search" for name in names] + ([f"{name}, {split}" for name in names] if split != "search" else [])
     for heading in headings:

@@ -120,13 +120,19 @@ def scaled(vectors: Sequence[Vector]) -> NDArray[np.float64]:
 
 
 def knee(vectors: Sequence[Vector]) -> int:
-    """The point of a front that bulges most: farthest from the line, or plane, through the best of each objective.
+    """The point of a front that bulges most: farthest beyond the line, or plane, through the best of each objective.
+
+    Objectives that go together, as hops and parameters do, share the weight of one. The first of equals, the best in the first
+    objective where a front is sorted by it.
 
     Example:
         >>> knee([np.array(point) for point in ([0.0, 1.0], [0.8, 0.9], [1.0, 0.0])])
         1
     """
-    return int(np.argmax(scaled(vectors).sum(1)))
+    points = scaled(vectors)
+    ends = np.unique(points[points.argmax(0)], axis=0)
+    normal = np.linalg.lstsq(ends, np.ones(len(ends)), rcond=None)[0]  # the shortest, where the ends leave it open
+    return int(np.argmax(np.round(points @ np.maximum(normal, 0.0), 9)))
 
 
 def spread(vectors: Sequence[Vector], count: int) -> list[int]:

@@ -128,6 +128,12 @@ class ParameterSpace:
         sources = self.unchanged if everyone else [self.unchanged[coordinate.source]]
         return all(name in names for names in sources for name in inside)
 
+    @property
+    def unmoved(self) -> list[str]:
+        """Parameters with a range that have no gradient."""
+        smooth = {parameter.name for parameter in self.method.parameters if parameter.smooth}
+        return [name for name in dict.fromkeys(each.parameter for each in self.coordinates) if name not in smooth]
+
     def notes(self) -> list[str]:
         """What is not evolved, and why: one line per source."""
         lines = []

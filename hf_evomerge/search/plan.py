@@ -208,7 +208,7 @@ class _Stage:
         what.insert(0, kinds[self.config.space_of(self.stage)])
         if second.flow is not None:
             what.append(f"paths of {len(second.flow.to_path())} to {self.config.dfs.max_hops} hops")
-        used = [size for size, rounds in zip(self.sizes, self.rounds(budget), strict=True) if rounds > 0]
+        used = [size for size, rounds in zip(self.sizes, self.rounds(budget), strict=True) if rounds > 0] or [self.sizes[0]]
         sizes = f"{used[0]} to {used[-1]}" if len(used) > 1 else f"{used[0]}"
         kind = "gradient steps" if self.gradient else f"generations of {self.population}"
         done = "every candidate" if self.sweep else f"{sum(self.rounds(budget)):.0f} {kind}"

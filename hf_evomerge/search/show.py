@@ -14,7 +14,7 @@ from ..errors import SearchError
 from ..recipes.layer_path import hop_table
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from .config import STAGES, source_label
-from .front import front, front_table
+from .front import front, front_table, judged
 from .places import settings_of
 from .rows import accuracy_text, fitness_text, render
 from .study import Study
@@ -25,6 +25,8 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
     study = Study.open(folder)
     try:
         settings = settings_of(study)
+        file = study.folder / RECIPE_FILE
+        winner = Recipe.load(file).key if file.exists() else None
         parts = [f"{settings.space} search over {', '.join(source.model for source in settings.sources)}"]
         for stage in STAGES:
             if not (trials := study.trials(stage)):
@@ -46,7 +48,8 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
                 )
             parts.append(render(table))
             if settings.objectives:
-                parts.append(front_table(front(settings, study, [stage]), settings.objective_names, "search"))
+                points = judged(front(settings, study, [stage]), {}, winner)
+                parts.append(front_table(points, settings.objective_names, "search"))
             if failed:
                 parts.append(f"the first failure, trial {failed[0].number}: {failed[0].scores.error}")
     finally:

@@ -167,6 +167,12 @@ def test_weights(tasks: dict[str, str], model: LlamaForCausalLM, tokenizer: PreT
     assert both.values.size == 11
     part = score(model, tokenizer, [tasks["tiny_rolling"]], {"count": 3}).mean or 0.0
     assert both.mean == pytest.approx((3 * alone["tiny_choice"] + part) / 4)
+    scattered = [
+        score(model, tokenizer, [tasks[kind]], {"count": count}).values
+        for kind, count in (("tiny_choice", 8), ("tiny_rolling", 3))
+    ]
+    error = np.sqrt((0.75**2) * scattered[0].var() / 8 + (0.25**2) * scattered[1].var() / 3)
+    assert both.values.std() / np.sqrt(11) == pytest.approx(error)
 
 
 def test_leaves_everything_as_it_was(

@@ -111,7 +111,14 @@ def test_gates_in_half_precision(hops: list[int] | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "fields"), [("olmo2", {}), ("exaone4", {}), ("opt", {"do_layer_norm_before": False}), ("ctrl", {})]
+    ("architecture", "fields"),
+    [
+        ("olmo2", {}),
+        ("exaone4", {}),
+        ("opt", {"do_layer_norm_before": False}),
+        ("opt", {"_remove_final_layer_norm": True}),  # the head sees the scale of the stream
+        ("ctrl", {}),
+    ],
 )
 def test_blocks_that_see_the_scale_are_refused(architecture: str, fields: Any) -> None:
     """Where blocks read the stream without a norm, or how they do is not known, gates are refused with what to write."""

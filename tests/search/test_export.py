@@ -130,6 +130,14 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     assert f"{file}: 5 trials" in done.output
     assert f"{tmp_path / 'answers.jsonl'}: 0 answers" in done.output
     assert (tmp_path / "answers.jsonl").read_text(encoding="utf-8") == ""
+    before = (folder / "study.db").read_bytes()
+    for option, there in (("--csv", file), ("--parquet", folder / "study.db"), ("--answers", folder / "study.db")):
+        refused = run(app, ["export", str(folder), "--csv", str(tmp_path / "new.csv"), option, str(there)])
+        assert (refused.exit_code, "exists already; choose another name" in refused.output) == (1, True)
+    assert (folder / "study.db").read_bytes() == before
+    assert not (tmp_path / "new.csv").exists()
+    refused = run(app, ["export", str(folder), "--csv", str(tmp_path / "nowhere" / "x.csv")])
+    assert "there is no folder" in refused.output
     refused = run(app, ["export", str(folder)])
     assert refused.exit_code == 1
     assert "to what? Name a file with --csv, --parquet or --answers, or a storage with --optuna" in refused.output

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from hf_evomerge.errors import SearchError
+from hf_evomerge.errors import FitnessError, SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.hub.record import _public_settings, write_record
 from hf_evomerge.plots import Front, front_figure
@@ -106,6 +106,8 @@ def test_points_that_nothing_beats() -> None:
     assert non_dominated(points) == [0, 1, 3, 4, 6]
     whole = [points[i] for i in non_dominated(points)]
     assert knee(whole) == 2
+    assert knee([np.array([*point, point[1], 7]) for point in whole]) == 2  # one that says the same, and one that says nothing
+    assert knee([np.array(point) for point in ([-9.345, -9, -9], [-9.527, -8, -8], [-10.481, -7, -7], [-10.555, -6, -6])]) == 1
     assert spread(whole, 2) == [0, 3]
     assert spread(whole, 4) == [0, 1, 2, 3]
     assert spread(whole, 9) == [0, 1, 2, 3, 4]
@@ -247,6 +249,18 @@ def test_refusals(more: dict[str, Any], message: str) -> None:
         validate(SearchConfig, {**TOY, **more}, SearchError)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_no_objective_is_tested_on_what_another_looks_at(settings: dict[str, Any]) -> None:
+    """Test examples of one objective that the search looks at for another are refused, whichever task they are for."""
+    data = settings["data"]
+    for name, more in (
+        ("exchanged", {"search": data["test"], "test": data["search"]}),
+        ("same", {**data, "test": data["search"]}),
+    ):
+        given = {**settings, "objectives": [{"name": name, "fitness": {"task": "perplexity"}, "data": more}]}
+        with pytest.raises(FitnessError, match="the splits overlap"):
+            plan_search(validate(SearchConfig, given, SearchError))
 
 
 def test_without_pymoo(tiny: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -401,6 +401,17 @@ def test_gradient_first_then_evolution(space: str, dies_in: str, search_config: 
             "sce has no",
         ),
         (
+            "ps",
+            {
+                "ps": {
+                    "method": "ties",
+                    "parameters": {"weight": 0.5, "density": {"low": 0.2, "high": 1}},
+                    "optimizer": GRADIENT,
+                }
+            },
+            "ps.optimizer.algorithm: a gradient moves no density; give weight a range, or write cma",
+        ),
+        (
             "dfs",
             {"dfs": {"scales": "slot", "optimizer": GRADIENT}},
             "optimizer.algorithm: gradient goes with gates; write scales",
@@ -613,6 +624,9 @@ def test_the_plan_of_a_gradient(search_config: Config) -> None:
     others = sum(phase.seconds for phase in plan.phases if phase.at_once > 1)
     assert plan.minutes(2) * 60 == pytest.approx(stage.seconds + others / 2)
     fitness = {"task": "generation", "extract": "all", "max_new_tokens": 2}
+    small = plan_search(search_config("ps", ps={"method": "ties", "optimizer": {**GRADIENT, "evaluations": 2}}))
+    assert "ps: a gradient moves no density: those numbers stay at their start" in small.notes
+    assert any("do for 0.0 gradient steps" in warning for warning in small.warnings)
     parts = plan_search(search_config("ps", ps={"optimizer": {**GRADIENT, "evaluations": 60}}, batch=2, gradient_parts=2))
     assert [phase.at_once for phase in parts.phases if phase.name == "ps"] == [2]
     both = plan_search(search_config("ps", **BY_BOTH["ps"], fitness=fitness))
