@@ -169,6 +169,15 @@ class SearchConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _check_documents(self) -> SearchConfig:
+        for split, spec in self.data.items() if self.fitness.task == "lm_eval" else ():
+            if spec.lm_eval is None:
+                raise ValueError(
+                    f"data.{split}: the documents of fitness.task lm_eval are its own; write lm_eval: [a task, ...]"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_objectives(self) -> SearchConfig:
         check_objectives(self)
         return self

@@ -286,8 +286,10 @@ class Evaluator:
         """Raise `FitnessError` unless the fitness, the search's own where None, has a gradient."""
         if not isinstance(self._new_task(fitness), DifferentiableTask):
             task = (fitness or self.config.fitness).task
-            other = "use likelihood, or optimizer: {algorithm: cma}, after a first: {fitness: {task: likelihood}}"
-            raise FitnessError(f"fitness.task: {task} has no gradient; {other}")
+            raise FitnessError(
+                f"fitness.task: {task} has no gradient; use likelihood, or optimizer: {{algorithm: cma}}, after a "
+                "first: {fitness: {task: likelihood}}"
+            )
 
     def _differentiated(self, task: Task, target: Target, slopes: Slopes) -> Scores:
         """Scores with their gradient."""

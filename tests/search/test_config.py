@@ -126,6 +126,10 @@ BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
         ({"fitness": {"task": "magic"}}, "fitness: unknown task 'magic'"),
         ({"fitness": {}}, "fitness: task: which one?"),
         ({"fitness": {"task": "likelihood", "colour": 1}}, "fitness: colour: no such key; "),
+        (
+            {"fitness": {"task": "lm_eval"}, "data": {"search": {"jsonl": "x.jsonl"}}},
+            "data.search: the documents of fitness.task lm_eval are its own; write lm_eval: [a task, ...]",
+        ),
     ],
 )
 def test_refusals(more: dict[str, Any], message: str) -> None:
