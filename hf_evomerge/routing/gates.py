@@ -5,8 +5,10 @@ what it adds to x, is a path with scales: with h = x / g_k after hop k, the scal
 where g_{-1} = 1, and the final norm takes the last factor away. A gate of 0 is "not on the path"; the gradient there says what
 the block would do.
 
-Slots of one hop read the same stream: x <- x + sum_i g_i f_i(x) is a sum of the blocks with weights g_i, and 1 / sum_i g_i is
-its scale.
+What a block adds is g_k times its attention, and g_k times an MLP that reads x with the gated attention in it.
+
+Slots of one hop read the same stream: x <- sum_i g_i Layer_i(x / sum_i g_i) is a sum of the blocks with weights g_i, and
+1 / sum_i g_i is its scale.
 """
 
 from __future__ import annotations
