@@ -106,7 +106,8 @@ def model_class(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
     from hf_evomerge import LayerPath, LayerPool
 
     torch.set_num_threads(1)
-    plain = AutoModelForCausalLM.from_pretrained(work / options.sizes[0] / "a", dtype=torch.float32)
+    folder = work / options.sizes[0] / "a"
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     merged = LayerPool([plain]).model(LayerPath.parse(f"0:0-{plain.config.num_hidden_layers - 1}"))
     tokens = torch.randint(3, plain.config.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0))
     made = {"do_sample": False, "max_new_tokens": 16, "min_new_tokens": 16, "pad_token_id": 0}

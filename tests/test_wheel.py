@@ -71,7 +71,7 @@ def test_the_wheel_carries_what_it_needs(wheel: Path) -> None:
         assert f"hf_evomerge/{name}" in names
     assert "hf_evomerge/demo/specialists/maths/model.safetensors" in names
     assert "hf_evomerge/py.typed" in names
-    examples = {file.name for file in (ROOT / "examples").iterdir()}
+    examples = {file.name for file in (ROOT / "examples").iterdir() if file.is_file()}
     assert examples == {name.rpartition("/")[2] for name in names if "/_bundled/examples/" in name}
     assert not [name for name in names if "__pycache__" in name or name.startswith(("tests/", "space_app/"))]
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SearchError
@@ -145,6 +146,6 @@ def _text(thing: Any) -> str:
         thing = type(thing)  # an object that can be called
     try:
         text = inspect.getsource(thing)
-    except (OSError, TypeError):  # made at a prompt, or in C
+    except (OSError, TypeError, SyntaxError, TokenError):  # made at a prompt, in C, or in a file that has changed since
         text = f"{thing.__module__}.{thing.__qualname__}"
     return sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
