@@ -21,6 +21,7 @@ import numpy as np
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
+from hf_evomerge.plots.style import DPI, GREY, look, project_style, save
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
@@ -230,20 +231,22 @@ def main() -> None:
 
 def draw(found: dict[str, list[float]], widths: Sequence[float], workers: int, file: Path) -> None:
     """Draw the shares."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for name, shares in found.items():
-        axes.plot(widths, shares, marker="o", label=name, linestyle="--" if name.endswith("genomes") else "-")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(widths, [f"{width:g}" for width in widths])
-    axes.set(xlabel="candidates of a generation per worker", ylabel="share of the machines' time", ylim=(0, 1))
-    axes.set_title(f"{workers:,} simulated workers, {GENERATIONS} generations", loc="left", fontsize=10)
-    axes.legend(fontsize=8)
-    figure.savefig(file, dpi=110)
+    with project_style():
+        figure = Figure(figsize=(7, 4.4), dpi=DPI, layout="constrained")
+        axes = figure.subplots()
+        for index, (name, shares) in enumerate(found.items()):
+            colour, marker = look(index)
+            line = "--" if name.endswith("genomes") else "-"
+            axes.plot(widths, shares, color=colour, marker=marker, label=name, linestyle=line, clip_on=False)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(widths, [f"{width:g}" for width in widths])
+        axes.set(xlabel="candidates of a generation per worker", ylabel="share of the machines' time", ylim=(0, 1))
+        axes.set_title(f"{workers:,} simulated workers, {GENERATIONS} generations", loc="left", pad=12)
+        axes.grid(axis="y", color=GREY, alpha=0.2, linewidth=0.6)
+        figure.legend(loc="outside lower center", ncols=2)
+    save(figure, file)
 
 
 if __name__ == "__main__":
