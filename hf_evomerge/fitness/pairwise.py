@@ -52,11 +52,12 @@ class PairwiseTask(WritingTask):
         return Scores(values, outputs=outputs, truncated=truncated)
 
     def _judge(self, responses: list[list[str]]) -> list[int]:
-        found = list(self.function([example.prompt for example in self._examples], responses))
-        if len(found) != len(responses) or not all(choice in (-1, 0, 1) for choice in found):
+        found = self.function([example.prompt for example in self._examples], responses)
+        choices = list(found) if isinstance(found, Iterable) else [found]
+        if len(choices) != len(responses) or not all(choice in (-1, 0, 1) for choice in choices):
             name = getattr(self.function, "__name__", type(self.function).__name__)
             raise FitnessError(
-                f"judge {name}: expected -1, 0 or 1 for each of {len(responses)} prompts, found {found!r:.120}; return the "
+                f"judge {name}: expected -1, 0 or 1 for each of {len(responses)} prompts, found {choices!r:.120}; return the "
                 "place of the better response, and -1 for neither"
             )
-        return found
+        return choices

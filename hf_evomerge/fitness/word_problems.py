@@ -104,8 +104,9 @@ class MgsmSpec(WordProblemSpec):
         return {"dataset": "juletxara/mgsm", "config": _code(self.language), "split": "test"}
 
     def _fields(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        files = given.get("data_files")
-        is_table = isinstance(files, str) and files.endswith(".tsv")  # as the authors publish it: without a heading
+        files = given.get("data_files") or []
+        files = [files] if isinstance(files, str) else files
+        is_table = bool(files) and all(str(file).endswith(".tsv") for file in files)  # as published: without a heading
         return {"answer_field": "answer_number", **({"columns": ["question", "answer_number"]} if is_table else {})}
 
 

@@ -20,6 +20,7 @@ from .parameter_space import ParameterSpace
 from .sections import FlowSpaceConfig, ParameterSpaceConfig
 from .spaces import Space, make_space
 from .sweep import sweep_cost
+from .trackers import TRACKERS
 
 
 @dataclass
@@ -53,6 +54,8 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
             check_device(device)
     if config.limits.memory is not None:
         check_memory_limit()
+    for name in config.report_to:
+        TRACKERS[name]()  # refuses one that is not installed
     splits = {split: evaluator.examples(split) for split in ["search", *evaluator.splits]}
     retained = {name.removeprefix(RETAINED): examples for name, examples in splits.items() if name.startswith(RETAINED)}
     own = [each for each in only_task_objectives(config.objectives) if each.data]

@@ -34,6 +34,7 @@ _SPACES: dict[str, tuple[SpaceName, ...]] = {"ps": ("ps",), "dfs": ("dfs",), "hy
 _FIRST: dict[str, Stage] = {"ps": "ps-first", "dfs": "dfs-first"}
 
 _BATCH = 16  # examples of a gradient's step, and of the first generations, where the file does not say it
+_MANY = 10**9  # examples, of which any number is a batch
 _QUICK_STEPS = 30  # of the quick preset's gradient, where there are few examples
 Baseline = Literal["average", "random", "lora"]
 SPLITS = ("search", "validation", "test")
@@ -175,6 +176,9 @@ class SearchConfig(StrictModel):
                 raise ValueError(
                     f"data.{split}: the documents of fitness.task lm_eval are its own; write lm_eval: [a task, ...]"
                 )
+        weighted = getattr(self.fitness, "weights", None)
+        if weighted and any(self.batch_sizes(stage, _MANY)[0] < _MANY for stage in self.stages):
+            raise ValueError("fitness.weights: a batch may lack documents of a task; with weights write batch: all")
         return self
 
     @model_validator(mode="after")

@@ -240,6 +240,8 @@ def _check_unused(config: SearchConfig, out: Path) -> None:
     for name in (RECIPE_FILE, RESULTS_FILE, MODEL_FOLDER, PLOTS_FOLDER):
         if (out / name).exists():
             raise SearchError(f"{out}: holds a {name} but no study, and the search would overwrite it; choose another folder")
+    if (out / "config.json").exists():
+        raise SearchError(f"{out}: holds a model; choose another folder, which the search will make")
     if (out / SEARCH_FILE).exists() and rooted(SearchConfig.load(out / SEARCH_FILE)) != rooted(config):
         raise SearchError(f"{out}: holds the {SEARCH_FILE} of another search; choose another folder")
 

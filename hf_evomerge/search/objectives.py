@@ -58,10 +58,10 @@ class TaskObjective(StrictModel):
 
 def _kind(written: Any) -> str:
     """Which of the two is meant, so that only what is wrong with that one is said."""
-    return "taken" if isinstance(written, str) else "task"
+    return "[taken]" if isinstance(written, str) else "[task]"
 
 
-AnyObjective = Annotated[Annotated[Taken, Tag("taken")] | Annotated[TaskObjective, Tag("task")], Discriminator(_kind)]
+AnyObjective = Annotated[Annotated[Taken, Tag("[taken]")] | Annotated[TaskObjective, Tag("[task]")], Discriminator(_kind)]
 
 
 def name_of(objective: AnyObjective) -> str:

@@ -33,8 +33,8 @@ def test_both_orders(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
     assert judged(lambda prompts, responses: [0] * len(prompts), model, tokenizer, ["x", "y"]).values.tolist() == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("found", [[0], [0, 2], [0.4, 0], ["0", "1"]])
-def test_refuses_what_is_no_choice(found: list[Any], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("found", [[0], [0, 2], [0.4, 0], ["0", "1"], None, 1])
+def test_refuses_what_is_no_choice(found: Any, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """A judge returns -1, 0 or 1 for every prompt."""
     with pytest.raises(FitnessError, match="judge <lambda>: expected -1, 0 or 1 for each of 2 prompts"):
         judged(lambda prompts, responses: found, model, tokenizer, ["x", "y"])

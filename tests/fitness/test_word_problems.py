@@ -59,8 +59,10 @@ def test_table_of_the_authors(code: str, tmp_path: Path) -> None:
     """The authors' table is read as it is, quotation marks and all, and every prompt ends where an answer begins."""
     file = tmp_path / f"mgsm_{code}.tsv"
     file.write_text('He said "2 + 3" is?\t5\nNA\t276,000\n', encoding="utf-8")
-    found = search({"task": "mgsm", "language": code}, search={"data_files": str(file)}).data["search"]
-    examples = load_examples(found)
+    for files in (str(file), [str(file)]):
+        found = search({"task": "mgsm", "language": code}, search={"data_files": files}).data["search"]
+        examples = load_examples(found)
+        assert [example.id.rpartition("[")[2] for example in examples] == ["0]", "1]"]
     assert [example.answer for example in examples] == ["5", "276,000"]
     assert [example.content for example in examples] == ['He said "2 + 3" is?', "NA"]
     assert examples[0].prompt == WORDS[code].template.replace("{question}", 'He said "2 + 3" is?')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from hf_evomerge.errors import FitnessError, SearchError
+from hf_evomerge.errors import EvoMergeError, FitnessError, SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.hub.record import _public_settings, write_record
 from hf_evomerge.plots import Front, front_figure
@@ -229,8 +230,9 @@ def test_a_study_from_before_there_were_objectives(tmp_path: Path) -> None:
             {"objectives": [{"name": "hops", "data": {"search": {"jsonl": "x"}}}]},
             "objectives: hops is the name of what a model",
         ),
-        ({"objectives": [{"name": "same"}]}, "objectives.0.task: same: is what the fitness measures already"),
-        ({"objectives": ["tokes"]}, "objectives.0.taken: must be 'tokens', 'hops', 'parameters' or 'seconds'"),
+        ({"objectives": [{"name": "same"}]}, "objectives.0: same: is what the fitness measures already"),
+        ({"objectives": [{"name": 3}]}, "objectives.0.name: must be a text (found 3)"),
+        ({"objectives": ["tokes"]}, "objectives.0: must be 'tokens', 'hops', 'parameters' or 'seconds'"),
         ({"objectives": ["tokens"]}, "objectives: tokens counts those of answers, and likelihood writes none"),
         ({"space": "ps", "objectives": ["parameters"]}, "objectives: parameters is the same for every merge of a ps search"),
         ({"batch": 4}, "objectives: every generation is compared with the ones before, on all examples; leave batch out"),
@@ -318,10 +320,17 @@ def test_killed_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
     assert (tmp_path / "whole" / "plots" / "front.png").read_bytes().startswith(b"\x89PNG")
     scores = study.trials("dfs")[0].scores.others
     assert [each.values.size for each in scores.values()] == [1, 1, 3, 5]
-    assert "hops, search" in describe_study(tmp_path / "whole")
+    shown = describe_study(tmp_path / "whole")
+    (best,) = (point for point in whole.front if point.winner)
+    assert "hops, search" in shown
+    assert re.findall(r"^ *(\d+) \*  ", shown, re.M) == [str(best.number)]
+    assert "the front; * is its knee" in shown
 
     last = whole.front[-1]
     built = build_pick(tmp_path / "whole", str(last.number))
+    with pytest.raises(EvoMergeError, match="pass --overwrite"):
+        build_pick(tmp_path / "whole", str(last.number))
+    assert build_pick(tmp_path / "whole", str(last.number), overwrite=True) == built
     from safetensors import safe_open
 
     stored = 0

@@ -523,6 +523,10 @@ def test_nothing_of_the_users_is_overwritten(search_config: Config, tmp_path: Pa
             run_search(config, tmp_path)
         assert list(tmp_path.iterdir()) == [tmp_path / name]
         (tmp_path / name).rmdir()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SearchError, match="holds a model; choose another folder"):
+        run_search(config, tmp_path)
+    (tmp_path / "config.json").unlink()
     text = "# my search\n" + yaml.safe_dump(config.model_dump(mode="json", exclude_none=True))
     (tmp_path / "search.yaml").write_text(text, encoding="utf-8")
     run_search(config, tmp_path, build=False)

@@ -12,6 +12,7 @@ from watch import Watch
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study import Study
 
@@ -146,4 +147,6 @@ def test_says_what_to_install(search_config: Config, tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SearchError, match="report_to: wandb is not installed: pip install wandb"):
         run_search(search_config("ps", report_to=["wandb"]), tmp_path / "out")
+    with pytest.raises(SearchError, match="wandb is not installed"):
+        plan_search(search_config("ps", report_to=["wandb"]))
     assert not (tmp_path / "out").exists()
