@@ -16,6 +16,7 @@ from showcase import Showcase
 from texts import SpaceError, cards, message
 
 FRAMES = 60
+FRAME_SECONDS = 0.35
 
 
 class Actions:
@@ -163,4 +164,4 @@ class Actions:
         step = max(1, (last - start) // FRAMES)
         for at in [*range(start, last, step), last]:
             yield [at, *self.turn(stage, at)]
-            await asyncio.sleep(0.35)
+            await asyncio.sleep(FRAME_SECONDS)
