@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from hf_evomerge.building.build import build_model
 from hf_evomerge.building.record import write_build_record
 from hf_evomerge.errors import EvoMergeError, HubError
+from hf_evomerge.hub import results
 from hf_evomerge.hub.card import TEMPLATE
 from hf_evomerge.hub.push import check_push, preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions
@@ -467,14 +468,19 @@ def test_a_license_conflict_publishes_nothing(plain: Path, tiny: Path, lfs_api: 
     assert any("is your choice; the parents' are" in warning for warning in chosen.warnings)
 
 
-def test_a_dry_run_lists_everything_and_changes_nothing(hybrid_search: Path, hub: LocalHub, lfs_api: HfApi) -> None:
-    """The plan names every file that would go up, and the Hub is only read."""
+def test_a_dry_run_lists_everything_and_changes_nothing(
+    hybrid_search: Path, hub: LocalHub, lfs_api: HfApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan names every file that would go up, a benchmark's figure included, and the Hub is only read."""
+    monkeypatch.setattr(results, "_benchmark", lambda study: "gsm8k")
+    monkeypatch.setattr(results, "_accuracy", lambda study: 0.5)
     text = str(preview_push(hybrid_search, "local/merge", api=lfs_api))
     changing = [seen for seen in hub.requests if seen.method not in ("GET", "HEAD")]
     assert {seen.target for seen in changing} <= {"/api/validate-yaml"}
     push_model(hybrid_search, "local/merge", api=lfs_api)
     for name in set(lfs_api.list_repo_files("local/merge")) - {".gitattributes"}:
         assert f"  {name}\n" in text + "\n"
+    assert "  .eval_results/gsm8k.yaml\n" in text
 
 
 def _flip_a_bit(file: Path) -> None:
