@@ -6,7 +6,11 @@ by element with the same random numbers handed to both, and by the share that is
 random numbers of their own. Where a method chooses elements, roundings may decide on one at the threshold: elements that
 differ by more than roundings are counted.
 
+Mixtures of experts of five architectures follow, with their routers merged on both sides, as a table: from files in the layout
+in which such models are published, and in that of transformers' classes, which mergekit merges in.
+
     python benchmarks/parity.py --venv /tmp/mergekit-venv
+    python benchmarks/parity.py --venv /tmp/mergekit-venv --mixtures    # those alone
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -27,17 +33,19 @@ import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.mergekit import from_mergekit, to_mergekit
 from hf_evomerge.merging.statistics import RandomField
+from hf_evomerge.recipes.layer_groups import classify
 from hf_evomerge.recipes.recipe import Recipe
 
 CONFIGS = Path(__file__).parents[1] / "tests" / "mergekit" / "configs"
-sys.path.insert(0, str(CONFIGS.parent))
+sys.path[:0] = [str(CONFIGS.parent), str(CONFIGS.parents[1] / "support")]
 import zoo  # noqa: E402  the stand-ins of the models that published files name
+from tiny_models import MIXTURES, tiny_model  # noqa: E402
 
 MERGEKIT = "mergekit==0.1.5"
 RUN = """
@@ -52,12 +60,12 @@ def handed(probabilities):
     numbers = torch.from_numpy(words.view("<u2")[: probabilities.numel()].astype("i4")).view(probabilities.shape)
     return (numbers < (probabilities * 65536).round()).to(probabilities.dtype)
 for name, config in json.load(open(sys.argv[1])).items():
-    torch.bernoulli = handed if name.startswith("handed") else random
+    torch.bernoulli = handed if "handed" in name else random
     options = MergeOptions(random_seed=0, copy_tokenizer=False, write_model_card=False)
     try:
         run_merge(MergeConfiguration.model_validate(config), out_path=f"{sys.argv[2]}/{name}", options=options)
     except Exception as error:
-        if not name.startswith("handed-published"):
+        if not name.startswith(("handed-published", "mixture")):
             raise
         print(f"{name}: mergekit: {type(error).__name__}: {' '.join(str(error).split())[:200]}", flush=True)
 """
@@ -125,6 +133,8 @@ CASES: dict[str, Case] = {
     "nearswap": Case("nearswap", [{}], {"t": 0.004}),
     "arcee_fusion": Case("arcee_fusion", [{}], {}),
 }
+
+OF_MIXTURES = ("linear", "slerp, t = 0.3", "task_arithmetic", "ties", "dare_ties, numbers handed in")
 
 FILES: dict[str, str] = {
     "file: slerp, gradients per filter": """
@@ -206,18 +216,22 @@ def main() -> None:
     """Merge with both, and print the differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "hf-evomerge-mergekit")
-    python = install(parser.parse_args().venv)
+    parser.add_argument("--mixtures", action="store_true", help="only mixtures of experts")
+    arguments = parser.parse_args()
+    python = install(arguments.venv)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        save_family(work)
+        compare_mixtures(work, python)
+        if arguments.mixtures:
+            return
+        save_family(work, llama)
         names = {f"{'handed' if 'handed in' in case else 'case'}{number}": case for number, case in enumerate(CASES)}
         configs = {short: mergekit_config(work, CASES[case]) for short, case in names.items()}
         files = {f"file{number}": name for number, name in enumerate(FILES)}
         configs |= {short: yaml.safe_load(with_folders(work, FILES[name])) for short, name in files.items()}
         published = {file.stem: zoo.localise(file.read_text(), work / "zoo") for file in sorted(CONFIGS.glob("*.yml"))}
         configs |= {f"handed-published-{name}": in_float32(text) for name, text in published.items()}
-        (work / "configs.json").write_text(json.dumps(configs))
-        subprocess.run([python, "-c", RUN, work / "configs.json", work / "theirs"], check=True, stderr=subprocess.DEVNULL)
+        run_mergekit(python, work, configs)
         base = load(work / "base")
         print(f"{'case':38} largest difference, of numbers up to {max(float(t.abs().max()) for t in base.values()):.2f}")
         for short, case in names.items():
@@ -275,6 +289,45 @@ def compare_published(work: Path, published: dict[str, str]) -> None:
     )
 
 
+def run_mergekit(python: Path, work: Path, configs: dict[str, Any]) -> str:
+    """Merge with mergekit, each into the folder of its name in `work` / ``theirs``; what it has logged."""
+    (work / "configs.json").write_text(json.dumps(configs))
+    command = [python, "-c", RUN, work / "configs.json", work / "theirs"]
+    return subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True).stderr
+
+
+def compare_mixtures(work: Path, python: Path) -> None:
+    """A table of the largest differences between the models that transformers loads from both."""
+    cases: dict[str, tuple[Path, str]] = {}
+    for architecture, fields in MIXTURES.items():
+        for layout in ("published", "class"):
+            folder = work / f"{architecture}-{layout}"
+            save_family(folder, partial(tiny_model, architecture, **fields), save_original_format=layout == "published")
+            cases |= {f"mixture-{folder.name}-{case}": (folder, case) for case in OF_MIXTURES}
+    log = run_mergekit(python, work, {name: mergekit_config(folder, CASES[case]) for name, (folder, case) in cases.items()})
+    print("| architecture | to mergekit | class layout, all methods | published, " + " | published, ".join(OF_MIXTURES) + " |")
+    print("| --- " * (3 + len(OF_MIXTURES)) + "|")
+    for architecture in MIXTURES:
+        found = {name: loaded_difference(work, name, *cases[name]) for name in cases if f"-{architecture}-" in name}
+        published = [f"{rest:.0e}, experts {experts:.0e}" for name, (rest, experts) in found.items() if "-published-" in name]
+        same = max(max(each) for name, each in found.items() if "-class-" in name)
+        kind = tiny_model(architecture, layers=1, **MIXTURES[architecture]).__class__.__name__
+        known = "inferred from the class" if f"No JSON architecture found for {kind}" in log else "known"
+        print(f"| {kind} | {known} | {same:.0e} | {' | '.join(published)} |")
+
+
+def loaded_difference(work: Path, name: str, folder: Path, case: str) -> tuple[float, float]:
+    """The largest difference outside experts and of experts; infinite where mergekit has not merged it."""
+    with handed_in() if "handed in" in case else nullcontext():
+        out = build_model(recipe(folder, CASES[case]), work / "ours" / name, progress=False)
+    if not load(work / "theirs" / name):
+        return float("inf"), float("inf")
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (out, work / "theirs" / name))
+    differences = {key: float((tensor - theirs[key]).abs().max()) for key, tensor in ours.items()}
+    experts = [value for key, value in differences.items() if classify(key)[2] == "experts"]
+    return max(value for key, value in differences.items() if classify(key)[2] != "experts"), max(experts)
+
+
 def handed_in() -> AbstractContextManager[object]:
     """The random numbers that `RUN` hands to mergekit: the same for every tensor and source."""
 
@@ -310,9 +363,8 @@ def install(folder: Path) -> Path:
     return python
 
 
-def save_family(work: Path) -> None:
-    """A base and three fine-tunes of it, whose task vectors have something in common."""
-    torch.manual_seed(0)
+def llama() -> PreTrainedModel:
+    """A small dense model."""
     config = LlamaConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -321,23 +373,29 @@ def save_family(work: Path) -> None:
         num_key_value_heads=2,
         vocab_size=256,
     )
-    base = LlamaForCausalLM(config)
-    base.save_pretrained(work / "base")
+    return LlamaForCausalLM(config)
+
+
+def save_family(work: Path, make: Callable[[], PreTrainedModel], **settings: Any) -> None:
+    """A base and three fine-tunes of it, whose task vectors have something in common."""
+    torch.manual_seed(0)
+    base = make()
+    base.save_pretrained(work / "base", **settings)
     common = [torch.randn_like(parameter) * 0.005 for parameter in base.parameters()]
     for index in range(3):
-        tuned = LlamaForCausalLM(config)
+        tuned = make()
         tuned.load_state_dict(base.state_dict())
         with torch.no_grad():
             for parameter, shared in zip(tuned.parameters(), common, strict=True):
                 parameter.add_(shared + torch.randn_like(parameter) * 0.01)
-        tuned.save_pretrained(work / f"source{index}")
+        tuned.save_pretrained(work / f"source{index}", **settings)
 
 
 def recipe(work: Path, case: Case) -> Recipe:
     """The case as a recipe."""
     data: dict[str, Any] = {
         "sources": [{"model": str(work / f"source{index}")} for index in range(len(case.parameters))],
-        "merge": {"method": case.method, "parameters": case.parameters, "options": case.options},
+        "merge": {"method": case.method, "parameters": case.parameters, "options": case.options, "router": "merge"},
     }
     if case.base and case.method != "slerp":
         data["base"] = {"model": str(work / "base")}

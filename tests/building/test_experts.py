@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import tiny_model
+from tiny_models import MIXTURES, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_evomerge.building.build import build_model, check_recipe
@@ -17,14 +17,6 @@ from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.recipes.layer_groups import classify
 from hf_evomerge.recipes.recipe import Recipe
-
-FIELDS: dict[str, dict[str, Any]] = {
-    "mixtral": {},
-    "qwen3_moe": {"mlp_only_layers": []},
-    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
-    "gpt_oss": {},
-    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
-}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +28,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if architecture not in made:
             made[architecture] = tmp_path_factory.mktemp(architecture)
             for seed, name in enumerate(("base", "a", "b")):
-                model = tiny_model(architecture, layers=2, seed=seed, **FIELDS[architecture])
+                model = tiny_model(architecture, layers=2, seed=seed, **MIXTURES[architecture])
                 model.save_pretrained(made[architecture] / name)
         return made[architecture]
 
@@ -67,7 +59,7 @@ def halves(tensors: dict[str, torch.Tensor]) -> dict[str | None, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("architecture", FIELDS)
+@pytest.mark.parametrize("architecture", MIXTURES)
 def test_routers_are_one_sources_and_experts_a_group(architecture: str, families: Any, tmp_path: Path) -> None:
     """Routers are copied from the first source, or the one that is named; experts have the value of their group."""
     folder = families(architecture)
@@ -92,7 +84,7 @@ def test_routers_are_one_sources_and_experts_a_group(architecture: str, families
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")(torch.tensor([[3, 4, 5]]))
 
 
-@pytest.mark.parametrize(("architecture", "router"), list(zip(FIELDS, [0, 1, "merge", "merge", 1], strict=True)))
+@pytest.mark.parametrize(("architecture", "router"), list(zip(MIXTURES, [0, 1, "merge", "merge", 1], strict=True)))
 def test_a_live_model_has_the_bits_of_a_build(architecture: str, router: Any, families: Any, tmp_path: Path) -> None:
     """Also where transformers keeps the experts of a block in one parameter and the files have one of each."""
     folder = families(architecture)
@@ -141,7 +133,7 @@ def test_slices_take_the_router_of_their_first_source(families: Any, tmp_path: P
 def test_a_group_that_is_not_merged_is_refused(architecture: str, key: str, message: str, tmp_path: Path) -> None:
     """A number that would change nothing: of routers that are copied, of experts that are not there."""
     for name in ("a", "b", "base"):
-        tiny_model(architecture, layers=1, **FIELDS.get(architecture, {})).save_pretrained(tmp_path / name)
+        tiny_model(architecture, layers=1, **MIXTURES.get(architecture, {})).save_pretrained(tmp_path / name)
     with pytest.raises(RecipeError, match=message):
         check_recipe(recipe_of(tmp_path, {key: 0.5, "default": 1.0}))
 

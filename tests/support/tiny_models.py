@@ -69,6 +69,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 4, "conv_kernel": 4, "time_step_rank": 4},
 }
 
+# Mixtures of experts: fields beside these.
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {},
+    "qwen3_moe": {"mlp_only_layers": []},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
 # Until the cache had one name for all architectures, generation chose it by the name of the model's class.
 OLD_CACHE_NAMES = "cache" not in signature(MambaForCausalLM.forward).parameters
 if OLD_CACHE_NAMES:
