@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, Field, field_validator
 from ..errors import FitnessError
 from .answers import LanguageCheck, cut_at_stops, language_probability
 from .data import Example
-from .encoding import check_examples, check_length, device_of, encode_prompt, length_batches, scoring
+from .encoding import check_examples, check_length, encode_prompt, length_batches, scoring
+from .engines import EngineName, check_engine, engine_of
 from .pictures import placed, seen_inputs
 from .registry import TaskSpec
 
@@ -31,6 +32,9 @@ class WritingSpec(TaskSpec):
         stop: Strings that end a response; neither they nor what follows is looked at.
         language: Require that the whole response is in this language: its code, or the code with a threshold.
         batch_size: Prompts that are decoded together. It changes the memory and the time, not the scores.
+        engine: What has models write: ``transformers``, or ``vllm``, which is faster on a GPU and runs plain models alone: the
+            candidates of a search in parameter space, and folded paths. Scores are its own: other last bits, other near ties.
+        engine_memory: The share of a GPU's memory that vLLM takes; the search has the rest.
     """
 
     max_new_tokens: int = Field(default=256, ge=1)
@@ -39,6 +43,8 @@ class WritingSpec(TaskSpec):
         None
     )
     batch_size: int = Field(default=16, ge=1)
+    engine: EngineName = "transformers"
+    engine_memory: float = Field(default=0.5, gt=0, lt=1)
 
     @field_validator("stop")
     @classmethod
@@ -60,14 +66,21 @@ class WritingTask:
         self._tokenizer: Any = None
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Tokenise the prompts into length-sorted batches; raises `FitnessError` where the language cannot be checked."""
+        """Tokenise the prompts into length-sorted batches.
+
+        Raises:
+            FitnessError: The language cannot be checked, or the engine is not there or reads no pictures.
+        """
         check_examples(examples)
+        check_engine(self.spec.engine)
+        if self.spec.engine == "vllm" and any(example.pictures for example in examples):
+            raise FitnessError("fitness.engine: vllm is given no pictures here; leave engine out")
         if self.spec.language is not None:
             language_probability("", self.spec.language.code)  # now, rather than after the first model has answered
         self._examples, self._tokenizer = list(examples), tokenizer
         self._prompts = [encode_prompt(example, tokenizer) for example in examples]
         lengths = [len(prompt) for prompt in self._prompts]
-        self._batches = length_batches(lengths, self.spec.batch_size)
+        self._batches = length_batches(lengths, len(lengths) if self.spec.engine == "vllm" else self.spec.batch_size)
         self._seen = [self._see(batch, [lengths[i] for i in batch]) for batch in self._batches]
 
     def _see(self, batch: list[int], lengths: list[int]) -> dict[str, torch.Tensor]:
@@ -86,42 +99,17 @@ class WritingTask:
         outputs = [""] * len(self._examples)
         truncated = [False] * len(self._examples)
         config = _greedy(model, self._tokenizer, self.spec)
+        engine = engine_of(self.spec.engine, self.spec.engine_memory)
         with scoring(model):
+            engine.load(model, self._tokenizer, tokens)
+            engine.update(model)
             for batch, seen in zip(self._batches, self._seen, strict=True):
                 prompts = [self._prompts[i] for i in batch]
-                written = _generate(model, prompts, self._tokenizer, config, self.spec.stop, placed(seen, model))
+                written = engine.generate(prompts, config, self.spec.stop, placed(seen, model))
                 for example, (text, ended) in zip(batch, written, strict=True):
                     outputs[example] = cut_at_stops(text, self.spec.stop)
                     truncated[example] = not ended and not any(stop in text for stop in self.spec.stop)
         return outputs, truncated
-
-
-class _StopAtText:
-    """A stopping criterion that ends a row once a stop string is in what was written last.
-
-    It only saves time: responses are cut at stop strings afterwards. (The ``stop_strings`` of transformers compile the
-    vocabulary, which fails for word-level tokenizers.)
-    """
-
-    def __init__(self, stops: Sequence[str], tokenizer: Any, start: int) -> None:
-        self.stops, self.tokenizer, self.start = stops, tokenizer, start
-        self.window = max(len(stop.encode()) for stop in stops) + 4  # a token is at least a byte long; 4 make a character
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        import torch
-
-        tails = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :].tolist()
-        texts = [self.tokenizer.decode(tail, skip_special_tokens=True) for tail in tails]
-        return torch.tensor([any(stop in text for stop in self.stops) for text in texts], device=input_ids.device)
-
-
-class _RefuseNonFinite:
-    """A logits processor that ends generation when a model's logits are not numbers: greedy decoding would not notice."""
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if not scores.amax(1).isfinite().all():
-            raise FitnessError("the model's logits are not finite")
-        return scores
 
 
 def _greedy(model: Any, tokenizer: Any, spec: WritingSpec) -> GenerationConfig:
@@ -143,41 +131,3 @@ def _greedy(model: Any, tokenizer: Any, spec: WritingSpec) -> GenerationConfig:
         pad_token_id=padding[0],
         return_dict_in_generate=False,
     )
-
-
-def _generate(
-    model: Any,
-    prompts: list[list[int]],
-    tokenizer: Any,
-    config: GenerationConfig,
-    stops: Sequence[str],
-    seen: Mapping[str, torch.Tensor],
-) -> list[tuple[str, bool]]:
-    """Decode a batch of prompts, each into its response and whether the model ended it.
-
-    Padding stands on the left, so that every response follows its prompt directly.
-    """
-    import torch
-    from transformers import LogitsProcessorList, StoppingCriteriaList
-
-    longest = max(map(len, prompts))
-    gaps = [longest - len(prompt) for prompt in prompts]
-    device = device_of(model)
-    written = model.generate(
-        input_ids=torch.tensor(
-            [[config.pad_token_id] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)], device=device
-        ),
-        attention_mask=torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=device),
-        **seen,
-        generation_config=config,
-        logits_processor=LogitsProcessorList([_RefuseNonFinite()]),
-        stopping_criteria=StoppingCriteriaList([_StopAtText(stops, tokenizer, longest)] if stops else []),
-    )
-    ends = set(config.eos_token_id or [])
-    responses = [(_until(row, ends), not ends.isdisjoint(row)) for row in written[:, longest:].tolist()]
-    return [(str(tokenizer.decode(response, skip_special_tokens=True)), ended) for response, ended in responses]
-
-
-def _until(tokens: list[int], ends: set[int]) -> list[int]:
-    """The tokens before the first end-of-text token; what follows is padding."""
-    return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]

@@ -14,7 +14,7 @@ from .devices import check_device, devices_of
 from .evaluator import Evaluator
 from .limits import check_memory_limit
 from .nsga import check_installed
-from .objectives import only_task_objectives
+from .objectives import engines, only_task_objectives
 from .optimizer import Start
 from .parameter_space import ParameterSpace
 from .sections import FlowSpaceConfig, ParameterSpaceConfig
@@ -64,6 +64,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         for split in SPLITS
     }
     check_disjoint(**together, retained=retained)
+    _check_engine(config)
     for source in [*evaluator.sources, *([evaluator.base] if evaluator.base is not None else [])]:
         evaluator.check_scored(source)
     found = Checked(notes=[*_unused(config), *_of_dtype(config, evaluator)])
@@ -92,6 +93,15 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     for split in splits:
         evaluator.check_examples(split)
     return found
+
+
+def _check_engine(config: SearchConfig) -> None:
+    """Refuse an engine for plain models where candidates are paths."""
+    if config.space != "ps" and engines(config) != {"transformers"}:
+        raise SearchError(
+            f"fitness.engine: vllm runs plain models, and the candidates of space: {config.space} are paths, each of another "
+            "shape; leave it out, fold the winner (`hf-evomerge fold`) and score that with vllm (`hf-evomerge eval`)"
+        )
 
 
 def _unused(config: SearchConfig) -> Iterator[str]:

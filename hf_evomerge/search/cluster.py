@@ -22,7 +22,7 @@ from ..fitness import Scores
 from .config import SearchConfig
 from .devices import check_device, device_kind, on_device
 from .evaluator import Evaluator
-from .folder import versions
+from .folder import version_of, versions
 from .grounds import Files, check_files
 from .limits import Limit, Limits, own_memory
 from .memory import workers_that_fit
@@ -69,9 +69,9 @@ class ClusterEvaluator:
         Raises:
             EvoMergeError: Something is not as there; the message does not name the machine.
         """
-        for name, version in versions().items():
-            if version != expected.get(name):
-                raise SearchError(f"has {name} {version}, and the search runs with {expected.get(name)}; install the same")
+        for name, version in expected.items():
+            if (here := version_of(name)) != version:
+                raise SearchError(f"has {name} {here}, and the search runs with {version}; install the same")
         config, arguments, files = pickle.loads(message)
         check_device(config.device)
         self._evaluator = Evaluator(config, **arguments)
@@ -247,7 +247,7 @@ class RayRunner(PoolRunner[RayWorker]):
         self._per_gpu = math.ceil(max(workers or 1, gpus) / gpus) if on_gpu and gpus else int(on_gpu)
         config = on_device(config, "cuda" if on_gpu else "cpu" if named == "auto" else named)
         message = self._ray.cloudpickle.dumps((config, evaluator_arguments, dict(files)))
-        self._first = (versions(), self._ray.put(message))
+        self._first = (versions(config), self._ray.put(message))
         self._actor = self._ray.remote(concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0)(ClusterEvaluator)
         self._looked = self._asked = self._alive_at = time.monotonic()
         self._follow(nodes)

@@ -17,6 +17,7 @@ from ..recipes.recipe import RECIPE_FILE, Recipe
 from .config import SearchConfig
 from .front import picked
 from .grounds import Pins, pin
+from .objectives import engines
 from .places import NOTE, new_places, renamed, replaced, rooted, settings_from, settings_of
 from .results import Result
 from .study import STUDY_FILE, Study
@@ -70,7 +71,7 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
         study = Study.create(out, settings)
         study.set_meta("pins", pins)
         study.set_meta(NOTE, os.path.abspath(out))
-        study.set_meta("versions", versions())
+        study.set_meta("versions", versions(config))
     else:
         study = Study.open(out)
         try:
@@ -265,8 +266,17 @@ def _json(value: Any) -> str:
     return one_line(json.dumps(value, ensure_ascii=False), 80)
 
 
-def versions() -> dict[str, str]:
-    """The versions that the bits of a score depend on."""
-    from importlib.metadata import version
+def versions(config: SearchConfig) -> dict[str, str]:
+    """The versions that the bits of a search's scores depend on."""
+    names = {"hf-evomerge", "cma", "numpy", "torch"} | engines(config)
+    return {name: version_of(name) for name in sorted(names | {"transformers"})}
 
-    return {name: version(name) for name in ("hf-evomerge", "cma", "numpy", "torch", "transformers")}
+
+def version_of(name: str) -> str:
+    """The version of a package; ``none`` where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"

@@ -139,6 +139,13 @@ def objective_splits(objectives: Sequence[AnyObjective]) -> dict[str, DataSpec]:
     return {each.split(split): spec for each in only_task_objectives(objectives) for split, spec in each.data.items()}
 
 
+def engines(config: SearchConfig) -> set[str]:
+    """What has models write in a search."""
+    own = [config.fitness, *map(config.fitness_of, config.stages)]
+    tasks = [*own, *(each.fitness for each in only_task_objectives(config.objectives))]
+    return {task.engine if isinstance(task, WritingSpec) else "transformers" for task in tasks}
+
+
 def measured_on(config: SearchConfig, split: str) -> Any:
     """The task that a split's examples are for: an objective's own where the split is one of its; None for the search's."""
     for each in only_task_objectives(config.objectives):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import SearchError
 from ..fitness.scores import Scores
+from ..fitness.writing import WritingSpec
 from .baselines import RATES
 from .checks import check_search
 from .config import RETAINED, SearchConfig, Stage
@@ -271,11 +272,18 @@ def _of_devices(config: SearchConfig, memory: dict[str, int]) -> list[str]:
     workers = default_workers(config, memory)
     for device in dict.fromkeys(devices):
         count = sum(devices[number % len(devices)] == device for number in range(workers))
-        there, needed = device_memory(device), count * max(memory.values())
+        there = device_memory(device) * (1 - _engine_share(config))
+        needed = count * max(memory.values())
         if needed > there:
             sizes = f"{there / 1e9:.3g} GB, and the models of this search take {needed / 1e9:.3g} GB there"
             lines.append(f"device: {device} has {sizes}")
     return lines
+
+
+def _engine_share(config: SearchConfig) -> float:
+    """The share of a device's memory that an engine beside the models takes."""
+    task = config.fitness
+    return task.engine_memory if isinstance(task, WritingSpec) and task.engine == "vllm" else 0.0
 
 
 def _duration(minutes: float) -> str:

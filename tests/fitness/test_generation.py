@@ -8,7 +8,8 @@ import torch
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask, LikelihoodSpec, LikelihoodTask, Scores, writing
+from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask, LikelihoodSpec, LikelihoodTask, Scores
+from hf_evomerge.fitness.engines import TransformersEngine, Written
 
 LENGTH = 8
 
@@ -103,7 +104,9 @@ def test_language_counts(
 ) -> None:
     """A value is 1 where the answer and the language are right; ``correct`` is the answer alone."""
     texts = ["答えは18ドルです。", "The answer is 18 dollars.", "答えは19ドルです。"]
-    monkeypatch.setattr(writing, "_generate", lambda _, prompts, *rest: [(texts[len(prompt) - 1], True) for prompt in prompts])
+    monkeypatch.setattr(
+        TransformersEngine, "generate", lambda _, prompts, *rest: [Written(texts[len(prompt) - 1], True) for prompt in prompts]
+    )
     asked = [Example(prompt, "18") for prompt in ("one", "one one", "one one one")]
     scores = run(model, asked, tokenizer, extract="last_number", language={"code": "ja", "threshold": 0.5})
     assert scores == Scores([1.0, 0.0, 0.0], outputs=texts, correct=[True, True, False], truncated=[False] * 3)

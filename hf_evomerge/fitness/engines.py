@@ -1,0 +1,140 @@
+"""What has models write, in three calls: made ready, given a model's weights, asked for responses. Here transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from ..errors import FitnessError
+from .encoding import device_of
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig
+
+EngineName = Literal["transformers", "vllm"]
+
+
+class Written(NamedTuple):
+    """A response, and whether the model or a stop string ended it."""
+
+    text: str
+    ended: bool
+
+
+class Engine(Protocol):
+    """Something that has models write, one after the other."""
+
+    def load(self, model: Any, tokenizer: Any, length: int) -> None:
+        """Make ready for models of this one's class and shape, and for so many tokens of a prompt with its response.
+
+        Raises:
+            FitnessError: The engine cannot run such a model.
+        """
+
+    def update(self, model: Any) -> None:
+        """Take over a model's weights."""
+
+    def generate(
+        self, prompts: Sequence[list[int]], config: GenerationConfig, stops: Sequence[str], seen: Mapping[str, torch.Tensor]
+    ) -> list[Written]:
+        """Respond to prompts.
+
+        Args:
+            prompts: Their token ids.
+            config: How, and up to which length.
+            stops: Strings at which a response may end, to save time.
+            seen: What the model is given of their pictures; empty where there are none.
+
+        Raises:
+            FitnessError: The model's logits are not finite.
+        """
+
+
+def check_engine(name: EngineName) -> None:
+    """Raise `FitnessError` where an engine is not installed."""
+    if name == "vllm" and find_spec("vllm") is None:
+        raise FitnessError('fitness.engine: vLLM is not installed; pip install "hf-evomerge[vllm]", or leave engine out')
+
+
+def engine_of(name: EngineName, share: float) -> Engine:
+    """The engine of a name; `share` is what vLLM takes of a GPU's memory."""
+    if name == "transformers":
+        return TransformersEngine()
+    from .vllm_engine import vllm_engine
+
+    return vllm_engine(share)
+
+
+class TransformersEngine:
+    """`generate` of the model itself, on one batch."""
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._tokenizer: Any = None
+
+    def load(self, model: Any, tokenizer: Any, length: int) -> None:
+        """See `Engine`."""
+        self._tokenizer = tokenizer
+
+    def update(self, model: Any) -> None:
+        """See `Engine`."""
+        self._model = model
+
+    def generate(
+        self, prompts: Sequence[list[int]], config: GenerationConfig, stops: Sequence[str], seen: Mapping[str, torch.Tensor]
+    ) -> list[Written]:
+        """See `Engine`. Padding stands on the left, so that every response follows its prompt directly."""
+        import torch
+        from transformers import LogitsProcessorList, StoppingCriteriaList
+
+        longest = max(map(len, prompts))
+        gaps = [longest - len(prompt) for prompt in prompts]
+        device = device_of(self._model)
+        written = self._model.generate(
+            input_ids=torch.tensor(
+                [[config.pad_token_id] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)], device=device
+            ),
+            attention_mask=torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=device),
+            **seen,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_RefuseNonFinite()]),
+            stopping_criteria=StoppingCriteriaList([_StopAtText(stops, self._tokenizer, longest)] if stops else []),
+        )
+        ends = set(config.eos_token_id or [])
+        return [written_as(self._tokenizer, row, ends, not ends.isdisjoint(row)) for row in written[:, longest:].tolist()]
+
+
+class _StopAtText:
+    """A stopping criterion that ends a row once a stop string is in what was written last.
+
+    It only saves time: responses are cut at stop strings afterwards. (The ``stop_strings`` of transformers compile the
+    vocabulary, which fails for word-level tokenizers.)
+    """
+
+    def __init__(self, stops: Sequence[str], tokenizer: Any, start: int) -> None:
+        self.stops, self.tokenizer, self.start = stops, tokenizer, start
+        self.window = max(len(stop.encode()) for stop in stops) + 4  # a token is at least a byte long; 4 make a character
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        import torch
+
+        tails = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :].tolist()
+        texts = [self.tokenizer.decode(tail, skip_special_tokens=True) for tail in tails]
+        return torch.tensor([any(stop in text for stop in self.stops) for text in texts], device=input_ids.device)
+
+
+class _RefuseNonFinite:
+    """A logits processor that ends generation when a model's logits are not numbers: greedy decoding would not notice."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not scores.amax(1).isfinite().all():
+            raise FitnessError("the model's logits are not finite")
+        return scores
+
+
+def written_as(tokenizer: Any, tokens: Sequence[int], ends: set[int], ended: bool) -> Written:
+    """The response that tokens are, up to the first end-of-text token; what follows is padding."""
+    response = tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
+    return Written(str(tokenizer.decode(response, skip_special_tokens=True)), ended)
