@@ -43,8 +43,8 @@ from hf_evomerge.search.study import Study
 
 LONGEST, SEARCH, TEST, FEW = 160, 32, 100, 32
 COUNTS = (2, 4, 6)
-ALONE = (2,)  # of these, what the gradient is asked for without a sweep before it
-BLOCKS, STRIDE = (1, 4), 4  # lengths of the blocks that run twice, and between their first layers
+ALONE = (2, 4, 6)  # of these, what the gradient is asked for without a sweep before it
+BLOCKS, STRIDE = (1, 2, 4, 8), 2  # lengths of the blocks that run twice, and between their first layers
 SETTINGS: dict[str, Any] = {
     "space": "dfs",
     "dtype": "bfloat16",
@@ -151,14 +151,13 @@ def pruned(lab: Lab) -> str:
 
 
 def repeated(lab: Lab) -> str:
-    """What running every fourth block twice costs on held-out questions, as Markdown."""
-    begins = range(0, lab.depth, STRIDE)
-    rows = [["layers in the block", *(f"from {begin}" for begin in begins)]]
-    for length in BLOCKS:
-        blocks = [range(begin, begin + length) for begin in begins if begin + length <= lab.depth]
-        paths = [[*range(block.stop), *range(block.start, lab.depth)] for block in blocks]
+    """What running every second block twice costs on held-out questions, as Markdown."""
+    rows = [["first layer of the block", *(f"{length} layer{'s'[: length > 1]}" for length in BLOCKS)]]
+    for begin in range(0, lab.depth, STRIDE):
+        ends = [begin + length for length in BLOCKS if begin + length <= lab.depth]
+        paths = [[*range(end), *range(begin, lab.depth)] for end in ends]
         cells = [lab.cost(lab.recipe(path), "validation") for path in paths]
-        rows.append([str(length), *cells, *[""] * (len(begins) - len(cells))])
+        rows.append([str(begin), *cells, *[""] * (len(BLOCKS) - len(cells))])
     return markdown(rows)
 
 
