@@ -17,10 +17,13 @@ from .nsga import check_installed
 from .objectives import engines, only_task_objectives
 from .optimizer import Start
 from .parameter_space import ParameterSpace
-from .sections import FlowSpaceConfig, ParameterSpaceConfig
+from .sections import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
 from .spaces import Space, make_space
 from .sweep import sweep_cost
 from .trackers import TRACKERS
+
+_HEARD = {"gradient": {"batch"}, "sweep": {"batch"}, "random": {"population"}, "nsga2": {"population"}}
+"""Which of these keys of an optimizer say something to an algorithm other than cma."""
 
 
 @dataclass
@@ -105,7 +108,7 @@ def _check_engine(config: SearchConfig) -> None:
 
 
 def _unused(config: SearchConfig) -> Iterator[str]:
-    """Sections that say something of a space that is not searched."""
+    """Sections that say something of a space that is not searched, and keys that say nothing to an optimizer."""
     sections: dict[str, tuple[object, object]] = {
         "ps": (config.ps, ParameterSpaceConfig()),
         "dfs": (config.dfs, FlowSpaceConfig()),
@@ -113,6 +116,13 @@ def _unused(config: SearchConfig) -> Iterator[str]:
     for name, (given, default) in sections.items():
         if config.space not in (name, "hybrid") and given != default:
             yield f"{name}: is not looked at, for space is {config.space}; leave it out, or write space: hybrid"
+    for stage in config.stages:
+        if stage != "random":
+            given_to = config.optimizer(stage)
+            heard = _HEARD.get(given_to.algorithm, {"population", "batch", "restarts"})
+            for key in sorted({"population", "batch", "restarts"} - heard):
+                if getattr(given_to, key) != OptimizerConfig.model_fields[key].default:
+                    yield f"{stage}: optimizer.{key} is not looked at by algorithm: {given_to.algorithm}; leave it out"
 
 
 def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:

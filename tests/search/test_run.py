@@ -317,9 +317,11 @@ def test_a_winner_of_several_terms_is_built(search_config: Config, tmp_path: Pat
     assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "weights.png", "path.png"}
 
 
-@pytest.mark.parametrize(("name", "stage"), [("dfs", "dfs"), ("joint terms", "joint")])
-def test_a_search_by_gradient_killed_and_resumed(name: str, stage: str, search_config: Config, tmp_path: Path) -> None:
-    """Killed in the middle of its steps and resumed with other workers, it ends with the same trials and gradients."""
+@pytest.mark.parametrize(("name", "stage", "workers"), [("dfs", "dfs", 2), ("joint terms", "joint", 0)])
+def test_a_search_by_gradient_killed_and_resumed(
+    name: str, stage: str, workers: int, search_config: Config, tmp_path: Path
+) -> None:
+    """Killed in the middle of its steps and resumed, with other workers or none, it ends with the same trials and gradients."""
     config = search_config(**{"space": name, **BY_GRADIENT[name]})
     run_search(config, tmp_path / "whole", build=False)
     count = len(Study.open(tmp_path / "whole").trials(stage))
@@ -336,7 +338,7 @@ def test_a_search_by_gradient_killed_and_resumed(name: str, stage: str, search_c
 
     with pytest.raises(KilledError):
         run_search(config, tmp_path / "killed", build=False, callbacks=[Watch(kill)])
-    resume_search(tmp_path / "killed", workers=2, build=False)
+    resume_search(tmp_path / "killed", workers=workers, build=False)
     assert _facts(tmp_path / "killed") == _facts(tmp_path / "whole")
 
 
@@ -661,6 +663,15 @@ def test_what_is_said_of_a_search(search_config: Config, search_settings: Settin
     assert not any("not looked at" in note for note in plan_search(search_config("hybrid")).notes)
     unused = search_config("ps", dfs=gates, batch=1)
     assert plan_search(unused).notes[0] == ("dfs: is not looked at, for space is ps; leave it out, or write space: hybrid")
+    for optimizer, said in (
+        ({"algorithm": "gradient", "population": 4, "batch": 2}, ["population"]),
+        ({"algorithm": "random", "batch": 2, "restarts": "ipop", "population": 4}, ["batch", "restarts"]),
+        ({"algorithm": "cma", "population": 4, "batch": 2, "restarts": "ipop"}, []),
+    ):
+        plan = plan_search(search_config("ps", dfs={}, ps={"optimizer": {"evaluations": 8, **optimizer}}))
+        assert [note for note in plan.notes if "looked" in note] == [
+            f"ps: optimizer.{key} is not looked at by algorithm: {optimizer['algorithm']}; leave it out" for key in said
+        ]
     half = plan_search(search_config("ps", tiny_half, dfs={}))
     assert [note.partition(":")[0] for note in half.notes] == ["dtype"]
     assert not plan_search(search_config("ps", tiny_half, dfs={}, dtype="float32")).notes
