@@ -1,6 +1,7 @@
 """The demo on several families of specialists, each trained from its own initial weights: the table of the README.
 
     python benchmarks/demo_seeds.py --out demo-seeds --seeds 0 1 2 --workers 2
+    python benchmarks/demo_seeds.py --out demo-seeds --vlm                      # problems with pictures, the same families
 
 Trains whatever family is not there yet (about ten minutes each on one core), runs the demo's searches on each (a few minutes on
 two cores), and prints accuracy on the same held-out problems as a Markdown table: mean over families, and each family with its
@@ -17,6 +18,7 @@ from statistics import fmean
 import torch
 
 from hf_evomerge.demo.quickstart import run_demo
+from hf_evomerge.demo.sight import add_sight
 from hf_evomerge.demo.train import family, save
 from hf_evomerge.search.rows import Row, plus_minus
 
@@ -27,6 +29,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for families and searches")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one family each")
     parser.add_argument("--workers", type=int, default=2, help="processes that evaluate side by side")
+    parser.add_argument("--vlm", action="store_true", help="problems whose numbers are pictures")
     parser.add_argument("--evaluations", type=int, help="trials per search, in place of the demo's own")
     arguments = parser.parse_args()
     results: dict[int, list[Row]] = {}
@@ -36,8 +39,15 @@ def main() -> None:
             torch.set_num_threads(1)
             for name, model in family(seed):
                 save(model, folder / name)
+        if arguments.vlm and not (folder / "sight" / "config.json").exists():
+            torch.set_num_threads(1)
+            add_sight(folder, seed)
         results[seed] = run_demo(
-            arguments.out / f"demo-{seed}", workers=arguments.workers, evaluations=arguments.evaluations, family=folder
+            arguments.out / f"{'vlm' if arguments.vlm else 'demo'}-{seed}",
+            workers=arguments.workers,
+            evaluations=arguments.evaluations,
+            family=folder,
+            vlm=arguments.vlm,
         )
     print("\n" + table(results))
 

@@ -32,6 +32,7 @@ SPECIALISTS = Path(__file__).parent / "specialists"
 RELOAD = Path(__file__).parent / "reload.py"
 SIZES = {"search": 128, "validation": 256, "test": 500}
 EVALUATIONS = 150
+EVALUATIONS_SEEN = 60  # of problems with pictures
 SPACES = ("ps", "dfs", "hybrid")
 PUBLISHED = "dfs"  # the search whose winner has a path to show
 LOCAL_NAME = "demo/evolved"
@@ -46,19 +47,21 @@ def run_demo(
     family: str | os.PathLike[str] = SPECIALISTS,
     sizes: dict[str, int] | None = None,
     push_to: str | None = None,
+    vlm: bool = False,
 ) -> list[Row]:
     """Run the demo.
 
     Args:
         out: The folder to write; searches that are finished there already are not run again.
         workers: Processes that evaluate side by side.
-        evaluations: Budget of each search, in scores of all search problems; 150 by default. The random search and PS+DFS have
-            as much as PS alone.
+        evaluations: Budget of each search, in scores of all search problems; 150 by default, with pictures 60. The random
+            search and PS+DFS have as much as PS alone.
         seed: Seed of the searches. The problems are the same for all.
         family: A folder with the models ``base``, ``japanese`` and ``maths``.
         sizes: Problems per split.
         push_to: ``user/name``: publish the DFS winner there, on the Hub, with its Space and the specialists beside it. By
             default it is published to a Hub on loopback, in the folder ``hub``.
+        vlm: Whether the problems show their numbers as pictures, and the specialist that calculates, ``sight``, sees them.
 
     Returns:
         The rows of the table that was printed.
@@ -72,11 +75,12 @@ def run_demo(
 
         check_login(default_api(), push_to)
     out = Path(out)
-    data = write_problems(out / "data", sizes or SIZES)
+    data = write_problems(out / "data", sizes or SIZES, pictures=vlm)
     results: dict[str, Result] = {}
+    budget = evaluations or (EVALUATIONS_SEEN if vlm else EVALUATIONS)
     for space in SPACES:
         typer.secho(f"\n{space} search: {out / space}", bold=True, err=True)
-        config = demo_config(space, data, evaluations or EVALUATIONS, seed, Path(family))
+        config = demo_config(space, data, budget, seed, Path(family), vlm=vlm)
         with LiveTable(config=config) as table:
             results[space] = run_search(config, out / space, workers=workers, callbacks=[table])
     rows = comparison(results)
@@ -103,17 +107,40 @@ def run_demo(
     return rows
 
 
-def write_problems(folder: Path, sizes: dict[str, int]) -> dict[str, Path]:
-    """Write the problems of each split as JSON lines, and return the files."""
+def write_problems(folder: Path, sizes: dict[str, int], *, pictures: bool = False) -> dict[str, Path]:
+    """Write the problems of each split as JSON lines, and return the files.
+
+    Args:
+        folder: Where to write.
+        sizes: Problems per split.
+        pictures: Whether numbers are shown as pictures, which are written beside the files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = {split: folder / f"{split}.jsonl" for split in sizes}
     for split, file in files.items():
-        lines = [json.dumps(problem, ensure_ascii=False) for problem in problems(split, sizes[split])]  # type: ignore[arg-type]
+        written = _drawn(folder, split, sizes[split]) if pictures else problems(split, sizes[split])  # type: ignore[arg-type]
+        lines = [json.dumps(problem, ensure_ascii=False) for problem in written]
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return files
 
 
-def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, family: Path = SPECIALISTS) -> SearchConfig:
+def _drawn(folder: Path, split: str, count: int) -> list[dict[str, Any]]:
+    """Problems whose numbers are pictures, which are written."""
+    from .sight import picture_problems
+
+    (folder / split).mkdir(exist_ok=True)
+    written = []
+    for number, (problem, drawn) in enumerate(picture_problems(split, count)):  # type: ignore[arg-type]
+        names = [f"{split}/{number}-{place}.png" for place in range(len(drawn))]
+        for name, picture in zip(names, drawn, strict=True):
+            picture.save(folder / name)
+        written.append({**problem, "pictures": names})
+    return written
+
+
+def demo_config(
+    space: str, data: dict[str, Path], evaluations: int, seed: int, family: Path = SPECIALISTS, *, vlm: bool = False
+) -> SearchConfig:
     """The search of one space, by gradient. A hybrid search spends half of its evaluations on PS and the rest on DFS."""
     ps_share = evaluations // 2 if space == "hybrid" else evaluations
     dfs_share = evaluations - ps_share if space == "hybrid" else evaluations
@@ -140,6 +167,11 @@ def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, 
         "data": {split: {"jsonl": str(file)} for split, file in data.items()},
         "baselines": ["average", "random"] if space == "ps" else ["average"],
     }
+    if vlm:
+        settings["sources"] = [{"model": str(family / "sight"), "component": "text"}, settings["sources"][0]]
+        settings["vocabulary"] = None if space == "dfs" else {"from": 0}
+        settings["dfs"]["order"] = [2, 0, 1] if space == "hybrid" else [0, 1]
+        settings["data"] = {split: {**spec, "image_field": "pictures"} for split, spec in settings["data"].items()}
     return SearchConfig.model_validate(settings)
 
 
@@ -178,7 +210,7 @@ def check_reload(model: str, test: Path, result: Result, environment: Mapping[st
     if expected is None or abs(report["accuracy"] - expected) > 1.5 / report["problems"]:
         raise EvoMergeError(f"{model}: answers {report['accuracy']} right after loading, {expected} before")
     return (
-        f"{model}: loaded by AutoModelForCausalLM in a fresh process as {report['class']}, "
+        f"{model}: loaded by {report['by']} in a fresh process as {report['class']}, "
         f"{report['accuracy']:.3f} of {report['problems']} right by generation"
     )
 
