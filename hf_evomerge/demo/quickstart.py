@@ -169,7 +169,10 @@ def demo_config(
     }
     if vlm:
         settings["sources"] = [{"model": str(family / "sight"), "component": "text"}, settings["sources"][0]]
-        settings["vocabulary"] = None if space == "dfs" else {"from": 0}
+        if space == "dfs":  # without a merge there is no vocabulary to name, and none for an average
+            settings["baselines"] = []
+        else:
+            settings["vocabulary"] = {"from": 0}
         settings["dfs"]["order"] = [2, 0, 1] if space == "hybrid" else [0, 1]
         settings["data"] = {split: {**spec, "image_field": "pictures"} for split, spec in settings["data"].items()}
     return SearchConfig.model_validate(settings)
