@@ -19,11 +19,16 @@ PROCESSOR = (
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("chat_template*", "additional_chat_templates/*.jinja"),
 )
+SENTENCE = (  # what sentence-transformers does after the model
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    *("[0-9]_*/config.json", "[0-9]_*/model.safetensors"),
+)
 COMPANIONS = (
     "generation_config.json",
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken"),
     *("tokenizer.model", "spiece.model", "sentencepiece*.model"),
     *PROCESSOR,
+    *SENTENCE,
 )
 REPLACED = "replaced"  # the old model, in the hidden folder of the build whose model takes its place
 

@@ -24,6 +24,7 @@ from .registry import (
     register_task,
     task_names,
 )
+from .retrieval import RetrievalSpec, RetrievalTask
 from .rouge import RougeLSpec, RougeLTask
 from .scores import Scores
 from .word_problems import Gsm8kSpec, Gsm8kTask, MgsmSpec, MgsmTask
@@ -52,6 +53,8 @@ __all__ = [
     "PairwiseTask",
     "PerplexitySpec",
     "PerplexityTask",
+    "RetrievalSpec",
+    "RetrievalTask",
     "RougeLSpec",
     "RougeLTask",
     "Scores",

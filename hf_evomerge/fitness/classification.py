@@ -1,8 +1,10 @@
-"""Fitness of classifiers: the log-probability of the right label, of texts or of pictures."""
+"""Fitness of classifiers: the log-probability of the right label, of texts or of pictures, through one head or several."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -16,6 +18,7 @@ from .scores import Scores
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class ClassificationSpec(TaskSpec):
@@ -26,12 +29,48 @@ class ClassificationSpec(TaskSpec):
     Attributes:
         score: What the values are: ``log_probability``, that of the right label, which has a gradient, or ``accuracy``, 1 where
             it is the most probable one, else 0.
+        heads: A name for the head of each source, in their order; each example says which it is for (``head_field``), and a
+            model is scored through the heads of the sources. Through its own where empty.
         batch_size: Examples in a forward pass. It changes the memory and the time, not the scores.
     """
 
     task: Literal["classification"] = "classification"
     score: Literal["log_probability", "accuracy"] = "log_probability"
+    heads: list[str] = Field(default_factory=list)
     batch_size: int = Field(default=16, ge=1)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Classifiers."""
+        return ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classifier whose head is used on the bodies of others.
+
+    Attributes:
+        config: Its config, which has the labels.
+        load: Gives the classifier, the same each time; its own body is not used.
+    """
+
+    config: PretrainedConfig
+    load: Callable[[], PreTrainedModel]
+
+    @property
+    def names(self) -> Any:
+        """The names of its labels by their numbers."""
+        return self.config.id2label
+
+    @contextmanager
+    def on(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+        """The classifier with the body of `model`, not a copy of it."""
+        classifier: Any = self.load()
+        setattr(classifier, classifier.base_model_prefix, model.base_model)
+        try:
+            yield classifier
+        finally:
+            setattr(classifier, classifier.base_model_prefix, None)
 
 
 @register_task("classification")
@@ -42,19 +81,34 @@ class ClassificationTask:
 
     def __init__(self, spec: ClassificationSpec) -> None:
         self.spec = spec
+        self.heads: dict[str, Head] = {}
+        """The heads by their names; who has the sources sets them."""
         self._examples: list[Example] = []
-        self._batches: list[tuple[list[int], dict[str, torch.Tensor]]] = []
+        self._batches: list[tuple[str, list[int], dict[str, torch.Tensor]]] = []
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Make the model's inputs; raises `FitnessError` where some examples have pictures and some have not."""
+        """Make the model's inputs.
+
+        Raises:
+            FitnessError: Some examples have pictures and some have not; or there are heads and one is for none, or none of the
+                labels of its head.
+        """
         check_examples(examples)
+        for example in examples:
+            if example.head not in (self.heads or [""]):
+                known = ", ".join(self.heads) or "none: write heads in the fitness"
+                raise FitnessError(f"{example.id}: is for the head {example.head!r:.80}; there are {known}")
+            if self.heads:
+                label_number(example, self.heads[example.head].names)
         self._examples = list(examples)
-        if any(example.pictures for example in examples):
-            batches = length_batches([1] * len(examples), self.spec.batch_size)
-        else:
-            lengths = [len(tokenizer(example.prompt)["input_ids"]) for example in examples]
-            batches = length_batches(lengths, self.spec.batch_size)
-        self._batches = [(batch, _inputs([examples[i] for i in batch], tokenizer)) for batch in batches]
+        seen = any(example.pictures for example in examples)
+        self._batches = []
+        for head in dict.fromkeys(example.head for example in examples):
+            own = [i for i, example in enumerate(examples) if example.head == head]
+            lengths = [1 if seen else len(tokenizer(examples[i].prompt)["input_ids"]) for i in own]
+            for batch in length_batches(lengths, self.spec.batch_size):
+                rows = [own[i] for i in batch]
+                self._batches.append((head, rows, _inputs([examples[i] for i in rows], tokenizer)))
 
     def evaluate(self, model: Any) -> Scores:
         """Score one model; raises `FitnessError` where it has no such labels, or its logits are not finite."""
@@ -68,21 +122,20 @@ class ClassificationTask:
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         check_examples(self._examples)
-        labels = [label_number(example, model.config.id2label) for example in self._examples]
-        values, taken = [0.0] * len(labels), [0] * len(labels)
-        with scoring(model, gradient=gradient):
-            for batch, inputs in self._batches:
-                logits = _logits(model, inputs, len(model.config.id2label))  # (B, labels)
-                right = logits.new_tensor([labels[i] for i in batch]).long()
-                chosen = logits.log_softmax(1).gather(1, right[:, None])[:, 0]
+        count = len(self._examples)
+        values, correct, outputs = [0.0] * count, [False] * count, [""] * count
+        for head, batch, inputs in self._batches:
+            with self.heads[head].on(model) if head else nullcontext(model) as classifier, scoring(model, gradient=gradient):
+                names: Any = classifier.config.id2label
+                labels = [label_number(self._examples[i], names) for i in batch]
+                logits = _logits(classifier, inputs, len(names))  # (B, labels)
+                chosen = logits.log_softmax(1).gather(1, logits.new_tensor(labels).long()[:, None])[:, 0]
                 if not chosen.isfinite().all():
                     raise FitnessError("the model's logits are not finite")
                 if gradient:
-                    chosen.sum().div(len(labels)).backward()
-                for i, value, label in zip(batch, chosen.tolist(), logits.argmax(1).tolist(), strict=True):
-                    values[i], taken[i] = value, label
-        correct = [one == other for one, other in zip(taken, labels, strict=True)]
-        outputs = [str(model.config.id2label[label]) for label in taken]
+                    chosen.sum().div(count).backward()
+                for i, value, label, taken in zip(batch, chosen.tolist(), labels, logits.argmax(1).tolist(), strict=True):
+                    values[i], correct[i], outputs[i] = value, taken == label, str(names[taken])
         return Scores(correct if self.spec.score == "accuracy" else values, correct=correct, outputs=outputs)
 
 

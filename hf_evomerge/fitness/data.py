@@ -23,7 +23,7 @@ from .pictures import Picture, read_pictures
 from .records import FORMATS, Record, wanted_records
 
 _OF_PROMPTS = ("prompt_field", "template", "chat", "system")
-_OF_RECORDS = (*_OF_PROMPTS, "answer_field", "answer_after", "text_field", "choices", "image_field", "id_field")
+_OF_RECORDS = (*_OF_PROMPTS, "answer_field", "answer_after", "text_field", "choices", "image_field", "head_field", "id_field")
 _LETTERS = string.ascii_uppercase
 
 
@@ -41,6 +41,7 @@ class Example:
         pictures: The pictures that go with the prompt.
         content: The record's own text in the prompt, without the template's: what two examples are the same problem by. The
             whole prompt where it is empty.
+        head: The name of the head that it is for, where models have several.
     """
 
     prompt: str
@@ -51,6 +52,7 @@ class Example:
     choices: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     content: str = dataclasses.field(default="", compare=False, repr=False)
+    head: str = ""
 
 
 Value = bool | int | float | str
@@ -84,6 +86,7 @@ class DataSpec(StrictModel):
             list of texts with ``{field}`` wherever a field goes.
         image_field: The field that holds a picture, or a list of them: bytes, a data set's image column, or in a file of JSON
             lines the name of a file in its folder.
+        head_field: The field that names the head that an example is for, where the task has ``heads``.
         id_field: The field that names the example; its place in the data where absent.
         template: The prompt's text with ``{field}`` wherever a field of the record goes, ``{{`` and ``}}`` for braces.
         chat: Wrap the prompt in the tokenizer's chat template, as one message of a user.
@@ -111,6 +114,7 @@ class DataSpec(StrictModel):
     text_field: str | None = None
     choices: str | list[str] | None = None
     image_field: str | None = None
+    head_field: str | None = None
     id_field: str | None = None
     template: str | None = None
     chat: bool = False
@@ -186,7 +190,7 @@ class DataSpec(StrictModel):
         read += self.filter or ()
         for text in self.choices if isinstance(self.choices, list) else ():
             read += template_fields(text)
-        return list(dict.fromkeys([*read, *(field for field in (self.image_field, self.id_field) if field)]))
+        return list(dict.fromkeys([*read, *(field for field in (self.image_field, self.head_field, self.id_field) if field)]))
 
     @property
     def prompt_fields(self) -> list[str]:
@@ -296,7 +300,8 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
         answer = answer.strip()
     if not answer.strip():
         raise FitnessError(f"{where}: the answer (field {spec.answer_field!r}) is empty")
-    return Example(prompt, answer, name, spec.chat, spec.system, choices, _pictures(record, spec, where), content)
+    head = _text(record, spec.head_field, where) if spec.head_field else ""
+    return Example(prompt, answer, name, spec.chat, spec.system, choices, _pictures(record, spec, where), content, head)
 
 
 def _pictures(record: Record, spec: DataSpec, where: str) -> tuple[Picture, ...]:

@@ -49,6 +49,17 @@ def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
     return _encode_prompt(render_prompt(example, tokenizer), example, tokenizer)
 
 
+def encode_source(example: Example, tokenizer: Any) -> list[int]:
+    """The token ids that an encoder is given: the prompt with whatever the tokenizer puts around a text.
+
+    Raises:
+        FitnessError: The example has pictures, which no encoder of texts looks at.
+    """
+    if example.pictures:
+        raise FitnessError(f"{example.id}: has pictures, and the model has an encoder of texts; leave image_field out")
+    return list(tokenizer(render_prompt(example, tokenizer), add_special_tokens=not example.chat)["input_ids"])
+
+
 def encode_pair(example: Example, separator: str, tokenizer: Any) -> tuple[list[int], list[int]]:
     """The token ids of the prompt, and of the separator and the answer after it.
 
@@ -107,6 +118,11 @@ def check_length(model: Any, tokens: int, what: str) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int) and tokens > limit:
         raise FitnessError(f"{what} takes {tokens} tokens; the model has {limit} positions")
+
+
+def encodes(model: Any) -> bool:
+    """Whether a model has an encoder for prompts, and a decoder that writes."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def device_of(model: Any) -> torch.device:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from ..errors import FitnessError
-from .encoding import device_of
+from .encoding import device_of, encodes
 
 if TYPE_CHECKING:
     import torch
@@ -85,25 +85,35 @@ class TransformersEngine:
     def generate(
         self, prompts: Sequence[list[int]], config: GenerationConfig, stops: Sequence[str], seen: Mapping[str, torch.Tensor]
     ) -> list[Written]:
-        """See `Engine`. Padding stands on the left, so that every response follows its prompt directly."""
+        """See `Engine`.
+
+        Padding stands on the left, so that every response follows its prompt directly; on the right for an encoder.
+        """
         import torch
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
         longest = max(map(len, prompts))
-        gaps = [longest - len(prompt) for prompt in prompts]
-        device = device_of(self._model)
+        right = encodes(self._model)
+        start = 1 if right else longest  # after the decoder's own first token, or the prompt
+
+        def padded(row: list[int], filler: int) -> list[int]:
+            gap = [filler] * (longest - len(row))
+            return row + gap if right else gap + row
+
+        device, filler = device_of(self._model), int(config.pad_token_id)
         written = self._model.generate(
-            input_ids=torch.tensor(
-                [[config.pad_token_id] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)], device=device
-            ),
-            attention_mask=torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=device),
+            input_ids=torch.tensor([padded(prompt, filler) for prompt in prompts], device=device),
+            attention_mask=torch.tensor([padded([1] * len(prompt), 0) for prompt in prompts], device=device),
             **seen,
             generation_config=config,
             logits_processor=LogitsProcessorList([_RefuseNonFinite()]),
-            stopping_criteria=StoppingCriteriaList([_StopAtText(stops, self._tokenizer, longest)] if stops else []),
+            stopping_criteria=StoppingCriteriaList([_StopAtText(stops, self._tokenizer, start)] if stops else []),
         )
         ends = set(config.eos_token_id or [])
-        return [written_as(self._tokenizer, row, ends, not ends.isdisjoint(row)) for row in written[:, longest:].tolist()]
+        forced = self._model.generation_config.forced_eos_token_id is not None  # at the limit, whatever the model says
+        own = config.max_new_tokens - forced
+        rows = written[:, start:].tolist()
+        return [written_as(self._tokenizer, row, ends, not ends.isdisjoint(row[:own])) for row in rows]
 
 
 class _StopAtText:

@@ -26,6 +26,11 @@ class TaskSpec(StrictModel):
     task: str
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which models it scores, by the names of transformers' mappings of classes."""
+        return ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING")
+
+    @property
     def unit(self) -> str:
         """What the fitness is measured in; empty where the task does not say."""
         return ""

@@ -1,4 +1,7 @@
-"""What a model writes after prompts: greedy, in left-padded batches, cut at stop strings. Knows nothing of right and wrong."""
+"""What a model writes after prompts: greedy, in padded batches, cut at stop strings. Knows nothing of right and wrong.
+
+An encoder-decoder is given the prompt in its encoder, and its decoder writes from its own start.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from ..errors import FitnessError
 from .answers import LanguageCheck, cut_at_stops, language_probability
 from .data import Example
-from .encoding import check_examples, check_length, encode_prompt, length_batches, scoring
+from .encoding import check_examples, check_length, encode_prompt, encode_source, encodes, length_batches, scoring
 from .engines import EngineName, check_engine, engine_of
 from .pictures import placed, seen_inputs
 from .registry import TaskSpec
@@ -45,6 +48,11 @@ class WritingSpec(TaskSpec):
     batch_size: int = Field(default=16, ge=1)
     engine: EngineName = "transformers"
     engine_memory: float = Field(default=0.5, gt=0, lt=1)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Whatever writes."""
+        return (*super().kinds, "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING")
 
     @field_validator("stop")
     @classmethod
@@ -94,7 +102,12 @@ class WritingTask:
             FitnessError: The model's logits are not finite, or it has too few positions.
         """
         check_examples(self._examples)
-        tokens = max(map(len, self._prompts)) + self.spec.max_new_tokens
+        everyone, tokens = self._prompts, max(map(len, self._prompts)) + self.spec.max_new_tokens
+        if encodes(model):
+            if self.spec.engine == "vllm":
+                raise FitnessError("fitness.engine: vllm runs no encoder-decoders here; leave engine out")
+            everyone = [encode_source(example, self._tokenizer) for example in self._examples]
+            tokens = max(*map(len, everyone), 1 + self.spec.max_new_tokens)
         check_length(model, tokens, "the longest prompt with max_new_tokens")
         outputs = [""] * len(self._examples)
         truncated = [False] * len(self._examples)
@@ -104,7 +117,7 @@ class WritingTask:
             engine.load(model, self._tokenizer, tokens)
             engine.update(model)
             for batch, seen in zip(self._batches, self._seen, strict=True):
-                prompts = [self._prompts[i] for i in batch]
+                prompts = [everyone[i] for i in batch]
                 written = engine.generate(prompts, config, self.spec.stop, placed(seen, model))
                 for example, (text, ended) in zip(batch, written, strict=True):
                     outputs[example] = cut_at_stops(text, self.spec.stop)

@@ -10,12 +10,14 @@ import gc
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import MAX_MESSAGE, EvoMergeError, FitnessError, SourceError, one_line
 from ..fitness import DifferentiableTask, Example, Scores, Task, TaskSpec, load_examples, make_task
+from ..fitness.classification import ClassificationTask, Head
 from ..fitness.pictures import SeeingTokenizer
+from ..fitness.writing import WritingSpec, WritingTask
 from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import MergePart, Recipe, SourceRef
 from .config import RETAINED, SPLITS, SearchConfig
@@ -84,6 +86,7 @@ class Evaluator:
         self.dtype = getattr(torch, config.dtype) if config.dtype else self.sources[0].config.dtype or torch.float32
         self._resident: dict[SourceRef, PreTrainedModel] = {}
         self._visitor: tuple[SourceRef, PreTrainedModel] | None = None
+        self._loaded_heads: dict[SourceRef, PreTrainedModel] = {}
         self._merged_models: dict[tuple[int, int], PreTrainedModel] = {}
         self._checkpoints: dict[Hashable, Checkpoint] = {}
         self._merger: tuple[Hashable, LiveMerger, PreTrainedModel] | None = None
@@ -199,7 +202,25 @@ class Evaluator:
 
     def _new_task(self, fitness: TaskSpec | None) -> Task:
         task: Task = self._task_factory() if fitness is None else make_task(fitness)
+        if isinstance(task, ClassificationTask):
+            task.heads = self._heads_of(task.spec.heads)
         return task
+
+    def _heads_of(self, names: Sequence[str]) -> dict[str, Head]:
+        """The heads of the sources by these names."""
+        if len(names) > len(self.sources) or len(set(names)) < len(names):
+            raise FitnessError(f"fitness.heads: {', '.join(names)}; give each of the {len(self.sources)} sources one name")
+        return {
+            name: Head(self.open(ref).config, partial(self._head, ref))
+            for name, ref in zip(names, self.config.sources, strict=False)
+        }
+
+    def _head(self, ref: SourceRef) -> PreTrainedModel:
+        """A source without its body."""
+        if ref not in self._loaded_heads:
+            head = self._loaded_heads[ref] = self._from_disk(self.open(ref))
+            setattr(head, head.base_model_prefix, None)
+        return self._loaded_heads[ref]
 
     def differentiable_task(self) -> DifferentiableTask:
         """An unprepared task that has a gradient: that of the first stage; raises `FitnessError` where it has none."""
@@ -247,25 +268,22 @@ class Evaluator:
         return SeeingTokenizer(owner.processor())
 
     def check_scored(self, source: Source) -> None:
-        """Raise `SourceError` unless a source is a model of text, of text and pictures, or for such a task a classifier."""
+        """Raise `SourceError` unless a source is a model of a kind that the fitness is for."""
         import transformers
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
         from ..checkpoints.component import Component
 
         whole = source.whole if isinstance(source, Component) else source
-        known = [MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING]
-        if self.config.fitness.task == "classification":
-            known += [
-                transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-                transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-            ]
+        kinds = set(self.config.fitness.kinds)
+        if getattr(whole.config, "is_encoder_decoder", False):  # some may be had as a decoder alone, which this is not
+            kinds.discard("MODEL_FOR_CAUSAL_LM_MAPPING")
         own = whole.trust_remote_code and "AutoModelForCausalLM" in (getattr(whole.config, "auto_map", None) or {})
-        if not own and not any(type(whole.config) in mapping for mapping in known):
+        if not own and not any(type(whole.config) in getattr(transformers, kind) for kind in kinds):
             kind = ", ".join(whole.config.architectures or ["its architecture"])
+            task = self.config.fitness.task
             raise SourceError(
-                f"{whole}: {kind} (model type {whole.config.model_type!r}) is no causal language model, and only those are "
-                "scored; give the language model alone. `hf-evomerge merge` takes other models too"
+                f"{whole}: {kind} (model type {whole.config.model_type!r}) is no model that the task {task} scores; give "
+                "the language model alone, or take a task for it. `hf-evomerge merge` takes other models too"
             )
 
     def forget_parents(self) -> None:
@@ -315,26 +333,9 @@ class Evaluator:
 
     def answer(self, target: Target, example: Example, max_new_tokens: int = 64) -> str:
         """What a model writes after an example's prompt, greedily."""
-        import torch
-
-        from ..fitness.encoding import encode_prompt
-        from ..fitness.pictures import placed, seen_inputs
-
-        tokenizer = self.tokenizer(target)
-        ids = encode_prompt(example, tokenizer)
-        prompt = torch.tensor([ids], device=self.device)
-        model: Any = self.model(target)
-        seen = seen_inputs(tokenizer, [example], [len(ids)], len(ids), left=True)
-        with torch.inference_mode():
-            output = model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-                **placed(seen, model),
-            )
-        return str(tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)).strip()
+        task = WritingTask(WritingSpec(task="answer", max_new_tokens=max_new_tokens))
+        task.prepare([example], self.tokenizer(target))
+        return task.write(self.model(target))[0][0].strip()
 
     def _parent(self, ref: SourceRef) -> PreTrainedModel:
         """The plain model of a parent. It is let go when another whole model is needed, unless paths run through it."""

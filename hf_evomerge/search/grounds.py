@@ -116,7 +116,11 @@ def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]]) 
 
 def _examples(evaluator: Evaluator, split: str) -> str:
     texts = [
-        [example.prompt, example.answer, example.chat, example.system, *example.choices, *(p.digest for p in example.pictures)]
+        [
+            *(example.prompt, example.answer, example.chat, example.system, *example.choices),
+            *(picture.digest for picture in example.pictures),
+            *filter(None, [example.head]),
+        ]
         for example in evaluator.examples(split)
     ]
     return sha256(json.dumps(texts).encode()).hexdigest()

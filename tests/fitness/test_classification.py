@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from classes import random_class
 from PIL import Image
 from transformers import ViTForImageClassification, ViTImageProcessor
 
+from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import FitnessError, SearchError
 from hf_evomerge.fitness import DataSpec, Example, load_examples, make_task, parse_task
 from hf_evomerge.fitness.pictures import SeeingTokenizer
 from hf_evomerge.fitness.registry import DifferentiableTask
+from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.run import run_search
@@ -97,3 +100,71 @@ def test_a_search_over_classifiers_of_pictures(tmp_path: Path) -> None:
     task = task_of()
     task.prepare(load_examples(DataSpec(**data, start=3)), SeeingTokenizer(ViTImageProcessor.from_pretrained(built)))
     assert task.evaluate(ViTForImageClassification.from_pretrained(built)).mean == pytest.approx(winner["fitness"], abs=1e-5)
+
+
+@pytest.fixture
+def two_heads(tmp_path: Path) -> Path:
+    """Two vision transformers with other labels each, their base without a head, and pictures for both."""
+    for seed, (name, labels) in enumerate({"a": ["red", "green", "blue"], "b": ["dark", "light"], "base": []}.items()):
+        named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+        model: Any = random_class("vit", seed, **(named if labels else {}))
+        (model if labels else model.vit).save_pretrained(tmp_path / name)
+        ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / name)
+    lines = []
+    for number, (head, label) in enumerate([("color", "red"), ("light", "dark"), ("color", "blue"), ("light", "light")] * 2):
+        Image.new("RGB", (8, 8), (40 * number, 20, 10)).save(tmp_path / f"{number}.png")
+        lines.append({"prompt": f"picture {number}", "answer": label, "picture": f"{number}.png", "task": head})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path
+
+
+def headed(folder: Path, **changes: Any) -> SearchConfig:
+    """A search over the bodies, scored through both heads."""
+    data = {"jsonl": str(folder / "data.jsonl"), "image_field": "picture", "head_field": "task"}
+    settings = {
+        "space": "ps",
+        "sources": [{"model": str(folder / name), "component": "vision"} for name in "ab"],
+        "base": {"model": str(folder / "base")},
+        "ps": {"blocks_per_group": 1, "optimizer": {"algorithm": "gradient", "evaluations": 9}},
+        "fitness": {"task": "classification", "heads": ["color", "light"]},
+        "data": {"search": {**data, "count": 4}, "test": {**data, "start": 4}},
+    }
+    return validate(SearchConfig, {**settings, **changes}, SearchError)
+
+
+def test_bodies_are_merged_and_scored_through_a_head_each(two_heads: Path) -> None:
+    """Every example has its own head, on the one body; the model of each head is built by naming its source first."""
+    run_search(headed(two_heads), two_heads / "out", build=False)
+    rows = json.loads((two_heads / "out" / "results.json").read_text())["rows"]
+    winner = next(row for row in rows if row["winner"])
+    recipe = Recipe.load(two_heads / "out" / "recipe.yaml")
+    data = DataSpec(jsonl=str(two_heads / "data.jsonl"), image_field="picture", head_field="task", start=4)
+    total = 0.0
+    for number, head in enumerate(("color", "light")):
+        assert recipe.merge is not None
+        order = [number, 1 - number]
+        changes = {"sources": order, "parameters": [recipe.merge.parameters[i] for i in order]}
+        built = recipe.model_copy(update={"merge": recipe.merge.model_copy(update=changes)})
+        model = ViTForImageClassification.from_pretrained(build_model(built, two_heads / head, progress=False))
+        assert model.config.id2label[1] == ("green", "light")[number]
+        task = task_of()
+        own = [dataclasses.replace(example, head="") for example in load_examples(data) if example.head == head]
+        task.prepare(own, SeeingTokenizer(ViTImageProcessor.from_pretrained(two_heads / "a")))
+        total += float(task.evaluate(model).values.sum())
+    assert total / 4 == pytest.approx(winner["fitness"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ([], "is for the head 'color'; there are none: write heads in the fitness"),
+        (["color", "shade"], "is for the head 'light'; there are color, shade"),
+        (["light", "color"], "the model has no label 'red'; it has dark, light"),
+        (["color", "light", "more"], "fitness.heads: color, light, more; give each of the 2 sources one name"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused_before_a_search(two_heads: Path, heads: list[str], message: str) -> None:
+    """No head, another name, another head's labels, more names than sources: nothing is written."""
+    with pytest.raises(FitnessError, match=message):
+        run_search(headed(two_heads, fitness={"task": "classification", "heads": heads}), two_heads / "out")
+    assert not (two_heads / "out").exists()

@@ -192,7 +192,8 @@ def test_models_that_write_no_text(kind: str, tiny: Path, tmp_path: Path, search
         lambda: evaluate_model(str(tmp_path / "a"), config, split="search"),
     ):
         with pytest.raises(
-            EvoMergeError, match=r"For(ConditionalGeneration|ImageClassification) .model type .* is no causal language model"
+            EvoMergeError,
+            match=r"For(ConditionalGeneration|ImageClassification) .model type .* is no model that the task likelihood scores",
         ) as caught:
             act()
         assert len(str(caught.value)) < 500

@@ -39,12 +39,12 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def random_class(name: str, seed: int) -> PreTrainedModel:
-    """A random model of one of `CLASSES`."""
+def random_class(name: str, seed: int, **changes: Any) -> PreTrainedModel:
+    """A random model of one of `CLASSES`, with other fields."""
     kind, fields = CLASSES[name]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: PreTrainedModel = getattr(transformers, kind)(transformers.CONFIG_MAPPING[name](**fields)).eval()
+        model: PreTrainedModel = getattr(transformers, kind)(transformers.CONFIG_MAPPING[name](**{**fields, **changes})).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -1,0 +1,127 @@
+"""Fitness of sentence encoders: whether a query's own passage is the nearest of all, by the cosine of pooled hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ..errors import FitnessError
+from .data import Example
+from .encoding import check_examples, check_length, device_of, encodes, length_batches, scoring
+from .registry import TaskSpec, register_task
+from .scores import Scores
+
+if TYPE_CHECKING:
+    import torch
+
+_DEPTH = 10  # ranks that count for nDCG
+
+
+class RetrievalSpec(TaskSpec):
+    """Score an encoder by how near it puts a query, the prompt, to its passage, the answer, among the passages of all examples.
+
+    Attributes:
+        score: What the values are: ``log_probability``, that of the right passage under a softmax over all, which has a
+            gradient; ``accuracy``, 1 where it is the nearest; or ``ndcg``, nDCG@10: 1 / log2(1 + rank) up to rank 10, else 0.
+        pooling: What a text's vector is: the ``mean`` of its tokens' hidden states, or that of the ``first`` token.
+        temperature: What cosines are divided by for the softmax.
+        max_tokens: Tokens after which a text is cut.
+        batch_size: Texts in a forward pass. It changes the memory and the time, not the scores.
+    """
+
+    task: Literal["retrieval"] = "retrieval"
+    score: Literal["log_probability", "accuracy", "ndcg"] = "log_probability"
+    pooling: Literal["mean", "first"] = "mean"
+    temperature: float = Field(default=0.05, gt=0)
+    max_tokens: int = Field(default=256, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Whatever has hidden states."""
+        return ("MODEL_MAPPING",)
+
+
+@register_task("retrieval")
+class RetrievalTask:
+    """Which passage is nearest to each query; ``outputs`` are these passages, ``correct`` whether they are the right ones."""
+
+    spec_type: ClassVar[type[TaskSpec]] = RetrievalSpec
+
+    def __init__(self, spec: RetrievalSpec) -> None:
+        self.spec = spec
+        self._examples: list[Example] = []
+        self._texts: list[str] = []
+        self._batches: list[tuple[list[int], dict[str, torch.Tensor]]] = []
+        self._longest = 0
+
+    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Tokenise every text once; raises `FitnessError` where there is one passage for all, or an example has pictures."""
+        check_examples(examples)
+        if seeing := [example for example in examples if example.pictures]:
+            raise FitnessError(f"{seeing[0].id}: has pictures, which are not retrieved; leave image_field out")
+        if len({example.answer for example in examples}) < 2:
+            raise FitnessError(f"{examples[0].id}: all examples have one passage; nothing else can be nearer")
+        self._examples = list(examples)
+        self._texts = list(dict.fromkeys([example.answer for example in examples] + [example.prompt for example in examples]))
+        cut = {"truncation": True, "max_length": self.spec.max_tokens}
+        lengths = [len(tokenizer(text, **cut)["input_ids"]) for text in self._texts]
+        self._longest = max(lengths)
+        self._batches = [
+            (batch, dict(tokenizer([self._texts[i] for i in batch], padding=True, return_tensors="pt", **cut)))
+            for batch in length_batches(lengths, self.spec.batch_size)
+        ]
+
+    def evaluate(self, model: Any) -> Scores:
+        """Score one model; raises `FitnessError` where its hidden states are not finite."""
+        return self._run(model, gradient=False)
+
+    def backward(self, model: Any) -> Scores:
+        """As `evaluate`, with a backward pass of the mean score, for which the activations of all texts are kept."""
+        if self.spec.score != "log_probability":
+            raise FitnessError(f"fitness.score: {self.spec.score} has no gradient; write log_probability")
+        return self._run(model, gradient=True)
+
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
+        import torch
+
+        check_examples(self._examples)
+        check_length(model, self._longest, "the longest text")
+        passages = list(dict.fromkeys(example.answer for example in self._examples))
+        own = torch.tensor([passages.index(example.answer) for example in self._examples], device=device_of(model))
+        with scoring(model, gradient=gradient):
+            vectors = self._vectors(model)
+            queries = torch.stack([vectors[example.prompt] for example in self._examples])  # (Q, hidden)
+            cosines = queries @ torch.stack([vectors[passage] for passage in passages]).T  # (Q, P)
+            if not cosines.isfinite().all():
+                raise FitnessError("the model's hidden states are not finite")
+            right = cosines.gather(1, own[:, None])
+            ranks = (cosines >= right).sum(1)  # from 1; a passage as near counts as nearer
+            values = (cosines / self.spec.temperature).log_softmax(1).gather(1, own[:, None])[:, 0]
+            if gradient:
+                values.mean().backward()
+            correct = (ranks == 1).tolist()
+            if self.spec.score == "ndcg":
+                values = torch.where(ranks <= _DEPTH, 1 / torch.log2(ranks + 1.0), 0.0)
+            outputs = [passages[place] for place in cosines.argmax(1).tolist()]
+        return Scores(correct if self.spec.score == "accuracy" else values.tolist(), correct=correct, outputs=outputs)
+
+    def _vectors(self, model: Any) -> dict[str, torch.Tensor]:
+        """The unit vector of every text, in float32."""
+        import torch
+
+        found: dict[str, torch.Tensor] = {}
+        body, device = model.get_encoder() if encodes(model) else model.base_model, device_of(model)
+        for batch, inputs in self._batches:
+            given = {name: values.to(device) for name, values in inputs.items()}
+            states = body(**given).last_hidden_state.float()  # (B, T, hidden)
+            if self.spec.pooling == "first":
+                pooled = states[:, 0]
+            else:
+                mask = given["attention_mask"][:, :, None].float()
+                pooled = (states * mask).sum(1) / mask.sum(1)
+            for i, vector in zip(batch, torch.nn.functional.normalize(pooled, dim=1), strict=True):
+                found[self._texts[i]] = vector
+        return found

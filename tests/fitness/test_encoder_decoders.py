@@ -1,0 +1,137 @@
+"""Encoder-decoders: what they write is scored, and a search over it ends in a model that writes the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from classes import random_class
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from hf_evomerge.errors import EvoMergeError, FitnessError, SearchError
+from hf_evomerge.fitness import Example, GenerationTask, load_examples, make_task, parse_task
+from hf_evomerge.fitness.pictures import Picture
+from hf_evomerge.recipes.recipe import MergePart, SourceRef
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.run import run_search
+
+PROMPTS = ["one", "two three four five", "six", "four four"]
+WRITES = {"task": "generation", "extract": "all", "compare": "text", "max_new_tokens": 6, "batch_size": 3}
+
+
+@pytest.fixture(scope="module")
+def ending_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word, and the end-of-text token after each text, as T5's and BART's have it."""
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(22))])}
+    vocabulary |= {word: 25 + i for i, word in enumerate(["one", "two", "three", "four", "five", "six", "seven"])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+def random_writer(name: str, seed: int) -> Any:
+    """A tiny encoder-decoder that writes something else after every prompt."""
+    own = {"t5": {"decoder_start_token_id": 0, "eos_token_id": 2}, "bart": {"decoder_start_token_id": 2}}
+    model = random_class(name, seed, **own[name])
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "norm" not in key:
+                parameter.mul_(4)
+    return model
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_what_is_written_is_what_the_model_generates(name: str, ending_tokenizer: Any) -> None:
+    """In padded batches as one by one, from the prompt with the tokenizer's end of text."""
+    model = random_writer(name, 0)
+    task: Any = make_task(parse_task(WRITES))
+    assert isinstance(task, GenerationTask)
+    task.prepare([Example(prompt, "w1", str(i)) for i, prompt in enumerate(PROMPTS)], ending_tokenizer)
+    outputs, truncated = task.write(model)
+    assert len(set(outputs)) > 1
+    for prompt, output, cut in zip(PROMPTS, outputs, truncated, strict=True):
+        inputs = {key: value for key, value in ending_tokenizer(prompt, return_tensors="pt").items() if key != "token_type_ids"}
+        assert inputs["input_ids"][0, -1] == 2
+        ids = model.generate(**inputs, max_new_tokens=6, do_sample=False, num_beams=1)
+        assert output == ending_tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
+        ended = 2 in ids[0, 1 : (6 if name == "bart" else 7)].tolist()  # BART is made to end at the limit
+        assert cut == (not ended)
+
+
+def test_pictures_and_long_prompts_are_refused(ending_tokenizer: Any) -> None:
+    """An encoder of texts sees none, and has so many positions."""
+    model = random_writer("bart", 0)
+    for example, message in (
+        (Example("one", "w1", "a", pictures=(Picture(b"", "here"),)), "an encoder of texts"),
+        (Example("one " * 20, "w1", "a"), "takes 21 tokens; the model has 16 positions"),
+    ):
+        task: Any = make_task(parse_task(WRITES))
+        task.prepare([Example("one", "w1", "a")], ending_tokenizer)
+        task._examples = [example]
+        with pytest.raises(FitnessError, match=message):
+            task.write(model)
+
+
+def search_of(folder: Path, name: str, tokenizer: Any, **changes: Any) -> SearchConfig:
+    """A search for the merge that writes what the merge with weights .9 and .4 writes."""
+    for seed, called in enumerate(("base", "a", "b")):
+        random_writer(name, seed).save_pretrained(folder / called)
+        tokenizer.save_pretrained(folder / called)
+    settings = {
+        "space": "ps",
+        "sources": [{"model": str(folder / called)} for called in "ab"],
+        "base": {"model": str(folder / "base")},
+        "ps": {"blocks_per_group": "model", "optimizer": {"evaluations": 8, "batch": "all"}},
+        "baselines": [],
+        "fitness": WRITES,
+        "data": {split: {"jsonl": str(folder / f"{split}.jsonl")} for split in ("search", "test")},
+        **changes,
+    }
+    for split, prompts in (("search", PROMPTS[:3]), ("test", PROMPTS[3:])):
+        lines = [json.dumps({"prompt": prompt, "answer": "w1"}) for prompt in prompts]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    config = validate(SearchConfig, settings, SearchError)
+    if not changes:
+        aim = config.recipe(merge=MergePart(method="task_arithmetic", parameters=[{"weight": 0.9}, {"weight": 0.4}]))
+        evaluator = Evaluator(config)
+        for split in ("search", "test"):
+            scores = evaluator.evaluate(aim, split)
+            assert scores.error is None, scores.error
+            assert scores.outputs is not None
+            lines = [
+                json.dumps({"prompt": example.prompt, "answer": output or "w1"})
+                for example, output in zip(evaluator.examples(split), scores.outputs, strict=True)
+            ]
+            (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    return config
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_search_on_generated_answers(name: str, ending_tokenizer: Any, tmp_path: Path) -> None:
+    """The winner is built as a plain model, which writes what its trial wrote; an answer can be shown."""
+    config = search_of(tmp_path, name, ending_tokenizer)
+    result = run_search(config, tmp_path / "out")
+    winner = next(row for row in result.rows if row.winner)
+    built = tmp_path / "out" / "model"
+    task: Any = make_task(config.fitness)
+    examples = load_examples(config.data["test"])
+    task.prepare(examples, AutoTokenizer.from_pretrained(built))
+    scores = task.evaluate(AutoModelForSeq2SeqLM.from_pretrained(built))
+    assert scores.mean == pytest.approx(winner.scores.mean)
+    shown = Evaluator(config).answer(SourceRef(model=str(built)), examples[0], 6)
+    assert shown == scores.outputs[0].strip()
+
+
+def test_a_likelihood_of_decoders_alone_is_refused(ending_tokenizer: Any, tmp_path: Path) -> None:
+    """BART's config is also that of a decoder alone, which such a model is not: one line, and nothing is written."""
+    config = search_of(tmp_path, "bart", ending_tokenizer, fitness={"task": "likelihood"})
+    with pytest.raises(EvoMergeError, match=r"BartForConditionalGeneration .* is no model that the task likelihood scores"):
+        run_search(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,144 @@
+"""The fitness of sentence encoders, and a search over two of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from classes import random_class
+from transformers import BertModel
+
+from hf_evomerge.errors import FitnessError, SearchError
+from hf_evomerge.fitness import Example, make_task, parse_task
+from hf_evomerge.fitness.pictures import Picture
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.run import run_search
+
+EXAMPLES = [
+    Example("one two three", "six", "a"),
+    Example("four", "seven one", "b"),
+    Example("five six seven two one", "two", "c"),
+    Example("one one", "six", "d"),
+]
+
+
+def task_of(**settings: Any) -> Any:
+    """The task on the examples, unprepared."""
+    return make_task(parse_task({"task": "retrieval", **settings}))
+
+
+def encoder(seed: int) -> BertModel:
+    """A tiny random encoder without a head."""
+    model: BertModel = random_class("bert", seed).bert
+    return model
+
+
+def vector(model: BertModel, tokenizer: Any, text: str, *, first: bool = False) -> torch.Tensor:
+    """The unit vector of a text by itself."""
+    with torch.inference_mode():
+        states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+    pooled = states[0] if first else states.mean(0)
+    return pooled / pooled.norm()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_queries_are_compared_with_all_passages(pooling: str, tokenizer: Any) -> None:
+    """In padded batches as one by one; a passage that two queries have is there once; ranks give accuracy and nDCG."""
+    model = encoder(0)
+    passages = ["six", "seven one", "two"]
+    for score in ("log_probability", "accuracy", "ndcg"):
+        task = task_of(score=score, pooling=pooling, batch_size=2, temperature=0.5)
+        task.prepare(EXAMPLES, tokenizer)
+        scores = task.evaluate(model)
+        for example, value, right, output in zip(EXAMPLES, scores.values, list(scores.correct), scores.outputs, strict=True):
+            query = vector(model, tokenizer, example.prompt, first=pooling == "first")
+            near = [float(query @ vector(model, tokenizer, each, first=pooling == "first")) for each in passages]
+            own = near[passages.index(example.answer)]
+            rank = sum(each >= own for each in near)
+            wanted = {
+                "log_probability": own / 0.5 - math.log(sum(math.exp(each / 0.5) for each in near)),
+                "accuracy": float(rank == 1),
+                "ndcg": 1 / math.log2(1 + rank),
+            }
+            assert value == pytest.approx(wanted[score], abs=1e-5)
+            assert right == (rank == 1)
+            assert output == passages[near.index(max(near))]
+
+
+def test_an_encoder_that_tells_nothing_apart_is_never_right(tokenizer: Any) -> None:
+    """A passage as near as the right one counts as nearer."""
+    model = encoder(0)
+    with torch.no_grad():
+        model.encoder.layer[-1].output.LayerNorm.weight.zero_()
+    task = task_of(score="ndcg")
+    task.prepare(EXAMPLES, tokenizer)
+    scores = task.evaluate(model)
+    assert list(scores.values) == [pytest.approx(0.5)] * 4
+    assert not any(scores.correct)
+
+
+def test_the_gradient_is_that_of_the_mean_score(tokenizer: Any) -> None:
+    """A step along it raises the mean; a score that is a rank has none."""
+    model = encoder(0)
+    task = task_of(batch_size=2)
+    task.prepare(EXAMPLES, tokenizer)
+    before = task.backward(model).mean
+    squares = sum(float(parameter.grad.square().sum()) for parameter in model.parameters() if parameter.grad is not None)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.add_(parameter.grad, alpha=1e-5)
+    assert task.evaluate(model).mean - before == pytest.approx(1e-5 * squares, rel=0.1)
+    ranks = task_of(score="ndcg")
+    ranks.prepare(EXAMPLES, tokenizer)
+    with pytest.raises(FitnessError, match="ndcg has no gradient"):
+        ranks.backward(model)
+
+
+def test_what_cannot_be_retrieved_is_refused(tokenizer: Any) -> None:
+    """One passage for all, pictures, and texts beyond the model's positions."""
+    for examples, message in (
+        ([Example("one", "six", "a"), Example("two", "six", "b")], "a: all examples have one passage"),
+        ([Example("one", "six", "a", pictures=(Picture(b"", "here"),))], "a: has pictures, which are not retrieved"),
+    ):
+        with pytest.raises(FitnessError, match=message):
+            task_of().prepare(examples, tokenizer)
+    task = task_of()
+    task.prepare([Example("one " * 20, "six", "a"), Example("one", "two", "b")], tokenizer)
+    with pytest.raises(FitnessError, match="the longest text takes 20 tokens; the model has 16 positions"):
+        task.evaluate(encoder(0))
+
+
+def test_a_search_over_sentence_encoders(tokenizer: Any, tmp_path: Path) -> None:
+    """Encoders without a head are merged and scored; the built one has the settings of its pooling beside it."""
+    for seed, name in enumerate(("base", "a", "b")):
+        encoder(seed).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        (tmp_path / name / "1_Pooling").mkdir()
+        (tmp_path / name / "1_Pooling" / "config.json").write_text("{}")
+        (tmp_path / name / "modules.json").write_text("[]")
+    for split, examples in (("search", EXAMPLES), ("test", [Example("two", "five"), Example("six", "one")])):
+        lines = [json.dumps({"prompt": example.prompt, "answer": example.answer}) for example in examples]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    settings = {
+        "space": "ps",
+        "sources": [{"model": str(tmp_path / name)} for name in "ab"],
+        "base": {"model": str(tmp_path / "base")},
+        "ps": {"blocks_per_group": "model", "optimizer": {"algorithm": "gradient", "evaluations": 9}},
+        "fitness": {"task": "retrieval"},
+        "data": {split: {"jsonl": str(tmp_path / f"{split}.jsonl")} for split in ("search", "test")},
+        "baselines": [],
+    }
+    result = run_search(validate(SearchConfig, settings, SearchError), tmp_path / "out")
+    winner = next(row for row in result.rows if row.winner)
+    task = task_of()
+    task.prepare([Example("two", "five"), Example("six", "one")], tokenizer)
+    built = tmp_path / "out" / "model"
+    assert task.evaluate(BertModel.from_pretrained(built)).mean == pytest.approx(winner.scores.mean, abs=1e-5)
+    assert (built / "modules.json").exists()
+    assert (built / "1_Pooling" / "config.json").exists()
