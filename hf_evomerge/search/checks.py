@@ -10,7 +10,7 @@ from ..errors import SearchError
 from ..fitness import check_disjoint
 from ..recipes.recipe import Recipe
 from .config import RETAINED, SPLITS, SearchConfig, Stage
-from .devices import check_device, devices_of
+from .devices import check_device, devices_of, places_of
 from .evaluator import Evaluator
 from .limits import check_memory_limit
 from .nsga import check_installed
@@ -53,7 +53,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         EvoMergeError: The search cannot work; the message names what is wrong.
     """
     if here:
-        for device in devices_of(config):
+        for device in (device for place in places_of(config) for device in place):
             check_device(device)
     if config.limits.memory is not None:
         check_memory_limit()
@@ -99,7 +99,9 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
 
 
 def _check_engine(config: SearchConfig) -> None:
-    """Refuse an engine for plain models where candidates are paths."""
+    """Refuse an engine for plain models on one GPU where candidates are paths, or spread over several."""
+    if config.devices_per_model > 1 and engines(config) != {"transformers"}:
+        raise SearchError("fitness.engine: vllm is given models of one GPU; write devices_per_model: 1, or leave engine out")
     if config.space != "ps" and engines(config) != {"transformers"}:
         raise SearchError(
             f"fitness.engine: vllm runs plain models, and the candidates of space: {config.space} are paths, each of another "
@@ -127,7 +129,7 @@ def _unused(config: SearchConfig) -> Iterator[str]:
 
 def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
     """What half precision does on a processor."""
-    if evaluator.device.startswith("cpu") and evaluator.dtype.itemsize < 4:  # type: ignore[union-attr]
+    if devices_of(config)[0].startswith("cpu") and evaluator.dtype.itemsize < 4:  # type: ignore[union-attr]
         name = str(evaluator.dtype).removeprefix("torch.")
         yield (
             f"dtype: {name} on a CPU: an example's log-likelihood lies .02 (the demo's models) to .25 (SmolLM2-135M) from that "

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import SearchError, one_line
 from ..fitness import Scores
 from .config import SearchConfig
-from .devices import check_device, device_kind, on_device
+from .devices import check_device, device_kind, devices_of, on_place
 from .evaluator import Evaluator
 from .folder import version_of, versions
 from .grounds import Files, check_files
@@ -73,12 +73,13 @@ class ClusterEvaluator:
             if (here := version_of(name)) != version:
                 raise SearchError(f"has {name} {here}, and the search runs with {version}; install the same")
         config, arguments, files = pickle.loads(message)
-        check_device(config.device)
+        for device in devices_of(config):
+            check_device(device)
         self._evaluator = Evaluator(config, **arguments)
         self._evaluator.loading = self._load
         check_files(self._evaluator, files)
         self._evaluator.check_examples("search")
-        return device_kind(config.device)
+        return device_kind(devices_of(config)[0])
 
     def evaluate(self, job: Job) -> Scores:
         """Evaluate a job."""
@@ -244,8 +245,11 @@ class RayRunner(PoolRunner[RayWorker]):
         gpus = sum(resources.get("GPU", 0.0) for _, resources in nodes.values())
         named = config.device if isinstance(config.device, str) else config.device[0]
         on_gpu = named.startswith("cuda") or (named == "auto" and gpus > 0)
-        self._per_gpu = math.ceil(max(workers or 1, gpus) / gpus) if on_gpu and gpus else int(on_gpu)
-        config = on_device(config, "cuda" if on_gpu else "cpu" if named == "auto" else named)
+        self._gpus = size = config.devices_per_model
+        self._per_gpu = math.ceil(max(workers or 1, gpus) / gpus) if on_gpu and gpus and size == 1 else int(on_gpu)
+        gpu_names = ("cuda",) if size == 1 else tuple(f"cuda:{number}" for number in range(size))
+        here = ("cpu",) * size if named == "auto" else tuple(devices_of(config)[:size])
+        config = on_place(config, gpu_names if on_gpu else here)
         message = self._ray.cloudpickle.dumps((config, evaluator_arguments, dict(files)))
         self._first = (versions(config), self._ray.put(message))
         self._actor = self._ray.remote(concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0)(ClusterEvaluator)
@@ -253,7 +257,9 @@ class RayRunner(PoolRunner[RayWorker]):
         self._follow(nodes)
         if not self.workers:
             names = ", ".join(node.name for node, _ in nodes.values())
-            what = "a GPU" if on_gpu else f"{config.threads} CPUs (threads) and {memory / 1e9:.3g} GB for the models"
+            what = f"{size} GPUs" if size > 1 else "a GPU"
+            if not on_gpu:
+                what = f"{config.threads} CPUs (threads) and {memory / 1e9:.3g} GB for the models"
             self.close()
             raise SearchError(f"device: no machine of the cluster has {what}; there are {names}")
 
@@ -305,14 +311,14 @@ class RayRunner(PoolRunner[RayWorker]):
     def _count(self, resources: Mapping[str, float]) -> int:
         """How many workers a machine has."""
         if self._per_gpu:
-            return int(resources.get("GPU", 0)) * self._per_gpu
+            return int(resources.get("GPU", 0)) * self._per_gpu // self._gpus
         return workers_that_fit(int(resources.get("CPU", 0)), resources.get("memory", 0.0), self._threads, self._memory)
 
     def _maker(self, node: _Node) -> Callable[[], Any]:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         place = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        needs = {"num_gpus": 1 / self._per_gpu, "num_cpus": 0} if self._per_gpu else {"num_cpus": self._threads}
+        needs = {"num_gpus": self._gpus / self._per_gpu, "num_cpus": 0} if self._per_gpu else {"num_cpus": self._threads}
         return lambda: self._actor.options(scheduling_strategy=place, **needs).remote()
 
 

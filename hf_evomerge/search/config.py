@@ -75,6 +75,8 @@ class SearchConfig(StrictModel):
         project: The project of the run there.
         device: Where candidates are evaluated, such as ``cpu`` or ``cuda:0``; a list of devices, which workers take in turn; or
             ``auto``, every GPU of the machine, or its processor where there is none.
+        devices_per_model: Over how many of these a model is spread, in runs of its layers, where one is too small for it. A
+            worker then has as many.
         attn_implementation: What computes attention, by its name in transformers; its own choice where absent. Part of the
             study, for each has other last bits. Kernels of the Hub are none of them: a file brings no code.
         gradient_checkpointing: Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of
@@ -110,6 +112,7 @@ class SearchConfig(StrictModel):
     report_to: list[Literal["trackio", "wandb", "tensorboard"]] = Field(default_factory=list)
     project: str = "hf-evomerge"
     device: str | Annotated[tuple[str, ...], Field(min_length=1)] = "cpu"
+    devices_per_model: int = Field(default=1, ge=1)
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
     gradient_checkpointing: bool = False
     gradient_parts: int = Field(default=1, ge=1)
@@ -184,6 +187,12 @@ class SearchConfig(StrictModel):
     @model_validator(mode="after")
     def _check_objectives(self) -> SearchConfig:
         check_objectives(self)
+        return self
+
+    @model_validator(mode="after")
+    def _check_devices(self) -> SearchConfig:
+        if self.devices_per_model > 1 and self.dfs.terms > 1:
+            raise ValueError("devices_per_model: the terms of a hop run on one device; write 1, or dfs.terms: 1")
         return self
 
     @model_validator(mode="after")

@@ -23,9 +23,23 @@ def devices_of(config: SearchConfig) -> list[str]:
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
 
 
-def on_device(config: SearchConfig, device: str) -> SearchConfig:
-    """The search on one device."""
-    return config.model_copy(update={"device": device})
+def places_of(config: SearchConfig) -> list[tuple[str, ...]]:
+    """The devices of each worker on this machine: as many as its models are spread over.
+
+    Raises:
+        SearchError: Some are left over.
+    """
+    devices, size = devices_of(config), config.devices_per_model
+    if len(devices) % size:
+        raise SearchError(
+            f"devices_per_model: {size} for each worker leave some of {', '.join(devices)} over; name them under device"
+        )
+    return [tuple(devices[begin : begin + size]) for begin in range(0, len(devices), size)]
+
+
+def on_place(config: SearchConfig, place: tuple[str, ...]) -> SearchConfig:
+    """The search on the devices of one worker."""
+    return config.model_copy(update={"device": place if len(place) > 1 else place[0]})
 
 
 def device_memory(device: str) -> float:

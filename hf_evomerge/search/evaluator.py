@@ -21,7 +21,7 @@ from ..fitness.writing import WritingSpec, WritingTask
 from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import MergePart, Recipe, SourceRef
 from .config import RETAINED, SPLITS, SearchConfig
-from .devices import devices_of
+from .devices import places_of
 from .objectives import OBJECTIVE, Taken, TaskObjective, measured_on
 from .slopes import Slopes, recomputed
 from .spaces import SourceSummary
@@ -45,7 +45,7 @@ class Evaluator:
     """Scores candidates and parents.
 
     Args:
-        config: The search: sources, dtype, device (the first, where there are several), threads, task and data.
+        config: The search: sources, dtype, devices (of the first worker, where there are several), threads, task and data.
         task_factory: Makes an unprepared task; the search file's by default.
         examples: The examples per split; read as the search file says by default.
         trust_remote_code: Whether Python files that come with the sources may be run.
@@ -53,7 +53,6 @@ class Evaluator:
 
     Attributes:
         sources, base: The opened checkpoints.
-        device: Where it evaluates.
         loading: Called when the loading of models begins and ends, whose time is not an evaluation's.
 
     Raises:
@@ -74,7 +73,6 @@ class Evaluator:
         from ..checkpoints.component import as_parts
 
         torch.set_num_threads(config.threads)
-        self.device = devices_of(config)[0]
         self.config = config
         self._task_factory = task_factory or (lambda: make_task(config.fitness))
         self._examples = dict(examples) if examples is not None else {}
@@ -95,6 +93,11 @@ class Evaluator:
         self._pool: tuple[tuple[int | None, int], LayerPool] | None = None
         self._tasks: dict[Any, Task] = {}
         self.loading: Callable[[bool], object] = lambda loading: None
+
+    @cached_property
+    def devices(self) -> tuple[str, ...]:
+        """Where it evaluates; several where a model is spread over them."""
+        return places_of(self.config)[0]
 
     @property
     def layers(self) -> list[int]:
@@ -416,7 +419,13 @@ class Evaluator:
         if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
             raise SourceError(f"{source}: has no tensor {missing[0]} ({len(missing)} are missing); download it again")
         write_adapter(source, model)
-        ready: PreTrainedModel = model.eval().requires_grad_(False).to(self.device)
+        if len(self.devices) > 1:
+            from ..routing.spread import spread
+
+            spread(model, self.devices)
+        else:
+            model.to(self.devices[0])
+        ready: PreTrainedModel = model.eval().requires_grad_(False)
         return ready
 
     def merge_gradient(self, part: MergePart) -> tuple[MergeGradient, PreTrainedModel]:
@@ -504,7 +513,7 @@ class Evaluator:
         key = (recipe.merge_sources[0] if merged else None, embeddings)
         if self._pool is None or self._pool[0] != key:
             models = [*(self._resident_source(ref) for ref in self.config.sources), *merged]
-            self._pool = (key, LayerPool(models, embedding_source=embeddings))
+            self._pool = (key, LayerPool(models, embedding_source=embeddings, spread=len(self.devices) > 1))
         return self._pool[1]
 
     def _prepared(self, target: Target, split: str, batch: Batch | None, fitness: TaskSpec | None) -> Task:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from ..merging.arithmetic import memory_needed
 from ..merging.live import MEMORY_LIMIT
 from ..merging.registry import get_method
+from ..recipes.layer_groups import classify
 from .config import SearchConfig
-from .devices import device_memory, devices_of
+from .devices import device_memory, devices_of, places_of
 from .evaluator import Evaluator
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def default_workers(config: SearchConfig, memory: Mapping[str, int]) -> int:
     """
     devices = devices_of(config)
     if not all(device.startswith("cpu") for device in devices):
-        return len(devices)
+        return len(places_of(config))
     return max(1, workers_that_fit(cores(), _SHARE * device_memory("cpu"), config.threads, max(memory.values())))
 
 
@@ -75,6 +76,27 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
         whole = 0 if merged is None else _model(merged, itemsize) + _task_vectors(config, merged, evaluator.base is not None)
         found[space] = whole + (0 if space == "ps" else sum(sizes))
     return found
+
+
+def device_shares(config: SearchConfig, evaluator: Evaluator) -> list[float]:
+    """The share of a worker's models that each of its devices holds: of the first source, by its headers."""
+    count = config.devices_per_model
+    if count == 1:
+        return [1.0]
+    from ..routing.spread import layer_places
+
+    source = evaluator.sources[0]
+    sizes, rest = [0] * source.layer_count, 0
+    for name, info in source.tensors.items():
+        block = classify(name)[1]
+        if block is None:
+            rest += math.prod(info.shape)
+        else:
+            sizes[block] += math.prod(info.shape)
+    held = [rest, *[0] * (count - 1)]
+    for size, place in zip(sizes, layer_places(sizes, rest, count), strict=True):
+        held[place] += size
+    return [size / sum(held) for size in held]
 
 
 def _model(source: Checkpoint, itemsize: int) -> int:

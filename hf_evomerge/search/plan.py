@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,9 +16,9 @@ from .baselines import RATES
 from .checks import check_search
 from .config import RETAINED, SearchConfig, Stage
 from .descent import FULL_SCORES
-from .devices import check_device, device_memory, devices_of
+from .devices import check_device, device_memory, devices_of, places_of
 from .evaluator import Batch, Evaluator, Target
-from .memory import default_workers, memory_of_models
+from .memory import default_workers, device_shares, memory_of_models
 from .optimizer import GROWTH, Start, Vector, default_population
 from .spaces import Space, make_space
 from .sweep import sweep_cost
@@ -59,6 +59,7 @@ class Plan:
         notes: What the user should know of the spaces, one line each, such as numbers that are not evolved.
         warnings: What will probably disappoint, one line each.
         memory: Bytes of the models that a worker holds, per phase; see `memory_of_models`.
+        shares: The share of them that each of a worker's devices holds.
         workers: How many workers a search takes where nobody says it.
     """
 
@@ -70,6 +71,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     memory: dict[str, int] = field(default_factory=dict)
     workers: int = 1
+    shares: tuple[float, ...] = (1.0,)
 
     def minutes(self, workers: int = 1) -> float:
         """Expected time of the whole."""
@@ -85,6 +87,9 @@ class Plan:
         lines += [f"note: {note}" for note in self.notes] + [f"warning: {warning}" for warning in self.warnings]
         lines.append(f"examples: {json.dumps(self.examples)}")
         models = ", ".join(f"{phase} {size / 1e9:.3g} GB" for phase, size in self.memory.items())
+        if len(self.shares) > 1:
+            most = max(self.memory.values())
+            models += f"; on its devices {', '.join(f'{share * most / 1e9:.3g} GB' for share in self.shares)}"
         lines.append(f"memory for models, in each worker: {models}; what passes through them comes on top")
         lines.append(f"{_duration(self.minutes(workers))} in all, with workers={workers}")
         return "\n".join(lines)
@@ -110,7 +115,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
             check_device(device)
     except SearchError as error:  # then what the headers say is said, and nothing is evaluated
         warnings.append(f"{error}; no weights were looked at, and no time was measured")
-        config = config.model_copy(update={"device": "cpu"})
+        config = config.model_copy(update={"device": ("cpu",) * config.devices_per_model})
     evaluator = Evaluator(config, trust_remote_code=trust_remote_code, weights=not warnings)
     checked = check_search(config, evaluator)
     examples = {split: len(evaluator.examples(split)) for split in evaluator.splits}
@@ -126,7 +131,8 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
             merge = space.decode(space.start().mean).merge
     phases = _around(config, stages, examples, second, averaged=len(set(evaluator.layers)) == 1)
     memory = memory_of_models(config, evaluator)
-    warnings += _of_devices(config, memory)
+    shares = device_shares(config, evaluator)
+    warnings += _of_devices(config, memory, shares)
     evaluations: dict[str, int] = {stage: config.budget(stage)[0] for stage in config.stages}
     return Plan(
         tuple(phases),
@@ -137,6 +143,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         tuple(warnings),
         memory,
         default_workers(config, memory),
+        tuple(shares),
     )
 
 
@@ -266,16 +273,16 @@ def _of_splits(examples: dict[str, int]) -> list[str]:
     ]
 
 
-def _of_devices(config: SearchConfig, memory: dict[str, int]) -> list[str]:
+def _of_devices(config: SearchConfig, memory: dict[str, int], shares: Sequence[float] = (1.0,)) -> list[str]:
     """Devices that have not the memory for the models of the workers on them."""
-    devices, lines = devices_of(config), []
-    workers = default_workers(config, memory)
-    for device in dict.fromkeys(devices):
-        count = sum(devices[number % len(devices)] == device for number in range(workers))
+    places, lines, needed = places_of(config), [], dict[str, float]()
+    for number in range(default_workers(config, memory)):
+        for device, share in zip(places[number % len(places)], shares, strict=True):
+            needed[device] = needed.get(device, 0.0) + share * max(memory.values())
+    for device in dict.fromkeys(devices_of(config)):
         there = device_memory(device) * (1 - _engine_share(config))
-        needed = count * max(memory.values())
-        if needed > there:
-            sizes = f"{there / 1e9:.3g} GB, and the models of this search take {needed / 1e9:.3g} GB there"
+        if needed.get(device, 0.0) > there:
+            sizes = f"{there / 1e9:.3g} GB, and the models of this search take {needed[device] / 1e9:.3g} GB there"
             lines.append(f"device: {device} has {sizes}")
     return lines
 

@@ -15,7 +15,7 @@ from .callbacks import Patience, SearchCallback
 from .checks import check_search
 from .cluster import RayRunner, require_ray
 from .config import SearchConfig
-from .devices import admit, device_kind, devices_of
+from .devices import admit, device_kind, devices_of, places_of
 from .evaluator import Evaluator
 from .folder import PLOTS_FOLDER, build_winner, edits, known_pins, open_study, save_results
 from .grounds import check_same_grounds, files, pin
@@ -57,7 +57,7 @@ def run_search(
             examples, sources and task. Branches on the Hub are pinned to their commits when the study begins.
         out: The folder.
         workers: Processes that evaluate side by side; the trials are the same for any number. With 0 this process evaluates,
-            without limits; where the search file sets some, or names several devices, one worker for each device does. None: as
+            without limits; where the search file sets some, or has devices for several workers, each gets one. None: as
             many as cores and memory take, each started when there is enough to do; one beside each GPU.
         ray: Whether an actor of a Ray cluster evaluates on each of its devices (extra ``ray``): the cluster that
             ``RAY_ADDRESS`` names, or that runs on this machine, or one that is started here. `workers` is then how many at
@@ -142,12 +142,12 @@ def _runner(
         sent = {**arguments, "examples": {split: evaluator.examples(split) for split in evaluator.splits}}
         known = files(study, evaluator)
         return RayRunner(config, workers or None, memory=memory, files=known, admit=admit, limits=limits, **sent)
-    devices = devices_of(config)
-    for device in devices:
+    places = places_of(config)
+    for device in devices_of(config):
         admit(device_kind(device), "")
-    if workers == 0 and len(devices) == 1 and config.limits == LimitsConfig():
+    if workers == 0 and len(places) == 1 and config.limits == LimitsConfig():
         return LocalRunner(evaluator, study, lambda: ProcessRunner(config, 1, limits=limits, **arguments))
-    count = default_workers(config, memory_of_models(config, evaluator)) if workers is None else workers or len(devices)
+    count = default_workers(config, memory_of_models(config, evaluator)) if workers is None else workers or len(places)
     return ProcessRunner(config, count, limits=limits, patient=workers is None, **arguments)
 
 

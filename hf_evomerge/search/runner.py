@@ -16,7 +16,7 @@ from ..errors import SearchError
 from ..fitness import Scores, TaskSpec
 from ..recipes.recipe import Recipe
 from .config import SearchConfig
-from .devices import devices_of, on_device
+from .devices import on_place, places_of
 from .evaluator import Batch, Evaluator, Target
 from .limits import Limit, Limits
 from .slopes import Slopes
@@ -263,9 +263,10 @@ class ProcessRunner(PoolRunner[Worker]):
         refuse_in_worker()
         super().__init__(limits)
         self._patient = patient
-        devices = devices_of(config)
-        places = [on_device(config, devices[number % len(devices)]) for number in range(workers)]
-        self.workers = [Worker(place, evaluator_arguments) for place in places]
+        places = places_of(config)
+        self.workers = [
+            Worker(on_place(config, places[number % len(places)]), evaluator_arguments) for number in range(workers)
+        ]
 
     def free(self) -> Iterator[Worker]:
         """Workers with nothing to do, as far as there is so much to do that they are worth their start."""

@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 
 from hf_evomerge.errors import SearchError
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.routing.spread import _Follow
 from hf_evomerge.search import plan
+from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.devices import admit, device_kind, device_memory, devices_of
-from hf_evomerge.search.plan import plan_search
+from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.memory import device_shares
+from hf_evomerge.search.plan import Plan, plan_search
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runner import ProcessRunner
+from hf_evomerge.search.slopes import WeightSlopes
 from hf_evomerge.search.study import Study
 
 Config = Callable[..., SearchConfig]
@@ -70,3 +76,31 @@ def test_a_device_that_is_too_small(search_config: Config, monkeypatch: pytest.M
     assert plan._of_devices(search_config(device="cpu:0", fitness=fitness), {"ps": 400}) == [
         "device: cpu:0 has 2.5e-07 GB, and the models of this search take 8e-07 GB there"
     ]
+
+
+def test_models_spread_over_devices(search_config: Config) -> None:
+    """A worker takes as many devices as its models lie on; the bits are those of one, and the dry run says what each holds."""
+    four = search_config(device=["cpu", "cpu:0", "cpu:1", "cpu:2"], devices_per_model=2)
+    places = [worker._start[0].device for worker in ProcessRunner(four, 3).workers]
+    assert places == [("cpu", "cpu:0"), ("cpu:1", "cpu:2"), ("cpu", "cpu:0")]
+    one, two = (search_config("dfs", devices_per_model=n, device=["cpu", "cpu:0"][:n]) for n in (1, 2))
+    fields = {"sources": one.sources, "base": one.base}
+    weights = {"method": "task_arithmetic", "parameters": [{"weight": 0.7}, {"weight": 0.2}]}
+    path, merge = (
+        Recipe.model_validate({**fields, **part}) for part in ({"flow": {"path": ["0:0", "1:0-1"]}}, {"merge": weights})
+    )
+    slopes = WeightSlopes((("weight", 0, None), ("weight", 1, None)), (1.0, 1.0))
+    jobs = [(one.sources[1], None), (path, None), (merge, None), (merge, slopes)]
+    whole, spread = (Evaluator(config) for config in (one, two))
+    found = [spread.evaluate(target, slopes=slope) for target, slope in jobs]
+    assert found == [whole.evaluate(target, slopes=slope) for target, slope in jobs]
+    assert [scores.error for scores in found] == [None] * 4
+    model = spread.model(path)
+    assert all(any(isinstance(hook, _Follow) for hook in layer._forward_pre_hooks.values()) for layer in model.layers)
+    shares = device_shares(two, spread)
+    assert sum(shares) == pytest.approx(1)
+    assert min(shares) > 0.3
+    text = Plan((), {}, {}, {}, memory={"dfs": 8 * 10**9}, shares=(0.75, 0.25)).to_text()
+    assert "in each worker: dfs 8 GB; on its devices 6 GB, 2 GB;" in text
+    with pytest.raises(SearchError, match="devices_per_model: 2 for each worker leave some of cpu, cpu:0, cpu:1 over"):
+        check_search(search_config(device=["cpu", "cpu:0", "cpu:1"], devices_per_model=2), whole)
