@@ -152,6 +152,8 @@ def _planned(
     """One tensor, once its inputs are known to be there and alike."""
     (first, own), others = inputs[0], [*inputs[1:], *([base] if base is not None else [])]
     info = first.tensors[own]
+    if not info.is_float:  # not merged, so that others may lack it
+        others = [pair for pair in others if pair[1] in pair[0].tensors]
     for source, there in others:
         if there not in source.tensors:
             raise SourceError(f"tensor {own} of {first} has no match in {source}: no {there}")

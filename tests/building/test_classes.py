@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from classes import CLASSES, random_class
+from safetensors.torch import load_file, save_file
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.component import Component
@@ -48,3 +49,20 @@ def test_models_of_any_class_are_merged(name: str, tmp_path: Path) -> None:
                 wanted = base[key] + 0.5 * (a[key] - base[key]) + 0.25 * (b[key] - base[key])
                 torch.testing.assert_close(tensor, wanted)
         assert changed > 5
+
+
+@pytest.mark.parametrize("older", ["a", "b", "base"])
+def test_a_table_of_positions_that_newer_files_lack_is_no_hindrance(older: str, tmp_path: Path) -> None:
+    """Old files of BERT hold one: it is the first source's, if that has it, and weights are merged as ever."""
+    for seed, folder in enumerate(("base", "a", "b")):
+        random_class("bert", seed).save_pretrained(tmp_path / folder)
+    file = tmp_path / older / "model.safetensors"
+    table = {"bert.embeddings.position_ids": torch.arange(16)[None]}
+    save_file({**load_file(file), **table}, file, metadata={"format": "pt"})
+    sources, base = [{"model": str(tmp_path / folder)} for folder in "ab"], {"model": str(tmp_path / "base")}
+    recipe = Recipe.model_validate({"sources": sources, "base": base, "merge": {"method": "task_arithmetic"}})
+    merged = load_file(build_model(recipe, tmp_path / "out", progress=False) / "model.safetensors")
+    assert ("bert.embeddings.position_ids" in merged) == (older == "a")
+    own, there, origin = (load_file(tmp_path / folder / "model.safetensors") for folder in ("a", "b", "base"))
+    name = "classifier.weight"
+    torch.testing.assert_close(merged[name], own[name] + there[name] - origin[name])
