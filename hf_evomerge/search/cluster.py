@@ -85,7 +85,7 @@ class ClusterEvaluator:
         """Evaluate a job."""
         assert self._evaluator is not None  # it has been started
         self._loaded, self._begun = 0.0, time.monotonic()
-        return self._evaluator.evaluate(job.target, job.split, job.batch, job.slopes, job.fitness)
+        return self._evaluator.evaluate(*job.arguments)
 
     def taken(self) -> tuple[float, int]:
         """Seconds that the evaluation has taken so far, without those in which models were loaded; bytes that are held."""

@@ -145,6 +145,7 @@ class Evaluator:
         batch: Batch | None = None,
         slopes: Slopes | None = None,
         fitness: TaskSpec | None = None,
+        rows: int | None = None,
     ) -> Scores:
         """Score one recipe, or one parent as it is.
 
@@ -154,6 +155,7 @@ class Evaluator:
             batch: Only the examples with these indices.
             slopes: Of what the scores' gradient is wanted, if it is.
             fitness: What to score on it; the search's own fitness where None.
+            rows: How many examples go together, where the tasks say more.
 
         Returns:
             The scores. Whatever goes wrong inside, out of memory included, is their error: one bad candidate must not end a
@@ -161,7 +163,7 @@ class Evaluator:
         """
         begin = time.perf_counter()
         try:
-            task = self._prepared(target, split, batch, fitness)
+            task = self._prepared(target, split, batch, fitness, rows)
             scores = task.evaluate(self.model(target)) if slopes is None else self._differentiated(task, target, slopes)
             if (count := len(batch) if batch is not None else len(self.examples(split))) != scores.values.size:
                 raise FitnessError(
@@ -169,19 +171,19 @@ class Evaluator:
                 )
             scores = scores.timed(time.perf_counter() - begin)
             if split in SPLITS and batch is None and slopes is None and fitness is None:
-                scores = scores.with_others(self._others(target, split, scores))
+                scores = scores.with_others(self._others(target, split, scores, rows))
             return scores
         except (Exception, SystemExit, GeneratorExit) as error:
             gc.collect()  # an out-of-memory error leaves tensors in its frames
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
             return Scores.failed(f"{kind}{one_line(error, MAX_MESSAGE)}", time.perf_counter() - begin)
 
-    def _others(self, target: Target, split: str, scores: Scores) -> dict[str, Scores]:
+    def _others(self, target: Target, split: str, scores: Scores, rows: int | None) -> dict[str, Scores]:
         """The scores of the objectives beside the fitness, by name."""
         found: dict[str, Scores] = {}
         for objective in self.config.objectives:
             if isinstance(objective, TaskObjective):
-                task = self._prepared(target, objective.split(split), None, objective.fitness)
+                task = self._prepared(target, objective.split(split), None, objective.fitness, rows)
                 found[objective.name] = task.evaluate(self.model(target))
             else:
                 found[objective] = self._taken(objective, target, scores)
@@ -516,15 +518,19 @@ class Evaluator:
             self._pool = (key, LayerPool(models, embedding_source=embeddings, spread=len(self.devices) > 1))
         return self._pool[1]
 
-    def _prepared(self, target: Target, split: str, batch: Batch | None, fitness: TaskSpec | None) -> Task:
+    def _prepared(
+        self, target: Target, split: str, batch: Batch | None, fitness: TaskSpec | None, rows: int | None = None
+    ) -> Task:
         """The task on these examples, tokenised once for all candidates."""
         which = self._tokenizer_owner(target)[0]
-        key = (which, split, batch, None if fitness is None else fitness.model_dump_json())
+        key = (which, split, batch, None if fitness is None else fitness.model_dump_json(), rows)
         if key not in self._tasks:
             if len(self._tasks) > len(self.config.objectives):
                 self._tasks.clear()
             examples = self.examples(split)
-            task = self._new_task(fitness)
+            task: Any = self._new_task(fitness)
+            if rows is not None and getattr(getattr(task, "spec", None), "batch_size", 0) > rows:
+                task.spec = task.spec.model_copy(update={"batch_size": rows})
             task.prepare(examples if batch is None else [examples[i] for i in batch], self.tokenizer(target))
             self._tasks[key] = task
         return self._tasks[key]

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ..fitness.data import DataSpec
-from ..fitness.registry import AnyTaskSpec
+from ..fitness.registry import AnyTaskSpec, TaskSpec
 from ..fitness.scores import Scores
 from ..fitness.writing import WritingSpec
 from ..recipes.strict_yaml import StrictModel
@@ -139,11 +139,15 @@ def objective_splits(objectives: Sequence[AnyObjective]) -> dict[str, DataSpec]:
     return {each.split(split): spec for each in only_task_objectives(objectives) for split, spec in each.data.items()}
 
 
+def task_specs(config: SearchConfig) -> list[TaskSpec]:
+    """The fitness of a search, those of its stages and those of its objectives."""
+    own = [config.fitness, *map(config.fitness_of, config.stages)]
+    return [task for task in (*own, *(each.fitness for each in only_task_objectives(config.objectives))) if task is not None]
+
+
 def engines(config: SearchConfig) -> set[str]:
     """What has models write in a search."""
-    own = [config.fitness, *map(config.fitness_of, config.stages)]
-    tasks = [*own, *(each.fitness for each in only_task_objectives(config.objectives))]
-    return {task.engine if isinstance(task, WritingSpec) else "transformers" for task in tasks}
+    return {task.engine if isinstance(task, WritingSpec) else "transformers" for task in task_specs(config)}
 
 
 def measured_on(config: SearchConfig, split: str) -> Any:

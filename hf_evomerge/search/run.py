@@ -17,6 +17,7 @@ from .cluster import RayRunner, require_ray
 from .config import SearchConfig
 from .devices import admit, device_kind, devices_of, places_of
 from .evaluator import Evaluator
+from .fitting import FittedRunner, largest_batch
 from .folder import PLOTS_FOLDER, build_winner, edits, known_pins, open_study, save_results
 from .grounds import check_same_grounds, files, pin
 from .limits import Limits
@@ -96,6 +97,8 @@ def run_search(
         for line in checked.warnings if not any(map(study.trials, config.stages)) else ():
             logger.warning(line)
         runner = _runner(config, evaluator, study, workers, partial(admit, study, mixed=mixed_devices), arguments, ray=ray)
+        if (rows := largest_batch(config)) is not None:
+            runner = FittedRunner(runner, study, rows)
         search = Search(
             config,
             study,

@@ -31,14 +31,20 @@ BEGUN = "begun"  # the study's note of what this process is evaluating, and how 
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation to run: a target, a split, the examples of it (all where None), of what a gradient is wanted, and the
-    fitness where it is not the search's."""
+    """One evaluation to run: a target, a split, the examples of it (all where None), of what a gradient is wanted, the fitness
+    where it is not the search's, and how many examples go together at most."""
 
     target: Target
     split: str = "search"
     batch: Batch | None = None
     slopes: Slopes | None = None
     fitness: TaskSpec | None = None
+    rows: int | None = None
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What `Evaluator.evaluate` takes."""
+        return self.target, self.split, self.batch, self.slopes, self.fitness, self.rows
 
     @property
     def name(self) -> str:
@@ -104,7 +110,7 @@ class LocalRunner:
         """Nothing to free."""
 
     def _evaluate(self, job: Job) -> Scores:
-        return self.evaluator.evaluate(job.target, job.split, job.batch, job.slopes, job.fitness)
+        return self.evaluator.evaluate(*job.arguments)
 
     def _noted(self, job: Job, study: Study) -> Scores:
         """Evaluate a job of which the study says so until it is over."""

@@ -199,7 +199,7 @@ def _work(pipe: Connection, config: SearchConfig, arguments: dict[str, Any]) -> 
     with suppress(EOFError, OSError):  # there are no more jobs, or nobody waits for the scores
         while True:
             job: Job = pipe.recv()
-            pipe.send(evaluator.evaluate(job.target, job.split, job.batch, job.slopes, job.fitness))
+            pipe.send(evaluator.evaluate(*job.arguments))
 
 
 def _end_with(parent: BaseProcess) -> None:

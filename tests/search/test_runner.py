@@ -377,7 +377,7 @@ def test_a_local_runner_keeps_the_order(search_config: Callable[..., SearchConfi
         def __init__(self) -> None:
             self.seen: list[Any] = []
 
-        def evaluate(self, target: Any, split: str, batch: Any, slopes: Any, fitness: Any) -> Scores:
+        def evaluate(self, target: Any, split: str, batch: Any, *how: Any) -> Scores:
             self.seen.append((split, batch))
             return Scores(np.ones(2))
 

@@ -1,0 +1,98 @@
+"""Batches that fit: halved before the first scores of a kind of job count, and the same for whoever goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_evomerge.fitness import Scores
+from hf_evomerge.fitness.likelihood import LikelihoodTask
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.search.callbacks import SearchCallback
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.fitting import FittedRunner, largest_batch
+from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.runner import Job
+from hf_evomerge.search.slopes import WeightSlopes
+from hf_evomerge.search.study import Study, Trial
+
+Config = Callable[..., SearchConfig]
+
+
+class Room:
+    """A runner with the memory for so many examples, by the kind of job; it scores their number."""
+
+    def __init__(self, **room: int) -> None:
+        self.room, self.asked = room, list[tuple[str, int | None]]()
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
+        """The last first."""
+        for index, job in reversed(list(enumerate(jobs))):
+            is_recipe = isinstance(job.target, Recipe)
+            kind = "gradient" if job.slopes else "model" if not is_recipe else "path" if job.target.flow else "merge"
+            if kind == "path" and len(job.target.flow.path) > 3:
+                kind = "long"
+            self.asked.append((kind, job.rows))
+            fits = job.rows <= self.room[kind]
+            yield index, Scores([job.rows]) if fits else Scores.failed("OutOfMemoryError: CUDA out of memory")
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def test_batches_are_halved_until_they_fit(search_config: Config, tmp_path: Path) -> None:
+    """Each kind of job has its own size, what fits at no size says nothing of the others, and a study goes on with the same."""
+    config = search_config()
+    fields = {"sources": config.sources, "base": config.base}
+    merge = Recipe.model_validate({**fields, "merge": {"method": "linear", "parameters": [{"weight": 1}, {"weight": 2}]}})
+    short, long = (Recipe.model_validate({**fields, "flow": {"path": ["0:0", "1:1"] * n}}) for n in (1, 2))
+    slopes = WeightSlopes((("weight", 0, None),), (1.0,))
+    study = Study.create(tmp_path / "study", {})
+    room = Room(model=16, merge=5, gradient=1, path=8, long=0)
+    runner = FittedRunner(room, study, 16)
+    assert dict(runner.run([Job(ref) for ref in config.sources])) == {0: Scores([16]), 1: Scores([16])}
+    assert dict(runner.run([Job(merge)] * 3)) == dict.fromkeys(range(3), Scores([4]))
+    assert [rows for _, rows in room.asked] == [16, 16, 16, 8, 4, 4, 4]
+    assert dict(runner.run([Job(merge, slopes=slopes), Job(merge)])) == {0: Scores([1]), 1: Scores([4])}
+    found = dict(runner.run([Job(short), Job(long), Job(short)]))
+    assert (found[0], found[2]) == (Scores([8]), Scores([8]))
+    assert found[1].error == "OutOfMemoryError: CUDA out of memory"
+    assert study.meta("rows") == {"model": 16, "merge": 4, "merge, gradient": 1, "path": 8}
+    again = Room(model=16, merge=16, gradient=16, path=16, long=16)
+    other = FittedRunner(again, study, 16)
+    jobs = [Job(merge), Job(long), Job(config.sources[0], "test"), Job(merge, "test")]
+    assert dict(other.run(jobs)) == dict(enumerate([Scores([4]), Scores([8]), Scores([16]), Scores([4])]))
+
+
+def test_a_search_with_little_memory(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search whose batches do not fit has the trials of one whose file says the smaller size, also where it is resumed."""
+    evaluate, sizes, memory = LikelihoodTask.evaluate, list[int](), [2]
+
+    def little(task: Any, model: Any) -> Scores:
+        if task.spec.batch_size > memory[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        sizes.append(task.spec.batch_size)
+        return evaluate(task, model)
+
+    class Stop(SearchCallback):
+        def on_trial(self, study: Study, trial: Trial) -> None:
+            if trial.number == 4:
+                raise InterruptedError
+
+    monkeypatch.setattr(LikelihoodTask, "evaluate", little)
+    fitness = {"task": "likelihood", "separator": " "}
+    small = run_search(search_config(fitness={**fitness, "batch_size": 2}), tmp_path / "small", build=False)
+    config = search_config(fitness={**fitness, "batch_size": 11})
+    assert largest_batch(config) == 11
+    with pytest.raises(InterruptedError):
+        run_search(config, tmp_path / "little", build=False, callbacks=[Stop()])
+    assert Study.open(tmp_path / "little").meta("rows") == {"model": 2, "merge": 2}
+    memory[0] = 99
+    assert resume_search(tmp_path / "little", build=False).winner == small.winner
+    assert set(sizes) == {2}
+    trials = [Study.open(tmp_path / name).trials() for name in ("small", "little")]
+    assert [(t.genome.tobytes(), t.scores) for t in trials[0]] == [(t.genome.tobytes(), t.scores) for t in trials[1]]
