@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runner import Job, LocalRunner, ProcessRunner, Runner
 from hf_evomerge.search.study import Study, Trial
 
+CHOSEN = os.environ.get("SEARCHES", "*")  # which of them are compared, such as *gradient
 BIN = Path(sys.executable).parent
 QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 
@@ -87,6 +89,8 @@ def equality(work: Path) -> None:
     """The same searches in this process, in two worker processes, and with 1, 2 and 4 actors."""
     print("| search | trials | 2 workers | 1 actor | 2 actors | 4 actors |\n| --- | ---: | --- | --- | --- | --- |")
     for name, config in searches(work).items():
+        if not fnmatch(name, CHOSEN):
+            continue
         whole = run(config, work / "here")
         same = [run(config, work / "workers", workers=2) == whole]
         for actors in (1, 2, 4):
