@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import edits
 import evolution
 import gradio as gr
+import mixing
 import views
 from models import Piece
 from pictures import path_picture
-from showcase import Showcase
-from texts import SpaceError, cards, message
+from showcase import UNCHANGED, Edit, Showcase
+from texts import SpaceError, cards, counted, message
 
 FRAMES = 60
+MIXED = 4  # parents that have a slider
 FRAME_SECONDS = 0.35
 
 
@@ -46,6 +50,12 @@ class Actions:
         """The same where the last answer may stay until the next one comes."""
         self.show.begin(str(request.session_hash))
 
+    def begin_edit(self, count: int, linked: int, request: gr.Request) -> None:
+        """The same for an edit; the page also says that a state changes when it is set for the first time."""
+        if not count and not linked:
+            raise gr.Error("nothing is changed yet", visible=False, print_exception=False)
+        self.show.begin(str(request.session_hash))
+
     def turned_away(self) -> str:
         """What stands where an answer or an edit would be, where the queue was full or the call failed."""
         return message("Too many are waiting for the model, or a value is out of range. Please try again in a moment.", "error")
@@ -62,20 +72,39 @@ class Actions:
         except SpaceError as error:
             yield message(str(error), "error")
 
+    async def rehearsed(self, prompt: str, way: edits.Route | None, factors: mixing.Factors, request: gr.Request) -> list[Any]:
+        """The answers that are known before anybody asks, once they are, for both tabs; what was asked meanwhile stays."""
+        while not self.show.ready_for.is_set():
+            await asyncio.sleep(0.2)
+        if self.show.published is None or self.show.has_asked(str(request.session_hash)):
+            return [gr.skip(), gr.skip()]
+        known = self.show.in_advance(prompt)
+        unchanged = known and not Edit(way, factors).changes(self.show.published)
+        first = replace(known[0], name="as published", role="", note=UNCHANGED) if known else None
+        return [cards(known) if known else gr.skip(), cards([first]) if first is not None and unchanged else gr.skip()]
+
+    def follow_link(self, way: edits.Route | None, factors: mixing.Factors) -> Any:
+        """1 where the page was opened with an edit, which then is answered."""
+        return 1 if self.show.published is not None and Edit(way, factors).changes(self.show.published) else gr.skip()
+
+    def take_sample(self, sample: list[str]) -> list[Any]:
+        """An example was chosen: its prompt for both tabs, what it says, and the answers that are known."""
+        prompt = sample[0]
+        known = self.show.in_advance(prompt)
+        glosses = self.show.published.glosses if self.show.published else {}
+        return [prompt, prompt, views.gloss(glosses.get(prompt, "")), cards(known or [views.UNASKED])]
+
     def answer_changed(
-        self, prompt: str, way: edits.Route | None, tokens: float, known: Any, request: gr.Request
+        self, prompt: str, way: edits.Route | None, factors: mixing.Factors, tokens: float, known: Any, request: gr.Request
     ) -> Iterator[tuple[str, Any]]:
         """The published answer and the changed one; the first is kept while the prompt is the same."""
-        if way is None:
-            yield message(views.NO_PATH), None
-            return
         if isinstance(prompt, str) and not prompt.strip():
             yield message("Write a prompt below: its answer then follows every edit."), known
             return
         asked = (prompt, tokens)
         piece = known[1] if known and known[0] == asked else None
         try:
-            for answers in self.show.ask_changed(prompt, way, tokens, str(request.session_hash), piece):
+            for answers in self.show.ask_changed(prompt, Edit(way, factors), tokens, str(request.session_hash), piece):
                 first = answers[0]
                 if first.state == "done":
                     piece = Piece("done", first.text, first.tokens, first.seconds)
@@ -83,10 +112,57 @@ class Actions:
         except SpaceError as error:
             yield message(str(error), "error"), known
 
+    def score(self, way: edits.Route | None, factors: mixing.Factors, request: gr.Request) -> Iterator[str]:
+        """How many of the examples the changed model answers right, beside the published one."""
+        published, _ = self.show.need()
+        total = len(published.examples)
+        self.show.begin(str(request.session_hash))
+        yield message(f"Answering {counted(total, 'example')} …")
+        try:
+            for done, right, before in self.show.score(Edit(way, factors), str(request.session_hash)):
+                said = f"{right} of {done} right; as published {before} of {done}"
+                if done < total:
+                    yield message(f"{said} …")
+                elif right > before:
+                    yield message(f"{said}. Better than evolution, on so few examples.", "ready")
+                else:
+                    yield message(f"{said}.")
+        except SpaceError as error:
+            yield message(str(error), "error")
+
+    def mix(self, group: str, factors: mixing.Factors, count: int, *values: float) -> list[Any]:
+        """A weight of a merge was turned up or down."""
+        published, _ = self.show.need()
+        now = mixing.with_factors(factors, group, [round(value, 3) for value in values[: len(published.sources)]])
+        return [now, *self.mixed(now), count + 1]
+
+    def unmix(self, count: int) -> list[Any]:
+        """All weights as published."""
+        return [(), *self.mixed(()), count + 1, *[1.0] * MIXED]
+
+    def mixed(self, factors: mixing.Factors) -> list[Any]:
+        """What shows changed weights: a line, and the link."""
+        published, _ = self.show.need()
+        edit = Edit(factors=factors)
+        return [message(edit.said(published)), views.share(edit.link if factors else "")]
+
+    def choose_group(self, group: str, factors: mixing.Factors) -> list[float]:
+        """The values of the sliders for another group of layers."""
+        return [*dict(factors).get(group, ()), *[1.0] * MIXED][:MIXED]
+
+    def look_through(self, prompt: str) -> str:
+        """What the model would answer after each hop."""
+        published, host = self.show.need()
+        try:
+            words, _ = self.show.question(prompt)
+            return views.lens_view(published, *host.lens(words))
+        except SpaceError as error:
+            return message(str(error), "error")
+
     def edit(self, action: str, way: edits.Route | None, undo: tuple[edits.Route, ...], count: int, scale: float) -> list[Any]:
         """One edit: the new path and everything that shows it. A refused edit says why and changes nothing."""
         if way is None:
-            return [None, "", gr.Dropdown(), gr.Slider(), message(views.NO_PATH), "", (), count]
+            return [None, "", gr.Dropdown(), gr.Slider(), message(views.NO_PATH), "", "", (), count]
         published = self.show.published
         original = edits.Route(published.path, published.scales) if published else way
         try:
@@ -109,22 +185,24 @@ class Actions:
         return [now, *self.shown(now), undo, count + 1]
 
     def shown(self, way: edits.Route | None, problem: str = "") -> list[Any]:
-        """What shows a path: picture, list, slider, a line that says what was changed, recipe."""
+        """What shows a path: picture, list, slider, a line that says what was changed, link, recipe."""
         published = self.show.published
         if way is None or published is None:
-            return ["", gr.Dropdown(), gr.Slider(), "", ""]
+            return ["", gr.Dropdown(), gr.Slider(), "", "", ""]
         names = [
             (f"{at + 1}: {edits.describe(hop, scale, published.labels)}", at)
             for at, (hop, scale) in enumerate(zip(way.hops, way.scales, strict=True))
         ]
         scale = way.scales[way.selected]
         low, high = min(-2.0, *way.scales), max(2.0, *way.scales)
-        said = problem or edits.difference(edits.Route(published.path, published.scales), way)
+        changed = Edit(way)
+        said = problem or changed.said(published)
         return [
             path_picture(way, published.labels, published.layers, select=True),
             gr.Dropdown(choices=names, value=way.selected),
-            gr.Slider(minimum=low, maximum=high, value=round(scale, 3)),
+            gr.Slider(minimum=math.floor(10 * low) / 10, maximum=math.ceil(10 * high) / 10, value=round(scale, 3)),
             message(said, "error" if problem else "info"),
+            views.share(changed.link if changed.changes(published) else ""),
             edits.changed_recipe(published.recipe, published.config, way),
         ]
 

@@ -21,13 +21,14 @@ with contextlib.suppress(ImportError):
 import edits  # noqa: E402
 import evolution  # noqa: E402
 import gradio as gr  # noqa: E402
+import mixing  # noqa: E402
 import views  # noqa: E402
-from actions import Actions  # noqa: E402
+from actions import MIXED, Actions  # noqa: E402
 from endpoints import endpoints, friendly  # noqa: E402
 from models import MAX_TOKENS, choices  # noqa: E402
 from published import Published, settings  # noqa: E402
-from showcase import Showcase  # noqa: E402
-from texts import Card, cards, message  # noqa: E402
+from showcase import Edit, Showcase  # noqa: E402
+from texts import SpaceError, cards, message  # noqa: E402
 
 QUEUE = 64
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # what the page calls is no part of the API
@@ -65,14 +66,18 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """The whole page with its events and API."""
-        with gr.Blocks(title="hf_evomerge", analytics_enabled=False) as blocks:
+        name = Path(self.show.model).name or "no model is set"
+        with gr.Blocks(title=f"{name}: an evolved merge", analytics_enabled=False) as blocks:
             self.heading = gr.HTML('<div class="ev-heading"><h1>An evolved merge</h1></div>', elem_id="ev-heading")
             self.status = gr.HTML(message("Starting …"), elem_id="ev-status", js_on_load=LIVE)
-            with gr.Tabs(elem_id="ev-tabs"):
+            with gr.Tabs(elem_id="ev-tabs") as self.tabs:
                 with gr.Tab("Try", id="try"):
                     self._try_tab()
                 with gr.Tab("Path", id="path"):
                     self.path = gr.HTML(message("Reading …"), elem_id="ev-path")
+                    with gr.Column(visible=False) as self.through:
+                        self.look = gr.Button("What would it answer after each hop?", elem_id="ev-look")
+                        self.lens = gr.HTML("", elem_id="ev-lens", js_on_load=LIVE)
                 with gr.Tab("Change it", id="change"):
                     self._change_tab()
                 with gr.Tab("Evolution", id="evolution"):
@@ -86,12 +91,17 @@ class Page:
 
     def _try_tab(self) -> None:
         self.prompt = gr.Textbox(
-            label="Prompt",
-            lines=3,
+            label="Prompt (Shift+Enter asks)",
+            lines=2,
             max_lines=12,
             elem_id="ev-prompt",
             placeholder="Ask the model something",
         )
+        self.gloss = gr.HTML("", elem_id="ev-gloss")
+        with gr.Row():
+            self.ask = gr.Button("Ask", variant="primary", elem_id="ev-ask", scale=4, min_width=120)
+            self.stop = gr.Button("Stop", elem_id="ev-stop", scale=1, min_width=80)
+        self.answers = gr.HTML(cards([views.UNASKED]), elem_id="ev-answers", min_height=120, js_on_load=LIVE)
         self.samples = gr.Dataset(
             components=[self.prompt],
             samples=[],
@@ -108,11 +118,6 @@ class Page:
                 1, MAX_TOKENS, value=64, step=1, label="At most so many new tokens", elem_id="ev-tokens", min_width=300
             )
         self.absent = gr.HTML("", visible=False)
-        with gr.Row():
-            self.ask = gr.Button("Ask", variant="primary", elem_id="ev-ask", scale=4, min_width=120)
-            self.stop = gr.Button("Stop", elem_id="ev-stop", scale=1, min_width=80)
-        unasked = cards([Card("the evolved model", "evolved", state="")])
-        self.answers = gr.HTML(unasked, elem_id="ev-answers", min_height=120, js_on_load=LIVE)
 
     def _change_tab(self) -> None:
         self.no_path = gr.HTML(message("Reading …"))
@@ -120,36 +125,54 @@ class Page:
         self.undo = gr.State(())
         self.known = gr.State(None)
         self.count = gr.State(0)
+        self.factors = gr.State(())
+        self.linked = gr.State(0)
         with gr.Column(visible=False) as self.editor:
-            gr.HTML(
-                '<p class="ev-faint">Choose a hop in the picture or in the list, and change it. Edits rearrange the layers '
-                "that this model holds; no weights are copied or trained, so the answer changes at once. Only you see them.</p>"
+            with gr.Row(elem_id="ev-sides"):
+                with gr.Column(scale=3, min_width=340):
+                    self.picture = gr.HTML("", js_on_load=SELECT_HOP, elem_id="ev-edit")
+                    self.prompt2 = gr.Textbox(label="Prompt (Shift+Enter asks)", lines=2, max_lines=8, elem_id="ev-prompt2")
+                    with gr.Row():
+                        self.answer2 = gr.Button("Answer", variant="primary", elem_id="ev-answer2", scale=4, min_width=120)
+                        self.stop2 = gr.Button("Stop", elem_id="ev-stop2", scale=1, min_width=80)
+                with gr.Column(scale=2, min_width=320):
+                    with gr.Column(visible=False) as self.of_path:
+                        self._path_controls()
+                    with gr.Column(visible=False) as self.of_weights:
+                        self._weight_controls()
+                    self.said = gr.HTML("", elem_id="ev-said", js_on_load=LIVE)
+                    self.answers2 = gr.HTML("", elem_id="ev-answers2", min_height=120, js_on_load=LIVE)
+                    self.scoring = gr.Button("Score it on the examples", elem_id="ev-scoring", visible=False, size="md")
+                    self.scored = gr.HTML("", elem_id="ev-scored", js_on_load=LIVE)
+                    self.share = gr.HTML("", elem_id="ev-share")
+            with gr.Column(visible=False) as self.rewritten:
+                self.changed = self._code("yaml", "The changed recipe", "ev-changed", max_lines=18)
+
+    def _path_controls(self) -> None:
+        self.hop = gr.Dropdown([], label="Hop (or choose it in the picture)", elem_id="ev-hop", filterable=False)
+        self.scale = gr.Slider(-2, 2, value=1, step=0.01, label="Scale on the way into this hop", elem_id="ev-scale")
+        with gr.Row(elem_classes="ev-buttons"):
+            self.drop = gr.Button("Drop", elem_id="ev-drop", min_width=84, size="md")
+            self.repeat = gr.Button("Repeat", elem_id="ev-repeat", min_width=84, size="md")
+            self.earlier = gr.Button("← Earlier", elem_id="ev-earlier", min_width=84, size="md")
+            self.later = gr.Button("Later →", elem_id="ev-later", min_width=84, size="md")
+            self.back = gr.Button("Undo", elem_id="ev-undo", min_width=84, size="md")
+            self.reset = gr.Button("Reset", elem_id="ev-reset", min_width=84, size="md")
+
+    def _weight_controls(self) -> None:
+        self.group = gr.Dropdown([mixing.ALL], value=mixing.ALL, label="Where", elem_id="ev-group", filterable=False)
+        self.parts = [
+            gr.Slider(
+                0, mixing.MAX_FACTOR, value=1, step=0.05, visible=False, label=f"Parent {at + 1}", elem_id=f"ev-part-{at}"
             )
-            self.picture = gr.HTML("", js_on_load=SELECT_HOP, elem_id="ev-edit")
-            with gr.Row(equal_height=True):
-                self.hop = gr.Dropdown([], label="Hop", elem_id="ev-hop", filterable=False, min_width=300)
-                self.scale = gr.Slider(
-                    -2, 2, value=1, step=0.01, label="Scale on the way into this hop", elem_id="ev-scale", min_width=300
-                )
-            with gr.Row(elem_classes="ev-buttons"):
-                self.drop = gr.Button("Drop", elem_id="ev-drop", min_width=84)
-                self.repeat = gr.Button("Repeat", elem_id="ev-repeat", min_width=84)
-                self.earlier = gr.Button("← Earlier", elem_id="ev-earlier", min_width=84)
-                self.later = gr.Button("Later →", elem_id="ev-later", min_width=84)
-                self.back = gr.Button("Undo", elem_id="ev-undo", min_width=84)
-                self.reset = gr.Button("Reset", elem_id="ev-reset", min_width=84)
-            self.said = gr.HTML("", elem_id="ev-said", js_on_load=LIVE)
-            self.answers2 = gr.HTML("", elem_id="ev-answers2", min_height=120, js_on_load=LIVE)
-            self.prompt2 = gr.Textbox(label="Prompt", lines=2, max_lines=8, elem_id="ev-prompt2")
-            with gr.Row():
-                self.answer2 = gr.Button("Answer", variant="primary", elem_id="ev-answer2", scale=4, min_width=120)
-                self.stop2 = gr.Button("Stop", elem_id="ev-stop2", scale=1, min_width=80)
-            self.changed = self._code("yaml", "The changed recipe", "ev-changed", max_lines=18)
+            for at in range(MIXED)
+        ]
+        self.unmixing = gr.Button("Reset", elem_id="ev-unmix", size="md")
 
     def _evolution_tab(self) -> None:
         self.fitness = gr.HTML(message("Reading …"), elem_id="ev-fitness")
         with gr.Column(visible=False) as self.replayer:
-            gr.HTML("<h2>Generation by generation</h2>")
+            gr.HTML("<h2>Step by step</h2>")
             with gr.Row(equal_height=True):
                 self.stage = gr.Radio([], label="Stage", elem_id="ev-stage", scale=1)
                 self.generation = gr.Slider(
@@ -177,13 +200,21 @@ class Page:
         watched = blocks.load(self.do.watch, outputs=self.status, **FREE)
         watched.failure(self.do.state, outputs=self.status, **AT_ONCE)
         filled = [self.heading, self.prompt, self.samples, self.others, self.absent, self.path]
-        filled += [self.no_path, self.editor, self.way, self.prompt2, self.recipe, self.commands, self.licenses]
+        filled += [self.no_path, self.editor, self.way, self.prompt2, self.recipe, self.commands, self.licenses, self.gloss]
+        filled += [self.through, self.of_path, self.of_weights, self.rewritten, self.factors, self.group, *self.parts]
+        filled += [self.tabs, self.scoring, self.picture, self.hop, self.scale, self.said, self.share, self.changed]
         filled += [self.fitness, self.replayer, self.stage, self.generation, self.spread, self.best]
-        edited = [self.way, self.picture, self.hop, self.scale, self.said, self.changed]
-        blocks.load(self.fill, outputs=filled, **AT_ONCE).then(self.do.shown, self.way, edited[1:], **AT_ONCE)
+        edited = [self.way, self.picture, self.hop, self.scale, self.said, self.share, self.changed]
+        opened = blocks.load(self.fill, outputs=filled, **AT_ONCE)
+        known = [self.answers, self.answers2]
+        opened.then(self.do.rehearsed, [self.prompt, self.way, self.factors], known, **AT_ONCE)
+        opened.then(self.do.follow_link, [self.way, self.factors], self.linked, **FREE)  # as `count`
 
         asked = [self.prompt, self.others, self.tokens]
-        self.samples.click(lambda sample: (sample[0], sample[0]), self.samples, [self.prompt, self.prompt2], **AT_ONCE)
+        taken = [self.prompt, self.prompt2, self.gloss, self.answers]
+        self.samples.click(self.do.take_sample, self.samples, taken, **AT_ONCE)
+        self.prompt.input(None, outputs=self.gloss, js="() => ''", **PRIVATE)
+        self.look.click(self.do.look_through, self.prompt, self.lens, **MODEL, **PRIVATE)
         pressed = gr.on([self.ask.click, self.prompt.submit], self.do.begin, outputs=self.answers, **AT_ONCE)
         answered = pressed.then(self.do.answer, asked, self.answers, scroll_to_output=True, **LATEST, **MODEL, **PRIVATE)
         answered.failure(self.do.turned_away, outputs=self.answers, **AT_ONCE)
@@ -196,11 +227,23 @@ class Page:
         self._edits(self.scale.input, "scale", edited)
         self.picture.select(self.do.choose, self.way, edited, **AT_ONCE)
         self.hop.input(self.do.choose_listed, [self.way, self.hop], edited, **AT_ONCE)
-        again = gr.on([self.answer2.click, self.prompt2.submit, self.count.change], self.do.begin_again, **AT_ONCE)
-        inputs, outputs = [self.prompt2, self.way, self.tokens, self.known], [self.answers2, self.known]
-        followed = again.then(self.do.answer_changed, inputs, outputs, **LATEST, **MODEL, **PRIVATE)
-        followed.failure(self.do.turned_away, outputs=self.answers2, **AT_ONCE)
+        inputs, outputs = [self.prompt2, self.way, self.factors, self.tokens, self.known], [self.answers2, self.known]
+        pressed = gr.on([self.answer2.click, self.prompt2.submit], self.do.begin_again, **AT_ONCE)
+        changes = [self.count, self.linked]
+        edits_made = gr.on([one.change for one in changes], self.do.begin_edit, changes, **AT_ONCE)
+        for follow in (pressed.then, edits_made.success):
+            followed = follow(self.do.answer_changed, inputs, outputs, **LATEST, **MODEL, **PRIVATE)
+            followed.failure(self.do.turned_away, outputs=self.answers2, **AT_ONCE)
         self.stop2.click(self.do.halt, **AT_ONCE)
+
+        score = self.scoring.click(self.do.score, [self.way, self.factors], self.scored, **MODEL, **PRIVATE)
+        score.failure(self.do.turned_away, outputs=self.scored, **AT_ONCE)
+        turned = [self.factors, self.said, self.share, self.count]
+        for part in self.parts:
+            mixed = part.input(self.do.mix, [self.group, self.factors, self.count, *self.parts], turned, **LATEST, **FREE)
+            mixed.failure(self.do.turned_away, outputs=self.said, **AT_ONCE)
+        self.unmixing.click(self.do.unmix, self.count, [*turned, *self.parts], **FREE)
+        self.group.input(self.do.choose_group, [self.group, self.factors], self.parts, **AT_ONCE)
 
         replayed = [self.spread, self.best]
         self.generation.input(self.do.turn, [self.stage, self.generation], replayed, **LATEST, **AT_ONCE)
@@ -216,7 +259,7 @@ class Page:
         edited = event(changed, inputs, [*outputs, self.undo, self.count], **LATEST, **FREE)  # `count.change` needs the queue
         edited.failure(self.do.turned_away, outputs=self.said, **AT_ONCE)
 
-    async def fill(self) -> dict[Any, Any]:
+    async def fill(self, request: gr.Request) -> dict[Any, Any]:
         """The page as soon as the model's files are read; the weights may still be on their way."""
         while not self.show.known.is_set():
             await asyncio.sleep(0.1)
@@ -224,7 +267,7 @@ class Page:
         if published is None:
             said = message("There is nothing to show until a model is set; see above.")
             return {self.path: said, self.no_path: said, self.fitness: said}
-        return {**self._filled(published), **self._replayed(published)}
+        return {**self._filled(published), **self._editing(published, request), **self._replayed(published)}
 
     def _filled(self, published: Published) -> dict[Any, Any]:
         samples = [[prompt] for prompt, _ in published.examples]
@@ -238,15 +281,50 @@ class Page:
             self.others: gr.CheckboxGroup(choices=others, visible=bool(others)),
             self.absent: gr.HTML(message(f"Cannot be asked: {'; '.join(missing)}."), visible=bool(missing)),
             self.path: views.path_view(published),
-            self.no_path: gr.HTML(message(views.NO_PATH), visible=not published.path),
-            self.editor: gr.Column(visible=bool(published.path)),
-            self.way: edits.Route(published.path, published.scales) if published.path else None,
+            self.gloss: views.gloss(published.glosses.get(first, "")),
             self.prompt2: first,
+            self.through: gr.Column(visible=True),
+            self.scoring: gr.Button(visible=bool(samples)),
             self.fitness: views.fitness_view(published),
             self.recipe: published.recipe_text or "# the repository has no recipe.yaml",
             self.commands: views.commands(published),
             self.licenses: "<h2>Licenses</h2>" + views.licenses(published),
         }
+
+    def _editing(self, published: Published, request: gr.Request) -> dict[Any, Any]:
+        """The tab for changes, with the edit that the page's address carries."""
+        editable, text, problem = bool(published.path or published.mixes), request.query_params.get("edit"), ""
+        edit = Edit(edits.Route(published.path, published.scales) if published.path else None)
+        if text is not None:
+            try:
+                edit = Edit.of_link(text, published)
+            except SpaceError as error:
+                problem = str(error)
+        shown: dict[Any, Any] = {
+            self.no_path: gr.HTML(message(views.NO_PATH), visible=not editable),
+            self.editor: gr.Column(visible=editable),
+            self.of_path: gr.Column(visible=bool(published.path)),
+            self.rewritten: gr.Column(visible=bool(published.path)),
+            self.of_weights: gr.Column(visible=bool(published.mixes)),
+            self.way: edit.way,
+            self.factors: edit.factors,
+        }
+        if text is not None and editable:
+            shown |= {self.tabs: gr.Tabs(selected="change")}
+        if published.path:
+            names = [self.picture, self.hop, self.scale, self.said, self.share, self.changed]
+            return shown | dict(zip(names, self.do.shown(edit.way, problem), strict=True))
+        if published.mixes:
+            shown |= {self.group: gr.Dropdown(choices=mixing.groups(published.mixes))}
+            labels = published.sources[:MIXED]
+            values = self.do.choose_group(mixing.ALL, edit.factors)
+            shown |= {
+                part: gr.Slider(label=f"{label}: its weight, times", value=value, visible=True)
+                for part, label, value in zip(self.parts, labels, values, strict=False)
+            }
+            shown |= {self.picture: views.merge_view(published)}
+            shown |= dict(zip([self.said, self.share], self.do.mixed(edit.factors), strict=True))
+        return shown
 
     def _replayed(self, published: Published) -> dict[Any, Any]:
         replayed = views.evolution_stages(published)
@@ -281,6 +359,10 @@ def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.B
         head=f"<style>{style}</style><script>{script}</script>",  # not css=, which would change the selectors
         theme=gr.themes.Default(
             primary_hue="blue", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ).set(  # white on these, and these on white, have a contrast of 5 to 1
+            button_primary_background_fill="*primary_600",
+            button_primary_background_fill_hover="*primary_700",
+            color_accent="*primary_600",
         ),
         footer_links=["api", "gradio", "settings"],
         mcp_server=importlib.util.find_spec("mcp") is not None,

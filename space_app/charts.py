@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evolution import STAGE_NAMES, Generation, best_line, of_stage, stages
+from evolution import STAGE_NAMES, Generation, best_line, of_stage, spent, stages
 from pictures import NARROW, both, svg, text
 from published import Objective, Point, Trial
 from texts import escape, number
 
 _MOST_DOTS = 1500
 _NAMED = {True: 5, False: 12}  # points of a front that have their number beside them, on phones and on wide screens
-_COLOURS = {"ps": "ev-s0", "dfs": "ev-s2", "random": "ev-grey"}
+# as hf_evomerge/plots/style.py has them
+_COLOURS = {"ps": "ev-s0", "dfs": "ev-s2", "joint": "ev-s3", "dfs-first": "ev-s4", "ps-first": "ev-s5", "random": "ev-grey"}
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,19 @@ def fitness_range(trials: Sequence[Trial], levels: Mapping[str, float]) -> tuple
     return low - margin, high + margin
 
 
-def fitness_picture(trials: Sequence[Trial], levels: Mapping[str, float]) -> str:
+def fitness_picture(trials: Sequence[Trial], levels: Mapping[str, float], unit: str = "") -> str:
     """Every trial, the best so far of each stage, and the parents as dashed lines."""
     if not trials:
         return ""
-    return both(lambda width: _fitness(trials, levels, width))
+    return both(lambda width: _fitness(trials, levels, unit, width))
+
+
+def _fitness_name(unit: str) -> str:
+    return f"fitness ({unit})" if unit else "fitness"
 
 
 def _frame(width: int, height: int, x_range: tuple[float, float], y_range: tuple[float, float], *, right: float) -> _Axes:
-    return _Axes(52.0, width - right, 40.0, height - 40.0, x_range, y_range)
+    return _Axes(52.0, width - right, 46.0, height - 40.0, x_range, y_range)
 
 
 def _grid(axes: _Axes, *, x_name: str, y_name: str, x_ticks: int) -> str:
@@ -84,51 +89,60 @@ def _grid(axes: _Axes, *, x_name: str, y_name: str, x_ticks: int) -> str:
         if value >= axes.x_range[0]:
             parts.append(text(axes.x(value), axes.bottom + 17, number(value, 6), anchor="middle", kind="ev-tick"))
     parts.append(text((axes.left + axes.right) / 2, axes.bottom + 34, x_name, anchor="middle", kind="ev-tick"))
-    parts.append(text(4, axes.top - 10, y_name, kind="ev-tick"))
+    parts.append(text(4, axes.top - 8, y_name, kind="ev-tick"))
     return "".join(parts)
 
 
-def _fitness(trials: Sequence[Trial], levels: Mapping[str, float], width: int) -> str:
+def _fitness(trials: Sequence[Trial], levels: Mapping[str, float], unit: str, width: int) -> str:
     narrow = width == NARROW
     order = stages(trials)
     parts_of = {stage: of_stage(trials, stage) for stage in order}
-    starts, count = {}, 0
+    starts, count = {}, 0.0
     for stage in order:  # a random search has the same budget and stands beside; the other stages follow each other
-        starts[stage] = 0 if stage == "random" else count
-        count += 0 if stage == "random" else len(parts_of[stage])
-    most = max(count, len(parts_of.get("random", ())))
+        starts[stage] = 0.0 if stage == "random" else count
+        count += 0.0 if stage == "random" else sum(trial.cost for trial in parts_of[stage])
+    most = max(count, sum(trial.cost for trial in parts_of.get("random", ())), 1.0)
     height = 330 if narrow else 430
-    axes = _frame(width, height, (0.0, float(most)), fitness_range(trials, levels), right=14.0 if narrow else 190.0)
-    parts = [_grid(axes, x_name="evaluations", y_name="fitness", x_ticks=4 if narrow else 8), _levels(axes, levels, narrow)]
+    axes = _frame(width, height, (0.0, most), fitness_range(trials, levels), right=14.0 if narrow else 190.0)
+    x_name = "evaluations, each a score of all search examples" if any(trial.cost != 1 for trial in trials) else "evaluations"
+    parts = [_grid(axes, x_name=x_name, y_name=_fitness_name(unit), x_ticks=4 if narrow else 8), _levels(axes, levels, narrow)]
     thin = max(1, math.ceil(len(trials) / _MOST_DOTS))
     for stage in order:
-        dots = [_dot(axes, trial, starts[stage] + at) for at, trial in enumerate(parts_of[stage], 1) if at % thin == 0]
+        placed = zip(spent(parts_of[stage], starts[stage]), parts_of[stage], strict=True)
+        dots = [_dot(axes, trial, x) for at, (x, trial) in enumerate(placed, 1) if at % thin == 0]
         parts.append(f'<g class="{_COLOURS.get(stage, "ev-s3")}"><g class="ev-dots">{"".join(dots)}</g></g>')
+    ends: list[tuple[float, float]] = []
     for stage in order:
-        parts.append(_best(axes, stage, best_line(parts_of[stage], starts[stage])))
+        parts.append(_best(axes, stage, best_line(parts_of[stage], starts[stage]), ends))
     parts.append(_legend(order, axes.left, narrow))
     return svg(width, height, "".join(parts), label=_summary(order, parts_of))
 
 
-def _dot(axes: _Axes, trial: Trial, at: int) -> str:
+def _dot(axes: _Axes, trial: Trial, at: float) -> str:
     if trial.fitness is None:
         x, y = axes.x(at), axes.bottom - 4
         return f'<path class="ev-failed" d="M{x - 3:.1f},{y - 3:.1f}l6,6m0,-6l-6,6" data-tip="Trial {trial.number}: failed"/>'
     y = axes.y(trial.fitness)
     tip = f"Trial {trial.number}, generation {trial.generation}: {number(trial.fitness)}"
+    tip += f", accuracy {number(trial.accuracy)}" if trial.accuracy is not None else ""
     if trial.fitness < axes.y_range[0]:
         x = axes.x(at)
         return f'<path class="ev-below" d="M{x - 3:.1f},{y - 6:.1f}h6l-3,5z" data-tip="{escape(tip)}"/>'
     return f'<circle cx="{axes.x(at):.1f}" cy="{y:.1f}" r="2.4" data-tip="{escape(tip)}"/>'
 
 
-def _best(axes: _Axes, stage: str, points: Sequence[tuple[int, float]]) -> str:
+def _best(axes: _Axes, stage: str, points: Sequence[tuple[float, float]], ends: list[tuple[float, float]]) -> str:
+    """The line of a stage with its last value, which goes below the line where another one's is in its place."""
     if not points:
         return ""
+    x, y = axes.x(points[-1][0]), axes.y(points[-1][1])
+    taken = any(abs(x - there) < 60 and abs(y - 7 - above) < 14 for there, above in ends)
+    place = y + 16 if taken else y - 7
+    ends.append((x, place))
     steps = f"M{axes.x(points[0][0]):.1f},{axes.y(points[0][1]):.1f}"
     steps += "".join(f"H{axes.x(x):.1f}V{axes.y(y):.1f}" for x, y in points[1:])
     tip = f"{STAGE_NAMES.get(stage, stage)}: best {number(points[-1][1])}"
-    words = text(axes.x(points[-1][0]) - 2, axes.y(points[-1][1]) - 7, number(points[-1][1]), anchor="end", kind="ev-value")
+    words = text(x - 2, place, number(points[-1][1]), anchor="end", kind="ev-value ev-halo")
     return f'<g class="{_COLOURS.get(stage, "ev-s3")}"><path class="ev-best" d="{steps}" data-tip="{escape(tip)}"/>{words}</g>'
 
 
@@ -172,7 +186,7 @@ def _summary(order: Sequence[str], parts_of: Mapping[str, Sequence[Trial]]) -> s
     return f"Fitness over evaluations. {'; '.join(said)}."
 
 
-def spread_picture(grown: Sequence[Generation], at: int, y_range: tuple[float, float], stage: str) -> str:
+def spread_picture(grown: Sequence[Generation], at: int, y_range: tuple[float, float], stage: str, unit: str = "") -> str:
     """The fitness of each generation: all of it, its middle half, its median and the best so far; one generation is marked.
 
     Args:
@@ -180,14 +194,15 @@ def spread_picture(grown: Sequence[Generation], at: int, y_range: tuple[float, f
         at: The generation that is marked, as a place in `grown`.
         y_range: The least and the greatest fitness that are shown.
         stage: Whose colour is used.
+        unit: What the fitness is measured in.
     """
     scored = [generation for generation in grown if generation.fitness]
     if not scored:
         return ""
-    return both(lambda width: _spread(scored, grown[at].number, y_range, stage, width))
+    return both(lambda width: _spread(scored, grown[at].number, y_range, stage, unit, width))
 
 
-def _spread(scored: Sequence[Generation], marked: int, y_range: tuple[float, float], stage: str, width: int) -> str:
+def _spread(scored: Sequence[Generation], marked: int, y_range: tuple[float, float], stage: str, unit: str, width: int) -> str:
     narrow = width == NARROW
     height = 260 if narrow else 300
     x_range = (scored[0].number - 0.5, scored[-1].number + 0.5)
@@ -210,11 +225,15 @@ def _spread(scored: Sequence[Generation], marked: int, y_range: tuple[float, flo
             f'height="{axes.bottom - axes.top:.1f}" data-tip="{escape(tip)}"/>'
         )
     cursor = f'<path class="ev-cursor" d="M{axes.x(marked):.1f},{axes.top:.1f}V{axes.bottom:.1f}"/>'
-    words = "shades: all trials, and their middle half; thin line: median; thick line: best so far"
-    notes = text(axes.left + 24, 19, "all, middle half, median, best" if narrow else words, kind="ev-tick")
+    if all(len(one.fitness) == 1 for one in scored):
+        words, short = "thin line: each step; thick line: the best so far on all examples", "each step, best"
+    else:
+        words = "shades: all trials, and their middle half; thin line: median; thick line: best so far"
+        short = "all, middle half, median, best"
+    notes = text(axes.left + 24, 19, short if narrow else words, kind="ev-tick")
     content = "".join(
         [
-            _grid(axes, x_name="generation", y_name="fitness", x_ticks=4 if narrow else 10),
+            _grid(axes, x_name="generation", y_name=_fitness_name(unit), x_ticks=4 if narrow else 10),
             f'<g class="{_COLOURS.get(stage, "ev-s3")}">{"".join(bands)}<polyline class="ev-median" points="{median}"/>',
             f'<polyline class="ev-best" points="{best}"/></g>{cursor}{notes}{"".join(pads)}',
         ]

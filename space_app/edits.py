@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
-from hops import terms
+from hops import expanded, terms
 from published import as_float, listing, mapping
-from texts import SpaceError, number
+from texts import SpaceError, counted, number
 
 MAX_HOPS = 512  # and as many layers to run: a hop of several terms runs several
 MAX_SCALE = 10.0
@@ -79,7 +79,7 @@ def route(hops: object, scales: object = None, *, holds: Sequence[str] = ()) -> 
     """Check a path that came through the API.
 
     Args:
-        hops: A list of texts, one per hop.
+        hops: A list of texts, one per hop, or a range of layers such as ``0:0-7``, or that so many times: ``0:3-4 x2``.
         scales: A list of numbers, one per hop; all 1 where there is none.
         holds: The hops of the published model. Layers that none of them runs are not in the checkpoint.
 
@@ -88,6 +88,7 @@ def route(hops: object, scales: object = None, *, holds: Sequence[str] = ()) -> 
     """
     if isinstance(hops, str) or not isinstance(hops, Sequence) or not hops:
         raise SpaceError('The path must be a list of hops, such as ["0:0", "0:1", "1:1"].')
+    hops = expanded(hops, MAX_HOPS)
     if len(hops) > MAX_HOPS:
         raise SpaceError(f"The path has {len(hops)} hops; here it may have {MAX_HOPS}.")
     parsed = [terms(hop) for hop in hops]
@@ -133,7 +134,9 @@ def difference(before: Route, after: Route) -> str:
         return "The path is as published."
     words = []
     if before.hops != after.hops:
-        words.append(f"{len(after)} hops instead of {len(before)}" if len(after) != len(before) else "the order of the hops")
+        words.append(
+            f"{counted(len(after), 'hop')} instead of {len(before)}" if len(after) != len(before) else "the order of the hops"
+        )
     else:
         changed = sum(a != b for a, b in zip(before.scales, after.scales, strict=True))
         words.append(f"{changed} scale{'s' if changed > 1 else ''}")

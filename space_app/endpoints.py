@@ -40,7 +40,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
 
         Args:
             prompt: The prompt, at most 8,000 characters.
-            path: One text per hop, such as "0:3"; only layers that the model has.
+            path: One text per hop, such as "0:3", or a range such as "0:0-7"; only layers that the model has.
             scales: One number per hop; all 1 where there are none.
             max_tokens: At most so many new tokens, from 1 to 256.
 
@@ -54,7 +54,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
         """Write the recipe of the model with another path, as YAML that `hf-evomerge merge` reads.
 
         Args:
-            path: One text per hop, such as "0:3"; only layers that the model has.
+            path: One text per hop, such as "0:3", or a range such as "0:0-7"; only layers that the model has.
             scales: One number per hop; all 1 where there are none.
 
         Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from published import Trial
 
@@ -27,14 +28,14 @@ class Generation:
         fitness: The fitness of its trials, from the worst to the best; without the failed ones.
         best: Its best trial; None where all failed.
         so_far: The best fitness up to and with this generation, of trials on all examples; None where there is none yet.
-        evaluations: The number of trials up to and with this generation.
+        evaluations: What the trials up to and with this generation cost, in scores of all examples.
     """
 
     number: int
     fitness: tuple[float, ...]
     best: Trial | None
     so_far: float | None
-    evaluations: int
+    evaluations: float
 
     def quantile(self, share: float) -> float:
         """A quantile of the fitness, by linear interpolation."""
@@ -74,12 +75,12 @@ def generations(trials: Sequence[Trial]) -> list[Generation]:
         members.setdefault(trial.generation, []).append(trial)
     found: list[Generation] = []
     so_far: float | None = None
-    count = 0
+    count = 0.0
     compared = {trial.number for trial in whole(trials)}
     for number in sorted(members):
         scored = [(trial.fitness, trial) for trial in members[number] if trial.fitness is not None]
         best = max(scored, key=lambda pair: pair[0])[1] if scored else None
-        count += len(members[number])
+        count += sum(trial.cost for trial in members[number])
         for value, trial in scored:
             if trial.number in compared:
                 so_far = value if so_far is None else max(so_far, value)
@@ -87,13 +88,19 @@ def generations(trials: Sequence[Trial]) -> list[Generation]:
     return found
 
 
-def best_line(trials: Sequence[Trial], start: int = 0) -> list[tuple[int, float]]:
+def spent(trials: Sequence[Trial], start: float = 0.0) -> list[float]:
+    """The evaluations that were spent when each trial had ended."""
+    return list(accumulate((trial.cost for trial in trials), initial=start))[1:]
+
+
+def best_line(trials: Sequence[Trial], start: float = 0.0) -> list[tuple[float, float]]:
     """The best fitness so far, of trials on all examples: where it rises, and the last point, as (evaluations, fitness)."""
-    points: list[tuple[int, float]] = []
+    points: list[tuple[float, float]] = []
     compared = {trial.number for trial in whole(trials)}
-    for at, trial in enumerate(trials, start + 1):
+    ends = spent(trials, start)
+    for at, trial in zip(ends, trials, strict=True):
         if trial.fitness is not None and trial.number in compared and (not points or trial.fitness > points[-1][1]):
             points.append((at, trial.fitness))
     if points:
-        points.append((start + len(trials), points[-1][1]))
+        points.append((ends[-1], points[-1][1]))
     return points

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 from texts import SpaceError
 
 _NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _TERM = re.compile(r"\s*(\d{1,9}):(\d{1,9})(?:\s*\*\s*(" + _NUMBER + r"))?\s*", re.ASCII)
+_RANGE = re.compile(r"\s*(\d{1,9}):(\d{1,9})(?:-(\d{1,9}))?(?:\s+x(\d{1,6}))?\s*", re.ASCII)
 MAX_HOP_TEXT = 400
 MAX_TERMS = 8
 
@@ -31,6 +33,23 @@ def terms(hop: str) -> list[Term]:
         found.append((int(match[1]), int(match[2]), weight))
     if len(found) > MAX_TERMS:
         raise SpaceError(f"The hop {hop!r:.60} has {len(found)} terms; here it may have {MAX_TERMS}.")
+    return found
+
+
+def expanded(hops: Sequence[str], most: int) -> list[str]:
+    """A path with its ranges, such as ``0:0-7`` and ``1:4-7 x2``, written out as recipes read them; cut beyond `most` hops."""
+    found: list[str] = []
+    for hop in hops:
+        match = _RANGE.fullmatch(hop) if isinstance(hop, str) else None
+        if match is None or match[3] is match[4] is None:
+            found.append(hop)
+            continue
+        first, last = int(match[2]), int(match[3] or match[2])
+        layers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+        for _ in range(min(int(match[4] or 1), most + 1)):
+            found += [f"{int(match[1])}:{layer}" for layer in layers[: most + 1]]
+            if len(found) > most:
+                return found
     return found
 
 

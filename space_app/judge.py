@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,29 @@ def is_right(text: str, answer: str, fitness: Mapping[str, Any]) -> bool | None:
         return text.strip() == answer.strip()
     found, known = last_number(text), last_number(answer)
     return found is not None and known is not None and abs(found - known) <= 1e-6
+
+
+def why_wrong(text: str, answer: str) -> str:
+    """Why a wrong answer is wrong, as far as its last number and its script tell: ``right number, wrong language``."""
+    if not text.strip():
+        return "says nothing"
+    found, known = last_number(text), last_number(answer)
+    reasons = []
+    if known is not None:
+        reasons.append("no number" if found is None else "right number" if abs(found - known) <= 1e-6 else "wrong number")
+    wrote, wanted = _script(text), _script(answer)
+    if wrote and wanted and wrote != wanted:
+        reasons.append("wrong language")
+    elif reasons == ["right number"]:
+        reasons.append("other words")
+    return ", ".join(reasons)
+
+
+def _script(text: str) -> str:
+    """The script that most letters of a text are of; Han is Japanese or Chinese alike, and kana go with it."""
+    names = [unicodedata.name(letter, "").split(" ")[0].split("-")[0] for letter in text if letter.isalpha()]
+    kinds = ["CJK" if name in ("HIRAGANA", "KATAKANA") else name for name in names]
+    return max(sorted(set(kinds)), key=kinds.count, default="")
 
 
 def last_number(text: str) -> float | None:

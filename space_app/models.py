@@ -8,10 +8,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import loading
+import mixing
 from loading import MAX_SECONDS, Loaded
 from published import Parent, Published, mapping
 from texts import SpaceError
@@ -25,6 +27,7 @@ EVOLVED = "evolved"
 MAX_TOKENS = 256
 MAX_PROMPT_TOKENS = 2048
 _HEARTBEAT = 0.25
+_LAST_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "embedding_norm")  # before the head
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Job:
         max_tokens: At most so many new tokens.
         hops: Another path through the layers of the evolved model.
         scales: Its scales.
+        factors: What the parents' weights in a merge are multiplied by.
     """
 
     key: str
@@ -44,6 +48,7 @@ class Job:
     max_tokens: int = 64
     hops: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
+    factors: mixing.Factors = ()
 
 
 @dataclass(frozen=True)
@@ -138,9 +143,15 @@ class Host:
         finally:
             pieces.close()
 
-    def whole_answer(self, job: Job) -> Piece:
-        """The answer when it is finished; raises `SpaceError`."""
-        return deque(self.answer(job), maxlen=1).pop()
+    def is_small(self, key: str, bound: float) -> bool:
+        """Whether a parent's weights have at most so many bytes, and fit beside what is loaded."""
+        parent = next((parent for parent in self.published.parents if parent.label == key), None)
+        size = loading.weights_bytes(parent.model, parent.revision) if parent is not None else 0
+        return 0 < size <= bound and loading.fits(size)
+
+    def whole_answer(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Piece:
+        """The answer when it is finished, or was stopped; raises `SpaceError`."""
+        return deque(self.answer(job, stopped), maxlen=1).pop()
 
     def _generate(self, job: Job) -> Generator[Piece, None, None]:
         """The pieces of one answer. The thread that runs the model holds the lock, so nothing depends on who still listens."""
@@ -182,18 +193,20 @@ class Host:
                 loaded = self._loaded(job.key)
                 model = self._rerouted(loaded.model, job)
                 inputs, room = encode(job.prompt, loaded, self._prompt_settings())
-                news.put(("start", loaded.tokenizer))
-                begin = time.monotonic()
-                _decode_greedily(
-                    model,
-                    inputs.to(model.device),
-                    max_new_tokens=max(1, min(job.max_tokens, MAX_TOKENS, room)),
-                    max_seconds=self.max_seconds,
-                    news=news,
-                    stop=stop,
-                    tokenizer=loaded.tokenizer,
-                )
-                news.put(("end", time.monotonic() - begin))
+                with self._mixed(model, job):
+                    news.put(("start", loaded.tokenizer))
+                    begin = time.monotonic()
+                    _decode_greedily(
+                        model,
+                        inputs.to(model.device),
+                        max_new_tokens=max(1, min(job.max_tokens, MAX_TOKENS, room)),
+                        max_seconds=self.max_seconds,
+                        news=news,
+                        stop=stop,
+                        tokenizer=loaded.tokenizer,
+                    )
+                    seconds = time.monotonic() - begin
+                news.put(("end", seconds))
         except SpaceError as error:
             news.put(("error", str(error)))
         except Exception as error:  # shown to the visitor, in one line
@@ -208,6 +221,48 @@ class Host:
             return model.with_path(list(job.hops), list(job.scales) or None).eval()
         except ValueError as error:
             raise SpaceError(f"This path does not work: {loading.first_line(error)}") from error
+
+    def _mixed(self, model: Any, job: Job) -> AbstractContextManager[None]:
+        """The model with other weights of its parents, if the job says so."""
+        if not job.factors:
+            return nullcontext()
+        parents = [self._loaded(parent.label).model for parent in self.published.parents if parent.role == "parent"]
+        bases = [self._loaded(parent.label).model for parent in self.published.parents if parent.role == "base"]
+        return mixing.mixed(model, parents, bases[0] if bases else None, job.factors)
+
+    def lens(self, prompt: str) -> tuple[list[str], list[list[str]]]:
+        """What the model would write after each layer, were it the last: the head reads the hidden state on the way.
+
+        Args:
+            prompt: The visitor's text, checked.
+
+        Returns:
+            The tokens of the answer, at most eight; and for each layer the token that the head likes best in place of each.
+
+        Raises:
+            SpaceError: The model is not loaded, or the prompt does not fit, or its class has no norm that is known here.
+        """
+        import torch
+
+        if not self._ready.is_set():
+            raise SpaceError("The model is still being loaded.")
+        with self._pass, torch.inference_mode():
+            loaded = self._loaded(EVOLVED)
+            model, tokenizer = loaded.model, loaded.tokenizer
+            inputs, room = encode(prompt, loaded, self._prompt_settings())
+            inputs = inputs.to(model.device)
+            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+            options: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), "do_sample": False, "num_beams": 1}
+            written = model.generate(inputs, max_new_tokens=min(8, room), pad_token_id=pad, **options)
+            start = inputs.shape[1]
+            states = model(written[:, :-1], output_hidden_states=True, use_cache=False).hidden_states
+            norms = [part for name, part in model.named_modules() if name.rpartition(".")[2] in _LAST_NORMS]
+            head = model.get_output_embeddings()
+            if not norms or head is None:
+                raise SpaceError("How this model's head reads the hidden state is not known here.")
+            seen = [norms[-1](state[:, start - 1 :]) for state in states[1:-1]] + [states[-1][:, start - 1 :]]
+            liked = [head(state)[0].argmax(-1).tolist() for state in seen]
+        return [tokenizer.decode([i]) for i in written[0, start:].tolist()], [[tokenizer.decode([i]) for i in r] for r in liked]
 
     def _prompt_settings(self) -> dict[str, Any]:
         """How the search prompted the models: the `data` part of its settings, for the test split."""

@@ -23,6 +23,10 @@
   for (const name of hovers ? ["mouseover", "focusin", "click"] : ["focusin", "click"]) {
     document.addEventListener(name, (event) => { const target = marked(event); if (target) show(target); else hide(); });
   }
+  // what scrolls can be reached by the keyboard
+  new MutationObserver(() => {
+    for (const frame of document.querySelectorAll('.cm-scroller[tabindex="-1"]')) frame.tabIndex = 0;
+  }).observe(document.documentElement, { childList: true, subtree: true });
   document.addEventListener("scroll", hide, true);
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") { hide(); return; }

@@ -9,21 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from edits import Route, describe, name_of
 from hops import terms
 from published import as_float, listing, mapping
-from texts import details, escape, number, table
+from texts import counted, details, escape, number, table
 
-WIDE, NARROW = 1120, 348
+WIDE, MIDDLE, NARROW = 1120, 700, 348
 _SHAPES = 6
 
 
-def both(draw: Callable[[int], str]) -> str:
+def both(draw: Callable[[int], str], wide: int = WIDE) -> str:
     """A picture for wide screens and one for phones; the style sheet shows the one that fits."""
-    return f'<div class="ev-wide">{draw(WIDE)}</div><div class="ev-narrow">{draw(NARROW)}</div>'
+    return f'<div class="ev-wide">{draw(wide)}</div><div class="ev-narrow">{draw(NARROW)}</div>'
 
 
 def svg(width: float, height: float, content: str, *, label: str, scroll: bool = False) -> str:
@@ -84,8 +83,9 @@ def path_picture(
     parsed = [terms(hop) for hop in way.hops]
     rows = _rows(parsed, layers)
     room = max(len(way), hops)
-    words = f"{len(way)} hops over {len({term[:2] for hop in parsed for term in hop})} layers"
-    picture = both(lambda width: _path(way, parsed, labels, rows, width=width, room=room, select=select, words=words))
+    words = f"{counted(len(way), 'hop')} over {counted(len({term[:2] for hop in parsed for term in hop}), 'layer')}"
+    wide = MIDDLE if select else WIDE  # where a path is edited, its answers are beside it
+    picture = both(lambda width: _path(way, parsed, labels, rows, width=width, room=room, select=select, words=words), wide)
     if not listed:
         return picture
     heads = ["hop", "layer", "scale"]
@@ -120,20 +120,21 @@ def _path(
     words: str,
 ) -> str:
     narrow = width == NARROW
-    left = 34.0
-    space = width - left - 8
-    pitch = max(min(space / room, 26.0 if narrow else 84.0), 10.0 if narrow else 8.0)
-    total = max(sum(rows), 1)
+    left, after = (34.0, 8.0) if narrow else (84.0, 60.0)  # room for what goes in and what comes out
+    space = width - left - after
+    pitch = max(min(space / room, 26.0 if narrow else 84.0), 10.0 if narrow else 7.0)
+    total = max(sum(rows[source] for source in {source for hop in parsed for source, _, _ in hop}), 1)
     most = 16.0 if select else 18.0 if narrow else 26.0  # where a path is edited, its answer should be on the same screen
     row = max(min((320 if select else 520) / total, most), 6.0)
-    visited = [source for source in range(len(rows)) if rows[source]]
+    used = {source for hop in parsed for source, _, _ in hop}
+    folded = [name_of(labels, source)[:36] for source in range(len(rows)) if source not in used and rows[source]]
+    visited = sorted(used)
     grid = _Grid(left, 34.0, pitch, row, 26.0, rows, tuple(reversed(visited)))
-    wide = max(left + pitch * room + 8, min(width, 348))
+    wide = max(left + pitch * room + after, min(width, 348))
     height = grid.height + 36
     parts = [_layer_rows(grid, parsed, labels, right=left + pitch * room), _scale_legend(way, words, grid, min(wide, width))]
     spots = [[(grid.x(at), grid.y(source, layer)) for source, layer, _ in hop] for at, hop in enumerate(parsed)]
-    lines = [f"M{a:.1f},{b:.1f}L{c:.1f},{d:.1f}" for p, q in pairwise(spots) for a, b in p for c, d in q]
-    parts.append(f'<path class="ev-route" d="{"".join(lines)}"/>')
+    parts.append(_route(spots, left, left + pitch * room, narrow))
     unit = _unit(way, grid)
     for at, hop in enumerate(parsed):
         parts.append(_hop(way, at, hop, labels, grid=grid, unit=unit, select=select))
@@ -144,8 +145,32 @@ def _path(
         if (at + 1) % step == 0 or at == 0
     ]
     parts.append(text(left, grid.height + 32, "hop", kind="ev-tick"))
+    if folded:
+        parts.append(text(left + 34, grid.height + 32, f"not on the path: {', '.join(folded)}", kind="ev-tick"))
     label = f"Path picture: {words}. Arrow keys go from hop to hop."
     return svg(wide, height, "".join(parts), label=label, scroll=wide > width or narrow)
+
+
+def _route(spots: Sequence[Sequence[tuple[float, float]]], left: float, right: float, narrow: bool) -> str:
+    """The way of the hidden state: in from the left, a lane for each term of a sum, and out to the right."""
+    lanes, joins = [], []
+    here: Sequence[tuple[float, float]] = [(left, sum(y for _, y in spots[0]) / len(spots[0]))]
+    words = [] if narrow else [text(left - 20, here[0][1] + 4, "tokens \N{RIGHTWARDS ARROW}", anchor="end", kind="ev-title")]
+    for there in spots:
+        if len(here) > 1:  # a sum: its lanes meet half way
+            a = (here[0][0] + there[0][0]) / 2
+            b = sum(y for _, y in here) / len(here)
+            lanes += [f"M{x:.1f},{y:.1f}L{a:.1f},{b:.1f}" for x, y in here]
+            joins.append(f'<circle class="ev-join" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>')
+            here = [(a, b)]
+        lanes += [f"M{x:.1f},{y:.1f}L{c:.1f},{d:.1f}" for x, y in here for c, d in there]
+        here = there
+    last = max(right, here[0][0] + 6)
+    y = sum(y for _, y in here) / len(here)
+    lanes += [f"M{a:.1f},{b:.1f}L{last:.1f},{y:.1f}" for a, b in here]
+    joins.append(f'<path class="ev-arrow" d="M{last:.1f},{y - 4:.1f}l6,4l-6,4z"/>')
+    words += [] if narrow else [text(last + 9, y + 4, "answer", kind="ev-title")]
+    return f'<path class="ev-route" d="{"".join(lanes)}"/>{"".join([*joins, *words])}'
 
 
 def _unit(way: Route, grid: _Grid) -> float:
@@ -188,7 +213,7 @@ def _hop(
 ) -> str:
     scale = way.scales[at]
     tip = f"Hop {at + 1}: {describe(way.hops[at], scale, labels)}"
-    size = max(abs(scale) * unit, 1.5)
+    size = max(abs(scale) * unit, 2.5)
     marks = "".join(
         f'<g class="ev-s{source % _SHAPES}">{_shape(source, grid.x(at), grid.y(source, layer), size)}</g>'
         for source, layer, _ in hop
@@ -233,7 +258,7 @@ def _scale_legend(way: Route, words: str, grid: _Grid, width: float) -> str:
         label = number(size)
         x -= 8.0 * len(label)
         parts.append(text(x, 18, label, kind="ev-tick"))
-        r = max(abs(size) * unit, 1.5)
+        r = max(abs(size) * unit, 2.5)
         x -= r + 5
         kind = "ev-legend ev-negative" if size < 0 else "ev-legend"
         parts.append(f'<g class="{kind}"><circle class="ev-markshape" cx="{x:.1f}" cy="14" r="{r:.1f}"/></g>')

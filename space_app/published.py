@@ -24,7 +24,7 @@ except ImportError:  # a Space has the file beside this one
     import limited_yaml  # type: ignore[no-redef]
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "path", "scales", "recipe", "examples"]
+_COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "path", "scales", "recipe", "examples", "cost"]
 _MAX_TRIALS = 50_000
 _MAX_OBJECTIVES = 8
 _OBJECTIVE = "objective."  # begins the names of their columns
@@ -60,8 +60,8 @@ class Parent:
 class Trial:
     """One trial of the search; `path` and `scales` in data flow space, `parameters` in parameter space.
 
-    `examples` is how many it was scored on; 0 where the record does not say it. `others` are the values of the objectives
-    beside the fitness.
+    `examples` is how many it was scored on; 0 where the record does not say it. `cost` is in scores of all examples. `others`
+    are the values of the objectives beside the fitness.
     """
 
     stage: str
@@ -73,6 +73,7 @@ class Trial:
     scales: tuple[float, ...] = ()
     recipe: str = ""
     examples: int = 0
+    cost: float = 1.0
     others: Mapping[str, float] = field(default_factory=dict)
 
     def value(self, objective: str) -> float | None:
@@ -159,12 +160,27 @@ class Published:
         return known if len(known) == len(self.path) else (1.0,) * len(self.path)
 
     @property
+    def sources(self) -> list[str]:
+        """The names of the parents, without the base."""
+        return [parent.label for parent in self.parents if parent.role == "parent"]
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The name of each source that a path can run through; the merged model of a hybrid search is the last."""
-        names = [parent.label for parent in self.parents if parent.role == "parent"]
+        names = self.sources
         if self.recipe.get("merge"):
             names.append("merged")
         return tuple(names)
+
+    @property
+    def mixes(self) -> int:
+        """The layers of a merge whose weights can be turned up and down; 0 where there is a path or a parent is missing."""
+        text = mapping(self.config.get("text_config")) or self.config
+        count = text.get("num_hidden_layers", text.get("n_layer"))
+        there = bool(self.parents) and not any(parent.missing for parent in self.parents)
+        return (
+            count if there and not self.path and self.recipe.get("merge") and isinstance(count, int) and 0 < count < 999 else 0
+        )
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -175,8 +191,32 @@ class Published:
     @property
     def examples(self) -> list[tuple[str, str]]:
         """Prompts of the model's own task, with the right answers."""
-        pairs = [(mapping(item).get("prompt"), mapping(item).get("answer")) for item in listing(self.study.get("examples"))]
-        return [(prompt, answer) for prompt, answer in pairs if isinstance(prompt, str) and isinstance(answer, str)][:24]
+        return [(item["prompt"], item["answer"]) for item in self._examples]
+
+    @property
+    def _examples(self) -> list[dict[str, Any]]:
+        found = [mapping(item) for item in listing(self.study.get("examples"))]
+        return [item for item in found if isinstance(item.get("prompt"), str) and isinstance(item.get("answer"), str)][:24]
+
+    @property
+    def recorded(self) -> list[dict[str, str]]:
+        """What the models wrote to the examples when they were tested, by label, as far as the record has it."""
+        names = {"evolved": "evolved", **{f"source:{at}": label for at, label in enumerate(self.sources)}}
+        names |= {parent.role: parent.label for parent in self.parents if parent.role == "base"}
+        found = [mapping(item.get("answers")) for item in self._examples]
+        return [{names[k]: text for k, text in texts.items() if k in names and isinstance(text, str)} for texts in found]
+
+    @property
+    def glosses(self) -> dict[str, str]:
+        """What the examples say in a language that more people read, by prompt, where the record has it."""
+        pairs = [(item["prompt"], item.get("gloss")) for item in self._examples]
+        return {prompt: gloss for prompt, gloss in pairs if isinstance(gloss, str) and gloss}
+
+    @property
+    def about(self) -> str:
+        """What the model is for, in one sentence; empty where its search did not say it."""
+        about = mapping(self.study.get("settings")).get("about")
+        return about[:300] if isinstance(about, str) else ""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -187,6 +227,17 @@ class Published:
     def levels(self) -> dict[str, float]:
         """The fitness of the base and of each source on the search split."""
         return _numbers(self.study.get("levels"))
+
+    @property
+    def unit(self) -> str:
+        """What the fitness is measured in; empty where that is not known."""
+        unit = self.study.get("unit") or ("nats per answer" if self.task == "likelihood" else "")
+        return unit[:60] if isinstance(unit, str) else ""
+
+    @property
+    def task(self) -> str:
+        """The fitness task of the search."""
+        return str(mapping(mapping(self.study.get("settings")).get("fitness")).get("task", ""))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -398,6 +449,7 @@ def _trial(row: Mapping[str, Any]) -> Trial:
         scales=tuple(map(float, scales)) if len(scales) == len(path) else (1.0,) * len(path),
         recipe="" if path else str(row.get("recipe") or ""),
         examples=int(row.get("examples") or 0),
+        cost=max(as_float(row.get("cost", 1.0)) or 0.0, 0.0),
         others=_numbers({key.removeprefix(_OBJECTIVE): row[key] for key in row if key.startswith(_OBJECTIVE)}),
     )
 

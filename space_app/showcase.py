@@ -2,22 +2,75 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlencode
 
 import edits
 import judge
+import mixing
 from loading import zero_gpu
 from models import EVOLVED, MAX_TOKENS, Host, Job, Piece, choices
 from published import Published, as_float, mapping, read, with_licenses
-from texts import Card, SpaceError, clean_prompt
+from texts import Card, SpaceError, clean_prompt, counted
 
+REHEARSED = 3  # examples that every model answers before anybody asks
+_MOST_REHEARSED = 2e9  # bytes of a parent that is fetched for that
 _REDRAW = 0.1  # seconds between two pictures of a growing answer
 _MAX_SESSIONS = 10_000
+_MOST_LINK = 30_000  # characters of an edit in a link
+UNCHANGED = "Change something to see another answer beside this one."
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a visitor has changed: the path, or how much of each parent is in a merge."""
+
+    way: edits.Route | None = None
+    factors: mixing.Factors = ()
+
+    def changes(self, published: Published) -> bool:
+        """Whether it is another model than the published one."""
+        return bool(self.factors) or (
+            self.way is not None and (self.way.hops, self.way.scales) != (published.path, published.scales)
+        )
+
+    def said(self, published: Published) -> str:
+        """What was changed, in one line."""
+        if self.way is None:
+            return mixing.describe(self.factors, published.labels)
+        return edits.difference(edits.Route(published.path, published.scales), self.way)
+
+    def job(self, prompt: str, tokens: int) -> Job:
+        """The same question to the changed model."""
+        hops, scales = (self.way.hops, self.way.scales) if self.way is not None else ((), ())
+        return Job(EVOLVED, prompt, tokens, hops, scales, self.factors)
+
+    @property
+    def link(self) -> str:
+        """It as a part of the page's address."""
+        plain = [list(self.way.hops), list(self.way.scales)] if self.way is not None else [list(self.factors)]
+        return "?" + urlencode({"edit": json.dumps(plain, separators=(",", ":"))})
+
+    @classmethod
+    def of_link(cls, text: object, published: Published) -> Edit:
+        """Read what `link` wrote; raises `SpaceError` where that is not of this model."""
+        if not isinstance(text, str) or len(text) > _MOST_LINK:
+            raise SpaceError("The link's edit cannot be read.")
+        try:
+            plain = json.loads(text)
+        except (ValueError, RecursionError) as cause:
+            raise SpaceError("The link's edit cannot be read.") from cause
+        if published.path and isinstance(plain, list) and len(plain) == 2:
+            return cls(edits.route(plain[0], plain[1], holds=published.path))
+        if published.mixes and isinstance(plain, list) and len(plain) == 1:
+            return cls(factors=mixing.checked(plain[0], published.mixes, len(published.sources)))
+        raise SpaceError("The link's edit is not one of this model.")
 
 
 class Showcase:
@@ -35,6 +88,9 @@ class Showcase:
         self.problem = ""
         self.started = time.monotonic()
         self.known = threading.Event()
+        self.rehearsed: dict[str, dict[str, Piece]] = {}  # the answers to examples, by prompt and by model
+        self._right: dict[str, bool] = {}  # whether the published model answers an example right
+        self.ready_for = threading.Event()  # set when there will be no more of them
         self._marks: OrderedDict[str, tuple[int, bool]] = OrderedDict()  # how often a visitor has asked or stopped, and which
         self._marking = threading.Lock()
 
@@ -59,6 +115,39 @@ class Showcase:
         if self.host is not None and self.published is not None:
             self.host.start()
             self.published = with_licenses(self.published)
+            self.rehearse()
+        self.ready_for.set()
+
+    def rehearse(self) -> None:
+        """Let every model answer the first examples, so that visitors see answers at once; those on record are taken."""
+        published, host = self.need()
+        prompts = [prompt for prompt, _ in published.examples[:REHEARSED]]
+        for prompt, texts in zip(prompts, published.recorded, strict=False):
+            self.rehearsed[prompt] = {name: Piece("known", text) for name, text in texts.items()}
+        if zero_gpu():  # a GPU is lent for the time of a visitor's call only
+            return
+        for key in (EVOLVED, *choices(published.parents)):
+            missing = [prompt for prompt in prompts if key not in self.rehearsed.get(prompt, {})]
+            try:
+                for prompt in missing if key == EVOLVED or host.is_small(key, _MOST_REHEARSED) else ():
+                    piece = host.whole_answer(Job(key, prompt))
+                    self.rehearsed.setdefault(prompt, {})[key] = replace(piece, state="known")
+            except SpaceError:
+                continue  # a visitor who asks is told
+
+    def in_advance(self, prompt: object) -> list[Card]:
+        """What is known of the models' answers to an example, the evolved model's first; none for another prompt."""
+        published, _ = self.need()
+        pieces = self.rehearsed.get(prompt, {}) if isinstance(prompt, str) else {}
+        if EVOLVED not in pieces:
+            return []
+        cards = [(EVOLVED, Card(short_name(published), "evolved"))]
+        cards += [(parent.label, Card(parent.label, parent.role)) for parent in published.parents]
+        return [self._card(card, pieces[key], str(prompt)) for key, card in cards if key in pieces]
+
+    def has_asked(self, session: str) -> bool:
+        """Whether a visitor has asked or stopped anything."""
+        return session in self._marks
 
     def status(self) -> tuple[str, str]:
         """The state (``busy``, ``ready`` or ``error``) and a line that says more."""
@@ -124,13 +213,13 @@ class Showcase:
         yield from self._answers(answers, jobs, session)
 
     def ask_changed(
-        self, prompt: object, way: edits.Route, tokens: object, session: str, known: Piece | None
+        self, prompt: object, edit: Edit, tokens: object, session: str, known: Piece | None
     ) -> Iterator[list[Card]]:
-        """Let the published path and the changed one answer.
+        """Let the published model and the changed one answer.
 
         Args:
             prompt: The visitor's text.
-            way: The path as the visitor has made it.
+            edit: What the visitor has changed.
             tokens: The bound.
             session: Who asks.
             known: The published model's answer, where it has answered this already.
@@ -140,22 +229,37 @@ class Showcase:
         """
         published, _ = self.need()
         words, note = self.question(prompt)
-        original = edits.Route(published.path, published.scales)
-        if not original.hops:
-            raise SpaceError("This model has no path to change: its weights are merged, its layers are in their usual order.")
         bound = token_bound(tokens)
-        first = Card("as published", f"{len(original)} hops", note=note)
-        second = Card("changed", f"{len(way)} hops", note=edits.difference(original, way))
+        size = counted(len(published.path), "hop") if published.path else ""
+        first = Card("as published", size, note=note)
         if known is not None:
             first = self._card(first, known, words)
-        if (way.hops, way.scales) == (original.hops, original.scales):
-            answers, jobs = (
-                [replace(first, note="Change the path to see another answer beside this one.")],
-                [Job(EVOLVED, words, bound)],
-            )
+        if not edit.changes(published):
+            answers, jobs = [replace(first, note=UNCHANGED)], [Job(EVOLVED, words, bound)]
         else:
-            answers, jobs = [first, second], [Job(EVOLVED, words, bound), Job(EVOLVED, words, bound, way.hops, way.scales)]
+            size = counted(len(edit.way), "hop") if edit.way is not None else ""
+            answers = [first, Card("changed", size, note=edit.said(published))]
+            jobs = [Job(EVOLVED, words, bound), edit.job(words, bound)]
         yield from self._answers(answers, jobs, session, skip=known is not None)
+
+    def score(self, edit: Edit, session: str) -> Iterator[tuple[int, int, int]]:
+        """Let the changed model answer all examples, and the published one where that is not known.
+
+        Yields:
+            How many were answered by the changed model, how many of these are right, and how many the published one gets right.
+        """
+        published, host = self.need()
+        stopped = self.stopper(session)
+        right = before = 0
+        for at, (prompt, _) in enumerate(published.examples, 1):
+            if prompt not in self._right:
+                self._right[prompt] = self.verdict(prompt, host.whole_answer(Job(EVOLVED, prompt), stopped).text) is True
+            changed = host.whole_answer(edit.job(prompt, 64), stopped)
+            if stopped():
+                return
+            before += self._right[prompt]
+            right += self.verdict(prompt, changed.text) is True
+            yield at, right, before
 
     def _answers(self, answers: list[Card], jobs: list[Job], session: str, skip: bool = False) -> Iterator[list[Card]]:
         _, host = self.need()
@@ -180,9 +284,12 @@ class Showcase:
             yield list(answers)
 
     def _card(self, card: Card, piece: Piece, prompt: str) -> Card:
-        right = self.verdict(prompt, piece.text) if piece.state == "done" else None
+        right = self.verdict(prompt, piece.text) if piece.state in ("done", "known") else None
         grown = replace(card, state=piece.state, text=piece.text, tokens=piece.tokens, seconds=piece.seconds, right=right)
-        return replace(grown, wanted=dict(self.need()[0].examples)[prompt]) if right is False else grown
+        if right is not False:
+            return grown
+        wanted = dict(self.need()[0].examples)[prompt]
+        return replace(grown, wanted=wanted, reason=judge.why_wrong(piece.text, wanted))
 
     def question(self, prompt: object) -> tuple[str, str]:
         """The prompt, checked, and a note; an example to the letter as the search asked it. Raises `SpaceError`."""

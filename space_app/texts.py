@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 MAX_PROMPT = 8_000
@@ -22,13 +22,14 @@ class Card:
     Attributes:
         name: The model's name.
         role: What it is, such as ``evolved`` or ``parent``.
-        state: ``waiting``, ``loading``, ``writing``, ``done``, ``stopped`` or ``error``.
+        state: ``waiting``, ``loading``, ``writing``, ``done``, ``stopped`` or ``error``; ``known`` is an answer from before.
         text: The answer so far, or what went wrong.
         tokens: Tokens that were generated.
         seconds: Time from the first to the last of them.
         right: Whether the answer is right; None where that is not known.
         note: A line below the answer.
         wanted: The right answer, where this one is wrong.
+        reason: Why it is wrong, as far as that can be told.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Card:
     right: bool | None = None
     note: str = ""
     wanted: str = ""
+    reason: str = ""
 
     def stopped(self) -> Card:
         """The card as the visitor's stop leaves it."""
@@ -53,7 +55,11 @@ _STATES = {
     "stopped": "stopped",
     "error": "no answer",
     "done": "",
+    "known": "answered in advance",
 }
+
+
+_EMPTY = '<span class="ev-faint">(an empty answer)</span>'
 
 
 def escape(text: object) -> str:
@@ -87,7 +93,7 @@ def clean_prompt(prompt: object) -> tuple[str, str]:
     text = prompt.replace("\r\n", "\n").replace("\r", "\n")
     kept = "".join(character for character in text if not _is_control(character))
     if not kept.strip():
-        raise SpaceError("The prompt is empty. Write something, or choose one of the examples.")
+        raise SpaceError("The prompt is empty. Write something first.")
     gone = len(text) - len(kept)
     note = f"{gone} control character{'s were' if gone > 1 else ' was'} left out of the prompt." if gone else ""
     return kept.strip(), note
@@ -102,6 +108,16 @@ def _is_control(character: str) -> bool:
     )
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not one."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a sentence lists them: A, B and C."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
 def message(text: str, kind: str = "info") -> str:
     """A line in a box; an empty one where there is no text."""
     role = "alert" if kind == "error" else "status"
@@ -110,7 +126,8 @@ def message(text: str, kind: str = "info") -> str:
 
 def cards(answers: Iterable[Card]) -> str:
     """The answers side by side."""
-    return f'<div class="ev-cards">{"".join(map(_card, answers))}</div>'
+    shown = [_card(answer) for answer in answers]
+    return f'<div class="ev-cards" data-count="{len(shown)}">{"".join(shown)}</div>'
 
 
 def _card(card: Card) -> str:
@@ -118,13 +135,15 @@ def _card(card: Card) -> str:
     if card.right is not None:
         kind, mark, word = ("right", "✓", "right") if card.right else ("wrong", "✗", "wrong")
         verdict = f'<span class="ev-verdict ev-{kind}"><span aria-hidden="true">{mark}</span> {word}</span>'
+        if card.reason:
+            verdict += f'<span class="ev-reason ev-{kind}">{escape(card.reason)}</span>'
     speed = ""
     if card.tokens:
         rate = f" · {number(card.tokens / card.seconds)} tokens/s" if card.seconds > 0 else ""
         speed = f"{card.tokens} tokens · {card.seconds:.2f} s{rate}"
     state = _STATES.get(card.state, card.state)
     busy = ' aria-busy="true"' if card.state in ("loading", "writing") else ""
-    text = escape(card.text) or ('<span class="ev-faint">(an empty answer)</span>' if card.state == "done" else "&nbsp;")
+    text = escape(card.text) or (_EMPTY if card.state in ("done", "known") else "&nbsp;")
     wanted = f"right would be: {card.wanted}" if card.wanted else ""
     foot = "".join(f"<span>{escape(part)}</span>" for part in (state, wanted, speed, card.note) if part)
     return (

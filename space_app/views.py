@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -11,7 +11,7 @@ from charts import fitness_picture, fitness_range, front_picture, spread_picture
 from evolution import STAGE_NAMES, generations, of_stage, stages, without_first
 from pictures import path_picture, weights_picture
 from published import Published, as_float, listing, mapping, parse_recipe
-from texts import details, escape, message, number, table
+from texts import Card, counted, details, escape, listed, message, number, table
 
 HUB = "https://huggingface.co"
 CITATION = """@article{akiba2025evolutionary,
@@ -24,10 +24,48 @@ CITATION = """@article{akiba2025evolutionary,
   note    = {arXiv:2403.13187}
 }"""
 NO_PATH = (
-    "This model was merged in parameter space: its layers are in their usual order and there is no path to change. "
-    "The Path tab shows how much of each parent went into each layer."
+    "This model was merged in parameter space: its layers are in their usual order and there is no path to change, and not all "
+    "of its parents can be loaded here to merge them anew. The Path tab shows how much of each went into each layer."
 )
 NO_STUDY = "The repository has no record of a search: the recipe was written by hand, or the record was not published."
+
+
+UNASKED = Card("the evolved model", "evolved", state="")
+
+
+def gloss(text: str) -> str:
+    """What an example says, in a language that more people read."""
+    return f'<p class="ev-faint">In other words: {escape(text)}</p>' if text else ""
+
+
+def share(link: str) -> str:
+    """A link to what the visitor has changed; empty where nothing is."""
+    return f'<a class="ev-share" href="{escape(link)}" target="_blank" rel="noopener">Link to this edit</a>' if link else ""
+
+
+def lens_view(published: Published, written: Sequence[str], liked: Sequence[Sequence[str]]) -> str:
+    """What the model would write after each hop, as a table; what it ends with stands out.
+
+    Args:
+        published: The model.
+        written: The tokens of its answer.
+        liked: For each hop, the token that the head likes best in place of each of them.
+    """
+    heads = "".join(f'<th scope="col">{escape(token)}</th>' for token in written)
+    labels = [edits.describe(hop, 1.0, published.labels).removesuffix(", scale 1") for hop in published.path]
+    rows = []
+    for at, tokens in enumerate(liked):
+        name = labels[at] if len(labels) == len(liked) else f"layer {at}"
+        cells = "".join(
+            f"<td{' class=ev-same' if token == wanted else ''}>{escape(token)}</td>"
+            for token, wanted in zip(tokens, written, strict=True)
+        )
+        rows.append(f'<tr><th scope="row">{at + 1}: {escape(name)}</th>{cells}</tr>')
+    caption = "After each hop, the token that the model's head reads in the hidden state; marked where it is the answer's"
+    return (
+        f'<div class="ev-scroll" tabindex="0" role="region" aria-label="{caption}"><table class="ev-table ev-lens">'
+        f"<caption>{caption}</caption><thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
 def kind_of(published: Published) -> str:
@@ -46,16 +84,18 @@ def heading(published: Published) -> str:
         name = f'<a href="{HUB}/{quote(published.model)}" target="_blank" rel="noopener">{name}</a>'
     chips = [kind_of(published)]
     if published.path:
-        chips.append(f"{len(published.path)} hops")
+        chips.append(counted(len(published.path), "hop"))
     if winner := next((row for row in published.rows if row.get("winner")), None):
         accuracy = as_float(winner.get("accuracy"))
         if accuracy is not None:
             chips.append(f"{100 * accuracy:.1f} % right on held-out problems")
-    parents = [parent.label for parent in published.parents if parent.role == "parent"]
-    said = f"<p>Evolved from {' and '.join(f'<b>{escape(name)}</b>' for name in parents)}.</p>" if parents else ""
+    parents = published.sources
+    made = "Evolved" if published.study or published.trials else "Merged by hand"
+    said = f"<span>{made} from {listed([f'<b>{escape(name)}</b>' for name in parents])}.</span>" if parents else ""
+    about = f'<p class="ev-about">{escape(published.about)}</p>' if published.about else ""
     tags = "".join(f'<span class="ev-chip">{escape(chip)}</span>' for chip in chips)
     notes = "".join(message(note, "warning") for note in published.notes)
-    return f'<div class="ev-heading"><h1>{name}</h1><div>{tags}</div>{said}{notes}</div>'
+    return f'<div class="ev-heading"><h1>{name}</h1>{about}<div class="ev-facts">{said}{tags}</div>{notes}</div>'
 
 
 def path_view(published: Published) -> str:
@@ -87,9 +127,15 @@ def path_view(published: Published) -> str:
     return "".join(parts) or message("The repository has no recipe; there is nothing to draw.")
 
 
+def merge_view(published: Published) -> str:
+    """The weights of a merge as they are published; empty where there is none."""
+    merge = published.recipe.get("merge")
+    return weights_picture(merge, merge_labels(published)) if isinstance(merge, dict) else ""
+
+
 def merge_labels(published: Published) -> list[str]:
     """The names of the sources that can take part in a merge."""
-    return [parent.label for parent in published.parents if parent.role == "parent"]
+    return published.sources
 
 
 def evolution_stages(published: Published) -> list[tuple[str, str]]:
@@ -102,7 +148,7 @@ def fitness_view(published: Published) -> str:
     """The picture of all trials and the table of the results."""
     if not published.trials:
         return message(NO_STUDY) + results_table(published)
-    picture = fitness_picture(without_first(published.trials), published.levels)
+    picture = fitness_picture(without_first(published.trials), published.levels, published.unit)
     return f"{front_view(published)}<h2>Fitness over evaluations</h2>{picture}{results_table(published)}"
 
 
@@ -155,7 +201,8 @@ def results_table(published: Published) -> str:
         )
     winner = next((at for at, row in enumerate(published.rows) if row.get("winner")), None)
     caption = f"{results.get('examples', '')} problems of the {results.get('split', 'test')} split; ± is one standard error"
-    heads = ["model", "accuracy", "fitness", "evaluations"]
+    unit = f" ({published.unit})" if published.unit else ""
+    heads = ["model", "accuracy", f"fitness{unit}", "evaluations"]
     if lead_of:
         heads.append(f"winner's lead in {lead_of} (95 %)")
     shown = [row[: len(heads)] for row in rows]
@@ -185,7 +232,7 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
     if not grown:
         return message(NO_STUDY), ""
     one = grown[max(0, min(at, len(grown) - 1))]
-    spread = spread_picture(grown, grown.index(one), fitness_range(trials, {}), stage)
+    spread = spread_picture(grown, grown.index(one), fitness_range(trials, {}), stage, published.unit)
     if one.best is None:
         return spread, message(f"All trials of generation {one.number} failed.", "warning")
     best = one.best
@@ -193,7 +240,7 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
     so_far = f"best so far {number(one.so_far)}" if one.so_far is not None else "none on all examples so far,"
     title = (
         f"<h3>Best of generation {one.number}: fitness {number(best.fitness)}{accuracy}</h3>"
-        f'<p class="ev-faint">Trial {best.number}; {so_far} after {one.evaluations} evaluations.</p>'
+        f'<p class="ev-faint">Trial {best.number}; {so_far} after {one.evaluations:.4g} evaluations.</p>'
     )
     if best.path:
         room = max(len(trial.path) for trial in trials)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hf_evomerge.plots import (
     plot_weights,
     weights_figure,
 )
+from hf_evomerge.plots.style import COLOURS, GREY, STAGES
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import MergePart
 
@@ -72,23 +73,35 @@ def test_every_trial_is_drawn_and_failed_ones_stand_on_the_axis() -> None:
     assert 0 < failed.get_offsets()[0, 1] < 0.05
 
 
-def test_the_mean_is_that_of_the_generation() -> None:
-    """The thin line goes through each generation's mean, in the middle of its evaluations, without failed trials."""
-    line = find(fitness_figure([curve(-2.0, -1.0, -0.9, -0.5, None, -0.7, population=3)], {}), "mean:ps")
+def test_the_median_is_that_of_the_generation() -> None:
+    """The thin line goes through each generation's median, in the middle of its evaluations, without failed trials."""
+    line = find(fitness_figure([curve(-2.0, -1.0, -0.9, -0.5, None, -0.7, population=3)], {}), "median:ps")
     assert line.get_xdata().tolist() == [2.0, 5.0]
-    np.testing.assert_allclose(line.get_ydata(), [-1.3, -0.6])
-    np.testing.assert_allclose(curve(-2.0, -1.0).generation_means(), [[1.5, -1.5, 0.5]])
+    np.testing.assert_allclose(line.get_ydata(), [-1.0, -0.6])
+    np.testing.assert_allclose(curve(-2.0, -1.0).generation_quartiles(), [[1.5, -1.75, -1.5, -1.25]])
+
+
+def test_a_stage_has_one_colour_everywhere() -> None:
+    """DFS is as green alone as after PS, and here as in the Space, whose light theme has darker shades in the same order."""
+    alone = find(fitness_figure([curve(-2.0, -1.0, label="dfs")], {}), "best:dfs").get_color()
+    both = fitness_figure([curve(-2.0, -1.0), curve(-1.0, -0.5, label="dfs", start=2)], {})
+    assert alone == find(both, "best:dfs").get_color() != find(both, "best:ps").get_color()
+    charts = (Path(__file__).parents[1] / "space_app" / "charts.py").read_text(encoding="utf-8")
+    for stage, colour in STAGES.items():
+        if colour == GREY:
+            continue
+        assert f'"{stage}": "ev-s{COLOURS.index(colour)}"' in charts
 
 
 def test_a_catastrophic_trial_does_not_set_the_limits() -> None:
-    """A trial at -50 is marked below the scale and leaves the limits and the means as they are without it."""
+    """A trial at -50 is marked below the scale and leaves the limits and the medians as they are without it."""
     good = [-1.4, -1.2, -1.3, -1.1, -1.0, -1.05, -0.9, -0.95]
     plain = fitness_figure([curve(*good, population=4)], {"base": -1.5})
     spoilt = fitness_figure([curve(*good[:5], -50.0, *good[6:], population=4)], {"base": -1.5})
     assert spoilt.axes[0].get_ylim() == plain.axes[0].get_ylim()
     assert find(spoilt, "below:ps").get_offsets()[:, 0].tolist() == [6]
     assert len(find(plain, "below:ps").get_offsets()) == 0
-    assert find(spoilt, "mean:ps").get_ydata()[1] == pytest.approx(np.mean([-1.0, -0.9, -0.95]))
+    assert find(spoilt, "median:ps").get_ydata()[1] == pytest.approx(np.median([-1.0, -0.9, -0.95]))
 
 
 def test_levels_are_inside_the_picture_and_named() -> None:
@@ -244,34 +257,36 @@ def test_a_merge_without_numbers_is_an_error() -> None:
         weights_figure(MergePart(method="linear", parameters=[{"weight": 1.0}, {"weight": 1.0}]), ["a"])
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_the_same_data_give_the_same_bytes(tmp_path: Path, suffix: str) -> None:
+def test_the_same_data_give_the_same_bytes(tmp_path: Path) -> None:
     """Pictures do not differ between processes with other hash seeds, other settings of matplotlib or another time."""
     program = (
         "import sys, matplotlib; matplotlib.rcParams['xtick.labelsize'] = float(sys.argv[2])\n"
         "from hf_evomerge.plots import *; from hf_evomerge.recipes.layer_path import LayerPath\n"
         "from hf_evomerge.recipes.recipe import MergePart\n"
-        "out, suffix = sys.argv[1], sys.argv[3]\n"
-        "plot_fitness([Curve('ps', (-2., None, -1.), (0, 0, 1))], {'base': -3.}, out + '/fitness' + suffix)\n"
-        "plot_path(LayerPath.parse('0:0-3, 1:2', [1, .5, 1, 1.2, 1]), [4, 4], ['a', 'b'], out + '/path' + suffix)\n"
-        "part = MergePart(method='x', parameters=[{'w': {'embed': 1., 'default': .5}}])\n"
-        "plot_weights(part, ['a'], out + '/weights' + suffix)\n"
+        "out = sys.argv[1]\n"
+        "for suffix in ('.png', '.svg', '.pdf'):\n"
+        "    plot_fitness([Curve('ps', (-2., None, -1.), (0, 0, 1))], {'base': -3.}, out + '/fitness' + suffix)\n"
+        "    plot_path(LayerPath.parse('0:0-3, 1:2', [1, .5, 1, 1.2, 1]), [4, 4], ['a', 'b'], out + '/path' + suffix)\n"
+        "    part = MergePart(method='x', parameters=[{'w': {'embed': 1., 'default': .5}}])\n"
+        "    plot_weights(part, ['a'], out + '/weights' + suffix)\n"
         "assert 'matplotlib.pyplot' not in sys.modules and matplotlib.rcParams['xtick.labelsize'] == float(sys.argv[2])\n"
     )
     for seed, size in (("1", "9"), ("2", "20")):
         (tmp_path / seed).mkdir()
-        command = [sys.executable, "-c", program, str(tmp_path / seed), size, suffix]
+        command = [sys.executable, "-c", program, str(tmp_path / seed), size]
         environment = {"PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": seed, "MPLCONFIGDIR": str(tmp_path)}
         subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[1])
-    for name in ("fitness", "path", "weights"):
+    for name, (suffix, begin) in product(
+        ("fitness", "path", "weights"), {".png": b"\x89PNG", ".svg": b"<?xm", ".pdf": b"%PDF"}.items()
+    ):
         first, second = ((tmp_path / seed / f"{name}{suffix}").read_bytes() for seed in ("1", "2"))
         assert first == second
-        assert first[:4] == (b"\x89PNG" if suffix == ".png" else b"<?xm")
+        assert first[:4] == begin
 
 
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:
-    """A file that is neither .png nor .svg is an error that says what to write instead."""
-    with pytest.raises(EvoMergeError, match=r"\.png or \.svg file, not \.jpg"):
+    """A file that is neither .png nor .svg nor .pdf is an error that says what to write instead."""
+    with pytest.raises(EvoMergeError, match=r"\.svg or \.pdf file, not \.jpg"):
         plot_fitness([curve(-1.0)], {}, tmp_path / "a.jpg")
     with pytest.raises(EvoMergeError, match="one without a suffix"):
         plot_weights(MergePart(method="x", parameters=[{"w": 1.0}]), ["a"], tmp_path / "a")

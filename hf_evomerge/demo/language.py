@@ -6,6 +6,7 @@ Knows nothing of models or of training: which texts a model reads is decided in 
 # ruff: noqa: RUF001 (the full-width question mark is Japanese)
 
 import random
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -207,16 +208,27 @@ def problems(
         answer: language of the right answer.
 
     Returns:
-        One `{"prompt": ..., "answer": ...}` a problem, e.g. `"問題 : ... 答え :"` and `"答え は 7"`.
+        One `{"prompt": ..., "answer": ..., "gloss": ...}` a problem: `"問題 : ... 答え :"`, `"答え は 7"`, and that in English.
     """
-    rng = random.Random(f"{split}/{seed}/{text}")
+    rng, again = random.Random(f"{split}/{seed}/{text}"), random.Random()
     kind = TextKind("solve", text, text, answer, smallest=1)
-    found: dict[str, str] = {}
+    english = TextKind("solve", "en", "en", "en", smallest=1)
+    found: dict[str, dict[str, str]] = {}
     while len(found) < count:
+        again.setstate(rng.getstate())  # the same scene once more
         prompt, right = _write_scene(kind, rng)
         if _split_of(prompt) == split:
-            found[prompt] = right
-    return [{"prompt": prompt, "answer": right} for prompt, right in found.items()]
+            found[prompt] = {"prompt": prompt, "answer": right, "gloss": _gloss(_write_scene(english, again))}
+    return list(found.values())
+
+
+def _gloss(example: Example) -> str:
+    """A problem as English is written: without the words around it, and without spaces before stops."""
+    before, _, after = FRAMES["question"].en.partition("{text}")
+    text = f"{example.prompt.removeprefix(before).removesuffix(after)} {example.answer} ."
+    names = "|".join(name.en for name in PEOPLE)
+    text = re.sub(rf"(?:^|(?<=[.?] ))[a-z]|\b(?:{names})\b", lambda found: found[0].capitalize(), text)
+    return re.sub(r" (?=[.?])", "", text)
 
 
 def _split_of(prompt: str) -> Split | None:

@@ -33,6 +33,7 @@ RELOAD = Path(__file__).parent / "reload.py"
 SIZES = {"search": 128, "validation": 256, "test": 500}
 EVALUATIONS = 150
 EVALUATIONS_SEEN = 60  # of problems with pictures
+ABOUT = "Solves word problems in Japanese and answers in Japanese: with numbers to 10, in a toy language of 150 words."
 SPACES = ("ps", "dfs", "hybrid")
 PUBLISHED = "dfs"  # the search whose winner has a path to show
 LOCAL_NAME = "demo/evolved"
@@ -145,6 +146,7 @@ def demo_config(
     ps_share = evaluations // 2 if space == "hybrid" else evaluations
     dfs_share = evaluations - ps_share if space == "hybrid" else evaluations
     settings: dict[str, Any] = {
+        "about": ABOUT,
         "space": space,
         "sources": [{"model": str(family / name)} for name in ("japanese", "maths")],
         "base": {"model": str(family / "base")},
@@ -164,10 +166,11 @@ def demo_config(
             "optimizer": {"algorithm": "gradient", "evaluations": dfs_share},
         },
         "fitness": {"task": "likelihood", "separator": " "},
-        "data": {split: {"jsonl": str(file)} for split, file in data.items()},
+        "data": {split: {"jsonl": str(file), "gloss_field": "gloss"} for split, file in data.items()},
         "baselines": ["average", "random"] if space == "ps" else ["average"],
     }
     if vlm:
+        settings["about"] = f"{ABOUT[:-1]}, where the numbers are pictures."
         settings["sources"] = [{"model": str(family / "sight"), "component": "text"}, settings["sources"][0]]
         if space == "dfs":  # without a merge there is no vocabulary to name, and none for an average
             settings["baselines"] = []

@@ -63,14 +63,14 @@ def picture_problems(
         split, count, seed, text, answer: As for `problems`.
 
     Returns:
-        Prompt and answer of each, with `IMAGE_TOKEN` where the pictures stand, and the pictures in that order.
+        What `problems` gives of each, with `IMAGE_TOKEN` where the pictures stand, and the pictures in that order.
     """
     rng = np.random.default_rng([seed, *split.encode()])
     found = []
     for problem in problems(split, count, seed=seed, text=text, answer=answer):
         numbers = [int(word) for word in re.findall(r"\b\d+\b", problem["prompt"])]
         prompt = re.sub(r"\b\d+\b", IMAGE_TOKEN, problem["prompt"])
-        found.append(({"prompt": prompt, "answer": problem["answer"]}, [draw_number(number, rng) for number in numbers]))
+        found.append(({**problem, "prompt": prompt}, [draw_number(number, rng) for number in numbers]))
     return found
 
 

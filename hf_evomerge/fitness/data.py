@@ -23,7 +23,10 @@ from .pictures import Picture, read_pictures
 from .records import FORMATS, Record, wanted_records
 
 _OF_PROMPTS = ("prompt_field", "template", "chat", "system")
-_OF_RECORDS = (*_OF_PROMPTS, "answer_field", "answer_after", "text_field", "choices", "image_field", "head_field", "id_field")
+_OF_RECORDS = (
+    *(*_OF_PROMPTS, "answer_field", "answer_after", "text_field", "choices", "image_field"),
+    *("head_field", "id_field", "gloss_field"),
+)
 _LETTERS = string.ascii_uppercase
 
 
@@ -42,6 +45,7 @@ class Example:
         content: The record's own text in the prompt, without the template's: what two examples are the same problem by. The
             whole prompt where it is empty.
         head: The name of the head that it is for, where models have several.
+        gloss: What the problem says, in a language that readers of the published model know; no model sees it.
     """
 
     prompt: str
@@ -53,6 +57,7 @@ class Example:
     pictures: tuple[Picture, ...] = ()
     content: str = dataclasses.field(default="", compare=False, repr=False)
     head: str = ""
+    gloss: str = dataclasses.field(default="", compare=False, repr=False)
 
 
 Value = bool | int | float | str
@@ -88,6 +93,8 @@ class DataSpec(StrictModel):
             lines the name of a file in its folder.
         head_field: The field that names the head that an example is for, where the task has ``heads``.
         id_field: The field that names the example; its place in the data where absent.
+        gloss_field: The field that says the same in a language that readers of the published model know: it stands beside the
+            examples that are published, and no model sees it.
         template: The prompt's text with ``{field}`` wherever a field of the record goes, ``{{`` and ``}}`` for braces.
         chat: Wrap the prompt in the tokenizer's chat template, as one message of a user.
         system: The system message of the chat.
@@ -116,6 +123,7 @@ class DataSpec(StrictModel):
     image_field: str | None = None
     head_field: str | None = None
     id_field: str | None = None
+    gloss_field: str | None = None
     template: str | None = None
     chat: bool = False
     system: str | None = None
@@ -190,7 +198,8 @@ class DataSpec(StrictModel):
         read += self.filter or ()
         for text in self.choices if isinstance(self.choices, list) else ():
             read += template_fields(text)
-        return list(dict.fromkeys([*read, *(field for field in (self.image_field, self.head_field, self.id_field) if field)]))
+        named = (self.image_field, self.head_field, self.id_field, self.gloss_field)
+        return list(dict.fromkeys([*read, *(field for field in named if field)]))
 
     @property
     def prompt_fields(self) -> list[str]:
@@ -301,7 +310,9 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
     if not answer.strip():
         raise FitnessError(f"{where}: the answer (field {spec.answer_field!r}) is empty")
     head = _text(record, spec.head_field, where) if spec.head_field else ""
-    return Example(prompt, answer, name, spec.chat, spec.system, choices, _pictures(record, spec, where), content, head)
+    gloss = _text(record, spec.gloss_field, where) if spec.gloss_field else ""
+    pictures = _pictures(record, spec, where)
+    return Example(prompt, answer, name, spec.chat, spec.system, choices, pictures, content, head, gloss)
 
 
 def _pictures(record: Record, spec: DataSpec, where: str) -> tuple[Picture, ...]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelCardData
 
 TEMPLATE = "model.md.jinja"
+TAGS = ["merge", "mergekit", "evomerge"]  # what people look for merges by, here as on the Spaces
 _SPLITS = {"test": "held-out test problems", "validation": "validation problems", "search": "problems of the search itself"}
 _UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
@@ -149,7 +150,8 @@ def card_metadata(facts: CardFacts, repo_id: str, license: LicenseDecision, lang
         base_model_relation="merge" if parents else None,
         library_name="transformers",
         pipeline_tag=facts.task,
-        tags=["merge", "evomerge"],
+        tags=TAGS,
+        datasets=_datasets(facts.study) or None,
         license=license.license,
         **_license_terms(repo_id, license),
         language=list(languages) or None,
@@ -221,6 +223,8 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "joint": bool((study or {}).get("settings", {}).get("joint")),
         "stage_names": {stage: name.capitalize() for stage, name in STAGES.items()},
         "splits_text": ", ".join(f"{count} {split}" for split, count in (study or {}).get("splits", {}).items()),
+        "about": (study or {}).get("settings", {}).get("about"),
+        "shown": next((example for example in (study or {}).get("examples") or [] if example.get("right")), None),
         "example": _example(study),
         **_source_values(facts),
         **_path_values(facts),
@@ -255,15 +259,18 @@ def _shown(ref: SourceRef) -> dict[str, Any]:
 
 def _path_values(facts: CardFacts) -> dict[str, Any]:
     if facts.recipe.flow is None:
-        return {"hops": 0, "runs": 0, "distinct": 0, "scale_text": "", "foldable": False, "unfoldable_reason": ""}
+        keys = ("scale_text", "path_text", "unfoldable_reason")
+        return {"hops": 0, "runs": 0, "distinct": 0, "foldable": False, **dict.fromkeys(keys, "")}
     path = facts.recipe.flow.to_path()
     scaled = facts.recipe.flow.scales is not None and any(scale != 1 for scale in path.scales)
+    used, parents = {source for source, _ in path.unique_layers}, set(range(len(facts.recipe.sources)))
     target = "the hidden state" if facts.recipe.flow.scale_target == "stream" else "the MLP output of the hop before"
     reason = "a hop runs several layers side by side" if not path.is_serial else "a scale is zero" if 0 in path.scales else ""
     return {
         "hops": len(path),
         "runs": sum(len(hop.terms) for hop in path.hops),
         "distinct": len(path.unique_layers),
+        "path_text": "the merged model and its parents" if parents & used else "the merged model",
         "scale_text": f"one number per hop scales {target} on the way" if scaled else "nothing is scaled on the way",
         "foldable": not reason,
         "unfoldable_reason": reason,
@@ -279,6 +286,7 @@ def _result_values(study: dict[str, Any] | None) -> dict[str, Any]:
         "split_text": _SPLITS.get(results["split"], "problems"),
         "rows": [_row(row) for row in rows],
         "verdict": [markdown_text(sentence) for sentence in results.get("verdict", [])],
+        "headline": _headline(results),
         "retained": list(dict.fromkeys(f"on {name}" for row in rows for name in row.get("retained", {}))),
         "has_cut": any(row.get("truncated") for row in rows),
         "lead_measure": next((row["lead"]["measure"] for row in rows if row.get("lead")), None),
@@ -286,6 +294,24 @@ def _result_values(study: dict[str, Any] | None) -> dict[str, Any]:
         "random_text": _random_text(rows, (study or {}).get("space")),
         "fitness_text": _FITNESS.get(str(task), "the score of the search's own task"),
     }
+
+
+def _headline(results: dict[str, Any]) -> str:
+    """The result in one line: the winner's own figure, and the first comparison with its interval."""
+    winner = next((row for row in results["rows"] if row["winner"] and row.get("accuracy") is not None), None)
+    words = (
+        [f"**{winner['accuracy']:.1%}** of {results['examples']} {_SPLITS.get(results['split'], 'problems')} right."]
+        if winner
+        else []
+    )
+    words += [f"{markdown_text(sentence)}." for sentence in results.get("verdict", [])[:1]]
+    return " ".join(words)
+
+
+def _datasets(study: dict[str, Any] | None) -> list[str]:
+    """The data sets of the Hub that a search looked at; a folder has no owner in its name."""
+    data = (study or {}).get("settings", {}).get("data", {}).values()
+    return list(dict.fromkeys(name for spec in data if "/" in (name := str(spec.get("dataset") or ""))))
 
 
 def _random_text(rows: Sequence[dict[str, Any]], space: str | None) -> str:

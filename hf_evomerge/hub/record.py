@@ -20,7 +20,7 @@ from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import Recipe, SourceRef
 from ..search.config import STAGES, SearchConfig
 from ..search.folder import PLOTS_FOLDER, RESULTS_FILE
-from ..search.objectives import TAKEN, columns, units, values
+from ..search.objectives import FITNESS, TAKEN, columns, units, values
 from ..search.pictures import parent_levels, parent_scores
 from ..search.places import settings_of
 from ..search.study import Study, Trial
@@ -29,6 +29,7 @@ STUDY_JSON = "study.json"
 TRIALS_FILE = "trials.parquet"
 IMAGES_FOLDER = "images"
 FORMAT = 1
+WINNER = "evolved"  # what the model itself is called among those that wrote answers
 
 # An absolute path: between quotes, where it may hold spaces, or by itself; not the end of a URL.
 _FOLDER = re.compile(r"(?<=['\"])(?P<quoted>~?/[^'\"]+)(?=['\"])|(?<![\w:/.~])(?P<bare>~?/[^\s'\"()\[\]{},;:]+)")
@@ -84,6 +85,7 @@ def write_record(
             "settings": _public_settings(config, publish),
             "splits": _split_sizes(study, config),
             "stages": [_stage(stage, found) for stage, found in trials.items() if found],
+            "unit": units(config)[FITNESS],
             "levels": parent_levels(config, study),
             **(_objectives(config, study) if config.objectives else {}),
             "results": _results(search),
@@ -176,7 +178,7 @@ def _results(search: Path) -> dict[str, Any] | None:
 
 
 def _examples(study: Study, config: SearchConfig, count: int) -> list[dict[str, Any]]:
-    """The first problems of the test split with their answers, and whether the winner got them right."""
+    """The first problems of the test split with their answers, whether the winner got them right, and what the models wrote."""
     if count == 0:
         return []
     from ..fitness.data import load_examples
@@ -184,15 +186,19 @@ def _examples(study: Study, config: SearchConfig, count: int) -> list[dict[str, 
     split = next((split for split in ("test", "validation", "search") if split in config.data), None)
     if split is None:
         raise SearchError("examples: this search got its examples from Python, so none can be published; ask for 0")
-    correct = None
     recipe = study.folder / "recipe.yaml"
+    labels = {name: name for name in (*(f"source:{i}" for i in range(len(config.sources))), "base")}
     if recipe.is_file():
-        scores = study.evaluation(Recipe.load(recipe).key, split)
-        correct = scores.correct if scores is not None else None
+        labels[WINNER] = Recipe.load(recipe).key
+    scored = {name: scores for name, label in labels.items() if (scores := study.evaluation(label, split)) is not None}
+    correct = scored[WINNER].correct if WINNER in scored else None
+    written = {name: scores.outputs for name, scores in scored.items() if scores.outputs is not None}
     chosen = load_examples(config.data[split])[:count]
     return [
         {"prompt": example.prompt, "answer": example.answer}
+        | ({"gloss": example.gloss} if example.gloss else {})
         | ({"right": bool(correct[i])} if correct is not None and i < len(correct) else {})
+        | ({"answers": {name: texts[i] for name, texts in written.items()}} if written else {})
         for i, example in enumerate(chosen)
     ]
 

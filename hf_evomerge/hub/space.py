@@ -19,13 +19,14 @@ from .bundled import bundled
 from .client import ask, default_api
 from .commit import Commit, Content, Target, commit_files
 from .push_plan import CARD, check_login, find_model
-from .record import write_record
+from .record import IMAGES_FOLDER, is_folder, write_record
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, SpaceInfo
 
 SPACE_FOLDER = "space_app"
 SETTINGS_FILE = "space.json"
+PREVIEWS = tuple(f"{IMAGES_FOLDER}/{name}.png" for name in ("path", "weights", "fitness"))
 # The files of the package that the app needs where the package is not.
 TRAVELS = (Path(chat_process.__file__), Path(limited_yaml.__file__))
 _LOCAL_EXAMPLES = 6
@@ -60,7 +61,9 @@ def push_space(
     info = ask(missing, lambda: api.model_info(model, revision=revision))
     how: dict[str, Any] = {"repo_type": "space", "space_sdk": "gradio", "private": private or None, "exist_ok": True}
     ask(f"{repo_id}: the Space cannot be created", lambda: api.create_repo(repo_id, **how))
-    files = space_files(model, revision, title=repo_id.rsplit("/", 1)[-1])
+    there = {file.rfilename for file in info.siblings or []}
+    picture = next((name for name in PREVIEWS if name in there), None)
+    files = space_files(model, revision, title=repo_id.rsplit("/", 1)[-1], picture=picture)
     message = f"Show {model} at {str(info.sha)[:12]}"
     return commit_files(api, Target(repo_id, "space"), files, message=message, remove=_is_code, progress=progress)
 
@@ -92,13 +95,16 @@ def check_space(repo_id: str, api: HfApi, *, private: bool = False) -> None:
         raise HubError(f"{repo_id}: the Space exists and is public; make it private, or leave out --private")
 
 
-def space_files(model: str, revision: str | None = None, *, title: str | None = None) -> dict[str, Content]:
+def space_files(
+    model: str, revision: str | None = None, *, title: str | None = None, picture: str | None = None
+) -> dict[str, Content]:
     """What the Space's repository holds.
 
     Args:
         model: The model that it shows.
         revision: Its branch or commit.
         title: The Space's title; the app's own by default.
+        picture: A picture in the model's repository, which previews of links show.
     """
     folder = bundled(SPACE_FOLDER)
     files: dict[str, Content] = {
@@ -108,7 +114,7 @@ def space_files(model: str, revision: str | None = None, *, title: str | None = 
     }
     files.update({file.name: file for file in TRAVELS})
     files[SETTINGS_FILE] = (json.dumps({"model": model, "revision": revision}, indent=2) + "\n").encode()
-    files[CARD] = _header(folder / CARD, model, title)
+    files[CARD] = _header(folder / CARD, model, title, picture)
     return files
 
 
@@ -120,8 +126,12 @@ def run_space(model: str, *, revision: str | None = None) -> None:
         revision: The repository's branch or commit.
 
     Raises:
-        HubError: gradio is not installed, or the app ended with an error.
+        HubError: There is no such folder or repository, gradio is not installed, or the app ended with an error.
     """
+    if not Path(model).is_dir() and (is_folder(model) or model.count("/") != 1):
+        raise HubError(
+            f"{model}: there is no such folder; give that of a search or of a model, or a repository such as user/name"
+        )
     try:
         import gradio  # noqa: F401
     except ImportError as cause:
@@ -160,7 +170,7 @@ def _with_record(folder: Path, shown: Path) -> Path:
     return shown
 
 
-def _header(readme: Path, model: str, title: str | None) -> bytes:
+def _header(readme: Path, model: str, title: str | None, picture: str | None) -> bytes:
     """The Space's README with the model in its metadata, so that the Hub links the two."""
     from huggingface_hub import RepoCard
 
@@ -168,6 +178,8 @@ def _header(readme: Path, model: str, title: str | None) -> bytes:
     card.data["models"] = [model]
     if title is not None:
         card.data["title"] = re.sub(r"[-_]+", " ", title)
+    if picture is not None:
+        card.data["thumbnail"] = f"https://huggingface.co/{model}/resolve/main/{picture}"
     return str(card).encode()
 
 

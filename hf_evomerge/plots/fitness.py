@@ -1,4 +1,4 @@
-"""Fitness over evaluations: every trial, the best so far, the mean of each generation and its spread."""
+"""Fitness over evaluations: every trial, the best so far, the median of each generation and its middle half."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EvoMergeError
-from .style import COLOURS, DPI, GREY, label_text, mark, number_text, project_style, save
+from .style import DPI, GREY, label_text, mark, number_text, project_style, save, stage_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,30 +56,30 @@ class Curve:
         values = np.where(self.whole or [True] * len(self.fitness), self.values, np.nan)
         return np.fmax.accumulate(values) if self.fitness else values
 
-    def generation_means(self, low: float = -np.inf) -> NDArray[np.float64]:
-        """Middle on the x axis, mean and standard deviation of each generation's trials from `low` up; (generations, 3)."""
+    def generation_quartiles(self, low: float = -np.inf) -> NDArray[np.float64]:
+        """Middle on the x axis, and quartiles of each generation's trials from `low` up; shape (generations, 4)."""
         values, generations, rows = self.values, np.array(self.generations), []
         for generation in dict.fromkeys(self.generations):
             here = generations == generation
             alive = values[here & np.isfinite(values) & (values >= low)]
             if alive.size:
-                rows.append((self.x[here].mean(), alive.mean(), alive.std()))
-        return np.array(rows, dtype=np.float64).reshape(-1, 3)
+                rows.append((self.x[here].mean(), *np.quantile(alive, (0.25, 0.5, 0.75))))
+        return np.array(rows, dtype=np.float64).reshape(-1, 4)
 
 
 def plot_fitness(
     curves: Sequence[Curve], levels: Mapping[str, float], file: str | os.PathLike[str], *, ylabel: str = "fitness"
 ) -> None:
-    """Draw fitness over evaluations: every trial, the best so far, the mean of each generation and its spread.
+    """Draw fitness over evaluations: every trial, the best so far, the median of each generation and its middle half.
 
     Args:
         curves: One per stage.
         levels: Fitness of models to compare with, such as base and parents, by name.
-        file: A ``.png`` or ``.svg`` file.
+        file: A ``.png``, ``.svg`` or ``.pdf`` file.
         ylabel: Name of the fitness.
 
     Raises:
-        EvoMergeError: No trial has a fitness, or the suffix is neither.
+        EvoMergeError: No trial has a fitness, or the suffix is none of them.
     """
     save(fitness_figure(curves, levels, ylabel=ylabel), file)
 
@@ -96,9 +96,9 @@ def fitness_figure(curves: Sequence[Curve], levels: Mapping[str, float], *, ylab
         axes.set_xlim(0, max(curve.x.max(initial=0) for curve in curves) * 1.01)
         axes.set_xlabel("evaluations")
         axes.set_ylabel(label_text(ylabel, 60))
-        palette = iter(COLOURS * len(curves))
+        colours = stage_colours([curve.label for curve in curves])
         for curve in curves:
-            _draw_curve(axes, curve, GREY if curve.label == "random" else next(palette))
+            _draw_curve(axes, curve, colours[curve.label])
         _draw_levels(axes, levels)
         _fitness_legend(axes, curves)
     return figure
@@ -129,9 +129,9 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str) -> None:
     for name, marked, marker, height, width in (("below", below, "v", 0.045, 0.0), ("failed", failed, "x", 0.015, 0.8)):
         marks = axes.scatter(x[marked], np.full(marked.sum(), height), s=14, marker=marker, color=colour, transform=edge)
         marks.set(alpha=0.7, linewidths=width, gid=f"{name}:{curve.label}")
-    middle, mean, spread = curve.generation_means(low).T
-    axes.fill_between(middle, mean - spread, mean + spread, color=colour, alpha=0.13, linewidth=0, zorder=1)
-    axes.plot(middle, mean, color=colour, alpha=0.75, linewidth=0.9, zorder=3, gid=f"mean:{curve.label}")
+    middle, lower, median, upper = curve.generation_quartiles(low).T
+    axes.fill_between(middle, lower, upper, color=colour, alpha=0.18, linewidth=0, zorder=1)
+    axes.plot(middle, median, color=colour, alpha=0.75, linewidth=0.9, zorder=3, gid=f"median:{curve.label}")
     axes.plot(x, best, color=colour, linewidth=2.4, drawstyle="steps-post", zorder=4, gid=f"best:{curve.label}")
     if np.isfinite(best).any():
         note = axes.annotate(number_text(best[-1]), (x[-1], best[-1]), (0, 3), textcoords="offset points", zorder=5)
@@ -166,7 +166,7 @@ def _fitness_legend(axes: Axes, curves: Sequence[Curve]) -> None:
     below = any((curve.values < low).any() for curve in curves)
     spread = (Patch(color=GREY, alpha=0.25, linewidth=0), Line2D([], [], color=GREY, lw=0.9))
     entries.append((mark("o", 3), "one trial"))
-    entries.append((spread, "generation: mean ± s.d." + (" of those on the scale" if below else "")))
+    entries.append((spread, "generation: median, middle half" + (" of those on the scale" if below else "")))
     if below:
         entries.append((mark("v", 4), "trial below the scale"))
     if any(np.isnan(curve.values).any() for curve in curves):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EvoMergeError
-from .style import COLOURS, DPI, FAINT, GREY, INK, label_text, mark, project_style, save
+from .style import COLOURS, DPI, FAINT, GREY, INK, label_text, mark, project_style, save, stage_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,10 +55,10 @@ def plot_front(front: Front, file: str | os.PathLike[str]) -> None:
 
     Args:
         front: What to draw.
-        file: A ``.png`` or ``.svg`` file.
+        file: A ``.png``, ``.svg`` or ``.pdf`` file.
 
     Raises:
-        EvoMergeError: The front has no points, or the suffix is neither.
+        EvoMergeError: The front has no points, or the suffix is none of them.
     """
     save(front_figure(front), file)
 
@@ -119,10 +119,10 @@ def _draw_panel(axes: Axes, front: Front, column: int, name: str) -> None:
 
 
 def _draw_volumes(axes: Axes, volumes: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    palette = iter(COLOURS * len(volumes))
+    colours = stage_colours(list(volumes))
     for stage, curve in volumes.items():
         x, y = np.array(curve).T
-        colour = GREY if stage == "random" else next(palette)
+        colour = colours[stage]
         axes.plot(x, y, color=colour, linewidth=2.0, drawstyle="steps-post", gid=f"volume:{stage}")
         axes.annotate(label_text(stage), (x[-1], y[-1]), (-2, 4), textcoords="offset points", color=colour, ha="right")
     axes.set_xlabel("evaluations")

@@ -28,10 +28,11 @@ def plot_path(path: LayerPath, layers_per_source: Sequence[int], labels: Sequenc
         path: The path.
         layers_per_source: Number of layers of each source.
         labels: Name of each source.
-        file: A ``.png`` or ``.svg`` file.
+        file: A ``.png``, ``.svg`` or ``.pdf`` file.
 
     Raises:
-        EvoMergeError: The path names a layer that is not there, or the labels are not one per source, or the suffix is neither.
+        EvoMergeError: The path names a layer that is not there, the labels are not one per source, or the suffix is none of
+            them.
     """
     save(path_figure(path, layers_per_source, labels), file)
 

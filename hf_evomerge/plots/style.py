@@ -7,7 +7,7 @@ the same bytes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,15 @@ DPI = 160
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "v", "P", "D")
 INK, GREY, FAINT = "#222222", "#757575", "#EDEDED"
+# of the stages of a search; space_app/charts.py has the same
+STAGES = {
+    "ps": COLOURS[0],
+    "dfs": COLOURS[2],
+    "joint": COLOURS[3],
+    "dfs-first": COLOURS[4],
+    "ps-first": COLOURS[5],
+    "random": GREY,
+}
 _STYLE = {
     "font.size": 9.0,
     "axes.edgecolor": GREY,
@@ -32,6 +41,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.titlesize": 10.0,
     "legend.frameon": False,
+    "pdf.fonttype": 42,  # letters as letters
     "svg.hashsalt": "hf_evomerge",
     "text.color": INK,
     "xtick.color": GREY,
@@ -52,6 +62,12 @@ def mark(marker: str, size: float, **style: Any) -> Line2D:
 def look(source: int) -> tuple[str, str]:
     """Colour and marker of a source; ink for what belongs to none."""
     return (INK, "o") if source < 0 else (COLOURS[source % len(COLOURS)], MARKERS[source % len(MARKERS)])
+
+
+def stage_colours(labels: Sequence[str]) -> dict[str, str]:
+    """The colour of each stage, the same in every picture; those of other names in turn."""
+    others = [label for label in labels if label not in STAGES]
+    return {**STAGES, **{label: COLOURS[at % len(COLOURS)] for at, label in enumerate(others)}}
 
 
 def number_text(value: float) -> str:
@@ -77,7 +93,13 @@ def project_style() -> Iterator[None]:
 def save(figure: Figure, file: str | os.PathLike[str]) -> None:
     """Write a figure without anything that differs from run to run."""
     suffix = Path(file).suffix.lower()
-    if suffix not in (".png", ".svg"):
-        raise EvoMergeError(f"{os.fspath(file)}: a picture is a .png or .svg file, not {suffix or 'one without a suffix'}")
+    metadata = {
+        ".png": {"Software": None},
+        ".svg": {"Date": None},
+        ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    }
+    if suffix not in metadata:
+        kind = suffix or "one without a suffix"
+        raise EvoMergeError(f"{os.fspath(file)}: a picture is a .png, .svg or .pdf file, not {kind}")
     with project_style():
-        figure.savefig(file, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else {"Software": None})
+        figure.savefig(file, format=suffix[1:], metadata=metadata[suffix])

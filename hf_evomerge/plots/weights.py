@@ -28,10 +28,10 @@ def plot_weights(part: MergePart, labels: Sequence[str], file: str | os.PathLike
     Args:
         part: The parameter-space part of a recipe.
         labels: Names of the sources that take part, in the order of ``part.parameters``.
-        file: A ``.png`` or ``.svg`` file.
+        file: A ``.png``, ``.svg`` or ``.pdf`` file.
 
     Raises:
-        EvoMergeError: The part has no number to draw, or the names are not one per source, or the suffix is neither.
+        EvoMergeError: The part has no number to draw, or the names are not one per source, or the suffix is none of them.
     """
     save(weights_figure(part, labels), file)
 

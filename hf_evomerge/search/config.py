@@ -45,6 +45,7 @@ class SearchConfig(StrictModel):
     """One search, whole.
 
     Attributes:
+        about: What the result is for, in one sentence; the model's card and its Space begin with it.
         preset: ``quick``: what the file leaves unsaid is filled in for a first look, at 48 scores of the search examples.
         space: ``ps``, ``dfs`` or ``hybrid`` (PS, then DFS over its winner and the sources).
         joint: Whether a hybrid search by gradient moves weights and gates together, in one stage with the budget of both.
@@ -85,6 +86,7 @@ class SearchConfig(StrictModel):
             another number may change the last bits of a gradient, the number of workers does not.
     """
 
+    about: str | None = Field(default=None, min_length=1, max_length=300)
     preset: Literal["quick"] | None = None
     space: Literal["ps", "dfs", "hybrid"]
     joint: bool = False

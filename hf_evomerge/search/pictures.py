@@ -2,42 +2,85 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import plots
+from ..errors import SearchError
 from ..fitness.scores import Scores
-from ..recipes.recipe import Recipe
+from ..recipes.recipe import RECIPE_FILE, Recipe
 from .config import STAGES, SearchConfig, source_label
 from .front import front, volumes
-from .objectives import units, values
+from .objectives import FITNESS, units, values
+from .places import settings_of
 from .study import Study, Trial
 
 
-def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Sequence[int], folder: Path) -> None:
+def draw_pictures(
+    config: SearchConfig, study: Study, winner: Recipe, layers: Sequence[int], folder: Path, suffix: str = ".png"
+) -> None:
     """Draw fitness over evaluations, the weights per layer group and the path, as far as the winner has them.
 
     Stages with a fitness of their own are in a picture apart, without the parents.
+
+    Args:
+        config: The search.
+        study: Its trials.
+        winner: What it ended with.
+        layers: The layers of each source.
+        folder: Where the pictures go; made where it is not there.
+        suffix: What kind of files they are: ``.png``, ``.svg`` or ``.pdf``.
     """
     folder.mkdir(exist_ok=True)
+
+    def file(name: str) -> Path:
+        return folder / f"{name}{suffix}"
+
     curves = stage_curves(study.trials())
     apart = {stage: fitness.task for stage in config.stages if (fitness := config.fitness_of(stage)) is not None}
     own = [curve for curve in curves if curve.label not in apart]
-    plots.plot_fitness(own, parent_levels(config, study), folder / "fitness.png")
+    unit = units(config)[FITNESS]
+    plots.plot_fitness(own, parent_levels(config, study), file("fitness"), ylabel=f"fitness ({unit})" if unit else "fitness")
     if others := [curve for curve in curves if curve.label in apart]:
-        plots.plot_fitness(others, {}, folder / "fitness-first.png", ylabel=", ".join(dict.fromkeys(apart.values())))
+        plots.plot_fitness(others, {}, file("fitness-first"), ylabel=", ".join(dict.fromkeys(apart.values())))
     if config.objectives:
-        plots.plot_front(front_of(config, study, winner), folder / "front.png")
+        plots.plot_front(front_of(config, study, winner), file("front"))
     names = [source_label(ref) for ref in config.sources]
     if winner.merge is not None:
-        plots.plot_weights(winner.merge, [names[i] for i in winner.merge_sources], folder / "weights.png")
+        plots.plot_weights(winner.merge, [names[i] for i in winner.merge_sources], file("weights"))
     if winner.flow is not None:
         merged = [layers[winner.merge_sources[0]]] if winner.merge is not None else []
         labels = [*names, *(["merged"] if merged else [])]
-        plots.plot_path(winner.flow.to_path(), [*layers, *merged], labels, folder / "path.png")
+        plots.plot_path(winner.flow.to_path(), [*layers, *merged], labels, file("path"))
+
+
+def export_pictures(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[str]:
+    """Draw the pictures of a finished search once more, for print and for pages: as SVG and as PDF.
+
+    Args:
+        folder: The folder of the search.
+        out: The folder to write to; it may exist.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        SearchError: There is no study, or the search has not ended.
+    """
+    from .evaluator import Evaluator
+
+    with closing(Study.open(folder)) as study:
+        if not (file := study.folder / RECIPE_FILE).is_file():
+            raise SearchError(f"{folder}: the search has not ended; `hf-evomerge resume {folder}` goes on")
+        config = settings_of(study)
+        for suffix in (".svg", ".pdf"):
+            draw_pictures(config, study, Recipe.load(file), Evaluator(config).layers, Path(out), suffix)
+    return sorted(picture.name for picture in Path(out).iterdir() if picture.suffix in (".svg", ".pdf"))
 
 
 def front_of(config: SearchConfig, study: Study, winner: Recipe) -> plots.Front:

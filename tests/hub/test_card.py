@@ -80,6 +80,18 @@ def _card(facts: CardFacts, **arguments: Any) -> ModelCard:
     return ModelCard(text)
 
 
+def test_it_opens_with_what_the_model_is_for() -> None:
+    """First what it is for, an example and what it says, and the result with its interval; then how to load it."""
+    study = copy.deepcopy(STUDY)
+    study["settings"]["about"] = "Counts things."
+    study["examples"][1]["gloss"] = "Say x."
+    study["results"]["verdict"] = ["It is better than its best parent by 0.5 of accuracy (0.4 to 0.6)", "More"]
+    opening = _card(_facts("dfs", study=study)).text.split("## Use it")[0]
+    places = [opening.index(words) for words in ("Counts things.", "**2**", "*Say x.*", "right. It is better", "(0.4 to 0.6).")]
+    assert places == sorted(places)
+    assert "More" not in opening
+
+
 @pytest.mark.parametrize("kind", PARTS)
 def test_the_metadata_name_the_parents_and_the_license(kind: str) -> None:
     """The Hub reads all parents as base models of a merge, the task, the tags and the license."""
@@ -87,7 +99,8 @@ def test_the_metadata_name_the_parents_and_the_license(kind: str) -> None:
     assert data["base_model"] == ["u/a", "u/b", "u/base"]
     assert data["base_model_relation"] == "merge"
     assert (data["library_name"], data["pipeline_tag"], data["language"]) == ("transformers", "text-generation", ["ja"])
-    assert {"merge", "evomerge"} <= set(data["tags"])
+    assert {"merge", "mergekit", "evomerge"} <= set(data["tags"])
+    assert data["datasets"] == ["u/data"]
     assert data["license"] == "apache-2.0"
 
 
@@ -156,7 +169,8 @@ def test_it_reads_well_with_half_of_it_missing(kind: str, study: dict[str, Any] 
         assert (f"images/{image}" in card.text) == (image in images and (image != "fitness.png" or study is not None))
     assert "u/base" not in card.text
     headings = [line for line in card.text.splitlines() if line.startswith("## ")]
-    assert headings[-5:] == ["## Use it", "## Recipe", "## Limits", "## Licenses", "## Citation"]
+    assert headings[0] == "## Use it"
+    assert headings[-4:] == ["## Recipe", "## Limits", "## Licenses", "## Citation"]
 
 
 def test_loading_and_folding_are_explained_for_each_kind() -> None:

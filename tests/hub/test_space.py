@@ -23,6 +23,7 @@ def model(lfs_api: HfApi) -> str:
     """A repository that a Space can show."""
     lfs_api.create_repo("local/merge")
     lfs_api.upload_file(repo_id="local/merge", path_in_repo="config.json", path_or_fileobj=b"{}")
+    lfs_api.upload_file(repo_id="local/merge", path_in_repo="images/weights.png", path_or_fileobj=b"x")
     return "local/merge"
 
 
@@ -44,6 +45,7 @@ def test_the_app_goes_up_as_it_stands(model: str, lfs_api: HfApi, tmp_path: Path
     card = SpaceCard.load(folder / "README.md")
     assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", [model])
     assert card.data.title == "merge space"
+    assert card.data.thumbnail == "https://huggingface.co/local/merge/resolve/main/images/weights.png"
     card.validate(repo_type="space")
     assert commit.url.endswith("/spaces/local/merge-space")
 
@@ -79,6 +81,9 @@ def test_the_app_runs_here_without_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "app.py").write_text("raise SystemExit(3)")
     with pytest.raises(HubError, match="my-search/model: the app ended with status 3"):
         run_space("my-search/model")
+    for name in ("NOTHERE", "./not/there", str(tmp_path / "nothing")):
+        with pytest.raises(HubError, match="there is no such folder"):
+            run_space(name)
 
 
 def test_a_search_whose_data_moved_is_shown_without_problems(

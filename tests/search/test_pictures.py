@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from hf_evomerge.fitness import Scores
-from hf_evomerge.search.pictures import stage_curves
+from hf_evomerge.search.pictures import export_pictures, stage_curves
 from hf_evomerge.search.study import Trial
 
 
@@ -30,3 +32,11 @@ def test_the_best_so_far_is_of_trials_scored_on_all_examples() -> None:
     trials = [Trial("ps", n, n, np.zeros(1), None, Scores([score] * size)) for n, (size, score) in enumerate(sizes)]
     (curve,) = stage_curves(trials)
     assert np.array_equal(curve.best, [np.nan, -0.9, -0.9, -0.7, -0.7], equal_nan=True)
+
+
+def test_pictures_for_print(hybrid_search: Path, tmp_path: Path) -> None:
+    """The pictures of a finished search once more, as SVG and as PDF; the fitness has its unit on the axis."""
+    names = export_pictures(hybrid_search, tmp_path / "figures")
+    plots = sorted(picture.stem for picture in (hybrid_search / "plots").glob("*.png"))
+    assert names == sorted(f"{name}{suffix}" for name in plots for suffix in (".svg", ".pdf"))
+    assert "nats per answer" in (tmp_path / "figures" / "fitness.svg").read_text(encoding="utf-8")

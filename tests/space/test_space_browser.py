@@ -280,6 +280,64 @@ def test_pictures_answer_to_mouse_keyboard_and_finger(visit: Callable[..., Any])
     expect(phone.locator(".ev-tip")).to_have_text(_begins("Hop 2:"))
 
 
+def test_answers_are_there_before_the_first_click(visit: Callable[..., Any], served: Served) -> None:
+    """Every model's answer to the example that the page opens with, marked as given in advance, above the fold with Ask."""
+    for size in ({"width": 1280, "height": 720}, {"width": 390, "height": 844}):
+        page = visit(viewport=size)
+        known = page.locator("#ev-answers .ev-known")
+        expect(known).to_have_count(4)
+        expect(known.first).to_contain_text("answered in advance")
+        for what in ("#ev-ask", "#ev-answers .ev-known >> nth=0"):
+            box = page.locator(what).bounding_box()
+            assert box["y"] + box["height"] <= size["height"], what
+    _tab(page, "Change it")
+    expect(page.locator("#ev-answers2 .ev-known")).to_contain_text("as published")
+
+
+def test_an_edit_is_shared_and_scored(visit: Callable[..., Any], served: Served, dfs: Path) -> None:
+    """A link opens the page with the edit and its answer; the score says how many examples it gets right."""
+    page = visit()
+    path, scales = list(served.show.published.path), list(served.show.published.scales)
+    _tab(page, "Change it")
+    page.click("#ev-drop")
+    page.wait_for_selector("#ev-said >> text=Changed")
+    href = page.locator("#ev-share a").get_attribute("href")
+    there = visit(f"{served.url}{href}")
+    there.wait_for_selector("#ev-said >> text=instead of")
+    _wait_for_changed(there, greedy(dfs, served.show.published.examples[0][0], 64, path[1:], scales[1:]))
+    there.click("#ev-scoring")
+    total = len(served.show.published.examples)
+    there.wait_for_selector(f"#ev-scored >> text=/of {total} right; as published [1-{total}] of {total}/")
+    broken = visit(f"{served.url}?edit=nonsense")
+    broken.wait_for_selector("#ev-said .ev-error >> text=cannot be read")
+
+
+def test_the_answer_comes_about_on_request(visit: Callable[..., Any], served: Served) -> None:
+    """On the tab of the path a press shows what the model would answer after each hop; the last row is marked throughout."""
+    page = visit()
+    _tab(page, "Path")
+    page.click("#ev-look")
+    rows = page.locator("#ev-lens tbody tr")
+    expect(rows).to_have_count(len(served.show.published.path))
+    expect(rows.last.locator("td:not(.ev-same)")).to_have_count(0)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everybody_can_use_it(visit: Callable[..., Any], served: Served, theme: str) -> None:
+    """axe finds nothing on any tab, at three widths and in both themes."""
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python brings axe-core")
+    page = visit(f"{served.url}?__theme={theme}", reduced_motion="reduce")
+    expect(page.locator("#ev-answers .ev-known").first).to_be_visible()
+    page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    for name in TABS:
+        _tab(page, name)
+        for width in (390, 820, 1280):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.locator(SHOWN[name]).first.wait_for()
+            found = page.evaluate("axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']})")
+            assert not [(one["id"], one["nodes"][0]["html"][:200]) for one in found["violations"]], (name, width)
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_phone_needs_no_sideways_scrolling(visit: Callable[..., Any], served: Served, theme: str) -> None:
     """On a phone, in the light and in the dark, all tabs are there and no tab is wider than the screen."""
@@ -425,13 +483,13 @@ def test_the_page_is_there_before_the_model(
 def test_other_models_have_their_page(
     visit: Callable[..., Any], serve: Callable[..., Served], ps: Path, broken: Callable[..., Path], several: None
 ) -> None:
-    """A merge of weights shows its heat map and no editor, no model at all what to set, a broken one what is wrong.
+    """A merge of weights shows its heat map and takes other weights, no model says what to set, a broken one what is wrong.
 
     The merge is of a search for two objectives: the pointer and the arrow keys name the models of its front.
     """
     page = visit(serve(ps).url)
     _tab(page, "Evolution")
-    shown = page.locator("#ev-fitness svg:visible").first
+    shown = page.locator("#ev-fitness svg.ev-svg:visible").first
     said = _begins("fitness over English: 12 trials, of which 2 are on the front.")
     expect(shown).to_have_attribute("aria-label", said)
     shown.locator(".ev-cell .ev-chosen").hover(force=True)
@@ -442,8 +500,11 @@ def test_other_models_have_their_page(
     _tab(page, "Path")
     page.wait_for_selector("#ev-path .ev-cell:visible")
     _tab(page, "Change it")
-    page.wait_for_selector("text=there is no path to change")
     expect(page.locator("#ev-drop")).to_be_hidden()
+    page.locator("#ev-part-0 input[type=number]").fill("0")
+    page.wait_for_selector("#ev-said >> text=a \N{MULTIPLICATION SIGN} 0")
+    page.wait_for_selector("#ev-answers2 .ev-done:nth-child(2)")
+    expect(page.locator("#ev-share a")).to_have_attribute("href", re.compile(r"^\?edit="))
     empty = visit(serve("").url)
     empty.wait_for_selector("#ev-status .ev-error >> text=EVOMERGE_MODEL")
     folder = broken(study__json="{")

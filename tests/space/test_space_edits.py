@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 from typing import Any
+from urllib.parse import parse_qs
 
 import edits
+import mixing
 import pytest
 from edits import Route
 from hops import terms
+from published import Parent, Published
+from showcase import Edit
 from texts import SpaceError
 
 from hf_evomerge.recipes.layer_path import LayerPath
@@ -132,3 +136,49 @@ def test_a_slider_on_its_way_is_one_edit() -> None:
     assert at.scale(0.3).only_scales_hop(at)
     assert not at.scale(0.3).only_scales_hop(WAY.select(2).scale(5))
     assert not WAY.select(3).repeat().only_scales_hop(WAY)
+
+
+def test_a_path_may_be_written_in_ranges() -> None:
+    """Ranges, forwards and backwards, and repeats are those of recipes; too many hops are refused before they are made."""
+    way = edits.route(["0:0-2", "1:3-2 x2", "0:1*0.5 + 1:1*0.5"])
+    assert way.hops == ("0:0", "0:1", "0:2", "1:3", "1:2", "1:3", "1:2", "0:1*0.5 + 1:1*0.5")
+    with pytest.raises(SpaceError, match="here it may have 512"):
+        edits.route(["0:0-99999999 x99999"])
+
+
+BAD_LINKS = [
+    "",
+    "{",
+    "[1,2]",
+    "[[],[]]",
+    '[["0:0"],["x"]]',
+    '[["7:7"],[1]]',
+    "[" * 99,
+    "x" * 40_000,
+    None,
+    '[[["layer 0",[1,1]]]]',
+]
+
+
+@pytest.mark.parametrize("text", BAD_LINKS)
+def test_a_link_of_somebody_else_is_checked(text: object) -> None:
+    """What is no edit of this model is one friendly line."""
+    config = {"model_type": "evo_merged", "path": ["0:0", "1:1"], "scales": [1.0, 0.5]}
+    with pytest.raises(SpaceError):
+        Edit.of_link(text, Published("m", "m", config=config))
+
+
+def test_a_link_carries_an_edit() -> None:
+    """What a link says is what was edited, of a path and of a merge."""
+    path = Published("m", "m", config={"model_type": "evo_merged", "path": ["0:0", "1:1"], "scales": [1.0, 0.1]})
+    edit = Edit(edits.Route(("1:1", "0:0", "0:0"), (1 / 3, -1.5, 1.0)))
+    (text,) = parse_qs(edit.link[1:])["edit"]
+    assert Edit.of_link(text, path) == edit
+    parents = (Parent("a", "a"), Parent("b", "b"))
+    merge = Published("m", "m", config={"num_hidden_layers": 2}, recipe={"merge": {"method": "x"}}, parents=parents)
+    edit = Edit(factors=mixing.with_factors((), "layer 1", [0.5, 2.0]))
+    (text,) = parse_qs(edit.link[1:])["edit"]
+    assert Edit.of_link(text, merge) == edit
+    for bad in ('[[["layer 2",[1,2]]]]', '[[["layer 1",[1]]]]', '[[["layer 1",[1,99]]]]', '[[["layer 1",[1,true]]]]', "[[5]]"):
+        with pytest.raises(SpaceError, match="cannot be read"):
+            Edit.of_link(bad, merge)

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import loading
+import mixing
 import models
 import pytest
 from models import EVOLVED, Host, Job
 from published import Published, read
 from served import greedy
+from showcase import Showcase
 from texts import SpaceError
 
 PROMPT = "t0 w3 w4 5"
@@ -131,7 +133,7 @@ def test_a_stop_counts_while_the_prompt_is_read(host: Host, monkeypatch: pytest.
     plain = type(layer).forward
 
     def slow(self: Any, *arguments: Any, **named: Any) -> Any:
-        time.sleep(0.1)
+        time.sleep(0.3)
         return plain(self, *arguments, **named)
 
     monkeypatch.setattr(type(layer), "forward", slow)
@@ -139,7 +141,7 @@ def test_a_stop_counts_while_the_prompt_is_read(host: Host, monkeypatch: pytest.
     begin = time.monotonic()
     pieces = list(host.answer(Job(EVOLVED, PROMPT, 4, hops, (1.0,) * len(hops)), lambda: time.monotonic() - begin > 0.5))
     assert (pieces[-1].state, pieces[-1].tokens) == ("stopped", 0)
-    assert host._pass.acquire(timeout=5), "300 layers would take 30 seconds"
+    assert host._pass.acquire(timeout=30), "300 layers would take 90 seconds"
     host._pass.release()
 
 
@@ -252,3 +254,44 @@ def test_no_model_is_no_crash() -> None:
     host.load()
     assert "nowhere" in host.error
     assert "\n" not in host.error
+
+
+def test_weights_of_a_merge_are_turned_down_and_put_back(ps: Path, tmp_path: Path) -> None:
+    """With a parent's weight at 0 the answer is that of the merge without it; afterwards every bit is as it was."""
+    from hf_evomerge import Recipe, build_model
+
+    host = _host(ps)
+    assert host.evolved is not None
+    before = {name: tensor.clone() for name, tensor in host.evolved.model.state_dict().items()}
+    published = host.whole_answer(Job(EVOLVED, PROMPT, 8)).text
+    recipe = Recipe.load(ps / "recipe.yaml").model_dump(exclude_none=True, exclude={"built"})
+    for weights in recipe["merge"]["parameters"][0].values():
+        weights.update(dict.fromkeys(weights, 0.0))
+    without = build_model(Recipe.model_validate(recipe), tmp_path / "without", progress=False)
+    answer = host.whole_answer(Job(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),))).text
+    assert answer == greedy(Path(without), PROMPT) != published
+    assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).text == published
+    assert all(tensor.equal(before[name]) for name, tensor in host.evolved.model.state_dict().items())
+
+
+def test_the_answer_is_seen_to_come_about(host: Host, ps: Path) -> None:
+    """A row per hop, or per layer; the last row is the answer itself."""
+    for shown, rows in ((host, len(host.published.path)), (_host(ps), 2)):
+        written, liked = shown.lens(PROMPT)
+        assert len(liked) == rows
+        assert liked[-1] == written
+
+
+def test_answers_are_there_before_anybody_asks(dfs: Path, tiny: Path) -> None:
+    """Every model answers the first examples when the page starts; what is on record is taken as it is."""
+    show = Showcase(str(dfs))
+    show.open()
+    prompt = show.published.examples[0][0]
+    cards = show.in_advance(prompt)
+    assert [card.name for card in cards] == ["model", "a", "b", "base"]
+    assert [card.text for card in cards] == [
+        greedy(folder, prompt, 64) for folder in (dfs, tiny / "a", tiny / "b", tiny / "base")
+    ]
+    assert {card.state for card in cards} == {"known"}
+    assert cards[0].right
+    assert show.in_advance("another prompt") == []

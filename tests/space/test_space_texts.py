@@ -67,3 +67,26 @@ def test_the_bound_of_tokens_is_checked(tokens: object) -> None:
 def test_an_answer_is_judged_as_the_search_did(text: str, answer: str, fitness: dict[str, object], right: bool | None) -> None:
     """Numbers are compared where the search compared numbers, texts where it compared texts, and nothing is said otherwise."""
     assert judge.is_right(text, answer, fitness) is right
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("the answer is 10", "right number, wrong language"),
+        ("the answer is 8", "wrong number, wrong language"),
+        ("答え は 8", "wrong number"),
+        ("これ は 10", "right number, other words"),
+        ("はい", "no number"),
+        ("yes", "no number, wrong language"),
+        (" ", "says nothing"),
+    ],
+)
+def test_a_wrong_answer_says_why(text: str, reason: str) -> None:
+    """A visitor who cannot read the language learns whether the number or the language is wrong."""
+    assert judge.why_wrong(text, "答え は 10") == reason
+
+
+def test_a_list_has_commas_and_one_and() -> None:
+    """A, B and C; one hop is a hop."""
+    assert [texts.listed(["A", "B", "C"][:count]) for count in (1, 2, 3)] == ["A", "A and B", "A, B and C"]
+    assert [texts.counted(count, "hop") for count in (1, 2)] == ["1 hop", "2 hops"]

@@ -1,0 +1,109 @@
+"""Other weights for a merge while it is in memory: how much of each parent is in a tensor is found, changed, and put back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from texts import SpaceError, number
+
+ALL = "all layers"
+MAX_FACTOR = 3.0
+_LAYER = re.compile(r"\.(\d{1,4})\.")
+_MOST_OFF = 1e-2  # what may be left of a tensor that a weighted sum of its parents does not explain
+
+Factors = tuple[tuple[str, tuple[float, ...]], ...]  # a group of layers, and what each parent's weight is multiplied by there
+
+
+def groups(layers: int) -> list[str]:
+    """The groups of layers that can be changed."""
+    return [ALL, "embeddings and head", *(f"layer {layer}" for layer in range(layers))]
+
+
+def with_factors(factors: Factors, group: str, values: Sequence[float]) -> Factors:
+    """The same with other factors for a group; one that is 1 for every parent is left out."""
+    kept = tuple(item for item in factors if item[0] != group)
+    return kept if all(value == 1 for value in values) else (*kept, (group, tuple(values)))
+
+
+def checked(factors: object, layers: int, parents: int) -> Factors:
+    """Factors that came from a link; raises `SpaceError` where they are none."""
+    if not isinstance(factors, list) or len(factors) > layers + 2:
+        raise SpaceError("The link's edit cannot be read.")
+    found: Factors = ()
+    for item in factors:
+        if not (isinstance(item, list) and len(item) == 2 and item[0] in groups(layers) and isinstance(item[1], list)):
+            raise SpaceError("The link's edit cannot be read.")
+        values = [value for value in item[1] if type(value) in (int, float) and 0 <= value <= MAX_FACTOR]
+        if len(values) != len(item[1]) or len(values) != parents:
+            raise SpaceError("The link's edit cannot be read.")
+        found = with_factors(found, item[0], [float(value) for value in values])
+    return found
+
+
+def describe(factors: Factors, labels: Sequence[str]) -> str:
+    """What was changed, in one line."""
+    if not factors:
+        return "The weights are as published."
+
+    def times(label: str, value: float) -> str:
+        return f"{label} \N{MULTIPLICATION SIGN} {number(value)}"
+
+    words = [
+        f"{group}: {', '.join(times(label, value) for label, value in zip(labels, values, strict=False) if value != 1)}"
+        for group, values in factors
+    ]
+    return f"Changed: {'; '.join(words)}."
+
+
+def _factors_of(name: str, factors: Mapping[str, Sequence[float]], parents: int) -> list[float]:
+    found = _LAYER.search(name)
+    own = factors.get(f"layer {found[1]}" if found else "embeddings and head", [1.0] * parents)
+    return [a * b for a, b in zip(own, factors.get(ALL, [1.0] * parents), strict=True)]
+
+
+@contextmanager
+def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors) -> Iterator[None]:
+    """Multiply the weights that the parents have in a merge, for as long as the context lasts.
+
+    A tensor of the merge is base + sum_i w_i (parent_i - base). The w_i are found by least squares, whatever the groups of the
+    recipe are, and become f_i w_i.
+
+    Args:
+        model: The merge; the same bits are in it afterwards.
+        parents: Models of the same class.
+        base: That of the merge; zero where None.
+        factors: What to change.
+
+    Raises:
+        SpaceError: The merge is no weighted sum of these models.
+    """
+    import torch
+
+    tensors = [dict(parent.named_parameters()) for parent in parents]
+    ground = dict(base.named_parameters()) if base is not None else {}
+    by_group, kept = dict(factors), []
+    try:
+        for name, parameter in model.named_parameters():
+            wanted = _factors_of(name, by_group, len(parents))
+            if all(value == 1 for value in wanted) or any(name not in each for each in tensors):
+                continue
+            merged = parameter.detach().float()
+            zero = ground[name].detach().float() if name in ground else torch.zeros_like(merged)
+            if any(each[name].shape != merged.shape for each in tensors) or zero.shape != merged.shape:
+                continue
+            vectors = torch.stack([(each[name].detach().float() - zero).flatten() for each in tensors])
+            change = (merged - zero).flatten()
+            weights = torch.linalg.lstsq((vectors @ vectors.T).double(), (vectors @ change).double(), driver="gelsd").solution
+            off = change - weights.float() @ vectors
+            if off.norm() > _MOST_OFF * max(float(change.norm()), float(vectors.norm()) * 1e-3, 1e-12):
+                raise SpaceError("This merge is no weighted sum of its parents, so there is nothing to turn up or down.")
+            kept.append((parameter, parameter.detach().clone()))
+            less = (torch.tensor(wanted, dtype=torch.float64) - 1) * weights.cpu()
+            parameter.data.add_((less.float().to(vectors.device) @ vectors).view_as(parameter).to(parameter.dtype))
+        yield
+    finally:
+        for parameter, before in kept:
+            parameter.data.copy_(before)
