@@ -120,7 +120,7 @@ def _path(
     words: str,
 ) -> str:
     narrow = width == NARROW
-    left, after = (34.0, 8.0) if narrow else (84.0, 60.0)  # room for what goes in and what comes out
+    left, after = (34.0, 8.0) if narrow else (92.0, 68.0)  # room for what goes in and what comes out
     space = width - left - after
     pitch = max(min(space / room, 26.0 if narrow else 84.0), 10.0 if narrow else 7.0)
     total = max(sum(rows[source] for source in {source for hop in parsed for source, _, _ in hop}), 1)
