@@ -119,7 +119,7 @@ def hybrid_search(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def search_settings(tiny: Path) -> Callable[..., dict[str, Any]]:
     """Makes the settings of a small search of the tiny family; keywords replace whole sections."""
 
@@ -140,7 +140,7 @@ def search_settings(tiny: Path) -> Callable[..., dict[str, Any]]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def search_config(search_settings: Callable[..., dict[str, Any]]) -> Callable[..., SearchConfig]:
     """Makes a small search of the tiny family."""
     return lambda *arguments, **more: validate(SearchConfig, search_settings(*arguments, **more), SearchError)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import killing
 import pytest
+from killing import EXAMPLES, KillingTask, harmless_jobs
 
 from hf_evomerge.checkpoints.digests import digest_source
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import EvoMergeError, SearchError
-from hf_evomerge.fitness import Example, Scores, make_task
-from hf_evomerge.fitness.likelihood import LikelihoodSpec
-from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.cluster import ClusterEvaluator, RayRunner
 from hf_evomerge.search.config import SearchConfig
@@ -29,8 +25,6 @@ from hf_evomerge.search.runner import DIED, Job, LocalRunner
 from hf_evomerge.search.slopes import WeightSlopes
 from hf_evomerge.search.study import Study, Trial
 
-EXAMPLES = [Example("w1 w2 w3", "4"), Example("w5 w5", "7"), Example("w9", "1", "deadly"), Example("w4", "0", "sleeping")]
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
@@ -40,67 +34,40 @@ def cluster() -> Iterator[Any]:
         for name in ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness", "RAY_ENABLE_UV_RUN_RUNTIME_ENV"):
             patch.setenv(name, "0")
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        ray.cloudpickle.register_pickle_by_value(killing)
         yield ray
         ray.shutdown()
 
 
-class Task:
-    """The likelihood; the example called deadly kills the process, and the one called sleeping never ends."""
-
-    def __init__(self) -> None:
-        self.task: Any = make_task(LikelihoodSpec(separator=" "))
-        self.names: set[str] = set()
-
-    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Tokenise."""
-        self.names = {example.id for example in examples}
-        self.task.prepare(examples, tokenizer)
-
-    def evaluate(self, model: Any) -> Scores:
-        """Score, or not."""
-        if "deadly" in self.names:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if "sleeping" in self.names:
-            time.sleep(3600)
-        return self.task.evaluate(model)
-
-    def backward(self, model: Any) -> Scores:
-        """Score with a gradient."""
-        return self.task.backward(model)
-
-
-def _runner(config: SearchConfig, **more: Any) -> RayRunner:
+def _runner(config: SearchConfig, workers: int | None = None, **more: Any) -> RayRunner:
     refs = {"base": config.base, "source:0": config.sources[0], "source:1": config.sources[1]}
     files = {label: digest_source(Source.open(ref), {}) for label, ref in refs.items() if ref is not None}
     given = {"memory": 0, "files": files, "admit": lambda kind, where: None, **more}
-    return RayRunner(config, None, task_factory=Task, examples={"search": EXAMPLES}, **given)
+    return RayRunner(config, workers, task_factory=KillingTask, examples={"search": EXAMPLES}, **given)
 
 
 def test_actors_give_the_scores_of_this_process(cluster: Any, search_config: Callable[..., SearchConfig]) -> None:
     """Two actors give the bits of this process, gradients too; one that dies or hangs is replaced, and its job alone fails."""
     config = search_config()
-    fields = {"sources": config.sources, "base": config.base}
-    merges = [{"method": "task_arithmetic", "parameters": [{"weight": i / 3}, {"weight": 1 - i / 3}]} for i in range(3)]
-    recipes = [Recipe.model_validate({**fields, "merge": merge}) for merge in merges]
-    recipes.append(Recipe.model_validate({**fields, "flow": {"path": ["0:0-1", "1:0-1"]}}))
     slopes = WeightSlopes((("weight", 0, None), ("weight", 1, None)), (1.0, 2.0))
-    jobs = [*(Job(recipe, batch=(0, 1)) for recipe in recipes), Job(recipes[1], batch=(0, 1), slopes=slopes)]
-    expected = dict(LocalRunner(Evaluator(config, task_factory=Task, examples={"search": EXAMPLES})).run(jobs))
+    jobs = harmless_jobs(config)
+    target = jobs[1].target
+    jobs.append(Job(target, batch=(0, 1), slopes=slopes))
+    expected = dict(LocalRunner(Evaluator(config, task_factory=KillingTask, examples={"search": EXAMPLES})).run(jobs))
     assert all(scores.error is None for scores in expected.values())
     seen = []
 
     class Short(Limits):
         def of(self, job: Job) -> Limit:
-            return Limit(3.0) if job.batch == (3,) else Limit()
+            return Limit(3.0) if job.batch == (4,) else Limit()
 
     limits = Short(config.limits, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: [])
     runner = _runner(config, limits=limits, admit=lambda kind, where: seen.append((kind, where)))
     try:
-        deadly, sleeping = (Job(recipes[0], batch=(number,)) for number in (2, 3))
+        deadly, sleeping = (Job(target, batch=(number,)) for number in (2, 4))
         scores = dict(runner.run([*jobs, deadly, sleeping]))
         assert {index: scores[index] for index in expected} == expected
-        assert [scores[index].error for index in (5, 6)] == [DIED, "took longer than 3 s (limits.seconds)"]
+        assert [scores[index].error for index in (8, 9)] == [DIED, "took longer than 3 s (limits.seconds)"]
         assert len(runner.workers) == 2
         assert len(set(seen)) == 1
         assert seen[0][1].startswith("node ")
@@ -141,7 +108,7 @@ def test_a_study_is_the_same_and_goes_on(cluster: Any, search_config: Callable[.
 def test_what_is_wrong_on_a_machine_names_it(cluster: Any, search_config: Callable[..., SearchConfig]) -> None:
     """A source that a machine has not, or another file of it, and a device that no machine has."""
     config = search_config()
-    runner = _runner(config, files={"base": {}, "source:0": {"config.json": ["0" * 64]}, "source:1": {}})
+    runner = _runner(config, 1, files={"base": {}, "source:0": {"config.json": ["0" * 64]}, "source:1": {}})
     with pytest.raises(SearchError, match=r"^node [0-9.]+ \(.*\): .*config.json is not what the search stands on"):
         list(runner.run([Job(config.sources[0])]))
     runner.close()

@@ -5,24 +5,21 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import Timer
 from typing import Any
 
 import numpy as np
 import pytest
+from killing import EXAMPLES, KillingTask, harmless_jobs
 
 from hf_evomerge.errors import SearchError
-from hf_evomerge.fitness import Example, Scores, make_task
-from hf_evomerge.fitness.likelihood import LikelihoodSpec
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.fitness import Scores
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.limits import Limit, Limits
@@ -31,52 +28,6 @@ from hf_evomerge.search.runner import DIED, MOVES, Job, LocalRunner, PoolRunner,
 from hf_evomerge.search.slopes import GateSlopes, JointSlopes, WeightSlopes
 from hf_evomerge.search.study import Study
 from hf_evomerge.search.workers import MachineLostError, Worker
-
-EXAMPLES = [
-    Example("w1 w2 w3", "4", "one"),
-    Example("w5 w5", "7", "two"),
-    Example("w9", "1", "deadly"),
-    Example("w4", "0", "ill"),
-    Example("w3", "2", "sleeping"),
-    Example("w6", "3", "stopped"),
-    Example("w7", "3", "hungry"),
-    Example("w8", "3", "scribbling"),
-    Example("w8 w8", "3", "leaving"),
-]
-
-
-class KillingTask:
-    """The likelihood task, but the example called deadly kills the process, as a lack of memory would."""
-
-    def __init__(self) -> None:
-        self.task = make_task(LikelihoodSpec(separator=" "))
-        self.names: set[str] = set()
-
-    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Tokenise."""
-        self.names = {example.id for example in examples}
-        self.task.prepare(examples, tokenizer)
-
-    def evaluate(self, model: Any) -> Scores:
-        """Score, or die, or raise."""
-        if "deadly" in self.names:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if "ill" in self.names:
-            raise RuntimeError("not today")
-        if "sleeping" in self.names:
-            time.sleep(3600)
-        if "stopped" in self.names:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        if "hungry" in self.names:
-            self.hoard = np.ones(1 << 27)
-            time.sleep(3600)
-        if "scribbling" in self.names:
-            for descriptor in range(3, 100):
-                with suppress(OSError):
-                    os.write(descriptor, b"garbage" * 20)
-        if "leaving" in self.names:
-            raise SystemExit(0)
-        return self.task.evaluate(model)
 
 
 def test_a_patient_runner_starts_what_pays(search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,35 +59,26 @@ def test_a_patient_runner_starts_what_pays(search_config: Callable[..., SearchCo
         runner.close()
 
 
-def _jobs(config: SearchConfig) -> list[Job]:
-    """Merges, paths and a parent, on the two harmless examples."""
-    fields = {"sources": config.sources, "base": config.base}
-    merges = [{"method": "task_arithmetic", "parameters": [{"weight": i / 4}, {"weight": 1 - i / 4}]} for i in range(4)]
-    paths = [["0:0", "1:1"], ["0:0-1", "1:0-1"]]
-    recipes = [{"merge": merge} for merge in merges] + [{"flow": {"path": path}} for path in paths]
-    targets = [*(Recipe.model_validate({**fields, **parts}) for parts in recipes), config.sources[0]]
-    return [Job(target, "search", (0, 1)) for target in targets]
-
-
 def _run(runner: Runner, jobs: list[Job]) -> list[Scores]:
     scores = dict(runner.run(jobs))
     assert sorted(scores) == list(range(len(jobs)))
     return [scores[index] for index in range(len(jobs))]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def process_runner(search_config: Callable[..., SearchConfig]) -> Iterator[ProcessRunner]:
-    """Two workers with the killing task."""
+    """Two workers with the killing task; starting one takes seconds, so the tests share them. Closing ends them."""
     runner = ProcessRunner(search_config(), 2, task_factory=KillingTask, examples={"search": EXAMPLES})
     yield runner
     runner.close()
+    assert not multiprocessing.active_children()
 
 
 def test_workers_and_their_deaths(process_runner: ProcessRunner, search_config: Callable[..., SearchConfig]) -> None:
-    """Two workers give what this process gives; a job that kills its worker fails alone, and closing ends the workers."""
+    """Two workers give what this process gives; a job that kills its worker fails alone."""
     config = search_config()
     local = LocalRunner(Evaluator(config, task_factory=KillingTask, examples={"search": EXAMPLES}))
-    jobs = _jobs(config)
+    jobs = harmless_jobs(config)
     expected = _run(local, jobs)
     assert len({str(fact) for fact in expected}) == len(jobs)
     assert _run(process_runner, jobs) == expected
@@ -151,35 +93,33 @@ def test_workers_and_their_deaths(process_runner: ProcessRunner, search_config: 
     assert scores[6].error == _run(local, [leaving])[0].error == "SystemExit: 0"
     assert _run(process_runner, jobs[-1:]) == expected[-1:]
     assert multiprocessing.active_children()
-    process_runner.close()
-    assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is watched on Linux")
-def test_what_exceeds_a_limit_fails_alone(search_config: Callable[..., SearchConfig]) -> None:
+def test_what_exceeds_a_limit_fails_alone(
+    process_runner: ProcessRunner, search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A job that sleeps, is stopped or takes too much memory fails in one line, its worker is replaced, the others score."""
     config = search_config(limits={"seconds": 8, "memory": "900MB"})
     limits = Limits(config.limits, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: [])
-    runner = ProcessRunner(config, 2, limits=limits, task_factory=KillingTask, examples={"search": EXAMPLES})
-    jobs = _jobs(config)
-    try:
-        expected = _run(runner, jobs)
-        sleeping, stopped, hungry = (Job(jobs[0].target, "search", (index,)) for index in (4, 5, 6))
-        scores = _run(runner, [jobs[0], sleeping, stopped, jobs[4], hungry, jobs[5]])
-        assert [scores[0], scores[3], scores[5]] == [expected[0], expected[4], expected[5]]
-        assert [scores[1].error, scores[2].error] == ["took longer than 8 s (limits.seconds)"] * 2
-        assert scores[4].error == "took more than 0.9 GB of memory (limits.memory)"
-        assert 8 <= scores[1].seconds < 16
-    finally:
-        runner.close()
-    assert not multiprocessing.active_children()
+    monkeypatch.setattr(process_runner, "limits", limits)
+    jobs = harmless_jobs(config)
+    expected = _run(process_runner, jobs)
+    sleeping, stopped, hungry = (Job(jobs[0].target, "search", (index,)) for index in (4, 5, 6))
+    scores = _run(process_runner, [jobs[0], sleeping, stopped, jobs[4], hungry, jobs[5]])
+    assert [scores[0], scores[3], scores[5]] == [expected[0], expected[4], expected[5]]
+    assert [scores[1].error, scores[2].error] == ["took longer than 8 s (limits.seconds)"] * 2
+    assert scores[4].error == "took more than 0.9 GB of memory (limits.memory)"
+    assert 8 <= scores[1].seconds < 16
 
 
 def test_a_default_limit_grows_with_the_work(search_config: Callable[..., SearchConfig]) -> None:
     """Without limits.seconds a candidate may take ten times a parent's time, for each example, hop and pass."""
     parents: list[Scores | None] = [None, Scores([1.0], seconds=30.0), Scores([1.0], seconds=20.0)]
     config = search_config()
-    merge, path = (next(job for job in _jobs(config) if part(job.target)) for part in (lambda t: t.merge, lambda t: t.flow))
+    merge, path = (
+        next(job for job in harmless_jobs(config) if part(job.target)) for part in (lambda t: t.merge, lambda t: t.flow)
+    )
     limits = Limits(config.limits, examples={"search": 10, "test": 40}, layers=2, parents=lambda: parents)
     long = path.target.model_copy(
         update={"flow": path.target.flow.model_copy(update={"path": ["0:0-1", "1:0-1"], "scales": None})}
@@ -202,43 +142,43 @@ def test_a_default_limit_grows_with_the_work(search_config: Callable[..., Search
 
 
 def test_time_in_which_everything_stood_still_does_not_count(
-    search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch
+    process_runner: ProcessRunner, search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where this process is stopped as well, as by Ctrl-Z, a job is not given up for it."""
-    config = search_config()
-    worker = Worker(config, {"task_factory": KillingTask, "examples": {"search": EXAMPLES}})
-    try:
-        worker.begin(0, _jobs(config)[0], Limit(seconds=600.0))
+    worker = process_runner.workers[0]
+    worker.begin(0, harmless_jobs(search_config())[0], Limit(seconds=600.0))
+    late = time.monotonic
+    while (scores := worker.look()) is None:
+        monkeypatch.setattr(time, "monotonic", lambda late=late: late() + 10_000.0)
+        assert worker.index == 0
+        time.sleep(0.1)
         late = time.monotonic
-        while (scores := worker.look()) is None:
-            monkeypatch.setattr(time, "monotonic", lambda late=late: late() + 10_000.0)
-            assert worker.index == 0
-            time.sleep(0.1)
-            late = time.monotonic
-        assert scores.error is None
-    finally:
-        worker.end()
+    assert scores.error is None
 
 
-def test_a_worker_that_is_killed_while_it_starts_is_replaced(search_config: Callable[..., SearchConfig]) -> None:
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(
+    process_runner: ProcessRunner, search_config: Callable[..., SearchConfig]
+) -> None:
     """A worker that the kernel kills before it is ready is replaced, and its job is run again."""
-    runner = ProcessRunner(search_config(), 1, task_factory=KillingTask, examples={"search": EXAMPLES})
-    try:
-        scores = runner.run(_jobs(search_config())[:1])
-        Timer(0.5, lambda: [child.kill() for child in multiprocessing.active_children()]).start()
-        assert [found.error for _, found in scores] == [None]
-    finally:
-        runner.close()
+    process_runner.workers[0].end()
+    scores = process_runner.run(harmless_jobs(search_config())[:1])
+    Timer(0.5, lambda: [process.kill() for process in _starting(process_runner)]).start()
+    assert [found.error for _, found in scores] == [None]
+
+
+def _starting(runner: ProcessRunner) -> list[Any]:
+    """The processes of workers that are not ready."""
+    return [worker._process for worker in runner.workers if worker._process is not None and not worker._ready]
 
 
 def test_a_worker_that_does_not_start_ends_the_search(search_config: Callable[..., SearchConfig]) -> None:
     """A task that cannot be sent to a worker, and a source that is gone, are one line and no failed evaluation."""
     config = search_config()
     with pytest.raises(SearchError, match=r"cannot be sent to a worker process .*workers=0"):
-        list(ProcessRunner(config, 1, task_factory=lambda: None).run(_jobs(config)))
+        list(ProcessRunner(config, 1, task_factory=lambda: None).run(harmless_jobs(config)))
     gone = config.model_copy(update={"sources": [*config.sources, config.sources[0].model_copy(update={"model": "/gone"})]})
     with pytest.raises(SearchError, match=r"a worker process does not start: .*gone"):
-        list(ProcessRunner(gone, 1).run(_jobs(config)))
+        list(ProcessRunner(gone, 1).run(harmless_jobs(config)))
 
 
 DEADLY = """
@@ -294,7 +234,7 @@ def test_a_gradient_in_parts(search_config: Callable[..., SearchConfig]) -> None
     config = search_config()
     evaluator = Evaluator(config, examples={"search": EXAMPLES})
     slopes = WeightSlopes((("weight", 0, None), ("weight", 1, None)), (1.0, 2.0))
-    jobs = [Job(job.target, slopes=slopes) for job in _jobs(config)[1:3]]
+    jobs = [Job(job.target, slopes=slopes) for job in harmless_jobs(config)[1:3]]
     assert [part.batch for part in jobs[0].parts(4, 9)] == [(0, 1), (2, 3), (4, 5), (6, 7, 8)]
     assert [part.batch for part in Job(jobs[0].target, batch=(7, 9)).parts(4, 9)] == [(7,), (9,)]
     whole = _run(LocalRunner(evaluator), jobs)

@@ -1,0 +1,81 @@
+"""A task whose examples kill, stop or fill the process that scores them, and jobs of every kind; for tests of runners.
+
+Worker processes import it, and actors of a cluster get it with the task.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from hf_evomerge.fitness import Example, Scores, make_task
+from hf_evomerge.fitness.likelihood import LikelihoodSpec
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.runner import Job
+
+EXAMPLES = [
+    Example("w1 w2 w3", "4", "one"),
+    Example("w5 w5", "7", "two"),
+    Example("w9", "1", "deadly"),
+    Example("w4", "0", "ill"),
+    Example("w3", "2", "sleeping"),
+    Example("w6", "3", "stopped"),
+    Example("w7", "3", "hungry"),
+    Example("w8", "3", "scribbling"),
+    Example("w8 w8", "3", "leaving"),
+]
+
+
+class KillingTask:
+    """The likelihood task, but the example called deadly kills the process, as a lack of memory would."""
+
+    def __init__(self) -> None:
+        self.task: Any = make_task(LikelihoodSpec(separator=" "))
+        self.names: set[str] = set()
+
+    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Tokenise."""
+        self.names = {example.id for example in examples}
+        self.task.prepare(examples, tokenizer)
+
+    def evaluate(self, model: Any) -> Scores:
+        """Score, or die, or raise."""
+        if "deadly" in self.names:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "ill" in self.names:
+            raise RuntimeError("not today")
+        if "sleeping" in self.names:
+            time.sleep(3600)
+        if "stopped" in self.names:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if "hungry" in self.names:
+            self.hoard = np.ones(1 << 27)
+            time.sleep(3600)
+        if "scribbling" in self.names:
+            for descriptor in range(3, 100):
+                with suppress(OSError):
+                    os.write(descriptor, b"garbage" * 20)
+        if "leaving" in self.names:
+            raise SystemExit(0)
+        return self.task.evaluate(model)
+
+    def backward(self, model: Any) -> Scores:
+        """Score with a gradient."""
+        return self.task.backward(model)
+
+
+def harmless_jobs(config: SearchConfig) -> list[Job]:
+    """Merges, paths and a parent, on the two harmless examples."""
+    fields = {"sources": config.sources, "base": config.base}
+    merges = [{"method": "task_arithmetic", "parameters": [{"weight": i / 4}, {"weight": 1 - i / 4}]} for i in range(4)]
+    paths = [["0:0", "1:1"], ["0:0-1", "1:0-1"]]
+    recipes = [{"merge": merge} for merge in merges] + [{"flow": {"path": path}} for path in paths]
+    targets = [*(Recipe.model_validate({**fields, **parts}) for parts in recipes), config.sources[0]]
+    return [Job(target, "search", (0, 1)) for target in targets]
