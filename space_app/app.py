@@ -18,6 +18,7 @@ sys.path.insert(0, str(HERE))  # its modules are found wherever it is started fr
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  # before torch: on ZeroGPU it decides when CUDA begins
 
+import drawing  # noqa: E402
 import edits  # noqa: E402
 import evolution  # noqa: E402
 import gradio as gr  # noqa: E402
@@ -342,7 +343,7 @@ class Page:
         }
 
 
-def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.Blocks, Showcase]:
+def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.Blocks, Showcase | drawing.Painter]:
     """Start the page of a model, and the model behind it.
 
     Args:
@@ -350,8 +351,8 @@ def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.B
         revision: Branch, tag or commit.
         options: More options of Gradio's `launch`.
     """
-    show = Showcase(model, revision)
-    blocks = Page(show).build()
+    show: Any = drawing.Painter(model, revision) if drawing.is_pipeline(model, revision) else Showcase(model, revision)
+    blocks = drawing.page(show) if isinstance(show, drawing.Painter) else Page(show).build()
     blocks.queue(max_size=QUEUE, default_concurrency_limit=4)
     show.start()
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))

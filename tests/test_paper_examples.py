@@ -41,9 +41,10 @@ for name in ("ps", "hybrid"):
         "rows": [row.stage for row in result.rows],
         "vocabulary": config.get("text_config", config)["vocab_size"],
     }
-for name in ("evovlm-jp", "llava-next-maths", "qwen2-vl-experts"):
+for name in ("evovlm-jp", "llava-next-maths", "qwen2-vl-experts", "evosdxl-jp"):
     text = Path(f"examples/{name}.yaml").read_text(encoding="utf-8")
-    (out / "search.yaml").write_text(text.replace("pictures.jsonl", sys.argv[2]), encoding="utf-8")
+    text = text.replace("pictures.jsonl", sys.argv[2]).replace("prompts.jsonl", sys.argv[3])
+    (out / "search.yaml").write_text(text, encoding="utf-8")
     found[name] = {"plan": plan_search(SearchConfig.load(out / "search.yaml")).to_text()}
 print(json.dumps(found))
 """
@@ -51,13 +52,15 @@ print(json.dumps(found))
 
 def test_the_papers_files_run(tmp_path: Path) -> None:
     """All files are planned as they are on a machine without CUDA, from headers alone; those of text run to a built model."""
-    for library in ("datasets", "torchvision", "rouge_score", "fugashi"):
+    for library in ("datasets", "diffusers", "torchvision", "rouge_score", "fugashi"):
         pytest.importorskip(library)
     with LocalHub(tmp_path / "hub", orgs=ORGS) as hub:
         publish(HfApi(endpoint=hub.endpoint, token=hub.token), tmp_path / "stand-ins")
         environment = {**os.environ, **hub.environment(home=tmp_path / "client"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         environment["CUDA_VISIBLE_DEVICES"] = ""
-        command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(tmp_path / "stand-ins" / "pictures.jsonl")]
+        given = [str(tmp_path / "stand-ins" / name) for name in ("pictures.jsonl", "prompts.jsonl")]
+        given = [str(tmp_path / "stand-ins" / name) for name in ("pictures.jsonl", "prompts.jsonl")]
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path), *given]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -71,5 +74,5 @@ def test_the_papers_files_run(tmp_path: Path) -> None:
     assert "ps: dare_ties, 6 numbers to evolve, 1000 evaluations, 111 generations of 9 on 1069 of 1069" in found["ps"]["plan"]
     assert "generations of 9 on 869 of 869" in found["hybrid"]["plan"]
     assert "generations of 128 on 200 of 869" in found["hybrid"]["plan"]
-    for name, numbers in (("evovlm-jp", 4), ("llava-next-maths", 6), ("qwen2-vl-experts", 20)):
+    for name, numbers in (("evovlm-jp", 4), ("llava-next-maths", 6), ("qwen2-vl-experts", 20), ("evosdxl-jp", 8)):
         assert f", {numbers} numbers to evolve, " in found[name]["plan"], found[name]["plan"]

@@ -189,12 +189,15 @@ def open_recipe(
 
 def _composed(recipe: Recipe, sources: Mapping[int, Source], base: Source | None) -> Composed:
     """The merge of a part, in the model whose part it is."""
-    from ..checkpoints.component import as_parts
+    from ..checkpoints.component import as_parts, whole_of
+    from ..checkpoints.pipeline import Pipeline
     from .composed import Composed
+    from .pipeline import ComposedPipeline
 
     merged = recipe.merge_sources
     parts = as_parts([*(sources[number] for number in merged), *([base] if base is not None else [])])
-    return Composed(recipe, {**sources, **dict(zip(merged, parts, strict=False))}, parts[-1] if base is not None else None)
+    kind = ComposedPipeline if isinstance(whole_of(parts[0]), Pipeline) else Composed
+    return kind(recipe, {**sources, **dict(zip(merged, parts, strict=False))}, parts[-1] if base is not None else None)
 
 
 def _parts_of(recipe: Recipe, sources: Mapping[int, Source], base: Source | None) -> tuple[list[Checkpoint], Source | Composed]:

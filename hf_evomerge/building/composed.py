@@ -61,12 +61,19 @@ class Composed(Checkpoint):
         self.merged = Merged(recipe, sources, base)
         self.tokenizer_source = self.merged.tokenizer_source
         self.layout, self._sources = host.layout, sources
-        given: dict[str, tuple[Component, Checkpoint]] = {host.part: (host, self.merged)}
+        self._given: dict[str, tuple[Checkpoint, str]] = {raw: (self.host, raw) for raw in self.host.tensors}
+        self._given |= {raw: (self.merged, name) for name, raw in host.raw.items()}
+        self._parts: dict[str, Checkpoint] = {host.part: self.merged}
         for part, number in (recipe.components or {}).items():
-            given[part] = _donated(Component(self.host, part), Component(whole_of(sources[number]), part))
-        self._given = {raw: (checkpoint, name) for part, checkpoint in given.values() for name, raw in part.raw.items()}
-        self._parts = {part: checkpoint for part, (_, checkpoint) in given.items()}
+            self._take(part, whole_of(sources[number]))
         check_ids(self.host, self.tokenizer_source, self._tokens)
+
+    def _take(self, part: str, donor: Source) -> None:
+        """Put a part of another source in the place of the model's own; raises `SourceError` where they are not alike."""
+        own, other = Component(self.host, part), Component(donor, part)
+        _check_alike(own, other)
+        self._given |= {raw: (other, name) for name, raw in own.raw.items()}
+        self._parts[part] = other
 
     @property
     def processor_source(self) -> Source:
@@ -76,23 +83,23 @@ class Composed(Checkpoint):
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """Dtype and shape of every tensor, by the names in the first source's files."""
-        return {name: self._info(name) for name in self.host.tensors}
+        return {name: self._info(name) for name in self._given}
 
     def _info(self, name: str) -> TensorInfo:
-        checkpoint, own = self._given.get(name, (self.host, name))
+        checkpoint, own = self._given[name]
         info, dtype = checkpoint.tensors[own], self.recipe.dtype
         return TensorInfo(STORED[dtype] if dtype is not None and info.is_float else info.dtype, info.shape)
 
     def stream(self, name: str) -> Iterator[torch.Tensor]:
         """One tensor: merged, or copied."""
-        checkpoint, own = self._given.get(name, (self.host, name))
+        checkpoint, own = self._given[name]
         dtype = torch_dtype(self.tensors[name].dtype)
         for piece in checkpoint.stream(own):
             yield piece.to(dtype)
 
     def origin(self, name: str) -> Origin:
         """Where a tensor comes from."""
-        checkpoint, own = self._given.get(name, (self.host, name))
+        checkpoint, own = self._given[name]
         return checkpoint.origin(own)
 
     @property
@@ -158,15 +165,14 @@ class Composed(Checkpoint):
         return f"{self.merged}, as {part} of {self.host}"
 
 
-def _donated(own: Component, donor: Component) -> tuple[Component, Component]:
-    """A part of the model, and that of another which takes its place; raises `SourceError` where they are not alike."""
+def _check_alike(own: Component, donor: Component) -> None:
+    """Raise `SourceError` where a part of the model and the one that takes its place are not alike."""
     for name in own.raw.keys() | donor.raw.keys():
         here, there = own.tensors.get(name), donor.tensors.get(name)
         if here is None or there is None or here.shape != there.shape:
             raise SourceError(
                 f"components.{own.part}: {name} is {_shape(here)} in {own}, {_shape(there)} in {donor}; their parts do not fit"
             )
-    return own, donor
 
 
 def _shape(info: TensorInfo | None) -> str:

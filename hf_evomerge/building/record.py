@@ -11,7 +11,10 @@ from ..errors import EvoMergeError
 from ..recipes.recipe import RECIPE_FILE, Built
 
 BUILD_FILE = "build.json"
-_RECORDED = ("*.safetensors", "*.safetensors.index.json", "config.json", RECIPE_FILE, "*.py")
+_RECORDED = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", RECIPE_FILE, "*.py"),
+    *("model_index.json", "*/*.safetensors", "*/*.safetensors.index.json", "*/config.json"),  # of pipelines
+)
 _LIBRARIES = ("hf-evomerge", "huggingface_hub", "safetensors", "torch", "transformers")
 
 
@@ -61,4 +64,4 @@ def library_versions() -> dict[str, str]:
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(file for pattern in _RECORDED for file in folder.glob(pattern) if file.is_file())
     with ThreadPoolExecutor() as pool:
-        return {file.name: sha for file, sha in zip(files, pool.map(file_sha256, files), strict=True)}
+        return {file.relative_to(folder).as_posix(): sha for file, sha in zip(files, pool.map(file_sha256, files), strict=True)}

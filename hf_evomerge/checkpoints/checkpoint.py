@@ -87,6 +87,10 @@ class Checkpoint(ABC):
         Pieces may be views of a file that is mapped into memory: do not write to them.
         """
 
+    def place(self, name: str) -> tuple[str, str, str]:
+        """Where a tensor is written: the folder in the model's folder, what files there begin with, and its name there."""
+        return "", "model", name
+
     @abstractmethod
     def origin(self, name: str) -> Origin:
         """Where a tensor comes from."""

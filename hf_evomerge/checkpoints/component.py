@@ -45,11 +45,6 @@ class Layout:
     modules: dict[str, str]
 
     @classmethod
-    def of(cls, source: Source) -> Layout:
-        """Lay a checkpoint's model out; raises `SourceError` where transformers has no class for it."""
-        return cls.of_names(source.config, [*source.tensors, *source.tied], str(source))
-
-    @classmethod
     def of_names(cls, config: PretrainedConfig, names: Iterable[str], called: str) -> Layout:
         """Lay out the model of a config, with tensors of these names in its files."""
         import torch
@@ -121,7 +116,7 @@ class Component(Source):
         )
         self.whole = whole
         self.part: str = part
-        self.layout = Layout.of(whole)
+        self.layout = whole.layout
         self.raw: dict[str, str] = {}
         for raw in whole.tensors:
             found, name = self.layout.place(raw)
@@ -204,6 +199,10 @@ class Component(Source):
         if path is None:
             return parameter in {self.layout.modules[raw] for raw in self.raw.values()}
         return path == "" or parameter.startswith(f"{path}.") or (head is not None and parameter.startswith(f"{head}."))
+
+    def tokenizer(self) -> Any:
+        """The tokenizer of the whole."""
+        return self.whole.tokenizer()
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the JSON files; ``config.json`` is that of the part."""

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
-from .lora import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from .component import whole_of
+from .lora import CONFIG_FILE, Adapter
 from .model_folder import COMPANIONS
+from .pipeline import INDEX, Pipeline
+from .repository import SMALL_FILES
 from .source import Source
 
 Digest = list[Any]
@@ -33,9 +36,11 @@ def digest_source(source: Source, known: Mapping[str, Digest]) -> dict[str, Dige
     elif source.repository is not None:
         found = {"commit": [source.repository.commit]}
     else:
-        patterns = ("config.json", *COMPANIONS)
-        beside = [file for pattern in patterns for file in sorted(source.folder.glob(pattern)) if file.is_file()]
-        weights = sorted({info.file for info in source.tensors.values()})
+        whole, patterns = whole_of(source), ["config.json", *COMPANIONS]
+        if isinstance(whole, Pipeline):
+            patterns = [INDEX, *(f"{part}/{pattern}" for part in whole.entries for pattern in SMALL_FILES)]
+        beside = list(dict.fromkeys(f for pattern in patterns for f in sorted(source.folder.glob(pattern)) if f.is_file()))
+        weights = sorted({info.file for info in whole.tensors.values()})
         found = _digests(source.folder, [*beside, *weights], known)
     if source.adapter is not None:
         found |= {f"adapter {name}": digest for name, digest in _adapter(source.adapter, known).items()}
@@ -46,7 +51,8 @@ def _adapter(adapter: Adapter, known: Mapping[str, Digest]) -> dict[str, Digest]
     if adapter.repository is not None:
         return {"commit": [adapter.repository.commit]}
     own = {name.removeprefix("adapter "): digest for name, digest in known.items() if name.startswith("adapter ")}
-    return _digests(adapter.folder, [adapter.folder / CONFIG_FILE, adapter.folder / WEIGHTS_FILE], own)
+    files = [adapter.folder / name for name in ([CONFIG_FILE] if adapter.config else []) + [adapter.file]]
+    return _digests(adapter.folder, files, own)
 
 
 def _digests(folder: Path, files: Iterable[Path], known: Mapping[str, Digest]) -> dict[str, Digest]:

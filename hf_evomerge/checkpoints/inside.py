@@ -28,14 +28,19 @@ def check_inside(folder: Path, file: Path) -> None:
         raise SourceError(f"{file}: a link to {target}, which is not in {folder}; put the file itself there")
 
 
-def check_folder(folder: Path) -> None:
-    """Raise `SourceError` where what may be read from a model folder is a link that leads out of it, or no file."""
+def check_folder(folder: Path, home: Path | None = None) -> None:
+    """Raise `SourceError` where what may be read from a model folder is a link that leads out of it, or no file.
+
+    Args:
+        folder: The folder.
+        home: What links may not lead out of, where the folder is one inside of it.
+    """
     try:
         for place in (folder, folder / TEMPLATES):
             if place == folder or place.is_dir():
                 for item in os.scandir(place):
                     if item.is_symlink() and (item.name == TEMPLATES or not item.is_dir()):
-                        check_inside(folder, Path(item.path))
+                        check_inside(home or folder, Path(item.path))
                     if not item.is_dir() and not item.is_file() and os.path.exists(item.path):
                         raise SourceError(f"{item.path}: a pipe or a device, and no file; reading it could wait for ever")
     except OSError as cause:

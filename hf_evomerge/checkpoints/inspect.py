@@ -111,6 +111,8 @@ class Inspection:
             rows.append(("effective", _size_text(self.effective)))
         files = {"tokenizer": self.tokenizer, "chat template": self.chat_template, "recipe": self.recipe}
         rows.append(("with it", ", ".join(name if there else f"no {name}" for name, there in files.items())))
+        if self.model_type == "diffusion_pipeline":  # which has none of these
+            rows = [row for row in rows if row[0] not in ("layers", "hidden size", "vocabulary")]
         lines = [f"{name:13} {value}" for name, value in rows]
         if (merged := self.merged) is not None:
             lines.append(f"{'path':13} {len(merged.path)} hops over {merged.distinct_layers} distinct layers")
@@ -176,12 +178,11 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
 
 def _parts(source: Source) -> dict[str, int]:
     """The tensors of each part of a model that has several, of those that transformers knows."""
-    if not (source.config.sub_configs or getattr(source.config, "is_encoder_decoder", False)):
+    several = source.config.sub_configs or getattr(source.config, "is_encoder_decoder", False)
+    if not several and source.config.model_type != "diffusion_pipeline":
         return {}
-    from .component import Layout
-
     try:
-        return Layout.of(source).count()
+        return source.layout.count()
     except SourceError:
         return {}
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICTURE_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name, without an adapter_config.json
+_METADATA = "lora_adapter_metadata"  # in such a file: what an adapter_config.json says, by component
 _MAX_REPEATS = 6  # in a pattern of module names; more of them can take for ever to find out that nothing follows it
 _BLOCK = 1 << 16  # elements of the weight that are changed at a time: they fit the processor's cache
 # Keys of adapter_config.json that change the arithmetic in ways that are not known here. A method that starts from a changed
@@ -55,63 +57,73 @@ class _Change:
     b: str = ""
     magnitude: str = ""
     whole: str = ""
+    alpha: str = ""
+    module: str = ""
     scaling: float = 1.0
     transposed: bool = False
     parts: set[str] = field(default_factory=set)
 
 
 class Adapter:
-    """One LoRA adapter.
+    """One LoRA adapter: peft's, or one of a diffusion pipeline in diffusers' layout or that of kohya's scripts.
 
     Args:
-        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are.
+        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are, or the one file of a pipeline's.
         label: What it is called in messages.
         repository: Where the weights come from if they are not in the folder.
+        file: The name of the file of a pipeline's adapter, where it is not ``pytorch_lora_weights.safetensors``.
     """
 
-    def __init__(self, folder: Path, label: str, repository: Repository | None = None) -> None:
+    def __init__(self, folder: Path, label: str, repository: Repository | None = None, file: str | None = None) -> None:
         self.folder = folder
         self.label = label
         self.repository = repository
         self._handle: Any = None
-        check_folder(folder)
-        self.config = self._read_config()
+        if repository is None or folder.is_dir():  # one without small files has none yet
+            check_folder(folder)
+        peft = file is None and (
+            (folder / CONFIG_FILE).is_file() or (repository is None and not (folder / PICTURE_FILE).is_file())
+        )
+        self.file = WEIGHTS_FILE if peft else file or PICTURE_FILE
+        self.config = self._read_config() if peft else {}
 
     @classmethod
     def open(cls, name: str, revision: str | None = None) -> Adapter:
         """Find an adapter: a folder, or a repository on the Hub; raises `SourceError`."""
-        label = name if revision is None else f"{name}@{revision}"
-        folder = named_folder(name)
+        label, file = name if revision is None else f"{name}@{revision}", None
+        if name.endswith(".safetensors"):
+            name, _, file = name.rpartition("/")
+        folder = named_folder(name or ".")
         if os.path.isdir(folder):
             if revision is not None:
                 raise SourceError(f"{name}: a folder has no revision (found {revision!r}); leave it out")
-            return cls(folder, label)
+            return cls(folder, label, file=file)
         repository = Repository(name, revision)
-        return cls(repository.folder, label, repository)
+        return cls(repository.folder, label, repository, file)
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
         """The tensors of the adapter's file."""
-        file = self.folder / WEIGHTS_FILE
+        file = self.folder / self.file
         if file.is_file():
             return read_header(file, self.label)
         if self.repository is not None:
-            return self.repository.headers([WEIGHTS_FILE])[WEIGHTS_FILE]
+            return self.repository.headers([self.file])[self.file]
         pickles = sorted(f.name for f in self.folder.glob("adapter_model.*"))
         held = f"only {pickles[0]}, a pickle, which can run code when read" if pickles else "no weights"
-        raise SourceError(f"{self.label}: no {WEIGHTS_FILE} ({held}); save the adapter again with safetensors")
+        raise SourceError(f"{self.label}: no {self.file} ({held}); save the adapter again with safetensors")
 
     def fingerprint(self) -> str:
         """A text that is another one when the adapter's files are."""
         if self.repository is not None:
             return f"{self.label} {self.repository.commit}"
-        status = (self.folder / WEIGHTS_FILE).stat()
+        status = (self.folder / self.file).stat()
         return f"{self.label} {status.st_size} {status.st_mtime_ns} {json.dumps(self.config, sort_keys=True, default=str)}"
 
     def download(self, *, progress: bool = True) -> None:
         """Fetch the weights if they are on the Hub."""
         if self.repository is not None:
-            self.repository.fetch([WEIGHTS_FILE], progress=progress)
+            self.repository.fetch([self.file], progress=progress)
 
     def changes(self, tensors: Mapping[str, TensorInfo], *, tied: bool = False) -> dict[str, _Change]:
         """What becomes of which of a checkpoint's tensors.
@@ -125,9 +137,11 @@ class Adapter:
         """
         found: dict[str, _Change] = {}
         modules: dict[str, str] = {}
+        flat = {f"lora_{name.removesuffix('.weight').replace('.', '_')}": name.removesuffix(".weight") for name in tensors}
         for key in self.tensors:
             name = key.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
             module, part = _split(name)
+            module = flat.get(_FLAT.sub(_flat_part, module), module)
             if tied and self._unties(name):
                 raise SourceError(
                     f"{self.label}: has a head or embeddings of its own ({name}), which are one matrix in the model; merge it "
@@ -140,6 +154,7 @@ class Adapter:
                 self._check_shape(target, tensors[target].shape, self.tensors[key].shape)
                 continue
             setattr(change, part, key)
+            change.module = module
             change.parts.add("embedding" if "lora_embedding" in name else "linear")
             modules[target] = module
         for target, module in modules.items():
@@ -155,13 +170,28 @@ class Adapter:
         if not change.a:
             return weight
         left, right = self._factors(change)
+        scaling = self._scaling(change, right.shape[0])
         with torch.no_grad():
             if change.magnitude:
                 return _dora(weight, left, right, change, self._get(change.magnitude).float()).to(dtype)
-            out = torch.empty_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
-            for rows, delta in _deltas(left, right, change.scaling):
-                out[rows] = delta.add_(weight[rows]).to(dtype)
-            return out
+            flat = weight.flatten(1)  # a convolution is a matrix whose columns are the places of its window
+            out = torch.empty_like(flat, dtype=dtype, memory_format=torch.contiguous_format)
+            for rows, delta in _deltas(left, right, scaling):
+                out[rows] = delta.add_(flat[rows]).to(dtype)
+            return out.reshape(weight.shape)
+
+    def _scaling(self, change: _Change, rank: int) -> float:
+        """What the product is multiplied by; that of a pipeline's adapter stands in its file."""
+        if change.alpha:
+            return float(self._get(change.alpha)) / rank
+        if self.file == WEIGHTS_FILE:
+            return change.scaling
+        self._get(change.a)  # opens the file
+        part, _, module = change.module.partition(".")
+        said = json.loads((self._handle.metadata() or {}).get(_METADATA, "{}"))
+        config = {key.removeprefix(f"{part}."): value for key, value in said.items() if key.startswith(f"{part}.")}
+        alpha = self._number("alpha_pattern", "lora_alpha", module, rank, config)
+        return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
     def close(self) -> None:
         """Let go of the open file."""
@@ -169,7 +199,7 @@ class Adapter:
 
     def _factors(self, change: _Change) -> tuple[Tensor, Tensor]:
         """The factors whose product, in the weight's own orientation, is the difference: rows x rank and rank x columns."""
-        a, b = self._get(change.a).float(), self._get(change.b).float()
+        a, b = self._get(change.a).float().flatten(1), self._get(change.b).float().flatten(1)
         return (a.T.contiguous(), b.T.contiguous()) if change.transposed else (b.contiguous(), a.contiguous())
 
     def _get(self, key: str) -> Tensor:
@@ -177,7 +207,7 @@ class Adapter:
 
         if self._handle is None:
             self.download(progress=False)
-            self._handle = safe_open(str(self.folder / WEIGHTS_FILE), framework="pt")
+            self._handle = safe_open(str(self.folder / self.file), framework="pt")
         tensor: Tensor = self._handle.get_tensor(key)
         return tensor
 
@@ -221,7 +251,8 @@ class Adapter:
         if not change.a or not change.b:
             raise SourceError(f"{self.label}: {module} has only one of the two LoRA matrices; save the adapter again")
         a, b = self.tensors[change.a].shape, self.tensors[change.b].shape
-        if len(a) != 2 or len(b) != 2 or len(info.shape) != 2:
+        is_window = len(a) == len(b) == len(info.shape) == 4 and b[2:] == (1, 1) and not change.magnitude
+        if not is_window and (len(a) != 2 or len(b) != 2 or len(info.shape) != 2):
             raise SourceError(
                 f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)}); not supported"
             )
@@ -237,12 +268,13 @@ class Adapter:
             raise SourceError(
                 f"{self.label}: {module}: use_dora is {self.config.get('use_dora')!r}, which its tensors do not follow"
             )
-        self._check_shape(target, info.shape, (a[1], b[0]) if change.transposed else (b[0], a[1]))
+        self._check_shape(target, info.shape, (a[1], b[0]) if change.transposed else (b[0], *a[1:]))
 
-    def _number(self, patterns: str, key: str, module: str, default: float) -> float:
+    def _number(self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any] | None = None) -> float:
         """A module's rank or alpha."""
-        value = self.config.get(key, default)
-        given = self.config.get(patterns)
+        config = self.config if config is None else config
+        value = config.get(key, default)
+        given = config.get(patterns)
         if given is not None and not isinstance(given, dict):
             raise SourceError(f"{self.label}: {CONFIG_FILE}: {patterns} is {given!r:.60}, not a mapping")
         value = _pattern_value(given, module, value)
@@ -257,12 +289,22 @@ class Adapter:
 
 def _split(name: str) -> tuple[str, str | None]:
     """A module and which of the adapter's matrices for it this is; None: a tensor that is replaced."""
-    match = re.fullmatch(r"(.+)\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(?:\.weight)?", name)
+    match = re.fullmatch(r"(.+)\.(?:lora_)?(A|B|down|up|alpha|embedding_A|embedding_B|magnitude_vector)(?:\.weight)?", name)
+    match = match if match is None or "lora_" in name else None
     if match is None:
         if "lora_" in name or "token_adapter" in name:
             raise SourceError(f"adapter: the tensor {name} has a meaning that is not known here; merge it with peft")
         return name, None
-    return match[1], {"A": "a", "B": "b", "magnitude_vector": "magnitude"}[match[2].removeprefix("embedding_")]
+    return match[1], _PARTS[match[2].removeprefix("embedding_")]
+
+
+_PARTS = {"A": "a", "B": "b", "down": "a", "up": "b", "alpha": "alpha", "magnitude_vector": "magnitude"}
+_FLAT = re.compile(r"^lora_te(\d?)_")
+
+
+def _flat_part(match: re.Match[str]) -> str:
+    """What diffusers calls a text encoder of kohya's scripts."""
+    return "lora_text_encoder_" if match[1] in ("", "1") else f"lora_text_encoder_{match[1]}_"
 
 
 def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:

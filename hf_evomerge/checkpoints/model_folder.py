@@ -96,7 +96,7 @@ def remove_leftovers(out: Path) -> None:
     An old model that was moved away, and has no successor yet, is put back. What a build can go on from stays.
     """
     for folder in _scratch_folders(out):
-        _clean(folder, out, keep=any(folder.glob("model/*.safetensors")))
+        _clean(folder, out, keep=any(folder.glob("model/**/*.safetensors")))
 
 
 def _scratch_folders(out: Path) -> list[Path]:

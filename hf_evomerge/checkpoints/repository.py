@@ -7,6 +7,7 @@ which the client does not do.
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,21 @@ class Repository:
         with _one_line_errors(name):
             self.folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=IGNORED_FILES))
         self.commit = self.folder.name
+        self.prefix = ""
+
+    def at(self, part: str) -> Repository:
+        """One of its folders, as a repository."""
+        inner = copy.copy(self)
+        inner.folder, inner.prefix = self.folder / part, f"{self.prefix}{part}/"
+        return inner
+
+    def fetch_small(self, parts: Sequence[str]) -> None:
+        """Fetch the small files of some of its folders."""
+        from huggingface_hub import snapshot_download
+
+        wanted = [f"{part}/{pattern}" for part in parts for pattern in SMALL_FILES]
+        with _one_line_errors(self.name):
+            snapshot_download(self.name, revision=self.commit, allow_patterns=wanted)
 
     def weight_files(self) -> list[str]:
         """The safetensors files at the top of the repository, without another copy in a format of its own."""
@@ -52,9 +68,8 @@ class Repository:
 
         with _one_line_errors(self.name):
             names = HfApi().list_repo_files(self.name, revision=self.commit)
-        return [
-            n for n in names if n.endswith(".safetensors") and "/" not in n and not n.startswith(("consolidated", "adapter_"))
-        ]
+        inside = [n.removeprefix(self.prefix) for n in names if n.startswith(self.prefix) and n.endswith(".safetensors")]
+        return [n for n in inside if "/" not in n and not n.startswith(("consolidated", "adapter_"))]
 
     def headers(self, files: Sequence[str]) -> dict[str, dict[str, StoredTensor]]:
         """The tensors of each of these files, by reading their headers only; `StoredTensor.file` is where it will be."""
@@ -63,7 +78,7 @@ class Repository:
         found = {}
         with _one_line_errors(self.name):
             for file in files:
-                header = HfApi().parse_safetensors_file_metadata(self.name, file, revision=self.commit)
+                header = HfApi().parse_safetensors_file_metadata(self.name, self.prefix + file, revision=self.commit)
                 entries = ((name, info.dtype, info.shape, info.data_offsets) for name, info in header.tensors.items())
                 found[file] = check_header(entries, self.folder / file, f"{self.name}: {file}")
         return found
@@ -76,7 +91,7 @@ class Repository:
         """
         from huggingface_hub import HfApi
 
-        missing = [file for file in files if not (self.folder / file).is_file()]
+        missing = [self.prefix + file for file in files if not (self.folder / file).is_file()]
         if not missing:
             return
         with _one_line_errors(self.name):

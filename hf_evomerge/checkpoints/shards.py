@@ -70,11 +70,11 @@ def plan_shards(entries: Sequence[Entry], max_size: int) -> list[list[Entry]]:
     return [sorted(shard, key=lambda entry: -ITEM_BYTES[entry.dtype]) for shard in shards]
 
 
-def shard_names(count: int) -> list[str]:
-    """The file names that transformers looks for."""
+def shard_names(count: int, stem: str = "model") -> list[str]:
+    """The file names that transformers looks for, and with another stem diffusers."""
     if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
 def header(entries: Sequence[Entry]) -> bytes:
@@ -89,12 +89,12 @@ def header(entries: Sequence[Entry]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def write_index(folder: Path, shards: Mapping[str, Sequence[Entry]]) -> None:
+def write_index(folder: Path, shards: Mapping[str, Sequence[Entry]], stem: str = "model") -> None:
     """Write ``model.safetensors.index.json``, which says in which shard a tensor is."""
     total = sum(entry.size for entries in shards.values() for entry in entries)
     where = {entry.name: file for file, entries in shards.items() for entry in entries}
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2)
-    (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
+    (folder / f"{stem}.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
 
 
 Write = Callable[[bytes | memoryview], None]
@@ -107,6 +107,7 @@ def write_shards(
     produce: Produce,
     *,
     max_size: int,
+    stem: str = "model",
     threads: int = 1,
     done: Callable[[int], object] = lambda size: None,
 ) -> None:
@@ -118,11 +119,12 @@ def write_shards(
         produce: Computes one tensor and hands its bytes to the function that it is given, from the first to the last. Called
             from several threads at a time, and not for tensors of files that are kept.
         max_size: Bytes of the largest file; a larger tensor has a file of its own.
+        stem: What the names of the files begin with.
         threads: How many tensors are computed at a time.
         done: Called with the size of each piece that is written or kept, from several threads.
     """
     shards = plan_shards(entries, max_size)
-    files = dict(zip(shard_names(len(shards)), shards, strict=True))
+    files = dict(zip(shard_names(len(shards), stem), shards, strict=True))
     with _pool(threads) as pool:
         for name, shard in files.items():
             if _is_kept(folder / name, shard):
@@ -130,12 +132,12 @@ def write_shards(
             else:
                 _write_file(folder / name, shard, produce, pool=pool, done=done)
     if len(files) > 1:
-        write_index(folder, files)
+        write_index(folder, files, stem)
 
 
 def remove_checksums(folder: Path) -> None:
     """Remove what `write_shards` left for a build that would go on: the folder is about to be put in place."""
-    for file in folder.glob(".*.sums"):
+    for file in folder.rglob(".*.sums"):
         file.unlink()
 
 

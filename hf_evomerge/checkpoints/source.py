@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
+    from .component import Layout
+
 MAX_LAYERS = 1 << 16
 MAX_LABELS = 1 << 20  # of a classifier; transformers makes a table of their names
 
@@ -46,7 +48,10 @@ class Source(Checkpoint):
 
     Attributes:
         part: Which part of the model these tensors are; None: all of it.
+        stem: What the names of its files of weights begin with.
     """
+
+    stem: str = "model"
 
     def __init__(
         self,
@@ -95,9 +100,20 @@ class Source(Checkpoint):
             repository = Repository(ref.model, ref.revision, code=trust_remote_code)
             folder = repository.folder
         adapter = Adapter.open(ref.adapter, ref.adapter_revision) if ref.adapter is not None else None
-        source = cls(folder, ref, repository=repository, gguf=gguf, adapter=adapter, trust_remote_code=trust_remote_code)
+        source = cls._kind(folder)(
+            folder, ref, repository=repository, gguf=gguf, adapter=adapter, trust_remote_code=trust_remote_code
+        )
         source._check_files()
         return source
+
+    @classmethod
+    def _kind(cls, folder: Path) -> type[Self]:
+        """What reads a folder."""
+        if not (folder / "model_index.json").is_file():
+            return cls
+        from .pipeline import Pipeline
+
+        return Pipeline  # type: ignore[return-value]
 
     @property
     def pinned(self) -> SourceRef:
@@ -225,6 +241,13 @@ class Source(Checkpoint):
         except (OSError, SafetensorError) as cause:
             raise SourceError(f"{info.file}: cannot be read: {one_line(cause)}; download it again") from cause
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Where its parts are; raises `SourceError` where transformers has no class for it."""
+        from .component import Layout
+
+        return Layout.of_names(self.config, [*self.tensors, *self.tied], str(self))
+
     def stream(self, name: str) -> Iterator[torch.Tensor]:
         """One tensor as flat pieces, from the first element to the last."""
         return pieces_of(self.read(name))
@@ -287,7 +310,7 @@ class Source(Checkpoint):
             self.adapter.close()
 
     def _index(self) -> dict[str, str]:
-        file = self.folder / "model.safetensors.index.json"
+        file = self.folder / f"{self.stem}.safetensors.index.json"
         if not file.is_file():
             return {}
         names = read_mapping(file, str(file)).get("weight_map")
@@ -297,18 +320,18 @@ class Source(Checkpoint):
 
     def _headers(self) -> list[dict[str, StoredTensor]]:
         """The headers of all files: from the disk, or where they are not fetched yet from the Hub."""
-        names = list(dict.fromkeys(self._index().values())) or ["model.safetensors"]
+        names = list(dict.fromkeys(self._index().values())) or [f"{self.stem}.safetensors"]
         for name in names:
             self._check_inside(name)
         if self.repository is None or all(os.path.isfile(self.folder / name) for name in names):
             return [read_header(file, str(self)) for file in self._files()]
-        files = names if self._index() else self.repository.weight_files()
+        files = names if self._index() or self.repository.prefix else self.repository.weight_files()
         if not files:
             raise SourceError(f"{self}: no .safetensors file; ask its author for safetensors")
         return list(self.repository.headers(files).values())
 
     def _files(self) -> list[Path]:
-        single = self.folder / "model.safetensors"
+        single = self.folder / f"{self.stem}.safetensors"
         if index := self._index():
             return [self._inside(name) for name in dict.fromkeys(index.values())]
         if single.is_file():

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
@@ -104,7 +104,7 @@ def check_target(out: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> No
         return check_place(out)
     if not overwrite:
         raise EvoMergeError(f"{out}: exists already; choose another folder, or pass --overwrite")
-    if not (out / "config.json").is_file():
+    if not any((out / name).is_file() for name in ("config.json", "model_index.json")):
         raise EvoMergeError(f"{out}: exists and is no model; choose another folder, or remove it yourself")
     if inside := [folder for folder in keep if folder.resolve().is_relative_to(out.resolve())]:
         what = "is" if inside[0].resolve() == out.resolve() else f"holds {inside[0]},"
@@ -132,26 +132,34 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
     """Read all tensors and write them; names those whose numbers are not all finite."""
     import torch
 
-    entries = [Entry(name, info.dtype, info.shape) for name, info in checkpoint.tensors.items()]
+    placed: dict[tuple[str, str], dict[Entry, str]] = {}
+    for name, info in checkpoint.tensors.items():
+        place, stem, own = checkpoint.place(name)
+        placed.setdefault((place, stem), {})[Entry(own, info.dtype, info.shape)] = name
     suspicious: set[str] = set()
 
-    def produce(entry: Entry, write: Write) -> None:
+    def produce(names: Mapping[Entry, str], entry: Entry, write: Write) -> None:
+        name = names[entry]
         with torch.inference_mode():  # a setting of the thread
-            for streamed in checkpoint.stream(entry.name):
+            for streamed in checkpoint.stream(name):
                 piece = streamed.contiguous()
-                if piece.is_floating_point() and entry.name not in suspicious and not _is_finite(piece):
-                    _check_inputs(checkpoint, entry.name)
-                    suspicious.add(entry.name)
+                if piece.is_floating_point() and name not in suspicious and not _is_finite(piece):
+                    _check_inputs(checkpoint, name)
+                    suspicious.add(name)
                 write(piece.view(torch.uint8).numpy().data)
 
-    with _bar(sum(entry.size for entry in entries), progress) as done, _single_threaded() as threads:
-        write_shards(folder, entries, produce, max_size=limit, threads=threads, done=done)
+    total = sum(entry.size for names in placed.values() for entry in names)
+    with _bar(total, progress) as done, _single_threaded() as threads:
+        for (place, stem), names in placed.items():
+            (folder / place).mkdir(exist_ok=True)
+            make = partial(produce, names)
+            write_shards(folder / place, list(names), make, max_size=limit, stem=stem, threads=threads, done=done)
     if suspicious:
-        names = sorted(suspicious, key=tensor_order)
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        named = sorted(suspicious, key=tensor_order)
+        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
         logger.warning(
             "not all numbers are finite in %s%s: a source has NaN or infinite ones (hf-evomerge diff names them)",
-            ", ".join(names[:3]),
+            ", ".join(named[:3]),
             more,
         )
 

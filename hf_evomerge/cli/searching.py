@@ -111,6 +111,28 @@ def _device() -> str:
 
 
 @app.command()
+def choose(
+    file: Annotated[Path, typer.Argument(help="The search file, with fitness: {task: choice}.", show_default=False)],
+    out: Out,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port of the page; 0 for any that is free.")] = 7861,
+) -> None:
+    """Evolve a merge of diffusion pipelines by choosing pictures on a page; the same command goes on where it was.
+
+    **Example**
+
+    - `hf-evomerge choose search.yaml --out my-choices`
+    """
+    with one_line_errors():
+        from ..search.choice_page import choice_page
+        from ..search.choosing import Chooser
+        from ..search.config import SearchConfig
+
+        quiet()
+        page = choice_page(Chooser(SearchConfig.load(file), out))
+        page.launch(server_name="127.0.0.1", server_port=port or None, css=page.css, allowed_paths=[str(out)])
+
+
+@app.command()
 def search(
     file: Annotated[
         Path,

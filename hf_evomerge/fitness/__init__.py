@@ -5,6 +5,7 @@ from __future__ import annotations
 from .classification import ClassificationSpec, ClassificationTask
 from .comparison import Comparison, compare
 from .data import DataSpec, Example, check_disjoint, load_examples
+from .drawing import ChoiceSpec, ChoiceTask, draw
 from .encoding import render_prompt
 from .function import FunctionTask
 from .generation import GenerationSpec, GenerationTask
@@ -31,6 +32,8 @@ from .word_problems import Gsm8kSpec, Gsm8kTask, MgsmSpec, MgsmTask
 
 __all__ = [
     "AnyTaskSpec",
+    "ChoiceSpec",
+    "ChoiceTask",
     "ClassificationSpec",
     "ClassificationTask",
     "Comparison",
@@ -62,6 +65,7 @@ __all__ = [
     "TaskSpec",
     "check_disjoint",
     "compare",
+    "draw",
     "get_task",
     "load_examples",
     "make_task",

@@ -136,10 +136,13 @@ def scoring(model: Any, *, gradient: bool = False) -> Iterator[None]:
     """Run the model without dropout, and without gradients unless they are wanted, and leave it as it was."""
     import torch
 
-    training = model.training
-    model.eval()
+    modules = [model] if hasattr(model, "train") else [m for m in model.components.values() if hasattr(m, "train")]
+    before = [module.training for module in modules]  # of a pipeline several
+    for module in modules:
+        module.eval()
     try:
         with torch.enable_grad() if gradient else torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        for module, training in zip(modules, before, strict=True):
+            module.train(training)

@@ -138,7 +138,11 @@ def run_space(model: str, *, revision: str | None = None) -> None:
         raise HubError('gradio is not installed; run `pip install "hf-evomerge[space]"`') from cause
     command = [sys.executable, str(bundled(SPACE_FOLDER) / "app.py")]
     with TemporaryDirectory(prefix="evomerge-space-") as scratch:
-        shown = _with_record(Path(model), Path(scratch) / Path(model).resolve().name) if Path(model).is_dir() else model
+        shown: str | Path = model
+        if Path(model).is_dir():
+            built = Path(model) / "model"
+            pipelines = [folder.resolve() for folder in (Path(model), built) if (folder / "model_index.json").is_file()]
+            shown = pipelines[0] if pipelines else _with_record(Path(model), Path(scratch) / Path(model).resolve().name)
         settings = {"EVOMERGE_MODEL": str(shown), **({"EVOMERGE_REVISION": revision} if revision is not None else {})}
         ended = subprocess.run(command, env={**os.environ, **settings}, check=False)
     if ended.returncode > 0:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoints.compatibility import check_mergeable
-from ..checkpoints.component import Component, Layout
+from ..checkpoints.component import Component
 from ..checkpoints.headers import tensor_order
 from ..checkpoints.source import Source
 from ..errors import SourceError
@@ -187,7 +187,7 @@ def _targets(source: Source, model: PreTrainedModel, vocabulary: Vocabulary | No
 
     state: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     state |= dict(model.named_buffers())
-    prefix = f"{model.base_model_prefix}."
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."  # diffusers has none
 
     modules: dict[str, str] = {}
 
@@ -200,7 +200,7 @@ def _targets(source: Source, model: PreTrainedModel, vocabulary: Vocabulary | No
         return all(any(own in state for own in called(name)) for name, info in source.tensors.items() if info.is_float)
 
     if not known() and not isinstance(source, Component):
-        modules = Layout.of(source).modules
+        modules = source.layout.modules
     parts = {} if known() else fused_parts(model)
     state |= parts
     targets: dict[str, torch.Tensor] = {}

@@ -27,6 +27,8 @@ _MLP = re.compile(
     r"mlp|ffn|feed_?forward|expert|moe|router|(?:^|\.)fc\d|(?:^|\.)gate\b|post_attention_layernorm|ln_2|(?:^|\.)final_layer_norm|"
     r"dense_h_to_4h|dense_4h_to_h"
 )
+_PICTURE_BLOCK = re.compile(r"(?:\w+_)?blocks?\.")  # what follows the number of a block of a U-Net or diffusion transformer
+_PICTURE_ATTENTION = re.compile(r"\.(?:to_(?:add_)?(?:q|k|v|out|qkv)|add_[qkv]_proj)\b")
 _ROUTER = re.compile(
     r"(?:^|\.)(?:\w*(?:mlp|ffn|feed_?forward|moe)\.(?:\w+\.)?(?:gate|router)|router)\b(?!_)|shared_expert_gate|moe_statics"
 )
@@ -48,9 +50,12 @@ def classify(tensor_name: str) -> tuple[Kind, int | None, Half | None]:
     Returns:
         Kind (``embed``, ``block`` or ``head``), block index and half (``attn``, ``mlp``, or of the latter ``router`` or
         ``experts``); the last two are None outside the blocks. A norm counts with what it feeds: the first of a block with
-        attention, the second with the MLP, the final one with the head.
+        attention, the second with the MLP, the final one with the head. In U-Nets and diffusion transformers ``attn`` are the
+        projections of attention, and ``mlp`` is all else of a block.
     """
     if block := _BLOCK.search(tensor_name):
+        if _PICTURE_BLOCK.match(block[2]):
+            return "block", int(block[1]), "attn" if _PICTURE_ATTENTION.search(block[2]) else "mlp"
         if not _MLP.search(block[2]):
             return "block", int(block[1]), "attn"
         is_router = _ROUTER.search(block[2])

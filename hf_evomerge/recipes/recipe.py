@@ -36,10 +36,11 @@ class SourceRef(StrictModel):
     Attributes:
         model: A folder, or the id of a repository on the Hub.
         revision: Branch, tag or commit on the Hub; a commit pins the recipe. Must be empty for a folder.
-        adapter: A LoRA adapter that is merged into the weights when they are read: a folder, or a repository on the Hub.
+        adapter: A LoRA adapter that is merged into the weights when they are read: a folder, or a repository on the Hub; of a
+            pipeline also one file of safetensors in it.
         adapter_revision: Branch, tag or commit of the adapter's repository.
         component: The part of the model that takes part: ``text``, ``vision``, ``audio``, ``projector``, ``encoder`` or
-            ``decoder``; all of it where absent.
+            ``decoder``; of a diffusion pipeline one of its ``model_index.json``, such as ``unet``. All of it where absent.
         gguf: The GGUF file in the folder or repository that holds the weights, which are dequantised. A ``model`` that ends in
             ``.gguf`` names both: ``user/name/model-Q8_0.gguf``.
         gguf_sha256: The file's sha256; another file is refused. A recipe beside a model that was built has it.
@@ -280,8 +281,8 @@ class Recipe(StrictModel):
         tokens: What a vocabulary by token needs to know beside the rule.
         tokenizer: The source whose tokenizer, chat template and generation settings go with the result, or ``base``; by default
             the first source that takes part, or the one that gives the vocabulary or the embeddings.
-        components: Where a part is merged, the source that another part is copied from, such as ``{vision: 1}``; the first that
-            is merged where absent.
+        components: Where a part is merged, the source that another part is copied from, such as ``{vision: 1}``, or of a
+            pipeline ``{tokenizer: 1}``; the first that is merged where absent.
         processor: The source whose processor and chat template go with the result, where a part takes part; the first that is
             merged, or the one that gives the embeddings, where absent.
         chat_template: A Jinja template in place of the tokenizer's own; ``auto``: the one that most sources have.

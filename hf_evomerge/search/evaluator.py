@@ -14,7 +14,17 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import MAX_MESSAGE, EvoMergeError, FitnessError, SourceError, one_line
-from ..fitness import DifferentiableTask, Example, Scores, Task, TaskSpec, load_examples, make_task
+from ..fitness import (
+    ChoiceTask,
+    DifferentiableTask,
+    Example,
+    FunctionTask,
+    Scores,
+    Task,
+    TaskSpec,
+    load_examples,
+    make_task,
+)
 from ..fitness.classification import ClassificationTask, Head
 from ..fitness.pictures import SeeingTokenizer
 from ..fitness.writing import WritingSpec, WritingTask
@@ -178,6 +188,10 @@ class Evaluator:
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
             return Scores.failed(f"{kind}{one_line(error, MAX_MESSAGE)}", time.perf_counter() - begin)
 
+    def task(self, target: Target, split: str = "search") -> Task:
+        """The search's task, prepared with the examples of a split for a target."""
+        return self._prepared(target, split, None, None)
+
     def _others(self, target: Target, split: str, scores: Scores, rows: int | None) -> dict[str, Scores]:
         """The scores of the objectives beside the fitness, by name."""
         found: dict[str, Scores] = {}
@@ -276,9 +290,19 @@ class Evaluator:
         """Raise `SourceError` unless a source is a model of a kind that the fitness is for."""
         import transformers
 
-        from ..checkpoints.component import Component
+        from ..checkpoints.component import whole_of
+        from ..checkpoints.pipeline import Pipeline
 
-        whole = source.whole if isinstance(source, Component) else source
+        whole = whole_of(source)
+        if isinstance(whole, Pipeline):
+            if self.config.space != "ps":
+                raise SourceError(f"{whole}: a path runs through language models; of diffusion pipelines write space: ps")
+            if not isinstance(self._new_task(None), FunctionTask | ChoiceTask):
+                raise SourceError(
+                    f"{whole}: a diffusion pipeline, which {self.config.fitness.task} cannot score; give a Python function "
+                    "(FunctionTask), or fitness: {task: choice} and `hf-evomerge choose`"
+                )
+            return
         kinds = set(self.config.fitness.kinds)
         if getattr(whole.config, "is_encoder_decoder", False):  # some may be had as a decoder alone, which this is not
             kinds.discard("MODEL_FOR_CAUSAL_LM_MAPPING")
@@ -397,15 +421,22 @@ class Evaluator:
         finally:
             self.loading(False)
 
-    def _from_disk(self, source: Source) -> PreTrainedModel:
-        """A plain model of its own, ready to be scored."""
+    def _from_disk(self, source: Source) -> Any:
+        """A plain model of its own, or a pipeline, ready to be scored."""
+        import torch
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         from ..checkpoints.architecture import model_class
+        from ..checkpoints.pipeline import Pipeline
         from ..merging.live import write_adapter
+        from ..merging.pipeline import load_pipeline
 
-        kind: Any = model_class(source.config, (source.config.architectures or [""])[0])
         self.check_scored(source)
+        if isinstance(source, Pipeline):
+            with self._unmeasured():
+                dtype = getattr(torch, self.config.dtype) if self.config.dtype else None
+                return load_pipeline(source, dtype).to(self.devices[0])
+        kind: Any = model_class(source.config, (source.config.architectures or [""])[0])
         with self._unmeasured():
             source.download()
             sees = getattr(source.config, "has_parts", False)  # a merged model says it
@@ -467,7 +498,7 @@ class Evaluator:
                 model = self._body(self.sources[first])
                 if rows and model.get_input_embeddings().num_embeddings != rows:
                     model.resize_token_embeddings(rows, mean_resizing=False)
-                self._merged_models[first, rows] = model.requires_grad_(False)
+                self._merged_models[first, rows] = model
             model = self._merged_models[first, rows]
             with self._unmeasured():
                 merger = LiveMerger(
@@ -476,24 +507,34 @@ class Evaluator:
                     part.method,
                     part.options,
                     self.config.seed,
-                    model,
+                    self._part_of(model, self.sources[first]),
                     router=router,
                     vocabulary=plan.vocabulary,
                 )
             self._merger = (key, merger, model)
         return self._merger[1:]
 
-    def _body(self, first: Source) -> PreTrainedModel:
+    def _part_of(self, model: Any, source: Source) -> Any:
+        """What merges are written into: of a pipeline the component."""
+        from ..checkpoints.component import whole_of
+        from ..checkpoints.pipeline import Pipeline
+
+        return getattr(model, source.part) if isinstance(whole_of(source), Pipeline) and source.part else model
+
+    def _body(self, first: Source) -> Any:
         """The model that merges are written into: the first source, with the parts that others give."""
-        from ..checkpoints.component import Component
+        from ..checkpoints.component import Component, whole_of
+        from ..checkpoints.pipeline import Pipeline
         from ..merging.live import write_part
 
         if not isinstance(first, Component):
             return self._from_disk(first)
         model = self._from_disk(first.whole)
         for part, number in (self.config.components or {}).items():
-            donor = self.sources[number]
-            whole = donor.whole if isinstance(donor, Component) else donor
+            whole = whole_of(self.sources[number])
+            if isinstance(whole, Pipeline):
+                model.register_modules(**{part: getattr(self._from_disk(whole), part)})
+                continue
             whole.download()
             write_part(Component(whole, part), Component(first.whole, part), model)
         return model

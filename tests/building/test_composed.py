@@ -13,7 +13,6 @@ from vlms import ALL_CLASSES, CLASSES, ID, NEEDS, inputs, save_plain, save_vlm, 
 
 from hf_evomerge.building.build import build_model, check_recipe, open_recipe
 from hf_evomerge.building.folded import Folded, fold
-from hf_evomerge.checkpoints.component import Layout
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import EvoMergeError, PathError, SourceError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
@@ -91,7 +90,7 @@ def test_old_and_new_layouts_give_the_same_bits(name: str, parents: Any, tmp_pat
     """Whether a file has the names of older or of today's releases of transformers, its parts are found and matched."""
     folder = parents(name)
     source = Source.open(str(folder / "sight"))
-    modules = Layout.of(source).modules
+    modules = source.layout.modules
     new = tmp_path / "sight"
     new.mkdir()
     source.write_companions(new)

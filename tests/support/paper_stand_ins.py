@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from huggingface_hub import HfApi
+from pipelines import save_sdxl
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, MistralConfig, MistralForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 from vlms import IMAGE, QWEN, ROPE, picture, processor, random_model
@@ -29,7 +31,12 @@ SIGHT = {  # class, and type of the language part
 }
 PLAIN = ["meta-llama/Meta-Llama-3-8B", "hkust-nlp/dart-math-llama3-8b-prop2diff"]
 PICTURES = "SakanaAI/JA-VLM-Bench-In-the-Wild"
-ORGS = sorted({name.partition("/")[0] for name in (*MODELS, *DATA, *SIGHT, *PLAIN, PICTURES)})
+PIPELINES = [
+    *("stabilityai/stable-diffusion-xl-base-1.0", "RunDiffusion/Juggernaut-XL-v9", "mhdang/dpo-sdxl-text2image-v1"),
+    "stabilityai/japanese-stable-diffusion-xl",
+]
+LIGHTNING = "ByteDance/SDXL-Lightning"
+ORGS = sorted({name.partition("/")[0] for name in (*MODELS, *DATA, *SIGHT, *PLAIN, *PIPELINES, LIGHTNING, PICTURES)})
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *"0123456789", "答え", "は", "です", "円", "問題"]
 
 
@@ -111,13 +118,26 @@ def save_pictures(folder: Path) -> None:
     (folder / "pictures.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
+def save_pipelines(folder: Path) -> None:
+    """Save the pipelines that draw, the last of them with other words, an adapter of them, and what they are asked for."""
+    for seed, name in enumerate(PIPELINES):
+        save_sdxl(folder / name, 10 * seed, words="abcdefgh"[: 8 - seed])
+    (folder / LIGHTNING).mkdir(parents=True)
+    module = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    low_rank = {f"{module}.lora_down.weight": torch.randn(2, 8), f"{module}.lora_up.weight": torch.randn(8, 2)}
+    save_file(low_rank, folder / LIGHTNING / "sdxl_lightning_4step_lora.safetensors")
+    prompts = [json.dumps({"prompt": f"a garden {number}"}) for number in range(4)]
+    (folder / "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
+
+
 def publish(api: HfApi, folder: Path) -> None:
     """Push all of them to a hub that has their authors as organisations."""
     save_models(folder)
     save_sight(folder)
     save_data(folder)
     save_pictures(folder)
-    for kind, names in (("model", [*MODELS, *SIGHT, *PLAIN]), ("dataset", [*DATA, PICTURES])):
+    save_pipelines(folder)
+    for kind, names in (("model", [*MODELS, *SIGHT, *PLAIN, *PIPELINES, LIGHTNING]), ("dataset", [*DATA, PICTURES])):
         for name in names:
             api.create_repo(name, repo_type=kind, exist_ok=True)
             api.upload_folder(repo_id=name, repo_type=kind, folder_path=folder / name)

@@ -1,0 +1,253 @@
+"""A diffusion pipeline as a source: ``model_index.json``, and a folder for each component, read as a checkpoint of its own.
+
+A tensor is called ``unet/conv_in.weight``: the component, and its name in the component's files. In the part that is merged
+(`Component`) the blocks of U-Nets and transformers are numbered, so that groups of blocks and gradients mean what they mean
+elsewhere: ``blocks.3.up_blocks.0.resnets.1.conv1.weight``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SourceError, one_line
+from .component import Layout
+from .headers import StoredTensor, torch_dtype
+from .inside import check_folder
+from .source import Source
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+INDEX = "model_index.json"
+MODEL_TYPE = "diffusion_pipeline"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_BLOCK = re.compile(r"(\w*?)blocks?(?:\.(\d+))?\.")
+_ORDER = ("down_", "mid_", "up_", "", "transformer_", "single_transformer_")  # as a picture passes through them
+
+
+class Pipeline(Source):
+    """A diffusion pipeline: see `Source` for the arguments. It takes part by one of its components.
+
+    Attributes:
+        index: What ``model_index.json`` says.
+        entries: Library and class of each component.
+        parts: The components that have weights.
+    """
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """What ``model_index.json`` says."""
+        return super().read_json(INDEX)
+
+    @cached_property
+    def entries(self) -> dict[str, tuple[str, str]]:
+        """Library and class of each component; raises `SourceError` where one is code that comes with the pipeline."""
+        if not isinstance(self.index.get("_class_name"), str):
+            raise SourceError(f"{self}: {INDEX}: _class_name is {one_line(self.index.get('_class_name'))}: {_OWN_CODE}")
+        found = {}
+        for part, entry in self.index.items():
+            if part.startswith("_") or not isinstance(entry, list) or entry == [None, None]:
+                continue
+            if len(entry) != 2 or not all(isinstance(name, str) for name in entry) or not part.isidentifier():
+                raise SourceError(f"{self}: {INDEX}: {one_line(part)} is {one_line(entry)}, not a library and a class")
+            if not _is_known(entry[0]):
+                raise SourceError(f"{self}: {INDEX}: {part} is of {one_line(entry[0])}: {_OWN_CODE}")
+            found[part] = (entry[0], entry[1])
+        return found
+
+    @cached_property
+    def parts(self) -> dict[str, Source]:
+        """The components that have weights."""
+        found: dict[str, Source] = {}
+        for part, (library, _) in self.entries.items():
+            folder = self.folder / part
+            if (folder / "config.json").is_file():
+                repository = self.repository.at(part) if self.repository is not None else None
+                stem = "model" if library == "transformers" else "diffusion_pytorch_model"
+                found[part] = _Folder(folder, self.ref.model_copy(update={"adapter": None}), repository=repository, stem=stem)
+                found[part].part = part
+        return found
+
+    def _check_files(self) -> None:
+        check_folder(self.folder)
+        if self.repository is not None:
+            self.repository.fetch_small(list(self.entries))
+        for part in self.entries:
+            folder = self.folder / part
+            if not folder.is_dir():
+                raise SourceError(f"{self}: {INDEX} names {part}, and there is no such folder; download it again")
+            check_folder(folder, self.folder)
+        for source in self.parts.values():
+            source._check_files()
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """A config of the whole: the pipeline's class, and the dtype of its weights where all have one."""
+        from transformers import PretrainedConfig
+
+        dtypes = {info.dtype for info in self.stored.values() if info.is_float}
+        config = PretrainedConfig(architectures=[self.index["_class_name"]])
+        config.model_type = MODEL_TYPE  # type: ignore[misc]
+        config.dtype = torch_dtype(dtypes.pop()) if len(dtypes) == 1 else None
+        return config
+
+    @cached_property
+    def stored(self) -> dict[str, StoredTensor]:
+        """Every tensor of every component."""
+        return {f"{part}/{name}": info for part, source in self.parts.items() for name, info in source.stored.items()}
+
+    @property
+    def is_tied(self) -> bool:
+        """No: whatever its files hold is a component's."""
+        return False
+
+    @property
+    def layer_count(self) -> int:
+        """Raises `SourceError`: a whole pipeline has no layers that could be merged with another's."""
+        raise SourceError(
+            f"{self}: a diffusion pipeline takes part by a component; write component: with one of {', '.join(self.parts)}"
+        )
+
+    @cached_property
+    def changes(self) -> dict[str, Any]:
+        """What the adapter does to which tensors, which it calls ``unet.conv_in.weight``."""
+        names = {raw.replace("/", ".", 1): raw for raw in self.tensors}
+        found = self.adapter.changes({name: self.tensors[raw] for name, raw in names.items()}) if self.adapter else {}
+        return {names[name]: change for name, change in found.items()}
+
+    def read_stored(self, info: StoredTensor, name: str) -> torch.Tensor:
+        """One tensor as it is in its file. Raises `SourceError`."""
+        part, _, own = name.partition("/")
+        return self.parts[part].read_stored(info, own)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One of the JSON files; of ``config.json``, which it has not, nothing."""
+        return {} if name == "config.json" else super().read_json(name)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where its components are."""
+        return PipelineLayout.of_tensors(self.tensors)
+
+    @property
+    def architecture_warnings(self) -> list[str]:
+        """Nothing: diffusers says what is missing when it loads the result."""
+        return []
+
+    def tokenizer(self) -> None:
+        """None: it has its own, and gives its models texts itself."""
+
+    def fingerprint(self) -> str:
+        """A text that is another one when a component is."""
+        parts = [
+            str(self),
+            (self.folder / INDEX).read_text(encoding="utf-8"),
+            *(part.fingerprint() for part in self.parts.values()),
+        ]
+        return "\n".join([*parts, *([self.adapter.fingerprint()] if self.adapter is not None else [])])
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where its files are."""
+        return [*super().folders, *(source.folder for source in self.parts.values())]
+
+    def download(self, *, progress: bool = True) -> None:
+        """Fetch the weights of all components."""
+        for source in self.parts.values():
+            source.download(progress=progress)
+        if self.adapter is not None:
+            self.adapter.download(progress=progress)
+
+    def close(self) -> None:
+        """Let go of the open files."""
+        super().close()
+        for source in self.parts.values():
+            source.close()
+
+
+class _Folder(Source):
+    """The files of one component."""
+
+    def __init__(self, *arguments: Any, stem: str, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._plain = stem
+
+    @cached_property
+    def stem(self) -> str:  # type: ignore[override]
+        """What the names of its files begin with; with ``.fp16``, where there are only such files."""
+        names = self._names
+        plain = any(re.fullmatch(rf"{self._plain}(-\d+-of-\d+)?\.safetensors", name) for name in names)
+        return self._plain if plain or not any(".fp16" in name for name in names) else f"{self._plain}.fp16"
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """Its safetensors files."""
+        if self.repository is not None:
+            return self.repository.weight_files()
+        return sorted(file.name for file in self.folder.glob("*.safetensors"))
+
+    def __str__(self) -> str:
+        return f"{self.ref}: {self.part}"
+
+    @property
+    def is_tied(self) -> bool:
+        """No: whatever its files hold is the component's."""
+        return False
+
+    def _check_files(self) -> None:
+        if not self._names:
+            pickles = sorted(file.name for pattern in _PICKLES for file in self.folder.glob(pattern))
+            held = f"only {pickles[0]}, a pickle, which can run code when read" if pickles else "no weights"
+            raise SourceError(f"{self}: no .safetensors file ({held}); save the pipeline again with save_pretrained")
+
+
+class PipelineLayout(Layout):
+    """Where the components of a pipeline are; ``modules`` has the name of each tensor in its component."""
+
+    @classmethod
+    def of_tensors(cls, raws: Iterable[str]) -> PipelineLayout:
+        """The layout of a pipeline with these tensors."""
+        modules = {raw: raw.partition("/")[2] for raw in raws}
+        return cls(dict.fromkeys((raw.partition("/")[0] for raw in modules), ""), "rest", None, modules)
+
+    @cached_property
+    def _blocks(self) -> dict[str, dict[tuple[str, int], int]]:
+        found: dict[str, set[tuple[str, int]]] = {part: set() for part in self.parts}
+        for raw, own in self.modules.items():
+            if block := _BLOCK.match(own):
+                found[raw.partition("/")[0]].add((block[1], int(block[2] or 0)))
+        return {part: {block: n for n, block in enumerate(sorted(blocks, key=_place))} for part, blocks in found.items()}
+
+    def place(self, raw: str) -> tuple[str, str]:
+        """The component that a tensor belongs to, and its name there with the number of its block before it."""
+        part, own = raw.partition("/")[0], self.modules[raw]
+        block = _BLOCK.match(own)
+        return part, own if block is None else f"blocks.{self._blocks[part][block[1], int(block[2] or 0)]}.{own}"
+
+
+_OWN_CODE = "code that comes with the pipeline, and none is run; give a pipeline whose classes are diffusers' and transformers'"
+
+
+def _place(block: tuple[str, int]) -> tuple[int, str, int]:
+    """What blocks are sorted by."""
+    name, number = block
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER), name, number
+
+
+def _is_known(library: str) -> bool:
+    """Whether classes are looked for in a library that is installed, or in one of diffusers' own pipelines."""
+    if library in ("diffusers", "transformers"):
+        return True
+    return library.isidentifier() and find_spec("diffusers") is not None and _has_pipelines(library)
+
+
+def _has_pipelines(name: str) -> bool:
+    import diffusers
+
+    return (Path(str(diffusers.__file__)).parent / "pipelines" / name).is_dir()

@@ -1,0 +1,115 @@
+"""Pictures that a diffusion pipeline draws of examples, the same for the same weights; and the task of a person who chooses."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from ..errors import FitnessError
+from .data import Example
+from .encoding import check_examples
+from .registry import TaskSpec, register_task
+from .scores import Scores
+
+Argument = bool | int | float | str
+
+
+def seed_of(example: Example) -> int:
+    """The seed of an example's picture, made of its text: another example has another one, on every machine the same."""
+    return int(sha256((example.content or example.prompt).encode()).hexdigest()[:8], 16)
+
+
+def draw(pipeline: Any, examples: Sequence[Example], *, batch_size: int = 16, **arguments: Any) -> list[Any]:
+    """A picture for each example, from its prompt, or its number of a class, and its own seed.
+
+    Args:
+        pipeline: A diffusion pipeline that takes ``prompt`` or ``class_labels``.
+        examples: What to draw. Two with one prompt and another ``content`` have pictures of their own.
+        batch_size: How many at a time; the last bits may depend on it.
+        **arguments: Further arguments of the pipeline's call, such as ``num_inference_steps``.
+
+    Returns:
+        What the pipeline gives: pictures of PIL, or arrays with ``output_type="np"``.
+
+    Raises:
+        FitnessError: The pipeline takes neither, or a prompt is no number of a class.
+
+    Example:
+        >>> def fitness(pipeline, tokenizer, examples):
+        ...     pictures = draw(pipeline, examples, num_inference_steps=4, output_type="np")
+        ...     return [picture.mean() for picture in pictures]  # the brighter, the better
+    """
+    import torch
+
+    taken, pictures = inspect.signature(type(pipeline).__call__).parameters, []
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        prompts: list[Any] = [example.prompt for example in batch]
+        if "prompt" in taken:
+            chosen: dict[str, Any] = {"prompt": prompts}
+        elif "class_labels" in taken:
+            if bad := [example for example in batch if not example.prompt.isdecimal()]:
+                raise FitnessError(
+                    f"{bad[0].id}: the prompt {bad[0].prompt!r:.60} is no number of a class, which this pipeline draws"
+                )
+            chosen = {"class_labels": [int(prompt) for prompt in prompts]}
+        else:
+            raise FitnessError(f"{type(pipeline).__name__} takes neither a prompt nor class_labels")
+        if "batch_size" in taken:
+            chosen["batch_size"] = len(batch)
+        generators = [torch.Generator("cpu").manual_seed(seed_of(example)) for example in batch]
+        pictures += list(pipeline(**chosen, generator=generators, **arguments).images)
+    return pictures
+
+
+class ChoiceSpec(TaskSpec):
+    """A person looks at the pictures of every candidate and picks one: ``hf-evomerge choose``.
+
+    Attributes:
+        task: ``choice``.
+        batch_size: How many pictures are drawn at a time.
+        arguments: Arguments of the pipeline's call, such as ``num_inference_steps: 4``.
+    """
+
+    batch_size: int = Field(default=4, ge=1)
+    arguments: dict[str, Argument] = Field(default_factory=dict)
+
+    def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Prompts have no answers: whatever stands for one will do."""
+        return {"answer_field": data.get("prompt_field", "prompt"), **data}
+
+    @property
+    def unit(self) -> str:
+        """What is told."""
+        return "generations, and one for the candidate that was chosen"
+
+
+@register_task("choice")
+class ChoiceTask:
+    """Draws what a person chooses from. It gives no scores by itself."""
+
+    spec_type: ClassVar[type[TaskSpec]] = ChoiceSpec
+
+    def __init__(self, spec: ChoiceSpec) -> None:
+        self.spec = spec
+        self._examples: list[Example] = []
+
+    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Keep the examples."""
+        check_examples(examples)
+        self._examples = list(examples)
+
+    def pictures(self, pipeline: Any) -> list[Any]:
+        """A picture for each example."""
+        import torch
+
+        with torch.inference_mode():
+            return draw(pipeline, self._examples, batch_size=self.spec.batch_size, **self.spec.arguments)
+
+    def evaluate(self, model: Any) -> Scores:
+        """Raises `FitnessError`: nobody is asked here."""
+        raise FitnessError("task choice: a person chooses on a page; run `hf-evomerge choose FILE --out FOLDER`")

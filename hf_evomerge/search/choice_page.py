@@ -1,0 +1,90 @@
+"""The page on which a person chooses: the candidates of a generation, and one click for the best."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import EvoMergeError
+from .choosing import Chooser
+
+_STYLE = """
+.gradio-container {max-width: 1100px !important; margin: 0 auto !important}
+#candidates .thumbnail-item, #chosen .thumbnail-item {aspect-ratio: auto}
+#candidates img {image-rendering: pixelated}
+"""
+
+
+def choice_page(chooser: Chooser) -> Any:
+    """The page, as Gradio Blocks; extra ``space``. Raises `EvoMergeError` where Gradio is not there.
+
+    Its functions are there for programs too: ``/look`` gives generation, number of candidates and text, ``/choose`` takes
+    generation and candidate, ``/build`` writes the model.
+    """
+    try:
+        import gradio as gr
+    except ImportError as cause:
+        raise EvoMergeError('the page needs Gradio: pip install "hf-evomerge[space]"') from cause
+
+    def shown() -> tuple[Any, ...]:
+        chosen = chooser.chosen
+        candidates = [(picture, f"{number + 1}") for number, picture in enumerate(chooser.pictures)]
+        before = [(str(file), f"{number + 1}") for number, file in enumerate(chosen)]
+        return (
+            chooser.generation,
+            gr.Gallery(candidates, visible=bool(candidates)),
+            _text(chooser),
+            gr.Gallery(before[::-1], visible=bool(before)),
+            gr.Button(interactive=bool(before)),
+        )
+
+    def clicked(generation: int, event: gr.SelectData) -> tuple[Any, ...]:
+        chooser.choose(int(generation), int(event.index))
+        return shown()
+
+    def look() -> dict[str, Any]:
+        return {"generation": chooser.generation, "candidates": len(chooser.pictures), "text": _text(chooser)}
+
+    def choose(generation: int, candidate: int) -> dict[str, Any]:
+        try:
+            return {"taken": chooser.choose(generation, candidate), **look()}
+        except EvoMergeError as error:
+            raise gr.Error(str(error)) from error
+
+    def build() -> str:
+        try:
+            return f"Built: `{chooser.build()}`"
+        except EvoMergeError as error:
+            raise gr.Error(str(error)) from error
+
+    with gr.Blocks(title="Choose") as page:
+        gr.Markdown("# Which one is best?")
+        text, generation = gr.Markdown(), gr.State()
+        candidates = gr.Gallery(
+            label="candidates", elem_id="candidates", allow_preview=False, columns=3, height="auto", object_fit="contain"
+        )
+        with gr.Row():
+            button = gr.Button("Build the one I chose last", interactive=False)
+            built = gr.Markdown()
+        chosen = gr.Gallery(
+            label="chosen so far, the last first",
+            elem_id="chosen",
+            allow_preview=False,
+            columns=6,
+            height="auto",
+            visible=False,
+        )
+        everything = [generation, candidates, text, chosen, button]
+        page.load(shown, outputs=everything, api_visibility="private")
+        candidates.select(clicked, generation, everything, concurrency_limit=1, api_visibility="private")
+        button.click(build, outputs=built, api_name="build")
+        gr.api(look, api_name="look")
+        gr.api(choose, api_name="choose", concurrency_limit=1)
+    page.css = _STYLE
+    return page
+
+
+def _text(chooser: Chooser) -> str:
+    if not chooser.pictures:
+        return f"All {chooser.generation} generations are over. Build the one that you chose last."
+    place = f"Generation {chooser.generation + 1} of {chooser.generations}."
+    return f"{place} Click the picture that you like best: the next ones are made near it. Close the page whenever you like."

@@ -1,0 +1,197 @@
+"""A search whose fitness is a person: the candidates of a generation are drawn, one is chosen, and the next are proposed.
+
+Nothing is kept but the study. Each choice replays it, tells the optimizer what was chosen, and stops where it asks again: so a
+page that was closed goes on where it was, and a search of choices can be resumed and built as any other.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from ..errors import SearchError
+from ..fitness import ChoiceTask, Scores
+from ..recipes.recipe import RECIPE_FILE, Recipe
+from .checks import check_search
+from .config import SearchConfig
+from .evaluator import Evaluator
+from .folder import MODEL_FOLDER, build_winner, known_pins, open_study
+from .grounds import check_same_grounds, pin
+from .places import rooted
+from .runner import Job
+from .spaces import make_space
+from .stage import StageRun
+from .study import Study
+
+CHOSEN_FOLDER = "chosen"
+MOST = 16  # pictures of a candidate
+_SIDE = 192  # pixels that a small picture is enlarged to
+
+
+class _Waiting(Exception):  # noqa: N818  no error: the optimizer has asked
+    """The candidates of a generation that nobody has chosen from."""
+
+    def __init__(self, recipes: list[Recipe]) -> None:
+        super().__init__()
+        self.recipes = recipes
+
+
+class _Asked:
+    """A runner that knows one choice: the scores are 0, and for the chosen candidate the number of its generation from 1."""
+
+    def __init__(self, choice: int | None, generation: int, examples: int) -> None:
+        self.choice, self.generation, self.examples = choice, generation, examples
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
+        """Tell the choice; raises `_Waiting` where it was told."""
+        if not jobs:
+            return
+        if self.choice is None:
+            raise _Waiting([job.target for job in jobs if isinstance(job.target, Recipe)])
+        choice, self.choice = self.choice, None
+        for index in range(len(jobs)):
+            yield index, Scores([self.generation + 1.0 if index == choice else 0.0] * self.examples)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class Chooser:
+    """A search of choices in a folder, begun or gone on with.
+
+    Args:
+        config: The search: ``space: ps``, with ``fitness: {task: choice}`` and at most 16 search examples, all of which are
+            drawn of every candidate.
+        out: The folder of the search.
+
+    Attributes:
+        generation: The generation to choose from, from 0.
+        generations: How many the budget does for.
+        pictures: A picture of each of its candidates, as PIL has them; empty when the budget is spent.
+        chosen: The picture of what was chosen in each generation.
+
+    Raises:
+        EvoMergeError: The search cannot work.
+    """
+
+    def __init__(self, config: SearchConfig, out: str | os.PathLike[str]) -> None:
+        self.out, self._lock = Path(out), Lock()
+        pins, written = known_pins(self.out), rooted(config)
+        self.config = pin(written, pins)
+        _check(self.config)
+        self.evaluator = Evaluator(self.config)
+        self.examples = len(self.evaluator.examples("search"))
+        if self.examples > MOST:
+            raise SearchError(f"data.search: {self.examples} pictures of each candidate; a person compares {MOST} at most")
+        check_search(self.config, self.evaluator)
+        study = open_study(self.config, self.out, pins, written)
+        try:
+            check_same_grounds(study, self.evaluator, None)
+        finally:
+            study.close()
+        self.pictures: list[Any] = []
+        self._recipes: list[Recipe] = []
+        self._go(None)
+
+    @property
+    def chosen(self) -> list[Path]:
+        """See the class."""
+        return sorted((self.out / CHOSEN_FOLDER).glob("*.png"))
+
+    def choose(self, generation: int, number: int) -> bool:
+        """Say which candidate is the best of a generation, and draw the next.
+
+        Args:
+            generation: Which one was looked at.
+            number: The candidate, from 0.
+
+        Returns:
+            Whether that was the generation to choose from; else nothing has happened.
+
+        Raises:
+            SearchError: There is no such candidate.
+        """
+        with self._lock:
+            if generation != self.generation or not self.pictures:
+                return False
+            if not 0 <= number < len(self.pictures):
+                raise SearchError(f"candidate {number}: there are {len(self.pictures)}, numbered from 0")
+            (self.out / CHOSEN_FOLDER).mkdir(exist_ok=True)
+            self.pictures[number].save(self.out / CHOSEN_FOLDER / f"{generation:04}.png")
+            self._go(number)
+            return True
+
+    def build(self) -> Path:
+        """Build what was chosen last; raises `SearchError` where nothing was."""
+        with self._lock:
+            study = Study.open(self.out)
+            try:
+                best = study.best("ps")
+                if not best or not best[0].fitness or best[0].recipe_key is None:
+                    raise SearchError(f"{self.out}: nothing has been chosen yet")
+                winner = study.recipe(best[0].recipe_key)
+            finally:
+                study.close()
+            winner.save(self.out / RECIPE_FILE)
+            build_winner(self.out, winner)
+            return self.out / MODEL_FOLDER
+
+    def _go(self, choice: int | None) -> None:
+        """Replay the study, tell a choice, and draw what is asked for then."""
+        study = Study.open(self.out)
+        try:
+            with study.exclusive():
+                self._recipes = []
+                done = 1 + max((trial.generation for trial in study.trials("ps")), default=-1)
+                run = StageRun(
+                    self.config,
+                    study,
+                    _Asked(choice, done, self.examples),
+                    stage="ps",
+                    space=make_space(self.config, "ps", self.evaluator.summary),
+                    example_count=self.examples,
+                )
+                try:
+                    run.run()
+                except _Waiting as waiting:
+                    self._recipes = waiting.recipes
+                self.generation = 1 + max((trial.generation for trial in study.trials("ps")), default=-1)
+        finally:
+            study.close()
+        size = len(self._recipes) or self.config.ps.optimizer.population or 1
+        self.generations = max(self.generation + bool(self._recipes), math.ceil(self.config.ps.optimizer.evaluations / size))
+        self.pictures = [self._draw(recipe) for recipe in self._recipes]
+
+    def _draw(self, recipe: Recipe) -> Any:
+        task = self.evaluator.task(recipe)
+        assert isinstance(task, ChoiceTask)  # it was checked
+        return sheet(task.pictures(self.evaluator.model(recipe)))
+
+
+def sheet(pictures: Sequence[Any]) -> Any:
+    """Several pictures of PIL of one size as one, row by row; small ones are enlarged."""
+    from PIL import Image
+
+    columns, scale = math.ceil(math.sqrt(len(pictures))), max(1, _SIDE // max(pictures[0].size))
+    width, height = (scale * side for side in pictures[0].size)
+    whole = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        whole.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (column * width, row * height))
+    return whole
+
+
+def _check(config: SearchConfig) -> None:
+    """Refuse what a choice says nothing of."""
+    if config.fitness.task != "choice":
+        raise SearchError(
+            f"fitness.task: {config.fitness.task} needs no person; run `hf-evomerge search`, or write task: choice"
+        )
+    if config.space != "ps" or config.ps.first is not None or config.objectives:
+        raise SearchError("task choice: one person, one stage; write space: ps, and leave ps.first and objectives out")
+    if config.ps.optimizer.algorithm != "cma" or (config.batch or config.ps.optimizer.batch) not in (None, "all"):
+        raise SearchError("task choice: write algorithm: cma under ps.optimizer, and batch: all, or leave both out")

@@ -1,0 +1,136 @@
+"""The page of a diffusion pipeline: a prompt or the number of a class, a seed, and the picture that the model draws of them."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import loading
+from texts import SpaceError, escape, message
+
+INDEX = "model_index.json"
+MAX_STEPS = 100
+MAX_SEED = 2**31 - 1
+MAX_PROMPT = 1000  # characters
+
+
+def is_pipeline(model: str, revision: str | None = None) -> bool:
+    """Whether a folder or repository is a diffusion pipeline."""
+    if not model or Path(model).is_dir():
+        return bool(model) and (Path(model) / INDEX).is_file()
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().file_exists(model, INDEX, revision=revision)
+    except Exception:  # the page for texts says what is wrong
+        return False
+
+
+class Painter:
+    """Holds the pipeline, and lets one picture at a time be drawn.
+
+    Args:
+        model: Repository id or folder.
+        revision: Branch, tag or commit.
+    """
+
+    def __init__(self, model: str, revision: str | None = None) -> None:
+        self.model, self.revision, self.error = model, revision, ""
+        self.by_class = False
+        self.ready = threading.Event()
+        self._pipeline: Any = None
+        self._run = loading.on_gpu(self._draw)
+
+    def start(self) -> None:
+        """Load in the background; on ZeroGPU now, because models must be placed before the first call."""
+        if loading.zero_gpu():
+            self.load()
+        else:
+            threading.Thread(target=self.load, daemon=True, name="load").start()
+
+    def load(self) -> None:
+        """Load the pipeline: safetensors alone, and none of its code; what goes wrong is in `error`."""
+        try:
+            from diffusers import DiffusionPipeline
+
+            settings: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "revision": self.revision}
+            pipeline = DiffusionPipeline.from_pretrained(self.model, **settings)
+            pipeline.set_progress_bar_config(disable=True)
+            taken = inspect.signature(type(pipeline).__call__).parameters
+            self.by_class = "prompt" not in taken
+            if self.by_class and "class_labels" not in taken:
+                raise SpaceError(f"{type(pipeline).__name__} takes neither a prompt nor class_labels")
+            self._pipeline = pipeline.to("cuda") if loading.zero_gpu() or _has_gpu() else pipeline
+        except SpaceError as error:
+            self.error = str(error)
+        except Exception as error:  # whatever a model's files provoke, the page must say it and stay
+            self.error = f"{self.model} cannot be loaded: {loading.first_line(error)}"
+        finally:
+            self.ready.set()
+
+    def draw(self, prompt: str, seed: int = 0, steps: int = 8) -> Any:
+        """The picture of a prompt, or of the number of a class; the same for the same seed and steps. Raises `SpaceError`."""
+        self.ready.wait()
+        if self.error:
+            raise SpaceError(self.error)
+        prompt = str(prompt or "").strip()
+        if self.by_class and not prompt.isdecimal():
+            raise SpaceError("This model draws classes: give the number of one, such as 3.")
+        if not prompt or len(prompt) > MAX_PROMPT:
+            raise SpaceError(f"Give a prompt of 1 to {MAX_PROMPT} characters.")
+        if not (0 <= seed <= MAX_SEED and 1 <= steps <= MAX_STEPS):
+            raise SpaceError(f"Seeds go from 0 to {MAX_SEED}, steps from 1 to {MAX_STEPS}.")
+        return self._run(prompt, int(seed), int(steps))
+
+    def _draw(self, prompt: str, seed: int, steps: int) -> Any:
+        import torch
+        from PIL import Image
+
+        chosen: dict[str, Any] = {"class_labels": [int(prompt)]} if self.by_class else {"prompt": prompt}
+        with torch.inference_mode():
+            drawn = self._pipeline(**chosen, num_inference_steps=steps, generator=torch.Generator("cpu").manual_seed(seed))
+        picture = drawn.images[0]
+        scale = max(1, 384 // max(picture.size))
+        return picture.resize([side * scale for side in picture.size], Image.Resampling.NEAREST)
+
+
+def page(painter: Painter) -> gr.Blocks:
+    """The page; its API has ``/draw``, which takes prompt, seed and steps."""
+
+    def state() -> str:
+        painter.ready.wait()
+        return message(painter.error) if painter.error else ""
+
+    def draw(prompt: str, seed: float, steps: float) -> Any:
+        try:
+            return painter.draw(prompt, int(seed), int(steps))
+        except SpaceError as error:
+            raise gr.Error(str(error)) from error
+        except (ValueError, IndexError) as error:  # a class that there is not
+            raise gr.Error(loading.first_line(error)) from error
+
+    with gr.Blocks(title="hf_evomerge", analytics_enabled=False) as blocks:
+        name = painter.model.rstrip("/").rpartition("/")[2]
+        gr.HTML(f'<div class="ev-heading"><h1>{escape(name)}</h1></div>', elem_id="ev-heading")
+        status = gr.HTML(message("Starting …"), elem_id="ev-status")
+        with gr.Row():
+            with gr.Column(min_width=300):
+                prompt = gr.Textbox(label="Prompt, or the number of a class", lines=2, elem_id="ev-prompt")
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="ev-seed")
+                steps = gr.Slider(1, MAX_STEPS, value=8, step=1, label="Steps", elem_id="ev-steps")
+                button = gr.Button("Draw", variant="primary", elem_id="ev-draw")
+            picture = gr.Image(label="Picture", type="pil", format="png", elem_id="ev-picture", min_width=300)
+        blocks.load(state, outputs=status, api_visibility="private", show_progress="hidden")
+        drawn: dict[str, Any] = {"inputs": [prompt, seed, steps], "outputs": picture, "concurrency_limit": 1}
+        button.click(draw, **drawn, api_name="draw")
+        prompt.submit(draw, **drawn, api_visibility="private")
+    return blocks
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,279 @@
+"""A component merged in a diffusion pipeline: what diffusers loads is what the formulas give, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pipelines import draw, save_dit, save_sdxl
+from safetensors.torch import load_file, save_file
+
+from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.checkpoints.component import Component
+from hf_evomerge.checkpoints.inspect import inspect_model
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.recipes.layer_groups import classify
+from hf_evomerge.recipes.recipe import Recipe
+
+KINDS: dict[str, tuple[str, Callable[..., Any]]] = {"sdxl": ("unet", save_sdxl), "dit": ("transformer", save_dit)}
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pipelines of each kind: base, a and b."""
+    folder = tmp_path_factory.mktemp("pipelines")
+    for kind, (_, save) in KINDS.items():
+        for seed, name in enumerate(("base", "a", "b")):
+            save(folder / kind / name, 10 * seed)
+    return folder
+
+
+def recipe_of(folder: Path, kind: str, method: str, parameters: list[dict[str, Any]], **fields: Any) -> Recipe:
+    """A merge of `a` and `b`."""
+    part = fields.pop("part", KINDS[kind][0])
+    sources = [{"model": str(folder / kind / name), "component": part} for name in ("a", "b")]
+    merge = {"method": method, "parameters": parameters, "options": fields.pop("options", {})}
+    base = {} if method in ("linear", "slerp") else {"base": {"model": str(folder / kind / "base")}}
+    return Recipe.model_validate({"sources": sources, **base, "merge": merge, **fields})
+
+
+def state(folder: Path, part: str) -> dict[str, torch.Tensor]:
+    """A component's tensors as they are on disk."""
+    return load_file(next((folder / part).glob("*.safetensors")))
+
+
+def loaded(folder: Path) -> Any:
+    """What diffusers makes of a folder."""
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_component_is_what_the_formula_gives(kind: str, parents: Path, tmp_path: Path) -> None:
+    """Task arithmetic; all other components are the first source's, bit for bit; it draws; every tensor is accounted for."""
+    part = KINDS[kind][0]
+    recipe = recipe_of(parents, kind, "task_arithmetic", [{"weight": 0.4}, {"weight": 0.9}])
+    out = build_model(recipe, tmp_path / "out", progress=False)
+    base, a, b, merged = (state(folder, part) for folder in (*(parents / kind / n for n in ("base", "a", "b")), out))
+    for name, tensor in merged.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, base[name] + 0.4 * (a[name] - base[name]) + 0.9 * (b[name] - base[name]))
+    assert merged.keys() == a.keys()
+    pipeline, first = loaded(out), loaded(parents / kind / "a")
+    assert type(pipeline) is type(first)
+    for name, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module) and name != part:
+            assert all(torch.equal(t, first.components[name].state_dict()[k]) for k, t in module.state_dict().items()), name
+    assert not torch.equal(draw(pipeline), draw(first))
+    ledger = check_recipe(recipe).ledger
+    whole = sum(len(load_file(file)) for file in (parents / kind / "a").glob("*/*.safetensors"))
+    assert len(ledger.merged) + len(ledger.copied) == whole == sum(len(load_file(file)) for file in out.glob("*/*.safetensors"))
+    assert set(ledger.dropped.values()) == {
+        f"{other} of {name}, of which the result has another's"
+        for other in {file.parent.name for file in out.glob("*/*.safetensors")} - {part}
+        for name in ("b", "base")
+    }
+    assert str(ledger) in (out / "build.json").read_text()
+    assert f"{part}/diffusion_pytorch_model.safetensors" in json.loads((out / "build.json").read_text())["sha256"]
+
+
+def test_groups_of_a_unet(parents: Path, tmp_path: Path) -> None:
+    """Attention and the rest, as EvoSDXL-JP has them: queries, keys, values and outputs, and everything else."""
+    first = Component(Source.open(str(parents / "sdxl" / "a")), "unet")
+    attention = [name for name in first.tensors if classify(name)[2] == "attn"]
+    assert attention == [n for n in first.tensors if any(p in n for p in (".to_q.", ".to_k.", ".to_v.", ".to_out.0."))]
+    assert first.layer_count == 5  # two down, the middle, two up
+    parameters = [{"weight": {"blocks.0-4.attn": 0.25, "default": 1.0}}, {"weight": {"blocks.0-4.attn": 0.75, "default": 0.0}}]
+    out = build_model(recipe_of(parents, "sdxl", "linear", parameters), tmp_path / "out", progress=False)
+    a, b, merged = (state(folder, "unet") for folder in (parents / "sdxl" / "a", parents / "sdxl" / "b", out))
+    for name, tensor in merged.items():
+        share = 0.25 if ".to_" in name else 1.0
+        torch.testing.assert_close(tensor, share * a[name] + (1 - share) * b[name])
+
+
+@pytest.mark.parametrize(
+    ("kind", "ends"),
+    [("sdxl", ("down_blocks.0.", "up_blocks.1.")), ("dit", ("transformer_blocks.0.", "transformer_blocks.1."))],
+)
+def test_a_gradient_runs_over_the_blocks(kind: str, ends: tuple[str, str], parents: Path, tmp_path: Path) -> None:
+    """Slerp from all of one to all of the other, from the first block that a picture passes through to the last."""
+    part = KINDS[kind][0]
+    out = build_model(recipe_of(parents, kind, "slerp", [], options={"t": [0.0, 1.0]}), tmp_path / "out", progress=False)
+    a, b, merged = (state(folder, part) for folder in (parents / kind / "a", parents / kind / "b", out))
+    for name, tensor in merged.items():
+        for source, place in ((a, ends[0]), (b, ends[1])):
+            if name.startswith(place):
+                torch.testing.assert_close(tensor, source[name])
+    assert any(name.startswith(ends[0]) for name in merged)
+    if kind == "sdxl":
+        middle = "mid_block.resnets.0.conv1.weight"
+        assert not any(torch.allclose(merged[middle], source[middle]) for source in (a, b))
+
+
+def test_components_of_other_sources_bring_all_their_files(parents: Path, tmp_path: Path) -> None:
+    """Text encoder and tokenizer of a pipeline with other words, and its scheduler: of another size, and of another class."""
+    import diffusers
+
+    other = save_sdxl(tmp_path / "other", 50, words="abcdef")
+    other.scheduler = diffusers.DDIMScheduler()
+    other.save_pretrained(tmp_path / "other")
+    recipe = recipe_of(parents, "sdxl", "linear", [{"weight": 0.5}, {"weight": 0.5}])
+    third = recipe.sources[0].model_copy(update={"model": str(tmp_path / "other")})
+    given = dict.fromkeys(("text_encoder", "tokenizer", "scheduler"), 2)
+    fields = {**recipe.model_dump(), "sources": [*recipe.sources, third], "components": given}
+    fields["merge"]["sources"] = [0, 1]
+    recipe = Recipe.model_validate(fields)
+    pipeline = loaded(build_model(recipe, tmp_path / "out", progress=False))
+    assert isinstance(pipeline.scheduler, diffusers.DDIMScheduler)
+    assert len(pipeline.tokenizer) == 14 == pipeline.text_encoder.config.vocab_size
+    assert len(pipeline.tokenizer_2) == 54
+    ledger = check_recipe(recipe).ledger
+    assert "text_encoder of a, of which the result has another's" in str(ledger)
+    assert any(place.startswith(str(tmp_path / "other")) for place in ledger.copied.values())
+    with pytest.raises(EvoMergeError, match=r"components.prior: there is no such component"):
+        check_recipe(recipe.model_copy(update={"components": {"prior": 2}}))
+
+
+def test_another_component_can_be_merged(parents: Path, tmp_path: Path) -> None:
+    """The decoder of pictures, in another dtype: all components have that then."""
+    parameters = [{"weight": 0.5}, {"weight": 0.5}]
+    recipe = recipe_of(parents, "sdxl", "linear", parameters, part="text_encoder", dtype="bfloat16")
+    out = build_model(recipe, tmp_path / "out", progress=False, max_shard_size="10KB")
+    a, b = (state(parents / "sdxl" / n, "text_encoder") for n in ("a", "b"))
+    name = next(n for n in a if n.endswith("layers.0.mlp.fc1.weight"))
+    pipeline = loaded(out)
+    expected = (0.5 * a[name] + 0.5 * b[name]).bfloat16()
+    found = {n.partition("layers")[2]: t for n, t in pipeline.text_encoder.state_dict().items()}[name.partition("layers")[2]]
+    assert torch.equal(found, expected.to(found.dtype))
+    index = json.loads((out / "unet" / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    assert json.loads((out / "text_encoder" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "kohya", "peft"])
+def test_an_adapter_is_fused(layout: str, parents: Path, tmp_path: Path) -> None:
+    """A low-rank product on a linear layer and on a convolution, in three layouts of files, is what diffusers adds."""
+    unet = state(parents / "sdxl" / "a", "unet")
+    modules = {"down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": 2, "mid_block.resnets.0.conv1": 3, "conv_in": 2}
+    torch.manual_seed(0)
+    tensors, wanted, folder = {}, dict(unet), tmp_path / "adapter"
+    folder.mkdir()
+    for module, rank in modules.items():
+        weight = unet[f"{module}.weight"]
+        down, up = torch.randn(rank, *weight.shape[1:]), torch.randn(weight.shape[0], rank, *[1] * (weight.dim() - 2))
+        names = {"kohya": ("lora_down", "lora_up"), "diffusers": ("lora_A", "lora_B"), "peft": ("lora_A", "lora_B")}[layout]
+        place = {
+            "kohya": f"lora_unet_{module.replace('.', '_')}", "diffusers": f"unet.{module}",
+            "peft": f"base_model.model.{module}",
+        }[layout]  # fmt: skip
+        tensors |= {f"{place}.{names[0]}.weight": down, f"{place}.{names[1]}.weight": up}
+        if layout == "kohya":
+            tensors[f"{place}.alpha"] = torch.tensor(1.0)
+        scaling = {"kohya": 1.0 / rank, "diffusers": 8.0 / rank, "peft": 8.0 / rank}[layout]
+        wanted[f"{module}.weight"] = weight + scaling * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    metadata = {"format": "pt"}
+    settings = {"r": 2, "rank_pattern": {"mid_block.resnets.0.conv1": 3}, "lora_alpha": 8, "target_modules": list(modules)}
+    if layout == "diffusers":
+        metadata["lora_adapter_metadata"] = json.dumps({f"unet.{key}": value for key, value in settings.items()})
+    if layout == "peft":
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **settings}))
+    file = {"diffusers": "pytorch_lora_weights", "kohya": "light", "peft": "adapter_model"}[layout]
+    save_file(tensors, folder / f"{file}.safetensors", metadata=metadata)
+    named = str(folder / "light.safetensors") if layout == "kohya" else str(folder)
+    recipe = recipe_of(parents, "sdxl", "linear", [{"weight": 1.0}, {"weight": 0.0}])
+    first = recipe.sources[0].model_copy(update={"adapter": named})
+    recipe = recipe.model_copy(update={"sources": [first, recipe.sources[1]]})
+    merged = state(build_model(recipe, tmp_path / "out", progress=False), "unet")
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, wanted[name], msg=name)
+    if layout == "diffusers":
+        pipeline = loaded(parents / "sdxl" / "a")
+        pipeline.load_lora_weights(folder)
+        pipeline.fuse_lora()
+        theirs = {n.replace(".base_layer", ""): t for n, t in pipeline.unet.state_dict().items()}
+        for name, tensor in merged.items():
+            torch.testing.assert_close(tensor, theirs[name], msg=name)
+
+
+def _spoiled(folder: Path, tmp_path: Path, change: Callable[[Path], object]) -> Path:
+    copy = tmp_path / "spoiled"
+    shutil.copytree(folder, copy)
+    change(copy)
+    return copy
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
+
+
+def _with(key: str, value: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "model_index.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_pickled, "only diffusion_pytorch_model.bin, a pickle"),
+        (_with("unet", ["my_unet", "MyUnet"]), "unet is of my_unet: code that comes with the pipeline"),
+        (_with("_class_name", ["my_pipeline", "Mine"]), "_class_name is .* code that comes with the pipeline"),
+        (_with("unet", ["diffusers", 3]), "unet is .* not a library and a class"),
+        (_with("../unet", ["diffusers", "UNet2DConditionModel"]), "not a library and a class"),
+        (lambda folder: shutil.rmtree(folder / "unet"), "names unet, and there is no such folder"),
+        (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x"), "not a safetensors file"),
+    ],
+)
+def test_what_is_refused(change: Callable[[Path], object], said: str, parents: Path, tmp_path: Path) -> None:
+    """Pickles, code and damage end in one line, and nothing is written."""
+    spoiled = _spoiled(parents / "sdxl" / "b", tmp_path, change)
+    recipe = recipe_of(parents, "sdxl", "linear", [{"weight": 0.5}, {"weight": 0.5}])
+    other = recipe.sources[1].model_copy(update={"model": str(spoiled)})
+    recipe = recipe.model_copy(update={"sources": [recipe.sources[0], other]})
+    with pytest.raises(EvoMergeError, match=said) as found:
+        build_model(recipe, tmp_path / "out", progress=False)
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_meant_is_refused(parents: Path) -> None:
+    """A pipeline without a component, one that is not there, pipelines that do not fit, and a path through one."""
+    recipe = recipe_of(parents, "sdxl", "linear", [{"weight": 0.5}, {"weight": 0.5}])
+    whole = [ref.model_copy(update={"component": None}) for ref in recipe.sources]
+    with pytest.raises(EvoMergeError, match=r"takes part by a component; write component: with one of .*unet"):
+        check_recipe(recipe.model_copy(update={"sources": whole}))
+    named = [ref.model_copy(update={"component": "prior"}) for ref in recipe.sources]
+    with pytest.raises(EvoMergeError, match=r"has no component 'prior'; it has .*unet"):
+        check_recipe(recipe.model_copy(update={"sources": named}))
+    other = recipe.sources[1].model_copy(update={"model": str(parents / "dit" / "a"), "component": "vae"})
+    first = recipe.sources[0].model_copy(update={"component": "vae"})
+    check_recipe(recipe.model_copy(update={"sources": [first, other]}))  # the same kind of decoder
+    with pytest.raises(EvoMergeError, match="has no component 'unet'"):
+        check_recipe(recipe.model_copy(update={"sources": [recipe.sources[0], other.model_copy(update={"component": "unet"})]}))
+    path = Recipe.model_validate({"sources": [ref.model_dump() for ref in whole], "flow": {"path": ["0:0", "1:0"]}})
+    with pytest.raises(EvoMergeError, match="'diffusion_pipeline' has no causal language model"):
+        check_recipe(path)
+
+
+def test_inspect_says_what_a_pipeline_is(parents: Path) -> None:
+    """Its class, its size, and how many tensors each component has."""
+    report = inspect_model(parents / "sdxl" / "a")
+    assert report.architecture == "StableDiffusionXLPipeline"
+    assert report.parts.keys() == {"vae", "text_encoder", "text_encoder_2", "unet"}
+    assert report.stored.parameters == sum(
+        t.numel()
+        for file in (parents / "sdxl" / "a").glob("*/*.safetensors")
+        for t in load_file(file).values()
+        if t.is_floating_point()
+    )
+    assert "unet:" in str(report)
+    assert "None" not in str(report)

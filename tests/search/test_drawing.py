@@ -1,0 +1,184 @@
+"""A search over diffusion pipelines: scored by a Python function of what they draw, or by a person who chooses."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pipelines import save_dit, save_sdxl
+
+from hf_evomerge import Example, FunctionTask, SearchCallback, SearchConfig, run_search
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.fitness import draw
+from hf_evomerge.search.choice_page import choice_page
+from hf_evomerge.search.choosing import Chooser
+from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.folder import settings_in
+from hf_evomerge.search.plan import plan_search
+from hf_evomerge.search.study import Study
+
+DIGITS = [Example(str(n), "", content=f"{n}, picture {seed}") for n in range(2) for seed in range(2)]
+SETTINGS: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np"}
+
+
+def brightness(pipeline: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
+    """More light is better."""
+    assert tokenizer is None
+    return [float(picture.mean()) for picture in draw(pipeline, examples, batch_size=3, **SETTINGS)]
+
+
+def task() -> FunctionTask:
+    """What a worker imports."""
+    return FunctionTask(brightness)
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pipelines that draw classes, and one that draws texts."""
+    folder = tmp_path_factory.mktemp("parents")
+    for seed, name in enumerate(("a", "b")):
+        save_dit(folder / name, 10 * seed)
+    save_sdxl(folder / "text", 50)
+    return folder
+
+
+def config_of(parents: Path, **fields: Any) -> SearchConfig:
+    """Two weights, two generations of four."""
+    ps = {"method": "linear", "blocks_per_group": "model", "optimizer": {"evaluations": 8, "population": 4}}
+    sources = [{"model": str(parents / name), "component": "transformer"} for name in ("a", "b")]
+    settings = {"space": "ps", "sources": sources, "ps": ps, "fitness": {"task": "likelihood"}, "finalists": 2}
+    return SearchConfig.model_validate({**settings, **fields})
+
+
+def test_what_is_drawn_depends_on_weights_and_examples_alone(parents: Path) -> None:
+    """The same example has the same picture in any company, another seed another one; texts are drawn as classes are."""
+    evaluator = Evaluator(config_of(parents), task_factory=task, examples={"search": DIGITS})
+    pipeline = evaluator.model(evaluator.config.sources[0])
+    whole = draw(pipeline, DIGITS, **SETTINGS)
+    alone = draw(pipeline, DIGITS[2:3], **SETTINGS)
+    np.testing.assert_allclose(whole[2], alone[0], atol=1e-5)
+    assert np.abs(whole[2] - whole[3]).max() > 0.01
+    with pytest.raises(EvoMergeError, match="'a cat' is no number of a class"):
+        draw(pipeline, [Example("a cat", "")], **SETTINGS)
+
+
+def test_a_search_is_repeatable_resumable_and_built(parents: Path, tmp_path: Path) -> None:
+    """The winner is built to the very weights that were scored; a search that is cut short and resumed has the same trials."""
+    config, given = config_of(parents), {"search": DIGITS}
+    result = run_search(config, tmp_path / "whole", task_factory=task, examples=given)
+    winner = next(row for row in result.rows if row.winner)
+    built = SearchConfig.model_validate(
+        {**config.model_dump(), "sources": [{"model": str(tmp_path / "whole" / "model"), "component": "transformer"}] * 2}
+    )
+    again = Evaluator(built, task_factory=task, examples=given).evaluate(built.sources[0])
+    assert again.values.tolist() == winner.scores.values.tolist()
+    report = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert [row["stage"] for row in report["rows"]] == ["source", "source", "average", "ps"]
+
+    class Interrupt(SearchCallback):
+        def on_trial(self, study: Any, trial: Any) -> None:
+            if trial.number == 5:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_search(config, tmp_path / "cut", task_factory=task, examples=given, callbacks=[Interrupt()])
+    run_search(config, tmp_path / "cut", task_factory=task, examples=given, build=False)
+    trials = [[(t.genome.tolist(), t.fitness) for t in Study.open(tmp_path / name).trials("ps")] for name in ("whole", "cut")]
+    assert trials[0] == trials[1]
+    assert len(trials[0]) == 8
+
+
+def test_what_cannot_score_a_pipeline_is_refused(parents: Path, tmp_path: Path) -> None:
+    """A task of texts, a path, and a search that nobody can answer, in one line each."""
+    with pytest.raises(EvoMergeError, match="which likelihood cannot score; give a Python function"):
+        run_search(config_of(parents), tmp_path / "out", examples={"search": DIGITS})
+    with pytest.raises(EvoMergeError, match="a person chooses on a page; run `hf-evomerge choose"):
+        run_search(config_of(parents, fitness={"task": "choice"}), tmp_path / "out", examples={"search": DIGITS})
+
+
+# ---- a person who chooses
+
+
+@pytest.fixture
+def choices(parents: Path, tmp_path: Path) -> SearchConfig:
+    """Three generations of four, of which two classes are drawn."""
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": str(n)}) + "\n" for n in range(2)))
+    ps = {"method": "linear", "blocks_per_group": "model", "optimizer": {"evaluations": 12, "population": 4}}
+    fitness = {"task": "choice", "arguments": {"num_inference_steps": 2}}
+    return config_of(parents, ps=ps, fitness=fitness, data={"search": {"jsonl": str(data)}})
+
+
+def bright(chooser: Chooser) -> int:
+    """What a person who likes light clicks."""
+    return int(np.argmax([np.asarray(picture).mean() for picture in chooser.pictures]))
+
+
+def test_choices_are_a_search(choices: SearchConfig, tmp_path: Path) -> None:
+    """Each choice makes a generation; a page that was closed goes on with the same candidates; the last choice is built."""
+    plan = plan_search(choices).to_text()
+    assert "4 numbers to evolve" in plan or "2 numbers to evolve" in plan
+    chooser = Chooser(choices, tmp_path / "out")
+    assert (chooser.generation, chooser.generations, len(chooser.pictures)) == (0, 3, 4)
+    assert len({picture.tobytes() for picture in chooser.pictures}) == 4
+    with pytest.raises(EvoMergeError, match="nothing has been chosen yet"):
+        chooser.build()
+    with pytest.raises(EvoMergeError, match="candidate 4: there are 4"):
+        chooser.choose(0, 4)
+    light = []
+    for _ in range(2):
+        number = bright(chooser)
+        light.append(np.asarray(chooser.pictures[number]).mean())
+        assert chooser.choose(chooser.generation, number)
+    assert not chooser.choose(0, 0)  # an old page: nothing happens
+    before = [picture.tobytes() for picture in chooser.pictures]
+    del chooser
+    again = Chooser(choices, tmp_path / "out")
+    assert again.generation == 2
+    assert [picture.tobytes() for picture in again.pictures] == before
+    recipe = again._recipes[1]
+    assert again.choose(2, 1)
+    assert (again.generation, again.pictures, len(again.chosen)) == (3, [], 3)
+    model = again.build()
+    assert (tmp_path / "out" / "recipe.yaml").read_text() == recipe.to_yaml() == (model / "recipe.yaml").read_text()
+    trials = Study.open(tmp_path / "out").trials("ps")
+    assert [sum(trial.fitness or 0 for trial in trials if trial.generation == g) for g in range(3)] == [1.0, 2.0, 3.0]
+    assert settings_in(tmp_path / "out").fitness.task == "choice"
+    with pytest.raises(EvoMergeError, match="needs no person"):
+        Chooser(choices.model_copy(update={"fitness": config_of(tmp_path).fitness}), tmp_path / "other")
+
+
+@pytest.fixture
+def page(choices: SearchConfig, tmp_path: Path) -> Iterator[tuple[Any, Chooser]]:
+    """The page, served, and the search behind it."""
+    pytest.importorskip("gradio")
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    chooser = Chooser(choices, tmp_path / "out")
+    served = choice_page(chooser)
+    served.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", css=served.css, allowed_paths=[str(tmp_path)])
+    try:
+        yield served, chooser
+    finally:
+        served.close()
+
+
+def test_the_page_chooses(page: tuple[Any, Chooser]) -> None:
+    """One call a generation, through the page's own API; an old one is not taken; the model is there at the end."""
+    from gradio_client import Client
+
+    served, chooser = page
+    client = Client(served.local_url, verbose=False)
+    seen = client.predict(api_name="/look")
+    assert (seen["generation"], seen["candidates"]) == (0, 4)
+    for generation in range(3):
+        seen = client.predict(generation, bright(chooser), api_name="/choose")
+        assert (seen["taken"], seen["generation"]) == (True, generation + 1)
+    assert not client.predict(0, 0, api_name="/choose")["taken"]
+    assert seen["candidates"] == 0
+    assert "Built" in client.predict(api_name="/build")
+    assert (chooser.out / "model" / "model_index.json").is_file()
