@@ -87,14 +87,13 @@ class Painter:
 
     def _draw(self, prompt: str, seed: int, steps: int) -> Any:
         import torch
-        from PIL import Image
 
         chosen: dict[str, Any] = {"class_labels": [int(prompt)]} if self.by_class else {"prompt": prompt}
         with torch.inference_mode():
             drawn = self._pipeline(**chosen, num_inference_steps=steps, generator=torch.Generator("cpu").manual_seed(seed))
         picture = drawn.images[0]
         scale = max(1, 384 // max(picture.size))
-        return picture.resize([side * scale for side in picture.size], Image.Resampling.NEAREST)
+        return picture.resize([side * scale for side in picture.size], 0)  # nearest
 
 
 def page(painter: Painter) -> gr.Blocks:

@@ -41,6 +41,8 @@ def choice_page(chooser: Chooser) -> Any:
         chooser.choose(int(generation), int(event.index))
         return shown()
 
+    clicked.__annotations__["event"] = gr.SelectData  # Gradio cannot read the name of what is imported in a function
+
     def look() -> dict[str, Any]:
         return {"generation": chooser.generation, "candidates": len(chooser.pictures), "text": _text(chooser)}
 
