@@ -113,10 +113,11 @@ def _at_the_end(results: Results) -> str:
     goal = f"cost to reach {results.methods[REFERENCE[0]].label} at {REFERENCE[1]}" if results.of(REFERENCE[0]) else ""
     reference = [goal] if goal else []
     minutes = ["CPU minutes"] if all("cpu" in record for record in results.records) else []
+    several = len({record["problem"] for record in results.records}) > 1
     heads = [
         "",
         "cost",
-        "runs of families",
+        "runs of families" if several else "runs",
         "accuracy",
         "log-likelihood",
         "search minus held-out",
@@ -135,7 +136,7 @@ def _at_the_end(results: Results) -> str:
             [
                 label,
                 f"{final[-1]['budget'] * examples(final[-1]) / SEARCH:g}",
-                f"{len(final)} of {len({record['problem'] for record in final})}",
+                f"{len(final)} of {len({record['problem'] for record in final})}" if several else str(len(final)),
                 _spread(values(lambda record: record["marks"][-1]["test"]["accuracy"])),
                 _spread(values(lambda record: record["marks"][-1]["test"]["loglik"])),
                 f"{fmean(gap):.3f}"
