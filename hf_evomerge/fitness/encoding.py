@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -115,9 +116,20 @@ def check_examples(examples: Sequence[Example]) -> None:
 
 def check_length(model: Any, tokens: int, what: str) -> None:
     """Refuse sequences that are longer than the model has positions for: on a GPU they would end the process."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(limit, int) and tokens > limit:
+    limit = _positions(model)
+    if limit is not None and tokens > limit:
         raise FitnessError(f"{what} takes {tokens} tokens; the model has {limit} positions")
+
+
+def room(model: Any, prompt: Sequence[int]) -> int:
+    """How many tokens a model has positions for after a prompt; with an encoder the prompt takes none of them."""
+    limit = _positions(model)
+    return sys.maxsize if limit is None else limit - (1 if encodes(model) else len(prompt))
+
+
+def _positions(model: Any) -> int | None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
 
 
 def encodes(model: Any) -> bool:

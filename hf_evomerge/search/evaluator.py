@@ -26,6 +26,7 @@ from ..fitness import (
     make_task,
 )
 from ..fitness.classification import ClassificationTask, Head
+from ..fitness.encoding import encode_prompt, room
 from ..fitness.pictures import SeeingTokenizer
 from ..fitness.writing import WritingSpec, WritingTask
 from ..recipes.layer_groups import merged_names
@@ -361,10 +362,12 @@ class Evaluator:
         return self.layer_pool(target).model(target.flow.to_path(), target.flow.scale_target)
 
     def answer(self, target: Target, example: Example, max_new_tokens: int = 64) -> str:
-        """What a model writes after an example's prompt, greedily."""
-        task = WritingTask(WritingSpec(task="answer", max_new_tokens=max_new_tokens))
-        task.prepare([example], self.tokenizer(target))
-        return task.write(self.model(target))[0][0].strip()
+        """What a model writes after an example's prompt, greedily, as far as it has positions."""
+        model, tokenizer = self.model(target), self.tokenizer(target)
+        most = room(model, encode_prompt(example, tokenizer))
+        task = WritingTask(WritingSpec(task="answer", max_new_tokens=max(1, min(max_new_tokens, most))))
+        task.prepare([example], tokenizer)
+        return task.write(model)[0][0].strip()
 
     def _parent(self, ref: SourceRef) -> PreTrainedModel:
         """The plain model of a parent. It is let go when another whole model is needed, unless paths run through it."""
