@@ -54,7 +54,9 @@ def main() -> None:
     for name, prompt_count, tokens in (("the demo's", 16, 16), ("the demo's", 64, 64), ("SmolLM2-135M's", 16, 16)):
         rng = random.Random(0)
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**{"vocab_size": 256, **SHAPES[name]})).eval()
+        model = AutoModelForCausalLM.from_config(
+            LlamaConfig(**{"vocab_size": 256, **SHAPES[name]}), trust_remote_code=False
+        ).eval()
         prompts = [[rng.randrange(5, 250) for _ in range(rng.randrange(8, 40))] for _ in range(prompt_count)]
         config = GenerationConfig(do_sample=False, max_new_tokens=tokens, eos_token_id=1, pad_token_id=0)
 

@@ -322,7 +322,10 @@ def loaded_difference(work: Path, name: str, folder: Path, case: str) -> tuple[f
         out = build_model(recipe(folder, CASES[case]), work / "ours" / name, progress=False)
     if not load(work / "theirs" / name):
         return float("inf"), float("inf")
-    ours, theirs = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (out, work / "theirs" / name))
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(place, trust_remote_code=False).state_dict()
+        for place in (out, work / "theirs" / name)
+    )
     differences = {key: float((tensor - theirs[key]).abs().max()) for key, tensor in ours.items()}
     experts = [value for key, value in differences.items() if classify(key)[2] == "experts"]
     return max(value for key, value in differences.items() if classify(key)[2] != "experts"), max(experts)

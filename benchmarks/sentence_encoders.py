@@ -57,7 +57,8 @@ def sentences(language: str) -> list[tuple[str, str]]:
 
 def tune(folder: Path, out: Path, language: str) -> None:
     """Teach a copy one language."""
-    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model.requires_grad_(False)
     for block in model.encoder.layer[-2:]:
         block.requires_grad_(True)

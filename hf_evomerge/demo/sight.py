@@ -156,7 +156,7 @@ def add_sight(family: Path, seed: int) -> None:
     """Train a family's model that sees, and save it in the family's folder ``sight``."""
     from transformers import AutoModelForCausalLM
 
-    text = AutoModelForCausalLM.from_pretrained(family / "maths", dtype=torch.float32)
+    text = AutoModelForCausalLM.from_pretrained(family / "maths", dtype=torch.float32, trust_remote_code=False)
     model = build_sight(text, seed)
     train_sight(model, seed=seed)
     save(model, family / "sight")

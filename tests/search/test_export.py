@@ -140,4 +140,7 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     assert "there is no folder" in refused.output
     refused = run(app, ["export", str(folder)])
     assert refused.exit_code == 1
-    assert "to what? Name a file with --csv, --parquet or --answers, or a storage with --optuna" in refused.output
+    assert (
+        "to what? Name a file with --csv, --parquet or --answers, a folder with --pictures, or a storage with --optuna"
+        in refused.output
+    )
