@@ -9,7 +9,8 @@ from .choosing import Chooser
 
 _STYLE = """
 .gradio-container {max-width: 1100px !important; margin: 0 auto !important}
-#candidates .thumbnail-item, #chosen .thumbnail-item {aspect-ratio: auto}
+#candidates .thumbnail-item, #chosen .thumbnail-item {aspect-ratio: auto; height: auto}
+#candidates .grid-wrap {max-height: none; overflow: visible}
 #candidates img {image-rendering: pixelated}
 """
 
