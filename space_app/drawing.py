@@ -46,10 +46,7 @@ class Painter:
 
     def start(self) -> None:
         """Load in the background; on ZeroGPU now, because models must be placed before the first call."""
-        if loading.zero_gpu():
-            self.load()
-        else:
-            threading.Thread(target=self.load, daemon=True, name="load").start()
+        loading.in_background(self.load)
 
     def load(self) -> None:
         """Load the pipeline: safetensors alone, and none of its code; what goes wrong is in `error`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,14 @@ def load(model: str, revision: str | None, *, own: bool) -> Loaded:
     if torch.cuda.is_available():
         loaded = loaded.to("cuda")
     return Loaded(loaded, tokenizer, time.monotonic() - begin)
+
+
+def in_background(task: Callable[[], None]) -> None:
+    """Load beside the page; on ZeroGPU at once, because models must be placed before the first call."""
+    if zero_gpu():
+        task()
+    else:
+        threading.Thread(target=task, daemon=True, name="load").start()
 
 
 def _package_is_there() -> bool:

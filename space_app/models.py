@@ -91,10 +91,7 @@ class Host:
 
     def start(self) -> None:
         """Load in the background; on ZeroGPU now, because models must be placed before the first call."""
-        if loading.zero_gpu():
-            self.load()
-        else:
-            threading.Thread(target=self.load, daemon=True, name="load").start()
+        loading.in_background(self.load)
 
     def load(self) -> None:
         """Load the evolved model; what goes wrong is in `error`."""
