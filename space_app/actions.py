@@ -198,7 +198,7 @@ class Actions:
         changed = Edit(way)
         said = problem or changed.said(published)
         return [
-            path_picture(way, published.labels, published.layers, select=True),
+            path_picture(way, published.labels, published.layers, gated=published.gated, select=True),
             gr.Dropdown(choices=names, value=way.selected),
             gr.Slider(minimum=math.floor(10 * low) / 10, maximum=math.ceil(10 * high) / 10, value=round(scale, 3)),
             message(said, "error" if problem else "info"),

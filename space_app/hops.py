@@ -36,6 +36,26 @@ def terms(hop: str) -> list[Term]:
     return found
 
 
+def added(hops: Sequence[str], scales: Sequence[float], *, gated: bool) -> list[list[float]]:
+    """How much each term adds to the stream, 1 being all that its layer would: its gate, or without gates its weight and scale.
+
+    Hop k makes ``h <- sum_i w_i Layer_i(s h)``. A layer with a norm in front does not see the size of what it reads, so beside
+    the embeddings term i of hop k counts ``w_i / m_k``, where m_k is the product of ``s`` and ``sum_i w_i`` up to it.
+
+    Args:
+        hops: The hops of a path.
+        scales: A number for each.
+        gated: Whether the layers have a norm in front and the scales multiply the stream.
+    """
+    found, size = [], 1.0
+    for hop, scale in zip(hops, scales, strict=True):
+        weights = [weight for _, _, weight in terms(hop)]
+        size *= scale * sum(weights)
+        gated = gated and 1e-9 < abs(size) < 1e9  # a scale of 0 leaves nothing of what was before
+        found.append([abs(weight / size if gated else weight * scale) for weight in weights])
+    return found
+
+
 def expanded(hops: Sequence[str], most: int) -> list[str]:
     """A path with its ranges, such as ``0:0-7`` and ``1:4-7 x2``, written out as recipes read them; cut beyond `most` hops."""
     found: list[str] = []

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edits import Route, describe, name_of
-from hops import terms
+from hops import added, terms
 from published import as_float, listing, mapping
 from texts import counted, details, escape, number, table
 
@@ -67,8 +67,31 @@ class _Grid:
         return self.top + sum(self.layers[source] * self.row + self.gap for source in self.order)
 
 
+@dataclass(frozen=True)
+class _Flow:
+    """How much each term of each hop adds to the stream, and how wide its line is."""
+
+    added: list[list[float]]
+    gated: bool
+
+    def said(self, hop: int) -> str:
+        return " + ".join(number(value, 2) for value in self.added[hop])
+
+    def width(self, value: float, pitch: float) -> float:
+        """In pixels: 1 is 5 of them, less where that makes the widest line too wide."""
+        most = max(max(each) for each in self.added)
+        return max(value * min(5.0, max(min(pitch * 0.6, 12.0), 4.0) / max(most, 1e-9)), 0.7)
+
+
 def path_picture(
-    way: Route, labels: Sequence[str], layers: Sequence[int], *, select: bool = False, hops: int = 0, listed: bool = True
+    way: Route,
+    labels: Sequence[str],
+    layers: Sequence[int],
+    *,
+    gated: bool = True,
+    select: bool = False,
+    hops: int = 0,
+    listed: bool = True,
 ) -> str:
     """The route of the hidden state: hops from left to right, the layers of each source from bottom to top.
 
@@ -76,6 +99,7 @@ def path_picture(
         way: The path.
         labels: The names of the sources.
         layers: The number of layers of each source; as many as the path needs where it is not known.
+        gated: Whether scales are gates of what each hop adds; see `hops.added`.
         select: Whether a hop can be chosen, and which one is shows.
         hops: Room for so many hops, so that pictures of several paths are alike.
         listed: Whether a table of the hops follows, for those who read rather than see.
@@ -85,12 +109,15 @@ def path_picture(
     room = max(len(way), hops)
     words = f"{counted(len(way), 'hop')} over {counted(len({term[:2] for hop in parsed for term in hop}), 'layer')}"
     wide = MIDDLE if select else WIDE  # where a path is edited, its answers are beside it
-    picture = both(lambda width: _path(way, parsed, labels, rows, width=width, room=room, select=select, words=words), wide)
+    flow = _Flow(added(way.hops, way.scales, gated=gated), gated)
+    picture = both(
+        lambda width: _path(way, parsed, labels, rows, flow, width=width, room=room, select=select, words=words), wide
+    )
     if not listed:
         return picture
-    heads = ["hop", "layer", "scale"]
+    heads = ["hop", "layer", "scale", *(["adds"] if gated else [])]
     lines = [
-        (at + 1, describe(hop, 1.0, labels).removesuffix(", scale 1"), number(scale))
+        (at + 1, describe(hop, 1.0, labels).removesuffix(", scale 1"), number(scale), flow.said(at))[: len(heads)]
         for at, (hop, scale) in enumerate(zip(way.hops, way.scales, strict=True))
     ]
     return picture + details("The same as a table", table(heads, lines, caption=words, mark=way.selected if select else None))
@@ -113,6 +140,7 @@ def _path(
     parsed: Sequence[list[tuple[int, int, float]]],
     labels: Sequence[str],
     rows: tuple[int, ...],
+    flow: _Flow,
     *,
     width: int,
     room: int,
@@ -129,15 +157,24 @@ def _path(
     used = {source for hop in parsed for source, _, _ in hop}
     folded = [name_of(labels, source)[:36] for source in range(len(rows)) if source not in used and rows[source]]
     visited = sorted(used)
-    grid = _Grid(left, 34.0, pitch, row, 26.0, rows, tuple(reversed(visited)))
+    grid = _Grid(left, 74.0 if narrow else 34.0, pitch, row, 26.0, rows, tuple(reversed(visited)))
     wide = max(left + pitch * room + after, min(width, 348))
     height = grid.height + 36
-    parts = [_layer_rows(grid, parsed, labels, right=left + pitch * room), _scale_legend(way, words, grid, min(wide, width))]
+    parts = [_layer_rows(grid, parsed, right=left + pitch * room)]
+    parts.append(_legend(way, flow, words, grid, min(wide, width)))
+    if wide > width:
+        parts.append(text(width - 10, 18, "scroll for more \N{RIGHTWARDS ARROW}", anchor="end", kind="ev-tick"))
     spots = [[(grid.x(at), grid.y(source, layer)) for source, layer, _ in hop] for at, hop in enumerate(parsed)]
-    parts.append(_route(spots, left, left + pitch * room, narrow))
+    lines = [
+        [(f"ev-s{source % _SHAPES}", flow.width(value, pitch)) for (source, _, _), value in zip(hop, values, strict=True)]
+        for hop, values in zip(parsed, flow.added, strict=True)
+    ]
+    parts.append(_route(spots, lines, left, left + pitch * room, narrow))
+    parts += [_source_name(grid, parsed, labels, source) for source in grid.order]
     unit = _unit(way, grid)
     for at, hop in enumerate(parsed):
-        parts.append(_hop(way, at, hop, labels, grid=grid, unit=unit, select=select))
+        said = f", adds {flow.said(at)} of what its layer{'s' if len(hop) > 1 else ''} would" if flow.gated else ""
+        parts.append(_hop(way, at, hop, labels, grid=grid, unit=unit, select=select, said=said))
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 4096) if step * pitch >= 22)
     parts += [
         text(grid.x(at), grid.height + 16, at + 1, anchor="middle", kind="ev-tick")
@@ -151,26 +188,40 @@ def _path(
     return svg(wide, height, "".join(parts), label=label, scroll=wide > width or narrow)
 
 
-def _route(spots: Sequence[Sequence[tuple[float, float]]], left: float, right: float, narrow: bool) -> str:
-    """The way of the hidden state: in from the left, a lane for each term of a sum, and out to the right."""
-    lanes, joins = [], []
-    here: Sequence[tuple[float, float]] = [(left, sum(y for _, y in spots[0]) / len(spots[0]))]
-    words = [] if narrow else [text(left - 20, here[0][1] + 4, "tokens \N{RIGHTWARDS ARROW}", anchor="end", kind="ev-title")]
-    for there in spots:
-        if len(here) > 1:  # a sum: its lanes meet half way
-            a = (here[0][0] + there[0][0]) / 2
-            b = sum(y for _, y in here) / len(here)
-            lanes += [f"M{x:.1f},{y:.1f}L{a:.1f},{b:.1f}" for x, y in here]
-            joins.append(f'<circle class="ev-join" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>')
-            here = [(a, b)]
-        lanes += [f"M{x:.1f},{y:.1f}L{c:.1f},{d:.1f}" for x, y in here for c, d in there]
-        here = there
-    last = max(right, here[0][0] + 6)
-    y = sum(y for _, y in here) / len(here)
-    lanes += [f"M{a:.1f},{b:.1f}L{last:.1f},{y:.1f}" for a, b in here]
-    joins.append(f'<path class="ev-arrow" d="M{last:.1f},{y - 4:.1f}l6,4l-6,4z"/>')
-    words += [] if narrow else [text(last + 9, y + 4, "answer", kind="ev-title")]
-    return f'<path class="ev-route" d="{"".join(lanes)}"/>{"".join([*joins, *words])}'
+def _route(
+    spots: Sequence[Sequence[tuple[float, float]]],
+    lines: Sequence[Sequence[tuple[str, float]]],
+    left: float,
+    right: float,
+    narrow: bool,
+) -> str:
+    """The way of the hidden state: in from the left, a lane for each term of a sum, and out to the right.
+
+    A line is as wide as what the hop at its end adds, in the colour of its source.
+    """
+    lanes, plain = [], []
+
+    def lane(a: tuple[float, float], b: tuple[float, float], look: tuple[str, float]) -> None:
+        way = f"M{a[0]:.1f},{a[1]:.1f}L{b[0]:.1f},{b[1]:.1f}"
+        lanes.append(f'<path class="ev-flow {look[0]}" stroke-width="{look[1]:.1f}" d="{way}"/>')
+
+    here = (left, sum(y for _, y in spots[0]) / len(spots[0]))
+    words = [] if narrow else [text(left - 20, here[1] + 4, "tokens \N{RIGHTWARDS ARROW}", anchor="end", kind="ev-title")]
+    for at, (there, looks) in enumerate(zip(spots, lines, strict=True)):
+        for spot, look in zip(there, looks, strict=True):
+            lane(here, spot, look)
+        here = there[0]
+        if len(there) > 1:  # a sum: its lanes meet half way to the next hop
+            after = spots[at + 1][0][0] if at + 1 < len(spots) else max(right, here[0] + 12)
+            here = ((here[0] + after) / 2, sum(y for _, y in there) / len(there))
+            for spot, look in zip(there, looks, strict=True):
+                lane(spot, here, look)
+            plain.append(f'<circle class="ev-join" cx="{here[0]:.1f}" cy="{here[1]:.1f}" r="3"/>')
+    last = max(right, here[0] + 6)
+    plain.append(f'<path class="ev-route" d="M{here[0]:.1f},{here[1]:.1f}H{last:.1f}"/>')
+    plain.append(f'<path class="ev-arrow" d="M{last:.1f},{here[1] - 4:.1f}l6,4l-6,4z"/>')
+    words += [] if narrow else [text(last + 9, here[1] + 4, "answer", kind="ev-title")]
+    return "".join([*lanes, *plain, *words])
 
 
 def _unit(way: Route, grid: _Grid) -> float:
@@ -179,7 +230,7 @@ def _unit(way: Route, grid: _Grid) -> float:
     return max(min(grid.pitch * 0.46, grid.row * 0.8, 15.0), 5.0) / largest
 
 
-def _layer_rows(grid: _Grid, parsed: Sequence[list[tuple[int, int, float]]], labels: Sequence[str], *, right: float) -> str:
+def _layer_rows(grid: _Grid, parsed: Sequence[list[tuple[int, int, float]]], *, right: float) -> str:
     used = {(source, layer) for hop in parsed for source, layer, _ in hop}
     every = next(step for step in (1, 2, 4, 8, 16, 32, 4096) if step * grid.row >= 14)
     parts = []
@@ -194,11 +245,15 @@ def _layer_rows(grid: _Grid, parsed: Sequence[list[tuple[int, int, float]]], lab
             )
             if layer % every == 0:
                 bars.append(text(grid.left - 6, y + 4, layer, anchor="end", kind="ev-tick"))
-        visits = sum(1 for place, _ in used if place == source)
-        name = f"{name_of(labels, source)[:36]}   {visits} of {count} layers"
-        bars.append(text(grid.left, grid.block(source) - 6, name, kind="ev-name"))
         parts.append(f'<g class="ev-s{source % _SHAPES}">{"".join(bars)}</g>')
     return "".join(parts)
+
+
+def _source_name(grid: _Grid, parsed: Sequence[list[tuple[int, int, float]]], labels: Sequence[str], source: int) -> str:
+    visits = len({layer for hop in parsed for place, layer, _ in hop if place == source})
+    name = f"{name_of(labels, source)[:36]}   {visits} of {grid.layers[source]} layers"
+    words = text(grid.left, grid.block(source) - 6, name, kind="ev-name ev-halo")
+    return f'<g class="ev-s{source % _SHAPES}">{words}</g>'
 
 
 def _hop(
@@ -210,9 +265,10 @@ def _hop(
     grid: _Grid,
     unit: float,
     select: bool,
+    said: str,
 ) -> str:
     scale = way.scales[at]
-    tip = f"Hop {at + 1}: {describe(way.hops[at], scale, labels)}"
+    tip = f"Hop {at + 1}: {describe(way.hops[at], scale, labels)}{said}"
     size = max(abs(scale) * unit, 2.5)
     marks = "".join(
         f'<g class="ev-s{source % _SHAPES}">{_shape(source, grid.x(at), grid.y(source, layer), size)}</g>'
@@ -248,24 +304,31 @@ def _shape(source: int, x: float, y: float, r: float) -> str:
     return f'<polygon class="ev-markshape" points="{corners}"/>'
 
 
-def _scale_legend(way: Route, words: str, grid: _Grid, width: float) -> str:
-    """The number of hops, and the sizes of the least scale, 1 and the greatest."""
-    if all(scale == 1 for scale in way.scales):
-        return text(4, 18, f"{words}, every scale 1", kind="ev-title")
-    sizes = sorted({1.0, round(min(way.scales), 2), round(max(way.scales), 2)})
-    unit, x, parts = _unit(way, grid), width - 10.0, []
-    for size in reversed(sizes):
-        label = number(size)
-        x -= 8.0 * len(label)
-        parts.append(text(x, 18, label, kind="ev-tick"))
+def _legend(way: Route, flow: _Flow, words: str, grid: _Grid, width: float) -> str:
+    """The number of hops, the widths of lines, and the sizes of the least scale, 1 and the greatest."""
+    values = [value for each in flow.added for value in each]
+    title = text(4, 18, words, kind="ev-title")
+    if all(value == 1 for value in [*way.scales, *values]):
+        return title + text(width - 10, 18, "every scale 1, every layer whole", anchor="end", kind="ev-tick")
+    unit, x, parts, y = _unit(way, grid), width - 10.0, [], 40 if width < 520 else 18
+    for size in sorted({1.0, round(min(way.scales), 2), round(max(way.scales), 2)}, reverse=True):
         r = max(abs(size) * unit, 2.5)
-        x -= r + 5
         kind = "ev-legend ev-negative" if size < 0 else "ev-legend"
-        parts.append(f'<g class="{kind}"><circle class="ev-markshape" cx="{x:.1f}" cy="14" r="{r:.1f}"/></g>')
-        x -= r + 9
-    if width > 520:
-        parts.append(text(x, 18, "scale", anchor="end", kind="ev-tick"))
-    return text(4, 18, words, kind="ev-title") + "".join(parts)
+        x -= 8.0 * len(number(size))
+        parts.append(text(x, y, number(size), kind="ev-tick"))
+        parts.append(f'<g class="{kind}"><circle class="ev-markshape" cx="{x - r - 5:.1f}" cy="{y - 4}" r="{r:.1f}"/></g>')
+        x -= 2 * r + 14
+    parts.append(text(x, y, "scale", anchor="end", kind="ev-tick"))
+    if flow.gated:
+        x, y = (width - 10.0, 64) if width < 520 else (x - 60, 18)
+        for value in sorted({1.0, round(min(values), 2), round(max(values), 2)}, reverse=True):
+            x -= 8.0 * len(number(value))
+            parts.append(text(x, y, number(value), kind="ev-tick"))
+            line = f'd="M{x - 33:.1f},{y - 4}h20" stroke-width="{flow.width(value, grid.pitch):.1f}"'
+            parts.append(f'<path class="ev-flow ev-grey" {line}/>')
+            x -= 48
+        parts.append(text(x, y, "a hop adds", anchor="end", kind="ev-tick"))
+    return title + "".join(parts)
 
 
 _KEY = re.compile(r"(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?")

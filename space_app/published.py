@@ -28,6 +28,7 @@ _COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "pa
 _MAX_TRIALS = 50_000
 _MAX_OBJECTIVES = 8
 _OBJECTIVE = "objective."  # begins the names of their columns
+_NO_NORM_IN_FRONT = ("olmo2", "olmo3", "exaone4")  # their layers read the stream as it is
 FITNESS = "fitness"  # the first of several objectives
 UNSET = (
     "No model is set. The owner of this Space sets the variable EVOMERGE_MODEL to the id of a model, such as user/model "
@@ -171,6 +172,12 @@ class Published:
         if self.recipe.get("merge"):
             names.append("merged")
         return tuple(names)
+
+    @property
+    def gated(self) -> bool:
+        """Whether scales are gates of what hops add: they multiply the stream, and a norm stands in front of each layer."""
+        type_of = mapping(self.config.get("text_config")).get("model_type")
+        return self.config.get("scale_target", "stream") == "stream" and type_of not in _NO_NORM_IN_FRONT
 
     @property
     def mixes(self) -> int:

@@ -110,11 +110,16 @@ def path_view(published: Published) -> str:
             if target == "mlp_delta"
             else "scales multiply the hidden state"
         )
+        lines = (
+            "The wider a line, the more the hop at its end adds to the stream, 1 being all that its layer would (its gate). "
+            if published.gated
+            else "A line is as wide as the scale of the hop at its end. "
+        )
         parts.append("<h2>The route of the hidden state</h2>")
-        parts.append(path_picture(way, published.labels, published.layers))
+        parts.append(path_picture(way, published.labels, published.layers, gated=published.gated))
         parts.append(
-            '<p class="ev-faint">From left to right the hops, from bottom to top the layers of each source. The wider a mark, '
-            f"the larger the scale on the way into it ({meaning}); a hollow mark is a negative scale. "
+            f'<p class="ev-faint">From left to right the hops, from bottom to top the layers of each source. {lines}The wider '
+            f"a mark, the larger the scale on the way into it ({meaning}); a hollow mark is a negative scale. "
             "Grey layers are not used. Hover, tap or use the arrow keys for details.</p>"
         )
     if isinstance(merge, dict):
@@ -245,7 +250,9 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
     if best.path:
         room = max(len(trial.path) for trial in trials)
         way = edits.Route(best.path, best.scales)
-        return spread, title + path_picture(way, published.labels, published.layers, hops=room, listed=False)
+        return spread, title + path_picture(
+            way, published.labels, published.layers, gated=published.gated, hops=room, listed=False
+        )
     merge = _merge_of(best.recipe)
     return spread, title + (weights_picture(merge, merge_labels(published)) if merge else "")
 

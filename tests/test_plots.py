@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -26,6 +27,7 @@ from hf_evomerge.plots import (
 from hf_evomerge.plots.style import COLOURS, GREY, STAGES
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import MergePart
+from hf_evomerge.routing.gates import gate_path
 
 HOPS = "0:0-2, 1:3, 0:3*0.6 + 1:4*0.4, 1:4, 0:5"
 SCALES = [1.0, 0.9, 1.4, 0.5, 1.1, -0.7, 1.0]
@@ -166,6 +168,14 @@ def test_a_line_joins_every_hop_to_the_next() -> None:
     segments = [[(int(x), y) for x, y in segment] for segment in find(figure, "route").get_segments()]
     assert [(a[0], b[0]) for a, b in segments] == [(1, 2), (2, 3), (3, 4), (4, 5), (4, 5), (5, 6), (5, 6), (6, 7)]
     assert segments[0] == [(1, row(figure, 0, 0)), (2, row(figure, 0, 1))]
+
+
+def test_with_gates_a_line_is_as_wide_as_what_its_hop_adds() -> None:
+    """Widths go with the gates that the scales stand for, in the colour of the source that the line leads to."""
+    path = gate_path([(0, 0), (1, 1), (0, 2), (1, 3)], [1.0, 0.5, 0.25, 2.0])
+    route = find(path_figure(path, [6, 6], ["a", "b"], gated=True), "route")
+    np.testing.assert_allclose(np.array(route.get_linewidths()) * 2.0 / 5.0, [0.5, 0.25, 2.0])
+    assert [tuple(colour) for colour in route.get_colors()] == [to_rgba(COLOURS[source], 0.6) for source in (1, 0, 1)]
 
 
 def test_skipped_layers_are_grey() -> None:

@@ -18,26 +18,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_path(path: LayerPath, layers_per_source: Sequence[int], labels: Sequence[str], file: str | os.PathLike[str]) -> None:
+def plot_path(
+    path: LayerPath,
+    layers_per_source: Sequence[int],
+    labels: Sequence[str],
+    file: str | os.PathLike[str],
+    *,
+    gated: bool = False,
+) -> None:
     """Draw the route of the hidden state, as arXiv:2403.13187 does: hops from left to right, layers from bottom to top.
 
-    One block of rows per source; a marker per term, as wide as the scale of its hop (hollow where that is negative); a thin
-    line from hop to hop. The rows of layers that the path leaves out are grey.
+    One block of rows per source; a marker per term, as wide as the scale of its hop (hollow where that is negative); a line
+    from hop to hop, with gates as wide as what the hop at its end adds. The rows of layers that the path leaves out are grey.
 
     Args:
         path: The path.
         layers_per_source: Number of layers of each source.
         labels: Name of each source.
         file: A ``.png``, ``.svg`` or ``.pdf`` file.
+        gated: Whether the scales stand for gates; see `hf_evomerge.routing.gates.gate_path`.
 
     Raises:
         EvoMergeError: The path names a layer that is not there, the labels are not one per source, or the suffix is none of
             them.
     """
-    save(path_figure(path, layers_per_source, labels), file)
+    save(path_figure(path, layers_per_source, labels, gated=gated), file)
 
 
-def path_figure(path: LayerPath, layers_per_source: Sequence[int], labels: Sequence[str]) -> Figure:
+def path_figure(path: LayerPath, layers_per_source: Sequence[int], labels: Sequence[str], *, gated: bool = False) -> Figure:
     """The figure of `plot_path`. Its markers are one collection per source, gid ``terms:SOURCE``, with x = hop and y = row."""
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
@@ -62,14 +70,28 @@ def path_figure(path: LayerPath, layers_per_source: Sequence[int], labels: Seque
         _draw_layers(axes, path, layers_per_source, labels, first_row, row)
         spots = [[(k, first_row[term.source] + term.layer) for term in hop.terms] for k, hop in enumerate(path.hops, 1)]
         hops = [[a, b] for here, there in pairwise(spots) for a in here for b in there]
-        route = LineCollection(hops, color=INK, alpha=0.55, linewidths=0.5 + min(0.5, 2 * row), zorder=2, gid="route")
+        added = _added(path) if gated else []
+        widest = 5.0 / max([1.0, *(gate for each in added for gate in each)])
+        widths = [gate * widest for here, there in pairwise(added) for _ in here for gate in there]
+        ends = [look(term.source)[0] for here, there in pairwise(path.hops) for _ in here.terms for term in there.terms]
+        shape: dict[str, Any] = {"colors": ends, "alpha": 0.6, "linewidths": widths} if gated else {"color": INK, "alpha": 0.55}
+        route = LineCollection(hops, zorder=2, gid="route", **{"linewidths": 0.5 + min(0.5, 2 * row), **shape})
         axes.add_collection(route, autolim=False)
         _draw_terms(axes, path, first_row, unit)
-        _path_legend(figure, path, unit)
+        _path_legend(figure, path, unit, gated)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("hop")
         axes.spines[:].set_visible(False)
     return figure
+
+
+def _added(path: LayerPath) -> list[list[float]]:
+    """The gates that the scales and the weights of sums stand for; space_app/hops.py has the same."""
+    found, size = list[list[float]](), 1.0
+    for hop in path.hops:
+        size *= hop.scale * sum(term.weight for term in hop.terms)
+        found.append([abs(term.weight / size) if 1e-9 < abs(size) < 1e9 else 1.0 for term in hop.terms])
+    return found
 
 
 def _draw_layers(
@@ -115,11 +137,14 @@ def _draw_terms(axes: Axes, path: LayerPath, first_row: Sequence[float], unit: f
                 note.set_bbox({"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8})
 
 
-def _path_legend(figure: Figure, path: LayerPath, unit: float) -> None:
+def _path_legend(figure: Figure, path: LayerPath, unit: float, gated: bool) -> None:
     """The sizes of the least scale, 1 and the greatest; one line of text where all scales are 1."""
     sizes = sorted({1.0, *(round(scale, 2) for scale in (min(path.scales), max(path.scales)))})
     same = all(scale == 1 for scale in path.scales)
-    hops = f"{len(path)} hops over {len(path.unique_layers)} layers" + (", every scale 1" if same else "")
+    hops = f"{len(path)} hop{'s' if len(path) != 1 else ''} over {len(path.unique_layers)} layers"
+    gates = [gate for each in _added(path) for gate in each]
+    lines = f"; lines: what a hop adds, {number_text(min(gates))} to {number_text(max(gates))}"
+    hops += ", every scale 1" if same else lines if gated else ""
     top = 1 - 0.18 / figure.get_figheight()
     figure.text(0.08 / figure.get_figwidth(), top, hops, weight="bold", va="center")
     if not same:

@@ -56,7 +56,7 @@ def draw_pictures(
     if winner.flow is not None:
         merged = [layers[winner.merge_sources[0]]] if winner.merge is not None else []
         labels = [*names, *(["merged"] if merged else [])]
-        plots.plot_path(winner.flow.to_path(), [*layers, *merged], labels, file("path"))
+        plots.plot_path(winner.flow.to_path(), [*layers, *merged], labels, file("path"), gated=config.dfs.scales == "gate")
 
 
 def export_pictures(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 import views
 from edits import Route
 from evolution import best_line, generations, of_stage, stages, without_first
+from hops import added
 from published import Objective, Point, Published, Trial
 from texts import Card, cards, message, table
 
@@ -76,9 +77,28 @@ def test_a_sum_has_a_mark_per_term() -> None:
     frame = _frames(pictures.path_picture(Route(("0:0*0.25 + 1:1*-2",), (1.0,)), ["a", "b"], [2, 2]))[0]
     marks = [node for node in frame.iter() if "data-tip" in node.attrib]
     assert [node.attrib["data-tip"] for node in marks] == [
-        f"Hop 1: a, layer 0 ({TIMES} 0.25) + b, layer 1 ({TIMES} {MINUS}2), scale 1"
+        f"Hop 1: a, layer 0 ({TIMES} 0.25) + b, layer 1 ({TIMES} {MINUS}2), scale 1, adds 0.14 + 1.1 of what its layers would"
     ]
     assert len([node for node in marks[0].iter() if node.attrib.get("class") == "ev-markshape"]) == 2
+
+
+def test_a_line_is_as_wide_as_what_its_hop_adds() -> None:
+    """Gates come back from the scales that they stand for, sums included, and are the widths of the lines, one for a term."""
+    from hf_evomerge.routing.gates import gate_path
+
+    slots = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
+    gates, hops = [0.8, 0.0, 0.5, 0.25, 0.4, 0.0], [0, 1, 2, 2, 3, 4]
+    path = gate_path(slots, gates, hops)
+    way = Route(tuple(map(str, path.hops)), tuple(path.scales))
+    found = added(way.hops, way.scales, gated=True)
+    assert [[pytest.approx(gate) for gate in each] for each in ([0.8], [0.5, 0.25], [0.4])] == found
+    frame = _frames(pictures.path_picture(way, ["a", "b"], [3, 3]))[0]
+    lines = [node for node in frame.iter() if node.attrib.get("class", "").startswith("ev-flow ev-s")]
+    widths = [float(line.attrib["stroke-width"]) for line in lines]
+    assert widths == pytest.approx([4.0, 2.5, 1.2, 2.5, 1.2, 2.0], abs=0.06)
+    assert [line.attrib["class"][-2:] for line in lines] == ["s0", "s0", "s1", "s0", "s1", "s0"]
+    assert added(["0:0*2", "0:1"], [0.5, -3.0], gated=False) == [[1.0], [3.0]]
+    assert added(["0:0", "0:1", "0:2"], [1.0, 0.0, 2.0], gated=True) == [[1.0], [0.0], [2.0]]
 
 
 MERGE = {

@@ -1,0 +1,149 @@
+"""Takes the pictures of the Space and of a card that the documentation shows, from the models of a demo.
+
+    hf-evomerge demo --out evomerge-demo
+    python website/screenshots.py evomerge-demo                  # writes docs/images
+    python website/screenshots.py evomerge-demo --look build/look    # every tab of every model, at three widths, to look at
+
+It needs chromium, and axe-playwright-python for `--look`, which says what axe finds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+TABS = {
+    "try": ("Try", "#ev-answers .ev-known"),
+    "path": ("Path", "#ev-path svg:visible"),
+    "change": ("Change it", "#ev-edit svg:visible"),
+    "evolution": ("Evolution", "#ev-fitness svg:visible"),
+    "recipe": ("Recipe", "#ev-recipe:visible"),
+}
+WIDTHS, THEMES = (390, 820, 1280), ("light", "dark")
+RULES = "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']})"
+
+
+def serve(folder: Path) -> str:
+    """Start the Space of a search or a model; gives its address."""
+    sys.path.insert(0, str(ROOT / "space_app"))
+    import app
+
+    blocks, show = app.serve(str(folder), server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    show.ready_for.wait(600)
+    return str(blocks.local_url)
+
+
+def opened(browser: Any, url: str, tab: str, *, width: int, theme: str) -> Any:
+    """A page that shows a tab."""
+    page = browser.new_page(viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    page.goto(f"{url}?__theme={theme}")
+    page.wait_for_selector("#ev-status .ev-ready")
+    name, shown = TABS[tab]
+    page.get_by_role("tab", name=name, exact=True).click()
+    page.wait_for_selector(shown)
+    page.wait_for_timeout(700)
+    return page
+
+
+def save(page: Any, file: Path, *, colours: int = 160) -> None:
+    """The whole page as a small PNG."""
+    from PIL import Image
+
+    page.mouse.move(0, 0)
+    page.screenshot(path=file, full_page=True)
+    with Image.open(file) as picture:
+        picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
+def look(browser: Any, folders: list[Path], out: Path) -> None:
+    """Every tab at every width and in both themes, with what axe finds."""
+    import axe_playwright_python
+
+    axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        url = serve(folder)
+        for tab in TABS:
+            for theme in THEMES:
+                page = opened(browser, url, tab, width=WIDTHS[-1], theme=theme)
+                page.evaluate(axe)
+                for width in WIDTHS:
+                    page.set_viewport_size({"width": width, "height": 900})
+                    page.wait_for_timeout(300)
+                    save(page, out / f"{folder.name}-{tab}-{theme}-{width}.png")
+                    for found in page.evaluate(RULES)["violations"]:
+                        print(folder.name, tab, theme, width, found["id"], found["nodes"][0]["html"][:160])
+                    if (wide := page.evaluate("document.documentElement.scrollWidth")) > width:
+                        print(folder.name, tab, theme, width, f"is {wide} pixels wide")
+                page.close()
+
+
+def drop_a_hop(page: Any) -> None:
+    """On the tab for changes, leave out the last hop but one, and wait for the answer."""
+    page.locator("#ev-edit [data-hop]:visible").nth(-2).click()
+    page.wait_for_timeout(500)
+    page.click("#ev-drop")
+    page.wait_for_selector("#ev-answers2 .ev-done:nth-child(2)")
+
+
+def turn_down(page: Any) -> None:
+    """On the tab for changes, halve a parent, and wait for the answer and the score."""
+    page.locator("#ev-part-0 input[type=number]").fill("0.5")
+    page.wait_for_selector("#ev-answers2 .ev-done:nth-child(2)")
+    page.click("#ev-scoring")
+    page.wait_for_selector("#ev-scored >> text=as published")
+    page.wait_for_timeout(3000)
+
+
+def look_through(page: Any) -> None:
+    """On the tab of the path, ask for the answer after each hop."""
+    page.click("#ev-look")
+    page.wait_for_selector("#ev-lens tbody tr")
+
+
+def pictures(browser: Any, demo: Path) -> None:
+    """The pictures of docs/space.md and of the README."""
+    dfs, ps = serve(demo / "dfs"), serve(demo / "ps")
+    shots: Iterator[tuple[str, str, str, Callable[[Any], None] | None]] = iter(
+        [
+            ("space-try", dfs, "try", None),
+            ("space-path", dfs, "path", look_through),
+            ("space-change", dfs, "change", drop_a_hop),
+            ("space-mix", ps, "change", turn_down),
+            ("space-evolution", ps, "evolution", None),
+            ("space-recipe", dfs, "recipe", None),
+        ]
+    )
+    for name, url, tab, act in shots:
+        for theme in THEMES:
+            page = opened(browser, url, tab, width=1000, theme=theme)
+            if act is not None:
+                act(page)
+            save(page, IMAGES / (f"{name}.png" if theme == "light" else f"{name}-dark.png"), colours=64)
+            page.close()
+
+
+def main() -> None:
+    """Read the options and take the pictures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("demo", type=Path, nargs="+", help="the folder of a demo; with --look, folders of searches or models")
+    parser.add_argument("--look", type=Path, help="where all tabs of all models go, in place of docs/images")
+    chosen = parser.parse_args()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        if chosen.look:
+            look(browser, chosen.demo, chosen.look)
+        else:
+            pictures(browser, chosen.demo[0])
+
+
+if __name__ == "__main__":
+    main()
