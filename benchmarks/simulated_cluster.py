@@ -26,9 +26,10 @@ from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.limits import Limit, Limits
+from hf_evomerge.search.opened import SourceSummary
 from hf_evomerge.search.runner import Job, PoolRunner
 from hf_evomerge.search.sections import LimitsConfig
-from hf_evomerge.search.spaces import SourceSummary, make_space
+from hf_evomerge.search.spaces import make_space
 from hf_evomerge.search.stage import StageRun
 from hf_evomerge.search.study import Study
 from hf_evomerge.search.workers import MachineLostError

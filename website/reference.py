@@ -30,6 +30,7 @@ PARTS = {  # the rooms of the package, in the order of their pages
     "mergekit": ("mergekit's files", "Read and written."),
     "errors": ("Errors", "What is raised where something is wrong with a file, a model or a request."),
 }
+WHOLE = ["Study"]  # classes of two files, shown with what they inherit
 MORE = {"fitness": fitness.__all__, "local_hub": local_hub.__all__}  # modules whose names are public as well
 
 
@@ -210,7 +211,8 @@ def _python_page(part: str, names: list[str]) -> str:
     title, summary = PARTS[part]
     own = [name for name in MORE.get(part, ()) if name not in names]
     lines = [f"# {title}\n", f"{summary}\n"]
-    lines += [f"::: hf_evomerge.{name}\n" for name in sorted(names)]
+    options = dict.fromkeys(WHOLE, "    options: {inherited_members: true}\n")
+    lines += [f"::: hf_evomerge.{name}\n{options.get(name, '')}" for name in sorted(names)]
     if own:
         lines.append(f"Of `hf_evomerge.{part}`:\n")
         lines += [f"::: hf_evomerge.{part}.{name}\n" for name in own]

@@ -334,7 +334,7 @@ def evaluate(
         from ..search.config import SearchConfig
         from ..search.evaluation import evaluate_model
         from ..search.folder import built_model, settings_in
-        from ..search.study import STUDY_FILE
+        from ..search.study_file import STUDY_FILE
 
         quiet()
         folder = named_folder(model)
@@ -365,7 +365,7 @@ def show(
     with one_line_errors():
         from ..search.answers import describe_answers
         from ..search.show import describe_model, describe_study
-        from ..search.study import STUDY_FILE
+        from ..search.study_file import STUDY_FILE
 
         is_study = (folder / STUDY_FILE).exists()
         if answers and not is_study:

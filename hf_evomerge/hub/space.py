@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EvoMergeError, HubError
 from ..fitness import chat_process
 from ..recipes import limited_yaml
-from ..search.study import STUDY_FILE
+from ..search.study_file import STUDY_FILE
 from .bundled import bundled
 from .client import ask, default_api
 from .commit import Commit, Content, Target, commit_files

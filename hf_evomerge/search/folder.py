@@ -20,7 +20,8 @@ from .grounds import Pins, pin
 from .objectives import engines
 from .places import NOTE, new_places, renamed, replaced, rooted, settings_from, settings_of
 from .results import Result
-from .study import STUDY_FILE, Study
+from .study import Study
+from .study_file import STUDY_FILE
 
 SEARCH_FILE = "search.yaml"
 RESULTS_FILE = "results.json"

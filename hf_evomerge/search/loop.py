@@ -19,10 +19,11 @@ from .config import RETAINED, SearchConfig, Stage, source_label
 from .front import finalists, front, judged, volumes
 from .nsga import knee, non_dominated
 from .objectives import vector
+from .opened import SourceSummary
 from .results import Result
 from .rows import Row
 from .runner import Job, Runner
-from .spaces import SourceSummary, make_space, uniform_average
+from .spaces import make_space, uniform_average
 from .stage import StageRun
 from .study import Study
 from .verdict import about_parents

@@ -17,7 +17,8 @@ from ..fitness import DataSpec
 from ..recipes.recipe import Recipe, SourceRef
 from ..recipes.strict_yaml import validate
 from .config import SearchConfig
-from .study import STUDY_FILE, DamagedStudyError, Study
+from .study import Study
+from .study_file import STUDY_FILE, DamagedStudyError
 
 NOTE = "folder"  # the study's note of where it is
 Named = TypeVar("Named", SearchConfig, Recipe)

@@ -17,8 +17,9 @@ from .checks import check_search
 from .config import RETAINED, SearchConfig, Stage
 from .descent import FULL_SCORES
 from .devices import check_device, device_memory, devices_of, places_of
-from .evaluator import Batch, Evaluator, Target
+from .evaluator import Batch, Evaluator
 from .memory import default_workers, device_shares, memory_of_models
+from .opened import Target
 from .optimizer import GROWTH, Start, Vector, default_population
 from .spaces import Space, make_space
 from .sweep import sweep_cost

@@ -29,7 +29,8 @@ from .results import Result
 from .runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
 from .salvage import check_whole
 from .sections import LimitsConfig
-from .study import STUDY_FILE, Study
+from .study import Study
+from .study_file import STUDY_FILE
 from .trackers import TRACKERS
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from ..fitness import Scores, TaskSpec
 from ..recipes.recipe import Recipe
 from .config import SearchConfig
 from .devices import on_place, places_of
-from .evaluator import Batch, Evaluator, Target
+from .evaluator import Batch, Evaluator
 from .limits import Limit, Limits
+from .opened import Target
 from .slopes import Slopes
 from .study import Study
 from .workers import TICK, MachineLostError, Worker

@@ -18,12 +18,12 @@ from .folder import SEARCH_FILE, WRITTEN, changed_files
 from .grounds import pin, records
 from .pages import rows_of_pages
 from .places import rooted, settings_from
-from .study import (
+from .study import Study
+from .study_file import (
     SCHEMA_VERSION,
     STUDY_FILE,
     TABLES,
     DamagedStudyError,
-    Study,
     Values,
     check_version,
     exclusive,

@@ -1,4 +1,4 @@
-"""Of what a gradient is wanted: numbers of a merge, or gates of a path; and how an evaluator's live models give it."""
+"""Of what a gradient is wanted: numbers of a merge, or gates of a path; and how live models give it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..merging.gradient import Number
     from ..routing.pool import LayerPool
-    from .evaluator import Evaluator
+    from .live_models import LiveModels
 
 Vector = NDArray[np.float64]
 
@@ -26,7 +26,7 @@ Vector = NDArray[np.float64]
 class Slopes(Protocol):
     """What the gradient of one evaluation is of."""
 
-    def take(self, evaluator: Evaluator, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+    def take(self, models: LiveModels, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
         """The gradient at a recipe, one number per coordinate; `backward` runs a live model and its backward pass."""
 
 
@@ -42,10 +42,10 @@ class WeightSlopes:
     numbers: tuple[Number, ...]
     widths: tuple[float, ...]
 
-    def take(self, evaluator: Evaluator, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+    def take(self, models: LiveModels, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
         """See `Slopes`."""
         assert recipe.merge is not None  # the space makes recipes with a merge part
-        gradient, model = evaluator.merge_gradient(recipe.merge)
+        gradient, model = models.merge_gradient(recipe.merge)
         found = gradient(recipe.merge.parameters, recipe.merge.options, lambda: backward(model))
         return np.array([found.get(number, 0.0) * width for number, width in zip(self.numbers, self.widths, strict=True)])
 
@@ -66,9 +66,9 @@ class GateSlopes:
     active: tuple[bool, ...]
     hops: tuple[int, ...]
 
-    def take(self, evaluator: Evaluator, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+    def take(self, models: LiveModels, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
         """See `Slopes`."""
-        return self.through(evaluator.layer_pool(recipe), backward)
+        return self.through(models.layer_pool(recipe), backward)
 
     def through(self, pool: LayerPool, backward: Callable[[Any], object], *, weights: bool = False) -> Vector:
         """The gradient at these gates of resident layers; with `weights`, parameters that want one get theirs too."""
@@ -94,11 +94,11 @@ class JointSlopes:
     weights: WeightSlopes
     gates: GateSlopes
 
-    def take(self, evaluator: Evaluator, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+    def take(self, models: LiveModels, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
         """See `Slopes`."""
-        pool = evaluator.layer_pool(recipe, merge=False)  # the merge is written by the gradient of the weights
+        pool = models.layer_pool(recipe, merge=False)  # the merge is written by the gradient of the weights
         gates: list[Vector] = []
-        weights = self.weights.take(evaluator, recipe, lambda _: gates.append(self.gates.through(pool, backward, weights=True)))
+        weights = self.weights.take(models, recipe, lambda _: gates.append(self.gates.through(pool, backward, weights=True)))
         return np.concatenate([weights, gates[0]])
 
 

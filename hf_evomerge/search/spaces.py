@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from ..recipes.recipe import MergePart, ParameterValue, Recipe
 from .config import SearchConfig, Stage
 from .flow_space import FlowSpace, JointSpace, RepeatSpace
+from .opened import SourceSummary
 from .optimizer import Start, Vector
 from .parameter_space import ParameterSpace
 from .slopes import Slopes
@@ -34,23 +33,6 @@ class Space(Protocol):
 
     def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> Slopes:
         """Of what the gradient at a genome is taken."""
-
-
-@dataclass(frozen=True)
-class SourceSummary:
-    """What the spaces must know of the sources.
-
-    Attributes:
-        layers: Number of layers of each source.
-        tensors: Names of the weights of the sources that are merged.
-        unchanged: Per source that is merged the names of the tensors that equal the base's; empty where there is no base.
-        distances: Their squared distances from the base; empty where nobody asks for them.
-    """
-
-    layers: Sequence[int]
-    tensors: Sequence[str] = ()
-    unchanged: Sequence[Container[str]] = ()
-    distances: Sequence[float] = ()
 
 
 def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge: MergePart | None = None) -> Space:

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from hf_evomerge.cli import app
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.study import STUDY_FILE, Study
+from hf_evomerge.search.study import Study
+from hf_evomerge.search.study_file import STUDY_FILE
 
 Program = Callable[..., subprocess.Popen[str]]
 SIGNALS = {"INT": (signal.SIGINT, 130), "TERM": (signal.SIGTERM, 143)}

@@ -32,7 +32,8 @@ from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.salvage import check_study, salvage_study
 from hf_evomerge.search.show import describe_study
-from hf_evomerge.search.study import STUDY_FILE, Study, Trial
+from hf_evomerge.search.study import Study, Trial
+from hf_evomerge.search.study_file import STUDY_FILE
 
 
 class _StoppedError(Exception):

@@ -19,9 +19,9 @@ from hf_evomerge.search import optimizer
 from hf_evomerge.search.callbacks import Generation, Patience, Progress, SearchCallback
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.loop import Search
+from hf_evomerge.search.opened import SourceSummary
 from hf_evomerge.search.results import Result
 from hf_evomerge.search.runner import Job
-from hf_evomerge.search.spaces import SourceSummary
 from hf_evomerge.search.study import Study, Trial
 
 LAYERS = [3, 3]

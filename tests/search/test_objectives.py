@@ -31,6 +31,7 @@ from hf_evomerge.search.front import front, picked
 from hf_evomerge.search.loop import Search
 from hf_evomerge.search.nsga import ParetoOptimizer, hypervolume, knee, non_dominated, spread
 from hf_evomerge.search.objectives import vector
+from hf_evomerge.search.opened import SourceSummary
 from hf_evomerge.search.optimizer import Start
 from hf_evomerge.search.places import rooted, settings_of
 from hf_evomerge.search.plan import plan_search
@@ -38,7 +39,6 @@ from hf_evomerge.search.results import Result
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runner import Job
 from hf_evomerge.search.show import describe_study
-from hf_evomerge.search.spaces import SourceSummary
 from hf_evomerge.search.study import Study
 
 Config = Callable[..., SearchConfig]

@@ -26,7 +26,8 @@ from hf_evomerge.search.pages import PAGE, rows_of_pages
 from hf_evomerge.search.places import settings_of
 from hf_evomerge.search.salvage import check_study, check_whole, salvage_study
 from hf_evomerge.search.show import describe_study
-from hf_evomerge.search.study import STUDY_FILE, Study, Trial
+from hf_evomerge.search.study import Study, Trial
+from hf_evomerge.search.study_file import STUDY_FILE
 
 TRIALS = 40
 

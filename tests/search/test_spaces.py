@@ -14,8 +14,9 @@ from hf_evomerge.recipes.recipe import MergePart, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig, source_label
 from hf_evomerge.search.flow_space import FlowSpace, JointSpace
+from hf_evomerge.search.opened import SourceSummary
 from hf_evomerge.search.parameter_space import ParameterSpace
-from hf_evomerge.search.spaces import SourceSummary, make_space, uniform_average
+from hf_evomerge.search.spaces import make_space, uniform_average
 
 
 def _config(sources: int = 2, **more: Any) -> SearchConfig:

@@ -17,7 +17,8 @@ import pytest
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
-from hf_evomerge.search.study import STUDY_FILE, Study, Trial
+from hf_evomerge.search.study import Study, Trial
+from hf_evomerge.search.study_file import STUDY_FILE
 
 ROOT = Path(__file__).parents[2]
 

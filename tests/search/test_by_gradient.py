@@ -1,0 +1,184 @@
+"""Whole searches by gradient, alone and before evolution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from searches import BY_BOTH, BY_GRADIENT, GRADIENT, Config, facts
+from watch import Watch
+
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.search.callbacks import Progress
+from hf_evomerge.search.config import STAGES
+from hf_evomerge.search.evaluation import evaluate_model
+from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.show import describe_model, describe_study
+from hf_evomerge.search.study import Study
+
+
+@pytest.mark.parametrize("name", BY_GRADIENT)
+def test_a_search_by_gradient(name: str, search_config: Config, tmp_path: Path) -> None:
+    """A search by gradient keeps its budget, climbs, holds each step's gradient, and a trial's score is its recipe's."""
+    config = search_config(**{"space": name, **BY_GRADIENT[name]})
+    result = run_search(config, tmp_path, build=False)
+    study, evaluator = Study.open(tmp_path), Evaluator(config)
+    for stage in config.stages:
+        trials = study.trials(stage)
+        assert sum(trial.cost for trial in trials) <= config.budget(stage)[0] + 1e-9
+        steps = [trial for trial in trials if trial.scores.gradient is not None]
+        assert len(steps) > 2
+        assert all(trial.scores.gradient.shape == trial.genome.shape for trial in steps)  # type: ignore[union-attr]
+        whole = [trial for trial in trials if trial.scores.values.size == 5]
+        assert trials[-1] is whole[-1]
+        for trial in (whole[-1], *(trial for trial in steps if trial.scores.values.size == 5)):
+            again = evaluator.evaluate(study.recipe(trial.recipe_key or ""))
+            assert np.allclose(again.values, trial.scores.values, rtol=1e-3, atol=1e-4)
+    for row in (row for row in result.rows if row.stage in STAGES):
+        counted = study.trials() if name == "hybrid" and row.stage == "dfs" else study.trials(row.stage)
+        assert row.evaluations == round(sum(trial.cost for trial in counted), 2)
+    if name not in ("dfs", "terms"):
+        start = evaluator.evaluate(study.recipe(study.trials(config.stages[0])[0].recipe_key or "")).mean
+        assert study.best(config.stages[0])[0].fitness > start  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "groups", ["tensor", ["*self_attn*", "*layers.1.mlp*", "default"], ["embed", "*mlp*", "blocks.1.attn", "default"]]
+)
+def test_groups_by_name(groups: Any, search_config: Config, tmp_path: Path) -> None:
+    """A search over tensors or name patterns ends with its pictures, is shown, and builds what its recipe says."""
+    config = search_config("ps", ps={"groups": groups, "optimizer": GRADIENT})
+    result = run_search(config, tmp_path)
+    assert result.winner.merge is not None
+    names = result.winner.merge.parameters[0]["weight"]
+    assert isinstance(names, dict)
+    assert list(names) == groups or (groups == "tensor" and "model.layers.1.mlp.up_proj.weight" in names)
+    assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "weights.png"}
+    assert "task_arithmetic" in describe_study(tmp_path)
+    assert "*mlp*" in describe_model(tmp_path / "model") or "*mlp*" not in groups
+    assert Recipe.load(tmp_path / "model" / "recipe.yaml") == result.winner
+
+
+def test_a_winner_of_several_terms_is_built(search_config: Config, tmp_path: Path) -> None:
+    """The model on disk of weights and gates that were found together scores what the search said, sums included."""
+    config = search_config(**BY_GRADIENT["joint terms"])
+    result = run_search(config, tmp_path)
+    assert result.winner.flow is not None
+    assert any("+" in hop for hop in result.winner.flow.path)
+    built = evaluate_model(str(tmp_path / "model"), config).scores
+    assert np.allclose(built.values, result.row("joint").scores.values, atol=1e-4)
+    assert "joint: " in describe_study(tmp_path)
+    assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "weights.png", "path.png"}
+
+
+@pytest.mark.parametrize(("name", "stage", "workers"), [("dfs", "dfs", 2), ("joint terms", "joint", 0)])
+def test_a_search_by_gradient_killed_and_resumed(
+    name: str, stage: str, workers: int, search_config: Config, tmp_path: Path
+) -> None:
+    """Killed in the middle of its steps and resumed, with other workers or none, it ends with the same trials and gradients."""
+    config = search_config(**{"space": name, **BY_GRADIENT[name]})
+    run_search(config, tmp_path / "whole", build=False)
+    count = len(Study.open(tmp_path / "whole").trials(stage))
+
+    class KilledError(Exception):
+        """As if the process had been killed."""
+
+    seen: list[Progress] = []
+
+    def kill(progress: Progress) -> None:
+        seen.extend([progress] if progress.phase == stage else [])
+        if len(seen) == count // 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_search(config, tmp_path / "killed", build=False, callbacks=[Watch(kill)])
+    resume_search(tmp_path / "killed", workers=workers, build=False)
+    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("space", "dies_in"), [("ps", "ps-first"), ("dfs", "dfs")])
+def test_gradient_first_then_evolution(space: str, dies_in: str, search_config: Config, tmp_path: Path) -> None:
+    """One study holds the gradient on the likelihood and the evolution on answers; killed in either, it ends the same."""
+    config = search_config(space, **BY_BOTH[space], fitness={"task": "generation", "extract": "all", "max_new_tokens": 2})
+    result = run_search(config, tmp_path / "whole", build=False)
+    study = Study.open(tmp_path / "whole")
+    first, then = study.trials(f"{space}-first"), study.trials(space)
+    assert sum(trial.scores.gradient is not None for trial in first) > 2
+    assert all((trial.fitness or 0) < 0 for trial in first)
+    assert {value for trial in then for value in trial.scores.values.tolist()} <= {0.0, 1.0}
+    assert then[0].recipe_key == study.best(f"{space}-first")[0].recipe_key
+    assert [row.stage for row in result.rows[-2:]] == [f"{space}-first", space]
+    pictures = {picture.name for picture in (tmp_path / "whole" / "plots").iterdir()}
+    assert pictures == {"fitness.png", "fitness-first.png", "weights.png" if space == "ps" else "path.png"}
+
+    class KilledError(Exception):
+        """As if the process had been killed."""
+
+    def kill(progress: Progress) -> None:
+        if progress.phase == dies_in and progress.fresh >= 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_search(config, tmp_path / "killed", build=False, callbacks=[Watch(kill)])
+    resume_search(tmp_path / "killed", build=False)
+    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("space", "more", "message"),
+    [
+        (
+            "ps",
+            {"fitness": {"task": "generation"}, "ps": {"first": {}}},
+            "fitness.task: generation has no gradient; use likelihood, or optimizer: {",
+        ),
+        (
+            "ps",
+            {"ps": {"first": {"fitness": {"task": "generation"}}}},
+            "fitness.task: generation has no gradient; use likelihood, or optimizer: {",
+        ),
+        ("dfs", {"dfs": {"scales": "slot", "first": {}}}, "first.algorithm: gradient goes with gates; write scales: gate"),
+        (
+            "ps",
+            {"fitness": {"task": "generation"}},
+            "fitness.task: generation has no gradient; use likelihood, or optimizer: {",
+        ),
+        ("ps", {"ps": {"method": "model_stock", "optimizer": GRADIENT}}, "every parameter of model_stock is fixed"),
+        (
+            "ps",
+            {"ps": {"method": "sce", "options": {"select_topk": {"low": 0.1, "high": 1}}, "optimizer": GRADIENT}},
+            "sce has no",
+        ),
+        (
+            "ps",
+            {
+                "ps": {
+                    "method": "ties",
+                    "parameters": {"weight": 0.5, "density": {"low": 0.2, "high": 1}},
+                    "optimizer": GRADIENT,
+                }
+            },
+            "ps.optimizer.algorithm: a gradient moves no density; give weight a range, or write cma",
+        ),
+        (
+            "dfs",
+            {"dfs": {"scales": "slot", "optimizer": GRADIENT}},
+            "optimizer.algorithm: gradient goes with gates; write scales",
+        ),
+        ("dfs", {"dfs": {"scales": "gate", "scale_target": "mlp_delta"}}, "scales: gate is a factor of the stream"),
+        ("dfs", {"dfs": {"scales": "slot", "ends": "free"}}, "ends: free goes with gates; with scales: slot leave it out"),
+    ],
+)
+def test_gradients_that_are_not_to_be_had(
+    space: str, more: dict[str, Any], message: str, search_config: Config, tmp_path: Path
+) -> None:
+    """A task, a method, an encoding or a scale target without a gradient is refused before anything runs, with what to do."""
+    settings = {**BY_GRADIENT[space], **more}
+    with pytest.raises(EvoMergeError) as caught:
+        run_search(search_config(space, **settings), tmp_path / "out")
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,107 @@
+"""What is refused before a search begins, in one line, with nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from searches import Config
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchError, SourceError
+from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.run import resume_search, run_search
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"ps": {"method": "dare_tise"}}, RecipeError, "'dare_tise' is not known"),
+        ({"ps": {"parameters": {"wait": 1.0}}}, SearchError, r"ps\.parameters\.wait: task_arithmetic has no such parameter"),
+        ({"ps": {"options": {"density": 1.0}}}, SearchError, r"ps\.options\.density"),
+        ({"ps": {"method": "slerp", "sources": [0], "options": {"t": {"low": 0, "high": 2}}}}, EvoMergeError, "out of range"),
+        ({"base": None}, RecipeError, "name the base model"),
+        ({"base": {"model": "./nowhere/base"}}, SourceError, "./nowhere/base: no such folder"),
+        ({"sources": [{"model": "./nowhere/a"}, {"model": "./nowhere/b"}]}, SourceError, "./nowhere/a: no such folder"),
+        ({"data": {"search": {"jsonl": "nowhere.jsonl"}}}, FitnessError, "nowhere.jsonl: cannot be read"),
+        ({"device": "toaster"}, SearchError, "device: 'toaster' cannot be used here: "),
+        ({"data": {}}, FitnessError, r"data\.search: not given"),
+    ],
+)
+def test_refused_before_anything_begins(
+    changes: dict[str, Any], kind: type[EvoMergeError], message: str, search_config: Config, tmp_path: Path
+) -> None:
+    """What cannot work is refused with one line that names it, before a folder or a study is made."""
+    out = tmp_path / "out"
+    with pytest.raises(kind, match=message) as caught:
+        run_search(search_config(**changes), out)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_sources_that_do_not_fit_are_refused(tiny: Path, search_config: Config, tmp_path: Path) -> None:
+    """Sources of different depth cannot be merged, nor layers of different width share a path, and no study is made."""
+    deep = [{"model": str(tiny / "a")}, {"model": str(tiny / "deep")}]
+    with pytest.raises(SourceError, match=r"number of layers differs: 2 in .* 3 in "):
+        run_search(search_config(sources=deep), tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tiny / "a")
+    wide = type(model)(type(model.config)(**{**model.config.to_dict(), "hidden_size": 32, "head_dim": 16}))
+    wide.save_pretrained(tmp_path / "wide")
+    AutoTokenizer.from_pretrained(tiny / "a").save_pretrained(tmp_path / "wide")
+    for space in ("dfs", "hybrid"):
+        with pytest.raises(SourceError, match=r"head_dim .*16"):
+            run_search(
+                search_config(space, sources=[{"model": str(tiny / "a")}, {"model": str(tmp_path / "wide")}]), tmp_path / "out"
+            )
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_of_the_users_is_overwritten(search_config: Config, tmp_path: Path) -> None:
+    """A folder that holds a model, a recipe or another search file, and no study, is refused and left as it was."""
+    config = search_config()
+    search_config(seed=1).save(tmp_path / "search.yaml")
+    with pytest.raises(SearchError, match=r"the search\.yaml of another search"):
+        run_search(config, tmp_path)
+    (tmp_path / "search.yaml").unlink()
+    for name in ("model", "recipe.yaml", "results.json", "plots"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(SearchError, match=f"holds a {name} but no study"):
+            run_search(config, tmp_path)
+        assert list(tmp_path.iterdir()) == [tmp_path / name]
+        (tmp_path / name).rmdir()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SearchError, match="holds a model; choose another folder"):
+        run_search(config, tmp_path)
+    (tmp_path / "config.json").unlink()
+    text = "# my search\n" + yaml.safe_dump(config.model_dump(mode="json", exclude_none=True))
+    (tmp_path / "search.yaml").write_text(text, encoding="utf-8")
+    run_search(config, tmp_path, build=False)
+    assert (tmp_path / "search.yaml").read_text(encoding="utf-8") == text
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("mine")
+    with pytest.raises(SearchError, match="was not made by this search"):
+        resume_search(tmp_path)
+    assert (tmp_path / "model" / "config.json").read_text() == "mine"
+
+
+def test_overlapping_splits_are_refused(tiny: Path, search_config: Config, tmp_path: Path) -> None:
+    """Splits that share a prompt are refused, naming the place."""
+    data = {split: {"jsonl": str(tiny / f"{name}.jsonl")} for split, name in (("search", "search"), ("test", "search"))}
+    with pytest.raises(FitnessError, match=r"the splits overlap: .*search\.jsonl:1 \(search\)"):
+        run_search(search_config(data=data), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_serve_is_refused_before_a_model_is_loaded(
+    tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers that are no numbers, and retained examples that the search looks at, are refused by file and line."""
+    monkeypatch.setattr(Evaluator, "model", None)
+    with pytest.raises(FitnessError, match=r"search\.jsonl:1: the answer .* is not a number"):
+        run_search(search_config(fitness={"task": "generation"}), tmp_path / "a")
+    same = search_config(retain={"old": {"jsonl": str(tiny / "validation.jsonl")}})
+    with pytest.raises(FitnessError, match=r"retain\.old: .*validation\.jsonl:1 is .* of the validation split"):
+        run_search(same, tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []

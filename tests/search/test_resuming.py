@@ -1,0 +1,207 @@
+"""A search that was killed, moved, or is begun again: it goes on to the same trials, or is refused with what differs."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from searches import Config, Settings, count_trials, digests, facts
+from watch import Watch
+
+from hf_evomerge.building.build import build_model
+from hf_evomerge.errors import SearchError
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.callbacks import Progress
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.folder import check_out, edits
+from hf_evomerge.search.places import settings_of
+from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.salvage import check_study
+from hf_evomerge.search.study import Study
+
+
+def _children(pid: int) -> list[int]:
+    """Live descendants of a process."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return children + [grandchild for child in children for grandchild in _children(child)]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _stop_in_mid_generation(search: subprocess.Popen[bytes], folder: Path, population: int) -> None:
+    """Stop the search where its last generation is unfinished."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert search.poll() is None, "the search ended before it could be stopped"
+        if count_trials(folder) > population:
+            search.send_signal(signal.SIGSTOP)
+            if count_trials(folder) % population:
+                return
+            search.send_signal(signal.SIGCONT)
+        time.sleep(0.01)
+    raise AssertionError("no trials")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
+    """A search killed in mid-generation leaves no worker, and resumed it ends with the trials of one that never stopped."""
+    optimizer = {"evaluations": 40, "population": 5}
+    config = search_config(
+        "hybrid",
+        ps={"method": "dare_linear", "blocks_per_group": 1, "optimizer": optimizer},
+        dfs={"repetitions": 2, "initialisation": "paper", "optimizer": {**optimizer, "evaluations": 20, "sigma": 0.5}},
+        batch=4,
+    )
+    config.save(tmp_path / "given.yaml")
+    command = [sys.executable, "-m", "hf_evomerge", "search", "given.yaml", "--out", "killed", "--workers", "2"]
+    search = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _stop_in_mid_generation(search, tmp_path / "killed", 5)
+        workers = _children(search.pid)
+    finally:
+        search.kill()
+        search.wait()
+    assert len(workers) >= 2
+    deadline = time.monotonic() + 30
+    while any(map(_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_alive, workers))
+    done = count_trials(tmp_path / "killed")
+    assert 5 < done < 40
+    assert not (tmp_path / "killed" / "recipe.yaml").exists()
+
+    reports: list[Progress] = []
+    resume_search(tmp_path / "killed", callbacks=[Watch(reports.append)])
+    run_search(config, tmp_path / "whole")
+    left = sum(trial.cost for trial in Study.open(tmp_path / "whole").trials("ps")[done:])
+    assert max(report.fresh for report in reports if report.phase == "ps") == pytest.approx(left)
+    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
+    assert digests(tmp_path / "killed" / "model") == digests(tmp_path / "whole" / "model")
+    for name in ("recipe.yaml", "search.yaml"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.fixture
+def begun(search_config: Config, tmp_path: Path) -> Iterator[Path]:
+    """A folder with a study that holds no trials."""
+    Study.create(tmp_path / "begun", search_config().model_dump(mode="json")).close()
+    return tmp_path / "begun"
+
+
+def test_other_settings_are_refused(begun: Path, search_config: Config) -> None:
+    """A folder with the study of other settings is refused, with each key that differs and both of its values."""
+    optimizer = {"evaluations": 9, "population": 4}
+    other = search_config(seed=3, ps={"blocks_per_group": "model", "optimizer": optimizer})
+    with pytest.raises(SearchError) as caught:
+        run_search(other, begun)
+    for part in (str(begun), "seed was 0 and is 3", "ps.optimizer.evaluations was 8 and is 9", "choose another folder"):
+        assert part in str(caught.value)
+    assert "population" not in str(caught.value)
+
+
+def test_settings_that_an_older_version_did_not_know(search_config: Config, tmp_path: Path) -> None:
+    """A study without a key that is not set goes on; without one that is set it is refused by that key."""
+    settings = search_config().model_dump(mode="json")
+    assert settings["ps"].pop("first") is None
+    Study.create(tmp_path / "old", settings).close()
+    check_out(search_config(), tmp_path / "old")
+    del settings["finalists"]
+    Study.create(tmp_path / "older", settings).close()
+    with pytest.raises(SearchError, match="finalists was 8 and is 2"):
+        check_out(search_config(), tmp_path / "older")
+
+
+def test_a_search_that_was_killed_at_its_very_begin(begun: Path, search_config: Config) -> None:
+    """Where only the study was made when the search was killed, resuming leaves the search file as well."""
+    resume_search(begun, build=False)
+    assert SearchConfig.load(begun / "search.yaml") == search_config()
+
+
+def test_a_study_does_not_depend_on_the_current_directory(
+    tiny: Path, tmp_path: Path, search_settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search that was begun with relative names goes on from elsewhere, with the same trials, and its recipe builds there."""
+    monkeypatch.chdir(tiny)
+    settings = search_settings("ps", Path("."))
+    settings["sources"] = [{"model": "./a"}, {"model": "b"}]
+    result = run_search(validate(SearchConfig, settings, SearchError), tmp_path / "out", build=False)
+    monkeypatch.chdir(tmp_path)
+    again = resume_search("out", build=False)
+    assert again.to_json() == result.to_json()
+    assert again.winner == result.winner
+    assert build_model(Recipe.load("out/recipe.yaml"), "built", progress=False).is_dir()
+    assert [source.model for source in SearchConfig.load("out/search.yaml").sources] == [str(tiny / "a"), str(tiny / "b")]
+    monkeypatch.chdir(tiny)
+    repeated = run_search(validate(SearchConfig, settings, SearchError), tmp_path / "out", build=False)
+    assert repeated.to_json() == result.to_json()
+
+
+@pytest.mark.parametrize("how", ["copied", "alone"])
+def test_a_study_moves_with_its_data(
+    how: str, tiny: Path, tmp_path: Path, search_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study that is copied with sources and data beside it goes on there, as if it had never been elsewhere; one
+    that is moved without them reads them where they are. What it leaves names the places of today, and only those."""
+    old, new = tmp_path / "old" / "place", tmp_path / "new"
+    shutil.copytree(tiny, old / "data")
+    config = validate(SearchConfig, search_settings("ps", old / "data"), SearchError)
+    whole = run_search(config, tmp_path / "whole", build=False)
+    _stopped_after(5, config, old / "study")
+    if how == "alone":
+        shutil.move(old / "study", new / "study")
+    else:
+        shutil.copytree(old, new)
+    monkeypatch.chdir(tmp_path / "old")
+    result = resume_search(new / "study")
+    data = old / "data" if how == "alone" else new / "data"
+    assert [ref.model for ref in result.winner.sources] == [str(data / "a"), str(data / "b")]
+    assert [row.scores.values.tolist() for row in result.rows] == [row.scores.values.tolist() for row in whole.rows]
+    before, after = (facts(folder) for folder in (tmp_path / "whole", new / "study"))
+    assert [(*row[:5], *row[6:]) for row in after["trials"]] == [(*row[:5], *row[6:]) for row in before["trials"]]
+    for file in ("search.yaml", "recipe.yaml", "model/recipe.yaml"):
+        assert (str(old) in (new / "study" / file).read_text()) == (how == "alone")
+    assert not check_study(new / "study").damaged
+    assert edits(new / "study", settings_of(Study.open(new / "study")), {}) is None
+    repeated = run_search(validate(SearchConfig, search_settings("ps", data), SearchError), new / "study")
+    assert repeated.to_json() == result.to_json()
+
+
+def _stopped_after(trials: int, config: SearchConfig, out: Path) -> None:
+    """Run a search that is interrupted after so many trials."""
+
+    def interrupt(progress: Progress) -> None:
+        if progress.phase == "ps" and progress.done >= trials:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_search(config, out, callbacks=[Watch(interrupt)])
+
+
+def test_other_examples_are_refused(tmp_path: Path, search_config: Config) -> None:
+    """A study goes on only with the examples it was begun with, even where a data file has kept its name."""
+    config = search_config("ps")
+    run_search(config, tmp_path / "out", build=False)
+    file = Path(str(config.data["search"].jsonl))
+    text = file.read_text(encoding="utf-8")
+    file.write_text("\n".join(reversed(text.splitlines())) + "\n", encoding="utf-8")
+    try:
+        with pytest.raises(SearchError, match=r"the search examples \(changed\) are not what this study was begun on"):
+            run_search(config, tmp_path / "out", build=False)
+    finally:
+        file.write_text(text, encoding="utf-8")

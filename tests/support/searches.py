@@ -1,0 +1,72 @@
+"""Small searches and what they leave, for the tests of whole searches."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from hf_evomerge.search.config import SearchConfig
+
+Settings = Callable[..., dict[str, Any]]
+Config = Callable[..., SearchConfig]
+
+GRADIENT = {"algorithm": "gradient", "evaluations": 12}
+BY_GRADIENT: dict[str, dict[str, Any]] = {
+    "ps": {"ps": {"method": "ties", "groups": "tensor", "optimizer": GRADIENT}, "batch": 2},
+    "dfs": {"dfs": {"optimizer": {**GRADIENT, "evaluations": 30}}, "batch": 2},
+    "hybrid": {"ps": {"optimizer": GRADIENT}, "dfs": {"repetitions": 1, "optimizer": {**GRADIENT, "evaluations": 40}}},
+    "terms": {"space": "dfs", "dfs": {"terms": 2, "optimizer": {**GRADIENT, "evaluations": 30}}, "batch": 2},
+    "joint terms": {
+        "space": "hybrid",
+        "joint": True,
+        "ps": {"optimizer": GRADIENT},
+        "dfs": {"terms": 3, "optimizer": {**GRADIENT, "sigma": 0.3}},
+        "batch": 2,
+    },
+    "joint": {"space": "hybrid", "joint": True, "ps": {"optimizer": GRADIENT}, "dfs": {"optimizer": GRADIENT}, "batch": 2},
+}
+
+FIRST = {"evaluations": 12, "fitness": {"task": "likelihood"}}
+BY_BOTH: dict[str, dict[str, Any]] = {
+    "ps": {"ps": {"first": FIRST, "optimizer": {"evaluations": 10, "population": 4}}},
+    "dfs": {"dfs": {"first": {**FIRST, "evaluations": 30}, "optimizer": {"evaluations": 10, "population": 4}}},
+}
+
+
+def facts(folder: Path) -> dict[str, list[Any]]:
+    """Everything that a study holds of its trials but the seconds."""
+    tables = {
+        "trials": "stage, number, generation, state, genome, recipe, duplicate_of, fitness, scores, correct, error, cost, "
+        "gradient",
+        "recipes": "key, yaml",
+        "evaluations": "label, split, fitness, scores, correct, error",
+    }
+    connection = sqlite3.connect(folder / "study.db")
+    facts = {
+        name: connection.execute(f"SELECT {columns} FROM {name} ORDER BY 1, 2").fetchall() for name, columns in tables.items()
+    }
+    connection.close()
+    return facts
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file in a folder, by its name."""
+    return {
+        str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def count_trials(folder: Path) -> int:
+    """How many trials a study holds; 0 where there is none yet."""
+    if not (folder / "study.db").exists():
+        return 0
+    connection = sqlite3.connect(folder / "study.db")
+    try:
+        return int(connection.execute("SELECT count(*) FROM trials").fetchone()[0])
+    finally:
+        connection.close()
