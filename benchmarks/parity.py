@@ -132,6 +132,7 @@ CASES: dict[str, Case] = {
     "karcher": Case("karcher", [{}] * 3, {}, base=False),
     "nearswap": Case("nearswap", [{}], {"t": 0.004}),
     "arcee_fusion": Case("arcee_fusion", [{}], {}),
+    "ram": Case("ram", [{}] * 3, {"epsilon": 0.004}),
 }
 
 OF_MIXTURES = ("linear", "slerp, t = 0.3", "task_arithmetic", "ties", "dare_ties, numbers handed in")

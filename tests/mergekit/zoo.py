@@ -48,8 +48,8 @@ def _renamed(data: Any, folder: Path, depth: int, key: str = "") -> Any:
         return {name: _renamed(value, folder, depth, name) for name, value in data.items() if name != "revision"}
     if isinstance(data, list):
         return [_renamed(value, folder, depth) for value in data]
-    if key in MODEL_KEYS and isinstance(data, str) and "/" in data:
-        model, _, adapter = data.partition("+")
+    if key in MODEL_KEYS and isinstance(data, str) and data not in ("union", "base"):
+        model, _, adapter = data.replace("\\", "/").partition("+")
         parts = [save_model(folder, model.partition("@")[0], depth)]
         parts += [save_adapter(folder, adapter.partition("@")[0], depth)] if adapter else []
         return "+".join(map(str, parts))

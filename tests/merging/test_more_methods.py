@@ -300,6 +300,14 @@ def test_nearswap_golden():
     assert found.tolist() == [1.25, 1.5, 0.5]
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.05, 10.0])
+def test_ram(epsilon):
+    """ram moves an element by the mean of the steps that are larger than epsilon."""
+    base, sources = tensors(3)
+    expected = reference.ram(exact(base), [exact(base) + delta for delta in deltas(base, sources)], epsilon)
+    assert_close(merge("ram", base, sources, (), {"epsilon": epsilon}), expected, 5e-7)
+
+
 @pytest.mark.parametrize("spread", [0.1, 5e-4])
 @pytest.mark.parametrize("shape", [(37, 27), (3, 400), (999,)])
 def test_arcee_fusion(shape, spread):
@@ -331,7 +339,7 @@ def test_what_a_method_merges_is_checked():
     ]:
         with pytest.raises(RecipeError, match=message):
             check_part(MergePart(method=method), sources=sources, has_base=True)
-    for method in ("breadcrumbs", "della", "model_stock", "sce", "nearswap", "arcee_fusion"):
+    for method in ("breadcrumbs", "della", "model_stock", "sce", "nearswap", "arcee_fusion", "ram"):
         with pytest.raises(RecipeError, match=f"base: {method} works on differences to a common base"):
             check_part(MergePart(method=method), sources=2, has_base=False)
     for method in ("passthrough", "nuslerp", "multislerp", "karcher"):

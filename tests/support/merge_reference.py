@@ -242,6 +242,16 @@ def nearswap(base, source, t):
     return share * source + (1 - share) * base
 
 
+def ram(base, sources, epsilon=1e-5):
+    """The mean over the sources that change an element, one element at a time."""
+    out = np.array(base)
+    for place in range(base.size):
+        steps = [source.flat[place] - base.flat[place] for source in sources]
+        steps = [step for step in steps if abs(step) > epsilon]
+        out.flat[place] += sum(steps) / max(len(steps), 1)
+    return out
+
+
 def arcee_fusion(base, source):
     """What is important and changed; also returns the importance and its threshold."""
     rows = [source, base] if base.ndim > 1 else [source[None], base[None]]

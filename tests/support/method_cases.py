@@ -46,6 +46,7 @@ CASES = [
     ("linear", [{"weight": [0.2, 0.9]}, {"weight": {"*up_proj*": [0.5, 0.1], "default": 0.4}}], {}),
     ("nearswap", [{}], {"t": {"embed": 0.001, "default": 0.01}}),
     ("arcee_fusion", [{}], {}),
+    ("ram", [{}, {}, {}], {"epsilon": 0.05}),
 ]
 IDS = [f"{method}-{position}" for position, (method, *_) in enumerate(CASES)]
 RANDOM = ["dare_linear", "dare_ties", "della", "della_linear"]
