@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evolution import STAGE_NAMES, Generation, best_line, of_stage, spent, stages
+from evolution import STAGE_NAMES, Generation, best_line, best_so_far, of_stage, quantile, spent, stages
 from pictures import NARROW, both, svg, text
 from published import Objective, Point, Trial
 from texts import escape, number
@@ -65,7 +65,7 @@ def fitness_range(trials: Sequence[Trial], levels: Mapping[str, float]) -> tuple
 
 
 def fitness_picture(trials: Sequence[Trial], levels: Mapping[str, float], unit: str = "") -> str:
-    """Every trial, the best so far of each stage, and the parents as dashed lines."""
+    """Every trial, bands of quantiles, the best so far of each stage with its accuracy, and the parents as dashed lines."""
     if not trials:
         return ""
     return both(lambda width: _fitness(trials, levels, unit, width))
@@ -103,18 +103,25 @@ def _fitness(trials: Sequence[Trial], levels: Mapping[str, float], unit: str, wi
         count += 0.0 if stage == "random" else sum(trial.cost for trial in parts_of[stage])
     most = max(count, sum(trial.cost for trial in parts_of.get("random", ())), 1.0)
     height = 330 if narrow else 430
-    axes = _frame(width, height, (0.0, most), fitness_range(trials, levels), right=14.0 if narrow else 190.0)
+    accurate = shows_accuracy(trials)
+    right = (14.0 if narrow else 190.0) + (26.0 if accurate else 0.0)
+    axes = _frame(width, height, (0.0, most), fitness_range(trials, levels), right=right)
     x_name = "evaluations, each a score of all search examples" if any(trial.cost != 1 for trial in trials) else "evaluations"
-    parts = [_grid(axes, x_name=x_name, y_name=_fitness_name(unit), x_ticks=4 if narrow else 8), _levels(axes, levels, narrow)]
+    parts = [_grid(axes, x_name=x_name, y_name=_fitness_name(unit), x_ticks=4 if narrow else 8)]
+    parts += [_accuracy_axis(axes, narrow)] if accurate else []
+    names = _Names(axes)
+    levels_drawn = _levels(axes, levels, names, narrow, room=30.0 if accurate else 0.0)
     thin = max(1, math.ceil(len(trials) / _MOST_DOTS))
     for stage in order:
-        placed = zip(spent(parts_of[stage], starts[stage]), parts_of[stage], strict=True)
+        placed = list(zip(spent(parts_of[stage], starts[stage]), parts_of[stage], strict=True))
+        if stage != "random":
+            parts.append(f'<g class="{_COLOURS.get(stage, "ev-s3")}">{_bands(axes, placed)}</g>')
         dots = [_dot(axes, trial, x) for at, (x, trial) in enumerate(placed, 1) if at % thin == 0]
         parts.append(f'<g class="{_COLOURS.get(stage, "ev-s3")}"><g class="ev-dots">{"".join(dots)}</g></g>')
-    ends: list[tuple[float, float]] = []
+    parts.append(levels_drawn)
     for stage in order:
-        parts.append(_best(axes, stage, best_line(parts_of[stage], starts[stage]), ends))
-    parts.append(_legend(order, axes.left, narrow))
+        parts.append(_best(axes, stage, best_so_far(parts_of[stage], starts[stage]), names, accurate))
+    parts.append(_legend(order, axes.left, narrow, accurate))
     return svg(width, height, "".join(parts), label=_summary(order, parts_of))
 
 
@@ -131,49 +138,125 @@ def _dot(axes: _Axes, trial: Trial, at: float) -> str:
     return f'<circle cx="{axes.x(at):.1f}" cy="{y:.1f}" r="2.4" data-tip="{escape(tip)}"/>'
 
 
-def _best(axes: _Axes, stage: str, points: Sequence[tuple[float, float]], ends: list[tuple[float, float]]) -> str:
-    """The line of a stage with its last value, which goes below the line where another one's is in its place."""
+class _Names:
+    """Where words are on a chart, so that others go above or below them."""
+
+    def __init__(self, axes: _Axes) -> None:
+        self.axes = axes
+        self.taken: list[tuple[float, float, float]] = []  # left, right, base line
+
+    def place(self, right: float, y: float, words: str) -> float:
+        """The base line for words that end at `right`: as near to `y` as there is room."""
+        left = right - 7.0 * len(words)
+        steps = [0.0, *(sign * step for step in range(7, 400, 7) for sign in (1, -1))]
+        inside = [y + step for step in steps if self.axes.top + 9 <= y + step <= self.axes.bottom - 3]
+        free = (
+            spot
+            for spot in inside
+            if not any(left < there and begin < right and abs(spot - line) < 14 for begin, there, line in self.taken)
+        )
+        found = next(free, y)
+        self.taken.append((left, right, found))
+        return found
+
+
+_BINS = 24
+
+
+def _bands(axes: _Axes, placed: Sequence[tuple[float, Trial]]) -> str:
+    """Where 80 % and half of the trials are that follow each other; nothing where they are too few for that."""
+    scored = [(at, trial.fitness) for at, trial in placed if trial.fitness is not None]
+    size = max(math.ceil(len(scored) / _BINS), 5)
+    bins = [scored[at : at + size] for at in range(0, len(scored) - size + 1, size)]
+    if len(bins) < 2:
+        return ""
+    middles = [axes.x(sum(at for at, _ in one) / len(one)) for one in bins]
+    ordered = [sorted(value for _, value in one) for one in bins]
+    parts = []
+    for low, high, kind in ((0.1, 0.9, "ev-all"), (0.25, 0.75, "ev-middle")):
+        upper = [f"{x:.1f},{axes.y(quantile(one, high)):.1f}" for x, one in zip(middles, ordered, strict=True)]
+        lower = [f"{x:.1f},{axes.y(quantile(one, low)):.1f}" for x, one in zip(middles, ordered, strict=True)]
+        parts.append(f'<polygon class="{kind}" points="{" ".join(upper + lower[::-1])}"/>')
+    return "".join(parts)
+
+
+def shows_accuracy(trials: Sequence[Trial]) -> bool:
+    """Whether the trials have an accuracy beside their fitness that is not the same number."""
+    return any(
+        trial.accuracy is not None and trial.fitness is not None and abs(trial.accuracy - trial.fitness) > 1e-9
+        for trial in trials
+    )
+
+
+def _accuracy_axis(axes: _Axes, narrow: bool) -> str:
+    """The axis on the right, from 0 to 1."""
+    marks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    parts = [text(axes.right + 5, _accuracy_y(axes, mark) + 4, number(mark), kind="ev-tick") for mark in marks]
+    name = "accuracy" if narrow else "accuracy (share right, dotted)"
+    return "".join([*parts, text(axes.right + 28, axes.top - 8, name, anchor="end", kind="ev-tick")])
+
+
+def _accuracy_y(axes: _Axes, accuracy: float) -> float:
+    return axes.bottom - min(max(accuracy, 0.0), 1.0) * (axes.bottom - axes.top)
+
+
+def _best(axes: _Axes, stage: str, points: Sequence[tuple[float, Trial]], names: _Names, accurate: bool) -> str:
+    """The line of a stage with its last value, and a dotted one of the accuracy of the same trials."""
     if not points:
         return ""
-    x, y = axes.x(points[-1][0]), axes.y(points[-1][1])
-    taken = any(abs(x - there) < 60 and abs(y - 7 - above) < 14 for there, above in ends)
-    place = y + 16 if taken else y - 7
-    ends.append((x, place))
-    steps = f"M{axes.x(points[0][0]):.1f},{axes.y(points[0][1]):.1f}"
-    steps += "".join(f"H{axes.x(x):.1f}V{axes.y(y):.1f}" for x, y in points[1:])
-    tip = f"{STAGE_NAMES.get(stage, stage)}: best {number(points[-1][1])}"
-    words = text(x - 2, place, number(points[-1][1]), anchor="end", kind="ev-value ev-halo")
-    return f'<g class="{_COLOURS.get(stage, "ev-s3")}"><path class="ev-best" d="{steps}" data-tip="{escape(tip)}"/>{words}</g>'
+    x, best = axes.x(points[-1][0]), points[-1][1].fitness or 0.0
+    words = number(best)
+    place = names.place(x - 2, axes.y(best) - 7, words)
+    tip = f"{STAGE_NAMES.get(stage, stage)}: best {words}"
+    line = _steps([(axes.x(at), axes.y(trial.fitness or 0.0)) for at, trial in points])
+    drawn = f'<path class="ev-best" d="{line}" data-tip="{escape(tip)}"/>'
+    right = [(axes.x(at), _accuracy_y(axes, trial.accuracy)) for at, trial in points if trial.accuracy is not None]
+    if accurate and right:
+        tip = f"{STAGE_NAMES.get(stage, stage)}: accuracy of the best {number(points[-1][1].accuracy)}"
+        drawn += f'<path class="ev-accuracy" d="{_steps(right)}" data-tip="{escape(tip)}"/>'
+    drawn += text(x - 2, place, words, anchor="end", kind="ev-value ev-halo")
+    return f'<g class="{_COLOURS.get(stage, "ev-s3")}">{drawn}</g>'
 
 
-def _levels(axes: _Axes, levels: Mapping[str, float], narrow: bool) -> str:
+def _steps(points: Sequence[tuple[float, float]]) -> str:
+    (x, y), *others = points
+    return f"M{x:.1f},{y:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in others)
+
+
+def _levels(axes: _Axes, levels: Mapping[str, float], names: _Names, narrow: bool, *, room: float) -> str:
     """Dashed lines with names; names that would overlap are moved apart."""
     parts: list[str] = []
     last = math.inf
     for name, value in sorted(levels.items(), key=lambda item: -item[1]):
         y = axes.y(value)
-        spot = y + 4 if math.isinf(last) else max(y + 4, last + 15)
-        last = spot
-        parts.append(f'<path class="ev-level" d="M{axes.left:.1f},{y:.1f}H{axes.right:.1f}"/>')
         label = f"{name[:20]} {number(value)}"
+        parts.append(f'<path class="ev-level" d="M{axes.left:.1f},{y:.1f}H{axes.right:.1f}"/>')
         if narrow:
-            parts.append(text(axes.right - 2, y - 4 if spot == y + 4 else spot, label, anchor="end", kind="ev-tick ev-halo"))
+            spot = names.place(axes.right - 2, y - 4, label)
+            parts.append(text(axes.right - 2, spot, label, anchor="end", kind="ev-tick ev-halo"))
         else:
-            parts.append(f'<path class="ev-leader" d="M{axes.right:.1f},{y:.1f}L{axes.right + 14:.1f},{spot - 4:.1f}"/>')
-            parts.append(text(axes.right + 18, spot, label, kind="ev-tick"))
+            spot = y + 4 if math.isinf(last) else max(y + 4, last + 15)
+            last = spot
+            begin = axes.right + room
+            parts.append(f'<path class="ev-leader" d="M{begin:.1f},{y:.1f}L{begin + 14:.1f},{spot - 4:.1f}"/>')
+            parts.append(text(begin + 18, spot, label, kind="ev-tick"))
     return "".join(parts)
 
 
-def _legend(order: Sequence[str], left: float, narrow: bool) -> str:
-    """A line per stage; on phones in short words."""
-    x, parts = left + 24, []
-    for stage in order:
-        words = (
-            (stage.upper() if stage != "random" else "random") if narrow else f"{STAGE_NAMES.get(stage, stage)}, best so far"
-        )
-        parts.append(f'<g class="{_COLOURS.get(stage, "ev-s3")}"><path class="ev-best" d="M{x},15h20"/></g>')
+def _legend(order: Sequence[str], left: float, narrow: bool, accurate: bool) -> str:
+    """A line per stage, and a dotted one; on phones in short words."""
+    entries = [
+        (_COLOURS.get(stage, "ev-s3"), "ev-best", stage if stage == "random" else stage.upper())
+        if narrow
+        else (_COLOURS.get(stage, "ev-s3"), "ev-best", f"{STAGE_NAMES.get(stage, stage)}, best so far")
+        for stage in order
+    ]
+    entries += [("ev-grey", "ev-accuracy", "accuracy" if narrow else "accuracy of the best")] if accurate else []
+    x, parts = 4.0 if narrow else left, []
+    for colour, kind, words in entries:
+        parts.append(f'<g class="{colour}"><path class="{kind}" d="M{x},15h20"/></g>')
         parts.append(text(x + 26, 19, words, kind="ev-tick"))
-        x += 44 + 6.6 * len(words)
+        x += 42 + 6.4 * len(words)
     return "".join(parts)
 
 

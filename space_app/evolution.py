@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -38,11 +39,16 @@ class Generation:
     evaluations: float
 
     def quantile(self, share: float) -> float:
-        """A quantile of the fitness, by linear interpolation."""
-        place = share * (len(self.fitness) - 1)
-        low = int(place)
-        high = min(low + 1, len(self.fitness) - 1)
-        return self.fitness[low] + (place - low) * (self.fitness[high] - self.fitness[low])
+        """A quantile of the fitness."""
+        return quantile(self.fitness, share)
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """A quantile of numbers in order, by linear interpolation."""
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def stages(trials: Sequence[Trial]) -> list[str]:
@@ -95,12 +101,17 @@ def spent(trials: Sequence[Trial], start: float = 0.0) -> list[float]:
 
 def best_line(trials: Sequence[Trial], start: float = 0.0) -> list[tuple[float, float]]:
     """The best fitness so far, of trials on all examples: where it rises, and the last point, as (evaluations, fitness)."""
-    points: list[tuple[float, float]] = []
+    return [(at, trial.fitness) for at, trial in best_so_far(trials, start) if trial.fitness is not None]
+
+
+def best_so_far(trials: Sequence[Trial], start: float = 0.0) -> list[tuple[float, Trial]]:
+    """The trials of `best_line`."""
+    points: list[tuple[float, Trial]] = []
+    best = -math.inf
     compared = {trial.number for trial in whole(trials)}
     ends = spent(trials, start)
     for at, trial in zip(ends, trials, strict=True):
-        if trial.fitness is not None and trial.number in compared and (not points or trial.fitness > points[-1][1]):
-            points.append((at, trial.fitness))
-    if points:
-        points.append((ends[-1], points[-1][1]))
-    return points
+        if trial.fitness is not None and trial.number in compared and trial.fitness > best:
+            best = trial.fitness
+            points.append((at, trial))
+    return [*points, *((ends[-1], trial) for _, trial in points[-1:])]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from edits import Route, describe, name_of
 from hops import added, terms
@@ -332,7 +332,15 @@ def _legend(way: Route, flow: _Flow, words: str, grid: _Grid, width: float) -> s
 
 
 _KEY = re.compile(r"(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?")
-_Row = tuple[str, Mapping[str, float]]  # the name of a row, and its value per layer group
+_TENSOR = re.compile(r".*?\.(\d{1,6})\.(.+?)(?:\.weight)?")
+
+
+class _Row(NamedTuple):
+    """The name of a row of a heat map, its value per layer group, and whose it is; -1 where it is no source's."""
+
+    name: str
+    values: Mapping[str, float]
+    source: int = -1
 
 
 def weights_picture(merge: Mapping[str, Any], labels: Sequence[str]) -> str:
@@ -348,13 +356,16 @@ def weights_picture(merge: Mapping[str, Any], labels: Sequence[str]) -> str:
     said = ", ".join(f"{key} = {value}" for key, value in options.items() if not isinstance(value, dict))
     if not rows:
         return f'<p class="ev-faint">The merge method {escape(method)} has no parameters per source. {escape(said)}</p>'
-    groups = sorted({group for _, values in rows for group in values}, key=_group_order)
     most = _largest(rows)
+    columns = rows
+    rows, most = _by_tensor(rows, most)
+    groups = sorted({group for row in rows for group in row.values}, key=_group_order)
     title = f"{method}{': ' + said if said else ''}"
-    wide = _heat(rows, groups, most, title)
-    narrow = _heat_down(rows, groups, most, title)
-    heads = ["layers", *(name for name, _ in rows)]
-    lines = [[_group_name(group), *(number(values.get(group, values.get("all"))) for _, values in rows)] for group in groups]
+    wide = _heat(rows, groups, most, title, WIDE)
+    by_tensor = len(rows) > len(columns)
+    narrow = _heat(rows, groups, most, title, NARROW) if by_tensor else _heat_down(rows, groups, most, title)
+    heads = ["layers", *(row.name for row in rows)]
+    lines = [[_group_name(group), *(number(row.values.get(group, row.values.get("all"))) for row in rows)] for group in groups]
     listed = details("The same as a table", table(heads, lines, caption=title))
     return f'<div class="ev-wide">{wide}</div><div class="ev-narrow">{narrow}</div>{listed}'
 
@@ -362,10 +373,28 @@ def weights_picture(merge: Mapping[str, Any], labels: Sequence[str]) -> str:
 def _largest(rows: Sequence[_Row]) -> dict[str, float]:
     """The largest value of each row's parameter: the colours of weights and of densities have a scale of their own."""
     most: dict[str, float] = {}
-    for name, values in rows:
-        kind = name.rsplit(": ", 1)[-1]
-        most[kind] = max([most.get(kind, 0.0), *map(abs, values.values())])
-    return {name: most[name.rsplit(": ", 1)[-1]] or 1.0 for name, _ in rows}
+    for row in rows:
+        kind = row.name.rsplit(": ", 1)[-1]
+        most[kind] = max([most.get(kind, 0.0), *map(abs, row.values.values())])
+    return {row.name: most[row.name.rsplit(": ", 1)[-1]] or 1.0 for row in rows}
+
+
+def _by_tensor(rows: Sequence[_Row], most: Mapping[str, float]) -> tuple[list[_Row], dict[str, float]]:
+    """Where a row has a value for each tensor: a row for each kind of tensor, with a value per layer."""
+    found, largest = list[_Row](), dict[str, float]()
+    for row in rows:
+        kinds: dict[str, dict[str, float]] = {}
+        for key, value in row.values.items():
+            match = _TENSOR.fullmatch(key)
+            kind = match[2].rsplit(".", 1)[-1] if match else ""
+            kinds.setdefault(kind, {})[f"blocks.{match[1]}" if match else key] = value
+        if len(kinds) < 2 or len(rows) * len(kinds) > 200:
+            kinds = {"": dict(row.values)}
+        for kind, values in kinds.items():
+            name = row.name if not kind else f"{row.name.removesuffix(': weight')}: {kind}"[:48]
+            found.append(_Row(name, values, row.source))
+            largest[name] = most[row.name]
+    return found, largest
 
 
 def weight_rows(merge: Mapping[str, Any], labels: Sequence[str]) -> list[_Row]:
@@ -378,9 +407,9 @@ def weight_rows(merge: Mapping[str, Any], labels: Sequence[str]) -> list[_Row]:
         for source, item in zip(taking_part, parameters, strict=False):
             values = _group_values(item.get(name)) if isinstance(item, dict) else {}
             if values and isinstance(source, int):
-                rows.append((f"{name_of(labels, source)}: {name}"[:48], values))
+                rows.append(_Row(f"{name_of(labels, source)}: {name}"[:48], values, source))
     options = mapping(merge.get("options"))
-    return rows + [(str(name)[:48], _group_values(value)) for name, value in options.items() if isinstance(value, dict)]
+    return rows + [_Row(str(name)[:48], _group_values(value)) for name, value in options.items() if isinstance(value, dict)]
 
 
 def _group_values(value: object) -> dict[str, float]:
@@ -402,43 +431,59 @@ def _group_name(group: str) -> str:
     return {"all": "all layers", "default": "others"}.get(group, group.removeprefix("blocks."))[:20]
 
 
-def _cell(x: float, y: float, width: float, height: float, *, value: float | None, most: float, tip: str) -> str:
+def _cell(x: float, y: float, width: float, height: float, *, value: float | None, most: float, tip: str, source: int) -> str:
+    """A value in its source's colour: filled, or where it is negative outlined, the more the larger it is."""
     if value is None:
         return f'<rect class="ev-unused" x="{x:.1f}" y="{y:.1f}" width="{width - 2:.1f}" height="{height - 2:.1f}"/>'
     strength = abs(value) / most
-    kind = "ev-minus" if value < 0 else "ev-plus"
+    drawn, inset = f'class="ev-plus" fill-opacity="{0.06 + 0.94 * strength:.2f}"', 0.0
+    if value < 0:
+        drawn, inset = f'class="ev-minus" stroke-opacity="{0.25 + 0.75 * strength:.2f}"', 1.0
     words = ""
     if width >= 34:
         words = text(
-            x + width / 2 - 1, y + height / 2 + 3, number(value, 2), anchor="middle", kind="ev-on" if strength > 0.75 else ""
+            x + width / 2 - 1,
+            y + height / 2 + 3,
+            number(value, 2),
+            anchor="middle",
+            kind="ev-on" if strength > 0.75 and value > 0 else "",
         )
     return (
-        f'<g class="ev-cell" role="img" tabindex="-1" data-tip="{escape(tip)}" aria-label="{escape(tip)}">'
-        f'<rect class="{kind}" fill-opacity="{0.06 + 0.94 * strength:.2f}" x="{x:.1f}" y="{y:.1f}" width="{width - 2:.1f}" '
-        f'height="{height - 2:.1f}" rx="2"/>{words}</g>'
+        f'<g class="ev-cell ev-s{max(source, 0) % _SHAPES}" role="img" tabindex="-1" data-tip="{escape(tip)}" '
+        f'aria-label="{escape(tip)}"><rect {drawn} x="{x + inset:.1f}" y="{y + inset:.1f}" '
+        f'width="{width - 2 - 2 * inset:.1f}" height="{height - 2 - 2 * inset:.1f}" rx="2"/>{words}</g>'
     )
 
 
-def _heat(rows: Sequence[_Row], groups: Sequence[str], most: Mapping[str, float], title: str) -> str:
-    """Layer groups from left to right."""
-    left = 14 + 7.2 * max(len(name) for name, _ in rows)
-    width, height = max(min((WIDE - left) / len(groups), 84.0), 14.0), 34.0
-    parts = [text(4, 18, title, kind="ev-title")]
-    for down, (name, values) in enumerate(rows):
-        y = 34 + down * height
-        parts.append(text(left - 8, y + height / 2 + 4, name, anchor="end"))
+def _heat(rows: Sequence[_Row], groups: Sequence[str], most: Mapping[str, float], title: str, room: int) -> str:
+    """Layer groups from left to right, below each other a source's rows under its name where it has many."""
+    under = max(len([row for row in rows if row.source == one.source]) for one in rows) > 3
+    labels = [row.name.split(": ", 1)[-1] if under else row.name for row in rows]
+    left = 14 + 7.2 * max(map(len, labels))
+    width, height = max(min((room - left) / len(groups), 84.0), 14.0), 22.0 if under else 34.0
+    parts, y, before = [text(4, 18, title, kind="ev-title")], 34.0, -2
+    for row, label in zip(rows, labels, strict=True):
+        colour = f"ev-s{row.source % _SHAPES}" if row.source >= 0 else "ev-grey"
+        if under and row.source != before:
+            words = text(left, y + 14, row.name.split(": ", 1)[0], kind="ev-name")
+            parts.append(f'<g class="{colour}">{words}</g>')
+            y, before = y + 22, row.source
+        parts.append(text(left - 8, y + height / 2 + 4, label, anchor="end"))
         for at, group in enumerate(groups):
-            value = values.get(group, values.get("all"))
-            tip = f"{name}, {_group_name(group)}: {number(value)}"
-            parts.append(_cell(left + at * width, y, width, height, value=value, most=most[name], tip=tip))
-    below = 34 + len(rows) * height
+            value = row.values.get(group, row.values.get("all"))
+            tip = f"{row.name}, {_group_name(group)}: {number(value)}"
+            parts.append(
+                _cell(left + at * width, y, width, height, value=value, most=most[row.name], tip=tip, source=row.source)
+            )
+        y += height
     step = next(step for step in (1, 2, 4, 8, 16, 4096) if step * width >= 7.5 * max(len(_group_name(g)) for g in groups))
     for at, group in enumerate(groups):
         if at % step == 0 or group in ("embed", "head"):
-            parts.append(text(left + (at + 0.5) * width, below + 16, _group_name(group), anchor="middle", kind="ev-tick"))
+            parts.append(text(left + (at + 0.5) * width, y + 16, _group_name(group), anchor="middle", kind="ev-tick"))
+    parts.append(text(left, y + 32, "layer", kind="ev-tick"))
     wide = left + width * len(groups) + 12
     label = f"Heat map: {title}. Arrow keys go from cell to cell."
-    return svg(wide, below + 28, "".join(parts), label=label, scroll=wide > WIDE)
+    return svg(wide, y + 42, "".join(parts), label=label, scroll=wide > room + 4)
 
 
 def _heat_down(rows: Sequence[_Row], groups: Sequence[str], most: Mapping[str, float], title: str) -> str:
@@ -447,17 +492,18 @@ def _heat_down(rows: Sequence[_Row], groups: Sequence[str], most: Mapping[str, f
     width, height = max((NARROW - left - 6) / len(rows), 40.0), 26.0
     parts = [text(4, 18, title[:44], kind="ev-title")]
     top = 34.0 + 16 * len(rows)
-    for across, (name, _) in enumerate(rows):
+    for across, row in enumerate(rows):
         x = left + across * width
-        parts.append(text(x, 38 + 16 * across, name, kind="ev-tick"))
+        parts.append(text(x, 38 + 16 * across, row.name, kind="ev-tick"))
         parts.append(f'<path class="ev-route" d="M{x + 2:.1f},{42 + 16 * across}V{top + 6:.1f}"/>')
     for down, group in enumerate(groups):
         y = top + 8 + down * height
         parts.append(text(left - 8, y + height / 2 + 3, _group_name(group), anchor="end", kind="ev-tick"))
-        for across, (name, values) in enumerate(rows):
-            value = values.get(group, values.get("all"))
-            tip = f"{name}, {_group_name(group)}: {number(value)}"
-            parts.append(_cell(left + across * width, y, width, height, value=value, most=most[name], tip=tip))
+        for across, row in enumerate(rows):
+            value = row.values.get(group, row.values.get("all"))
+            tip = f"{row.name}, {_group_name(group)}: {number(value)}"
+            x = left + across * width
+            parts.append(_cell(x, y, width, height, value=value, most=most[row.name], tip=tip, source=row.source))
     wide = left + width * len(rows) + 4
     label = f"Heat map: {title}. Arrow keys go from cell to cell."
     return svg(wide, top + 16 + len(groups) * height, "".join(parts), label=label, scroll=wide > NARROW + 4)

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import edits
-from charts import fitness_picture, fitness_range, front_picture, spread_picture
+from charts import fitness_picture, fitness_range, front_picture, shows_accuracy, spread_picture
 from evolution import STAGE_NAMES, generations, of_stage, stages, without_first
 from pictures import path_picture, weights_picture
 from published import Published, as_float, listing, mapping, parse_recipe
@@ -126,8 +126,8 @@ def path_view(published: Published) -> str:
         parts.append(f"<h2>{'The merged source' if published.path else 'How much of each parent'}</h2>")
         parts.append(weights_picture(merge, merge_labels(published)))
         parts.append(
-            '<p class="ev-faint">One column per group of layers, from the embeddings to the head. '
-            "Weights multiply what a parent differs by from the base, and need not add up to 1.</p>"
+            '<p class="ev-faint">One column per layer or group of layers. Weights multiply what a parent differs by from the '
+            "base, and need not add up to 1; those of outlined cells are negative.</p>"
         )
     return "".join(parts) or message("The repository has no recipe; there is nothing to draw.")
 
@@ -154,7 +154,10 @@ def fitness_view(published: Published) -> str:
     if not published.trials:
         return message(NO_STUDY) + results_table(published)
     picture = fitness_picture(without_first(published.trials), published.levels, published.unit)
-    return f"{front_view(published)}<h2>Fitness over evaluations</h2>{picture}{results_table(published)}"
+    words = "Dots are trials; shades hold 80 % and half of those around; thick lines are the best so far on all examples"
+    words += ", dotted ones its accuracy, on the axis at the right." if shows_accuracy(published.trials) else "."
+    said = f'<p class="ev-faint">{words}</p>'
+    return f"{front_view(published)}<h2>Fitness over evaluations</h2>{picture}{said}{results_table(published)}"
 
 
 def front_view(published: Published) -> str:
