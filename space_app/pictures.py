@@ -386,11 +386,11 @@ def _by_tensor(rows: Sequence[_Row], most: Mapping[str, float]) -> tuple[list[_R
         kinds: dict[str, dict[str, float]] = {}
         for key, value in row.values.items():
             match = _TENSOR.fullmatch(key)
-            kind = match[2].rsplit(".", 1)[-1] if match else ""
-            kinds.setdefault(kind, {})[f"blocks.{match[1]}" if match else key] = value
-        if len(kinds) < 2 or len(rows) * len(kinds) > 200:
+            kind = match[2].rsplit(".", 1)[-1] if match else _group_name(key)
+            kinds.setdefault(kind, {})[f"blocks.{match[1]}" if match else "all"] = value
+        if not any("blocks." in key for values in kinds.values() for key in values) or len(rows) * len(kinds) > 200:
             kinds = {"": dict(row.values)}
-        for kind, values in kinds.items():
+        for kind, values in sorted(kinds.items(), key=lambda item: "all" in item[1]):
             name = row.name if not kind else f"{row.name.removesuffix(': weight')}: {kind}"[:48]
             found.append(_Row(name, values, row.source))
             largest[name] = most[row.name]
