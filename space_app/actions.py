@@ -12,6 +12,7 @@ import edits
 import evolution
 import gradio as gr
 import mixing
+import seeing
 import views
 from models import Piece
 from pictures import path_picture
@@ -21,6 +22,7 @@ from texts import SpaceError, cards, counted, message
 FRAMES = 60
 MIXED = 4  # parents that have a slider
 FRAME_SECONDS = 0.35
+Shown = list[tuple[str, Any]] | None  # what a gallery holds: files, each with its caption
 
 
 class Actions:
@@ -64,21 +66,23 @@ class Actions:
         """Stop what is written for this visitor."""
         self.show.stop(str(request.session_hash))
 
-    def answer(self, prompt: str, others: list[str], tokens: float, request: gr.Request) -> Iterator[str]:
+    def answer(self, prompt: str, shown: Shown, others: list[str], tokens: float, request: gr.Request) -> Iterator[str]:
         """The answers, as they grow."""
         try:
-            for answers in self.show.ask(prompt, others, tokens, str(request.session_hash)):
+            for answers in self.show.ask(prompt, others, tokens, str(request.session_hash), seeing.of_gallery(shown)):
                 yield cards(answers)
         except SpaceError as error:
             yield message(str(error), "error")
 
-    async def rehearsed(self, prompt: str, way: edits.Route | None, factors: mixing.Factors, request: gr.Request) -> list[Any]:
+    async def rehearsed(
+        self, prompt: str, shown: Shown, way: edits.Route | None, factors: mixing.Factors, request: gr.Request
+    ) -> list[Any]:
         """The answers that are known before anybody asks, once they are, for both tabs; what was asked meanwhile stays."""
         while not self.show.ready_for.is_set():
             await asyncio.sleep(0.2)
         if self.show.published is None or self.show.has_asked(str(request.session_hash)):
             return [gr.skip(), gr.skip()]
-        known = self.show.in_advance(prompt)
+        known = self.show.in_advance(prompt, seeing.of_gallery(shown))
         unchanged = known and not Edit(way, factors).changes(self.show.published)
         first = replace(known[0], name="as published", role="", note=UNCHANGED) if known else None
         return [cards(known) if known else gr.skip(), cards([first]) if first is not None and unchanged else gr.skip()]
@@ -87,24 +91,35 @@ class Actions:
         """1 where the page was opened with an edit, which then is answered."""
         return 1 if self.show.published is not None and Edit(way, factors).changes(self.show.published) else gr.skip()
 
-    def take_sample(self, sample: list[str]) -> list[Any]:
-        """An example was chosen: its prompt for both tabs, what it says, and the answers that are known."""
-        prompt = sample[0]
-        known = self.show.in_advance(prompt)
-        glosses = self.show.published.glosses if self.show.published else {}
-        return [prompt, prompt, views.gloss(glosses.get(prompt, "")), cards(known or [views.UNASKED])]
+    def take_sample(self, number: int) -> list[Any]:
+        """An example was chosen: its prompt and pictures for both tabs, what it says, and the answers that are known."""
+        published, _ = self.show.need()
+        example = published.examples[number]
+        prompt, known = example.prompt, self.show.in_advance(*example.asked)
+        first = cards([replace(known[0], name="as published", role="")]) if known else ""
+        said, shown = views.gloss(published.glosses.get(prompt, "")), self.show.files(example.pictures)
+        return [prompt, prompt, said, cards(known or [views.UNASKED]), first, shown, shown]
 
     def answer_changed(
-        self, prompt: str, way: edits.Route | None, factors: mixing.Factors, tokens: float, known: Any, request: gr.Request
+        self,
+        prompt: str,
+        shown: Shown,
+        way: edits.Route | None,
+        factors: mixing.Factors,
+        tokens: float,
+        known: Any,
+        request: gr.Request,
     ) -> Iterator[tuple[str, Any]]:
         """The published answer and the changed one; the first is kept while the prompt is the same."""
         if isinstance(prompt, str) and not prompt.strip():
             yield message("Write a prompt below: its answer then follows every edit."), known
             return
-        asked = (prompt, tokens)
-        piece = known[1] if known and known[0] == asked else None
+        session = str(request.session_hash)
         try:
-            for answers in self.show.ask_changed(prompt, Edit(way, factors), tokens, str(request.session_hash), piece):
+            pictures = seeing.of_gallery(shown)
+            asked = (prompt, pictures, tokens)
+            piece = known[1] if known and known[0] == asked else None
+            for answers in self.show.ask_changed(prompt, Edit(way, factors), tokens, session, piece, pictures):
                 first = answers[0]
                 if first.state == "done":
                     piece = Piece("done", first.text, first.tokens, first.seconds)
@@ -150,12 +165,12 @@ class Actions:
         """The values of the sliders for another group of layers."""
         return [*dict(factors).get(group, ()), *[1.0] * MIXED][:MIXED]
 
-    def look_through(self, prompt: str) -> str:
+    def look_through(self, prompt: str, shown: Shown) -> str:
         """What the model would answer after each hop."""
         published, host = self.show.need()
         try:
             words, _ = self.show.question(prompt)
-            return views.lens_view(published, *host.lens(words))
+            return views.lens_view(published, *host.lens(words, seeing.of_gallery(shown)))
         except SpaceError as error:
             return message(str(error), "error")
 

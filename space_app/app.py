@@ -23,6 +23,7 @@ import edits  # noqa: E402
 import evolution  # noqa: E402
 import gradio as gr  # noqa: E402
 import mixing  # noqa: E402
+import seeing  # noqa: E402
 import views  # noqa: E402
 from actions import MIXED, Actions  # noqa: E402
 from endpoints import endpoints, friendly  # noqa: E402
@@ -90,7 +91,24 @@ class Page:
             self._events(blocks)
         return blocks
 
+    def _gallery(self, label: str, name: str, *, interactive: bool) -> gr.Gallery:
+        """A gallery that takes files and follows no address. Only its value is ever updated: any more would make another."""
+        look: dict[str, Any] = {"height": 160, "object_fit": "contain", "allow_preview": False, "buttons": []}
+        types = [f".{kind.lower()}" for kind in (*seeing.FORMATS, "jpg")]
+        gallery = gr.Gallery(label=label, elem_id=name, file_types=types, interactive=interactive, **look)
+        take = gallery.async_move_resource_to_block_cache
+
+        async def take_file(given: str | Path | None) -> str | None:
+            if "://" in str(given):
+                raise gr.Error("Addresses are not followed: give the picture itself.", print_exception=False)
+            return await take(given)
+
+        gallery.async_move_resource_to_block_cache = take_file  # type: ignore[assignment, method-assign]
+        return gallery
+
     def _try_tab(self) -> None:
+        with gr.Column(visible=False) as self.beside:
+            self.pictures = self._gallery("Pictures beside the prompt", "ev-pictures", interactive=True)
         self.prompt = gr.Textbox(
             label="Prompt (Shift+Enter asks)",
             lines=2,
@@ -103,14 +121,15 @@ class Page:
             self.ask = gr.Button("Ask", variant="primary", elem_id="ev-ask", scale=4, min_width=120)
             self.stop = gr.Button("Stop", elem_id="ev-stop", scale=1, min_width=80)
         self.answers = gr.HTML(cards([views.UNASKED]), elem_id="ev-answers", min_height=120, js_on_load=LIVE)
-        self.samples = gr.Dataset(
-            components=[self.prompt],
-            samples=[],
-            samples_per_page=3,
-            label="Problems of the model's own task",
-            visible=False,
-            elem_id="ev-samples",
-        )
+        samples: dict[str, Any] = {
+            "samples": [],
+            "label": "Problems of the model's own task",
+            "visible": False,
+            "type": "index",
+        }
+        self.samples = gr.Dataset(components=[self.prompt], samples_per_page=3, elem_id="ev-samples", **samples)
+        both = [self.pictures, self.prompt]
+        self.seen_samples = gr.Dataset(components=both, samples_per_page=3, elem_id="ev-seen-samples", **samples)
         with gr.Row():
             self.others = gr.CheckboxGroup(
                 [], label="Ask these too (loaded when asked)", visible=False, elem_id="ev-others", min_width=300
@@ -132,6 +151,8 @@ class Page:
             with gr.Row(elem_id="ev-sides"):
                 with gr.Column(scale=3, min_width=340):
                     self.picture = gr.HTML("", js_on_load=SELECT_HOP, elem_id="ev-edit")
+                    with gr.Column(visible=False) as self.beside2:
+                        self.pictures2 = self._gallery("Pictures, as under Try", "ev-pictures2", interactive=False)
                     self.prompt2 = gr.Textbox(label="Prompt (Shift+Enter asks)", lines=2, max_lines=8, elem_id="ev-prompt2")
                     with gr.Row():
                         self.answer2 = gr.Button("Answer", variant="primary", elem_id="ev-answer2", scale=4, min_width=120)
@@ -205,17 +226,20 @@ class Page:
         filled += [self.through, self.of_path, self.of_weights, self.rewritten, self.factors, self.group, *self.parts]
         filled += [self.tabs, self.scoring, self.picture, self.hop, self.scale, self.said, self.share, self.changed]
         filled += [self.fitness, self.replayer, self.stage, self.generation, self.spread, self.best]
+        filled += [self.beside, self.pictures, self.beside2, self.pictures2, self.seen_samples]
         edited = [self.way, self.picture, self.hop, self.scale, self.said, self.share, self.changed]
         opened = blocks.load(self.fill, outputs=filled, **AT_ONCE)
         known = [self.answers, self.answers2]
-        opened.then(self.do.rehearsed, [self.prompt, self.way, self.factors], known, **AT_ONCE)
+        opened.then(self.do.rehearsed, [self.prompt, self.pictures, self.way, self.factors], known, **AT_ONCE)
         opened.then(self.do.follow_link, [self.way, self.factors], self.linked, **FREE)  # as `count`
 
-        asked = [self.prompt, self.others, self.tokens]
-        taken = [self.prompt, self.prompt2, self.gloss, self.answers]
-        self.samples.click(self.do.take_sample, self.samples, taken, **AT_ONCE)
+        asked = [self.prompt, self.pictures, self.others, self.tokens]
+        taken = [self.prompt, self.prompt2, self.gloss, self.answers, self.answers2, self.pictures, self.pictures2]
+        for samples in (self.samples, self.seen_samples):
+            samples.click(self.do.take_sample, samples, taken, **AT_ONCE)
+        self.pictures.change(None, self.pictures, self.pictures2, js="shown => [shown]", **PRIVATE)
         self.prompt.input(None, outputs=self.gloss, js="() => ''", **PRIVATE)
-        self.look.click(self.do.look_through, self.prompt, self.lens, **MODEL, **PRIVATE)
+        self.look.click(self.do.look_through, [self.prompt, self.pictures], self.lens, **MODEL, **PRIVATE)
         pressed = gr.on([self.ask.click, self.prompt.submit], self.do.begin, outputs=self.answers, **AT_ONCE)
         answered = pressed.then(self.do.answer, asked, self.answers, scroll_to_output=True, **LATEST, **MODEL, **PRIVATE)
         answered.failure(self.do.turned_away, outputs=self.answers, **AT_ONCE)
@@ -228,7 +252,10 @@ class Page:
         self._edits(self.scale.input, "scale", edited)
         self.picture.select(self.do.choose, self.way, edited, **AT_ONCE)
         self.hop.input(self.do.choose_listed, [self.way, self.hop], edited, **AT_ONCE)
-        inputs, outputs = [self.prompt2, self.way, self.factors, self.tokens, self.known], [self.answers2, self.known]
+        inputs, outputs = (
+            [self.prompt2, self.pictures, self.way, self.factors, self.tokens, self.known],
+            [self.answers2, self.known],
+        )
         pressed = gr.on([self.answer2.click, self.prompt2.submit], self.do.begin_again, **AT_ONCE)
         changes = [self.count, self.linked]
         edits_made = gr.on([one.change for one in changes], self.do.begin_edit, changes, **AT_ONCE)
@@ -271,14 +298,22 @@ class Page:
         return {**self._filled(published), **self._editing(published, request), **self._replayed(published)}
 
     def _filled(self, published: Published) -> dict[Any, Any]:
-        samples = [[prompt] for prompt, _ in published.examples]
+        examples, sees = published.examples, published.sees
+        shown = [self.show.files(example.pictures) for example in examples]
+        samples = [[example.prompt] for example in examples]
+        with_pictures = [[files, example.prompt] for files, example in zip(shown, examples, strict=True)]
         others = choices(published.parents)
         missing = [f"{parent.label} ({parent.missing})" for parent in published.parents if parent.missing]
         first = samples[0][0] if samples else ""
         return {
             self.heading: views.heading(published),
             self.prompt: first,
-            self.samples: gr.Dataset(samples=samples, visible=bool(samples)),
+            self.samples: gr.Dataset(samples=samples, visible=bool(samples) and not sees),
+            self.seen_samples: gr.Dataset(samples=with_pictures, visible=bool(samples) and sees),
+            self.beside: gr.Column(visible=sees),
+            self.beside2: gr.Column(visible=sees),
+            self.pictures: shown[0] if shown else None,
+            self.pictures2: shown[0] if shown else None,
             self.others: gr.CheckboxGroup(choices=others, visible=bool(others)),
             self.absent: gr.HTML(message(f"Cannot be asked: {'; '.join(missing)}."), visible=bool(missing)),
             self.path: views.path_view(published),
@@ -368,7 +403,7 @@ def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.B
         footer_links=["api", "gradio", "settings"],
         mcp_server=importlib.util.find_spec("mcp") is not None,
         ssr_mode=False,
-        max_file_size="1mb",
+        max_file_size=seeing.MAX_BYTES,
         state_session_capacity=1000,  # a visitor's path and undo steps: some 100 kB at most
         **options,
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import edits
 import evolution
 import gradio as gr
+import seeing
 from models import EVOLVED, Job, Piece, choices
+from published import Example
 from showcase import Showcase, token_bound
 from texts import SpaceError
 
@@ -16,13 +20,14 @@ from texts import SpaceError
 def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
     """The functions of the API, each with whether it runs the model."""
 
-    def answer(prompt: str, model: str = EVOLVED, max_tokens: int = 64) -> dict[str, Any]:
+    def answer(prompt: str, model: str = EVOLVED, max_tokens: int = 64, pictures: list[str] | None = None) -> dict[str, Any]:
         """Let one model answer a prompt, greedily.
 
         Args:
             prompt: The prompt, at most 8,000 characters.
             model: "evolved", or the name of a parent as `about` lists it.
             max_tokens: At most so many new tokens, from 1 to 256.
+            pictures: What the files of pictures hold, in base64, for a model that sees.
 
         Returns:
             A mapping with `text`, `tokens`, `seconds`, `right` (null where the prompt is none of the examples) and `note`.
@@ -31,10 +36,15 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
         if model != EVOLVED and model not in choices(published.parents):
             there = ", ".join([EVOLVED, *choices(published.parents)])
             raise SpaceError(f"There is no model {model!r:.60} here; there are {there}.")
-        return _answered(show, prompt, max_tokens, lambda words, bound: Job(model, words, bound))
+        seen = seeing.of_texts(pictures)
+        return _answered(show, prompt, max_tokens, lambda words, bound: Job(model, words, bound, pictures=seen))
 
     def answer_with_path(
-        prompt: str, path: list[str], scales: list[float] | None = None, max_tokens: int = 64
+        prompt: str,
+        path: list[str],
+        scales: list[float] | None = None,
+        max_tokens: int = 64,
+        pictures: list[str] | None = None,
     ) -> dict[str, Any]:
         """Let the evolved model answer along another path through its layers. Nothing is copied and nothing is kept.
 
@@ -43,12 +53,14 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
             path: One text per hop, such as "0:3", or a range such as "0:0-7"; only layers that the model has.
             scales: One number per hop; all 1 where there are none.
             max_tokens: At most so many new tokens, from 1 to 256.
+            pictures: As for `answer`.
 
         Returns:
             A mapping as that of `answer`.
         """
-        way = edits.route(path, scales, holds=_own_path(show))
-        return _answered(show, prompt, max_tokens, lambda words, bound: Job(EVOLVED, words, bound, way.hops, way.scales))
+        way, seen = edits.route(path, scales, holds=_own_path(show)), seeing.of_texts(pictures)
+        job = partial(Job, hops=way.hops, scales=way.scales, pictures=seen)
+        return _answered(show, prompt, max_tokens, lambda words, bound: job(EVOLVED, words, bound))
 
     def changed_recipe(path: list[str], scales: list[float] | None = None) -> str:
         """Write the recipe of the model with another path, as YAML that `hf-evomerge merge` reads.
@@ -80,7 +92,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
             "scales": list(published.scales),
             "parents": choices(published.parents),
             "results": published.rows,
-            "examples": [{"prompt": prompt, "answer": answer} for prompt, answer in published.examples],
+            "examples": [_example(example) for example in published.examples],
             "recipe": published.recipe_text,
         }
 
@@ -128,6 +140,11 @@ def friendly(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _example(example: Example) -> dict[str, Any]:
+    seen = [base64.b64encode(data).decode() for data in example.pictures]
+    return {"prompt": example.prompt, "answer": example.answer, **({"pictures": seen} if seen else {})}
+
+
 def _own_path(show: Showcase) -> tuple[str, ...]:
     published, _ = show.need()
     if not published.path:
@@ -138,11 +155,12 @@ def _own_path(show: Showcase) -> tuple[str, ...]:
 def _answered(show: Showcase, prompt: object, max_tokens: object, job: Callable[[str, int], Job]) -> dict[str, Any]:
     _, host = show.need()
     words, note = show.question(prompt)
-    piece: Piece = host.whole_answer(job(words, token_bound(max_tokens)))
+    asked = job(words, token_bound(max_tokens))
+    piece: Piece = host.whole_answer(asked)
     return {
         "text": piece.text,
         "tokens": piece.tokens,
         "seconds": round(piece.seconds, 4),
-        "right": show.verdict(words, piece.text),
+        "right": show.verdict((words, asked.pictures), piece.text),
         "note": note,
     }

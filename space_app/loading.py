@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
+import seeing
 from texts import SpaceError
 
 MAX_SECONDS = 60.0  # of one answer
@@ -19,31 +20,42 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory, with its tokenizer, and the seconds that loading took."""
+    """A model in memory, with its tokenizer, the seconds that loading took, and its processor where it sees."""
 
     model: Any
     tokenizer: Any
     seconds: float
+    processor: Any = None
 
 
-def load(model: str, revision: str | None, *, own: bool) -> Loaded:
+def load(model: str, revision: str | None, *, own: bool, sees: bool = False) -> Loaded:
     """Load a model and its tokenizer, from safetensors only.
 
     Code from the repository runs for the owner's own model only, and only where the package, whose class it is, is missing.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
     begin = time.monotonic()
     options: dict[str, Any] = {"revision": revision} if revision else {}
     trust = own and not _package_is_there()
-    loaded = AutoModelForCausalLM.from_pretrained(
-        model, dtype="auto", use_safetensors=True, trust_remote_code=trust, **options
-    ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust, **options)
+    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    loaded = kind.from_pretrained(model, dtype="auto", use_safetensors=True, trust_remote_code=trust, **options).eval()
+    processor: Any = AutoProcessor.from_pretrained(model, trust_remote_code=trust, **options) if sees else None
+    tokenizer = processor.tokenizer if sees else AutoTokenizer.from_pretrained(model, trust_remote_code=trust, **options)
+    if sees and getattr(processor, "chat_template", None):
+        tokenizer.chat_template = processor.chat_template
     if torch.cuda.is_available():
         loaded = loaded.to("cuda")
-    return Loaded(loaded, tokenizer, time.monotonic() - begin)
+    return Loaded(loaded, tokenizer, time.monotonic() - begin, processor)
+
+
+def sees(model: str, revision: str | None) -> bool:
+    """Whether a parent is given pictures beside text, by its config."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False, **({"revision": revision} if revision else {}))
+    return seeing.sees(config.to_dict())
 
 
 def in_background(task: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import loading
 import mixing
+import seeing
 from loading import MAX_SECONDS, Loaded
 from published import Parent, Published, mapping
 from texts import SpaceError
@@ -41,6 +42,7 @@ class Job:
         hops: Another path through the layers of the evolved model.
         scales: Its scales.
         factors: What the parents' weights in a merge are multiplied by.
+        pictures: What the files of the pictures hold that go with the prompt, checked.
     """
 
     key: str
@@ -49,6 +51,7 @@ class Job:
     hops: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
     factors: mixing.Factors = ()
+    pictures: seeing.Pictures = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ class Host:
         """Load the evolved model; what goes wrong is in `error`."""
         try:
             loading.check_memory(loading.weights_bytes(self.published.model, self.published.revision), self.published.name)
-            self._evolved = loading.load(self.published.model, self.published.revision, own=True)
+            of = (self.published.model, self.published.revision)
+            self._evolved = loading.load(*of, own=True, sees=self.published.sees)
         except SpaceError as error:
             self.error = str(error)
         except Exception as error:  # whatever a model's files provoke, the page must say it and stay
@@ -189,13 +193,14 @@ class Host:
                     return
                 loaded = self._loaded(job.key)
                 model = self._rerouted(loaded.model, job)
-                inputs, room = encode(job.prompt, loaded, self._prompt_settings())
+                inputs, room, seen = encode(job.prompt, loaded, self._prompt_settings(), job.pictures)
                 with self._mixed(model, job):
                     news.put(("start", loaded.tokenizer))
                     begin = time.monotonic()
                     _decode_greedily(
                         model,
                         inputs.to(model.device),
+                        seeing.on(model, seen),
                         max_new_tokens=max(1, min(job.max_tokens, MAX_TOKENS, room)),
                         max_seconds=self.max_seconds,
                         news=news,
@@ -227,11 +232,12 @@ class Host:
         bases = [self._loaded(parent.label).model for parent in self.published.parents if parent.role == "base"]
         return mixing.mixed(model, parents, bases[0] if bases else None, job.factors)
 
-    def lens(self, prompt: str) -> tuple[list[str], list[list[str]]]:
+    def lens(self, prompt: str, pictures: seeing.Pictures = ()) -> tuple[list[str], list[list[str]]]:
         """What the model would write after each layer, were it the last: the head reads the hidden state on the way.
 
         Args:
             prompt: The visitor's text, checked.
+            pictures: Those that go with it, checked.
 
         Returns:
             The tokens of the answer, at most eight; and for each layer the token that the head likes best in place of each.
@@ -246,19 +252,20 @@ class Host:
         with self._pass, torch.inference_mode():
             loaded = self._loaded(EVOLVED)
             model, tokenizer = loaded.model, loaded.tokenizer
-            inputs, room = encode(prompt, loaded, self._prompt_settings())
-            inputs = inputs.to(model.device)
+            inputs, room, seen = encode(prompt, loaded, self._prompt_settings(), pictures)
+            inputs, seen = inputs.to(model.device), seeing.on(model, seen)
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
             options: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), "do_sample": False, "num_beams": 1}
-            written = model.generate(inputs, max_new_tokens=min(8, room), pad_token_id=pad, **options)
+            written = model.generate(inputs, max_new_tokens=min(8, room), pad_token_id=pad, **options, **seen)
             start = inputs.shape[1]
-            states = model(written[:, :-1], output_hidden_states=True, use_cache=False).hidden_states
-            norms = [part for name, part in model.named_modules() if name.rpartition(".")[2] in _LAST_NORMS]
+            seen = seeing.longer(seen, start, written.shape[1] - 1)
+            states = model(written[:, :-1], output_hidden_states=True, use_cache=False, **seen).hidden_states
+            norms = [part for name, part in model.get_decoder().named_modules() if name.rpartition(".")[2] in _LAST_NORMS]
             head = model.get_output_embeddings()
             if not norms or head is None:
                 raise SpaceError("How this model's head reads the hidden state is not known here.")
-            seen = [norms[-1](state[:, start - 1 :]) for state in states[1:-1]] + [states[-1][:, start - 1 :]]
-            liked = [head(state)[0].argmax(-1).tolist() for state in seen]
+            read = [norms[-1](state[:, start - 1 :]) for state in states[1:-1]] + [states[-1][:, start - 1 :]]
+            liked = [head(state)[0].argmax(-1).tolist() for state in read]
         return [tokenizer.decode([i]) for i in written[0, start:].tolist()], [[tokenizer.decode([i]) for i in r] for r in liked]
 
     def _prompt_settings(self) -> dict[str, Any]:
@@ -286,18 +293,38 @@ class Host:
             gc.collect()
         loading.check_memory(needed, parent.label)
         try:
-            return loading.load(parent.model, parent.revision, own=False)
+            if not self.published.sees:
+                return loading.load(parent.model, parent.revision, own=False)
+            if loading.sees(parent.model, parent.revision):
+                return loading.load(parent.model, parent.revision, own=False, sees=True)
+            return self._given_eyes(parent)
+        except SpaceError:
+            raise
         except Exception as error:
             raise SpaceError(f"{parent.label} cannot be loaded: {loading.first_line(error)}") from error
 
+    def _given_eyes(self, blind: Parent) -> Loaded:
+        """A parent that is a plain language model, put into the first that sees, as the search scored it."""
+        there = (one for one in self.published.parents if not one.missing and loading.sees(one.model, one.revision))
+        if (host := next(there, None)) is None:
+            raise SpaceError(f"{blind.label} sees no pictures, and no parent is here that does.")
+        loading.check_memory(
+            sum(loading.weights_bytes(one.model, one.revision) for one in (host, blind)), f"{blind.label} with {host.label}"
+        )
+        found = loading.load(host.model, host.revision, own=False, sees=True)
+        seeing.give_text(found.model, loading.load(blind.model, blind.revision, own=False).model)
+        return found
 
-def encode(prompt: str, loaded: Loaded, settings: dict[str, Any]) -> tuple[Any, int]:
-    """A prompt as token ids, and the number of tokens for which the model has room after it.
+
+def encode(
+    prompt: str, loaded: Loaded, settings: dict[str, Any], pictures: seeing.Pictures = ()
+) -> tuple[Any, int, dict[str, Any]]:
+    """A prompt as token ids, the number of tokens for which the model has room after it, and what it is given of pictures.
 
     The chat template is used where the tokenizer has one, unless the search prompted the models without.
 
     Raises:
-        SpaceError: The prompt does not fit, or has no tokens.
+        SpaceError: The prompt does not fit, or has no tokens, or a picture cannot be read.
     """
     import torch
 
@@ -305,14 +332,23 @@ def encode(prompt: str, loaded: Loaded, settings: dict[str, Any]) -> tuple[Any, 
     chat = bool(getattr(tokenizer, "chat_template", None)) and settings.get("chat", True)
     if chat:
         system = settings.get("system")
-        messages = [{"role": "system", "content": system}] if isinstance(system, str) else []
+        messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if isinstance(system, str) else []
         messages.append({"role": "user", "content": prompt})
+        if loaded.processor is not None:  # as chat templates for pictures want it
+            messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+            messages[-1]["content"] = [*[{"type": "image"}] * len(pictures), *messages[-1]["content"]]
         try:
             prompt = chat_process.render_chat(tokenizer, messages)
         except chat_process.ChatError as error:
             raise SpaceError(f"The model's chat template cannot be used: {loading.first_line(error)}") from error
-    ids = list(tokenizer(prompt, add_special_tokens=not chat)["input_ids"])
+    elif loaded.processor is not None:
+        prompt = seeing.placed(loaded.processor, prompt, pictures)
+    if pictures and loaded.processor is None:
+        raise SpaceError("This model sees no pictures.")
+    seen = seeing.encode(loaded.processor, prompt, pictures, special=not chat) if pictures else {}
+    ids = seen.pop("input_ids")[0].tolist() if seen else list(tokenizer(prompt, add_special_tokens=not chat)["input_ids"])
     if ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id:
+        seen = seeing.longer(seen, len(ids), len(ids) - 1)
         ids.pop()  # the text goes on
     if not ids:
         raise SpaceError("The model's tokenizer makes nothing of this prompt.")
@@ -322,7 +358,7 @@ def encode(prompt: str, loaded: Loaded, settings: dict[str, Any]) -> tuple[Any, 
         raise SpaceError(f"The prompt has {len(ids):,} tokens; here it may have {MAX_PROMPT_TOKENS:,}. Shorten it.")
     if len(ids) >= positions:
         raise SpaceError(f"The prompt has {len(ids):,} tokens; this model reads {positions:,}, answer included. Shorten it.")
-    return torch.tensor([ids]), positions - len(ids)
+    return torch.tensor([ids]), positions - len(ids), seen
 
 
 class _EndedError(Exception):
@@ -350,6 +386,7 @@ class _Streamer:
 def _decode_greedily(
     model: Any,
     inputs: Any,
+    seen: dict[str, Any],
     *,
     max_new_tokens: int,
     max_seconds: float,
@@ -393,6 +430,7 @@ def _decode_greedily(
             pad_token_id=pad,
             streamer=streamer,
             stopping_criteria=StoppingCriteriaList([ended]),
+            **seen,
         )
     except _EndedError as error:
         if not streamer.tokens and not stop.is_set():

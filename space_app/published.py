@@ -13,8 +13,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import seeing
 from hops import readable
 from texts import SpaceError
 
@@ -26,6 +27,8 @@ except ImportError:  # a Space has the file beside this one
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "path", "scales", "recipe", "examples", "cost"]
 _MAX_TRIALS = 50_000
+_MAX_PICTURES = 100
+_PICTURE = re.compile(r"images/[\w-]{1,80}\.png", re.ASCII)
 _MAX_OBJECTIVES = 8
 _OBJECTIVE = "objective."  # begins the names of their columns
 _NO_NORM_IN_FRONT = ("olmo2", "olmo3", "exaone4")  # their layers read the stream as it is
@@ -34,6 +37,19 @@ UNSET = (
     "No model is set. The owner of this Space sets the variable EVOMERGE_MODEL to the id of a model, such as user/model "
     "(Settings, Variables), or to a folder where the app runs at home."
 )
+
+
+class Example(NamedTuple):
+    """A problem of the model's own task: its prompt, the right answer, and the files of its pictures."""
+
+    prompt: str
+    answer: str
+    pictures: seeing.Pictures = ()
+
+    @property
+    def asked(self) -> tuple[str, seeing.Pictures]:
+        """What a model is given."""
+        return self.prompt, self.pictures
 
 
 @dataclass(frozen=True)
@@ -129,6 +145,7 @@ class Published:
         card: The metadata of the model's card.
         parents: The sources and the base.
         notes: What could not be read.
+        pictures: Those of its examples, by name.
     """
 
     model: str
@@ -142,11 +159,17 @@ class Published:
     card: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
     notes: tuple[str, ...] = ()
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def on_hub(self) -> bool:
         """Whether the model comes from the Hub, rather than from a folder."""
         return self.revision is not None
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model is given pictures beside text."""
+        return seeing.sees(self.config)
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -196,14 +219,18 @@ class Published:
         return tuple(count if isinstance(count, int) and 0 < count <= 4096 else 0 for count in found)
 
     @property
-    def examples(self) -> list[tuple[str, str]]:
-        """Prompts of the model's own task, with the right answers."""
-        return [(item["prompt"], item["answer"]) for item in self._examples]
+    def examples(self) -> list[Example]:
+        """Problems of the model's own task."""
+        return [
+            Example(item["prompt"], item["answer"], tuple(self.pictures[str(name)] for name in listing(item.get("pictures"))))
+            for item in self._examples
+        ]
 
     @property
     def _examples(self) -> list[dict[str, Any]]:
         found = [mapping(item) for item in listing(self.study.get("examples"))]
-        return [item for item in found if isinstance(item.get("prompt"), str) and isinstance(item.get("answer"), str)][:24]
+        found = [item for item in found if isinstance(item.get("prompt"), str) and isinstance(item.get("answer"), str)]
+        return [item for item in found if all(str(name) in self.pictures for name in listing(item.get("pictures")))][:24]
 
     @property
     def recorded(self) -> list[dict[str, str]]:
@@ -216,8 +243,7 @@ class Published:
     @property
     def glosses(self) -> dict[str, str]:
         """What the examples say in a language that more people read, by prompt, where the record has it."""
-        pairs = [(item["prompt"], item.get("gloss")) for item in self._examples]
-        return {prompt: gloss for prompt, gloss in pairs if isinstance(gloss, str) and gloss}
+        return {item["prompt"]: item["gloss"] for item in self._examples if isinstance(item.get("gloss"), str)}
 
     @property
     def about(self) -> str:
@@ -414,9 +440,18 @@ def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Publis
         trials=part("trials.parquet", _trials, ()),
         card=part("README.md", _front_matter, {}),
     )
+    names = [name for item in listing(found.study.get("examples")) for name in listing(mapping(item).get("pictures"))]
+    names = [name for name in names if isinstance(name, str) and _PICTURE.fullmatch(name)][:_MAX_PICTURES]
+    shown = {name: part(name, _picture, None) for name in names}
+    found = replace(found, pictures={name: data for name, data in shown.items() if data is not None})
     if config.get("model_type") == "evo_merged" and not found.path:
         notes.append("The path in config.json cannot be read and is left out.")
     return replace(found, parents=_parents(found), notes=tuple(dict.fromkeys(notes)))
+
+
+def _picture(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return seeing.checked([opened.read(seeing.MAX_BYTES + 1)])[0]
 
 
 def _json(file: Path) -> Any:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import edits
 import judge
 import mixing
+import seeing
 from loading import zero_gpu
 from models import EVOLVED, MAX_TOKENS, Host, Job, Piece, choices
 from published import Published, as_float, mapping, read, with_licenses
@@ -24,6 +27,7 @@ _MOST_REHEARSED = 2e9  # bytes of a parent that is fetched for that
 _REDRAW = 0.1  # seconds between two pictures of a growing answer
 _MAX_SESSIONS = 10_000
 _MOST_LINK = 30_000  # characters of an edit in a link
+Asked = tuple[str, seeing.Pictures]
 UNCHANGED = "Change something to see another answer beside this one."
 
 
@@ -46,10 +50,10 @@ class Edit:
             return mixing.describe(self.factors, published.labels)
         return edits.difference(edits.Route(published.path, published.scales), self.way)
 
-    def job(self, prompt: str, tokens: int) -> Job:
+    def job(self, prompt: str, tokens: int, pictures: seeing.Pictures = ()) -> Job:
         """The same question to the changed model."""
         hops, scales = (self.way.hops, self.way.scales) if self.way is not None else ((), ())
-        return Job(EVOLVED, prompt, tokens, hops, scales, self.factors)
+        return Job(EVOLVED, prompt, tokens, hops, scales, self.factors, pictures)
 
     @property
     def link(self) -> str:
@@ -88,11 +92,13 @@ class Showcase:
         self.problem = ""
         self.started = time.monotonic()
         self.known = threading.Event()
-        self.rehearsed: dict[str, dict[str, Piece]] = {}  # the answers to examples, by prompt and by model
-        self._right: dict[str, bool] = {}  # whether the published model answers an example right
+        self.rehearsed: dict[Asked, dict[str, Piece]] = {}  # the answers to examples, by what is asked and by model
+        self._right: dict[Asked, bool] = {}  # whether the published model answers an example right
         self.ready_for = threading.Event()  # set when there will be no more of them
         self._marks: OrderedDict[str, tuple[int, bool]] = OrderedDict()  # how often a visitor has asked or stopped, and which
         self._marking = threading.Lock()
+        self._files: dict[bytes, str] = {}  # where the pictures of examples are, for the page
+        self._folder = tempfile.TemporaryDirectory(prefix="evomerge-pictures-")
 
     def start(self) -> None:
         """Read and load behind the page."""
@@ -121,29 +127,38 @@ class Showcase:
     def rehearse(self) -> None:
         """Let every model answer the first examples, so that visitors see answers at once; those on record are taken."""
         published, host = self.need()
-        prompts = [prompt for prompt, _ in published.examples[:REHEARSED]]
-        for prompt, texts in zip(prompts, published.recorded, strict=False):
-            self.rehearsed[prompt] = {name: Piece("known", text) for name, text in texts.items()}
+        first = [example.asked for example in published.examples[:REHEARSED]]
+        for asked, texts in zip(first, published.recorded, strict=False):
+            self.rehearsed[asked] = {name: Piece("known", text) for name, text in texts.items()}
         if zero_gpu():  # a GPU is lent for the time of a visitor's call only
             return
         for key in (EVOLVED, *choices(published.parents)):
-            missing = [prompt for prompt in prompts if key not in self.rehearsed.get(prompt, {})]
+            missing = [asked for asked in first if key not in self.rehearsed.get(asked, {})]
             try:
-                for prompt in missing if key == EVOLVED or host.is_small(key, _MOST_REHEARSED) else ():
-                    piece = host.whole_answer(Job(key, prompt))
-                    self.rehearsed.setdefault(prompt, {})[key] = replace(piece, state="known")
+                for prompt, pictures in missing if key == EVOLVED or host.is_small(key, _MOST_REHEARSED) else ():
+                    piece = host.whole_answer(Job(key, prompt, pictures=pictures))
+                    self.rehearsed.setdefault((prompt, pictures), {})[key] = replace(piece, state="known")
             except SpaceError:
                 continue  # a visitor who asks is told
 
-    def in_advance(self, prompt: object) -> list[Card]:
+    def in_advance(self, prompt: object, pictures: seeing.Pictures = ()) -> list[Card]:
         """What is known of the models' answers to an example, the evolved model's first; none for another prompt."""
         published, _ = self.need()
-        pieces = self.rehearsed.get(prompt, {}) if isinstance(prompt, str) else {}
+        pieces = self.rehearsed.get((prompt, pictures), {}) if isinstance(prompt, str) else {}
         if EVOLVED not in pieces:
             return []
         cards = [(EVOLVED, Card(short_name(published), "evolved"))]
         cards += [(parent.label, Card(parent.label, parent.role)) for parent in published.parents]
-        return [self._card(card, pieces[key], str(prompt)) for key, card in cards if key in pieces]
+        return [self._card(card, pieces[key], (str(prompt), pictures)) for key, card in cards if key in pieces]
+
+    def files(self, pictures: seeing.Pictures) -> list[str]:
+        """The pictures of an example as files that the page can show."""
+        for data in pictures:
+            if data not in self._files:
+                file = Path(self._folder.name) / f"picture-{len(self._files)}.png"
+                file.write_bytes(data)
+                self._files[data] = str(file)
+        return [self._files[data] for data in pictures]
 
     def has_asked(self, session: str) -> bool:
         """Whether a visitor has asked or stopped anything."""
@@ -196,7 +211,9 @@ class Showcase:
 
         return stopped
 
-    def ask(self, prompt: object, others: object, tokens: object, session: str) -> Iterator[list[Card]]:
+    def ask(
+        self, prompt: object, others: object, tokens: object, session: str, pictures: seeing.Pictures = ()
+    ) -> Iterator[list[Card]]:
         """Let the evolved model answer, and after it the parents that were chosen.
 
         Raises:
@@ -209,11 +226,17 @@ class Showcase:
         roles = {parent.label: parent.role for parent in published.parents}
         answers = [Card(short_name(published), "evolved", note=note)]
         answers += [Card(name, roles[name]) for name in chosen]
-        jobs = [Job(key, words, bound) for key in (EVOLVED, *chosen)]
+        jobs = [Job(key, words, bound, pictures=pictures) for key in (EVOLVED, *chosen)]
         yield from self._answers(answers, jobs, session)
 
     def ask_changed(
-        self, prompt: object, edit: Edit, tokens: object, session: str, known: Piece | None
+        self,
+        prompt: object,
+        edit: Edit,
+        tokens: object,
+        session: str,
+        known: Piece | None,
+        pictures: seeing.Pictures = (),
     ) -> Iterator[list[Card]]:
         """Let the published model and the changed one answer.
 
@@ -223,6 +246,7 @@ class Showcase:
             tokens: The bound.
             session: Who asks.
             known: The published model's answer, where it has answered this already.
+            pictures: Those that go with the prompt.
 
         Raises:
             SpaceError: The prompt is not as it must be, or the model has no path.
@@ -233,13 +257,13 @@ class Showcase:
         size = counted(len(published.path), "hop") if published.path else ""
         first = Card("as published", size, note=note)
         if known is not None:
-            first = self._card(first, known, words)
+            first = self._card(first, known, (words, pictures))
         if not edit.changes(published):
-            answers, jobs = [replace(first, note=UNCHANGED)], [Job(EVOLVED, words, bound)]
+            answers, jobs = [replace(first, note=UNCHANGED)], [Job(EVOLVED, words, bound, pictures=pictures)]
         else:
             size = counted(len(edit.way), "hop") if edit.way is not None else ""
             answers = [first, Card("changed", size, note=edit.said(published))]
-            jobs = [Job(EVOLVED, words, bound), edit.job(words, bound)]
+            jobs = [Job(EVOLVED, words, bound, pictures=pictures), edit.job(words, bound, pictures)]
         yield from self._answers(answers, jobs, session, skip=known is not None)
 
     def score(self, edit: Edit, session: str) -> Iterator[tuple[int, int, int]]:
@@ -251,14 +275,16 @@ class Showcase:
         published, host = self.need()
         stopped = self.stopper(session)
         right = before = 0
-        for at, (prompt, _) in enumerate(published.examples, 1):
-            if prompt not in self._right:
-                self._right[prompt] = self.verdict(prompt, host.whole_answer(Job(EVOLVED, prompt), stopped).text) is True
-            changed = host.whole_answer(edit.job(prompt, 64), stopped)
+        for at, example in enumerate(published.examples, 1):
+            asked, pictures = example.asked, example.pictures
+            if asked not in self._right:
+                piece = host.whole_answer(Job(EVOLVED, example.prompt, pictures=pictures), stopped)
+                self._right[asked] = self.verdict(asked, piece.text) is True
+            changed = host.whole_answer(edit.job(example.prompt, 64, pictures), stopped)
             if stopped():
                 return
-            before += self._right[prompt]
-            right += self.verdict(prompt, changed.text) is True
+            before += self._right[asked]
+            right += self.verdict(asked, changed.text) is True
             yield at, right, before
 
     def _answers(self, answers: list[Card], jobs: list[Job], session: str, skip: bool = False) -> Iterator[list[Card]]:
@@ -272,7 +298,7 @@ class Showcase:
             try:
                 for piece in host.answer(job, stopped):
                     changed = piece.state != answers[at].state
-                    answers[at] = self._card(answers[at], piece, job.prompt)
+                    answers[at] = self._card(answers[at], piece, (job.prompt, job.pictures))
                     if changed or time.monotonic() - drawn > _REDRAW:
                         drawn = time.monotonic()
                         yield list(answers)
@@ -283,24 +309,27 @@ class Showcase:
                 return
             yield list(answers)
 
-    def _card(self, card: Card, piece: Piece, prompt: str) -> Card:
-        right = self.verdict(prompt, piece.text) if piece.state in ("done", "known") else None
+    def _card(self, card: Card, piece: Piece, asked: Asked) -> Card:
+        right = self.verdict(asked, piece.text) if piece.state in ("done", "known") else None
         grown = replace(card, state=piece.state, text=piece.text, tokens=piece.tokens, seconds=piece.seconds, right=right)
         if right is not False:
             return grown
-        wanted = dict(self.need()[0].examples)[prompt]
+        wanted = self._wanted(asked) or ""
         return replace(grown, wanted=wanted, reason=judge.why_wrong(piece.text, wanted))
 
     def question(self, prompt: object) -> tuple[str, str]:
         """The prompt, checked, and a note; an example to the letter as the search asked it. Raises `SpaceError`."""
         words, note = clean_prompt(prompt)
-        return next((known for known, _ in self.need()[0].examples if known.strip() == words), words), note
+        return next((each.prompt for each in self.need()[0].examples if each.prompt.strip() == words), words), note
 
-    def verdict(self, prompt: str, text: str) -> bool | None:
-        """Whether an answer is right; None where the prompt is none of the examples."""
+    def _wanted(self, asked: Asked) -> str | None:
+        """The right answer, where this is one of the examples."""
+        return next((example.answer for example in self.need()[0].examples if example.asked == asked), None)
+
+    def verdict(self, asked: Asked, text: str) -> bool | None:
+        """Whether an answer is right; None where what was asked is none of the examples."""
         published, _ = self.need()
-        answer = dict(published.examples).get(prompt)
-        if answer is None:
+        if (answer := self._wanted(asked)) is None:
             return None
         return judge.is_right(text, answer, mapping(mapping(published.study.get("settings")).get("fitness")))
 

@@ -41,7 +41,12 @@ _CODE = ("configuration_evo_merged.py", "layers_evo_merged.py", "modeling_evo_me
 # What an earlier push may have left and a later one must not: other shards, tokenizer, code and record of another winner.
 _OURS = (
     *("*.safetensors", "*.safetensors.index.json", *COMPANIONS, *_CODE),
-    *(RECIPE_FILE, STUDY_JSON, TRIALS_FILE, *(f"{IMAGES_FOLDER}/{name}.png" for name in ("fitness", "path", "weights"))),
+    *(
+        RECIPE_FILE,
+        STUDY_JSON,
+        TRIALS_FILE,
+        *(f"{IMAGES_FOLDER}/{name}.png" for name in ("fitness", "front", "path", "weights", "example-*")),
+    ),
     *(f"{EVAL_FOLDER}/{task}.yaml" for _, task in BENCHMARKS.values()),
 )
 # What makes a repository one of something else, whose files and ours would be taken for each other.

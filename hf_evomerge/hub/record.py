@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.model_folder import named_folder
 from ..errors import EvoMergeError, SearchError
@@ -24,6 +24,9 @@ from ..search.objectives import FITNESS, TAKEN, columns, units, values
 from ..search.pictures import parent_levels, parent_scores
 from ..search.places import settings_of
 from ..search.study import Study, Trial
+
+if TYPE_CHECKING:
+    from ..fitness.data import Example
 
 STUDY_JSON = "study.json"
 TRIALS_FILE = "trials.parquet"
@@ -89,7 +92,7 @@ def write_record(
             "levels": parent_levels(config, study),
             **(_objectives(config, study) if config.objectives else {}),
             "results": _results(search),
-            "examples": _examples(study, config, examples),
+            "examples": _examples(study, config, examples, out / IMAGES_FOLDER),
         }
         out.mkdir(parents=True, exist_ok=True)
         every = [trial for found in trials.values() for trial in found]
@@ -177,8 +180,11 @@ def _results(search: Path) -> dict[str, Any] | None:
         raise SearchError(f"{file}: damaged ({cause}); remove it and resume the search") from cause
 
 
-def _examples(study: Study, config: SearchConfig, count: int) -> list[dict[str, Any]]:
-    """The first problems of the test split with their answers, whether the winner got them right, and what the models wrote."""
+def _examples(study: Study, config: SearchConfig, count: int, images: Path) -> list[dict[str, Any]]:
+    """The first problems of the test split with their answers, whether the winner got them right, and what the models wrote.
+
+    Their pictures are written as PNG, pixel for pixel, without what else their files say, such as a place.
+    """
     if count == 0:
         return []
     from ..fitness.data import load_examples
@@ -196,11 +202,21 @@ def _examples(study: Study, config: SearchConfig, count: int) -> list[dict[str, 
     chosen = load_examples(config.data[split])[:count]
     return [
         {"prompt": example.prompt, "answer": example.answer}
+        | ({"pictures": _written(example, i, images)} if example.pictures else {})
         | ({"gloss": example.gloss} if example.gloss else {})
         | ({"right": bool(correct[i])} if correct is not None and i < len(correct) else {})
         | ({"answers": {name: texts[i] for name, texts in written.items()}} if written else {})
         for i, example in enumerate(chosen)
     ]
+
+
+def _written(example: Example, number: int, images: Path) -> list[str]:
+    """Write an example's pictures, and return their names in the repository."""
+    images.mkdir(parents=True, exist_ok=True)
+    names = [f"example-{number}-{place}.png" for place in range(len(example.pictures))]
+    for name, picture in zip(names, example.pictures, strict=True):
+        picture.load().save(images / name)
+    return [f"{images.name}/{name}" for name in names]
 
 
 def _write_trials(study: Study, trials: Sequence[Trial], objectives: Sequence[str], file: Path, publish: Publish) -> None:

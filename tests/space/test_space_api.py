@@ -37,7 +37,7 @@ def test_the_api_is_named_and_described(client: Any) -> None:
     for name in NAMES:
         assert described["named_endpoints"][name]["description"], name
     parameters = info["named_endpoints"]["/answer"]["parameters"]
-    assert [parameter["parameter_name"] for parameter in parameters] == ["prompt", "model", "max_tokens"]
+    assert [parameter["parameter_name"] for parameter in parameters] == ["prompt", "model", "max_tokens", "pictures"]
 
 
 def test_answers_are_the_models(client: Any, dfs: Path, tiny: Path) -> None:

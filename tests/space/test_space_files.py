@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "space_app"
 MODULES = sorted(SPACE.glob("*.py"))
 TRAVELS = {"chat_process", "limited_yaml"}  # put beside them when they are uploaded
-THEIRS = {"diffusers", "gradio", "huggingface_hub", "numpy", "pyarrow", "spaces", "torch", "transformers", "yaml"}
+THEIRS = {"PIL", "diffusers", "gradio", "huggingface_hub", "numpy", "pyarrow", "spaces", "torch", "transformers", "yaml"}
 
 
 def _requirements() -> list[str]:

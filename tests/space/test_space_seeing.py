@@ -1,0 +1,179 @@
+"""The Space of a model that sees: published with its examples' pictures, asked with them or with a visitor's, within limits."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mixing
+import numpy as np
+import pytest
+import seeing
+from gradio_client.exceptions import AppError
+from hub_fixtures import use_hub
+from models import EVOLVED, Job
+from PIL import Image
+from served import Served
+from texts import SpaceError
+
+from hf_evomerge import Recipe
+from hf_evomerge.demo.publish import publish_demo
+from hf_evomerge.demo.quickstart import SPECIALISTS, demo_config, write_problems
+from hf_evomerge.local_hub import LocalHub
+from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.folder import settings_in
+from hf_evomerge.search.run import run_search
+
+
+def _file(size: tuple[int, int] = (24, 24), kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    """The Hub that the client talks to."""
+    folder = tmp_path_factory.mktemp("hub")
+    with pytest.MonkeyPatch.context() as patch, LocalHub(folder / "hub", user="demo") as hub:
+        use_hub(patch, hub, folder / "client")
+        yield hub
+
+
+@pytest.fixture(scope="module", params=["ps", "dfs"])
+def search(request: pytest.FixtureRequest, hub: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short search of the demo's model that sees, published with its Space and its sources."""
+    folder: Path = tmp_path_factory.mktemp("seeing") / request.param
+    data = write_problems(folder / "data", {"search": 4, "test": 3}, pictures=True)
+    config = demo_config(request.param, data, 2, 0, vlm=True).model_copy(update={"baselines": ()})
+    run_search(config, folder)
+    publish_demo(folder, SPECIALISTS, f"demo/{folder.name}", space=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(search: Path, serve: Callable[..., Served]) -> Served:
+    """The page of the published model."""
+    served = serve(f"demo/{search.name}")
+    assert served.show.ready_for.wait(60)
+    return served
+
+
+def test_models_answer_as_in_the_search(search: Path, served: Served) -> None:
+    """The evolved model and each parent, one of which is blind by itself, give the answers that the search scored."""
+    published, host = served.show.need()
+    evaluator = Evaluator(settings_in(search))
+    example, shown = evaluator.examples("test")[0], published.examples[0]
+    drawn = [Image.open(io.BytesIO(data)).tobytes() for data in shown.pictures]
+    assert drawn == [picture.load().tobytes() for picture in example.pictures]
+    assert published.sees
+    assert not published.notes
+    config = evaluator.config
+    targets = {EVOLVED: Recipe.load(search / "recipe.yaml"), f"{search.name}-base": config.base}
+    targets |= {f"{search.name}-{Path(ref.model).name}": ref for ref in config.sources}
+    for label, target in targets.items():
+        said = host.whole_answer(Job(label, shown.prompt, 12, pictures=shown.pictures)).text
+        assert said == evaluator.answer(target, example, 12), label
+        assert served.show.rehearsed[shown.asked][label].text.startswith(said)
+
+
+def test_path_and_weights_work_with_pictures(served: Served) -> None:
+    """What a model would answer after each layer ends with its answer; a path, or the parents' shares, can be changed."""
+    published, host = served.show.need()
+    shown = published.examples[0]
+    said = host.whole_answer(Job(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text
+    tokens, liked = host.lens(*shown.asked)
+    assert liked[-1] == tokens
+    assert tokens[0] in said
+    if published.path:
+        short = Job(EVOLVED, shown.prompt, 8, published.path[:2], published.scales[:2], pictures=shown.pictures)
+        assert host.whole_answer(short).text != said
+    else:
+        alone = Job(EVOLVED, shown.prompt, 8, factors=((mixing.ALL, (0.0, 0.0)),), pictures=shown.pictures)
+        base = Job(f"{published.name.rpartition('/')[2]}-base", shown.prompt, 8, pictures=shown.pictures)
+        assert host.whole_answer(alone).text == host.whole_answer(base).text
+    assert host.whole_answer(Job(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text == said
+
+
+def test_strangers_pictures(served: Served) -> None:
+    """The API takes pictures as texts; without them, or with too few, it says what is missing; other words need no mark."""
+    published, host = served.show.need()
+    shown, client = published.examples[0], served.client()
+    seen = client.predict(api_name="/about")["examples"][0]["pictures"]
+    answered = client.predict(shown.prompt, EVOLVED, 8, seen, api_name="/answer")
+    assert answered["text"] == host.whole_answer(Job(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text
+    assert answered["right"] is not None
+    other = base64.b64encode(_file()).decode()
+    assert client.predict(shown.prompt, EVOLVED, 8, [other, seen[1]], api_name="/answer")["right"] is None
+    with pytest.raises(AppError, match=r"2 places for pictures .* 1 picture"):
+        client.predict(shown.prompt, EVOLVED, 8, seen[:1], api_name="/answer")
+    for wrong, said in (("http://127.0.0.1/a.png", "not followed"), (base64.b64encode(b"GIF8").decode(), "no picture")):
+        with pytest.raises(AppError, match=said):
+            client.predict(shown.prompt, EVOLVED, 8, [wrong], api_name="/answer")
+    assert client.predict("\u7c60", EVOLVED, 4, [other], api_name="/answer")["tokens"] >= 1
+
+
+def test_a_gallery_follows_no_address(served: Served) -> None:
+    """A visitor who sends an address in place of a file is told so, and it is not opened."""
+    picture = {"image": {"path": f"{served.url}favicon.ico", "meta": {"_type": "gradio.FileData"}}, "caption": None}
+    config = json.load(urllib.request.urlopen(f"{served.url}config"))
+    names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
+    wanted = ["ev-prompt", "ev-pictures", "ev-others", "ev-tokens"]
+    asked = next(one for one in config["dependencies"] if [names[part] for part in one["inputs"]] == wanted)
+    body = {"data": ["w", [picture], [], 4], "fn_index": asked["id"], "session_hash": "s", "trigger_id": None}
+    call = urllib.request.Request(
+        f"{served.url}gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(call).close()
+    with urllib.request.urlopen(f"{served.url}gradio_api/queue/data?session_hash=s") as events:
+        said = next(line.decode() for line in events if b"process_completed" in line)
+    assert "Addresses are not followed" in said
+
+
+def test_the_space_has_what_it_needs(search: Path, hub: LocalHub) -> None:
+    """The Space beside the model has the module for pictures, and names the model."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    name = f"demo/{search.name}"
+    assert {"seeing.py", "app.py"} <= set(HfApi(endpoint=hub.endpoint).list_repo_files(name, repo_type="space"))
+    settings = json.loads(Path(hf_hub_download(name, "space.json", repo_type="space")).read_text())
+    assert settings["model"] == name
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"<svg/>", "no picture"),
+        (b"x" * (seeing.MAX_BYTES + 1), "may have 8 MB"),
+        (_file((seeing.MAX_SIDE + 1, 1)), "a side may have"),
+        (_file((4100, 4100)), "16 million"),
+        (_file(kind="TIFF"), "no picture"),
+    ],
+)
+def test_pictures_have_limits(data: bytes, said: str) -> None:
+    """What is no picture, too large, or in another format, is refused by its header, in one line."""
+    with pytest.raises(SpaceError, match=said):
+        seeing.checked([data])
+    with pytest.raises(SpaceError, match="give 8 at most"):
+        seeing.checked([_file()] * 9)
+
+
+def test_a_damaged_picture_is_said(served: Served) -> None:
+    """One that ends too soon passes the header's check, and is one line."""
+    noisy = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(noisy, format="PNG")
+    with pytest.raises(SpaceError, match="damaged"):
+        served.show.host.whole_answer(Job(EVOLVED, "w", 4, pictures=(noisy.getvalue()[:3000],)))
+
+
+def test_the_limits_are_the_packages() -> None:
+    """Formats and sides are those of the fitness; a stranger's file and picture may be smaller only."""
+    from hf_evomerge.fitness import pictures
+
+    assert (seeing.FORMATS, seeing.MAX_SIDE) == (pictures.FORMATS, pictures.MAX_SIDE)
+    assert seeing.MAX_BYTES <= pictures.MAX_BYTES
+    assert seeing.MAX_PIXELS <= pictures.MAX_PIXELS
