@@ -259,7 +259,7 @@ def plot(records: Sequence[Record], file: str | os.PathLike[str]) -> None:
 
     results = Results(records)
     with project_style():
-        figure = Figure(figsize=(9.6, 4.4), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(9.6, 4.4), dpi=120, layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (title, names) in zip(panels, PANELS, strict=True):
             lines = _lines(results, names)

@@ -78,9 +78,11 @@ def path_figure(path: LayerPath, layers_per_source: Sequence[int], labels: Seque
         route = LineCollection(hops, zorder=2, gid="route", **{"linewidths": 0.5 + min(0.5, 2 * row), **shape})
         axes.add_collection(route, autolim=False)
         _draw_terms(axes, path, first_row, unit)
-        _path_legend(figure, path, unit, gated)
+        _path_legend(figure, path, unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("hop")
+        gates = [gate for each in added for gate in each]
+        said = f"; width of a line: what the hop adds, {number_text(min(gates))} to {number_text(max(gates))}" if gates else ""
+        axes.set_xlabel(f"hop{said}")
         axes.spines[:].set_visible(False)
     return figure
 
@@ -137,14 +139,12 @@ def _draw_terms(axes: Axes, path: LayerPath, first_row: Sequence[float], unit: f
                 note.set_bbox({"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8})
 
 
-def _path_legend(figure: Figure, path: LayerPath, unit: float, gated: bool) -> None:
+def _path_legend(figure: Figure, path: LayerPath, unit: float) -> None:
     """The sizes of the least scale, 1 and the greatest; one line of text where all scales are 1."""
     sizes = sorted({1.0, *(round(scale, 2) for scale in (min(path.scales), max(path.scales)))})
     same = all(scale == 1 for scale in path.scales)
     hops = f"{len(path)} hop{'s' if len(path) != 1 else ''} over {len(path.unique_layers)} layers"
-    gates = [gate for each in _added(path) for gate in each]
-    lines = f"; lines: what a hop adds, {number_text(min(gates))} to {number_text(max(gates))}"
-    hops += ", every scale 1" if same else lines if gated else ""
+    hops += ", every scale 1" if same else ""
     top = 1 - 0.18 / figure.get_figheight()
     figure.text(0.08 / figure.get_figwidth(), top, hops, weight="bold", va="center")
     if not same:
