@@ -11,6 +11,7 @@ in which such models are published, and in that of transformers' classes, which 
 
     python benchmarks/parity.py --venv /tmp/mergekit-venv
     python benchmarks/parity.py --venv /tmp/mergekit-venv --mixtures    # those alone
+    python benchmarks/parity.py --venv /tmp/mergekit-venv --published "card-*"    # published files of these names alone
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def handed(probabilities):
     return (numbers < (probabilities * 65536).round()).to(probabilities.dtype)
 for name, config in json.load(open(sys.argv[1])).items():
     torch.bernoulli = handed if "handed" in name else random
-    options = MergeOptions(random_seed=0, copy_tokenizer=False, write_model_card=False)
+    options = MergeOptions(
+        random_seed=0, copy_tokenizer=False, write_model_card=False, lora_merge_cache=sys.argv[2] + "-adapted"
+    )
     try:
         run_merge(MergeConfiguration.model_validate(config), out_path=f"{sys.argv[2]}/{name}", options=options)
     except Exception as error:
@@ -218,10 +221,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "hf-evomerge-mergekit")
     parser.add_argument("--mixtures", action="store_true", help="only mixtures of experts")
+    parser.add_argument("--published", metavar="GLOB", help="only published files, of these names")
     arguments = parser.parse_args()
     python = install(arguments.venv)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        if arguments.published is not None:
+            published = localised(work, arguments.published)
+            run_mergekit(python, work, {f"handed-published-{name}": in_float32(text) for name, text in published.items()})
+            compare_published(work, published)
+            return
         compare_mixtures(work, python)
         if arguments.mixtures:
             return
@@ -230,7 +239,7 @@ def main() -> None:
         configs = {short: mergekit_config(work, CASES[case]) for short, case in names.items()}
         files = {f"file{number}": name for number, name in enumerate(FILES)}
         configs |= {short: yaml.safe_load(with_folders(work, FILES[name])) for short, name in files.items()}
-        published = {file.stem: zoo.localise(file.read_text(), work / "zoo") for file in sorted(CONFIGS.glob("*.yml"))}
+        published = localised(work, "*")
         configs |= {f"handed-published-{name}": in_float32(text) for name, text in published.items()}
         run_mergekit(python, work, configs)
         base = load(work / "base")
@@ -253,22 +262,40 @@ def main() -> None:
             )
 
 
+def localised(work: Path, names: str) -> dict[str, str]:
+    """The published files of these names, with stand-ins for their models."""
+    return {file.stem: zoo.localise(file.read_text(), work / "zoo") for file in sorted(CONFIGS.glob(f"{names}.yml"))}
+
+
 def in_float32(text: str) -> dict[str, Any]:
-    """A published file, in the one dtype in which both round alike."""
+    """A published file, in the one dtype in which both round alike; iterations end when nothing changes any more."""
     config = {key: value for key, value in yaml.safe_load(text).items() if key != "out_dtype"}
+    if config["merge_method"] == "karcher" and "parameters" in config:
+        config["parameters"]["max_iter"] = min(config["parameters"].get("max_iter", 10), 50)
     return {**config, "dtype": "float32"}
 
 
+def by_token(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder, the rows of the vocabulary by token: mergekit's order of added ones changes from run to run."""
+    tensors, data = load(folder), json.loads((folder / "tokenizer.json").read_text())
+    rows = data["model"]["vocab"] | {token["content"]: token["id"] for token in data["added_tokens"]}
+    order = [rows[token] for token in sorted(rows)]
+    order += sorted(set(range(len(tensors["lm_head.weight"]))) - set(order))
+    return tensors | {key: tensors[key][order] for key in ("model.embed_tokens.weight", "lm_head.weight")}
+
+
 def compare_published(work: Path, published: dict[str, str]) -> None:
-    """Build the published files, and count how many are built here, by mergekit, by both, and alike."""
+    """Build the published files, and count how many are built here, by mergekit, by both, by neither, and alike."""
     built, run, alike = set(), set(), set()
     for name, text in published.items():
-        theirs = load(work / "theirs" / f"handed-published-{name}")
+        place = work / "theirs" / f"handed-published-{name}"
+        read_rows = by_token if (place / "tokenizer.json").exists() else load
+        theirs = read_rows(place)
         run |= {name} if theirs else set()
         try:
             with handed_in():
                 read = from_mergekit(yaml.safe_dump(in_float32(text), sort_keys=False)).recipe
-                ours = load(build_model(read, work / "ours" / name, progress=False))
+                ours = read_rows(build_model(read, work / "ours" / name, progress=False))
         except EvoMergeError as error:
             print(f"{name:38} refused here: {str(error)[:120]}")
             continue
@@ -284,10 +311,11 @@ def compare_published(work: Path, published: dict[str, str]) -> None:
             alike.add(name)
         else:
             print(f"{name:38} differs by {difference:.2e}")
-    both = len(built & run)
+    both, neither = len(built & run), len(published) - len(built | run)
     print(
-        f"published files: {len(published)}; built here {len(built)}, by mergekit {len(run)}, both {both}, alike {len(alike)}"
+        f"published files: {len(published)}; built here {len(built)}, by mergekit {len(run)}, both {both}, alike {len(alike)};"
     )
+    print(f"refused by both {neither}, here alone {sorted(run - built)}, by mergekit alone {sorted(built - run)}")
 
 
 def run_mergekit(python: Path, work: Path, configs: dict[str, Any]) -> str:

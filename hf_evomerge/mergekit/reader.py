@@ -74,9 +74,6 @@ def from_mergekit(text: str) -> Converted:
 def _read(data: Mapping[str, Any]) -> Converted:
     if "merge_method" not in data:
         raise RecipeError("merge_method: missing; this is no mergekit file")
-    for key in sorted(set(data) - set(KEYS), key=str):
-        if (hint := nearest(key, KEYS)).startswith("did you mean"):  # what is like no key mergekit's reader leaves out
-            raise RecipeError(f"{key}: no key of a mergekit file that is known here (found {shown(data[key])}); {hint}")
     if (modules := data.get("modules")) is not None:
         data = {**data, **_module(_mapping(modules, "modules"), data)}
     data = {key: value for key, value in data.items() if value is not None or key not in ("models", "slices")}
@@ -118,7 +115,9 @@ class _Reader:
 
     def _note_unknown(self, given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
         for key in sorted(set(given) - set(known), key=str):
-            self.notes[f"{where}{shown(key)}: mergekit has no such key; left out, as mergekit does".replace("'", "")] = None
+            hint = f"; {meant}" if (meant := nearest(key, known)).startswith("did you mean") else ""
+            name = f"{where}{shown(key)}".replace("'", "")
+            self.notes[f"{name}: mergekit has no such key; left out, as mergekit does{hint}"] = None
 
     @property
     def keeps_base(self) -> bool:

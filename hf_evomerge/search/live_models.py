@@ -131,8 +131,10 @@ class LiveModels(OpenedSources):
         if getattr(whole.config, "is_encoder_decoder", False):  # some may be had as a decoder alone, which this is not
             kinds.discard("MODEL_FOR_CAUSAL_LM_MAPPING")
         own = whole.trust_remote_code and "AutoModelForCausalLM" in (getattr(whole.config, "auto_map", None) or {})
-        if not own and not any(type(whole.config) in getattr(transformers, kind) for kind in kinds):
-            kind = ", ".join(whole.config.architectures or ["its architecture"])
+        body = getattr(transformers.MODEL_MAPPING.get(type(whole.config), None), "__name__", None)
+        headless = "MODEL_MAPPING" not in kinds and whole.config.architectures == [body]
+        if not own and (headless or not any(type(whole.config) in getattr(transformers, kind) for kind in kinds)):
+            kind = ", ".join(whole.config.architectures or ["its architecture"]) + (", without a head" if headless else "")
             task = self.config.fitness.task
             raise SourceError(
                 f"{whole}: {kind} (model type {whole.config.model_type!r}) is no model that the task {task} scores; give "

@@ -218,7 +218,9 @@ class _Stage:
         kinds = {"ps": method, "dfs": encoding, "joint": f"{method} and {encoding}"}
         what.insert(0, kinds[self.config.space_of(self.stage)])
         if second.flow is not None:
-            what.append(f"paths of {len(second.flow.to_path())} to {self.config.dfs.max_hops} hops")
+            everything = self.space.decode(np.where(np.isfinite(self.start.upper), self.start.upper, 1.0)).flow
+            longest = self.config.dfs.max_hops if self.sweep or everything is None else len(everything.to_path())
+            what.append(f"paths of {len(second.flow.to_path())} to {longest} hops")
         used = [size for size, rounds in zip(self.sizes, self.rounds(budget), strict=True) if rounds > 0] or [self.sizes[0]]
         sizes = f"{used[0]} to {used[-1]}" if len(used) > 1 else f"{used[0]}"
         kind = "gradient steps" if self.gradient else f"generations of {self.population}"

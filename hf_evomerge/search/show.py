@@ -27,7 +27,7 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
         settings = settings_of(study)
         file = study.folder / RECIPE_FILE
         winner = Recipe.load(file).key if file.exists() else None
-        parts = [f"{settings.space} search over {', '.join(source.model for source in settings.sources)}"]
+        parts = [f"{settings.space} search over {', '.join(map(str, settings.sources))}"]
         for stage in STAGES:
             if not (trials := study.trials(stage)):
                 continue

@@ -185,6 +185,8 @@ def test_settings_without_effect_are_noted() -> None:
     assert read.notes == ["parameters.density: linear has no such parameter; left out, as mergekit does"]
     read = from_mergekit(MODELS + WEIGHTED + "colour: red\nname: it")
     assert read.notes == ["colour: mergekit has no such key; left out, as mergekit does"]
+    read = from_mergekit(MODELS + WEIGHTED + "out_dtpe: float32")
+    assert read.notes == ["out_dtpe: mergekit has no such key; left out, as mergekit does; did you mean out_dtype?"]
     read = from_mergekit("models: [{model: org/a, layer_range: [0, 2]}]\nmerge_method: passthrough")
     assert read.notes == ["models[0].layer_range: left out, as mergekit does; layers are chosen in slices"]
 
@@ -268,10 +270,6 @@ def test_settings_without_effect_are_noted() -> None:
             "merge.slices[0].layers: 2, 3, 2 layers",
         ),
         ("a: [", "not valid YAML: "),
-        (
-            MODELS + WEIGHTED + "out_dtpe: float32",
-            "out_dtpe: no key of a mergekit file that is known here (found 'float32'); did you mean out_dtype?",
-        ),
         (MODELS + "merge_method: linear\nparameters: {weight: .inf}", "models (org/a).weight: inf is not a finite number"),
         (MODELS + f"merge_method: linear\nparameters: {{weight: {'9' * 400}}}", "models (org/a).weight: 99999"),
         (

@@ -64,6 +64,13 @@ def test_a_study(study: Study) -> None:
     assert describe_study(study.folder, 1).count("linear") == 1
 
 
+def test_adapters_of_one_model_are_told_apart(tmp_path: Path) -> None:
+    """Sources that are one model with several adapters are shown with these."""
+    sources = [{"model": "org/a", "adapter": f"org/{name}"} for name in ("ja", "maths")]
+    Study.create(tmp_path, {**SETTINGS, "sources": sources, "space": "ps"})
+    assert describe_study(tmp_path).startswith("ps search over org/a + org/ja, org/a + org/maths")
+
+
 def test_a_recipe_in_one_line() -> None:
     """Weights of groups are shown from the least to the greatest, with the source's name; a hybrid has its path behind them."""
     groups = {"default": 0.25, "head": 1.5}

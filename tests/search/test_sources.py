@@ -179,6 +179,14 @@ def test_what_is_doubtful_is_said(tiny: Path, tmp_path: Path, search_config: Con
     assert not any(record.getMessage() in warnings for record in caplog.records)
 
 
+def test_a_model_without_a_head(tiny: Path, search_config: Config, tmp_path: Path) -> None:
+    """A model saved without its head has nothing that a task of words could read."""
+    folder = shutil.copytree(tiny, tmp_path / "tiny")
+    _edit(folder / "b" / "config.json", architectures=["LlamaModel"])
+    with pytest.raises(EvoMergeError, match=r"b: LlamaModel, without a head \(model type 'llama'\) is no model that the task"):
+        evaluate_model(str(folder / "b"), search_config("ps"), split="search")
+
+
 @pytest.mark.parametrize("kind", ["t5", "vit"])
 def test_models_that_write_no_text(kind: str, tiny: Path, tmp_path: Path, search_config: Config) -> None:
     """A model that is no causal language model is refused in one short line that says what to do, by search and by eval."""
