@@ -100,6 +100,8 @@ def _draw_layers(
     axes: Axes, path: LayerPath, layers_per_source: Sequence[int], labels: Sequence[str], first_row: Sequence[float], row: float
 ) -> None:
     """A row per layer, tinted where the path visits it and grey where it does not, and a name over each source's rows."""
+    from matplotlib.patheffects import withStroke
+
     right = axes.get_xlim()[1]
     used, ticks, names = set(path.unique_layers), list[float](), list[str]()
     every = next(step for step in (1, 2, 4, 8, 16, 32, 4096) if step * row >= 0.13)
@@ -113,7 +115,8 @@ def _draw_layers(
         names += [str(layer) for layer in range(0, layers, every)]
         visits = sum(1 for s, _ in used if s == source)
         text = f"{label_text(labels[source], 40)}   {visits} of {layers} layers"
-        axes.text(0.5, first_row[source] + layers - 0.35, text, color=colour, weight="bold", va="bottom")
+        name = axes.text(0.5, first_row[source] + layers - 0.35, text, color=colour, weight="bold", va="bottom", zorder=4)
+        name.set_path_effects([withStroke(linewidth=3, foreground="white")])
     axes.set_yticks(ticks, names)
     axes.tick_params(length=0, labelsize=8)
     axes.set_ylabel("layer")
