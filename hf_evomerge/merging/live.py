@@ -6,7 +6,8 @@ A candidate costs the arithmetic alone: nothing is loaded, allocated or rebuilt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoints.compatibility import check_mergeable
@@ -16,9 +17,11 @@ from ..checkpoints.source import Source
 from ..errors import SourceError
 from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import ParameterValue
+from .ahead import ahead
 from .arithmetic import ModelJob, TensorJob, memory_needed
 from .checks import check_sources, check_together, complete_options, complete_parameters
 from .fused import fused_parts
+from .inputs import TensorInputs
 from .registry import get_method
 from .vocabulary import Vocabulary, has_rows
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 
 MEMORY_LIMIT = 2 << 30  # bytes that are spent on task vectors beside a live model
+AHEAD = 2  # tensors of each source that are read before their turn
 
 
 class LiveMerger:
@@ -44,6 +48,8 @@ class LiveMerger:
         vocabulary: What becomes of vocabularies that differ by rows at their end; the model has as many rows as that says.
         memory_limit: Bytes that may be spent on task vectors, sorted magnitudes and random fields. What does not fit is
             computed from the memory-mapped files each time, to the same bits.
+        read_ahead: Whether a thread copies what is read into memory while the tensor before is merged; by default where the
+            model is on a GPU.
 
     Raises:
         RecipeError: The method is unknown, or its options are wrong.
@@ -68,6 +74,7 @@ class LiveMerger:
         router: int | Literal["merge"] = 0,
         vocabulary: Vocabulary | None = None,
         memory_limit: int = MEMORY_LIMIT,
+        read_ahead: bool | None = None,
     ) -> None:
         self.method = get_method(method)
         check_sources(self.method, len(sources), base is not None)
@@ -106,6 +113,7 @@ class LiveMerger:
                 keep=keep,
             )
             self.jobs.append((job, target))
+        self._read_ahead = any(job.device.type == "cuda" for job, _ in self.jobs) if read_ahead is None else read_ahead
         self._model = ModelJob([job for job, _ in self.jobs])
 
     def apply(self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None) -> None:
@@ -124,10 +132,17 @@ class LiveMerger:
         complete, chosen = self.complete(parameters, options)
         with torch.inference_mode():
             model = self.survey(complete, chosen)
-            for job, target in self.jobs:
-                job.run(complete, chosen, target, model=model)
+            for (job, target), copies in zip(self.jobs, self._copies(), strict=True):
+                with job.reading(copies):
+                    job.run(complete, chosen, target, model=model)
             for target, rows in self._copied:
                 target.copy_(rows)
+
+    def _copies(self) -> Iterator[list[Tensor] | None]:
+        """What each job reads in the place of its files, if anything."""
+        if self._read_ahead:
+            return ahead((job for job, _ in self.jobs), TensorInputs.copies, AHEAD)
+        return repeat(None, len(self.jobs))
 
     def complete(
         self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None
