@@ -53,6 +53,7 @@ class Painter:
         try:
             from diffusers import DiffusionPipeline
 
+            loading.check_memory(loading.weights_bytes(self.model, self.revision, "*/*.safetensors"), self.model)
             settings: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "revision": self.revision}
             pipeline = DiffusionPipeline.from_pretrained(self.model, **settings)
             pipeline.set_progress_bar_config(disable=True)

@@ -75,14 +75,14 @@ def _package_is_there() -> bool:
     return True
 
 
-def weights_bytes(model: str, revision: str | None) -> int:
-    """The size of a model's safetensors files; 0 where it is not known.
+def weights_bytes(model: str, revision: str | None, pattern: str = "model*.safetensors") -> int:
+    """The size of a model's safetensors files, by default those at the top; 0 where it is not known.
 
     Raises:
         SpaceError: A folder or a repository has none. Other formats can run code, and are not read.
     """
     if Path(model).is_dir():
-        sizes = [file.stat().st_size for file in Path(model).glob("model*.safetensors")]
+        sizes = [file.stat().st_size for file in Path(model).glob(pattern)]
     else:
         from huggingface_hub import HfApi
 
@@ -90,7 +90,7 @@ def weights_bytes(model: str, revision: str | None) -> int:
             info = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=20)
         except Exception:  # only a forecast; loading itself tells what is wrong
             return 0
-        files = [item for item in info.siblings or [] if fnmatch(item.rfilename, "model*.safetensors")]
+        files = [item for item in info.siblings or [] if fnmatch(item.rfilename, pattern)]
         sizes = [item.size or 0 for item in files]
     if not sizes:
         raise SpaceError(f"{Path(model).name} has no weights in safetensors files; others are not read.")

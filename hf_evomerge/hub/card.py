@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from ..checkpoints.pipeline import INDEX
 from ..errors import HubError, one_line
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..search.config import STAGES
@@ -41,7 +42,7 @@ class CardFacts:
     """What is known of a model.
 
     Attributes:
-        config: Its ``config.json``.
+        config: Its ``config.json``; of a diffusion pipeline its ``model_index.json``.
         recipe: Its recipe, with the sources named as they are published.
         study: Its ``study.json``; None where it comes from a recipe that nobody searched for.
         images: The pictures beside it.
@@ -62,7 +63,7 @@ class CardFacts:
         if not (folder / RECIPE_FILE).is_file():
             raise HubError(f"{folder}: no {RECIPE_FILE} in it; only a model that was built from a recipe has such a card")
         return cls(
-            read_json(folder / "config.json"),
+            read_json(folder / (INDEX if (folder / INDEX).is_file() else "config.json")),
             Recipe.load(folder / RECIPE_FILE),
             read_json(study) if study.is_file() else None,
             tuple(sorted(file.name for file in (folder / IMAGES_FOLDER).glob("*.png"))),
@@ -82,13 +83,27 @@ class CardFacts:
         return "text_config" in config and "vision_config" in config
 
     @property
+    def draws(self) -> bool:
+        """Whether it is a diffusion pipeline."""
+        return "_class_name" in self.config
+
+    @property
+    def by_prompt(self) -> bool:
+        """Whether it draws what a text says."""
+        return any(name.startswith("tokenizer") for name in self.config)
+
+    @property
     def task(self) -> str:
         """What the Hub calls it."""
+        if self.draws:
+            return "text-to-image" if self.by_prompt else "unconditional-image-generation"
         return "image-text-to-text" if self.sees else "text-generation"
 
     @property
     def architecture(self) -> str:
         """The class of the model whose layers it runs."""
+        if self.draws:
+            return str(self.config["_class_name"])
         config = self.config.get("text_config", self.config) if self.kind != "ps" else self.config
         return str((config.get("architectures") or ["model"])[0])
 
@@ -148,7 +163,7 @@ def card_metadata(facts: CardFacts, repo_id: str, license: LicenseDecision, lang
     return ModelCardData(
         base_model=parents or None,
         base_model_relation="merge" if parents else None,
-        library_name="transformers",
+        library_name="diffusers" if facts.draws else "transformers",
         pipeline_tag=facts.task,
         tags=TAGS,
         datasets=_datasets(facts.study) or None,
@@ -212,6 +227,9 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "kind": facts.kind,
         "architecture": facts.architecture,
         "sees": facts.sees,
+        "draws": facts.draws,
+        "by_prompt": facts.draws and facts.by_prompt,
+        "component": recipe.sources[0].component,
         "images": facts.images,
         "license": license,
         "recipe_yaml": text,
@@ -229,6 +247,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         **_source_values(facts),
         **_path_values(facts),
         **_result_values(study),
+        **({"fitness_text": "the score of the search's own function of pictures"} if facts.draws else {}),
         "verified": facts.verified,
         **_reproduction(recipe),
     }

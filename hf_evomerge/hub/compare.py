@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.hashes import file_sha256
+from ..checkpoints.pipeline import INDEX
 from ..checkpoints.source import Source
 from ..errors import one_line
 from .card import read_json
 
 # How the sources are called, which the recipe says, and who wrote the file.
-_UNCOMPARED = ("sources", "transformers_version", "_name_or_path")
+_UNCOMPARED = ("sources", "transformers_version", "_name_or_path", "_diffusers_version")
 PACKAGE = "hf-evomerge"
 # The sha256 of the class's files in each release, by version; the installed version's own are those of its files.
 RELEASED_CODE: Mapping[str, Mapping[str, str]] = {}
@@ -60,9 +61,16 @@ def _difference(name: str, built: Source, published: Source) -> TensorDifference
     return TensorDifference(name, f"{count} of {a.numel()} numbers differ", float(distance.max()))
 
 
+def config_files(folder: Path) -> list[str]:
+    """``config.json``; of a diffusion pipeline ``model_index.json``, and that of each component."""
+    if not (folder / INDEX).is_file():
+        return ["config.json"]
+    return [INDEX, *(file.relative_to(folder).as_posix() for file in sorted(folder.glob("*/*config.json")))]
+
+
 def compare_configs(built: Path, published: Path, versions: Mapping[str, tuple[str, str]]) -> list[str]:
-    """What ``config.json`` says otherwise. Another transformers writes more keys or fewer; that is no difference."""
-    pairs = [_flat(read_json(file)) for file in (built / "config.json", published)]
+    """What one of the `config_files` says otherwise. Another transformers writes more keys or fewer; that is no difference."""
+    pairs = [_flat(read_json(file)) for file in (built, published)]
     here, there = ({key: value for key, value in pair.items() if key.rpartition(".")[2] not in _UNCOMPARED} for pair in pairs)
     both = here.keys() & there.keys()
     keys = [key for key in {**here, **there} if key in both or "transformers" not in versions]

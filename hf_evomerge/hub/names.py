@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..checkpoints.hashes import file_sha256
 from ..checkpoints.lora import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from ..checkpoints.model_folder import named_folder
+from ..checkpoints.pipeline import INDEX
 from ..checkpoints.source import Source
 from ..errors import HubError
 from ..recipes.recipe import Recipe, SourceRef
@@ -72,11 +73,9 @@ class PublicNames:
         info = ask(f"{repo_id}: cannot be read", lambda: self._api.model_info(repo_id, files_metadata=True))
         there = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
         adapter = folder / ADAPTER_WEIGHTS
-        for file in [adapter] if adapter.is_file() else weight_files(folder):
-            if there.get(file.name) != file_sha256(file):
-                raise HubError(
-                    f"{repo_id}: {file.name} there is not the one in {folder}; push the folder there, or leave it out"
-                )
+        for name, sha in hashes(folder, [adapter] if adapter.is_file() else weight_files(folder)).items():
+            if there.get(name) != sha:
+                raise HubError(f"{repo_id}: {name} there is not the one in {folder}; push the folder there, or leave it out")
         return SourceRef(model=repo_id, revision=str(info.sha))
 
 
@@ -108,7 +107,7 @@ def downloaded_commit(ref: SourceRef) -> str | None:
     """The commit of a repository that lies in the cache under this revision: what was merged, whatever it has become since."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in ("config.json", "adapter_config.json") if ref.gguf is None else (ref.gguf,):
+    for name in ("config.json", "adapter_config.json", INDEX) if ref.gguf is None else (ref.gguf,):
         file = try_to_load_from_cache(ref.model, name, revision=ref.revision)
         if isinstance(file, str):
             return Path(file).parent.name
@@ -119,3 +118,8 @@ def weight_files(folder: Path) -> Sequence[Path]:
     """The safetensors files of a model folder, by name; raises `SourceError` where there are none or one is missing."""
     source = Source.open(SourceRef(model=str(folder)))
     return sorted(dict.fromkeys(info.file for info in source.stored.values()))
+
+
+def hashes(folder: Path, files: Sequence[Path]) -> dict[str, str]:
+    """The sha256 of files, by their names in a folder."""
+    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}

@@ -20,7 +20,7 @@ from .client import ask, default_api, has_token
 from .commit import Commit, Target, commit_files, unchanged
 from .licenses import decide_license, license_of
 from .names import PublicNames, parts_of
-from .push_plan import PushOptions, PushPlan, check_login, check_name, files_there, for_license, is_ours, plan_push
+from .push_plan import PushOptions, PushPlan, check_login, check_name, files_there, for_license, plan_push
 from .record import STUDY_JSON
 
 if TYPE_CHECKING:
@@ -112,7 +112,14 @@ def preview_push(
     return replace(plan, warnings=(*plan.warnings, *unchecked))
 
 
-def check_push(repo_id: str, recipe_refs: Sequence[SourceRef], options: PushOptions, *, api: HfApi | None = None) -> None:
+def check_push(
+    repo_id: str,
+    recipe_refs: Sequence[SourceRef],
+    options: PushOptions,
+    *,
+    api: HfApi | None = None,
+    draws: bool = False,
+) -> None:
     """Refuse, before a search begins, what could not be pushed when it ends.
 
     Checks the login, the name, what is there already, and the licenses of the parents.
@@ -122,13 +129,14 @@ def check_push(repo_id: str, recipe_refs: Sequence[SourceRef], options: PushOpti
         recipe_refs: The sources and the base.
         options: How it is to be published.
         api: The client.
+        draws: Whether the sources are diffusion pipelines.
 
     Raises:
         HubError: As `push_model`.
     """
     api = api or default_api()
     check_login(api, repo_id)
-    files_there(api, repo_id, options)
+    files_there(api, repo_id, options, draws=draws)
     names = PublicNames(api, options.published)
     parents = [part for ref in recipe_refs for part in parts_of(ref)]
     license = decide_license([license_of(for_license(ref, names), api) for ref in parents], options.license)
@@ -152,12 +160,12 @@ def _carry_out(api: HfApi, plan: PushPlan, options: PushOptions, progress: bool)
     what = "Evolved merge" if STUDY_JSON in plan.files else "Merge"
     message = options.commit_message or f"{what} by hf_evomerge {version('hf-evomerge')}"
     if not options.create_pr:
-        return target, commit_files(api, target, plan.files, message=message, remove=is_ours, progress=progress)
-    if same := unchanged(api, target, plan.files, remove=is_ours):
+        return target, commit_files(api, target, plan.files, message=message, remove=plan.is_ours, progress=progress)
+    if same := unchanged(api, target, plan.files, remove=plan.is_ours):
         return target, same
     pull = ask(f"{plan.repo_id}: a pull request cannot be opened", lambda: _pull_request(api, plan.repo_id))
     target = Target(plan.repo_id, revision=f"refs/pr/{pull.num}")
-    commit = commit_files(api, target, plan.files, message=message, remove=is_ours, progress=progress)
+    commit = commit_files(api, target, plan.files, message=message, remove=plan.is_ours, progress=progress)
     ask(f"{commit.url}: holds the model, but may still be a draft", lambda: _open(api, plan.repo_id, pull.num))
     return target, commit
 

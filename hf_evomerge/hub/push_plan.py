@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from ..building.build import build_model
 from ..building.record import BUILD_FILE, changed_since, read_build_record
-from ..checkpoints.hashes import file_sha256
 from ..checkpoints.inside import check_inside
 from ..checkpoints.model_folder import COMPANIONS
+from ..checkpoints.pipeline import INDEX
+from ..checkpoints.repository import SMALL_FILES
 from ..checkpoints.source import Source
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
@@ -27,9 +29,9 @@ from ..search.study_file import STUDY_FILE
 from .card import CardFacts, check_metadata, read_json, render_card
 from .client import ask, has_token
 from .commit import Content
-from .compare import compare_configs, compare_tensors
+from .compare import compare_configs, compare_tensors, config_files
 from .licenses import LicenseDecision, decide_license, license_of
-from .names import PublicNames, is_on_hub, listing, parents_of, weight_files
+from .names import PublicNames, hashes, is_on_hub, listing, parents_of, weight_files
 from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, public_recipe, write_record
 from .results import BENCHMARKS, EVAL_FOLDER, write_benchmark_result
 
@@ -50,8 +52,17 @@ _OURS = (
     *(f"{EVAL_FOLDER}/{task}.yaml" for _, task in BENCHMARKS.values()),
 )
 # What makes a repository one of something else, whose files and ours would be taken for each other.
-_OTHER_KINDS = {"adapter_config.json": "an adapter", "model_index.json": "a diffusers pipeline"}
-_NOTES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "preprocessor_config.json")
+_OTHER_KINDS = {"adapter_config.json": "an adapter", INDEX: "a diffusers pipeline"}
+_PARTS = tuple(f"*/{pattern}" for pattern in ("*.safetensors", *SMALL_FILES))  # of a pipeline
+_NOTES = (
+    INDEX,
+    "config.json",
+    "scheduler_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+)
 _NOTED = ("name_or_path", "_name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file")
 
 
@@ -103,6 +114,7 @@ class PushPlan:
         license: What it goes out under.
         warnings: What a reader should know before it is public, one line each.
         removed: Which files of an earlier winner go.
+        parts: The components, of a diffusion pipeline.
     """
 
     repo_id: str
@@ -111,6 +123,11 @@ class PushPlan:
     license: LicenseDecision
     warnings: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a file in the repository is one that a push would have put there."""
+        return is_ours(name, self.parts)
 
     def __str__(self) -> str:
         total = sum(self.sizes.values()) / 1e6
@@ -135,22 +152,27 @@ def plan_push(
         scratch: An empty folder for the files that are made; the plan needs it until it is carried out.
     """
     model, search = find_model(Path(folder))
-    there = files_there(api, repo_id, options)
+    draws = (model / INDEX).is_file()
+    there = files_there(api, repo_id, options, draws=draws)
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
     license = decide_license([license_of(for_license(ref, names), api) for ref in parents_of(recipe)], options.license)
     built = _verify(model, recipe, weights, options) if options.verify else _built(model, weights)
-    ours = {file.name: file for file in weights}
-    for pattern in ("*.safetensors.index.json", *COMPANIONS, *_CODE):
-        ours.update({str(file.relative_to(model)): file for file in sorted(model.glob(pattern)) if file.is_file()})
+    parts = tuple(file.name for file in sorted(model.iterdir()) if file.is_dir()) if draws else ()
+    ours = {file.relative_to(model).as_posix(): file for file in weights}
+    for pattern in (INDEX, *_PARTS[1:]) if draws else ("*.safetensors.index.json", *COMPANIONS, *_CODE):
+        ours.update({file.relative_to(model).as_posix(): file for file in sorted(model.glob(pattern)) if file.is_file()})
     for file in ours.values():
         check_inside(model, file)  # again, now that the weights were read: what a link leads to is not this model's
     files: dict[str, Content] = {**ours, **_without_folders(ours, scratch)}
     if search is not None:
         write_record(search, scratch, examples=options.examples, publish=names)
     public_recipe(recipe, names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
-    _write_config(model, recipe, names, scratch / "config.json")
+    if not draws:
+        _write_config(model, recipe, names, scratch / "config.json")
+    elif INDEX not in files or files[INDEX] == model / INDEX:
+        shutil.copyfile(model / INDEX, scratch / INDEX)
     facts = replace(CardFacts.of_folder(scratch), verified=options.verify)
     write_benchmark_result(facts.study, scratch)
     if options.card:
@@ -158,7 +180,7 @@ def plan_push(
         check_metadata(card, repo_id, api)
         (scratch / CARD).write_text(card, encoding="utf-8")
     files.update({str(file.relative_to(scratch)): file for file in sorted(scratch.rglob("*")) if file.is_file()})
-    removed = tuple(name for name in there if name not in files and is_ours(name))
+    removed = tuple(name for name in there if name not in files and is_ours(name, parts))
     sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
     warnings = _warnings(recipe, names, license)
     if built is None:
@@ -166,7 +188,7 @@ def plan_push(
             f"{model} has no {BUILD_FILE}, so it is not known whether the weights are those that the recipe gives; --verify "
             "builds the model again and compares"
         )
-    return PushPlan(repo_id, files, sizes, license, tuple(warnings), removed)
+    return PushPlan(repo_id, files, sizes, license, tuple(warnings), removed, parts)
 
 
 def find_model(folder: Path) -> tuple[Path, Path | None]:
@@ -177,7 +199,7 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
     """
     search = folder if (folder / STUDY_FILE).is_file() else folder.parent
     model = folder / MODEL_FOLDER if search == folder else folder
-    if not (model / "config.json").is_file():
+    if not any((model / name).is_file() for name in ("config.json", INDEX)):
         what = "the search has not built its winner yet: resume it" if search == folder else "give the folder of a built model"
         raise HubError(f"{model}: no config.json in it; {what}")
     if not (model / RECIPE_FILE).is_file():
@@ -212,7 +234,7 @@ def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
     return public if is_on_hub(public) else ref
 
 
-def files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
+def files_there(api: HfApi, repo_id: str, options: PushOptions, *, draws: bool = False) -> list[str]:
     """What is in the repository already; nothing, where there is none.
 
     Raises:
@@ -239,15 +261,18 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
             return []
 
     names = ask(f"{repo_id}: cannot be read", read)
-    for name, kind in _OTHER_KINDS.items():
-        if name in names:
-            raise HubError(f"{repo_id}: holds {kind} ({name}), not a model; choose another name, or remove that file")
+    wanted = "a diffusers pipeline" if draws else "a model"
+    others = {**_OTHER_KINDS, **({INDEX: wanted, "config.json": "a model"} if draws else {})}
+    for name, kind in others.items():
+        if name in names and kind != wanted:
+            raise HubError(f"{repo_id}: holds {kind} ({name}), not {wanted}; choose another name, or remove that file")
     return names
 
 
-def is_ours(name: str) -> bool:
+def is_ours(name: str, parts: Sequence[str] = ()) -> bool:
     """Whether a file in the repository is one that a push would have put there; fnmatch's ``*`` would reach into folders."""
-    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in _OURS)
+    patterns = (INDEX, *_OURS, *(_PARTS if name.partition("/")[0] in parts else ())) if parts else _OURS
+    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
 
 
 def _built(model: Path, weights: Sequence[Path]) -> Built | None:
@@ -264,7 +289,7 @@ def _built(model: Path, weights: Sequence[Path]) -> Built | None:
             f"{model}: {listing(changed)} {'is' if len(changed) == 1 else 'are'} not what was built from its recipe; build it "
             f"again, or remove {BUILD_FILE} to publish it without saying where it comes from"
         )
-    return record.model_copy(update={"sha256": {file.name: file_sha256(file) for file in weights}})
+    return record.model_copy(update={"sha256": hashes(model, weights)})
 
 
 def _verify(model: Path, recipe: Recipe, weights: Sequence[Path], options: PushOptions) -> Built:
@@ -279,22 +304,25 @@ def _verify(model: Path, recipe: Recipe, weights: Sequence[Path], options: PushO
         built = build_model(again, Path(scratch) / "model", progress=False, trust_remote_code=trust)
         record = read_build_record(built)
         assert record is not None  # every build has one
-        _, differences = compare_tensors(Source(built), Source(model))
-        found = [f"{one.name}: {one.what}" for one in differences] + compare_configs(built, model / "config.json", {})
+        _, differences = compare_tensors(*(Source.open(SourceRef(model=str(folder))) for folder in (built, model)))
+        found = [f"{one.name}: {one.what}" for one in differences]
+        for name in config_files(built):
+            found += compare_configs(built / name, model / name, {})
     if found:
         raise HubError(f"{model}: is not what its recipe gives ({len(found)} differences; {found[0]}); build it again")
-    return record.model_copy(update={"sha256": {file.name: file_sha256(file) for file in weights}})
+    return record.model_copy(update={"sha256": hashes(model, weights)})
 
 
 def _without_folders(files: Mapping[str, Content], scratch: Path) -> dict[str, Content]:
     """The JSON files in which older libraries noted where on this machine something came from, written without it."""
     cleaned: dict[str, Content] = {}
     for name, file in files.items():
-        if name not in _NOTES or not isinstance(file, Path):
+        if name.rpartition("/")[2] not in _NOTES or not isinstance(file, Path):
             continue
         settings = read_json(file)
         if found := [key for key, value in settings.items() if key in _NOTED and str(value).startswith(("/", "~", "."))]:
             kept = {key: value for key, value in settings.items() if key not in found}
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
             (scratch / name).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             cleaned[name] = scratch / name
     return cleaned

@@ -14,14 +14,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..building.build import build_model
-from ..checkpoints.hashes import file_sha256
+from ..checkpoints.pipeline import INDEX, Pipeline
 from ..checkpoints.source import Source
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from .card import read_json
 from .client import ask, default_api
-from .compare import TensorDifference, compare_code, compare_configs, compare_tensors
-from .names import is_on_hub, listing, parents_of, parts_of, weight_files
+from .compare import TensorDifference, compare_code, compare_configs, compare_tensors, config_files
+from .names import hashes, is_on_hub, listing, parents_of, parts_of, weight_files
 from .record import is_folder
 
 if TYPE_CHECKING:
@@ -123,10 +123,12 @@ def reproduce(
         folder = Path(out) if out is not None else Path(scratch) / "model"
         again = recipe.model_copy(update={"built": None})
         built = build_model(again, folder, progress=progress, trust_remote_code=trust_remote_code)
-        files = {file.name: file_sha256(file) for file in weight_files(built)}
-        count, differences = (0, []) if files == recipe.built.sha256 else _compare(Source(built), repo_id, commit)
+        files = hashes(built, weight_files(built))
+        count, differences = (0, []) if files == recipe.built.sha256 else _compare(built, repo_id, commit)
         versions = _other_versions(recipe)
-        settings = compare_configs(built, _download(api, repo_id, "config.json", commit), versions)
+        settings = []
+        for name in config_files(built):
+            settings += compare_configs(built / name, _download(api, repo_id, name, commit), versions)
         differ, unknown = _compare_code(api, repo_id, commit, built=built, versions=versions)
     return Reproduction(
         repo_id, commit, files, count, tuple(differences), tuple(settings), versions, tuple(differ), tuple(unknown)
@@ -149,10 +151,12 @@ def verify_source(ref: SourceRef, api: HfApi, *, progress: bool = False, trust_r
         if part.gguf is not None:
             continue  # compared with the recipe's own sha256 when it was opened
         expected = _hub_sha256(api, part)
-        for file in sorted(folder.glob("*.safetensors")):
-            if file.name in expected and file_sha256(file) != expected[file.name]:
+        inside = "*/*.safetensors" if isinstance(source, Pipeline) and part.model == source.ref.model else "*.safetensors"
+        for name, sha in hashes(folder, sorted(folder.glob(inside))).items():
+            if name in expected and sha != expected[name]:
                 raise HubError(
-                    f"{part.model}: {file} is not what the Hub holds (its sha256 is another); remove it, and run this again"
+                    f"{part.model}: {folder / name} is not what the Hub holds (its sha256 is another); remove it, and run this "
+                    "again"
                 )
 
 
@@ -196,10 +200,12 @@ def _check_published(api: HfApi, repo_id: str, commit: str, recipe: Recipe) -> N
                 f"{repo_id}: {name} is not the file that its {RECIPE_FILE} tells of; it was changed after it was pushed"
             )
     names = ask(f"{repo_id}: cannot be read", lambda: api.list_repo_files(repo_id, revision=commit))
-    loadable = [name for name in names if name.endswith(".safetensors") and "/" not in name]
-    for index in (name for name in names if name.endswith(".safetensors.index.json") and "/" not in name):
+    deep = 1 if INDEX in names else 0  # of a pipeline what is in its components' folders
+    loadable = [name for name in names if name.endswith(".safetensors") and name.count("/") <= deep]
+    for index in (name for name in names if name.endswith(".safetensors.index.json") and name.count("/") <= deep):
         weights = read_json(_download(api, repo_id, index, commit)).get("weight_map")
-        loadable += [str(name) for name in weights.values()] if isinstance(weights, dict) else []
+        place = index.rpartition("/")
+        loadable += ["".join(place[:2]) + str(name) for name in weights.values()] if isinstance(weights, dict) else []
     if extra := [name for name in dict.fromkeys(loadable) if name not in told]:
         raise HubError(
             f"{repo_id}: {extra[0]} is not in its {RECIPE_FILE}, and may be loaded in place of the files that are; it was "
@@ -213,9 +219,10 @@ def _download(api: HfApi, repo_id: str, name: str, commit: str) -> Path:
     return Path(ask(what, lambda: api.hf_hub_download(repo_id, name, revision=commit)))
 
 
-def _compare(built: Source, repo_id: str, commit: str) -> tuple[int, list[TensorDifference]]:
+def _compare(built: Path, repo_id: str, commit: str) -> tuple[int, list[TensorDifference]]:
     """Tensor by tensor: how the rebuilt model differs from the published one."""
-    return compare_tensors(built, Source.open(SourceRef(model=repo_id, revision=commit)))
+    here = Source.open(SourceRef(model=str(built)))
+    return compare_tensors(here, Source.open(SourceRef(model=repo_id, revision=commit)))
 
 
 def _compare_code(

@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import DiffusionPipeline
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from hub_fixtures import use_hub
+from huggingface_hub import HfApi, ModelCard
 from pipelines import save_dit
+from safetensors.torch import load_file
+
+from hf_evomerge import Example, FunctionTask, SearchConfig, run_search
+from hf_evomerge.errors import HubError
+from hf_evomerge.fitness import draw
+from hf_evomerge.hub.push import push_model
+from hf_evomerge.hub.push_plan import PushOptions
+from hf_evomerge.hub.reproduce import reproduce
+from hf_evomerge.local_hub import LocalHub
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +55,101 @@ def test_what_cannot_be_drawn_is_said(served: tuple[Any, Any]) -> None:
     for asked, said in ((("3", -1, 2), "Seeds go from 0"), (("3", 0, 1000), "steps from 1 to 100"), (("", 0, 1), "number")):
         with pytest.raises(SpaceError, match=said):
             served[1].draw(*asked)
+
+
+def brightness(pipeline: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
+    """More light is better."""
+    return [float(picture.mean()) for picture in draw(pipeline, examples, num_inference_steps=2, output_type="np")]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, HfApi]]:
+    """Two pipelines on a Hub, a search of two generations that merges them, and its winner published with a Space."""
+    folder = tmp_path_factory.mktemp("published")
+    with pytest.MonkeyPatch.context() as patch, LocalHub(folder / "hub", user="demo") as hub:
+        api = use_hub(patch, hub, folder / "client")
+        for seed, name in enumerate(("a", "b")):
+            save_dit(folder / name, 10 * seed)
+            api.create_repo(f"demo/{name}")
+            api.upload_folder(repo_id=f"demo/{name}", folder_path=folder / name)
+        ps = {"method": "linear", "blocks_per_group": "model", "optimizer": {"evaluations": 8, "population": 4}}
+        sources = [{"model": str(folder / name), "component": "transformer"} for name in ("a", "b")]
+        config = SearchConfig.model_validate(
+            {"space": "ps", "sources": sources, "ps": ps, "fitness": {"task": "choice"}, "baselines": []}
+        )
+        examples = {"search": [Example(str(number), "") for number in range(2)]}
+        run_search(config, folder / "search", task_factory=lambda: FunctionTask(brightness), examples=examples)
+        options = PushOptions(published={str(folder / name): f"demo/{name}" for name in ("a", "b")}, space=True)
+        push_model(folder / "search", "demo/bright", options, api=api)
+        assert not push_model(folder / "search", "demo/bright", options, api=api).model.changed
+        yield folder / "search", api
+
+
+def test_an_evolved_pipeline_is_published_and_loads(published: tuple[Path, HfApi]) -> None:
+    """diffusers loads from the Hub the very weights that were built; recipe, record and card are beside them; no pickle."""
+    search, api = published
+    pipeline = DiffusionPipeline.from_pretrained("demo/bright", use_safetensors=True, trust_remote_code=False)
+    pipeline.set_progress_bar_config(disable=True)
+    state = load_file(search / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(state[name], tensor) for name, tensor in pipeline.transformer.state_dict().items())
+    names = set(api.list_repo_files("demo/bright"))
+    wanted = {
+        "model_index.json",
+        "vae/config.json",
+        "scheduler/scheduler_config.json",
+        "recipe.yaml",
+        "study.json",
+        "trials.parquet",
+    }
+    assert wanted <= names
+    assert not {name for name in names if name.endswith((".bin", ".pt", ".py"))}
+    card = ModelCard.load("demo/bright")
+    said = (card.data.library_name, card.data.pipeline_tag, card.data.base_model)
+    assert said == ("diffusers", "unconditional-image-generation", ["demo/a", "demo/b"])
+    assert {"merge", "evomerge"} <= set(card.data.tags)
+    assert "The component `transformer` of this pipeline is a merge" in card.content
+    assert "GGUF" not in card.content
+    code = card.content.split("```python\n")[1].split("```")[0]
+    assert 'DiffusionPipeline.from_pretrained("demo/bright")' in code
+    texts = [
+        Path(api.hf_hub_download("demo/bright", name)).read_text() for name in names if name.endswith((".json", ".yaml", ".md"))
+    ]
+    assert not [text for text in texts if str(search.parent) in text]
+
+
+def test_it_is_rebuilt_to_the_same_bits(published: tuple[Path, HfApi]) -> None:
+    """`reproduce` finds every weights file and config the same; a component's file that was changed is refused."""
+    _, api = published
+    assert reproduce("demo/bright", api=api).same
+    api.upload_file(repo_id="demo/bright", path_in_repo="vae/more.safetensors", path_or_fileobj=b"x", create_pr=False)
+    with pytest.raises(HubError, match=r"vae/more.safetensors is not in its recipe.yaml"):
+        reproduce("demo/bright", api=api)
+
+
+def test_a_model_and_a_pipeline_do_not_share_a_repository(published: tuple[Path, HfApi], tmp_path: Path) -> None:
+    """A pipeline is not pushed over a model."""
+    search, api = published
+    api.create_repo("demo/text")
+    api.upload_file(repo_id="demo/text", path_in_repo="config.json", path_or_fileobj=b"{}")
+    with pytest.raises(HubError, match="holds a model"):
+        push_model(search, "demo/text", api=api)
+
+
+def test_its_space_draws(published: tuple[Path, HfApi], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Space shows the page that draws, with the pictures of the published weights; where memory is short it says so."""
+    import loading
+    from drawing import Painter, is_pipeline
+
+    search, api = published
+    assert {"drawing.py", "space.json"} <= set(api.list_repo_files("demo/bright", repo_type="space"))
+    assert is_pipeline("demo/bright")
+    painters = [Painter(name) for name in ("demo/bright", str(search / "model"))]
+    for painter in painters:
+        painter.load()
+        assert not painter.error
+    first, local = (painter.draw("1", 0, 2) for painter in painters)
+    assert first.tobytes() == local.tobytes()
+    monkeypatch.setattr(loading, "free_memory", lambda: 1000.0)
+    short = Painter("demo/bright")
+    short.load()
+    assert "GB of memory" in short.error

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, hf_api
 
 from hf_evomerge.local_hub import LocalHub
 
@@ -51,6 +51,7 @@ def use_hub(patch: pytest.MonkeyPatch, hub: LocalHub, home: Path, *, xet: bool =
     The client reads its environment when it is imported: here its own constants are told what a new process reads there.
     """
     patch.setattr(constants, "ENDPOINT", hub.endpoint)
+    patch.setattr(hf_api.api, "endpoint", hub.endpoint)  # what the functions of huggingface_hub are methods of
     template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
