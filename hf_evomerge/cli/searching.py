@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -190,18 +190,13 @@ def search(
             return
         from ..search.run import run_search
 
-        with _live_table(config) as table:
-            result = run_search(
-                config,
-                out,
-                workers=workers,
-                ray=ray,
-                mixed_devices=mixed_devices,
-                callbacks=[table],
-                build=not no_model,
-                trust_remote_code=trust_remote_code,
-            )
-        _print_result(result, out, built=not no_model)
+        how: dict[str, Any] = {
+            "workers": workers,
+            "ray": ray,
+            "mixed_devices": mixed_devices,
+            "trust_remote_code": trust_remote_code,
+        }
+        _run(partial(run_search, config, out, **how), config, out, build=not no_model)
         if push_to is not None:
             from .publishing import push_and_report
 
@@ -253,17 +248,13 @@ def resume(
         from ..search.run import resume_search
 
         quiet()
-        with _live_table(settings_in(study)) as table:
-            result = resume_search(
-                study,
-                workers=workers,
-                ray=ray,
-                mixed_devices=mixed_devices,
-                callbacks=[table],
-                build=not no_model,
-                trust_remote_code=trust_remote_code,
-            )
-        _print_result(result, study, built=not no_model)
+        how: dict[str, Any] = {
+            "workers": workers,
+            "ray": ray,
+            "mixed_devices": mixed_devices,
+            "trust_remote_code": trust_remote_code,
+        }
+        _run(partial(resume_search, study, **how), settings_in(study), study, build=not no_model)
 
 
 @app.command()
@@ -457,15 +448,12 @@ def demo(
         run_demo(out, workers=workers, evaluations=evaluations, seed=seed, push_to=push_to, vlm=vlm)
 
 
-@contextmanager
-def _live_table(config: SearchConfig) -> Iterator[Any]:
+def _run(search: Callable[..., Result], config: SearchConfig, out: Path, *, build: bool) -> None:
+    """Run a search, or go on with it, below a table of its phases, and say what it has left."""
     from ..search.display import LiveTable
 
     with LiveTable(config=config) as table:
-        yield table
-
-
-def _print_result(result: Result, out: Path, *, built: bool) -> None:
+        result = search(callbacks=[table], build=build)
     typer.echo(result)
-    model = [f"model:  {out / 'model'}"] if built else []
+    model = [f"model:  {out / 'model'}"] if build else []
     typer.echo("\n".join([f"recipe: {out / 'recipe.yaml'}", *model, f"plots:  {out / 'plots'}"]))

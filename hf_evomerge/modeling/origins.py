@@ -15,24 +15,19 @@ from .configuration_evo_merged import MAX_HOPS, EvoMergedConfig, decoder_of
 from .modeling_evo_merged import merged_class
 
 
-def tensor_origins(config: EvoMergedConfig) -> dict[str, tuple[int, str]]:
-    """Map every tensor of the merged checkpoint to its source and its raw name there.
+def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tuple[int, ...]]]:
+    """Map every tensor of the merged checkpoint to its source, its raw name there, and the shape that it must have.
 
     Args:
         config: The configuration of the merged model.
 
     Returns:
-        ``{name in the merged checkpoint: (source, name in the source's checkpoint)}``. Names are those that ``save_pretrained``
-        writes. A layer that runs several times is there once, under the first slot that runs it.
+        ``{name in the merged checkpoint: ((source, name in the source's checkpoint), shape)}``. Names are those that
+        ``save_pretrained`` writes. A layer that runs several times is there once, under the first slot that runs it.
 
     Raises:
         ValueError: The names that the architecture writes do not say which layer they belong to.
     """
-    return {name: origin for name, (origin, _) in plan_tensors(config).items()}
-
-
-def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tuple[int, ...]]]:
-    """As `tensor_origins`, with the shape that each tensor must have."""
     with torch.device("meta"):
         merged = merged_class(config)(config)
     left_out = merged.all_tied_weights_keys.keys() | set(merged._keys_to_ignore_on_save or ())

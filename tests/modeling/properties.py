@@ -23,7 +23,7 @@ from hf_evomerge.building.routed import Routed
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.checkpoints.writer import write_checkpoint
 from hf_evomerge.modeling import EvoMergedForCausalLM
-from hf_evomerge.modeling.origins import tensor_origins
+from hf_evomerge.modeling.origins import plan_tensors
 from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 from hf_evomerge.recipes.recipe import FlowPart, SourceRef
 from hf_evomerge.routing.pool import LayerPool
@@ -273,7 +273,7 @@ def saved(architecture: str, folder: Path) -> None:
             assert not info["unexpected_keys"]
             assert torch.equal(again(token_ids()).logits, logits)
             assert again.num_parameters() == model.num_parameters()
-            assert set(safe_open(where / "model.safetensors", "pt").keys()) == tensor_origins(model.config).keys()
+            assert set(safe_open(where / "model.safetensors", "pt").keys()) == plan_tensors(model.config).keys()
 
 
 @_property()
