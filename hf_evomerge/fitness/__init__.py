@@ -5,7 +5,7 @@ from __future__ import annotations
 from .classification import ClassificationSpec, ClassificationTask
 from .comparison import Comparison, compare
 from .data import DataSpec, Example, check_disjoint, load_examples
-from .drawing import ChoiceSpec, ChoiceTask, draw
+from .drawing import ChoiceSpec, ChoiceTask, ClipSpec, ClipTask, draw
 from .encoding import render_prompt
 from .function import FunctionTask
 from .generation import GenerationSpec, GenerationTask
@@ -36,6 +36,8 @@ __all__ = [
     "ChoiceTask",
     "ClassificationSpec",
     "ClassificationTask",
+    "ClipSpec",
+    "ClipTask",
     "Comparison",
     "DataSpec",
     "DifferentiableTask",

@@ -1,17 +1,18 @@
-"""Pictures that a diffusion pipeline draws of examples, the same for the same weights; and the task of a person who chooses."""
+"""Pictures that a diffusion pipeline draws of examples, the same for the same weights; who judges is a person, or CLIP."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from ..errors import FitnessError
+from ..errors import FitnessError, one_line
 from .data import Example
-from .encoding import check_examples
+from .encoding import check_examples, scoring
 from .registry import TaskSpec, register_task
 from .scores import Scores
 
@@ -113,3 +114,57 @@ class ChoiceTask:
     def evaluate(self, model: Any) -> Scores:
         """Raises `FitnessError`: nobody is asked here."""
         raise FitnessError("task choice: a person chooses on a page; run `hf-evomerge choose FILE --out FOLDER`")
+
+
+class ClipSpec(ChoiceSpec):
+    """How near what is drawn is to a text, by a model of pictures and texts: ``fitness: {task: clip, model: ...}``.
+
+    Attributes:
+        model: Repository or folder of the model that judges, in safetensors; none of its code is run.
+        revision: Its branch, tag or commit.
+    """
+
+    model: str
+    revision: str | None = None
+
+    @property
+    def unit(self) -> str:
+        """What the fitness is measured in."""
+        return "cosine of picture and text"
+
+
+@register_task("clip")
+class ClipTask(ChoiceTask):
+    """The cosine between a picture and the text that is the example's answer, by default the prompt."""
+
+    spec_type: ClassVar[type[TaskSpec]] = ClipSpec
+    spec: ClipSpec
+
+    def evaluate(self, model: Any) -> Scores:
+        """Score one pipeline; raises `FitnessError` where the judge cannot be loaded, or the pipeline cannot draw."""
+        import torch
+
+        judge, processor = self._judge
+        with scoring(model):
+            pictures = self.pictures(model)
+        texts = [example.answer for example in self._examples]
+        values: list[float] = []
+        with torch.inference_mode():
+            for start in range(0, len(texts), self.spec.batch_size):
+                batch = slice(start, start + self.spec.batch_size)
+                given = processor(text=texts[batch], images=pictures[batch], return_tensors="pt", padding=True, truncation=True)
+                found = judge(**given)
+                values += torch.cosine_similarity(found.image_embeds, found.text_embeds).tolist()
+        return Scores(values)
+
+    @cached_property
+    def _judge(self) -> tuple[Any, Any]:
+        """The model that judges, and its processor."""
+        from transformers import AutoModel, AutoProcessor
+
+        where = {"revision": self.spec.revision, "trust_remote_code": False}
+        try:
+            judge = AutoModel.from_pretrained(self.spec.model, use_safetensors=True, **where).eval()
+            return judge, AutoProcessor.from_pretrained(self.spec.model, **where)
+        except (OSError, ValueError) as cause:
+            raise FitnessError(f"fitness.model: {self.spec.model} cannot be loaded: {one_line(cause)}") from cause

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..errors import SearchError
+from ..errors import EvoMergeError, SearchError, one_line
 from ..fitness import check_disjoint
 from ..recipes.recipe import Recipe
 from .config import RETAINED, SPLITS, SearchConfig, Stage
@@ -18,7 +18,7 @@ from .objectives import engines, only_task_objectives
 from .optimizer import Start
 from .parameter_space import ParameterSpace
 from .sections import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
-from .spaces import Space, make_space
+from .spaces import Space, make_space, uniform_average
 from .sweep import sweep_cost
 from .trackers import TRACKERS
 
@@ -73,6 +73,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     found = Checked(notes=[*_unused(config), *_of_dtype(config, evaluator)])
     if config.space != "dfs" and evaluator.weights:
         found.warnings += evaluator.merged(config.merge_part()).sampled_findings().warnings
+    found.notes += _check_average(config, evaluator)
     if config.objectives:
         check_installed()
     if "lora" in config.baselines:
@@ -96,6 +97,17 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     for split in splits:
         evaluator.check_examples(split)
     return found
+
+
+def _check_average(config: SearchConfig, evaluator: Evaluator) -> list[str]:
+    """Why there is no plain average to compare with, where one is wanted and cannot be made."""
+    if "average" not in config.baselines or len(config.sources) < 2 or len(set(evaluator.layers)) > 1:
+        return []
+    try:
+        evaluator.checkpoint(uniform_average(config))
+    except EvoMergeError as cause:
+        return [f"the results will have no uniform average: {one_line(cause, 200)}"]
+    return []
 
 
 def _check_engine(config: SearchConfig) -> None:

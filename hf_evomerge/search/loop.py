@@ -206,8 +206,10 @@ class Search:
         scores = self._evaluate_labels(targets, split, "test")
         retained = self._retained(targets)
         rows = [self._parent_row(label, ref, scores[label], retained[label]) for label, ref in self._parents().items()]
-        if average is not None:
+        if average is not None and scores[average.key].error is None:
             rows.append(Row("average", "uniform average", scores[average.key], retained=retained[average.key]))
+        elif average is not None:
+            logger.warning(f"the results have no uniform average: {scores[average.key].error}")
         for label, (name, _, cost) in tuned.items():
             rows.append(Row("lora", name, scores[label], cost, retained=retained[label]))
         for stage, key in winners.items():

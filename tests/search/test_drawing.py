@@ -182,3 +182,34 @@ def test_the_page_chooses(page: tuple[Any, Chooser]) -> None:
     assert seen["candidates"] == 0
     assert "Built" in client.predict(api_name="/build")
     assert (chooser.out / "model" / "model_index.json").is_file()
+
+
+def test_clip_judges_what_is_drawn(parents: Path, tmp_path: Path) -> None:
+    """A search file that names a CLIP model evolves by its cosine of picture and answer; a model that is not there is said."""
+    from pipelines import tokenizer
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    words = tokenizer(tmp_path / "words")
+    part = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**part, "vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": len(words) - 1}
+    judge = CLIPModel(CLIPConfig(text_config=text, vision_config={**part, "image_size": 16, "patch_size": 8}, projection_dim=8))
+    judge.save_pretrained(tmp_path / "clip")
+    CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16), words).save_pretrained(tmp_path / "clip")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1", "name": "a cat"}\n{"prompt": "2", "name": "a hat"}')
+    fitness = {"task": "clip", "model": str(tmp_path / "clip"), "arguments": {"num_inference_steps": 2}}
+    data = {"search": {"jsonl": str(tmp_path / "prompts.jsonl"), "answer_field": "name"}}
+    config = config_of(parents, fitness=fitness, data=data)
+    evaluator = Evaluator(config)
+    scores = evaluator.evaluate(config.sources[0])
+    assert scores.error is None
+    task = evaluator.task(config.sources[0])
+    pictures = task.pictures(evaluator.model(config.sources[0]))  # type: ignore[attr-defined]
+    given = CLIPProcessor.from_pretrained(tmp_path / "clip")(
+        text=["a cat", "a hat"], images=pictures, return_tensors="pt", padding=True
+    )
+    found = judge.eval()(**given).logits_per_image.diagonal() / judge.logit_scale.exp()
+    np.testing.assert_allclose(scores.values, found.detach().numpy(), atol=1e-5)
+    result = run_search(config, tmp_path / "search", build=False)
+    assert next(row for row in result.rows if row.winner).scores.mean is not None
+    missing = config_of(parents, fitness={**fitness, "model": str(tmp_path / "none")}, data=data)
+    assert "fitness.model" in str(Evaluator(missing).evaluate(missing.sources[0]).error)

@@ -153,3 +153,15 @@ def test_what_does_not_go_with_parts_is_refused(parents: Any) -> None:
         search_of(folder, space="dfs", components={"vision": 1}, vocabulary=None)
     with pytest.raises(SearchError, match=r"components.vision: no source names a component"):
         search_of(folder, sources=[{"model": str(folder / name)} for name in ("sight", "plain")], components={"vision": 1})
+
+
+def test_an_average_that_cannot_be_made_is_left_out_and_said(parents: Any, tmp_path: Path, caplog: Any) -> None:
+    """A path may run through sources with other vocabularies, which have no average: the plan says so, and there is no row."""
+    folder = parents("llava")
+    dfs = {"scales": "none", "repetitions": 1, "optimizer": {"evaluations": 2, "population": 2}}
+    config = search_of(folder, space="dfs", vocabulary=None, dfs=dfs, base=None, ps=None)
+    notes = plan_search(config).notes
+    assert any("no uniform average" in note and "vocabular" in note for note in notes), notes
+    result = run_search(config, tmp_path / "search", build=False)
+    assert [row.stage for row in result.rows] == ["source", "source", "dfs"]
+    assert "no uniform average" in caplog.text

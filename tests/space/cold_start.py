@@ -69,7 +69,7 @@ def start(environment: Path, app: Path) -> dict[str, Any]:
         page = round(time.monotonic() - begin, 1)
         about = call(url, "about", [])
         prompt = (about["examples"] or [{"prompt": "1"}])[0]["prompt"]
-        answer = call(url, "answer", [prompt, "evolved", 32])
+        answer = call(url, "answer", [prompt, "evolved", 32, None])
         return {
             "page": page,
             "answer": round(time.monotonic() - begin, 1),
