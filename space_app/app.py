@@ -223,9 +223,18 @@ class Page:
         watched.failure(self.do.state, outputs=self.status, **AT_ONCE)
         filled = [self.heading, self.prompt, self.samples, self.others, self.absent, self.path]
         filled += [self.no_path, self.editor, self.way, self.prompt2, self.recipe, self.commands, self.licenses, self.gloss]
-        filled += [self.through, self.of_path, self.of_weights, self.rewritten, self.factors, self.group, *self.parts]
+        filled += [
+            self.through,
+            self.look,
+            self.of_path,
+            self.of_weights,
+            self.rewritten,
+            self.factors,
+            self.group,
+            *self.parts,
+        ]
         filled += [self.tabs, self.scoring, self.picture, self.hop, self.scale, self.said, self.share, self.changed]
-        filled += [self.fitness, self.replayer, self.stage, self.generation, self.spread, self.best]
+        filled += [self.look, self.fitness, self.replayer, self.stage, self.generation, self.spread, self.best]
         filled += [self.beside, self.pictures, self.beside2, self.pictures2, self.seen_samples]
         edited = [self.way, self.picture, self.hop, self.scale, self.said, self.share, self.changed]
         opened = blocks.load(self.fill, outputs=filled, **AT_ONCE)
@@ -320,6 +329,7 @@ class Page:
             self.gloss: views.gloss(published.glosses.get(first, "")),
             self.prompt2: first,
             self.through: gr.Column(visible=True),
+            self.look: f"What would it answer after each {'hop' if published.path else 'layer'}?",
             self.scoring: gr.Button(visible=bool(samples)),
             self.fitness: views.fitness_view(published),
             self.recipe: published.recipe_text or "# the repository has no recipe.yaml",

@@ -359,7 +359,7 @@ def weights_picture(merge: Mapping[str, Any], labels: Sequence[str]) -> str:
     most = _largest(rows)
     columns = rows
     rows, most = _by_tensor(rows, most)
-    groups = sorted({group for row in rows for group in row.values}, key=_group_order)
+    groups = sorted({group for row in rows for group in row.values} - {"all"}, key=_group_order) or ["all"]
     title = f"{method}{': ' + said if said else ''}"
     wide = _heat(rows, groups, most, title, WIDE)
     by_tensor = len(rows) > len(columns)

@@ -61,7 +61,8 @@ def lens_view(published: Published, written: Sequence[str], liked: Sequence[Sequ
             for token, wanted in zip(tokens, written, strict=True)
         )
         rows.append(f'<tr><th scope="row">{at + 1}: {escape(name)}</th>{cells}</tr>')
-    caption = "After each hop, the token that the model's head reads in the hidden state; marked where it is the answer's"
+    step = "hop" if published.path else "layer"
+    caption = f"After each {step}, the token that the model's head reads in the hidden state; marked where it is the answer's"
     return (
         f'<div class="ev-scroll" tabindex="0" role="region" aria-label="{caption}"><table class="ev-table ev-lens">'
         f"<caption>{caption}</caption><thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
