@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evolution import STAGE_NAMES, Generation, best_line, best_so_far, of_stage, quantile, spent, stages
-from pictures import NARROW, both, svg, text
+from pictures import NARROW, WIDE, both, svg, text
 from published import Objective, Point, Trial
 from texts import escape, number
 
@@ -121,7 +121,7 @@ def _fitness(trials: Sequence[Trial], levels: Mapping[str, float], unit: str, wi
     parts.append(levels_drawn)
     for stage in order:
         parts.append(_best(axes, stage, best_so_far(parts_of[stage], starts[stage]), names, accurate))
-    parts.append(_legend(order, axes.left, narrow, accurate))
+    parts.append(_legend(order, axes.left, width < WIDE, accurate))
     return svg(width, height, "".join(parts), label=_summary(order, parts_of))
 
 

@@ -1,6 +1,6 @@
 """The path of the hidden state as a picture, and the weights of a merge as a heat map: inline SVG, themed by style.css.
 
-Each picture is drawn twice, for wide screens and for phones, at the size it is shown; the style sheet shows one of them. What
+Each picture is drawn for wide screens, tablets and phones, at the size it is shown; the style sheet shows one of them. What
 a mark means is in its `data-tip`, which page.js shows on hover, tap and focus. All text is escaped.
 """
 
@@ -21,8 +21,11 @@ _SHAPES = 6
 
 
 def both(draw: Callable[[int], str], wide: int = WIDE) -> str:
-    """A picture for wide screens and one for phones; the style sheet shows the one that fits."""
-    return f'<div class="ev-wide">{draw(wide)}</div><div class="ev-narrow">{draw(NARROW)}</div>'
+    """A picture for wide screens, one for tablets where that is too wide, and one for phones; style.css shows what fits."""
+    narrow = f'<div class="ev-narrow">{draw(NARROW)}</div>'
+    if wide < WIDE:
+        return f'<div class="ev-wide">{draw(wide)}</div>{narrow}'
+    return f'<div class="ev-wide ev-large">{draw(wide)}</div><div class="ev-medium">{draw(MIDDLE)}</div>{narrow}'
 
 
 def svg(width: float, height: float, content: str, *, label: str, scroll: bool = False) -> str:
@@ -361,13 +364,15 @@ def weights_picture(merge: Mapping[str, Any], labels: Sequence[str]) -> str:
     rows, most = _by_tensor(rows, most)
     groups = sorted({group for row in rows for group in row.values} - {"all"}, key=_group_order) or ["all"]
     title = f"{method}{': ' + said if said else ''}"
-    wide = _heat(rows, groups, most, title, WIDE)
-    by_tensor = len(rows) > len(columns)
-    narrow = _heat(rows, groups, most, title, NARROW) if by_tensor else _heat_down(rows, groups, most, title)
+    down = len(rows) == len(columns)  # on phones; a row per kind of tensor stays one
+
+    def draw(width: int) -> str:
+        return _heat_down(rows, groups, most, title) if down and width == NARROW else _heat(rows, groups, most, title, width)
+
     heads = ["layers", *(row.name for row in rows)]
     lines = [[_group_name(group), *(number(row.values.get(group, row.values.get("all"))) for row in rows)] for group in groups]
     listed = details("The same as a table", table(heads, lines, caption=title))
-    return f'<div class="ev-wide">{wide}</div><div class="ev-narrow">{narrow}</div>{listed}'
+    return both(draw) + listed
 
 
 def _largest(rows: Sequence[_Row]) -> dict[str, float]:

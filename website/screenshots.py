@@ -10,10 +10,12 @@ It needs chromium, and axe-playwright-python for `--look`, which says what axe f
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,9 +109,26 @@ def look_through(page: Any) -> None:
     page.wait_for_selector("#ev-lens tbody tr")
 
 
-def pictures(browser: Any, demo: Path) -> None:
+def published(demo: Path, place: Path) -> None:
+    """The demo's models and their parents as they would be on the Hub, below the working folder."""
+    from hf_evomerge.demo.quickstart import SPECIALISTS
+    from hf_evomerge.hub.record import write_record
+
+    for name in ("base", "japanese", "maths"):
+        shutil.copytree(SPECIALISTS / name, place / "demo" / name)
+    for space in ("dfs", "ps"):
+        folder = place / f"evolved-{space}"
+        shutil.copytree(demo / space / "model", folder)
+        write_record(demo / space, folder, examples=6)
+        for name in ("recipe.yaml", "config.json"):
+            text = (folder / name).read_text(encoding="utf-8")
+            (folder / name).write_text(text.replace(str(SPECIALISTS), "demo"), encoding="utf-8")
+    os.chdir(place)
+
+
+def pictures(browser: Any) -> None:
     """The pictures of docs/space.md and of the README."""
-    dfs, ps = serve(demo / "dfs"), serve(demo / "ps")
+    dfs, ps = serve(Path("evolved-dfs")), serve(Path("evolved-ps"))
     shots: Iterator[tuple[str, str, str, Callable[[Any], None] | None]] = iter(
         [
             ("space-try", dfs, "try", None),
@@ -142,7 +161,10 @@ def main() -> None:
         if chosen.look:
             look(browser, chosen.demo, chosen.look)
         else:
-            pictures(browser, chosen.demo[0])
+            with TemporaryDirectory() as place:
+                published(chosen.demo[0], Path(place))
+                pictures(browser)
+                os.chdir(ROOT)
 
 
 if __name__ == "__main__":
