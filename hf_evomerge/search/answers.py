@@ -23,7 +23,7 @@ class Answer:
     """What one model wrote for one example.
 
     Attributes:
-        model: What the model is called: a source's name, ``base``, ``uniform average``, ``winner``, or another recipe's key.
+        model: What the model is called: a source's name, ``base``, ``uniform average``, ``winner``, or the trial that it was.
         split: The split of the example.
         prompt, expected: The example.
         answer: What the model wrote.
@@ -72,6 +72,9 @@ def study_answers(folder: str | os.PathLike[str]) -> Iterator[Answer]:
 def _names(study: Study, config: SearchConfig) -> dict[str, str]:
     """What the models of a study are called, by the labels of their scores."""
     names = {f"source:{number}": source_label(ref) for number, ref in enumerate(config.sources)}
+    for trial in study.trials():
+        if trial.recipe_key is not None:
+            names.setdefault(trial.recipe_key, f"{trial.stage} trial {trial.number}")
     names[uniform_average(config).key] = "uniform average"
     if (file := study.folder / RECIPE_FILE).is_file():
         names[Recipe.load(file).key] = "winner"

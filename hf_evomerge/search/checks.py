@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..errors import EvoMergeError, SearchError, one_line
+from ..errors import EvoMergeError, FitnessError, SearchError, one_line
 from ..fitness import check_disjoint
 from ..recipes.recipe import Recipe
 from .config import RETAINED, SPLITS, SearchConfig, Stage
@@ -79,7 +79,10 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     if "lora" in config.baselines:
         from .finetune import peft
 
-        evaluator.differentiable_task()
+        try:
+            evaluator.differentiable_task()
+        except FitnessError as error:
+            raise SearchError(f"baselines: lora follows a gradient; leave it out: {error}") from error
         peft()
     for stage in config.stages:
         if stage == "random":

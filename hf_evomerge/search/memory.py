@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
 
 
-_PROCESS = 600_000_000  # bytes of a worker without models: Python, torch and transformers
+PROCESS = 600_000_000  # bytes of a worker without models: Python, torch and transformers
 _SHARE = 0.75  # of a machine's memory
 
 
@@ -39,7 +39,7 @@ def default_workers(config: SearchConfig, memory: Mapping[str, int]) -> int:
 
 def workers_that_fit(cpus: int, there: float, threads: int, models: int) -> int:
     """How many workers with so many threads, and models of so many bytes, some cores and bytes of memory take."""
-    return min(cpus // threads, int(there // (_PROCESS + models)))
+    return min(cpus // threads, int(there // (PROCESS + models)))
 
 
 def cores() -> int:

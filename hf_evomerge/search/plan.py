@@ -18,7 +18,7 @@ from .config import RETAINED, SearchConfig, Stage
 from .descent import FULL_SCORES
 from .devices import check_device, device_memory, devices_of, places_of
 from .evaluator import Batch, Evaluator
-from .memory import default_workers, device_shares, memory_of_models
+from .memory import PROCESS, default_workers, device_shares, memory_of_models
 from .opened import Target
 from .optimizer import GROWTH, Start, Vector, default_population
 from .spaces import Space, make_space
@@ -91,7 +91,8 @@ class Plan:
         if len(self.shares) > 1:
             most = max(self.memory.values())
             models += f"; on its devices {', '.join(f'{share * most / 1e9:.3g} GB' for share in self.shares)}"
-        lines.append(f"memory for models, in each worker: {models}; what passes through them comes on top")
+        rest = f"{PROCESS / 1e9:g} GB of Python and libraries, and what passes through the models, come on top"
+        lines.append(f"memory for models, in each worker: {models}; {rest}")
         lines.append(f"{_duration(self.minutes(workers))} in all, with workers={workers}")
         return "\n".join(lines)
 

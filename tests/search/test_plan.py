@@ -88,7 +88,9 @@ def test_what_is_said_of_a_search(search_config: Config, search_settings: Settin
         assert [note for note in plan.notes if "looked" in note] == [
             f"ps: optimizer.{key} is not looked at by algorithm: {optimizer['algorithm']}; leave it out" for key in said
         ]
-    assert "paths of 2 to 4 hops" in plan_search(search_config("dfs", dfs=gates)).to_text()
+    text = plan_search(search_config("dfs", dfs=gates)).to_text()
+    assert "paths of 2 to 4 hops" in text
+    assert "; 0.6 GB of Python and libraries, and what passes" in text
     half = plan_search(search_config("ps", tiny_half, dfs={}))
     assert [note.partition(":")[0] for note in half.notes] == ["dtype"]
     assert not plan_search(search_config("ps", tiny_half, dfs={}, dtype="float32")).notes

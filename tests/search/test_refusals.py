@@ -28,6 +28,11 @@ from hf_evomerge.search.run import resume_search, run_search
         ({"data": {"search": {"jsonl": "nowhere.jsonl"}}}, FitnessError, "nowhere.jsonl: cannot be read"),
         ({"device": "toaster"}, SearchError, "device: 'toaster' cannot be used here: "),
         ({"data": {}}, FitnessError, r"data\.search: not given"),
+        (
+            {"baselines": ["lora"], "fitness": {"task": "generation", "max_new_tokens": 2}},
+            SearchError,
+            "baselines: lora follows a gradient; leave it out: ",
+        ),
     ],
 )
 def test_refused_before_anything_begins(
