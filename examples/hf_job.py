@@ -4,8 +4,8 @@
 # ///
 """Runs a search as a job that may be cut off at any time, and keeps its study in a data set repository on the Hub.
 
-The repository has a `search.yaml`, and the data that it names beside it. Call the same command again after the time limit: the
-search goes on from what was kept, with the trials of one that was never cut off.
+The repository has a `search.yaml` with `device: auto`, and the data that it names beside it. Call the same command again after
+the time limit: the search goes on from what was kept, with the trials of one that was never cut off.
 
     hf jobs uv run --flavor a10g-large --timeout 4h --secrets HF_TOKEN hf_job.py YOUR-NAME/YOUR-STUDY
 """

@@ -352,10 +352,11 @@ def test_an_interrupt_keeps_what_is_done(search_file: Path, tmp_path: Path, monk
 
 def test_examples_are_named_and_given(tmp_path: Path) -> None:
     """The command names every example file with what it is, gives one as it is, and knows a name that is nearly right."""
-    files = {file.stem: file for file in (Path(__file__).parents[1] / "examples").glob("*.yaml")}
+    files = {file.stem: file for file in (Path(__file__).parents[1] / "examples").glob("*.*")}
     named = dict(line.split(maxsplit=1) for line in _invoke("example").stdout.splitlines())
     assert named.keys() == files.keys()
     assert named["small-ps"] == "Two fine-tunes of one small base on a laptop"
+    assert named["hf_job"] == "Runs a search as a job that may be cut off at any time"
     assert _invoke("example", "small-ps").stdout == files["small-ps"].read_text(encoding="utf-8")
     out = tmp_path / "search.yaml"
     assert _invoke("example", "small-ps", "--out", out).exit_code == 0

@@ -77,7 +77,7 @@ def example(
     name: Annotated[str | None, typer.Argument(help="Which one; without it, all are named.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; without it, the text is printed.")] = None,
 ) -> None:
-    """Give a search file that is known to be good, such as the paper's own.
+    """Give a search file that is known to be good, such as the paper's own; or the script of a job on the Hub.
 
     **Examples**
 
@@ -89,9 +89,10 @@ def example(
         from ..errors import nearest
         from ..hub.bundled import bundled
 
-        texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(bundled("examples").glob("*.yaml"))}
+        texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(bundled("examples").glob("*.*"))}
         if name is None:
-            what = {stem: re.split(r"[:;,] | \(", text.removeprefix("# "), maxsplit=1)[0] for stem, text in texts.items()}
+            heads = {stem: text.partition('"""')[2] or text.removeprefix("# ") for stem, text in texts.items()}
+            what = {stem: re.split(r"[:;,.] | \(|\n", head, maxsplit=1)[0] for stem, head in heads.items()}
             typer.echo("\n".join(f"{stem:18} {said}" for stem, said in what.items()))
         elif name not in texts:
             raise EvoMergeError(f"{name}: no such example; {nearest(name, texts)}")

@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -326,11 +327,13 @@ def _join(ray: Any) -> None:
     """Join a cluster, or start one; Ray's own handler of SIGTERM does not take the place of ours."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by Ray's default: beside any other load its workers hardly run
-    before = signal.getsignal(signal.SIGTERM)
+    before, where = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_ADDRESS") or "this machine"
+    host, _, port = where.rpartition(":")
     try:
+        if port.isdigit() and "/" not in host:  # Ray itself tries an address where nobody is for twenty minutes
+            socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as cause:
-        where = os.environ.get("RAY_ADDRESS", "this machine")
+    except Exception as cause:  # Ray's own are of many kinds, and plain where it does not start in time
         raise SearchError(f"--ray: the cluster at {where} cannot be joined: {one_line(cause, 300)}") from cause
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -32,7 +32,7 @@ def places_of(config: SearchConfig) -> list[tuple[str, ...]]:
     devices, size = devices_of(config), config.devices_per_model
     if len(devices) % size:
         raise SearchError(
-            f"devices_per_model: {size} for each worker leave some of {', '.join(devices)} over; name them under device"
+            f"devices_per_model: {size}, and device gives {len(devices)} ({', '.join(devices)}); name a multiple of {size}"
         )
     return [tuple(devices[begin : begin + size]) for begin in range(0, len(devices), size)]
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import killing
 import pytest
@@ -15,7 +16,7 @@ from hf_evomerge.checkpoints.digests import digest_source
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.search.callbacks import SearchCallback
-from hf_evomerge.search.cluster import ClusterEvaluator, RayRunner
+from hf_evomerge.search.cluster import ClusterEvaluator, RayRunner, _join
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.evaluator import Evaluator
 from hf_evomerge.search.folder import versions
@@ -130,3 +131,16 @@ def test_without_ray(search_config: Callable[..., SearchConfig], tmp_path: Path,
     with pytest.raises(SearchError, match=r'--ray: Ray is not installed; pip install "hf-evomerge\[ray\]"'):
         run_search(search_config(), tmp_path / "out", ray=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_that_cannot_be_joined_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address where nobody is, at once, and a Ray that does not start."""
+    ray = MagicMock()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(SearchError, match=r"the cluster at 127\.0\.0\.1:1 cannot be joined: .*refused"):
+        _join(ray)
+    ray.init.assert_not_called()
+    monkeypatch.delenv("RAY_ADDRESS")
+    ray.init.side_effect = Exception("timed out during startup")
+    with pytest.raises(SearchError, match="the cluster at this machine cannot be joined: timed out during startup"):
+        _join(ray)
