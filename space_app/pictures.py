@@ -465,7 +465,7 @@ def _heat(rows: Sequence[_Row], groups: Sequence[str], most: Mapping[str, float]
     under = max(len([row for row in rows if row.source == one.source]) for one in rows) > 3
     labels = [row.name.split(": ", 1)[-1] if under else row.name for row in rows]
     left = 14 + 7.2 * max(map(len, labels))
-    width, height = max(min((room - left) / len(groups), 84.0), 14.0), 22.0 if under else 34.0
+    width, height = max(min((room - left - 12) / len(groups), 84.0), 14.0), 22.0 if under else 34.0
     parts, y, before = [text(4, 18, title, kind="ev-title")], 34.0, -2
     for row, label in zip(rows, labels, strict=True):
         colour = f"ev-s{row.source % _SHAPES}" if row.source >= 0 else "ev-grey"

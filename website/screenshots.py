@@ -53,14 +53,15 @@ def opened(browser: Any, url: str, tab: str, *, width: int, theme: str) -> Any:
     return page
 
 
-def save(page: Any, file: Path, *, colours: int = 160) -> None:
+def save(page: Any, file: Path) -> None:
     """The whole page as a small PNG."""
     from PIL import Image
 
     page.mouse.move(0, 0)
     page.screenshot(path=file, full_page=True)
     with Image.open(file) as picture:
-        picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(file, optimize=True)
+        colours = picture.convert("RGB")
+        colours.quantize(240, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def look(browser: Any, folders: list[Path], out: Path) -> None:
@@ -99,8 +100,7 @@ def turn_down(page: Any) -> None:
     page.locator("#ev-part-0 input[type=number]").fill("0.5")
     page.wait_for_selector("#ev-answers2 .ev-done:nth-child(2)")
     page.click("#ev-scoring")
-    page.wait_for_selector("#ev-scored >> text=as published")
-    page.wait_for_timeout(3000)
+    page.wait_for_selector("#ev-scored >> text=/of \\d+\\./", timeout=120_000)
 
 
 def look_through(page: Any) -> None:
@@ -141,11 +141,38 @@ def pictures(browser: Any) -> None:
     )
     for name, url, tab, act in shots:
         for theme in THEMES:
-            page = opened(browser, url, tab, width=1000, theme=theme)
+            page = opened(browser, url, tab, width=1030, theme=theme)
             if act is not None:
                 act(page)
-            save(page, IMAGES / (f"{name}.png" if theme == "light" else f"{name}-dark.png"), colours=64)
+            save(page, IMAGES / (f"{name}.png" if theme == "light" else f"{name}-dark.png"))
             page.close()
+
+
+CARD_STYLE = """body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; width: 820px; margin: 24px 32px; }
+h1, h2 { line-height: 1.25; } h2 { border-bottom: 1px solid #e5e7eb; padding-bottom: 4px; } img { max-width: 100%; }
+pre, code { font: 13px/1.45 ui-monospace, monospace; background: #f3f4f6; }
+pre { padding: 10px 12px; border-radius: 6px; overflow: hidden; }
+blockquote { border-left: 4px solid #d1d5db; margin-left: 0; padding-left: 14px; }
+table { border-collapse: collapse; font-size: 14px; }
+th, td { border: 1px solid #d1d5db; padding: 4px 10px; text-align: left; } a { color: #2563eb; }"""
+
+
+def card(browser: Any) -> None:
+    """The card of the demo's DFS model, up to its path, as the Hub shows it."""
+    from markdown_it import MarkdownIt
+
+    folder = ROOT / "model_cards" / "demo" / "dfs"
+    text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2].split("## The search")[0]
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    page = browser.new_page(viewport={"width": 900, "height": 900})
+    shown = folder / "shown.html"
+    try:
+        shown.write_text(f"<meta charset=utf-8><style>{CARD_STYLE}</style>{html}", encoding="utf-8")
+        page.goto(shown.as_uri())
+        save(page, IMAGES / "card.png")
+    finally:
+        shown.unlink(missing_ok=True)
+        page.close()
 
 
 def main() -> None:
@@ -164,6 +191,7 @@ def main() -> None:
             with TemporaryDirectory() as place:
                 published(chosen.demo[0], Path(place))
                 pictures(browser)
+                card(browser)
                 os.chdir(ROOT)
 
 
