@@ -113,7 +113,7 @@ def page(painter: Painter) -> gr.Blocks:
         name = painter.model.rstrip("/").rpartition("/")[2]
         gr.HTML(f'<div class="ev-heading"><h1>{escape(name)}</h1></div>', elem_id="ev-heading")
         status = gr.HTML(message("Starting …"), elem_id="ev-status")
-        with gr.Row():
+        with gr.Row(elem_id="ev-sides"):
             with gr.Column(min_width=300):
                 prompt = gr.Textbox(label="Prompt, or the number of a class", lines=2, elem_id="ev-prompt")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="ev-seed")

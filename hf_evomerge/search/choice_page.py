@@ -11,6 +11,13 @@ _STYLE = """
 .gradio-container {max-width: 1100px !important; margin: 0 auto !important}
 #candidates .thumbnail-item, #chosen .thumbnail-item {aspect-ratio: auto; height: auto}
 #candidates .grid-wrap {max-height: none; overflow: visible}
+#candidates .grid-wrap, #chosen .grid-wrap {min-height: 0 !important; height: auto !important; padding-top: 2rem}
+#candidates, #chosen {min-height: 0 !important}
+#candidates .caption-label, #chosen .caption-label {position: static !important}
+@media (max-width: 600px) {
+  .gradio-container {overflow-x: hidden}
+  #candidates .grid-container {grid-template-columns: repeat(2, 1fr) !important}
+}
 #candidates img {image-rendering: pixelated}
 """
 
