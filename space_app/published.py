@@ -504,7 +504,12 @@ def _parents(found: Published) -> tuple[Parent, ...]:
     base = found.recipe.get("base")
     if isinstance(base, dict) and base.get("model"):
         parents.append(_parent(base, "base", found.on_hub))
+    names, labels = mapping(found.study.get("names")), [parent.label for parent in parents]
     seen = {"evolved": 1}  # the API's name of the model itself
+    for at, parent in enumerate(parents):
+        told = names.get("base" if parent.role == "base" else f"source:{at}")
+        if isinstance(told, str) and labels.count(parent.label) > 1:
+            parents[at] = replace(parent, label=told)
     for at, parent in enumerate(parents):  # two users may have given their models one name
         seen[parent.label] = seen.get(parent.label, 0) + 1
         if seen[parent.label] > 1:

@@ -25,7 +25,7 @@ from ..errors import SourceError
 from ..merging.arithmetic import SLICE, ModelJob, TensorJob
 from ..merging.relatedness import Relatedness
 from ..recipes.layer_groups import classify
-from ..recipes.recipe import FlowPart, Recipe, SourceRef
+from ..recipes.recipe import FlowPart, Recipe, SourceRef, labels_of
 from ..routing.config import check_configs, path_config
 from .merge_plan import MergePlan, Planned, plan_merge
 from .tokens import match_tokens
@@ -257,9 +257,8 @@ def _tokenizer_source(recipe: Recipe, plan: MergePlan, sources: Mapping[int, Sou
 
 
 def _labels(plan: MergePlan) -> list[str]:
-    """What the merged vectors are called: the ends of the sources' names, numbered where two are alike."""
+    """What the merged vectors are called: short names of the sources."""
     everyone = list(plan.sources)
     if plan.base is not None and plan.method.takes_base_as_first(len(everyone)):
         everyone.insert(0, plan.base)
-    names = [source.ref.label for source in everyone]
-    return names if len(set(names)) == len(names) else [f"{number}:{name}" for number, name in enumerate(names)]
+    return labels_of([source.ref for source in everyone])

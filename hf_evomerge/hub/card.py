@@ -256,6 +256,10 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
 def _source_values(facts: CardFacts) -> dict[str, Any]:
     layers = {i: source.get("layers") for i, source in enumerate(facts.config.get("sources") or [])}
     sources = [{**_shown(ref), "layers": layers.get(i)} for i, ref in enumerate(facts.recipe.sources)]
+    names, called = [source["shown"] for source in sources], (facts.study or {}).get("names", {})
+    for i, name in enumerate(names):
+        if names.count(name) > 1 and f"source:{i}" in called:  # folders of one name, which the results tell apart
+            sources[i]["shown"] = f"{name} ({markdown_text(called[f'source:{i}'])})"
     names = [source["shown"] for source in sources]
     merged = [names[i] for i in facts.recipe.merge_sources] if facts.recipe.merge is not None else []
     return {

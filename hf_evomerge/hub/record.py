@@ -89,6 +89,7 @@ def write_record(
             "splits": _split_sizes(study, config),
             "stages": [_stage(stage, found) for stage, found in trials.items() if found],
             "unit": units(config)[FITNESS],
+            "names": config.parent_names,
             "levels": parent_levels(config, study),
             **(_objectives(config, study) if config.objectives else {}),
             "results": _results(search),

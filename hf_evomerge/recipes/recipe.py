@@ -7,6 +7,7 @@ Knows nothing of tensors. What a merge method computes is in ``hf_evomerge/mergi
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -76,13 +77,52 @@ class SourceRef(StrictModel):
     @property
     def label(self) -> str:
         """A short name for reports, tables and plots: the ends of the model's name and of its adapter's."""
-        names = (self.gguf or self.model, self.adapter)
-        return "+".join(name.rstrip("/").rpartition("/")[2].removesuffix(".gguf") for name in names if name is not None)
+        return "+".join(_tail(name, 1) for name in self._names if name is not None)
+
+    @property
+    def _names(self) -> tuple[str, str | None]:
+        return self.model if self.gguf is None else f"{self.model}/{self.gguf}", self.adapter
 
     def __str__(self) -> str:
         pairs = [(self.model, self.revision), (self.adapter, self.adapter_revision)]
         model, *adapter = (name if at is None else f"{name}@{at}" for name, at in pairs if name is not None)
         return " + ".join([model if self.gguf is None else f"{model}/{self.gguf}", *adapter])
+
+
+def labels_of(refs: Sequence[SourceRef]) -> list[str]:
+    """Short names of models, all of them different: their labels, and of those that are alike the ends that tell them apart.
+
+    Example:
+        >>> labels_of([SourceRef(model=name) for name in ("runs/maths/final", "runs/japanese/final", "tiny", "tiny")])
+        ['maths/final', 'japanese/final', 'tiny', 'tiny (2)']
+    """
+    alike: dict[str, list[SourceRef]] = {}
+    for ref in refs:
+        alike.setdefault(ref.label, []).append(ref)
+    labels: list[str] = []
+    for ref in refs:
+        label = _among(ref, alike[ref.label])
+        numbered = (f"{label} ({number})" for number in range(2, len(refs) + 2))
+        labels.append(label if label not in labels else next(name for name in numbered if name not in labels))
+    return labels
+
+
+def _among(ref: SourceRef, alike: Sequence[SourceRef]) -> str:
+    """The shortest ends of a model's name and its adapter's that no other name has, and the revision where these differ."""
+    parts = []
+    for name, others in zip(ref._names, zip(*(each._names for each in alike), strict=True), strict=True):
+        if name is not None:
+            distinct = {other.rstrip("/") for other in others if other is not None}
+            most = max(other.count("/") for other in distinct) + 1
+            ends = (count for count in range(1, most) if len({_tail(other, count) for other in distinct}) == len(distinct))
+            parts.append(_tail(name, next(ends, most)))
+    at = f"@{ref.revision[:12]}" if ref.revision and len({each.revision for each in alike}) > 1 else ""
+    return "+".join(parts) + at
+
+
+def _tail(name: str, count: int) -> str:
+    """The last parts of a path."""
+    return "/".join(name.rstrip("/").split("/")[-count:]).removesuffix(".gguf")
 
 
 class SlicePart(StrictModel):

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import SearchError
 from ..fitness import Example, load_examples
 from ..recipes.recipe import RECIPE_FILE, Recipe
-from .config import SearchConfig, source_label
+from .config import SearchConfig
 from .places import settings_of
 from .spaces import uniform_average
 from .study import Study
@@ -71,7 +71,7 @@ def study_answers(folder: str | os.PathLike[str]) -> Iterator[Answer]:
 
 def _names(study: Study, config: SearchConfig) -> dict[str, str]:
     """What the models of a study are called, by the labels of their scores."""
-    names = {f"source:{number}": source_label(ref) for number, ref in enumerate(config.sources)}
+    names = config.parent_names
     for trial in study.trials():
         if trial.recipe_key is not None:
             names.setdefault(trial.recipe_key, f"{trial.stage} trial {trial.number}")

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from ..errors import RecipeError, SearchError
 from ..fitness.data import DataSpec
 from ..fitness.registry import AnyTaskSpec, TaskSpec
-from ..recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef, TokenPart, Vocabulary
+from ..recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef, TokenPart, Vocabulary, labels_of
 from ..recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
 from .objectives import FITNESS, AnyObjective, check_objectives, name_of, objective_splits
 from .presets import completed, filled
@@ -124,6 +124,19 @@ class SearchConfig(StrictModel):
         """Where the examples of each split come from, the retained ones among them."""
         retained = {f"{RETAINED}{name}": spec for name, spec in self.retain.items()}
         return {**{str(split): spec for split, spec in self.data.items()}, **retained, **objective_splits(self.objectives)}
+
+    @property
+    def parent_names(self) -> dict[str, str]:
+        """What the parents are called in tables and plots, by the labels of their scores: ``source:0`` and so on, ``base``."""
+        apart = [self.base] if self.base is not None and self.base not in self.sources else []
+        names = labels_of([*self.sources, *apart])
+        found = {f"source:{number}": name for number, name in enumerate(names[: len(self.sources)])}
+        return found if self.base is None else {**found, "base": names[-1 if apart else self.sources.index(self.base)]}
+
+    @property
+    def source_names(self) -> list[str]:
+        """What the sources are called, in their order."""
+        return [self.parent_names[f"source:{number}"] for number in range(len(self.sources))]
 
     @property
     def objective_names(self) -> list[str]:
@@ -314,8 +327,3 @@ class SearchConfig(StrictModel):
     def load(cls, file: str | os.PathLike[str]) -> SearchConfig:
         """Read a search file; raises `SearchError` with the keys that are wrong."""
         return load_yaml(cls, file, SearchError)
-
-
-def source_label(ref: SourceRef) -> str:
-    """A short name for tables and plots."""
-    return ref.label

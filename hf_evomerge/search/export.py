@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SearchError
-from ..recipes.recipe import Recipe
+from ..recipes.recipe import Recipe, labels_of
 from .config import STAGES, SearchConfig
 from .folder import settings_of
 from .objectives import TAKEN, columns, values
@@ -163,10 +163,9 @@ def _merge_numbers(recipe: Recipe) -> Iterator[tuple[str, float]]:
     """What a merge's numbers are called, and their values."""
     merge = recipe.merge
     assert merge is not None  # a recipe has at least one part
-    labels = [recipe.sources[number].label for number in recipe.merge_sources]
-    distinct = len(set(labels)) == len(labels)
-    for number, (label, given) in enumerate(zip(labels, merge.parameters, strict=False)):
-        yield from _numbers(label if distinct else f"{number}:{label}", given)
+    labels = labels_of(recipe.sources)
+    for number, given in zip(recipe.merge_sources, merge.parameters, strict=False):
+        yield from _numbers(labels[number], given)
     yield from _numbers("", merge.options or {})
 
 

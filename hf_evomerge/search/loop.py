@@ -15,7 +15,7 @@ from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe, SourceRef
 from .baselines import Tune
 from .callbacks import Progress, SearchCallback
-from .config import RETAINED, SearchConfig, Stage, source_label
+from .config import RETAINED, SearchConfig, Stage
 from .front import finalists, front, judged, volumes
 from .nsga import knee, non_dominated
 from .objectives import vector
@@ -113,7 +113,8 @@ class Search:
         """Say whether the sources have anything to give each other, unless the search is under way already."""
         if any(self.study.trials(stage) for stage in self.config.stages):
             return
-        sources = {source_label(ref): scores[label] for label, ref in self._parents().items() if ref != self.config.base}
+        names = self.config.parent_names
+        sources = {names[label]: scores[label] for label, ref in self._parents().items() if ref != self.config.base}
         notes, warning = about_parents(sources, self.splits[self.judged_on])
         for note in notes:
             logger.info(note)
@@ -205,7 +206,7 @@ class Search:
         targets.update({key: self.study.recipe(key) for key in [*winners.values(), *shown]})
         scores = self._evaluate_labels(targets, split, "test")
         retained = self._retained(targets)
-        rows = [self._parent_row(label, ref, scores[label], retained[label]) for label, ref in self._parents().items()]
+        rows = [self._parent_row(label, scores[label], retained[label]) for label in self._parents()]
         if average is not None and scores[average.key].error is None:
             rows.append(Row("average", "uniform average", scores[average.key], retained=retained[average.key]))
         elif average is not None:
@@ -246,7 +247,7 @@ class Search:
         parents = self._parents()
         best = self._best(dict(parents), "search")
         starts: dict[str, tuple[str, Recipe | SourceRef]] = {
-            best.replace(":", "-"): (source_label(parents[best]), parents[best])
+            best.replace(":", "-"): (self.config.parent_names[best], parents[best])
         }
         if average is not None:
             starts["average"] = ("the average", average)
@@ -273,8 +274,8 @@ class Search:
                     retained[label][split.removeprefix(RETAINED)] = scores
         return retained
 
-    def _parent_row(self, label: str, ref: SourceRef, scores: Scores, retained: dict[str, Scores]) -> Row:
-        name = source_label(ref)
+    def _parent_row(self, label: str, scores: Scores, retained: dict[str, Scores]) -> Row:
+        name = self.config.parent_names[label]
         if label == "base":
             return Row("base", f"base: {name}", scores, retained=retained)
         return Row("source", name, scores, retained=retained)

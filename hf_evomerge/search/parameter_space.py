@@ -16,7 +16,7 @@ from ..merging.parameters import Parameter
 from ..merging.registry import get_method
 from ..recipes.layer_groups import Grouping, check_keys, select_key
 from ..recipes.recipe import MergePart, Recipe
-from .config import SearchConfig, source_label
+from .config import SearchConfig
 from .optimizer import Start, Vector
 from .sections import Range
 from .slopes import WeightSlopes
@@ -140,7 +140,7 @@ class ParameterSpace:
         for source, number in enumerate(self.config.ps_sources):
             if groups := list(dict.fromkeys(each.group or "all" for each in self.idle if each.source == source)):
                 shown = ", ".join(groups[:6]) + (f" and {len(groups) - 6} more" if len(groups) > 6 else "")
-                label = source_label(self.config.sources[number])
+                label = self.config.source_names[number]
                 lines.append(f"ps: nothing of {label} is evolved in {shown}: its tensors are the base's there")
         return lines
 

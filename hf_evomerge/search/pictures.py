@@ -14,7 +14,7 @@ from .. import plots
 from ..errors import SearchError
 from ..fitness.scores import Scores
 from ..recipes.recipe import RECIPE_FILE, Recipe
-from .config import STAGES, SearchConfig, source_label
+from .config import STAGES, SearchConfig
 from .front import front, volumes
 from .objectives import FITNESS, units, values
 from .places import settings_of
@@ -50,7 +50,7 @@ def draw_pictures(
         plots.plot_fitness(others, {}, file("fitness-first"), ylabel=", ".join(dict.fromkeys(apart.values())))
     if config.objectives:
         plots.plot_front(front_of(config, study, winner), file("front"))
-    names = [source_label(ref) for ref in config.sources]
+    names = config.source_names
     if winner.merge is not None:
         plots.plot_weights(winner.merge, [names[i] for i in winner.merge_sources], file("weights"))
     if winner.flow is not None:
@@ -125,7 +125,7 @@ def stage_curves(trials: Sequence[Trial]) -> list[plots.Curve]:
 
 def parent_scores(config: SearchConfig, study: Study) -> dict[str, Scores]:
     """Scores of the base and the sources on the search split, by their short names; without those that failed."""
-    names = {"base": "base", **{f"source:{i}": source_label(ref) for i, ref in enumerate(config.sources)}}
+    names = {"base": "base", **{f"source:{i}": name for i, name in enumerate(config.source_names)}}
     found = {name: study.evaluation(label, "search") for label, name in names.items()}
     return {name: scores for name, scores in found.items() if scores is not None and scores.error is None}
 

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from ..errors import SearchError
 from ..recipes.layer_path import hop_table
-from ..recipes.recipe import RECIPE_FILE, Recipe
-from .config import STAGES, source_label
+from ..recipes.recipe import RECIPE_FILE, Recipe, labels_of
+from .config import STAGES
 from .front import front, front_table, judged
 from .places import settings_of
 from .rows import accuracy_text, fitness_text, render
@@ -27,7 +27,7 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
         settings = settings_of(study)
         file = study.folder / RECIPE_FILE
         winner = Recipe.load(file).key if file.exists() else None
-        parts = [f"{settings.space} search over {', '.join(map(str, settings.sources))}"]
+        parts = [f"{settings.space} search over {', '.join(settings.source_names)}"]
         for stage in STAGES:
             if not (trials := study.trials(stage)):
                 continue
@@ -62,8 +62,9 @@ def describe_recipe(recipe: Recipe) -> str:
     parts = []
     if (merge := recipe.merge) is not None:
         said = [f"{name} {_span(value)}" for name, value in (merge.options or {}).items()]
+        labels = labels_of(recipe.sources)
         for number, values in zip(recipe.merge_sources, merge.parameters, strict=False):
-            label = source_label(recipe.sources[number])
+            label = labels[number]
             said += [f"{label} {name} {_span(value)}" for name, value in values.items()]
         parts.append(f"{merge.method}: {', '.join(said)}" if said else merge.method)
     if recipe.flow is not None:

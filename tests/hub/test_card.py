@@ -296,3 +296,12 @@ def test_what_was_compared_is_on_the_card() -> None:
     row = next(line for line in text.splitlines() if line.startswith("| a |"))
     assert row.endswith("| 0.125 ± 0.010 | 25.0% | +0.500 (0.400 to 0.600), p = 0.001 |")
     assert all(line.count(" | ") == heading.count(" | ") for line in text.splitlines() if line.startswith("| a |"))
+
+
+def test_parents_in_folders_of_one_name_are_told_apart() -> None:
+    """Sources that are published under one name have, beside it, the names that the results call them by."""
+    study = {**copy.deepcopy(STUDY), "names": {"source:0": "m/final", "source:1": "j/final"}}
+    card = _card(_facts("ps", study=study, sources=[{"model": "final"}, {"model": "final"}])).text
+    assert "| 0 | final (m/final) |" in card
+    assert "| 1 | final (j/final) |" in card
+    assert "A merge of final (m/final) and final (j/final)." in card or "weights of final (m/final) and final (j/final)" in card

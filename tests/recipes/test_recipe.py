@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hf_evomerge.errors import EvoMergeError, RecipeError
-from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe, SourceRef
+from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe, SourceRef, labels_of
 
 MERGE = "merge: {method: linear}\n"
 HEAD = "sources: [{model: a}, {model: b}]\n"
@@ -293,6 +293,27 @@ def test_errors_are_of_the_package() -> None:
     """A recipe's errors can be caught as the package's own."""
     with pytest.raises(EvoMergeError):
         Recipe.from_yaml(HEAD)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["runs/m/final", "runs/j/final/", "u/tiny"], ["m/final", "j/final", "tiny"]),
+        (["final", "j/final", "k/j/final"], ["final", "j/final", "k/j/final"]),
+        (["a/final", "a/final", "b/final"], ["a/final", "a/final (2)", "b/final"]),
+        (["a/x.gguf", "b/x.gguf"], ["a/x", "b/x"]),
+        (["base + j/checkpoint-500", "base + m/checkpoint-500"], ["base+j/checkpoint-500", "base+m/checkpoint-500"]),
+        (["u/a@v1", "u/a@v2"], ["a@v1", "a@v2"]),
+    ],
+)
+def test_labels_of_several_models_are_distinct(names: list[str], labels: list[str]) -> None:
+    """Names that are alike get the shortest ends of their paths that tell them apart, a revision, or a number; others none."""
+    split = [name.partition(" + ") for name in names]
+    refs = [
+        SourceRef(model=model.partition("@")[0], revision=model.partition("@")[2] or None, adapter=adapter or None)
+        for model, _, adapter in split
+    ]
+    assert labels_of(refs) == labels
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,5 @@ def test_models_spread_over_devices(search_config: Config) -> None:
     assert min(shares) > 0.3
     text = Plan((), {}, {}, {}, memory={"dfs": 8 * 10**9}, shares=(0.75, 0.25)).to_text()
     assert "in each worker: dfs 8 GB; on its devices 6 GB, 2 GB;" in text
-    with pytest.raises(
-        SearchError, match=r"devices_per_model: 2, and device gives 3 .*; name a multiple of 2"
-    ):
+    with pytest.raises(SearchError, match=r"devices_per_model: 2, and device gives 3 .*; name a multiple of 2"):
         check_search(search_config(device=["cpu", "cpu:0", "cpu:1"], devices_per_model=2), whole)

@@ -657,3 +657,18 @@ def test_patience(tmp_path: Path) -> None:
     assert (_columns(resumed), _table(again)) == (_columns(study), _table(result))
     with pytest.raises(SearchError, match="patience: goes with algorithm: cma, whose generations get better"):
         _config("ps", ps={"optimizer": {"algorithm": "random", "patience": 2}})
+
+
+def test_parents_in_folders_of_one_name_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two fine-tunes that were both saved as ``final`` have names of their own in notes, table and verdict."""
+    parents = {"sources": [{"model": "runs/m/final"}, {"model": "runs/j/final"}], "base": {"model": "base/final"}}
+    better = {"runs/m/final": -1.0, "runs/j/final": -4.0, "base/final": -3.0}
+
+    def scores(job: Job) -> np.ndarray:
+        return toy_scores(job) + (better[job.target.model] if isinstance(job.target, SourceRef) else -20.0)
+
+    with caplog.at_level("INFO"):
+        _, result = _search(tmp_path, ToyRunner(scores=scores), **parents)
+    assert [row.model for row in result.rows][:3] == ["base: base/final", "m/final", "j/final"]
+    assert any("its best parent, m/final" in sentence for sentence in result.verdict)
+    assert "by m/final alone" in caplog.text or "ahead of m/final, the best" in caplog.text

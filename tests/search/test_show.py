@@ -48,7 +48,7 @@ def study(tmp_path: Path) -> Study:
 def test_a_study(study: Study) -> None:
     """A study is shown stage by stage: how many trials, the best of them with standard errors, and the first failure."""
     lines = describe_study(study.folder, 5).splitlines()
-    assert lines[0] == "hybrid search over org/a, org/b"
+    assert lines[0] == "hybrid search over a, b"
     assert "ps: 4 trials, 1 failed, 1 with a recipe seen before" in lines
     assert "dfs: 1 trials, 0 failed, 0 with a recipe seen before" in lines
     best = lines[lines.index("ps: 4 trials, 1 failed, 1 with a recipe seen before") + 2]
@@ -65,10 +65,10 @@ def test_a_study(study: Study) -> None:
 
 
 def test_adapters_of_one_model_are_told_apart(tmp_path: Path) -> None:
-    """Sources that are one model with several adapters are shown with these."""
+    """Sources that are one model with several adapters are shown with these, by their short names like everywhere."""
     sources = [{"model": "org/a", "adapter": f"org/{name}"} for name in ("ja", "maths")]
     Study.create(tmp_path, {**SETTINGS, "sources": sources, "space": "ps"})
-    assert describe_study(tmp_path).startswith("ps search over org/a + org/ja, org/a + org/maths")
+    assert describe_study(tmp_path).startswith("ps search over a+ja, a+maths")
 
 
 def test_a_recipe_in_one_line() -> None:
@@ -83,7 +83,7 @@ def test_a_recipe_in_one_line() -> None:
 def test_an_empty_study(tmp_path: Path) -> None:
     """A study that has only begun is shown without trials, and a folder without a study is refused."""
     Study.create(tmp_path / "new", {**SETTINGS, "space": "ps"}).close()
-    assert describe_study(tmp_path / "new").startswith("ps search over org/a, org/b")
+    assert describe_study(tmp_path / "new").startswith("ps search over a, b")
     with pytest.raises(SearchError, match=r"no study\.db here"):
         describe_study(tmp_path)
 

@@ -12,7 +12,7 @@ from hf_evomerge.merging.registry import check_part
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import MergePart, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig, source_label
+from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.flow_space import FlowSpace, JointSpace
 from hf_evomerge.search.opened import SourceSummary
 from hf_evomerge.search.parameter_space import ParameterSpace
@@ -301,7 +301,7 @@ def test_uniform_average() -> None:
 @pytest.mark.parametrize(("model", "label"), [("org/name", "name"), ("./folder/", "folder"), ("name", "name")])
 def test_labels(model: str, label: str) -> None:
     """A source's label is the last part of its name."""
-    assert source_label(SourceRef(model=model)) == label
+    assert SourceRef(model=model).label == label
 
 
 def test_starts_of_closed_form() -> None:

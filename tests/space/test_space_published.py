@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,4 +198,7 @@ def test_a_published_recipe_opens_no_folder_of_the_server(broken: Callable[..., 
     by_label = {parent.label: parent for parent in found.parents}
     assert list(by_label) == ["etc", "japanese", "maths", "maths (2)", "evolved (2)"]
     assert [label for label, parent in by_label.items() if not parent.missing] == ["maths", "maths (2)", "evolved (2)"]
+    names = {"source:0": "x/etc", "source:2": "u/maths", "source:3": "v/maths"}
+    named = replace(found, study={"names": names})
+    assert [parent.label for parent in published._parents(named)][:4] == ["etc", "japanese", "u/maths", "v/maths"]
     assert by_label["maths"].revision == "f" * 40
