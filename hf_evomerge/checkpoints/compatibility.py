@@ -20,8 +20,8 @@ _KEPT_FROM_FIRST = (
 )
 _SHOWN = 6
 OTHER_VOCABULARY = (
-    "write vocabulary: union, which matches tokens; or, where one is the other with rows added at the end, "
-    "vocabulary: truncate or vocabulary: {from: SOURCE}"
+    "write vocabulary: union (tokenizer_source: union in mergekit's files), which matches tokens; or, where one is the other "
+    "with rows added at the end, vocabulary: truncate or vocabulary: {from: SOURCE}"
 )
 HAS_A_PATH = "a merged model with a path of its own; name the models that it was made from, or a copy that `fold` has written"
 

@@ -39,7 +39,8 @@ EXISTS = "exists already; choose another name with --out, or move it away"
 @app.command()
 def init(
     sources: Annotated[
-        list[str], typer.Argument(help="Two fine-tunes of one model, or more: folders or repositories.", show_default=False)
+        list[str],
+        typer.Argument(help="Two fine-tunes of one model, or more: folders or repositories; BASE+ADAPTER.", show_default=False),
     ],
     data: Annotated[
         Path,

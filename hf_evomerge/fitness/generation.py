@@ -91,12 +91,13 @@ class GenerationTask(WritingTask):
         """Tokenise the prompts into length-sorted batches.
 
         Raises:
-            FitnessError: A right answer is not a number though numbers are compared, or the language cannot be checked.
+            FitnessError: A right answer is not a number though numbers are looked for, or the language cannot be checked.
         """
-        if self.spec.compares_numbers:
+        if self.spec.compares_numbers or self.spec.extract == "last_number":
+            advice = "extract: all" if self.spec.extract == "last_number" else "compare: text"
             for example in examples:
                 if parse_number(example.answer) is None:
-                    raise FitnessError(f"{example.id}: the answer {example.answer!r:.80} is not a number; use 'compare: text'")
+                    raise FitnessError(f"{example.id}: the answer {example.answer!r:.80} is not a number; use '{advice}'")
         super().prepare(examples, tokenizer)
 
     def evaluate(self, model: Any) -> Scores:

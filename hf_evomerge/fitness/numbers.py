@@ -32,14 +32,16 @@ _MYRIADS = "万萬億亿兆"
 _PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("\N{MINUS SIGN}"): ord("-"), ord("’"): ord("'")}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _LATEX = [
-    (re.compile(r"\\[dt]?frac\s*\{\s*([^{}]*)\}\s*\{\s*([^{}]*)\}"), r"\1/\2"),
-    (re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)"), r"\1/\2"),
-    (re.compile("(?:マイナス|負の)(?=\\s?[0-9])"), "-"),
+    (re.compile(r"\\[dt]?frac\s*\{\s*([^{}]*)\}\s*\{\s*([^{}]*)\}"), r" \1/\2"),  # apart from a whole number before it
+    (re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)"), r" \1/\2"),
+    (re.compile(rf"(?:マイナス|負の)(?=\s?[0-9{_IDEOGRAPHS}])"), "-"),
     (re.compile(r"(?<=\d)\{([.,])\}(?=\d)"), r"\1"),  # 70{,}000
     (re.compile(r"(?<=\d)\\[,;:! ](?=\d{3})"), "\N{NARROW NO-BREAK SPACE}"),  # 70\,000
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
+    (re.compile(r"(?<![\d.,^×x*])(?<![×x*]\s)10\^\{?\s?(-?\d{1,3})\s?\}?"), r"1e\1"),
     (re.compile(r"\\([$%])"), r"\1"),
 ]
+_PARTS = re.compile(rf"([0-9{_IDEOGRAPHS}]{{1,15}})分の([0-9{_IDEOGRAPHS}]{{1,15}})")  # 三分の二: two thirds
 _FRACTIONS = re.compile("[¼-¾⅐-⅞]")
 # A sign counts unless it joins what comes before it, as in "10-5" or "GPT-4"; a currency may stand on either side of it.
 _SIGN = r"(?:(?<![0-9A-Za-z.)\]])[-–]\s?(?:[$€£¥₹₩]\s?)?)?"
@@ -47,6 +49,7 @@ _POWER = (
     r"(?:\s?[×x*]\s?10\s?(?:\^\s?\{?\s?(?P<caret>-?\d{1,3})\s?\}?|(?P<raised>⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}))"
     r"|[eE](?P<e>[+-]?\d{1,3})(?![A-Za-z0-9]))?"
 )
+_ALONE = re.compile(rf"(?P<sign>{_SIGN})(?P<ideographs>[{_IDEOGRAPHS}]+)")  # where there is no figure: 一 is in too many words
 _THIN = "\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}"
 
 
@@ -76,15 +79,16 @@ def parse_number(text: str, decimal: Decimal = "point") -> float | None:
     plain = _plain(text).strip()
     if found := _pattern(decimal).fullmatch(plain):
         return _value(found, decimal)
-    return _ideographs(plain) if re.fullmatch(f"[{_IDEOGRAPHS}]+", plain) else None
+    found = _ALONE.fullmatch(plain)
+    return None if found is None else _signed(found) * _ideographs(found["ideographs"])
 
 
 def _last(text: str, decimal: Decimal) -> tuple[str, float] | None:
     plain = _plain(text)
     if found := deque(_pattern(decimal).finditer(plain), maxlen=1):
         return found[0][0], _value(found[0], decimal)
-    if ideographs := re.findall(f"[{_IDEOGRAPHS}]+", plain):  # where there is no figure: 一 is in too many words
-        return ideographs[-1], _ideographs(ideographs[-1])
+    if found := deque(_ALONE.finditer(plain), maxlen=1):
+        return found[0][0], _signed(found[0]) * _ideographs(found[0]["ideographs"])
     return None
 
 
@@ -93,6 +97,7 @@ def _plain(text: str) -> str:
     text = text.translate(_PLAIN)
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text)
+    text = _PARTS.sub(lambda found: f" {_ideographs(found[2]):.0f}/{_ideographs(found[1]):.0f}", text)
     return _FRACTIONS.sub(lambda found: " " + unicodedata.normalize("NFKC", found[0]).replace("\N{FRACTION SLASH}", "/"), text)
 
 
@@ -101,9 +106,10 @@ def _pattern(decimal: Decimal) -> re.Pattern[str]:
     """A number, by named groups: its sign, and a fraction, ideographs with units, or figures and their power of ten."""
     point, group = (r"\.", f"[,'_{_THIN}]") if decimal == "point" else (",", f"[.'_ {_THIN}]")
     grouped = rf"\d{{1,3}}(?P<separator>{group})\d{{3}}(?:(?P=separator)\d{{3}})*(?!\d)"
-    figures = rf"(?:{grouped}|\d+)(?:{point}\d+)?|(?<!\d){point}\d+"
+    twice = rf"\d{{1,3}}(?:{point}\d{{3}}){{2,5}}(?!{point}?\d)"  # two decimal marks are none
+    figures = rf"{twice}|(?:{grouped}|\d+)(?:{point}\d+)?|(?<!\d){point}\d+"
     if decimal == "comma":
-        figures = rf"\d+\.(?:\d\d?|\d{{4,}})(?![\d.,])|{figures}"  # 1.5 groups no thousands
+        figures = rf"(?:\d+|(?<!\d))\.(?:\d\d?|\d{{4,}})(?![\d.,])|{figures}"  # 1.5 groups no thousands
     count = r"\d{1,15}(?:,\d{3}){0,4}"
     ideographs = rf"(?:{count}(?:{point}\d{{1,15}})?[{''.join(_UNITS)}]+)+(?:{count})?"
     fraction = r"(?<!/)(?:(?P<whole>\d+)\s)?(?P<top>\d+)\s?/\s?(?P<bottom>0*[1-9]\d*)(?!\s?[/\d])"
@@ -111,8 +117,12 @@ def _pattern(decimal: Decimal) -> re.Pattern[str]:
     return re.compile(rf"(?P<sign>{_SIGN})(?:{number})")
 
 
+def _signed(found: re.Match[str]) -> float:
+    return -1.0 if found["sign"].startswith(("-", "–")) else 1.0
+
+
 def _value(found: re.Match[str], decimal: Decimal) -> float:
-    sign = -1.0 if found["sign"].startswith(("-", "–")) else 1.0
+    sign = _signed(found)
     if found["top"]:
         return sign * (float(found["whole"] or 0) + float(found["top"]) / float(found["bottom"]))
     if found["ideographs"]:
@@ -125,9 +135,12 @@ def _value(found: re.Match[str], decimal: Decimal) -> float:
 
 
 def _float(text: str, decimal: Decimal) -> float:
+    mark = "." if decimal == "point" else ","
+    if text.count(mark) > 1:
+        text = text.replace(mark, "")
     if decimal == "point":
         return float(re.sub(f"[,'_{_THIN}]", "", text))
-    if re.fullmatch(r"\d+\.(?:\d\d?|\d{4,})", text):
+    if re.fullmatch(r"\d*\.(?:\d\d?|\d{4,})", text):
         return float(text)
     return float(re.sub(f"[.'_ {_THIN}]", "", text).replace(",", "."))
 

@@ -49,6 +49,8 @@ def load(file: str | Path) -> Converted:
     text = read_text(file, RecipeError)
     try:
         data = read_yaml(text, RecipeError)
+        if "experts" in data and "merge_method" not in data:
+            raise RecipeError("a file of mergekit-moe, which puts models side by side as experts; nothing is merged there")
         return _read(data) if "merge_method" in data else Converted(validate(Recipe, data, RecipeError))
     except RecipeError as cause:
         raise RecipeError(f"{file}: {cause}") from cause

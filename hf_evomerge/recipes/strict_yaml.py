@@ -46,7 +46,8 @@ def read_yaml(text: str, error: type[EvoMergeError]) -> dict[str, Any]:
     try:
         data = load_limited(text)
     except (yaml.YAMLError, ValueError, OverflowError) as cause:  # a date without such a day, a huge number
-        raise error(f"not valid YAML: {one_line(cause)}") from cause
+        many = "several documents in one file; split it at its '---'"
+        raise error(many if "single document" in str(cause) else f"not valid YAML: {one_line(cause)}") from cause
     if not isinstance(data, dict):
         raise error(f"expected a mapping of keys to values, found {type(data).__name__}")
     return data

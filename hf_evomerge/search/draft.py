@@ -8,15 +8,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..building.tokens import match_tokens
 from ..checkpoints.chat_template import most_common_template
 from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.source import Source
 from ..errors import FitnessError, SearchError
 from ..fitness.data import DataSpec, load_examples
 from ..fitness.records import read_jsonl
+from ..recipes.recipe import Recipe, SourceRef
 from ..recipes.strict_yaml import parse_yaml
 from .config import SPLITS, SearchConfig
 
@@ -57,7 +60,8 @@ def draft_search(
     be followed layer by layer (``space: dfs``). The splits are slices of the shuffled data that do not overlap.
 
     Args:
-        sources: Folders or repositories of two or more fine-tunes.
+        sources: Folders or repositories of two or more fine-tunes; ``BASE+ADAPTER`` for one that is an adapter, or a folder
+            with an adapter of the base that is given.
         data: A file with one JSON object per line.
         base: Their common ancestor.
         device: Where candidates will be evaluated.
@@ -76,11 +80,16 @@ def draft_search(
             "sources: give the names of two fine-tunes of one model, or more; for one see `hf-evomerge example prune`"
         )
     file, problems = os.fspath(data), _Problems(os.fspath(data))
-    opened = [Source.open(name) for name in sources]
+    refs = [_named(name, base) for name in sources]
+    opened = [Source.open(ref) for ref in refs]
     ancestor = Source.open(base) if base is not None else None
     everyone = [*opened, *([ancestor] if ancestor is not None else [])]
     depths = [source.layer_count for source in everyone]
-    check_mergeable(opened, ancestor, same_depth=len(set(depths)) == 1)
+    by_token = len(set(depths)) == 1 and len({source.vocab_size for source in everyone}) > 1
+    settings = {"base": base and {"model": base}, "merge": {"method": "linear"}, "vocabulary": "union" if by_token else None}
+    as_merged = Recipe.model_validate({"sources": refs, **settings})
+    matched, matched_base = match_tokens(as_merged, dict(enumerate(opened)), ancestor)
+    check_mergeable(list(matched.values()), matched_base, same_depth=len(set(depths)) == 1)
     templates = [most_common_template([source.folder]) is not None for source in everyone]
     lines = [
         "# A quick look whether these models merge: it costs what 48 models cost to score on the search examples, and fills in",
@@ -88,8 +97,9 @@ def draft_search(
         "preset: quick",
         *_space(depths, ancestor is not None),
         "sources:",
-        *(f"  - {{model: {_scalar(name)}}}" for name in sources),
+        *(f"  - {{model: {_scalar(ref.model)}{f', adapter: {_scalar(ref.adapter)}' if ref.adapter else ''}}}" for ref in refs),
         *([f"base: {{model: {_scalar(base)}}} # the common ancestor: merged are the differences from it"] if base else []),
+        *(["vocabulary: union # they have not the same tokens: rows are matched by token"] if by_token else []),
         *([f"device: {_scalar(device)}"] if device != "cpu" else ["# device: cuda:0"]),
         *problems.fitness(opened[0], chat=all(templates)),
         *problems.splits(chat=all(templates), some=any(templates)),
@@ -103,6 +113,15 @@ def draft_search(
         f"{problems.count} problems in {file}: " + ", ".join(f"{count} for {split}" for split, count in problems.sizes.items()),
     )
     return Draft(text, found)
+
+
+def _named(name: str, base: str | None) -> SourceRef:
+    """A source as it is named on a command line."""
+    folder = Path(name)
+    if base is not None and (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
+        return SourceRef(model=base, adapter=name)
+    model, _, adapter = (name, "", "") if folder.exists() else name.partition("+")
+    return SourceRef(model=model, adapter=adapter or None)
 
 
 def _space(depths: Sequence[int], based: bool) -> list[str]:

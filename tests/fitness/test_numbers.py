@@ -61,6 +61,17 @@ from hf_evomerge.fitness.numbers import last_number, last_number_text, parse_num
         ("1½", 1.5, 1),
         (r"\frac{3}{4}", 0.75, 4),
         (r"\frac34", 0.75, 34),
+        (r"2\frac{1}{2}", 2.5, 2),
+        (r"$-2\frac12$", -2.5, 12),
+        (r"-\frac{1}{2}", -0.5, 2),
+        ("三分の二です", 2 / 3, None),
+        ("3分の1", 1 / 3, 1),
+        ("マイナス五", -5, None),
+        ("答えは-五です", -5, None),
+        ("10^3", 1000, 3),
+        ("10^{-2} m", 0.01, 2),
+        ("1.500.000", 1500000, 0.0),
+        ("1.234.567.8", 567.8, 0.8),
         ("マイナス5", -5, 5),
         ("2024/05/01", 1, 1),
         ("1/0", 0, 0),
@@ -94,6 +105,8 @@ def test_last_number(text: str, number: float | None, paper: float | None) -> No
         ("3.1415", 3.1415),
         ("12.345.678,9", 12345678.9),
         ("-1 080 €", -1080),
+        ("-.5", -0.5),
+        ("1,500,000", 1500000),
     ],
 )
 def test_decimal_comma(text: str, number: float) -> None:
@@ -103,7 +116,17 @@ def test_decimal_comma(text: str, number: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("18", 18), (" 7.0 ", 7), ("1,000", 1000), ("3/4", 0.75), ("十八", 18), ("7 eggs", None), ("", None), ("1 2", None)],
+    [
+        ("18", 18),
+        (" 7.0 ", 7),
+        ("1,000", 1000),
+        ("3/4", 0.75),
+        ("十八", 18),
+        ("-十八", -18),
+        ("7 eggs", None),
+        ("", None),
+        ("1 2", None),
+    ],
 )
 def test_a_text_that_is_one_number(text: str, number: float | None) -> None:
     """A right answer is one number and nothing else."""
@@ -130,7 +153,8 @@ def test_no_text_breaks_it(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["1,", "1", "1,000", ",000", "1 /", "- $", "1万", "1.1.", r"\frac{1", "1 ", "十", "1 000 ", "1e", "1×10", "9" * 9]
+    "piece",
+    ["1,", "1", "1,000", ",000", "1 /", "- $", "1万", "1.1.", r"\frac{1", "1 ", "十", "分の1", "1 000 ", "1e", "1×10", "9" * 9],
 )
 def test_long_texts_take_no_longer_than_they_are(piece: str) -> None:
     """A hundred thousand characters of the worst kind are read within seconds: no expression tries again and again."""

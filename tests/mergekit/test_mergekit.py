@@ -270,6 +270,7 @@ def test_settings_without_effect_are_noted() -> None:
             "merge.slices[0].layers: 2, 3, 2 layers",
         ),
         ("a: [", "not valid YAML: "),
+        ("a: 1\n---\nb: 1", "several documents in one file; split it"),
         (MODELS + "merge_method: linear\nparameters: {weight: .inf}", "models (org/a).weight: inf is not a finite number"),
         (MODELS + f"merge_method: linear\nparameters: {{weight: {'9' * 400}}}", "models (org/a).weight: 99999"),
         (
@@ -291,6 +292,13 @@ def test_what_a_recipe_cannot_say_is_refused(text: str, message: str) -> None:
         from_mergekit(text)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_files_of_experts_are_named(tmp_path: Path) -> None:
+    """A file of mergekit-moe is told by its name, not by the keys that a recipe lacks."""
+    (tmp_path / "moe.yml").write_text("base_model: a\nexperts: [{source_model: b, positive_prompts: [c]}]")
+    with pytest.raises(RecipeError, match=r"moe\.yml: a file of mergekit-moe"):
+        load(tmp_path / "moe.yml")
 
 
 def test_a_bomb_of_aliases_is_refused_at_once() -> None:

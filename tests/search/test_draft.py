@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from hf_evomerge import cli
@@ -151,3 +152,19 @@ def test_the_command_replaces_no_file_unasked(tiny: Path, tmp_path: Path, monkey
     assert (again.exit_code, again.stderr.count("exists already")) == (1, 1)
     alone = CliRunner().invoke(cli.app, ["init", str(tiny / "a"), "--data", data.name, "--out", "other.yaml"])
     assert "give the names of two fine-tunes of one model" in alone.stderr
+
+
+def test_adapters_are_sources(tiny: Path, tmp_path: Path) -> None:
+    """An adapter of the base that is given, by its folder; and one named with its base."""
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForCausalLM.from_pretrained(tiny / "base", trust_remote_code=False)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
+    lora, data = str(tmp_path / "lora"), _data(tmp_path, {"question": "w1 w2", "answer": 3})
+    draft = draft_search([lora, f"{tiny / 'a'}+{lora}", str(tiny / "b")], data, base=str(tiny / "base"))
+    sources = parse_yaml(SearchConfig, draft.text, SearchError).sources
+    assert [(source.model, source.adapter) for source in sources] == [
+        (str(tiny / "base"), lora),
+        (str(tiny / "a"), lora),
+        (str(tiny / "b"), None),
+    ]

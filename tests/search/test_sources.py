@@ -21,6 +21,7 @@ from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.draft import draft_search
 from hf_evomerge.search.evaluation import evaluate_model
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import run_search
@@ -119,6 +120,11 @@ def test_a_search_over_vocabularies(more_words: Path, tmp_path: Path, search_con
     search_config("ps", more_words).save(tmp_path / "search.yaml")
     status, line = _hf("search", tmp_path / "search.yaml", "-o", tmp_path / "out", "--dry-run")
     assert (status, "vocabulary: union" in line) == (1, True)
+    names = (str(more_words / name) for name in ("a", "b"))
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(f'{{"prompt": "w1 w{number}", "answer": 3}}\n' for number in range(9)), encoding="utf-8")
+    drafted = draft_search([*names], problems, base=str(more_words / "base")).text
+    assert "\nvocabulary: union #" in drafted
     optimizer = {"algorithm": "gradient", "evaluations": 6}
     ps = {"groups": "tensor", "starts": ["average", "metagpt"], "optimizer": optimizer}
     config = search_config("ps", more_words, ps=ps, vocabulary="union")
