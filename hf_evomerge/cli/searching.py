@@ -182,7 +182,8 @@ def search(
             if no_model:
                 raise EvoMergeError("--push-to needs the model that --no-model does not build; leave out one of them")
             options = PushOptions(private=private, license=license, space=space)
-            check_push(push_to, [*config.sources, *([config.base] if config.base is not None else [])], options)
+            refs = [*config.sources, *([config.base] if config.base is not None else [])]
+            check_push(push_to, refs, options, draws=config.fitness.task == "clip")
         if dry_run:
             from ..search.folder import check_out
             from ..search.plan import plan_search
