@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -215,7 +216,7 @@ def _column(record: Record, what: str) -> NDArray[np.float64]:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("0.", ".", 1)
+    return re.sub(r"(?<=[+-])0(?=\.)", "", f"{value:+.3f}")
 
 
 def _reached(costs: list[int | None]) -> str:
