@@ -193,10 +193,11 @@ def results_table(published: Published) -> str:
     if not published.rows:
         return ""
     results = mapping(published.study.get("results"))
-    rows, lead_of = [], ""
+    rows, leads = [], dict[str, str]()
     for row in published.rows:
-        lead = mapping(row.get("lead"))
-        lead_of = str(lead.get("measure", lead_of))
+        for key in ("lead", "fitness_lead"):
+            if measure := mapping(row.get(key)).get("measure"):
+                leads[key] = str(measure)
         accuracy, error = as_float(row.get("accuracy")), as_float(row.get("accuracy_se"))
         fitness, spread = as_float(row.get("fitness")), as_float(row.get("fitness_se"))
         rows.append(
@@ -205,15 +206,14 @@ def results_table(published: Published) -> str:
                 (number(accuracy) if accuracy is None else f"{accuracy:.3f}") + ("" if error is None else f" ± {error:.3f}"),
                 number(fitness) + ("" if spread is None else f" ± {number(spread, 2)}"),
                 row.get("evaluations") or "",
-                _lead_text(lead),
+                *(_lead_text(mapping(row.get(key))) for key in ("lead", "fitness_lead")),
             )
         )
     winner = next((at for at, row in enumerate(published.rows) if row.get("winner")), None)
     caption = f"{results.get('examples', '')} problems of the {results.get('split', 'test')} split; ± is one standard error"
     unit = f" ({published.unit})" if published.unit else ""
     heads = ["model", "accuracy", f"fitness{unit}", "evaluations"]
-    if lead_of:
-        heads.append(f"winner's lead in {lead_of} (95 %)")
+    heads += [f"winner's lead in {measure}{unit if measure == 'fitness' else ''} (95 %)" for measure in leads.values()]
     shown = [row[: len(heads)] for row in rows]
     said = "".join(f"<li>{escape(sentence)}</li>" for sentence in listing(results.get("verdict")))
     verdict = f'<ul class="ev-verdict">{said}</ul>' if said else ""

@@ -8,8 +8,9 @@ bootstrap over examples, and Fisher's test by random signs. The seed is fixed: t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -53,6 +54,11 @@ class Comparison:
         return self.high < 0 and self.p < 0.05
 
     @property
+    def is_close(self) -> bool:
+        """Whether interval and p value disagree, as two methods may at the edge: nothing that one could rely on."""
+        return (self.low > 0 or self.high < 0) != (self.p < 0.05)
+
+    @property
     def interval(self) -> str:
         """The interval for people: ``0.063 to 0.181``."""
         return f"{self.low:.3f} to {self.high:.3f}"
@@ -92,7 +98,7 @@ def compare(first: Scores, second: Scores, measure: Measure | None = None) -> Co
     if _is_binary(one) and _is_binary(other):
         gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
         return Comparison(measure, mean, *_matched_interval(gained, lost, count), mcnemar(gained, lost), count)
-    return Comparison(measure, mean, *_bootstrap_interval(difference), _random_signs(difference), count)
+    return Comparison(measure, mean, *_resampled(difference.tobytes()), count)
 
 
 def main_measure(*scores: Scores) -> Measure:
@@ -100,6 +106,26 @@ def main_measure(*scores: Scores) -> Measure:
     whole = [each for each in scores if each.error is None]
     right_or_wrong = all(_is_binary(each.values) for each in whole)
     return "fitness" if right_or_wrong or any(each.correct is None for each in whole) else "accuracy"
+
+
+def measures(*scores: Scores) -> list[Measure]:
+    """Everything that models can be compared by, `main_measure` first: accuracy and fitness, where they are two things."""
+    main = main_measure(*scores)
+    return [main] if main == "fitness" else [main, "fitness"]
+
+
+def compare_all(first: Scores, second: Scores, by: Sequence[Measure]) -> list[Comparison]:
+    """Comparisons by each measure; the one that tells the models apart first, or fitness where accuracies are equal.
+
+    Returns:
+        As many as there are measures; none where one of the two failed, or there are fewer than two examples.
+    """
+    found = [each for measure in by if (each := compare(first, second, measure)) is not None]
+
+    def rank(each: Comparison) -> int:
+        return 0 if each.is_better or each.is_worse else 2 if each.measure == "accuracy" and each.difference == 0 else 1
+
+    return sorted(found, key=rank)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -152,6 +178,13 @@ def _matched_interval(gained: int, lost: int, count: int) -> tuple[float, float]
     middle = (more - fewer) / size
     half = _Z * math.sqrt((more + fewer) - (more - fewer) ** 2 / size) / size
     return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+@lru_cache(maxsize=256)  # the table, its file and the words are about the same comparisons
+def _resampled(difference: bytes) -> tuple[float, float, float]:
+    """Interval and p value."""
+    numbers = np.frombuffer(difference)
+    return *_bootstrap_interval(numbers), _random_signs(numbers)
 
 
 def _bootstrap_interval(difference: NDArray[np.float64]) -> tuple[float, float]:

@@ -20,7 +20,8 @@ from ..checkpoints.pipeline import INDEX
 from ..errors import HubError, one_line
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..search.config import STAGES
-from ..search.rows import lead_text, plus_minus
+from ..search.rows import LEADS, lead_text, plus_minus
+from ..search.verdict import RULE
 from .bundled import bundled
 from .client import ask
 from .licenses import LicenseDecision
@@ -303,16 +304,20 @@ def _path_values(facts: CardFacts) -> dict[str, Any]:
 def _result_values(study: dict[str, Any] | None) -> dict[str, Any]:
     results = (study or {}).get("results") or {"rows": [], "split": "test", "examples": 0}
     rows = results["rows"]
-    task = (study or {}).get("settings", {}).get("fitness", {}).get("task")
+    task, unit = (study or {}).get("settings", {}).get("fitness", {}).get("task"), (study or {}).get("unit")
+    kept = [(name, each) for row in rows for name, each in row.get("retained", {}).items()]
+    cut_there = dict.fromkeys(f"on {name}, cut" for name, each in kept if each.get("truncated"))
+    measured = {key: next((row[key]["measure"] for row in rows if row.get(key)), None) for key in LEADS}
     return {
         "results": results,
         "split_text": _SPLITS.get(results["split"], "problems"),
         "rows": [_row(row) for row in rows],
         "verdict": [markdown_text(sentence) for sentence in results.get("verdict", [])],
         "headline": _headline(results),
-        "retained": list(dict.fromkeys(f"on {name}" for row in rows for name in row.get("retained", {}))),
+        "retained": [*dict.fromkeys(f"on {name}" for row in rows for name in row.get("retained", {})), *cut_there],
         "has_cut": any(row.get("truncated") for row in rows),
-        "lead_measure": next((row["lead"]["measure"] for row in rows if row.get("lead")), None),
+        "leads": {key: f"{of}, {unit}" if unit and of == "fitness" else of for key, of in measured.items() if of},
+        "rule": RULE,
         "has_accuracy": any(row.get("accuracy") is not None for row in rows),
         "random_text": _random_text(rows, (study or {}).get("space")),
         "fitness_text": _FITNESS.get(str(task), "the score of the search's own task"),
@@ -362,8 +367,9 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "accuracy": figure("accuracy"),
         "fitness": figure("fitness") or "failed",
         "evaluations": row["evaluations"] or "",
-        "lead": lead_text(row.get("lead")),
+        **{key: lead_text(row.get(key)) for key in LEADS},
         **{f"on {name}": _kept(figures) for name, figures in row.get("retained", {}).items()},
+        **{f"on {name}, cut": f"{each.get('truncated') or 0:.1%}" for name, each in row.get("retained", {}).items()},
         "cut": "" if row.get("truncated") is None else f"{row['truncated']:.1%}",
     }
     bold = "**" if row["winner"] else ""

@@ -18,7 +18,7 @@ from .callbacks import Progress, SearchCallback
 from .config import RETAINED, SearchConfig, Stage
 from .front import finalists, front, judged, volumes
 from .nsga import knee, non_dominated
-from .objectives import vector
+from .objectives import FITNESS, units, vector
 from .opened import SourceSummary
 from .results import Result
 from .rows import Row
@@ -232,6 +232,7 @@ class Search:
             objectives=self.config.objective_names if points else [],
             front=judged(points, scores, winner),
             volumes=volumes(self.config, self.study) if points else {},
+            unit=units(self.config)[FITNESS],
         )
 
     @property

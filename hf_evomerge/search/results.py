@@ -7,8 +7,8 @@ from typing import Any
 
 from ..recipes.recipe import Recipe
 from .front import Point, front_table, front_verdict, point_json
-from .rows import Row, RowStage, lead_json, rows_table
-from .verdict import verdict
+from .rows import Row, RowStage, leads_json, rows_table
+from .verdict import RULE, verdict
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Result:
         rows: Base, sources, uniform average, the winner of each stage.
         objectives: The names of the objectives, where there are several.
         front: The models that no other beats in all of them, the best fitness first.
+        unit: What the fitness is measured in, such as ``nats per answer``; empty where it has no unit.
         volumes: Hypervolume over evaluations, per stage; see `volumes` in ``front.py``.
     """
 
@@ -30,6 +31,7 @@ class Result:
     objectives: list[str] = field(default_factory=list)
     front: list[Point] = field(default_factory=list)
     volumes: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    unit: str = ""
 
     @property
     def examples(self) -> int:
@@ -47,13 +49,13 @@ class Result:
     def verdict(self) -> list[str]:
         """What the comparison says of the winner, in sentences."""
         if not self.front:
-            return verdict(self.rows, self.split)
+            return verdict(self.rows, self.split, self.unit)
         return front_verdict(self.front, self.rows, self.objectives, self.split)
 
     def to_json(self) -> dict[str, Any]:
         """The comparison, for ``results.json`` and the record. Each row has the winner's lead over it."""
-        rows = [{**row.to_json(), "lead": lead_json(self.rows, row)} for row in self.rows]
-        report = {"split": self.split, "examples": self.examples, "rows": rows, "verdict": self.verdict}
+        rows = [{**row.to_json(), **leads_json(self.rows, row)} for row in self.rows]
+        report = {"split": self.split, "examples": self.examples, "unit": self.unit, "rows": rows, "verdict": self.verdict}
         if not self.front:
             return report
         points = [point_json(point, self.objectives) for point in self.front]
@@ -62,5 +64,8 @@ class Result:
     def __str__(self) -> str:
         """The comparison as a table, and what it says."""
         caption = f"{self.examples} {self.split} examples; ± is one standard error, (...) an interval of 95 %; * is the winner"
+        caption += f"\n{RULE}"
         points = ["", front_table(self.front, self.objectives, self.split)] if self.front else []
-        return "\n".join([rows_table(self.rows, caption), *points, "", *(f"- {sentence}" for sentence in self.verdict)])
+        return "\n".join(
+            [rows_table(self.rows, caption, self.unit), *points, "", *(f"- {sentence}" for sentence in self.verdict)]
+        )

@@ -9,8 +9,11 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from ..fitness.comparison import Comparison, compare, main_measure
+from ..fitness.comparison import Comparison, Measure, compare, measures
 from ..fitness.scores import Scores
+
+LEADS = ("lead", "fitness_lead")
+"""Keys of the winner's leads in ``results.json``."""
 
 RowStage = Literal["base", "source", "average", "lora", "random", "ps-first", "ps", "dfs-first", "dfs", "joint"]
 
@@ -46,7 +49,9 @@ class Row:
             "model": self.model,
             **_figures(self.scores),
             "truncated": self.scores.truncated_share,
-            "retained": {name: _figures(scores) for name, scores in self.retained.items()},
+            "retained": {
+                name: {**_figures(scores), "truncated": scores.truncated_share} for name, scores in self.retained.items()
+            },
             **({"objectives": {name: each.mean for name, each in self.scores.others.items()}} if self.scores.others else {}),
             "evaluations": int(self.evaluations) if self.evaluations == int(self.evaluations) else self.evaluations,
             "seconds": self.seconds,
@@ -64,22 +69,22 @@ def _figures(scores: Scores) -> dict[str, float | None]:
     }
 
 
-def lead(rows: Sequence[Row], row: Row) -> Comparison | None:
+def lead(rows: Sequence[Row], row: Row, measure: Measure) -> Comparison | None:
     """By how much the winner of some rows is better than one of them; None for itself, and where nothing won or failed."""
     winner = next((each for each in rows if each.winner), None)
-    if winner is None or winner is row:
-        return None
-    return compare(winner.scores, row.scores, main_measure(*(each.scores for each in rows)))
+    return None if winner is None or winner is row else compare(winner.scores, row.scores, measure)
 
 
-def lead_json(rows: Sequence[Row], row: Row) -> dict[str, Any] | None:
-    """The winner's lead for files: the fields of `Comparison`; None where there is none."""
-    found = lead(rows, row)
-    return None if found is None else asdict(found)
+def leads_json(rows: Sequence[Row], row: Row) -> dict[str, dict[str, Any] | None]:
+    """The winner's leads for files, with the fields of `Comparison`: ``lead`` by accuracy, or by fitness where it is all there
+    is; ``fitness_lead`` by fitness beside accuracy. None where there is none.
+    """
+    found = [lead(rows, row, measure) for measure in measures(*(each.scores for each in rows))]
+    return {key: None if each is None else asdict(each) for key, each in zip(LEADS, found, strict=False)}
 
 
 def lead_text(found: Mapping[str, Any] | None) -> str:
-    """A lead as `lead_json` gives it, for people: difference, interval, p; empty where there is none.
+    """A lead as `leads_json` gives it, for people: difference, interval, p; empty where there is none.
 
     Example:
         >>> lead_text({"measure": "accuracy", "difference": 0.12, "low": 0.063, "high": 0.181, "p": 0.0004, "examples": 500})
@@ -88,20 +93,22 @@ def lead_text(found: Mapping[str, Any] | None) -> str:
     return "" if found is None else str(Comparison(**found))
 
 
-def rows_table(rows: Sequence[Row], caption: str) -> str:
-    """Models side by side: fitness and accuracy with standard errors, what they cost, and the winner's lead over each.
+def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
+    """Models side by side: fitness and accuracy with standard errors, what they cost, and the winner's leads over each.
 
     Where there are several objectives, answers cut at the limit of their length, or retained examples, there are columns for
     these.
     """
     table = Table(box=None, header_style="bold", pad_edge=False, caption=caption, caption_justify="left")
-    leads = [lead(rows, row) for row in rows]
+    by = measures(*(row.scores for row in rows))
+    leads = [[lead(rows, row, measure) for measure in by] for row in rows]
+    by = by if any(any(found) for found in leads) else []
     others = list(dict.fromkeys(name for row in rows for name in row.scores.others))
     headings = ["", "fitness", "accuracy", *others, "evaluations", "to search, s" if "seconds" in others else "seconds"]
-    if named := next((found.measure for found in leads if found is not None), None):
-        headings.append(f"winner's lead in {named}")
+    headings += [f"winner's lead in {measure}{f', {unit}' if unit and measure == 'fitness' else ''}" for measure in by]
     retained = list(dict.fromkeys(name for row in rows for name in row.retained))
-    headings += [f"on {name}" for name in retained]
+    cut_there = [name for name in retained if any(row.retained[name].truncated_share for row in rows if name in row.retained)]
+    headings += [f"on {name}" for name in retained] + [f"on {name}, cut" for name in cut_there]
     is_cut = any(row.scores.truncated_share for row in rows)
     headings += ["answers cut"] if is_cut else []
     for heading in headings:
@@ -114,8 +121,9 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
             *(other_text(row.scores.others.get(name)) for name in others),
             f"{row.evaluations:g}" if row.evaluations else "",
             f"{row.seconds:.0f}" if row.seconds else "",
-            *([] if named is None else ["" if found is None else str(found)]),
+            *("" if each is None else str(each) for each in found[: len(by)]),
             *(best_text(row.retained.get(name)) for name in retained),
+            *(f"{row.retained[name].truncated_share or 0:.1%}" if name in row.retained else "" for name in cut_there),
             *([f"{row.scores.truncated_share or 0:.1%}"] if is_cut else []),
         )
     return render(table)

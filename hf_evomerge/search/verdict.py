@@ -6,29 +6,33 @@ And before it begins: have the sources anything to give each other, and could th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-from ..fitness.comparison import column, compare, main_measure, needed_examples
+from ..fitness.comparison import Comparison, Measure, column, compare_all, main_measure, measures, needed_examples
 from ..fitness.scores import Scores
 from .config import STAGES
 from .rows import Row
 
 MOST_CUT = 0.02  # share of answers that may be cut without a word
+RULE = "better and WORSE: p is below .05 and the interval excludes 0; hardly: one of the two, which at the edge may disagree"
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
 
 
-def verdict(rows: Sequence[Row], split: str) -> list[str]:
+def verdict(rows: Sequence[Row], split: str, unit: str = "") -> list[str]:
     """Sentences about the winner of a comparison, the most important first; none where nothing won or it failed.
 
     Args:
         rows: Every model, on the same examples; one is the winner.
         split: What they were measured on.
+        unit: What the fitness is measured in; empty where it has no unit.
     """
     winner = next((row for row in rows if row.winner), None)
     if winner is None or winner.scores.error is not None:
         return []
-    measure = main_measure(*(row.scores for row in rows))
+    by = measures(*(row.scores for row in rows))
+    measure, against = by[0], partial(_against, winner=winner, by=by, unit=unit)
     sentences = []
     if not column(winner.scores, measure).any() and (measure == "accuracy" or not winner.scores.values.any()):
         sentences.append(
@@ -36,21 +40,21 @@ def verdict(rows: Sequence[Row], split: str) -> list[str]:
         )
     parents = [row for row in rows if row.stage == "source" and row.scores.error is None]
     if parents:
-        best = max(parents, key=lambda row: float(column(row.scores, measure).mean()))
-        sentences += _against(winner, best, f"its best parent, {best.model}", "use that one instead")
+        best = max(parents, key=lambda row: _means(row.scores, by))
+        sentences += against(best, f"its best parent, {best.model}", "use that one instead")
     bases = [row for row in rows if row.stage == "base" and row.scores.error is None]
     for base in bases:
-        sentences += _against(winner, base, f"the base, {base.model.removeprefix('base: ')}", "use that one instead")
+        sentences += against(base, f"the base, {base.model.removeprefix('base: ')}", "use that one instead")
     for row in rows:
         if row.stage == "average":
-            sentences += _against(winner, row, "the plain average", "the average is the better merge", "over the plain average")
+            sentences += against(row, "the plain average", "the average is the better merge", "over the plain average")
         elif row.stage == "random":
-            sentences += _against(winner, row, "the random search", "random search found the better one", "over random search")
+            sentences += against(row, "the random search", "random search found the better one", "over random search")
         elif row.stage == "lora":
-            sentences += _against(winner, row, f"a {row.model}", "here fine-tuning is worth more than merging")
+            sentences += against(row, f"a {row.model}", "here fine-tuning is worth more than merging")
         elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
-            sentences += _against(winner, row, row.model, "the validation split chose the other one")
-    sentences += _forgotten(winner, parents + bases) + _cut(rows)
+            sentences += against(row, row.model, "the validation split chose the other one")
+    sentences += _forgotten(winner, parents + bases, unit) + _cut(rows)
     if split == "test":
         sentences.append(
             "the test split was scored once, after the winner was chosen; p values are not corrected for their number"
@@ -60,44 +64,72 @@ def verdict(rows: Sequence[Row], split: str) -> list[str]:
     return [sentence[0].upper() + sentence[1:] for sentence in sentences]
 
 
-def _against(winner: Row, other: Row, name: str, advice: str, added: str | None = None) -> list[str]:
-    """One sentence about the winner and another model; none where they cannot be compared."""
-    found = compare(winner.scores, other.scores)
-    if found is None:
+def _means(scores: Scores, by: Sequence[Measure]) -> tuple[float, ...]:
+    """Accuracy, and fitness, which decides between models of one accuracy."""
+    return tuple(float(column(scores, measure).mean()) for measure in by)
+
+
+def _against(
+    other: Row, name: str, advice: str, added: str | None = None, *, winner: Row, by: Sequence[Measure], unit: str
+) -> list[str]:
+    """One sentence about the winner and another model, by what tells them apart; none where they cannot be compared."""
+    if not (compared := compare_all(winner.scores, other.scores, by)):
         return []
-    by = f"by {abs(found.difference):.3f} of {found.measure}"
+    found, beside = compared[0], _beside(compared, unit)
+    said, size = f"by {abs(found.difference):.3f} {_of(found, unit)}", f"{found.examples} examples"
     if found.is_better:
-        return [f"{winner.model} is better than {name}, {by} ({found.interval})"]
+        return [f"{winner.model} is better than {name}, {said} ({found.interval}){beside}"]
     if found.is_worse:
-        return [f"{winner.model} is WORSE than {name}, {by} ({-found.high:.3f} to {-found.low:.3f}): {advice}"]
+        return [f"{winner.model} is WORSE than {name}, {said} ({-found.high:.3f} to {-found.low:.3f}){beside}: {advice}"]
+    told = f"{found}{f' {_of(found, unit)}' if len(compared) > 1 else ''}{beside}"
     if added is not None:
-        return [f"the search added nothing {added} that {found.examples} examples could show: {found}"]
-    return [f"{winner.model} is not distinguishable from {name}, on {found.examples} examples: {found}"]
+        nothing = "hardly anything" if found.is_close else "nothing"
+        return [f"the search added {nothing} {added} that {size} could show: {told}"]
+    return [f"{winner.model} is {_not(found)} distinguishable from {name}, on {size}: {told}"]
 
 
-def _forgotten(winner: Row, parents: Sequence[Row]) -> list[str]:
+def _not(found: Comparison) -> str:
+    return "hardly" if found.is_close else "not"
+
+
+def _of(found: Comparison, unit: str) -> str:
+    return unit if unit and found.measure == "fitness" else f"of {found.measure}"
+
+
+def _beside(compared: Sequence[Comparison], unit: str) -> str:
+    """The other measures' comparisons, after a sentence about the first; loud where they say the contrary."""
+    said = ""
+    for found in compared[1:]:
+        word = "but WORSE " if found.is_worse and not compared[0].is_worse else ""
+        word = "but better " if found.is_better and not compared[0].is_better else word
+        said += f"; {word}in {found.measure}{f' ({unit})' if unit and found.measure == 'fitness' else ''}: {found}"
+    return said
+
+
+def _forgotten(winner: Row, parents: Sequence[Row], unit: str) -> list[str]:
     """What the winner lost, or gained, on examples that the search did not look at."""
     sentences = []
     for name, scores in winner.retained.items():
         others = {row.model: row.retained[name] for row in parents if row.retained.get(name, scores).error is None}
-        measure = main_measure(scores, *others.values())
+        by = measures(scores, *others.values())
         if scores.error is not None or not others:
             sentences.append(f"on {name} it could not be scored: {scores.error or 'no parent could be'}")
             continue
-        best = max(others, key=lambda model: float(column(others[model], measure).mean()))
-        found = compare(scores, others[best], measure)
-        change = (
-            "worse" if found is not None and found.is_worse else "better" if found is not None and found.is_better else None
-        )
-        said = f"{change} than" if change else "not distinguishable from"
+        best = max(others, key=lambda model: _means(others[model], by))
         there = f"the best there, {best.removeprefix('base: ')}"
-        sentences.append(f"on {name}, which was not searched on, it is {said} {there}: {found or ''}")
+        if not (compared := compare_all(scores, others[best], by)):
+            continue  # of one example
+        found = compared[0]
+        said = "worse than" if found.is_worse else "better than" if found.is_better else f"{_not(found)} distinguishable from"
+        told = f"{found}{f' {_of(found, unit)}' if len(compared) > 1 else ''}{_beside(compared, unit)}"
+        sentences.append(f"on {name}, which was not searched on, it is {said} {there}: {told}")
     return sentences
 
 
 def _cut(rows: Sequence[Row]) -> list[str]:
     """A warning where many answers ended at the limit of their length, not at their end."""
     cut = {row.model: row.scores.truncated_share or 0.0 for row in rows}
+    cut |= {f"{row.model} on {name}": kept.truncated_share or 0.0 for row in rows for name, kept in row.retained.items()}
     if max(cut.values()) <= MOST_CUT:
         return []
     listed = ", ".join(f"{model} {share:.0%}" for model, share in cut.items() if share > MOST_CUT)

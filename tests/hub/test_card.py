@@ -305,3 +305,18 @@ def test_parents_in_folders_of_one_name_are_told_apart() -> None:
     assert "| 0 | final (m/final) |" in card
     assert "| 1 | final (j/final) |" in card
     assert "A merge of final (m/final) and final (j/final)." in card or "weights of final (m/final) and final (j/final)" in card
+
+
+def test_both_leads_and_cut_answers_of_retained_data_are_shown() -> None:
+    """Beside the lead in accuracy stands the one in fitness with its unit; cut answers on retained data have a column."""
+    study = copy.deepcopy(STUDY)
+    study["unit"] = "nats per answer"
+    lead = {"difference": -5.0, "low": -6.0, "high": -4.0, "p": 0.001, "examples": 8}
+    row = study["results"]["rows"][0]
+    row |= {"winner": False, "lead": {"measure": "accuracy", **lead}, "fitness_lead": {"measure": "fitness", **lead}}
+    row["retained"] = {"old": {"accuracy": 0.5, "truncated": 0.25}}
+    card = _card(_facts("ps", study=study)).text
+    assert "this model's lead in fitness, nats per answer (95 %) |" in card
+    assert "-5.000 (-6.000 to -4.000), p = 0.001 | -5.000" in card
+    assert "on old, cut |" in card
+    assert " 25.0% |" in card

@@ -8,7 +8,7 @@ import pytest
 from hf_evomerge.fitness import Scores
 from hf_evomerge.search.results import Result
 from hf_evomerge.search.rows import Row, RowStage, rows_table
-from hf_evomerge.search.verdict import about_parents, verdict
+from hf_evomerge.search.verdict import RULE, about_parents, verdict
 
 N = 200
 
@@ -125,13 +125,67 @@ def test_a_parent_that_is_nowhere_ahead() -> None:
     assert about_parents({"a": form, "b": Scores.failed("broke")}, 100) == ([], None)
 
 
+def test_a_search_by_likelihood_is_judged_by_it() -> None:
+    """Where no answer is right anywhere, the log-likelihood says which parent is the best, and that the winner is WORSE."""
+    noise, wrong = np.random.default_rng(0).normal(0, 1, N), [False] * N
+    parents = [Row("source", name, Scores(mean + noise, correct=wrong)) for name, mean in (("a", -26.0), ("b", -23.6))]
+    rows = [*parents, Row("ps", "evolved PS", Scores(-28.6 - noise, correct=wrong), winner=True)]
+    result = Result(None, "test", rows, unit="nats per answer")  # type: ignore[arg-type]
+    every, sentence, *_ = result.verdict
+    assert every.startswith("EVERY ANSWER of evolved PS IS WRONG")
+    assert sentence.startswith("Evolved PS is WORSE than its best parent, b, by 5.0")
+    assert " nats per answer (4." in sentence
+    assert "; in accuracy: +0.000 (" in sentence
+    assert "winner's lead in fitness, nats per answer" in str(result)
+    saved = result.to_json()
+    assert saved["unit"] == "nats per answer"
+    assert saved["rows"][1]["lead"]["measure"] == "accuracy"
+    lead = saved["rows"][1]["fitness_lead"]
+    assert lead["measure"] == "fitness"
+    assert lead["high"] < -4
+    assert rows[2].scores.mean is not None
+    assert parents[1].scores.mean is not None
+    assert lead["difference"] == pytest.approx(rows[2].scores.mean - parents[1].scores.mean)
+
+
+def test_accuracy_and_fitness_that_disagree() -> None:
+    """A winner with more right answers and a worse log-likelihood has both said; accuracy goes first where it tells."""
+    right = np.arange(N) < N / 2
+    rows = [
+        Row("source", "a", Scores(np.full(N, -1.0), correct=[False] * N)),
+        Row("ps", "evolved PS", Scores(np.where(right, -1.0, -9.0), correct=right), winner=True),
+    ]
+    sentence = verdict(rows, "test", "nats per answer")[0]
+    assert sentence.startswith("Evolved PS is better than its best parent, a, by 0.500 of accuracy (")
+    assert "; but WORSE in fitness (nats per answer): -4.000 (" in sentence
+
+
+def test_an_interval_and_a_test_that_disagree_are_explained() -> None:
+    """Five answers more of thirty: the interval excludes 0 and p is .062, so the words say hardly, and the footnote why."""
+    won = np.arange(30) < 5
+    rows = [Row("source", "a", Scores([0.0] * 30)), Row("ps", "evolved PS", Scores(won), winner=True)]
+    text = str(Result(None, "test", rows))  # type: ignore[arg-type]
+    assert "is hardly distinguishable from its best parent, a, on 30 examples: +0.167 (0.016 to 0.296), p = 0.062" in text
+    assert "hardly: one of the two" in text
+
+
+def test_cut_answers_on_retained_data_are_warned_about() -> None:
+    """Answers to retained examples that were cut are counted in table and file, and named above 2 %."""
+    cut = Scores([1.0] * N, outputs=["x"] * N, truncated=np.arange(N) < 0.1 * N)
+    rows = [Row(**{**vars(row), "retained": {"sums": cut}}) for row in _rows(0.9)[3:5]]
+    warned = next(s for s in verdict(rows, "test") if s.startswith("ANSWERS WERE CUT"))
+    assert "evolved PS on sums 10%" in warned
+    assert "on sums, cut" in rows_table(rows, "")
+    assert rows[0].to_json()["retained"]["sums"]["truncated"] == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("winner", [0.9, 0.1])
 def test_the_table_has_the_lead(winner: float) -> None:
     """Every row but the winner's has the winner's lead over it, with interval and p, in text and in JSON."""
     rows = _rows(winner)
     text = str(Result(None, "test", rows))  # type: ignore[arg-type]
     assert "winner's lead in accuracy" in text
-    assert text.count(" p ") == len(rows) - 1 + sum(" p " in s for s in verdict(rows, "test"))
+    assert text.replace(RULE, "").count(" p ") == 2 * (len(rows) - 1) + sum(s.count(" p ") for s in verdict(rows, "test"))
     saved = Result(None, "test", rows).to_json()  # type: ignore[arg-type]
     assert [row["lead"] is None for row in saved["rows"]] == [row.winner for row in rows]
     assert saved["rows"][1]["lead"]["difference"] == pytest.approx(winner - 0.2)
