@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from .source import Source
@@ -34,6 +34,48 @@ def unchanged_tensors(source: Source, base: Source) -> frozenset[str]:
         if all(torch.equal(ours, theirs) for ours, theirs in _blocks(source, base, name)):
             unchanged.append(name)
     return frozenset(unchanged)
+
+
+def twins(sources: Sequence[Source], names: Sequence[str], *, download: bool) -> list[str]:
+    """A line for each source that has the weights of another before it, bit for bit: they have nothing to give each other.
+
+    Stops at the first difference, which fine-tunes have in their first tensors.
+
+    Args:
+        sources: The sources.
+        names: What they are called.
+        download: Whether weights may be downloaded; without it those of repositories are the same where their commits are.
+    """
+    lines = []
+    for later, source in enumerate(sources):
+        for earlier, other in enumerate(sources[:later]):
+            if _same(other, source, download=download):
+                lines.append(
+                    f"sources: {names[earlier]} and {names[later]} are the same model, every weight alike: there is nothing to "
+                    "merge between them; name another fine-tune, or leave one out"
+                )
+                break
+    return lines
+
+
+def _same(one: Source, other: Source, *, download: bool) -> bool:
+    if one.pinned == other.pinned:
+        return True
+    shapes = [{name: (info.dtype, info.shape) for name, info in each.tensors.items()} for each in (one, other)]
+    if shapes[0] != shapes[1]:
+        return False
+    away = [source for source in (one, other) if source.repository is not None or source.adapter is not None]
+    if away and not download:
+        return False
+    for source in away:
+        source.download()
+    return all(_alike(one, other, name) for name in [*one.changes, *one.tensors])
+
+
+def _alike(one: Source, other: Source, name: str) -> bool:
+    import torch
+
+    return all(torch.equal(ours, theirs) for ours, theirs in _blocks(one, other, name))
 
 
 def squared_distance(source: Source, base: Source) -> float:

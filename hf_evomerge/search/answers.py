@@ -1,18 +1,18 @@
-"""What the models of a search wrote: read from its study, shown beside the right answers, and written to a file."""
+"""What the models of a search wrote and scored, example by example: read from its study, shown, and written to a file."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import SearchError
 from ..fitness import Example, load_examples
-from ..recipes.recipe import RECIPE_FILE, Recipe
 from .config import SearchConfig
+from .folder import RESULTS_FILE
 from .places import settings_of
 from .spaces import uniform_average
 from .study import Study
@@ -20,14 +20,14 @@ from .study import Study
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model wrote for one example.
+    """What one model wrote for one example, and what it scored.
 
     Attributes:
-        model: What the model is called: a source's name, ``base``, ``uniform average``, ``winner``, or the trial that it was.
+        model: What the model is called in the table of results; of what has no row there, the trial that it was.
         split: The split of the example.
         prompt, expected: The example.
-        answer: What the model wrote.
-        score: Its score.
+        answer: What the model wrote; None where the task has it write nothing.
+        score: Its score, such as the log-likelihood of the right answer.
         right: Whether it was right; None where the task cannot tell.
         truncated: Whether it was cut at the limit of its length.
     """
@@ -36,14 +36,14 @@ class Answer:
     split: str
     prompt: str
     expected: str
-    answer: str
+    answer: str | None
     score: float
     right: bool | None
     truncated: bool
 
 
 def study_answers(folder: str | os.PathLike[str]) -> Iterator[Answer]:
-    """Every answer of the parents, the finalists and the winners of a study, model by model, split by split.
+    """Every answer and score of the parents, the finalists and the winners of a study, model by model, split by split.
 
     Answers of single trials are in the study too; see `Study.answers`.
 
@@ -56,13 +56,14 @@ def study_answers(folder: str | os.PathLike[str]) -> Iterator[Answer]:
         names = _names(study, config)
         for label, split in study.evaluated():
             scores = study.evaluation(label, split)
-            if scores is None or scores.outputs is None:
+            if scores is None or scores.error is not None:
                 continue
             if split not in examples:
                 if split not in config.splits:
                     raise SearchError(f"{folder}: the {split} examples came from Python; read Study.answers beside them")
                 examples[split] = load_examples(config.splits[split])
-            for i, (example, output) in enumerate(zip(examples[split], scores.outputs, strict=True)):
+            outputs: Sequence[str | None] = scores.outputs or [None] * scores.values.size
+            for i, (example, output) in enumerate(zip(examples[split], outputs, strict=True)):
                 right = None if scores.correct is None else bool(scores.correct[i])
                 cut = scores.truncated is not None and bool(scores.truncated[i])
                 text = (example.prompt, example.answer, output)
@@ -76,8 +77,12 @@ def _names(study: Study, config: SearchConfig) -> dict[str, str]:
         if trial.recipe_key is not None:
             names.setdefault(trial.recipe_key, f"{trial.stage} trial {trial.number}")
     names[uniform_average(config).key] = "uniform average"
-    if (file := study.folder / RECIPE_FILE).is_file():
-        names[Recipe.load(file).key] = "winner"
+    if "base" in names:
+        names["base"] = f"base: {names['base']}"
+    if (file := study.folder / RESULTS_FILE).is_file():
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        names |= {row["label"]: row["model"] for row in reversed(rows) if row.get("label")}
+        names |= {row["label"]: row["model"] for row in rows if row.get("label") and row["winner"]}
     return names
 
 
@@ -87,7 +92,7 @@ def describe_answers(folder: str | os.PathLike[str], count: int) -> str:
     for answer in study_answers(folder):
         by_example.setdefault((answer.split, answer.prompt, answer.expected), []).append(answer)
     if not by_example:
-        return "the task of this search keeps no answers: it scores given ones (likelihood), or is a function"
+        return "no model has been scored yet, so there are no answers to show"
     splits = [split for split, _, _ in by_example]
     judged = next(split for split in ("test", "validation", "search") if split in splits)
     lines: list[str] = []
@@ -95,7 +100,8 @@ def describe_answers(folder: str | os.PathLike[str], count: int) -> str:
         lines += [prompt, f"  expected: {expected}"]
         for answer in answers:
             mark = "" if answer.right is None else "right  " if answer.right else "wrong  "
-            lines.append(f"  {mark}{answer.model}: {answer.answer}{' [cut]' if answer.truncated else ''}")
+            text = f"{answer.score:.3f}" if answer.answer is None else f"{answer.answer}{' [cut]' if answer.truncated else ''}"
+            lines.append(f"  {mark}{answer.model}: {text}")
         lines.append("")
     return "\n".join(lines).rstrip()
 

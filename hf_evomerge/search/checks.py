@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ..checkpoints.unchanged import twins
 from ..errors import EvoMergeError, FitnessError, SearchError, one_line
 from ..fitness import check_disjoint
 from ..recipes.recipe import Recipe
@@ -71,6 +72,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     for source in [*evaluator.sources, *([evaluator.base] if evaluator.base is not None else [])]:
         evaluator.check_scored(source)
     found = Checked(notes=[*_unused(config), *_of_dtype(config, evaluator)])
+    found.warnings += twins(evaluator.sources, config.source_names, download=evaluator.weights)
     if config.space != "dfs" and evaluator.weights:
         found.warnings += evaluator.merged(config.merge_part()).sampled_findings().warnings
     found.notes += _check_average(config, evaluator)

@@ -16,10 +16,11 @@ from ..building.tokens import match_tokens
 from ..checkpoints.chat_template import most_common_template
 from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.source import Source
+from ..checkpoints.unchanged import twins
 from ..errors import FitnessError, SearchError
 from ..fitness.data import DataSpec, load_examples
 from ..fitness.records import read_jsonl
-from ..recipes.recipe import Recipe, SourceRef
+from ..recipes.recipe import Recipe, SourceRef, labels_of
 from ..recipes.strict_yaml import parse_yaml
 from .config import SPLITS, SearchConfig
 
@@ -111,6 +112,7 @@ def draft_search(
     found = (
         f"{len(opened)} models of {', '.join(map(str, dict.fromkeys(depths)))} layers, {size / 1e6:,.4g}M parameters each",
         f"{problems.count} problems in {file}: " + ", ".join(f"{count} for {split}" for split, count in problems.sizes.items()),
+        *(f"warning: {line}" for line in twins(opened, labels_of(refs), download=False)),
     )
     return Draft(text, found)
 

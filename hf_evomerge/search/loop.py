@@ -208,11 +208,13 @@ class Search:
         retained = self._retained(targets)
         rows = [self._parent_row(label, scores[label], retained[label]) for label in self._parents()]
         if average is not None and scores[average.key].error is None:
-            rows.append(Row("average", "uniform average", scores[average.key], retained=retained[average.key]))
+            rows.append(
+                Row("average", "uniform average", scores[average.key], retained=retained[average.key], label=average.key)
+            )
         elif average is not None:
             logger.warning(f"the results have no uniform average: {scores[average.key].error}")
         for label, (name, _, cost) in tuned.items():
-            rows.append(Row("lora", name, scores[label], cost, retained=retained[label]))
+            rows.append(Row("lora", name, scores[label], cost, retained=retained[label], label=label))
         for stage, key in winners.items():
             trials = [trial for before in self._behind(stage) for trial in self.study.trials(before)]
             name = _WINNER_NAMES[stage]
@@ -221,10 +223,10 @@ class Search:
             seconds = math.fsum(trial.scores.seconds for trial in trials)
             cost = round(math.fsum(trial.cost for trial in trials), 2)
             ended_with = key == winner and stage in self.config.spaces and not any(row.winner for row in rows)
-            rows.append(Row(stage, name, scores[key], cost, seconds, winner=ended_with, retained=retained[key]))
+            rows.append(Row(stage, name, scores[key], cost, seconds, winner=ended_with, retained=retained[key], label=key))
         if points and not any(row.winner for row in rows):  # it is on the front of all stages, and of none the knee
             name = "knee of the whole front"
-            rows.append(Row(self.config.spaces[-1], name, scores[winner], winner=True, retained=retained[winner]))
+            rows.append(Row(self.config.spaces[-1], name, scores[winner], winner=True, retained=retained[winner], label=winner))
         return Result(
             self.study.recipe(winner),
             split,
@@ -278,8 +280,8 @@ class Search:
     def _parent_row(self, label: str, scores: Scores, retained: dict[str, Scores]) -> Row:
         name = self.config.parent_names[label]
         if label == "base":
-            return Row("base", f"base: {name}", scores, retained=retained)
-        return Row("source", name, scores, retained=retained)
+            return Row("base", f"base: {name}", scores, retained=retained, label=label)
+        return Row("source", name, scores, retained=retained, label=label)
 
     def _evaluate_labels(self, targets: Mapping[str, Recipe | SourceRef], split: str, phase: str) -> dict[str, Scores]:
         """Scores of labelled targets on a split: the stored ones, and the others evaluated and stored."""

@@ -32,6 +32,7 @@ class Row:
         seconds: Evaluation time of these trials.
         winner: Whether it is what the search ended with.
         retained: What it scored on the examples of `SearchConfig.retain`, by name.
+        label: By what its scores are kept in the study; see `Study.evaluation`.
     """
 
     stage: RowStage
@@ -41,12 +42,14 @@ class Row:
     seconds: float = 0.0
     winner: bool = False
     retained: dict[str, Scores] = field(default_factory=dict)
+    label: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The row without its scores per example, for ``results.json`` and the record."""
         return {
             "stage": self.stage,
             "model": self.model,
+            "label": self.label,
             **_figures(self.scores),
             "truncated": self.scores.truncated_share,
             "retained": {

@@ -54,7 +54,7 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "") -> list[str]:
             sentences += against(row, f"a {row.model}", "here fine-tuning is worth more than merging")
         elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
             sentences += against(row, row.model, "the validation split chose the other one")
-    sentences += _forgotten(winner, parents + bases, unit) + _cut(rows)
+    sentences += _twins(parents) + _forgotten(winner, parents + bases, unit) + _cut(rows)
     if split == "test":
         sentences.append(
             "the test split was scored once, after the winner was chosen; p values are not corrected for their number"
@@ -123,6 +123,19 @@ def _forgotten(winner: Row, parents: Sequence[Row], unit: str) -> list[str]:
         said = "worse than" if found.is_worse else "better than" if found.is_better else f"{_not(found)} distinguishable from"
         told = f"{found}{f' {_of(found, unit)}' if len(compared) > 1 else ''}{_beside(compared, unit)}"
         sentences.append(f"on {name}, which was not searched on, it is {said} {there}: {told}")
+    return sentences
+
+
+def _twins(parents: Sequence[Row]) -> list[str]:
+    """Parents whose scores are the same to the last bit, where these are more than right or wrong."""
+    sentences = []
+    for at, row in enumerate(parents):
+        values = row.scores.values
+        same = next((other for other in parents[:at] if np.array_equal(other.scores.values, values)), None)
+        if same is not None and not np.isin(values, (0.0, 1.0)).all():
+            sentences.append(
+                f"the parents {same.model} and {row.model} score the same to the last bit: THEY ARE PROBABLY ONE MODEL"
+            )
     return sentences
 
 

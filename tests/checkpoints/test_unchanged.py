@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from families import save_family, tiny_config
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.checkpoints.source import Source
-from hf_evomerge.checkpoints.unchanged import squared_distance, unchanged_tensors
+from hf_evomerge.checkpoints.unchanged import squared_distance, twins, unchanged_tensors
 from hf_evomerge.recipes.recipe import SourceRef
 
 
@@ -38,3 +39,11 @@ def test_an_adapter_changes_what_it_names(tmp_path: Path) -> None:
     base = Source.open(str(tmp_path / "base"))
     source = Source.open(SourceRef(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter")))
     assert set(source.tensors) - unchanged_tensors(source, base) == {"model.layers.1.self_attn.q_proj.weight"}
+
+
+def test_sources_that_are_one_model_are_named(tiny: Path, tmp_path: Path) -> None:
+    """The same folder twice, and a copy of it, are one model; another fine-tune is not."""
+    shutil.copytree(tiny / "a", tmp_path / "copy")
+    sources = [Source.open(str(folder)) for folder in (tiny / "a", tiny / "b", tiny / "a", tmp_path / "copy")]
+    lines = twins(sources, ["a", "b", "a (2)", "copy"], download=False)
+    assert [line.split(" are the same model")[0] for line in lines] == ["sources: a and a (2)", "sources: a and copy"]

@@ -168,3 +168,11 @@ def test_adapters_are_sources(tiny: Path, tmp_path: Path) -> None:
         (str(tiny / "a"), lora),
         (str(tiny / "b"), None),
     ]
+
+
+def test_the_same_model_twice_is_said_at_once(tiny: Path, tmp_path: Path) -> None:
+    """A draft of a model and itself warns that there is nothing to merge."""
+    data = _data(tmp_path, {"question": "w1 w2", "answer": 3})
+    draft = draft_search([str(tiny / "a")] * 2, data, base=str(tiny / "base"))
+    assert draft.found[-1].startswith("warning: sources: a and a (2) are the same model")
+    assert len(draft_search([str(tiny / "a"), str(tiny / "b")], data, base=str(tiny / "base")).found) == 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
 from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.answers import describe_answers, export_answers
 from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.export import export_csv, export_optuna, export_parquet, trial_rows
 from hf_evomerge.search.study import Study, Trial
@@ -119,6 +121,25 @@ def test_nothing_to_export(export: Callable[..., Any], tmp_path: Path) -> None:
         export(tmp_path / "empty", target)
     with pytest.raises(SearchError, match=r"no study\.db here"):
         export(tmp_path / "none", target)
+
+
+def test_scores_of_given_answers_are_exported(tmp_path: Path) -> None:
+    """A search by likelihood writes no answers; every example's log-likelihood is exported, under the names of the table."""
+    (tmp_path / "x.jsonl").write_text('{"prompt": "1", "answer": "2"}\n{"prompt": "3", "answer": "4"}\n', encoding="utf-8")
+    data = {"test": {"jsonl": str(tmp_path / "x.jsonl")}}
+    config = SearchConfig(space="ps", sources=SOURCES, base={"model": "b/base"}, fitness={"task": "likelihood"}, data=data)  # type: ignore[arg-type]
+    study = Study.create(tmp_path / "study", config.model_dump(mode="json"))
+    for label, values in (("base", [-3.0, -4.5]), ("0123", [-1.0, -2.5])):
+        study.add_evaluation(label, "test", Scores(values, correct=[False, True]))
+    study.close()
+    rows = [{"label": "0123", "model": "random search", "winner": False}]
+    (tmp_path / "study" / "results.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    assert export_answers(tmp_path / "study", tmp_path / "out.jsonl") == 4
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = {(line["model"], line["prompt"]): (line["answer"], line["score"], line["right"]) for line in lines}
+    assert found["base: base", "3"] == (None, -4.5, True)
+    assert found["random search", "1"] == (None, -1.0, False)
+    assert "wrong  random search: -1.000" in describe_answers(tmp_path / "study", 1)
 
 
 def test_command(folder: Path, tmp_path: Path) -> None:

@@ -148,6 +148,15 @@ def test_a_search_by_likelihood_is_judged_by_it() -> None:
     assert lead["difference"] == pytest.approx(rows[2].scores.mean - parents[1].scores.mean)
 
 
+def test_parents_that_score_alike_are_probably_one() -> None:
+    """Log-likelihoods that are equal to the last bit are named; answers that are both right are not."""
+    same = Scores(np.random.default_rng(1).normal(-3, 1, N), correct=[False] * N)
+    rows = [Row("source", "a", same), Row("source", "a (2)", same), _row("ps", "evolved PS", 0.5, winner=True)]
+    assert any(s.startswith("The parents a and a (2) score the same to the last bit") for s in verdict(rows, "test"))
+    ones = [Row(row.stage, row.model, Scores([1.0] * N), winner=row.winner) for row in rows]
+    assert not any("to the last bit" in s for s in verdict(ones, "test"))
+
+
 def test_accuracy_and_fitness_that_disagree() -> None:
     """A winner with more right answers and a worse log-likelihood has both said; accuracy goes first where it tells."""
     right = np.arange(N) < N / 2
