@@ -12,10 +12,12 @@ import os
 import pickle
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import SearchError, one_line
@@ -327,17 +329,35 @@ def _join(ray: Any) -> None:
     """Join a cluster, or start one; Ray's own handler of SIGTERM does not take the place of ours."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by Ray's default: beside any other load its workers hardly run
-    before, where = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_ADDRESS") or "this machine"
-    host, _, port = where.rpartition(":")
+    before, named, address = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_ADDRESS"), None
     try:
-        if port.isdigit() and "/" not in host:  # Ray itself tries an address where nobody is for twenty minutes
-            socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            _reach(named or _last_started())
+        except OSError:
+            if named:
+                raise
+            address = "local"  # what was started here is gone, and has left its address behind
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as cause:  # Ray's own are of many kinds, and plain where it does not start in time
+        where = named or "this machine"
         raise SearchError(f"--ray: the cluster at {where} cannot be joined: {one_line(cause, 300)}") from cause
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def _reach(address: str) -> None:
+    """Raise `OSError` where nobody listens; Ray itself tries for twenty minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:  # others are not addresses of the network: auto, or a client's
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+
+
+def _last_started() -> str:
+    """The address that Ray left where it last started on this machine, and looks for by itself."""
+    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    file = Path(temporary, "ray", "ray_current_cluster")
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 def _alive() -> dict[str, tuple[_Node, Mapping[str, float]]]:

@@ -133,14 +133,21 @@ def test_without_ray(search_config: Callable[..., SearchConfig], tmp_path: Path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cluster_that_cannot_be_joined_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address where nobody is, at once, and a Ray that does not start."""
+def test_a_cluster_that_cannot_be_joined_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address where nobody is, at once, and a Ray that does not start; in place of one that is gone another is started."""
     ray = MagicMock()
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(SearchError, match=r"the cluster at 127\.0\.0\.1:1 cannot be joined: .*refused"):
         _join(ray)
     ray.init.assert_not_called()
     monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    _join(ray)
+    assert ray.init.call_args.args == (None,)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1\n")
+    _join(ray)
+    assert ray.init.call_args.args == ("local",)
     ray.init.side_effect = Exception("timed out during startup")
     with pytest.raises(SearchError, match="the cluster at this machine cannot be joined: timed out during startup"):
         _join(ray)
