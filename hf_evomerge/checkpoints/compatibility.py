@@ -59,7 +59,9 @@ def check_mergeable(
             complaints.append(other)
         if complaints:
             more = f"; and {len(complaints) - _SHOWN} more" if len(complaints) > _SHOWN else ""
-            raise SourceError(f"{'; '.join(complaints[:_SHOWN])}{more}; sources must be fine-tunes of one base")
+            one_has_parts = bool(first.config.sub_configs) != bool(source.config.sub_configs)
+            hint = "; of a model with parts write component: text, to merge its language part alone" if one_has_parts else ""
+            raise SourceError(f"{'; '.join(complaints[:_SHOWN])}{more}; sources must be fine-tunes of one base{hint}")
     first.architecture_warnings  # noqa: B018  raises where tensors are missing, or of other shapes than its config says
     for name, info in first.tensors.items():
         if not info.is_float and info.dtype not in ("BOOL", "I64", "I32", "U8"):

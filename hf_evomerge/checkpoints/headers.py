@@ -86,6 +86,16 @@ def torch_dtype(stored: str) -> torch.dtype | None:
     return getattr(torch, names[stored]) if stored in names else None
 
 
+def is_of_one_part(folder: str) -> bool:
+    """Whether a folder holds a model without parts such as towers, which config and headers alone can describe."""
+    file = Path(folder, "config.json")
+    if not file.is_file():
+        return False
+    config = read_mapping(file, folder)
+    parts = any(key.endswith("_config") and isinstance(value, dict) and "model_type" in value for key, value in config.items())
+    return config.get("model_type") == "evo_merged" or not (parts or config.get("is_encoder_decoder"))
+
+
 def read_mapping(file: Path, where: str) -> dict[str, Any]:
     """A JSON file that came with a model; raises `SourceError`, naming `where`, unless it is there and holds a mapping."""
     try:

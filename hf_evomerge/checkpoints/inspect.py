@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import SourceError
 from ..recipes.layer_groups import classify
@@ -17,10 +17,15 @@ from ..recipes.recipe import RECIPE_FILE
 from .headers import TensorInfo, read_mapping
 from .source import Source
 
-if TYPE_CHECKING:
-    pass
-
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece*.model", "vocab.*", "*.tiktoken")
+_TOKENIZERS = (
+    "tokenizer*/tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece*.model",
+    "vocab.*",
+    "*.tiktoken",
+)
 
 
 @dataclass(frozen=True)

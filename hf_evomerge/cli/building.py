@@ -171,12 +171,15 @@ def inspect(
     - `hf-evomerge inspect my-search`
     """
     with one_line_errors():
+        from ..checkpoints.headers import is_of_one_part
         from ..checkpoints.inspect import inspect_model
         from ..search.folder import built_model
 
         quiet()
-        without_torch()
-        report = inspect_model(built_model(model), trust_remote_code=trust_remote_code)
+        folder = built_model(model)
+        if is_of_one_part(folder):
+            without_torch()
+        report = inspect_model(folder, trust_remote_code=trust_remote_code)
         typer.echo(report.to_json() if as_json else report)
 
 

@@ -7,6 +7,7 @@ followed. Knows nothing of tasks. Pillow and torch are imported where a picture 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -64,7 +65,8 @@ class Picture:
         try:
             image = Image.open(io.BytesIO(self.data), formats=FORMATS)
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
-            raise FitnessError(f"{self.where}: no picture in {', '.join(FORMATS)} ({one_line(cause)})") from cause
+            why = "" if isinstance(cause, UnidentifiedImageError) else f" ({one_line(cause)})"
+            raise FitnessError(f"{self.where}: no picture in {', '.join(FORMATS)}{why}") from cause
         width, height = image.size
         if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
             raise FitnessError(
@@ -125,6 +127,8 @@ def _check_address(name: str, where: str) -> None:
 
 def _file(name: str, where: str) -> Picture:
     _check_address(name, where)
+    if os.path.isdir(name):
+        raise FitnessError(f"{where}: a folder, not a picture; is the field empty?")
     try:
         with open(name, "rb") as stream:
             return Picture(stream.read(MAX_BYTES + 1), where)

@@ -112,7 +112,8 @@ def parse_key(key: str) -> GroupKey:
     match = _KEY.fullmatch(key) if isinstance(key, str) else None
     if match is None:
         raise RecipeError(
-            f"{key!r} is not a layer group; write embed, head, default, blocks.3, blocks.0-7, blocks.3.attn or blocks.0-7.mlp, "
+            f"{key!r} is not a layer group; write embed, head, default, blocks.3, blocks.0-7, blocks.3.attn or blocks.0-7.mlp "
+            "(of mixtures also blocks.0-7.router and .experts), "
             "or the name of a tensor, or a pattern of names with *, such as '*down_proj*'"
         )
     if match[1]:

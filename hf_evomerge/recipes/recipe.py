@@ -384,7 +384,7 @@ class Recipe(StrictModel):
         if isinstance(self.vocabulary, dict) and "from" not in self.vocabulary:
             raise ValueError("vocabulary: write refuse, truncate, union, tokenizer, or {from: SOURCE}")
         if self.vocabulary not in (None, "refuse") and self.merge is None:
-            raise ValueError("vocabulary: there is no merge; a path has the vocabulary of flow.embedding_source")
+            raise ValueError("vocabulary: there is no merge; a path has that of one source, so leave it out")
         if donor is not None and donor != "base" and donor not in self.merge_sources:
             raise ValueError(f"vocabulary.from: {donor} is no source that takes part in the merge")
         tokens = self.tokens or TokenPart()

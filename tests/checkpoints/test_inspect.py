@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
+from vlms import save_vlm
 
 from hf_evomerge import cli
 from hf_evomerge.building.build import build_model
@@ -61,6 +62,19 @@ def test_a_plain_model(tiny: Path, tiny_half: Path) -> None:
         assert (found.vocab_size, found.hidden_size, found.tied_head) == (26, 16, False)
         assert found.stored == found.effective == inspection.Size(count, count * size, {dtype: count})
         assert (found.tokenizer, found.chat_template, found.recipe, found.merged) == (True, False, False, None)
+
+
+def test_the_command_tells_the_parts(tmp_path: Path) -> None:
+    """A shell's own process, which starts without torch where it can, tells the parts of a model that has several."""
+    save_vlm(tmp_path / "sight", "llava", 0)
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_evomerge", "inspect", tmp_path / "sight", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"text", "vision", "projector"} <= json.loads(done.stdout)["parts"].keys()
 
 
 def test_a_merged_model(merged: Path, tiny: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_search_over_vocabularies(more_words: Path, tmp_path: Path, search_con
         ({"tokens": {}}, "tokens: matched only with vocabulary: union"),
         ({"tokenizer": 4}, "tokenizer: 4 is not a source"),
         ({"tokenizer": "base", "base": None}, "tokenizer: there is no base"),
-        ({"space": "dfs", "vocabulary": "union"}, "vocabulary: there is no merge; a path has the vocabulary of"),
+        ({"space": "dfs", "vocabulary": "union"}, "vocabulary: there is no merge; a path has that of one source"),
     ],
 )
 def test_vocabularies_that_cannot_be(more: dict[str, Any], message: str, search_config: Config) -> None:
