@@ -12,7 +12,7 @@ from texts import SpaceError, number
 ALL = "all layers"
 MAX_FACTOR = 3.0
 _LAYER = re.compile(r"\.(\d{1,4})\.")
-_MOST_OFF = 1e-2  # what may be left of a tensor that a weighted sum of its parents does not explain
+_MOST_OFF = 1e-2  # what may be left of a tensor that neither a weighted sum of its parents nor rounding explains
 
 Factors = tuple[tuple[str, tuple[float, ...]], ...]  # a group of layers, and what each parent's weight is multiplied by there
 
@@ -97,7 +97,10 @@ def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors
             vectors = torch.stack([(each[name].detach().float() - zero).flatten() for each in tensors])
             change = (merged - zero).flatten()
             weights = torch.linalg.lstsq((vectors @ vectors.T).double(), (vectors @ change).double(), driver="gelsd").solution
-            off = change - weights.float() @ vectors
+            rounding = (
+                torch.finfo(parameter.dtype).eps * merged.flatten().abs()
+            )  # a small change to a large weight is mostly that
+            off = ((change - weights.float() @ vectors).abs() - rounding).clamp(min=0)
             if off.norm() > _MOST_OFF * max(float(change.norm()), float(vectors.norm()) * 1e-3, 1e-12):
                 raise SpaceError("This merge is no weighted sum of its parents, so there is nothing to turn up or down.")
             kept.append((parameter, parameter.detach().clone()))

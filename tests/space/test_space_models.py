@@ -16,11 +16,14 @@ import loading
 import mixing
 import models
 import pytest
+import torch
 from models import EVOLVED, Host, Job
 from published import Published, read
 from served import greedy
 from showcase import Showcase
 from texts import SpaceError
+
+from hf_evomerge import merging
 
 PROMPT = "t0 w3 w4 5"
 
@@ -272,6 +275,37 @@ def test_weights_of_a_merge_are_turned_down_and_put_back(ps: Path, tmp_path: Pat
     assert answer == greedy(Path(without), PROMPT) != published
     assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).text == published
     assert all(tensor.equal(before[name]) for name, tensor in host.evolved.model.state_dict().items())
+
+
+def test_rounding_does_not_hide_a_weighted_sum() -> None:
+    """A merge in bfloat16 is turned down though its rounding outweighs a norm's change; DARE and slerp are still refused."""
+    torch.manual_seed(0)
+    shapes = {"0.weight": (64, 64), "0.bias": (64,), "1.weight": (64,)}
+    base = {name: torch.ones(shape) if name == "1.weight" else 0.02 * torch.randn(shape) for name, shape in shapes.items()}
+    near, far = ([{n: t + size * torch.randn_like(t) for n, t in base.items()} for _ in "ab"] for size in (1e-3, 0.5))
+
+    def model(tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
+        made = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64, bias=False)).bfloat16()
+        made.load_state_dict(tensors)
+        return made
+
+    def turned(tensors: dict[str, torch.Tensor], parents: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        there = [model(parent).float() for parent in parents]
+        with mixing.mixed(made := model(tensors), there, model(base).float(), ((mixing.ALL, (0.0,) * len(parents)),)):
+            return {name: tensor.float().clone() for name, tensor in made.state_dict().items()}
+
+    parents = [{name: tensor.bfloat16().float() for name, tensor in one.items()} for one in near]
+    summed = {
+        n: merging.task_arithmetic(t.bfloat16().float(), [one[n] for one in parents], weights=[0.7, 0.6])
+        for n, t in base.items()
+    }
+    for name, tensor in turned(summed, parents).items():
+        assert torch.allclose(tensor, base[name], rtol=2**-6, atol=1e-3)
+    thinned = {n: merging.dare_linear(t, [one[n] for one in near], density=0.5, name=n) for n, t in base.items()}
+    curved = {n: merging.slerp([t, far[0][n]], t=0.5) for n, t in base.items()}
+    for tensors, given in ((thinned, near), (curved, far[:1])):
+        with pytest.raises(SpaceError, match="no weighted sum"):
+            turned(tensors, given)
 
 
 def test_the_answer_is_seen_to_come_about(host: Host, ps: Path) -> None:
