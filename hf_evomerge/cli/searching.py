@@ -64,13 +64,15 @@ def init(
         draft = draft_search(sources, data, base=base, device=_device())
         out.write_text(draft.text, encoding="utf-8")
         name = shlex.quote(str(out))
-        next_steps = [
-            f"hf-evomerge search {name} --out my-search --dry-run   # checks everything, says how long it takes",
-            f"hf-evomerge search {name} --out my-search             # can be stopped; the same command goes on",
-            "hf-evomerge eval my-search --show 3                     # what the winner answers",
-            "hf-evomerge push my-search YOUR-NAME/YOUR-MERGE --space # publishes it",
-        ]
-        typer.echo("\n".join([*draft.found, f"wrote {out}; read it, then:", *(f"  {step}" for step in next_steps)]))
+        next_steps = {
+            f"hf-evomerge search {name} --out my-search --dry-run": "checks everything, says how long it takes",
+            f"hf-evomerge search {name} --out my-search": "can be stopped; the same command goes on",
+            "hf-evomerge eval my-search --show 3": "what the winner answers",
+            "hf-evomerge push my-search YOUR-NAME/YOUR-MERGE --space --examples 5": "publishes it, with 5 test problems to try",
+        }
+        width = max(map(len, next_steps))
+        steps = [f"  {step:{width}}  # {what}" for step, what in next_steps.items()]
+        typer.echo("\n".join([*draft.found, f"wrote {out}; read it, then:", *steps]))
 
 
 @app.command()
@@ -458,5 +460,9 @@ def _run(search: Callable[..., Result], config: SearchConfig, out: Path, *, buil
     with LiveTable(config=config) as table:
         result = search(callbacks=[table], build=build)
     typer.echo(result)
-    model = [f"model:  {out / 'model'}"] if build else []
-    typer.echo("\n".join([f"recipe: {out / 'recipe.yaml'}", *model, f"plots:  {out / 'plots'}"]))
+    lines = [f"recipe: {out / 'recipe.yaml'}"]
+    if build:
+        name = shlex.quote(str(out))
+        then = f"hf-evomerge eval {name} --show 3; hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 5"
+        lines = [f"next:   {then}", *lines, f"model:  {out / 'model'}"]
+    typer.echo("\n".join([*lines, f"plots:  {out / 'plots'}"]))

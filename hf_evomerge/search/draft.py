@@ -26,6 +26,7 @@ from .config import SPLITS, SearchConfig
 
 PROMPTS = ("prompt", "question", "instruction", "problem", "input", "text")
 ANSWERS = ("answer", "answer_number", "output", "response", "completion", "target", "label")
+GLOSSES = ("gloss", "translation", "english")
 MOST = {
     "search": 128,
     "validation": 200,
@@ -96,6 +97,7 @@ def draft_search(
         "# A quick look whether these models merge: it costs what 48 models cost to score on the search examples, and fills in",
         "# what is not said below. Afterwards take this line out, and say more: see the end of the file.",
         "preset: quick",
+        "# about: ...one sentence: what the model is for; its card and its Space open with it",
         *_space(depths, ancestor is not None),
         "sources:",
         *(f"  - {{model: {_scalar(ref.model)}{f', adapter: {_scalar(ref.adapter)}' if ref.adapter else ''}}}" for ref in refs),
@@ -163,6 +165,9 @@ class _Problems:
                 f"{file}: {self.count} records; a search needs {LEAST} at least: to search, to choose the winner, to test it"
             )
         self.where = self._fields(records[0])
+        says = (name for name in GLOSSES if all(isinstance(record.get(name), str) and record[name] for record in records))
+        if gloss := next(says, None):
+            self.where["gloss_field"] = gloss
         self.examples = load_examples(DataSpec(jsonl=file, **self.where))
         prompts = Counter(" ".join(example.prompt.split()) for example in self.examples)
         if (most := prompts.most_common(1)[0])[1] > 1:

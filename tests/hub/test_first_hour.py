@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -43,7 +44,13 @@ def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert "gradient steps on 2 of 4 examples" in said[1]
         assert "evolved PS *" in said[2]
         assert said[3].count("answered:") == 3
+        then = re.search(
+            "^next: +(hf-evomerge eval my-search --show 3); (hf-evomerge push my-search .*)$", said[2], re.MULTILINE
+        )
+        assert then is not None
+        assert [shlex.split(part)[:3] for part in then.groups()] == [words[:3] for words in commands[3:]]
         assert f"{hub.endpoint}/{merge}" in said[4]
+        assert json.loads(Path(api.hf_hub_download(merge, "study.json")).read_text(encoding="utf-8"))["examples"]
         ids = AutoTokenizer.from_pretrained(merge)("w1 w2", return_tensors="pt").input_ids
         assert AutoModelForCausalLM.from_pretrained(merge)(ids).logits.isfinite().all()
         assert "japanese-model" in Path(api.hf_hub_download(merge, "README.md")).read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,18 @@ def test_models_of_other_depths_and_without_a_base(tiny: Path, tmp_path: Path) -
     assert "# dfs:\n#   repetitions: 2" in text
     config, _ = _drafted(tiny, data, base=None)
     assert (config.ps.method, config.ps.starts, config.ps.optimizer.algorithm) == ("linear", ["average"], "gradient")
+
+
+def test_a_draft_is_ready_for_a_card(tiny: Path, tmp_path: Path) -> None:
+    """The line that says what the model is for waits to be filled in; a gloss is taken where every record has one."""
+    record = {"prompt": "w1 w2", "answer": "w3", "english": "one two"}
+    config, text = _drafted(tiny, _data(tmp_path, record))
+    assert [spec.gloss_field for spec in config.data.values()] == ["english"] * 3
+    assert re.search("^# about: .*what the model is for", text, re.MULTILINE)
+    told = re.sub("^# about: .*$", "about: Adds in Japanese.", text, flags=re.MULTILINE)
+    assert parse_yaml(SearchConfig, told, SearchError).about == "Adds in Japanese."
+    config, _ = _drafted(tiny, _data(tmp_path, {"prompt": "w4", "answer": "w3"}, record))
+    assert [spec.gloss_field for spec in config.data.values()] == [None] * 3
 
 
 @pytest.mark.parametrize(
