@@ -133,9 +133,13 @@ def _dot(axes: _Axes, trial: Trial, at: float) -> str:
     tip = f"Trial {trial.number}, generation {trial.generation}: {number(trial.fitness)}"
     tip += f", accuracy {number(trial.accuracy)}" if trial.accuracy is not None else ""
     if trial.fitness < axes.y_range[0]:
-        x = axes.x(at)
-        return f'<path class="ev-below" d="M{x - 3:.1f},{y - 6:.1f}h6l-3,5z" data-tip="{escape(tip)}"/>'
+        return _below(axes, axes.x(at), tip)
     return f'<circle cx="{axes.x(at):.1f}" cy="{y:.1f}" r="2.4" data-tip="{escape(tip)}"/>'
+
+
+def _below(axes: _Axes, x: float, tip: str) -> str:
+    """The mark of what lies below the picture."""
+    return f'<path class="ev-below" d="M{x - 3:.1f},{axes.bottom - 6:.1f}h6l-3,5z" data-tip="{escape(tip)}"/>'
 
 
 class _Names:
@@ -206,11 +210,13 @@ def _best(axes: _Axes, stage: str, points: Sequence[tuple[float, Trial]], names:
         return ""
     x, best = axes.x(points[-1][0]), points[-1][1].fitness or 0.0
     words = number(best)
+    right = [(axes.x(at), _accuracy_y(axes, trial.accuracy)) for at, trial in points if trial.accuracy is not None]
+    if accurate and right:
+        names.taken.append((right[-2:][0][0], right[-1][0], right[-1][1] + 4))  # the end of the dotted line
     place = names.place(x - 2, axes.y(best) - 7, words)
     tip = f"{STAGE_NAMES.get(stage, stage)}: best {words}"
     line = _steps([(axes.x(at), axes.y(trial.fitness or 0.0)) for at, trial in points])
     drawn = f'<path class="ev-best" d="{line}" data-tip="{escape(tip)}"/>'
-    right = [(axes.x(at), _accuracy_y(axes, trial.accuracy)) for at, trial in points if trial.accuracy is not None]
     if accurate and right:
         tip = f"{STAGE_NAMES.get(stage, stage)}: accuracy of the best {number(points[-1][1].accuracy)}"
         drawn += f'<path class="ev-accuracy" d="{_steps(right)}" data-tip="{escape(tip)}"/>'
@@ -298,7 +304,7 @@ def _spread(scored: Sequence[Generation], marked: int, y_range: tuple[float, flo
     median = " ".join(f"{axes.x(one.number):.1f},{axes.y(one.quantile(0.5)):.1f}" for one in scored)
     best = " ".join(f"{axes.x(one.number):.1f},{axes.y(one.so_far):.1f}" for one in scored if one.so_far is not None)
     column = (axes.right - axes.left) / len(scored)
-    pads = []
+    pads, cut = [], []
     for one in scored:
         worst, top = number(one.fitness[0]), number(one.fitness[-1])
         so_far = f"; best so far {number(one.so_far)}" if one.so_far is not None else ""
@@ -307,18 +313,22 @@ def _spread(scored: Sequence[Generation], marked: int, y_range: tuple[float, flo
             f'<rect class="ev-pad" x="{axes.x(one.number) - column / 2:.1f}" y="{axes.top:.1f}" width="{column:.1f}" '
             f'height="{axes.bottom - axes.top:.1f}" data-tip="{escape(tip)}"/>'
         )
+        if one.fitness[0] < y_range[0]:
+            cut.append(_below(axes, axes.x(one.number), tip))
     cursor = f'<path class="ev-cursor" d="M{axes.x(marked):.1f},{axes.top:.1f}V{axes.bottom:.1f}"/>'
     if all(len(one.fitness) == 1 for one in scored):
         words, short = "thin line: each step; thick line: the best so far on all examples", "each step, best"
     else:
         words = "shades: all trials, and their middle half; thin line: median; thick line: best so far"
         short = "all, middle half, median, best"
+    if cut:
+        words, short = (f"{said}; \N{BLACK DOWN-POINTING TRIANGLE}: below" for said in (words, short))
     notes = text(axes.left + 24, 19, short if narrow else words, kind="ev-tick")
     content = "".join(
         [
             _grid(axes, x_name="generation", y_name=_fitness_name(unit), x_ticks=4 if narrow else 10),
             f'<g class="{_COLOURS.get(stage, "ev-s3")}">{"".join(bands)}<polyline class="ev-median" points="{median}"/>',
-            f'<polyline class="ev-best" points="{best}"/></g>{cursor}{notes}{"".join(pads)}',
+            f'{"".join(cut)}<polyline class="ev-best" points="{best}"/></g>{cursor}{notes}{"".join(pads)}',
         ]
     )
     label = (
@@ -386,8 +396,7 @@ def _values(objectives: Sequence[Objective], found: Sequence[float]) -> str:
 def _mark(axes: _Axes, x: float, y: float, words: str) -> str:
     """A dot, or where it is below the picture a mark that says so."""
     if y < axes.y_range[0]:
-        at = axes.x(x)
-        return f'<path class="ev-below" d="M{at - 3:.1f},{axes.bottom - 6:.1f}h6l-3,5z" data-tip="{escape(words)}"/>'
+        return _below(axes, axes.x(x), words)
     return f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="2.4" data-tip="{escape(words)}"/>'
 
 

@@ -262,7 +262,7 @@ class Showcase:
             answers, jobs = [replace(first, note=UNCHANGED)], [Job(EVOLVED, words, bound, pictures=pictures)]
         else:
             size = counted(len(edit.way), "hop") if edit.way is not None else ""
-            answers = [first, Card("changed", size, note=edit.said(published))]
+            answers = [first, Card("changed", size, note=edit.said(published) if edit.way is None else "")]
             jobs = [Job(EVOLVED, words, bound, pictures=pictures), edit.job(words, bound, pictures)]
         yield from self._answers(answers, jobs, session, skip=known is not None)
 

@@ -140,7 +140,7 @@ def _card(card: Card) -> str:
     speed = ""
     if card.tokens:
         rate = f" · {number(card.tokens / card.seconds)} tokens/s" if card.seconds > 0 else ""
-        speed = f"{card.tokens} tokens · {card.seconds:.2f} s{rate}"
+        speed = f"{counted(card.tokens, 'token')} · {card.seconds:.2f} s{rate}"
     state = _STATES.get(card.state, card.state)
     busy = ' aria-busy="true"' if card.state in ("loading", "writing") else ""
     text = escape(card.text) or (_EMPTY if card.state in ("done", "known") else "&nbsp;")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -155,7 +156,8 @@ def fitness_view(published: Published) -> str:
     if not published.trials:
         return message(NO_STUDY) + results_table(published)
     picture = fitness_picture(without_first(published.trials), published.levels, published.unit)
-    words = "Dots are trials; shades hold 80 % and half of those around; thick lines are the best so far on all examples"
+    words = "Dots are trials, triangles those below the picture, crosses those that failed; shades hold 80 % and half of those "
+    words += "around; thick lines are the best so far on all examples"
     words += ", dotted ones its accuracy, on the axis at the right." if shows_accuracy(published.trials) else "."
     said = f'<p class="ev-faint">{words}</p>'
     return f"{front_view(published)}<h2>Fitness over evaluations</h2>{picture}{said}{results_table(published)}"
@@ -270,7 +272,7 @@ def _merge_of(recipe: str) -> Mapping[str, Any]:
 
 def commands(published: Published) -> str:
     """How to load, rebuild and fold the model."""
-    model = published.model if published.on_hub else published.name
+    model, here = published.model, not published.on_hub
     custom = ", trust_remote_code=True" if published.path else ""
     lines = [
         "# load it (Python)",
@@ -278,13 +280,15 @@ def commands(published: Published) -> str:
         f'model = AutoModelForCausalLM.from_pretrained("{model}"{custom})',
         f'tokenizer = AutoTokenizer.from_pretrained("{model}"{custom})',
         "",
-        "# build it again from its parents, and compare (shell)",
+        f"# build it again from its parents{'' if here else ', and compare'} (shell)",
         "pip install hf-evomerge",
-        f"hf-evomerge reproduce {model} --out rebuilt" if published.on_hub else "hf-evomerge merge recipe.yaml --out rebuilt",
+        f"hf-evomerge merge {shlex.quote(f'{model}/recipe.yaml')} --out rebuilt"
+        if here
+        else f"hf-evomerge reproduce {model} --out rebuilt",
     ]
     if published.path:
         lines += ["", "# a plain model of the parents' architecture, for vLLM, llama.cpp and others (shell)"]
-        lines.append(f"hf-evomerge fold {model} --out plain")
+        lines.append(f"hf-evomerge fold {shlex.quote(model)} --out plain")
     return "\n".join(lines)
 
 

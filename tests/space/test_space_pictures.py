@@ -172,6 +172,24 @@ def test_the_fitness_chart_holds_trials_levels_and_random_search() -> None:
         assert "random" in said
 
 
+def test_generations_below_the_picture_are_marked() -> None:
+    """A generation that reaches below the picture has a triangle there, and the words above the chart say what that is."""
+    grown = generations(of_stage(_trials(), "ps"))
+    for lowest, marks in ((-100.0, 0), (-7.0, 1), (-5.5, 2)):
+        for frame in _frames(charts.spread_picture(grown, 0, (lowest, 0.0), "ps")):
+            assert [node.attrib.get("class") for node in frame.iter()].count("ev-below") == marks
+            assert ("below" in "".join(frame.itertext())) == (marks > 0)
+
+
+def test_the_commands_of_a_local_model_name_its_folder() -> None:
+    """What is to be pasted names the model's own folder, also with a space in it, and promises no comparison."""
+    said = views.commands(Published("/x/my search/model", "my search"))
+    assert 'from_pretrained("/x/my search/model")' in said
+    assert "hf-evomerge merge '/x/my search/model/recipe.yaml' --out rebuilt" in said
+    assert "compare" not in said
+    assert "compare" in views.commands(Published("user/m", "user/m", revision="0" * 40))
+
+
 def test_what_runs_first_is_not_in_the_picture_of_all() -> None:
     """A stage that runs before another comes before it in the list, and its fitness, another one, stays out of the picture."""
     trials = [Trial("dfs", 0, 0, 0.5), Trial("ps-first", 0, 0, -3.0), Trial("ps", 0, 0, 0.25)]
