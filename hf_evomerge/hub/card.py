@@ -245,6 +245,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "about": (study or {}).get("settings", {}).get("about"),
         "shown": next((example for example in (study or {}).get("examples") or [] if example.get("right")), None),
         "example": _example(study),
+        "prompt_form": json.dumps(form, ensure_ascii=False) if (form := _data(study).get("template")) else "",
         **_source_values(facts),
         **_path_values(facts),
         **_result_values(study),
@@ -411,18 +412,20 @@ def _stage(stage: dict[str, Any], study: dict[str, Any]) -> dict[str, Any]:
     return {**stage, "minutes": minutes, "by_gradient": _algorithm(study, stage["stage"]) == "gradient"}
 
 
+def _data(study: dict[str, Any] | None) -> dict[str, Any]:
+    """The data that examples are taken from."""
+    data = (study or {}).get("settings", {}).get("data", {})
+    return next((data[split] for split in ("test", "validation", "search") if split in data), {})
+
+
 def _example(study: dict[str, Any] | None) -> str | None:
     """A prompt as the search gave it to the models, for the code that loads it: text, or the messages of a chat."""
-    examples = (study or {}).get("examples") or []
+    examples, spec = (study or {}).get("examples") or [], _data(study)
     chosen = next((example for example in examples if example.get("right")), None)
-    if study is None or chosen is None:
-        return None
-    data = study.get("settings", {}).get("data", {})
-    spec: dict[str, Any] = next((data[split] for split in ("test", "validation", "search") if split in data), {})
     if not spec.get("chat"):
-        return json.dumps(chosen["prompt"], ensure_ascii=False)
+        return json.dumps(chosen["prompt"], ensure_ascii=False) if chosen else None
     messages = [{"role": "system", "content": spec["system"]}] if spec.get("system") is not None else []
-    return json.dumps([*messages, {"role": "user", "content": chosen["prompt"]}], ensure_ascii=False)
+    return json.dumps([*messages, {"role": "user", "content": chosen["prompt"] if chosen else "Your text"}], ensure_ascii=False)
 
 
 def _reproduction(recipe: Recipe) -> dict[str, Any]:

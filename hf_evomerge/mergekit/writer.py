@@ -215,7 +215,10 @@ def _written_value(value: Any, where: str) -> Any:
         elif key.startswith("*") and key.endswith("*") and inner and "*" not in inner:
             found.append({"filter": inner, "value": item})
         else:
-            raise RecipeError(f"{where}.{key}: mergekit knows parts of names, such as '*mlp*', and no layer groups")
+            raise RecipeError(
+                f"{where}.{key}: mergekit knows parts of names, such as '*mlp*', and no layer groups; `hf-evomerge merge` "
+                "builds the recipe as it is"
+            )
     return [*found, *([default] if default is not None else [])]
 
 

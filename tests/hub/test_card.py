@@ -272,6 +272,19 @@ def test_a_search_by_gradient_is_called_one() -> None:
     )
 
 
+def test_a_prompt_has_the_searchs_form() -> None:
+    """Where no example is published, the code that loads the model says how prompts look, or asks as a chat."""
+
+    def text(**data: Any) -> str:
+        study = {**STUDY, "examples": [], "settings": {**STUDY["settings"], "data": {"test": data}}}
+        return render_card(_facts("ps", study=study), "u/merge", LICENSE)
+
+    asked = 'inputs = tokenizer("Your text"'
+    assert f"# a prompt as the search's data has them\n{asked}" in text()
+    assert f'them, of the form "{{q}}\\nA:"\n{asked}' in text(template="{q}\nA:")
+    assert 'tokenizer.apply_chat_template([{"role": "user", "content": "Your text"}], add_gen' in text(chat=True)
+
+
 def test_a_front_is_on_the_card_where_there_is_one() -> None:
     """The picture of a search for several objectives is shown before that of its fitness."""
     assert "images/front.png" not in _card(_facts("ps")).text

@@ -329,7 +329,8 @@ def recipe_of(**fields: object) -> Recipe:
         ({"merge": {"method": "linear", "sources": [0, 0]}}, "merge.sources: mergekit takes a model once"),
         (
             {"merge": {"method": "linear", "parameters": [{"weight": {"embed": 1, "default": 0}}, {}]}},
-            "merge.parameters[0].weight.embed: mergekit knows parts of names",
+            "merge.parameters[0].weight.embed: mergekit knows parts of names, such as '*mlp*', and no layer groups; "
+            "`hf-evomerge merge` builds the recipe",
         ),
         (
             {"merge": {"method": "linear", "parameters": [{"weight": {"*a*b*": 1, "default": 0}}, {}]}},
