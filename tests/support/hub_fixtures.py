@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi, constants, hf_api
+from transformers.utils import hub as transformers_hub
 
 from hf_evomerge.local_hub import LocalHub
 
@@ -52,6 +53,7 @@ def use_hub(patch: pytest.MonkeyPatch, hub: LocalHub, home: Path, *, xet: bool =
     """
     patch.setattr(constants, "ENDPOINT", hub.endpoint)
     patch.setattr(hf_api.api, "endpoint", hub.endpoint)  # what the functions of huggingface_hub are methods of
+    patch.setattr(transformers_hub, "_hf_api", None, raising=False)  # transformers keeps one, of the first endpoint that it saw
     template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
