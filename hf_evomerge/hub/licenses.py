@@ -6,9 +6,10 @@ says ``other`` and lists the parents' licenses. What is known to contradict itse
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import yaml
@@ -39,6 +40,7 @@ PERMISSIVE += ("unlicense", "cc0-1.0", "postgresql")
 _SHARE_ALIKE = ("cc-by-sa", "cc-by-nc-sa", "gpl", "agpl", "lgpl", "odbl", "osl", "eupl", "mpl", "epl", "cdla-sharing")
 UNKNOWN = "unknown"
 OTHER = "other"
+_LANGUAGES = 4  # more say little of a merge
 _OF_THE_PARENTS = "licenses-of-the-parents"  # the Hub wants a name where the license is `other`
 
 
@@ -51,6 +53,7 @@ class ParentLicense:
         license: The identifier; ``other`` for one with a name of its own, ``unknown`` where nothing is stated.
         name, link: The name and address of a license without an identifier.
         note: Why nothing is known.
+        languages: The model's languages, as its card states them.
     """
 
     model: str
@@ -58,6 +61,7 @@ class ParentLicense:
     name: str | None = None
     link: str | None = None
     note: str | None = None
+    languages: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def title(self) -> str:
@@ -142,6 +146,13 @@ def decide_license(parents: Sequence[ParentLicense], chosen: str | None = None) 
     return LicenseDecision(OTHER, f"{reason} The terms of all parents apply.", parents, name=_OF_THE_PARENTS)
 
 
+def languages_of(parents: Sequence[ParentLicense]) -> tuple[str, ...]:
+    """The languages of a merge: those of its parents where all state theirs as codes and they are few; none otherwise."""
+    found = dict.fromkeys(code for parent in parents for code in parent.languages)
+    known = all(parent.languages for parent in parents) and all(re.fullmatch("[a-z]{2,3}", code) for code in found)
+    return tuple(found) if known and len(found) <= _LANGUAGES else ()
+
+
 def _conflict(parents: Sequence[ParentLicense]) -> str | None:
     """What is known to contradict itself, in one sentence."""
     for parent in parents:
@@ -185,6 +196,13 @@ def license_of(ref: SourceRef, api: HfApi) -> ParentLicense:
         if is_passing(cause):
             raise HubError(f"{error}; try again later") from cause
         return ParentLicense(name, note=f"its card cannot be read: {one_line(cause, 120)}")
+    stated = data.get("language")
+    languages = tuple(map(str, stated if isinstance(stated, list) else [stated] if stated else []))
+    return replace(_stated(name, data), languages=languages)
+
+
+def _stated(name: str, data: dict[str, Any]) -> ParentLicense:
+    """The license in the metadata of a card."""
     license = data.get("license")
     if isinstance(license, list):
         if len(license) > 1:

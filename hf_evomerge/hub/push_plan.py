@@ -30,7 +30,7 @@ from .card import CardFacts, check_metadata, read_json, render_card
 from .client import ask, has_token
 from .commit import Content
 from .compare import compare_configs, compare_tensors, config_files
-from .licenses import LicenseDecision, decide_license, license_of
+from .licenses import LicenseDecision, decide_license, languages_of, license_of
 from .names import PublicNames, hashes, is_on_hub, listing, parents_of, weight_files
 from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, public_recipe, write_record
 from .results import BENCHMARKS, EVAL_FOLDER, write_benchmark_result
@@ -75,7 +75,7 @@ class PushOptions:
         revision: The branch; made where there is none.
         create_pr: Open a pull request instead of committing to the branch; one that an earlier push opened is gone on with.
         license: A Hub identifier, in place of what follows from the parents' licenses.
-        languages: ISO 639 codes for the card.
+        languages: ISO 639 codes for the card; the parents' where absent, if all state theirs and they are four at most.
         published: Where local source folders were published: ``{folder: repository}``.
         examples: How many problems of the test split to publish with the record.
         card: Whether to write the card; otherwise what is there stays.
@@ -176,13 +176,15 @@ def plan_push(
     facts = replace(CardFacts.of_folder(scratch), verified=options.verify)
     write_benchmark_result(facts.study, scratch)
     if options.card:
-        card = render_card(facts, repo_id, license, languages=options.languages)
+        card = render_card(facts, repo_id, license, languages=options.languages or languages_of(license.parents))
         check_metadata(card, repo_id, api)
         (scratch / CARD).write_text(card, encoding="utf-8")
     files.update({str(file.relative_to(scratch)): file for file in sorted(scratch.rglob("*")) if file.is_file()})
     removed = tuple(name for name in there if name not in files and is_ours(name, parts))
     sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
     warnings = _warnings(recipe, names, license)
+    if options.card and facts.study is not None and not facts.study["settings"].get("about"):
+        warnings.append("card and Space do not say what the model is for: the search file had no `about`")
     if built is None:
         warnings.append(
             f"{model} has no {BUILD_FILE}, so it is not known whether the weights are those that the recipe gives; --verify "

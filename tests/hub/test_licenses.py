@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from hf_evomerge.errors import HubError
-from hf_evomerge.hub.licenses import LicenseDecision, ParentLicense, decide_license, license_of
+from hf_evomerge.hub.licenses import LicenseDecision, ParentLicense, decide_license, languages_of, license_of
 from hf_evomerge.recipes.recipe import SourceRef
 
 
@@ -137,3 +137,13 @@ def test_the_license_is_read_from_the_card(tmp_path: Path) -> None:
     assert license_of(SourceRef(model=str(tmp_path)), _api(None)).note == "the folder has no README.md"
     (tmp_path / "README.md").write_text("---\nlicense: gemma\n---\n# it\n")
     assert license_of(SourceRef(model=str(tmp_path)), _api(None)) == ParentLicense(tmp_path.name, "gemma")
+
+
+def test_languages_are_the_parents() -> None:
+    """What all parents state, as codes and a few; nothing where one is silent, or there are many."""
+
+    def of(*stated: Any) -> tuple[str, ...]:
+        return languages_of([license_of(SourceRef(model="a/b"), _api({"language": language})) for language in stated])
+
+    assert of(["ja", "en"], "en") == ("ja", "en")
+    assert of(["ja"], None) == of("japanese") == of(["ja", "en", "de"], ["fr", "it"]) == ()
