@@ -162,9 +162,9 @@ class ClipTask(ChoiceTask):
         """The model that judges, and its processor."""
         from transformers import AutoModel, AutoProcessor
 
-        where = {"revision": self.spec.revision, "trust_remote_code": False}
+        name, revision = self.spec.model, self.spec.revision
         try:
-            judge = AutoModel.from_pretrained(self.spec.model, use_safetensors=True, **where).eval()
-            return judge, AutoProcessor.from_pretrained(self.spec.model, **where)
+            judge = AutoModel.from_pretrained(name, revision=revision, use_safetensors=True, trust_remote_code=False).eval()
+            return judge, AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
         except (OSError, ValueError) as cause:
             raise FitnessError(f"fitness.model: {self.spec.model} cannot be loaded: {one_line(cause)}") from cause

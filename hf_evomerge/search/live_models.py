@@ -132,7 +132,7 @@ class LiveModels(OpenedSources):
             kinds.discard("MODEL_FOR_CAUSAL_LM_MAPPING")
         own = whole.trust_remote_code and "AutoModelForCausalLM" in (getattr(whole.config, "auto_map", None) or {})
         body = getattr(transformers.MODEL_MAPPING.get(type(whole.config), None), "__name__", None)
-        headless = "MODEL_MAPPING" not in kinds and whole.config.architectures == [body]
+        headless = "MODEL_FOR_CAUSAL_LM_MAPPING" in kinds and whole.config.architectures == [body]
         if not own and (headless or not any(type(whole.config) in getattr(transformers, kind) for kind in kinds)):
             kind = ", ".join(whole.config.architectures or ["its architecture"]) + (", without a head" if headless else "")
             task = self.config.fitness.task
