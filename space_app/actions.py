@@ -91,6 +91,10 @@ class Actions:
         """1 where the page was opened with an edit, which then is answered."""
         return 1 if self.show.published is not None and Edit(way, factors).changes(self.show.published) else gr.skip()
 
+    def gloss(self, prompt: str) -> str:
+        """What the prompt says where it is an example's; empty where it is the visitor's own."""
+        return views.gloss(self.show.published.glosses.get(prompt, "")) if self.show.published else ""
+
     def take_sample(self, number: int) -> list[Any]:
         """An example was chosen: its prompt and pictures for both tabs, what it says, and the answers that are known."""
         published, _ = self.show.need()

@@ -247,7 +247,7 @@ class Page:
         for samples in (self.samples, self.seen_samples):
             samples.click(self.do.take_sample, samples, taken, **AT_ONCE)
         self.pictures.change(None, self.pictures, self.pictures2, js="shown => [shown]", **PRIVATE)
-        self.prompt.input(None, outputs=self.gloss, js="() => ''", **PRIVATE)
+        self.prompt.change(self.do.gloss, self.prompt, self.gloss, **LATEST, **AT_ONCE)
         self.look.click(self.do.look_through, [self.prompt, self.pictures], self.lens, **MODEL, **PRIVATE)
         pressed = gr.on([self.ask.click, self.prompt.submit], self.do.begin, outputs=self.answers, **AT_ONCE)
         answered = pressed.then(self.do.answer, asked, self.answers, scroll_to_output=True, **LATEST, **MODEL, **PRIVATE)
@@ -267,7 +267,8 @@ class Page:
         )
         pressed = gr.on([self.answer2.click, self.prompt2.submit], self.do.begin_again, **AT_ONCE)
         changes = [self.count, self.linked]
-        edits_made = gr.on([one.change for one in changes], self.do.begin_edit, changes, **AT_ONCE)
+        # through the queue, where a refusal is no HTTP error
+        edits_made = gr.on([one.change for one in changes], self.do.begin_edit, changes, **FREE)
         for follow in (pressed.then, edits_made.success):
             followed = follow(self.do.answer_changed, inputs, outputs, **LATEST, **MODEL, **PRIVATE)
             followed.failure(self.do.turned_away, outputs=self.answers2, **AT_ONCE)

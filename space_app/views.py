@@ -295,7 +295,8 @@ def commands(published: Published) -> str:
 def licenses(published: Published) -> str:
     """The license of the model and those of its parents, as their pages say."""
     card = published.card
-    own = card.get("license_name") or card.get("license") or "not stated"
+    own = card.get("license_name") or card.get("license")
+    own = own or ("not stated" if published.on_hub else "not published yet: push decides it from the parents' licenses")
     rows = [(published.name, "this model", own, (published.revision or "")[:12])]
     for parent in published.parents:
         license = parent.license or parent.missing or "see its page"
