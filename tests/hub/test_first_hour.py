@@ -19,7 +19,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 MODELS = {"japanese-model": "a", "maths-model": "b", "their-common-base": "base"}
 
 
-def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The five commands of the README lead from models on a hub to a merge, its card and its Space on the hub."""
     block = README.split("<!-- first hour: begin -->")[1].split("<!-- first hour: end -->")[0]
     commands = [shlex.split(line, comments=True) for line in re.findall(r"^(hf-evomerge .*)$", block, re.MULTILINE)]
@@ -50,6 +50,7 @@ def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert then is not None
         assert [shlex.split(part)[:3] for part in then.groups()] == [words[:3] for words in commands[3:]]
         assert f"{hub.endpoint}/{merge}" in said[4]
+        assert "card and Space do not say what the model is for" in caplog.text + done.output
         assert json.loads(Path(api.hf_hub_download(merge, "study.json")).read_text(encoding="utf-8"))["examples"]
         ids = AutoTokenizer.from_pretrained(merge)("w1 w2", return_tensors="pt").input_ids
         assert AutoModelForCausalLM.from_pretrained(merge)(ids).logits.isfinite().all()
