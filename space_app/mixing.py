@@ -97,9 +97,7 @@ def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors
             vectors = torch.stack([(each[name].detach().float() - zero).flatten() for each in tensors])
             change = (merged - zero).flatten()
             weights = torch.linalg.lstsq((vectors @ vectors.T).double(), (vectors @ change).double(), driver="gelsd").solution
-            rounding = (
-                torch.finfo(parameter.dtype).eps * merged.flatten().abs()
-            )  # a small change to a large weight is mostly that
+            rounding = torch.finfo(parameter.dtype).eps * merged.flatten().abs()  # most of a small change to a large weight
             off = ((change - weights.float() @ vectors).abs() - rounding).clamp(min=0)
             if off.norm() > _MOST_OFF * max(float(change.norm()), float(vectors.norm()) * 1e-3, 1e-12):
                 raise SpaceError("This merge is no weighted sum of its parents, so there is nothing to turn up or down.")
