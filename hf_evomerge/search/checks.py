@@ -72,8 +72,9 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     for source in [*evaluator.sources, *([evaluator.base] if evaluator.base is not None else [])]:
         evaluator.check_scored(source)
     found = Checked(notes=[*_unused(config), *_of_dtype(config, evaluator)])
-    found.warnings += twins(evaluator.sources, config.source_names, download=evaluator.weights)
-    if config.space != "dfs" and evaluator.weights:
+    reads = config.space != "dfs" and evaluator.weights  # of paths nothing is read here, which may be the head of a cluster
+    found.warnings += twins(evaluator.sources, config.source_names, download=reads)
+    if reads:
         found.warnings += evaluator.merged(config.merge_part()).sampled_findings().warnings
     found.notes += _check_average(config, evaluator)
     if config.objectives:
