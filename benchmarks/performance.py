@@ -194,17 +194,17 @@ def report(options: argparse.Namespace) -> Iterator[str]:
             merges.save_family(work / size, merges.SIZES[size])
         os.sync()
         yield "## Merging\n"
-        head = "two sources | CPU time, of a plain loop's | mergekit's CPU time, of ours | memory here, mergekit's"
-        head += " | mergekit's CPU time on disk, of a candidate's in memory"
+        head = "two sources | CPU time: here / a plain loop | CPU time: mergekit / here | memory: here, mergekit"
+        head += " | CPU time: mergekit, on disk / a candidate, in memory"
         yield from table(head, merging(work, options, mergekit))
         yield "\n## The model class\n"
-        yield from table("float32 | CPU time, of the plain model's", model_class(work, options))
+        yield from table("float32 | CPU time: a path / the plain model", model_class(work, options))
         yield "\n## A step along the gradient\n"
-        head = "gradient of | CPU time of a step, of a score's | memory of a step, of a score's"
+        head = "gradient of | CPU time: a step / a score | memory: a step / a score"
         yield from table(head, gradients(work, options))
         yield "\n## Starting\n"
         yield from table(
-            "command, on a tiny model | CPU seconds | of importing torch and transformers", starting(work, options)
+            "command, on a tiny model | CPU seconds | CPU time: command / the import of torch and transformers", starting(work, options)
         )
 
 
