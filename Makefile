@@ -52,7 +52,7 @@ docs: env
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: env
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/performance.py --sizes 110M 470M --write
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/performance.py --write
 
 bench-search: env
 	$(BIN)/pip install --quiet --editable ".[bench]"

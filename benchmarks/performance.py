@@ -3,7 +3,7 @@
 Everything is measured as pairs, one after the other and in turns, so that what else the machine does falls on both; a ratio is
 the geometric mean of the pairs' ratios, with a 95 % interval by bootstrap. CPU time, one thread; where nothing else runs:
 
-    python benchmarks/performance.py --pairs 9 --sizes 110M 470M --write     # an hour on two cores
+    python benchmarks/performance.py --write                            # an hour; at --sizes 470M too, three
     python benchmarks/performance.py --pairs 2 --quick                       # does it work?
 """
 
@@ -204,7 +204,8 @@ def report(options: argparse.Namespace) -> Iterator[str]:
         yield from table(head, gradients(work, options))
         yield "\n## Starting\n"
         yield from table(
-            "command, on a tiny model | CPU seconds | CPU time: command / the import of torch and transformers", starting(work, options)
+            "command, on a tiny model | CPU seconds | CPU time: command / the import of torch and transformers",
+            starting(work, options),
         )
 
 
