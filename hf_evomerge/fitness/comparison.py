@@ -143,6 +143,23 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / 2**count)
 
 
+def share_interval(right: int, count: int) -> tuple[float, float]:
+    """Interval of 95 % for the share of right answers (Wilson 1927, "Probable inference").
+
+    Args:
+        right: Examples that were solved.
+        count: Examples, at least 1.
+
+    Example:
+        >>> [round(end, 3) for end in share_interval(491, 500)]
+        [0.966, 0.991]
+    """
+    share, size = right / count, count + _Z**2
+    middle = (right + _Z**2 / 2) / size
+    half = _Z * math.sqrt(count * share * (1 - share) + _Z**2 / 4) / size
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def needed_examples(difference: float, discordance: float) -> int:
     """Examples that show a difference of accuracy in 4 of 5 experiments, at p < .05 (Connor 1987, for paired answers).
 

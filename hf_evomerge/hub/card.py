@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from ..checkpoints.pipeline import INDEX
 from ..errors import HubError, one_line
+from ..fitness.comparison import share_interval
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..search.config import STAGES
 from ..search.rows import LEADS, lead_text, plus_minus
@@ -48,6 +49,7 @@ class CardFacts:
         study: Its ``study.json``; None where it comes from a recipe that nobody searched for.
         images: The pictures beside it.
         verified: Whether it was built again, and came out the same.
+        space: The Space that shows it, where one is made with it.
     """
 
     config: dict[str, Any]
@@ -55,6 +57,7 @@ class CardFacts:
     study: dict[str, Any] | None = None
     images: tuple[str, ...] = ()
     verified: bool = False
+    space: str | None = None
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike[str]) -> CardFacts:
@@ -251,6 +254,9 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         **_result_values(study),
         **({"fitness_text": "the score of the search's own function of pictures"} if facts.draws else {}),
         "verified": facts.verified,
+        "space": facts.space,
+        "shape": _shape(facts),
+        "chat": bool(_data(study).get("chat")),
         **_reproduction(recipe),
     }
 
@@ -282,9 +288,19 @@ def _shown(ref: SourceRef) -> dict[str, Any]:
     return {"shown": " with adapter ".join(names), "revision_shown": ", ".join(filter(None, revisions))}
 
 
+def _shape(facts: CardFacts) -> str:
+    """How large a model of text is and what it reads, as its config says."""
+    config = facts.config
+    while isinstance(inner := config.get("text_config"), dict):
+        config = inner
+    layers, context = config.get("num_hidden_layers"), config.get("max_position_embeddings")
+    said = [f"{layers} layers" if layers else "", f"reads up to {context:,} tokens" if isinstance(context, int) else ""]
+    return ", ".join(filter(None, [said[0], str(facts.recipe.dtype or config.get("dtype") or ""), said[1]]))
+
+
 def _path_values(facts: CardFacts) -> dict[str, Any]:
     if facts.recipe.flow is None:
-        keys = ("scale_text", "path_text", "unfoldable_reason")
+        keys = ("scale_text", "hop_text", "path_text", "unfoldable_reason")
         return {"hops": 0, "runs": 0, "distinct": 0, "foldable": False, **dict.fromkeys(keys, "")}
     path = facts.recipe.flow.to_path()
     scaled = facts.recipe.flow.scales is not None and any(scale != 1 for scale in path.scales)
@@ -297,6 +313,7 @@ def _path_values(facts: CardFacts) -> dict[str, Any]:
         "distinct": len(path.unique_layers),
         "path_text": "the merged model and its parents" if parents & used else "the merged model",
         "scale_text": f"one number per hop scales {target} on the way" if scaled else "nothing is scaled on the way",
+        "hop_text": f"A hop is one layer's turn{'' if path.is_serial else ', or that of several side by side'}.",
         "foldable": not reason,
         "unfoldable_reason": reason,
     }
@@ -322,18 +339,27 @@ def _result_values(study: dict[str, Any] | None) -> dict[str, Any]:
         "has_accuracy": any(row.get("accuracy") is not None for row in rows),
         "random_text": _random_text(rows, (study or {}).get("space")),
         "fitness_text": _FITNESS.get(str(task), "the score of the search's own task"),
+        "right_text": _RIGHT.get(str(task), ""),
+        "unit": unit or "",
+        "nats_text": "One nat more is 2.7 times the probability." if str(unit).startswith("nats") else "",
     }
 
 
 def _headline(results: dict[str, Any]) -> str:
-    """The result in one line: the winner's own figure, and the first comparison with its interval."""
-    winner = next((row for row in results["rows"] if row["winner"] and row.get("accuracy") is not None), None)
-    words = (
-        [f"**{winner['accuracy']:.1%}** of {results['examples']} {_SPLITS.get(results['split'], 'problems')} right."]
-        if winner
-        else []
-    )
-    words += [f"{markdown_text(sentence)}." for sentence in results.get("verdict", [])[:1]]
+    """The result in one line: the winner's own figure, and the first comparison, each with its interval."""
+    winner = next((row for row in results["rows"] if row["winner"]), None)
+    words, count = [], results["examples"]
+    if winner is not None and (accuracy := winner.get("accuracy")) is not None and count:
+        low, high = share_interval(round(accuracy * count), count)
+        split = _SPLITS.get(results["split"], "problems")
+        words.append(f"**{accuracy:.1%}** ({low:.1%} to {high:.1%}) of {count} {split} right.")
+    for sentence in results.get("verdict", [])[:1]:
+        name = "" if winner is None else winner["model"][:1].upper() + winner["model"][1:] + " is "
+        words.append(
+            f"{markdown_text('It is ' + sentence.removeprefix(name) if name and sentence.startswith(name) else sentence)}."
+        )
+    if len(words) == 2:
+        words.append("In brackets: intervals of 95 %; the comparison is paired, problem by problem.")
     return " ".join(words)
 
 
@@ -357,6 +383,10 @@ def _random_text(rows: Sequence[dict[str, Any]], space: str | None) -> str:
 _FITNESS = {
     "likelihood": "the log-probability of the right answer, as the search scored it",
     "generation": "the score of the generated answer",
+}
+_RIGHT = {
+    "likelihood": "Right is what the model writes word for word as the answer says, where it always takes the likeliest token.",
+    "generation": "Right is a generated answer that the search's own rule accepts.",
 }
 
 

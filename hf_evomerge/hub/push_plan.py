@@ -173,7 +173,7 @@ def plan_push(
         _write_config(model, recipe, names, scratch / "config.json")
     elif INDEX not in files or files[INDEX] == model / INDEX:
         shutil.copyfile(model / INDEX, scratch / INDEX)
-    facts = replace(CardFacts.of_folder(scratch), verified=options.verify)
+    facts = replace(CardFacts.of_folder(scratch), verified=options.verify, space=repo_id if options.space else None)
     write_benchmark_result(facts.study, scratch)
     if options.card:
         card = render_card(facts, repo_id, license, languages=options.languages or languages_of(license.parents))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness.comparison import compare, main_measure, mcnemar, needed_examples
+from hf_evomerge.fitness.comparison import compare, main_measure, mcnemar, needed_examples, share_interval
 from hf_evomerge.fitness.scores import Scores
 
 
@@ -51,6 +51,15 @@ def test_interval_of_matched_answers_is_that_of_agresti_and_min() -> None:
     assert same is not None
     assert same.low < same.difference == 0 < same.high
     assert same.p == 1.0
+
+
+def test_interval_of_a_share_holds_what_could_have_given_it() -> None:
+    """Each end is the true share from which the measured one lies 1.96 errors away; with nothing wrong it ends at 1."""
+    for right, count in ((3, 10), (491, 500), (1, 2)):
+        for end in share_interval(right, count):
+            assert abs(end - right / count) == pytest.approx(1.959964 * (end * (1 - end) / count) ** 0.5)
+    low, high = share_interval(8, 8)
+    assert (share_interval(0, 8), high) == (pytest.approx((0.0, 1 - low)), 1.0)
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:

@@ -85,11 +85,27 @@ def test_it_opens_with_what_the_model_is_for() -> None:
     study = copy.deepcopy(STUDY)
     study["settings"]["about"] = "Counts things."
     study["examples"][1]["gloss"] = "Say x."
-    study["results"]["verdict"] = ["It is better than its best parent by 0.5 of accuracy (0.4 to 0.6)", "More"]
-    opening = _card(_facts("dfs", study=study)).text.split("## Use it")[0]
-    places = [opening.index(words) for words in ("Counts things.", "**2**", "*Say x.*", "right. It is better", "(0.4 to 0.6).")]
+    study["results"]["rows"][-1]["accuracy"], study["results"]["examples"] = 0.75, 200
+    study["results"]["verdict"] = ["Evolved PS is better than its best parent by 0.5 of accuracy (0.4 to 0.6)", "More"]
+    facts = replace(_facts("dfs", study=study), space="u/shown")
+    opening = _card(facts).text.split("## Use it")[0]
+    result = "**75.0%** (68.6% to 80.5%) of 200 held-out test problems right. It is better"
+    parts = ("Counts things.", "**2**", "*Say x.*", result, "(0.4 to 0.6).", "95 %", "huggingface.co/spaces/u/shown")
+    places = [opening.index(words) for words in parts]
     assert places == sorted(places)
     assert "More" not in opening
+    assert "/spaces/" not in _card(replace(facts, space=None)).text
+
+
+def test_it_says_what_the_model_reads() -> None:
+    """Depth, dtype and context are those of the config, and the prompts those of the search's data."""
+    facts, study = _facts("ps", dtype="bfloat16"), copy.deepcopy(STUDY)
+    shaped = replace(facts, config={**facts.config, "num_hidden_layers": 4, "max_position_embeddings": 4096})
+    assert "(4 layers, bfloat16, reads up to 4,096 tokens)" in _card(shaped).text
+    assert "on prompts like this one; others were not tried" in _card(facts).text
+    study["settings"]["data"]["test"]["chat"] = True
+    assert "on prompts in its tokenizer's chat template" in _card(_facts("ps", study=study)).text
+    assert "others were not tried" not in _card(_facts("ps", study=None)).text
 
 
 @pytest.mark.parametrize("kind", PARTS)
@@ -330,6 +346,8 @@ def test_both_leads_and_cut_answers_of_retained_data_are_shown() -> None:
     row["retained"] = {"old": {"accuracy": 0.5, "truncated": 0.25}}
     card = _card(_facts("ps", study=study)).text
     assert "this model's lead in fitness, nats per answer (95 %) |" in card
+    assert "| fitness, nats per answer | evaluations |" in card
+    assert "One nat more is 2.7 times the probability." in card
     assert "-5.000 (-6.000 to -4.000), p = 0.001 | -5.000" in card
     assert "on old, cut |" in card
     assert " 25.0% |" in card
