@@ -75,7 +75,7 @@ class Page:
             with gr.Tabs(elem_id="ev-tabs") as self.tabs:
                 with gr.Tab("Try", id="try"):
                     self._try_tab()
-                with gr.Tab("Path", id="path"):
+                with gr.Tab("Path", id="path") as self.path_tab:
                     self.path = gr.HTML(message("Reading …"), elem_id="ev-path")
                     with gr.Column(visible=False) as self.through:
                         self.look = gr.Button("What would it answer after each hop?", elem_id="ev-look")
@@ -135,7 +135,7 @@ class Page:
                 [], label="Ask these too (loaded when asked)", visible=False, elem_id="ev-others", min_width=300
             )
             self.tokens = gr.Slider(
-                1, MAX_TOKENS, value=64, step=1, label="At most so many new tokens", elem_id="ev-tokens", min_width=300
+                1, MAX_TOKENS, value=64, step=1, label="Longest answer, in tokens", elem_id="ev-tokens", min_width=300
             )
         self.absent = gr.HTML("", visible=False)
 
@@ -234,7 +234,7 @@ class Page:
             *self.parts,
         ]
         filled += [self.tabs, self.scoring, self.picture, self.hop, self.scale, self.said, self.share, self.changed]
-        filled += [self.look, self.fitness, self.replayer, self.stage, self.generation, self.spread, self.best]
+        filled += [self.path_tab, self.look, self.fitness, self.replayer, self.stage, self.generation, self.spread, self.best]
         filled += [self.beside, self.pictures, self.beside2, self.pictures2, self.seen_samples]
         edited = [self.way, self.picture, self.hop, self.scale, self.said, self.share, self.changed]
         opened = blocks.load(self.fill, outputs=filled, **AT_ONCE)
@@ -326,6 +326,7 @@ class Page:
             self.pictures2: shown[0] if shown else None,
             self.others: gr.CheckboxGroup(choices=others, visible=bool(others)),
             self.absent: gr.HTML(message(f"Cannot be asked: {'; '.join(missing)}."), visible=bool(missing)),
+            self.path_tab: gr.Tab(label="Path" if published.path else "Weights"),
             self.path: views.path_view(published),
             self.gloss: views.gloss(published.glosses.get(first, "")),
             self.prompt2: first,
@@ -366,7 +367,7 @@ class Page:
             labels = published.sources[:MIXED]
             values = self.do.choose_group(mixing.ALL, edit.factors)
             shown |= {
-                part: gr.Slider(label=f"{label}: its weight, times", value=value, visible=True)
+                part: gr.Slider(label=f"Weight of {label} \N{MULTIPLICATION SIGN}", value=value, visible=True)
                 for part, label, value in zip(self.parts, labels, values, strict=False)
             }
             shown |= {self.picture: views.merge_view(published)}

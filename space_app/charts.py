@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from evolution import STAGE_NAMES, Generation, best_line, best_so_far, of_stage, quantile, spent, stages
 from pictures import NARROW, WIDE, both, svg, text
@@ -110,6 +111,10 @@ def _fitness(trials: Sequence[Trial], levels: Mapping[str, float], unit: str, wi
     parts = [_grid(axes, x_name=x_name, y_name=_fitness_name(unit), x_ticks=4 if narrow else 8)]
     parts += [_accuracy_axis(axes, narrow)] if accurate else []
     names = _Names(axes)
+    best_of = {stage: best_so_far(parts_of[stage], starts[stage]) for stage in order}
+    for points in best_of.values():
+        names.keep_off(_heights(axes, points))
+        names.keep_off(_accuracies(axes, points) if accurate else [])
     levels_drawn = _levels(axes, levels, names, narrow, room=30.0 if accurate else 0.0)
     thin = max(1, math.ceil(len(trials) / _MOST_DOTS))
     for stage in order:
@@ -119,8 +124,7 @@ def _fitness(trials: Sequence[Trial], levels: Mapping[str, float], unit: str, wi
         dots = [_dot(axes, trial, x) for at, (x, trial) in enumerate(placed, 1) if at % thin == 0]
         parts.append(f'<g class="{_COLOURS.get(stage, "ev-s3")}"><g class="ev-dots">{"".join(dots)}</g></g>')
     parts.append(levels_drawn)
-    for stage in order:
-        parts.append(_best(axes, stage, best_so_far(parts_of[stage], starts[stage]), names, accurate))
+    parts += [_best(axes, stage, points, names, accurate) for stage, points in best_of.items()]
     parts.append(_legend(order, axes.left, width < WIDE, accurate))
     return svg(width, height, "".join(parts), label=_summary(order, parts_of))
 
@@ -147,7 +151,13 @@ class _Names:
 
     def __init__(self, axes: _Axes) -> None:
         self.axes = axes
-        self.taken: list[tuple[float, float, float]] = []  # left, right, base line
+        self.taken: list[tuple[float, float, float, float]] = []  # left, right, base line, how near to it others may come
+
+    def keep_off(self, line: Sequence[tuple[float, float]]) -> None:
+        """No words across a line of steps."""
+        for (x, y), (after, then) in pairwise(line):
+            heights = [y, *(min(y, then) + step for step in range(0, int(abs(then - y)), 8))]
+            self.taken += [(x if at == 0 else after - 1, after + 1, height + 4, 8.0) for at, height in enumerate(heights)]
 
     def place(self, right: float, y: float, words: str) -> float:
         """The base line for words that end at `right`: as near to `y` as there is room."""
@@ -157,10 +167,10 @@ class _Names:
         free = (
             spot
             for spot in inside
-            if not any(left < there and begin < right and abs(spot - line) < 14 for begin, there, line in self.taken)
+            if not any(left < there and begin < right and abs(spot - line) < near for begin, there, line, near in self.taken)
         )
         found = next(free, y)
-        self.taken.append((left, right, found))
+        self.taken.append((left, right, found, 14.0))
         return found
 
 
@@ -210,18 +220,26 @@ def _best(axes: _Axes, stage: str, points: Sequence[tuple[float, Trial]], names:
         return ""
     x, best = axes.x(points[-1][0]), points[-1][1].fitness or 0.0
     words = number(best)
-    right = [(axes.x(at), _accuracy_y(axes, trial.accuracy)) for at, trial in points if trial.accuracy is not None]
-    if accurate and right:
-        names.taken.append((right[-2:][0][0], right[-1][0], right[-1][1] + 4))  # the end of the dotted line
+    right = _accuracies(axes, points)
     place = names.place(x - 2, axes.y(best) - 7, words)
     tip = f"{STAGE_NAMES.get(stage, stage)}: best {words}"
-    line = _steps([(axes.x(at), axes.y(trial.fitness or 0.0)) for at, trial in points])
+    line = _steps(_heights(axes, points))
     drawn = f'<path class="ev-best" d="{line}" data-tip="{escape(tip)}"/>'
     if accurate and right:
         tip = f"{STAGE_NAMES.get(stage, stage)}: accuracy of the best {number(points[-1][1].accuracy)}"
         drawn += f'<path class="ev-accuracy" d="{_steps(right)}" data-tip="{escape(tip)}"/>'
     drawn += text(x - 2, place, words, anchor="end", kind="ev-value ev-halo")
     return f'<g class="{_COLOURS.get(stage, "ev-s3")}">{drawn}</g>'
+
+
+def _heights(axes: _Axes, points: Sequence[tuple[float, Trial]]) -> list[tuple[float, float]]:
+    """Where the fitness of trials is."""
+    return [(axes.x(at), axes.y(trial.fitness or 0.0)) for at, trial in points]
+
+
+def _accuracies(axes: _Axes, points: Sequence[tuple[float, Trial]]) -> list[tuple[float, float]]:
+    """Where the accuracy of trials is."""
+    return [(axes.x(at), _accuracy_y(axes, trial.accuracy)) for at, trial in points if trial.accuracy is not None]
 
 
 def _steps(points: Sequence[tuple[float, float]]) -> str:

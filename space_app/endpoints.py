@@ -26,7 +26,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
         Args:
             prompt: The prompt, at most 8,000 characters.
             model: "evolved", or the name of a parent as `about` lists it.
-            max_tokens: At most so many new tokens, from 1 to 256.
+            max_tokens: The longest answer, in tokens, from 1 to 256.
             pictures: What the files of pictures hold, in base64, for a model that sees.
 
         Returns:
@@ -52,7 +52,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
             prompt: The prompt, at most 8,000 characters.
             path: One text per hop, such as "0:3", or a range such as "0:0-7"; only layers that the model has.
             scales: One number per hop; all 1 where there are none.
-            max_tokens: At most so many new tokens, from 1 to 256.
+            max_tokens: The longest answer, in tokens, from 1 to 256.
             pictures: As for `answer`.
 
         Returns:

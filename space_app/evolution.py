@@ -10,10 +10,10 @@ from itertools import accumulate
 from published import Trial
 
 STAGE_NAMES = {
-    "ps-first": "parameter space, first",
-    "ps": "parameter space",
-    "dfs-first": "data flow space, first",
-    "dfs": "data flow space",
+    "ps-first": "weights (PS), first",
+    "ps": "weights (PS)",
+    "dfs-first": "path (DFS), first",
+    "dfs": "path (DFS)",
     "joint": "weights and path together",
     "random": "random search",
 }

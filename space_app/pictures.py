@@ -356,7 +356,11 @@ def weights_picture(merge: Mapping[str, Any], labels: Sequence[str]) -> str:
     rows = weight_rows(merge, labels)
     method = str(merge.get("method", ""))[:40]
     options = mapping(merge.get("options"))
-    said = ", ".join(f"{key} = {value}" for key, value in options.items() if not isinstance(value, dict))
+    notes = [f"{key} = {value}" for key, value in options.items() if not isinstance(value, dict)]
+    if rows and all(row.values.get("default") == 0 and len(row.values) > 1 for row in rows):
+        rows = [row._replace(values={key: value for key, value in row.values.items() if key != "default"}) for row in rows]
+        notes.append("everything else is the base's")
+    said = ", ".join(notes)
     if not rows:
         return f'<p class="ev-faint">The merge method {escape(method)} has no parameters per source. {escape(said)}</p>'
     most = _largest(rows)
@@ -433,7 +437,7 @@ def _group_order(group: str) -> tuple[int, int, int, str]:
 
 
 def _group_name(group: str) -> str:
-    return {"all": "all layers", "default": "others"}.get(group, group.removeprefix("blocks."))[:20]
+    return {"all": "all layers", "default": "all others"}.get(group, group.removeprefix("blocks."))[:20]
 
 
 def _cell(x: float, y: float, width: float, height: float, *, value: float | None, most: float, tip: str, source: int) -> str:
@@ -441,18 +445,12 @@ def _cell(x: float, y: float, width: float, height: float, *, value: float | Non
     if value is None:
         return f'<rect class="ev-unused" x="{x:.1f}" y="{y:.1f}" width="{width - 2:.1f}" height="{height - 2:.1f}"/>'
     strength = abs(value) / most
-    drawn, inset = f'class="ev-plus" fill-opacity="{0.06 + 0.94 * strength:.2f}"', 0.0
+    drawn, inset = f'class="ev-plus" fill-opacity="{0.04 + 0.46 * strength:.2f}"', 0.0  # pale enough for the page's own text
     if value < 0:
         drawn, inset = f'class="ev-minus" stroke-opacity="{0.25 + 0.75 * strength:.2f}"', 1.0
     words = ""
     if width >= 34:
-        words = text(
-            x + width / 2 - 1,
-            y + height / 2 + 3,
-            number(value, 2),
-            anchor="middle",
-            kind="ev-on" if strength > 0.75 and value > 0 else "",
-        )
+        words = text(x + width / 2 - 1, y + height / 2 + 3, number(value, 2), anchor="middle")
     return (
         f'<g class="ev-cell ev-s{max(source, 0) % _SHAPES}" role="img" tabindex="-1" data-tip="{escape(tip)}" '
         f'aria-label="{escape(tip)}"><rect {drawn} x="{x + inset:.1f}" y="{y + inset:.1f}" '

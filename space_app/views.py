@@ -25,8 +25,8 @@ CITATION = """@article{akiba2025evolutionary,
   note    = {arXiv:2403.13187}
 }"""
 NO_PATH = (
-    "This model was merged in parameter space: its layers are in their usual order and there is no path to change, and not all "
-    "of its parents can be loaded here to merge them anew. The Path tab shows how much of each went into each layer."
+    "Nothing can be changed here: the layers of this model are in their usual order, so there is no path to change, and not "
+    "all of its parents can be loaded to merge them anew. The Weights tab shows how much of each went into each layer."
 )
 NO_STUDY = "The repository has no record of a search: the recipe was written by hand, or the record was not published."
 
@@ -63,7 +63,7 @@ def lens_view(published: Published, written: Sequence[str], liked: Sequence[Sequ
         )
         rows.append(f'<tr><th scope="row">{at + 1}: {escape(name)}</th>{cells}</tr>')
     step = "hop" if published.path else "layer"
-    caption = f"After each {step}, the token that the model's head reads in the hidden state; marked where it is the answer's"
+    caption = f"What the model would write if it ended after this {step}; bold where its answer has the same token there"
     return (
         f'<div class="ev-scroll" tabindex="0" role="region" aria-label="{caption}"><table class="ev-table ev-lens">'
         f"<caption>{caption}</caption><thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
@@ -107,29 +107,22 @@ def path_view(published: Published) -> str:
     if published.path:
         way = edits.Route(published.path, published.scales)
         target = published.config.get("scale_target", "stream")
-        meaning = (
-            "scales multiply what the MLP of the hop before adds"
-            if target == "mlp_delta"
-            else "scales multiply the hidden state"
-        )
-        lines = (
-            "The wider a line, the more the hop at its end adds to the stream, 1 being all that its layer would (its gate). "
-            if published.gated
-            else "A line is as wide as the scale of the hop at its end. "
-        )
+        scaled = "what the MLP of the hop before adds" if target == "mlp_delta" else "the hidden state"
+        lines = "how much of what its layer computes is added there" if published.gated else "the scale of the hop at its end"
         parts.append("<h2>The route of the hidden state</h2>")
         parts.append(path_picture(way, published.labels, published.layers, gated=published.gated))
         parts.append(
-            f'<p class="ev-faint">From left to right the hops, from bottom to top the layers of each source. {lines}The wider '
-            f"a mark, the larger the scale on the way into it ({meaning}); a hollow mark is a negative scale. "
-            "Grey layers are not used. Hover, tap or use the arrow keys for details.</p>"
+            '<p class="ev-faint">A hop is one step: the hidden state, which is what the model has made of the text so far, '
+            "goes through one layer. Hops follow each other from left to right; each row is a layer. The width of the line "
+            f"into a hop shows {lines}. The size of its mark is its scale, by which {scaled} is multiplied on the way in; a "
+            "hollow mark is a negative scale. Grey layers are not used. Hover, tap or use the arrow keys for details.</p>"
         )
     if isinstance(merge, dict):
         parts.append(f"<h2>{'The merged source' if published.path else 'How much of each parent'}</h2>")
         parts.append(weights_picture(merge, merge_labels(published)))
         parts.append(
-            '<p class="ev-faint">One column per layer or group of layers. Weights multiply what a parent differs by from the '
-            "base, and need not add up to 1; those of outlined cells are negative.</p>"
+            '<p class="ev-faint">A weight says how much of a parent goes into a layer: 1 is all of what it differs by from the '
+            "base, 0 is nothing, and a negative weight (outlined) takes it away. Weights need not add up to 1.</p>"
         )
     return "".join(parts) or message("The repository has no recipe; there is nothing to draw.")
 
@@ -156,9 +149,18 @@ def fitness_view(published: Published) -> str:
     if not published.trials:
         return message(NO_STUDY) + results_table(published)
     picture = fitness_picture(without_first(published.trials), published.levels, published.unit)
-    words = "Dots are trials, triangles those below the picture, crosses those that failed; shades hold 80 % and half of those "
-    words += "around; thick lines are the best so far on all examples"
-    words += ", dotted ones its accuracy, on the axis at the right." if shows_accuracy(published.trials) else "."
+    words = (
+        "Each dot is a trial: one model that was tried. A triangle is one that lies lower than the picture, a cross one that "
+        "failed. "
+        "The dark shade holds the middle half of the trials, the light one the middle 80 %. The thick line is the best so far "
+        "of those scored on all search examples"
+    )
+    words += ", the dotted one its share of right answers (axis on the right)." if shows_accuracy(published.trials) else "."
+    if published.unit.startswith("nats"):
+        words += (
+            " Fitness is the natural logarithm (in nats) of the probability that a model gives to the right answer: 0 is "
+            "certain, and 0.7 lower is half as likely."
+        )
     said = f'<p class="ev-faint">{words}</p>'
     return f"{front_view(published)}<h2>Fitness over evaluations</h2>{picture}{said}{results_table(published)}"
 
@@ -213,9 +215,10 @@ def results_table(published: Published) -> str:
         )
     winner = next((at for at, row in enumerate(published.rows) if row.get("winner")), None)
     caption = f"{results.get('examples', '')} problems of the {results.get('split', 'test')} split; ± is one standard error"
+    caption += "; leads are the winner's, with intervals of 95 %" if leads else ""
     unit = f" ({published.unit})" if published.unit else ""
     heads = ["model", "accuracy", f"fitness{unit}", "evaluations"]
-    heads += [f"winner's lead in {measure}{unit if measure == 'fitness' else ''} (95 %)" for measure in leads.values()]
+    heads += [f"lead in {measure}" for measure in leads.values()]
     shown = [row[: len(heads)] for row in rows]
     said = "".join(f"<li>{escape(sentence)}</li>" for sentence in listing(results.get("verdict")))
     verdict = f'<ul class="ev-verdict">{said}</ul>' if said else ""

@@ -2,18 +2,21 @@
 
     hf-evomerge demo --out evomerge-demo
     python website/screenshots.py evomerge-demo                  # writes docs/images
-    python website/screenshots.py evomerge-demo --look build/look    # every tab of every model, at three widths, to look at
+    python website/screenshots.py evomerge-demo/ps evomerge-demo/dfs --axe    # counts what axe finds on every tab
+    python website/screenshots.py evomerge-demo/ps --look build/look          # and takes its picture, to look at
 
-It needs chromium, and axe-playwright-python for `--look`, which says what axe finds.
+It needs chromium, and axe-playwright-python for `--axe` and `--look`, which go through three widths, light and dark.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 TABS = {
     "try": ("Try", "#ev-answers .ev-known"),
-    "path": ("Path", "#ev-path svg:visible"),
+    "path": (re.compile("^(Path|Weights)$"), "#ev-path svg:visible"),
     "change": ("Change it", "#ev-edit svg:visible"),
     "evolution": ("Evolution", "#ev-fitness svg:visible"),
     "recipe": ("Recipe", "#ev-recipe:visible"),
@@ -45,12 +48,17 @@ def opened(browser: Any, url: str, tab: str, *, width: int, theme: str) -> Any:
     """A page that shows a tab."""
     page = browser.new_page(viewport={"width": width, "height": 900}, reduced_motion="reduce")
     page.goto(f"{url}?__theme={theme}")
-    page.wait_for_selector("#ev-status .ev-ready")
+    page.wait_for_selector("#ev-status .ev-ready", timeout=120_000)
+    turn_to(page, tab)
+    return page
+
+
+def turn_to(page: Any, tab: str) -> None:
+    """Another tab of a page."""
     name, shown = TABS[tab]
-    page.get_by_role("tab", name=name, exact=True).click()
+    page.get_by_role("tab", name=name, exact=isinstance(name, str)).click()
     page.wait_for_selector(shown)
     page.wait_for_timeout(700)
-    return page
 
 
 def save(page: Any, file: Path) -> None:
@@ -64,27 +72,31 @@ def save(page: Any, file: Path) -> None:
         colours.quantize(240, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
-def look(browser: Any, folders: list[Path], out: Path) -> None:
-    """Every tab at every width and in both themes, with what axe finds."""
+def look(browser: Any, folders: list[Path], out: Path | None) -> int:
+    """Every tab at every width and in both themes; says what axe finds, and how much that is."""
     import axe_playwright_python
 
     axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-    out.mkdir(parents=True, exist_ok=True)
+    total = 0
     for folder in folders:
-        url = serve(folder)
-        for tab in TABS:
-            for theme in THEMES:
-                page = opened(browser, url, tab, width=WIDTHS[-1], theme=theme)
-                page.evaluate(axe)
-                for width in WIDTHS:
-                    page.set_viewport_size({"width": width, "height": 900})
-                    page.wait_for_timeout(300)
-                    save(page, out / f"{folder.name}-{tab}-{theme}-{width}.png")
-                    for found in page.evaluate(RULES)["violations"]:
-                        print(folder.name, tab, theme, width, found["id"], found["nodes"][0]["html"][:160])
-                    if (wide := page.evaluate("document.documentElement.scrollWidth")) > width:
-                        print(folder.name, tab, theme, width, f"is {wide} pixels wide")
-                page.close()
+        page = opened(browser, serve(folder), "try", width=WIDTHS[0], theme="light")
+        page.evaluate(axe)
+        for tab, width, theme in product(TABS, WIDTHS, THEMES):
+            page.evaluate(f"document.body.classList.toggle('dark', {str(theme == 'dark').lower()})")
+            page.set_viewport_size({"width": width, "height": 900})
+            turn_to(page, tab)
+            place = f"{folder.name}-{tab}-{theme}-{width}"
+            if out is not None:
+                save(page, out / f"{place}.png")
+            page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+            said = [f"{found['id']}: {found['nodes'][0]['html'][:160]}" for found in page.evaluate(RULES)["violations"]]
+            page.evaluate("document.querySelectorAll('details').forEach(one => one.open = false)")
+            if (wide := page.evaluate("document.documentElement.scrollWidth")) > width:
+                said.append(f"the page is {wide} pixels wide")
+            print("\n    ".join([f"{place}: {len(said)} violations", *said]), flush=True)
+            total += len(said)
+        page.close()
+    return total
 
 
 def drop_a_hop(page: Any) -> None:
@@ -178,15 +190,20 @@ def card(browser: Any) -> None:
 def main() -> None:
     """Read the options and take the pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("demo", type=Path, nargs="+", help="the folder of a demo; with --look, folders of searches or models")
-    parser.add_argument("--look", type=Path, help="where all tabs of all models go, in place of docs/images")
+    parser.add_argument("demo", type=Path, nargs="+", help="the folder of a demo; with an option, those of searches or models")
+    parser.add_argument("--axe", action="store_true", help="let axe look at all tabs of all models, and take no picture")
+    parser.add_argument("--look", type=Path, help="the same, with pictures in this folder")
     chosen = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-        if chosen.look:
-            look(browser, chosen.demo, chosen.look)
+        if chosen.axe or chosen.look:
+            if chosen.look:
+                chosen.look.mkdir(parents=True, exist_ok=True)
+            total = look(browser, chosen.demo, chosen.look)
+            print(f"{total} violations in all")
+            sys.exit(total > 0)
         else:
             with TemporaryDirectory() as place:
                 published(chosen.demo[0], Path(place))

@@ -126,7 +126,34 @@ def test_densities_have_a_scale_of_their_own() -> None:
     """A density of 0.3 is as strong as the largest weight where it is the largest density."""
     frame = _frames(pictures.weights_picture({"parameters": [{"weight": 3.0, "density": 0.3}]}, ["a"]))[0]
     strength = [node.attrib["fill-opacity"] for node in frame.iter() if "fill-opacity" in node.attrib]
-    assert strength == ["1.00", "1.00"]
+    assert strength == ["0.50", "0.50"]  # and no stronger than the page's text is readable on
+
+
+def test_what_is_the_bases_is_said_and_not_drawn() -> None:
+    """A weight of 0 for all tensors that no group names is a word in the title; any other is a row."""
+
+    def rows(rest: float) -> tuple[str, bool]:
+        merge = {"method": "ties", "parameters": [{"weight": {"blocks.0": 1.0, "default": rest}}]}
+        said = [node.text for node in _frames(pictures.weights_picture(merge, ["a"]))[0].iter() if node.tag == "text"]
+        return str(said[0]), "all others" in said
+
+    assert rows(0.0) == ("ties: everything else is the base's", False)
+    assert rows(0.5) == ("ties", True)
+
+
+def test_the_best_value_keeps_off_dotted_lines() -> None:
+    """The number at the end of one stage's line is not across another stage's line of accuracies."""
+    accuracies = [0.0, 0.1, 0.35, 0.6, 0.9]  # of the random search, beside a best fitness that does not move
+    for shared in accuracies:
+        trials = [Trial("ps", k, k, -1.0 if k else -1.5, accuracy=0.0) for k in range(8)]
+        trials += [Trial("random", k, 0, -2.0 + k / 10, accuracy=shared) for k in range(8)]
+        for frame in _frames(charts.fitness_picture(trials, {})):
+            dotted = [node.attrib["d"] for node in frame.iter() if node.attrib.get("class") == "ev-accuracy"]
+            heights = [float(part) for line in dotted for part in re.findall(r"(?:,|V)([\d.]+)", line)]
+            for node in frame.iter():
+                if "ev-value" in node.attrib.get("class", ""):
+                    base = float(node.attrib["y"])
+                    assert not [y for y in heights if base - 10 < y < base], (shared, node.text)
 
 
 def _trials() -> list[Trial]:
@@ -212,8 +239,8 @@ def test_the_front_holds_trials_points_and_parents_where_their_values_are() -> N
             *(f"Trial {k}, generation 0: fitness {fitness}, hops {hops:g}" for k, (fitness, hops) in enumerate(values)),
             "Trial 0, generation 0: fitness 0, hops 20",
         ]
-        words = "Point 1, trial 1 of data flow space: fitness 0.5, hops 6; held out: fitness 0.25, hops 6; this model"
-        assert list(tips)[-2:] == ["Point 0, trial 0 of data flow space: fitness 0.9, hops 12", words]
+        words = "Point 1, trial 1 of path (DFS): fitness 0.5, hops 6; held out: fitness 0.25, hops 6; this model"
+        assert list(tips)[-2:] == ["Point 0, trial 0 of path (DFS): fitness 0.9, hops 12", words]
         assert "a, b: fitness 0.1, hops 7" in tips
         circles = [[node for node in tips[tip].iter() if node.tag == "circle"] for tip in list(tips)[-2:]]
         assert [[node.attrib["class"] for node in each] for each in circles] == [["ev-point"], ["ev-chosen", "ev-point"]]
