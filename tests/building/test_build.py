@@ -6,9 +6,8 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from forked import status_of_fork
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.building import build
 from hf_evomerge.building.build import build_model, check_recipe
-from hf_evomerge.checkpoints import model_folder, shards
+from hf_evomerge.checkpoints import model_folder, shards, writer
 from hf_evomerge.errors import EvoMergeError, PathError, RecipeError, SourceError
 from hf_evomerge.recipes.recipe import Recipe
 
@@ -129,20 +129,18 @@ def test_an_interrupted_build_changes_nothing(
     assert sorted(os.listdir(tmp_path)) == ["fresh", "model", "new"]
 
 
-KILLED = """
-import os, signal, sys
-from hf_evomerge.building import build
-from hf_evomerge.checkpoints import writer
-from hf_evomerge.recipes.recipe import Recipe
-look, calls = writer._is_finite, []
-def _is_finite(piece):
-    calls.append(1)
-    if len(calls) == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return look(piece)
-writer._is_finite = _is_finite
-build.build_model(Recipe.load(sys.argv[1]), sys.argv[2], progress=False, max_shard_size="2KB")
-"""
+def _killed_at(call: int, recipe: Recipe, out: Path) -> None:
+    """Build in shards, in a process that is killed when it looks at so many pieces."""
+    look, calls = writer._is_finite, []
+
+    def killing(piece: torch.Tensor) -> bool:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return look(piece)
+
+    writer._is_finite = killing
+    build_model(recipe, out, progress=False, max_shard_size="2KB")
 
 
 @pytest.mark.parametrize("part", ["merge", "both"])
@@ -151,12 +149,10 @@ def test_a_killed_build_goes_on(
 ) -> None:
     """A build killed at any point leaves no folder; the next goes on to the same bytes, says of what it reports, cleans up."""
     recipe = make(part)
-    recipe.save(tmp_path / "recipe.yaml")
     whole = build_model(recipe, tmp_path / "whole", progress=False, max_shard_size="2KB")
     out = tmp_path / "out"
     for call in (7, 6):  # the second process begins where the first was killed
-        words = [sys.executable, "-c", KILLED, str(tmp_path / "recipe.yaml"), str(out), str(call)]
-        assert subprocess.run(words, check=False, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+        assert status_of_fork(partial(_killed_at, call, recipe, out)) == -signal.SIGKILL
         assert not out.exists()
     kept = {file.name for file in tmp_path.rglob(".out.*/**/*.safetensors")}
     assert len(kept) >= 3
@@ -168,7 +164,7 @@ def test_a_killed_build_goes_on(
     assert made
     assert not kept & set(made)
     assert _digests(out) == _digests(whole)
-    assert sorted(os.listdir(tmp_path)) == ["out", "recipe.yaml", "whole"]
+    assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
 
 
 def _noting(made: list[str]) -> Callable[..., None]:
@@ -230,21 +226,21 @@ def test_a_build_killed_while_it_replaces_a_model(rename: int, make: MakeRecipe,
     out = build_model(make("flow"), tmp_path / "model", progress=False)
     old, new = _digests(out), _digests(build_model(make("merge"), tmp_path / "new", progress=False))
     shutil.rmtree(tmp_path / "new")
-    code = (
-        "import os, signal, sys; from pathlib import Path; from hf_evomerge.building.build import build_model\n"
-        "from hf_evomerge.recipes.recipe import Recipe; from hf_evomerge.checkpoints import writer\n"
-        "rename, replace = Path.rename, os.replace\n"
-        "def killed(call, last):\n"
-        "    def act(*a):\n"
-        "        call(*a)\n"
-        "        if last and str(a[-1]).endswith(('replaced', 'model')): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return act\n"
-        f"Path.rename, os.replace = killed(rename, {rename} == 1), killed(replace, True)\n"
-        "build_model(Recipe.load(sys.argv[1]), sys.argv[2], progress=False, overwrite=True)"
-    )
-    make("merge").save(tmp_path / "recipe.yaml")
-    words = [sys.executable, "-c", code, str(tmp_path / "recipe.yaml"), str(out)]
-    assert subprocess.run(words, check=False, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+
+    def killed(call: Callable[..., Any], last: bool) -> Callable[..., None]:
+        def act(*names: Any) -> None:
+            call(*names)
+            if last and str(names[-1]).endswith(("replaced", "model")):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return act
+
+    def build_and_be_killed() -> None:
+        moved, replace = Path.rename, os.replace
+        Path.rename, os.replace = killed(moved, rename == 1), killed(replace, True)  # type: ignore[assignment, method-assign]
+        build_model(make("merge"), out, progress=False, overwrite=True)
+
+    assert status_of_fork(build_and_be_killed) == -signal.SIGKILL
     assert out.exists() == (rename == 2)
     assert len(list(tmp_path.glob(".model.*"))) == 2  # a folder and its lock
     with pytest.raises(EvoMergeError, match="exists already"):
@@ -252,7 +248,7 @@ def test_a_build_killed_while_it_replaces_a_model(rename: int, make: MakeRecipe,
     assert _digests(out) == (old if rename == 1 else new)
     build_model(make("merge"), out, progress=False, overwrite=True)
     assert _digests(out) == new
-    assert sorted(os.listdir(tmp_path)) == ["model", "recipe.yaml"]
+    assert sorted(os.listdir(tmp_path)) == ["model"]
 
 
 def test_a_merge_that_no_hop_runs_is_told(make: MakeRecipe) -> None:

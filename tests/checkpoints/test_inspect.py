@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hub_fixtures import use_hub
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 from vlms import save_vlm
@@ -168,25 +169,19 @@ class _Hub(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_a_repository_is_inspected_without_its_weights(tmp_path: Path) -> None:
+def test_a_repository_is_inspected_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a repository on the Hub only the header of the weights is fetched, and what is said is what its folder would say."""
     folder = _model(tmp_path / "folder", {"layers.0.w": torch.ones(200, 1000), "lm_head.weight": torch.ones(3)})
     handler = type("Handler", (_Hub,), {"folder": folder, "sent": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    settings = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_OFFLINE": "0",
-    }
-    program = "from hf_evomerge.cli import run; run()"
+    use_hub(monkeypatch, SimpleNamespace(endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_any"), tmp_path / "home")
     try:
-        words = [sys.executable, "-c", program, "inspect", "some/model", "--json"]
-        done = subprocess.run(words, env={**os.environ, **settings}, capture_output=True, text=True, check=True)
+        said = _invoke("inspect", "some/model", "--json")
     finally:
         server.shutdown()
         server.server_close()
-    assert json.loads(done.stdout) == {**json.loads(inspect_model(folder).to_json()), "model": f"some/model@{COMMIT}"}
+    assert json.loads(said) == {**json.loads(inspect_model(folder).to_json()), "model": f"some/model@{COMMIT}"}
     assert handler.sent["model.safetensors"] < 200_000 < (folder / "model.safetensors").stat().st_size
 
 
