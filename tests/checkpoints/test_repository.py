@@ -7,22 +7,27 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import HfApi
+from hub_fixtures import Said, use_hub
+from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model
+from hf_evomerge.cli import app
 from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.local_hub.faults import Fault
 from hf_evomerge.recipes.recipe import Recipe
 
 NAMES = ("base", "a", "b")
 WEIGHTS = "model.safetensors"
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Run = Callable[..., Any]
 
 
 def recipe_text(prefix: str, **fields: Any) -> str:
@@ -52,14 +57,32 @@ def publish(api: HfApi, folder: Path, repo_id: str) -> None:
 
 @pytest.fixture
 def run(hub: LocalHub, tmp_path: Path) -> Run:
-    """Runs the command line against the hub, by LFS."""
+    """Runs the command line in this process against the hub, by LFS, from a cache of its own; or where none is, or offline."""
 
-    there = hub.environment(xet=False, home=tmp_path / "client")
+    there, token = hub.endpoint, hub.token
 
-    def go(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        settings = {**os.environ, **there, **environment}
-        program = [sys.executable, "-c", "from hf_evomerge.cli import app; app()", *words]
-        return subprocess.run(program, env=settings, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    def go(*words: str, home: str = "client", endpoint: str | None = None, offline: bool = False) -> Said:
+        with pytest.MonkeyPatch.context() as patch:
+            use_hub(patch, SimpleNamespace(endpoint=endpoint or there, token=token), tmp_path / home)
+            patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+            patch.chdir(tmp_path)
+            disable_progress_bars()
+            done = CliRunner().invoke(app, words)
+            enable_progress_bars()
+            assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+            return Said(done.exit_code, done.stdout, done.stderr, "")
+
+    return go
+
+
+@pytest.fixture
+def shell(hub: LocalHub, tmp_path: Path) -> Run:
+    """The same in a process of its own, which reads its environment."""
+
+    def go(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, **hub.environment(xet=False, home=tmp_path / "client")}
+        command = [sys.executable, "-m", "hf_evomerge", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
 
     return go
 
@@ -92,21 +115,21 @@ def test_weights_are_fetched_checked_and_kept(hub: LocalHub, family: None, run: 
     for name in NAMES:
         assert any(file.read_bytes() == (tiny / name / WEIGHTS).read_bytes() for file in cached(tmp_path))
     hub.stop()
-    for mode in ("0", "1"):
-        again = run("merge", "recipe.yaml", "--out", f"again-{mode}", HF_HUB_OFFLINE=mode, HF_ENDPOINT="http://127.0.0.1:9")
+    for offline in (False, True):
+        again = run("merge", "recipe.yaml", "--out", f"again-{offline}", offline=offline, endpoint="http://127.0.0.1:9")
         assert again.returncode == 0, again.stderr
-        assert (tmp_path / f"again-{mode}" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
+        assert (tmp_path / f"again-{offline}" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
     hub.start()
 
 
-def test_sources_that_do_not_fit_cost_no_download(lfs_api: HfApi, family: None, run: Run, tmp_path: Path) -> None:
+def test_sources_that_do_not_fit_cost_no_download(lfs_api: HfApi, family: None, shell: Run, tmp_path: Path) -> None:
     """Sources of other shapes are refused, with both sides, before any weights are fetched."""
     sizes = {"vocab_size": 26, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2}
     LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)).save_pretrained(tmp_path / "wide")
     publish(lfs_api, tmp_path / "wide", "local/wide")
     sources = [{"model": "local/a"}, {"model": "local/wide"}]
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/", sources=sources))
-    done = run("merge", "recipe.yaml", "--out", "out")
+    done = shell("merge", "recipe.yaml", "--out", "out")
     assert done.returncode == 1
     assert "lm_head.weight: shape [26, 16] in local/a, [26, 32] in local/wide" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -146,12 +169,12 @@ def test_what_cannot_be_had_is_one_line(hub: LocalHub, lfs_api: HfApi, run: Run,
         (200, "<html>log in</html>", "local/empty: what answers is not the Hub ("),
     ):
         hub.faults.add(Fault("", "status", times=None, status=status, body=body))
-        done = run("merge", "recipe.yaml", "--out", "out", "--dry-run", HF_HOME=str(tmp_path / "another"))
+        done = run("merge", "recipe.yaml", "--out", "out", "--dry-run", home="another")
         hub.faults.clear()
         assert done.stderr.startswith(f"error: {message}"), done.stderr
         assert len(done.stderr.splitlines()) == 1
     hub.stop()
-    done = run("merge", "recipe.yaml", "--out", "out", "--dry-run", HF_HOME=str(tmp_path / "other"))
+    done = run("merge", "recipe.yaml", "--out", "out", "--dry-run", home="other")
     hub.start()
     assert done.stderr.startswith("error: local/empty: neither a folder nor in the Hub cache, and the Hub cannot be reached")
 

@@ -6,14 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-CODE = """
-import sys
+from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer
-import hf_evomerge
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-model.push_to_hub("local/direct")
-AutoTokenizer.from_pretrained(sys.argv[1]).push_to_hub("local/direct")
-"""
+
 LOAD = """
 import json, sys
 sys.modules["hf_evomerge"] = None
@@ -28,9 +23,10 @@ print(json.dumps([type(model).__module__.split(".")[0], len(model.config.path), 
 """
 
 
-def test_push_to_hub_takes_the_code_along(hybrid_search: Path, program: Callable[..., str]) -> None:
+def test_push_to_hub_takes_the_code_along(hybrid_search: Path, lfs_api: HfApi, program: Callable[..., str]) -> None:
     """`model.push_to_hub` uploads the two files of the class, and a card with its tags; it loads where this package is not."""
-    program(CODE, str(hybrid_search / "model"))
+    AutoModelForCausalLM.from_pretrained(hybrid_search / "model").push_to_hub("local/direct")
+    AutoTokenizer.from_pretrained(hybrid_search / "model").push_to_hub("local/direct")
     module, hops, generated, tags = json.loads(program(LOAD).splitlines()[-1])
     assert module == "transformers_modules"
     assert hops == len(json.loads((hybrid_search / "model" / "config.json").read_text())["path"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hub_fixtures import Said
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
@@ -24,8 +25,6 @@ from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.hub.reproduce import Reproduction, TensorDifference, reproduce
 from hf_evomerge.local_hub import Fault, LocalHub
 from hf_evomerge.recipes.recipe import Recipe
-
-MAIN = "from hf_evomerge.cli import app; app()"
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def _cached(published: dict[str, str], name: str, home: Path) -> Path:
 
 
 def test_a_published_merge_is_rebuilt_bit_for_bit(
-    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path, program: Callable[..., str]
+    merged: Path, published: dict[str, str], lfs_api: HfApi, tmp_path: Path, command: Callable[..., Said]
 ) -> None:
     """From the recipe and the sources on the Hub alone, every file comes out the same, also by the command line."""
     push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
@@ -68,7 +67,7 @@ def test_a_published_merge_is_rebuilt_bit_for_bit(
     assert result.same
     assert str(result).splitlines()[0].endswith("the same bits, every weights file")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
-    assert "the same bits, every weights file" in program(MAIN, "reproduce", "local/merge")
+    assert "the same bits, every weights file" in command("reproduce", "local/merge").stdout
 
 
 def test_sources_that_bring_code_need_consent(tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ def test_a_source_that_comes_damaged_is_not_built_from(
 
 
 def test_a_model_that_is_not_what_its_recipe_gives_is_reported(
-    merged: Path, published: dict[str, str], lfs_api: HfApi, program: Callable[..., str]
+    merged: Path, published: dict[str, str], lfs_api: HfApi, command: Callable[..., Said]
 ) -> None:
     """The tensors that differ are named, with how many numbers and by how much; the command ends with an error."""
     tensors = load_file(merged / "model.safetensors")
@@ -145,8 +144,8 @@ def test_a_model_that_is_not_what_its_recipe_gives_is_reported(
     (difference,) = result.differences
     assert (difference.name, difference.what) == (name, f"1 of {tensors[name].numel()} numbers differ")
     assert difference.largest == pytest.approx(0.25, abs=1e-6)
-    printed = program(f"{MAIN}", "reproduce", "local/merge", check=False)
-    assert f"1 of {result.tensors} tensors differ" in printed
+    said = command("reproduce", "local/merge")
+    assert (said.returncode, f"1 of {result.tensors} tensors differ" in said.stdout) == (1, True)
 
 
 def test_weights_that_were_changed_after_the_push_are_refused(
@@ -196,7 +195,7 @@ def test_a_config_that_the_recipe_does_not_give_is_reported(merged: Path, publis
 
 
 def test_code_that_was_changed_is_not_called_the_same(
-    merged: Path, published: dict[str, str], lfs_api: HfApi, program: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    merged: Path, published: dict[str, str], lfs_api: HfApi, command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A changed file of the class is reported in capitals, and ends the command with an error; other code is named."""
     push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
@@ -205,7 +204,8 @@ def test_code_that_was_changed_is_not_called_the_same(
     result = reproduce("local/merge", api=lfs_api)
     assert (result.same, result.differences, result.settings) == (False, (), ())
     assert "CODE DIFFERS: modeling_evo_merged.py is not that of hf-evomerge" in str(result)
-    assert "CODE DIFFERS" in program(MAIN, "reproduce", "local/merge", check=False)
+    said = command("reproduce", "local/merge")
+    assert (said.returncode, "CODE DIFFERS" in said.stdout) == (1, True)
     lfs_api.upload_file(
         repo_id="local/merge", path_in_repo="modeling_evo_merged.py", path_or_fileobj=merged / "modeling_evo_merged.py"
     )

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hub_fixtures import Said
 from huggingface_hub import HfApi, SpaceCard
 
 from hf_evomerge.errors import FitnessError, HubError
 from hf_evomerge.hub.bundled import bundled
 from hf_evomerge.hub.space import SPACE_FOLDER, push_space, run_space
-
-MAIN = "from hf_evomerge.cli import app; app()"
 
 
 @pytest.fixture
@@ -127,21 +126,26 @@ pathlib.Path(os.environ["SEEN"]).write_text(json.dumps(seen))
 
 
 def test_a_search_pushes_its_winner_and_makes_the_space(
-    search_settings: Callable[..., dict[str, Any]], program: Callable[..., str], lfs_api: HfApi, tmp_path: Path
+    search_settings: Callable[..., dict[str, Any]], command: Callable[..., Said], lfs_api: HfApi, tmp_path: Path
 ) -> None:
     """`search --push-to user/name --space` ends with the model and its Space on the Hub."""
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings()))
-    printed = program(
-        MAIN, "search", str(tmp_path / "search.yaml"), "--out", str(tmp_path / "out"), "--push-to", "local/won", "--space"
-    )
-    assert "published " in printed
-    assert "Space: " in printed
+    words = ("--out", tmp_path / "out", "--workers", 0, "--push-to", "local/won", "--space")
+    said = command("search", tmp_path / "search.yaml", *words)
+    assert said.returncode == 0, said
+    assert "published " in said.stdout
+    assert "Space: " in said.stdout
     assert {"model.safetensors", "study.json", "README.md"} <= set(lfs_api.list_repo_files("local/won"))
     assert "app.py" in lfs_api.list_repo_files("local/won", repo_type="space")
 
 
 def test_a_search_that_could_not_push_does_not_begin(
-    search_settings: Callable[..., dict[str, Any]], tiny: Path, program: Callable[..., str], lfs_api: HfApi, tmp_path: Path
+    search_settings: Callable[..., dict[str, Any]],
+    tiny: Path,
+    command: Callable[..., Said],
+    lfs_api: HfApi,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Contradicting licenses, and a login that is not there, stop the search before its first trial."""
     sources = []
@@ -152,9 +156,9 @@ def test_a_search_that_could_not_push_does_not_begin(
         lfs_api.upload_file(repo_id=f"local/{name}", path_in_repo="README.md", path_or_fileobj=card)
         sources.append({"model": f"local/{name}"})
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings(sources=sources)))
-    arguments = ("search", str(tmp_path / "search.yaml"), "--out", str(tmp_path / "out"), "--push-to", "local/won")
-    printed = program(MAIN, *arguments, check=False)
-    assert "local/a is under cc-by-sa-4.0, which derived works must keep, and local/b under gemma" in printed
-    without = "import os; os.environ['HF_TOKEN'] = 'hf_wrong'; " + MAIN
-    assert "hf auth login" in program(without, *arguments, check=False)
+    words = ("search", tmp_path / "search.yaml", "--out", tmp_path / "out", "--push-to", "local/won")
+    refused = "local/a is under cc-by-sa-4.0, which derived works must keep, and local/b under gemma"
+    assert refused in command(*words).stderr
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "hf auth login" in command(*words).stderr
     assert not (tmp_path / "out").exists()

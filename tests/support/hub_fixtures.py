@@ -9,12 +9,25 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 from huggingface_hub import HfApi, constants, hf_api
 from transformers.utils import hub as transformers_hub
+from typer.testing import CliRunner
 
+from hf_evomerge.cli import app
 from hf_evomerge.local_hub import LocalHub
+
+
+class Said(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    log: str
+
 
 Program = Callable[..., str]
 Connect = Callable[..., HfApi]
@@ -42,6 +55,19 @@ def program(hub: LocalHub, tmp_path: Path) -> Program:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout if check else done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture
+def command(lfs_api: HfApi, caplog: pytest.LogCaptureFixture) -> Callable[..., Said]:
+    """Runs `hf-evomerge` in this process, whose client is the hub's, and gives its status and what it said and logged."""
+
+    def run(*words: object) -> Said:
+        caplog.clear()
+        done = CliRunner().invoke(app, list(map(str, words)))
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return Said(done.exit_code, done.stdout, done.stderr, caplog.text)
 
     return run
 
@@ -88,6 +114,11 @@ def lfs_api(hub: LocalHub, connect: Connect) -> HfApi:
 def visitor(hub: LocalHub) -> HfApi:
     """The real client as user `visitor`. Give `cache_dir` where it downloads: the cache is user `local`'s."""
     return HfApi(endpoint=hub.endpoint, token="hf_visitor")
+
+
+def commit_titles(api: HfApi, repo_id: str = "local/merge") -> list[str]:
+    """What the commits of a repository are called, the newest first."""
+    return [commit.title for commit in api.list_repo_commits(repo_id)]
 
 
 def no_waiting(patch: pytest.MonkeyPatch) -> list[float]:

@@ -1,0 +1,186 @@
+"""A push that is cut off: nothing is published by half, and pushing again finishes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_fixtures import commit_titles
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from safetensors.torch import load_file
+
+from hf_evomerge.errors import HubError
+from hf_evomerge.hub.push import push_model
+from hf_evomerge.hub.push_plan import PushOptions
+from hf_evomerge.local_hub import Fault, LocalHub
+
+COMMIT = r"POST /api/models/local/merge/commit/"
+
+
+LFS_PUT = r"PUT /lfs"
+
+
+PUSH = "from hf_evomerge.cli import app; app()"
+
+
+def test_a_space_that_fails_says_that_the_model_is_there(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+    """Where only the Space cannot be made, the error says that the model is published, and pushing again makes the Space."""
+    hub.faults.add(Fault(r"POST /api/spaces/local/merge/commit/", "status", status=403))
+    with pytest.raises(HubError, match=r"the model is published, http.*/local/merge at [0-9a-f]{12}, but not its Space: "):
+        push_model(plain, "local/merge", PushOptions(space=True), api=lfs_api)
+    again = push_model(plain, "local/merge", PushOptions(space=True), api=lfs_api)
+    assert not again.model.changed
+    assert again.space is not None
+
+
+def test_a_pull_request_is_gone_on_with(plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]) -> None:
+    """After a failure the same pull request is finished; it is open, and none is opened where there is nothing to change."""
+    hub.faults.add(Fault(COMMIT, "status", status=500, times=None))
+    with pytest.raises(HubError, match="push again later"):
+        push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api)
+    hub.faults.clear()
+    pushed = [push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api).model for _ in range(2)]
+    assert [(commit.url.rsplit("/", 1)[-1], commit.changed) for commit in pushed] == [("1", True), ("1", False)]
+    assert [(one.num, one.status) for one in lfs_api.get_repo_discussions("local/merge")] == [(1, "open")]
+    lfs_api.merge_pull_request("local/merge", 1)
+    again = push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api).model
+    assert (again.changed, again.url) == (False, f"{hub.endpoint}/local/merge")
+    assert len(list(lfs_api.get_repo_discussions("local/merge"))) == 1
+    with pytest.raises(HubError, match="leave out --revision or --create-pr"):
+        push_model(plain, "local/merge", PushOptions(create_pr=True, revision="try"), api=lfs_api)
+
+
+def test_a_hub_that_shuts_the_door_meanwhile_is_one_line(
+    plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]
+) -> None:
+    """Where the commit's answer is lost and the repository cannot be read any more, that is said."""
+    hub.faults.add(Fault(COMMIT, "status", status=503))
+    lfs_api.create_repo("local/merge")
+    hub.faults.add(Fault(r"GET /api/models/local/merge/revision/main", "status", status=403, skip=1, times=None))
+    with pytest.raises(HubError, match=r"not known whether the commit was taken"):
+        push_model(plain, "local/merge", api=lfs_api)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(COMMIT, "status", status=503, times=2),
+        Fault(COMMIT, "status", status=429, times=2),
+        Fault(COMMIT, "reset", times=2),
+    ],
+    ids=["503", "429", "reset"],
+)
+def test_the_commit_is_sent_again(plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float], fault: Fault) -> None:
+    """A commit that did not reach the Hub is sent again, and is there once."""
+    hub.faults.add(fault)
+    push_model(plain, "local/merge", api=lfs_api)
+    assert fault.hits == 2
+    assert len(commit_titles(lfs_api)) == 2
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(
+    plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]
+) -> None:
+    """Where the Hub has taken the commit and only its answer got lost, it is found, and not sent again."""
+    fault = hub.faults.add(Fault(COMMIT, "truncate", rst=True))
+    pushed = push_model(plain, "local/merge", api=lfs_api)
+    assert fault.hits == 1
+    assert len(commit_titles(lfs_api)) == 2
+    assert lfs_api.model_info("local/merge").sha == pushed.model.sha
+    assert sum(seen.target.startswith("/api/models/local/merge/commit/") for seen in hub.requests) == 1
+
+
+def test_a_push_that_fails_says_what_is_there_and_can_be_finished(
+    plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]
+) -> None:
+    """After the last attempt one line says that nothing is committed; pushing again uploads nothing twice and finishes."""
+    hub.faults.add(Fault(COMMIT, "status", status=500, times=None))
+    with pytest.raises(
+        HubError, match=r"all files are uploaded, but nothing is committed and the branch is still at"
+    ) as caught:
+        push_model(plain, "local/merge", api=lfs_api)
+    assert "\n" not in str(caught.value)
+    assert hub.token not in str(caught.value)
+    assert waits == [1.0, 2.0, 4.0, 8.0, *[16.0] * 6]
+    assert len(commit_titles(lfs_api)) == 1
+    hub.faults.clear()
+    uploads = sum(seen.method == "PUT" for seen in hub.requests)
+    push_model(plain, "local/merge", api=lfs_api)
+    assert sum(seen.method == "PUT" for seen in hub.requests) == uploads
+    assert len(commit_titles(lfs_api)) == 2
+
+
+def test_uploads_that_break_off_are_sent_again(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+    """An upload that is cut off half way is sent again by the client; the file on the Hub is whole."""
+    fault = hub.faults.add(Fault(LFS_PUT, "reset", after_bytes=2000))
+    push_model(plain, "local/merge", api=lfs_api)
+    assert fault.hits == 1
+    stored = load_file(hf_hub_download("local/merge", "model.safetensors"))
+    for name, tensor in load_file(plain / "model.safetensors").items():
+        assert torch.equal(stored[name], tensor)
+
+
+def test_an_upload_that_is_refused_says_what_is_missing(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+    """Where the Hub takes no large file, the error names the file, and says that nothing is committed."""
+    hub.faults.add(Fault(LFS_PUT, "status", status=403, times=None))
+    with pytest.raises(
+        HubError, match=r"model.safetensors cannot be uploaded \(nothing is committed, .* of \d+ files"
+    ) as caught:
+        push_model(plain, "local/merge", api=lfs_api)
+    assert "push again to go on" in str(caught.value)
+    assert len(commit_titles(lfs_api)) == 1
+
+
+def test_somebody_elses_commit_is_not_overwritten(
+    plain: Path, lfs_api: HfApi, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    """A commit by somebody else between the check and ours stops the push; pushing again goes on top of it."""
+    usual, calls = lfs_api.create_commit, []
+
+    def interrupted(*arguments: Any, **keywords: Any) -> Any:
+        if not calls:
+            calls.append(1)
+            usual("local/merge", [CommitOperationAdd("theirs.txt", b"x")], commit_message="theirs")
+        return usual(*arguments, **keywords)
+
+    monkeypatch.setattr(lfs_api, "create_commit", interrupted)
+    with pytest.raises(HubError, match=r"somebody else has committed"):
+        push_model(plain, "local/merge", api=lfs_api)
+    push_model(plain, "local/merge", api=lfs_api)
+    assert {"theirs.txt", "model.safetensors"} <= set(lfs_api.list_repo_files("local/merge"))
+
+
+def test_a_push_survives_kill_9(plain: Path, hub: LocalHub, lfs_api: HfApi, tmp_path: Path) -> None:
+    """Killed between its uploads and its commit, a push has published nothing; run again, it finishes."""
+    fault = hub.faults.add(Fault(COMMIT, "delay", seconds=20))
+    environment = {**os.environ, **hub.environment(xet=False, home=tmp_path / "client")}
+    process = subprocess.Popen([sys.executable, "-c", PUSH, "push", str(plain), "local/merge"], env=environment)
+    deadline = time.monotonic() + 60
+    while fault.hits == 0 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert fault.hits == 1
+    assert "model.safetensors" not in lfs_api.list_repo_files("local/merge")
+    uploads = sum(seen.method == "PUT" for seen in hub.requests)
+    push_model(plain, "local/merge", api=lfs_api)
+    assert "model.safetensors" in lfs_api.list_repo_files("local/merge")
+    assert sum(seen.method == "PUT" for seen in hub.requests) == uploads
+
+
+def test_a_commit_that_cannot_be_compared_is_still_a_commit(
+    plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]
+) -> None:
+    """Where the Hub stops answering after it took the commit, that is a warning, and the Space is made."""
+    hub.faults.add(Fault(r"POST /api/models/local/merge/paths-info/", "status", status=503, skip=1, times=None))
+    pushed = push_model(plain, "local/merge", PushOptions(space=True), api=lfs_api)
+    assert lfs_api.model_info("local/merge").sha == pushed.model.sha
+    assert any("taken the commit, but what it holds was not compared" in warning for warning in pushed.warnings)
+    assert pushed.space is not None
