@@ -129,6 +129,7 @@ class Page:
         }
         self.samples = gr.Dataset(components=[self.prompt], samples_per_page=3, elem_id="ev-samples", **samples)
         both = [self.pictures, self.prompt]
+        samples["headers"] = ["Pictures", "Prompt"]
         self.seen_samples = gr.Dataset(components=both, samples_per_page=3, elem_id="ev-seen-samples", **samples)
         with gr.Row():
             self.others = gr.CheckboxGroup(

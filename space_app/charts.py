@@ -344,7 +344,7 @@ def _spread(scored: Sequence[Generation], marked: int, y_range: tuple[float, flo
     notes = text(axes.left + 24, 19, short if narrow else words, kind="ev-tick")
     content = "".join(
         [
-            _grid(axes, x_name="generation", y_name=_fitness_name(unit), x_ticks=4 if narrow else 10),
+            _grid(axes, x_name="generation", y_name=_fitness_name(unit), x_ticks=min(4 if narrow else 10, len(scored))),
             f'<g class="{_COLOURS.get(stage, "ev-s3")}">{"".join(bands)}<polyline class="ev-median" points="{median}"/>',
             f'{"".join(cut)}<polyline class="ev-best" points="{best}"/></g>{cursor}{notes}{"".join(pads)}',
         ]
@@ -390,10 +390,12 @@ def _front(
     across = [x for _, x, _ in alive] + [x for x, _ in known.values()] + [point.search[right] for point in points]
     margin = 0.05 * ((max(across) - min(across)) or 1.0)
     x_range = (min(across) - margin, max(across) + margin)
-    height = 330 if narrow else 430
+    height, marks = (330, 4) if narrow else (430, 10)
+    if all(x == int(x) for x in across):  # hops: no marks between them
+        marks = min(marks, math.ceil(x_range[1] - x_range[0]))
     axes = _frame(width, height, x_range, fitness_range(trials, levels), right=14.0)
     thin = max(1, math.ceil(len(alive) / _MOST_DOTS))
-    parts = [_grid(axes, x_name=str(objectives[1]), y_name=str(objectives[0]), x_ticks=4 if narrow else 10)]
+    parts = [_grid(axes, x_name=str(objectives[1]), y_name=str(objectives[0]), x_ticks=marks)]
     for trial, x, y in alive[::thin]:
         words = f"Trial {trial.number}, generation {trial.generation}: {_values(objectives, (y, x))}"
         parts.append(f'<g class="ev-dots {_COLOURS.get(trial.stage, "ev-s3")}">{_mark(axes, x, y, words)}</g>')

@@ -26,6 +26,10 @@
   // what scrolls can be reached by the keyboard
   new MutationObserver(() => {
     for (const frame of document.querySelectorAll('.cm-scroller[tabindex="-1"]')) frame.tabIndex = 0;
+    for (const around of document.querySelectorAll("button:has(button):not([role])")) { // a gallery's upload: only the inner one acts
+      around.setAttribute("role", "group");
+      around.tabIndex = -1;
+    }
   }).observe(document.documentElement, { childList: true, subtree: true });
   document.addEventListener("scroll", hide, true);
   document.addEventListener("keydown", (event) => {

@@ -314,7 +314,7 @@ def _legend(way: Route, flow: _Flow, words: str, grid: _Grid, width: float) -> s
     if all(value == 1 for value in [*way.scales, *values]):
         return title + text(width - 10, 18, "every scale 1, every layer whole", anchor="end", kind="ev-tick")
     unit, x, parts, y = _unit(way, grid), width - 10.0, [], 40 if width < 520 else 18
-    for size in sorted({1.0, round(min(way.scales), 2), round(max(way.scales), 2)}, reverse=True):
+    for size in _sizes(way.scales):
         r = max(abs(size) * unit, 2.5)
         kind = "ev-legend ev-negative" if size < 0 else "ev-legend"
         x -= 8.0 * len(number(size))
@@ -324,7 +324,7 @@ def _legend(way: Route, flow: _Flow, words: str, grid: _Grid, width: float) -> s
     parts.append(text(x, y, "scale", anchor="end", kind="ev-tick"))
     if flow.gated:
         x, y = (width - 10.0, 64) if width < 520 else (x - 60, 18)
-        for value in sorted({1.0, round(min(values), 2), round(max(values), 2)}, reverse=True):
+        for value in _sizes(values):
             x -= 8.0 * len(number(value))
             parts.append(text(x, y, number(value), kind="ev-tick"))
             line = f'd="M{x - 33:.1f},{y - 4}h20" stroke-width="{flow.width(value, grid.pitch):.1f}"'
@@ -332,6 +332,12 @@ def _legend(way: Route, flow: _Flow, words: str, grid: _Grid, width: float) -> s
             x -= 48
         parts.append(text(x, y, "a hop adds", anchor="end", kind="ev-tick"))
     return title + "".join(parts)
+
+
+def _sizes(values: Sequence[float]) -> list[float]:
+    """What a legend shows, the greatest first: 1, and the ends of the range where the eye tells them from it."""
+    ends = (round(min(values), 2), round(max(values), 2))
+    return sorted({1.0, *(value for value in ends if abs(value - 1) > 0.05)}, reverse=True)
 
 
 _KEY = re.compile(r"(embed|head|default)|blocks\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attn|mlp))?")

@@ -118,7 +118,7 @@ def path_view(published: Published) -> str:
             "hollow mark is a negative scale. Grey layers are not used. Hover, tap or use the arrow keys for details.</p>"
         )
     if isinstance(merge, dict):
-        parts.append(f"<h2>{'The merged source' if published.path else 'How much of each parent'}</h2>")
+        parts.append(f"<h2>{'The source “merged”: how' if published.path else 'How'} much of each parent</h2>")
         parts.append(weights_picture(merge, merge_labels(published)))
         parts.append(
             '<p class="ev-faint">A weight says how much of a parent goes into a layer: 1 is all of what it differs by from the '
@@ -151,9 +151,8 @@ def fitness_view(published: Published) -> str:
     picture = fitness_picture(without_first(published.trials), published.levels, published.unit)
     words = (
         "Each dot is a trial: one model that was tried. A triangle is one that lies lower than the picture, a cross one that "
-        "failed. "
-        "The dark shade holds the middle half of the trials, the light one the middle 80 %. The thick line is the best so far "
-        "of those scored on all search examples"
+        "failed. The dark shade holds the middle half of the trials, the light one the middle 80\N{NO-BREAK SPACE}%. The thick "
+        "line is the best so far of those scored on all search examples"
     )
     words += ", the dotted one its share of right answers (axis on the right)." if shows_accuracy(published.trials) else "."
     if published.unit.startswith("nats"):
@@ -184,10 +183,10 @@ def front_view(published: Published) -> str:
         for point in points
     ]
     winner = next((at for at, point in enumerate(points) if point.winner), None)
-    listed = table(heads, rows, caption="The models that no other of the search beats in every objective", mark=winner)
+    listed = table(heads, rows, caption="The front", mark=winner)
     words = (
-        "A filled point is a model that no other of the search beats in every objective; the ring is the one on this page. "
-        "Diamonds are the parents. Hover, tap or use the arrow keys for details."
+        "Blue points are the front: whatever else was tried and is better than one of them in one objective is worse in "
+        "another. The ring is the model on this page, diamonds are the parents. Hover, tap or use the arrow keys for details."
     )
     return f'<h2>The front</h2>{pictures}<p class="ev-faint">{words}</p>{details("The same as a table", listed)}'
 
@@ -302,7 +301,7 @@ def licenses(published: Published) -> str:
     own = own or ("not stated" if published.on_hub else "not published yet: push decides it from the parents' licenses")
     rows = [(published.name, "this model", own, (published.revision or "")[:12])]
     for parent in published.parents:
-        license = parent.license or parent.missing or "see its page"
+        license = parent.license or parent.missing or "not stated here"
         rows.append((parent.model, parent.role, license, (parent.revision or "")[:12]))
     caption = "Licenses, as the models' pages state them"
     return table(("model", "what it is", "license", "revision"), rows, caption=caption, mark=0)

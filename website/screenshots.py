@@ -68,8 +68,11 @@ def save(page: Any, file: Path) -> None:
     page.mouse.move(0, 0)
     page.screenshot(path=file, full_page=True)
     with Image.open(file) as picture:
-        colours = picture.convert("RGB")
-        colours.quantize(240, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, optimize=True)
+        shown = picture.convert("RGB")
+        most = sorted(shown.getcolors(shown.width * shown.height) or [], reverse=True)[:256]  # areas keep their colour
+        palette = Image.new("P", (1, 1))
+        palette.putpalette([part for _, colour in most for part in colour])
+        shown.quantize(palette=palette, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def look(browser: Any, folders: list[Path], out: Path | None) -> int:

@@ -112,7 +112,10 @@ def _draw_panel(axes: Axes, front: Front, column: int, name: str) -> None:
         axes.scatter([x], [y], s=130, facecolors="none", edgecolors=COLOURS[1], linewidths=1.6, zorder=5)
     for parent, values in front.parents.items():
         axes.scatter([values[column]], [values[0]], s=28, marker="D", color=INK, zorder=5)
-        axes.annotate(label_text(parent, 20), (values[column], values[0]), (5, -11), textcoords="offset points", color=INK)
+        left = values[column] > np.mean(axes.get_xlim())  # its name stays inside
+        place, side = ((-6, 6), "right") if left else ((6, 6), "left")
+        label = label_text(parent, 20)
+        axes.annotate(label, (values[column], values[0]), place, textcoords="offset points", color=INK, ha=side)
     axes.set_xlabel(label_text(front.label(name), 60))
     axes.set_ylabel(front.label(front.names[0]))
     axes.margins(0.08)
@@ -126,4 +129,4 @@ def _draw_volumes(axes: Axes, volumes: Mapping[str, Sequence[tuple[float, float]
         axes.plot(x, y, color=colour, linewidth=2.0, drawstyle="steps-post", gid=f"volume:{stage}")
         axes.annotate(label_text(stage), (x[-1], y[-1]), (-2, 4), textcoords="offset points", color=colour, ha="right")
     axes.set_xlabel("evaluations")
-    axes.set_ylabel("hypervolume")
+    axes.set_ylabel("hypervolume (share of the box between worst and best)")

@@ -276,6 +276,18 @@ def test_the_front_is_shown_where_there_are_several_objectives() -> None:
     assert views.front_view(Published(model="m", name="m", study={**study, "objectives": []}, trials=trials)) == ""
 
 
+def test_there_is_no_half_generation_or_hop() -> None:
+    """Below a picture of few generations, or of paths of nearly the same length, stand whole numbers only."""
+    grown = generations(of_stage(_trials(), "ps"))
+    trials = [Trial("dfs", k, 0, -1.0 - k, others={"hops": 7.0 + k}) for k in range(3)]
+    points = [Point(0, "dfs", 0, {"fitness": -1.0, "hops": 7.0}, {}, True)]
+    html = charts.spread_picture(grown, 0, (-7.0, 0.0), "ps")
+    html += charts.front_picture(trials, points, (Objective("fitness"), Objective("hops")), {})
+    for frame in _frames(html):
+        below = [node.text for node in frame.iter() if node.attrib.get("text-anchor") == "middle" and node.tag == "text"]
+        assert [words for words in below if words not in ("generation", "hops")] in (["0", "1", "2"], ["7", "8", "9"])
+
+
 def test_ticks_are_round_and_inside() -> None:
     """Axis labels are round numbers within the range."""
     assert charts.ticks(-11.3, 0.2, 6) == [-10.0, -8.0, -6.0, -4.0, -2.0, 0.0]
