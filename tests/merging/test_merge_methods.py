@@ -115,42 +115,39 @@ def test_task_vectors_of_half_precision_are_float32(keep):
     assert not torch.equal(found, base.float() + (source - base).float())
 
 
-@pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("rescale", ["none", "l1"])
-@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.2, 0.0015, 0.0001, 0.0])
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_ties(weights, density, normalize, rescale, keep):
+def test_ties(weights, density):
     """ties trims, elects the sign of the weighted sum, and merges what agrees with it."""
     base, sources = tensors(len(weights))
     densities = [density, min(1.0, density * 1.5), density][: len(weights)]
     parameters = [{"weight": w, "density": d} for w, d in zip(weights, densities, strict=True)]
-    found = merge("ties", base, sources, parameters, {"normalize": normalize, "rescale": rescale, "lambda": 0.9}, keep=keep)
-    kept = [reference.trim(d, rho, rescale) for d, rho in zip(deltas(base, sources), densities, strict=True)]
-    # Where weighted task vectors nearly cancel, the divisor may be tiny
-    scale = max(1.0, float(np.abs(reference.vote(exact(base), kept, weights, normalize, 0.9)).max()))
-    assert_close(found, reference.vote(exact(base), kept, weights, normalize, 0.9), 1e-5 * scale)
+    for normalize, rescale, keep in itertools.product([True, False], ["none", "l1"], [False, True]):
+        found = merge("ties", base, sources, parameters, {"normalize": normalize, "rescale": rescale, "lambda": 0.9}, keep=keep)
+        kept = [reference.trim(d, rho, rescale) for d, rho in zip(deltas(base, sources), densities, strict=True)]
+        # Where weighted task vectors nearly cancel, the divisor may be tiny
+        scale = max(1.0, float(np.abs(reference.vote(exact(base), kept, weights, normalize, 0.9)).max()))
+        assert_close(found, reference.vote(exact(base), kept, weights, normalize, 0.9), 1e-5 * scale)
 
 
-@pytest.mark.parametrize("rescale", ["l1", "expected", "none"])
-@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.25, 0.0])
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
-def test_dare(method, weights, density, normalize, rescale):
+def test_dare(method, weights, density):
     """DARE keeps the elements whose random number is below the density, rescales them, and adds up or votes."""
     base, sources = tensors(len(weights))
     parameters = [{"weight": w, "density": density} for w in weights]
-    options = {"normalize": normalize, "rescale": rescale, "lambda": 1.1}
-    found = merge(method, base, sources, parameters, options, seed=5)
-    fields = [reference.random_field(5, index, NAME, base.numel()) for index in range(len(weights))]
-    kept = [reference.drop(d, density, field, rescale) for d, field in zip(deltas(base, sources), fields, strict=True)]
-    if method == "dare_ties":
-        expected = reference.vote(exact(base), kept, weights, normalize, 1.1)
-    else:
-        share = sum(weights) if normalize else 1
-        expected = exact(base) + 1.1 * sum(w * d for w, d in zip(weights, kept, strict=True)) / share
-    assert_close(found, expected, 2e-5)
+    for normalize, rescale in itertools.product([True, False], ["l1", "expected", "none"]):
+        options = {"normalize": normalize, "rescale": rescale, "lambda": 1.1}
+        found = merge(method, base, sources, parameters, options, seed=5)
+        fields = [reference.random_field(5, index, NAME, base.numel()) for index in range(len(weights))]
+        kept = [reference.drop(d, density, field, rescale) for d, field in zip(deltas(base, sources), fields, strict=True)]
+        if method == "dare_ties":
+            expected = reference.vote(exact(base), kept, weights, normalize, 1.1)
+        else:
+            share = sum(weights) if normalize else 1
+            expected = exact(base) + 1.1 * sum(w * d for w, d in zip(weights, kept, strict=True)) / share
+        assert_close(found, expected, 2e-5)
 
 
 def test_defaults_are_those_of_the_field():

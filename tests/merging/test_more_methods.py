@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 
 import merge_reference as reference
@@ -40,21 +41,20 @@ def test_passthrough(scale):
     assert torch.equal(merge("passthrough", None, [source]), source)
 
 
-@pytest.mark.parametrize("rescale", ["none", "l1"])
-@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(
     ("density", "gamma"),
     [(1.0, 0.3), (0.5, 0.1), (0.9, 0.5), (0.3, 0.0), (0.0005, 0.01), (0.002, 0.01), (0.0, 0.1), (0.2, 1.0)],
 )
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
-def test_breadcrumbs(method, weights, density, gamma, normalize, rescale):
+def test_breadcrumbs(method, weights, density, gamma):
     """breadcrumbs keeps the share rho below the share gamma of the largest, then adds up or votes."""
     base, sources = tensors(len(weights))
-    options = {"normalize": normalize, "rescale": rescale, "lambda": 0.7}
-    found = merge(method, base, sources, many(weights, density=density, gamma=gamma), options)
-    kept = [reference.breadcrumbs(d, density, gamma, rescale) for d in deltas(base, sources)]
-    assert_close(found, added_or_voted(method, base, kept, weights, normalize, 0.7), 2e-5)
+    for normalize, rescale in itertools.product([True, False], ["none", "l1"]):
+        options = {"normalize": normalize, "rescale": rescale, "lambda": 0.7}
+        found = merge(method, base, sources, many(weights, density=density, gamma=gamma), options)
+        kept = [reference.breadcrumbs(d, density, gamma, rescale) for d in deltas(base, sources)]
+        assert_close(found, added_or_voted(method, base, kept, weights, normalize, 0.7), 2e-5)
 
 
 def added_or_voted(method, base, kept, weights, normalize, lam):
@@ -75,25 +75,26 @@ def test_breadcrumbs_golden():
     assert found.tolist() == [1, 0, 2, 8, 3, -3, 4, 5, 6, 3]  # the density comes before gamma
 
 
-@pytest.mark.parametrize("rescale", ["none", "l1", "expected"])
-@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(
     ("density", "epsilon"),
     [(1.0, 0.15), (0.5, 0.15), (0.2, 0.1), (0.9, 0.3), (0.1, 0.3), (0.5, 0.0), (0.0, 0.1)],
 )
 @pytest.mark.parametrize("weights", WEIGHTS[1:])
 @pytest.mark.parametrize("method", ["della", "della_linear"])
-def test_della(method, weights, density, epsilon, normalize, rescale):
+def test_della(method, weights, density, epsilon):
     """DELLA keeps an element with a probability that grows with its rank in the row, then votes or adds up."""
     base, sources = matrices(len(weights), (6, 31))
     sources[0][2] = sources[0][2].round()  # equal magnitudes
-    options = {"normalize": normalize, "rescale": rescale, "lambda": 0.7}
-    found = merge(method, base, sources, many(weights, density=density, epsilon=epsilon), options, seed=4)
-    kept = [
-        reference.della(d, density, epsilon, reference.random_field(4, index, NAME, base.numel()), rescale)
-        for index, d in enumerate(deltas(base, sources))
-    ]
-    assert_close(found, added_or_voted(method, base, kept, weights, normalize, 0.7), 1e-4 if rescale == "expected" else 2e-5)
+    for normalize, rescale in itertools.product([True, False], ["none", "l1", "expected"]):
+        options = {"normalize": normalize, "rescale": rescale, "lambda": 0.7}
+        found = merge(method, base, sources, many(weights, density=density, epsilon=epsilon), options, seed=4)
+        kept = [
+            reference.della(d, density, epsilon, reference.random_field(4, index, NAME, base.numel()), rescale)
+            for index, d in enumerate(deltas(base, sources))
+        ]
+        assert_close(
+            found, added_or_voted(method, base, kept, weights, normalize, 0.7), 1e-4 if rescale == "expected" else 2e-5
+        )
 
 
 def test_della_of_a_vector():
