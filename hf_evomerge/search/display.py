@@ -25,8 +25,10 @@ PHASES: dict[str, str] = {
 }
 
 
-_COLUMNS = "accuracy: of the best; done, per min: scores of all search examples; sigma: step size; left: until all stages end"
-_REMARKS = "seen: recipes that had been scored before"
+_COLUMNS = """\
+accuracy: of the best; gen: generation, candidates that are proposed together
+done, per min: in scores of all search examples; left: until all stages end"""
+_NATS = "one nat more: 2.7 times as probable"
 MOST_LINES = 40  # of a log, for each phase
 
 
@@ -76,31 +78,33 @@ class LiveTable(SearchCallback):
         return progress.generation != told.generation and progress.done - told.done >= progress.total / MOST_LINES
 
     @property
-    def _remarks(self) -> bool:
-        return any(row.failed or row.duplicates for row in self._rows.values())
+    def _remarks(self) -> list[str]:
+        """What went otherwise than it should, one line for each phase where something did."""
+        counted = {phase: {"failed": row.failed, "seen before": row.duplicates} for phase, row in self._rows.items()}
+        said = {phase: [f"{count} {what}" for what, count in counts.items() if count] for phase, counts in counted.items()}
+        return [f"candidates of {PHASES.get(phase, phase)}: {', '.join(words)}" for phase, words in said.items() if words]
 
     def _shown(self) -> Group:
-        lines = [self._fitness(), _COLUMNS, *([_REMARKS] if self._remarks else [])]
+        fitness = self._fitness()
+        lines = [*self._remarks, fitness, *([_NATS] if "nats" in fitness else []), _COLUMNS]
         return Group(self._table(), *(Text(line, style="dim") for line in lines))
 
     def _table(self) -> Table:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        headings = ["", "done", "gen", "best", "accuracy", "mean", "sigma", "per min", "left"]
-        for heading in [*headings, *(["failed", "seen"] if self._remarks else [])]:
-            table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+        """One row per phase; at most as wide as a terminal of 80 columns, where only names of phases are broken."""
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+        for heading in ("", "done", "gen", "best", "accuracy", "mean", "per min", "left"):
+            table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=heading != "")
         for phase, row in self._rows.items():
-            cells = [
+            table.add_row(
                 PHASES.get(phase, phase),
-                f"{row.done:g}/{row.total}",
+                f"{round(row.done, 1):g}/{row.total}",
                 str(row.generation) if row.sigma is not None else "",
                 _number(row.best),
                 _number(row.accuracy),
                 _number(row.mean),
-                _number(row.sigma),
                 f"{_rate(row) * 60:.0f}" if row.fresh else "stored",
                 _left(row),
-            ]
-            table.add_row(*cells, *([str(row.failed), str(row.duplicates)] if self._remarks else []))
+            )
         return table
 
     def _fitness(self) -> str:

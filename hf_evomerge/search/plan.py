@@ -159,7 +159,7 @@ def _around(
     phases = [Phase("parents", f"{parents} models on all search examples", parents * second * examples["search"]), *stages]
     if "validation" in examples:
         count = config.finalists * sum(stage in (*config.spaces, "random") for stage in config.stages)
-        text = f"up to {count} models on {examples['validation']} validation examples"
+        text = f"up to {count} of the best models on {examples['validation']} validation examples, which name the winner"
         phases.append(Phase("finalists", text, count * second * examples["validation"]))
     averaged = averaged and len(config.sources) > 1 and "average" in config.baselines
     tuned = (1 + averaged) * ("lora" in config.baselines)
@@ -216,7 +216,8 @@ class _Stage:
             seconds += rounds * self.population * _seconds(self.evaluator, first, second, self._how(near, batch))
         what = [f"{self.start.mean.size} numbers to evolve", f"{budget} evaluations"]
         method, encoding = self.config.ps.method, self.config.dfs.encoding
-        kinds = {"ps": method, "dfs": encoding, "joint": f"{method} and {encoding}"}
+        scales = "gates (how much of each layer is kept)" if encoding == "gate" else f"scales: {encoding}"
+        kinds = {"ps": method, "dfs": scales, "joint": f"{method} and {scales}"}
         what.insert(0, kinds[self.config.space_of(self.stage)])
         if second.flow is not None:
             everything = self.space.decode(np.where(np.isfinite(self.start.upper), self.start.upper, 1.0)).flow

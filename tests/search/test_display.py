@@ -24,7 +24,7 @@ def _print(*reports: Progress, terminal: bool = False, fails: bool = False) -> s
 
 def _written(*reports: Progress, terminal: bool = False, fails: bool = False, config: SearchConfig | None = None) -> str:
     stream = io.StringIO()
-    console = Console(file=stream, width=120, force_terminal=terminal, color_system=None)
+    console = Console(file=stream, width=80, force_terminal=terminal, color_system=None)
     try:
         with LiveTable(console, config) as table:
             for report in reports:
@@ -47,10 +47,10 @@ def test_the_table_holds_what_was_reported() -> None:
     """In a log there is one table: a row per phase with the newest numbers, the rate, and the time that is left."""
     text = _print(PARENTS, Progress("ps", 10, 90, sigma=0.5, fresh=1, seconds=1.0), STAGE)
     lines = [line.split() for line in text.splitlines()]
-    assert lines[0] == ["done", "gen", "best", "accuracy", "mean", "sigma", "per", "min", "left"]
+    assert lines[0] == ["done", "gen", "best", "accuracy", "mean", "per", "min", "left"]
     assert lines[1] == ["parents", "3/3", "30"]
-    assert lines[2] == ["parameter", "space", "30/90", "4", "-0.5", "0.25", "-1.25", "0.123", "20", "3:00"]
-    assert len(lines) == 5
+    assert lines[2] == ["parameter", "space", "30/90", "4", "-0.5", "0.25", "-1.25", "20", "3:00"]
+    assert len(lines) == 6
     assert text.endswith("\n")
 
 
@@ -72,24 +72,35 @@ def test_a_log_has_a_line_per_generation() -> None:
 def test_the_legend_says_what_the_numbers_are() -> None:
     """Below the table stand what the columns are and the unit of the fitness; where a stage has its own, whose it is."""
     lines = _written(PARENTS, STAGE, config=NATS).splitlines()
-    assert lines[-2] == "best, mean: fitness, more is better: nats per answer"
-    assert lines[-1].startswith("accuracy: of the best; done, per min: scores of all search examples; ")
+    assert lines[-4:-2] == [
+        "best, mean: fitness, more is better: nats per answer",
+        "one nat more: 2.7 times as probable",
+    ]
+    assert lines[-2].startswith("accuracy: of the best; ")
+    assert lines[-1].startswith("done, per min: in scores of all search examples; ")
     first = {"first": {"fitness": {"task": "likelihood", "normalize": "token"}}}
     both = NATS.model_validate({**NATS.model_dump(exclude={"ps"}), "ps": first, "fitness": {"task": "generation"}})
-    lines = _written(replace(STAGE, phase="ps-first"), STAGE, config=both).splitlines()
+    text = " ".join(_written(replace(STAGE, phase="ps-first"), STAGE, config=both).split())
     units = "nats per token (parameter space, first), share of right answers (parameter space)"
-    assert lines[-2] == f"best, mean: fitness, more is better: {units}"
+    assert f"best, mean: fitness, more is better: {units}" in text
     assert "nats" not in _written(STAGE)
-    assert _written(replace(STAGE, failed=1)).splitlines()[-1] == "seen: recipes that had been scored before"
 
 
-def test_failures_and_duplicates_have_columns_where_there_are_any() -> None:
-    """Failed trials and recipes seen before are counted in columns that otherwise are not there."""
+def test_failures_and_duplicates_are_said_where_there_are_any() -> None:
+    """Failed candidates and recipes seen before are counted below the table, by phase."""
     assert "failed" not in _print(STAGE)
     odd = Progress("dfs", 9, 10, generation=1, sigma=0.1, failed=2, duplicates=5, seconds=9.0, fresh=9)
-    lines = _print(STAGE, odd).splitlines()
-    assert lines[0].split()[-2:] == ["failed", "seen"]
-    assert lines[2].split()[-2:] == ["2", "5"]
+    assert "candidates of data flow space: 2 failed, 5 seen before" in _print(STAGE, odd).splitlines()
+
+
+def test_nothing_is_cut_in_80_columns() -> None:
+    """The widest row of a long search, and the lines below, are whole in a terminal of 80 columns."""
+    long = {"generation": 9999, "best": -0.000123, "accuracy": 0.969, "mean": -1234.5, "sigma": 0.1, "fresh": 33.125}
+    row = Progress("joint", 1033.125, 20000, **long, seconds=60.0)  # type: ignore[arg-type]
+    text = _print(PARENTS, row)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "1033.1/20000 9999 -0.000123    0.969 -1.23e+03      33 9:32:35" in text
 
 
 def test_replayed_trials_have_no_rate() -> None:

@@ -27,8 +27,8 @@ def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(text) == ["parents", "ps", "dfs", "random", "finalists", "test"]
     assert text["parents"] == "3 models on all search examples"
     assert text["ps"] == "task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 examples"
-    assert text["dfs"].startswith("gate, 6 numbers to evolve, 8 evaluations, paths of ")
-    assert text["finalists"] == "up to 6 models on 4 validation examples"
+    assert text["dfs"].startswith("gates (how much of each layer is kept), 6 numbers to evolve, 8 evaluations, paths of ")
+    assert text["finalists"] == "up to 6 of the best models on 4 validation examples, which name the winner"
     assert text["test"] == "7 models on 6 test examples: all rows of the table"
     assert all(0 < phase.seconds < 60 for phase in plan.phases)
     assert plan.minutes() == pytest.approx(sum(phase.seconds for phase in plan.phases) / 60)
@@ -53,7 +53,7 @@ def test_the_plan_of_a_gradient(search_config: Config) -> None:
     assert [phase.at_once for phase in parts.phases if phase.name == "ps"] == [2]
     both = plan_search(search_config("ps", **BY_BOTH["ps"], fitness=fitness))
     assert [phase.name for phase in both.phases] == ["parents", "ps-first", "ps", "finalists", "test"]
-    assert "up to 2 models" in both.phases[3].text
+    assert "up to 2 of the best models" in both.phases[3].text
 
 
 def test_a_plan_warns(search_config: Config, search_settings: Settings) -> None:
