@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -201,11 +202,13 @@ def search(
             "mixed_devices": mixed_devices,
             "trust_remote_code": trust_remote_code,
         }
-        _run(partial(run_search, config, out, **how), config, out, build=not no_model)
+        _run(partial(run_search, config, out, **how), config, out, build=not no_model, then=not no_model and push_to is None)
         if push_to is not None:
             from .publishing import push_and_report
 
             push_and_report(out, push_to, options)
+            if not space:
+                typer.echo(f"next:   hf-evomerge space {push_to} --model {push_to}")
 
 
 @app.command()
@@ -259,7 +262,7 @@ def resume(
             "mixed_devices": mixed_devices,
             "trust_remote_code": trust_remote_code,
         }
-        _run(partial(resume_search, study, **how), settings_in(study), study, build=not no_model)
+        _run(partial(resume_search, study, **how), settings_in(study), study, build=not no_model, then=not no_model)
 
 
 @app.command()
@@ -453,16 +456,24 @@ def demo(
         run_demo(out, workers=workers, evaluations=evaluations, seed=seed, push_to=push_to, vlm=vlm)
 
 
-def _run(search: Callable[..., Result], config: SearchConfig, out: Path, *, build: bool) -> None:
+def _run(search: Callable[..., Result], config: SearchConfig, out: Path, *, build: bool, then: bool) -> None:
     """Run a search, or go on with it, below a table of its phases, and say what it has left."""
     from ..search.display import LiveTable
+    from ..search.folder import about_of
 
     with LiveTable(config=config) as table:
         result = search(callbacks=[table], build=build)
     typer.echo(result)
-    lines = [f"recipe: {out / 'recipe.yaml'}"]
-    if build:
+    lines = [f"recipe: {out / 'recipe.yaml'}", *([f"model:  {out / 'model'}"] if build else []), f"plots:  {out / 'plots'}"]
+    if then:
+        about = config.about
+        with suppress(EvoMergeError):  # a file that cannot be read was told of
+            about = about_of(out, config)
+        if about is None:
+            lines.append(
+                f"about:  not said yet; write one sentence into {out / 'search.yaml'}, and card and Space begin with it"
+            )
         name = shlex.quote(str(out))
-        then = f"hf-evomerge eval {name} --show 3; hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 5"
-        lines = [f"next:   {then}", *lines, f"model:  {out / 'model'}"]
-    typer.echo("\n".join([*lines, f"plots:  {out / 'plots'}"]))
+        steps = (f"eval {name} --show 3", f"push {name} YOUR-NAME/YOUR-MERGE --space --examples 5")
+        lines += [f"{head:8}hf-evomerge {step}" for head, step in zip(("next:", ""), steps, strict=True)]
+    typer.echo("\n".join(lines))

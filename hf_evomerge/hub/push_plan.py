@@ -184,7 +184,10 @@ def plan_push(
     sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
     warnings = _warnings(recipe, names, license)
     if options.card and facts.study is not None and not facts.study["settings"].get("about"):
-        warnings.append("card and Space do not say what the model is for: the search file had no `about`")
+        warnings.append(
+            f"card and Space do not say what the model is for; write `about: ...one sentence` into "
+            f"{search}/search.yaml, and push again"
+        )
     if built is None:
         warnings.append(
             f"{model} has no {BUILD_FILE}, so it is not known whether the weights are those that the recipe gives; --verify "

@@ -19,7 +19,7 @@ from ..errors import EvoMergeError, SearchError
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import Recipe, SourceRef
 from ..search.config import STAGES, SearchConfig
-from ..search.folder import PLOTS_FOLDER, RESULTS_FILE
+from ..search.folder import PLOTS_FOLDER, RESULTS_FILE, about_of
 from ..search.objectives import FITNESS, TAKEN, columns, units, values
 from ..search.pictures import parent_levels, parent_scores
 from ..search.places import settings_of
@@ -85,7 +85,7 @@ def write_record(
             "space": config.space,
             "seed": config.seed,
             "versions": study.meta("versions") or {},
-            "settings": _public_settings(config, publish),
+            "settings": _public_settings(config.model_copy(update={"about": about_of(search, config)}), publish),
             "splits": _split_sizes(study, config),
             "stages": [_stage(stage, found) for stage, found in trials.items() if found],
             "unit": units(config)[FITNESS],

@@ -11,12 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.pipeline import INDEX
 from ..errors import EvoMergeError, HubError
 from ..fitness import chat_process
 from ..recipes import limited_yaml
 from ..search.study_file import STUDY_FILE
 from .bundled import bundled
-from .client import ask, default_api
+from .client import ask, bounded, default_api
 from .commit import Commit, Content, Target, commit_files
 from .push_plan import CARD, check_login, find_model
 from .record import IMAGES_FOLDER, is_folder, write_record
@@ -126,12 +127,12 @@ def run_space(model: str, *, revision: str | None = None) -> None:
         revision: The repository's branch or commit.
 
     Raises:
-        HubError: There is no such folder or repository, gradio is not installed, or the app ended with an error.
+        HubError: There is no such folder or model on the Hub, gradio is not installed, or the app ended with an error.
     """
-    if not Path(model).is_dir() and (is_folder(model) or model.count("/") != 1):
-        raise HubError(
-            f"{model}: there is no such folder; give that of a search or of a model, or a repository such as user/name"
-        )
+    if not Path(model).is_dir():
+        _check_there(model, revision)
+    elif not any((Path(model) / name).is_file() for name in ("config.json", INDEX, STUDY_FILE)):
+        raise HubError(f"{model}: holds no model and no search; give the folder of one, or a repository such as user/name")
     try:
         import gradio  # noqa: F401
     except ImportError as cause:
@@ -141,12 +142,35 @@ def run_space(model: str, *, revision: str | None = None) -> None:
         shown: str | Path = model
         if Path(model).is_dir():
             built = Path(model) / "model"
-            pipelines = [folder.resolve() for folder in (Path(model), built) if (folder / "model_index.json").is_file()]
+            pipelines = [folder.resolve() for folder in (Path(model), built) if (folder / INDEX).is_file()]
             shown = pipelines[0] if pipelines else _with_record(Path(model), Path(scratch) / Path(model).resolve().name)
         settings = {"EVOMERGE_MODEL": str(shown), **({"EVOMERGE_REVISION": revision} if revision is not None else {})}
         ended = subprocess.run(command, env={**os.environ, **settings}, check=False)
     if ended.returncode > 0:
         raise HubError(f"{model}: the app ended with status {ended.returncode}; what it said is above")
+
+
+def _check_there(model: str, revision: str | None) -> None:
+    """Refuse what is no model on the Hub. Of a Hub that cannot be asked the app tells: the model may be in the cache."""
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import httpx
+
+    if is_folder(model) or model.count("/") != 1:
+        raise HubError(
+            f"{model}: there is no such folder; give that of a search or of a model, or a repository such as user/name"
+        )
+    try:
+        with bounded():
+            default_api().model_info(model, revision=revision)
+    except RevisionNotFoundError as cause:
+        raise HubError(f"{model}: has no branch or commit {revision}") from cause
+    except (HFValidationError, RepositoryNotFoundError) as cause:
+        raise HubError(
+            f"{model}: no such folder here, and no such model on the Hub that this login can see; check the name, or log in "
+            "with `hf auth login` where it is private"
+        ) from cause
+    except (OSError, httpx.HTTPError):
+        return
 
 
 def _with_record(folder: Path, shown: Path) -> Path:

@@ -22,15 +22,18 @@ class Evaluation:
         scores: Its scores.
         examples: The examples of the split, in the order of the scores.
         answers: What the model answers to the first of them; what was scored, where the task scores answers.
+        unit: What the fitness is measured in; empty where it has no unit.
     """
 
     scores: Scores
     examples: tuple[Example, ...]
     answers: tuple[str, ...] = ()
+    unit: str = ""
 
     def __str__(self) -> str:
         accuracy = accuracy_text(self.scores)
-        figures = f"fitness {fitness_text(self.scores)}" + (f", accuracy {accuracy}" if accuracy else "")
+        unit = f" ({self.unit})" if self.unit else ""
+        figures = f"fitness {fitness_text(self.scores)}{unit}" + (f", accuracy {accuracy}" if accuracy else "")
         figures += "".join(f", {name} {other_text(other)}" for name, other in self.scores.others.items())
         if cut := self.scores.truncated_share:
             figures += f", {cut:.1%} of the answers cut at max_new_tokens"
@@ -78,4 +81,4 @@ def evaluate_model(
     if scores.error is not None:
         raise SearchError(f"{model}: cannot be evaluated: {scores.error}")
     written = scores.outputs[:show] if scores.outputs is not None else [evaluator.answer(target, e) for e in examples[:show]]
-    return Evaluation(scores, examples, tuple(written))
+    return Evaluation(scores, examples, tuple(written), config.fitness.unit)

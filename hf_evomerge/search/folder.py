@@ -54,6 +54,20 @@ def built_model(name: str) -> str:
     return str(folder / MODEL_FOLDER)
 
 
+def about_of(folder: Path, config: SearchConfig) -> str | None:
+    """What the result of a search is for: what the search file in its folder says by now, for no trial depends on it.
+
+    Args:
+        folder: The folder.
+        config: The study's settings, which count where there is no such file.
+
+    Raises:
+        SearchError: The file cannot be read.
+    """
+    file = folder / SEARCH_FILE
+    return SearchConfig.load(file).about if file.exists() else config.about
+
+
 def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfig) -> Study:
     """The folder's study, or a new one.
 
@@ -80,7 +94,8 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
         except SearchError:
             study.close()
             raise
-    if not (out / SEARCH_FILE).exists():  # or the process that began the study ended in between
+    said = (out / SEARCH_FILE).exists()  # not where the process that began the study ended in between
+    if not said or (written.about is not None and written.about != about_of(out, config)):
         written.save(out / SEARCH_FILE)
     return study
 
@@ -150,7 +165,7 @@ def edits(out: Path, config: SearchConfig, pins: Pins) -> str | None:
         written = pin(rooted(SearchConfig.load(file)), dict(pins)).model_dump(mode="json")
     except EvoMergeError as error:
         return f"{error}; the study's own settings count"
-    changed = _changes(config.model_dump(mode="json"), written)
+    changed = _changed_settings(config.model_dump(mode="json"), written)
     return (
         f"{file}: is not what this study was begun with: {', '.join(changed)}; the study's own settings count"
         if changed
@@ -250,8 +265,13 @@ def _check_unused(config: SearchConfig, out: Path) -> None:
 
 def _check_same(study: Study, out: Path, settings: dict[str, Any]) -> None:
     """Refuse to go on with other settings; a key that an older version did not know and that is not set is no other setting."""
-    if changed := _changes(settings_of(study).model_dump(mode="json"), settings):
+    if changed := _changed_settings(settings_of(study).model_dump(mode="json"), settings):
         raise SearchError(f"{out}: holds the study of another search: {', '.join(changed)}; choose another folder")
+
+
+def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """As `_changes`, of what trials depend on; see `about_of`."""
+    return _changes({**before, "about": None}, {**now, "about": None})
 
 
 def _changes(before: Any, now: Any, where: str = "") -> list[str]:

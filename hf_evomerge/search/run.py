@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..errors import EvoMergeError
 from ..fitness import Example, Task
 from .baselines import FOLDER, tuned_models
 from .callbacks import Patience, SearchCallback
@@ -18,7 +20,7 @@ from .config import SearchConfig
 from .devices import admit, device_kind, devices_of, places_of
 from .evaluator import Evaluator
 from .fitting import FittedRunner, largest_batch
-from .folder import PLOTS_FOLDER, build_winner, edits, known_pins, open_study, save_results
+from .folder import PLOTS_FOLDER, about_of, build_winner, edits, known_pins, open_study, save_results
 from .grounds import check_same_grounds, files, pin
 from .limits import Limits
 from .loop import Search
@@ -187,6 +189,8 @@ def resume_search(
         study.close()
     if (line := edits(Path(out), config, pins)) is not None:
         logger.warning(line)
+    with suppress(EvoMergeError):  # of which `edits` has told
+        config = config.model_copy(update={"about": about_of(Path(out), config)})
     more: dict[str, Any] = {"trust_remote_code": trust_remote_code, "callbacks": callbacks}
     more |= {"ray": ray, "mixed_devices": mixed_devices}
     return run_search(config, out, workers=workers, build=build, **more)

@@ -36,6 +36,11 @@ def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             api.upload_folder(repo_id=f"your-name/{name}", folder_path=tiny / folder)
         said = []
         for words in commands:
+            if words[1] == "push":
+                done = CliRunner().invoke(cli.app, [*words[1:], "--dry-run"])
+                assert "write `about: ...one sentence` into my-search/search.yaml" in done.stdout
+                with (tmp_path / "my-search" / "search.yaml").open("a", encoding="utf-8") as file:
+                    file.write("about: Repeats what it reads.\n")
             done = CliRunner().invoke(cli.app, words[1:])
             assert done.exit_code == 0, (words, done.output, done.exception)
             said.append(done.stdout)
@@ -45,14 +50,18 @@ def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert "evolved PS *" in said[2]
         assert said[3].count("answered:") == 3
         then = re.search(
-            "^next: +(hf-evomerge eval my-search --show 3); (hf-evomerge push my-search .*)$", said[2], re.MULTILINE
+            "^next: +(hf-evomerge eval my-search --show 3)\n +(hf-evomerge push my-search .*)$", said[2], re.MULTILINE
         )
         assert then is not None
         assert [shlex.split(part)[:3] for part in then.groups()] == [words[:3] for words in commands[3:]]
+        assert "write one sentence into my-search/search.yaml" in said[2]
         assert f"{hub.endpoint}/{merge}" in said[4]
-        assert "card and Space do not say what the model is for" in caplog.text + done.output
+        assert "what the model is for" not in caplog.text + done.output
         assert json.loads(Path(api.hf_hub_download(merge, "study.json")).read_text(encoding="utf-8"))["examples"]
         ids = AutoTokenizer.from_pretrained(merge)("w1 w2", return_tensors="pt").input_ids
         assert AutoModelForCausalLM.from_pretrained(merge)(ids).logits.isfinite().all()
-        assert "japanese-model" in Path(api.hf_hub_download(merge, "README.md")).read_text(encoding="utf-8")
+        card = Path(api.hf_hub_download(merge, "README.md")).read_text(encoding="utf-8")
+        assert "japanese-model" in card
+        assert f"huggingface.co/spaces/{merge}" in card
+        assert "\nRepeats what it reads.\n" in card
         assert api.space_info(merge).sdk == "gradio"

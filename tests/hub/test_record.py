@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pyarrow import parquet
 from hf_evomerge.hub.record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, _without_folders, write_record
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.folder import check_out, edits, open_study, settings_in
 from hf_evomerge.search.study import Study
 
 
@@ -44,6 +46,19 @@ def test_the_record_says_what_the_study_holds(hybrid_search: Path, tmp_path: Pat
         else:
             assert row["path"] is None
     study.close()
+
+
+def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search: Path, tmp_path: Path) -> None:
+    """`about` is read from the search file beside the study, where it may be written later; it makes no other search."""
+    copy = shutil.copytree(hybrid_search, tmp_path / "search")
+    file = copy / "search.yaml"
+    file.write_text(file.read_text(encoding="utf-8") + "about: Counts.\n", encoding="utf-8")
+    assert write_record(copy, tmp_path / "record")["settings"]["about"] == "Counts."
+    assert edits(copy, settings_in(copy), {}) is None
+    other = SearchConfig.load(file).model_copy(update={"about": "Adds."})
+    check_out(other, copy)
+    open_study(other, copy, {}, other).close()
+    assert write_record(copy, tmp_path / "record")["settings"]["about"] == "Adds."
 
 
 def test_nothing_of_this_machine_is_in_it(hybrid_search: Path, tiny: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -75,6 +76,7 @@ def test_the_app_runs_here_without_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr("hf_evomerge.hub.space.bundled", lambda name: tmp_path)
     monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
     monkeypatch.setenv("EVOMERGE_MODEL", "before")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # what the Hub has cannot be asked: the app tells
     run_space("my-search/model")
     assert (tmp_path / "seen").read_text() == "my-search/model"
     (tmp_path / "app.py").write_text("raise SystemExit(3)")
@@ -83,6 +85,24 @@ def test_the_app_runs_here_without_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_
     for name in ("NOTHERE", "./not/there", str(tmp_path / "nothing")):
         with pytest.raises(HubError, match="there is no such folder"):
             run_space(name)
+    with pytest.raises(HubError, match="holds no model and no search"):
+        run_space(str(tmp_path))
+
+
+def test_a_name_is_looked_up_before_the_app_runs(model: str, lfs_api: HfApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no model on the Hub is refused in one line; nothing is started."""
+    ran: list[object] = []
+    monkeypatch.setattr("subprocess.run", lambda command, **_: ran.append(command) or CompletedProcess(command, 0))
+    monkeypatch.setattr("hf_evomerge.hub.space.default_api", lambda: lfs_api)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("local/nothing", "local/mer ge"):
+        with pytest.raises(HubError, match=f"{name}: no such folder here, and no such model"):
+            run_space(name)
+    with pytest.raises(HubError, match="local/merge: has no branch or commit v9"):
+        run_space(model, revision="v9")
+    assert not ran
+    run_space(model)
+    assert len(ran) == 1
 
 
 def test_a_search_whose_data_moved_is_shown_without_problems(
