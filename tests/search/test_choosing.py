@@ -1,0 +1,145 @@
+"""Which of a search's candidates wins, on which split it is judged, and what the table says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_search import EXAMPLES, LAYERS, ToyRunner, table_rows, toy_config, toy_scores, toy_search
+
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.search.loop import Search
+from hf_evomerge.search.opened import SourceSummary
+from hf_evomerge.search.runner import Job
+from hf_evomerge.search.study import Study
+
+
+def test_validation_chooses_the_winner(tmp_path: Path) -> None:
+    """The winner is the finalist that scores best on the validation split, not the one that scored best in the search."""
+
+    def scores(job: Job) -> np.ndarray:
+        if job.split == "validation":
+            return -toy_scores(Job(job.target, "search"))
+        return toy_scores(job)
+
+    study, result = toy_search(tmp_path, ToyRunner(scores=scores))
+    finalists = study.best("ps", 3)
+    assert result.winner.key == finalists[2].recipe_key
+    assert study.evaluation(result.winner.key, "test") is not None
+    assert study.evaluation(finalists[0].recipe_key or "", "test") is None
+
+
+def test_a_validation_fitness_of_zero_is_a_fitness(tmp_path: Path) -> None:
+    """Of finalists that score below zero and one that scores exactly zero, the latter wins, before those that fail."""
+
+    def scores(job: Job) -> np.ndarray:
+        if job.split != "validation" or not (best := study.best("ps")):
+            return toy_scores(job)
+        return np.full(EXAMPLES, 0.0 if job.target == study.recipe(best[0].recipe_key or "") else -1.0)
+
+    study = Study.create(tmp_path, {})
+    runner = ToyRunner(scores=scores)
+    result = Search(
+        toy_config("ps"), study, runner, sources=SourceSummary(LAYERS), splits=dict.fromkeys(("search", "validation"), EXAMPLES)
+    ).run()
+    assert result.winner.key == study.best("ps")[0].recipe_key
+
+
+def test_without_validation_the_search_fitness_chooses(tmp_path: Path) -> None:
+    """Without a validation split the best trial wins, and of a hybrid search's stages the one with the better trial."""
+    study, result = toy_search(tmp_path / "ps", ToyRunner(), splits=("search", "test"))
+    assert result.winner.key == study.best("ps")[0].recipe_key
+
+    def dfs_is_better(job: Job) -> np.ndarray:
+        return toy_scores(job) + (5.0 if isinstance(job.target, Recipe) and job.target.flow else 0.0)
+
+    for scores, better in ((dfs_is_better, "dfs"), (lambda job: -dfs_is_better(job), "ps")):
+        study, result = toy_search(tmp_path / better, ToyRunner(scores=scores), "hybrid", splits=("search",))
+        assert result.winner.key == study.best(better)[0].recipe_key
+        assert [(row.stage, row.model) for row in result.rows if row.winner] == [
+            ("ps", "evolved PS") if better == "ps" else ("dfs", "evolved PS+DFS")
+        ]
+
+
+def test_the_test_split_is_touched_once(tmp_path: Path) -> None:
+    """Each model is evaluated on the test split exactly once, at the end, however often the search is run."""
+    first, second = ToyRunner(), ToyRunner()
+    _, result = toy_search(tmp_path, first, "hybrid", base={"model": "c"})
+    again = toy_search(tmp_path, second, "hybrid", base={"model": "c"})[1]
+    tested = [str(job.target) for job in first.jobs if job.split == "test"]
+    assert len(tested) == len(set(tested)) == len(result.rows) == 7
+    assert [job.split for job in first.jobs[-7:]] == ["test"] * 7
+    assert second.jobs == []
+    assert table_rows(again) == table_rows(result)
+
+
+def test_only_the_search_split_scores_candidates(tmp_path: Path) -> None:
+    """Validation sees only finalists, the test split only what the table shows."""
+    runner = ToyRunner()
+    toy_search(tmp_path, runner)
+    splits = [job.split for job in runner.jobs]
+    assert (splits.count("search"), splits.count("validation"), splits.count("test")) == (2 + 31, 3, 2 + 1 + 1)
+
+
+def test_rows_of_the_table(tmp_path: Path) -> None:
+    """The table has the parents, the plain average and the winner of each stage, with what each has cost."""
+    _, result = toy_search(tmp_path, ToyRunner(), "hybrid", base={"model": "org/c"})
+    rows = [(row.stage, row.model, row.evaluations) for row in result.rows]
+    fixed = [("base", "base: c", 0), ("source", "a", 0), ("source", "b", 0), ("average", "uniform average", 0)]
+    assert rows == [*fixed, ("ps", "evolved PS", 31), ("dfs", "evolved PS+DFS", 51), ("random", "random search", 51)]
+    assert result.split == "test"
+    assert sum(row.winner for row in result.rows) == 1
+
+
+def test_sources_of_different_depth_have_no_average(tmp_path: Path) -> None:
+    """Where sources have different numbers of layers, no average of their weights is tried."""
+    runner = ToyRunner()
+    search = Search(toy_config("dfs"), Study.create(tmp_path, {}), runner, sources=SourceSummary([3, 4]))
+    assert [row.model for row in search.run().rows] == ["a", "b", "evolved DFS"]
+    assert not any(isinstance(job.target, Recipe) and job.target.flow is None for job in runner.jobs)
+
+
+def test_the_winner_of_what_runs_first_may_win(tmp_path: Path) -> None:
+    """Where evolution finds nothing better, the stage's winner is that of what ran first, judged by the search's fitness."""
+    at_first: list[str] = []
+
+    def scores(job: Job) -> np.ndarray:
+        if job.split == "search" and job.fitness is not None and isinstance(job.target, Recipe):
+            at_first.append(job.target.key)
+        worse = isinstance(job.target, Recipe) and job.target.key not in at_first
+        return toy_scores(job) - (5.0 if worse else 0.0)
+
+    for splits in (("search", "validation", "test"), ("search", "test")):
+        study, result = toy_search(tmp_path / splits[1], ToyRunner(scores=scores), "first", space="ps", splits=splits)
+        assert result.winner.key == study.best("ps-first")[0].recipe_key
+        assert [row.stage for row in result.rows if row.winner] == ["ps"]
+
+
+def test_the_random_baseline_has_the_budget_of_all_stages(tmp_path: Path) -> None:
+    """The random search makes as many trials as the other stages together, in the space of the first, and cannot win."""
+
+    def scores(job: Job) -> np.ndarray:
+        merge_only = isinstance(job.target, Recipe) and job.target.flow is None
+        return toy_scores(job) if not merge_only or job.split == "search" else np.full(EXAMPLES, 99.0)
+
+    study, result = toy_search(tmp_path, ToyRunner(scores=scores), "hybrid")
+    randoms = study.trials("random")
+    assert len(randoms) == 31 + 20
+    assert {study.recipe(trial.recipe_key or "").flow for trial in randoms} == {None}
+    assert result.row("random").winner is False
+
+
+def test_parents_in_folders_of_one_name_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two fine-tunes that were both saved as ``final`` have names of their own in notes, table and verdict."""
+    parents = {"sources": [{"model": "runs/m/final"}, {"model": "runs/j/final"}], "base": {"model": "base/final"}}
+    better = {"runs/m/final": -1.0, "runs/j/final": -4.0, "base/final": -3.0}
+
+    def scores(job: Job) -> np.ndarray:
+        return toy_scores(job) + (better[job.target.model] if isinstance(job.target, SourceRef) else -20.0)
+
+    with caplog.at_level("INFO"):
+        _, result = toy_search(tmp_path, ToyRunner(scores=scores), **parents)
+    assert [row.model for row in result.rows][:3] == ["base: base/final", "m/final", "j/final"]
+    assert any("its best parent, m/final" in sentence for sentence in result.verdict)
+    assert "by m/final alone" in caplog.text or "ahead of m/final, the best" in caplog.text

@@ -1,0 +1,164 @@
+"""Whole searches over a toy fitness, for tests of the loop: no model is loaded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_evomerge.errors import SearchError
+from hf_evomerge.fitness import Scores
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.callbacks import Patience, SearchCallback
+from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.loop import Search
+from hf_evomerge.search.opened import SourceSummary
+from hf_evomerge.search.results import Result
+from hf_evomerge.search.runner import Job
+from hf_evomerge.search.study import Study, Trial
+
+LAYERS = [3, 3]
+
+
+EXAMPLES = 12
+
+
+class StoppedError(Exception):
+    """The runner was stopped, as if the process had been killed."""
+
+
+def hardness(split: str) -> np.ndarray:
+    """How much each example of a split is above or below the others."""
+    return np.random.default_rng(sum(map(ord, split))).normal(0, 0.05, EXAMPLES)
+
+
+def toy_scores(job: Job) -> np.ndarray:
+    """Scores of the toy task: a weight of 0.7 for each source, and a path of five hops with scales near 1.1, are best."""
+    target, value = job.target, -2.0
+    if isinstance(target, Recipe):
+        value = 0.0
+        if target.merge is not None:
+            value -= sum((float(mapping["weight"]) - 0.7) ** 2 for mapping in target.merge.parameters)  # type: ignore[arg-type]
+        if target.flow is not None:
+            path = target.flow.to_path()
+            value -= (len(path) - 5) ** 2 / 10 + float(np.mean([(scale - 1.1) ** 2 for scale in path.scales]))
+    scores = value + hardness(job.split) + (10.0 if job.fitness is not None else 0.0)
+    return scores if job.batch is None else scores[list(job.batch)]
+
+
+class ToyRunner:
+    """Evaluates toy scores; may fail, stop after some jobs, and finish jobs in a random order."""
+
+    def __init__(
+        self,
+        *,
+        stop_after: int | None = None,
+        shuffle: int | None = None,
+        fails: Callable[[Job], bool] = lambda _: False,
+        scores: Callable[[Job], np.ndarray] = toy_scores,
+    ) -> None:
+        self.stop_after, self.fails, self.scores = stop_after, fails, scores
+        self.rng = None if shuffle is None else random.Random(shuffle)
+        self.jobs: list[Job] = []
+        self.rounds: list[list[Job]] = []
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
+        """Evaluate jobs."""
+        order = list(range(len(jobs)))
+        if self.rng is not None:
+            self.rng.shuffle(order)
+        self.rounds.append(list(jobs))
+        for index in order:
+            if self.stop_after is not None and len(self.jobs) >= self.stop_after:
+                raise StoppedError
+            self.jobs.append(jobs[index])
+            if self.fails(jobs[index]):
+                yield index, Scores.failed("toy: this one fails", 0.5)
+            else:
+                scores = self.scores(jobs[index])
+                yield index, Scores(scores, correct=scores > 0, seconds=0.25)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+OPTIMIZER = {"evaluations": 31, "population": 7}
+
+
+SPACES: dict[str, dict[str, Any]] = {
+    "ps": {"ps": {"method": "linear", "blocks_per_group": "model", "optimizer": OPTIMIZER}},
+    "dfs": {"space": "dfs", "dfs": {"scales": "slot", "optimizer": OPTIMIZER}},
+    "none": {"space": "dfs", "dfs": {"scales": "none", "repetitions": 1, "optimizer": OPTIMIZER}},
+    "terms": {"space": "dfs", "dfs": {"terms": 2, "optimizer": OPTIMIZER}},
+    "hybrid": {
+        "space": "hybrid",
+        "ps": {"method": "linear", "blocks_per_group": "model", "optimizer": OPTIMIZER},
+        "dfs": {"scales": "slot", "optimizer": {"evaluations": 20, "population": 6}},
+        "baselines": ["average", "random"],
+    },
+    "first": {
+        "space": "hybrid",
+        "ps": {
+            "method": "linear",
+            "blocks_per_group": "model",
+            "first": {"algorithm": "cma", "evaluations": 14, "population": 7, "fitness": {"task": "generation"}},
+            "optimizer": OPTIMIZER,
+        },
+        "dfs": {"first": {**OPTIMIZER, "algorithm": "cma", "evaluations": 12}, "optimizer": {**OPTIMIZER, "evaluations": 20}},
+    },
+    "batches": {"ps": {"method": "linear", "blocks_per_group": "model", "optimizer": OPTIMIZER}, "batch": 4},
+}
+
+
+ONE: dict[str, Any] = {"space": "dfs", "sources": [{"model": "a"}]}  # of six layers
+
+
+SWEEPS: dict[str, dict[str, Any]] = {
+    "prune": {**ONE, "dfs": {"prune": 2, "optimizer": {"algorithm": "sweep", "evaluations": 31}}, "batch": 3},
+    "repeat": {**ONE, "dfs": {"repeat": {"longest": 3, "times": [0, 2]}, "optimizer": {"evaluations": 31}}, "batch": "all"},
+}
+
+
+def toy_config(kind: str, **more: Any) -> SearchConfig:
+    """The settings of a kind of search; keywords replace whole sections."""
+    data = {"space": "ps", "sources": [{"model": "a"}, {"model": "b"}], "fitness": {"task": "likelihood"}, "finalists": 3}
+    return validate(SearchConfig, {**data, **{**SPACES, **SWEEPS}[kind], **more}, SearchError)
+
+
+def toy_search(
+    folder: Path,
+    runner: ToyRunner,
+    kind: str = "ps",
+    splits: Sequence[str] = ("search", "validation", "test"),
+    callbacks: Sequence[SearchCallback] = (),
+    **more: Any,
+) -> tuple[Study, Result]:
+    """Run a search in a folder, or go on with the one that is there."""
+    study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {})
+    how: dict[str, Any] = {"splits": dict.fromkeys(splits, EXAMPLES)}
+    config = toy_config(kind, **more)
+    how["callbacks"] = [Patience(config), *callbacks]
+    search = Search(config, study, runner, sources=SourceSummary(LAYERS if len(config.sources) > 1 else [6]), **how)
+    return study, search.run()
+
+
+def columns(study: Study) -> list[tuple[Any, ...]]:
+    """Every column of every trial but the seconds, to the last bit."""
+
+    def row(trial: Trial) -> tuple[Any, ...]:
+        correct = None if trial.scores.correct is None else trial.scores.correct.tobytes()
+        recipe = None if trial.recipe_key is None else study.recipe(trial.recipe_key).to_yaml()
+        bits = (trial.genome.tobytes(), trial.scores.values.tobytes(), correct)
+        place = (trial.stage, trial.number, trial.generation, trial.state)
+        return (*place, *bits, trial.recipe_key, recipe, trial.duplicate_of, trial.fitness, trial.scores.error)
+
+    return [row(trial) for trial in study.trials()]
+
+
+def table_rows(result: Result) -> list[tuple[Any, ...]]:
+    """What the table of a search says."""
+    return [(row.stage, row.model, row.scores.mean, row.evaluations, row.winner) for row in result.rows]
