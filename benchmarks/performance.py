@@ -3,7 +3,8 @@
 Everything is measured as pairs, one after the other and in turns, so that what else the machine does falls on both; a ratio is
 the geometric mean of the pairs' ratios, with a 95 % interval by bootstrap. CPU time, one thread; where nothing else runs:
 
-    python benchmarks/performance.py --write                            # an hour; at --sizes 470M too, three
+    python benchmarks/performance.py --write                                 # an hour
+    python benchmarks/performance.py --sizes 470M                            # the same for larger models, longer
     python benchmarks/performance.py --pairs 2 --quick                       # does it work?
 """
 
