@@ -176,12 +176,13 @@ class Source(Checkpoint):
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
         """Every tensor by its raw name, from the headers alone; a tied head that is stored all the same is left out."""
-        return {name: info for name, info in self.stored.items() if name not in self.tied}
+        tied = self.tied
+        return {name: info for name, info in self.stored.items() if name not in tied}
 
     @property
     def tied(self) -> dict[str, StoredTensor]:
         """What is stored although it is the embedding matrix."""
-        return {name: info for name, info in self.stored.items() if self.is_tied and name == TIED_HEAD}
+        return {TIED_HEAD: self.stored[TIED_HEAD]} if self.is_tied and TIED_HEAD in self.stored else {}
 
     @cached_property
     def stored(self) -> dict[str, StoredTensor]:
