@@ -298,3 +298,17 @@ def test_a_config_that_makes_no_sense_is_one_line(saved, tmp_path, change):
     (folder / "config.json").write_text(text if "x" not in change else '{"a":' * 50_000)
     with pytest.raises(SourceError, match=r"odd: config.json cannot be read: "):
         _ = Source.open(SourceRef(model=str(folder))).config
+
+
+def test_the_config_is_not_asked_for_each_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixtures of experts have tens of thousands of tensors: what is done for each must not look at all the others again."""
+    asked: list[Source] = []
+
+    def is_tied(source: Source) -> bool:
+        asked.append(source)
+        return True
+
+    monkeypatch.setattr(Source, "is_tied", property(is_tied))
+    source = Source.open(str(save(tmp_path / "deep", num_hidden_layers=6)))
+    assert len(source.tensors) > 50
+    assert len(asked) < 10
