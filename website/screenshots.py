@@ -47,8 +47,9 @@ def serve(folder: Path) -> str:
 def opened(browser: Any, url: str, tab: str, *, width: int, theme: str) -> Any:
     """A page that shows a tab."""
     page = browser.new_page(viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    page.set_default_timeout(300_000)  # a busy machine takes its time
     page.goto(f"{url}?__theme={theme}")
-    page.wait_for_selector("#ev-status .ev-ready", timeout=120_000)
+    page.wait_for_selector("#ev-status .ev-ready")
     turn_to(page, tab)
     return page
 
@@ -63,16 +64,22 @@ def turn_to(page: Any, tab: str) -> None:
 
 def save(page: Any, file: Path) -> None:
     """The whole page as a small PNG."""
+    import numpy as np
     from PIL import Image
 
     page.mouse.move(0, 0)
     page.screenshot(path=file, full_page=True)
     with Image.open(file) as picture:
         shown = picture.convert("RGB")
-        most = sorted(shown.getcolors(shown.width * shown.height) or [], reverse=True)[:256]  # areas keep their colour
-        palette = Image.new("P", (1, 1))
-        palette.putpalette([part for _, colour in most for part in colour])
-        shown.quantize(palette=palette, dither=Image.Dither.NONE).save(file, optimize=True)
+    pixels = np.asarray(shown, np.int32)
+    colours, which, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
+    areas = colours[counts.argsort()[::-1][:160]]  # keep their colour; thin lines and letters take the nearest there is
+    others = np.array(shown.quantize(96, Image.Quantize.MAXCOVERAGE).getpalette(), np.int32).reshape(-1, 3)
+    palette = np.concatenate([areas, others])[:256]
+    nearest = ((colours[:, None] - palette) ** 2).sum(axis=-1).argmin(axis=1)
+    small = Image.fromarray(nearest[which].reshape(pixels.shape[:2]).astype(np.uint8))
+    small.putpalette(palette.astype(np.uint8).tobytes())
+    small.save(file, optimize=True)
 
 
 def look(browser: Any, folders: list[Path], out: Path | None) -> int:
@@ -115,7 +122,7 @@ def turn_down(page: Any) -> None:
     page.locator("#ev-part-0 input[type=number]").fill("0.5")
     page.wait_for_selector("#ev-answers2 .ev-done:nth-child(2)")
     page.click("#ev-scoring")
-    page.wait_for_selector("#ev-scored >> text=/of \\d+\\./", timeout=120_000)
+    page.wait_for_selector("#ev-scored >> text=/of \\d+\\./")
 
 
 def look_through(page: Any) -> None:
