@@ -88,8 +88,7 @@ def run_demo(
     typer.echo("\n" + rows_table(rows, f"{results['ps'].examples} held-out problems; ± is one standard error"))
     for space in SPACES:
         typer.echo(f"- {results[space].verdict[0]}")
-    for space in SPACES:
-        typer.echo(check_reload(str(out / space / "model"), data["test"], results[space]))
+    typer.echo(check_reload({str(out / space / "model"): results[space] for space in SPACES}, data["test"]))
     typer.echo("\n" + one_problem(config, results))
     typer.echo("")
     if push_to is not None:
@@ -99,7 +98,7 @@ def run_demo(
             environment = hub.environment()
             card = str(out / "card.md")
             typer.echo(publish(out / PUBLISHED, Path(family), LOCAL_NAME, "--card", card, environment=environment))
-            typer.echo(check_reload(LOCAL_NAME, data["test"], results[PUBLISHED], environment))
+            typer.echo(check_reload({LOCAL_NAME: results[PUBLISHED]}, data["test"], environment))
         typer.echo(f"the hub again: hf-evomerge hub --root {out / 'hub'} --user demo")
     typer.echo(f"see and change it in a browser: hf-evomerge space --local {out / PUBLISHED}")
     typer.echo("\npictures:")
@@ -197,28 +196,33 @@ def publish(search: Path, family: Path, repo_id: str, *more: str, environment: M
     return ran.stdout.rstrip()
 
 
-def check_reload(model: str, test: Path, result: Result, environment: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Load a winner in a fresh process without this package, generate its answers, and compare the accuracy.
+def check_reload(winners: Mapping[str, Result], test: Path, environment: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Load winners in a fresh process without this package, generate their answers, and compare the accuracy.
 
     Args:
-        model: A folder, or a repository of the Hub that the environment points to.
+        winners: What the search says of its winner, by the winner's folder, or a repository of the Hub that the environment
+            points to.
         test: The problems.
-        result: What the search says of its winner.
         environment: More variables for the process.
+
+    Returns:
+        A line for each winner.
     """
-    command = [sys.executable, str(RELOAD), model, str(test)]
+    command = [sys.executable, str(RELOAD), str(test), *winners]
     ran = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     if ran.returncode != 0:
-        raise EvoMergeError(f"{model}: does not load in a fresh process: {ran.stderr.strip().splitlines()[-1:]}")
-    report = json.loads(ran.stdout.splitlines()[-1])
-    winner = next(row for row in result.rows if row.winner)
-    expected = winner.scores.accuracy
-    if expected is None or abs(report["accuracy"] - expected) > 1.5 / report["problems"]:
-        raise EvoMergeError(f"{model}: answers {report['accuracy']} right after loading, {expected} before")
-    return (
-        f"{model}: loaded by {report['by']} in a fresh process as {report['class']}, "
-        f"{report['accuracy']:.3f} of {report['problems']} right by generation"
-    )
+        raise EvoMergeError(f"{', '.join(winners)}: do not load in a fresh process: {ran.stderr.strip().splitlines()[-1:]}")
+    lines = []
+    for (model, result), line in zip(winners.items(), ran.stdout.splitlines()[-len(winners) :], strict=True):
+        report = json.loads(line)
+        expected = next(row for row in result.rows if row.winner).scores.accuracy
+        if expected is None or abs(report["accuracy"] - expected) > 1.5 / report["problems"]:
+            raise EvoMergeError(f"{model}: answers {report['accuracy']} right after loading, {expected} before")
+        lines.append(
+            f"{model}: loaded by {report['by']} in a fresh process as {report['class']}, "
+            f"{report['accuracy']:.3f} of {report['problems']} right by generation"
+        )
+    return "\n".join(lines)
 
 
 def one_problem(config: SearchConfig, results: dict[str, Result]) -> str:

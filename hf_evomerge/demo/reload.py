@@ -1,6 +1,6 @@
-"""Loads a built model as a stranger does, without this package, and answers problems: `python reload.py MODEL PROBLEMS`.
+"""Loads built models as a stranger does, without this package, and answers problems: `python reload.py PROBLEMS MODEL...`.
 
-Runs on its own: it makes the package impossible to import first. Prints one line of JSON.
+Runs on its own: it makes the package impossible to import first. Prints one line of JSON for each model.
 """
 
 import json
@@ -49,4 +49,5 @@ def _picture(file: str, name: str) -> Any:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    for model in sys.argv[2:]:
+        main(model, sys.argv[1])

@@ -30,7 +30,7 @@ MODELS = ["base: base", "japanese", "maths", "uniform average", "random search",
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
     """The demo, run once with a small budget."""
     out = tmp_path_factory.mktemp("demo")
-    return out, run_demo(out, evaluations=24, sizes=SIZES)
+    return out, run_demo(out, workers=0, evaluations=24, sizes=SIZES)
 
 
 def test_the_table_is_complete(demo: tuple[Path, list[Row]]) -> None:
@@ -89,7 +89,7 @@ def test_reloading_notices_another_model(demo: tuple[Path, list[Row]]) -> None:
     assert rows[1].scores.accuracy is not None
     assert rows[1].scores.accuracy < 0.9
     with pytest.raises(EvoMergeError, match=r"japanese: answers 0\.\d+ right after loading"):
-        check_reload(str(SPECIALISTS / "japanese"), out / "data" / "test.jsonl", result)
+        check_reload({str(SPECIALISTS / "japanese"): result}, out / "data" / "test.jsonl")
 
 
 def test_problems_are_the_same_for_everybody(tmp_path: Path) -> None:

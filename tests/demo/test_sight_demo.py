@@ -76,6 +76,6 @@ def test_a_merge_sees_calculates_and_answers_in_japanese(tmp_path: Path) -> None
     assert scores["sight"] == scores["japanese"] == 0.0
     assert scores[next(row.model for row in result.rows if row.stage == "average")] < 0.2
     assert result.row("ps").scores.accuracy > 0.6  # type: ignore[operator]
-    said = check_reload(str(tmp_path / "search" / "model"), data["test"], result)
+    said = check_reload({str(tmp_path / "search" / "model"): result}, data["test"])
     assert "loaded by AutoModelForImageTextToText in a fresh process as LlavaForConditionalGeneration" in said
     assert AutoProcessor.from_pretrained(tmp_path / "search" / "model").image_token == IMAGE_TOKEN

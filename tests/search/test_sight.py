@@ -130,7 +130,7 @@ def test_a_search_for_a_path_ends_with_a_model_that_sees(parents: Any, tmp_path:
     ps = {"method": "task_arithmetic", "blocks_per_group": "model", **gradient}
     config = search_of(folder, space="hybrid", ps=ps, dfs={"scales": "gate", "max_hops": 5, **gradient}, baselines=[])
     assert "numbers to evolve" in plan_search(config).to_text().partition("\ndfs: ")[2]
-    result = run_search(config, tmp_path / "search", workers=1)
+    result = run_search(config, tmp_path / "search")
     assert [row.stage for row in result.rows] == ["base", "source", "source", "ps", "dfs"]
     flow = {"path": ["0:0", "1:1*0.5 + 2:0*0.5", "2:1"], "scales": [1.0, 0.9, 1.2]}
     recipe = recipe_of(config, 0.4, 0.3)
