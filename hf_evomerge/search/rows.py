@@ -97,39 +97,48 @@ def lead_text(found: Mapping[str, Any] | None) -> str:
 
 
 def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
-    """Models side by side: fitness and accuracy with standard errors, what they cost, and the winner's leads over each.
+    """Models side by side: fitness and accuracy with standard errors, and what they cost; below, the winner's leads over each.
 
     Where there are several objectives, answers cut at the limit of their length, or retained examples, there are columns for
-    these.
+    these. The leads stand in tables of their own, so that all fits into 80 columns where there are none of these.
     """
-    table = Table(box=None, header_style="bold", pad_edge=False, caption=caption, caption_justify="left")
-    by = measures(*(row.scores for row in rows))
-    leads = [[lead(rows, row, measure) for measure in by] for row in rows]
-    by = by if any(any(found) for found in leads) else []
+    figures = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     others = list(dict.fromkeys(name for row in rows for name in row.scores.others))
     headings = ["", "fitness", "accuracy", *others, "evaluations", "to search, s" if "seconds" in others else "seconds"]
-    headings += [f"winner's lead in {measure}{f', {unit}' if unit and measure == 'fitness' else ''}" for measure in by]
     retained = list(dict.fromkeys(name for row in rows for name in row.retained))
     cut_there = [name for name in retained if any(row.retained[name].truncated_share for row in rows if name in row.retained)]
     headings += [f"on {name}" for name in retained] + [f"on {name}, cut" for name in cut_there]
     is_cut = any(row.scores.truncated_share for row in rows)
     headings += ["answers cut"] if is_cut else []
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
-    for row, found in zip(rows, leads, strict=True):
-        table.add_row(
-            f"{row.model}{' *' if row.winner else ''}",
+        figures.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    for row in rows:
+        figures.add_row(
+            _named(row),
             fitness_text(row.scores),
             accuracy_text(row.scores),
             *(other_text(row.scores.others.get(name)) for name in others),
             f"{row.evaluations:g}" if row.evaluations else "",
             f"{row.seconds:.0f}" if row.seconds else "",
-            *("" if each is None else str(each) for each in found[: len(by)]),
             *(best_text(row.retained.get(name)) for name in retained),
             *(f"{row.retained[name].truncated_share or 0:.1%}" if name in row.retained else "" for name in cut_there),
             *([f"{row.scores.truncated_share or 0:.1%}"] if is_cut else []),
         )
-    return render(table)
+    tables = [figures]
+    for measure in measures(*(row.scores for row in rows)):
+        leads = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+        leads.add_column("", no_wrap=True)
+        in_unit = f", {unit}" if unit and measure == "fitness" else ""
+        leads.add_column(f"winner's lead in {measure}{in_unit}", justify="right", no_wrap=True)
+        for row in rows:
+            if (found := lead(rows, row, measure)) is not None:
+                leads.add_row(_named(row), str(found))
+        tables += [leads] if leads.row_count else []
+    return "\n\n".join([*map(render, tables), caption])
+
+
+def _named(row: Row) -> str:
+    return f"{row.model}{' *' if row.winner else ''}"
 
 
 def fitness_text(scores: Scores) -> str:

@@ -194,6 +194,7 @@ def test_the_table_has_the_lead(winner: float) -> None:
     rows = _rows(winner)
     text = str(Result(None, "test", rows))  # type: ignore[arg-type]
     assert "winner's lead in accuracy" in text
+    assert max(map(len, rows_table(rows, "", "nats per answer").splitlines())) <= 80
     assert text.replace(RULE, "").count(" p ") == 2 * (len(rows) - 1) + sum(s.count(" p ") for s in verdict(rows, "test"))
     saved = Result(None, "test", rows).to_json()  # type: ignore[arg-type]
     assert [row["lead"] is None for row in saved["rows"]] == [row.winner for row in rows]
