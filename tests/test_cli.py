@@ -140,7 +140,7 @@ def test_search_show_and_eval(search_file: Path, tmp_path: Path) -> None:
     assert again.stdout == result.stdout
     shown = _invoke("show", out, "--best", 2).stdout
     assert "ps search over" in shown
-    assert "ps: 8 trials, 0 failed" in shown
+    assert "ps (parameter space): 8 trials, 0 failed" in shown
     assert shown.count("task_arithmetic") == 2
     assert "task_arithmetic" in _invoke("show", out / "model").stdout
     assert _invoke("inspect", out).stdout == _invoke("inspect", out / "model").stdout

@@ -208,7 +208,7 @@ def _merged_config(source: Checkpoint) -> EvoMergedConfig:
 
     config = source.config
     if not isinstance(config, EvoMergedConfig):
-        raise SourceError(f"{source}: a plain {config.model_type!r}, not a merged model; there is nothing to fold")
+        raise SourceError(f"{source}: a plain {config.model_type!r} already, with no path to fold; use it as it is")
     hop_factors(config)
     if getattr(config, "quantization_config", None) is not None:
         raise SourceError(f"{source}: quantised weights cannot be folded; give the unquantised model")

@@ -338,6 +338,10 @@ def evaluate(
         quiet()
         folder = named_folder(model)
         own = next((place for place in (folder, folder.parent) if (place / STUDY_FILE).is_file()), None)
+        if file is None and not folder.is_dir() and model.count("/") != 1:
+            raise EvoMergeError(
+                f"{model}: there is no such folder; give that of a search or of a model, or a repository and --search"
+            )
         if file is None and own is None:
             raise EvoMergeError(f"{model}: is not of a search; say with --search FILE which task and data it is scored on")
         config = SearchConfig.load(file) if file is not None else settings_in(own or folder)

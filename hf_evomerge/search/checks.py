@@ -150,8 +150,8 @@ def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
     if devices_of(config)[0].startswith("cpu") and evaluator.dtype.itemsize < 4:  # type: ignore[union-attr]
         name = str(evaluator.dtype).removeprefix("torch.")
         yield (
-            f"dtype: {name} on a CPU: an example's log-likelihood lies .02 (the demo's models) to .25 (SmolLM2-135M) from that "
-            "in float32, and the mean of 12 by up to .06, so that close candidates change places; dtype: float32 is exact"
+            f"dtype: in {name} a CPU blurs scores, so that close candidates change places (as measured, by .02 to .25 nats an "
+            "example); `dtype: float32` is exact"
         )
 
 

@@ -33,9 +33,12 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
                 continue
             failed = [trial for trial in trials if trial.state == "FAILED"]
             shared = sum(trial.duplicate_of is not None for trial in trials)
-            parts.append(f"\n{stage}: {len(trials)} trials, {len(failed)} failed, {shared} with a recipe seen before")
+            parts.append(
+                f"\n{stage} ({STAGES[stage]}): {len(trials)} trials, {len(failed)} failed, {shared} with a recipe seen before"
+            )
             table = Table(box=None, header_style="bold", pad_edge=False)
-            for heading in ("trial", "generation", "fitness", "accuracy", "recipe"):
+            unit = (settings.fitness_of(stage) or settings.fitness).unit  # type: ignore[arg-type]  # a stage
+            for heading in ("trial", "generation", f"fitness, {unit}" if unit else "fitness", "accuracy", "recipe"):
                 table.add_column(heading, justify="right" if heading != "recipe" else "left")
             for trial in study.best(stage, best):
                 recipe = study.recipe(trial.recipe_key or "")

@@ -129,9 +129,9 @@ def test_a_layer_without_its_writer_is_noticed() -> None:
 
 
 def test_a_plain_model_is_refused(tmp_path: Path) -> None:
-    """A checkpoint that is no merged model has nothing to fold."""
+    """A checkpoint without a path has nothing to fold."""
     tiny_model("llama").save_pretrained(tmp_path / "plain")
-    with pytest.raises(SourceError, match="a plain 'llama', not a merged model"):
+    with pytest.raises(SourceError, match="a plain 'llama' already, with no path to fold"):
         fold(tmp_path / "plain", tmp_path / "out", progress=False)
 
 

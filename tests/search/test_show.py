@@ -49,13 +49,14 @@ def test_a_study(study: Study) -> None:
     """A study is shown stage by stage: how many trials, the best of them with standard errors, and the first failure."""
     lines = describe_study(study.folder, 5).splitlines()
     assert lines[0] == "hybrid search over a, b"
-    assert "ps: 4 trials, 1 failed, 1 with a recipe seen before" in lines
-    assert "dfs: 1 trials, 0 failed, 0 with a recipe seen before" in lines
-    best = lines[lines.index("ps: 4 trials, 1 failed, 1 with a recipe seen before") + 2]
+    assert "ps (parameter space): 4 trials, 1 failed, 1 with a recipe seen before" in lines
+    assert "dfs (data flow space): 1 trials, 0 failed, 0 with a recipe seen before" in lines
+    best = lines[lines.index("ps (parameter space): 4 trials, 1 failed, 1 with a recipe seen before") + 2]
     assert best.split()[:8] == ["1", "0", "3.000", "±", "1.000", "1.000", "±", "0.000"]
     assert best.endswith("linear: a weight 0.2, b weight 1")
+    assert lines[lines.index(best) - 1].split()[:3] == ["trial", "generation", "fitness,"]
     assert "the first failure, trial 3: no memory" in lines
-    assert lines.index("ps: 4 trials, 1 failed, 1 with a recipe seen before") < lines.index(
+    assert lines.index("ps (parameter space): 4 trials, 1 failed, 1 with a recipe seen before") < lines.index(
         "the first failure, trial 3: no memory"
     )
     assert lines[-1].split()[:4] == ["0", "0", "1.500", "±"]
