@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import SourceError
 from ..recipes.layer_groups import classify
-from ..recipes.layer_path import hop_table
+from ..recipes.layer_path import SCALED, hop_table
 from ..recipes.recipe import RECIPE_FILE
 from .headers import TensorInfo, read_mapping
 from .source import Source
@@ -121,9 +121,8 @@ class Inspection:
         lines = [f"{name:13} {value}" for name, value in rows]
         if (merged := self.merged) is not None:
             lines.append(f"{'path':13} {len(merged.path)} hops over {merged.distinct_layers} distinct layers")
-            lines.append(
-                f"{'':13} scales multiply {merged.scale_target}; embeddings and head of source {merged.embedding_source}"
-            )
+            scaled = SCALED.get(merged.scale_target, merged.scale_target)
+            lines.append(f"{'':13} scales multiply {scaled}; embeddings and head of source {merged.embedding_source}")
             lines += [f"source {i:<6} {_source_text(source)}" for i, source in enumerate(merged.sources)]
             lines += hop_table(merged.path, merged.scales)
         return "\n".join(lines)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from ..errors import PathError, shown
 
 MAX_HOPS = 4096
+SCALED = {"stream": "the hidden state (stream)", "mlp_delta": "what the MLP of the hop before adds (mlp_delta)"}
+"""What a scale multiplies, in words, by ``scale_target``."""
 _NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _TERM = re.compile(r"^\s*(\d{1,9}):(\d{1,9})(?:\s*\*\s*(" + _NUMBER + r"))?\s*$")
 _RANGE = re.compile(r"^\s*(\d{1,9}):(\d{1,18})-(\d{1,18})\s*$")

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from ..errors import SearchError
-from ..recipes.layer_path import hop_table
+from ..recipes.layer_path import SCALED, hop_table
 from ..recipes.recipe import RECIPE_FILE, Recipe, labels_of
 from .config import STAGES
 from .front import front, front_table, judged
@@ -107,7 +107,8 @@ def describe_model(folder: str | os.PathLike[str]) -> str:
         raise SearchError(f"{folder}: neither a study nor a model: {cause}") from cause
     lines = [f"{', '.join(config.get('architectures') or ['model'])} ({config.get('model_type')})"]
     if (path := config.get("path")) and "scale_target" in config:
-        lines.append(f"scales multiply {config['scale_target']}; embeddings and head of source {config['embedding_source']}")
+        scaled = SCALED.get(config["scale_target"], config["scale_target"])
+        lines.append(f"scales multiply {scaled}; embeddings and head of source {config['embedding_source']}")
         lines += [f"source {i}: {source.get('model')}" for i, source in enumerate(config.get("sources") or [])]
         lines += hop_table(path, config["scales"])
     recipe = Path(folder) / RECIPE_FILE

@@ -129,7 +129,7 @@ def test_a_model(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     text = describe_model(tmp_path)
-    for part in ("EvoMergedForCausalLM (evo_merged)", "multiply mlp_delta", "of source 1", "source 1: org/b"):
+    for part in ("EvoMergedForCausalLM (evo_merged)", "(mlp_delta)", "of source 1", "source 1: org/b"):
         assert part in text
     assert text.splitlines()[-1].split() == ["hop", "2", "1:2*0.5", "+", "0:1", "scale", "0.7500"]
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
