@@ -235,8 +235,11 @@ def test_the_replay_walks_through_the_generations(visit: Callable[..., Any], mon
     expect(best.locator("svg:visible .ev-hop").first).to_be_visible()
 
 
-def test_pictures_answer_to_mouse_keyboard_and_finger(visit: Callable[..., Any]) -> None:
-    """Hover, arrow keys and a tap show what a mark means; Enter chooses a hop and keeps the focus."""
+def test_pictures_answer_to_mouse_keyboard_and_finger(visit: Callable[..., Any], served: Served) -> None:
+    """Hover, arrow keys and a tap show what a mark means; Enter chooses a hop and keeps the focus.
+
+    A press shows what the model would answer after each hop; the last row is marked throughout.
+    """
     page = visit()
     _tab(page, "Path")
     page.locator("#ev-path .ev-hop:visible").nth(1).hover()
@@ -247,6 +250,10 @@ def test_pictures_answer_to_mouse_keyboard_and_finger(visit: Callable[..., Any])
     expect(tip).to_have_text(_begins("Hop 1:"))
     page.keyboard.press("Escape")
     expect(tip).to_be_hidden()
+    page.click("#ev-look")
+    rows = page.locator("#ev-lens tbody tr")
+    expect(rows).to_have_count(len(served.show.published.path))
+    expect(rows.last.locator("td:not(.ev-same)")).to_have_count(0)
     _tab(page, "Change it")
     page.locator("#ev-edit svg:visible").focus()
     page.keyboard.press("ArrowRight")
@@ -296,16 +303,6 @@ def test_an_edit_is_shared_and_scored(visit: Callable[..., Any], served: Served,
     broken.wait_for_selector("#ev-said .ev-error >> text=cannot be read")
 
 
-def test_the_answer_comes_about_on_request(visit: Callable[..., Any], served: Served) -> None:
-    """On the tab of the path a press shows what the model would answer after each hop; the last row is marked throughout."""
-    page = visit()
-    _tab(page, "Path")
-    page.click("#ev-look")
-    rows = page.locator("#ev-lens tbody tr")
-    expect(rows).to_have_count(len(served.show.published.path))
-    expect(rows.last.locator("td:not(.ev-same)")).to_have_count(0)
-
-
 @pytest.mark.parametrize(("theme", "wide"), [("light", 1280), ("dark", 820)])
 def test_everybody_can_use_it(visit: Callable[..., Any], served: Served, theme: str, wide: int) -> None:
     """Every tab has its part and none is wider than a phone; axe finds nothing, there or on a wider screen, in both themes."""
@@ -349,22 +346,14 @@ def test_hostile_prompts_are_text(visit: Callable[..., Any]) -> None:
     expect(page.locator("#ev-answers img, #ev-answers2 img, #ev-said img")).to_have_count(0)
 
 
-def test_an_answer_can_be_stopped(visit: Callable[..., Any], slow: list[float]) -> None:
-    """Stop ends the answer that is being written, keeps what is there, and the next question is answered."""
+def test_an_answer_can_be_stopped(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
+    """Stop ends the answer that is being written and keeps what is there; the next one ends when its page is closed."""
     page = visit()
     page.fill("#ev-prompt textarea", "w1 w2")
     page.click("#ev-ask")
     page.wait_for_selector("#ev-answers .ev-writing")
     page.click("#ev-stop")
     page.wait_for_selector("#ev-answers .ev-stopped")
-    slow[0] = 0.0
-    assert _asked(page, "w1 w2")
-
-
-def test_who_leaves_frees_the_model(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
-    """When the page is closed, the answer that was written for it ends."""
-    page = visit()
-    page.fill("#ev-prompt textarea", "w1 w2")
     page.click("#ev-ask")
     page.wait_for_selector("#ev-answers .ev-writing")
     page.close()
@@ -386,21 +375,15 @@ def test_who_waits_sees_their_place(visit: Callable[..., Any], slow: list[float]
     first.wait_for_selector("#ev-answers .ev-done")
 
 
-def test_who_is_turned_away_is_told(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
-    """Where the queue is full, a question gets a friendly line in the place of its answer."""
-    page, slow[0] = visit(), 20.0
-    page.fill("#ev-prompt textarea", "w1 w2")
-    served.fill_queue()
-    page.click("#ev-ask")
-    page.wait_for_selector("#ev-answers .ev-error >> text=Too many are waiting")
-
-
 def test_the_page_opens_while_the_queue_is_full(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
-    """Whoever comes while the queue is full sees the whole page, and is told why an edit is not taken."""
+    """Whoever comes while the queue is full sees the whole page, and is told why no question and no edit is taken."""
     slow[0] = 20.0
     served.fill_queue()
     page = visit()
     page.wait_for_selector("#ev-heading >> text=Evolved from")
+    page.fill("#ev-prompt textarea", "w1 w2")
+    page.click("#ev-ask")
+    page.wait_for_selector("#ev-answers .ev-error >> text=Too many are waiting")
     _tab(page, "Change it")
     page.click("#ev-repeat")
     page.wait_for_selector("#ev-said .ev-error >> text=Too many are waiting")
