@@ -353,7 +353,8 @@ def _headline(results: dict[str, Any]) -> str:
         low, high = share_interval(round(accuracy * count), count)
         split = _SPLITS.get(results["split"], "problems")
         words.append(f"**{accuracy:.1%}** ({low:.1%} to {high:.1%}) of {count} {split} right.")
-    for sentence in results.get("verdict", [])[:1]:
+    for found in results.get("verdict", [])[:1]:
+        sentence = found.partition("; in ")[0]  # another measure that says the same is left to the list of results
         name = "" if winner is None else winner["model"][:1].upper() + winner["model"][1:] + " is "
         words.append(
             f"{markdown_text('It is ' + sentence.removeprefix(name) if name and sentence.startswith(name) else sentence)}."

@@ -86,7 +86,10 @@ def test_it_opens_with_what_the_model_is_for() -> None:
     study["settings"]["about"] = "Counts things."
     study["examples"][1]["gloss"] = "Say x."
     study["results"]["rows"][-1]["accuracy"], study["results"]["examples"] = 0.75, 200
-    study["results"]["verdict"] = ["Evolved PS is better than its best parent by 0.5 of accuracy (0.4 to 0.6)", "More"]
+    study["results"]["verdict"] = [
+        "Evolved PS is better than its best parent by 0.5 of accuracy (0.4 to 0.6); in fitness: +1",
+        "More",
+    ]
     facts = replace(_facts("dfs", study=study), space="u/shown")
     opening = _card(facts).text.split("## Use it")[0]
     result = "**75.0%** (68.6% to 80.5%) of 200 held-out test problems right. It is better"
@@ -94,6 +97,7 @@ def test_it_opens_with_what_the_model_is_for() -> None:
     places = [opening.index(words) for words in parts]
     assert places == sorted(places)
     assert "More" not in opening
+    assert "in fitness" not in opening
     assert "/spaces/" not in _card(replace(facts, space=None)).text
 
 
