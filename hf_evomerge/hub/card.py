@@ -335,7 +335,7 @@ def _result_values(study: dict[str, Any] | None) -> dict[str, Any]:
         "retained": [*dict.fromkeys(f"on {name}" for row in rows for name in row.get("retained", {})), *cut_there],
         "has_cut": any(row.get("truncated") for row in rows),
         "leads": {key: f"{of}, {unit}" if unit and of == "fitness" else of for key, of in measured.items() if of},
-        "rule": RULE,
+        "rule": RULE[0].upper() + RULE[1:],
         "has_accuracy": any(row.get("accuracy") is not None for row in rows),
         "random_text": _random_text(rows, (study or {}).get("space")),
         "fitness_text": _FITNESS.get(str(task), "the score of the search's own task"),
@@ -386,8 +386,8 @@ _FITNESS = {
     "generation": "the score of the generated answer",
 }
 _RIGHT = {
-    "likelihood": "Right is what the model writes word for word as the answer says, where it always takes the likeliest token.",
-    "generation": "Right is a generated answer that the search's own rule accepts.",
+    "likelihood": "An answer is right where the model writes it word for word, always taking the likeliest token.",
+    "generation": "An answer is right where the search's own rule accepts it.",
 }
 
 

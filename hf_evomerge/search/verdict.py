@@ -16,7 +16,7 @@ from .config import STAGES
 from .rows import Row
 
 MOST_CUT = 0.02  # share of answers that may be cut without a word
-RULE = "better and WORSE: p is below .05 and the interval excludes 0; hardly: one of the two, which at the edge may disagree"
+RULE = 'better or WORSE: p is below .05 and the interval excludes 0; "hardly": only one of these holds'
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
 
 
