@@ -175,7 +175,7 @@ def test_an_interval_and_a_test_that_disagree_are_explained() -> None:
     rows = [Row("source", "a", Scores([0.0] * 30)), Row("ps", "evolved PS", Scores(won), winner=True)]
     text = str(Result(None, "test", rows))  # type: ignore[arg-type]
     assert "is hardly distinguishable from its best parent, a, on 30 examples: +0.167 (0.016 to 0.296), p = 0.062" in text
-    assert "hardly: one of the two" in text
+    assert '"hardly": only one of these holds' in text
 
 
 def test_cut_answers_on_retained_data_are_warned_about() -> None:
