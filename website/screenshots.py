@@ -34,12 +34,12 @@ WIDTHS, THEMES = (390, 820, 1280), ("light", "dark")
 RULES = "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']})"
 
 
-def serve(folder: Path) -> str:
-    """Start the Space of a search or a model; gives its address."""
+def serve(model: str | Path) -> str:
+    """Start the Space of a search's or a model's folder, or of a repository; gives its address."""
     sys.path.insert(0, str(ROOT / "space_app"))
     import app
 
-    blocks, show = app.serve(str(folder), server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    blocks, show = app.serve(str(model), server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     show.ready_for.wait(600)
     return str(blocks.local_url)
 
@@ -131,26 +131,18 @@ def look_through(page: Any) -> None:
     page.wait_for_selector("#ev-lens tbody tr")
 
 
-def published(demo: Path, place: Path) -> None:
-    """The demo's models and their parents as they would be on the Hub, below the working folder."""
-    from hf_evomerge.demo.quickstart import SPECIALISTS
-    from hf_evomerge.hub.record import write_record
+def published(demo: Path, hub: Any) -> None:
+    """Publish the demo's models and their parents to a Hub on loopback, which this process talks to from here on."""
+    from hf_evomerge.demo.quickstart import SPECIALISTS, publish
 
-    for name in ("base", "japanese", "maths"):
-        shutil.copytree(SPECIALISTS / name, place / "demo" / name)
     for space in ("dfs", "ps"):
-        folder = place / f"evolved-{space}"
-        shutil.copytree(demo / space / "model", folder)
-        write_record(demo / space, folder, examples=6)
-        for name in ("recipe.yaml", "config.json"):
-            text = (folder / name).read_text(encoding="utf-8")
-            (folder / name).write_text(text.replace(str(SPECIALISTS), "demo"), encoding="utf-8")
-    os.chdir(place)
+        publish(demo / space, SPECIALISTS, "demo/tiny", "--name", f"demo/evolved-{space}", environment=hub.environment())
+    os.environ.update(hub.environment())
 
 
 def pictures(browser: Any) -> None:
     """The pictures of docs/space.md and of the README."""
-    dfs, ps = serve(Path("evolved-dfs")), serve(Path("evolved-ps"))
+    dfs, ps = serve("demo/evolved-dfs"), serve("demo/evolved-ps")
     shots: Iterator[tuple[str, str, str, Callable[[Any], None] | None]] = iter(
         [
             ("space-try", dfs, "try", None),
@@ -215,11 +207,12 @@ def main() -> None:
             print(f"{total} violations in all")
             sys.exit(total > 0)
         else:
-            with TemporaryDirectory() as place:
-                published(chosen.demo[0], Path(place))
+            from hf_evomerge.local_hub import LocalHub
+
+            with TemporaryDirectory() as place, LocalHub(place, user="demo") as hub:
+                published(chosen.demo[0], hub)
                 pictures(browser)
                 card(browser)
-                os.chdir(ROOT)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "") -> list[str]:
         sentences += against(best, f"its best parent, {best.model}", "use that one instead")
     bases = [row for row in rows if row.stage == "base" and row.scores.error is None]
     for base in bases:
-        sentences += against(base, f"the base, {base.model.removeprefix('base: ')}", "use that one instead")
+        name = base.model.removeprefix("base: ")
+        sentences += against(base, "the base" if name == "base" else f"the base, {name}", "use that one instead")
     for row in rows:
         if row.stage == "average":
             sentences += against(row, "the plain average", "the average is the better merge", "over the plain average")

@@ -57,7 +57,7 @@ def _refresh(demo: Path) -> None:
 
     with TemporaryDirectory() as scratch, LocalHub(scratch, user="demo") as hub:
         for space, repo_id in SPACES.items():
-            publish(demo / space, SPECIALISTS, SPACES["hybrid"], "--name", repo_id, environment=hub.environment())
+            publish(demo / space, SPECIALISTS, "demo/tiny", "--name", repo_id, environment=hub.environment())
             folder = CARDS / space
             shutil.rmtree(folder, ignore_errors=True)
             from huggingface_hub import HfApi
