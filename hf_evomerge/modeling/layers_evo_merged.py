@@ -24,8 +24,6 @@ _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks"),
     *("_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"),
 )
-_SAID_ALONE = ("_name_or_path", "architectures", "transformers_version")  # what a model is not built by
-_DESCRIPTIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {}
 _PLACE_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index")
 
 
@@ -208,18 +206,7 @@ def check_places(merged: PreTrainedConfig, slots: Sequence[tuple[int, int]], sou
 
 
 def _described(config: PreTrainedConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What each layer of a model is made of, and the shapes of the tensors that belong to no layer; kept for the next call."""
-    settings = {key: value for key, value in config.to_dict().items() if key not in _SAID_ALONE}
-    key = f"{type(config)} {config._attn_implementation} {config.dtype} {settings}"
-    found = _DESCRIPTIONS.get(key)
-    if found is None:
-        if len(_DESCRIPTIONS) >= 64:
-            _DESCRIPTIONS.clear()
-        found = _DESCRIPTIONS[key] = _describe(config)
-    return found
-
-
-def _describe(config: PreTrainedConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What each layer of a model is made of, and the shapes of the tensors that belong to no layer."""
     config = copy.deepcopy(config)  # a model writes into its own
     if isinstance(name := config.dtype, str):  # as it is after save_pretrained
         config.dtype = getattr(torch, name)
