@@ -14,7 +14,7 @@ import typer
 import yaml
 
 import hf_evomerge
-from hf_evomerge import cli, fitness, local_hub, merging
+from hf_evomerge import cli, fitness, local_hub, mergekit, merging, modeling
 
 PARTS = {  # the rooms of the package, in the order of their pages
     "search": ("Searching", "Run a search, look at its study, be told what happens."),
@@ -31,7 +31,13 @@ PARTS = {  # the rooms of the package, in the order of their pages
     "errors": ("Errors", "What is raised where something is wrong with a file, a model or a request."),
 }
 WHOLE = ["Study"]  # classes of two files, shown with what they inherit
-MORE = {"fitness": fitness.__all__, "local_hub": local_hub.__all__}  # modules whose names are public as well
+MORE = {  # modules whose names are public as well
+    "fitness": fitness.__all__,
+    "local_hub": local_hub.__all__,
+    "merging": [name for name in merging.__all__ if name not in merging.METHODS],
+    "mergekit": mergekit.__all__,
+    "modeling": [name for name in modeling.__all__ if name != "MLP_BRANCH"],
+}
 
 
 def pages() -> dict[str, str]:

@@ -22,7 +22,7 @@ from ..fitness.comparison import share_interval
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..search.config import STAGES
 from ..search.rows import LEADS, lead_text, plus_minus
-from ..search.verdict import RULE
+from ..search.verdict import RULE, explains_rule
 from .bundled import bundled
 from .client import ask
 from .licenses import LicenseDecision
@@ -246,7 +246,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "stage_names": {stage: name.capitalize() for stage, name in STAGES.items()},
         "splits_text": ", ".join(f"{count} {split}" for split, count in (study or {}).get("splits", {}).items()),
         "about": (study or {}).get("settings", {}).get("about"),
-        "shown": next((example for example in (study or {}).get("examples") or [] if example.get("right")), None),
+        "shown": _shown_example(study),
         "example": _example(study),
         "prompt_form": json.dumps(form, ensure_ascii=False) if (form := _data(study).get("template")) else "",
         **_source_values(facts),
@@ -335,7 +335,7 @@ def _result_values(study: dict[str, Any] | None) -> dict[str, Any]:
         "retained": [*dict.fromkeys(f"on {name}" for row in rows for name in row.get("retained", {})), *cut_there],
         "has_cut": any(row.get("truncated") for row in rows),
         "leads": {key: f"{of}, {unit}" if unit and of == "fitness" else of for key, of in measured.items() if of},
-        "rule": RULE[0].upper() + RULE[1:],
+        "rule": RULE[0].upper() + RULE[1:] if explains_rule(results.get("verdict", [])) else "",
         "has_accuracy": any(row.get("accuracy") is not None for row in rows),
         "random_text": _random_text(rows, (study or {}).get("space")),
         "fitness_text": _FITNESS.get(str(task), "the score of the search's own task"),
@@ -355,11 +355,11 @@ def _headline(results: dict[str, Any]) -> str:
         words.append(f"**{accuracy:.1%}** ({low:.1%} to {high:.1%}) of {count} {split} right.")
     for found in results.get("verdict", [])[:1]:
         sentence = found.partition("; in ")[0]  # another measure that says the same is left to the list of results
+        compared = " to " in sentence
         name = "" if winner is None else winner["model"][:1].upper() + winner["model"][1:] + " is "
-        words.append(
-            f"{markdown_text('It is ' + sentence.removeprefix(name) if name and sentence.startswith(name) else sentence)}."
-        )
-    if len(words) == 2:
+        said = "It is " + sentence.removeprefix(name) if name and sentence.startswith(name) else sentence
+        words.append(f"{markdown_text(said if winner is None else said.replace(winner['model'], 'this model'))}.")
+    if len(words) == 2 and compared:
         words.append("In brackets: intervals of 95 %; the comparison is paired, problem by problem.")
     return " ".join(words)
 
@@ -447,6 +447,12 @@ def _data(study: dict[str, Any] | None) -> dict[str, Any]:
     """The data that examples are taken from."""
     data = (study or {}).get("settings", {}).get("data", {})
     return next((data[split] for split in ("test", "validation", "search") if split in data), {})
+
+
+def _shown_example(study: dict[str, Any] | None) -> dict[str, Any] | None:
+    """One of the published problems: one that the model solves, where it solves any."""
+    judged = [example for example in (study or {}).get("examples") or [] if isinstance(example.get("right"), bool)]
+    return next((example for example in judged if example["right"]), judged[0] if judged else None)
 
 
 def _example(study: dict[str, Any] | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 from ..recipes.recipe import Recipe
 from .front import Point, front_table, front_verdict, point_json
 from .rows import Row, RowStage, leads_json, rows_table
-from .verdict import RULE, verdict
+from .verdict import RULE, explains_rule, verdict
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Result:
     def __str__(self) -> str:
         """The comparison as a table, and what it says."""
         caption = f"{self.examples} {self.split} examples; ± is one standard error, (...) an interval of 95 %; * is the winner"
-        caption += f"\n{RULE}"
+        caption += f"\n{RULE}" if explains_rule(self.verdict) else ""
         points = ["", front_table(self.front, self.objectives, self.split)] if self.front else []
         return "\n".join(
             [rows_table(self.rows, caption, self.unit), *points, "", *(f"- {sentence}" for sentence in self.verdict)]

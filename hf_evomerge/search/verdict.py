@@ -20,6 +20,11 @@ RULE = 'better or WORSE: p is below .05 and the interval excludes 0; "hardly": o
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
 
 
+def explains_rule(sentences: Sequence[str]) -> bool:
+    """Whether a verdict has one of the words that `RULE` explains."""
+    return any(word in sentence for sentence in sentences for word in ("better", "WORSE", "hardly"))
+
+
 def verdict(rows: Sequence[Row], split: str, unit: str = "") -> list[str]:
     """Sentences about the winner of a comparison, the most important first; none where nothing won or it failed.
 

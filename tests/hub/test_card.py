@@ -165,6 +165,19 @@ def test_a_chat_is_shown_as_a_chat() -> None:
     assert ast.literal_eval(asked[1]) == messages
 
 
+def test_a_model_that_solves_nothing_is_shown_so() -> None:
+    """The problem says that it is not solved, and no brackets are explained where none stand."""
+    study = copy.deepcopy(STUDY)
+    study["examples"] = study["examples"][:1]
+    (winner,) = [row["model"] for row in study["results"]["rows"] if row["winner"]]
+    study["results"]["verdict"] = [f"EVERY ANSWER of {winner} IS WRONG (6 of 6)"]
+    text = _card(_facts("ps", study=study)).text
+    assert "A problem that it does not solve; in bold what it should answer:\n\n> wrong one **1**" in text
+    assert "EVERY ANSWER of this model IS WRONG (6 of 6)." in text
+    assert "In brackets" not in text
+    assert "hardly" not in text
+
+
 @pytest.mark.parametrize("split", ["validation", "search"])
 def test_figures_of_other_splits_are_not_given_as_results(split: str) -> None:
     """Where there was no test split, the metadata hold no figure, and the text says that the table is optimistic."""
