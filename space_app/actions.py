@@ -52,11 +52,12 @@ class Actions:
         """The same where the last answer may stay until the next one comes."""
         self.show.begin(str(request.session_hash))
 
-    def begin_edit(self, count: int, linked: int, request: gr.Request) -> None:
-        """The same for an edit; the page also says that a state changes when it is set for the first time."""
+    def begin_edit(self, count: int, linked: int, request: gr.Request) -> str:
+        """The same for an edit, which has no score yet; the page also says that a state changes when it is first set."""
         if not count and not linked:
             raise gr.Error("nothing is changed yet", visible=False, print_exception=False)
         self.show.begin(str(request.session_hash))
+        return ""
 
     def turned_away(self) -> str:
         """What stands where an answer or an edit would be, where the queue was full or the call failed."""

@@ -269,7 +269,7 @@ class Page:
         pressed = gr.on([self.answer2.click, self.prompt2.submit], self.do.begin_again, **AT_ONCE)
         changes = [self.count, self.linked]
         # through the queue, where a refusal is no HTTP error
-        edits_made = gr.on([one.change for one in changes], self.do.begin_edit, changes, **FREE)
+        edits_made = gr.on([one.change for one in changes], self.do.begin_edit, changes, self.scored, **FREE)
         for follow in (pressed.then, edits_made.success):
             followed = follow(self.do.answer_changed, inputs, outputs, **LATEST, **MODEL, **PRIVATE)
             followed.failure(self.do.turned_away, outputs=self.answers2, **AT_ONCE)

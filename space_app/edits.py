@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -134,9 +135,11 @@ def difference(before: Route, after: Route) -> str:
         return "The path is as published."
     words = []
     if before.hops != after.hops:
-        words.append(
-            f"{counted(len(after), 'hop')} instead of {len(before)}" if len(after) != len(before) else "the order of the hops"
-        )
+        other = sum((Counter(after.hops) - Counter(before.hops)).values())
+        if len(after) != len(before):
+            words.append(f"{counted(len(after), 'hop')} instead of {len(before)}")
+        else:
+            words.append(f"{counted(other, 'other hop')}" if other else "the order of the hops")
     else:
         changed = sum(a != b for a, b in zip(before.scales, after.scales, strict=True))
         words.append(f"{changed} scale{'s' if changed > 1 else ''}")

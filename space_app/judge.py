@@ -37,7 +37,10 @@ def is_right(text: str, answer: str, fitness: Mapping[str, Any]) -> bool | None:
 
 
 def why_wrong(text: str, answer: str) -> str:
-    """Why a wrong answer is wrong, as far as its last number and its script tell: ``right number, wrong language``."""
+    """Why a wrong answer is wrong, as far as its last number and its script tell: ``right number, wrong language``.
+
+    Text in another script that has more numbers than the right answer and is much longer is no answer in another language.
+    """
     if not text.strip():
         return "says nothing"
     found, known = last_number(text), last_number(answer)
@@ -46,6 +49,8 @@ def why_wrong(text: str, answer: str) -> str:
         reasons.append("no number" if found is None else "right number" if abs(found - known) <= 1e-6 else "wrong number")
     wrote, wanted = _script(text), _script(answer)
     if wrote and wanted and wrote != wanted:
+        if len(text) > 3 * len(answer) and len(_numbers(text)) > len(_numbers(answer)):
+            return "no clear answer"
         reasons.append("wrong language")
     elif reasons == ["right number"]:
         reasons.append("other words")
@@ -61,5 +66,9 @@ def _script(text: str) -> str:
 
 def last_number(text: str) -> float | None:
     """The last number of a text; None where there is none."""
-    found = _NUMBER.findall(text.translate(_FULL_WIDTH))
+    found = _numbers(text)
     return float(found[-1].replace(",", "")) if found else None
+
+
+def _numbers(text: str) -> list[str]:
+    return _NUMBER.findall(text.translate(_FULL_WIDTH))

@@ -63,7 +63,9 @@ def lens_view(published: Published, written: Sequence[str], liked: Sequence[Sequ
         )
         rows.append(f'<tr><th scope="row">{at + 1}: {escape(name)}</th>{cells}</tr>')
     step = "hop" if published.path else "layer"
-    caption = f"What the model would write if it ended after this {step}; bold where its answer has the same token there"
+    caption = (
+        f"What the model would write if it ended after this {step}; bold and green where its answer has the same token there"
+    )
     return (
         f'<div class="ev-scroll" tabindex="0" role="region" aria-label="{caption}"><table class="ev-table ev-lens">'
         f"<caption>{caption}</caption><thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
@@ -203,12 +205,13 @@ def results_table(published: Published) -> str:
                 leads[key] = str(measure)
         accuracy, error = as_float(row.get("accuracy")), as_float(row.get("accuracy_se"))
         fitness, spread = as_float(row.get("fitness")), as_float(row.get("fitness_se"))
+        spent = as_float(row.get("evaluations") or 0)
         rows.append(
             (
                 row.get("model", ""),
                 (number(accuracy) if accuracy is None else f"{accuracy:.3f}") + ("" if error is None else f" ± {error:.3f}"),
                 number(fitness) + ("" if spread is None else f" ± {number(spread, 2)}"),
-                row.get("evaluations") or "",
+                row.get("evaluations") if spent is None else round(spent) or "",
                 *(_lead_text(mapping(row.get(key))) for key in ("lead", "fitness_lead")),
             )
         )
@@ -251,9 +254,10 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
     best = one.best
     accuracy = f", accuracy {number(best.accuracy)}" if best.accuracy is not None else ""
     so_far = f"best so far {number(one.so_far)}" if one.so_far is not None else "none on all examples so far,"
+    spent = counted(round(one.evaluations), "evaluation")
     title = (
         f"<h3>Best of generation {one.number}: fitness {number(best.fitness)}{accuracy}</h3>"
-        f'<p class="ev-faint">Trial {best.number}; {so_far} after {one.evaluations:.4g} evaluations.</p>'
+        f'<p class="ev-faint">Trial {best.number}; {so_far} after {spent}.</p>'
     )
     if best.path:
         room = max(len(trial.path) for trial in trials)

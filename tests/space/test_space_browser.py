@@ -299,6 +299,8 @@ def test_an_edit_is_shared_and_scored(visit: Callable[..., Any], served: Served,
     there.click("#ev-scoring")
     total = len(served.show.published.examples)
     there.wait_for_selector(f"#ev-scored >> text=/of {total} right; as published [1-{total}] of {total}/")
+    there.click("#ev-reset")
+    expect(there.locator("#ev-scored")).to_be_empty()
     broken = visit(f"{served.url}?edit=nonsense")
     broken.wait_for_selector("#ev-said .ev-error >> text=cannot be read")
 

@@ -127,6 +127,7 @@ def test_the_difference_is_said() -> None:
     assert edits.difference(WAY, WAY.select(2)) == "The path is as published."
     assert edits.difference(WAY, WAY.drop()) == "Changed: 3 hops instead of 4."
     assert edits.difference(WAY, WAY.move(1)) == "Changed: the order of the hops."
+    assert edits.difference(WAY, WAY.drop().repeat()) == "Changed: 1 other hop."
     assert edits.difference(WAY, WAY.scale(2)) == "Changed: 1 scale."
 
 

@@ -79,6 +79,7 @@ def test_an_answer_is_judged_as_the_search_did(text: str, answer: str, fitness: 
         ("はい", "no number"),
         ("yes", "no number, wrong language"),
         (" ", "says nothing"),
+        ("from 9 8 10 います 7 away 7 10 9 15 the 9 10", "no clear answer"),
     ],
 )
 def test_a_wrong_answer_says_why(text: str, reason: str) -> None:
