@@ -185,7 +185,7 @@ def plan_push(
     warnings = _warnings(recipe, names, license)
     if options.card and facts.study is not None and not facts.study["settings"].get("about"):
         warnings.append(
-            f"card and Space do not say what the model is for; write `about: ...one sentence` into "
+            'card and Space do not say what the model is for; write `about: "...one sentence"` into '
             f"{search}/search.yaml, and push again"
         )
     if built is None:

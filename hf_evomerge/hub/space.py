@@ -188,11 +188,11 @@ def _with_record(folder: Path, shown: Path) -> Path:
     model, search = find_model(folder)
     if search is None:
         return folder
+    write_record(search, shown, publish=lambda ref: ref)
     try:
         write_record(search, shown, examples=_LOCAL_EXAMPLES, publish=lambda ref: ref)
     except EvoMergeError as cause:  # the data may have moved since the search, or have come from Python
         print(f"the page has no problems to try: {cause}", file=sys.stderr)
-        write_record(search, shown, publish=lambda ref: ref)
     for file in model.iterdir():
         (shown / file.name).symlink_to(file.resolve())
     return shown

@@ -47,7 +47,8 @@ def read_yaml(text: str, error: type[EvoMergeError]) -> dict[str, Any]:
         data = load_limited(text)
     except (yaml.YAMLError, ValueError, OverflowError) as cause:  # a date without such a day, a huge number
         many = "several documents in one file; split it at its '---'"
-        raise error(many if "single document" in str(cause) else f"not valid YAML: {one_line(cause)}") from cause
+        colon = "; put a text with a colon in it in quotes" if "mapping values are not allowed" in str(cause) else ""
+        raise error(many if "single document" in str(cause) else f"not valid YAML: {one_line(cause)}{colon}") from cause
     if not isinstance(data, dict):
         raise error(f"expected a mapping of keys to values, found {type(data).__name__}")
     return data
@@ -149,6 +150,7 @@ _WORDS = {
     "too_short": "must have {min_length} or more entries",
     "too_long": "must have {max_length} or fewer entries",
     "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),

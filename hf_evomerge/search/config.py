@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..errors import RecipeError, SearchError
 from ..fitness.data import DataSpec
@@ -147,6 +147,13 @@ class SearchConfig(StrictModel):
     @classmethod
     def _fill(cls, data: Any) -> Any:
         return completed(filled(data)) if isinstance(data, Mapping) else data
+
+    @field_validator("about")
+    @classmethod
+    def _is_said(cls, about: str | None) -> str | None:
+        if about is not None and about.startswith("..."):
+            raise ValueError("still waits to be filled in; write what the model is for, one sentence in quotes")
+        return about
 
     @model_validator(mode="before")
     @classmethod

@@ -97,10 +97,13 @@ def draft_search(
         "# A quick look whether these models merge: it costs what 48 models cost to score on the search examples, and fills in",
         "# what is not said below. Afterwards take this line out, and say more: see the end of the file.",
         "preset: quick",
-        "# about: ...one sentence: what the model is for; its card and its Space open with it",
+        '# about: "..." # what the model is for, one sentence in quotes; its card and its Space open with it',
         *_space(depths, ancestor is not None),
         "sources:",
-        *(f"  - {{model: {_scalar(ref.model)}{f', adapter: {_scalar(ref.adapter)}' if ref.adapter else ''}}}" for ref in refs),
+        *(
+            f"  - {{{', '.join(f'{key}: {_scalar(value)}' for key, value in ref.model_dump(exclude_none=True).items())}}}"
+            for ref in refs
+        ),
         *([f"base: {{model: {_scalar(base)}}} # the common ancestor: merged are the differences from it"] if base else []),
         *(["vocabulary: union # they have not the same tokens: rows are matched by token"] if by_token else []),
         *([f"device: {_scalar(device)}"] if device != "cpu" else ["# device: cuda:0"]),

@@ -21,10 +21,12 @@ from hf_evomerge.checkpoints.digests import digest_source
 from hf_evomerge.checkpoints.hashes import file_sha256
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.source import Source
-from hf_evomerge.errors import RecipeError, SourceError
+from hf_evomerge.errors import RecipeError, SearchError, SourceError
 from hf_evomerge.mergekit import to_mergekit
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.recipes.strict_yaml import parse_yaml
 from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.draft import draft_search
 from hf_evomerge.search.grounds import pin
 from hf_evomerge.search.run import run_search
 
@@ -176,6 +178,14 @@ def test_a_search_is_pinned_to_the_files_content(files):
         }
     )
     assert pin(config, {}).sources[1].gguf_sha256 == file_sha256(files / "f32.gguf")
+
+
+def test_a_draft_names_the_file(files, tmp_path):
+    """The search file that is written for GGUF files names them, not their folder alone."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"hello {n}", "answer": "hello"}) for n in range(8)))
+    draft = draft_search([str(files / "f32.gguf"), str(files / "b.gguf")], data)
+    assert [ref.gguf for ref in parse_yaml(SearchConfig, draft.text, SearchError).sources] == ["f32.gguf", "b.gguf"]
 
 
 def test_a_search_of_files_runs(files, tmp_path):

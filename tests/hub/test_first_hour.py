@@ -38,7 +38,7 @@ def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for words in commands:
             if words[1] == "push":
                 done = CliRunner().invoke(cli.app, [*words[1:], "--dry-run"])
-                assert "write `about: ...one sentence` into my-search/search.yaml" in done.stdout
+                assert 'write `about: "...one sentence"` into my-search/search.yaml' in done.stdout
                 with (tmp_path / "my-search" / "search.yaml").open("a", encoding="utf-8") as file:
                     file.write("about: Repeats what it reads.\n")
             done = CliRunner().invoke(cli.app, words[1:])

@@ -110,7 +110,7 @@ def test_a_search_whose_data_moved_is_shown_without_problems(
 ) -> None:
     """Where the examples of a search cannot be read any more, the page has everything but them, and that is said."""
 
-    def moved(spec: object) -> Any:
+    def moved(*_: object) -> Any:
         raise FitnessError("data/test.jsonl: cannot be read")
 
     copy = "import os, shutil; shutil.copy(os.environ['EVOMERGE_MODEL'] + '/study.json', os.environ['SEEN'])"
@@ -123,6 +123,10 @@ def test_a_search_whose_data_moved_is_shown_without_problems(
     assert study["examples"] == []
     assert study["stages"]
     assert "no problems to try: data/test.jsonl" in capsys.readouterr().err
+    monkeypatch.setattr("hf_evomerge.hub.record.about_of", moved)  # what has nothing to do with the examples is said once
+    with pytest.raises(FitnessError):
+        run_space(str(hybrid_search))
+    assert not capsys.readouterr().err
 
 
 def test_a_search_is_shown_with_its_record(hybrid_search: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

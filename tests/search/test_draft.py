@@ -83,6 +83,13 @@ def test_a_draft_is_ready_for_a_card(tiny: Path, tmp_path: Path) -> None:
     assert re.search("^# about: .*what the model is for", text, re.MULTILINE)
     told = re.sub("^# about: .*$", "about: Adds in Japanese.", text, flags=re.MULTILINE)
     assert parse_yaml(SearchConfig, told, SearchError).about == "Adds in Japanese."
+    for line, message in {
+        text[text.index("about:") :].split("\n")[0]: "about: still waits to be filled in",
+        "about: a sentence: two": "mapping values are not allowed here.*; put a text with a colon in it in quotes",
+        f"about: {'x' * 301}": "about: must have at most 300 characters",
+    }.items():
+        with pytest.raises(SearchError, match=message):
+            parse_yaml(SearchConfig, re.sub("^# about: .*$", line, text, flags=re.MULTILINE), SearchError)
     config, _ = _drafted(tiny, _data(tmp_path, {"prompt": "w4", "answer": "w3"}, record))
     assert [spec.gloss_field for spec in config.data.values()] == [None] * 3
 
