@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from threading import Timer
 from types import SimpleNamespace
@@ -16,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forked import status_of_fork
-from killing import EXAMPLES, DeadlyTask, KillingTask, harmless_jobs
+from killing import EXAMPLES, KillingTask, harmless_jobs
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
@@ -29,8 +29,6 @@ from hf_evomerge.search.runner import DIED, MOVES, Job, LocalRunner, PoolRunner,
 from hf_evomerge.search.slopes import GateSlopes, JointSlopes, WeightSlopes
 from hf_evomerge.search.study import Study
 from hf_evomerge.search.workers import TICK, MachineLostError, Worker
-
-SPAWNING = multiprocessing.get_context
 
 
 def test_a_patient_runner_starts_what_pays(search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,24 +68,11 @@ def _run(runner: Runner, jobs: list[Job]) -> list[Scores]:
 
 @pytest.fixture(scope="module")
 def process_runner(search_config: Callable[..., SearchConfig]) -> Iterator[ProcessRunner]:
-    """Two workers with the killing task, which the tests share. Closing ends them.
-
-    They are forks of a process that has imported what they need: each new one takes a tenth of a second, not five.
-    """
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["hf_evomerge.search.evaluator", "transformers.models.llama.modeling_llama"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multiprocessing, "get_context", lambda method: forks)
-        runner = ProcessRunner(search_config(), 2, task_factory=KillingTask, examples={"search": EXAMPLES})
-        yield runner
-        runner.close()
+    """Two workers with the killing task; starting one takes seconds, so the tests share them. Closing ends them."""
+    runner = ProcessRunner(search_config(), 2, task_factory=KillingTask, examples={"search": EXAMPLES})
+    yield runner
+    runner.close()
     assert not multiprocessing.active_children()
-
-
-@pytest.fixture
-def spawning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New workers begin as they do elsewhere: with nothing imported."""
-    monkeypatch.setattr(multiprocessing, "get_context", SPAWNING)
 
 
 def test_workers_and_their_deaths(process_runner: ProcessRunner, search_config: Callable[..., SearchConfig]) -> None:
@@ -179,7 +164,7 @@ def test_time_in_which_everything_stood_still_does_not_count(
 
 
 def test_a_worker_that_is_killed_while_it_starts_is_replaced(
-    process_runner: ProcessRunner, spawning: None, search_config: Callable[..., SearchConfig]
+    process_runner: ProcessRunner, search_config: Callable[..., SearchConfig]
 ) -> None:
     """A worker that the kernel kills before it is ready is replaced, and its job is run again."""
     process_runner.workers[0].end()
@@ -203,18 +188,46 @@ def test_a_worker_that_does_not_start_ends_the_search(search_config: Callable[..
         list(ProcessRunner(gone, 1).run(harmless_jobs(config)))
 
 
+DEADLY = """
+import os
+from hf_evomerge import SearchConfig, run_search
+from hf_evomerge.fitness import make_task
+from hf_evomerge.fitness.likelihood import LikelihoodSpec
+
+class Task:
+    def __init__(self):
+        self.task = make_task(LikelihoodSpec(separator=" "))
+    def prepare(self, examples, tokenizer):
+        self.task.prepare(examples, tokenizer)
+    def evaluate(self, model):
+        scores = self.task.evaluate(model)
+        if os.environ["DEADLY"] == f"{scores.mean:.12f}":
+            os._exit(9)
+        return scores
+
+if __name__ == "__main__":
+    factory = Task if os.environ["SENT"] else lambda: Task()
+    run_search(SearchConfig.load("search.yaml"), os.environ["OUT"], task_factory=factory, build=False)
+"""
+
+
 @pytest.mark.parametrize("sent", [True, False])
 def test_a_candidate_that_kills_the_process_fails_at_the_second_death(
-    search_config: Callable[..., SearchConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spawning: None, sent: bool
+    search_config: Callable[..., SearchConfig], tmp_path: Path, sent: bool
 ) -> None:
     """A trial that ends the only process ends the search once; then it is tried in a worker, or once more, and has failed."""
-    config = search_config()
-    run_search(config, tmp_path / "whole", build=False)
+    search_config().save(tmp_path / "search.yaml")
+    (tmp_path / "script.py").write_text(DEADLY, encoding="utf-8")
+
+    def run(deadly: str) -> int:
+        values = {"OUT": "out", "DEADLY": deadly, "SENT": "1" if sent else ""}
+        command = [sys.executable, "script.py"]
+        return subprocess.run(command, cwd=tmp_path, env={**os.environ, **values}, timeout=300, check=False).returncode
+
+    run_search(search_config(), tmp_path / "whole", build=False)
     whole = Study.open(tmp_path / "whole").trials()
-    monkeypatch.setenv("DEADLY", f"{whole[5].fitness:.12f}")
-    factory = DeadlyTask if sent else lambda: DeadlyTask()
-    search = partial(run_search, config, tmp_path / "out", task_factory=factory, build=False)
-    assert [status_of_fork(search) for _ in range(2 if sent else 3)] == ([9, 0] if sent else [9, 9, 0])
+    deadly = f"{whole[5].fitness:.12f}"
+    assert [run(deadly) for _ in range(2 if sent else 3)] == ([9, 0] if sent else [9, 9, 0])
     study = Study.open(tmp_path / "out")
     trials = study.trials()
     assert [trial.scores for trial in trials[:5]] == [trial.scores for trial in whole[:5]]

@@ -71,17 +71,6 @@ class KillingTask:
         return self.task.backward(model)
 
 
-class DeadlyTask(KillingTask):
-    """The likelihood task, but the candidate whose score is that of ``DEADLY`` in the environment ends the process."""
-
-    def evaluate(self, model: Any) -> Scores:
-        """Score, or exit."""
-        scores = self.task.evaluate(model)
-        if os.environ["DEADLY"] == f"{scores.mean:.12f}":
-            os._exit(9)
-        return scores
-
-
 def harmless_jobs(config: SearchConfig) -> list[Job]:
     """Merges, paths and a parent, on the two harmless examples."""
     fields = {"sources": config.sources, "base": config.base}
