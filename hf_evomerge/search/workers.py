@@ -138,12 +138,12 @@ class Worker:
         self._pipe, theirs = context.Pipe()
         _limit_waiting(self._pipe)
         self._ready = self._loading = False
-        self._process = context.Process(target=_work, args=(theirs, *self._start))
+        process = context.Process(target=_work, args=(theirs, *self._start))
         try:
             with _no_interrupts():
-                self._process.start()
+                process.start()
+                self._process = process  # only now is there something to end
         except (AttributeError, TypeError, pickle.PicklingError) as cause:
-            self._process = None
             what = "the task or the examples cannot be sent to a worker process"
             raise SearchError(f"{what} ({one_line(cause, 100)}); define them in a module, or use workers=0") from cause
         finally:

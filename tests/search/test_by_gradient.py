@@ -71,7 +71,7 @@ def test_a_winner_of_several_terms_is_built(search_config: Config, tmp_path: Pat
     assert any("+" in hop for hop in result.winner.flow.path)
     built = evaluate_model(str(tmp_path / "model"), config).scores
     assert np.allclose(built.values, result.row("joint").scores.values, atol=1e-4)
-    assert "joint: " in describe_study(tmp_path)
+    assert "joint (weights and path together): " in describe_study(tmp_path)
     assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {"fitness.png", "weights.png", "path.png"}
 
 

@@ -343,3 +343,18 @@ def test_a_script_without_a_main_guard_is_told_so(
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(SearchError, match="__main__"):
         ProcessRunner(search_config(), 2)
+
+
+def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(
+    search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system has no room for another process, its own error is the one that is seen, and closing is quiet."""
+
+    def full(process: Any) -> None:
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", full)
+    runner = ProcessRunner(search_config(), 1, examples={"search": EXAMPLES})
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        _run(runner, harmless_jobs(search_config())[:1])
+    runner.close()
