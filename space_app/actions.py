@@ -161,10 +161,11 @@ class Actions:
         return [(), *self.mixed(()), count + 1, *[1.0] * MIXED]
 
     def mixed(self, factors: mixing.Factors) -> list[Any]:
-        """What shows changed weights: a line, and the link."""
+        """What shows changed weights: a line, the link, and the picture."""
         published, _ = self.show.need()
         edit = Edit(factors=factors)
-        return [message(edit.said(published)), views.share(edit.link if factors else "")]
+        link = views.share(edit.link if factors else "")
+        return [message(edit.said(published)), link, views.merge_view(published, factors)]
 
     def choose_group(self, group: str, factors: mixing.Factors) -> list[float]:
         """The values of the sliders for another group of layers."""

@@ -277,7 +277,7 @@ class Page:
 
         score = self.scoring.click(self.do.score, [self.way, self.factors], self.scored, **MODEL, **PRIVATE)
         score.failure(self.do.turned_away, outputs=self.scored, **AT_ONCE)
-        turned = [self.factors, self.said, self.share, self.count]
+        turned = [self.factors, self.said, self.share, self.picture, self.count]
         for part in self.parts:
             mixed = part.input(self.do.mix, [self.group, self.factors, self.count, *self.parts], turned, **LATEST, **FREE)
             mixed.failure(self.do.turned_away, outputs=self.said, **AT_ONCE)
@@ -371,8 +371,7 @@ class Page:
                 part: gr.Slider(label=f"Weight of {label} \N{MULTIPLICATION SIGN}", value=value, visible=True)
                 for part, label, value in zip(self.parts, labels, values, strict=False)
             }
-            shown |= {self.picture: views.merge_view(published)}
-            shown |= dict(zip([self.said, self.share], self.do.mixed(edit.factors), strict=True))
+            shown |= dict(zip([self.said, self.share, self.picture], self.do.mixed(edit.factors), strict=True))
         return shown
 
     def _replayed(self, published: Published) -> dict[Any, Any]:

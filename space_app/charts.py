@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from evolution import STAGE_NAMES, Generation, best_line, best_so_far, of_stage, quantile, spent, stages
+from evolution import STAGE_NAMES, STAGES, Generation, best_line, best_so_far, of_stage, quantile, spent, stages
 from pictures import NARROW, WIDE, both, svg, text
 from published import Objective, Point, Trial
 from texts import escape, number
 
 _MOST_DOTS = 1500
 _NAMED = {True: 5, False: 12}  # points of a front that have their number beside them, on phones and on wide screens
-# as hf_evomerge/plots/style.py has them
-_COLOURS = {"ps": "ev-s0", "dfs": "ev-s2", "joint": "ev-s3", "dfs-first": "ev-s4", "ps-first": "ev-s5", "random": "ev-grey"}
+_COLOURS = {stage: "ev-grey" if stage == "random" else f"ev-{stage}" for stage in STAGES}
 
 
 @dataclass(frozen=True)

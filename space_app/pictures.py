@@ -151,7 +151,7 @@ def _path(
     words: str,
 ) -> str:
     narrow = width == NARROW
-    left, after = (34.0, 8.0) if narrow else (92.0, 68.0)  # room for what goes in and what comes out
+    left, after = (34.0, 26.0) if narrow else (92.0, 68.0)  # room for what goes in and what comes out
     space = width - left - after
     pitch = max(min(space / room, 26.0 if narrow else 84.0), 10.0 if narrow else 7.0)
     total = max(sum(rows[source] for source in {source for hop in parsed for source, _, _ in hop}), 1)
@@ -160,11 +160,13 @@ def _path(
     used = {source for hop in parsed for source, _, _ in hop}
     folded = [name_of(labels, source)[:36] for source in range(len(rows)) if source not in used and rows[source]]
     visited = sorted(used)
-    grid = _Grid(left, 74.0 if narrow else 34.0, pitch, row, 26.0, rows, tuple(reversed(visited)))
     wide = max(left + pitch * room + after, min(width, 348))
+    seen = min(wide, width)
+    under = seen < MIDDLE or width < min(wide, WIDE)  # the legend is under the title where there is no room beside it
+    grid = _Grid(left, 74.0 if under else 34.0, pitch, row, 26.0, rows, tuple(reversed(visited)))
     height = grid.height + 36
     parts = [_layer_rows(grid, parsed, right=left + pitch * room)]
-    parts.append(_legend(way, flow, words, grid, min(wide, width)))
+    parts.append(_legend(way, flow, words, grid, right=seen - (120 if wide > width and not under else 10), under=under))
     if wide > width:
         parts.append(text(width - 10, 18, "scroll for more \N{RIGHTWARDS ARROW}", anchor="end", kind="ev-tick"))
     spots = [[(grid.x(at), grid.y(source, layer)) for source, layer, _ in hop] for at, hop in enumerate(parsed)]
@@ -209,7 +211,8 @@ def _route(
         lanes.append(f'<path class="ev-flow {look[0]}" stroke-width="{look[1]:.1f}" d="{way}"/>')
 
     here = (left, sum(y for _, y in spots[0]) / len(spots[0]))
-    words = [] if narrow else [text(left - 20, here[1] + 4, "tokens \N{RIGHTWARDS ARROW}", anchor="end", kind="ev-title")]
+    tokens = text(left - 20, here[1] + 4, "tokens \N{RIGHTWARDS ARROW}", anchor="end", kind="ev-title")
+    words = [_upright(12, here[1], "tokens", -90) if narrow else tokens]
     for at, (there, looks) in enumerate(zip(spots, lines, strict=True)):
         for spot, look in zip(there, looks, strict=True):
             lane(here, spot, look)
@@ -223,8 +226,16 @@ def _route(
     last = max(right, here[0] + 6)
     plain.append(f'<path class="ev-route" d="M{here[0]:.1f},{here[1]:.1f}H{last:.1f}"/>')
     plain.append(f'<path class="ev-arrow" d="M{last:.1f},{here[1] - 4:.1f}l6,4l-6,4z"/>')
-    words += [] if narrow else [text(last + 9, here[1] + 4, "answer", kind="ev-title")]
+    words.append(
+        _upright(last + 10, here[1], "answer", 90) if narrow else text(last + 9, here[1] + 4, "answer", kind="ev-title")
+    )
     return "".join([*lanes, *plain, *words])
+
+
+def _upright(x: float, y: float, words: str, angle: int) -> str:
+    """Words that stand, on phones, beside the middle of a line."""
+    turned = f'<g transform="rotate({angle} {x:.1f} {y:.1f})">'
+    return f"{turned}{text(x, y, words, anchor='middle', kind='ev-title')}</g>"
 
 
 def _unit(way: Route, grid: _Grid) -> float:
@@ -307,13 +318,13 @@ def _shape(source: int, x: float, y: float, r: float) -> str:
     return f'<polygon class="ev-markshape" points="{corners}"/>'
 
 
-def _legend(way: Route, flow: _Flow, words: str, grid: _Grid, width: float) -> str:
+def _legend(way: Route, flow: _Flow, words: str, grid: _Grid, *, right: float, under: bool) -> str:
     """The number of hops, the widths of lines, and the sizes of the least scale, 1 and the greatest."""
     values = [value for each in flow.added for value in each]
     title = text(4, 18, words, kind="ev-title")
     if all(value == 1 for value in [*way.scales, *values]):
-        return title + text(width - 10, 18, "every scale 1, every layer whole", anchor="end", kind="ev-tick")
-    unit, x, parts, y = _unit(way, grid), width - 10.0, [], 40 if width < 520 else 18
+        return title + text(right, 40 if under else 18, "every scale 1, every layer whole", anchor="end", kind="ev-tick")
+    unit, x, parts, y = _unit(way, grid), right, [], 40 if under else 18
     for size in _sizes(way.scales):
         r = max(abs(size) * unit, 2.5)
         kind = "ev-legend ev-negative" if size < 0 else "ev-legend"
@@ -323,7 +334,7 @@ def _legend(way: Route, flow: _Flow, words: str, grid: _Grid, width: float) -> s
         x -= 2 * r + 14
     parts.append(text(x, y, "scale", anchor="end", kind="ev-tick"))
     if flow.gated:
-        x, y = (width - 10.0, 64) if width < 520 else (x - 60, 18)
+        x, y = (right, 64) if under else (x - 60, 18)
         for value in _sizes(values):
             x -= 8.0 * len(number(value))
             parts.append(text(x, y, number(value), kind="ev-tick"))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 import edits
+import mixing
 from charts import fitness_picture, fitness_range, front_picture, shows_accuracy, spread_picture
-from evolution import STAGE_NAMES, generations, of_stage, stages, without_first
+from evolution import STAGE_NAMES, generations, of_stage, stages, whole, without_first
 from pictures import path_picture, weights_picture
 from published import Published, as_float, listing, mapping, parse_recipe
 from texts import Card, counted, details, escape, listed, message, number, table
@@ -129,10 +131,14 @@ def path_view(published: Published) -> str:
     return "".join(parts) or message("The repository has no recipe; there is nothing to draw.")
 
 
-def merge_view(published: Published) -> str:
-    """The weights of a merge as they are published; empty where there is none."""
+def merge_view(published: Published, factors: mixing.Factors) -> str:
+    """The weights of a merge as factors change them, where it has one per parent; empty where there is no merge."""
     merge = published.recipe.get("merge")
-    return weights_picture(merge, merge_labels(published)) if isinstance(merge, dict) else ""
+    if not isinstance(merge, dict):
+        return ""
+    changed = mixing.edited(merge, factors, published.mixes)
+    note = '<p class="ev-faint">The picture shows the merge as published.</p>' if factors and changed is None else ""
+    return note + weights_picture(changed or merge, merge_labels(published))
 
 
 def merge_labels(published: Published) -> list[str]:
@@ -157,6 +163,12 @@ def fitness_view(published: Published) -> str:
         "line is the best so far of those scored on all search examples"
     )
     words += ", the dotted one its share of right answers (axis on the right)." if shows_accuracy(published.trials) else "."
+    trials = without_first(published.trials)
+    if len(whole(trials)) < sum(trial.fitness is not None for trial in trials):
+        words += (
+            " Dots above it were scored on a part of the examples only, and owe something to luck; it begins where the first "
+            "model was scored on all."
+        )
     if published.unit.startswith("nats"):
         words += (
             " Fitness is the natural logarithm (in nats) of the probability that a model gives to the right answer: 0 is "
@@ -222,7 +234,7 @@ def results_table(published: Published) -> str:
     heads = ["model", "accuracy", f"fitness{unit}", "evaluations"]
     heads += [f"lead in {measure}" for measure in leads.values()]
     shown = [row[: len(heads)] for row in rows]
-    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in listing(results.get("verdict")))
+    said = "".join(f"<li>{escape(_with_minus(str(sentence)))}</li>" for sentence in listing(results.get("verdict")))
     verdict = f'<ul class="ev-verdict">{said}</ul>' if said else ""
     return "<h2>Results</h2>" + verdict + table(heads, shown, caption=caption, mark=winner)
 
@@ -232,7 +244,12 @@ def _lead_text(lead: Mapping[str, Any]) -> str:
     difference, low, high = (as_float(lead.get(key)) for key in ("difference", "low", "high"))
     if difference is None or low is None or high is None:
         return ""
-    return f"{difference:+.3f} ({low:.3f} to {high:.3f})"
+    return _with_minus(f"{difference:+.3f} ({low:.3f} to {high:.3f})")
+
+
+def _with_minus(words: str) -> str:
+    """The same with a proper minus before numbers, as `texts.number` has it."""
+    return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", words)
 
 
 def generation_view(published: Published, stage: str, at: int) -> tuple[str, str]:

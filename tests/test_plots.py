@@ -84,15 +84,16 @@ def test_the_median_is_that_of_the_generation() -> None:
 
 
 def test_a_stage_has_one_colour_everywhere() -> None:
-    """DFS is as green alone as after PS, and here as in the Space, whose light theme has darker shades in the same order."""
+    """DFS is as brown alone as after PS, and here as in the Space; no stage has the colour of a source."""
     alone = find(fitness_figure([curve(-2.0, -1.0, label="dfs")], {}), "best:dfs").get_color()
     both = fitness_figure([curve(-2.0, -1.0), curve(-1.0, -0.5, label="dfs", start=2)], {})
     assert alone == find(both, "best:dfs").get_color() != find(both, "best:ps").get_color()
-    charts = (Path(__file__).parents[1] / "space_app" / "charts.py").read_text(encoding="utf-8")
+    assert not set(STAGES.values()) & set(COLOURS)
+    styles = (Path(__file__).parents[1] / "space_app" / "style.css").read_text(encoding="utf-8")
     for stage, colour in STAGES.items():
         if colour == GREY:
             continue
-        assert f'"{stage}": "ev-s{COLOURS.index(colour)}"' in charts
+        assert f"--ev-{stage}: {colour.lower()};" in styles
 
 
 def test_a_catastrophic_trial_does_not_set_the_limits() -> None:

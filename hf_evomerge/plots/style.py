@@ -23,13 +23,13 @@ DPI = 160
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "v", "P", "D")
 INK, GREY, FAINT = "#222222", "#757575", "#EDEDED"
-# of the stages of a search; space_app/charts.py has the same
+# of the stages of a search, no source's; space_app/style.css has the same
 STAGES = {
-    "ps": COLOURS[0],
-    "dfs": COLOURS[2],
-    "joint": COLOURS[3],
-    "dfs-first": COLOURS[4],
-    "ps-first": COLOURS[5],
+    "ps": "#7B3FBF",
+    "dfs": "#6B4E00",
+    "joint": "#4A2A80",
+    "dfs-first": "#8F6400",
+    "ps-first": "#B0327A",
     "random": GREY,
 }
 _STYLE = {

@@ -183,3 +183,25 @@ def test_a_link_carries_an_edit() -> None:
     for bad in ('[[["layer 2",[1,2]]]]', '[[["layer 1",[1]]]]', '[[["layer 1",[1,99]]]]', '[[["layer 1",[1,true]]]]', "[[5]]"):
         with pytest.raises(SpaceError, match="cannot be read"):
             Edit.of_link(bad, merge)
+
+
+def test_the_picture_of_weights_follows_what_a_visitor_changes() -> None:
+    """Factors multiply the weights of their parent and layers, whatever groups a recipe has; without any nothing changes."""
+    tensor = {"model.layers.1.mlp.up_proj.weight": -0.5, "model.layers.2.mlp.up_proj.weight": 2.0, "lm_head.weight": 1.0}
+    merge = {
+        "method": "linear",
+        "parameters": [{"weight": tensor}, {"weight": {"blocks.0-2": 0.5, "head": 1}}, {"weight": 0.25}],
+    }
+
+    def weights(*factors: tuple[str, tuple[float, ...]]) -> list[object]:
+        changed = mixing.edited(merge, factors, 3)
+        assert changed is not None
+        return [item["weight"] for item in changed["parameters"]]
+
+    assert weights() == [item["weight"] for item in merge["parameters"]]
+    assert weights((mixing.ALL, (0.0, 2.0, 2.0))) == [dict.fromkeys(tensor, 0.0), {"blocks.0-2": 1.0, "head": 2}, 0.5]
+    first, second, third = weights((mixing.ALL, (1.0, 2.0, 1.0)), ("layer 2", (3.0, 0.5, 0.0)))
+    assert list(first.values()) == [-0.5, 6.0, 1.0]
+    assert second == {"blocks.0": 1.0, "blocks.1": 1.0, "blocks.2": 0.5, "head": 2.0}
+    assert third == {"embed": 0.25, "blocks.0": 0.25, "blocks.1": 0.25, "blocks.2": 0.0, "head": 0.25}
+    assert mixing.edited({"method": "slerp", "options": {"t": 0.5}}, ((mixing.ALL, (2.0, 1.0)),), 3) is None

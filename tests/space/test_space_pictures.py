@@ -350,3 +350,27 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
     assert "&lt;img" in html
     assert "of &lt;img" in html  # the front is there too
     _frames(html)
+
+
+@pytest.mark.parametrize("select", [True, False])
+@pytest.mark.parametrize("hops", [1, 2, 5, 13, 130])
+def test_the_words_above_a_path_are_not_on_each_other(hops: int, select: bool) -> None:
+    """Title, legend, the hint to scroll and the names of the sources each have a place of their own."""
+    for scales in ((1.0,) * hops, (0.25, *(1.0,) * hops, 2.77)[:hops]):
+        way = Route(tuple(f"{k % 2}:{k % 8}" for k in range(hops)), scales)
+        for frame in _frames(pictures.path_picture(way, ["japanese", "maths"], [8, 8], select=select)):
+            spots = []
+            for node in frame.iter():
+                if node.tag == "text" and float(node.attrib["y"]) < 96:
+                    size = 6.0 * len(node.text or "")
+                    x = float(node.attrib["x"]) - {"end": size, "middle": size / 2}.get(node.attrib["text-anchor"], 0.0)
+                    spots.append((x, x + size, float(node.attrib["y"]), node.text))
+            for at, (left, right, y, _) in enumerate(spots):
+                assert not [one for one in spots[:at] if one[0] < right and left < one[1] and abs(one[2] - y) < 10], spots
+            band = min(float(node.attrib["y"]) for node in frame.iter() if node.attrib.get("class") in ("ev-used", "ev-unused"))
+            legend = [node for node in frame.iter() if node.attrib.get("class", "").startswith("ev-legend")]
+            lowest = [float(one[0].attrib["cy"]) + float(one[0].attrib["r"]) for one in legend]
+            assert max(lowest, default=0.0) < band
+            said = "".join(frame.itertext())
+            assert "tokens" in said
+            assert "answer" in said
