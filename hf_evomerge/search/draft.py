@@ -109,7 +109,7 @@ def draft_search(
         *([f"device: {_scalar(device)}"] if device != "cpu" else ["# device: cuda:0"]),
         *problems.fitness(opened[0], chat=all(templates)),
         *problems.splits(chat=all(templates), some=any(templates)),
-        *_afterwards(depths, len(opened), gradient="choices" not in problems.where),
+        *_afterwards(depths, len(opened), gradient="choices" not in problems.where, based=ancestor is not None),
     ]
     text = "\n".join(lines) + "\n"
     parse_yaml(SearchConfig, text, SearchError)
@@ -139,21 +139,22 @@ def _space(depths: Sequence[int], based: bool) -> list[str]:
     return lines if based else [*lines, "ps: {method: linear} # a weighted mean; with a base, merging differences is better"]
 
 
-def _afterwards(depths: Sequence[int], count: int, *, gradient: bool) -> list[str]:
-    space, slots = (
-        ("ps", "  groups: tensor") if len(set(depths)) == 1 else ("dfs", "  repetitions: 2 # how often a layer may run")
-    )
-    group = max(1, depths[0] // 8)
-    lines = ["After the quick look, in place of preset:"]
+def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: bool) -> list[str]:
+    merged, cost = len(set(depths)) == 1, "# in scores of all search examples"
+    weights = ["ps:"] if based else ["ps:", "  method: linear"]
+    path = ["dfs:", "  repetitions: 2 # how often a layer may run"]
+    lines = ["After the quick look, in place of preset" + (" and of ps above:" if merged and not based else ":")]
     if gradient:
-        lines += [f"{space}:", slots, "  optimizer: {algorithm: gradient, evaluations: 150}"]
-    if gradient and space == "ps":
-        lines.append("Without a gradient (task: generation) every number costs, so that blocks share theirs:")
-    if space == "ps":
+        slots = [*weights, "  groups: tensor # a weight for each tensor of each model"] if merged else path
+        lines += [*slots, f"  optimizer: {{algorithm: gradient, evaluations: 150}} {cost}"]
+    if gradient and merged:
+        lines.append("Or, without a gradient (task: generation) every number costs, so that blocks share theirs:")
+    if merged:
+        group = max(1, depths[0] // 8)
         numbers = f"{count} x {-(-depths[0] // group)} weights, and those of embeddings and head"
-        lines += ["ps:", f"  blocks_per_group: {group} # {numbers}", "  optimizer: {evaluations: 500}"]
+        lines += [*weights, f"  blocks_per_group: {group} # {numbers}", f"  optimizer: {{evaluations: 500}} {cost}"]
     elif not gradient:
-        lines += ["dfs:", slots, "  optimizer: {evaluations: 500}"]
+        lines += [*path, f"  optimizer: {{evaluations: 500}} {cost}"]
     return [f"# {line}" for line in lines]
 
 

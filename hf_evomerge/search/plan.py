@@ -24,7 +24,7 @@ from .optimizer import GROWTH, Start, Vector, default_population
 from .spaces import Space, make_space
 from .sweep import sweep_cost
 
-_FEW = {"search": 16}  # examples, below which a score says little; 50 of other splits
+_FEW = 16  # examples, below which a score says little
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def _of_splits(examples: dict[str, int]) -> list[str]:
     return missing + [
         f"{split}: {count} examples: the standard error of an accuracy is up to {0.5 / math.sqrt(count):.2f}"
         for split, count in examples.items()
-        if count < _FEW.get(split, 0)
+        if count < _FEW
     ]
 
 

@@ -52,7 +52,9 @@ def test_models_of_one_depth_are_merged(tiny: Path, tmp_path: Path) -> None:
     after = text.split("# After the quick look")[1].replace("\n# ", "\n")
     assert "# task: generation" in text
     assert "  blocks_per_group: 1 # 2 x 2 weights" in after
-    assert "ps:\n  groups: tensor\n  optimizer: {algorithm: gradient, evaluations: 150}\n" in after
+    assert re.search(
+        "^ps:\n  groups: tensor # .*\n  optimizer: {algorithm: gradient, evaluations: 150} # ", after, re.MULTILINE
+    )
 
 
 def test_choices_are_chosen_from(tiny: Path, tmp_path: Path) -> None:
@@ -71,8 +73,12 @@ def test_models_of_other_depths_and_without_a_base(tiny: Path, tmp_path: Path) -
     assert config.space == "dfs"
     assert "which are 2, 3, 2" in text
     assert "# dfs:\n#   repetitions: 2" in text
-    config, _ = _drafted(tiny, data, base=None)
+    config, text = _drafted(tiny, data, base=None)
     assert (config.ps.method, config.ps.starts, config.ps.optimizer.algorithm) == ("linear", ["average"], "gradient")
+    begin, _, after = text.partition("# After the quick look, in place of preset and of ps above:\n")
+    kept, said = re.sub("^(preset|ps): .*\n", "", begin, flags=re.MULTILINE), after.split("# Or,")[0]
+    later = kept + re.sub("^# ", "", said, flags=re.MULTILINE)
+    assert parse_yaml(SearchConfig, later, SearchError).ps.optimizer.evaluations == 150
 
 
 def test_a_draft_is_ready_for_a_card(tiny: Path, tmp_path: Path) -> None:

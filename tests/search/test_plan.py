@@ -65,6 +65,7 @@ def test_a_plan_warns(search_config: Config, search_settings: Settings) -> None:
     warnings = "\n".join(plan_search(config).warnings)
     assert "data.test: not given: the table is measured on what the winner was chosen on" in warnings
     assert "search: 5 examples: the standard error of an accuracy is up to 0.22" in warnings
+    assert "validation: 6 examples: the standard error" in warnings
     assert "ps: evaluations: 9 do for 1.1 generations of 8, and fewer than 2 hardly move" in warnings
     assert "ps" not in "".join(plan_search(search_config("ps")).warnings)
     plan = plan_search(search_config("ps", baselines=["average", "lora"], retain={"general": data["test"]}))
