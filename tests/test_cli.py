@@ -388,5 +388,7 @@ def test_a_folder_is_shown_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for words in (["space", tmp_path], ["space", "--local", "me/merge"]):
         assert _invoke(*words).exit_code == 0
     assert shown == [str(tmp_path), "me/merge"]
-    assert "give the Space's name and --model, or --local MODEL" in _error("space", "me/merge")
+    assert "me/merge: there is no such folder here; for a Space on the Hub give the Space's name and --model" in _error(
+        "space", "me/merge"
+    )
     assert "leave out the Space's name" in _error("space", tmp_path, "--local", "me/merge")

@@ -134,7 +134,8 @@ def space(
                 raise EvoMergeError("--local runs the app on this machine; leave out the Space's name and --model")
             run_space(local, revision=revision)
         elif repo_id is None or model is None:
-            raise EvoMergeError("give the Space's name and --model, or --local MODEL to run the app here")
+            what = "" if repo_id is None else f"{repo_id}: there is no such folder here; for a Space on the Hub "
+            raise EvoMergeError(f"{what}give the Space's name and --model, or --local MODEL to run the app here")
         else:
             quiet()
             typer.echo(f"published {push_space(repo_id, model, revision=revision, private=private).url}")

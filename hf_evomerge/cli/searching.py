@@ -63,6 +63,7 @@ def init(
 
         quiet()
         draft = draft_search(sources, data, base=base, device=_device())
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(draft.text, encoding="utf-8")
         name = shlex.quote(str(out))
         next_steps = {
@@ -105,6 +106,7 @@ def example(
         elif out.exists():
             raise EvoMergeError(f"{out}: {EXISTS}")
         else:
+            out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(texts[name], encoding="utf-8")
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .data import DataSpec
 
 Record = Mapping[str, Any]
+_LINES = (
+    "write one JSON object per line; CSV, Parquet or a JSON array are read where a search file has `data_files:` for `jsonl:`"
+)
 SHUFFLED = 10_000  # records that a stream is shuffled within
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {"keep_default_na": False}),
@@ -96,7 +99,8 @@ def read_jsonl(file: str) -> list[tuple[int, Record]]:
                 if line.strip():
                     records.append((number, _read_line(line, f"{file}:{number}")))
     except (OSError, UnicodeDecodeError) as cause:
-        raise FitnessError(f"{file}: cannot be read: {cause}") from cause
+        hint = "; save it as UTF-8" if isinstance(cause, UnicodeDecodeError) else ""
+        raise FitnessError(f"{file}: cannot be read: {cause}{hint}") from cause
     return records
 
 
@@ -104,9 +108,9 @@ def _read_line(line: str, where: str) -> Record:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as cause:
-        raise FitnessError(f"{where}: not valid JSON: {cause}") from cause
+        raise FitnessError(f"{where}: not valid JSON: {cause}; {_LINES}") from cause
     if not isinstance(record, dict):
-        raise FitnessError(f"{where}: expected an object of fields, found {type(record).__name__}")
+        raise FitnessError(f"{where}: expected an object of fields, found {type(record).__name__}; {_LINES}")
     return record
 
 

@@ -202,6 +202,8 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
     Raises:
         HubError: There is no model that was built from a recipe.
     """
+    if not folder.is_dir():
+        raise HubError(f"{folder}: there is no such folder; give that of a search or of a built model")
     search = folder if (folder / STUDY_FILE).is_file() else folder.parent
     model = folder / MODEL_FOLDER if search == folder else folder
     if not any((model / name).is_file() for name in ("config.json", INDEX)):

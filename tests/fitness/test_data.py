@@ -88,8 +88,8 @@ def test_wrong_keys(keys: dict[str, Any], complaint: str) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('{"question": "a", "number": 1}\n{"question": ', ":2: not valid JSON"),
-        ("\n[1, 2]\n", ":2: expected an object of fields, found list"),
+        ('{"question": "a", "number": 1}\n{"question": ', ":2: not valid JSON: .*; write one JSON object per line"),
+        ("\n[1, 2]\n", ":2: expected an object of fields, found list; write one JSON object per line"),
         ('{"question": "a"}\n', ":1: no field 'number'; its fields are question"),
         ('{"question": "a", "number": null}\n', ":1: field 'number' is neither text nor a number"),
         ('{"question": ["a"], "number": 1}\n', ":1: field 'question' is neither text nor a number"),
@@ -113,7 +113,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(FitnessError, match=r"absent.*cannot be read"):
         load_examples(spec(jsonl=str(tmp_path / "absent.jsonl")))
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
-    with pytest.raises(FitnessError, match=r"latin.*cannot be read"):
+    with pytest.raises(FitnessError, match=r"latin.*cannot be read.*; save it as UTF-8$"):
         load_examples(spec(jsonl=str(tmp_path / "latin.jsonl")))
 
 

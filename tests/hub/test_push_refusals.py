@@ -96,6 +96,8 @@ def test_folders_that_hold_no_merge_are_refused(tiny: Path, lfs_api: HfApi, tmp_
     """An empty folder, a model without a recipe and a search without a model are told apart."""
     with pytest.raises(HubError, match=r"no config.json in it; give the folder of a built model"):
         push_model(tmp_path, "local/merge", api=lfs_api)
+    with pytest.raises(HubError, match=r"nowhere: there is no such folder"):
+        push_model(tmp_path / "nowhere", "local/merge", api=lfs_api)
     with pytest.raises(HubError, match=r"no recipe.yaml in it"):
         push_model(tiny / "a", "local/merge", api=lfs_api)
     Study.create(tmp_path / "study", {}).close()

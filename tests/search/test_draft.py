@@ -174,6 +174,7 @@ def test_the_command_replaces_no_file_unasked(tiny: Path, tmp_path: Path, monkey
     assert "21 problems in my problems.jsonl: 6 for search, 6 for validation, 9 for test" in done.stdout
     assert "hf-evomerge search search.yaml --out my-search --dry-run" in done.stdout
     assert SearchConfig.load("search.yaml").data["search"].jsonl == data.name
+    assert CliRunner().invoke(cli.app, [*words, "--out", "new/search.yaml"]).exit_code == 0
     again = CliRunner().invoke(cli.app, words)
     assert (again.exit_code, again.stderr.count("exists already")) == (1, 1)
     alone = CliRunner().invoke(cli.app, ["init", str(tiny / "a"), "--data", data.name, "--out", "other.yaml"])
