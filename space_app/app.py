@@ -121,6 +121,7 @@ class Page:
             self.ask = gr.Button("Ask", variant="primary", elem_id="ev-ask", scale=4, min_width=120)
             self.stop = gr.Button("Stop", elem_id="ev-stop", scale=1, min_width=80)
         self.answers = gr.HTML(cards([views.UNASKED]), elem_id="ev-answers", min_height=120, js_on_load=LIVE)
+        self.absent = gr.HTML("", visible=False)
         samples: dict[str, Any] = {
             "samples": [],
             "label": "Problems of the model's own task",
@@ -138,7 +139,6 @@ class Page:
             self.tokens = gr.Slider(
                 1, MAX_TOKENS, value=64, step=1, label="Longest answer, in tokens", elem_id="ev-tokens", min_width=300
             )
-        self.absent = gr.HTML("", visible=False)
 
     def _change_tab(self) -> None:
         self.no_path = gr.HTML(message("Reading …"))
@@ -175,12 +175,12 @@ class Page:
         self.hop = gr.Dropdown([], label="Hop (or choose it in the picture)", elem_id="ev-hop", filterable=False)
         self.scale = gr.Slider(-2, 2, value=1, step=0.01, label="Scale on the way into this hop", elem_id="ev-scale")
         with gr.Row(elem_classes="ev-buttons"):
-            self.drop = gr.Button("Drop", elem_id="ev-drop", min_width=84, size="md")
-            self.repeat = gr.Button("Repeat", elem_id="ev-repeat", min_width=84, size="md")
-            self.earlier = gr.Button("← Earlier", elem_id="ev-earlier", min_width=84, size="md")
-            self.later = gr.Button("Later →", elem_id="ev-later", min_width=84, size="md")
-            self.back = gr.Button("Undo", elem_id="ev-undo", min_width=84, size="md")
-            self.reset = gr.Button("Reset", elem_id="ev-reset", min_width=84, size="md")
+            self.drop = gr.Button("Drop", elem_id="ev-drop", size="sm")
+            self.repeat = gr.Button("Repeat", elem_id="ev-repeat", size="sm")
+            self.earlier = gr.Button("← Earlier", elem_id="ev-earlier", size="sm")
+            self.later = gr.Button("Later →", elem_id="ev-later", size="sm")
+            self.back = gr.Button("Undo", elem_id="ev-undo", size="sm")
+            self.reset = gr.Button("Reset", elem_id="ev-reset", size="sm")
 
     def _weight_controls(self) -> None:
         self.group = gr.Dropdown([mixing.ALL], value=mixing.ALL, label="Where", elem_id="ev-group", filterable=False)

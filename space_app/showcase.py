@@ -19,7 +19,7 @@ import mixing
 import seeing
 from loading import zero_gpu
 from models import EVOLVED, MAX_TOKENS, Host, Job, Piece, choices
-from published import Published, as_float, mapping, read, with_licenses
+from published import Parent, Published, as_float, mapping, read, with_licenses
 from texts import Card, SpaceError, clean_prompt, counted
 
 REHEARSED = 3  # examples that every model answers before anybody asks
@@ -148,7 +148,7 @@ class Showcase:
         if EVOLVED not in pieces:
             return []
         cards = [(EVOLVED, Card(short_name(published), "evolved"))]
-        cards += [(parent.label, Card(parent.label, parent.role)) for parent in published.parents]
+        cards += [(parent.label, _parents_card(parent)) for parent in published.parents]
         return [self._card(card, pieces[key], (str(prompt), pictures)) for key, card in cards if key in pieces]
 
     def files(self, pictures: seeing.Pictures) -> list[str]:
@@ -223,9 +223,9 @@ class Showcase:
         words, note = self.question(prompt)
         bound = token_bound(tokens)
         chosen = _chosen(others, choices(published.parents))
-        roles = {parent.label: parent.role for parent in published.parents}
         answers = [Card(short_name(published), "evolved", note=note)]
-        answers += [Card(name, roles[name]) for name in chosen]
+        parents = {parent.label: parent for parent in published.parents}
+        answers += [_parents_card(parents[name]) for name in chosen]
         jobs = [Job(key, words, bound, pictures=pictures) for key in (EVOLVED, *chosen)]
         yield from self._answers(answers, jobs, session)
 
@@ -332,6 +332,11 @@ class Showcase:
         if (answer := self._wanted(asked)) is None:
             return None
         return judge.is_right(text, answer, mapping(mapping(published.study.get("settings")).get("fitness")))
+
+
+def _parents_card(parent: Parent) -> Card:
+    """A card for a parent's answer; a base called base is so once."""
+    return Card(parent.label, "" if parent.label == parent.role else parent.role)
 
 
 def short_name(published: Published) -> str:

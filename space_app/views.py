@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -33,7 +34,7 @@ NO_PATH = (
 NO_STUDY = "The repository has no record of a search: the recipe was written by hand, or the record was not published."
 
 
-UNASKED = Card("the evolved model", "evolved", state="")
+UNASKED = Card("the evolved model", "evolved", state="", note="press Ask for its answer")
 
 
 def gloss(text: str) -> str:
@@ -296,6 +297,9 @@ def _merge_of(recipe: str) -> Mapping[str, Any]:
 def commands(published: Published) -> str:
     """How to load, rebuild and fold the model."""
     model, here = published.model, not published.on_hub
+    if here and (real := (Path(model) / "config.json").resolve().parent / "config.json").is_file():
+        model = str(real.parent)  # a page at home may show links to the files of the folder that it was given
+    unpublished = listed([parent.label for parent in published.parents if parent.missing and not here])
     custom = ", trust_remote_code=True" if published.path else ""
     lines = [
         "# load it (Python)",
@@ -303,12 +307,16 @@ def commands(published: Published) -> str:
         f'model = AutoModelForCausalLM.from_pretrained("{model}"{custom})',
         f'tokenizer = AutoTokenizer.from_pretrained("{model}"{custom})',
         "",
-        f"# build it again from its parents{'' if here else ', and compare'} (shell)",
-        "pip install hf-evomerge",
-        f"hf-evomerge merge {shlex.quote(f'{model}/recipe.yaml')} --out rebuilt"
-        if here
-        else f"hf-evomerge reproduce {model} --out rebuilt",
     ]
+    if unpublished:
+        lines.append(f"# only its author can build it again: {unpublished} cannot be had from the Hub")
+    else:
+        lines.append(f"# build it again from its parents{'' if here else ', and compare'} (shell)")
+    lines.append("pip install hf-evomerge")
+    if here:
+        lines.append(f"hf-evomerge merge {shlex.quote(f'{model}/recipe.yaml')} --out rebuilt")
+    elif not unpublished:
+        lines.append(f"hf-evomerge reproduce {model} --out rebuilt")
     if published.path:
         lines += ["", "# a plain model of the parents' architecture, for vLLM, llama.cpp and others (shell)"]
         lines.append(f"hf-evomerge fold {shlex.quote(model)} --out plain")

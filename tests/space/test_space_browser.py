@@ -283,6 +283,11 @@ def test_answers_are_there_before_the_first_click(visit: Callable[..., Any], ser
             assert box["y"] + box["height"] <= size["height"], what
     _tab(page, "Change it")
     expect(page.locator("#ev-answers2 .ev-known")).to_contain_text("as published")
+    page.click("#ev-drop")
+    page.wait_for_selector("#ev-answers2 .ev-done:nth-child(2)")
+    for what in ("#ev-edit", "#ev-reset", "#ev-answers2 .ev-card >> nth=0", "#ev-answers2 .ev-card >> nth=1"):
+        box = page.locator(what).bounding_box()
+        assert box["y"] + box["height"] <= laptop["height"], what
 
 
 def test_an_edit_is_shared_and_scored(visit: Callable[..., Any], served: Served, dfs: Path) -> None:

@@ -326,6 +326,7 @@ def test_answers_are_there_before_anybody_asks(dfs: Path, tiny: Path) -> None:
     assert [card.text for card in cards] == [
         greedy(folder, prompt, 64) for folder in (dfs, tiny / "a", tiny / "b", tiny / "base")
     ]
+    assert [card.role for card in cards] == ["evolved", "parent", "parent", ""], "a base called base is so once"
     assert {card.state for card in cards} == {"known"}
     assert cards[0].right
     assert show.in_advance("another prompt") == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import charts
@@ -13,7 +15,7 @@ import views
 from edits import Route
 from evolution import best_line, generations, of_stage, stages, without_first
 from hops import added
-from published import Objective, Point, Published, Trial
+from published import Objective, Parent, Point, Published, Trial
 from texts import Card, cards, message, table
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
@@ -208,13 +210,22 @@ def test_generations_below_the_picture_are_marked() -> None:
             assert ("below" in "".join(frame.itertext())) == (marks > 0)
 
 
-def test_the_commands_of_a_local_model_name_its_folder() -> None:
-    """What is to be pasted names the model's own folder, also with a space in it, and promises no comparison."""
+def test_the_commands_of_a_local_model_name_its_folder(tmp_path: Path) -> None:
+    """What is to be pasted names the model's own folder, also with a space in it, and promises no comparison or rebuild."""
     said = views.commands(Published("/x/my search/model", "my search"))
     assert 'from_pretrained("/x/my search/model")' in said
     assert "hf-evomerge merge '/x/my search/model/recipe.yaml' --out rebuilt" in said
     assert "compare" not in said
-    assert "compare" in views.commands(Published("user/m", "user/m", revision="0" * 40))
+    published = Published("user/m", "user/m", revision="0" * 40, parents=(Parent("a", "user/a"),))
+    assert "compare" in views.commands(published)
+    unpublished = replace(published, parents=(*published.parents, Parent("b", "b", missing="not published")))
+    assert "reproduce" not in views.commands(unpublished)
+    assert "only its author can build it again: b cannot" in views.commands(unpublished)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "config.json").symlink_to(tmp_path / "model" / "config.json")
+    assert f'from_pretrained("{tmp_path}/model")' in views.commands(Published(str(tmp_path / "links"), "links"))
 
 
 def test_what_runs_first_is_not_in_the_picture_of_all() -> None:
