@@ -73,7 +73,7 @@ class Inspection:
         quantization: The method, where the weights are quantised; their parameters are then packed, and not all counted.
         stored: What the files hold; each layer once.
         effective: What runs: a layer of a merged model counts as often as the path runs it.
-        tokenizer, chat_template, recipe: Whether there is one in the folder.
+        tokenizer, chat_template, recipe: Whether there is one in the folder or repository.
         merged: Path and sources of a merged model.
         parts: How many tensors each part of the model has, where it has several, such as ``text`` and ``vision``.
     """
@@ -174,7 +174,7 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         effective=_size((info, _times(name, runs)) for name, info in tensors.items()),
         tokenizer=any(any(source.folder.glob(pattern)) for pattern in _TOKENIZERS),
         chat_template=_has_chat_template(source.folder),
-        recipe=(source.folder / RECIPE_FILE).is_file(),
+        recipe=_has_recipe(source),
         merged=merged,
         parts=_parts(source) if merged is None else {},
     )
@@ -216,6 +216,16 @@ def _size_text(size: Size) -> str:
 def _source_text(source: dict[str, Any]) -> str:
     revision = f"@{source['revision']}" if source.get("revision") else ""
     return f"{source.get('model', 'unnamed')}{revision}, {source['layers']} layers"
+
+
+def _has_recipe(source: Source) -> bool:
+    """Whether there is a recipe, which is not fetched; where the Hub cannot be asked, whether the cache has one."""
+    if (source.folder / RECIPE_FILE).is_file() or source.repository is None:
+        return (source.folder / RECIPE_FILE).is_file()
+    try:
+        return RECIPE_FILE in source.repository.files()
+    except SourceError:
+        return False
 
 
 def _has_chat_template(folder: Path) -> bool:

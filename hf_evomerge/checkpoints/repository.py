@@ -62,14 +62,19 @@ class Repository:
         with _one_line_errors(self.name):
             snapshot_download(self.name, revision=self.commit, allow_patterns=wanted)
 
-    def weight_files(self) -> list[str]:
-        """The safetensors files at the top of the repository, without another copy in a format of its own."""
+    def files(self) -> list[str]:
+        """The names of the files at the top of the repository, fetched or not."""
         from huggingface_hub import HfApi
 
         with _one_line_errors(self.name):
             names = HfApi().list_repo_files(self.name, revision=self.commit)
-        inside = [n.removeprefix(self.prefix) for n in names if n.startswith(self.prefix) and n.endswith(".safetensors")]
-        return [n for n in inside if "/" not in n and not n.startswith(("consolidated", "adapter_"))]
+        inside = [name.removeprefix(self.prefix) for name in names if name.startswith(self.prefix)]
+        return [name for name in inside if "/" not in name]
+
+    def weight_files(self) -> list[str]:
+        """The safetensors files at the top of the repository, without another copy in a format of its own."""
+        weights = [name for name in self.files() if name.endswith(".safetensors")]
+        return [name for name in weights if not name.startswith(("consolidated", "adapter_"))]
 
     def headers(self, files: Sequence[str]) -> dict[str, dict[str, StoredTensor]]:
         """The tensors of each of these files, by reading their headers only; `StoredTensor.file` is where it will be."""

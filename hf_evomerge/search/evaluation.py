@@ -74,7 +74,9 @@ def evaluate_model(
     if split not in (known := {*_SPLITS, *config.splits}):
         raise SearchError(f"split: {split!r} is unknown; {nearest(split, known)}")
     target = SourceRef(model=model, adapter=adapter)
-    alone = config.model_copy(update={"sources": [target], "base": None})  # the search's sources are not needed
+    ps, dfs = config.ps.model_copy(update={"sources": None}), config.dfs.model_copy(update={"order": None})
+    # the search's sources are not needed, nor the numbers by which it names them
+    alone = config.model_copy(update={"sources": [target], "base": None, "ps": ps, "dfs": dfs})
     evaluator = Evaluator(alone, trust_remote_code=trust_remote_code)
     examples = tuple(evaluator.examples(split))
     scores = evaluator.evaluate(target, split)

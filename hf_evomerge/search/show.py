@@ -102,7 +102,9 @@ def describe_model(folder: str | os.PathLike[str]) -> str:
         if not isinstance(config, dict):
             raise ValueError(f"{file} holds no configuration")
     except FileNotFoundError as cause:
-        raise SearchError(f"{folder}: neither a study nor a model: no study.db and no config.json in it") from cause
+        what = f"{folder}: neither a study nor a model: no study.db and no config.json in it"
+        hint = "" if Path(folder).exists() else f"; of a repository on the Hub `hf-evomerge inspect {folder}` tells"
+        raise SearchError(what + hint) from cause
     except (OSError, ValueError) as cause:
         raise SearchError(f"{folder}: neither a study nor a model: {cause}") from cause
     lines = [f"{', '.join(config.get('architectures') or ['model'])} ({config.get('model_type')})"]

@@ -186,6 +186,9 @@ def test_evaluate_model_needs_only_the_model(tiny: Path, search_config: Config) 
     assert (text.count("expected: "), text.count("answered: ")) == (2, 2)
     with pytest.raises(SourceError, match="no such folder"):
         evaluate_model("./nowhere/model", config)
+    for space, numbers in (("dfs", {"dfs": {"order": [1, 0]}}), ("ps", {"ps": {"sources": [1, 0]}})):
+        numbered = search_config(space, sources=config.sources, base=None, **numbers)
+        assert evaluate_model(str(tiny / "a"), numbered, split="validation").scores == evaluation.scores
 
 
 def test_answers_and_what_is_retained(tiny: Path, tmp_path: Path, search_config: Config) -> None:
