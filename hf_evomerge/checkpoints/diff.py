@@ -24,6 +24,9 @@ SLICE = 1 << 20  # elements; 8 MB of float64
 FAR = 0.7  # of the base's norm; task vectors of unrelated models of one size have about sqrt(2)
 UNRELATED = "hardly have a common ancestor, and merging their weights will not do"
 _NOTES = 12
+_LEGEND = """\
+signs: share of equal signs; A-base, B-base: |A-base|/|base|, |B-base|/|base|
+task: cosine and signs of the task vectors A-base and B-base"""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Difference:
         lines = [f"A     {self.a}", f"B     {self.b}", *([f"base  {self.base}"] if self.base else []), ""]
         if self.total.elements:
             lines += [_table([*(self.tensors if tensors else self.groups), self.total], self.base is not None), ""]
+            lines += [_LEGEND, ""] if self.base else []
         else:
             lines += ["no tensor could be compared", ""]
         shown = self.notes if tensors else self.notes[:_NOTES]
@@ -271,14 +275,15 @@ def _table(rows: Sequence[Row], with_base: bool) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    task_headings = ("|A-base|/|base|", "|B-base|/|base|", "task cosine", "task signs") if with_base else ()
-    for position, heading in enumerate(("", "|B-A|/|A|", "", "cosine", "equal signs", *task_headings)):
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0 if with_base else 1))
+    signs, width = ("signs", 8) if with_base else ("equal signs", 30)  # so that it fits into 80 columns
+    task_headings = ("A-base", "B-base", "task cos", "task signs") if with_base else ()
+    for position, heading in enumerate(("", "|B-A|/|A|", "", "cosine", signs, *task_headings)):
         table.add_column(heading, justify="left" if position in (0, 2) else "right", no_wrap=True)
     longest = max((row.weights.relative or 0.0 for row in rows), default=0.0) or 1.0
     for row in rows:
         weights, tasks = row.weights, row.tasks
-        bar = Bar(longest, 0, weights.relative or 0.0, width=30)
+        bar = Bar(longest, 0, weights.relative or 0.0, width=width)
         cells = [_number(weights.cosine), _number(weights.equal_signs)]
         if with_base:
             scale = row.base_norm or math.nan

@@ -49,7 +49,7 @@ class CardFacts:
         study: Its ``study.json``; None where it comes from a recipe that nobody searched for.
         images: The pictures beside it.
         verified: Whether it was built again, and came out the same.
-        space: The Space that shows it, where one is made with it.
+        space: The Space that shows it, where one is made with it or is there already.
     """
 
     config: dict[str, Any]
@@ -270,9 +270,13 @@ def _source_values(facts: CardFacts) -> dict[str, Any]:
             sources[i]["shown"] = f"{name} ({markdown_text(called[f'source:{i}'])})"
     names = [source["shown"] for source in sources]
     merged = [names[i] for i in facts.recipe.merge_sources] if facts.recipe.merge is not None else []
+    base = facts.recipe.base
+    unpacked = [name for name, ref in zip(names, facts.recipe.sources, strict=True) if ref.gguf is not None]
+    unpacked += ["the base"] if base is not None and base.gguf is not None else []
     return {
         "sources": sources,
-        "base": _shown(facts.recipe.base) if facts.recipe.base is not None else None,
+        "base": _shown(base) if base is not None else None,
+        "unpacked_text": listing(unpacked),
         "parents_text": listing(names),
         "merge_sources_text": listing(merged),
         "merged_layers": layers.get(len(sources)) if facts.kind == "hybrid" else None,

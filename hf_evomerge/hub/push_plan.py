@@ -173,7 +173,8 @@ def plan_push(
         _write_config(model, recipe, names, scratch / "config.json")
     elif INDEX not in files or files[INDEX] == model / INDEX:
         shutil.copyfile(model / INDEX, scratch / INDEX)
-    facts = replace(CardFacts.of_folder(scratch), verified=options.verify, space=repo_id if options.space else None)
+    shown = repo_id if options.space or (options.card and there and _has_space(repo_id, api)) else None
+    facts = replace(CardFacts.of_folder(scratch), verified=options.verify, space=shown)
     write_benchmark_result(facts.study, scratch)
     if options.card:
         card = render_card(facts, repo_id, license, languages=options.languages or languages_of(license.parents))
@@ -194,6 +195,13 @@ def plan_push(
             "builds the model again and compares"
         )
     return PushPlan(repo_id, files, sizes, license, tuple(warnings), removed, parts)
+
+
+def _has_space(repo_id: str, api: HfApi) -> bool:
+    """Whether an earlier push has made a Space, which the card goes on to link."""
+    from .space import has_space
+
+    return has_space(repo_id, api)
 
 
 def find_model(folder: Path) -> tuple[Path, Path | None]:

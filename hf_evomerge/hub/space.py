@@ -64,7 +64,8 @@ def push_space(
     ask(f"{repo_id}: the Space cannot be created", lambda: api.create_repo(repo_id, **how))
     there = {file.rfilename for file in info.siblings or []}
     picture = next((name for name in PREVIEWS if name in there), None)
-    files = space_files(model, revision, title=repo_id.rsplit("/", 1)[-1], picture=picture)
+    title, has_path = repo_id.rsplit("/", 1)[-1], any(name.startswith("modeling_") for name in there)
+    files = space_files(model, revision, title=title, picture=picture, has_path=has_path)
     message = f"Show {model} at {str(info.sha)[:12]}"
     return commit_files(api, Target(repo_id, "space"), files, message=message, remove=_is_code, progress=progress)
 
@@ -75,15 +76,7 @@ def check_space(repo_id: str, api: HfApi, *, private: bool = False) -> None:
     Raises:
         HubError: It shows something else, or is public and should be private.
     """
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    def there() -> SpaceInfo | None:
-        try:
-            return api.space_info(repo_id)
-        except RepositoryNotFoundError:
-            return None
-
-    info = ask(f"{repo_id}: the Space cannot be read", there)
+    info = _space(repo_id, api)
     if info is None:
         return
     names = [file.rfilename for file in info.siblings or []]
@@ -96,8 +89,31 @@ def check_space(repo_id: str, api: HfApi, *, private: bool = False) -> None:
         raise HubError(f"{repo_id}: the Space exists and is public; make it private, or leave out --private")
 
 
+def has_space(repo_id: str, api: HfApi) -> bool:
+    """Whether a Space of this name is there that shows a model; raises `HubError` where the Hub cannot be asked."""
+    info = _space(repo_id, api)
+    return info is not None and any(file.rfilename == SETTINGS_FILE for file in info.siblings or [])
+
+
+def _space(repo_id: str, api: HfApi) -> SpaceInfo | None:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def there() -> SpaceInfo | None:
+        try:
+            return api.space_info(repo_id)
+        except RepositoryNotFoundError:
+            return None
+
+    return ask(f"{repo_id}: the Space cannot be read", there)
+
+
 def space_files(
-    model: str, revision: str | None = None, *, title: str | None = None, picture: str | None = None
+    model: str,
+    revision: str | None = None,
+    *,
+    title: str | None = None,
+    picture: str | None = None,
+    has_path: bool = True,
 ) -> dict[str, Content]:
     """What the Space's repository holds.
 
@@ -106,6 +122,7 @@ def space_files(
         revision: Its branch or commit.
         title: The Space's title; the app's own by default.
         picture: A picture in the model's repository, which previews of links show.
+        has_path: Whether the model has a path; a merge of weights has none.
     """
     folder = bundled(SPACE_FOLDER)
     files: dict[str, Content] = {
@@ -115,7 +132,7 @@ def space_files(
     }
     files.update({file.name: file for file in TRAVELS})
     files[SETTINGS_FILE] = (json.dumps({"model": model, "revision": revision}, indent=2) + "\n").encode()
-    files[CARD] = _header(folder / CARD, model, title, picture)
+    files[CARD] = _header(folder / CARD, model, title, picture, has_path)
     return files
 
 
@@ -198,7 +215,7 @@ def _with_record(folder: Path, shown: Path) -> Path:
     return shown
 
 
-def _header(readme: Path, model: str, title: str | None, picture: str | None) -> bytes:
+def _header(readme: Path, model: str, title: str | None, picture: str | None, has_path: bool) -> bytes:
     """The Space's README with the model in its metadata, so that the Hub links the two."""
     from huggingface_hub import RepoCard
 
@@ -206,6 +223,8 @@ def _header(readme: Path, model: str, title: str | None, picture: str | None) ->
     card.data["models"] = [model]
     if title is not None:
         card.data["title"] = re.sub(r"[-_]+", " ", title)
+    if not has_path:
+        card.data["short_description"] = card.data["short_description"].replace("path", "weights")
     if picture is not None:
         card.data["thumbnail"] = f"https://huggingface.co/{model}/resolve/main/{picture}"
     return str(card).encode()

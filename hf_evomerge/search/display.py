@@ -26,6 +26,7 @@ PHASES: dict[str, str] = {
 
 
 _COLUMNS = """\
+best: on all search examples; mean: of a generation, which may see a batch only
 accuracy: of the best; gen: generation, candidates that are proposed together
 done, per min: in scores of all search examples; left: until all stages end"""
 _NATS = "one nat more: 2.7 times as probable"

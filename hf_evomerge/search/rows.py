@@ -12,6 +12,7 @@ from rich.table import Table
 from ..fitness.comparison import Comparison, Measure, compare, measures
 from ..fitness.scores import Scores
 
+_NAME = 26  # columns, into which longer names of models are folded
 LEADS = ("lead", "fitness_lead")
 """Keys of the winner's leads in ``results.json``."""
 
@@ -111,7 +112,7 @@ def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
     is_cut = any(row.scores.truncated_share for row in rows)
     headings += ["answers cut"] if is_cut else []
     for heading in headings:
-        figures.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+        _add_column(figures, heading)
     for row in rows:
         figures.add_row(
             _named(row),
@@ -127,14 +128,22 @@ def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
     tables = [figures]
     for measure in measures(*(row.scores for row in rows)):
         leads = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-        leads.add_column("", no_wrap=True)
+        _add_column(leads, "")
         in_unit = f", {unit}" if unit and measure == "fitness" else ""
-        leads.add_column(f"winner's lead in {measure}{in_unit}", justify="right", no_wrap=True)
+        _add_column(leads, f"winner's lead in {measure}{in_unit}")
         for row in rows:
             if (found := lead(rows, row, measure)) is not None:
                 leads.add_row(_named(row), str(found))
         tables += [leads] if leads.row_count else []
     return "\n\n".join([*map(render, tables), caption])
+
+
+def _add_column(table: Table, heading: str) -> None:
+    """A column of figures; without a heading that of the names."""
+    if heading:
+        table.add_column(heading, justify="right", no_wrap=True)
+    else:
+        table.add_column(max_width=_NAME, overflow="fold")
 
 
 def _named(row: Row) -> str:
@@ -177,9 +186,9 @@ def plus_minus(value: float | None, error: float | None) -> str:
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
-def render(table: Table) -> str:
+def render(table: Table, width: int = 400) -> str:
     """A table as text, at most as wide as it needs."""
-    console = Console(width=400, highlight=False, force_terminal=False, force_jupyter=False, color_system=None)
+    console = Console(width=width, highlight=False, force_terminal=False, force_jupyter=False, color_system=None)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

@@ -38,9 +38,12 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
             )
             table = Table(box=None, header_style="bold", pad_edge=False)
             unit = (settings.fitness_of(stage) or settings.fitness).unit  # type: ignore[arg-type]  # a stage
-            for heading in ("trial", "generation", f"fitness, {unit}" if unit else "fitness", "accuracy", "recipe"):
-                table.add_column(heading, justify="right" if heading != "recipe" else "left")
-            for trial in study.best(stage, best):
+            for heading in ("trial", "gen", "fitness", "accuracy"):
+                table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column("recipe", overflow="fold")
+            listed = study.best(stage, best)
+            compared = [trial for trial in listed if trial.scores.values.size == listed[0].scores.values.size]
+            for trial in compared:
                 recipe = study.recipe(trial.recipe_key or "")
                 table.add_row(
                     str(trial.number),
@@ -49,7 +52,10 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
                     accuracy_text(trial.scores),
                     describe_recipe(recipe),
                 )
-            parts.append(render(table))
+            parts.append(render(table, 80))
+            parts += [f"fitness: {unit}"] if unit else []
+            if len(compared) < len(listed):
+                parts.append("others were scored on fewer examples, a batch: they are not compared here")
             if settings.objectives:
                 points = judged(front(settings, study, [stage]), {}, winner)
                 parts.append(front_table(points, settings.objective_names, "search"))

@@ -172,6 +172,7 @@ class _Hub(BaseHTTPRequestHandler):
 def test_a_repository_is_inspected_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a repository on the Hub only the header of the weights is fetched, and what is said is what its folder would say."""
     folder = _model(tmp_path / "folder", {"layers.0.w": torch.ones(200, 1000), "lm_head.weight": torch.ones(3)})
+    (folder / "recipe.yaml").touch()
     handler = type("Handler", (_Hub,), {"folder": folder, "sent": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -194,6 +195,7 @@ def test_the_commands(merged: Path, tiny: Path, tmp_path: Path) -> None:
     assert f"{3 * BLOCK + OUTSIDE:,} parameters" in text
     data = json.loads(_invoke("diff", tiny / "a", tiny / "b", "--base", tiny / "base", "--json"))
     assert "tensors" not in data
+    assert max(map(len, _invoke("diff", tiny / "a", tiny / "b", "--base", tiny / "base").splitlines()[4:])) <= 80
     assert 0 < data["total"]["weights"]["relative"] < 2
     every = json.loads(_invoke("diff", tiny / "a", tiny / "b", "--json", "--tensors"))
     assert len(every["tensors"]) == 21

@@ -287,6 +287,16 @@ def test_only_models_of_a_recipe_have_such_a_card(tmp_path: Path) -> None:
         CardFacts.of_folder(tmp_path)
 
 
+def test_weights_from_gguf_are_said() -> None:
+    """A card says of which parents the weights were dequantised; one without such parents says nothing of it."""
+    sources = [{"model": "u/a", "gguf": "a-Q4_1.gguf"}, SOURCES[1]]
+    assert (
+        "The weights of [u/a/a-Q4\\_1.gguf](https://huggingface.co/u/a) were read from GGUF"
+        in _card(_facts("ps", sources=sources)).text
+    )
+    assert "GGUF" not in _card(_facts("ps")).text.split("## How it was made")[1]
+
+
 def test_a_search_by_gradient_is_called_one() -> None:
     """A card says who chose the numbers: an evolutionary search, gradient descent on so many examples, or a sweep."""
     assert "an evolutionary search in parameter space" in _card(_facts("ps")).text

@@ -171,6 +171,8 @@ def test_private_branches_and_pull_requests(plain: Path, hub: LocalHub, lfs_api:
     pushed = push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api)
     assert "model.safetensors" not in lfs_api.list_repo_files("local/merge")
     assert "model.safetensors" in lfs_api.list_repo_files("local/merge", revision="refs/pr/1")
+    card = lfs_api.hf_hub_download("local/merge", "README.md", revision="refs/pr/1")
+    assert "/spaces/local/merge)" in Path(card).read_text(encoding="utf-8")
     assert pushed.model.url == f"{hub.endpoint}/local/merge/discussions/1"
 
 

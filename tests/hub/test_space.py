@@ -45,6 +45,7 @@ def test_the_app_goes_up_as_it_stands(model: str, lfs_api: HfApi, tmp_path: Path
     card = SpaceCard.load(folder / "README.md")
     assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", [model])
     assert card.data.title == "merge space"
+    assert card.data["short_description"] == "Try an evolved merge and change its weights"
     assert card.data.thumbnail == "https://huggingface.co/local/merge/resolve/main/images/weights.png"
     card.validate(repo_type="space")
     assert commit.url.endswith("/spaces/local/merge-space")

@@ -50,7 +50,7 @@ def test_the_table_holds_what_was_reported() -> None:
     assert lines[0] == ["done", "gen", "best", "accuracy", "mean", "per", "min", "left"]
     assert lines[1] == ["parents", "3/3", "30"]
     assert lines[2] == ["parameter", "space", "30/90", "4", "-0.5", "0.25", "-1.25", "20", "3:00"]
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert text.endswith("\n")
 
 
@@ -64,7 +64,7 @@ def test_a_log_has_a_line_per_generation() -> None:
     assert lines[2] == "parameter space: 90/90, generation 9, best -0.25"
     assert "done" in lines[3]
     steps = [Progress("ps", n / 10, 100, generation=n, sigma=0.1, seconds=1.0, fresh=n / 10) for n in range(1, 1001)]
-    assert 35 < len(_written(*steps).splitlines()) < 47
+    assert 35 < len(_written(*steps).splitlines()) < 48
     stored = Progress("ps", 30, 90, generation=1, sigma=0.1)
     assert _written(stored).splitlines()[0].split()[0] == "done"
 
@@ -72,10 +72,11 @@ def test_a_log_has_a_line_per_generation() -> None:
 def test_the_legend_says_what_the_numbers_are() -> None:
     """Below the table stand what the columns are and the unit of the fitness; where a stage has its own, whose it is."""
     lines = _written(PARENTS, STAGE, config=NATS).splitlines()
-    assert lines[-4:-2] == [
+    assert lines[-5:-3] == [
         "best, mean: fitness, more is better: nats per answer",
         "one nat more: 2.7 times as probable",
     ]
+    assert lines[-3].startswith("best: on all search examples; ")
     assert lines[-2].startswith("accuracy: of the best; ")
     assert lines[-1].startswith("done, per min: in scores of all search examples; ")
     first = {"first": {"fitness": {"task": "likelihood", "normalize": "token"}}}

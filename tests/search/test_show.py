@@ -54,15 +54,31 @@ def test_a_study(study: Study) -> None:
     best = lines[lines.index("ps (parameter space): 4 trials, 1 failed, 1 with a recipe seen before") + 2]
     assert best.split()[:8] == ["1", "0", "3.000", "±", "1.000", "1.000", "±", "0.000"]
     assert best.endswith("linear: a weight 0.2, b weight 1")
-    assert lines[lines.index(best) - 1].split()[:3] == ["trial", "generation", "fitness,"]
+    assert lines[lines.index(best) - 1].split()[:3] == ["trial", "gen", "fitness"]
+    assert "fitness: nats per answer" in lines
     assert "the first failure, trial 3: no memory" in lines
     assert lines.index("ps (parameter space): 4 trials, 1 failed, 1 with a recipe seen before") < lines.index(
         "the first failure, trial 3: no memory"
     )
-    assert lines[-1].split()[:4] == ["0", "0", "1.500", "±"]
-    assert lines[-1].endswith("0:0, 0:1, 0:2, 0:3, 1:2 (scale 0.5)")
+    assert lines[-2].split()[:4] == ["0", "0", "1.500", "±"]
+    assert lines[-2].endswith("0:0, 0:1, 0:2, 0:3, 1:2 (scale 0.5)")
+    assert max(map(len, lines)) <= 80
     assert "\n".join(lines).count("linear") == 2
     assert describe_study(study.folder, 1).count("linear") == 1
+
+
+def test_only_what_was_scored_alike_is_listed(tmp_path: Path) -> None:
+    """A better score of a batch is not put below a worse one of all examples; that there are such is said. Long paths fold."""
+    study = Study.create(tmp_path, {**SETTINGS, "space": "ps"})
+    _trial(study, 0, RECIPES[0], _scores(-1, -2))
+    _trial(study, 1, RECIPES[1], _scores(5))
+    path = [f"0:{layer}" for layer in range(30)]
+    _trial(study, 0, Recipe.model_validate({"sources": SOURCES, "flow": {"path": path}}), _scores(1, 2), stage="dfs")
+    text = describe_study(tmp_path)
+    assert ("-1.500" in text, "5.000" in text) == (True, False)
+    assert text.count("others were scored on fewer examples") == 1
+    assert "0:29" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_adapters_of_one_model_are_told_apart(tmp_path: Path) -> None:
@@ -87,6 +103,8 @@ def test_an_empty_study(tmp_path: Path) -> None:
     assert describe_study(tmp_path / "new").startswith("ps search over a, b")
     with pytest.raises(SearchError, match=r"no study\.db here"):
         describe_study(tmp_path)
+    with pytest.raises(SearchError, match="`hf-evomerge inspect user/name` tells"):
+        describe_model("user/name")
 
 
 def test_the_table_of_results() -> None:
@@ -102,6 +120,18 @@ def test_the_table_of_results() -> None:
     assert lines[3].split() == ["evolved", "PS", "*", "4.000", "±", "1.000", "1.000", "±", "0.000", "40", "62"]
     assert lines[6].split()[:2] == ["base", "+2.000"]
     assert lines[8] == "2 test examples; ± is one standard error, (...) an interval of 95 %; * is the winner"
+
+
+def test_long_names_are_folded() -> None:
+    """The tables are whole in 80 columns where a model has a long name, of which nothing is lost."""
+    name = "SmolLM2-135M-Instruct.Q4_1+loraA"
+    rows = [
+        Row("source", name, _scores(*np.linspace(-99, -1, 20))),
+        Row("ps", "evolved PS", _scores(*np.linspace(-50, 9, 20)), evaluations=40000, seconds=61000.6, winner=True),
+    ]
+    lines = str(Result(RECIPES[0], "test", rows, unit="nats per answer")).partition("20 test examples")[0].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split()[0] + lines[2].strip() == name
 
 
 def test_numbers() -> None:
