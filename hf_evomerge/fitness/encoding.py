@@ -118,7 +118,7 @@ def check_length(model: Any, tokens: int, what: str) -> None:
     """Refuse sequences that are longer than the model has positions for: on a GPU they would end the process."""
     limit = _positions(model)
     if limit is not None and tokens > limit:
-        raise FitnessError(f"{what} takes {tokens} tokens; the model has {limit} positions")
+        raise FitnessError(f"{what} takes {tokens} tokens; the model has {limit} positions; shorten it, or leave it out")
 
 
 def room(model: Any, prompt: Sequence[int]) -> int:

@@ -59,7 +59,7 @@ class Pairs:
         self.names = [example.id for example in examples]
         self.counts = [len(answer) for _, answer in pairs]
         lengths = [len(prompt) + len(answer) - 1 for prompt, answer in pairs]
-        self._longest = max(lengths)
+        self._longest, self._where = max(zip(lengths, self.names, strict=True))
         self._batches = [_pack(rows, pairs, examples, tokenizer) for rows in length_batches(lengths, batch_size)]
 
     def score(self, model: Any, mean_of: Mean | None = None) -> tuple[list[float], list[bool]]:
@@ -73,7 +73,7 @@ class Pairs:
         Raises:
             FitnessError: The model's logits are not finite, or a pair is longer than its positions.
         """
-        check_length(model, self._longest, "the longest example")
+        check_length(model, self._longest, f"{self._where}: the longest example")
         values, exact = [0.0] * len(self.counts), [False] * len(self.counts)
         with scoring(model, gradient=mean_of is not None):
             # Reading a result waits for the device, so every micro-batch is started before the first one is read.

@@ -108,7 +108,8 @@ class WritingTask:
                 raise FitnessError("fitness.engine: vllm runs no encoder-decoders here; leave engine out")
             everyone = [encode_source(example, self._tokenizer) for example in self._examples]
             tokens = max(*map(len, everyone), 1 + self.spec.max_new_tokens)
-        check_length(model, tokens, "the longest prompt with max_new_tokens")
+        where = max(zip(map(len, everyone), self._examples, strict=True), key=lambda pair: pair[0])[1].id
+        check_length(model, tokens, f"{where}: the longest prompt with max_new_tokens")
         outputs = [""] * len(self._examples)
         truncated = [False] * len(self._examples)
         config = _greedy(model, self._tokenizer, self.spec)

@@ -37,6 +37,7 @@ _LONG = 200  # characters of an answer that is a text rather than a result
 _NO_SPACES = re.compile(
     r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uff00-\uffef][^\w\s]*$"
 )  # Thai, Japanese, Chinese, to the end
+_MARK = "####"  # what the result of a worked solution follows in GSM8K and its like
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+")
 
 
@@ -99,14 +100,18 @@ def draft_search(
         "preset: quick",
         '# about: "..." # what the model is for, one sentence in quotes; its card and its Space open with it',
         *_space(depths, ancestor is not None),
-        "sources:",
+        "sources: # the fine-tunes that are merged",
         *(
             f"  - {{{', '.join(f'{key}: {_scalar(value)}' for key, value in ref.model_dump(exclude_none=True).items())}}}"
             for ref in refs
         ),
         *([f"base: {{model: {_scalar(base)}}} # the common ancestor: merged are the differences from it"] if base else []),
         *(["vocabulary: union # they have not the same tokens: rows are matched by token"] if by_token else []),
-        *([f"device: {_scalar(device)}"] if device != "cpu" else ["# device: cuda:0"]),
+        *(
+            [f"device: {_scalar(device)}"]
+            if device != "cpu"
+            else ["# device: cuda:0 # the models are run on the processor; a GPU is quicker"]
+        ),
         *problems.fitness(opened[0], chat=all(templates)),
         *problems.splits(chat=all(templates), some=any(templates)),
         *_afterwards(depths, len(opened), gradient="choices" not in problems.where, based=ancestor is not None),
@@ -117,7 +122,7 @@ def draft_search(
     found = (
         f"{len(opened)} models of {', '.join(map(str, dict.fromkeys(depths)))} layers, {size / 1e6:,.4g}M parameters each",
         f"{problems.count} problems in {file}: " + ", ".join(f"{count} for {split}" for split, count in problems.sizes.items()),
-        *(f"warning: {line}" for line in twins(opened, labels_of(refs), download=False)),
+        *(f"warning: {line}" for line in twins(everyone, [*labels_of(refs), "the base"], download=False)),
     )
     return Draft(text, found)
 
@@ -172,6 +177,9 @@ class _Problems:
         says = (name for name in GLOSSES if all(isinstance(record.get(name), str) and record[name] for record in records))
         if gloss := next(says, None):
             self.where["gloss_field"] = gloss
+        answer = self.where.get("answer_field", "answer")
+        if all(_MARK in str(record.get(answer)) for record in records):
+            self.where["answer_after"] = _MARK
         self.examples = load_examples(DataSpec(jsonl=file, **self.where))
         prompts = Counter(" ".join(example.prompt.split()) for example in self.examples)
         if (most := prompts.most_common(1)[0])[1] > 1:
@@ -225,7 +233,7 @@ class _Problems:
             lines += [
                 "  # Where a model has to reason first, in place of the above: it writes, and the last number counts.",
                 "  # task: generation",
-                "  # max_new_tokens: 256",
+                "  # max_new_tokens: 256 # where an answer is cut",
             ]
         return lines
 
@@ -240,6 +248,18 @@ class _Problems:
     def splits(self, *, chat: bool, some: bool) -> list[str]:
         """The data's section: slices of one shuffle."""
         lines = ["data: # search scores the candidates, validation chooses among the best, test is used once, at the end"]
+        lines.append("  # Each takes count records from start on, of all in the order of shuffle_seed, so that none is in two.")
+        meant = {
+            "prompt_field": "prompt_field and answer_field name the fields that are read.",
+            "answer_field": "prompt_field and answer_field name the fields that are read.",
+            "answer_after": "answer_after: what follows it is the answer, without the reasoning before it.",
+            "choices": "choices: the field with what there is to choose from.",
+            "template": "template: the prompt, with fields of the record in braces.",
+            "gloss_field": "gloss_field: the prompt in a language that readers know; no model sees it.",
+        }
+        lines += dict.fromkeys(f"  # {text}" for key, text in meant.items() if key in self.where)
+        if chat:
+            lines.append("  # chat: true puts the prompt into the model's chat template.")
         if some and not chat:
             lines.append("  # Not every model here has a chat template; where all have, `chat: true` puts the prompt into it.")
         start, fields = 0, "".join(f", {key}: {json.dumps(name)}" for key, name in self.where.items())

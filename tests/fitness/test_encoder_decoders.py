@@ -70,7 +70,10 @@ def test_pictures_and_long_prompts_are_refused(ending_tokenizer: Any) -> None:
     model = random_writer("bart", 0)
     for example, message in (
         (Example("one", "w1", "a", pictures=(Picture(b"", "here"),)), "an encoder of texts"),
-        (Example("one " * 20, "w1", "a"), "takes 21 tokens; the model has 16 positions"),
+        (
+            Example("one " * 20, "w1", "a"),
+            "^a: the longest prompt with max_new_tokens takes 21 tokens; the model has 16 positions",
+        ),
     ):
         task: Any = make_task(parse_task(WRITES))
         task.prepare([Example("one", "w1", "a")], ending_tokenizer)

@@ -162,8 +162,8 @@ def test_refusals(model: LlamaForCausalLM, examples: list[Example], tokenizer: P
         score(model, [], tokenizer)
     with pytest.raises(FitnessError, match="no examples"):
         LikelihoodTask(LikelihoodSpec()).evaluate(model)
-    with pytest.raises(FitnessError, match="takes 66 tokens; the model has 64 positions"):
-        score(model, [Example("one " * 65, "two")], tokenizer)
+    with pytest.raises(FitnessError, match=r"^b: the longest example takes 66 tokens; the model has 64 positions"):
+        score(model, [Example("one", "two", "a"), Example("one " * 65, "two", "b"), Example("one", "two", "c")], tokenizer)
     endless = copy.deepcopy(tokenizer)
     endless.eos_token = None
     with pytest.raises(FitnessError, match="append_eos"):

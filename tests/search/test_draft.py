@@ -197,9 +197,20 @@ def test_adapters_are_sources(tiny: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_worked_solutions_are_scored_by_their_result(tiny: Path, tmp_path: Path) -> None:
+    """Where every answer has its result after the mark of GSM8K, that is the answer, and the settings are explained."""
+    config, text = _drafted(tiny, _data(tmp_path, {"question": "w1 w2", "answer": "w3 w4\n#### 43"}))
+    assert [spec.answer_after for spec in config.data.values()] == ["####"] * 3
+    assert "# task: generation" in text
+    for key in ("answer_after", "prompt_field", "shuffle_seed", "start", "count", "max_new_tokens"):
+        assert re.search(f"# .*{key}\\b", text), key
+
+
 def test_the_same_model_twice_is_said_at_once(tiny: Path, tmp_path: Path) -> None:
     """A draft of a model and itself warns that there is nothing to merge."""
     data = _data(tmp_path, {"question": "w1 w2", "answer": 3})
     draft = draft_search([str(tiny / "a")] * 2, data, base=str(tiny / "base"))
     assert draft.found[-1].startswith("warning: sources: a and a (2) are the same model")
     assert len(draft_search([str(tiny / "a"), str(tiny / "b")], data, base=str(tiny / "base")).found) == 2
+    draft = draft_search([str(tiny / "a"), str(tiny / "base")], data, base=str(tiny / "base"))
+    assert draft.found[-1].startswith("warning: sources: base and the base are the same model")
