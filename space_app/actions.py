@@ -247,9 +247,10 @@ class Actions:
         return views.generation_view(published, stage, int(generation)) if published else ("", "")
 
     def turn_to(self, stage: str) -> list[Any]:
-        """The last generation of another stage."""
-        last = self.last(stage)
-        return [gr.Slider(maximum=max(last, 1), value=last), *self.turn(stage, last)]
+        """Another stage, at the published model's generation or the last."""
+        published, _ = self.show.need()
+        at = evolution.opening(published, stage)
+        return [gr.Slider(maximum=max(self.last(stage), 1), value=at), *self.turn(stage, at)]
 
     def last(self, stage: str) -> int:
         """The place of the last generation of a stage."""
@@ -257,9 +258,10 @@ class Actions:
         return len(evolution.generations(evolution.of_stage(published.trials, stage))) - 1 if published else 0
 
     async def run(self, stage: str, generation: float) -> AsyncIterator[list[Any]]:
-        """All generations from the one shown, or from the first where the last is shown."""
+        """All generations from the one shown, or from the first where it is the last or the one that is shown first."""
+        published, _ = self.show.need()
         last = self.last(stage)
-        start = 0 if generation >= last else int(generation)
+        start = 0 if generation >= last or generation == evolution.opening(published, stage) else int(generation)
         step = max(1, (last - start) // FRAMES)
         for at in [*range(start, last, step), last]:
             yield [at, *self.turn(stage, at)]

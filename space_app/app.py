@@ -378,13 +378,16 @@ class Page:
         replayed = views.evolution_stages(published)
         if not replayed:
             return {}
-        stage = replayed[-1][1]
+        chosen = evolution.winner(published)
+        known = [stage for _, stage in replayed]
+        stage = chosen.stage if chosen and chosen.stage in known else known[-1]
+        at = evolution.opening(published, stage)
         last = len(evolution.generations(evolution.of_stage(published.trials, stage))) - 1
-        spread, best = views.generation_view(published, stage, last)
+        spread, best = views.generation_view(published, stage, at)
         return {
             self.replayer: gr.Column(visible=True),
             self.stage: gr.Radio(choices=replayed, value=stage, visible=len(replayed) > 1),
-            self.generation: gr.Slider(maximum=max(last, 1), value=last),
+            self.generation: gr.Slider(maximum=max(last, 1), value=at),
             self.spread: spread,
             self.best: best,
         }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from evolution import STAGE_NAMES, STAGES, Generation, best_line, best_so_far, of_stage, quantile, spent, stages
+from evolution import STAGE_NAMES, STAGES, Generation, best_line, best_so_far, in_steps, of_stage, quantile, spent, stages
 from pictures import NARROW, WIDE, both, svg, text
 from published import Objective, Point, Trial
 from texts import escape, number
@@ -292,7 +292,14 @@ def _summary(order: Sequence[str], parts_of: Mapping[str, Sequence[Trial]]) -> s
     return f"Fitness over evaluations. {'; '.join(said)}."
 
 
-def spread_picture(grown: Sequence[Generation], at: int, y_range: tuple[float, float], stage: str, unit: str = "") -> str:
+def spread_picture(
+    grown: Sequence[Generation],
+    at: int,
+    y_range: tuple[float, float],
+    stage: str,
+    unit: str = "",
+    chosen: int | None = None,
+) -> str:
     """The fitness of each generation: all of it, its middle half, its median and the best so far; one generation is marked.
 
     Args:
@@ -301,20 +308,30 @@ def spread_picture(grown: Sequence[Generation], at: int, y_range: tuple[float, f
         y_range: The least and the greatest fitness that are shown.
         stage: Whose colour is used.
         unit: What the fitness is measured in.
+        chosen: The number of the published model's generation, where it is known and one of these.
     """
     scored = [generation for generation in grown if generation.fitness]
     if not scored:
         return ""
-    return both(lambda width: _spread(scored, grown[at].number, y_range, stage, unit, width))
+    return both(lambda width: _spread(scored, grown[at].number, y_range, stage, unit, width, chosen))
 
 
-def _spread(scored: Sequence[Generation], marked: int, y_range: tuple[float, float], stage: str, unit: str, width: int) -> str:
+def _spread(
+    scored: Sequence[Generation],
+    marked: int,
+    y_range: tuple[float, float],
+    stage: str,
+    unit: str,
+    width: int,
+    chosen: int | None,
+) -> str:
     narrow = width == NARROW
     height = 260 if narrow else 300
     x_range = (scored[0].number - 0.5, scored[-1].number + 0.5)
     axes = _frame(width, height, x_range, y_range, right=14.0)
-    bands = []
-    for low, high, kind in ((0.0, 1.0, "ev-all"), (0.25, 0.75, "ev-middle")):
+    bands: list[str] = []
+    shades = () if in_steps(scored) else ((0.0, 1.0, "ev-all"), (0.25, 0.75, "ev-middle"))
+    for low, high, kind in shades:
         upper = [f"{axes.x(one.number):.1f},{axes.y(one.quantile(high)):.1f}" for one in scored]
         lower = [f"{axes.x(one.number):.1f},{axes.y(one.quantile(low)):.1f}" for one in reversed(scored)]
         bands.append(f'<polygon class="{kind}" points="{" ".join(upper + lower)}"/>')
@@ -333,7 +350,13 @@ def _spread(scored: Sequence[Generation], marked: int, y_range: tuple[float, flo
         if one.fitness[0] < y_range[0]:
             cut.append(_below(axes, axes.x(one.number), tip))
     cursor = f'<path class="ev-cursor" d="M{axes.x(marked):.1f},{axes.top:.1f}V{axes.bottom:.1f}"/>'
-    if all(len(one.fitness) == 1 for one in scored):
+    if chosen is not None:
+        x, left = axes.x(chosen), 2 * chosen > sum(x_range)
+        name = text(
+            x - 5 if left else x + 5, axes.bottom - 14, "the published model", anchor="end" if left else "start", kind="ev-halo"
+        )
+        cursor = f'<path class="ev-level" d="M{x:.1f},{axes.top:.1f}V{axes.bottom:.1f}"/>{cursor}{name}'
+    if not shades:
         words, short = "thin line: each step; thick line: the best so far on all examples", "each step, best"
     else:
         words = "shades: all trials, and their middle half; thin line: median; thick line: best so far"

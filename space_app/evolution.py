@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from published import Trial
+from published import Published, Trial
 
 STAGE_NAMES = {
     "ps-first": "weights (PS), first",
@@ -115,3 +115,33 @@ def best_so_far(trials: Sequence[Trial], start: float = 0.0) -> list[tuple[float
             best = trial.fitness
             points.append((at, trial))
     return [*points, *((ends[-1], trial) for _, trial in points[-1:])]
+
+
+def in_steps(grown: Sequence[Generation]) -> bool:
+    """Whether most generations are one trial, as in a search by gradient: they have no spread."""
+    return 2 * sum(len(one.fitness) > 1 for one in grown) < len(grown)
+
+
+def winner(published: Published) -> Trial | None:
+    """The trial that found the published model; None where the record does not tell it."""
+    row = next((row for row in published.rows if row.get("winner")), {})
+    point = next((point for point in published.front if point.winner), None)
+    there = of_stage(published.trials, point.stage if point else str(row.get("stage")))
+    if point is not None:
+        return next((trial for trial in there if trial.number == point.trial), None)
+    made = (published.path, published.scales if published.path else (), "" if published.path else _merge(published.recipe_text))
+    found = [trial for trial in there if (trial.path, trial.scales, _merge(trial.recipe)) == made and any(made)]
+    return max(found, key=lambda trial: trial.examples, default=None)
+
+
+def _merge(recipe: str) -> str:
+    """What of a recipe's text says how the weights are made: not what the sources are called."""
+    return recipe.partition("\nmerge:")[2].strip()
+
+
+def opening(published: Published, stage: str) -> int:
+    """The place of a stage's generation that is shown first: the published model's, or the last."""
+    grown = generations(of_stage(published.trials, stage))
+    chosen = winner(published)
+    there = (at for at, one in enumerate(grown) if chosen and chosen.stage == stage and chosen.generation == one.number)
+    return next(there, len(grown) - 1)

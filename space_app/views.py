@@ -12,9 +12,9 @@ from urllib.parse import quote
 import edits
 import mixing
 from charts import fitness_picture, fitness_range, front_picture, shows_accuracy, spread_picture
-from evolution import STAGE_NAMES, generations, of_stage, stages, whole, without_first
+from evolution import STAGE_NAMES, generations, in_steps, of_stage, stages, whole, winner, without_first
 from pictures import path_picture, weights_picture
-from published import Published, as_float, listing, mapping, parse_recipe
+from published import Published, Trial, as_float, listing, mapping, parse_recipe
 from texts import Card, counted, details, escape, listed, message, number, table
 
 HUB = "https://huggingface.co"
@@ -266,15 +266,21 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
     if not grown:
         return message(NO_STUDY), ""
     one = grown[max(0, min(at, len(grown) - 1))]
-    spread = spread_picture(grown, grown.index(one), fitness_range(trials, {}), stage, published.unit)
+    chosen = winner(published)
+    here = chosen if chosen in trials else None
+    levels = fitness_range([one.best for one in grown if one.best] if in_steps(grown) else trials, {})
+    spread = spread_picture(grown, grown.index(one), levels, stage, published.unit, here.generation if here else None)
+    spread += _about_winner(published, chosen, here=here is not None)
     if one.best is None:
         return spread, message(f"All trials of generation {one.number} failed.", "warning")
-    best = one.best
+    best, name = one.best, f"Best of generation {one.number}"
+    if here and here.generation == one.number:
+        best, name = here, f"The published model, of generation {one.number}"
     accuracy = f", accuracy {number(best.accuracy)}" if best.accuracy is not None else ""
     so_far = f"best so far {number(one.so_far)}" if one.so_far is not None else "none on all examples so far,"
     spent = counted(round(one.evaluations), "evaluation")
     title = (
-        f"<h3>Best of generation {one.number}: fitness {number(best.fitness)}{accuracy}</h3>"
+        f"<h3>{name}: fitness {number(best.fitness)}{accuracy}</h3>"
         f'<p class="ev-faint">Trial {best.number}; {so_far} after {spent}.</p>'
     )
     if best.path:
@@ -285,6 +291,16 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
         )
     merge = _merge_of(best.recipe)
     return spread, title + (weights_picture(merge, merge_labels(published)) if merge else "")
+
+
+def _about_winner(published: Published, chosen: Trial | None, *, here: bool) -> str:
+    """Where in the search the published model was, and why it need not be the last."""
+    if chosen is None:
+        return ""
+    where = "" if here else f" is of another stage, {STAGE_NAMES.get(chosen.stage, chosen.stage)}: it"
+    judged = "validation" in mapping(published.study.get("splits"))
+    how = "by its score on the validation problems" if judged else "of the search"
+    return f'<p class="ev-faint">The published model{escape(where)} was chosen among the best {how}.</p>'
 
 
 def _merge_of(recipe: str) -> Mapping[str, Any]:

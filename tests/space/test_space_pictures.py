@@ -13,7 +13,7 @@ import pictures
 import pytest
 import views
 from edits import Route
-from evolution import best_line, generations, of_stage, stages, without_first
+from evolution import best_line, generations, of_stage, opening, stages, winner, without_first
 from hops import added
 from published import Objective, Parent, Point, Published, Trial
 from texts import Card, cards, message, table
@@ -385,3 +385,46 @@ def test_the_words_above_a_path_are_not_on_each_other(hops: int, select: bool) -
             said = "".join(frame.itertext())
             assert "tokens" in said
             assert "answer" in said
+
+
+@pytest.mark.parametrize("path", [(), ("0:0", "1:1")])
+def test_the_replay_opens_on_the_published_model(path: tuple[str, ...]) -> None:
+    """It is found by its recipe, whatever its sources are called; its generation is marked, and so is another stage's."""
+
+    def recipe(weight: float, source: str) -> str:
+        return f"sources:\n- model: {source}\nmerge:\n  parameters:\n  - weight: {weight}\n"
+
+    trials = [Trial("ps", k, k, -1.0 / (k + 1), recipe=recipe(k, "a"), examples=16 * (k > 3)) for k in range(8)]
+    trials += [Trial("dfs", k, k // 2, -1.0 / (k + 1), path=path, scales=(1.0, k)) for k in range(8) if path]
+    stage = "dfs" if path else "ps"
+    config = {"model_type": "evo_merged", "path": list(path), "scales": [1.0, 5.0]}
+    study = {"splits": {"validation": 9}, "results": {"rows": [{"stage": stage, "winner": True}]}}
+    shown = Published("m", "m", config=config, recipe_text=recipe(5, "user/a"), study=study, trials=tuple(trials))
+    found = winner(shown)
+    assert found is not None
+    assert (found.stage, found.number) == (stage, 5)
+    assert opening(shown, stage) == found.generation == (2 if path else 5)
+    spread, best = views.generation_view(shown, stage, found.generation)
+    assert all("the published model" in "".join(frame.itertext()) for frame in _frames(spread))
+    assert "validation problems" in spread
+    assert "The published model" in best
+    assert "Trial 5;" in best
+    if path:
+        assert opening(shown, "ps") == 7
+        spread = views.generation_view(shown, "ps", 7)[0]
+        assert "another stage, path (DFS)" in spread
+    unknown = Published("m", "m", study={"results": {"rows": [{"stage": "ps", "winner": True}]}}, trials=tuple(trials))
+    assert winner(unknown) is None
+
+
+def test_a_search_in_steps_has_no_shades_and_a_wild_start_does_not_flatten_it() -> None:
+    """Where most generations are one trial only lines are drawn and named, at the height of what the steps reach."""
+    trials = [Trial("dfs", k, 0, -20.0 + k / 9) for k in range(20)]
+    trials += [Trial("dfs", 20 + k, 1 + k, -0.5 + k / 100) for k in range(30)]
+    spread, _ = views.generation_view(Published("m", "m", trials=tuple(trials)), "dfs", 3)
+    for frame in _frames(spread):
+        assert not [node for node in frame.iter() if node.tag == "polygon"]
+        assert "median" not in "".join(node.text or "" for node in frame.iter() if node.tag == "text")
+        step = next(node for node in frame.iter() if node.attrib.get("class") == "ev-median")
+        heights = [float(spot.split(",")[1]) for spot in step.attrib["points"].split()][1:]
+        assert max(heights) - min(heights) > 100
