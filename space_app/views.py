@@ -279,9 +279,11 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
     accuracy = f", accuracy {number(best.accuracy)}" if best.accuracy is not None else ""
     so_far = f"best so far {number(one.so_far)}" if one.so_far is not None else "none on all examples so far,"
     spent = counted(round(one.evaluations), "evaluation")
+    most = max(trial.examples for trial in trials)
+    part = f" scored on {best.examples} of {most} examples;" if best.examples < most else ""
     title = (
         f"<h3>{name}: fitness {number(best.fitness)}{accuracy}</h3>"
-        f'<p class="ev-faint">Trial {best.number}; {so_far} after {spent}.</p>'
+        f'<p class="ev-faint">Trial {best.number};{part} {so_far} after {spent}.</p>'
     )
     if best.path:
         room = max(len(trial.path) for trial in trials)

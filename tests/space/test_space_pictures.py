@@ -394,7 +394,7 @@ def test_the_replay_opens_on_the_published_model(path: tuple[str, ...]) -> None:
     def recipe(weight: float, source: str) -> str:
         return f"sources:\n- model: {source}\nmerge:\n  parameters:\n  - weight: {weight}\n"
 
-    trials = [Trial("ps", k, k, -1.0 / (k + 1), recipe=recipe(k, "a"), examples=16 * (k > 3)) for k in range(8)]
+    trials = [Trial("ps", k, k, -1.0 / (k + 1), recipe=recipe(k, "a"), examples=16 if k > 3 else 8) for k in range(8)]
     trials += [Trial("dfs", k, k // 2, -1.0 / (k + 1), path=path, scales=(1.0, k)) for k in range(8) if path]
     stage = "dfs" if path else "ps"
     config = {"model_type": "evo_merged", "path": list(path), "scales": [1.0, 5.0]}
@@ -409,6 +409,7 @@ def test_the_replay_opens_on_the_published_model(path: tuple[str, ...]) -> None:
     assert "validation problems" in spread
     assert "The published model" in best
     assert "Trial 5;" in best
+    assert "scored on 8 of 16 examples" in views.generation_view(shown, "ps", 3)[1]
     if path:
         assert opening(shown, "ps") == 7
         spread = views.generation_view(shown, "ps", 7)[0]
