@@ -16,6 +16,7 @@ import seeing
 import views
 from models import Piece
 from pictures import path_picture
+from published import as_float
 from showcase import UNCHANGED, Edit, Showcase
 from texts import SpaceError, cards, counted, message
 
@@ -61,7 +62,7 @@ class Actions:
 
     def turned_away(self) -> str:
         """What stands where an answer or an edit would be, where the queue was full or the call failed."""
-        return message("Too many are waiting for the model, or a value is out of range. Please try again in a moment.", "error")
+        return message("Too many are waiting for the model. Please try again in a moment.", "error")
 
     def halt(self, request: gr.Request) -> None:
         """Stop what is written for this visitor."""
@@ -150,10 +151,15 @@ class Actions:
         except SpaceError as error:
             yield message(str(error), "error")
 
-    def mix(self, group: str, factors: mixing.Factors, count: int, *values: float) -> list[Any]:
+    def mix(self, group: str, factors: mixing.Factors, count: int, *values: float | None) -> list[Any]:
         """A weight of a merge was turned up or down."""
         published, _ = self.show.need()
-        now = mixing.with_factors(factors, group, [round(value, 3) for value in values[: len(published.sources)]])
+        given = [as_float(value) for value in values[: len(published.sources)]]
+        found = [round(value, 3) for value in given if value is not None and 0 <= value <= mixing.MAX_FACTOR]
+        if len(found) < len(given):
+            wrong = f"A weight is multiplied by a number from 0 to {mixing.MAX_FACTOR:g}."
+            return [factors, message(wrong, "error"), gr.skip(), count]
+        now = mixing.with_factors(factors, group, found)
         return [now, *self.mixed(now), count + 1]
 
     def unmix(self, count: int) -> list[Any]:
@@ -176,7 +182,7 @@ class Actions:
         published, host = self.show.need()
         try:
             words, _ = self.show.question(prompt)
-            return views.lens_view(published, *host.lens(words, seeing.of_gallery(shown)))
+            return views.lens_view(published, words, *host.lens(words, seeing.of_gallery(shown)))
         except SpaceError as error:
             return message(str(error), "error")
 
@@ -244,6 +250,8 @@ class Actions:
     def turn(self, stage: str, generation: float) -> tuple[str, str]:
         """One generation of a stage."""
         published = self.show.published
+        if as_float(generation) is None:
+            return message("Give the number of a generation.", "error"), ""
         return views.generation_view(published, stage, int(generation)) if published else ("", "")
 
     def turn_to(self, stage: str) -> list[Any]:
@@ -261,7 +269,9 @@ class Actions:
         """All generations from the one shown, or from the first where it is the last or the one that is shown first."""
         published, _ = self.show.need()
         last = self.last(stage)
-        start = 0 if generation >= last or generation == evolution.opening(published, stage) else int(generation)
+        whole = as_float(generation)
+        first = whole is None or not 0 <= whole < last or whole == evolution.opening(published, stage)
+        start = 0 if first else int(generation)
         step = max(1, (last - start) // FRAMES)
         for at in [*range(start, last, step), last]:
             yield [at, *self.turn(stage, at)]

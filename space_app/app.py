@@ -32,6 +32,7 @@ from published import Published, settings  # noqa: E402
 from showcase import Edit, Showcase  # noqa: E402
 from texts import SpaceError, cards, message  # noqa: E402
 
+gr.Slider.preprocess = lambda self, payload: payload  # type: ignore[method-assign]  # what takes a number says what is wrong
 QUEUE = 64
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # what the page calls is no part of the API
 MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # one pass at a time, of page and API together
@@ -236,7 +237,7 @@ class Page:
         ]
         filled += [self.tabs, self.scoring, self.picture, self.hop, self.scale, self.said, self.share, self.changed]
         filled += [self.path_tab, self.look, self.fitness, self.replayer, self.stage, self.generation, self.spread, self.best]
-        filled += [self.beside, self.pictures, self.beside2, self.pictures2, self.seen_samples]
+        filled += [self.tokens, self.beside, self.pictures, self.beside2, self.pictures2, self.seen_samples]
         edited = [self.way, self.picture, self.hop, self.scale, self.said, self.share, self.changed]
         opened = blocks.load(self.fill, outputs=filled, **AT_ONCE)
         known = [self.answers, self.answers2]
@@ -309,7 +310,9 @@ class Page:
         return {**self._filled(published), **self._editing(published, request), **self._replayed(published)}
 
     def _filled(self, published: Published) -> dict[Any, Any]:
-        examples, sees = published.examples, published.sees
+        examples, sees, context = published.examples, published.sees, published.context
+        most = min(MAX_TOKENS, context - 1) if context else MAX_TOKENS
+        within = f" (the model reads {context:,}, prompt and answer together)" if context else ""
         shown = [self.show.files(example.pictures) for example in examples]
         samples = [[example.prompt] for example in examples]
         with_pictures = [[files, example.prompt] for files, example in zip(shown, examples, strict=True)]
@@ -325,6 +328,7 @@ class Page:
             self.beside2: gr.Column(visible=sees),
             self.pictures: shown[0] if shown else None,
             self.pictures2: shown[0] if shown else None,
+            self.tokens: gr.Slider(maximum=most, value=min(64, most), label=f"Longest answer, in tokens{within}"),
             self.others: gr.CheckboxGroup(choices=others, visible=bool(others)),
             self.absent: gr.HTML(message(f"Cannot be asked: {'; '.join(missing)}."), visible=bool(missing)),
             self.path_tab: gr.Tab(label="Path" if published.path else "Weights"),

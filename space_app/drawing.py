@@ -79,7 +79,7 @@ class Painter:
             raise SpaceError("This model draws classes: give the number of one, such as 3.")
         if not prompt or len(prompt) > MAX_PROMPT:
             raise SpaceError(f"Give a prompt of 1 to {MAX_PROMPT} characters.")
-        if not (0 <= seed <= MAX_SEED and 1 <= steps <= MAX_STEPS):
+        if seed is None or steps is None or not (0 <= seed <= MAX_SEED and 1 <= steps <= MAX_STEPS):
             raise SpaceError(f"Seeds go from 0 to {MAX_SEED}, steps from 1 to {MAX_STEPS}.")
         return self._run(prompt, int(seed), int(steps))
 

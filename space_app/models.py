@@ -266,7 +266,11 @@ class Host:
                 raise SpaceError("How this model's head reads the hidden state is not known here.")
             read = [norms[-1](state[:, start - 1 :]) for state in states[1:-1]] + [states[-1][:, start - 1 :]]
             liked = [head(state)[0].argmax(-1).tolist() for state in read]
-        return [tokenizer.decode([i]) for i in written[0, start:].tolist()], [[tokenizer.decode([i]) for i in r] for r in liked]
+
+        def said(ids: list[int]) -> list[str]:
+            return ["(end)" if each == tokenizer.eos_token_id else tokenizer.decode([each]) for each in ids]
+
+        return said(written[0, start:].tolist()), [said(ids) for ids in liked]
 
     def _prompt_settings(self) -> dict[str, Any]:
         """How the search prompted the models: the `data` part of its settings, for the test split."""

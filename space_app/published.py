@@ -227,6 +227,12 @@ class Published:
         ]
 
     @property
+    def context(self) -> int:
+        """The tokens that the model reads, its answer included; 0 where its configuration does not say it."""
+        count = (mapping(self.config.get("text_config")) or self.config).get("max_position_embeddings")
+        return count if isinstance(count, int) and count > 1 else 0
+
+    @property
     def _examples(self) -> list[dict[str, Any]]:
         found = [mapping(item) for item in listing(self.study.get("examples"))]
         found = [item for item in found if isinstance(item.get("prompt"), str) and isinstance(item.get("answer"), str)]

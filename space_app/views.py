@@ -34,6 +34,7 @@ NO_PATH = (
 NO_STUDY = "The repository has no record of a search: the recipe was written by hand, or the record was not published."
 
 
+_MOST_CAPTION = 200  # characters of a prompt
 UNASKED = Card("the evolved model", "evolved", state="", note="press Ask for its answer")
 
 
@@ -47,11 +48,12 @@ def share(link: str) -> str:
     return f'<a class="ev-share" href="{escape(link)}" target="_blank" rel="noopener">Link to this edit</a>' if link else ""
 
 
-def lens_view(published: Published, written: Sequence[str], liked: Sequence[Sequence[str]]) -> str:
+def lens_view(published: Published, prompt: str, written: Sequence[str], liked: Sequence[Sequence[str]]) -> str:
     """What the model would write after each hop, as a table; what it ends with stands out.
 
     Args:
         published: The model.
+        prompt: What it answers.
         written: The tokens of its answer.
         liked: For each hop, the token that the head likes best in place of each of them.
     """
@@ -66,8 +68,10 @@ def lens_view(published: Published, written: Sequence[str], liked: Sequence[Sequ
         )
         rows.append(f'<tr><th scope="row">{at + 1}: {escape(name)}</th>{cells}</tr>')
     step = "hop" if published.path else "layer"
-    caption = (
-        f"What the model would write if it ended after this {step}; bold and green where its answer has the same token there"
+    asked = prompt if len(prompt) <= _MOST_CAPTION else f"{prompt[:_MOST_CAPTION]} …"
+    caption = escape(
+        f"What the model would write to “{asked}” if it ended after this {step}; bold and green where its answer has the same "
+        "token there, (end) is the end of the answer"
     )
     return (
         f'<div class="ev-scroll" tabindex="0" role="region" aria-label="{caption}"><table class="ev-table ev-lens">'

@@ -253,6 +253,7 @@ def test_pictures_answer_to_mouse_keyboard_and_finger(visit: Callable[..., Any],
     page.click("#ev-look")
     rows = page.locator("#ev-lens tbody tr")
     expect(rows).to_have_count(len(served.show.published.path))
+    expect(page.locator("#ev-lens caption")).to_contain_text(served.show.published.examples[0].prompt)
     expect(rows.last.locator("td:not(.ev-same)")).to_have_count(0)
     _tab(page, "Change it")
     page.locator("#ev-edit svg:visible").focus()
@@ -278,6 +279,7 @@ def test_answers_are_there_before_the_first_click(visit: Callable[..., Any], ser
         known = page.locator("#ev-answers .ev-known")
         expect(known).to_have_count(4)
         expect(known.first).to_contain_text("answered in advance")
+        expect(page.locator("#ev-tokens input[type=range]")).to_have_attribute("max", "47")
         for what in ("#ev-ask", "#ev-answers .ev-known >> nth=0"):
             box = page.locator(what).bounding_box()
             assert box["y"] + box["height"] <= size["height"], what

@@ -12,7 +12,7 @@ import pytest
 from edits import Route
 from hops import terms
 from published import Parent, Published
-from showcase import Edit
+from showcase import Edit, Showcase
 from texts import SpaceError
 
 from hf_evomerge.recipes.layer_path import LayerPath
@@ -145,6 +145,22 @@ def test_a_path_may_be_written_in_ranges() -> None:
     assert way.hops == ("0:0", "0:1", "0:2", "1:3", "1:2", "1:3", "1:2", "0:1*0.5 + 1:1*0.5")
     with pytest.raises(SpaceError, match="here it may have 512"):
         edits.route(["0:0-99999999 x99999"])
+
+
+@pytest.mark.parametrize("value", [99.0, -3.0, None])
+def test_a_weight_out_of_range_is_explained(value: float | None) -> None:
+    """A number that no weight is multiplied by, or none, is one line, and nothing else changes."""
+    from actions import Actions
+    from models import Host
+
+    show = Showcase("")
+    show.published = Published("m", "m", parents=(Parent("a", "a"), Parent("b", "b")))
+    show.host = Host(show.published)
+    show.known.set()
+    factors = (("layer 1", (0.5, 2.0)),)
+    kept, said, _, count = Actions(show).mix(mixing.ALL, factors, 4, 1.0, value, 1.0, 1.0)
+    assert (kept, count) == (factors, 4)
+    assert "a number from 0 to 3." in said
 
 
 BAD_LINKS = [

@@ -125,6 +125,7 @@ def test_a_path_that_cannot_be_read_is_left_out_and_said(broken: Callable[..., P
     parquet.write_table(table.set_column(column, "path", pa.array([[str(hop)]] * len(table))), folder / "trials.parquet")
     found = published.read(str(folder))
     assert found.path == ()
+    assert found.context == 48
     assert "The path in config.json cannot be read and is left out." in found.notes
     assert [trial.path for trial in found.trials] == [()] * 12
     for view in (views.heading, views.path_view, views.fitness_view, views.commands):
