@@ -216,21 +216,21 @@ def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any], served: S
 
 
 def test_the_replay_walks_through_the_generations(visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replay goes from the first generation to the last; the slider shows any of them with its best path."""
+    """It opens on the published model, and replay goes from the first generation to the last; the slider shows any of them."""
     import actions
 
     monkeypatch.setattr(actions, "FRAME_SECONDS", 1.5)  # a busy browser draws two frames at once
     page = visit()
     _tab(page, "Evolution")
     best = page.locator("#ev-best")
-    best.locator("text=Best of generation 2").wait_for()
+    best.locator("text=The published model").wait_for()
     page.click("#ev-play")
-    best.locator("text=Best of generation 0").wait_for()
-    best.locator("text=Best of generation 2").wait_for()
+    best.locator("text=/generation 0:/").wait_for()
+    best.locator("text=/generation 2:/").wait_for()
     slider = page.locator("#ev-generation input[type=range]")
     slider.focus()
     slider.press("ArrowLeft")
-    best.locator("text=Best of generation 1").wait_for()
+    best.locator("text=/generation 1:/").wait_for()
     expect(page.locator("#ev-spread svg:visible")).to_have_attribute("aria-label", re.compile("generation 1 is marked"))
     expect(best.locator("svg:visible .ev-hop").first).to_be_visible()
 
@@ -397,9 +397,10 @@ def test_the_page_opens_while_the_queue_is_full(visit: Callable[..., Any], serve
     page.click("#ev-repeat")
     page.wait_for_selector("#ev-said .ev-error >> text=Too many are waiting")
     _tab(page, "Evolution")
-    page.locator("#ev-best >> text=Best of generation 2").wait_for()
-    page.locator("#ev-generation input[type=range]").press("ArrowLeft")
-    page.locator("#ev-best >> text=Best of generation 1").wait_for()
+    page.locator("#ev-best >> text=The published model").wait_for()
+    for key in ("End", "ArrowLeft"):
+        page.locator("#ev-generation input[type=range]").press(key)
+    page.locator("#ev-best >> text=/generation 1:/").wait_for()
 
 
 def test_a_new_question_ends_the_old_one(visit: Callable[..., Any], served: Served, slow: list[float]) -> None:
