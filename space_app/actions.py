@@ -158,7 +158,7 @@ class Actions:
         found = [round(value, 3) for value in given if value is not None and 0 <= value <= mixing.MAX_FACTOR]
         if len(found) < len(given):
             wrong = f"A weight is multiplied by a number from 0 to {mixing.MAX_FACTOR:g}."
-            return [factors, message(wrong, "error"), gr.skip(), count]
+            return [factors, message(wrong, "error"), *self.mixed(factors)[1:], count]
         now = mixing.with_factors(factors, group, found)
         return [now, *self.mixed(now), count + 1]
 

@@ -466,6 +466,8 @@ def test_other_models_have_their_page(
     page.wait_for_selector("#ev-path .ev-cell:visible")
     _tab(page, "Change it")
     expect(page.locator("#ev-drop")).to_be_hidden()
+    page.locator("#ev-part-0 input[type=number]").fill("99")
+    page.wait_for_selector("#ev-said .ev-error >> text=from 0 to 3")
     page.locator("#ev-part-0 input[type=number]").fill("0")
     page.wait_for_selector("#ev-said >> text=a \N{MULTIPLICATION SIGN} 0")
     page.wait_for_selector("#ev-answers2 .ev-done:nth-child(2)")

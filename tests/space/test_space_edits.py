@@ -158,8 +158,8 @@ def test_a_weight_out_of_range_is_explained(value: float | None) -> None:
     show.host = Host(show.published)
     show.known.set()
     factors = (("layer 1", (0.5, 2.0)),)
-    kept, said, _, count = Actions(show).mix(mixing.ALL, factors, 4, 1.0, value, 1.0, 1.0)
-    assert (kept, count) == (factors, 4)
+    kept, said, *rest = Actions(show).mix(mixing.ALL, factors, 4, 1.0, value, 1.0, 1.0)
+    assert [kept, *rest] == [factors, *Actions(show).mixed(factors)[1:], 4]
     assert "a number from 0 to 3." in said
 
 
