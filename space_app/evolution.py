@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -136,7 +137,8 @@ def winner(published: Published) -> Trial | None:
 
 def _merge(recipe: str) -> str:
     """What of a recipe's text says how the weights are made: not what the sources are called."""
-    return recipe.partition("\nmerge:")[2].strip()
+    found = re.search(r"^merge:((?:\n[ -].*)*)", recipe, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def opening(published: Published, stage: str) -> int:

@@ -399,7 +399,9 @@ def test_the_replay_opens_on_the_published_model(path: tuple[str, ...]) -> None:
     stage = "dfs" if path else "ps"
     config = {"model_type": "evo_merged", "path": list(path), "scales": [1.0, 5.0]}
     study = {"splits": {"validation": 9}, "results": {"rows": [{"stage": stage, "winner": True}]}}
-    shown = Published("m", "m", config=config, recipe_text=recipe(5, "user/a"), study=study, trials=tuple(trials))
+    shown = Published(
+        "m", "m", config=config, recipe_text=recipe(5, "user/a") + "built:\n  tensors: 3\n", study=study, trials=tuple(trials)
+    )
     found = winner(shown)
     assert found is not None
     assert (found.stage, found.number) == (stage, 5)
