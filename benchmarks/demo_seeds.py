@@ -20,7 +20,7 @@ import torch
 from hf_evomerge.demo.quickstart import run_demo
 from hf_evomerge.demo.sight import add_sight
 from hf_evomerge.demo.train import family, save
-from hf_evomerge.search.rows import Row, plus_minus
+from hf_evomerge.search.results.table import Row, plus_minus
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import torch
 
 from hf_evomerge import Example, FunctionTask, Recipe, SearchConfig, Study, run_search
 from hf_evomerge.fitness import draw
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
 
 HALVES = {"low": (0, 1, 2, 3, 4), "high": (5, 6, 7, 8, 9)}
 SIGMA_DATA, SIGMA_MIN, SIGMA_MAX = 0.5, 0.02, 10.0

@@ -93,9 +93,9 @@ def child(arguments: argparse.Namespace, name: str, checkpointing: bool) -> dict
     import numpy as np
 
     from hf_evomerge.fitness import Example
-    from hf_evomerge.search.config import SearchConfig
-    from hf_evomerge.search.evaluator import Evaluator
-    from hf_evomerge.search.spaces import make_space
+    from hf_evomerge.search.evaluation.evaluator import Evaluator
+    from hf_evomerge.search.file.config import SearchConfig
+    from hf_evomerge.search.spaces.space import make_space
 
     rng = random.Random(0)
     examples = [

@@ -22,7 +22,7 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.demo.quickstart import SPECIALISTS, demo_config, write_problems
 from hf_evomerge.fitness import DataSpec, LmEvalSpec
 from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
 
 DOCUMENTS, FEW_SHOT = 40, 0  # the specialists have no room for more
 KINDS = {

@@ -26,10 +26,10 @@ from report import write_into
 
 from hf_evomerge.demo.language import problems
 from hf_evomerge.demo.quickstart import SPECIALISTS
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.nsga import ParetoOptimizer, hypervolume
-from hf_evomerge.search.optimizer import Start
-from hf_evomerge.search.results import Result
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.optimizers.ask_tell import Start
+from hf_evomerge.search.optimizers.nsga import ParetoOptimizer, hypervolume
+from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.run import run_search
 
 NUMBERS, POPULATION, GENERATIONS, SEEDS = 30, 100, 200, (1, 2, 3)

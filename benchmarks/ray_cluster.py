@@ -37,11 +37,11 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.callbacks import SearchCallback
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.runner import Job, LocalRunner, ProcessRunner, Runner
-from hf_evomerge.search.study import Study, Trial
+from hf_evomerge.search.runners.runner import Job, LocalRunner, ProcessRunner, Runner
+from hf_evomerge.search.study.study import Study, Trial
 
 CHOSEN = os.environ.get("SEARCHES", "*")  # which of them are compared, such as *gradient
 BIN = Path(sys.executable).parent
@@ -197,7 +197,7 @@ class Nothing:
 def overhead(work: Path) -> None:
     """Milliseconds of a trial that only writes its merge into the demo's model and scores nothing."""
     from hf_evomerge.checkpoints.digests import digest_source
-    from hf_evomerge.search.cluster import RayRunner
+    from hf_evomerge.search.runners.cluster import RayRunner
 
     config = searches(work)["ps, evolution"]
     examples = {"search": Evaluator(config).examples("search")}

@@ -41,9 +41,9 @@ def child(models: Path, name: str) -> dict[str, Any]:
     """Run one search, and give the bytes of each phase: predicted, private and resident."""
     from hf_evomerge import SearchCallback, SearchConfig, run_search
     from hf_evomerge.fitness import Example
-    from hf_evomerge.search.evaluator import Evaluator
-    from hf_evomerge.search.limits import own_memory
-    from hf_evomerge.search.memory import PROCESS, memory_of_models
+    from hf_evomerge.search.evaluation.evaluator import Evaluator
+    from hf_evomerge.search.evaluation.memory import PROCESS, memory_of_models
+    from hf_evomerge.search.runners.limits import own_memory
 
     sources = {"sources": [{"model": str(models / each)} for each in "ab"], "base": {"model": str(models / "base")}}
     task = {"fitness": {"task": "likelihood", "separator": " "}, "baselines": [], "finalists": 1}

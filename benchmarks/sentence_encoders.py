@@ -28,8 +28,8 @@ from transformers import AutoModel, AutoTokenizer
 from hf_evomerge.fitness import compare, parse_task
 from hf_evomerge.recipes.recipe import MergePart
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
 
 NOUNS = """dog Hund perro, bird Vogel pájaro, man Mann hombre, teacher Lehrer profesor, king König rey, baker Bäcker panadero,

@@ -24,15 +24,15 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.plots.style import DPI, GREY, look, project_style, save
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.limits import Limit, Limits
-from hf_evomerge.search.opened import SourceSummary
-from hf_evomerge.search.runner import Job, PoolRunner
-from hf_evomerge.search.sections import LimitsConfig
-from hf_evomerge.search.spaces import make_space
+from hf_evomerge.search.evaluation.source_pool import SourceSummary
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.file.sections import LimitsConfig
+from hf_evomerge.search.runners.limits import Limit, Limits
+from hf_evomerge.search.runners.runner import Job, PoolRunner
+from hf_evomerge.search.runners.workers import MachineLostError
+from hf_evomerge.search.spaces.space import make_space
 from hf_evomerge.search.stage import StageRun
-from hf_evomerge.search.study import Study
-from hf_evomerge.search.workers import MachineLostError
+from hf_evomerge.search.study.study import Study
 
 SECONDS = 60.0  # what a candidate takes that runs through as many layers as a parent has
 LAYERS = 24

@@ -36,10 +36,10 @@ from report import write_into
 from hf_evomerge.fitness import Example, Scores, compare
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import FlowPart, Recipe
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.study.study import Study
 
 LONGEST, SEARCH, TEST, FEW = 160, 32, 100, 32
 COUNTS = (2, 4, 6)

@@ -19,10 +19,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does 
 
 from hf_evomerge.demo.quickstart import SIZES, SPECIALISTS, demo_config, write_problems
 from hf_evomerge.search.callbacks import Progress, SearchCallback
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.study.study import Study
 
 ROUNDS = 3
 

@@ -33,8 +33,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_evomerge.recipes.recipe import MergePart, Recipe
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
 
 SIDE = 16

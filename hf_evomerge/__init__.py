@@ -47,13 +47,13 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .recipes.recipe import SourceRef as SourceRef
     from .routing.pool import LayerPool as LayerPool
     from .search.callbacks import SearchCallback as SearchCallback
-    from .search.config import SearchConfig as SearchConfig
-    from .search.evaluation import evaluate_model as evaluate_model
+    from .search.file.config import SearchConfig as SearchConfig
     from .search.plan import plan_search as plan_search
     from .search.run import resume_search as resume_search
     from .search.run import run_search as run_search
-    from .search.study import Study as Study
-    from .search.study import Trial as Trial
+    from .search.score_model import evaluate_model as evaluate_model
+    from .search.study.study import Study as Study
+    from .search.study.study import Trial as Trial
 
 __version__ = "0.1.0"
 
@@ -78,11 +78,11 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "recipes.recipe": ("FlowPart", "MergePart", "Recipe", "SourceRef"),
     "routing.pool": ("LayerPool",),
     "search.callbacks": ("SearchCallback",),
-    "search.config": ("SearchConfig",),
-    "search.evaluation": ("evaluate_model",),
+    "search.file.config": ("SearchConfig",),
     "search.plan": ("plan_search",),
     "search.run": ("resume_search", "run_search"),
-    "search.study": ("Study", "Trial"),
+    "search.score_model": ("evaluate_model",),
+    "search.study.study": ("Study", "Trial"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -14,7 +14,7 @@ import pytest
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.file.config import SearchConfig
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does it: tests run beside each other
 

@@ -335,7 +335,7 @@ def test_a_study_of_another_search_is_one_line(search_settings: Settings, search
 
 def test_an_interrupt_keeps_what_is_done(search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C ends with status 130 and one line with the command that goes on, and the search can be resumed."""
-    from hf_evomerge.search.study import Study
+    from hf_evomerge.search.study.study import Study
 
     def interrupted(self: Study, trial: Any) -> None:
         raise KeyboardInterrupt
@@ -372,7 +372,7 @@ def test_methods() -> None:
 
 def test_the_command_line_and_python_agree(search_file: Path, tmp_path: Path) -> None:
     """The command line finds the recipe that the Python function finds, and builds what the recipe builds."""
-    from hf_evomerge.search.config import SearchConfig
+    from hf_evomerge.search.file.config import SearchConfig
 
     assert _invoke("search", search_file, "--out", tmp_path / "shell", "--workers", 0).exit_code == 0
     result = run_search(SearchConfig.load(search_file), tmp_path / "python", build=False)

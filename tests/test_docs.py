@@ -13,10 +13,10 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.merging.table import methods_table
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import parse_yaml
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.flow_space import FlowSpace
-from hf_evomerge.search.parameter_space import ParameterSpace
-from hf_evomerge.search.sections import FlowSpaceConfig, LimitsConfig, OptimizerConfig, ParameterSpaceConfig
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.file.sections import FlowSpaceConfig, LimitsConfig, OptimizerConfig, ParameterSpaceConfig
+from hf_evomerge.search.spaces.flow import FlowSpace
+from hf_evomerge.search.spaces.parameter import ParameterSpace
 
 ROOT = Path(__file__).parents[1]
 SKILL = "skills/hf-evomerge/SKILL.md"

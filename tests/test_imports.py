@@ -30,14 +30,16 @@ ALLOWED: dict[str, set[str]] = {
 }
 UPPER = ["search", "hub", "cli", "demo"]  # each is kept out of everything in ALLOWED
 FORBIDDEN: dict[str, set[str]] = {"search": {"hub", "cli", "demo"}, "hub": {"cli", "demo"}}
-DOORS = {"search/study.py": "hf_evomerge.hub.push"}  # `Study.push` is how Python users publish; nothing below depends on it
+DOORS = {
+    "search/study/study.py": "hf_evomerge.hub.push"
+}  # `Study.push` is how Python users publish; nothing below depends on it
 LIGHT = ["hf_evomerge", "hf_evomerge.recipes.recipe", "hf_evomerge.recipes.layer_path", "hf_evomerge.merging.registry"]
-LIGHT += ["hf_evomerge.merging", "hf_evomerge.fitness", "hf_evomerge.routing.layout", "hf_evomerge.search.config"]
+LIGHT += ["hf_evomerge.merging", "hf_evomerge.fitness", "hf_evomerge.routing.layout", "hf_evomerge.search.file.config"]
 LIGHT += [
-    "hf_evomerge.search.spaces",
-    "hf_evomerge.search.study",
+    "hf_evomerge.search.spaces.space",
+    "hf_evomerge.search.study.study",
     "hf_evomerge.search.loop",
-    "hf_evomerge.search.results",
+    "hf_evomerge.search.results.result",
     "hf_evomerge.plots",
 ]
 

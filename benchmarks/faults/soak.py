@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from hf_evomerge.search.callbacks import Progress, SearchCallback
-from hf_evomerge.search.limits import own_memory
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.runners.limits import own_memory
+from hf_evomerge.search.study.study import Study
 
 from .bench import Bench, Rows, search_of
 

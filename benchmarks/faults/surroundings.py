@@ -115,7 +115,7 @@ def on_a_hub(tiny: str, scratch: str, after: str) -> None:
 
         from hf_evomerge.search.callbacks import Progress, SearchCallback
         from hf_evomerge.search.run import run_search
-        from hf_evomerge.search.study import Study
+        from hf_evomerge.search.study.study import Study
 
         from .bench import Bench, search_of
 

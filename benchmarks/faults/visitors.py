@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_evomerge.hub.record import write_record
-from hf_evomerge.search.limits import own_memory
 from hf_evomerge.search.run import run_search
+from hf_evomerge.search.runners.limits import own_memory
 
 from .bench import Bench, Rows, search_of
 

@@ -14,7 +14,7 @@ from hf_evomerge import Example, Recipe, Scores, SearchConfig, SourceRef
 from hf_evomerge.demo.language import TextKind, problems, write
 from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.fitness import make_task
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
 
 SEARCH, HELD_OUT, OWN = 128, 500, 200
 COSTS = (25, 50, 75, 100, 150, 200, 300, 400, 600)

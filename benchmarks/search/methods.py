@@ -18,7 +18,7 @@ from lab import Lab
 from hf_evomerge import MergePart, Recipe, SourceRef, Study, run_search
 from hf_evomerge.fitness import make_task
 from hf_evomerge.search.finetune import STEP_COST, Lora, fine_tune
-from hf_evomerge.search.spaces import make_space, uniform_average
+from hf_evomerge.search.spaces.space import make_space, uniform_average
 
 
 @dataclass(frozen=True)

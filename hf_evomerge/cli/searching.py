@@ -31,8 +31,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..search.config import SearchConfig
-    from ..search.results import Result
+    from ..search.file.config import SearchConfig
+    from ..search.results.result import Result
 
 EXISTS = "exists already; choose another name with --out, or move it away"
 
@@ -59,7 +59,7 @@ def init(
     with one_line_errors():
         if out.exists():
             raise EvoMergeError(f"{out}: {EXISTS}")
-        from ..search.draft import draft_search
+        from ..search.file.scaffold import draft_search
 
         quiet()
         draft = draft_search(sources, data, base=base, device=_device())
@@ -132,7 +132,7 @@ def choose(
     with one_line_errors():
         from ..search.choice_page import choice_page
         from ..search.choosing import Chooser
-        from ..search.config import SearchConfig
+        from ..search.file.config import SearchConfig
 
         quiet()
         page = choice_page(Chooser(SearchConfig.load(file), out))
@@ -172,7 +172,7 @@ def search(
     - `hf-evomerge search search.yaml --out my-search --push-to me/my-merge --space`
     """
     with one_line_errors(again=True):
-        from ..search.config import SearchConfig
+        from ..search.file.config import SearchConfig
 
         quiet()
         config = SearchConfig.load(str(file))
@@ -291,7 +291,7 @@ def check(
     - `hf-evomerge check my-search --salvage`
     """
     with one_line_errors():
-        from ..search.salvage import check_study, salvage_study
+        from ..search.study.salvage import check_study, salvage_study
 
         if same_sources and not salvage:
             raise EvoMergeError("--same-sources is for --salvage; add it")
@@ -332,10 +332,10 @@ def evaluate(
     """
     with one_line_errors():
         from ..checkpoints.model_folder import named_folder
-        from ..search.config import SearchConfig
-        from ..search.evaluation import evaluate_model
+        from ..search.file.config import SearchConfig
         from ..search.folder import built_model, settings_in
-        from ..search.study_file import STUDY_FILE
+        from ..search.score_model import evaluate_model
+        from ..search.study.database import STUDY_FILE
 
         quiet()
         folder = named_folder(model)
@@ -368,9 +368,9 @@ def show(
     - `hf-evomerge show my-search --answers 3`
     """
     with one_line_errors():
-        from ..search.answers import describe_answers
-        from ..search.show import describe_model, describe_study
-        from ..search.study_file import STUDY_FILE
+        from ..search.results.answers import describe_answers
+        from ..search.results.show import describe_model, describe_study
+        from ..search.study.database import STUDY_FILE
 
         is_study = (folder / STUDY_FILE).exists()
         if answers and not is_study:
@@ -404,8 +404,8 @@ def export(
     - `hf-evomerge export my-search --optuna sqlite:///trials.db`
     """
     with one_line_errors():
-        from ..search.answers import export_answers
-        from ..search.export import check_new, export_csv, export_optuna, export_parquet
+        from ..search.results.answers import export_answers
+        from ..search.results.export import check_new, export_csv, export_optuna, export_parquet
 
         if csv is None and parquet is None and answers is None and pictures is None and optuna is None:
             raise EvoMergeError(
@@ -426,7 +426,7 @@ def export(
         for file, write, what in wanted:
             typer.echo(f"{file}: {write(study, file)} {what}")
         if pictures is not None:
-            from ..search.pictures import export_pictures
+            from ..search.results.plots import export_pictures
 
             typer.echo(f"{pictures}: {', '.join(export_pictures(study, pictures))}")
         if optuna is not None:

@@ -20,11 +20,11 @@ import typer
 
 from ..errors import EvoMergeError
 from ..local_hub import LocalHub
-from ..search.config import SearchConfig
 from ..search.display import LiveTable
-from ..search.evaluator import Evaluator
-from ..search.results import Result
-from ..search.rows import Row, rows_table
+from ..search.evaluation.evaluator import Evaluator
+from ..search.file.config import SearchConfig
+from ..search.results.result import Result
+from ..search.results.table import Row, rows_table
 from ..search.run import run_search
 from .language import problems
 

@@ -25,7 +25,7 @@ from ..checkpoints.source import Source
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from ..search.folder import MODEL_FOLDER
-from ..search.study_file import STUDY_FILE
+from ..search.study.database import STUDY_FILE
 from .card import CardFacts, check_metadata, read_json, render_card
 from .client import ask, has_token
 from .commit import Content

@@ -18,12 +18,12 @@ from ..checkpoints.model_folder import named_folder
 from ..errors import EvoMergeError, SearchError
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import Recipe, SourceRef
-from ..search.config import STAGES, SearchConfig
+from ..search.file.config import STAGES, SearchConfig
+from ..search.file.objectives import FITNESS, TAKEN, columns, units, values
 from ..search.folder import PLOTS_FOLDER, RESULTS_FILE, about_of
-from ..search.objectives import FITNESS, TAKEN, columns, units, values
-from ..search.pictures import parent_levels, parent_scores
-from ..search.places import settings_of
-from ..search.study import Study, Trial
+from ..search.results.plots import parent_levels, parent_scores
+from ..search.study.paths import settings_of
+from ..search.study.study import Study, Trial
 
 if TYPE_CHECKING:
     from ..fitness.data import Example

@@ -15,7 +15,7 @@ from ..checkpoints.pipeline import INDEX
 from ..errors import EvoMergeError, HubError
 from ..fitness import chat_process
 from ..recipes import limited_yaml
-from ..search.study_file import STUDY_FILE
+from ..search.study.database import STUDY_FILE
 from .bundled import bundled
 from .client import ask, bounded, default_api
 from .commit import Commit, Content, Target, commit_files

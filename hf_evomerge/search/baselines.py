@@ -17,7 +17,7 @@ from ..recipes.recipe import MergePart, Recipe, SourceRef
 from .finetune import Lora, fine_tune
 
 if TYPE_CHECKING:
-    from .evaluator import Evaluator
+    from .evaluation.evaluator import Evaluator
 
 RATES = (2e-4, 1e-3, 5e-3)
 FOLDER = "baselines"

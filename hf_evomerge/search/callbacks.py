@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .config import SearchConfig, Stage
-from .study import Study, Trial
+from .file.config import SearchConfig, Stage
+from .study.study import Study, Trial
 
 if TYPE_CHECKING:
-    from .results import Result
+    from .results.result import Result
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from ..checkpoints.unchanged import twins
 from ..errors import EvoMergeError, FitnessError, SearchError, one_line
 from ..fitness import check_disjoint
 from ..recipes.recipe import Recipe
-from .config import RETAINED, SPLITS, SearchConfig, Stage
-from .devices import check_device, devices_of, places_of
-from .evaluator import Evaluator
-from .limits import check_memory_limit
-from .nsga import check_installed
-from .objectives import engines, only_task_objectives
-from .optimizer import Start
-from .parameter_space import ParameterSpace
-from .sections import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
-from .spaces import Space, make_space, uniform_average
-from .sweep import sweep_cost
+from .evaluation.devices import check_device, devices_of, places_of
+from .evaluation.evaluator import Evaluator
+from .file.config import RETAINED, SPLITS, SearchConfig, Stage
+from .file.objectives import engines, only_task_objectives
+from .file.sections import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
+from .optimizers.ask_tell import Start
+from .optimizers.nsga import check_installed
+from .optimizers.sweep import sweep_cost
+from .runners.limits import check_memory_limit
+from .spaces.parameter import ParameterSpace
+from .spaces.space import Space, make_space, uniform_average
 from .trackers import TRACKERS
 
 _HEARD = {"gradient": {"batch"}, "sweep": {"batch"}, "random": {"population"}, "nsga2": {"population"}}

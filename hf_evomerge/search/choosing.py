@@ -17,15 +17,15 @@ from ..errors import SearchError
 from ..fitness import ChoiceTask, Scores
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from .checks import check_search
-from .config import SearchConfig
-from .evaluator import Evaluator
+from .evaluation.evaluator import Evaluator
+from .evaluation.provenance import check_same_grounds, pin
+from .file.config import SearchConfig
 from .folder import MODEL_FOLDER, build_winner, known_pins, open_study
-from .grounds import check_same_grounds, pin
-from .places import rooted
-from .runner import Job
-from .spaces import make_space
+from .runners.runner import Job
+from .spaces.space import make_space
 from .stage import StageRun
-from .study import Study
+from .study.paths import rooted
+from .study.study import Study
 
 CHOSEN_FOLDER = "chosen"
 MOST = 16  # pictures of a candidate

@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from .callbacks import Progress, SearchCallback
-from .config import STAGES
+from .file.config import STAGES
 
 if TYPE_CHECKING:
-    from .config import SearchConfig
-    from .study import Study
+    from .file.config import SearchConfig
+    from .study.study import Study
 
 PHASES: dict[str, str] = {
     "parents": "parents",

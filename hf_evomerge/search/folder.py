@@ -14,14 +14,14 @@ from ..checkpoints.hashes import file_sha256
 from ..checkpoints.model_folder import check_place, named_folder
 from ..errors import EvoMergeError, SearchError, one_line
 from ..recipes.recipe import RECIPE_FILE, Recipe
-from .config import SearchConfig
-from .front import picked
-from .grounds import Pins, pin
-from .objectives import engines
-from .places import NOTE, new_places, renamed, replaced, rooted, settings_from, settings_of
-from .results import Result
-from .study import Study
-from .study_file import STUDY_FILE
+from .evaluation.provenance import Pins, pin
+from .file.config import SearchConfig
+from .file.objectives import engines
+from .results.front import picked
+from .results.result import Result
+from .study.database import STUDY_FILE
+from .study.paths import NOTE, new_places, renamed, replaced, rooted, settings_from, settings_of
+from .study.study import Study
 
 SEARCH_FILE = "search.yaml"
 RESULTS_FILE = "results.json"

@@ -15,18 +15,18 @@ from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe, SourceRef
 from .baselines import Tune
 from .callbacks import Progress, SearchCallback
-from .config import RETAINED, SearchConfig, Stage
-from .front import finalists, front, judged, volumes
-from .nsga import knee, non_dominated
-from .objectives import FITNESS, units, vector
-from .opened import SourceSummary
-from .results import Result
-from .rows import Row
-from .runner import Job, Runner
-from .spaces import make_space, uniform_average
+from .evaluation.source_pool import SourceSummary
+from .file.config import RETAINED, SearchConfig, Stage
+from .file.objectives import FITNESS, units, vector
+from .optimizers.nsga import knee, non_dominated
+from .results.front import finalists, front, judged, volumes
+from .results.result import Result
+from .results.table import Row
+from .results.verdict import about_parents
+from .runners.runner import Job, Runner
+from .spaces.space import make_space, uniform_average
 from .stage import StageRun
-from .study import Study
-from .verdict import about_parents
+from .study.study import Study
 
 logger = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from ..fitness.scores import Scores
 from ..fitness.writing import WritingSpec
 from .baselines import RATES
 from .checks import check_search
-from .config import RETAINED, SearchConfig, Stage
-from .descent import FULL_SCORES
-from .devices import check_device, device_memory, devices_of, places_of
-from .evaluator import Batch, Evaluator
-from .memory import PROCESS, default_workers, device_shares, memory_of_models
-from .opened import Target
-from .optimizer import GROWTH, Start, Vector, default_population
-from .spaces import Space, make_space
-from .sweep import sweep_cost
+from .evaluation.devices import check_device, device_memory, devices_of, places_of
+from .evaluation.evaluator import Batch, Evaluator
+from .evaluation.memory import PROCESS, default_workers, device_shares, memory_of_models
+from .evaluation.source_pool import Target
+from .file.config import RETAINED, SearchConfig, Stage
+from .optimizers.ask_tell import GROWTH, Start, Vector, default_population
+from .optimizers.descent import FULL_SCORES
+from .optimizers.sweep import sweep_cost
+from .spaces.space import Space, make_space
 
 _FEW = 16  # examples, below which a score says little
 

@@ -15,24 +15,24 @@ from ..fitness import Example, Task
 from .baselines import FOLDER, tuned_models
 from .callbacks import Patience, SearchCallback
 from .checks import check_search
-from .cluster import RayRunner, require_ray
-from .config import SearchConfig
-from .devices import admit, device_kind, devices_of, places_of
-from .evaluator import Evaluator
-from .fitting import FittedRunner, largest_batch
+from .evaluation.devices import admit, device_kind, devices_of, places_of
+from .evaluation.evaluator import Evaluator
+from .evaluation.memory import default_workers, memory_of_models
+from .evaluation.provenance import check_same_grounds, files, pin
+from .file.config import SearchConfig
+from .file.sections import LimitsConfig
 from .folder import PLOTS_FOLDER, about_of, build_winner, edits, known_pins, open_study, save_results
-from .grounds import check_same_grounds, files, pin
-from .limits import Limits
 from .loop import Search
-from .memory import default_workers, memory_of_models
-from .pictures import draw_pictures
-from .places import rooted, settings_of
-from .results import Result
-from .runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
-from .salvage import check_whole
-from .sections import LimitsConfig
-from .study import Study
-from .study_file import STUDY_FILE
+from .results.plots import draw_pictures
+from .results.result import Result
+from .runners.batch_size import FittedRunner, largest_batch
+from .runners.cluster import RayRunner, require_ray
+from .runners.limits import Limits
+from .runners.runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
+from .study.database import STUDY_FILE
+from .study.paths import rooted, settings_of
+from .study.salvage import check_whole
+from .study.study import Study
 from .trackers import TRACKERS
 
 logger = logging.getLogger(__name__)

@@ -19,17 +19,17 @@ from ..errors import EvoMergeError, SearchError
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe
 from .callbacks import Generation, Progress, SearchCallback
-from .config import SearchConfig, Stage
-from .descent import GradientOptimizer
-from .evaluator import Batch
-from .nsga import ParetoOptimizer
-from .objectives import vector
-from .optimizer import Asked, Optimizer, Start, Vector
-from .runner import Job, Runner, run_in_parts
-from .slopes import Slopes
-from .spaces import Space
-from .study import Study, Trial
-from .sweep import sweep_over
+from .evaluation.evaluator import Batch
+from .evaluation.gradients import Slopes
+from .file.config import SearchConfig, Stage
+from .file.objectives import vector
+from .optimizers.ask_tell import Asked, Optimizer, Start, Vector
+from .optimizers.descent import GradientOptimizer
+from .optimizers.nsga import ParetoOptimizer
+from .optimizers.sweep import sweep_over
+from .runners.runner import Job, Runner, run_in_parts
+from .spaces.space import Space
+from .study.study import Study, Trial
 
 logger = logging.getLogger(__name__)
 

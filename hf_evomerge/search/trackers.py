@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SearchError
 from .callbacks import Generation, SearchCallback
-from .config import SearchConfig
-from .study import Study
+from .file.config import SearchConfig
+from .study.study import Study
 
 if TYPE_CHECKING:
-    from .results import Result
+    from .results.result import Result
 
 PLOTS = "plots"
 LOGS = "runs"  # of TensorBoard, in the search's folder

@@ -25,9 +25,9 @@ from hf_evomerge.errors import RecipeError, SearchError, SourceError
 from hf_evomerge.mergekit import to_mergekit
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import parse_yaml
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.draft import draft_search
-from hf_evomerge.search.grounds import pin
+from hf_evomerge.search.evaluation.provenance import pin
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.file.scaffold import draft_search
 from hf_evomerge.search.run import run_search
 
 

@@ -200,7 +200,7 @@ def test_a_change_is_rounded_once_to_the_dtype_of_the_result(
 def test_a_search_scores_adapted_sources(search_config: Callable[..., Any], tiny: Path, tmp_path: Path) -> None:
     """In a search an adapted source has the score of the same weights on disk, merged or by itself."""
     from hf_evomerge.recipes.recipe import MergePart
-    from hf_evomerge.search.evaluator import Evaluator
+    from hf_evomerge.search.evaluation.evaluator import Evaluator
 
     adapter = save_adapter(AutoModelForCausalLM.from_pretrained(tiny / "b"), tmp_path / "adapter", r=2, lora_alpha=8)
     ref = SourceRef(model=str(tiny / "b"), adapter=str(adapter))

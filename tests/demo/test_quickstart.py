@@ -16,11 +16,11 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.evaluator import Evaluator
-from hf_evomerge.search.results import Result
-from hf_evomerge.search.rows import Row
-from hf_evomerge.search.runner import LocalRunner
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.results.result import Result
+from hf_evomerge.search.results.table import Row
+from hf_evomerge.search.runners.runner import LocalRunner
+from hf_evomerge.search.study.study import Study
 
 SIZES = {"search": 12, "validation": 12, "test": 32}
 MODELS = ["base: base", "japanese", "maths", "uniform average", "random search", "evolved PS", "evolved DFS", "evolved PS+DFS"]

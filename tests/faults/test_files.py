@@ -28,7 +28,7 @@ from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.mergekit import from_mergekit, to_mergekit
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import dump_yaml, parse_yaml
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.file.config import SearchConfig
 
 CASES = {"yaml": 120, "json": 60, "bytes": 60}  # in a run of the tests, per reader
 SECONDS = float(os.environ.get("EVOMERGE_FUZZ_SECONDS", "0"))

@@ -15,9 +15,9 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.callbacks import Progress
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.study.study import Study
 
 
 class _StoppedError(Exception):

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from hf_evomerge.cli import app
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.study import Study
-from hf_evomerge.search.study_file import STUDY_FILE
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.study.database import STUDY_FILE
+from hf_evomerge.search.study.study import Study
 
 Program = Callable[..., subprocess.Popen[str]]
 SIGNALS = {"INT": (signal.SIGINT, 130), "TERM": (signal.SIGTERM, 143)}

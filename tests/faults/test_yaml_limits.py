@@ -11,7 +11,7 @@ from hf_evomerge.mergekit import from_mergekit, load
 from hf_evomerge.recipes.limited_yaml import MAX_BYTES, MAX_DEPTH, MAX_NODES
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import parse_yaml, read_yaml
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.file.config import SearchConfig
 
 HEAD = "sources: [{model: a}, {model: b}]\n"
 MERGE = "merge: {method: linear}\n"

@@ -20,7 +20,7 @@ from hf_evomerge.fitness.pictures import SeeingTokenizer
 from hf_evomerge.fitness.registry import DifferentiableTask
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
 
 

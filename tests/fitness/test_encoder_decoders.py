@@ -17,8 +17,8 @@ from hf_evomerge.fitness import Example, GenerationTask, load_examples, make_tas
 from hf_evomerge.fitness.pictures import Picture
 from hf_evomerge.recipes.recipe import MergePart, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
 
 PROMPTS = ["one", "two three four five", "six", "four four"]

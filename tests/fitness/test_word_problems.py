@@ -11,7 +11,7 @@ from hf_evomerge.fitness import DataSpec, GenerationTask, load_examples, make_ta
 from hf_evomerge.fitness.generation import is_right
 from hf_evomerge.fitness.word_problems import PAPER_STOPS, WORDS
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.file.config import SearchConfig
 
 # What the paper's scorer was measured with.
 PAPER_PROMPT = (

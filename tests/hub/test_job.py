@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 
 from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.study.study import Study
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "hf_job.py"
 

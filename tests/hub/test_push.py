@@ -21,7 +21,7 @@ from hf_evomerge.hub.push import preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.study.study import Study
 
 LOAD = """
 import json, sys

@@ -14,7 +14,7 @@ from hf_evomerge.hub.push import check_push, preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.study.study import Study
 
 
 def test_a_published_source_must_be_the_one_that_was_merged(plain: Path, tiny: Path, lfs_api: HfApi) -> None:

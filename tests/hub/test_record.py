@@ -13,9 +13,9 @@ from pyarrow import parquet
 
 from hf_evomerge.hub.record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, _without_folders, write_record
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, edits, open_study, settings_in
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.study.study import Study
 
 
 def test_the_record_says_what_the_study_holds(hybrid_search: Path, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_failed_trials_and_unfinished_searches_have_a_record(
 ) -> None:
     """A search without results, with trials that failed, is recorded as it is, and errors name no folder."""
     from hf_evomerge.fitness import Scores
-    from hf_evomerge.search.study import Trial
+    from hf_evomerge.search.study.study import Trial
 
     config: Any = search_config()
     study = Study.create(tmp_path / "study", config.model_dump(mode="json"))

@@ -21,7 +21,7 @@ from hf_evomerge.merging.registry import all_methods
 from hf_evomerge.recipes.limited_yaml import LimitedLoader
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import StrictModel, parse_yaml
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.file.config import SearchConfig
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "hf_evomerge" / "schemas"

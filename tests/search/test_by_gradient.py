@@ -13,12 +13,12 @@ from watch import Watch
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.callbacks import Progress
-from hf_evomerge.search.config import STAGES
-from hf_evomerge.search.evaluation import evaluate_model
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.config import STAGES
+from hf_evomerge.search.results.show import describe_model, describe_study
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.show import describe_model, describe_study
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.score_model import evaluate_model
+from hf_evomerge.search.study.study import Study
 
 
 @pytest.mark.parametrize("name", BY_GRADIENT)

@@ -12,7 +12,7 @@ from watch import Watch
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search.callbacks import Generation, Progress, SearchCallback
-from hf_evomerge.search.study import Study, Trial
+from hf_evomerge.search.study.study import Study, Trial
 
 
 def test_progress(tmp_path: Path) -> None:

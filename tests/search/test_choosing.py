@@ -9,10 +9,10 @@ import pytest
 from toy_search import EXAMPLES, LAYERS, ToyRunner, table_rows, toy_config, toy_scores, toy_search
 
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.search.evaluation.source_pool import SourceSummary
 from hf_evomerge.search.loop import Search
-from hf_evomerge.search.opened import SourceSummary
-from hf_evomerge.search.runner import Job
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.runners.runner import Job
+from hf_evomerge.search.study.study import Study
 
 
 def test_validation_chooses_the_winner(tmp_path: Path) -> None:

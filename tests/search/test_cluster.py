@@ -16,15 +16,15 @@ from hf_evomerge.checkpoints.digests import digest_source
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.search.callbacks import SearchCallback
-from hf_evomerge.search.cluster import ClusterEvaluator, RayRunner, _join
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.evaluation.gradients import WeightSlopes
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import versions
-from hf_evomerge.search.limits import Limit, Limits
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.runner import DIED, Job, LocalRunner
-from hf_evomerge.search.slopes import WeightSlopes
-from hf_evomerge.search.study import Study, Trial
+from hf_evomerge.search.runners.cluster import ClusterEvaluator, RayRunner, _join
+from hf_evomerge.search.runners.limits import Limit, Limits
+from hf_evomerge.search.runners.runner import DIED, Job, LocalRunner
+from hf_evomerge.search.study.study import Study, Trial
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.file.config import SearchConfig
 
 MINIMAL: dict[str, Any] = {
     "space": "ps",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hf_evomerge.errors import SearchError
-from hf_evomerge.search.descent import GradientOptimizer
-from hf_evomerge.search.optimizer import Start
+from hf_evomerge.search.optimizers.ask_tell import Start
+from hf_evomerge.search.optimizers.descent import GradientOptimizer
 
 GOAL = np.array([0.3, 1.5, -0.4])
 

@@ -12,15 +12,15 @@ from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.routing.spread import _Follow
 from hf_evomerge.search import plan
 from hf_evomerge.search.checks import check_search
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.devices import admit, device_kind, device_memory, devices_of
-from hf_evomerge.search.evaluator import Evaluator
-from hf_evomerge.search.memory import device_shares
+from hf_evomerge.search.evaluation.devices import admit, device_kind, device_memory, devices_of
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.evaluation.gradients import WeightSlopes
+from hf_evomerge.search.evaluation.memory import device_shares
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.plan import Plan, plan_search
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.runner import ProcessRunner
-from hf_evomerge.search.slopes import WeightSlopes
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.runners.runner import ProcessRunner
+from hf_evomerge.search.study.study import Study
 
 Config = Callable[..., SearchConfig]
 

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from hf_evomerge.search.callbacks import Progress
-from hf_evomerge.search.config import SearchConfig
 from hf_evomerge.search.display import LiveTable
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.study.study import Study
 
 
 def _print(*reports: Progress, terminal: bool = False, fails: bool = False) -> str:

@@ -16,8 +16,8 @@ from hf_evomerge import cli
 from hf_evomerge.errors import FitnessError, SearchError
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
 from hf_evomerge.recipes.strict_yaml import parse_yaml
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.draft import draft_search
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.file.scaffold import draft_search
 
 
 def _data(folder: Path, *records: dict[str, Any], count: int = 20) -> Path:
@@ -120,7 +120,7 @@ def test_the_separator_follows_the_writing(
     file.write_text(text, encoding="utf-8")
     by_words, _ = _drafted(tiny, file)
     assert _fitness(by_words).separator == ("" if record["prompt"].endswith("\n") else " ")
-    monkeypatch.setattr("hf_evomerge.search.draft._by_words", lambda source: False)
+    monkeypatch.setattr("hf_evomerge.search.file.scaffold._by_words", lambda source: False)
     config, _ = _drafted(tiny, file)
     assert _fitness(config).separator == separator
 

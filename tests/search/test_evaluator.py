@@ -22,12 +22,12 @@ from hf_evomerge.errors import FitnessError, SearchError, SourceError
 from hf_evomerge.fitness import FunctionTask, Scores, make_task
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.checks import check_search
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.evaluator import Evaluator
-from hf_evomerge.search.flow_space import JointSpace
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.evaluation.memory import memory_of_models
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import versions
-from hf_evomerge.search.memory import memory_of_models
-from hf_evomerge.search.spaces import make_space, uniform_average
+from hf_evomerge.search.spaces.flow import JointSpace
+from hf_evomerge.search.spaces.space import make_space, uniform_average
 
 Config = Callable[..., SearchConfig]
 

@@ -15,10 +15,10 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.answers import describe_answers, export_answers
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.export import export_csv, export_optuna, export_parquet, trial_rows
-from hf_evomerge.search.study import Study, Trial
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.results.answers import describe_answers, export_answers
+from hf_evomerge.search.results.export import export_csv, export_optuna, export_parquet, trial_rows
+from hf_evomerge.search.study.study import Study, Trial
 
 SOURCES: list[Any] = [{"model": "me/one"}, {"model": "me/two"}]
 

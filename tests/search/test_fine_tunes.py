@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.search import baselines
 from hf_evomerge.search.baselines import tuned_models
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.spaces import uniform_average
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.spaces.space import uniform_average
+from hf_evomerge.search.study.study import Study
 
 
 def test_fine_tunes_for_comparison(tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,12 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.fitness.likelihood import LikelihoodTask
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.callbacks import SearchCallback
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.fitting import FittedRunner, largest_batch
+from hf_evomerge.search.evaluation.gradients import WeightSlopes
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.runner import Job
-from hf_evomerge.search.slopes import WeightSlopes
-from hf_evomerge.search.study import Study, Trial
+from hf_evomerge.search.runners.batch_size import FittedRunner, largest_batch
+from hf_evomerge.search.runners.runner import Job
+from hf_evomerge.search.study.study import Study, Trial
 
 Config = Callable[..., SearchConfig]
 

@@ -10,11 +10,11 @@ from toy_search import EXAMPLES, LAYERS, OPTIMIZER, SPACES, ToyRunner, hardness,
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
-from hf_evomerge.search import optimizer
+from hf_evomerge.search.evaluation.source_pool import SourceSummary
 from hf_evomerge.search.loop import Search
-from hf_evomerge.search.opened import SourceSummary
-from hf_evomerge.search.runner import Job
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.optimizers import ask_tell as optimizer
+from hf_evomerge.search.runners.runner import Job
+from hf_evomerge.search.study.study import Study
 
 
 @pytest.mark.parametrize("kind", SPACES)

@@ -8,7 +8,7 @@ import pytest
 from toy_search import OPTIMIZER, SPACES, StoppedError, ToyRunner, columns, table_rows, toy_search
 
 from hf_evomerge.errors import SearchError
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.study.study import Study
 
 
 @pytest.mark.parametrize("kind", ["ps", "dfs", "none", "hybrid", "batches", "first", "prune", "repeat"])

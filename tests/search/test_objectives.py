@@ -25,21 +25,21 @@ from hf_evomerge.hub.record import _public_settings, write_record
 from hf_evomerge.plots import Front, front_figure
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.evaluation.source_pool import SourceSummary
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.file.objectives import vector
 from hf_evomerge.search.folder import build_pick
-from hf_evomerge.search.front import front, picked
 from hf_evomerge.search.loop import Search
-from hf_evomerge.search.nsga import ParetoOptimizer, hypervolume, knee, non_dominated, spread
-from hf_evomerge.search.objectives import vector
-from hf_evomerge.search.opened import SourceSummary
-from hf_evomerge.search.optimizer import Start
-from hf_evomerge.search.places import rooted, settings_of
+from hf_evomerge.search.optimizers.ask_tell import Start
+from hf_evomerge.search.optimizers.nsga import ParetoOptimizer, hypervolume, knee, non_dominated, spread
 from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.results import Result
+from hf_evomerge.search.results.front import front, picked
+from hf_evomerge.search.results.result import Result
+from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.runner import Job
-from hf_evomerge.search.show import describe_study
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.runners.runner import Job
+from hf_evomerge.search.study.paths import rooted, settings_of
+from hf_evomerge.search.study.study import Study
 
 Config = Callable[..., SearchConfig]
 EXAMPLES = 6

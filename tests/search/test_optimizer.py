@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from hf_evomerge.errors import SearchError
-from hf_evomerge.search.optimizer import Optimizer, Start
+from hf_evomerge.search.optimizers.ask_tell import Optimizer, Start
 
 Objective = Callable[[np.ndarray], float]
 ALL = [("cma", "none"), ("cma", "ipop"), ("random", "none")]

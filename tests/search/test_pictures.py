@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from hf_evomerge.fitness import Scores
-from hf_evomerge.search.pictures import export_pictures, stage_curves
-from hf_evomerge.search.study import Trial
+from hf_evomerge.search.results.plots import export_pictures, stage_curves
+from hf_evomerge.search.study.study import Trial
 
 
 def _trial(stage: str, number: int, score: float | None) -> Trial:

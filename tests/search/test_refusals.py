@@ -11,7 +11,7 @@ from searches import Config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchError, SourceError
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.run import resume_search, run_search
 
 

@@ -20,12 +20,12 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.callbacks import Progress
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, edits
-from hf_evomerge.search.places import settings_of
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.salvage import check_study
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.study.paths import settings_of
+from hf_evomerge.search.study.salvage import check_study
+from hf_evomerge.search.study.study import Study
 
 
 def _children(pid: int) -> list[int]:

@@ -20,14 +20,14 @@ from hf_evomerge.errors import SearchError, SourceError
 from hf_evomerge.fitness import DataSpec, Example, FunctionTask
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.answers import Answer, describe_answers, export_answers, study_answers
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.evaluation import evaluate_model
-from hf_evomerge.search.evaluator import Evaluator
-from hf_evomerge.search.results import Result
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.results.answers import Answer, describe_answers, export_answers, study_answers
+from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.runner import LocalRunner
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.runners.runner import LocalRunner
+from hf_evomerge.search.score_model import evaluate_model
+from hf_evomerge.search.study.study import Study
 
 
 @pytest.mark.parametrize(

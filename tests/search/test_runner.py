@@ -21,14 +21,14 @@ from killing import EXAMPLES, KillingTask, harmless_jobs
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.evaluator import Evaluator
-from hf_evomerge.search.limits import Limit, Limits
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.evaluation.gradients import GateSlopes, JointSlopes, WeightSlopes
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.runner import DIED, MOVES, Job, LocalRunner, PoolRunner, ProcessRunner, Runner, run_in_parts
-from hf_evomerge.search.slopes import GateSlopes, JointSlopes, WeightSlopes
-from hf_evomerge.search.study import Study
-from hf_evomerge.search.workers import TICK, MachineLostError, Worker
+from hf_evomerge.search.runners.limits import Limit, Limits
+from hf_evomerge.search.runners.runner import DIED, MOVES, Job, LocalRunner, PoolRunner, ProcessRunner, Runner, run_in_parts
+from hf_evomerge.search.runners.workers import TICK, MachineLostError, Worker
+from hf_evomerge.search.study.study import Study
 
 
 def test_a_patient_runner_starts_what_pays(search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,8 +47,8 @@ def test_a_patient_runner_starts_what_pays(search_config: Callable[..., SearchCo
         def end(self) -> None:
             self._process = None
 
-    monkeypatch.setattr("hf_evomerge.search.runner.Worker", Pretended)
-    monkeypatch.setattr("hf_evomerge.search.runner.wait", lambda pipes, timeout: pipes)
+    monkeypatch.setattr("hf_evomerge.search.runners.runner.Worker", Pretended)
+    monkeypatch.setattr("hf_evomerge.search.runners.runner.wait", lambda pipes, timeout: pipes)
     monkeypatch.setattr(Pretended, "pipe", None)
     config = search_config()
     for patient, started in ((True, [1, 1, 2, 2]), (False, [2, 2, 2, 2])):

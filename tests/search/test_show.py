@@ -11,10 +11,10 @@ import pytest
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.results import Result
-from hf_evomerge.search.rows import Row, accuracy_text, fitness_text
-from hf_evomerge.search.show import describe_model, describe_recipe, describe_study
-from hf_evomerge.search.study import Study, Trial
+from hf_evomerge.search.results.result import Result
+from hf_evomerge.search.results.show import describe_model, describe_recipe, describe_study
+from hf_evomerge.search.results.table import Row, accuracy_text, fitness_text
+from hf_evomerge.search.study.study import Study, Trial
 
 SOURCES = [{"model": "org/a"}, {"model": "org/b"}]
 SETTINGS = {"sources": SOURCES, "fitness": {"task": "likelihood"}, "data": {"search": {"jsonl": "problems.jsonl"}}}

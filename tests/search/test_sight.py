@@ -15,8 +15,8 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import FlowPart, Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.evaluator import Evaluator
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import run_search
 

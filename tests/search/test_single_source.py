@@ -10,10 +10,10 @@ import pytest
 
 from hf_evomerge.building.folded import fold
 from hf_evomerge.errors import SearchError
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.study.study import Study
 
 Config = Callable[..., SearchConfig]
 GRADIENT = {"algorithm": "gradient", "evaluations": 6}

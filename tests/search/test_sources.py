@@ -20,11 +20,11 @@ from hf_evomerge.building.build import check_recipe
 from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.draft import draft_search
-from hf_evomerge.search.evaluation import evaluate_model
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.file.scaffold import draft_search
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import run_search
+from hf_evomerge.search.score_model import evaluate_model
 
 Config = Callable[..., SearchConfig]
 OWN = """

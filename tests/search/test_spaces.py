@@ -12,11 +12,11 @@ from hf_evomerge.merging.registry import check_part
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import MergePart, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.config import SearchConfig
-from hf_evomerge.search.flow_space import FlowSpace, JointSpace
-from hf_evomerge.search.opened import SourceSummary
-from hf_evomerge.search.parameter_space import ParameterSpace
-from hf_evomerge.search.spaces import make_space, uniform_average
+from hf_evomerge.search.evaluation.source_pool import SourceSummary
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.spaces.flow import FlowSpace, JointSpace
+from hf_evomerge.search.spaces.parameter import ParameterSpace
+from hf_evomerge.search.spaces.space import make_space, uniform_average
 
 
 def _config(sources: int = 2, **more: Any) -> SearchConfig:

@@ -17,8 +17,8 @@ import pytest
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
-from hf_evomerge.search.study import Study, Trial
-from hf_evomerge.search.study_file import STUDY_FILE
+from hf_evomerge.search.study.database import STUDY_FILE
+from hf_evomerge.search.study.study import Study, Trial
 
 ROOT = Path(__file__).parents[2]
 
@@ -181,7 +181,7 @@ def test_a_torn_write_can_be_undone(study: Study) -> None:
 def test_exclusive_refuses_a_second_holder(study: Study) -> None:
     """While a search holds the study no other process can, reading stays possible, and afterwards it is free again."""
     program = (
-        "import sys\nfrom hf_evomerge.search.study import Study\nstudy = Study.open(sys.argv[1])\n"
+        "import sys\nfrom hf_evomerge.search.study.study import Study\nstudy = Study.open(sys.argv[1])\n"
         "print(len(study.trials()))\nwith study.exclusive():\n    print('held')"
     )
     command = [sys.executable, "-c", program, str(study.folder)]
@@ -207,7 +207,7 @@ WRITER = """
 import sys
 import numpy as np
 from hf_evomerge.fitness import Scores
-from hf_evomerge.search.study import Study, Trial
+from hf_evomerge.search.study.study import Study, Trial
 study = Study.open(sys.argv[1])
 with study.exclusive():
     for number in range(len(study.trials()), 1_000_000):

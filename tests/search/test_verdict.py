@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hf_evomerge.fitness import Scores
-from hf_evomerge.search.results import Result
-from hf_evomerge.search.rows import Row, RowStage, rows_table
-from hf_evomerge.search.verdict import RULE, about_parents, verdict
+from hf_evomerge.search.results.result import Result
+from hf_evomerge.search.results.table import Row, RowStage, rows_table
+from hf_evomerge.search.results.verdict import RULE, about_parents, verdict
 
 N = 200
 

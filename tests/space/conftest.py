@@ -26,7 +26,7 @@ def _search(tiny: Path, space: str, out: Path) -> Path:
     from hf_evomerge.errors import SearchError
     from hf_evomerge.hub.record import write_record
     from hf_evomerge.recipes.strict_yaml import validate
-    from hf_evomerge.search.config import SearchConfig
+    from hf_evomerge.search.file.config import SearchConfig
     from hf_evomerge.search.run import run_search
 
     optimizer = {"evaluations": 12, "population": 4}

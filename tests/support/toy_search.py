@@ -14,12 +14,12 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.callbacks import Patience, SearchCallback
-from hf_evomerge.search.config import SearchConfig
+from hf_evomerge.search.evaluation.source_pool import SourceSummary
+from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.loop import Search
-from hf_evomerge.search.opened import SourceSummary
-from hf_evomerge.search.results import Result
-from hf_evomerge.search.runner import Job
-from hf_evomerge.search.study import Study, Trial
+from hf_evomerge.search.results.result import Result
+from hf_evomerge.search.runners.runner import Job
+from hf_evomerge.search.study.study import Study, Trial
 
 LAYERS = [3, 3]
 

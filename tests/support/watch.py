@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hf_evomerge.search.callbacks import Progress, SearchCallback
-from hf_evomerge.search.study import Study
+from hf_evomerge.search.study.study import Study
 
 
 class Watch(SearchCallback):

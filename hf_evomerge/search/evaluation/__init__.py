@@ -1,0 +1,1 @@
+"""Evaluation of one recipe: sources, live models, scores, gradients, devices, memory."""

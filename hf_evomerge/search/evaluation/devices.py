@@ -1,0 +1,98 @@
+"""The devices that candidates are evaluated on: whether they are there, and of which kind; each kind has its own last bits."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from pathlib import Path
+
+from ...errors import SearchError
+from ..file.config import SearchConfig
+from ..study.study import Study
+
+DEVICES = "devices"  # the study's note of the kinds that its scores are from
+
+
+def devices_of(config: SearchConfig) -> list[str]:
+    """The devices of a search on this machine; ``auto`` is every GPU, or the processor where there is none."""
+    if config.device != "auto":
+        return [config.device] if isinstance(config.device, str) else list(config.device)
+    import torch
+
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def places_of(config: SearchConfig) -> list[tuple[str, ...]]:
+    """The devices of each worker on this machine: as many as its models are spread over.
+
+    Raises:
+        SearchError: Some are left over.
+    """
+    devices, size = devices_of(config), config.devices_per_model
+    if len(devices) % size:
+        raise SearchError(
+            f"devices_per_model: {size}, and device gives {len(devices)} ({', '.join(devices)}); name a multiple of {size}"
+        )
+    return [tuple(devices[begin : begin + size]) for begin in range(0, len(devices), size)]
+
+
+def on_place(config: SearchConfig, place: tuple[str, ...]) -> SearchConfig:
+    """The search on the devices of one worker."""
+    return config.model_copy(update={"device": place if len(place) > 1 else place[0]})
+
+
+def device_memory(device: str) -> float:
+    """Bytes of memory that a device has; infinite where it cannot be told."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+
+
+def check_device(device: str) -> None:
+    """Raise `SearchError` where a device is not there."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as cause:
+        raise SearchError(f"device: {device!r} cannot be used here: {cause}") from cause
+
+
+def device_kind(device: str) -> str:
+    """What a device's last bits depend on: a GPU's name; of a processor its maker, and the instructions that torch uses."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if torch.device(device).type != "cpu":
+        return f"{device} of {platform.platform()}"
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    maker = next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), platform.processor())
+    return " ".join(filter(None, ("CPU", platform.machine(), maker, torch.backends.cpu.get_cpu_capability())))
+
+
+def admit(study: Study, kind: str, where: str = "", *, mixed: bool = False) -> None:
+    """Note that a study has scores from a kind of device.
+
+    Args:
+        study: The study.
+        kind: What `device_kind` gives.
+        where: The machine that it is in, for the complaint.
+        mixed: Whether there may be several kinds.
+
+    Raises:
+        SearchError: The study's scores are from another kind.
+    """
+    known = study.meta(DEVICES) or []
+    if kind in known:
+        return
+    if known and not mixed:
+        raise SearchError(
+            f"{where and f'{where}: '}{kind} is not what the study's scores are from ({', '.join(known)}), and other kinds of "
+            "device give other last bits; leave it out, or allow it with --mixed-devices"
+        )
+    study.set_meta(DEVICES, [*known, kind])

@@ -1,0 +1,121 @@
+"""Of what a gradient is wanted: numbers of a merge, or gates of a path; and how live models give it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ...merging.gradient import Number
+    from ...routing.pool import LayerPool
+    from .model_pool import LiveModels
+
+Vector = NDArray[np.float64]
+
+
+class Slopes(Protocol):
+    """What the gradient of one evaluation is of."""
+
+    def take(self, models: LiveModels, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+        """The gradient at a recipe, one number per coordinate; `backward` runs a live model and its backward pass."""
+
+
+@dataclass(frozen=True)
+class WeightSlopes:
+    """Of numbers of the merge part.
+
+    Attributes:
+        numbers: Which ones, in the order of the coordinates. Those that have no gradient, such as densities, get 0.
+        widths: How far each number moves over its coordinate's 0 to 1.
+    """
+
+    numbers: tuple[Number, ...]
+    widths: tuple[float, ...]
+
+    def take(self, models: LiveModels, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+        """See `Slopes`."""
+        assert recipe.merge is not None  # the space makes recipes with a merge part
+        gradient, model = models.merge_gradient(recipe.merge)
+        found = gradient(recipe.merge.parameters, recipe.merge.options, lambda: backward(model))
+        return np.array([found.get(number, 0.0) * width for number, width in zip(self.numbers, self.widths, strict=True)])
+
+
+@dataclass(frozen=True)
+class GateSlopes:
+    """Of gates.
+
+    Attributes:
+        slots: Source and layer of each slot.
+        gates: 0, or at least `LEAST`, per slot.
+        active: Which slots run; the others get 0.
+        hops: The hop of each slot.
+    """
+
+    slots: tuple[tuple[int, int], ...]
+    gates: tuple[float, ...]
+    active: tuple[bool, ...]
+    hops: tuple[int, ...]
+
+    def take(self, models: LiveModels, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+        """See `Slopes`."""
+        return self.through(models.layer_pool(recipe), backward)
+
+    def through(self, pool: LayerPool, backward: Callable[[Any], object], *, weights: bool = False) -> Vector:
+        """The gradient at these gates of resident layers; with `weights`, parameters that want one get theirs too."""
+        from ...routing.gates import gate_gradient
+
+        running = [index for index, active in enumerate(self.active) if active]
+        slots, gates = [self.slots[i] for i in running], [self.gates[i] for i in running]
+        hops = [self.hops[i] for i in running]
+        gradient = np.zeros(len(self.slots))
+        gradient[running] = gate_gradient(pool, slots, gates, backward, hops=hops, weights=weights)
+        return gradient
+
+
+@dataclass(frozen=True)
+class JointSlopes:
+    """Of numbers of the merge part and of gates, in one pass: that to the merge goes through the merged layers on the path.
+
+    Attributes:
+        weights: The first coordinates.
+        gates: Those that follow.
+    """
+
+    weights: WeightSlopes
+    gates: GateSlopes
+
+    def take(self, models: LiveModels, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+        """See `Slopes`."""
+        pool = models.layer_pool(recipe, merge=False)  # the merge is written by the gradient of the weights
+        gates: list[Vector] = []
+        weights = self.weights.take(models, recipe, lambda _: gates.append(self.gates.through(pool, backward, weights=True)))
+        return np.concatenate([weights, gates[0]])
+
+
+@contextmanager
+def recomputed(model: PreTrainedModel) -> Iterator[None]:
+    """Let the layers keep their inputs alone and compute what is inside anew in the backward pass.
+
+    Not transformers' own switch: that one works in training mode only, which brings dropout with it.
+    """
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

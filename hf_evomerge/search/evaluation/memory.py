@@ -1,0 +1,113 @@
+"""Predicts, from headers alone, how much memory the models of a search take in each phase, and how many workers that allows."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...merging.arithmetic import memory_needed
+from ...merging.live import MEMORY_LIMIT
+from ...merging.registry import get_method
+from ...recipes.layer_groups import classify
+from ..file.config import SearchConfig
+from .devices import device_memory, devices_of, places_of
+from .evaluator import Evaluator
+
+if TYPE_CHECKING:
+    from ...checkpoints.checkpoint import Checkpoint
+
+
+PROCESS = 600_000_000  # bytes of a worker without models: Python, torch and transformers
+_SHARE = 0.75  # of a machine's memory
+
+
+def default_workers(config: SearchConfig, memory: Mapping[str, int]) -> int:
+    """As many workers as the cores take with their threads, and the memory with their models; one beside each GPU.
+
+    Args:
+        config: The search.
+        memory: What `memory_of_models` gives.
+    """
+    devices = devices_of(config)
+    if not all(device.startswith("cpu") for device in devices):
+        return len(places_of(config))
+    return max(1, workers_that_fit(cores(), _SHARE * device_memory("cpu"), config.threads, max(memory.values())))
+
+
+def workers_that_fit(cpus: int, there: float, threads: int, models: int) -> int:
+    """How many workers with so many threads, and models of so many bytes, some cores and bytes of memory take."""
+    return min(cpus // threads, int(there // (PROCESS + models)))
+
+
+def cores() -> int:
+    """The cores that this process may use: those that it is bound to, as far as its container's share of time goes."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no Linux, or no limit
+        return count
+
+
+def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, int]:
+    """Bytes that one worker holds for whole models and task vectors, per phase; activations and caches of keys come on top.
+
+    Parents are scored one at a time. A search of weights writes every candidate into one whole model, beside which the task
+    vectors are kept as far as `MEMORY_LIMIT` goes; the sources stay in their memory-mapped files. Paths run through the layers
+    of all sources, which are then whole in memory; a hybrid search has the merged model beside them.
+
+    Args:
+        config: The search.
+        evaluator: Its evaluator, which has opened the sources.
+
+    Returns:
+        Bytes by ``parents``, ``ps``, ``dfs`` and ``joint``, as far as the search has these phases.
+    """
+    sources = [evaluator.sources[number] for number in range(len(config.sources))]
+    itemsize: int = evaluator.dtype.itemsize  # type: ignore[union-attr]
+    sizes = [_model(source, itemsize) for source in sources]
+    parents = [*sizes, *([_model(evaluator.base, itemsize)] if evaluator.base is not None else [])]
+    found = {"parents": max(parents)}
+    merged = evaluator.merged(config.merge_part()) if config.space != "dfs" else None
+    for space in config.spaces:
+        whole = 0 if merged is None else _model(merged, itemsize) + _task_vectors(config, merged, evaluator.base is not None)
+        found[space] = whole + (0 if space == "ps" else sum(sizes))
+    return found
+
+
+def device_shares(config: SearchConfig, evaluator: Evaluator) -> list[float]:
+    """The share of a worker's models that each of its devices holds: of the first source, by its headers."""
+    count = config.devices_per_model
+    if count == 1:
+        return [1.0]
+    from ...routing.spread import layer_places
+
+    source = evaluator.sources[0]
+    sizes, rest = [0] * source.layer_count, 0
+    for name, info in source.tensors.items():
+        block = classify(name)[1]
+        if block is None:
+            rest += math.prod(info.shape)
+        else:
+            sizes[block] += math.prod(info.shape)
+    held = [rest, *[0] * (count - 1)]
+    for size, place in zip(sizes, layer_places(sizes, rest, count), strict=True):
+        held[place] += size
+    return [size / sum(held) for size in held]
+
+
+def _model(source: Checkpoint, itemsize: int) -> int:
+    """Bytes of a whole model in the dtype of the search."""
+    return sum(math.prod(info.shape) * itemsize for info in source.tensors.values() if info.is_float)
+
+
+def _task_vectors(config: SearchConfig, merged: Checkpoint, has_base: bool) -> int:
+    """Bytes that are kept beside the merged model."""
+    method, kept = get_method(config.ps.method), 0
+    for info in merged.tensors.values():
+        needed = memory_needed(method, math.prod(info.shape), len(config.ps_sources), has_base) if info.is_float else 0
+        kept += needed if kept + needed <= MEMORY_LIMIT else 0
+    return kept

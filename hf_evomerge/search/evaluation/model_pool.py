@@ -1,0 +1,296 @@
+"""The models of a search in memory: sources that stay, parents that come and go, and recipes without copying a layer.
+
+Knows neither examples nor scores; of the task only which kinds of models it is for.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...errors import SourceError
+from ...fitness import ChoiceTask, FunctionTask
+from ...recipes.recipe import MergePart, Recipe, SourceRef
+from ..file.config import SearchConfig
+from .devices import places_of
+from .source_pool import OpenedSources, Target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ...checkpoints.source import Source
+    from ...merging.gradient import MergeGradient
+    from ...merging.live import LiveMerger
+    from ...routing.pool import LayerPool
+
+
+class LiveModels(OpenedSources):
+    """Turns recipes and parents into live models, on the devices of a search.
+
+    Args:
+        config: The search: sources, dtype, devices (of the first worker, where there are several) and threads.
+        make_task: Makes an unprepared task of the search's own kind.
+        trust_remote_code: Whether Python files that come with the sources may be run.
+        weights: Whether weights may be downloaded and read; there are no models without.
+
+    Attributes:
+        loading: Called when the loading of models begins and ends, whose time is not an evaluation's.
+
+    Raises:
+        SourceError: A source cannot be read.
+    """
+
+    def __init__(
+        self, config: SearchConfig, make_task: Callable[[], Any], *, trust_remote_code: bool = False, weights: bool = True
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(config.threads)
+        super().__init__(config, trust_remote_code=trust_remote_code, weights=weights)
+        self.dtype = getattr(torch, config.dtype) if config.dtype else self.sources[0].config.dtype or torch.float32
+        self._make_task = make_task
+        self._resident: dict[SourceRef, PreTrainedModel] = {}
+        self._visitor: tuple[SourceRef, PreTrainedModel] | None = None
+        self._merged_models: dict[tuple[int, int], PreTrainedModel] = {}
+        self._merger: tuple[Hashable, LiveMerger, PreTrainedModel] | None = None
+        self._gradient: MergeGradient | None = None
+        self._applied: MergePart | None = None
+        self._pool: tuple[tuple[int | None, int], LayerPool] | None = None
+        self.loading: Callable[[bool], object] = lambda loading: None
+
+    @cached_property
+    def devices(self) -> tuple[str, ...]:
+        """Where it evaluates; several where a model is spread over them."""
+        return places_of(self.config)[0]
+
+    def model(self, target: Target) -> PreTrainedModel:
+        """A live model of a recipe or a parent. It shares parameters with others made here: use it before the next one."""
+        if isinstance(target, SourceRef):
+            return self._parent(target)
+        if target.flow is None:
+            assert target.merge is not None  # a recipe has at least one part
+            return self._merged(target.merge)
+        return self.layer_pool(target).model(target.flow.to_path(), target.flow.scale_target)
+
+    def merge_gradient(self, part: MergePart) -> tuple[MergeGradient, PreTrainedModel]:
+        """What differentiates merges of this kind, and the resident model that it leaves merged."""
+        from ...merging.gradient import MergeGradient
+
+        merger, model = self._merger_of(part)
+        if self._gradient is None or self._gradient.merger is not merger:
+            self._gradient = MergeGradient(merger, model)
+        self._applied = None
+        return self._gradient, model
+
+    def layer_pool(self, recipe: Recipe, *, merge: bool = True) -> LayerPool:
+        """The pool of all sources' layers, and the merged model's where the recipe has one.
+
+        Args:
+            recipe: What to run.
+            merge: Whether its merge is written into the merged model's layers.
+        """
+        from ...routing.pool import LayerPool
+
+        assert recipe.flow is not None  # the caller has looked
+        embeddings = recipe.flow.embedding_source
+
+        part = recipe.merge
+        merged = [] if part is None else [self._merged(part) if merge else self._merger_of(part)[1]]
+        key = (recipe.merge_sources[0] if merged else None, embeddings)
+        if self._pool is None or self._pool[0] != key:
+            models = [*(self._resident_source(ref) for ref in self.config.sources), *merged]
+            self._pool = (key, LayerPool(models, embedding_source=embeddings, spread=len(self.devices) > 1))
+        return self._pool[1]
+
+    def forget_parents(self) -> None:
+        """Let go of the parent that was scored last."""
+        self._visitor = None
+        gc.collect()
+
+    def check_scored(self, source: Source) -> None:
+        """Raise `SourceError` unless a source is a model of a kind that the fitness is for."""
+        import transformers
+
+        from ...checkpoints.component import whole_of
+        from ...checkpoints.pipeline import Pipeline
+
+        whole = whole_of(source)
+        if isinstance(whole, Pipeline):
+            if self.config.space != "ps":
+                raise SourceError(f"{whole}: a path runs through language models; of diffusion pipelines write space: ps")
+            if not isinstance(self._make_task(), FunctionTask | ChoiceTask):
+                raise SourceError(
+                    f"{whole}: a diffusion pipeline, which {self.config.fitness.task} cannot score; give a Python function "
+                    "(FunctionTask), or fitness: {task: choice} and `hf-evomerge choose`"
+                )
+            return
+        kinds = set(self.config.fitness.kinds)
+        if getattr(whole.config, "is_encoder_decoder", False):  # some may be had as a decoder alone, which this is not
+            kinds.discard("MODEL_FOR_CAUSAL_LM_MAPPING")
+        own = whole.trust_remote_code and "AutoModelForCausalLM" in (getattr(whole.config, "auto_map", None) or {})
+        body = getattr(transformers.MODEL_MAPPING.get(type(whole.config), None), "__name__", None)
+        headless = "MODEL_FOR_CAUSAL_LM_MAPPING" in kinds and whole.config.architectures == [body]
+        if not own and (headless or not any(type(whole.config) in getattr(transformers, kind) for kind in kinds)):
+            kind = ", ".join(whole.config.architectures or ["its architecture"]) + (", without a head" if headless else "")
+            task = self.config.fitness.task
+            raise SourceError(
+                f"{whole}: {kind} (model type {whole.config.model_type!r}) is no model that the task {task} scores; give "
+                "the language model alone, or take a task for it. `hf-evomerge merge` takes other models too"
+            )
+
+    def _parent(self, ref: SourceRef) -> PreTrainedModel:
+        """The plain model of a parent. It is let go when another whole model is needed, unless paths run through it."""
+        if ref in self._resident:
+            return self._resident[ref]
+        if self._visitor is None or self._visitor[0] != ref:
+            self._visitor = None
+            if self.config.space == "ps":  # one whole model at a time, where every candidate is written into the same one
+                self._merger = self._gradient = self._applied = self._pool = None
+                self._merged_models.clear()
+            gc.collect()
+            self._visitor = (ref, self._whole(ref))
+        return self._visitor[1]
+
+    def _whole(self, ref: SourceRef) -> PreTrainedModel:
+        """A parent as it is; a plain language model beside one that sees is put into that one, or it could not see."""
+        from ...checkpoints.component import Component
+        from ...merging.live import write_part
+
+        everyone = [*self.sources, *([self.base] if self.base is not None else [])]
+        source = next((one for one in everyone if one.ref == ref), None)
+        if not isinstance(source, Component) or self._host is None:
+            return self._from_disk(self.open(ref))
+        if not source.is_whole:
+            return self._from_disk(source.whole)
+        model = self._from_disk(self._host.whole)
+        source.whole.download()
+        write_part(source, self._host, model)
+        return model
+
+    def _resident_source(self, ref: SourceRef) -> PreTrainedModel:
+        """The plain model of a source that paths run through; it stays."""
+        if ref not in self._resident:
+            model = self._parent(ref)
+            self._visitor = None
+            self._resident[ref] = model
+        return self._resident[ref]
+
+    def _from_disk(self, source: Source) -> Any:
+        """A plain model of its own, or a pipeline, ready to be scored."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+        from ...checkpoints.architecture import model_class
+        from ...checkpoints.pipeline import Pipeline
+        from ...merging.live import write_adapter
+        from ...merging.pipeline import load_pipeline
+
+        self.check_scored(source)
+        if isinstance(source, Pipeline):
+            with self._unmeasured():
+                dtype = getattr(torch, self.config.dtype) if self.config.dtype else None
+                return load_pipeline(source, dtype).to(self.devices[0])
+        kind: Any = model_class(source.config, (source.config.architectures or [""])[0])
+        with self._unmeasured():
+            source.download()
+            sees = getattr(source.config, "has_parts", False)  # a merged model says it
+            loaded: Any = (kind or (AutoModelForImageTextToText if sees else AutoModelForCausalLM)).from_pretrained(
+                source.folder,
+                dtype=self.dtype,
+                attn_implementation=self.config.attn_implementation,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=self.trust_remote_code,
+            )
+        model, report = loaded
+        if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
+            raise SourceError(f"{source}: has no tensor {missing[0]} ({len(missing)} are missing); download it again")
+        write_adapter(source, model)
+        if len(self.devices) > 1:
+            from ...routing.spread import spread
+
+            spread(model, self.devices)
+        else:
+            model.to(self.devices[0])
+        ready: PreTrainedModel = model.eval().requires_grad_(False)
+        return ready
+
+    @contextmanager
+    def _unmeasured(self) -> Iterator[None]:
+        """Say that models are loaded meanwhile."""
+        self.loading(True)
+        try:
+            yield
+        finally:
+            self.loading(False)
+
+    def _merged(self, part: MergePart) -> PreTrainedModel:
+        """The resident merged model with these parameters written into it; its config is that of the first source."""
+        merger, model = self._merger_of(part)
+        if self._applied != part:
+            self._applied = None
+            merger.apply(part.parameters, part.options)
+            self._applied = part
+        return model
+
+    def _merger_of(self, part: MergePart) -> tuple[LiveMerger, PreTrainedModel]:
+        """What writes merges of this kind, and the model that it writes into."""
+        from ...merging.live import LiveMerger
+
+        if part.slices is not None:
+            raise SourceError("merge.slices: a stack is built on disk and not scored in memory; build it, and give its folder")
+        numbers = list(part.sources or range(len(self.sources)))
+        router: int | Literal["merge"] = numbers.index(part.router) if isinstance(part.router, int) else part.router or 0
+        key = self._kind_of(part)
+        if self._merger is None or self._merger[0] != key:
+            self._applied = None
+            merged = self.merged(part)
+            first, rows, plan = (part.sources or [0])[0], merged.vocab_size, merged.plan
+            if (first, rows) not in self._merged_models:
+                self._visitor = None
+                model = self._body(self.sources[first])
+                if rows and model.get_input_embeddings().num_embeddings != rows:
+                    model.resize_token_embeddings(rows, mean_resizing=False)
+                self._merged_models[first, rows] = model
+            model = self._merged_models[first, rows]
+            with self._unmeasured():
+                merger = LiveMerger(
+                    plan.sources,
+                    plan.base,
+                    part.method,
+                    part.options,
+                    self.config.seed,
+                    self._part_of(model, self.sources[first]),
+                    router=router,
+                    vocabulary=plan.vocabulary,
+                )
+            self._merger = (key, merger, model)
+        return self._merger[1:]
+
+    def _part_of(self, model: Any, source: Source) -> Any:
+        """What merges are written into: of a pipeline the component."""
+        from ...checkpoints.component import whole_of
+        from ...checkpoints.pipeline import Pipeline
+
+        return getattr(model, source.part) if isinstance(whole_of(source), Pipeline) and source.part else model
+
+    def _body(self, first: Source) -> Any:
+        """The model that merges are written into: the first source, with the parts that others give."""
+        from ...checkpoints.component import Component, whole_of
+        from ...checkpoints.pipeline import Pipeline
+        from ...merging.live import write_part
+
+        if not isinstance(first, Component):
+            return self._from_disk(first)
+        model = self._from_disk(first.whole)
+        for part, number in (self.config.components or {}).items():
+            whole = whole_of(self.sources[number])
+            if isinstance(whole, Pipeline):
+                model.register_modules(**{part: getattr(self._from_disk(whole), part)})
+                continue
+            whole.download()
+            write_part(Component(whole, part), Component(first.whole, part), model)
+        return model

@@ -1,0 +1,155 @@
+"""What the scores of a study stand on: examples, sources, task. Taken down when it begins, and compared when it goes on.
+
+A branch on the Hub moves, so it is pinned to its commit when a search begins. Of files the sha256 counts; weights whose size,
+times and inode are those of before are not read again, so that going on costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Any
+
+from ...errors import SearchError
+from ...fitness import FunctionTask, PairwiseTask, Task, make_task
+from ...recipes.recipe import SourceRef
+from ..file.config import SearchConfig
+from ..file.objectives import only_task_objectives
+from ..study.study import Study
+from .evaluator import Evaluator
+
+if TYPE_CHECKING:
+    from ...checkpoints.source import Source
+
+Pins = dict[str, dict[str, Any]]
+Files = dict[str, list[Any]]
+"""The digest of each file of a source, by its name."""
+
+
+def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
+    """The search with every repository at one commit, and every GGUF file with its sha256.
+
+    Args:
+        config: The search as it was written.
+        pins: What each reference was pinned to when the study began; those that are new are added.
+
+    Raises:
+        SourceError: A repository cannot be had.
+    """
+    from ...checkpoints.model_folder import named_folder
+    from ...checkpoints.source import Source
+
+    def pinned(ref: SourceRef) -> SourceRef:
+        names = [name for name in (ref.model, ref.adapter) if name is not None]
+        if ref.gguf is None and all(os.path.isdir(named_folder(name)) for name in names):
+            return ref
+        if str(ref) not in pins:
+            pins[str(ref)] = Source.open(ref).pinned.model_dump()
+        return SourceRef(**pins[str(ref)])
+
+    base = pinned(config.base) if config.base is not None else None
+    return config.model_copy(update={"sources": [pinned(ref) for ref in config.sources], "base": base})
+
+
+def records(config: SearchConfig | None) -> list[str]:
+    """The names under which a study keeps what its scores stand on; one that is lost is not made again by itself."""
+    sources = [f"source:{i}" for i in range(len(config.sources))] if config is not None else ["source:0"]
+    base = ["base"] if config is not None and config.base is not None else []
+    return ["examples", *(f"files:{label}" for label in [*base, *sources]), "task"]
+
+
+def check_same_grounds(study: Study, evaluator: Evaluator, task_factory: Callable[[], Task] | None) -> None:
+    """Take down what a new study stands on; refuse to go on with one that stands on something else by now.
+
+    Raises:
+        SearchError: Examples, a source's file or the task have changed; the message names the first that has.
+    """
+    from ...checkpoints.digests import digest_source
+
+    examples = {split: [_examples(evaluator, split)] for split in evaluator.splits}
+    _compare(study, "examples", "the {} examples", examples)
+    for label, source in _sources(evaluator).items():
+        key = f"files:{label}"
+        _compare(study, key, f"{{}} of {source}", digest_source(source, study.meta(key) or {}))
+    _compare(study, "task", "the task's {}", _task(evaluator.config, task_factory))
+
+
+def files(study: Study, evaluator: Evaluator) -> dict[str, Files]:
+    """What a study notes of the files of each source."""
+    return {label: study.meta(f"files:{label}") or {} for label in _sources(evaluator)}
+
+
+def check_files(evaluator: Evaluator, known: Mapping[str, Files]) -> None:
+    """Raise `SearchError` where the sources' files on this machine are not those that a study notes."""
+    from ...checkpoints.digests import digest_source
+
+    for label, source in _sources(evaluator).items():
+        found = digest_source(source, known[label])
+        for name in {**known[label], **found}:
+            if found.get(name, [None])[0] != known[label].get(name, [None])[0]:
+                raise SearchError(f"{source}: {name} is not what the search stands on; bring the same files there")
+
+
+def _sources(evaluator: Evaluator) -> dict[str, Source]:
+    base = {} if evaluator.base is None else {"base": evaluator.base}
+    return base | {f"source:{i}": source for i, source in enumerate(evaluator.sources)}
+
+
+def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]]) -> None:
+    before = study.meta(key)
+    for name in [*(before or ()), *found] if before is not None else ():
+        if before.get(name, [None])[0] != found.get(name, [None])[0]:
+            how = "lost" if name not in found else "new" if name not in before else "changed"
+            raise SearchError(
+                f"{study.folder}: {what.format(name)} ({how}) are not what this study was begun on, and scores would not be "
+                "comparable; restore them, or choose another folder"
+            )
+    if before != found:
+        study.set_meta(key, found)
+
+
+def _examples(evaluator: Evaluator, split: str) -> str:
+    texts = [
+        [
+            *(example.prompt, example.answer, example.chat, example.system, *example.choices),
+            *(picture.digest for picture in example.pictures),
+            *filter(None, [example.head]),
+        ]
+        for example in evaluator.examples(split)
+    ]
+    return sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict[str, list[str]]:
+    """The digest of the text of the task's class, and of the user's function where it is one."""
+    task = make_task(config.fitness) if task_factory is None else task_factory()
+    parts: dict[str, Any] = {"code": type(task)}
+    if isinstance(task, FunctionTask | PairwiseTask):
+        parts["function"] = task.function
+    for stage in config.stages:
+        if (fitness := config.fitness_of(stage)) is not None:
+            parts[f"code in {stage}"] = type(make_task(fitness))
+    for objective in only_task_objectives(config.objectives):
+        if objective.fitness is not None:
+            parts[f"code of {objective.name}"] = type(make_task(objective.fitness))
+    files = {name for spec in config.splits.values() for name in spec.lm_eval or () if os.path.isfile(name)}
+    digests = {f"file {name}": [sha256(Path(name).read_bytes()).hexdigest()] for name in sorted(files)}
+    return {name: [_text(part)] for name, part in parts.items()} | digests
+
+
+def _text(thing: Any) -> str:
+    while isinstance(thing, partial):
+        thing = thing.func
+    if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+        thing = type(thing)  # an object that can be called
+    try:
+        text = inspect.getsource(thing)
+    except (OSError, TypeError, SyntaxError, TokenError):  # made at a prompt, in C, or in a file that has changed since
+        text = f"{thing.__module__}.{thing.__qualname__}"
+    return sha256(text.encode("utf-8", "backslashreplace")).hexdigest()

@@ -1,0 +1,142 @@
+"""The checkpoints of a search, opened: its sources and base, recipes as the build has them, and whose tokenizer goes with what.
+
+Reads headers and configs; loads no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ...recipes.layer_groups import merged_names
+from ...recipes.recipe import MergePart, Recipe, SourceRef
+from ..file.config import SearchConfig
+
+if TYPE_CHECKING:
+    from ...building.merged import Merged
+    from ...checkpoints.checkpoint import Checkpoint
+    from ...checkpoints.component import Component
+    from ...checkpoints.source import Source
+
+Target = Recipe | SourceRef
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """What the spaces must know of the sources.
+
+    Attributes:
+        layers: Number of layers of each source.
+        tensors: Names of the weights of the sources that are merged.
+        unchanged: Per source that is merged the names of the tensors that equal the base's; empty where there is no base.
+        distances: Their squared distances from the base; empty where nobody asks for them.
+    """
+
+    layers: Sequence[int]
+    tensors: Sequence[str] = ()
+    unchanged: Sequence[Container[str]] = ()
+    distances: Sequence[float] = ()
+
+
+class OpenedSources:
+    """The checkpoints that a search is about.
+
+    Args:
+        config: The search.
+        trust_remote_code: Whether Python files that come with the sources may be run.
+        weights: Whether weights may be downloaded and read.
+
+    Attributes:
+        sources, base: The opened checkpoints.
+
+    Raises:
+        SourceError: A source cannot be read.
+    """
+
+    def __init__(self, config: SearchConfig, *, trust_remote_code: bool = False, weights: bool = True) -> None:
+        from ...checkpoints.component import as_parts
+
+        self.config = config
+        self.trust_remote_code, self.weights = trust_remote_code, weights
+        self._opened: dict[SourceRef, Source] = {}
+        self._checkpoints: dict[Hashable, Checkpoint] = {}
+        parts = as_parts([self.open(ref) for ref in [*config.sources, *([config.base] if config.base is not None else [])]])
+        self.sources = parts[: len(config.sources)]
+        self.base = parts[-1] if config.base is not None else None
+
+    @property
+    def layers(self) -> list[int]:
+        """Number of layers of each source."""
+        return [source.layer_count for source in self.sources]
+
+    @cached_property
+    def summary(self) -> SourceSummary:
+        """What the spaces must know of the sources; of a merge also where weights are the base's, if they may be read."""
+        from ...checkpoints.unchanged import squared_distance, unchanged_tensors
+
+        if self.config.space == "dfs":
+            return SourceSummary(self.layers)
+        plan = self.merged(self.config.merge_part()).plan
+        merged, base = plan.sources, plan.base
+        names = merged_names((name for name, info in merged[0].tensors.items() if info.is_float), self.config.ps.router)
+        tensors = [name for name in names if ".rotary_emb.inv_freq" not in name]
+        base = base if self.weights else None
+        unchanged = [unchanged_tensors(source, base) for source in merged] if base is not None else []
+        distances = []
+        if base is not None and "metagpt" in self.config.ps.starts:
+            distances = [squared_distance(source, base) for source in merged]
+        return SourceSummary(self.layers, tensors, unchanged, distances)
+
+    def open(self, ref: SourceRef) -> Source:
+        """A source of the search, or another model. Raises `SourceError`."""
+        from ...checkpoints.source import Source
+
+        if ref not in self._opened:
+            self._opened[ref] = Source.open(ref, trust_remote_code=self.trust_remote_code)
+        return self._opened[ref]
+
+    def checkpoint(self, recipe: Recipe) -> Checkpoint:
+        """A recipe as the build has it, with all its checks; raises as `open_recipe` does."""
+        from ...building.build import open_recipe
+
+        return open_recipe(recipe, opened=self.open)
+
+    def merged(self, part: MergePart) -> Merged:
+        """A merge of this kind, whatever its numbers are, as the build has it."""
+        from ...building.composed import Composed
+        from ...building.merged import Merged
+
+        key = self._kind_of(part)
+        if key not in self._checkpoints:
+            self._checkpoints[key] = self.checkpoint(self.config.recipe(merge=part))
+        found = self._checkpoints[key]
+        merged = found.merged if isinstance(found, Composed) else found
+        assert isinstance(merged, Merged)  # it has no path
+        return merged
+
+    def _kind_of(self, part: MergePart) -> Hashable:
+        return part.method, tuple(sorted(part.options)), tuple(part.sources or range(len(self.sources))), part.router
+
+    @cached_property
+    def _host(self) -> Component | None:
+        """The model that a merged part, or the layers of a path, are put into; None where whole models are."""
+        from ...checkpoints.component import Component
+
+        dfs = self.config.space == "dfs"
+        first = self.sources[(self.config.dfs.order or [0])[0] if dfs else self.config.ps_sources[0]]
+        return first if isinstance(first, Component) and not first.is_whole else None
+
+    def _tokenizer_owner(self, target: Target) -> tuple[Hashable, Checkpoint]:
+        """The checkpoint whose tokenizer goes with a target, and what is the same for all that share it."""
+        if isinstance(target, SourceRef):
+            owner = self.open(target)
+            if self._host is not None and owner.config.model_type != self._host.whole.config.model_type:
+                owner = self._host.whole  # which it is put into
+            return owner.folder, owner
+        merge = target.merge and tuple(target.merge_sources)
+        key: Hashable = ("tokenizer of", merge, target.flow and target.flow.embedding_source)
+        if key not in self._checkpoints:
+            self._checkpoints[key] = self.checkpoint(target)
+        return key, self._checkpoints[key]

@@ -1,0 +1,336 @@
+"""The search file: what is evolved, how, on which data. Read from YAML; every key is checked before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ...errors import RecipeError, SearchError
+from ...fitness.data import DataSpec
+from ...fitness.registry import AnyTaskSpec, TaskSpec
+from ...recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef, TokenPart, Vocabulary, labels_of
+from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
+from .objectives import FITNESS, AnyObjective, check_objectives, name_of, objective_splits
+from .presets import completed, filled
+from .sections import FirstConfig, FlowSpaceConfig, LimitsConfig, OptimizerConfig, ParameterSpaceConfig
+
+SpaceName = Literal["ps", "dfs", "joint"]
+Stage = Literal["ps-first", "ps", "dfs-first", "dfs", "joint", "random"]
+STAGES: dict[str, str] = {
+    "ps-first": "parameter space, first",
+    "ps": "parameter space",
+    "dfs-first": "data flow space, first",
+    "dfs": "data flow space",
+    "joint": "weights and path together",
+    "random": "random search",
+}
+
+_SPACES: dict[str, tuple[SpaceName, ...]] = {"ps": ("ps",), "dfs": ("dfs",), "hybrid": ("ps", "dfs")}
+_FIRST: dict[str, Stage] = {"ps": "ps-first", "dfs": "dfs-first"}
+
+_BATCH = 16  # examples of a gradient's step, and of the first generations, where the file does not say it
+_MANY = 10**9  # examples, of which any number is a batch
+_QUICK_STEPS = 30  # of the quick preset's gradient, where there are few examples
+Baseline = Literal["average", "random", "lora"]
+SPLITS = ("search", "validation", "test")
+RETAINED = "retain:"  # begins the names of splits whose examples a search does not look at
+
+
+class SearchConfig(StrictModel):
+    """One search, whole.
+
+    Attributes:
+        about: What the result is for, in one sentence; the model's card and its Space begin with it.
+        preset: ``quick``: what the file leaves unsaid is filled in for a first look, at 48 scores of the search examples.
+        space: ``ps``, ``dfs`` or ``hybrid`` (PS, then DFS over its winner and the sources).
+        joint: Whether a hybrid search by gradient moves weights and gates together, in one stage with the budget of both.
+        sources, base: As in a recipe. One source is enough for ``dfs``.
+        dtype: The dtype that candidates are evaluated in and the winner is saved in; the first source's where absent.
+        seed: Seed of the optimizer, of DARE's masks and of the batches.
+        vocabulary, tokens, tokenizer, chat_template: As in a recipe: the winner's has them, and candidates are scored with the
+            tokenizer that goes with the result. The first two are of merges; a path alone has the vocabulary of its embeddings.
+        components, processor: As in a recipe, where a part of the sources is merged.
+        ps, dfs: The two spaces; a space that takes part and is absent has its defaults.
+        fitness: The task and its settings; see ``docs/fitness.md``.
+        data: Where examples come from, per split. ``search`` is what candidates are scored on; the best are scored again on
+            ``validation`` before a winner is named; ``test`` is touched once, at the end.
+        objectives: What else counts, where there is no single best model: further tasks, and what a model takes: ``tokens`` of
+            its answers, ``hops``, ``parameters``, ``seconds``. The search then finds the models that nothing beats in all of
+            them, by ``nsga2``.
+        retain: More data, by name, that the result may not forget, such as the sources' own tasks: every model of the table of
+            results is scored on it too. Nothing is chosen by it.
+        batch: Number of search examples per generation, drawn anew for each, or ``all``. Where absent 16, which without a
+            gradient doubles after every 100 generations, up to half of the examples. A random search has all.
+        finalists: How many of the best trials are scored on the validation split.
+        baselines: What the result is compared with, beside base and sources: the plain ``average``; a ``random`` search of the
+            same budget, in the space of the first stage; ``lora`` fine-tunes of the best parent and of the average, on the
+            search examples at the same cost (extra ``lora``).
+        threads: CPU threads per evaluation. Part of the study: another number may change the last bits of a score.
+        limits: What one evaluation may take.
+        report_to: Where the search is logged as it runs, pictures and table included: ``trackio``, ``wandb``, ``tensorboard``.
+        project: The project of the run there.
+        device: Where candidates are evaluated, such as ``cpu`` or ``cuda:0``; a list of devices, which workers take in turn; or
+            ``auto``, every GPU of the machine, or its processor where there is none.
+        devices_per_model: Over how many of these a model is spread, in runs of its layers, where one is too small for it. A
+            worker then has as many.
+        attn_implementation: What computes attention, by its name in transformers; its own choice where absent. Part of the
+            study, for each has other last bits. Kernels of the Hub are none of them: a file brings no code.
+        gradient_checkpointing: Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of
+            one layer, and a third more time.
+        gradient_parts: In how many parts a gradient's batch is evaluated, side by side by as many workers. Part of the study:
+            another number may change the last bits of a gradient, the number of workers does not.
+    """
+
+    about: str | None = Field(default=None, min_length=1, max_length=300)
+    preset: Literal["quick"] | None = None
+    space: Literal["ps", "dfs", "hybrid"]
+    joint: bool = False
+    sources: list[SourceRef] = Field(min_length=1)
+    base: SourceRef | None = None
+    dtype: Dtype | None = None
+    seed: int = Field(default=0, ge=0)
+    vocabulary: Vocabulary | None = None
+    tokens: TokenPart | None = None
+    tokenizer: int | Literal["base"] | None = None
+    chat_template: str | None = Field(default=None, min_length=1)
+    components: dict[str, int] | None = None
+    processor: int | None = None
+    ps: ParameterSpaceConfig = Field(default_factory=ParameterSpaceConfig)
+    dfs: FlowSpaceConfig = Field(default_factory=FlowSpaceConfig)
+    fitness: AnyTaskSpec
+    data: dict[Literal["search", "validation", "test"], DataSpec] = Field(default_factory=dict)
+    objectives: tuple[AnyObjective, ...] = ()
+    retain: dict[str, DataSpec] = Field(default_factory=dict)
+    batch: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
+    finalists: int = Field(default=8, ge=1)
+    baselines: tuple[Baseline, ...] = ("average",)
+    threads: int = Field(default=1, ge=1)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    report_to: list[Literal["trackio", "wandb", "tensorboard"]] = Field(default_factory=list)
+    project: str = "hf-evomerge"
+    device: str | Annotated[tuple[str, ...], Field(min_length=1)] = "cpu"
+    devices_per_model: int = Field(default=1, ge=1)
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
+    gradient_checkpointing: bool = False
+    gradient_parts: int = Field(default=1, ge=1)
+
+    @property
+    def splits(self) -> dict[str, DataSpec]:
+        """Where the examples of each split come from, the retained ones among them."""
+        retained = {f"{RETAINED}{name}": spec for name, spec in self.retain.items()}
+        return {**{str(split): spec for split, spec in self.data.items()}, **retained, **objective_splits(self.objectives)}
+
+    @property
+    def parent_names(self) -> dict[str, str]:
+        """What the parents are called in tables and plots, by the labels of their scores: ``source:0`` and so on, ``base``."""
+        apart = [self.base] if self.base is not None and self.base not in self.sources else []
+        names = labels_of([*self.sources, *apart])
+        found = {f"source:{number}": name for number, name in enumerate(names[: len(self.sources)])}
+        return found if self.base is None else {**found, "base": names[-1 if apart else self.sources.index(self.base)]}
+
+    @property
+    def source_names(self) -> list[str]:
+        """What the sources are called, in their order."""
+        return [self.parent_names[f"source:{number}"] for number in range(len(self.sources))]
+
+    @property
+    def objective_names(self) -> list[str]:
+        """The fitness, and the other objectives."""
+        return [FITNESS, *map(name_of, self.objectives)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        return completed(filled(data)) if isinstance(data, Mapping) else data
+
+    @field_validator("about")
+    @classmethod
+    def _is_said(cls, about: str | None) -> str | None:
+        if about is not None and about.startswith("..."):
+            raise ValueError("still waits to be filled in; write what the model is for, one sentence in quotes")
+        return about
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_search(cls, data: Any) -> Any:
+        given = data.keys() if isinstance(data, dict) and "space" not in data else set()
+        if given & {"merge", "flow", "merge_method"}:
+            raise ValueError("this is a recipe, not a search file; build it with `hf-evomerge merge FILE --out FOLDER`")
+        return data
+
+    @model_validator(mode="after")
+    def _check_indices(self) -> SearchConfig:
+        count = len(self.sources)
+        for key, indices, limit in (
+            ("ps.sources", self.ps.sources, count),
+            ("dfs.order", self.dfs.order, count + (self.space == "hybrid")),
+        ):
+            if indices is not None and (
+                not indices or len(set(indices)) != len(indices) or not set(indices) <= set(range(limit))
+            ):
+                raise ValueError(f"{key}: {indices} must be distinct numbers from 0 to {limit - 1}")
+        if count == 1 and self.space != "dfs":
+            raise ValueError(f"sources: {self.space} merges two or more models; with one write space: dfs (found 1)")
+        wanted = len(self.dfs.order or self.sources) + (self.space == "hybrid" and self.dfs.order is None)
+        if self.space != "ps" and self.dfs.terms not in (1, wanted):
+            raise ValueError(f"dfs.terms: a hop has a layer of every source that is laid out, which are {wanted}, or of one")
+        if self.space != "ps" and wanted > 1 and (one := "prune" if self.dfs.prune else "repeat" if self.dfs.repeat else None):
+            raise ValueError(f"dfs.{one}: goes with one model; give one source, or name one in dfs.order (found {wanted})")
+        if "metagpt" in self.ps.starts and self.base is None:
+            raise ValueError("ps.starts: metagpt is made of task vectors; give a base, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_recipe(self) -> SearchConfig:
+        path = FlowPart(path=["0:0"]) if self.space == "dfs" else None
+        try:
+            validate(Recipe, self._recipe(None if self.space == "dfs" else self.merge_part(), path), RecipeError)
+        except RecipeError as cause:
+            raise ValueError(str(cause)) from cause
+        return self
+
+    @model_validator(mode="after")
+    def _check_documents(self) -> SearchConfig:
+        for split, spec in self.data.items() if self.fitness.task == "lm_eval" else ():
+            if spec.lm_eval is None:
+                raise ValueError(
+                    f"data.{split}: the documents of fitness.task lm_eval are its own; write lm_eval: [a task, ...]"
+                )
+        weighted = getattr(self.fitness, "weights", None)
+        if weighted and any(self.batch_sizes(stage, _MANY)[0] < _MANY for stage in self.stages):
+            raise ValueError("fitness.weights: a batch may lack documents of a task; with weights write batch: all")
+        return self
+
+    @model_validator(mode="after")
+    def _check_objectives(self) -> SearchConfig:
+        check_objectives(self)
+        return self
+
+    @model_validator(mode="after")
+    def _check_devices(self) -> SearchConfig:
+        if self.devices_per_model > 1 and self.dfs.terms > 1:
+            raise ValueError("devices_per_model: the terms of a hop run on one device; write 1, or dfs.terms: 1")
+        return self
+
+    @model_validator(mode="after")
+    def _check_joint(self) -> SearchConfig:
+        by_gradient = self.ps.optimizer.algorithm == self.dfs.optimizer.algorithm == "gradient"
+        if self.joint and not (self.space == "hybrid" and by_gradient):
+            raise ValueError(
+                "joint: moves weights and gates by their gradient; write space: hybrid, and optimizer: {algorithm: gradient} "
+                f"under ps and dfs (found {self.space}, {self.ps.optimizer.algorithm}, {self.dfs.optimizer.algorithm})"
+            )
+        if self.joint and self.dfs.order is not None and len(self.sources) not in self.dfs.order:
+            raise ValueError(
+                f"joint: dfs.order {self.dfs.order} is without the merged model, which has number {len(self.sources)}"
+            )
+        if self.joint and (self.ps.first is not None or self.dfs.first is not None):
+            raise ValueError("joint: there is one stage, and none before it; leave first out under ps and dfs")
+        return self
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages in the order they run."""
+        stages: list[Stage] = []
+        for name in self.spaces:
+            if self.part(name).first is not None:
+                stages.append(_FIRST[name])
+            stages.append(name)
+        return [*stages, "random"] if "random" in self.baselines else stages
+
+    @property
+    def spaces(self) -> tuple[SpaceName, ...]:
+        """What is searched, one after the other."""
+        return ("joint",) if self.joint else _SPACES[self.space]
+
+    def part(self, name: SpaceName) -> ParameterSpaceConfig | FlowSpaceConfig:
+        """The section of a space; of both together, that of parameter space."""
+        return self.dfs if name == "dfs" else self.ps
+
+    def space_of(self, stage: Stage) -> SpaceName:
+        """What a stage searches; a random search has the space of the first stage."""
+        if stage == "random":
+            return self.spaces[0]
+        return "joint" if stage == "joint" else "ps" if stage in ("ps", "ps-first") else "dfs"
+
+    def first_of(self, stage: Stage) -> Stage | None:
+        """The stage at whose winner a stage begins, if it does."""
+        first = _FIRST.get(stage)
+        return first if first in self.stages else None
+
+    def fitness_of(self, stage: Stage) -> TaskSpec | None:
+        """The fitness of a stage, where it is not that of the search."""
+        optimizer = self.optimizer(stage)
+        return optimizer.fitness if isinstance(optimizer, FirstConfig) else None
+
+    @property
+    def ps_sources(self) -> list[int]:
+        """The sources that a PS search merges, as indices."""
+        return list(range(len(self.sources))) if self.ps.sources is None else self.ps.sources
+
+    def optimizer(self, stage: Stage) -> OptimizerConfig:
+        """The settings of a stage's optimizer; a random search has those of the first space."""
+        part = self.part(self.space_of(stage))
+        return part.first if part.first is not None and stage in _FIRST.values() else part.optimizer
+
+    def batch_sizes(self, stage: Stage, examples: int) -> tuple[int, ...]:
+        """How many of so many examples a generation of a stage is scored on: one size after the other, see `GROWTH`."""
+        optimizer = self.optimizer(stage)
+        batch = optimizer.batch or self.batch
+        if batch == "all" or stage == "random" or optimizer.algorithm in ("random", "nsga2"):
+            return (examples,)
+        if batch is None and self.preset == "quick" and optimizer.algorithm == "gradient":  # for steps enough in its budget
+            batch = max(1, min(_BATCH, examples * optimizer.evaluations // (3 * _QUICK_STEPS)))
+        if batch is not None or optimizer.algorithm in ("gradient", "sweep"):
+            return (min(examples, batch or _BATCH),)
+        sizes = [min(examples, _BATCH)]
+        while 4 * sizes[-1] <= examples:
+            sizes.append(2 * sizes[-1])
+        return tuple(sizes)
+
+    def budget(self, stage: Stage) -> tuple[int, float]:
+        """Evaluations and minutes (infinite where unbounded) of a stage.
+
+        A random search has those of all others together, and a stage that searches both spaces those of both.
+        """
+        counted = [other for other in self.stages if other != "random"] if stage == "random" else [stage]
+        budgets = [self.ps.optimizer, self.dfs.optimizer] if self.joint else [self.optimizer(other) for other in counted]
+        minutes = [math.inf if budget.minutes is None else budget.minutes for budget in budgets]
+        return sum(budget.evaluations for budget in budgets), sum(minutes)
+
+    def recipe(self, merge: MergePart | None = None, flow: FlowPart | None = None) -> Recipe:
+        """The recipe of a candidate: these parts, of the search's sources."""
+        return Recipe(**self._recipe(merge, flow))
+
+    def merge_part(self) -> MergePart:
+        """A merge of the kind that is searched, with the method's defaults for numbers."""
+        return MergePart(method=self.ps.method, sources=self.ps.sources, router=self.ps.router)
+
+    def _recipe(self, merge: MergePart | None, flow: FlowPart | None) -> dict[str, Any]:
+        shared = (
+            "sources",
+            "base",
+            "dtype",
+            "seed",
+            "vocabulary",
+            "tokens",
+            "tokenizer",
+            "chat_template",
+            "components",
+            "processor",
+        )
+        return {**{key: getattr(self, key) for key in shared}, "merge": merge, "flow": flow}
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write the search to a YAML file."""
+        Path(file).write_text(dump_yaml(self), encoding="utf-8")
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> SearchConfig:
+        """Read a search file; raises `SearchError` with the keys that are wrong."""
+        return load_yaml(cls, file, SearchError)

@@ -1,0 +1,294 @@
+"""A first search file: what can be seen in the headers of the models and in the data, with comments for who reads it first."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ...building.tokens import match_tokens
+from ...checkpoints.chat_template import most_common_template
+from ...checkpoints.compatibility import check_mergeable
+from ...checkpoints.source import Source
+from ...checkpoints.unchanged import twins
+from ...errors import FitnessError, SearchError
+from ...fitness.data import DataSpec, load_examples
+from ...fitness.records import read_jsonl
+from ...recipes.recipe import Recipe, SourceRef, labels_of
+from ...recipes.strict_yaml import parse_yaml
+from .config import SPLITS, SearchConfig
+
+PROMPTS = ("prompt", "question", "instruction", "problem", "input", "text")
+ANSWERS = ("answer", "answer_number", "output", "response", "completion", "target", "label")
+GLOSSES = ("gloss", "translation", "english")
+MOST = {
+    "search": 128,
+    "validation": 200,
+    "test": 400,
+}  # more tell little, and every candidate has to answer those of the search
+LEAST = 8
+_LONG = 200  # characters of an answer that is a text rather than a result
+_NO_SPACES = re.compile(
+    r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uff00-\uffef][^\w\s]*$"
+)  # Thai, Japanese, Chinese, to the end
+_MARK = "####"  # what the result of a worked solution follows in GSM8K and its like
+_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A search file that nobody has run yet.
+
+    Attributes:
+        text: The file.
+        found: What it was made from, one line each.
+    """
+
+    text: str
+    found: tuple[str, ...]
+
+
+def draft_search(
+    sources: Sequence[str], data: str | os.PathLike[str], *, base: str | None = None, device: str = "cpu"
+) -> Draft:
+    """Write a search file for these models and problems: a quick search first, with what one would change after it.
+
+    Of repositories only small files and headers are fetched. Models of one depth are merged (``space: ps``), others can only
+    be followed layer by layer (``space: dfs``). The splits are slices of the shuffled data that do not overlap.
+
+    Args:
+        sources: Folders or repositories of two or more fine-tunes; ``BASE+ADAPTER`` for one that is an adapter, or a folder
+            with an adapter of the base that is given.
+        data: A file with one JSON object per line.
+        base: Their common ancestor.
+        device: Where candidates will be evaluated.
+
+    Raises:
+        SourceError: A model cannot be read, or the models cannot be merged.
+        FitnessError: The data cannot be read, has no fields that look like prompt and answer, or too few records.
+
+    Example:
+        >>> draft = draft_search(["fine-tune-a", "fine-tune-b"], "problems.jsonl", base="base")
+        >>> draft.text.count("problems.jsonl")
+        3
+    """
+    if len(sources) < 2:
+        raise SearchError(
+            "sources: give the names of two fine-tunes of one model, or more; for one see `hf-evomerge example prune`"
+        )
+    file, problems = os.fspath(data), _Problems(os.fspath(data))
+    refs = [_named(name, base) for name in sources]
+    opened = [Source.open(ref) for ref in refs]
+    ancestor = Source.open(base) if base is not None else None
+    everyone = [*opened, *([ancestor] if ancestor is not None else [])]
+    depths = [source.layer_count for source in everyone]
+    by_token = len(set(depths)) == 1 and len({source.vocab_size for source in everyone}) > 1
+    settings = {"base": base and {"model": base}, "merge": {"method": "linear"}, "vocabulary": "union" if by_token else None}
+    as_merged = Recipe.model_validate({"sources": refs, **settings})
+    matched, matched_base = match_tokens(as_merged, dict(enumerate(opened)), ancestor)
+    check_mergeable(list(matched.values()), matched_base, same_depth=len(set(depths)) == 1)
+    templates = [most_common_template([source.folder]) is not None for source in everyone]
+    lines = [
+        "# A quick look whether these models merge: it costs what 48 models cost to score on the search examples, and fills in",
+        "# what is not said below. Afterwards take this line out, and say more: see the end of the file.",
+        "preset: quick",
+        '# about: "..." # what the model is for, one sentence in quotes; its card and its Space open with it',
+        *_space(depths, ancestor is not None),
+        "sources: # the fine-tunes that are merged",
+        *(
+            f"  - {{{', '.join(f'{key}: {_scalar(value)}' for key, value in ref.model_dump(exclude_none=True).items())}}}"
+            for ref in refs
+        ),
+        *([f"base: {{model: {_scalar(base)}}} # the common ancestor: merged are the differences from it"] if base else []),
+        *(["vocabulary: union # they have not the same tokens: rows are matched by token"] if by_token else []),
+        *(
+            [f"device: {_scalar(device)}"]
+            if device != "cpu"
+            else ["# device: cuda:0 # the models are run on the processor; a GPU is quicker"]
+        ),
+        *problems.fitness(opened[0], chat=all(templates)),
+        *problems.splits(chat=all(templates), some=any(templates)),
+        *_afterwards(depths, len(opened), gradient="choices" not in problems.where, based=ancestor is not None),
+    ]
+    text = "\n".join(lines) + "\n"
+    parse_yaml(SearchConfig, text, SearchError)
+    size = sum(info.numel for info in opened[0].tensors.values())
+    found = (
+        f"{len(opened)} models of {', '.join(map(str, dict.fromkeys(depths)))} layers, {size / 1e6:,.4g}M parameters each",
+        f"{problems.count} problems in {file}: " + ", ".join(f"{count} for {split}" for split, count in problems.sizes.items()),
+        *(f"warning: {line}" for line in twins(everyone, [*labels_of(refs), "the base"], download=False)),
+    )
+    return Draft(text, found)
+
+
+def _named(name: str, base: str | None) -> SourceRef:
+    """A source as it is named on a command line."""
+    folder = Path(name)
+    if base is not None and (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
+        return SourceRef(model=base, adapter=name)
+    model, _, adapter = (name, "", "") if folder.exists() else name.partition("+")
+    return SourceRef(model=model, adapter=adapter or None)
+
+
+def _space(depths: Sequence[int], based: bool) -> list[str]:
+    if len(set(depths)) > 1:
+        found = ", ".join(map(str, depths))
+        return [f"space: dfs # a path through their layers, which are {found}: only models of one depth can be merged"]
+    lines = ["space: ps # how much of each model's weights; dfs: which layer of which model runs next; hybrid: both"]
+    return lines if based else [*lines, "ps: {method: linear} # a weighted mean; with a base, merging differences is better"]
+
+
+def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: bool) -> list[str]:
+    merged, cost = len(set(depths)) == 1, "# in scores of all search examples"
+    weights = ["ps:"] if based else ["ps:", "  method: linear"]
+    path = ["dfs:", "  repetitions: 2 # how often a layer may run"]
+    lines = ["After the quick look, in place of preset" + (" and of ps above:" if merged and not based else ":")]
+    if gradient:
+        slots = [*weights, "  groups: tensor # a weight for each tensor of each model"] if merged else path
+        lines += [*slots, f"  optimizer: {{algorithm: gradient, evaluations: 150}} {cost}"]
+    if gradient and merged:
+        lines.append("Or, without a gradient (task: generation) every number costs, so that blocks share theirs:")
+    if merged:
+        group = max(1, depths[0] // 8)
+        numbers = f"{count} x {-(-depths[0] // group)} weights, and those of embeddings and head"
+        lines += [*weights, f"  blocks_per_group: {group} # {numbers}", f"  optimizer: {{evaluations: 500}} {cost}"]
+    elif not gradient:
+        lines += [*path, f"  optimizer: {{evaluations: 500}} {cost}"]
+    return [f"# {line}" for line in lines]
+
+
+class _Problems:
+    """What the records are, and how many go into which split."""
+
+    def __init__(self, file: str) -> None:
+        self.file, records = file, [record for _, record in read_jsonl(file)]
+        self.count = len(records)
+        if self.count < LEAST:
+            raise FitnessError(
+                f"{file}: {self.count} records; a search needs {LEAST} at least: to search, to choose the winner, to test it"
+            )
+        self.where = self._fields(records[0])
+        says = (name for name in GLOSSES if all(isinstance(record.get(name), str) and record[name] for record in records))
+        if gloss := next(says, None):
+            self.where["gloss_field"] = gloss
+        answer = self.where.get("answer_field", "answer")
+        if all(_MARK in str(record.get(answer)) for record in records):
+            self.where["answer_after"] = _MARK
+        self.examples = load_examples(DataSpec(jsonl=file, **self.where))
+        prompts = Counter(" ".join(example.prompt.split()) for example in self.examples)
+        if (most := prompts.most_common(1)[0])[1] > 1:
+            raise FitnessError(
+                f"{file}: {sum(times > 1 for times in prompts.values())} prompts occur more than once, such as {most[0]!r:.60}"
+                "; keep one of each, so that a model is not tested on what it was searched with"
+            )
+        part = self.count * 3 // 10
+        sizes = {"search": min(part, MOST["search"]), "validation": min(part, MOST["validation"])}
+        self.sizes = {**sizes, "test": min(self.count - sum(sizes.values()), MOST["test"])}
+
+    def _fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Which fields hold prompt and answer, as `DataSpec` has them."""
+        example = '{"prompt": "2 + 3 =", "answer": 5}'
+        if chat := record.keys() & {"messages", "conversations"}:
+            raise FitnessError(
+                f"{self.file}: {min(chat)} holds whole chats; write each problem as {example}; `chat: true` puts the prompt "
+                "into the model's chat template"
+            )
+        prompt, answer = (next((name for name in names if name in record), None) for names in (PROMPTS, ANSWERS))
+        if prompt is None or answer is None:
+            what = "prompt" if prompt is None else "answer"
+            raise FitnessError(
+                f"{self.file}: none of the fields {', '.join(record)} looks like the {what}; call it {what}, as in {example}"
+            )
+        found = {"prompt_field": prompt, "answer_field": answer}
+        if prompt == "instruction" and record.get("input"):
+            found["template"] = "{instruction}\n{input}"
+        if isinstance(record.get("choices"), (list, dict)):
+            found["choices"] = "choices"
+        return {key: name for key, name in found.items() if name != DataSpec.model_fields[key].default}
+
+    def fitness(self, source: Source, *, chat: bool) -> list[str]:
+        """The task's section."""
+        answers = [example.answer for example in self.examples]
+        long, numbers = median(map(len, answers)) > _LONG, all(_NUMBER.fullmatch(answer) for answer in answers)
+        separator = self._separator(source) if not chat else ""
+        between = (
+            f"  separator: {json.dumps(separator)} # what stands between prompt and answer; scored as the answer's beginning"
+        )
+        if "choices" in self.where:
+            score = "  score: log_probability # of the right choice among them, which is smooth; the accuracy is told beside it"
+            return ["fitness:", "  task: multiple_choice", score, between]
+        task = (
+            "  task: likelihood # the log-probability of the right answer: one forward pass per problem, and it has a gradient"
+        )
+        lines = ["fitness:", task, between]
+        if long:
+            lines.append("  normalize: token # answers are long: the mean over an answer's tokens, so that each counts alike")
+        if numbers:
+            lines += [
+                "  # Where a model has to reason first, in place of the above: it writes, and the last number counts.",
+                "  # task: generation",
+                "  # max_new_tokens: 256 # where an answer is cut",
+            ]
+        return lines
+
+    def _separator(self, source: Source) -> str:
+        """A space, unless the prompts end with one, or are in a writing that has none."""
+        prompts = [example.prompt for example in self.examples]
+        if sum(prompt[-1:].isspace() for prompt in prompts) * 2 > len(prompts):
+            return ""
+        spaceless = sum(bool(_NO_SPACES.search(prompt)) for prompt in prompts) * 2 > len(prompts)
+        return "" if spaceless and not _by_words(source) else " "
+
+    def splits(self, *, chat: bool, some: bool) -> list[str]:
+        """The data's section: slices of one shuffle."""
+        lines = ["data: # search scores the candidates, validation chooses among the best, test is used once, at the end"]
+        lines.append("  # Each takes count records from start on, of all in the order of shuffle_seed, so that none is in two.")
+        meant = {
+            "prompt_field": "prompt_field and answer_field name the fields that are read.",
+            "answer_field": "prompt_field and answer_field name the fields that are read.",
+            "answer_after": "answer_after: what follows it is the answer, without the reasoning before it.",
+            "choices": "choices: the field with what there is to choose from.",
+            "template": "template: the prompt, with fields of the record in braces.",
+            "gloss_field": "gloss_field: the prompt in a language that readers know; no model sees it.",
+        }
+        lines += dict.fromkeys(f"  # {text}" for key, text in meant.items() if key in self.where)
+        if chat:
+            lines.append("  # chat: true puts the prompt into the model's chat template.")
+        if some and not chat:
+            lines.append("  # Not every model here has a chat template; where all have, `chat: true` puts the prompt into it.")
+        start, fields = 0, "".join(f", {key}: {json.dumps(name)}" for key, name in self.where.items())
+        for split in SPLITS:
+            skipped = f", start: {start}" if start else ""
+            said = f"jsonl: {_scalar(self.file)}{fields}{', chat: true' if chat else ''}, shuffle_seed: 0{skipped}"
+            lines.append(f"  {split}: {{{said}, count: {self.sizes[split]}}}")
+            start += self.sizes[split]
+        return lines
+
+
+def _by_words(source: Source) -> bool:
+    """Whether a tokenizer knows whole words alone, and so needs spaces between them."""
+    if not (source.folder / "tokenizer.json").is_file():
+        return False
+    model = source.read_json("tokenizer.json").get("model")
+    return isinstance(model, Mapping) and model.get("type") == "WordLevel"
+
+
+def _scalar(text: str) -> str:
+    """A text as YAML has it inside of braces."""
+    plain = re.fullmatch(r"[A-Za-z./~][\w./-]*", text) and text.lower() not in (
+        "null",
+        "true",
+        "false",
+        "yes",
+        "no",
+        "on",
+        "off",
+        "~",
+    )
+    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""Optimizers that are asked for genomes and told their fitness."""

@@ -1,0 +1,266 @@
+"""Proposes genomes: pycma's CMA-ES, with restarts, or random search. Knows nothing of models or recipes.
+
+Fitness is maximised everywhere in this package; it is negated here, where pycma is called. All random numbers come from one
+generator of the optimizer's own, so the same seed and the same fitness values give the same genomes, whatever else runs in the
+process.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import SearchError
+
+GROWTH = 100
+"""Generations, after which the next share of the examples is drawn: near the optimum a small batch no longer tells."""
+
+_SEPARABLE = 1000  # coordinates, beyond which a full covariance takes minutes of linear algebra per generation
+
+Vector = NDArray[np.float64]
+Batches = Generator[list[Vector], list[float], None]
+Algorithm = Literal["cma", "random", "gradient", "sweep", "nsga2"]
+Restarts = Literal["none", "ipop"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a search begins.
+
+    Attributes:
+        mean: The first mean of the distribution, shape (n,).
+        sigma: Its step size.
+        lower, upper: Bounds of each coordinate, shape (n,); infinite where there are none.
+        candidates: Points that are scored before the search begins, which it does at the best of them. The first are the most
+            important, should the budget not do for all.
+        rates: Factors of `sigma`, one per coordinate, shape (n,); all 1 where None.
+        prunable: Coordinates that a search by gradient gives up where they stay at their lower bound, shape (n,); none where
+            None.
+        moves: The points that a sweep tries from one, few enough to try all; an empty list ends it. None where there is no
+            such list.
+    """
+
+    mean: Vector
+    sigma: float
+    lower: Vector
+    upper: Vector
+    candidates: tuple[Vector, ...] = ()
+    rates: Vector | None = None
+    prunable: NDArray[np.bool_] | None = None
+    moves: Callable[[Vector], list[Vector]] | None = None
+
+    def sample(self, rng: np.random.Generator) -> Vector:
+        """One genome of random search: uniform between bounds, and normal around the mean where there are none."""
+        bounded = np.isfinite(self.lower) & np.isfinite(self.upper)
+        sigma = self.sigma if self.rates is None else self.sigma * self.rates
+        normal = self.mean + sigma * rng.standard_normal(self.mean.shape)
+        uniform = rng.uniform(np.where(bounded, self.lower, 0.0), np.where(bounded, self.upper, 1.0))
+        return np.where(bounded, uniform, normal)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be done with the genomes that were asked for.
+
+    Attributes:
+        gradient: Whether the gradient of the fitness is wanted too.
+        full: Whether they are scored on all examples, also where generations are scored on batches.
+        price: What each of them costs, in scores of the examples that it is scored on.
+        active: Coordinates that are still in play; all where None.
+    """
+
+    gradient: bool = False
+    full: bool = False
+    price: float = 1.0
+    active: NDArray[np.bool_] | None = None
+
+
+class Asked:
+    """Asking and telling, whatever the algorithm, and the count of what was spent.
+
+    Attributes:
+        request: What is to be done with the genomes of the last `ask`.
+        gradients, objectives: What was last told, where it was wanted.
+        spent: Cost of what has been told, in scores of all examples.
+        share: Share of the examples that the genomes of the last `ask` are scored on, unless it is to be all.
+    """
+
+    _batches: Batches
+    sigma: float
+
+    def __init__(self, budget: float = np.inf, share: float = 1.0) -> None:
+        self.budget, self.share = budget, share
+        self.request, self.spent = Request(), 0.0
+        self.gradients: list[Vector] = []
+        self.objectives: list[Vector] = []
+        self._asked: list[Vector] | None = None
+        self._told: list[float] | None = None
+
+    @property
+    def cost(self) -> float:
+        """What each genome of the last `ask` costs, in scores of all examples."""
+        return self.request.price * (1.0 if self.request.full else self.share)
+
+    def ask(self) -> list[Vector] | None:
+        """The next genomes to evaluate; None when converged."""
+        if self._asked is not None:
+            raise SearchError("ask() was called twice without tell()")
+        try:
+            self._asked = next(self._batches) if self._told is None else self._batches.send(self._told)
+        except StopIteration:
+            return None
+        return [genome.copy() for genome in self._asked]
+
+    def tell(self, fitness: Sequence[float], gradients: Sequence[Vector] = (), objectives: Sequence[Vector] = ()) -> None:
+        """Report the genomes of the last `ask`, in its order.
+
+        Args:
+            fitness: Of each; NaN for a candidate that failed.
+            gradients: Of each, where `request` wants them; those of candidates that failed are not looked at.
+            objectives: The values of all objectives of each, to be maximised, where there are several; NaN as above.
+        """
+        if self._asked is None or len(fitness) != len(self._asked):
+            raise SearchError(f"tell() got {len(fitness)} values for {len(self._asked or [])} genomes")
+        self.spent += self.cost * len(fitness)
+        self._asked, self._told = None, [float(value) for value in fitness]
+        self.gradients, self.objectives = list(gradients), list(objectives)
+
+    def best_candidate(self, start: Start) -> Generator[list[Vector], list[float], Vector]:
+        """Ask for the start's candidates, as far as a third of the budget goes; gives the best, or the mean without any.
+
+        One alone leaves nothing to choose: it is scored on all examples, to be a result itself.
+        """
+        affordable = min(len(start.candidates), max(1.0, self.budget / (3 * self.share)))
+        candidates = list(start.candidates[: int(affordable)])
+        if not candidates:
+            return start.mean.copy()
+        self.request = Request(full=len(start.candidates) == 1)
+        values = yield candidates
+        return candidates[int(np.argmax([-np.inf if np.isnan(value) else value for value in values]))].copy()
+
+
+def default_population(dimension: int) -> int:
+    """Candidates per generation where nobody says it: 4 + floor(3 ln n), the CMA-ES default."""
+    return 4 + int(3 * np.log(dimension))
+
+
+class Optimizer(Asked):
+    """Ask for genomes, evaluate them anywhere, tell their fitness.
+
+    Args:
+        start: Where to begin.
+        algorithm: ``cma`` or ``random``. Beyond 1,000 coordinates the covariance of CMA-ES is kept diagonal.
+        population: Candidates per generation; 4 + floor(3 ln n) where None, the CMA-ES default.
+        restarts: When CMA-ES has converged: stop (``none``; equal fitness alone is then no convergence), or start again with
+            twice the population (``ipop``).
+        seed: Seed of the generator.
+        budget: In scores of all examples; it only decides how many candidates of the start, and means, are scored.
+        shares: Shares of the examples that generations are scored on: `GROWTH` generations of each, and the last from then on.
+            Below 1, the mean of the distribution is scored on all of them now and then, and at the end.
+
+    Raises:
+        SearchError: The settings contradict each other, or `tell` does not match the last `ask`.
+
+    Example:
+        >>> optimizer = Optimizer(Start(np.zeros(2), 0.3, np.full(2, -1.0), np.ones(2)), seed=1)
+        >>> for _ in range(30):
+        ...     optimizer.tell([-float((x**2).sum()) for x in optimizer.ask()])
+        >>> optimizer.sigma < 0.05
+        True
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        *,
+        algorithm: Algorithm = "cma",
+        population: int | None = None,
+        restarts: Restarts = "none",
+        seed: int = 0,
+        budget: float = np.inf,
+        shares: Sequence[float] = (1.0,),
+    ) -> None:
+        super().__init__(budget, shares[0])
+        if start.mean.size < 2 and algorithm != "random":
+            raise SearchError("CMA-ES needs at least 2 numbers to evolve; give finer layer groups, or use algorithm: random")
+        self.start, self.algorithm, self.restarts, self.shares = start, algorithm, restarts, shares
+        self.population = population or default_population(start.mean.size)
+        self.rng = np.random.default_rng(seed)
+        self.sigma = start.sigma
+        self.restart_count = 0
+        self._batches = self._random_batches() if algorithm == "random" else self._cma_batches()
+
+    def _random_batches(self) -> Batches:
+        while True:
+            yield [self.start.sample(self.rng) for _ in range(self.population)]
+
+    def _cma_batches(self) -> Batches:
+        """Generations of one CMA-ES run after the other."""
+        population = self.population
+        self.mean = yield from self.best_candidate(self.start)
+        while True:
+            yield from self._one_run(population)
+            if self.restarts == "none" or self._is_last(self.population):
+                return
+            self.restart_count += 1
+            population *= 2
+
+    def _is_last(self, population: int) -> bool:
+        """Whether the budget does not do for another generation on a batch and the mean on all examples."""
+        return self.share < 1 and self.spent + population * self.share + 1 > self.budget
+
+    def _one_run(self, population: int) -> Batches:
+        """One CMA-ES run from the start until it converges."""
+        import cma
+
+        options = {
+            "popsize": population,
+            "seed": np.nan,  # with `randn` given, pycma leaves numpy's global generator alone
+            "randn": lambda rows, columns: self.rng.standard_normal((rows, columns)),
+            "verbose": -9,
+            "maxfevals": np.inf,
+            "maxiter": np.inf,
+            "CMA_diagonal": self.start.mean.size > _SEPARABLE,
+        }
+        if np.isfinite(self.start.lower).any() or np.isfinite(self.start.upper).any():
+            options["bounds"] = [_bound_list(self.start.lower), _bound_list(self.start.upper)]
+        if self.restarts == "none":  # accuracies have few values: equal fitness is no reason to leave a budget unspent
+            options |= {"tolflatfitness": np.inf, "tolfun": -1, "tolfunhist": -1, "tolstagnation": np.inf}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            strategy = cma.CMAEvolutionStrategy(self.mean, self.start.sigma, options)
+        generations = 0
+        self._mean_at = self.spent
+        while not strategy.stop():
+            self.share = self.shares[min(len(self.shares) - 1, generations // GROWTH)]
+            if self.share < 1 and (self._is_last(population) or self.spent - self._mean_at >= max(4.0, 0.1 * self.spent)):
+                self.request, self._mean_at = Request(full=True), self.spent
+                yield [np.asarray(strategy.result.xfavorite, dtype=np.float64)]
+                if self._is_last(population):
+                    break
+            self.request = Request()
+            generations += 1
+            genomes = [np.asarray(genome, dtype=np.float64) for genome in strategy.ask()]
+            costs = to_costs((yield genomes))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                strategy.tell(genomes, costs)
+            self.sigma = float(strategy.sigma)
+
+
+def to_costs(fitness: Sequence[float]) -> list[float]:
+    """Costs to minimise. A failed candidate (NaN) costs more than the worst that did not fail."""
+    costs = [-value for value in fitness]
+    finite = [cost for cost in costs if np.isfinite(cost)]
+    worst = max(finite) + 1 + (max(finite) - min(finite)) if finite else 1e9
+    return [cost if np.isfinite(cost) else worst for cost in costs]
+
+
+def _bound_list(bounds: Vector) -> list[float | None]:
+    """pycma's spelling of bounds: None where there is none."""
+    return [float(bound) if np.isfinite(bound) else None for bound in bounds]

@@ -1,0 +1,107 @@
+"""Follows the gradient of the fitness: projected Adam on batches of examples, a point at a time. Knows nothing of models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ask_tell import Asked, Batches, Request, Start, Vector
+
+_FIRST, _SECOND = 0.9, 0.99  # Adam's averages of gradients and of their squares (arXiv:1412.6980)
+_FLOOR = 0.02  # of the rate, where the cosine ends
+_QUIET = 10  # steps at the lower bound, after which a coordinate is given up
+_CHECKS = (0.5, 0.75)  # of the budget spent, where the average of the last points is scored in full
+FULL_SCORES = len(_CHECKS) + 1  # and at the end
+
+
+class GradientOptimizer(Asked):
+    """Ask for a point, evaluate it and its gradient anywhere, tell both.
+
+    Adam ascends on batches with a rate that falls as a cosine over the budget, inside the bounds. What is scored on all
+    examples, and so competes for the result, is the average of the last points: halfway, at three quarters, and at the end.
+
+    Args:
+        start: Where to begin. Its candidates are scored first, on one batch, and the best is the first point; its sigma is the
+            first rate. Prunable coordinates that stay at their lower bound are given up, which makes the rest cheaper.
+        price: What a gradient costs, in scores of the same examples, given which coordinates are still in play.
+        budget: In scores of all examples.
+        share: Share of the examples that a batch holds.
+
+    Raises:
+        SearchError: `tell` does not match the last `ask`.
+
+    Example:
+        >>> start = Start(np.zeros(2), 0.1, np.full(2, -1.0), np.ones(2))
+        >>> optimizer = GradientOptimizer(start, price=lambda active: 3.0, budget=300.0, share=1.0)
+        >>> while (points := optimizer.ask()) is not None:
+        ...     optimizer.tell([-float(((x - 0.5) ** 2).sum()) for x in points], [1.0 - 2 * x for x in points])
+        >>> np.allclose(points_of_the_end := optimizer.average, 0.5, atol=0.01)
+        True
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        *,
+        price: Callable[[NDArray[np.bool_]], float],
+        budget: float,
+        share: float,
+    ) -> None:
+        super().__init__(budget, share)
+        self.start, self.price = start, price
+        self.sigma = start.sigma
+        self.average = start.mean.copy()
+        self._batches = self._steps()
+
+    def _steps(self) -> Batches:
+        """Candidates, steps, and scores in full."""
+        point = yield from self.best_candidate(self.start)
+        self.average = point.copy()
+        adam, quiet, checks = _Adam(point.size), np.zeros(point.size, dtype=int), list(_CHECKS)
+        good, rate = point, self.start.sigma
+        rates = 1.0 if self.start.rates is None else self.start.rates
+        while True:
+            active = quiet < _QUIET
+            price = self.price(active)
+            if self.spent + price * self.share + 1 > self.budget or not active.any():
+                break
+            self.request = Request(gradient=True, price=price, active=active)
+            (fitness,) = yield [point]
+            self.sigma = rate * (_FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.spent / self.budget))))
+            if math.isnan(fitness):  # go back, and on in smaller steps
+                point, rate, adam = good, rate / 2, _Adam(point.size)
+                continue
+            good = point
+            step = self.sigma * rates * adam.direction(self.gradients[0])
+            point = np.where(active, np.clip(point + step, self.start.lower, self.start.upper), self.start.lower)
+            if self.start.prunable is not None:
+                at_bound = (point <= self.start.lower) & self.start.prunable
+                quiet = np.where(at_bound & active, quiet + 1, np.where(active, 0, quiet))
+            self.average = 0.9 * self.average + 0.1 * point
+            if checks and self.spent >= checks[0] * self.budget:
+                del checks[0]
+                self.request = Request(full=True)
+                yield [self.average]
+        self.request = Request(full=True)
+        yield [self.average]
+
+
+class _Adam:
+    """The direction of Adam's steps."""
+
+    def __init__(self, size: int) -> None:
+        self.first, self.second, self.count = np.zeros(size), np.zeros(size), 0
+
+    def direction(self, gradient: Sequence[Any] | Vector) -> Vector:
+        """Upwards, each coordinate at most about 1."""
+        slope = np.asarray(gradient, dtype=np.float64)
+        self.count += 1
+        self.first = _FIRST * self.first + (1 - _FIRST) * slope
+        self.second = _SECOND * self.second + (1 - _SECOND) * slope**2
+        first, second = self.first / (1 - _FIRST**self.count), self.second / (1 - _SECOND**self.count)
+        direction: Vector = first / (np.sqrt(second) + 1e-8)
+        return direction

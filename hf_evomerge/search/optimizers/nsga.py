@@ -1,0 +1,160 @@
+"""Proposes genomes where there are several objectives: pymoo's NSGA-II. Knows nothing of models, nor what objectives are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import SearchError
+from .ask_tell import Asked, Batches, Start, Vector, default_population, to_costs
+
+_STEPS = 4  # between the start's points and a bound, where a coordinate has none
+_MOST_LEFT_OUT = 0.5  # of the prunable coordinates of a genome of the first generation
+
+
+class ParetoOptimizer(Asked):
+    """Ask for genomes, evaluate them anywhere, tell the values of all their objectives.
+
+    The first generation is the start's mean and candidates, and points around these; in every second one of those a share of
+    the coordinates that are prunable is switched off. From then on it is NSGA-II (Deb et al., 2002) with pymoo's settings.
+
+    Args:
+        start: Where to begin. A coordinate without bounds stays within four step sizes of the start's points, and of 0 where it
+            is prunable.
+        objectives: How many there are.
+        population: Candidates per generation; twice the default of CMA-ES where None.
+        seed: Seed of all random numbers.
+
+    Raises:
+        SearchError: pymoo is not installed.
+
+    Example:
+        >>> start = Start(np.full(2, 0.5), 0.2, np.zeros(2), np.ones(2))
+        >>> optimizer = ParetoOptimizer(start, objectives=2, population=8)
+        >>> for _ in range(20):
+        ...     points = optimizer.ask()
+        ...     optimizer.tell([0.0] * 8, objectives=[np.array([x[0], 1 - x[0] - x[1]]) for x in points])
+        >>> bool(np.mean([x[1] for x in points]) < 0.1)
+        True
+    """
+
+    def __init__(self, start: Start, *, objectives: int, population: int | None = None, seed: int = 0) -> None:
+        super().__init__()
+        check_installed()
+        self.start, self.count, self.seed, self.sigma = start, objectives, seed, start.sigma
+        self.population = population or 2 * default_population(start.mean.size)
+        self._batches = self._generations()
+
+    def _generations(self) -> Batches:
+        from pymoo.algorithms.moo.nsga2 import NSGA2
+        from pymoo.core.evaluator import Evaluator
+        from pymoo.core.problem import Problem
+        from pymoo.core.termination import NoTermination
+        from pymoo.problems.static import StaticProblem
+
+        lower, upper = self._bounds()
+        problem = Problem(n_var=lower.size, n_obj=self.count, xl=lower, xu=upper)
+        algorithm = NSGA2(pop_size=self.population, sampling=np.clip(self._first(), lower, upper), seed=self.seed)
+        algorithm.setup(problem, termination=NoTermination())
+        while (offspring := algorithm.ask()) is not None and len(offspring):
+            yield list(np.asarray(offspring.get("X"), dtype=np.float64))
+            Evaluator().eval(StaticProblem(problem, F=self._costs()), offspring)
+            algorithm.tell(infills=offspring)
+
+    def _bounds(self) -> tuple[Vector, Vector]:
+        points, reach = np.array([self.start.mean, *self.start.candidates]), _STEPS * self.start.sigma
+        lowest = points.min(0) - reach
+        if self.start.prunable is not None:  # which are off below 0
+            lowest = np.where(self.start.prunable, np.minimum(lowest, -reach), lowest)
+        lower = np.where(np.isfinite(self.start.lower), self.start.lower, lowest)
+        return lower, np.where(np.isfinite(self.start.upper), self.start.upper, points.max(0) + reach)
+
+    def _first(self) -> NDArray[np.float64]:
+        """The first generation, shape (population, n)."""
+        rng, known = np.random.default_rng(self.seed), [self.start.mean, *self.start.candidates]
+        points = known[: self.population]
+        while len(points) < self.population:
+            point = known[len(points) % len(known)] + self.start.sigma * rng.standard_normal(self.start.mean.size)
+            if self.start.prunable is not None and len(points) % 2:
+                out = self.start.prunable & (rng.random(point.size) < rng.uniform(0, _MOST_LEFT_OUT))
+                point = np.where(out, -0.5 * self.start.sigma, point)
+            points.append(point)
+        return np.array(points)
+
+    def _costs(self) -> NDArray[np.float64]:
+        """What is to be minimised, shape (genomes, objectives); a failed candidate is worse than all others in everything."""
+        return np.column_stack([to_costs(column) for column in np.array(self.objectives).T])
+
+
+def check_installed() -> None:
+    """Raise `SearchError` where pymoo is not installed."""
+    try:
+        import pymoo  # noqa: F401
+    except ImportError as cause:
+        raise SearchError("objectives: a search for several needs pymoo: pip install 'hf-evomerge[objectives]'") from cause
+
+
+def non_dominated(vectors: Sequence[Vector]) -> list[int]:
+    """Indices of the points that none is better than in one objective without being worse in another; of equals the first.
+
+    Example:
+        >>> non_dominated([np.array(point) for point in ([1, 1], [2, 0], [0, 0], [1, 1])])
+        [0, 1]
+    """
+    points = np.array(vectors).reshape(len(vectors), -1)
+    found = []
+    for index, point in enumerate(points):
+        better = (points >= point).all(1) & (points > point).any(1)
+        if not better.any() and not (points[:index] == point).all(1).any():
+            found.append(index)
+    return found
+
+
+def scaled(vectors: Sequence[Vector]) -> NDArray[np.float64]:
+    """Points with each objective between 0, the worst of them, and 1, the best; 0 where all are the same."""
+    points = np.array(vectors, dtype=np.float64).reshape(len(vectors), -1)
+    low, width = points.min(0), np.ptp(points, axis=0)
+    return np.where(width > 0, (points - low) / np.where(width > 0, width, 1.0), 0.0)
+
+
+def knee(vectors: Sequence[Vector]) -> int:
+    """The point of a front that bulges most: farthest beyond the line, or plane, through the best of each objective.
+
+    Objectives that go together, as hops and parameters do, share the weight of one. The first of equals, the best in the first
+    objective where a front is sorted by it.
+
+    Example:
+        >>> knee([np.array(point) for point in ([0.0, 1.0], [0.8, 0.9], [1.0, 0.0])])
+        1
+    """
+    points = scaled(vectors)
+    ends = np.unique(points[points.argmax(0)], axis=0)
+    normal = np.linalg.lstsq(ends, np.ones(len(ends)), rcond=None)[0]  # the shortest, where the ends leave it open
+    return int(np.argmax(np.round(points @ np.maximum(normal, 0.0), 9)))
+
+
+def spread(vectors: Sequence[Vector], count: int) -> list[int]:
+    """Indices of so many points of a front: the best of each objective, the knee, then always the one farthest from those."""
+    points = scaled(vectors)
+    chosen = list(dict.fromkeys([*(int(best) for best in points.argmax(0)), knee(vectors)]))[:count]
+    while len(chosen) < min(count, len(points)):
+        distances = np.linalg.norm(points[:, None] - points[chosen][None], axis=2).min(1)
+        distances[chosen] = -1.0
+        chosen.append(int(distances.argmax()))
+    return sorted(chosen)
+
+
+def hypervolume(vectors: Sequence[Vector], low: Vector, high: Vector) -> float:
+    """The share of the box from `low` to `high` in which some point is at least as good.
+
+    Args:
+        vectors: Points, to be maximised.
+        low, high: The worst and the best value of each objective; a direction of no width does not count.
+    """
+    from pymoo.indicators.hv import HV
+
+    width = np.where(high > low, high - low, 1.0)
+    points = np.clip((np.array(vectors) - low) / width, 0.0, 1.0)[:, high > low]
+    return float(HV(ref_point=np.zeros(points.shape[1])).do(-points)) if points.size else 0.0

@@ -1,0 +1,1 @@
+"""Results of a search: table, front, verdict, answers, plots, export."""

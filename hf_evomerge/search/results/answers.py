@@ -1,0 +1,113 @@
+"""What the models of a search wrote and scored, example by example: read from its study, shown, and written to a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ...errors import SearchError
+from ...fitness import Example, load_examples
+from ..file.config import SearchConfig
+from ..folder import RESULTS_FILE
+from ..spaces.space import uniform_average
+from ..study.paths import settings_of
+from ..study.study import Study
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model wrote for one example, and what it scored.
+
+    Attributes:
+        model: What the model is called in the table of results; of what has no row there, the trial that it was.
+        split: The split of the example.
+        prompt, expected: The example.
+        answer: What the model wrote; None where the task has it write nothing.
+        score: Its score, such as the log-likelihood of the right answer.
+        right: Whether it was right; None where the task cannot tell.
+        truncated: Whether it was cut at the limit of its length.
+    """
+
+    model: str
+    split: str
+    prompt: str
+    expected: str
+    answer: str | None
+    score: float
+    right: bool | None
+    truncated: bool
+
+
+def study_answers(folder: str | os.PathLike[str]) -> Iterator[Answer]:
+    """Every answer and score of the parents, the finalists and the winners of a study, model by model, split by split.
+
+    Answers of single trials are in the study too; see `Study.answers`.
+
+    Raises:
+        SearchError: There is no study, or its examples came from Python and are not to be had.
+    """
+    with closing(Study.open(folder)) as study:
+        config = settings_of(study)
+        examples: dict[str, list[Example]] = {}
+        names = _names(study, config)
+        for label, split in study.evaluated():
+            scores = study.evaluation(label, split)
+            if scores is None or scores.error is not None:
+                continue
+            if split not in examples:
+                if split not in config.splits:
+                    raise SearchError(f"{folder}: the {split} examples came from Python; read Study.answers beside them")
+                examples[split] = load_examples(config.splits[split])
+            outputs: Sequence[str | None] = scores.outputs or [None] * scores.values.size
+            for i, (example, output) in enumerate(zip(examples[split], outputs, strict=True)):
+                right = None if scores.correct is None else bool(scores.correct[i])
+                cut = scores.truncated is not None and bool(scores.truncated[i])
+                text = (example.prompt, example.answer, output)
+                yield Answer(names.get(label, label), split, *text, float(scores.values[i]), right, cut)
+
+
+def _names(study: Study, config: SearchConfig) -> dict[str, str]:
+    """What the models of a study are called, by the labels of their scores."""
+    names = config.parent_names
+    for trial in study.trials():
+        if trial.recipe_key is not None:
+            names.setdefault(trial.recipe_key, f"{trial.stage} trial {trial.number}")
+    names[uniform_average(config).key] = "uniform average"
+    if "base" in names:
+        names["base"] = f"base: {names['base']}"
+    if (file := study.folder / RESULTS_FILE).is_file():
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        names |= {row["label"]: row["model"] for row in reversed(rows) if row.get("label")}
+        names |= {row["label"]: row["model"] for row in rows if row.get("label") and row["winner"]}
+    return names
+
+
+def describe_answers(folder: str | os.PathLike[str], count: int) -> str:
+    """The first examples of the last split that was looked at, with what every model wrote; raises `SearchError`."""
+    by_example: dict[tuple[str, str, str], list[Answer]] = {}
+    for answer in study_answers(folder):
+        by_example.setdefault((answer.split, answer.prompt, answer.expected), []).append(answer)
+    if not by_example:
+        return "no model has been scored yet, so there are no answers to show"
+    splits = [split for split, _, _ in by_example]
+    judged = next(split for split in ("test", "validation", "search") if split in splits)
+    lines: list[str] = []
+    for (_, prompt, expected), answers in [item for item in by_example.items() if item[0][0] == judged][:count]:
+        lines += [prompt, f"  expected: {expected}"]
+        for answer in answers:
+            mark = "" if answer.right is None else "right  " if answer.right else "wrong  "
+            text = f"{answer.score:.3f}" if answer.answer is None else f"{answer.answer}{' [cut]' if answer.truncated else ''}"
+            lines.append(f"  {mark}{answer.model}: {text}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def export_answers(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
+    """Write every answer as a line of JSON with the fields of `Answer`; returns how many there are."""
+    lines = [json.dumps(asdict(answer), ensure_ascii=False) for answer in study_answers(folder)]
+    Path(file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+    return len(lines)

@@ -1,0 +1,200 @@
+"""The trials of a study for other programs: as rows (CSV, Parquet), and as studies of Optuna, whose dashboard shows them.
+
+A trial's numbers are the values of its merge, by source, parameter and group, or the genome's own (``x000``) where it has a
+path.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from ...errors import SearchError
+from ...recipes.recipe import Recipe, labels_of
+from ..file.config import STAGES, SearchConfig
+from ..file.objectives import TAKEN, columns, values
+from ..folder import settings_of
+from ..study.study import Study, Trial
+
+Row = dict[str, Any]
+
+
+def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
+    """Every trial of a study as one flat row, stage by stage.
+
+    Args:
+        folder: The folder of the search.
+
+    Returns:
+        Rows with the same keys: what there is of a trial, and ``params.NAME`` for each of its numbers; None where it has none.
+
+    Raises:
+        SearchError: There is no study, or no trial in it.
+    """
+    with closing(Study.open(folder)) as study:
+        config = settings_of(study)
+        names = config.objective_names
+        rows = [_row(trial, names, params) for stage in STAGES for trial, params in _with_params(study, config, stage)]
+    if not rows:
+        raise SearchError(f"{folder}: no trial is finished yet; there is nothing to export")
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def check_new(file: Path) -> None:
+    """Raise `SearchError` where a file to write is there already, as the study's own are, or cannot be made."""
+    if os.path.lexists(file):
+        raise SearchError(f"{file}: exists already; choose another name")
+    if not file.absolute().parent.is_dir():
+        raise SearchError(f"{file}: there is no folder {file.parent}; make it, or choose another place")
+
+
+def export_csv(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
+    """Write the trials as CSV; returns how many there are."""
+    rows = trial_rows(folder)
+    with Path(file).open("w", encoding="utf-8", errors="backslashreplace", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return len(rows)
+
+
+def export_parquet(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
+    """Write the trials as Parquet; returns how many there are."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = trial_rows(folder)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file, compression="zstd")
+    return len(rows)
+
+
+def export_optuna(folder: str | os.PathLike[str], storage: str) -> list[str]:
+    """Write each stage as a study of Optuna, called ``FOLDER/STAGE``.
+
+    Trials on a batch have the fitness of that batch; how many examples it had stands beside it.
+
+    Args:
+        folder: The folder of the search.
+        storage: Where, as Optuna takes it: ``sqlite:///trials.db``.
+
+    Returns:
+        The names of the studies.
+
+    Raises:
+        SearchError: Optuna is not installed, cannot open the storage, or it holds a study of that name.
+    """
+    try:
+        import optuna
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError as cause:
+        raise SearchError("--optuna: needs Optuna: pip install 'hf-evomerge[track]'") from cause
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    names = []
+    try:
+        with closing(Study.open(folder)) as study:
+            config = settings_of(study)
+            objectives = config.objective_names
+            kinds = optuna.study.StudyDirection
+            directions = [kinds.MINIMIZE if name in TAKEN else kinds.MAXIMIZE for name in objectives]
+            for stage in STAGES:
+                if pairs := list(_with_params(study, config, stage)):
+                    names.append(f"{Path(folder).resolve().name}/{stage}")
+                    made = optuna.create_study(storage=storage, study_name=names[-1], directions=directions)
+                    made.set_user_attr("search", json.dumps(config.model_dump(mode="json", exclude_none=True)))
+                    made.add_trials(_optuna_trials(pairs, objectives))
+    except optuna.exceptions.DuplicatedStudyError as cause:
+        raise SearchError(f"--optuna: {storage} holds a study {names[-1]} already; name another file") from cause
+    except (optuna.exceptions.OptunaError, SQLAlchemyError, ImportError) as cause:
+        raise SearchError(f"--optuna: {storage}: cannot be written: {cause}; write sqlite:///FILE") from cause
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    if not names:
+        raise SearchError(f"{folder}: no trial is finished yet; there is nothing to export")
+    return names
+
+
+def _optuna_trials(pairs: Sequence[tuple[Trial, dict[str, float]]], objectives: Sequence[str]) -> list[Any]:
+    """Trials as Optuna's, over ranges that hold all of them: a study does not keep the bounds of its spaces."""
+    from optuna.distributions import FloatDistribution
+    from optuna.trial import TrialState, create_trial
+
+    spans: dict[str, tuple[float, float]] = {}
+    for _, params in pairs:
+        for name, value in params.items():
+            low, high = spans.get(name, (value, value))
+            spans[name] = (min(low, value), max(high, value))
+    ranges = {name: FloatDistribution(*span) for name, span in spans.items()}
+    found = []
+    for trial, params in pairs:
+        facts = {key: value for key, value in _row(trial, objectives, {}).items() if value is not None and key != "state"}
+        numbers = [value for value in values(trial.scores, objectives).values() if value is not None]
+        complete = len(numbers) == len(objectives)
+        found.append(
+            create_trial(
+                state=TrialState.COMPLETE if complete else TrialState.FAIL,
+                values=numbers if complete else None,
+                params=params,
+                distributions={name: ranges[name] for name in params},
+                user_attrs=facts,
+            )
+        )
+    return found
+
+
+def _with_params(study: Study, config: SearchConfig, stage: str) -> Iterator[tuple[Trial, dict[str, float]]]:
+    """The trials of a stage with their numbers, by name."""
+    for trial in study.trials(stage):
+        recipe = study.recipe(trial.recipe_key) if trial.recipe_key is not None else None
+        if recipe is None or recipe.flow is not None:
+            width = max(3, len(str(trial.genome.size)))
+            yield trial, {f"x{number:0{width}}": float(value) for number, value in enumerate(trial.genome)}
+        else:
+            yield trial, dict(_merge_numbers(recipe))
+
+
+def _merge_numbers(recipe: Recipe) -> Iterator[tuple[str, float]]:
+    """What a merge's numbers are called, and their values."""
+    merge = recipe.merge
+    assert merge is not None  # a recipe has at least one part
+    labels = labels_of(recipe.sources)
+    for number, given in zip(recipe.merge_sources, merge.parameters, strict=False):
+        yield from _numbers(labels[number], given)
+    yield from _numbers("", merge.options or {})
+
+
+def _numbers(name: str, value: object) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield from _numbers(f"{name}.{key}" if name else str(key), inside)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for number, inside in enumerate(value):
+            yield from _numbers(f"{name}[{number}]", inside)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, float(value)
+
+
+def _row(trial: Trial, objectives: Sequence[str], params: Mapping[str, float]) -> Row:
+    return {
+        "stage": trial.stage,
+        "number": trial.number,
+        "generation": trial.generation,
+        "state": trial.state,
+        "fitness": trial.fitness,
+        **columns(trial.scores, objectives),
+        "standard_error": trial.scores.standard_error,
+        "accuracy": trial.scores.accuracy,
+        "examples": trial.scores.values.size,
+        "evaluations": trial.cost,
+        "seconds": trial.scores.seconds,
+        "recipe": trial.recipe_key,
+        "duplicate_of": trial.duplicate_of,
+        "error": trial.scores.error,
+        **{f"params.{name}": value for name, value in params.items()},
+    }

@@ -1,0 +1,184 @@
+"""The models of a search that no other beats in every objective: which they are, which one is the winner, and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from ...errors import SearchError
+from ...fitness.scores import Scores
+from ..file.config import SearchConfig
+from ..file.objectives import FITNESS, values, vector
+from ..optimizers.ask_tell import Vector
+from ..optimizers.nsga import hypervolume, non_dominated, spread
+from ..study.study import Study, Trial
+from .table import Row, fitness_text, other_text, render
+
+KNEE = "knee"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model of the front.
+
+    Attributes:
+        number: What it is picked by; from 0, the best fitness first.
+        stage, trial: The trial that found it.
+        key: Its recipe's key.
+        searched: What it scored on the search split.
+        scores: What it scored on the split that the table of results is measured on; None where it is one of many.
+        winner: Whether the search ended with it.
+    """
+
+    number: int
+    stage: str
+    trial: int
+    key: str
+    searched: Scores
+    scores: Scores | None = None
+    winner: bool = False
+
+
+def front(config: SearchConfig, study: Study, stages: Sequence[str] | None = None) -> list[Point]:
+    """The front of the trials of some stages, by their scores on the search split; the best fitness comes first.
+
+    Args:
+        config: The search.
+        study: Its study.
+        stages: Which stages; those of its spaces where None.
+    """
+    names = config.objective_names
+    trials = [trial for stage in stages or config.spaces for trial in _whole(study.trials(stage))]
+    vectors = [vector(trial.scores, names) for trial in trials]
+    found = sorted((tuple(-vectors[i]), i) for i in non_dominated(vectors))
+    return [
+        Point(number, trials[i].stage, trials[i].number, trials[i].recipe_key or "", trials[i].scores)
+        for number, (_, i) in enumerate(found)
+    ]
+
+
+def _whole(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that have all their scores, each recipe once."""
+    return [trial for trial in trials if trial.fitness is not None and trial.duplicate_of is None]
+
+
+def finalists(config: SearchConfig, study: Study, stages: Sequence[str] | None = None) -> list[str]:
+    """Recipe keys of as many points of a front as the search has finalists: its ends, its knee, an even choice of the rest."""
+    points = front(config, study, stages)
+    vectors = [vector(point.searched, config.objective_names) for point in points]
+    return [points[i].key for i in spread(vectors, config.finalists)] if points else []
+
+
+def volumes(config: SearchConfig, study: Study) -> dict[str, list[tuple[float, float]]]:
+    """Per stage: evaluations spent, and the hypervolume of what was found until then, after every generation.
+
+    It is the share of the box between the worst and the best value of each objective, in the trials of all stages together.
+    """
+    names = config.objective_names
+    stages = [stage for stage in config.stages if stage in (*config.spaces, "random")]
+    trials = {stage: study.trials(stage) for stage in stages}
+    every = [vector(trial.scores, names) for found in trials.values() for trial in _whole(found)]
+    if not every:
+        return {}
+    low, high = np.min(every, axis=0), np.max(every, axis=0)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for stage, found in trials.items():
+        so_far: list[Vector] = []
+        spent = 0.0
+        for number, trial in enumerate(found):
+            spent += trial.cost
+            so_far += [vector(trial.scores, names)] if trial.fitness is not None else []
+            if number + 1 == len(found) or found[number + 1].generation != trial.generation:
+                so_far = [so_far[i] for i in non_dominated(so_far)]
+                curves.setdefault(stage, []).append((spent, hypervolume(so_far, low, high) if so_far else 0.0))
+    return curves
+
+
+def judged(points: Sequence[Point], scores: Mapping[str, Scores], winner: str | None) -> list[Point]:
+    """The points with what they scored where the results are measured, and the winner marked where there is one."""
+    return [replace(point, scores=scores.get(point.key), winner=point.key == winner) for point in points]
+
+
+def picked(config: SearchConfig, study: Study, pick: str, winner: str | None) -> str:
+    """The recipe key of a point.
+
+    Args:
+        config: The search.
+        study: Its study.
+        pick: The point's number, or ``knee`` for the winner.
+        winner: The winner's key; None where the search has not ended.
+
+    Raises:
+        SearchError: The search has one objective, or the front has no such point.
+    """
+    if not config.objectives:
+        raise SearchError(f"--pick: {study.folder} has one objective, and no front to pick from; its winner is in model/")
+    points = front(config, study)
+    if pick == KNEE:
+        if winner is None:
+            raise SearchError(f"--pick knee: the search has not ended; go on with `hf-evomerge resume {study.folder}`")
+        return winner
+    if not pick.isdecimal() or int(pick) >= len(points):
+        raise SearchError(f"--pick: the points of the front are 0 to {len(points) - 1}, and knee (found {pick})")
+    return points[int(pick)].key
+
+
+def point_json(point: Point, names: Sequence[str]) -> dict[str, Any]:
+    """A point for files: what it scored on the search split, and where the results are measured."""
+    return {
+        "number": point.number,
+        "stage": point.stage,
+        "trial": point.trial,
+        "recipe": point.key,
+        "winner": point.winner,
+        "search": values(point.searched, names),
+        "judged": None if point.scores is None else values(point.scores, names),
+    }
+
+
+def front_table(points: Sequence[Point], names: Sequence[str], split: str) -> str:
+    """The front as text: a line per point, its objectives on the search split and where the results are measured."""
+    caption = "the front; * is its knee" if any(point.winner for point in points) else "the front"
+    table = Table(box=None, header_style="bold", pad_edge=False, caption=caption, caption_justify="left")
+    table.add_column("point", justify="right")
+    headings = [f"{name}, search" for name in names] + ([f"{name}, {split}" for name in names] if split != "search" else [])
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for point in points:
+        cells = [objective_text(point.searched, name) for name in names]
+        if split != "search":
+            cells += ["" if point.scores is None else objective_text(point.scores, name) for name in names]
+        table.add_row(f"{point.number}{' *' if point.winner else ''}", *cells)
+    return render(table)
+
+
+def objective_text(scores: Scores, name: str) -> str:
+    """One objective of a model, with its standard error where there is one."""
+    return fitness_text(scores) if name == FITNESS else other_text(scores.others.get(name))
+
+
+def front_verdict(points: Sequence[Point], rows: Sequence[Row], names: Sequence[str], split: str) -> list[str]:
+    """What a front says, in sentences: how far it reaches, and which parents it beats in everything at once."""
+    ends = []
+    for name in names:
+        found = [value for point in points if (value := values(point.searched, [name])[name]) is not None]
+        ends.append(f"{name} from {min(found):.4g} to {max(found):.4g}")
+    sentences = [f"The front has {len(points)} points on the search examples: {', '.join(ends)}"]
+    scored = [point for point in points if point.scores is not None and point.scores.error is None]
+    for row in rows:
+        if row.stage not in ("base", "source", "average") or row.scores.error is not None:
+            continue
+        theirs, better = vector(row.scores, names), []
+        for point in scored:
+            ours = vector(point.scores, names) if point.scores is not None else theirs
+            if (ours >= theirs).all() and (ours > theirs).any():
+                better.append(str(point.number))
+        what = f"better than {row.model.removeprefix('base: ')} in one objective and worse in none"
+        many = len(better) > 1
+        said = f"Point{'s' * many} {', '.join(better)} {'are' if many else 'is'}" if better else "No point is"
+        sentences.append(f"{said} {what}, on the {split} examples, of the {len(scored)} that were scored there")
+    return sentences

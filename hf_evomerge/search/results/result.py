@@ -1,0 +1,71 @@
+"""What a search found: the winner, the comparison that it was measured in, and what that says in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...recipes.recipe import Recipe
+from .front import Point, front_table, front_verdict, point_json
+from .table import Row, RowStage, leads_json, rows_table
+from .verdict import RULE, explains_rule, verdict
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found.
+
+    Attributes:
+        winner: The recipe that scored best on the validation split (on the search split where there is none).
+        split: What `rows` were measured on.
+        rows: Base, sources, uniform average, the winner of each stage.
+        objectives: The names of the objectives, where there are several.
+        front: The models that no other beats in all of them, the best fitness first.
+        unit: What the fitness is measured in, such as ``nats per answer``; empty where it has no unit.
+        volumes: Hypervolume over evaluations, per stage; see `volumes` in ``front.py``.
+    """
+
+    winner: Recipe
+    split: str
+    rows: list[Row] = field(default_factory=list)
+    objectives: list[str] = field(default_factory=list)
+    front: list[Point] = field(default_factory=list)
+    volumes: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    unit: str = ""
+
+    @property
+    def examples(self) -> int:
+        """Number of examples that the rows were measured on."""
+        return max((row.scores.values.size for row in self.rows), default=0)
+
+    def row(self, stage: RowStage) -> Row:
+        """The first row of a stage; raises `KeyError` where there is none."""
+        found = next((row for row in self.rows if row.stage == stage), None)
+        if found is None:
+            raise KeyError(stage)
+        return found
+
+    @property
+    def verdict(self) -> list[str]:
+        """What the comparison says of the winner, in sentences."""
+        if not self.front:
+            return verdict(self.rows, self.split, self.unit)
+        return front_verdict(self.front, self.rows, self.objectives, self.split)
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison, for ``results.json`` and the record. Each row has the winner's lead over it."""
+        rows = [{**row.to_json(), **leads_json(self.rows, row)} for row in self.rows]
+        report = {"split": self.split, "examples": self.examples, "unit": self.unit, "rows": rows, "verdict": self.verdict}
+        if not self.front:
+            return report
+        points = [point_json(point, self.objectives) for point in self.front]
+        return {**report, "objectives": self.objectives, "front": points, "hypervolume": self.volumes}
+
+    def __str__(self) -> str:
+        """The comparison as a table, and what it says."""
+        caption = f"{self.examples} {self.split} examples; ± is one standard error, (...) an interval of 95 %; * is the winner"
+        caption += f"\n{RULE}" if explains_rule(self.verdict) else ""
+        points = ["", front_table(self.front, self.objectives, self.split)] if self.front else []
+        return "\n".join(
+            [rows_table(self.rows, caption, self.unit), *points, "", *(f"- {sentence}" for sentence in self.verdict)]
+        )

@@ -1,0 +1,125 @@
+"""Says in plain text what a study holds, what a search found, and what a built model is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ...errors import SearchError
+from ...recipes.layer_path import SCALED, hop_table
+from ...recipes.recipe import RECIPE_FILE, Recipe, labels_of
+from ..file.config import STAGES
+from ..study.paths import settings_of
+from ..study.study import Study
+from .front import front, front_table, judged
+from .table import accuracy_text, fitness_text, render
+
+
+def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
+    """What a search has found so far; raises `SearchError` where the folder has no study."""
+    study = Study.open(folder)
+    try:
+        settings = settings_of(study)
+        file = study.folder / RECIPE_FILE
+        winner = Recipe.load(file).key if file.exists() else None
+        parts = [f"{settings.space} search over {', '.join(settings.source_names)}"]
+        for stage in STAGES:
+            if not (trials := study.trials(stage)):
+                continue
+            failed = [trial for trial in trials if trial.state == "FAILED"]
+            shared = sum(trial.duplicate_of is not None for trial in trials)
+            parts.append(
+                f"\n{stage} ({STAGES[stage]}): {len(trials)} trials, {len(failed)} failed, {shared} with a recipe seen before"
+            )
+            table = Table(box=None, header_style="bold", pad_edge=False)
+            unit = (settings.fitness_of(stage) or settings.fitness).unit  # type: ignore[arg-type]  # a stage
+            for heading in ("trial", "gen", "fitness", "accuracy"):
+                table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column("recipe", overflow="fold")
+            listed = study.best(stage, best)
+            compared = [trial for trial in listed if trial.scores.values.size == listed[0].scores.values.size]
+            for trial in compared:
+                recipe = study.recipe(trial.recipe_key or "")
+                table.add_row(
+                    str(trial.number),
+                    str(trial.generation),
+                    fitness_text(trial.scores),
+                    accuracy_text(trial.scores),
+                    describe_recipe(recipe),
+                )
+            parts.append(render(table, 80))
+            parts += [f"fitness: {unit}"] if unit else []
+            if len(compared) < len(listed):
+                parts.append("others were scored on fewer examples, a batch: they are not compared here")
+            if settings.objectives:
+                points = judged(front(settings, study, [stage]), {}, winner)
+                parts.append(front_table(points, settings.objective_names, "search"))
+            if failed:
+                parts.append(f"the first failure, trial {failed[0].number}: {failed[0].scores.error}")
+    finally:
+        study.close()
+    return "\n".join(parts)
+
+
+def describe_recipe(recipe: Recipe) -> str:
+    """A recipe in one line: what it merges by how much, and its path with the scales that are not 1."""
+    parts = []
+    if (merge := recipe.merge) is not None:
+        said = [f"{name} {_span(value)}" for name, value in (merge.options or {}).items()]
+        labels = labels_of(recipe.sources)
+        for number, values in zip(recipe.merge_sources, merge.parameters, strict=False):
+            label = labels[number]
+            said += [f"{label} {name} {_span(value)}" for name, value in values.items()]
+        parts.append(f"{merge.method}: {', '.join(said)}" if said else merge.method)
+    if recipe.flow is not None:
+        hops = recipe.flow.to_path().hops
+        parts.append(", ".join(f"{hop} (scale {hop.scale:.3g})" if hop.scale != 1 else str(hop) for hop in hops))
+    return "; path ".join(parts)
+
+
+def _span(value: object) -> str:
+    """A parameter as a number, or from the least to the greatest of its groups or layers."""
+    found = _numbers(value)
+    if not found:
+        return str(value)
+    return f"{found[0]:.3g}" if len(set(found)) == 1 else f"{min(found):.3g} to {max(found):.3g}"
+
+
+def _numbers(value: object) -> list[float]:
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return []
+    if isinstance(value, Mapping):
+        return [number for each in value.values() for number in _numbers(each)]
+    if isinstance(value, Sequence):
+        return [number for each in value for number in _numbers(each)]
+    return [float(value)] if isinstance(value, (int, float)) else []
+
+
+def describe_model(folder: str | os.PathLike[str]) -> str:
+    """What a built model is, from its files alone; raises `SearchError` where the folder holds no model."""
+    file = Path(folder) / "config.json"
+    try:
+        config: Any = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"{file} holds no configuration")
+    except FileNotFoundError as cause:
+        what = f"{folder}: neither a study nor a model: no study.db and no config.json in it"
+        hint = "" if Path(folder).exists() else f"; of a repository on the Hub `hf-evomerge inspect {folder}` tells"
+        raise SearchError(what + hint) from cause
+    except (OSError, ValueError) as cause:
+        raise SearchError(f"{folder}: neither a study nor a model: {cause}") from cause
+    lines = [f"{', '.join(config.get('architectures') or ['model'])} ({config.get('model_type')})"]
+    if (path := config.get("path")) and "scale_target" in config:
+        scaled = SCALED.get(config["scale_target"], config["scale_target"])
+        lines.append(f"scales multiply {scaled}; embeddings and head of source {config['embedding_source']}")
+        lines += [f"source {i}: {source.get('model')}" for i, source in enumerate(config.get("sources") or [])]
+        lines += hop_table(path, config["scales"])
+    recipe = Path(folder) / RECIPE_FILE
+    if recipe.is_file():
+        lines += ["", f"# {recipe.name}", recipe.read_text(encoding="utf-8").rstrip()]
+    return "\n".join(lines)

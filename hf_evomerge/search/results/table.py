@@ -1,0 +1,194 @@
+"""Models side by side, as rows and as text: the parents, what else one compares with, and the winner of each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from ...fitness.comparison import Comparison, Measure, compare, measures
+from ...fitness.scores import Scores
+
+_NAME = 26  # columns, into which longer names of models are folded
+LEADS = ("lead", "fitness_lead")
+"""Keys of the winner's leads in ``results.json``."""
+
+RowStage = Literal["base", "source", "average", "lora", "random", "ps-first", "ps", "dfs-first", "dfs", "joint"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on the test split (the validation split where there is no test).
+
+    Attributes:
+        stage: Where the model comes from: ``base``, ``source``, the plain ``average`` of the sources, a ``lora`` fine-tune, or
+            the stage of the search that it won (``ps``, ``dfs``, ``joint``, ``random``, or ``ps-first`` and ``dfs-first``
+            before them). Whoever looks for a row looks for its stage.
+        model: What the model is called in tables.
+        scores: What it scored.
+        evaluations: What was spent to find it, in scores of all search examples.
+        seconds: Evaluation time of these trials.
+        winner: Whether it is what the search ended with.
+        retained: What it scored on the examples of `SearchConfig.retain`, by name.
+        label: By what its scores are kept in the study; see `Study.evaluation`.
+    """
+
+    stage: RowStage
+    model: str
+    scores: Scores
+    evaluations: float = 0
+    seconds: float = 0.0
+    winner: bool = False
+    retained: dict[str, Scores] = field(default_factory=dict)
+    label: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The row without its scores per example, for ``results.json`` and the record."""
+        return {
+            "stage": self.stage,
+            "model": self.model,
+            "label": self.label,
+            **_figures(self.scores),
+            "truncated": self.scores.truncated_share,
+            "retained": {
+                name: {**_figures(scores), "truncated": scores.truncated_share} for name, scores in self.retained.items()
+            },
+            **({"objectives": {name: each.mean for name, each in self.scores.others.items()}} if self.scores.others else {}),
+            "evaluations": int(self.evaluations) if self.evaluations == int(self.evaluations) else self.evaluations,
+            "seconds": self.seconds,
+            "winner": self.winner,
+        }
+
+
+def _figures(scores: Scores) -> dict[str, float | None]:
+    """Fitness and accuracy with their standard errors, for files."""
+    return {
+        "fitness": scores.mean,
+        "fitness_se": scores.standard_error,
+        "accuracy": scores.accuracy,
+        "accuracy_se": scores.accuracy_error,
+    }
+
+
+def lead(rows: Sequence[Row], row: Row, measure: Measure) -> Comparison | None:
+    """By how much the winner of some rows is better than one of them; None for itself, and where nothing won or failed."""
+    winner = next((each for each in rows if each.winner), None)
+    return None if winner is None or winner is row else compare(winner.scores, row.scores, measure)
+
+
+def leads_json(rows: Sequence[Row], row: Row) -> dict[str, dict[str, Any] | None]:
+    """The winner's leads for files, with the fields of `Comparison`: ``lead`` by accuracy, or by fitness where it is all there
+    is; ``fitness_lead`` by fitness beside accuracy. None where there is none.
+    """
+    found = [lead(rows, row, measure) for measure in measures(*(each.scores for each in rows))]
+    return {key: None if each is None else asdict(each) for key, each in zip(LEADS, found, strict=False)}
+
+
+def lead_text(found: Mapping[str, Any] | None) -> str:
+    """A lead as `leads_json` gives it, for people: difference, interval, p; empty where there is none.
+
+    Example:
+        >>> lead_text({"measure": "accuracy", "difference": 0.12, "low": 0.063, "high": 0.181, "p": 0.0004, "examples": 500})
+        '+0.120 (0.063 to 0.181), p = 0.0004'
+    """
+    return "" if found is None else str(Comparison(**found))
+
+
+def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
+    """Models side by side: fitness and accuracy with standard errors, and what they cost; below, the winner's leads over each.
+
+    Where there are several objectives, answers cut at the limit of their length, or retained examples, there are columns for
+    these. The leads stand in tables of their own, so that all fits into 80 columns where there are none of these.
+    """
+    figures = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    others = list(dict.fromkeys(name for row in rows for name in row.scores.others))
+    headings = ["", "fitness", "accuracy", *others, "evaluations", "to search, s" if "seconds" in others else "seconds"]
+    retained = list(dict.fromkeys(name for row in rows for name in row.retained))
+    cut_there = [name for name in retained if any(row.retained[name].truncated_share for row in rows if name in row.retained)]
+    headings += [f"on {name}" for name in retained] + [f"on {name}, cut" for name in cut_there]
+    is_cut = any(row.scores.truncated_share for row in rows)
+    headings += ["answers cut"] if is_cut else []
+    for heading in headings:
+        _add_column(figures, heading)
+    for row in rows:
+        figures.add_row(
+            _named(row),
+            fitness_text(row.scores),
+            accuracy_text(row.scores),
+            *(other_text(row.scores.others.get(name)) for name in others),
+            f"{row.evaluations:g}" if row.evaluations else "",
+            f"{row.seconds:.0f}" if row.seconds else "",
+            *(best_text(row.retained.get(name)) for name in retained),
+            *(f"{row.retained[name].truncated_share or 0:.1%}" if name in row.retained else "" for name in cut_there),
+            *([f"{row.scores.truncated_share or 0:.1%}"] if is_cut else []),
+        )
+    tables = [figures]
+    for measure in measures(*(row.scores for row in rows)):
+        leads = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+        _add_column(leads, "")
+        in_unit = f", {unit}" if unit and measure == "fitness" else ""
+        _add_column(leads, f"winner's lead in {measure}{in_unit}")
+        for row in rows:
+            if (found := lead(rows, row, measure)) is not None:
+                leads.add_row(_named(row), str(found))
+        tables += [leads] if leads.row_count else []
+    return "\n\n".join([*map(render, tables), caption])
+
+
+def _add_column(table: Table, heading: str) -> None:
+    """A column of figures; without a heading that of the names."""
+    if heading:
+        table.add_column(heading, justify="right", no_wrap=True)
+    else:
+        table.add_column(max_width=_NAME, overflow="fold")
+
+
+def _named(row: Row) -> str:
+    return f"{row.model}{' *' if row.winner else ''}"
+
+
+def fitness_text(scores: Scores) -> str:
+    """Fitness and its standard error, or that the evaluation failed."""
+    return plus_minus(scores.mean, scores.standard_error) or "failed"
+
+
+def accuracy_text(scores: Scores) -> str:
+    """Accuracy and its standard error; empty where the task cannot tell."""
+    return plus_minus(scores.accuracy, scores.accuracy_error)
+
+
+def best_text(scores: Scores | None) -> str:
+    """Accuracy with its standard error, or fitness where the task has no accuracy; empty where there are no scores."""
+    return "" if scores is None else accuracy_text(scores) or fitness_text(scores)
+
+
+def other_text(scores: Scores | None) -> str:
+    """The value of an objective beside the fitness, with its standard error where it has one; empty where there is none."""
+    if scores is None or scores.mean is None:
+        return ""
+    if scores.values.size == 1:
+        return f"{scores.mean:,.3f}".rstrip("0").rstrip(".")
+    return plus_minus(scores.mean, scores.standard_error)
+
+
+def plus_minus(value: float | None, error: float | None) -> str:
+    """A number of a table with its standard error, where it has one; empty where there is no number.
+
+    Example:
+        >>> plus_minus(0.75, 0.02), plus_minus(0.75, None), plus_minus(None, None)
+        ('0.750 ± 0.020', '0.750', '')
+    """
+    if value is None:
+        return ""
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def render(table: Table, width: int = 400) -> str:
+    """A table as text, at most as wide as it needs."""
+    console = Console(width=width, highlight=False, force_terminal=False, force_jupyter=False, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())

@@ -1,0 +1,208 @@
+"""Says in words what a search found: is the winner better than its parents, the plain average, a random search?
+
+And before it begins: have the sources anything to give each other, and could the test split show a difference?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from ...fitness.comparison import Comparison, Measure, column, compare_all, main_measure, measures, needed_examples
+from ...fitness.scores import Scores
+from ..file.config import STAGES
+from .table import Row
+
+MOST_CUT = 0.02  # share of answers that may be cut without a word
+RULE = 'better or WORSE: p is below .05 and the interval excludes 0; "hardly": only one of these holds'
+DIFFERENCE = 0.05  # of accuracy; what a reader would call better
+
+
+def explains_rule(sentences: Sequence[str]) -> bool:
+    """Whether a verdict has one of the words that `RULE` explains."""
+    return any(word in sentence for sentence in sentences for word in ("better", "WORSE", "hardly"))
+
+
+def verdict(rows: Sequence[Row], split: str, unit: str = "") -> list[str]:
+    """Sentences about the winner of a comparison, the most important first; none where nothing won or it failed.
+
+    Args:
+        rows: Every model, on the same examples; one is the winner.
+        split: What they were measured on.
+        unit: What the fitness is measured in; empty where it has no unit.
+    """
+    winner = next((row for row in rows if row.winner), None)
+    if winner is None or winner.scores.error is not None:
+        return []
+    by = measures(*(row.scores for row in rows))
+    measure, against = by[0], partial(_against, winner=winner, by=by, unit=unit)
+    sentences = []
+    if not column(winner.scores, measure).any() and (measure == "accuracy" or not winner.scores.values.any()):
+        sentences.append(
+            f"EVERY ANSWER of {winner.model} IS WRONG ({winner.scores.values.size} of {winner.scores.values.size})"
+        )
+    parents = [row for row in rows if row.stage == "source" and row.scores.error is None]
+    if parents:
+        best = max(parents, key=lambda row: _means(row.scores, by))
+        sentences += against(best, f"its best parent, {best.model}", "use that one instead")
+    bases = [row for row in rows if row.stage == "base" and row.scores.error is None]
+    for base in bases:
+        name = base.model.removeprefix("base: ")
+        sentences += against(base, "the base" if name == "base" else f"the base, {name}", "use that one instead")
+    for row in rows:
+        if row.stage == "average":
+            sentences += against(row, "the plain average", "the average is the better merge", "over the plain average")
+        elif row.stage == "random":
+            sentences += against(row, "the random search", "random search found the better one", "over random search")
+        elif row.stage == "lora":
+            sentences += against(row, f"a {row.model}", "here fine-tuning is worth more than merging")
+        elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
+            sentences += against(row, row.model, "the validation split chose the other one")
+    sentences += _twins(parents) + _forgotten(winner, parents + bases, unit) + _cut(rows)
+    if split == "test":
+        sentences.append(
+            "the test split was scored once, after the winner was chosen; p values are not corrected for their number"
+        )
+    else:
+        sentences.append(f"the {split} examples helped to choose the winner: its own figures are optimistic")
+    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
+
+
+def _means(scores: Scores, by: Sequence[Measure]) -> tuple[float, ...]:
+    """Accuracy, and fitness, which decides between models of one accuracy."""
+    return tuple(float(column(scores, measure).mean()) for measure in by)
+
+
+def _against(
+    other: Row, name: str, advice: str, added: str | None = None, *, winner: Row, by: Sequence[Measure], unit: str
+) -> list[str]:
+    """One sentence about the winner and another model, by what tells them apart; none where they cannot be compared."""
+    if not (compared := compare_all(winner.scores, other.scores, by)):
+        return []
+    found, beside = compared[0], _beside(compared, unit)
+    said, size = f"by {abs(found.difference):.3f} {_of(found, unit)}", f"{found.examples} examples"
+    if found.is_better:
+        return [f"{winner.model} is better than {name}, {said} ({found.interval}){beside}"]
+    if found.is_worse:
+        return [f"{winner.model} is WORSE than {name}, {said} ({-found.high:.3f} to {-found.low:.3f}){beside}: {advice}"]
+    told = f"{found}{f' {_of(found, unit)}' if len(compared) > 1 else ''}{beside}"
+    if added is not None:
+        nothing = "hardly anything" if found.is_close else "nothing"
+        return [f"the search added {nothing} {added} that {size} could show: {told}"]
+    return [f"{winner.model} is {_not(found)} distinguishable from {name}, on {size}: {told}"]
+
+
+def _not(found: Comparison) -> str:
+    return "hardly" if found.is_close else "not"
+
+
+def _of(found: Comparison, unit: str) -> str:
+    return unit if unit and found.measure == "fitness" else f"of {found.measure}"
+
+
+def _beside(compared: Sequence[Comparison], unit: str) -> str:
+    """The other measures' comparisons, after a sentence about the first; loud where they say the contrary."""
+    said = ""
+    for found in compared[1:]:
+        word = "but WORSE " if found.is_worse and not compared[0].is_worse else ""
+        word = "but better " if found.is_better and not compared[0].is_better else word
+        said += f"; {word}in {found.measure}{f' ({unit})' if unit and found.measure == 'fitness' else ''}: {found}"
+    return said
+
+
+def _forgotten(winner: Row, parents: Sequence[Row], unit: str) -> list[str]:
+    """What the winner lost, or gained, on examples that the search did not look at."""
+    sentences = []
+    for name, scores in winner.retained.items():
+        others = {row.model: row.retained[name] for row in parents if row.retained.get(name, scores).error is None}
+        by = measures(scores, *others.values())
+        if scores.error is not None or not others:
+            sentences.append(f"on {name} it could not be scored: {scores.error or 'no parent could be'}")
+            continue
+        best = max(others, key=lambda model: _means(others[model], by))
+        there = f"the best there, {best.removeprefix('base: ')}"
+        if not (compared := compare_all(scores, others[best], by)):
+            continue  # of one example
+        found = compared[0]
+        said = "worse than" if found.is_worse else "better than" if found.is_better else f"{_not(found)} distinguishable from"
+        told = f"{found}{f' {_of(found, unit)}' if len(compared) > 1 else ''}{_beside(compared, unit)}"
+        sentences.append(f"on {name}, which was not searched on, it is {said} {there}: {told}")
+    return sentences
+
+
+def _twins(parents: Sequence[Row]) -> list[str]:
+    """Parents whose scores are the same to the last bit, where these are more than right or wrong."""
+    sentences = []
+    for at, row in enumerate(parents):
+        values = row.scores.values
+        same = next((other for other in parents[:at] if np.array_equal(other.scores.values, values)), None)
+        if same is not None and not np.isin(values, (0.0, 1.0)).all():
+            sentences.append(
+                f"the parents {same.model} and {row.model} score the same to the last bit: THEY ARE PROBABLY ONE MODEL"
+            )
+    return sentences
+
+
+def _cut(rows: Sequence[Row]) -> list[str]:
+    """A warning where many answers ended at the limit of their length, not at their end."""
+    cut = {row.model: row.scores.truncated_share or 0.0 for row in rows}
+    cut |= {f"{row.model} on {name}": kept.truncated_share or 0.0 for row in rows for name, kept in row.retained.items()}
+    if max(cut.values()) <= MOST_CUT:
+        return []
+    listed = ", ".join(f"{model} {share:.0%}" for model, share in cut.items() if share > MOST_CUT)
+    return [f"ANSWERS WERE CUT at max_new_tokens, and what was cut may have been right; raise it: {listed}"]
+
+
+def about_parents(parents: Mapping[str, Scores], test_examples: int) -> tuple[list[str], str | None]:
+    """What the sources' scores say before anything is searched.
+
+    Args:
+        parents: Scores of each source on the search split, by name.
+        test_examples: Size of the split that the winner will be measured on.
+
+    Returns:
+        Notes, and a warning where no source can give another anything.
+    """
+    whole = {name: scores for name, scores in parents.items() if scores.error is None}
+    if len(whole) < 2:
+        return [], None
+    notes, names = [], list(whole)
+    best = max(names, key=lambda name: (whole[name].accuracy or 0.0, whole[name].mean or 0.0))
+    others = [name for name in names if name != best]
+    ahead = np.any([whole[name].values > whole[best].values for name in others], axis=0)
+    right = {name: column(scores, main_measure(*whole.values())) for name, scores in whole.items()}
+    discordance = 0.1  # two models hardly differ on fewer
+    if all(scores.correct is not None for scores in whole.values()) or main_measure(*whole.values()) == "fitness":
+        table = np.array([right[name] > 0 for name in names])
+        alone = [
+            f"{name} alone {float((row & (table.sum(0) == 1)).mean()):.0%}" for name, row in zip(names, table, strict=True)
+        ]
+        none, everyone = float((~table.any(0)).mean()), float(table.all(0).mean())
+        notes.append(f"search examples solved by {', by '.join(alone)}, by all {everyone:.0%}, by none {none:.0%}")
+        discordance = max(discordance, max(float((table[0] != row).mean()) for row in table[1:]))
+    if main_measure(*whole.values()) == "accuracy":
+        gap = max(whole[name].mean or 0.0 for name in names) - min(whole[name].mean or 0.0 for name in names)
+        notes.append(
+            f"fitness of the sources lies {gap:.3g} apart; on {float(ahead.mean()):.0%} of the examples another source "
+            f"is ahead of {best}, the best"
+        )
+    needed = needed_examples(DIFFERENCE, discordance)
+    notes.append(
+        f"a difference of {DIFFERENCE} in accuracy needs about {needed} test examples to be seen; there are {test_examples}"
+    )
+    warning = None
+    if all((whole[name].values == whole[best].values).all() for name in others):
+        warning = "every source scores the same on every search example: this fitness sees nothing to combine; try likelihood"
+    elif not ahead.any() and main_measure(*whole.values()) == "fitness" and set(whole[best].values) <= {0.0, 1.0}:
+        warning = (
+            f"no other source solves a search example that {best} does not: a merge is better only where it solves what none "
+            "of them does, and right or wrong shows no way there; try likelihood"
+        )
+    elif not ahead.any():
+        notes.append(
+            f"on no search example is another source ahead of {best} as a whole; it may still know a part of the answers "
+            "better, which scores of whole answers do not show"
+        )
+    return notes, warning

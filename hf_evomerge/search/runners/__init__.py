@@ -1,0 +1,1 @@
+"""Runners of evaluations: in this process, in workers, on a Ray cluster."""

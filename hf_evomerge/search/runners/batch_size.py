@@ -1,0 +1,93 @@
+"""Batches that fit into memory: halved at the first evaluation of each kind until it does, and the same from then on.
+
+The size may change a score's last bits, so the study notes it, and whoever goes on with the study has the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from ...fitness import Scores
+from ...recipes.recipe import Recipe
+from ..file.config import SearchConfig
+from ..file.objectives import task_specs
+from ..study.study import Study
+from .runner import Job, Runner
+
+logger = logging.getLogger(__name__)
+
+ROWS = "rows"  # the study's note of how many examples are evaluated together at most, by kind of job
+_SIGNS = ("OutOfMemoryError", "CUDA out of memory", "MPS backend out of memory", "can't allocate memory")
+
+
+class FittedRunner:
+    """A runner whose first job of each kind on the search examples is run alone, in batches that it has the memory for.
+
+    Args:
+        runner: What evaluates.
+        study: Where the sizes are noted.
+        rows: The size to begin with: the largest of the tasks.
+    """
+
+    def __init__(self, runner: Runner, study: Study, rows: int) -> None:
+        self._runner, self._study, self._most = runner, study, rows
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
+        """Evaluate jobs; see `Runner`."""
+        known: dict[str, int] = self._study.meta(ROWS) or {}
+        done = set[int]()
+        for kind in dict.fromkeys(_kind(job) for job in jobs if job.split == "search"):
+            if kind in known:
+                continue
+            own = [index for index, job in enumerate(jobs) if job.split == "search" and _kind(job) == kind]
+            for index in sorted(own, key=lambda index: -_hops(jobs[index])):  # the longest path first
+                rows, scores = self._fit(jobs[index])
+                done.add(index)
+                if _is_too_large(scores):  # at any size, which says nothing of the others
+                    yield index, scores
+                    continue
+                known = {**known, kind: rows}
+                self._study.set_meta(ROWS, known)  # first: scores that are kept are of this size
+                yield index, scores
+                break
+        least = min(known.values(), default=self._most)
+        left = [index for index in range(len(jobs)) if index not in done]
+        sized = [replace(jobs[index], rows=known.get(_kind(jobs[index]), least)) for index in left]
+        for number, scores in self._runner.run(sized):
+            yield left[number], scores
+
+    def close(self) -> None:
+        """See `Runner`."""
+        self._runner.close()
+
+    def _fit(self, job: Job) -> tuple[int, Scores]:
+        """The scores of a job and the size of batches that it has the memory for."""
+        rows = self._most
+        while True:
+            ((_, scores),) = self._runner.run([replace(job, rows=rows)])
+            if rows == 1 or not _is_too_large(scores):
+                return rows, scores
+            rows //= 2
+            logger.warning("out of memory: %d examples are evaluated together from here on (%s)", rows, _kind(job))
+
+
+def largest_batch(config: SearchConfig) -> int | None:
+    """The largest batch of a search's tasks; None where none of them has one."""
+    return max((task.batch_size for task in task_specs(config) if hasattr(task, "batch_size")), default=None)
+
+
+def _kind(job: Job) -> str:
+    """What the memory of a job depends on, beside its batches; that of other splits is that of the search examples."""
+    what = "model" if not isinstance(job.target, Recipe) else "path" if job.target.flow is not None else "merge"
+    return what if job.slopes is None else f"{what}, gradient"
+
+
+def _hops(job: Job) -> int:
+    flow = job.target.flow if isinstance(job.target, Recipe) else None
+    return 0 if flow is None else len(flow.to_path().hops)
+
+
+def _is_too_large(scores: Scores) -> bool:
+    return scores.error is not None and any(sign in scores.error for sign in _SIGNS)

@@ -1,0 +1,114 @@
+"""How long one evaluation may take and how much memory. Knows nothing of who runs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...checkpoints.shards import parse_size
+from ...errors import SearchError
+from ...fitness import Scores
+from ...recipes.recipe import Recipe
+from ..evaluation.gradients import GateSlopes, JointSlopes
+
+if TYPE_CHECKING:
+    from ..file.sections import LimitsConfig
+    from .runner import Job
+
+FLOOR = 60.0  # seconds that every evaluation may take where the file sets no limit
+TIMES = 10  # what a parent takes, where the file sets no limit
+GRADIENT = 3  # what a backward pass takes, in scores
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What one evaluation may take.
+
+    Attributes:
+        seconds: Time, without that for loading models.
+        memory: Bytes that its process may hold.
+        whose: Where the time comes from.
+    """
+
+    seconds: float = math.inf
+    memory: float = math.inf
+    whose: str = "limits.seconds"
+
+    def exceeded(self, seconds: float, memory: Callable[[], float]) -> str | None:
+        """The line that says which limit is exceeded after so many seconds, with so many bytes held; None where none is."""
+        if self.memory < math.inf and memory() > self.memory:  # often the cause of the time, too
+            return f"took more than {self.memory / 1e9:g} GB of memory (limits.memory)"
+        if seconds > self.seconds:
+            return f"took longer than {math.ceil(self.seconds)} s ({self.whose})"
+        return None
+
+
+class Limits:
+    """The limits of a search.
+
+    Args:
+        config: What the search file says.
+        examples: How many examples there are, per split.
+        layers: How many layers a parent has; the least number where they differ.
+        parents: Gives the parents' scores on the search split, as far as they are there.
+    """
+
+    def __init__(
+        self,
+        config: LimitsConfig,
+        *,
+        examples: Mapping[str, int],
+        layers: int,
+        parents: Callable[[], Iterable[Scores | None]],
+    ) -> None:
+        self._config, self._examples, self._layers, self._parents = config, examples, layers, parents
+        self._slowest = math.inf
+        self._memory = math.inf if config.memory is None else parse_size(config.memory)
+
+    def of(self, job: Job) -> Limit:
+        """What a job may take.
+
+        Where the file sets no time it is ten times what the slowest parent took, and more for as many more examples, a longer
+        path or a gradient. The parents then have no limit, nor have scores by another fitness than theirs.
+        """
+        if self._config.seconds is not None:
+            return Limit(self._config.seconds, self._memory)
+        if not isinstance(job.target, Recipe) or job.fitness is not None:
+            return Limit(memory=self._memory)
+        if self._slowest == math.inf:
+            self._slowest = max((scores.seconds for scores in self._parents() if scores is not None), default=math.inf)
+        return Limit(
+            max(FLOOR, TIMES * self._slowest * self.size(job)),
+            self._memory,
+            f"{TIMES} times a parent's time; limits.seconds is not set",
+        )
+
+    def size(self, job: Job) -> float:
+        """What a job takes about, in scores of one parent on the search split: by its examples, its hops, its gradient."""
+        examples = (self._examples[job.split] if job.batch is None else len(job.batch)) / self._examples["search"]
+        if not isinstance(job.target, Recipe):
+            return examples
+        layers = sum(len(hop.terms) for hop in job.target.flow.to_path().hops) if job.target.flow is not None else 0
+        gates = job.slopes.gates if isinstance(job.slopes, JointSlopes) else job.slopes
+        if isinstance(gates, GateSlopes):
+            layers = max(layers, sum(gates.active))
+        return examples * max(1.0, layers / self._layers) * (1 if job.slopes is None else GRADIENT)
+
+
+def check_memory_limit() -> None:
+    """Raise `SearchError` where the memory of a process cannot be read."""
+    if not Path("/proc/self/status").exists():
+        raise SearchError("limits.memory: the memory of a worker is watched on Linux alone; leave it out here")
+
+
+def own_memory(process: int) -> int:
+    """Bytes of memory that a process holds, files that it maps left out: those can be given back. 0 where it is gone."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    sizes = {name: size for name, _, size in (line.partition(":") for line in lines)}
+    return sum(int(sizes[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem") if name in sizes)

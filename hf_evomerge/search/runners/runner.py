@@ -1,0 +1,294 @@
+"""Runs evaluations: here, or in worker processes side by side. The search does not know which, and neither do the scores."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from itertools import pairwise
+from multiprocessing.connection import wait
+from typing import Any, Generic, Protocol, TypeVar
+
+from ...errors import SearchError
+from ...fitness import Scores, TaskSpec
+from ...recipes.recipe import Recipe
+from ..evaluation.devices import on_place, places_of
+from ..evaluation.evaluator import Batch, Evaluator
+from ..evaluation.gradients import Slopes
+from ..evaluation.source_pool import Target
+from ..file.config import SearchConfig
+from ..study.study import Study
+from .limits import Limit, Limits
+from .workers import TICK, MachineLostError, Worker
+
+WORTH = 3.0  # seconds of work after which a patient runner starts another process
+MOVES = 3  # machines that may be lost under a job
+DIED = "its process died: out of memory, or see what it wrote above"
+BEGUN = "begun"  # the study's note of what this process is evaluating, and how often a process has died at it
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation to run: a target, a split, the examples of it (all where None), of what a gradient is wanted, the fitness
+    where it is not the search's, and how many examples go together at most."""
+
+    target: Target
+    split: str = "search"
+    batch: Batch | None = None
+    slopes: Slopes | None = None
+    fitness: TaskSpec | None = None
+    rows: int | None = None
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What `Evaluator.evaluate` takes."""
+        return self.target, self.split, self.batch, self.slopes, self.fitness, self.rows
+
+    @property
+    def name(self) -> str:
+        """A short name of what is evaluated on what; the same in every process."""
+        target = self.target.key if isinstance(self.target, Recipe) else str(self.target)
+        return sha256(f"{target} {self.split} {self.batch} {self.fitness}".encode()).hexdigest()[:16]
+
+    def parts(self, count: int, examples: int) -> list[Job]:
+        """The same on so many parts of its examples, as even as can be, of so many in all where it has no batch."""
+        numbers = range(examples) if self.batch is None else self.batch
+        count = min(count, len(numbers))
+        ends = [len(numbers) * part // count for part in range(count + 1)]
+        return [replace(self, batch=tuple(numbers[begin:end])) for begin, end in pairwise(ends)]
+
+
+class Runner(Protocol):
+    """Something that evaluates jobs."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
+        """Evaluate jobs; yields the index and the scores of each as it finishes, in any order."""
+
+    def close(self) -> None:
+        """Free what the runner holds."""
+
+
+def run_in_parts(runner: Runner, jobs: Sequence[Job], count: int, examples: int) -> Iterator[tuple[int, Scores]]:
+    """Evaluate jobs, each in so many parts of its examples side by side; see `Job.parts`.
+
+    The parts do not depend on the runner, nor does the order in which they are joined: the bits are those of one process.
+    """
+    parts = [(index, part) for index, job in enumerate(jobs) for part in job.parts(count, examples)]
+    found = dict[int, Scores]()
+    for number, scores in runner.run([part for _, part in parts]):
+        found[number] = scores
+    for index in range(len(jobs)):
+        yield index, Scores.joined([found[number] for number, (owner, _) in enumerate(parts) if owner == index])
+
+
+class LocalRunner:
+    """Evaluates in this process, one job after the other.
+
+    A job at which this process has died before is evaluated in a worker process: if that dies too, it is a failed evaluation.
+
+    Args:
+        evaluator: What scores.
+        study: Where it is noted which job this process is at; nowhere by default.
+        isolated: Makes the runner with that worker process.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, study: Study | None = None, isolated: Callable[[], ProcessRunner] | None = None
+    ) -> None:
+        self.evaluator, self._study, self._isolated = evaluator, study, isolated
+        begun = study.meta(BEGUN) if study is not None else None
+        self._deaths: dict[str, int] = begun if isinstance(begun, dict) else {}
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
+        """Evaluate jobs in order."""
+        for index, job in enumerate(jobs):
+            yield index, self._evaluate(job) if self._study is None else self._noted(job, self._study)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _evaluate(self, job: Job) -> Scores:
+        return self.evaluator.evaluate(*job.arguments)
+
+    def _noted(self, job: Job, study: Study) -> Scores:
+        """Evaluate a job of which the study says so until it is over."""
+        deaths = self._deaths.pop(job.name, 0)
+        if deaths and self._isolated is not None:
+            with suppress(SearchError):  # the task cannot be sent to another process
+                runner = self._isolated()
+                try:
+                    return runner.run_alone(job)
+                finally:
+                    runner.close()
+        if deaths > 1:
+            return Scores.failed(DIED)
+        study.set_meta(BEGUN, {job.name: deaths + 1})
+        try:
+            return self._evaluate(job)
+        finally:  # also where it was stopped, which is not its fault
+            study.set_meta(BEGUN, {})
+
+
+class PoolWorker(Protocol):
+    """A process, here or elsewhere, that evaluates a job at a time.
+
+    Attributes:
+        index: The number of its job among those of the round; None where it has nothing to do.
+    """
+
+    index: int | None
+
+    def begin(self, index: int, job: Job, limit: Limit) -> None:
+        """Give the worker a job; raises `SearchError` where it cannot be started."""
+
+    def look(self) -> Scores | None:
+        """The scores of the job where it is finished or was given up; None where it is not.
+
+        Raises:
+            EOFError: The process has died.
+            MachineLostError: The machine that it was on is gone.
+            SearchError: It does not start.
+        """
+
+    def end(self) -> None:
+        """End the process, whatever it is at."""
+
+
+AnyWorker = TypeVar("AnyWorker", bound=PoolWorker)
+
+
+class PoolRunner(Generic[AnyWorker]):
+    """Gives every free worker a job, the largest first, until all are done; the same for processes here and on other machines.
+
+    A worker that dies (killed for memory, a crash in native code) takes only its own job with it, which is run again, alone; if
+    it kills its worker again it is a failed evaluation. One whose machine is gone is run again beside the others, so often as
+    `MOVES` says. One that exceeds a limit is ended, and its job has failed.
+
+    Args:
+        limits: What a job may take; everything by default.
+
+    Attributes:
+        workers: Those that there are.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits
+        self.workers: list[AnyWorker] = []
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
+        """Evaluate jobs side by side."""
+        died = []
+        for index, scores in self._round(enumerate(jobs)):
+            if scores is None:
+                died.append(index)
+            else:
+                yield index, scores
+        for index in died:  # what the others took of the memory is free now
+            yield index, self.run_alone(jobs[index])
+
+    def run_alone(self, job: Job) -> Scores:
+        """Evaluate one job; it has failed where its worker dies."""
+        ((_, scores),) = self._round([(0, job)])
+        return Scores.failed(DIED) if scores is None else scores
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self.workers:
+            worker.end()
+
+    def free(self) -> Iterable[AnyWorker]:
+        """Workers that take a job now, looked for again after each."""
+        return (worker for worker in self.workers if worker.index is None)
+
+    def wait(self, busy: Sequence[AnyWorker]) -> Iterable[AnyWorker]:
+        """Wait until there is something to look at, or for a moment; at which workers."""
+        raise NotImplementedError
+
+    def _round(self, jobs: Iterable[tuple[int, Job]]) -> Iterator[tuple[int, Scores | None]]:
+        """Evaluate numbered jobs side by side; None in place of the scores where a worker died."""
+        limits = self.limits
+        queue = deque(jobs if limits is None else sorted(jobs, key=lambda numbered: -limits.size(numbered[1])))
+        running, moves = dict[int, Job](), Counter[int]()
+        try:
+            while True:
+                for worker in self.free() if queue else ():
+                    index, job = queue.popleft()
+                    running[index] = job
+                    worker.begin(index, job, Limit() if limits is None else limits.of(job))
+                    if not queue:
+                        break
+                busy = [worker for worker in self.workers if worker.index is not None]
+                if not busy and not queue:
+                    return
+                for worker in self.wait(busy):
+                    number = worker.index
+                    assert number is not None  # it is busy
+                    try:
+                        scores = worker.look()
+                    except (EOFError, MachineLostError) as error:
+                        moves[number] += 1
+                        if isinstance(error, EOFError) or moves[number] > MOVES:
+                            yield number, None
+                        else:
+                            queue.appendleft((number, running[number]))
+                    else:
+                        if scores is not None:
+                            yield number, scores
+        finally:  # who asked may have lost interest
+            for worker in self.workers:
+                if worker.index is not None:
+                    worker.end()
+
+
+class ProcessRunner(PoolRunner[Worker]):
+    """Evaluates in worker processes, each with an `Evaluator` of its own.
+
+    Args:
+        config: The search.
+        workers: How many processes; they take the search's devices in turn.
+        limits: What a job may take; everything by default.
+        patient: Whether another process is started only once those that there are have been at work for some seconds: starting
+            one takes about as long.
+        **evaluator_arguments: The evaluators' other arguments.
+
+    Raises:
+        SearchError: This is a worker itself, importing the user's script.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        workers: int,
+        *,
+        limits: Limits | None = None,
+        patient: bool = False,
+        **evaluator_arguments: Any,
+    ) -> None:
+        refuse_in_worker()
+        super().__init__(limits)
+        self._patient = patient
+        places = places_of(config)
+        self.workers = [
+            Worker(on_place(config, places[number % len(places)]), evaluator_arguments) for number in range(workers)
+        ]
+
+    def free(self) -> Iterator[Worker]:
+        """Workers with nothing to do, as far as there is so much to do that they are worth their start."""
+        for worker in super().free():
+            others = [other.worked for other in self.workers if other.is_running]
+            if not self._patient or worker.is_running or not others or min(others) > WORTH:
+                yield worker
+
+    def wait(self, busy: Sequence[Worker]) -> Sequence[Worker]:
+        """See `PoolRunner`."""
+        wait([worker.pipe for worker in busy], TICK)
+        return busy
+
+
+def refuse_in_worker() -> None:
+    """Raise `SearchError` where this process is a worker, importing the user's script: it would start a search of its own."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SearchError("workers run the script that starts them: call run_search under `if __name__ == '__main__':`")

@@ -1,0 +1,208 @@
+"""One worker process with an evaluator of its own: started when it is needed, watched, and ended whatever it is at."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from ...errors import SearchError, one_line
+from ...fitness import Scores
+from ..evaluation.evaluator import Evaluator
+from .limits import Limit, own_memory
+
+if TYPE_CHECKING:
+    from ..file.config import SearchConfig
+    from .runner import Job
+
+TICK = 0.25  # seconds between two looks at a worker
+_PATIENCE = 5.0  # seconds in which a worker that has nothing to do ends by itself
+_MAX_MESSAGE = 1 << 29  # bytes; a score with its gradient and its answers is far smaller
+_READY = "ready"
+
+
+class MachineLostError(Exception):
+    """A worker's machine is gone: taken back, switched off or cut off. That says nothing of its job."""
+
+
+class Worker:
+    """One worker process, and the job that it is at.
+
+    Args:
+        config: The search.
+        arguments: The evaluator's other arguments.
+
+    Attributes:
+        index: The number of its job among those of the round; None where it has nothing to do.
+        worked: Seconds that it has been at jobs, without those in which it started or loaded models.
+    """
+
+    def __init__(self, config: SearchConfig, arguments: dict[str, Any]) -> None:
+        self._start = (config, arguments)
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+        self._ready = self._loading = False
+        self._limit, self._seconds, self._seen = Limit(), 0.0, 0.0
+        self.index: int | None = None
+        self.worked = 0.0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has a process."""
+        return self._process is not None
+
+    @property
+    def pipe(self) -> Connection:
+        """What becomes readable when there is something to `look` at."""
+        assert self._pipe is not None  # it has a job
+        return self._pipe
+
+    def begin(self, index: int, job: Job, limit: Limit) -> None:
+        """Give the worker a job; raises `SearchError` where no process can be started."""
+        if self._process is None or not self._process.is_alive():
+            self.end()
+            self._launch()
+        self.index, self._limit, self._seconds, self._seen = index, limit, 0.0, time.monotonic()
+        with suppress(OSError):  # it has died just now, which `look` will find
+            self.pipe.send(job)
+
+    def look(self) -> Scores | None:
+        """The scores of the job where it is finished or was given up; None where it is not.
+
+        Raises:
+            EOFError: The process has died, or was killed while it started.
+            SearchError: It does not start.
+        """
+        now = time.monotonic()
+        if self._ready and not self._loading:
+            passed = min(now - self._seen, 4 * TICK)  # where it is longer, this process stood still as well
+            self._seconds += passed
+            self.worked += passed
+        self._seen = now
+        try:
+            while self.pipe.poll():
+                message = _receive(self.pipe)
+                if isinstance(message, Scores):
+                    self.index = None
+                    return message
+                if isinstance(message, bool):
+                    self._loading = message
+                elif message == _READY:
+                    self._ready = True
+                else:
+                    raise SearchError(message)
+        except (EOFError, OSError) as cause:
+            assert self._process is not None  # it has a job
+            if not self._ready:  # later it has run candidates, which may have written to what `join` waits on
+                self._process.join(_PATIENCE)
+            by_itself = not self._ready and (self._process.exitcode or 0) >= 0
+            self.end()
+            if by_itself:
+                raise SearchError(
+                    "a worker process does not start, see what it wrote above; a script that calls run_search does so under "
+                    "`if __name__ == '__main__':`"
+                ) from cause
+            raise EOFError from cause
+        process = self._process.pid or 0 if self._process is not None else 0
+        line = self._limit.exceeded(self._seconds, lambda: own_memory(process))
+        if line is None:
+            return None
+        self.end()
+        return Scores.failed(line, self._seconds)
+
+    def end(self) -> None:
+        """End the process: at once where it is at a job, and else as soon as it has noticed."""
+        if self._process is None:
+            return
+        self.pipe.close()
+        if self.index is None and self._ready:
+            self._process.join(_PATIENCE)
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._process = self._pipe = self.index = None
+
+    def _launch(self) -> None:
+        context = multiprocessing.get_context("spawn")  # forking after torch has started its threads can hang
+        self._pipe, theirs = context.Pipe()
+        _limit_waiting(self._pipe)
+        self._ready = self._loading = False
+        process = context.Process(target=_work, args=(theirs, *self._start))
+        try:
+            with _no_interrupts():
+                process.start()
+                self._process = process  # only now is there something to end
+        except (AttributeError, TypeError, pickle.PicklingError) as cause:
+            what = "the task or the examples cannot be sent to a worker process"
+            raise SearchError(f"{what} ({one_line(cause, 100)}); define them in a module, or use workers=0") from cause
+        finally:
+            theirs.close()
+
+
+def _limit_waiting(pipe: Connection) -> None:
+    """Let a read that has begun end with an `OSError` when nothing comes for some seconds.
+
+    A candidate that writes to whatever is open can write half a message into its worker's pipe.
+    """
+    if os.name == "posix":
+        with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(_PATIENCE), 0))
+
+
+def _receive(pipe: Connection) -> Any:
+    """The next message; raises `EOFError` where what comes is none, for then the worker can no longer be understood."""
+    try:
+        return pickle.loads(pipe.recv_bytes(_MAX_MESSAGE))
+    except (EOFError, OSError):
+        raise
+    except Exception as cause:  # anything: bytes that somebody else wrote
+        raise EOFError from cause
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait: a process that starts meanwhile never sees it, for its parent ends it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(pipe: Connection, config: SearchConfig, arguments: dict[str, Any]) -> None:
+    """What the process does: jobs come in, scores go out; before them, whether it is ready and whether it loads a model."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        evaluator = Evaluator(config, **arguments)
+    except Exception as error:
+        pipe.send(f"a worker process does not start: {one_line(error, 500)}")
+        return
+    evaluator.loading = pipe.send
+    pipe.send(_READY)
+    with suppress(EOFError, OSError):  # there are no more jobs, or nobody waits for the scores
+        while True:
+            job: Job = pipe.recv()
+            pipe.send(evaluator.evaluate(*job.arguments))
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """Wait for the parent to end, however it does; a worker of a killed search must not live on."""
+    parent.join()
+    os._exit(1)

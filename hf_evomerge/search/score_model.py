@@ -1,0 +1,86 @@
+"""Scores one model, source or merge, on the task and the data of a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import SearchError, nearest
+from ..fitness import Example, Scores
+from ..recipes.recipe import SourceRef
+from .evaluation.evaluator import Evaluator
+from .file.config import SearchConfig
+from .results.table import accuracy_text, fitness_text, other_text
+
+_SPLITS = ("search", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scored on a split. As text: fitness, accuracy, and the answers that were asked for.
+
+    Attributes:
+        scores: Its scores.
+        examples: The examples of the split, in the order of the scores.
+        answers: What the model answers to the first of them; what was scored, where the task scores answers.
+        unit: What the fitness is measured in; empty where it has no unit.
+    """
+
+    scores: Scores
+    examples: tuple[Example, ...]
+    answers: tuple[str, ...] = ()
+    unit: str = ""
+
+    def __str__(self) -> str:
+        accuracy = accuracy_text(self.scores)
+        unit = f" ({self.unit})" if self.unit else ""
+        figures = f"fitness {fitness_text(self.scores)}{unit}" + (f", accuracy {accuracy}" if accuracy else "")
+        figures += "".join(f", {name} {other_text(other)}" for name, other in self.scores.others.items())
+        if cut := self.scores.truncated_share:
+            figures += f", {cut:.1%} of the answers cut at max_new_tokens"
+        lines = [f"{figures} on {len(self.examples)} examples"]
+        for example, answer in zip(self.examples, self.answers, strict=False):
+            lines += ["", example.prompt, f"  expected: {example.answer}", f"  answered: {answer}"]
+        return "\n".join(lines)
+
+
+def evaluate_model(
+    model: str,
+    config: SearchConfig,
+    *,
+    split: str = "test",
+    show: int = 0,
+    adapter: str | None = None,
+    trust_remote_code: bool = False,
+) -> Evaluation:
+    """Score one model on a split of a search.
+
+    Args:
+        model: A folder, or a repository on the Hub.
+        config: The search whose task and data are used.
+        split: ``search``, ``validation`` or ``test``.
+        show: To how many examples, from the first on, the model's answers are kept.
+        adapter: A LoRA adapter of the model: a folder, or a repository on the Hub.
+        trust_remote_code: Whether Python files that come with the model may be run; merged models need none where this package
+            is installed.
+
+    Raises:
+        EvoMergeError: The model or the data cannot be read, or the model cannot be scored.
+
+    Example:
+        >>> evaluation = evaluate_model("my-search/model", SearchConfig.load("search.yaml"))
+        >>> print(evaluation)  # doctest: +ELLIPSIS
+        fitness -... ± ..., accuracy ... on 6 examples
+    """
+    if split not in (known := {*_SPLITS, *config.splits}):
+        raise SearchError(f"split: {split!r} is unknown; {nearest(split, known)}")
+    target = SourceRef(model=model, adapter=adapter)
+    ps, dfs = config.ps.model_copy(update={"sources": None}), config.dfs.model_copy(update={"order": None})
+    # the search's sources are not needed, nor the numbers by which it names them
+    alone = config.model_copy(update={"sources": [target], "base": None, "ps": ps, "dfs": dfs})
+    evaluator = Evaluator(alone, trust_remote_code=trust_remote_code)
+    examples = tuple(evaluator.examples(split))
+    scores = evaluator.evaluate(target, split)
+    if scores.error is not None:
+        raise SearchError(f"{model}: cannot be evaluated: {scores.error}")
+    written = scores.outputs[:show] if scores.outputs is not None else [evaluator.answer(target, e) for e in examples[:show]]
+    return Evaluation(scores, examples, tuple(written), config.fitness.unit)

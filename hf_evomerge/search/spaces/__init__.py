@@ -1,0 +1,1 @@
+"""Search spaces: genomes and the recipes that they decode to."""

@@ -1,0 +1,194 @@
+"""Data flow space, alone and together with parameter space: which genome is which path through the layers of the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import SearchError
+from ...recipes.layer_path import LayerPath
+from ...recipes.recipe import FlowPart, MergePart, Recipe
+from ...routing.gates import LEAST
+from ...routing.layout import FlowGenome, Layout
+from ..evaluation.gradients import GateSlopes, JointSlopes
+from ..file.config import SearchConfig
+from ..file.sections import FlowSpaceConfig, RepeatConfig
+from ..optimizers.ask_tell import Start, Vector
+from .parameter import ParameterSpace
+
+_WAITING = 0.05  # gates of slots that are off at the start of a gradient search: half of what puts them on
+_BESIDE_WEIGHTS = 0.03  # first rate of gates in a joint search: faster ones are on the path before they are known to help
+
+
+class FlowSpace:
+    """Paths through the layers of the sources, and of the merged model where a merge came first."""
+
+    def __init__(self, config: SearchConfig, layers: Sequence[int], merge: MergePart | None = None) -> None:
+        """Make the space.
+
+        Args:
+            config: The search.
+            layers: Number of layers of each source, and of the merged model at the end where there is one.
+            merge: The parameter-space part of every recipe of this space: the winner of the stage before.
+        """
+        self.config, self.merge = config, merge
+        self.space: FlowSpaceConfig = config.dfs
+        merged = [len(config.sources)] if merge is not None else []
+        order = self.space.order or [*merged, *range(len(config.sources))]
+        prune, depth = self.space.prune or 0, layers[order[0]]
+        if prune >= depth:
+            raise SearchError(f"dfs.prune: the model has {depth} layers; leave out fewer than these (found {prune})")
+        self.most_hops = min(self.space.max_hops, depth - prune) if prune else self.space.max_hops
+        self.genome = FlowGenome(
+            Layout(tuple(order), tuple(layers[source] for source in order), self.space.passes, self.space.terms > 1),
+            self.space.encoding,
+            self.space.scale_bounds,
+            depth if prune and self.space.optimizer.algorithm == "sweep" else self.most_hops,  # one that is on its way down
+            self.space.initialisation,
+            self.space.ends or ("free" if self.space.encoding == "gate" else "paper"),
+        )
+
+    def start(self) -> Start:
+        """Where a search begins; one over gates at the best of the sources as they are and of their splices."""
+        gates, gradient = self.space.encoding == "gate", self.space.optimizer.algorithm == "gradient"
+        sigma = self.space.optimizer.sigma or (0.2 if gates and not gradient else 0.1)
+        lower, upper = self.genome.bounds()
+        if not gates:
+            return Start(self.genome.start(sigma), sigma, lower, upper)
+        other = _WAITING if gradient else -0.5 * sigma
+        even = [np.full(len(self.genome.layout), 1 / self.space.terms)] if self.space.terms > 1 else []
+        candidates = (*even, *(self.genome.along(slots, other) for slots in self.genome.splices()))
+        mean = self.genome.along(self.genome.first_pass, other) if gradient else self.genome.start(sigma)
+        lower = np.zeros(mean.size) if gradient else lower
+        moves = self._without_one if self.space.prune else None
+        return Start(mean, sigma, lower, upper, candidates, prunable=np.ones(mean.size, dtype=np.bool_), moves=moves)
+
+    def _without_one(self, genome: Vector) -> list[Vector]:
+        """What is left of a path without each of its layers, until enough of them are left out."""
+        on = np.flatnonzero(genome >= LEAST)
+        if on.size <= self.most_hops:
+            return []
+        return [np.where(np.arange(genome.size) == slot, 0.0, genome) for slot in on]
+
+    def price(self, active: NDArray[np.bool_]) -> float:
+        """A forward pass over the slots in play, and a backward pass to activations alone."""
+        return 2.0 * float(active.sum()) / self.genome.layout.layers[0]
+
+    def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> GateSlopes:
+        """Those of the gates."""
+        gates = self.genome.gates(genome)
+        layout = self.genome.layout
+        return GateSlopes(tuple(layout.slots), tuple(gates.tolist()), tuple(active.tolist()), tuple(layout.hops))
+
+    def decode(self, genome: Vector) -> Recipe:
+        """The recipe of a genome."""
+        return self.config.recipe(merge=self.merge, flow=self.part(genome))
+
+    def part(self, genome: Vector) -> FlowPart:
+        """The path of a genome."""
+        path = self.path(genome)
+        scales = None if all(scale == 1 for scale in path.scales) else path.scales
+        return FlowPart(
+            path=path.as_text(),
+            scales=scales,
+            scale_target=self.space.scale_target,
+            embedding_source=self.genome.layout.order[0],
+        )
+
+    def path(self, genome: Vector) -> LayerPath:
+        """The layers of a genome in their order, with their scales."""
+        return self.genome.decode(genome)
+
+    def notes(self) -> list[str]:
+        """Nothing: every number of the space matters."""
+        return []
+
+
+class RepeatSpace(FlowSpace):
+    """Paths that run one block of layers several times. A genome is where it begins, its length, and a place in `times`."""
+
+    def start(self) -> Start:
+        """The model as it is, and all blocks to try from there."""
+        longest, times = self._repeat.longest, self._repeat.times
+        mean = np.zeros(3)  # a block of no layers
+        upper = np.array([self._depth, longest + 1, len(times)], dtype=np.float64)
+        blocks = [
+            np.array([begin, length, place], dtype=np.float64)
+            for place in range(len(times))
+            for length in range(1, longest + 1)
+            for begin in range(self._depth - length + 1)
+        ]
+        blocks = [block for block in blocks if 1 <= len(self._layers(block)) <= self.space.max_hops]
+        if not blocks:
+            raise SearchError(f"dfs.repeat: no block makes a path of 1 to {self.space.max_hops} hops (dfs.max_hops)")
+        lower = np.array([0.0, 1.0, 0.0])
+        return Start(mean, 1.0, lower, upper, moves=lambda genome: [] if genome[1] else blocks)
+
+    def path(self, genome: Vector) -> LayerPath:
+        """The layers of a genome in their order."""
+        source = self.genome.layout.order[0]
+        return LayerPath.of([(source, layer) for layer in self._layers(genome)])
+
+    @property
+    def _repeat(self) -> RepeatConfig:
+        assert self.space.repeat is not None  # `make_space` has looked
+        return self.space.repeat
+
+    @property
+    def _depth(self) -> int:
+        return self.genome.layout.layers[0]
+
+    def _layers(self, genome: Vector) -> list[int]:
+        begin, length, place = (int(number) for number in genome)
+        end, layers = min(begin + length, self._depth), list(range(self._depth))
+        return [*layers[:begin], *layers[begin:end] * self._repeat.times[place], *layers[end:]]
+
+
+class JointSpace:
+    """Merges, and paths through their layers and those of the sources, as one space: the weights first, then the gates."""
+
+    def __init__(self, weights: ParameterSpace, gates: FlowSpace) -> None:
+        """Make the space.
+
+        Args:
+            weights: The merges.
+            gates: The paths; the merge that it was made with is not looked at.
+        """
+        self.config, self.weights, self.gates = gates.config, weights, gates
+        self.count = len(weights.coordinates)
+
+    def start(self) -> Start:
+        """Where a search of weights begins, on the merged layers alone; splices say little before the weights are found."""
+        weights, gates = self.weights.start(), self.gates.start()
+        rate = (self.config.dfs.optimizer.sigma or _BESIDE_WEIGHTS) / weights.sigma
+        return Start(
+            np.concatenate([weights.mean, gates.mean]),
+            weights.sigma,
+            np.concatenate([weights.lower, gates.lower]),
+            np.concatenate([weights.upper, gates.upper]),
+            candidates=tuple(np.concatenate([each, gates.mean]) for each in weights.candidates),
+            rates=np.concatenate([np.ones(self.count), np.full(gates.mean.size, rate)]),
+            prunable=np.arange(self.count + gates.mean.size) >= self.count,
+        )
+
+    def price(self, active: NDArray[np.bool_]) -> float:
+        """Three scores for the merged model's layers and two for the sources', by how many there are in a source."""
+        gates, layout = active[self.count :], self.gates.genome.layout
+        merged = np.array([source == len(self.config.sources) for source, _ in layout.slots])
+        return self.gates.price(gates) + float((gates & merged).sum()) / layout.layers[0]
+
+    def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> JointSlopes:
+        """Those of both."""
+        weights, gates = np.split(genome, [self.count])
+        return JointSlopes(self.weights.slopes(weights, active[: self.count]), self.gates.slopes(gates, active[self.count :]))
+
+    def decode(self, genome: Vector) -> Recipe:
+        """The recipe of a genome."""
+        weights, gates = np.split(genome, [self.count])
+        return self.config.recipe(merge=self.weights.part(weights), flow=self.gates.part(gates))
+
+    def notes(self) -> list[str]:
+        """What is not evolved of the merge."""
+        return self.weights.notes()

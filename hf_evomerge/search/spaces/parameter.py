@@ -1,0 +1,208 @@
+"""Parameter space: which genome is which merge. A weight in the search file becomes a bound here, and a coordinate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...checkpoints.headers import tensor_order
+from ...errors import SearchError
+from ...merging.parameters import Parameter
+from ...merging.registry import get_method
+from ...recipes.layer_groups import Grouping, check_keys, select_key
+from ...recipes.recipe import MergePart, Recipe
+from ..evaluation.gradients import WeightSlopes
+from ..file.config import SearchConfig
+from ..file.sections import Range
+from ..optimizers.ask_tell import Start, Vector
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """What one number of a parameter-space genome is.
+
+    Attributes:
+        parameter: The parameter's name.
+        span: Its bounds; the genome holds the fraction of the way from low to high.
+        source: Position of the source among those that take part; None for a global option.
+        group: The layer group; None for a parameter that has one value for the whole model.
+    """
+
+    parameter: str
+    span: Range
+    source: int | None
+    group: str | None
+
+
+class ParameterSpace:
+    """The parameters of a merge method: per source and layer group, or global. Every coordinate lies between 0 and 1.
+
+    Attributes:
+        coordinates: What each number of a genome is.
+        idle: What would be numbers too, but changes nothing: groups of a source in which every task vector is 0.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        layer_count: int,
+        tensors: Sequence[str] = (),
+        unchanged: Sequence[Container[str]] = (),
+        distances: Sequence[float] = (),
+    ) -> None:
+        """Make the space.
+
+        Args:
+            config: The search.
+            layer_count: Number of blocks of the merged sources.
+            tensors: Names of their tensors; needed for ``groups: tensor`` and to tell what changes nothing.
+            unchanged: Per merged source the names of the tensors that equal the base's.
+            distances: Squared norms of their task vectors; without them ``starts: [metagpt]`` is not tried.
+        """
+        self.config, self.space, self.distances = config, config.ps, list(distances)
+        self.tensors, self.unchanged = list(tensors), list(unchanged)
+        self.idle: list[Coordinate] = []
+        self.groups = self._groups(layer_count)
+        self._members: dict[str, list[str]] = {}
+        for name in self.tensors:
+            self._members.setdefault(select_key(tuple(self.groups), name), []).append(name)
+        self.source_count = len(config.ps_sources)
+        self.fixed: dict[str, dict[str, Any]] = {"source": {}, "global": {}}
+        self.coordinates: list[Coordinate] = []
+        method = self.method = get_method(self.space.method)
+        given: dict[str, Mapping[str, Any]] = {"source": self.space.parameters, "global": self.space.options}
+        for scope, key in (("source", "parameters"), ("global", "options")):
+            declared = [parameter for parameter in method.parameters if parameter.scope == scope]
+            if unknown := sorted(set(given[scope]) - {parameter.name for parameter in declared}):
+                known = ", ".join(parameter.name for parameter in declared) or "none"
+                raise SearchError(f"ps.{key}.{unknown[0]}: {method.name} has no such parameter; it has {known}")
+            for parameter in declared:
+                self._add(parameter, given[scope].get(parameter.name))
+        if not self.coordinates:
+            raise SearchError(f"ps.parameters: every parameter of {method.name} is fixed; give at least one a range")
+
+    def _add(self, parameter: Parameter, given: Any) -> None:
+        """Make a parameter fixed or evolved. Per-source parameters that suit a search are evolved unless given."""
+        if given is None and parameter.search is not None and parameter.grouped:
+            given = Range(low=parameter.search[0], high=parameter.search[1])
+        where = f"ps.{'parameters' if parameter.scope == 'source' else 'options'}.{parameter.name}"
+        if not isinstance(given, Range):
+            if given is not None:
+                parameter.check(given, where)
+                self.fixed[parameter.scope][parameter.name] = given
+            return
+        parameter.check(given.low, f"{where}.low")
+        parameter.check(given.high, f"{where}.high")
+        sources: list[int | None] = list(range(self.source_count)) if parameter.scope == "source" else [None]
+        groups: list[str | None] = list(self.groups) if parameter.grouped and self.groups != ["default"] else [None]
+        for coordinate in (Coordinate(parameter.name, given, source, group) for source in sources for group in groups):
+            (self.idle if self._is_idle(coordinate) else self.coordinates).append(coordinate)
+
+    def _groups(self, layer_count: int) -> list[str]:
+        """The keys of the groups, in the order of the layers or as the file has them."""
+        if self.space.groups == "tensor":
+            if not self.tensors:
+                raise SearchError("ps.groups: tensor needs the names of the tensors, which are not known here")
+            return sorted(self.tensors, key=tensor_order)
+        if isinstance(self.space.groups, int):
+            return Grouping(math.ceil(layer_count / self.space.groups), self.space.split_attention, layer_count).keys
+        if self.space.groups is not None:
+            check_keys(dict.fromkeys(self.space.groups, 0.0), layer_count, self.tensors or None)
+            return self.space.groups
+        grouping = Grouping(self.space.blocks_per_group, self.space.split_attention, layer_count)
+        return grouping.keys
+
+    def _is_idle(self, coordinate: Coordinate) -> bool:
+        """Whether nothing changes with a number: its source's task vectors are 0 in the group."""
+        if coordinate.source is None or not self.unchanged or not self.method.task_vectors:
+            return False
+        inside = self.tensors if coordinate.group is None else self._members.get(coordinate.group, [])
+        # with normalize, the weight of a source without a task vector scales those of the others
+        defaults = {option.name: option.default for option in self.method.options}
+        everyone = self.space.options.get("normalize", defaults.get("normalize", False))
+        sources = self.unchanged if everyone else [self.unchanged[coordinate.source]]
+        return all(name in names for names in sources for name in inside)
+
+    @property
+    def unmoved(self) -> list[str]:
+        """Parameters with a range that have no gradient."""
+        smooth = {parameter.name for parameter in self.method.parameters if parameter.smooth}
+        return [name for name in dict.fromkeys(each.parameter for each in self.coordinates) if name not in smooth]
+
+    def notes(self) -> list[str]:
+        """What is not evolved, and why: one line per source."""
+        lines = []
+        for source, number in enumerate(self.config.ps_sources):
+            if groups := list(dict.fromkeys(each.group or "all" for each in self.idle if each.source == source)):
+                shown = ", ".join(groups[:6]) + (f" and {len(groups) - 6} more" if len(groups) > 6 else "")
+                label = self.config.source_names[number]
+                lines.append(f"ps: nothing of {label} is evolved in {shown}: its tensors are the base's there")
+        return lines
+
+    def start(self) -> Start:
+        """Where a search begins."""
+        mean = np.array([coordinate.span.start_fraction for coordinate in self.coordinates])
+        sigma = self.space.optimizer.sigma or (0.04 if self.space.optimizer.algorithm == "gradient" else 1 / 6)
+        candidates = {point.tobytes(): point for point in (mean, *self._starts(mean))}
+        tried = tuple(candidates.values()) if len(candidates) > 1 else ()
+        return Start(mean, sigma, np.zeros(mean.size), np.ones(mean.size), tried)
+
+    def _starts(self, mean: Vector) -> list[Vector]:
+        """The points of ``starts``: the mean with other weights, inside the bounds."""
+        total = math.fsum(self.distances)
+        weights = {"average": [1 / self.source_count] * self.source_count}
+        if total > 0:
+            weights["metagpt"] = [distance / total for distance in self.distances]
+        found = []
+        for name in (name for name in self.space.starts if name in weights):
+            point = mean.copy()
+            for index, coordinate in enumerate(self.coordinates):
+                if coordinate.parameter == "weight" and coordinate.source is not None:
+                    low, high = coordinate.span.low, coordinate.span.high
+                    point[index] = min(1.0, max(0.0, (weights[name][coordinate.source] - low) / (high - low)))
+            found.append(point)
+        return found
+
+    def price(self, active: NDArray[np.bool_]) -> float:
+        """A forward pass, and a backward pass to activations and to weights."""
+        return 3.0
+
+    def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> WeightSlopes:
+        """Those of the numbers of the recipe."""
+        numbers = tuple((each.parameter, each.source, each.group) for each in self.coordinates)
+        return WeightSlopes(numbers, tuple(each.span.high - each.span.low for each in self.coordinates))
+
+    def decode(self, genome: Vector) -> Recipe:
+        """The recipe of a genome."""
+        return self.config.recipe(merge=self.part(genome))
+
+    def part(self, genome: Vector) -> MergePart:
+        """The merge of a genome."""
+        options: dict[str, Any] = dict(self.fixed["global"])
+        parameters: list[dict[str, Any]] = [dict(self.fixed["source"]) for _ in range(self.source_count)]
+        for coordinate, fraction in zip(self.coordinates, genome, strict=True):
+            span = coordinate.span
+            value = float(span.low + fraction * (span.high - span.low))
+            target = options if coordinate.source is None else parameters[coordinate.source]
+            if coordinate.group is None:
+                target[coordinate.parameter] = value
+            else:
+                target.setdefault(coordinate.parameter, {})[coordinate.group] = value
+        for coordinate in self.idle:
+            assert coordinate.source is not None  # options are not idle
+            if coordinate.group is None:
+                parameters[coordinate.source][coordinate.parameter] = 0.0
+            else:
+                parameters[coordinate.source].setdefault(coordinate.parameter, {}).setdefault("default", 0.0)
+        return MergePart(
+            method=self.space.method,
+            options=options,
+            sources=self.space.sources,
+            parameters=parameters,
+            router=self.space.router,
+        )

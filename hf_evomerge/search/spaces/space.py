@@ -1,0 +1,65 @@
+"""The search spaces: what they have in common, and which one a stage searches."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...recipes.recipe import MergePart, ParameterValue, Recipe
+from ..evaluation.gradients import Slopes
+from ..evaluation.source_pool import SourceSummary
+from ..file.config import SearchConfig, Stage
+from ..optimizers.ask_tell import Start, Vector
+from .flow import FlowSpace, JointSpace, RepeatSpace
+from .parameter import ParameterSpace
+
+
+class Space(Protocol):
+    """A set of recipes, and the vectors that stand for them."""
+
+    def start(self) -> Start:
+        """Where a search begins: mean, step size and bounds of the genome."""
+
+    def decode(self, genome: Vector) -> Recipe:
+        """The recipe of a genome; raises `EvoMergeError` where it has none."""
+
+    def notes(self) -> list[str]:
+        """What the user should know of the space, one line each."""
+
+    def price(self, active: NDArray[np.bool_]) -> float:
+        """What a gradient in the active coordinates costs, in scores of the same examples."""
+
+    def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> Slopes:
+        """Of what the gradient at a genome is taken."""
+
+
+def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge: MergePart | None = None) -> Space:
+    """The space that a stage searches; a random search has that of the first stage.
+
+    Args:
+        config: The search.
+        stage: Which of its stages.
+        sources: What is known of the sources.
+        merge: The merge that a second stage builds on: the winner of the first.
+    """
+    depth, name = sources.layers[config.ps_sources[0]], config.space_of(stage)
+    if name != "joint":
+        part, optimizer = config.part(name), config.optimizer(stage)
+        if stage == "random" and optimizer.algorithm == "sweep":  # its paths are on their way down
+            optimizer = optimizer.model_copy(update={"algorithm": "random"})
+        config = config.model_copy(update={name: part.model_copy(update={"optimizer": optimizer})})
+    if name != "dfs":
+        weights = ParameterSpace(config, depth, sources.tensors, sources.unchanged, sources.distances)
+        if name == "ps":
+            return weights
+        return JointSpace(weights, FlowSpace(config, [*sources.layers, depth], weights.part(weights.start().mean)))
+    kind = FlowSpace if config.dfs.repeat is None else RepeatSpace
+    return kind(config, sources.layers if merge is None else [*sources.layers, depth], merge)
+
+
+def uniform_average(config: SearchConfig) -> Recipe:
+    """The plain average of the sources: what people try first."""
+    parameters: list[dict[str, ParameterValue]] = [{"weight": 1.0} for _ in config.sources]
+    return config.recipe(merge=MergePart(method="linear", parameters=parameters, router=config.ps.router))

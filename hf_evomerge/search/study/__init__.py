@@ -1,0 +1,1 @@
+"""The study: every trial of a search, on disk."""

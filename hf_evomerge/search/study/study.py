@@ -1,0 +1,261 @@
+"""The study: every trial of a search, with its recipe, its scores and what its model wrote. Stores and reads; decides nothing.
+
+Trials are written as they finish. Nothing is pickled: genomes and scores are arrays of float64 in little-endian order, recipes
+are YAML.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import SearchError
+from ...fitness.scores import Scores
+from ...recipes.recipe import Recipe
+from .database import TABLES, StudyFile, checksum_of
+
+if TYPE_CHECKING:
+    from ...hub.push import Pushed
+
+State = Literal["COMPLETE", "FAILED"]
+
+_REFERENCES = (
+    ("trials", "recipe", 5, "stage = ? AND number = ?"),
+    ("evaluations", "label", 0, "label = ? AND split = ?"),
+    ("answers", "owner", 0, "owner = ? AND split = ?"),
+)
+"""Where a recipe's key stands: table, column and its place, and what names a row."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One genome, its recipe and its scores.
+
+    Attributes:
+        stage: ``ps``, ``dfs``, ``joint`` or ``random``, or what ran first: ``ps-first``, ``dfs-first``.
+        number: From 0, in the order of `ask`.
+        generation: The `ask` it came from.
+        genome: The vector, shape (n,).
+        recipe_key: Key of the recipe in the study; None where the genome has none (its error says why).
+        scores: What the recipe scored, or why it could not be scored.
+        duplicate_of: Number of the earlier trial whose recipe is the same and whose scores this one shares.
+        cost: What it counts of the budget, in scores of all search examples.
+    """
+
+    stage: str
+    number: int
+    generation: int
+    genome: NDArray[np.float64]
+    recipe_key: str | None
+    scores: Scores
+    duplicate_of: int | None = None
+    cost: float = 1.0
+
+    @property
+    def state(self) -> State:
+        """COMPLETE or FAILED."""
+        return "COMPLETE" if self.scores.error is None else "FAILED"
+
+    @property
+    def fitness(self) -> float | None:
+        """The mean score; None where the trial failed."""
+        return self.scores.mean
+
+
+class Study(StudyFile):
+    """All trials of one search, in ``DIR/study.db``.
+
+    Example:
+        >>> study = Study.open("my-search")
+        >>> best = study.best("ps")[0]
+        >>> best.state, len(best.scores.values)  # one score per example
+        ('COMPLETE', 5)
+    """
+
+    def add_trial(self, trial: Trial) -> None:
+        """Store a finished trial, durably; what its model wrote, and its other objectives, are kept under ``stage:number``."""
+        if trial.duplicate_of is None:
+            self._add_beside(f"{trial.stage}:{trial.number}", "search", trial.scores)
+        names = (trial.stage, trial.number, trial.generation, trial.state)
+        genome = (_pack(trial.genome), trial.recipe_key, trial.duplicate_of)
+        costs = (float(trial.cost), _pack(trial.scores.gradient))
+        self.write("trials", (*names, *genome, *_score_columns(trial.scores), *costs))
+
+    def trials(self, stage: str | None = None) -> list[Trial]:
+        """All trials, or those of one stage, by number."""
+        found, others = [], self._others("search")
+        for row in self._whole("trials", "? IS NULL OR stage = ? ORDER BY stage, number", stage, stage):
+            with self._readable("trials", row):
+                values, correct, seconds, error, cost, gradient = row[8:]
+                scores = _scores(values, correct, seconds, error, gradient)
+                scores = scores.with_others(others.get(f"{row[0]}:{row[1] if row[6] is None else row[6]}", {}))
+                found.append(Trial(row[0], row[1], row[2], _unpack(row[4]), row[5], scores, row[6], cost))
+        return found
+
+    def best(self, stage: str | None = None, count: int = 1) -> list[Trial]:
+        """The best complete trials with distinct recipes, best first; of equals the earlier.
+
+        Those that were scored on more examples than others come before them: a batch says less.
+        """
+        complete = [trial for trial in self.trials(stage) if trial.fitness is not None and trial.duplicate_of is None]
+        complete.sort(key=lambda trial: (-trial.scores.values.size, -(trial.fitness or 0.0), trial.number))
+        first_of_recipe: dict[str | None, Trial] = {}
+        for trial in complete:
+            first_of_recipe.setdefault(trial.recipe_key, trial)
+        return list(first_of_recipe.values())[:count]
+
+    def add_recipe(self, recipe: Recipe) -> str:
+        """Store a recipe and return its key; the same recipe has the same key."""
+        key = recipe.key
+        if not self._connection.execute("SELECT 1 FROM recipes WHERE key = ?", (key,)).fetchone():
+            self.write("recipes", (key, recipe.to_yaml()))
+        return key
+
+    def recipe(self, key: str) -> Recipe:
+        """The recipe of a key; raises `SearchError` where there is none."""
+        for _, text in self._whole("recipes", "key = ?", key):
+            return Recipe.from_yaml(str(text))
+        raise SearchError(f"recipe {key!r}: not in this study")
+
+    def add_evaluation(self, label: str, split: str, scores: Scores) -> None:
+        """Store the scores of a recipe key, or of a parent, on a split, with what it wrote."""
+        self._add_beside(label, split, scores)
+        self.write("evaluations", (label, split, *_score_columns(scores)), replace=True)
+
+    def evaluation(self, label: str, split: str) -> Scores | None:
+        """The stored scores of a recipe key, or of a parent, on a split."""
+        for row in self._whole("evaluations", "label = ? AND split = ?", label, split):
+            with self._readable("evaluations", row):
+                scores = _scores(*row[3:]).with_outputs(*self.answers(label, split))
+                return scores.with_others(self._others(split, label).get(label, {}))
+        return None
+
+    def evaluated(self) -> list[tuple[str, str]]:
+        """The labels and splits that `evaluation` has scores of, in the order they were scored."""
+        return [(row[0], row[1]) for row in self._whole("evaluations", "1 ORDER BY rowid")]
+
+    def answers(self, owner: str, split: str = "search") -> tuple[list[str] | None, NDArray[np.bool_] | None]:
+        """What a model wrote for the examples that it was scored on, and which of it was cut at the limit of its length.
+
+        Args:
+            owner: A recipe's key, a parent's label (``base``, ``source:0``), or a trial's ``stage:number``.
+            split: The split that it was scored on; ``search`` for a trial, which may have seen a batch of it.
+
+        Returns:
+            One output per example, and whether each was cut; None where the task keeps no outputs.
+        """
+        for row in self._whole("answers", "owner = ? AND split = ?", owner, split):
+            with self._readable("answers", row):
+                cut = None if row[3] is None else np.frombuffer(row[3], dtype=np.uint8).astype(np.bool_)
+                return [str(output) for output in json.loads(row[2])], cut
+        return None, None
+
+    def _others(self, split: str, owner: str | None = None) -> dict[str, dict[str, Scores]]:
+        """Scores of the objectives beside the fitness on a split, by owner and name."""
+        found: dict[str, dict[str, Scores]] = {}
+        where = "split = ? AND (? IS NULL OR owner = ?) ORDER BY rowid"
+        for row in self._whole("objectives", where, split, owner, owner):
+            with self._readable("objectives", row):
+                found.setdefault(row[0], {})[row[2]] = _scores(row[4], row[5], 0.0, None)
+        return found
+
+    def _add_beside(self, owner: str, split: str, scores: Scores) -> None:
+        """Store what goes with scores, before them: scores that are there are whole."""
+        if scores.outputs is not None:
+            self.write("answers", (owner, split, json.dumps(scores.outputs), _pack(scores.truncated)), replace=True)
+        for name, other in scores.others.items():
+            row = (owner, split, name, other.mean, _pack(other.values), _pack(other.correct))
+            self.write("objectives", row, replace=True)
+
+    def rename(self, recipe: Callable[[Recipe], Recipe], meta: Mapping[str, Any]) -> None:
+        """Put other recipes in the place of all, whose keys what refers to them follows, and values beside; all or nothing.
+
+        Args:
+            recipe: Makes a recipe of an old one.
+            meta: Values to store, by key.
+
+        Raises:
+            SearchError: A row is damaged; nothing is changed.
+        """
+        new = {str(key): recipe(Recipe.from_yaml(str(text))) for key, text in self._whole("recipes", "1")}
+        changed = {key: each.key for key, each in new.items() if each.key != key}
+        with self._connection:
+            for table, column, place, row_is in _REFERENCES:
+                for old, key in changed.items():
+                    for row in list(self._whole(table, f"{column} = ?", old)):
+                        checksum = checksum_of((*row[:place], key, *row[place + 1 :]))
+                        command = f"UPDATE {table} SET {column} = ?, checksum = ? WHERE {row_is}"
+                        self._connection.execute(command, (key, checksum, *row[: TABLES[table]]))
+            for old, key in changed.items():
+                self._connection.execute(
+                    "UPDATE recipes SET key = ?, yaml = ?, checksum = ? WHERE key = ?",
+                    (key, text := new[old].to_yaml(), checksum_of((key, text)), old),
+                )
+            for name, value in meta.items():
+                self._put("meta", (name, json.dumps(value)), replace=True)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        license: str | None = None,
+        **options: Any,
+    ) -> Pushed:
+        """Publish the winner with this study's record, in one commit; see `hf_evomerge.push_model`.
+
+        Args:
+            repo_id: ``user/name``; made where it does not exist.
+            commit_message: The commit's title; one that names this package by default.
+            private: Make a new repository private. One that exists and is public is refused.
+            token: A token of the Hub; by default the one that ``hf auth login`` has left.
+            license: A Hub identifier, in place of what follows from the parents' licenses.
+            **options: The other fields of `hf_evomerge.PushOptions`, such as ``revision``, ``create_pr`` and ``space``.
+
+        Returns:
+            The address and the commit of the model and of its Space, and warnings.
+
+        Raises:
+            HubError: The search is not finished, the licenses forbid it, or the Hub does not take it.
+
+        Example:
+            >>> Study.open("my-search").push_to_hub("me/my-merge", private=True).model.url  # doctest: +SKIP
+            'https://huggingface.co/me/my-merge'
+        """
+        from ...hub.push import PushOptions, default_api, push_model
+
+        settings = PushOptions(commit_message=commit_message, private=bool(private), license=license, **options)
+        return push_model(self.folder, repo_id, settings, api=default_api(token))
+
+
+def _score_columns(scores: Scores) -> tuple[Any, ...]:
+    """Fitness, scores, correct, seconds and error, as they are stored."""
+    values = None if scores.error is not None else _pack(scores.values)
+    return scores.mean, values, _pack(scores.correct), float(scores.seconds), scores.error
+
+
+def _scores(
+    values: bytes | None, correct: bytes | None, seconds: float, error: str | None, gradient: bytes | None = None
+) -> Scores:
+    if error is not None:
+        return Scores.failed(error, seconds)
+    right = None if correct is None else np.frombuffer(correct, dtype=np.uint8)
+    slopes = None if gradient is None else _unpack(gradient)
+    return Scores(_unpack(values or b""), correct=right, seconds=seconds, gradient=slopes)
+
+
+def _pack(values: NDArray[Any] | None) -> bytes | None:
+    if values is None:
+        return None
+    return values.astype(np.uint8 if values.dtype == np.bool_ else "<f8").tobytes()
+
+
+def _unpack(blob: bytes) -> NDArray[np.float64]:
+    return np.frombuffer(blob, dtype="<f8").astype(np.float64)
