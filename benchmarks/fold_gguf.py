@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from hf_evomerge import Example, Source, write_gguf
 from hf_evomerge.fitness import load_examples
 from hf_evomerge.fitness.encoding import encode_prompt
-from hf_evomerge.search.folder import settings_in
+from hf_evomerge.search.study.paths import settings_in
 
 TOP = 10
 PROMPTS = [

@@ -40,7 +40,8 @@ from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.runners.runner import Job, LocalRunner, ProcessRunner, Runner
+from hf_evomerge.search.runners.job import Job
+from hf_evomerge.search.runners.runner import LocalRunner, ProcessRunner, Runner
 from hf_evomerge.search.study.study import Study, Trial
 
 CHOSEN = os.environ.get("SEARCHES", "*")  # which of them are compared, such as *gradient

@@ -254,8 +254,8 @@ def resume(
     - `hf-evomerge resume my-search --workers 2`
     """
     with one_line_errors(again=True):
-        from ..search.folder import settings_in
         from ..search.run import resume_search
+        from ..search.study.paths import settings_in
 
         quiet()
         how: dict[str, Any] = {
@@ -291,7 +291,7 @@ def check(
     - `hf-evomerge check my-search --salvage`
     """
     with one_line_errors():
-        from ..search.study.salvage import check_study, salvage_study
+        from ..search.salvage import check_study, salvage_study
 
         if same_sources and not salvage:
             raise EvoMergeError("--same-sources is for --salvage; add it")
@@ -333,9 +333,10 @@ def evaluate(
     with one_line_errors():
         from ..checkpoints.model_folder import named_folder
         from ..search.file.config import SearchConfig
-        from ..search.folder import built_model, settings_in
+        from ..search.folder import built_model
         from ..search.score_model import evaluate_model
         from ..search.study.database import STUDY_FILE
+        from ..search.study.paths import settings_in
 
         quiet()
         folder = named_folder(model)

@@ -17,9 +17,10 @@ from ..errors import EvoMergeError
 from ..hub.client import ask, default_api
 from ..hub.commit import Target, commit_files
 from ..hub.push import push_model
-from ..hub.push_plan import CARD, PushOptions
+from ..hub.push_plan import PushOptions
 from ..hub.reproduce import reproduce
-from ..search.folder import settings_in
+from ..hub.target import CARD
+from ..search.study.paths import settings_in
 
 EXAMPLES = 6
 

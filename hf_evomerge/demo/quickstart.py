@@ -72,7 +72,7 @@ def run_demo(
     """
     if push_to is not None:
         from ..hub.client import default_api
-        from ..hub.push_plan import check_login
+        from ..hub.target import check_login
 
         check_login(default_api(), push_to)
     out = Path(out)

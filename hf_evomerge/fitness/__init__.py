@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from .classification import ClassificationSpec, ClassificationTask
 from .comparison import Comparison, compare
-from .data import DataSpec, Example, check_disjoint, load_examples
+from .data import DataSpec
 from .drawing import ChoiceSpec, ChoiceTask, ClipSpec, ClipTask, draw
 from .encoding import render_prompt
+from .example import Example
 from .function import FunctionTask
 from .generation import GenerationSpec, GenerationTask
 from .harness import LmEvalSpec, LmEvalTask
 from .likelihood import LikelihoodSpec, LikelihoodTask
+from .loading import check_disjoint, load_examples
 from .multiple_choice import MultipleChoiceSpec, MultipleChoiceTask
 from .pairwise import PairwiseTask
 from .perplexity import PerplexitySpec, PerplexityTask

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from ..errors import FitnessError, one_line
-from .data import Example
 from .encoding import check_examples, scoring
+from .example import Example
 from .registry import TaskSpec, register_task
 from .scores import Scores
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FitnessError
 from .chat_process import ChatError, render_chat
-from .data import Example
+from .example import Example
 from .pictures import SeeingTokenizer
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from ..errors import FitnessError, shown
-from .data import Example
 from .encoding import check_examples, scoring
+from .example import Example
 from .scores import Scores
 
 FitnessFunction = Callable[[Any, Any, list[Example]], Iterable[float]]

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from ..errors import FitnessError
 from .answers import Extract, extract_text, paper_last_number
-from .data import Example
+from .example import Example
 from .numbers import COMMA_LANGUAGES, Decimal, last_number, last_number_text, parse_number
 from .registry import TaskSpec, register_task
 from .scores import Scores

@@ -25,8 +25,8 @@ from pydantic import Field
 from ..errors import FitnessError, nearest, shown
 from ..recipes.limited_yaml import load_limited, read_limited
 from .chat_process import ChatError, render_chat
-from .data import Example
 from .encoding import check_examples, scoring
+from .example import Example
 from .registry import TaskSpec, register_task
 from .scores import Scores
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from ..errors import FitnessError
-from .data import Example
 from .encoding import check_examples, encode_pair
+from .example import Example
 from .pairs import Pair, Pairs
 from .registry import TaskSpec, register_task
 from .scores import Scores

@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import Field
 
 from ..errors import FitnessError
-from .data import Example
 from .encoding import check_examples, encode_pair
+from .example import Example
 from .likelihood import Normalize, units
 from .pairs import Pairs
 from .registry import TaskSpec, register_task

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FitnessError
-from .data import Example
 from .encoding import check_length, device_of, length_batches, scoring
+from .example import Example
 from .pictures import placed, seen_inputs
 
 if TYPE_CHECKING:

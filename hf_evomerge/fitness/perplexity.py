@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ..errors import FitnessError
-from .data import Example
 from .encoding import encode_prompt
+from .example import Example
 from .likelihood import TextSpec, TextTask
 from .pairs import Pair
 from .registry import TaskSpec, register_task

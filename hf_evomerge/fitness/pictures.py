@@ -1,7 +1,7 @@
 """Pictures beside a prompt: read within limits, and handed to a model as its processor makes them.
 
-A picture comes with somebody else's data: only a few formats are decoded, nothing larger than the limits is, and no address is
-followed. Knows nothing of tasks. Pillow and torch are imported where a picture is.
+No address is followed, and no file outside the data's folder is read. Knows nothing of tasks. torch is imported where a
+picture is.
 """
 
 from __future__ import annotations
@@ -9,71 +9,15 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.inside import check_inside
 from ..errors import FitnessError, SourceError, one_line
+from .example import MAX_BYTES, Example, Picture
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
-
-    from .data import Example
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-MAX_BYTES = 32 << 20  # of a file
-MAX_SIDE = 16_384  # pixels
-MAX_PIXELS = 64 << 20
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture, not decoded yet.
-
-    Attributes:
-        data: What its file holds.
-        where: Where it came from, for complaints.
-    """
-
-    data: bytes
-    where: str
-
-    @property
-    def digest(self) -> str:
-        """What two pictures are the same by."""
-        return sha256(self.data).hexdigest()
-
-    def load(self) -> Image:
-        """The picture in RGB; raises `FitnessError` where it cannot be decoded."""
-        image = self._open()
-        try:
-            return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as cause:
-            raise FitnessError(f"{self.where}: the picture cannot be read: {one_line(cause)}") from cause
-
-    def _open(self) -> Image:
-        """The picture as far as its header says, within the limits."""
-        try:
-            from PIL import Image, UnidentifiedImageError
-        except ImportError as cause:
-            raise FitnessError("pictures: reading them needs Pillow: pip install 'hf-evomerge[images]'") from cause
-        if len(self.data) > MAX_BYTES:
-            raise FitnessError(f"{self.where}: a picture of {len(self.data)} bytes; the limit is {MAX_BYTES}")
-        try:
-            image = Image.open(io.BytesIO(self.data), formats=FORMATS)
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
-            why = "" if isinstance(cause, UnidentifiedImageError) else f" ({one_line(cause)})"
-            raise FitnessError(f"{self.where}: no picture in {', '.join(FORMATS)}{why}") from cause
-        width, height = image.size
-        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-            raise FitnessError(
-                f"{self.where}: a picture of {width} x {height} pixels; a side has at most {MAX_SIDE}, and all at most "
-                f"{MAX_PIXELS >> 20} million"
-            )
-        return image
 
 
 def read_pictures(value: Any, where: str, folder: Path | None) -> tuple[Picture, ...]:
@@ -93,7 +37,7 @@ def read_pictures(value: Any, where: str, folder: Path | None) -> tuple[Picture,
         raise FitnessError(f"{where}: the list of pictures is empty")
     found = tuple(_picture(one, where, folder) for one in values)
     for picture in found:
-        picture._open()
+        picture.open()
     return found
 
 

@@ -1,38 +1,25 @@
 """Records, from wherever they are: JSON lines, whatever the datasets library reads, or a Python function.
 
-Says which records there are and what each is called; ``data.py`` makes examples of them.
+Says which records there are and what each is called; ``loading.py`` makes examples of them.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import FitnessError
+from .data import FORMATS, DataSpec
+from .example import Record
 
-if TYPE_CHECKING:
-    from .data import DataSpec
-
-Record = Mapping[str, Any]
 _LINES = (
     "write one JSON object per line; CSV, Parquet or a JSON array are read where a search file has `data_files:` for `jsonl:`"
 )
 SHUFFLED = 10_000  # records that a stream is shuffled within
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": csv.QUOTE_NONE}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".arrow": ("arrow", {}),
-    ".txt": ("text", {}),
-}
-"""How files are read that are named alone, by the end of their name."""
 
 
 def wanted_records(spec: DataSpec) -> list[tuple[str, Any]]:

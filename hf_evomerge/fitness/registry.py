@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from ..errors import FitnessError
 from ..recipes.strict_yaml import StrictModel, validate
-from .data import Example
+from .example import Example
 from .scores import Scores
 
 

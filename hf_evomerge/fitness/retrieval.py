@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..errors import FitnessError
-from .data import Example
 from .encoding import check_examples, check_length, device_of, encodes, length_batches, scoring
+from .example import Example
 from .registry import TaskSpec, register_task
 from .scores import Scores
 

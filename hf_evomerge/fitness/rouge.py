@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from ..errors import FitnessError
-from .data import Example
+from .example import Example
 from .registry import TaskSpec, register_task
 from .scores import Scores
 from .writing import WritingSpec, WritingTask

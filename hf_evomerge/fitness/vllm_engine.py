@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FitnessError
-from .engines import Written, written_as
+from .engine import Written, written_as
 
 if TYPE_CHECKING:
     import torch

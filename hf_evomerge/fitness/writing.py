@@ -12,9 +12,9 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from ..errors import FitnessError
 from .answers import LanguageCheck, cut_at_stops, language_probability
-from .data import Example
 from .encoding import check_examples, check_length, encode_prompt, encode_source, encodes, length_batches, scoring
-from .engines import EngineName, check_engine, engine_of
+from .engine import Engine, EngineName, check_engine
+from .example import Example
 from .pictures import placed, seen_inputs
 from .registry import TaskSpec
 
@@ -113,7 +113,7 @@ class WritingTask:
         outputs = [""] * len(self._examples)
         truncated = [False] * len(self._examples)
         config = _greedy(model, self._tokenizer, self.spec)
-        engine = engine_of(self.spec.engine, self.spec.engine_memory)
+        engine = _engine_of(self.spec)
         with scoring(model):
             engine.load(model, self._tokenizer, tokens)
             engine.update(model)
@@ -145,3 +145,13 @@ def _greedy(model: Any, tokenizer: Any, spec: WritingSpec) -> GenerationConfig:
         pad_token_id=padding[0],
         return_dict_in_generate=False,
     )
+
+
+def _engine_of(spec: WritingSpec) -> Engine:
+    if spec.engine == "vllm":
+        from .vllm_engine import vllm_engine
+
+        return vllm_engine(spec.engine_memory)
+    from .transformers_engine import TransformersEngine
+
+    return TransformersEngine()

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING
 
 from ..errors import HubError
 from ..recipes.recipe import SourceRef
+from ..search.study.study import Study
 from .card import check_metadata, metadata_text
 from .client import ask, default_api, has_token
 from .commit import Commit, Target, commit_files, unchanged
 from .licenses import decide_license, license_of
 from .names import PublicNames, parts_of
-from .push_plan import PushOptions, PushPlan, check_login, check_name, files_there, for_license, plan_push
+from .push_plan import PushOptions, PushPlan, files_there, for_license, plan_push
 from .record import STUDY_JSON
+from .space import push_space
+from .target import check_login, check_name
 
 if TYPE_CHECKING:
     from huggingface_hub import Discussion, HfApi
@@ -45,7 +48,7 @@ class Pushed:
 
 
 def push_model(
-    folder: str | os.PathLike[str],
+    model: Study | str | os.PathLike[str],
     repo_id: str,
     options: PushOptions | None = None,
     *,
@@ -58,7 +61,7 @@ def push_model(
     this package is not installed. Running it again after a failure goes on where it ended; with nothing new it changes nothing.
 
     Args:
-        folder: The folder of a search that is finished, or of a model that was built from a recipe.
+        model: A finished search, as its study or its folder, or the folder of a model that was built from a recipe.
         repo_id: ``user/name``; made where it does not exist.
         options: How; see `PushOptions`.
         api: The client, with its endpoint and token; that of ``HF_ENDPOINT`` and of ``hf auth login`` by default.
@@ -72,14 +75,13 @@ def push_model(
         'https://huggingface.co/me/my-merge'
     """
     options, api = options or PushOptions(), api or default_api()
+    folder = model.folder if isinstance(model, Study) else model
     check_login(api, repo_id)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
         target, commit = _carry_out(api, plan, options, progress)
     space, warnings = None, [*plan.warnings, *([commit.doubt] if commit.doubt else [])]
     if options.space:
-        from .space import push_space
-
         revision = None if target.revision == "main" else target.revision
         try:
             space = push_space(repo_id, repo_id, revision=revision, private=options.private, api=api)

@@ -24,21 +24,20 @@ from ..checkpoints.repository import SMALL_FILES
 from ..checkpoints.source import Source
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
-from ..search.folder import MODEL_FOLDER
-from ..search.study.database import STUDY_FILE
 from .card import CardFacts, check_metadata, read_json, render_card
-from .client import ask, has_token
+from .client import ask
 from .commit import Content
 from .compare import compare_configs, compare_tensors, config_files
 from .licenses import LicenseDecision, decide_license, languages_of, license_of
 from .names import PublicNames, hashes, is_on_hub, listing, parents_of, weight_files
 from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, public_recipe, write_record
 from .results import BENCHMARKS, EVAL_FOLDER, write_benchmark_result
+from .space import check_space, has_space
+from .target import CARD, find_model
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-CARD = "README.md"
 _CODE = ("configuration_evo_merged.py", "layers_evo_merged.py", "modeling_evo_merged.py")
 # What an earlier push may have left and a later one must not: other shards, tokenizer, code and record of another winner.
 _OURS = (
@@ -173,7 +172,7 @@ def plan_push(
         _write_config(model, recipe, names, scratch / "config.json")
     elif INDEX not in files or files[INDEX] == model / INDEX:
         shutil.copyfile(model / INDEX, scratch / INDEX)
-    shown = repo_id if options.space or (options.card and there and _has_space(repo_id, api)) else None
+    shown = repo_id if options.space or (options.card and there and has_space(repo_id, api)) else None
     facts = replace(CardFacts.of_folder(scratch), verified=options.verify, space=shown)
     write_benchmark_result(facts.study, scratch)
     if options.card:
@@ -197,52 +196,6 @@ def plan_push(
     return PushPlan(repo_id, files, sizes, license, tuple(warnings), removed, parts)
 
 
-def _has_space(repo_id: str, api: HfApi) -> bool:
-    """Whether an earlier push has made a Space, which the card goes on to link."""
-    from .space import has_space
-
-    return has_space(repo_id, api)
-
-
-def find_model(folder: Path) -> tuple[Path, Path | None]:
-    """The model folder, and the folder of the search that it won, from either of them.
-
-    Raises:
-        HubError: There is no model that was built from a recipe.
-    """
-    if not folder.is_dir():
-        raise HubError(f"{folder}: there is no such folder; give that of a search or of a built model")
-    search = folder if (folder / STUDY_FILE).is_file() else folder.parent
-    model = folder / MODEL_FOLDER if search == folder else folder
-    if not any((model / name).is_file() for name in ("config.json", INDEX)):
-        what = "the search has not built its winner yet: resume it" if search == folder else "give the folder of a built model"
-        raise HubError(f"{model}: no config.json in it; {what}")
-    if not (model / RECIPE_FILE).is_file():
-        raise HubError(f"{model}: no {RECIPE_FILE} in it; only models that were built from a recipe can be published with it")
-    won = (search / STUDY_FILE).is_file() and (search / RECIPE_FILE).is_file()
-    same = won and (search / RECIPE_FILE).read_bytes() == (model / RECIPE_FILE).read_bytes()
-    return model, search if same else None
-
-
-def check_login(api: HfApi, repo_id: str) -> None:
-    """Refuse a name that cannot be, or a client that nobody has logged in; raises `HubError`."""
-    check_name(repo_id)
-    if not has_token(api):
-        raise HubError(f"{api.endpoint}: nobody is logged in; log in with `hf auth login`, or set HF_TOKEN")
-    ask(f"{api.endpoint}: cannot be used", api.whoami)
-
-
-def check_name(repo_id: str) -> None:
-    """Refuse a name that cannot be; raises `HubError`."""
-    from huggingface_hub.utils import validate_repo_id
-
-    ask(f"{repo_id!r}: not a name for a repository, such as user/name", lambda: validate_repo_id(repo_id))
-    if repo_id.count("/") != 1:
-        raise HubError(f"{repo_id!r}: not a name for a repository; write it as user/name")
-    if os.path.isdir(repo_id):
-        raise HubError(f"{repo_id!r}: is a folder on this machine; give the name that the model shall have on the Hub")
-
-
 def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
     """Where to read a parent's license: on the Hub, where it is published there."""
     public = names(ref)
@@ -260,8 +213,6 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, draws: bool =
     if options.create_pr and options.revision is not None:
         raise HubError(f"{repo_id}: a pull request is made to the main branch; leave out --revision or --create-pr")
     if options.space:
-        from .space import check_space
-
         check_space(repo_id, api, private=options.private)
 
     def read() -> list[str]:

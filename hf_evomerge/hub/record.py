@@ -19,14 +19,16 @@ from ..errors import EvoMergeError, SearchError
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import Recipe, SourceRef
 from ..search.file.config import STAGES, SearchConfig
-from ..search.file.objectives import FITNESS, TAKEN, columns, units, values
-from ..search.folder import PLOTS_FOLDER, RESULTS_FILE, about_of
+from ..search.file.objectives import FITNESS, TAKEN, columns, values
+from ..search.file.tasks import units
+from ..search.folder import about_of
 from ..search.results.plots import parent_levels, parent_scores
+from ..search.study.files import PLOTS_FOLDER, RESULTS_FILE
 from ..search.study.paths import settings_of
 from ..search.study.study import Study, Trial
 
 if TYPE_CHECKING:
-    from ..fitness.data import Example
+    from ..fitness.example import Example
 
 STUDY_JSON = "study.json"
 TRIALS_FILE = "trials.parquet"
@@ -188,7 +190,7 @@ def _examples(study: Study, config: SearchConfig, count: int, images: Path) -> l
     """
     if count == 0:
         return []
-    from ..fitness.data import load_examples
+    from ..fitness.loading import load_examples
 
     split = next((split for split in ("test", "validation", "search") if split in config.data), None)
     if split is None:

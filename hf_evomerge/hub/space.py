@@ -19,8 +19,8 @@ from ..search.study.database import STUDY_FILE
 from .bundled import bundled
 from .client import ask, bounded, default_api
 from .commit import Commit, Content, Target, commit_files
-from .push_plan import CARD, check_login, find_model
 from .record import IMAGES_FOLDER, is_folder, write_record
+from .target import CARD, check_login, find_model
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, SpaceInfo

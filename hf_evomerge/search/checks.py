@@ -13,8 +13,9 @@ from ..recipes.recipe import Recipe
 from .evaluation.devices import check_device, devices_of, places_of
 from .evaluation.evaluator import Evaluator
 from .file.config import RETAINED, SPLITS, SearchConfig, Stage
-from .file.objectives import engines, only_task_objectives
+from .file.objectives import only_task_objectives
 from .file.sections import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
+from .file.tasks import engines
 from .optimizers.ask_tell import Start
 from .optimizers.nsga import check_installed
 from .optimizers.sweep import sweep_cost

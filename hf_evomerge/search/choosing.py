@@ -20,10 +20,11 @@ from .checks import check_search
 from .evaluation.evaluator import Evaluator
 from .evaluation.provenance import check_same_grounds, pin
 from .file.config import SearchConfig
-from .folder import MODEL_FOLDER, build_winner, known_pins, open_study
-from .runners.runner import Job
+from .folder import build_winner, known_pins, open_study
+from .runners.job import Job
 from .spaces.space import make_space
 from .stage import StageRun
+from .study.files import MODEL_FOLDER
 from .study.paths import rooted
 from .study.study import Study
 

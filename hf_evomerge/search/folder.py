@@ -14,30 +14,14 @@ from ..checkpoints.hashes import file_sha256
 from ..checkpoints.model_folder import check_place, named_folder
 from ..errors import EvoMergeError, SearchError, one_line
 from ..recipes.recipe import RECIPE_FILE, Recipe
-from .evaluation.provenance import Pins, pin
+from .evaluation.provenance import Pins, pin, versions
 from .file.config import SearchConfig
-from .file.objectives import engines
 from .results.front import picked
 from .results.result import Result
 from .study.database import STUDY_FILE
+from .study.files import MODEL_FOLDER, PLOTS_FOLDER, RESULTS_FILE, SEARCH_FILE, WRITTEN
 from .study.paths import NOTE, new_places, renamed, replaced, rooted, settings_from, settings_of
 from .study.study import Study
-
-SEARCH_FILE = "search.yaml"
-RESULTS_FILE = "results.json"
-MODEL_FOLDER = "model"
-PLOTS_FOLDER = "plots"
-WRITTEN = "written"
-"""The study's note of the sha256 of what its search left beside it, by the name of the file."""
-
-
-def settings_in(folder: str | os.PathLike[str]) -> SearchConfig:
-    """As `settings_of` the study of a folder; raises `SearchError` where there is none."""
-    study = Study.open(folder)
-    try:
-        return settings_of(study)
-    finally:
-        study.close()
 
 
 def built_model(name: str) -> str:
@@ -285,19 +269,3 @@ def _changes(before: Any, now: Any, where: str = "") -> list[str]:
 
 def _json(value: Any) -> str:
     return one_line(json.dumps(value, ensure_ascii=False), 80)
-
-
-def versions(config: SearchConfig) -> dict[str, str]:
-    """The versions that the bits of a search's scores depend on."""
-    names = {"hf-evomerge", "cma", "numpy", "torch"} | engines(config)
-    return {name: version_of(name) for name in sorted(names | {"transformers"})}
-
-
-def version_of(name: str) -> str:
-    """The version of a package; ``none`` where it is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "none"

@@ -17,13 +17,15 @@ from .baselines import Tune
 from .callbacks import Progress, SearchCallback
 from .evaluation.source_pool import SourceSummary
 from .file.config import RETAINED, SearchConfig, Stage
-from .file.objectives import FITNESS, units, vector
+from .file.objectives import FITNESS, vector
+from .file.tasks import units
 from .optimizers.nsga import knee, non_dominated
 from .results.front import finalists, front, judged, volumes
 from .results.result import Result
 from .results.table import Row
 from .results.verdict import about_parents
-from .runners.runner import Job, Runner
+from .runners.job import Job
+from .runners.runner import Runner
 from .spaces.space import make_space, uniform_average
 from .stage import StageRun
 from .study.study import Study

@@ -21,7 +21,7 @@ from .evaluation.memory import default_workers, memory_of_models
 from .evaluation.provenance import check_same_grounds, files, pin
 from .file.config import SearchConfig
 from .file.sections import LimitsConfig
-from .folder import PLOTS_FOLDER, about_of, build_winner, edits, known_pins, open_study, save_results
+from .folder import about_of, build_winner, edits, known_pins, open_study, save_results
 from .loop import Search
 from .results.plots import draw_pictures
 from .results.result import Result
@@ -30,6 +30,7 @@ from .runners.cluster import RayRunner, require_ray
 from .runners.limits import Limits
 from .runners.runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
 from .study.database import STUDY_FILE
+from .study.files import PLOTS_FOLDER
 from .study.paths import rooted, settings_of
 from .study.salvage import check_whole
 from .study.study import Study

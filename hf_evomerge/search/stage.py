@@ -27,7 +27,8 @@ from .optimizers.ask_tell import Asked, Optimizer, Start, Vector
 from .optimizers.descent import GradientOptimizer
 from .optimizers.nsga import ParetoOptimizer
 from .optimizers.sweep import sweep_over
-from .runners.runner import Job, Runner, run_in_parts
+from .runners.job import Job
+from .runners.runner import Runner, run_in_parts
 from .spaces.space import Space
 from .study.study import Study, Trial
 

@@ -31,8 +31,8 @@ from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.salvage import check_study, salvage_study
 from hf_evomerge.search.study.database import STUDY_FILE
-from hf_evomerge.search.study.salvage import check_study, salvage_study
 from hf_evomerge.search.study.study import Study, Trial
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokeniz
 
 from hf_evomerge.errors import EvoMergeError, FitnessError, SearchError
 from hf_evomerge.fitness import Example, GenerationTask, load_examples, make_task, parse_task
-from hf_evomerge.fitness.pictures import Picture
+from hf_evomerge.fitness.example import Picture
 from hf_evomerge.recipes.recipe import MergePart, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator

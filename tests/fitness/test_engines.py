@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask
-from hf_evomerge.fitness.pictures import Picture
+from hf_evomerge.fitness.example import Picture
 from hf_evomerge.fitness.vllm_engine import checkpoint_tensors, vllm_engine
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.pool import LayerPool

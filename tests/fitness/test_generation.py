@@ -9,7 +9,8 @@ from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizer
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask, LikelihoodSpec, LikelihoodTask, Scores
-from hf_evomerge.fitness.engines import TransformersEngine, Written
+from hf_evomerge.fitness.engine import Written
+from hf_evomerge.fitness.transformers_engine import TransformersEngine
 
 LENGTH = 8
 

@@ -14,7 +14,8 @@ from vlms import picture, processor, random_model, tokenizer, vlm_config
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DataSpec, Example, check_disjoint, load_examples, make_task, parse_task
-from hf_evomerge.fitness.pictures import MAX_BYTES, Picture, SeeingTokenizer
+from hf_evomerge.fitness.example import MAX_BYTES, Picture
+from hf_evomerge.fitness.pictures import SeeingTokenizer
 from hf_evomerge.recipes.strict_yaml import validate
 
 

@@ -14,7 +14,7 @@ from transformers import BertModel
 
 from hf_evomerge.errors import FitnessError, SearchError
 from hf_evomerge.fitness import Example, make_task, parse_task
-from hf_evomerge.fitness.pictures import Picture
+from hf_evomerge.fitness.example import Picture
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search

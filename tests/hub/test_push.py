@@ -258,8 +258,8 @@ def test_the_template_is_found(tmp_path: Path) -> None:
 
 
 def test_push_from_a_study_and_from_the_command_line(hybrid_search: Path, lfs_api: HfApi, command: Callable[..., Said]) -> None:
-    """`Study.push_to_hub` and `hf-evomerge push` publish the same; the command prints the address and never the token."""
-    pushed = Study.open(hybrid_search).push_to_hub("local/one", private=True, commit_message="Mine")
+    """`push_model` of a study and `hf-evomerge push` publish the same; the command prints the address and never the token."""
+    pushed = push_model(Study.open(hybrid_search), "local/one", PushOptions(private=True, commit_message="Mine"))
     assert pushed.model.url.endswith("/local/one")
     assert lfs_api.list_repo_commits("local/one")[0].title == "Mine"
     assert lfs_api.model_info("local/one").private

@@ -14,7 +14,8 @@ from pyarrow import parquet
 from hf_evomerge.hub.record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, _without_folders, write_record
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.folder import check_out, edits, open_study, settings_in
+from hf_evomerge.search.folder import check_out, edits, open_study
+from hf_evomerge.search.study.paths import settings_in
 from hf_evomerge.search.study.study import Study
 
 

@@ -117,7 +117,7 @@ def test_a_search_whose_data_moved_is_shown_without_problems(
     copy = "import os, shutil; shutil.copy(os.environ['EVOMERGE_MODEL'] + '/study.json', os.environ['SEEN'])"
     (tmp_path / "app.py").write_text(copy)
     monkeypatch.setattr("hf_evomerge.hub.space.bundled", lambda name: tmp_path)
-    monkeypatch.setattr("hf_evomerge.fitness.data.load_examples", moved)
+    monkeypatch.setattr("hf_evomerge.fitness.loading.load_examples", moved)
     monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
     run_space(str(hybrid_search))
     study = json.loads((tmp_path / "seen").read_text())

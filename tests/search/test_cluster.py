@@ -18,12 +18,13 @@ from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
+from hf_evomerge.search.evaluation.provenance import versions
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.folder import versions
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners.cluster import ClusterEvaluator, RayRunner, _join
+from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.runners.limits import Limit, Limits
-from hf_evomerge.search.runners.runner import DIED, Job, LocalRunner
+from hf_evomerge.search.runners.runner import DIED, LocalRunner
 from hf_evomerge.search.study.study import Study, Trial
 
 

@@ -18,8 +18,8 @@ from hf_evomerge.fitness import draw
 from hf_evomerge.search.choice_page import choice_page
 from hf_evomerge.search.choosing import Chooser
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.folder import settings_in
 from hf_evomerge.search.plan import plan_search
+from hf_evomerge.search.study.paths import settings_in
 from hf_evomerge.search.study.study import Study
 
 DIGITS = [Example(str(n), "", content=f"{n}, picture {seed}") for n in range(2) for seed in range(2)]

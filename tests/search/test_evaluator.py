@@ -24,8 +24,8 @@ from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import memory_of_models
+from hf_evomerge.search.evaluation.provenance import versions
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.folder import versions
 from hf_evomerge.search.spaces.flow import JointSpace
 from hf_evomerge.search.spaces.space import make_space, uniform_average
 

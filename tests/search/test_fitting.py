@@ -17,7 +17,7 @@ from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runners.batch_size import FittedRunner, largest_batch
-from hf_evomerge.search.runners.runner import Job
+from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study, Trial
 
 Config = Callable[..., SearchConfig]

@@ -13,7 +13,7 @@ from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.source_pool import SourceSummary
 from hf_evomerge.search.loop import Search
 from hf_evomerge.search.optimizers import ask_tell as optimizer
-from hf_evomerge.search.runners.runner import Job
+from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study
 
 

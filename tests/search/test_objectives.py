@@ -37,7 +37,7 @@ from hf_evomerge.search.results.front import front, picked
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.runners.runner import Job
+from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.paths import rooted, settings_of
 from hf_evomerge.search.study.study import Study
 

@@ -23,8 +23,8 @@ from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, edits
 from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.salvage import check_study
 from hf_evomerge.search.study.paths import settings_of
-from hf_evomerge.search.study.salvage import check_study
 from hf_evomerge.search.study.study import Study
 
 

@@ -25,8 +25,9 @@ from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.gradients import GateSlopes, JointSlopes, WeightSlopes
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
+from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.runners.limits import Limit, Limits
-from hf_evomerge.search.runners.runner import DIED, MOVES, Job, LocalRunner, PoolRunner, ProcessRunner, Runner, run_in_parts
+from hf_evomerge.search.runners.runner import DIED, MOVES, LocalRunner, PoolRunner, ProcessRunner, Runner, run_in_parts
 from hf_evomerge.search.runners.workers import TICK, MachineLostError, Worker
 from hf_evomerge.search.study.study import Study
 

@@ -23,10 +23,10 @@ from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.provenance import records
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.results.show import describe_study
+from hf_evomerge.search.salvage import check_study, check_whole, salvage_study
 from hf_evomerge.search.study.database import STUDY_FILE
 from hf_evomerge.search.study.pages import PAGE, rows_of_pages
 from hf_evomerge.search.study.paths import settings_of
-from hf_evomerge.search.study.salvage import check_study, check_whole, salvage_study
 from hf_evomerge.search.study.study import Study, Trial
 
 TRIALS = 40

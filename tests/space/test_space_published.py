@@ -39,7 +39,7 @@ def test_a_search_whose_data_moved_keeps_its_record(dfs: Path, monkeypatch: pyte
 
     search = dfs.parent / "search"
     assert len(published.read(str(search)).examples) == 6
-    monkeypatch.setattr("hf_evomerge.fitness.data.load_examples", moved)
+    monkeypatch.setattr("hf_evomerge.fitness.loading.load_examples", moved)
     found = published.read(str(search))
     assert found.examples == []
     assert len(found.trials) == 12

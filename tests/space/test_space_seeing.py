@@ -25,8 +25,8 @@ from hf_evomerge.demo.publish import publish_demo
 from hf_evomerge.demo.quickstart import SPECIALISTS, demo_config, write_problems
 from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.folder import settings_in
 from hf_evomerge.search.run import run_search
+from hf_evomerge.search.study.paths import settings_in
 
 
 def _file(size: tuple[int, int] = (24, 24), kind: str = "PNG") -> bytes:

@@ -18,7 +18,7 @@ from hf_evomerge.fitness import Example, Scores, make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.runners.runner import Job
+from hf_evomerge.search.runners.job import Job
 
 EXAMPLES = [
     Example("w1 w2 w3", "4", "one"),

@@ -18,7 +18,7 @@ from hf_evomerge.search.evaluation.source_pool import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.loop import Search
 from hf_evomerge.search.results.result import Result
-from hf_evomerge.search.runners.runner import Job
+from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study, Trial
 
 LAYERS = [3, 3]

@@ -21,7 +21,8 @@ from ...fitness.pictures import SeeingTokenizer
 from ...fitness.writing import WritingSpec, WritingTask
 from ...recipes.recipe import Recipe, SourceRef
 from ..file.config import RETAINED, SPLITS, SearchConfig
-from ..file.objectives import OBJECTIVE, Taken, TaskObjective, measured_on
+from ..file.objectives import OBJECTIVE, Taken, TaskObjective
+from ..file.tasks import measured_on
 from .gradients import Slopes, recomputed
 from .model_pool import LiveModels
 from .source_pool import Target

@@ -21,6 +21,7 @@ from ...fitness import FunctionTask, PairwiseTask, Task, make_task
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
 from ..file.objectives import only_task_objectives
+from ..file.tasks import engines
 from ..study.study import Study
 from .evaluator import Evaluator
 
@@ -153,3 +154,19 @@ def _text(thing: Any) -> str:
     except (OSError, TypeError, SyntaxError, TokenError):  # made at a prompt, in C, or in a file that has changed since
         text = f"{thing.__module__}.{thing.__qualname__}"
     return sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def versions(config: SearchConfig) -> dict[str, str]:
+    """The versions that the bits of a search's scores depend on."""
+    names = {"hf-evomerge", "cma", "numpy", "torch"} | engines(config)
+    return {name: version_of(name) for name in sorted(names | {"transformers"})}
+
+
+def version_of(name: str) -> str:
+    """The version of a package; ``none`` where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"

@@ -13,9 +13,10 @@ from pydantic import Field, field_validator, model_validator
 from ...errors import RecipeError, SearchError
 from ...fitness.data import DataSpec
 from ...fitness.registry import AnyTaskSpec, TaskSpec
+from ...fitness.writing import WritingSpec
 from ...recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef, TokenPart, Vocabulary, labels_of
 from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
-from .objectives import FITNESS, AnyObjective, check_objectives, name_of, objective_splits
+from .objectives import FITNESS, TAKEN, AnyObjective, TaskObjective, name_of, objective_splits
 from .presets import completed, filled
 from .sections import FirstConfig, FlowSpaceConfig, LimitsConfig, OptimizerConfig, ParameterSpaceConfig
 
@@ -208,7 +209,33 @@ class SearchConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_objectives(self) -> SearchConfig:
-        check_objectives(self)
+        algorithms = {f"{name}.optimizer": self.part(name).optimizer.algorithm for name in self.spaces}
+        firsts = {f"{name}.first": first.algorithm for name in self.spaces if (first := self.part(name).first) is not None}
+        nsga = [key for key, algorithm in {**algorithms, **firsts}.items() if algorithm == "nsga2"]
+        if not self.objectives:
+            if nsga:
+                raise ValueError(f"{nsga[0]}.algorithm: nsga2 is for several objectives; name them in objectives, or write cma")
+            return self
+        names = [name_of(objective) for objective in self.objectives]
+        if reserved := [name for name in names if names.count(name) > 1 or name == FITNESS]:
+            raise ValueError(f"objectives: {reserved[0]} is there twice; the fitness is always the first objective")
+        if named := [each.name for each in self.objectives if isinstance(each, TaskObjective) and each.name in TAKEN]:
+            raise ValueError(f"objectives: {named[0]} is the name of what a model takes; call the task something else")
+        if self.space == "ps" and (same := [name for name in names if name in ("hops", "parameters")]):
+            raise ValueError(f"objectives: {same[0]} is the same for every merge of a ps search; leave it out, or search paths")
+        if "tokens" in names and not isinstance(self.fitness, WritingSpec):
+            raise ValueError(f"objectives: tokens counts those of answers, and {self.fitness.task} writes none; use generation")
+        if self.joint or "nsga2" in firsts.values():
+            raise ValueError("objectives: go with the optimizer of a space, not with joint or first")
+        for key, algorithm in algorithms.items():
+            if algorithm not in ("nsga2", "random"):
+                raise ValueError(f"objectives: {key}.algorithm {algorithm} climbs one fitness; write nsga2, or leave it out")
+        if {self.batch, *(self.part(name).optimizer.batch for name in self.spaces)} - {None, "all"}:
+            raise ValueError("objectives: every generation is compared with the ones before, on all examples; leave batch out")
+        for objective in self.objectives:
+            if isinstance(objective, TaskObjective) and objective.data and objective.data.keys() != self.data.keys():
+                has = ", ".join(objective.data)
+                raise ValueError(f"objectives: {objective.name} has data for {has}, and the search for {', '.join(self.data)}")
         return self
 
     @model_validator(mode="after")

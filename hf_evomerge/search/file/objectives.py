@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ...fitness.data import DataSpec
-from ...fitness.registry import AnyTaskSpec, TaskSpec
+from ...fitness.registry import AnyTaskSpec
 from ...fitness.scores import Scores
-from ...fitness.writing import WritingSpec
 from ...recipes.strict_yaml import StrictModel
 from ..optimizers.ask_tell import Vector
-
-if TYPE_CHECKING:
-    from .config import SearchConfig
 
 Taken = Literal["tokens", "hops", "parameters", "seconds"]
 """What a model takes, of which less is better: tokens of its answers, hops, stored parameters, time for the fitness."""
@@ -80,53 +76,11 @@ def columns(scores: Scores, names: Sequence[str]) -> dict[str, float | None]:
     return {f"objective.{name}": value for name, value in values(scores, names).items() if name != FITNESS}
 
 
-def units(config: SearchConfig) -> dict[str, str]:
-    """What each objective is measured in, the fitness first; empty where its task does not say."""
-    found = {FITNESS: config.fitness.unit}
-    for objective in config.objectives:
-        if isinstance(objective, TaskObjective):
-            found[objective.name] = (objective.fitness or config.fitness).unit
-        else:
-            found[objective] = TAKEN[objective]
-    return found
-
-
 def vector(scores: Scores, names: Sequence[str]) -> Vector:
     """The same as numbers to be maximised, in the order of the names; NaN where there is none."""
     return np.array(
         [np.nan if value is None else -value if name in TAKEN else value for name, value in values(scores, names).items()]
     )
-
-
-def check_objectives(config: SearchConfig) -> None:
-    """Raise ValueError where objectives contradict each other or the search."""
-    algorithms = {f"{name}.optimizer": config.part(name).optimizer.algorithm for name in config.spaces}
-    firsts = {f"{name}.first": first.algorithm for name in config.spaces if (first := config.part(name).first) is not None}
-    nsga = [key for key, algorithm in {**algorithms, **firsts}.items() if algorithm == "nsga2"]
-    if not config.objectives:
-        if nsga:
-            raise ValueError(f"{nsga[0]}.algorithm: nsga2 is for several objectives; name them in objectives, or write cma")
-        return
-    names = [name_of(objective) for objective in config.objectives]
-    if reserved := [name for name in names if names.count(name) > 1 or name == FITNESS]:
-        raise ValueError(f"objectives: {reserved[0]} is there twice; the fitness is always the first objective")
-    if named := [each.name for each in config.objectives if isinstance(each, TaskObjective) and each.name in TAKEN]:
-        raise ValueError(f"objectives: {named[0]} is the name of what a model takes; call the task something else")
-    if config.space == "ps" and (same := [name for name in names if name in ("hops", "parameters")]):
-        raise ValueError(f"objectives: {same[0]} is the same for every merge of a ps search; leave it out, or search paths")
-    if "tokens" in names and not isinstance(config.fitness, WritingSpec):
-        raise ValueError(f"objectives: tokens counts those of answers, and {config.fitness.task} writes none; use generation")
-    if config.joint or "nsga2" in firsts.values():
-        raise ValueError("objectives: go with the optimizer of a space, not with joint or first")
-    for key, algorithm in algorithms.items():
-        if algorithm not in ("nsga2", "random"):
-            raise ValueError(f"objectives: {key}.algorithm {algorithm} climbs one fitness; write nsga2, or leave it out")
-    if {config.batch, *(config.part(name).optimizer.batch for name in config.spaces)} - {None, "all"}:
-        raise ValueError("objectives: every generation is compared with the ones before, on all examples; leave batch out")
-    for objective in config.objectives:
-        if isinstance(objective, TaskObjective) and objective.data and objective.data.keys() != config.data.keys():
-            has = ", ".join(objective.data)
-            raise ValueError(f"objectives: {objective.name} has data for {has}, and the search for {', '.join(config.data)}")
 
 
 def only_task_objectives(objectives: Sequence[AnyObjective]) -> list[TaskObjective]:
@@ -137,22 +91,3 @@ def only_task_objectives(objectives: Sequence[AnyObjective]) -> list[TaskObjecti
 def objective_splits(objectives: Sequence[AnyObjective]) -> dict[str, DataSpec]:
     """Where the examples of objectives' own splits come from."""
     return {each.split(split): spec for each in only_task_objectives(objectives) for split, spec in each.data.items()}
-
-
-def task_specs(config: SearchConfig) -> list[TaskSpec]:
-    """The fitness of a search, those of its stages and those of its objectives."""
-    own = [config.fitness, *map(config.fitness_of, config.stages)]
-    return [task for task in (*own, *(each.fitness for each in only_task_objectives(config.objectives))) if task is not None]
-
-
-def engines(config: SearchConfig) -> set[str]:
-    """What has models write in a search."""
-    return {task.engine if isinstance(task, WritingSpec) else "transformers" for task in task_specs(config)}
-
-
-def measured_on(config: SearchConfig, split: str) -> Any:
-    """The task that a split's examples are for: an objective's own where the split is one of its; None for the search's."""
-    for each in only_task_objectives(config.objectives):
-        if split.startswith(f"{OBJECTIVE}{each.name}:"):
-            return each.fitness
-    return None

@@ -18,7 +18,8 @@ from ...checkpoints.compatibility import check_mergeable
 from ...checkpoints.source import Source
 from ...checkpoints.unchanged import twins
 from ...errors import FitnessError, SearchError
-from ...fitness.data import DataSpec, load_examples
+from ...fitness.data import DataSpec
+from ...fitness.loading import load_examples
 from ...fitness.records import read_jsonl
 from ...recipes.recipe import Recipe, SourceRef, labels_of
 from ...recipes.strict_yaml import parse_yaml

@@ -12,8 +12,8 @@ from pathlib import Path
 from ...errors import SearchError
 from ...fitness import Example, load_examples
 from ..file.config import SearchConfig
-from ..folder import RESULTS_FILE
 from ..spaces.space import uniform_average
+from ..study.files import RESULTS_FILE
 from ..study.paths import settings_of
 from ..study.study import Study
 

@@ -18,7 +18,7 @@ from ...errors import SearchError
 from ...recipes.recipe import Recipe, labels_of
 from ..file.config import STAGES, SearchConfig
 from ..file.objectives import TAKEN, columns, values
-from ..folder import settings_of
+from ..study.paths import settings_of
 from ..study.study import Study, Trial
 
 Row = dict[str, Any]

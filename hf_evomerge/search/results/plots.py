@@ -15,7 +15,8 @@ from ...errors import SearchError
 from ...fitness.scores import Scores
 from ...recipes.recipe import RECIPE_FILE, Recipe
 from ..file.config import STAGES, SearchConfig
-from ..file.objectives import FITNESS, units, values
+from ..file.objectives import FITNESS, values
+from ..file.tasks import units
 from ..study.paths import settings_of
 from ..study.study import Study, Trial
 from .front import front, volumes

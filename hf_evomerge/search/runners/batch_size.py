@@ -12,9 +12,10 @@ from dataclasses import replace
 from ...fitness import Scores
 from ...recipes.recipe import Recipe
 from ..file.config import SearchConfig
-from ..file.objectives import task_specs
+from ..file.tasks import task_specs
 from ..study.study import Study
-from .runner import Job, Runner
+from .job import Job
+from .runner import Runner
 
 logger = logging.getLogger(__name__)
 

@@ -25,11 +25,11 @@ from ...fitness import Scores
 from ..evaluation.devices import check_device, device_kind, devices_of, on_place
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.memory import workers_that_fit
-from ..evaluation.provenance import Files, check_files
+from ..evaluation.provenance import Files, check_files, version_of, versions
 from ..file.config import SearchConfig
-from ..folder import version_of, versions
+from .job import Job
 from .limits import Limit, Limits, own_memory
-from .runner import Job, PoolRunner
+from .runner import PoolRunner
 from .workers import TICK, MachineLostError
 
 logger = logging.getLogger(__name__)

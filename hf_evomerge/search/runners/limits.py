@@ -16,7 +16,7 @@ from ..evaluation.gradients import GateSlopes, JointSlopes
 
 if TYPE_CHECKING:
     from ..file.sections import LimitsConfig
-    from .runner import Job
+    from .job import Job
 
 FLOOR = 60.0  # seconds that every evaluation may take where the file sets no limit
 TIMES = 10  # what a parent takes, where the file sets no limit

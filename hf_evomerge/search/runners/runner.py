@@ -6,21 +6,16 @@ import multiprocessing
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from hashlib import sha256
-from itertools import pairwise
 from multiprocessing.connection import wait
 from typing import Any, Generic, Protocol, TypeVar
 
 from ...errors import SearchError
-from ...fitness import Scores, TaskSpec
-from ...recipes.recipe import Recipe
+from ...fitness import Scores
 from ..evaluation.devices import on_place, places_of
-from ..evaluation.evaluator import Batch, Evaluator
-from ..evaluation.gradients import Slopes
-from ..evaluation.source_pool import Target
+from ..evaluation.evaluator import Evaluator
 from ..file.config import SearchConfig
 from ..study.study import Study
+from .job import Job
 from .limits import Limit, Limits
 from .workers import TICK, MachineLostError, Worker
 
@@ -28,37 +23,6 @@ WORTH = 3.0  # seconds of work after which a patient runner starts another proce
 MOVES = 3  # machines that may be lost under a job
 DIED = "its process died: out of memory, or see what it wrote above"
 BEGUN = "begun"  # the study's note of what this process is evaluating, and how often a process has died at it
-
-
-@dataclass(frozen=True)
-class Job:
-    """One evaluation to run: a target, a split, the examples of it (all where None), of what a gradient is wanted, the fitness
-    where it is not the search's, and how many examples go together at most."""
-
-    target: Target
-    split: str = "search"
-    batch: Batch | None = None
-    slopes: Slopes | None = None
-    fitness: TaskSpec | None = None
-    rows: int | None = None
-
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """What `Evaluator.evaluate` takes."""
-        return self.target, self.split, self.batch, self.slopes, self.fitness, self.rows
-
-    @property
-    def name(self) -> str:
-        """A short name of what is evaluated on what; the same in every process."""
-        target = self.target.key if isinstance(self.target, Recipe) else str(self.target)
-        return sha256(f"{target} {self.split} {self.batch} {self.fitness}".encode()).hexdigest()[:16]
-
-    def parts(self, count: int, examples: int) -> list[Job]:
-        """The same on so many parts of its examples, as even as can be, of so many in all where it has no batch."""
-        numbers = range(examples) if self.batch is None else self.batch
-        count = min(count, len(numbers))
-        ends = [len(numbers) * part // count for part in range(count + 1)]
-        return [replace(self, batch=tuple(numbers[begin:end])) for begin, end in pairwise(ends)]
 
 
 class Runner(Protocol):

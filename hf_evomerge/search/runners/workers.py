@@ -24,7 +24,7 @@ from .limits import Limit, own_memory
 
 if TYPE_CHECKING:
     from ..file.config import SearchConfig
-    from .runner import Job
+    from .job import Job
 
 TICK = 0.25  # seconds between two looks at a worker
 _PATIENCE = 5.0  # seconds in which a worker that has nothing to do ends by itself

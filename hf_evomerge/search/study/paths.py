@@ -1,7 +1,8 @@
 """Where a search finds its folders and files: by absolute names, and at their new places once its study was moved or copied.
 
 A study knows the folder that it was begun in. What lies in the same place seen from its folder now is meant, such as data
-beside it; where nothing lies there, what is still where it was. Whether it is the same is decided by content in ``evaluation/provenance.py``.
+beside it; where nothing lies there, what is still where it was. ``evaluation/provenance.py`` decides by content whether it is
+the same.
 """
 
 from __future__ import annotations
@@ -44,6 +45,15 @@ def settings_of(study: Study) -> SearchConfig:
     """The search that a study was begun with, by the places of today; raises `SearchError` where it cannot be read."""
     config = settings_from(study.folder, study.meta("settings"))
     return renamed(config, new_places(study, config))
+
+
+def settings_in(folder: str | os.PathLike[str]) -> SearchConfig:
+    """As `settings_of` the study of a folder; raises `SearchError` where there is none."""
+    study = Study.open(folder)
+    try:
+        return settings_of(study)
+    finally:
+        study.close()
 
 
 def settings_from(folder: Path, settings: Any) -> SearchConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,6 @@ from ...errors import SearchError
 from ...fitness.scores import Scores
 from ...recipes.recipe import Recipe
 from .database import TABLES, StudyFile, checksum_of
-
-if TYPE_CHECKING:
-    from ...hub.push import Pushed
 
 State = Literal["COMPLETE", "FAILED"]
 
@@ -198,41 +195,6 @@ class Study(StudyFile):
                 )
             for name, value in meta.items():
                 self._put("meta", (name, json.dumps(value)), replace=True)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        license: str | None = None,
-        **options: Any,
-    ) -> Pushed:
-        """Publish the winner with this study's record, in one commit; see `hf_evomerge.push_model`.
-
-        Args:
-            repo_id: ``user/name``; made where it does not exist.
-            commit_message: The commit's title; one that names this package by default.
-            private: Make a new repository private. One that exists and is public is refused.
-            token: A token of the Hub; by default the one that ``hf auth login`` has left.
-            license: A Hub identifier, in place of what follows from the parents' licenses.
-            **options: The other fields of `hf_evomerge.PushOptions`, such as ``revision``, ``create_pr`` and ``space``.
-
-        Returns:
-            The address and the commit of the model and of its Space, and warnings.
-
-        Raises:
-            HubError: The search is not finished, the licenses forbid it, or the Hub does not take it.
-
-        Example:
-            >>> Study.open("my-search").push_to_hub("me/my-merge", private=True).model.url  # doctest: +SKIP
-            'https://huggingface.co/me/my-merge'
-        """
-        from ...hub.push import PushOptions, default_api, push_model
-
-        settings = PushOptions(commit_message=commit_message, private=bool(private), license=license, **options)
-        return push_model(self.folder, repo_id, settings, api=default_api(token))
 
 
 def _score_columns(scores: Scores) -> tuple[Any, ...]:

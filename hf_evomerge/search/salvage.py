@@ -12,11 +12,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ...errors import EvoMergeError, SearchError
-from ..evaluation.provenance import pin, records
-from ..file.config import SearchConfig
-from ..folder import SEARCH_FILE, WRITTEN, changed_files
-from .database import (
+from ..errors import EvoMergeError, SearchError
+from .evaluation.provenance import pin, records
+from .file.config import SearchConfig
+from .folder import changed_files
+from .study.database import (
     SCHEMA_VERSION,
     STUDY_FILE,
     TABLES,
@@ -28,9 +28,10 @@ from .database import (
     row_name,
     study_columns,
 )
-from .pages import rows_of_pages
-from .paths import rooted, settings_from
-from .study import Study
+from .study.files import SEARCH_FILE, WRITTEN
+from .study.pages import rows_of_pages
+from .study.paths import rooted, settings_from
+from .study.study import Study
 
 _NAMED = 5
 _RECIPE = re.compile("[0-9a-f]{16}")  # the key of one; nothing else that a study keeps by a name has such a name

@@ -1,70 +1,17 @@
-"""What has models write, in three calls: made ready, given a model's weights, asked for responses. Here transformers."""
+"""The default engine: `generate` of the model itself, on one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FitnessError
 from .encoding import device_of, encodes
+from .engine import Written, written_as
 
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig
-
-EngineName = Literal["transformers", "vllm"]
-
-
-class Written(NamedTuple):
-    """A response, and whether the model or a stop string ended it."""
-
-    text: str
-    ended: bool
-
-
-class Engine(Protocol):
-    """Something that has models write, one after the other."""
-
-    def load(self, model: Any, tokenizer: Any, length: int) -> None:
-        """Make ready for models of this one's class and shape, and for so many tokens of a prompt with its response.
-
-        Raises:
-            FitnessError: The engine cannot run such a model.
-        """
-
-    def update(self, model: Any) -> None:
-        """Take over a model's weights."""
-
-    def generate(
-        self, prompts: Sequence[list[int]], config: GenerationConfig, stops: Sequence[str], seen: Mapping[str, torch.Tensor]
-    ) -> list[Written]:
-        """Respond to prompts.
-
-        Args:
-            prompts: Their token ids.
-            config: How, and up to which length.
-            stops: Strings at which a response may end, to save time.
-            seen: What the model is given of their pictures; empty where there are none.
-
-        Raises:
-            FitnessError: The model's logits are not finite.
-        """
-
-
-def check_engine(name: EngineName) -> None:
-    """Raise `FitnessError` where an engine is not installed."""
-    if name == "vllm" and find_spec("vllm") is None:
-        raise FitnessError('fitness.engine: vLLM is not installed; pip install "hf-evomerge[vllm]", or leave engine out')
-
-
-def engine_of(name: EngineName, share: float) -> Engine:
-    """The engine of a name; `share` is what vLLM takes of a GPU's memory."""
-    if name == "transformers":
-        return TransformersEngine()
-    from .vllm_engine import vllm_engine
-
-    return vllm_engine(share)
 
 
 class TransformersEngine:
@@ -142,9 +89,3 @@ class _RefuseNonFinite:
         if not scores.amax(1).isfinite().all():
             raise FitnessError("the model's logits are not finite")
         return scores
-
-
-def written_as(tokenizer: Any, tokens: Sequence[int], ends: set[int], ended: bool) -> Written:
-    """The response that tokens are, up to the first end-of-text token; what follows is padding."""
-    response = tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
-    return Written(str(tokenizer.decode(response, skip_special_tokens=True)), ended)

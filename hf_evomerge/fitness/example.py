@@ -1,0 +1,102 @@
+"""An example of a task, and the pictures that go with it: decoded late, and within limits.
+
+A picture comes with somebody else's data: only a few formats are decoded, and nothing larger than the limits. Pillow is
+imported where a picture is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FitnessError, one_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Record = Mapping[str, Any]
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_BYTES = 32 << 20  # of a file
+MAX_SIDE = 16_384  # pixels
+MAX_PIXELS = 64 << 20
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, not decoded yet.
+
+    Attributes:
+        data: What its file holds.
+        where: Where it came from, for complaints.
+    """
+
+    data: bytes
+    where: str
+
+    @property
+    def digest(self) -> str:
+        """What two pictures are the same by."""
+        return sha256(self.data).hexdigest()
+
+    def load(self) -> Image:
+        """The picture in RGB; raises `FitnessError` where it cannot be decoded."""
+        image = self.open()
+        try:
+            return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as cause:
+            raise FitnessError(f"{self.where}: the picture cannot be read: {one_line(cause)}") from cause
+
+    def open(self) -> Image:
+        """Read the picture's header; raises `FitnessError` beyond the limits."""
+        try:
+            from PIL import Image, UnidentifiedImageError
+        except ImportError as cause:
+            raise FitnessError("pictures: reading them needs Pillow: pip install 'hf-evomerge[images]'") from cause
+        if len(self.data) > MAX_BYTES:
+            raise FitnessError(f"{self.where}: a picture of {len(self.data)} bytes; the limit is {MAX_BYTES}")
+        try:
+            image = Image.open(io.BytesIO(self.data), formats=FORMATS)
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
+            why = "" if isinstance(cause, UnidentifiedImageError) else f" ({one_line(cause)})"
+            raise FitnessError(f"{self.where}: no picture in {', '.join(FORMATS)}{why}") from cause
+        width, height = image.size
+        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+            raise FitnessError(
+                f"{self.where}: a picture of {width} x {height} pixels; a side has at most {MAX_SIDE}, and all at most "
+                f"{MAX_PIXELS >> 20} million"
+            )
+        return image
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem.
+
+    Attributes:
+        prompt: The text that the model is given, with the data's template filled in.
+        answer: The text that counts as right.
+        id: Where it came from; named in every complaint about it.
+        chat: Whether the prompt is one message of a user, to be wrapped in the tokenizer's chat template.
+        system: The system message of such a chat.
+        choices: What there is to choose from, the answer among it, where the data says so.
+        pictures: The pictures that go with the prompt.
+        content: The record's own text in the prompt, without the template's: what two examples are the same problem by. The
+            whole prompt where it is empty.
+        head: The name of the head that it is for, where models have several.
+        gloss: What the problem says, in a language that readers of the published model know; no model sees it.
+    """
+
+    prompt: str
+    answer: str
+    id: str = ""
+    chat: bool = False
+    system: str | None = None
+    choices: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    content: str = dataclasses.field(default="", compare=False, repr=False)
+    head: str = ""
+    gloss: str = dataclasses.field(default="", compare=False, repr=False)

@@ -1,0 +1,58 @@
+"""Finds the model to publish on this machine, and checks the name and the login that it is published under."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checkpoints.pipeline import INDEX
+from ..errors import HubError
+from ..recipes.recipe import RECIPE_FILE
+from ..search.study.database import STUDY_FILE
+from ..search.study.files import MODEL_FOLDER
+from .client import ask, has_token
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+CARD = "README.md"
+
+
+def find_model(folder: Path) -> tuple[Path, Path | None]:
+    """The model folder, and the folder of the search that it won, from either of them.
+
+    Raises:
+        HubError: There is no model that was built from a recipe.
+    """
+    if not folder.is_dir():
+        raise HubError(f"{folder}: there is no such folder; give that of a search or of a built model")
+    search = folder if (folder / STUDY_FILE).is_file() else folder.parent
+    model = folder / MODEL_FOLDER if search == folder else folder
+    if not any((model / name).is_file() for name in ("config.json", INDEX)):
+        what = "the search has not built its winner yet: resume it" if search == folder else "give the folder of a built model"
+        raise HubError(f"{model}: no config.json in it; {what}")
+    if not (model / RECIPE_FILE).is_file():
+        raise HubError(f"{model}: no {RECIPE_FILE} in it; only models that were built from a recipe can be published with it")
+    won = (search / STUDY_FILE).is_file() and (search / RECIPE_FILE).is_file()
+    same = won and (search / RECIPE_FILE).read_bytes() == (model / RECIPE_FILE).read_bytes()
+    return model, search if same else None
+
+
+def check_login(api: HfApi, repo_id: str) -> None:
+    """Refuse a name that cannot be, or a client that nobody has logged in; raises `HubError`."""
+    check_name(repo_id)
+    if not has_token(api):
+        raise HubError(f"{api.endpoint}: nobody is logged in; log in with `hf auth login`, or set HF_TOKEN")
+    ask(f"{api.endpoint}: cannot be used", api.whoami)
+
+
+def check_name(repo_id: str) -> None:
+    """Refuse a name that cannot be; raises `HubError`."""
+    from huggingface_hub.utils import validate_repo_id
+
+    ask(f"{repo_id!r}: not a name for a repository, such as user/name", lambda: validate_repo_id(repo_id))
+    if repo_id.count("/") != 1:
+        raise HubError(f"{repo_id!r}: not a name for a repository; write it as user/name")
+    if os.path.isdir(repo_id):
+        raise HubError(f"{repo_id!r}: is a folder on this machine; give the name that the model shall have on the Hub")

@@ -1,0 +1,40 @@
+"""Tasks of a search: the fitness, the fitness of its stages, and its objectives; their units and engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...fitness.registry import TaskSpec
+from ...fitness.writing import WritingSpec
+from .config import SearchConfig
+from .objectives import FITNESS, OBJECTIVE, TAKEN, TaskObjective, only_task_objectives
+
+
+def units(config: SearchConfig) -> dict[str, str]:
+    """What each objective is measured in, the fitness first; empty where its task does not say."""
+    found = {FITNESS: config.fitness.unit}
+    for objective in config.objectives:
+        if isinstance(objective, TaskObjective):
+            found[objective.name] = (objective.fitness or config.fitness).unit
+        else:
+            found[objective] = TAKEN[objective]
+    return found
+
+
+def task_specs(config: SearchConfig) -> list[TaskSpec]:
+    """The fitness of a search, those of its stages and those of its objectives."""
+    own = [config.fitness, *map(config.fitness_of, config.stages)]
+    return [task for task in (*own, *(each.fitness for each in only_task_objectives(config.objectives))) if task is not None]
+
+
+def engines(config: SearchConfig) -> set[str]:
+    """What has models write in a search."""
+    return {task.engine if isinstance(task, WritingSpec) else "transformers" for task in task_specs(config)}
+
+
+def measured_on(config: SearchConfig, split: str) -> Any:
+    """The task that a split's examples are for: an objective's own where the split is one of its; None for the search's."""
+    for each in only_task_objectives(config.objectives):
+        if split.startswith(f"{OBJECTIVE}{each.name}:"):
+            return each.fitness
+    return None

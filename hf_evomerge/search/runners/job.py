@@ -1,0 +1,53 @@
+"""A job: one evaluation of one target, in a form that can be sent to another process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from itertools import pairwise
+from typing import Any
+
+from ...fitness import TaskSpec
+from ...recipes.recipe import Recipe
+from ..evaluation.evaluator import Batch
+from ..evaluation.gradients import Slopes
+from ..evaluation.source_pool import Target
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation to run.
+
+    Attributes:
+        target: The recipe, or the parent.
+        split: The split that it is scored on.
+        batch: Numbers of the examples; all of the split where absent.
+        slopes: The gradient that is wanted, if one is.
+        fitness: The task, where it is not the search's.
+        rows: How many examples go together at most.
+    """
+
+    target: Target
+    split: str = "search"
+    batch: Batch | None = None
+    slopes: Slopes | None = None
+    fitness: TaskSpec | None = None
+    rows: int | None = None
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What `Evaluator.evaluate` takes."""
+        return self.target, self.split, self.batch, self.slopes, self.fitness, self.rows
+
+    @property
+    def name(self) -> str:
+        """A short name of what is evaluated on what; the same in every process."""
+        target = self.target.key if isinstance(self.target, Recipe) else str(self.target)
+        return sha256(f"{target} {self.split} {self.batch} {self.fitness}".encode()).hexdigest()[:16]
+
+    def parts(self, count: int, examples: int) -> list[Job]:
+        """Split the job into `count` jobs over near-equal parts of its batch; without a batch, of all `examples`."""
+        numbers = range(examples) if self.batch is None else self.batch
+        count = min(count, len(numbers))
+        ends = [len(numbers) * part // count for part in range(count + 1)]
+        return [replace(self, batch=tuple(numbers[begin:end])) for begin, end in pairwise(ends)]

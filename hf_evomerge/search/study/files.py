@@ -1,0 +1,8 @@
+"""Names of what a search leaves in its folder."""
+
+SEARCH_FILE = "search.yaml"
+RESULTS_FILE = "results.json"
+MODEL_FOLDER = "model"
+PLOTS_FOLDER = "plots"
+WRITTEN = "written"
+"""The study's note of the sha256 of what its search left beside it, by the name of the file."""
