@@ -29,10 +29,10 @@ from .runners.batch_size import FittedRunner, largest_batch
 from .runners.cluster import RayRunner, require_ray
 from .runners.limits import Limits
 from .runners.runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
+from .salvage import check_whole
 from .study.database import STUDY_FILE
 from .study.files import PLOTS_FOLDER
 from .study.paths import rooted, settings_of
-from .study.salvage import check_whole
 from .study.study import Study
 from .trackers import TRACKERS
 

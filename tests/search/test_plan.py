@@ -13,7 +13,7 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.score_model import memory
+from hf_evomerge.search.evaluation import memory
 
 
 def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
