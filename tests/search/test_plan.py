@@ -11,9 +11,9 @@ from searches import BY_BOTH, GRADIENT, Config, Settings
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.evaluation import memory
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.evaluation import memory
 
 
 def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
