@@ -186,8 +186,8 @@ def trials(workers: int, kind: Machines, evaluations: int, population: int) -> l
             config,
             study,
             SimulatedPool(workers, kind),
-            stage="ps",
-            space=make_space(config, "ps", summary, None),
+            stage=config.stages[0],
+            space=make_space(config, config.stages[0], summary),
             example_count=128,
         ).run()
         found = [(trial.number, trial.generation, trial.genome.tobytes(), trial.scores._bits()) for trial in study.trials("ps")]

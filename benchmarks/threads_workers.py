@@ -41,7 +41,7 @@ def seconds_per_trial(config: SearchConfig, out: Path, workers: int) -> float:
         """Notes when every trial was finished."""
 
         def on_progress(self, study: Study, progress: Progress) -> None:
-            if progress.phase == config.stages[0]:
+            if progress.phase == config.stages[0].name:
                 seen.append((time.perf_counter(), progress.done))
 
     if not out.exists():
@@ -63,7 +63,7 @@ def compare_pairs(work: Path, pairs: list[str]) -> None:
             for number in range(ROUNDS):
                 out = work / f"{space}-{pair}-{number}-{int(time.time())}"
                 rounds.append(seconds_per_trial(config, out, workers))
-            found = [trial.fitness or 0.0 for trial in Study.open(out).trials(config.stages[0])]
+            found = [trial.fitness or 0.0 for trial in Study.open(out).trials(config.stages[0].name)]
             same = found == facts.setdefault(threads, found)
             print(f"| {space} | {threads} | {workers} | {min(rounds):.3f} | {'yes' if same else 'no'} |", flush=True)
 

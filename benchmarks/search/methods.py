@@ -86,7 +86,7 @@ def ours(
                 settings[stage]["first"] = {"algorithm": first, "evaluations": share // 2}
         config = lab.config(**settings)
         run_search(config, folder, examples={"search": lab.examples["search"]}, build=False)
-        return _points(folder, list(config.stages), len(lab.examples["search"]))
+        return _points(folder, [stage.name for stage in config.stages], len(lab.examples["search"]))
 
     return run
 
@@ -110,7 +110,7 @@ class Objective:
     def __init__(self, lab: Lab, budget: int) -> None:
         config = lab.config(space="ps", ps=lab.sections["ps"])
         self.lab, self.budget, self.points = lab, budget, list[Point]()
-        self.space = make_space(config, "ps", lab.evaluator.summary)
+        self.space = make_space(config, config.stages[0], lab.evaluator.summary)
         self.start = self.space.start()
 
     def __call__(self, numbers: Any) -> float:

@@ -20,7 +20,7 @@ from ..checkpoints.pipeline import INDEX
 from ..errors import HubError, one_line
 from ..fitness.comparison import share_interval
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
-from ..search.file.config import STAGES
+from ..search.file.stages import STAGES
 from ..search.results.table import LEADS, lead_text, plus_minus
 from ..search.results.verdict import RULE, explains_rule
 from .bundled import bundled

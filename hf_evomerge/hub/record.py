@@ -18,8 +18,9 @@ from ..checkpoints.model_folder import named_folder
 from ..errors import EvoMergeError, SearchError
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import Recipe, SourceRef
-from ..search.file.config import STAGES, SearchConfig
+from ..search.file.config import SearchConfig
 from ..search.file.objectives import FITNESS, TAKEN, columns, values
+from ..search.file.stages import STAGES
 from ..search.file.tasks import units
 from ..search.folder import about_of
 from ..search.results.plots import parent_levels, parent_scores

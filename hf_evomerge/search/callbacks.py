@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .file.config import SearchConfig, Stage
+from .file.config import SearchConfig
+from .file.stages import StageName
 from .study.study import Study, Trial
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Generation:
         replayed: Whether all its trials were in the study already.
     """
 
-    stage: Stage
+    stage: StageName
     number: int
     trials: Sequence[Trial]
     best: float | None
@@ -106,7 +107,7 @@ class SearchCallback:
         """Whether the stage ends after this generation, the last that the study holds. The study keeps a yes."""
         return False
 
-    def on_stage(self, study: Study, stage: Stage, trials: Sequence[Trial]) -> None:
+    def on_stage(self, study: Study, stage: StageName, trials: Sequence[Trial]) -> None:
         """A stage has ended: its budget is spent, or one has stopped it."""
 
     def on_end(self, study: Study, result: Result) -> None:
@@ -121,9 +122,8 @@ class Patience(SearchCallback):
     """
 
     def __init__(self, config: SearchConfig) -> None:
-        self.patience: dict[Stage, int | None] = {stage: config.optimizer(stage).patience for stage in config.stages}
-        self.patience["random"] = None  # does not get better
-        self._means: dict[Stage, list[float]] = {}
+        self.patience = {stage.name: stage.optimizer.patience for stage in config.stages if stage.algorithm == "cma"}
+        self._means: dict[StageName, list[float]] = {}
 
     def on_generation(self, study: Study, generation: Generation) -> None:
         """Take in the mean of a generation; one that failed whole is as bad as the worst."""

@@ -12,9 +12,10 @@ from ..fitness import check_disjoint
 from ..recipes.recipe import Recipe
 from .evaluation.devices import check_device, devices_of, places_of
 from .evaluation.evaluator import Evaluator
-from .file.config import RETAINED, SPLITS, SearchConfig, Stage
+from .file.config import RETAINED, SPLITS, SearchConfig
 from .file.objectives import only_task_objectives
 from .file.sections import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
+from .file.stages import Stage
 from .file.tasks import engines
 from .optimizers.ask_tell import Start
 from .optimizers.nsga import check_installed
@@ -89,16 +90,16 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
             raise SearchError(f"baselines: lora follows a gradient; leave it out: {error}") from error
         peft()
     for stage in config.stages:
-        if stage == "random":
+        if stage.role == "random":
             continue
-        on_merge = config.space == "hybrid" and config.space_of(stage) == "dfs"
+        on_merge = config.space == "hybrid" and stage.space == "dfs"
         space = make_space(config, stage, evaluator.summary, config.merge_part() if on_merge else None)
         start = space.start()
         mean = start.mean
         warnings = _check_recipe(space.decode(mean), evaluator)
-        _check_sweep(config, stage, start, len(splits["search"]))
+        _check_sweep(stage, start, len(splits["search"]))
         found.notes += _check_gradient(config, stage, evaluator, space)
-        found.dimensions[stage] = mean.size
+        found.dimensions[stage.name] = mean.size
         found.notes += [note for note in space.notes() if note not in found.notes]
         found.warnings += [line for line in warnings if line not in found.warnings]
     for split in splits:
@@ -138,12 +139,10 @@ def _unused(config: SearchConfig) -> Iterator[str]:
         if config.space not in (name, "hybrid") and given != default:
             yield f"{name}: is not looked at, for space is {config.space}; leave it out, or write space: hybrid"
     for stage in config.stages:
-        if stage != "random":
-            given_to = config.optimizer(stage)
-            heard = _HEARD.get(given_to.algorithm, {"population", "batch", "restarts"})
-            for key in sorted({"population", "batch", "restarts"} - heard):
-                if getattr(given_to, key) != OptimizerConfig.model_fields[key].default:
-                    yield f"{stage}: optimizer.{key} is not looked at by algorithm: {given_to.algorithm}; leave it out"
+        heard = _HEARD.get(stage.algorithm, {"population", "batch", "restarts"})
+        for key in sorted({"population", "batch", "restarts"} - heard) if stage.role != "random" else ():
+            if getattr(stage.optimizer, key) != OptimizerConfig.model_fields[key].default:
+                yield f"{stage}: optimizer.{key} is not looked at by algorithm: {stage.algorithm}; leave it out"
 
 
 def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
@@ -156,14 +155,14 @@ def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
         )
 
 
-def _check_sweep(config: SearchConfig, stage: Stage, start: Start, examples: int) -> None:
+def _check_sweep(stage: Stage, start: Start, examples: int) -> None:
     """Refuse a budget that ends before a sweep does."""
-    if config.optimizer(stage).algorithm != "sweep":
+    if stage.algorithm != "sweep":
         return
-    (size,), (budget, _) = config.batch_sizes(stage, examples), config.budget(stage)
+    (size,), budget = stage.batch_sizes(examples), stage.evaluations
     needed = math.ceil(sweep_cost(start, size=size, examples=examples))
     if needed > budget:
-        key = "dfs.first" if stage == "dfs-first" else "dfs.optimizer"
+        key = "dfs.first" if stage.role == "first" else "dfs.optimizer"
         raise SearchError(
             f"{key}.evaluations: all candidates, {size} of {examples} examples at first, take {needed} (found {budget}); give "
             "as many, or a smaller batch"
@@ -188,12 +187,11 @@ def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator, sp
     from ..merging.registry import get_method
     from ..routing.gates import check_gates
 
-    name = config.space_of(stage)
-    if name != "ps" and config.dfs.encoding == "gate":
+    if stage.space != "ps" and config.dfs.encoding == "gate":
         check_gates(evaluator.sources[0].config.get_text_config())
-    if config.optimizer(stage).algorithm == "gradient":
-        evaluator.check_gradient(config.fitness_of(stage))
-        if name != "dfs":
+    if stage.algorithm == "gradient":
+        evaluator.check_gradient(stage.fitness)
+        if stage.space != "dfs":
             check_differentiable(get_method(config.ps.method))
             if isinstance(space, ParameterSpace) and (still := space.unmoved):
                 names = ", ".join(still)

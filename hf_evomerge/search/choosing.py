@@ -148,12 +148,13 @@ class Chooser:
             with study.exclusive():
                 self._recipes = []
                 done = 1 + max((trial.generation for trial in study.trials("ps")), default=-1)
+                stage = self.config.stages[0]
                 run = StageRun(
                     self.config,
                     study,
                     _Asked(choice, done, self.examples),
-                    stage="ps",
-                    space=make_space(self.config, "ps", self.evaluator.summary),
+                    stage=stage,
+                    space=make_space(self.config, stage, self.evaluator.summary),
                     example_count=self.examples,
                 )
                 try:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .callbacks import Progress, SearchCallback
-from .file.config import STAGES
+from .file.stages import STAGES
 
 if TYPE_CHECKING:
     from .file.config import SearchConfig
@@ -111,10 +111,9 @@ class LiveTable(SearchCallback):
     def _fitness(self) -> str:
         """In what the numbers of the stages that are shown are measured."""
         units: dict[str, list[str]] = {}
-        for phase in (phase for phase in self._rows if phase in STAGES and self._config is not None):
-            assert self._config is not None
-            task = self._config.fitness_of(phase) or self._config.fitness  # type: ignore[arg-type]  # a stage
-            units.setdefault(task.unit, []).append(PHASES[phase])
+        if self._config is not None:
+            for stage in (stage for stage in self._config.stages if stage.name in self._rows):
+                units.setdefault((stage.fitness or self._config.fitness).unit, []).append(stage.title)
         said = [unit if len(units) == 1 else f"{unit} ({', '.join(stages)})" for unit, stages in units.items() if unit]
         return "best, mean: fitness, more is better" + (f": {', '.join(said)}" if said else "")
 

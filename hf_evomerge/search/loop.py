@@ -16,8 +16,9 @@ from ..recipes.recipe import Recipe, SourceRef
 from .baselines import Tune
 from .callbacks import Progress, SearchCallback
 from .evaluation.source_pool import SourceSummary
-from .file.config import RETAINED, SearchConfig, Stage
+from .file.config import RETAINED, SearchConfig
 from .file.objectives import FITNESS, vector
+from .file.stages import Stage, StageName
 from .file.tasks import units
 from .optimizers.nsga import knee, non_dominated
 from .results.front import finalists, front, judged, volumes
@@ -32,7 +33,7 @@ from .study.study import Study
 
 logger = logging.getLogger(__name__)
 
-_WINNER_NAMES: dict[Stage, str] = {
+_WINNER_NAMES: dict[StageName, str] = {
     "ps-first": "first PS",
     "ps": "evolved PS",
     "dfs-first": "first DFS",
@@ -82,16 +83,16 @@ class Search:
             for callback in self.callbacks:
                 callback.on_begin(self.study, self.config)
             self._tell_of_parents(self._evaluate_labels(self._parents(), "search", "parents"))
-            winners: dict[Stage, str] = {}
+            winners: dict[StageName, str] = {}
             for stage in self.config.stages:
-                first = self.config.first_of(stage)
-                self._run_stage(stage, winners.get("ps"), first)
-                if stage in ("ps-first", "dfs-first"):  # what follows it is judged by the search's own fitness
-                    winners[stage] = self._finalists(stage)[0]
+                self._run_stage(stage, winners.get("ps"))
+                keys = self._finalists(stage)
+                if stage.role == "first":  # what follows it is judged by the search's own fitness
+                    winners[stage.name] = keys[0]
                 else:
-                    keys = [*self._finalists(stage), *([winners[first]] if first is not None else [])]
-                    winners[stage] = self._choose(list(dict.fromkeys(keys)))
-            contenders = [stage for stage in self.config.stages if stage in self.config.spaces]
+                    keys += [winners[stage.begins_at]] if stage.begins_at is not None else []
+                    winners[stage.name] = self._choose(list(dict.fromkeys(keys)))
+            contenders = [stage.name for stage in self.config.stages if stage.role == "main"]
             if self.config.objectives:
                 winner = self._choose(finalists(self.config, self.study))
                 return self._result(winner, winners)
@@ -113,7 +114,7 @@ class Search:
 
     def _tell_of_parents(self, scores: Mapping[str, Scores]) -> None:
         """Say whether the sources have anything to give each other, unless the search is under way already."""
-        if any(self.study.trials(stage) for stage in self.config.stages):
+        if any(self.study.trials(stage.name) for stage in self.config.stages):
             return
         names = self.config.parent_names
         sources = {names[label]: scores[label] for label, ref in self._parents().items() if ref != self.config.base}
@@ -127,15 +128,14 @@ class Search:
             if len(found) > 1 and len(set(found.values())) == 1 and name not in ("hops", "parameters"):
                 logger.warning(f"objectives: {name} is {next(iter(found.values())):.4g} for every source; it may see nothing")
 
-    def _run_stage(self, stage: Stage, merged: str | None, first: Stage | None) -> None:
-        """All generations of a stage.
+    def _run_stage(self, stage: Stage, merged: str | None) -> None:
+        """Run all generations of a stage.
 
         Args:
             stage: Which one.
             merged: Key of the recipe whose merge a search for paths builds on.
-            first: The stage at whose best trial this one begins.
         """
-        merge = self.study.recipe(merged).merge if merged is not None and stage != "random" else None
+        merge = self.study.recipe(merged).merge if merged is not None and stage.role != "random" else None
         StageRun(
             self.config,
             self.study,
@@ -143,24 +143,21 @@ class Search:
             stage=stage,
             space=make_space(self.config, stage, self.sources, merge),
             example_count=self.splits["search"],
-            begin_at=self.study.best(first)[0].genome if first is not None else None,
+            begin_at=self.study.best(stage.begins_at)[0].genome if stage.begins_at is not None else None,
             callbacks=self.callbacks,
         ).run()
 
     def _finalists(self, stage: Stage) -> list[str]:
         """Keys of the best recipes of a stage; raises `SearchError` where every trial failed."""
-        if self.config.objectives and stage not in ("ps-first", "dfs-first") and (keys := self._front_of(stage)):
+        if self.config.objectives and stage.role != "first" and (keys := finalists(self.config, self.study, [stage.name])):
             return keys
-        best = self.study.best(stage, self.config.finalists)
+        best = self.study.best(stage.name, self.config.finalists)
         if not best:
-            errors = [trial.scores.error for trial in self.study.trials(stage)]
+            errors = [trial.scores.error for trial in self.study.trials(stage.name)]
             raise SearchError(f"{stage}: all {len(errors)} trials failed; the first said: {errors[0] if errors else '-'}")
-        if self.config.optimizer(stage).algorithm == "sweep" and stage != "random":  # the others are on the way to these
+        if stage.algorithm == "sweep":  # the others are on the way to these
             best = [trial for trial in best if trial.scores.values.size == best[0].scores.values.size]
         return [trial.recipe_key for trial in best if trial.recipe_key is not None]
-
-    def _front_of(self, stage: Stage) -> list[str]:
-        return finalists(self.config, self.study, [stage])
 
     def _choose(self, keys: Sequence[str]) -> str:
         """The best of some recipes on the validation split; of equals, and where there is no such split, the first.
@@ -183,7 +180,7 @@ class Search:
         """Scores of recipes on a split; those on the search split are their trials'."""
         if split != "search":
             return self._evaluate_labels({key: self.study.recipe(key) for key in keys}, split, "finalists")
-        trials = [trial for stage in self.config.stages for trial in self.study.trials(stage) if trial.fitness is not None]
+        trials = [trial for stage in self.config.stages for trial in self.study.trials(stage.name) if trial.fitness is not None]
         found = {trial.recipe_key: trial.scores for trial in reversed(trials)}
         return {key: found[key] for key in keys}
 
@@ -193,7 +190,7 @@ class Search:
         fitness = [scores[label].mean for label in labels]
         return labels[int(np.argmax([-np.inf if value is None else value for value in fitness]))]
 
-    def _result(self, winner: str, winners: dict[Stage, str]) -> Result:
+    def _result(self, winner: str, winners: dict[StageName, str]) -> Result:
         """Measure everything worth comparing on the test split, once."""
         split = self.judged_on
         can_average = len(self.config.sources) > 1 and len(set(self.sources.layers)) == 1 and "average" in self.config.baselines
@@ -217,15 +214,16 @@ class Search:
             logger.warning(f"the results have no uniform average: {scores[average.key].error}")
         for label, (name, _, cost) in tuned.items():
             rows.append(Row("lora", name, scores[label], cost, retained=retained[label], label=label))
-        for stage, key in winners.items():
-            trials = [trial for before in self._behind(stage) for trial in self.study.trials(before)]
-            name = _WINNER_NAMES[stage]
-            if self.config.space == "hybrid" and self.config.space_of(stage) == "dfs":
+        for stage in self.config.stages:
+            key = winners[stage.name]
+            trials = [trial for before in self._behind(stage) for trial in self.study.trials(before.name)]
+            name = _WINNER_NAMES[stage.name]
+            if self.config.space == "hybrid" and stage.space == "dfs":
                 name = name.replace("DFS", "PS+DFS")
             seconds = math.fsum(trial.scores.seconds for trial in trials)
             cost = round(math.fsum(trial.cost for trial in trials), 2)
-            ended_with = key == winner and stage in self.config.spaces and not any(row.winner for row in rows)
-            rows.append(Row(stage, name, scores[key], cost, seconds, winner=ended_with, retained=retained[key], label=key))
+            ended_with = key == winner and stage.role == "main" and not any(row.winner for row in rows)
+            rows.append(Row(stage.name, name, scores[key], cost, seconds, winner=ended_with, retained=retained[key], label=key))
         if points and not any(row.winner for row in rows):  # it is on the front of all stages, and of none the knee
             name = "knee of the whole front"
             rows.append(Row(self.config.spaces[-1], name, scores[winner], winner=True, retained=retained[winner], label=winner))
@@ -242,8 +240,8 @@ class Search:
     @property
     def _searched(self) -> float:
         """What the search spent, in scores of all search examples."""
-        stages = [stage for stage in self.config.stages if stage != "random"]
-        return round(math.fsum(trial.cost for stage in stages for trial in self.study.trials(stage)), 2)
+        stages = [stage for stage in self.config.stages if stage.role != "random"]
+        return round(math.fsum(trial.cost for stage in stages for trial in self.study.trials(stage.name)), 2)
 
     def _fine_tunes(self, average: Recipe | None) -> dict[str, tuple[str, SourceRef, float]]:
         """LoRA fine-tunes of the best parent and of the average: name, model and what was spent in all, by label."""
@@ -265,10 +263,8 @@ class Search:
         return chosen
 
     def _behind(self, stage: Stage) -> list[Stage]:
-        """A stage and those that it builds on: a stage of a hybrid search on all before it."""
-        if stage == "random":
-            return [stage]
-        return self.config.stages[: self.config.stages.index(stage) + 1]
+        """List a stage and the stages that it builds on: in a hybrid search all before it."""
+        return [stage] if stage.role == "random" else self.config.stages[: stage.number + 1]
 
     def _retained(self, targets: Mapping[str, Recipe | SourceRef]) -> dict[str, dict[str, Scores]]:
         """Scores of labelled targets on the examples that the search did not look at, by name."""

@@ -18,7 +18,8 @@ from .evaluation.devices import check_device, device_memory, devices_of, places_
 from .evaluation.evaluator import Batch, Evaluator
 from .evaluation.memory import PROCESS, default_workers, device_shares, memory_of_models
 from .evaluation.source_pool import Target
-from .file.config import RETAINED, SearchConfig, Stage
+from .file.config import RETAINED, SearchConfig
+from .file.stages import Stage
 from .optimizers.ask_tell import GROWTH, Start, Vector, default_population
 from .optimizers.descent import FULL_SCORES
 from .optimizers.sweep import sweep_cost
@@ -128,16 +129,16 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
     stages, merge = list[Phase](), None
     for stage in config.stages:
         space = make_space(config, stage, evaluator.summary, merge)
-        planned = _Stage(config, stage, space, evaluator)
-        stages.append(planned.phase(config.budget(stage)[0]))
-        warnings += planned.warnings(config.budget(stage)[0])
-        if stage == "ps" and config.space == "hybrid":
+        planned = _StageCost(config, stage, space, evaluator)
+        stages.append(planned.phase())
+        warnings += planned.warnings()
+        if stage.name == "ps" and config.space == "hybrid":
             merge = space.decode(space.start().mean).merge
     phases = _around(config, stages, examples, second, averaged=len(set(evaluator.layers)) == 1)
     memory = memory_of_models(config, evaluator)
     shares = device_shares(config, evaluator)
     warnings += _of_devices(config, memory, shares)
-    evaluations: dict[str, int] = {stage: config.budget(stage)[0] for stage in config.stages}
+    evaluations: dict[str, int] = {stage.name: stage.evaluations for stage in config.stages}
     return Plan(
         tuple(phases),
         checked.dimensions,
@@ -158,13 +159,13 @@ def _around(
     parents = len(config.sources) + (config.base is not None and config.base not in config.sources)
     phases = [Phase("parents", f"{parents} models on all search examples", parents * second * examples["search"]), *stages]
     if "validation" in examples:
-        count = config.finalists * sum(stage in (*config.spaces, "random") for stage in config.stages)
+        count = config.finalists * sum(stage.role != "first" for stage in config.stages)
         text = f"up to {count} of the best models on {examples['validation']} validation examples, which name the winner"
         phases.append(Phase("finalists", text, count * second * examples["validation"]))
     averaged = averaged and len(config.sources) > 1 and "average" in config.baselines
     tuned = (1 + averaged) * ("lora" in config.baselines)
     if tuned:
-        spent = sum(config.budget(stage)[0] for stage in config.stages if stage != "random")
+        spent = sum(stage.evaluations for stage in config.stages if stage.role != "random")
         text = f"{tuned * len(RATES)} fine-tunes at {spent} evaluations each"
         phases.append(Phase("lora", text, tuned * len(RATES) * spent * second * examples["search"], at_once=1))
     split = next(split for split in ("test", "validation", "search") if split in examples)
@@ -174,21 +175,20 @@ def _around(
     return [*phases, Phase("test", f"{text}: all rows of the table", count * second * sum(judged.values()))]
 
 
-class _Stage:
+class _StageCost:
     """What a stage costs: its start is scored, on batches of each of its sizes."""
 
     def __init__(self, config: SearchConfig, stage: Stage, space: Space, evaluator: Evaluator) -> None:
         self.config, self.stage, self.space, self.evaluator = config, stage, space, evaluator
-        self.optimizer, self.start = config.optimizer(stage), space.start()
+        self.start = space.start()
         self.count = len(evaluator.examples("search"))
-        self.sizes = config.batch_sizes(stage, self.count)
-        self.gradient = stage != "random" and self.optimizer.algorithm == "gradient"
-        self.sweep = stage != "random" and self.optimizer.algorithm == "sweep"
+        self.sizes = stage.batch_sizes(self.count)
+        self.gradient, self.sweep = stage.algorithm == "gradient", stage.algorithm == "sweep"
         everything = np.ones(self.start.mean.size, dtype=np.bool_)
         self.price = space.price(everything) if self.gradient else 1.0
         one_by_one = self.gradient or self.sweep
-        usual = default_population(self.start.mean.size) * (2 if self.optimizer.algorithm == "nsga2" else 1)
-        self.population = 1 if one_by_one else self.optimizer.population or usual
+        usual = default_population(self.start.mean.size) * (2 if stage.optimizer.algorithm == "nsga2" else 1)
+        self.population = 1 if one_by_one else stage.optimizer.population or usual
 
     def rounds(self, budget: float) -> list[float]:
         """How many generations, or steps, there are with batches of each size."""
@@ -202,8 +202,9 @@ class _Stage:
             budget -= found[-1] * cost
         return found
 
-    def phase(self, budget: int) -> Phase:
-        """The stage in words, and its time."""
+    def phase(self) -> Phase:
+        """Describe the stage, and how long it takes."""
+        budget = self.stage.evaluations
         if self.sweep:
             budget = math.ceil(sweep_cost(self.start, size=self.sizes[0], examples=self.count))
         near = _near(self.start)
@@ -218,7 +219,7 @@ class _Stage:
         method, encoding = self.config.ps.method, self.config.dfs.encoding
         scales = "gates (how much of each layer is kept)" if encoding == "gate" else f"scales: {encoding}"
         kinds = {"ps": method, "dfs": scales, "joint": f"{method} and {scales}"}
-        what.insert(0, kinds[self.config.space_of(self.stage)])
+        what.insert(0, kinds[self.stage.space])
         if second.flow is not None:
             everything = self.space.decode(np.where(np.isfinite(self.start.upper), self.start.upper, 1.0)).flow
             longest = self.config.dfs.max_hops if self.sweep or everything is None else len(everything.to_path())
@@ -229,12 +230,13 @@ class _Stage:
         done = "every candidate" if self.sweep else f"{sum(self.rounds(budget)):.0f} {kind}"
         what.append(f"{done} on {sizes} of {self.count} examples{' at first' if self.sweep else ''}")
         at_once = self.config.gradient_parts if self.gradient else math.inf if self.sweep else self.population
-        return Phase(self.stage, ", ".join(what), seconds, at_once)
+        return Phase(self.stage.name, ", ".join(what), seconds, at_once)
 
-    def warnings(self, budget: int) -> list[str]:
-        """What the budget does not do for."""
+    def warnings(self) -> list[str]:
+        """Say that a budget is too small to move far."""
+        budget = self.stage.evaluations
         rounds, least = sum(self.rounds(budget)), 20 if self.gradient else 2
-        if self.stage == "random" or self.sweep or rounds >= least:
+        if self.stage.role == "random" or self.sweep or rounds >= least:
             return []
         kind = "gradient steps" if self.gradient else f"generations of {self.population}"
         return [
@@ -243,7 +245,7 @@ class _Stage:
         ]
 
     def _how(self, genome: Vector, batch: Batch | None) -> Callable[[Target], Scores]:
-        everything, fitness = np.ones(genome.size, dtype=np.bool_), self.config.fitness_of(self.stage)
+        everything, fitness = np.ones(genome.size, dtype=np.bool_), self.stage.fitness
         slopes = self.space.slopes(genome, everything) if self.gradient else None
         return lambda target: self.evaluator.evaluate(target, "search", batch, slopes, fitness)
 

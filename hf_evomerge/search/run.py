@@ -98,7 +98,7 @@ def run_search(
     runner: Runner | None = None
     try:
         check_same_grounds(study, evaluator, task_factory)
-        for line in checked.warnings if not any(map(study.trials, config.stages)) else ():
+        for line in checked.warnings if not any(study.trials(stage.name) for stage in config.stages) else ():
             logger.warning(line)
         runner = _runner(config, evaluator, study, workers, partial(admit, study, mixed=mixed_devices), arguments, ray=ray)
         if (rows := largest_batch(config)) is not None:

@@ -21,8 +21,9 @@ from ..recipes.recipe import Recipe
 from .callbacks import Generation, Progress, SearchCallback
 from .evaluation.evaluator import Batch
 from .evaluation.gradients import Slopes
-from .file.config import SearchConfig, Stage
+from .file.config import SearchConfig
 from .file.objectives import vector
+from .file.stages import Stage
 from .optimizers.ask_tell import Asked, Optimizer, Start, Vector
 from .optimizers.descent import GradientOptimizer
 from .optimizers.nsga import ParetoOptimizer
@@ -67,15 +68,14 @@ class StageRun:
         self.config, self.study, self.runner = config, study, runner
         self.begin_at = begin_at
         self.stage, self.space, self.example_count = stage, space, example_count
-        self.budget, self.minutes = config.budget(stage)
         self.optimizer = self._optimizer()
         self.spent = 0.0
         self.trials: list[Trial] = []
-        self.stored = {trial.number: trial for trial in self.study.trials(stage)}
+        self.stored = {trial.number: trial for trial in self.study.trials(stage.name)}
         self.first_of_recipe: dict[tuple[str, Batch | None], Trial] = {}
         self.counts: Counter[str] = Counter()
         self.fresh = 0.0
-        self.later = float(sum(config.budget(each)[0] for each in config.stages[config.stages.index(stage) + 1 :]))
+        self.later = float(sum(each.evaluations for each in config.stages[stage.number + 1 :]))
         self.best: float | None = None
         self.mean: float | None = None
         self.accuracy: float | None = None
@@ -89,11 +89,12 @@ class StageRun:
             SearchError: No candidate of the first generation could be evaluated, or the study does not fit the search.
         """
         generation = 0
-        while self.spent < self.budget and (len(self.trials) in self.stored or self._seconds() < self.minutes * 60):
+        budget, minutes = self.stage.evaluations, self.stage.minutes
+        while self.spent < budget and (len(self.trials) in self.stored or self._seconds() < minutes * 60):
             genomes = self.optimizer.ask()
             if genomes is None:
                 break
-            affordable = int((self.budget - self.spent) / self.optimizer.cost + 1e-6)
+            affordable = int((budget - self.spent) / self.optimizer.cost + 1e-6)
             if affordable == 0:
                 break
             trials = self._generation(generation, genomes[:affordable])
@@ -115,7 +116,7 @@ class StageRun:
                 break
             generation += 1
         for callback in self.callbacks:
-            callback.on_stage(self.study, self.stage, self.trials)
+            callback.on_stage(self.study, self.stage.name, self.trials)
         if extra := set(self.stored) - {trial.number for trial in self.trials}:
             raise SearchError(f"{self.stage}: the study holds trial {min(extra)}, which this search never asked for")
 
@@ -128,7 +129,7 @@ class StageRun:
         replayed = all(trial.number in self.stored for trial in trials)
         evaluations = round(self.spent, 3)
         sigma = self.optimizer.sigma
-        told = Generation(self.stage, generation, trials, self.best, self.mean, sigma, evaluations, replayed)
+        told = Generation(self.stage.name, generation, trials, self.best, self.mean, sigma, evaluations, replayed)
         for callback in self.callbacks:
             callback.on_generation(self.study, told)
         key = f"stopped:{self.stage}"
@@ -142,31 +143,31 @@ class StageRun:
 
     def _optimizer(self) -> Asked:
         """What proposes the genomes."""
-        settings, start = self.config.optimizer(self.stage), self._start()
+        settings, start, budget = self.stage.optimizer, self._start(), self.stage.evaluations
         count = max(self.example_count, 1)
-        sizes = self.config.batch_sizes(self.stage, count)
+        sizes = self.stage.batch_sizes(count)
         shares = [size / count for size in sizes]
-        if settings.algorithm == "gradient" and self.stage != "random":
-            return GradientOptimizer(start, price=self.space.price, budget=self.budget, share=shares[0])
-        if settings.algorithm == "sweep" and self.stage != "random":
-            return sweep_over(start, size=sizes[0], examples=count, budget=self.budget)
-        seed = self.config.seed + self.config.stages.index(self.stage)
-        if settings.algorithm == "nsga2" and self.stage != "random":
+        algorithm, seed = self.stage.algorithm, self.config.seed + self.stage.number
+        if algorithm == "gradient":
+            return GradientOptimizer(start, price=self.space.price, budget=budget, share=shares[0])
+        if algorithm == "sweep":
+            return sweep_over(start, size=sizes[0], examples=count, budget=budget)
+        if algorithm == "nsga2":
             count = len(self.config.objective_names)
             return ParetoOptimizer(start, objectives=count, population=settings.population, seed=seed)
         return Optimizer(
             start,
-            algorithm="random" if self.stage == "random" else settings.algorithm,
+            algorithm=algorithm,
             population=settings.population,
             restarts=settings.restarts,
             seed=seed,
-            budget=self.budget,
+            budget=budget,
             shares=shares,
         )
 
     def _start(self) -> Start:
         """Where the stage begins. A genome to begin at is scored first, so that it competes for the result."""
-        settings, start = self.config.optimizer(self.stage), self.space.start()
+        settings, start = self.stage.optimizer, self.space.start()
         if self.begin_at is None:
             return start
         near = _NEAR if settings.sigma is None and settings.algorithm != "gradient" else start.sigma
@@ -196,8 +197,8 @@ class StageRun:
             elif request.gradient or (candidate.key, batch) not in self.first_of_recipe:
                 pending.setdefault(candidate.key, candidate)
         waiting = list(pending.values())
-        fitness = self.config.fitness_of(self.stage)
-        jobs = [Job(c.recipe, "search", batch, self._slopes(c.genome), fitness) for c in waiting if c.recipe is not None]
+        task = self.stage.fitness
+        jobs = [Job(c.recipe, "search", batch, self._slopes(c.genome), task) for c in waiting if c.recipe is not None]
         parts = self.config.gradient_parts if request.gradient else 1
         run = self.runner.run(jobs) if parts == 1 else run_in_parts(self.runner, jobs, parts, self.example_count)
         for index, scores in run:
@@ -239,7 +240,7 @@ class StageRun:
         size = round(self.optimizer.share * count)
         if size >= count or self.optimizer.request.full:
             return None
-        rng = np.random.default_rng([self.config.seed, self.config.stages.index(self.stage), generation])
+        rng = np.random.default_rng([self.config.seed, self.stage.number, generation])
         return tuple(int(i) for i in np.sort(rng.choice(count, size, replace=False)))
 
     def _add(self, trials: dict[int, Trial], trial: Trial, batch: Batch | None) -> None:
@@ -260,9 +261,9 @@ class StageRun:
         self.counts["failed"] += trial.state == "FAILED"
         self.counts["duplicates"] += trial.duplicate_of is not None
         progress = Progress(
-            phase=self.stage,
+            phase=self.stage.name,
             done=round(self.spent + math.fsum(each.cost for each in trials.values()), 3),
-            total=self.budget,
+            total=self.stage.evaluations,
             generation=trial.generation,
             best=self.best,
             mean=self.mean,
@@ -291,4 +292,4 @@ class _Candidate:
 
     def trial(self, stage: Stage, generation: int, scores: Scores) -> Trial:
         """The finished trial."""
-        return Trial(stage, self.number, generation, self.genome, self.key or None, scores, cost=self.cost)
+        return Trial(stage.name, self.number, generation, self.genome, self.key or None, scores, cost=self.cost)

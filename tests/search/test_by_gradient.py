@@ -14,7 +14,7 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.file.config import STAGES
+from hf_evomerge.search.file.stages import STAGES
 from hf_evomerge.search.results.show import describe_model, describe_study
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.score_model import evaluate_model
@@ -28,8 +28,8 @@ def test_a_search_by_gradient(name: str, search_config: Config, tmp_path: Path) 
     result = run_search(config, tmp_path, build=False)
     study, evaluator = Study.open(tmp_path), Evaluator(config)
     for stage in config.stages:
-        trials = study.trials(stage)
-        assert sum(trial.cost for trial in trials) <= config.budget(stage)[0] + 1e-9
+        trials = study.trials(stage.name)
+        assert sum(trial.cost for trial in trials) <= stage.evaluations + 1e-9
         steps = [trial for trial in trials if trial.scores.gradient is not None]
         assert len(steps) > 2
         assert all(trial.scores.gradient.shape == trial.genome.shape for trial in steps)  # type: ignore[union-attr]
@@ -42,8 +42,8 @@ def test_a_search_by_gradient(name: str, search_config: Config, tmp_path: Path) 
         counted = study.trials() if name == "hybrid" and row.stage == "dfs" else study.trials(row.stage)
         assert row.evaluations == round(sum(trial.cost for trial in counted), 2)
     if name not in ("dfs", "terms"):
-        start = evaluator.evaluate(study.recipe(study.trials(config.stages[0])[0].recipe_key or "")).mean
-        assert study.best(config.stages[0])[0].fitness > start  # type: ignore[operator]
+        start = evaluator.evaluate(study.recipe(study.trials(config.stages[0].name)[0].recipe_key or "")).mean
+        assert study.best(config.stages[0].name)[0].fitness > start  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ def test_defaults_are_those_of_the_paper() -> None:
 )
 def test_stages(space: str, baseline: bool, stages: list[str]) -> None:
     """A hybrid search runs PS before DFS, and the random baseline comes last."""
-    assert _config(space=space, baselines=["random"] if baseline else []).stages == stages
+    config = _config(space=space, baselines=["random"] if baseline else [])
+    assert [stage.name for stage in config.stages] == stages
 
 
 ONE = {"space": "dfs", "sources": [{"model": "a"}]}
@@ -212,17 +213,17 @@ def test_a_saved_search_is_the_same_search(tmp_path: Path) -> None:
 def test_batches_grow_up_to_half_of_the_examples(more: dict[str, Any], sizes: dict[int, tuple[int, ...]]) -> None:
     """Generations have 16 examples at first and at most half of them later, unless the file says it; random search has all."""
     config = _config(**more, baselines=["random"])
-    assert {count: config.batch_sizes("ps", count) for count in sizes} == sizes
-    assert config.batch_sizes("random", 128) == (128,)
+    assert {count: config.stages[0].batch_sizes(count) for count in sizes} == sizes
+    assert config.stages[-1].batch_sizes(128) == (128,)
 
 
 def test_a_joint_search_is_one_stage() -> None:
     """Where weights and gates move together there is one stage, with the evaluations and minutes of both spaces."""
     ps, dfs = ({"optimizer": {"algorithm": "gradient", "evaluations": n, "minutes": n / 2}} for n in (10, 20))
     config = _config(space="hybrid", joint=True, ps=ps, dfs=dfs, baselines=["random"])
-    assert config.stages == ["joint", "random"]
-    assert config.budget("joint") == config.budget("random") == (30, 15.0)
-    assert (config.batch_sizes("joint", 100), config.batch_sizes("random", 100)) == ((16,), (100,))
+    assert [stage.name for stage in config.stages] == ["joint", "random"]
+    assert [(stage.evaluations, stage.minutes) for stage in config.stages] == [(30, 15.0)] * 2
+    assert [stage.batch_sizes(100) for stage in config.stages] == [(16,), (100,)]
 
 
 QUICK: dict[str, Any] = {"preset": "quick", "base": {"model": "c"}}

@@ -300,7 +300,7 @@ def test_a_joint_gradient_is_that_of_the_score(terms: int, search_config: Callab
     dfs = {"terms": terms, "repetitions": 2, "optimizer": {"algorithm": "gradient"}}
     config = search_config("hybrid", **JOINT, dfs=dfs)
     evaluator = Evaluator(config)
-    space = make_space(config, "joint", evaluator.summary)
+    space = make_space(config, config.stages[0], evaluator.summary)
     assert isinstance(space, JointSpace)
     genome = space.start().mean
     rng = np.random.default_rng(0)

@@ -258,7 +258,7 @@ def test_a_joint_space_is_weights_then_gates() -> None:
     by_gradient = {"optimizer": {"algorithm": "gradient"}}
     ps = {"blocks_per_group": "model", "parameters": {"weight": {"low": 0, "high": 2, "start": 1.0}}, **by_gradient}
     config = _config(space="hybrid", joint=True, ps={**ps, "starts": ["average"]}, dfs={"repetitions": 1, **by_gradient})
-    space = make_space(config, "joint", SourceSummary([4, 4]))
+    space = make_space(config, config.stages[0], SourceSummary([4, 4]))
     start = space.start()
     gates = [1.0] * 4 + [0.05] * 8
     assert [each.tolist() for each in start.candidates] == [[0.5] * 2 + gates, [0.25] * 2 + gates]
@@ -279,7 +279,7 @@ def test_what_a_joint_gradient_costs() -> None:
     """The merged model alone costs three scores, as in parameter space; each of the sources' slots costs as in gates alone."""
     by_gradient = {"optimizer": {"algorithm": "gradient"}}
     config = _config(space="hybrid", joint=True, ps={"blocks_per_group": "model", **by_gradient}, dfs=by_gradient)
-    space = make_space(config, "joint", SourceSummary([4, 4]))
+    space = make_space(config, config.stages[0], SourceSummary([4, 4]))
     assert isinstance(space, JointSpace)
     slots = np.array([source for source, _ in space.gates.genome.layout.slots])
     every = np.ones(26, dtype=np.bool_)

@@ -102,7 +102,7 @@ class Evaluator(LiveModels):
 
     def differentiable_task(self) -> DifferentiableTask:
         """An unprepared task that has a gradient: that of the first stage; raises `FitnessError` where it has none."""
-        fitness = self.config.fitness_of(self.config.stages[0])
+        fitness = self.config.stages[0].fitness
         self.check_gradient(fitness)
         task = self._new_task(fitness)
         assert isinstance(task, DifferentiableTask)  # checked

@@ -134,8 +134,8 @@ def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict
     if isinstance(task, FunctionTask | PairwiseTask):
         parts["function"] = task.function
     for stage in config.stages:
-        if (fitness := config.fitness_of(stage)) is not None:
-            parts[f"code in {stage}"] = type(make_task(fitness))
+        if stage.fitness is not None:
+            parts[f"code in {stage}"] = type(make_task(stage.fitness))
     for objective in only_task_objectives(config.objectives):
         if objective.fitness is not None:
             parts[f"code of {objective.name}"] = type(make_task(objective.fitness))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,31 +11,17 @@ from pydantic import Field, field_validator, model_validator
 
 from ...errors import RecipeError, SearchError
 from ...fitness.data import DataSpec
-from ...fitness.registry import AnyTaskSpec, TaskSpec
+from ...fitness.registry import AnyTaskSpec
 from ...fitness.writing import WritingSpec
 from ...recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef, TokenPart, Vocabulary, labels_of
 from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
 from .objectives import FITNESS, TAKEN, AnyObjective, TaskObjective, name_of, objective_splits
 from .presets import completed, filled
-from .sections import FirstConfig, FlowSpaceConfig, LimitsConfig, OptimizerConfig, ParameterSpaceConfig
-
-SpaceName = Literal["ps", "dfs", "joint"]
-Stage = Literal["ps-first", "ps", "dfs-first", "dfs", "joint", "random"]
-STAGES: dict[str, str] = {
-    "ps-first": "parameter space, first",
-    "ps": "parameter space",
-    "dfs-first": "data flow space, first",
-    "dfs": "data flow space",
-    "joint": "weights and path together",
-    "random": "random search",
-}
+from .sections import FlowSpaceConfig, LimitsConfig, ParameterSpaceConfig
+from .stages import SpaceName, Stage, make_stages
 
 _SPACES: dict[str, tuple[SpaceName, ...]] = {"ps": ("ps",), "dfs": ("dfs",), "hybrid": ("ps", "dfs")}
-_FIRST: dict[str, Stage] = {"ps": "ps-first", "dfs": "dfs-first"}
-
-_BATCH = 16  # examples of a gradient's step, and of the first generations, where the file does not say it
-_MANY = 10**9  # examples, of which any number is a batch
-_QUICK_STEPS = 30  # of the quick preset's gradient, where there are few examples
+_MANY = 10**9  # larger than any data set: tells whether batches are used at all
 Baseline = Literal["average", "random", "lora"]
 SPLITS = ("search", "validation", "test")
 RETAINED = "retain:"  # begins the names of splits whose examples a search does not look at
@@ -203,7 +188,7 @@ class SearchConfig(StrictModel):
                     f"data.{split}: the documents of fitness.task lm_eval are its own; write lm_eval: [a task, ...]"
                 )
         weighted = getattr(self.fitness, "weights", None)
-        if weighted and any(self.batch_sizes(stage, _MANY)[0] < _MANY for stage in self.stages):
+        if weighted and any(stage.batch_sizes(_MANY)[0] < _MANY for stage in self.stages):
             raise ValueError("fitness.weights: a batch may lack documents of a task; with weights write batch: all")
         return self
 
@@ -263,12 +248,8 @@ class SearchConfig(StrictModel):
     @property
     def stages(self) -> list[Stage]:
         """The stages in the order they run."""
-        stages: list[Stage] = []
-        for name in self.spaces:
-            if self.part(name).first is not None:
-                stages.append(_FIRST[name])
-            stages.append(name)
-        return [*stages, "random"] if "random" in self.baselines else stages
+        quick, random = self.preset == "quick", "random" in self.baselines
+        return make_stages(self.spaces, self.ps, self.dfs, batch=self.batch, quick=quick, random=random)
 
     @property
     def spaces(self) -> tuple[SpaceName, ...]:
@@ -279,56 +260,10 @@ class SearchConfig(StrictModel):
         """The section of a space; of both together, that of parameter space."""
         return self.dfs if name == "dfs" else self.ps
 
-    def space_of(self, stage: Stage) -> SpaceName:
-        """What a stage searches; a random search has the space of the first stage."""
-        if stage == "random":
-            return self.spaces[0]
-        return "joint" if stage == "joint" else "ps" if stage in ("ps", "ps-first") else "dfs"
-
-    def first_of(self, stage: Stage) -> Stage | None:
-        """The stage at whose winner a stage begins, if it does."""
-        first = _FIRST.get(stage)
-        return first if first in self.stages else None
-
-    def fitness_of(self, stage: Stage) -> TaskSpec | None:
-        """The fitness of a stage, where it is not that of the search."""
-        optimizer = self.optimizer(stage)
-        return optimizer.fitness if isinstance(optimizer, FirstConfig) else None
-
     @property
     def ps_sources(self) -> list[int]:
         """The sources that a PS search merges, as indices."""
         return list(range(len(self.sources))) if self.ps.sources is None else self.ps.sources
-
-    def optimizer(self, stage: Stage) -> OptimizerConfig:
-        """The settings of a stage's optimizer; a random search has those of the first space."""
-        part = self.part(self.space_of(stage))
-        return part.first if part.first is not None and stage in _FIRST.values() else part.optimizer
-
-    def batch_sizes(self, stage: Stage, examples: int) -> tuple[int, ...]:
-        """How many of so many examples a generation of a stage is scored on: one size after the other, see `GROWTH`."""
-        optimizer = self.optimizer(stage)
-        batch = optimizer.batch or self.batch
-        if batch == "all" or stage == "random" or optimizer.algorithm in ("random", "nsga2"):
-            return (examples,)
-        if batch is None and self.preset == "quick" and optimizer.algorithm == "gradient":  # for steps enough in its budget
-            batch = max(1, min(_BATCH, examples * optimizer.evaluations // (3 * _QUICK_STEPS)))
-        if batch is not None or optimizer.algorithm in ("gradient", "sweep"):
-            return (min(examples, batch or _BATCH),)
-        sizes = [min(examples, _BATCH)]
-        while 4 * sizes[-1] <= examples:
-            sizes.append(2 * sizes[-1])
-        return tuple(sizes)
-
-    def budget(self, stage: Stage) -> tuple[int, float]:
-        """Evaluations and minutes (infinite where unbounded) of a stage.
-
-        A random search has those of all others together, and a stage that searches both spaces those of both.
-        """
-        counted = [other for other in self.stages if other != "random"] if stage == "random" else [stage]
-        budgets = [self.ps.optimizer, self.dfs.optimizer] if self.joint else [self.optimizer(other) for other in counted]
-        minutes = [math.inf if budget.minutes is None else budget.minutes for budget in budgets]
-        return sum(budget.evaluations for budget in budgets), sum(minutes)
 
     def recipe(self, merge: MergePart | None = None, flow: FlowPart | None = None) -> Recipe:
         """The recipe of a candidate: these parts, of the search's sources."""

@@ -23,7 +23,7 @@ def units(config: SearchConfig) -> dict[str, str]:
 
 def task_specs(config: SearchConfig) -> list[TaskSpec]:
     """The fitness of a search, those of its stages and those of its objectives."""
-    own = [config.fitness, *map(config.fitness_of, config.stages)]
+    own = [config.fitness, *(stage.fitness for stage in config.stages)]
     return [task for task in (*own, *(each.fitness for each in only_task_objectives(config.objectives))) if task is not None]
 
 

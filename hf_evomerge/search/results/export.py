@@ -16,8 +16,9 @@ from typing import Any
 
 from ...errors import SearchError
 from ...recipes.recipe import Recipe, labels_of
-from ..file.config import STAGES, SearchConfig
+from ..file.config import SearchConfig
 from ..file.objectives import TAKEN, columns, values
+from ..file.stages import STAGES
 from ..study.paths import settings_of
 from ..study.study import Study, Trial
 

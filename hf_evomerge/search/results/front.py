@@ -79,8 +79,7 @@ def volumes(config: SearchConfig, study: Study) -> dict[str, list[tuple[float, f
     It is the share of the box between the worst and the best value of each objective, in the trials of all stages together.
     """
     names = config.objective_names
-    stages = [stage for stage in config.stages if stage in (*config.spaces, "random")]
-    trials = {stage: study.trials(stage) for stage in stages}
+    trials = {stage.name: study.trials(stage.name) for stage in config.stages if stage.role != "first"}
     every = [vector(trial.scores, names) for found in trials.values() for trial in _whole(found)]
     if not every:
         return {}

@@ -14,8 +14,9 @@ from ... import plots
 from ...errors import SearchError
 from ...fitness.scores import Scores
 from ...recipes.recipe import RECIPE_FILE, Recipe
-from ..file.config import STAGES, SearchConfig
+from ..file.config import SearchConfig
 from ..file.objectives import FITNESS, values
+from ..file.stages import STAGES
 from ..file.tasks import units
 from ..study.paths import settings_of
 from ..study.study import Study, Trial
@@ -43,7 +44,7 @@ def draw_pictures(
         return folder / f"{name}{suffix}"
 
     curves = stage_curves(study.trials())
-    apart = {stage: fitness.task for stage in config.stages if (fitness := config.fitness_of(stage)) is not None}
+    apart = {stage.name: stage.fitness.task for stage in config.stages if stage.fitness is not None}
     own = [curve for curve in curves if curve.label not in apart]
     unit = units(config)[FITNESS]
     plots.plot_fitness(own, parent_levels(config, study), file("fitness"), ylabel=f"fitness ({unit})" if unit else "fitness")
@@ -102,7 +103,7 @@ def front_of(config: SearchConfig, study: Study, winner: Recipe) -> plots.Front:
         table([point.searched for point in points]),
         next((point.number for point in points if point.key == winner.key), None),
         {name: table([scores])[0].tolist() for name, scores in parent_scores(config, study).items()},
-        trials("random") if "random" in config.stages else None,
+        trials("random") if "random" in config.baselines else None,
         volumes(config, study),
         units(config),
     )

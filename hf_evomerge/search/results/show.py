@@ -13,7 +13,6 @@ from rich.table import Table
 from ...errors import SearchError
 from ...recipes.layer_path import SCALED, hop_table
 from ...recipes.recipe import RECIPE_FILE, Recipe, labels_of
-from ..file.config import STAGES
 from ..study.paths import settings_of
 from ..study.study import Study
 from .front import front, front_table, judged
@@ -28,20 +27,20 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
         file = study.folder / RECIPE_FILE
         winner = Recipe.load(file).key if file.exists() else None
         parts = [f"{settings.space} search over {', '.join(settings.source_names)}"]
-        for stage in STAGES:
-            if not (trials := study.trials(stage)):
+        for stage in settings.stages:
+            if not (trials := study.trials(stage.name)):
                 continue
             failed = [trial for trial in trials if trial.state == "FAILED"]
             shared = sum(trial.duplicate_of is not None for trial in trials)
             parts.append(
-                f"\n{stage} ({STAGES[stage]}): {len(trials)} trials, {len(failed)} failed, {shared} with a recipe seen before"
+                f"\n{stage} ({stage.title}): {len(trials)} trials, {len(failed)} failed, {shared} with a recipe seen before"
             )
             table = Table(box=None, header_style="bold", pad_edge=False)
-            unit = (settings.fitness_of(stage) or settings.fitness).unit  # type: ignore[arg-type]  # a stage
+            unit = (stage.fitness or settings.fitness).unit
             for heading in ("trial", "gen", "fitness", "accuracy"):
                 table.add_column(heading, justify="right", no_wrap=True)
             table.add_column("recipe", overflow="fold")
-            listed = study.best(stage, best)
+            listed = study.best(stage.name, best)
             compared = [trial for trial in listed if trial.scores.values.size == listed[0].scores.values.size]
             for trial in compared:
                 recipe = study.recipe(trial.recipe_key or "")
@@ -57,7 +56,7 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
             if len(compared) < len(listed):
                 parts.append("others were scored on fewer examples, a batch: they are not compared here")
             if settings.objectives:
-                points = judged(front(settings, study, [stage]), {}, winner)
+                points = judged(front(settings, study, [stage.name]), {}, winner)
                 parts.append(front_table(points, settings.objective_names, "search"))
             if failed:
                 parts.append(f"the first failure, trial {failed[0].number}: {failed[0].scores.error}")

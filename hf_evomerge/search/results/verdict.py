@@ -12,7 +12,7 @@ import numpy as np
 
 from ...fitness.comparison import Comparison, Measure, column, compare_all, main_measure, measures, needed_examples
 from ...fitness.scores import Scores
-from ..file.config import STAGES
+from ..file.stages import STAGES
 from .table import Row
 
 MOST_CUT = 0.02  # share of answers that may be cut without a word

@@ -14,7 +14,7 @@ from ...routing.gates import LEAST
 from ...routing.layout import FlowGenome, Layout
 from ..evaluation.gradients import GateSlopes, JointSlopes
 from ..file.config import SearchConfig
-from ..file.sections import FlowSpaceConfig, RepeatConfig
+from ..file.sections import FlowSpaceConfig, OptimizerConfig, RepeatConfig
 from ..optimizers.ask_tell import Start, Vector
 from .parameter import ParameterSpace
 
@@ -25,15 +25,24 @@ _BESIDE_WEIGHTS = 0.03  # first rate of gates in a joint search: faster ones are
 class FlowSpace:
     """Paths through the layers of the sources, and of the merged model where a merge came first."""
 
-    def __init__(self, config: SearchConfig, layers: Sequence[int], merge: MergePart | None = None) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        layers: Sequence[int],
+        merge: MergePart | None = None,
+        *,
+        optimizer: OptimizerConfig | None = None,
+    ) -> None:
         """Make the space.
 
         Args:
             config: The search.
             layers: Number of layers of each source, and of the merged model at the end where there is one.
             merge: The parameter-space part of every recipe of this space: the winner of the stage before.
+            optimizer: The settings of the optimizer that will search it; those of the section where absent.
         """
         self.config, self.merge = config, merge
+        self.optimizer = optimizer or config.dfs.optimizer
         self.space: FlowSpaceConfig = config.dfs
         merged = [len(config.sources)] if merge is not None else []
         order = self.space.order or [*merged, *range(len(config.sources))]
@@ -45,15 +54,15 @@ class FlowSpace:
             Layout(tuple(order), tuple(layers[source] for source in order), self.space.passes, self.space.terms > 1),
             self.space.encoding,
             self.space.scale_bounds,
-            depth if prune and self.space.optimizer.algorithm == "sweep" else self.most_hops,  # one that is on its way down
+            depth if prune and self.optimizer.algorithm == "sweep" else self.most_hops,  # a sweep starts from the full depth
             self.space.initialisation,
             self.space.ends or ("free" if self.space.encoding == "gate" else "paper"),
         )
 
     def start(self) -> Start:
         """Where a search begins; one over gates at the best of the sources as they are and of their splices."""
-        gates, gradient = self.space.encoding == "gate", self.space.optimizer.algorithm == "gradient"
-        sigma = self.space.optimizer.sigma or (0.2 if gates and not gradient else 0.1)
+        gates, gradient = self.space.encoding == "gate", self.optimizer.algorithm == "gradient"
+        sigma = self.optimizer.sigma or (0.2 if gates and not gradient else 0.1)
         lower, upper = self.genome.bounds()
         if not gates:
             return Start(self.genome.start(sigma), sigma, lower, upper)
@@ -162,7 +171,7 @@ class JointSpace:
     def start(self) -> Start:
         """Where a search of weights begins, on the merged layers alone; splices say little before the weights are found."""
         weights, gates = self.weights.start(), self.gates.start()
-        rate = (self.config.dfs.optimizer.sigma or _BESIDE_WEIGHTS) / weights.sigma
+        rate = (self.gates.optimizer.sigma or _BESIDE_WEIGHTS) / weights.sigma
         return Start(
             np.concatenate([weights.mean, gates.mean]),
             weights.sigma,

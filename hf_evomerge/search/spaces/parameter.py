@@ -18,7 +18,7 @@ from ...recipes.layer_groups import Grouping, check_keys, select_key
 from ...recipes.recipe import MergePart, Recipe
 from ..evaluation.gradients import WeightSlopes
 from ..file.config import SearchConfig
-from ..file.sections import Range
+from ..file.sections import OptimizerConfig, Range
 from ..optimizers.ask_tell import Start, Vector
 
 
@@ -54,6 +54,8 @@ class ParameterSpace:
         tensors: Sequence[str] = (),
         unchanged: Sequence[Container[str]] = (),
         distances: Sequence[float] = (),
+        *,
+        optimizer: OptimizerConfig | None = None,
     ) -> None:
         """Make the space.
 
@@ -63,8 +65,10 @@ class ParameterSpace:
             tensors: Names of their tensors; needed for ``groups: tensor`` and to tell what changes nothing.
             unchanged: Per merged source the names of the tensors that equal the base's.
             distances: Squared norms of their task vectors; without them ``starts: [metagpt]`` is not tried.
+            optimizer: The settings of the optimizer that will search it; those of the section where absent.
         """
         self.config, self.space, self.distances = config, config.ps, list(distances)
+        self.optimizer = optimizer or config.ps.optimizer
         self.tensors, self.unchanged = list(tensors), list(unchanged)
         self.idle: list[Coordinate] = []
         self.groups = self._groups(layer_count)
@@ -147,7 +151,7 @@ class ParameterSpace:
     def start(self) -> Start:
         """Where a search begins."""
         mean = np.array([coordinate.span.start_fraction for coordinate in self.coordinates])
-        sigma = self.space.optimizer.sigma or (0.04 if self.space.optimizer.algorithm == "gradient" else 1 / 6)
+        sigma = self.optimizer.sigma or (0.04 if self.optimizer.algorithm == "gradient" else 1 / 6)
         candidates = {point.tobytes(): point for point in (mean, *self._starts(mean))}
         tried = tuple(candidates.values()) if len(candidates) > 1 else ()
         return Start(mean, sigma, np.zeros(mean.size), np.ones(mean.size), tried)

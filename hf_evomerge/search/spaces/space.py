@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from ...recipes.recipe import MergePart, ParameterValue, Recipe
 from ..evaluation.gradients import Slopes
 from ..evaluation.source_pool import SourceSummary
-from ..file.config import SearchConfig, Stage
+from ..file.config import SearchConfig
+from ..file.stages import Stage
 from ..optimizers.ask_tell import Start, Vector
 from .flow import FlowSpace, JointSpace, RepeatSpace
 from .parameter import ParameterSpace
@@ -36,7 +37,7 @@ class Space(Protocol):
 
 
 def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge: MergePart | None = None) -> Space:
-    """The space that a stage searches; a random search has that of the first stage.
+    """Make the space that a stage searches.
 
     Args:
         config: The search.
@@ -44,19 +45,16 @@ def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge
         sources: What is known of the sources.
         merge: The merge that a second stage builds on: the winner of the first.
     """
-    depth, name = sources.layers[config.ps_sources[0]], config.space_of(stage)
-    if name != "joint":
-        part, optimizer = config.part(name), config.optimizer(stage)
-        if stage == "random" and optimizer.algorithm == "sweep":  # its paths are on their way down
-            optimizer = optimizer.model_copy(update={"algorithm": "random"})
-        config = config.model_copy(update={name: part.model_copy(update={"optimizer": optimizer})})
-    if name != "dfs":
-        weights = ParameterSpace(config, depth, sources.tensors, sources.unchanged, sources.distances)
-        if name == "ps":
+    depth = sources.layers[config.ps_sources[0]]
+    if stage.space != "dfs":
+        unchanged, distances = sources.unchanged, sources.distances
+        weights = ParameterSpace(config, depth, sources.tensors, unchanged, distances, optimizer=stage.optimizer)
+        if stage.space == "ps":
             return weights
         return JointSpace(weights, FlowSpace(config, [*sources.layers, depth], weights.part(weights.start().mean)))
     kind = FlowSpace if config.dfs.repeat is None else RepeatSpace
-    return kind(config, sources.layers if merge is None else [*sources.layers, depth], merge)
+    layers = sources.layers if merge is None else [*sources.layers, depth]
+    return kind(config, layers, merge, optimizer=stage.optimizer)
 
 
 def uniform_average(config: SearchConfig) -> Recipe:
