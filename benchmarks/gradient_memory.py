@@ -108,7 +108,7 @@ def child(arguments: argparse.Namespace, name: str, checkpointing: bool) -> dict
     sources = {"sources": [{"model": str(folder / each)} for each in "ab"], "base": {"model": str(folder / "base")}}
     config = SearchConfig.model_validate({**sources, **sections, **more, **SPACES[name]})
     evaluator = Evaluator(config, examples={"search": examples})
-    space = make_space(config, config.stages[0], evaluator.summary)
+    space = make_space(config, config.stages[0], evaluator.sources.summary)
     genome = space.start().mean
     everything = np.ones(genome.size, dtype=np.bool_)
     recipe, slopes = space.decode(genome), space.slopes(genome, everything)

@@ -96,7 +96,7 @@ def main() -> int:
     config = demo_config("dfs", {}, 8, 0, SPECIALISTS)
     sources = {"sources": config.sources, "base": config.base, "dtype": "float32"}
     merge = MergePart(method="task_arithmetic", parameters=[{"weight": 0.9}, {"weight": 0.7}])
-    layers = [Evaluator(config).layers[number] for number in (0, 1)]
+    layers = [Evaluator(config).sources.layers[number] for number in (0, 1)]
     path = [f"0:0-{layers[0] - 1}", f"1:1-{layers[1] - 1}"]
     recipes = {"merge": Recipe(**sources, merge=merge), "path": Recipe(**sources, flow=FlowPart(path=path))}
     worst = 0.0

@@ -201,14 +201,14 @@ def overhead(work: Path) -> None:
     from hf_evomerge.search.runners.cluster import RayRunner
 
     config = searches(work)["ps, evolution"]
-    examples = {"search": Evaluator(config).examples("search")}
+    examples = {"search": Evaluator(config).tasks.examples("search")}
     fields = {"sources": config.sources, "base": config.base}
     weights = [{"method": "task_arithmetic", "parameters": [{"weight": i / 200}, {"weight": 0.5}]} for i in range(200)]
     jobs = [Job(Recipe.model_validate({**fields, "merge": merge})) for merge in weights]
     ray.init("local", num_cpus=1, **QUIET)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     evaluator = Evaluator(config, task_factory=Nothing, examples=examples)
-    opened = {"base": evaluator.base, **{f"source:{i}": source for i, source in enumerate(evaluator.sources)}}
+    opened = {"base": evaluator.sources.base, **{f"source:{i}": source for i, source in enumerate(evaluator.sources)}}
     files = {label: digest_source(source, {}) for label, source in opened.items() if source is not None}
     given = {"task_factory": Nothing, "examples": examples}
     runners: dict[str, Runner] = {

@@ -24,7 +24,7 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.plots.style import DPI, GREY, look, project_style, save
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.evaluation.source_pool import SourceSummary
+from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.sections import LimitsConfig
 from hf_evomerge.search.runners.job import Job

@@ -92,7 +92,7 @@ class Lab:
         self.work, self.data = work, data
         self.settings = {**SETTINGS, "sources": [{"model": str(work / "base")}]}
         self.evaluator = Evaluator(SearchConfig(**self.settings), examples=data)
-        self.depth = self.evaluator.layers[0]
+        self.depth = self.evaluator.sources.layers[0]
         self.whole = self.recipe(range(self.depth))
 
     def recipe(self, layers: Iterable[int]) -> Recipe:
@@ -172,15 +172,15 @@ def hidden_states(evaluator: Evaluator) -> tuple[list[np.ndarray], float]:
 
     begin = time.perf_counter()
     target = evaluator.config.sources[0]
-    model, tokenizer = evaluator.model(target), evaluator.tokenizer(target)
-    found: list[list[Any]] = [[] for _ in range(evaluator.layers[0] + 1)]
+    model, tokenizer = evaluator.models.model(target), evaluator.tasks.tokenizer(target)
+    found: list[list[Any]] = [[] for _ in range(evaluator.sources.layers[0] + 1)]
     hooks = [
         layer.register_forward_hook(lambda _, inputs, output, place=place: found[place + 1].append(output[0]))
         for place, layer in enumerate(model.model.layers)
     ]
     hooks.append(model.model.layers[0].register_forward_pre_hook(lambda _, inputs: found[0].append(inputs[0][0])))
     with torch.inference_mode():
-        for example in evaluator.examples("search"):
+        for example in evaluator.tasks.examples("search"):
             model(input_ids=torch.tensor([tokenizer(example.answer)["input_ids"]]), use_cache=False)
     for hook in hooks:
         hook.remove()

@@ -205,7 +205,7 @@ def measure(folder: Path, seed: int) -> dict[str, list[bool]]:
     """Which test pictures each model gets right."""
     make_family(folder, seed)
     evaluator = Evaluator(settings(folder, SEARCHES["a weight per block and task, gradient"], seed))
-    tasks = [example.head for example in evaluator.examples("test")]
+    tasks = [example.head for example in evaluator.tasks.examples("test")]
 
     def right(target: Any) -> list[bool]:
         scores = evaluator.evaluate(target, "test")

@@ -75,7 +75,7 @@ class Lab:
 
     def copy_of(self, target: Recipe | SourceRef) -> Any:
         """A live model of its own."""
-        return deepcopy(self.evaluator.model(target))
+        return deepcopy(self.evaluator.models.model(target))
 
 
 def demo(family: str, draw: int, count: int = SEARCH) -> Lab:

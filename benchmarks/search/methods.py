@@ -110,7 +110,7 @@ class Objective:
     def __init__(self, lab: Lab, budget: int) -> None:
         config = lab.config(space="ps", ps=lab.sections["ps"])
         self.lab, self.budget, self.points = lab, budget, list[Point]()
-        self.space = make_space(config, config.stages[0], lab.evaluator.summary)
+        self.space = make_space(config, config.stages[0], lab.evaluator.sources.summary)
         self.start = self.space.start()
 
     def __call__(self, numbers: Any) -> float:

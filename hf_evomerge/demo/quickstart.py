@@ -231,7 +231,7 @@ def one_problem(config: SearchConfig, results: dict[str, Result]) -> str:
     rows = comparison(results)
     evolved = [row for row in rows if row.stage in ("ps", "dfs")]
     others = [row for row in rows if row.stage not in ("ps", "dfs")]
-    examples = evaluator.examples("test")
+    examples = evaluator.tasks.examples("test")
 
     def right(row: Row, index: int) -> bool:
         return row.scores.correct is not None and bool(row.scores.correct[index])

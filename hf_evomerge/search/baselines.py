@@ -43,8 +43,10 @@ def tuned_models(evaluator: Evaluator, folder: Path, start: SourceRef | Recipe, 
         SearchError: peft is not installed.
         EvoMergeError: The model cannot be built or trained.
     """
-    plain = _plain(start, folder / name / "model", trust_remote_code=evaluator.trust_remote_code)
-    settings = [Lora.for_cost(cost, len(evaluator.examples("search")), rate=rate, seed=evaluator.config.seed) for rate in RATES]
+    plain = _plain(start, folder / name / "model", trust_remote_code=evaluator.sources.trust_remote_code)
+    settings = [
+        Lora.for_cost(cost, len(evaluator.tasks.examples("search")), rate=rate, seed=evaluator.config.seed) for rate in RATES
+    ]
     found = {}
     for lora in settings:
         out = folder / name / f"lora-{lora.rate:g}"
@@ -69,13 +71,13 @@ def _plain(start: SourceRef | Recipe, folder: Path, *, trust_remote_code: bool) 
 
 def _train(evaluator: Evaluator, start: SourceRef, lora: Lora, out: Path) -> None:
     """Train one adapter, and write it in one piece; the model is left as it was."""
-    model: Any = evaluator.model(start)
-    examples, tokenizer = evaluator.examples("search"), evaluator.tokenizer(start)
+    model: Any = evaluator.models.model(start)
+    examples, tokenizer = evaluator.tasks.examples("search"), evaluator.tasks.tokenizer(start)
     try:
-        tuned = fine_tune(model, evaluator.differentiable_task, examples, tokenizer, lora)
+        tuned = fine_tune(model, evaluator.tasks.differentiable_task, examples, tokenizer, lora)
         unfinished = out.with_name(f".{out.name}.new")
         shutil.rmtree(unfinished, ignore_errors=True)
         tuned.save_pretrained(unfinished)
         os.replace(unfinished, out)
     finally:
-        evaluator.forget_parents()  # peft has put its layers into the model
+        evaluator.models.forget_parents()  # peft has put its layers into the model

@@ -62,7 +62,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         check_memory_limit()
     for name in config.report_to:
         TRACKERS[name]()  # refuses one that is not installed
-    splits = {split: evaluator.examples(split) for split in ["search", *evaluator.splits]}
+    splits = {split: evaluator.tasks.examples(split) for split in ["search", *evaluator.tasks.splits]}
     retained = {name.removeprefix(RETAINED): examples for name, examples in splits.items() if name.startswith(RETAINED)}
     own = [each for each in only_task_objectives(config.objectives) if each.data]
     together = {  # whatever is looked at for one objective is no test of another
@@ -71,13 +71,13 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     }
     check_disjoint(**together, retained=retained)
     _check_engine(config)
-    for source in [*evaluator.sources, *([evaluator.base] if evaluator.base is not None else [])]:
-        evaluator.check_scored(source)
+    for source in evaluator.sources.all:
+        evaluator.tasks.check_scored(source)
     found = Checked(notes=[*_unused(config), *_of_dtype(config, evaluator)])
-    reads = config.space != "dfs" and evaluator.weights  # of paths nothing is read here, which may be the head of a cluster
-    found.warnings += twins(evaluator.sources, config.source_names, download=reads)
+    reads = config.space != "dfs" and evaluator.sources.weights  # the head of a cluster reads nothing for paths
+    found.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
     if reads:
-        found.warnings += evaluator.merged(config.merge_part()).sampled_findings().warnings
+        found.warnings += evaluator.sources.merged(config.merge_part()).sampled_findings().warnings
     found.notes += _check_average(config, evaluator)
     if config.objectives:
         check_installed()
@@ -85,7 +85,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         from .finetune import peft
 
         try:
-            evaluator.differentiable_task()
+            evaluator.tasks.differentiable_task()
         except FitnessError as error:
             raise SearchError(f"baselines: lora follows a gradient; leave it out: {error}") from error
         peft()
@@ -93,7 +93,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         if stage.role == "random":
             continue
         on_merge = config.space == "hybrid" and stage.space == "dfs"
-        space = make_space(config, stage, evaluator.summary, config.merge_part() if on_merge else None)
+        space = make_space(config, stage, evaluator.sources.summary, config.merge_part() if on_merge else None)
         start = space.start()
         mean = start.mean
         warnings = _check_recipe(space.decode(mean), evaluator)
@@ -103,16 +103,16 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         found.notes += [note for note in space.notes() if note not in found.notes]
         found.warnings += [line for line in warnings if line not in found.warnings]
     for split in splits:
-        evaluator.check_examples(split)
+        evaluator.tasks.check_examples(split)
     return found
 
 
 def _check_average(config: SearchConfig, evaluator: Evaluator) -> list[str]:
     """Why there is no plain average to compare with, where one is wanted and cannot be made."""
-    if "average" not in config.baselines or len(config.sources) < 2 or len(set(evaluator.layers)) > 1:
+    if "average" not in config.baselines or len(config.sources) < 2 or len(set(evaluator.sources.layers)) > 1:
         return []
     try:
-        evaluator.checkpoint(uniform_average(config))
+        evaluator.sources.checkpoint(uniform_average(config))
     except EvoMergeError as cause:
         return [f"the results will have no uniform average: {one_line(cause, 200)}"]
     return []
@@ -147,8 +147,8 @@ def _unused(config: SearchConfig) -> Iterator[str]:
 
 def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
     """What half precision does on a processor."""
-    if devices_of(config)[0].startswith("cpu") and evaluator.dtype.itemsize < 4:  # type: ignore[union-attr]
-        name = str(evaluator.dtype).removeprefix("torch.")
+    if devices_of(config)[0].startswith("cpu") and evaluator.models.dtype.itemsize < 4:  # type: ignore[union-attr]
+        name = str(evaluator.models.dtype).removeprefix("torch.")
         yield (
             f"dtype: in {name} a CPU blurs scores, so that close candidates change places (as measured, by .02 to .25 nats an "
             "example); `dtype: float32` is exact"
@@ -174,7 +174,7 @@ def _check_recipe(recipe: Recipe, evaluator: Evaluator) -> list[str]:
     from ..building.routed import Routed
     from ..routing.config import check_configs
 
-    checkpoint = evaluator.checkpoint(recipe)
+    checkpoint = evaluator.sources.checkpoint(recipe)
     if isinstance(checkpoint, Routed) and recipe.flow is not None:
         configs = [each.config for each in checkpoint.checkpoints]
         check_configs(configs, recipe.flow.embedding_source, names=checkpoint.checkpoints, anywhere=True)
@@ -190,7 +190,7 @@ def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator, sp
     if stage.space != "ps" and config.dfs.encoding == "gate":
         check_gates(evaluator.sources[0].config.get_text_config())
     if stage.algorithm == "gradient":
-        evaluator.check_gradient(stage.fitness)
+        evaluator.tasks.check_gradient(stage.fitness)
         if stage.space != "dfs":
             check_differentiable(get_method(config.ps.method))
             if isinstance(space, ParameterSpace) and (still := space.unmoved):

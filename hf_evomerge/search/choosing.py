@@ -85,7 +85,7 @@ class Chooser:
         self.config = pin(written, pins)
         _check(self.config)
         self.evaluator = Evaluator(self.config)
-        self.examples = len(self.evaluator.examples("search"))
+        self.examples = len(self.evaluator.tasks.examples("search"))
         if self.examples > MOST:
             raise SearchError(f"data.search: {self.examples} pictures of each candidate; a person compares {MOST} at most")
         check_search(self.config, self.evaluator)
@@ -154,7 +154,7 @@ class Chooser:
                     study,
                     _Asked(choice, done, self.examples),
                     stage=stage,
-                    space=make_space(self.config, stage, self.evaluator.summary),
+                    space=make_space(self.config, stage, self.evaluator.sources.summary),
                     example_count=self.examples,
                 )
                 try:
@@ -169,9 +169,9 @@ class Chooser:
         self.pictures = [self._draw(recipe) for recipe in self._recipes]
 
     def _draw(self, recipe: Recipe) -> Any:
-        task = self.evaluator.task(recipe)
+        task = self.evaluator.tasks.prepared(recipe)
         assert isinstance(task, ChoiceTask)  # it was checked
-        return sheet(task.pictures(self.evaluator.model(recipe)))
+        return sheet(task.pictures(self.evaluator.models.model(recipe)))
 
 
 def sheet(pictures: Sequence[Any]) -> Any:

@@ -15,7 +15,7 @@ from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe, SourceRef
 from .baselines import Tune
 from .callbacks import Progress, SearchCallback
-from .evaluation.source_pool import SourceSummary
+from .evaluation.sources import SourceSummary
 from .file.config import RETAINED, SearchConfig
 from .file.objectives import FITNESS, vector
 from .file.stages import Stage, StageName

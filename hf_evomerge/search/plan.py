@@ -17,7 +17,7 @@ from .checks import check_search
 from .evaluation.devices import check_device, device_memory, devices_of, places_of
 from .evaluation.evaluator import Batch, Evaluator
 from .evaluation.memory import PROCESS, default_workers, device_shares, memory_of_models
-from .evaluation.source_pool import Target
+from .evaluation.sources import Target
 from .file.config import RETAINED, SearchConfig
 from .file.stages import Stage
 from .optimizers.ask_tell import GROWTH, Start, Vector, default_population
@@ -123,18 +123,18 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         warnings.append("a person chooses, with `hf-evomerge choose`; no weights were looked at, and no time was measured")
     evaluator = Evaluator(config, trust_remote_code=trust_remote_code, weights=not warnings)
     checked = check_search(config, evaluator)
-    examples = {split: len(evaluator.examples(split)) for split in evaluator.splits}
+    examples = {split: len(evaluator.tasks.examples(split)) for split in evaluator.tasks.splits}
     second = _seconds(evaluator, config.sources[0], config.sources[0]) / examples["search"]  # of one example
     warnings += [*checked.warnings, *_of_splits(examples)]
     stages, merge = list[Phase](), None
     for stage in config.stages:
-        space = make_space(config, stage, evaluator.summary, merge)
+        space = make_space(config, stage, evaluator.sources.summary, merge)
         planned = _StageCost(config, stage, space, evaluator)
         stages.append(planned.phase())
         warnings += planned.warnings()
         if stage.name == "ps" and config.space == "hybrid":
             merge = space.decode(space.start().mean).merge
-    phases = _around(config, stages, examples, second, averaged=len(set(evaluator.layers)) == 1)
+    phases = _around(config, stages, examples, second, averaged=len(set(evaluator.sources.layers)) == 1)
     memory = memory_of_models(config, evaluator)
     shares = device_shares(config, evaluator)
     warnings += _of_devices(config, memory, shares)
@@ -181,7 +181,7 @@ class _StageCost:
     def __init__(self, config: SearchConfig, stage: Stage, space: Space, evaluator: Evaluator) -> None:
         self.config, self.stage, self.space, self.evaluator = config, stage, space, evaluator
         self.start = space.start()
-        self.count = len(evaluator.examples("search"))
+        self.count = len(evaluator.tasks.examples("search"))
         self.sizes = stage.batch_sizes(self.count)
         self.gradient, self.sweep = stage.algorithm == "gradient", stage.algorithm == "sweep"
         everything = np.ones(self.start.mean.size, dtype=np.bool_)
@@ -259,7 +259,7 @@ def _near(start: Start) -> Vector:
 
 def _seconds(evaluator: Evaluator, first: Target, then: Target, how: Callable[[Target], Scores] | None = None) -> float:
     """How long one evaluation takes, once the first has loaded what it needs; not a number where weights are not read."""
-    if not evaluator.weights:
+    if not evaluator.sources.weights:
         return math.nan
     for target in (first, then):
         scores = evaluator.evaluate(target) if how is None else how(target)

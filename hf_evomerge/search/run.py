@@ -107,8 +107,8 @@ def run_search(
             config,
             study,
             runner,
-            sources=evaluator.summary,
-            splits={split: len(evaluator.examples(split)) for split in evaluator.splits},
+            sources=evaluator.sources.summary,
+            splits={split: len(evaluator.tasks.examples(split)) for split in evaluator.tasks.splits},
             tune=partial(tuned_models, evaluator, study.folder / FOLDER),
             callbacks=told,
         )
@@ -116,7 +116,7 @@ def run_search(
         save_results(config, study, result)
         if build:
             build_winner(study.folder, result.winner, trust_remote_code=trust_remote_code)
-        draw_pictures(config, study, result.winner, evaluator.layers, study.folder / PLOTS_FOLDER)
+        draw_pictures(config, study, result.winner, evaluator.sources.layers, study.folder / PLOTS_FOLDER)
         for callback in told:
             callback.on_end(study, result)
         return result
@@ -140,13 +140,13 @@ def _runner(
     parents = ["base", *(f"source:{number}" for number in range(len(config.sources)))]
     limits = Limits(
         config.limits,
-        examples={split: len(evaluator.examples(split)) for split in evaluator.splits},
-        layers=min(evaluator.layers),
+        examples={split: len(evaluator.tasks.examples(split)) for split in evaluator.tasks.splits},
+        layers=min(evaluator.sources.layers),
         parents=lambda: [study.evaluation(label, "search") for label in parents],
     )
     if ray:
         memory = max(memory_of_models(config, evaluator).values())
-        sent = {**arguments, "examples": {split: evaluator.examples(split) for split in evaluator.splits}}
+        sent = {**arguments, "examples": {split: evaluator.tasks.examples(split) for split in evaluator.tasks.splits}}
         known = files(study, evaluator)
         return RayRunner(config, workers or None, memory=memory, files=known, admit=admit, limits=limits, **sent)
     places = places_of(config)

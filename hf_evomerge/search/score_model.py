@@ -78,7 +78,7 @@ def evaluate_model(
     # the search's sources are not needed, nor the numbers by which it names them
     alone = config.model_copy(update={"sources": [target], "base": None, "ps": ps, "dfs": dfs})
     evaluator = Evaluator(alone, trust_remote_code=trust_remote_code)
-    examples = tuple(evaluator.examples(split))
+    examples = tuple(evaluator.tasks.examples(split))
     scores = evaluator.evaluate(target, split)
     if scores.error is not None:
         raise SearchError(f"{model}: cannot be evaluated: {scores.error}")

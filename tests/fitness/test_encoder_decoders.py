@@ -110,7 +110,7 @@ def search_of(folder: Path, name: str, tokenizer: Any, **changes: Any) -> Search
             assert scores.outputs is not None
             lines = [
                 json.dumps({"prompt": example.prompt, "answer": output or "w1"})
-                for example, output in zip(evaluator.examples(split), scores.outputs, strict=True)
+                for example, output in zip(evaluator.tasks.examples(split), scores.outputs, strict=True)
             ]
             (folder / f"{split}.jsonl").write_text("\n".join(lines))
     return config

@@ -9,7 +9,7 @@ import pytest
 from toy_search import EXAMPLES, LAYERS, ToyRunner, table_rows, toy_config, toy_scores, toy_search
 
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
-from hf_evomerge.search.evaluation.source_pool import SourceSummary
+from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.loop import Search
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study

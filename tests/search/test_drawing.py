@@ -58,7 +58,7 @@ def config_of(parents: Path, **fields: Any) -> SearchConfig:
 def test_what_is_drawn_depends_on_weights_and_examples_alone(parents: Path) -> None:
     """The same example has the same picture in any company, another seed another one; texts are drawn as classes are."""
     evaluator = Evaluator(config_of(parents), task_factory=task, examples={"search": DIGITS})
-    pipeline = evaluator.model(evaluator.config.sources[0])
+    pipeline = evaluator.models.model(evaluator.config.sources[0])
     whole = draw(pipeline, DIGITS, **SETTINGS)
     alone = draw(pipeline, DIGITS[2:3], **SETTINGS)
     np.testing.assert_allclose(whole[2], alone[0], atol=1e-5)
@@ -202,8 +202,8 @@ def test_clip_judges_what_is_drawn(parents: Path, tmp_path: Path) -> None:
     evaluator = Evaluator(config)
     scores = evaluator.evaluate(config.sources[0])
     assert scores.error is None
-    task = evaluator.task(config.sources[0])
-    pictures = task.pictures(evaluator.model(config.sources[0]))  # type: ignore[attr-defined]
+    task = evaluator.tasks.prepared(config.sources[0])
+    pictures = task.pictures(evaluator.models.model(config.sources[0]))  # type: ignore[attr-defined]
     given = CLIPProcessor.from_pretrained(tmp_path / "clip")(
         text=["a cat", "a hat"], images=pictures, return_tensors="pt", padding=True
     )

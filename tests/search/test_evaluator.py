@@ -67,14 +67,14 @@ def test_models_that_are_not_needed_are_let_go(space: str, search_config: Config
     order = [*evaluator.config.sources, evaluator.config.base]
     for ref in order:
         assert ref is not None
-        references[ref] = weakref.ref(evaluator.model(ref))
+        references[ref] = weakref.ref(evaluator.models.model(ref))
     gc.collect()
     assert [references[ref]() is not None for ref in order if ref] == [False, False, True]
     recipe = _recipe(evaluator.config, space)
     before = evaluator.evaluate(recipe)
     gc.collect()
     assert all(reference() is None for reference in references.values())
-    live = weakref.ref(evaluator.model(recipe if space == "ps" else order[0]))
+    live = weakref.ref(evaluator.models.model(recipe if space == "ps" else order[0]))
     assert evaluator.evaluate(evaluator.config.base).error is None
     gc.collect()
     assert (live() is None) == (space == "ps")
@@ -114,7 +114,7 @@ def test_a_live_model_scores_what_the_built_model_scores(
         recipe = _recipe(config, part)
         scores = evaluator.evaluate(recipe)
         assert scores.error is None, part
-        built = _scores_of_built(recipe, config, tmp_path / part, evaluator.examples("search"))
+        built = _scores_of_built(recipe, config, tmp_path / part, evaluator.tasks.examples("search"))
         assert scores.values.tolist() == built, part
         seen.append(scores.mean)
     assert len(set(seen)) == len(PARTS)
@@ -131,7 +131,7 @@ def test_sources_that_differ_in_dtype_or_settings(tiny: Path, tiny_half: Path, s
     evaluator = Evaluator(config)
     average, reverse = uniform_average(config), _recipe(config, "other sources")
     for number, recipe in enumerate([average, reverse, average]):
-        built = _scores_of_built(recipe, config, tmp_path / str(number), evaluator.examples("search"))
+        built = _scores_of_built(recipe, config, tmp_path / str(number), evaluator.tasks.examples("search"))
         assert evaluator.evaluate(recipe).values.tolist() == built
 
 
@@ -193,8 +193,8 @@ def test_splits_have_their_own_scores(search_config: Config) -> None:
     """Each split is scored on its own examples, and a split that is not given is refused."""
     evaluator = Evaluator(search_config())
     parent = evaluator.config.sources[0]
-    assert evaluator.splits == ["search", "validation", "test"]
-    assert [evaluator.evaluate(parent, split).values.size for split in evaluator.splits] == [5, 4, 6]
+    assert evaluator.tasks.splits == ["search", "validation", "test"]
+    assert [evaluator.evaluate(parent, split).values.size for split in evaluator.tasks.splits] == [5, 4, 6]
     data = {"search": evaluator.config.data["search"].model_dump(exclude_defaults=True)}
     lonely = Evaluator(search_config(data=data))
     assert lonely.splits == ["search"]
@@ -207,7 +207,7 @@ def test_a_parent_is_scored_as_it_is(tiny: Path, search_config: Config) -> None:
     config = search_config()
     evaluator = Evaluator(config)
     task = make_task(config.fitness)
-    task.prepare(evaluator.examples("search"), AutoTokenizer.from_pretrained(tiny / "b"))
+    task.prepare(evaluator.tasks.examples("search"), AutoTokenizer.from_pretrained(tiny / "b"))
     expected = task.evaluate(AutoModelForCausalLM.from_pretrained(tiny / "b")).values.tolist()
     for part in (None, "dfs", "hybrid", "ps"):
         if part is not None:
@@ -220,9 +220,9 @@ def test_sources_of_different_depth_share_a_path(tiny: Path, search_config: Conf
     """A path may run through sources of different depth, and scores what the built model scores."""
     config = search_config("dfs", sources=[{"model": str(tiny / "a")}, {"model": str(tiny / "deep")}], base=None)
     evaluator = Evaluator(config)
-    assert evaluator.layers == [2, 3]
+    assert evaluator.sources.layers == [2, 3]
     recipe = Recipe.model_validate({"sources": config.sources, "flow": {"path": ["0:0", "1:2", "1:0", "0:1"]}})
-    built = _scores_of_built(recipe, config, tmp_path / "built", evaluator.examples("search"))
+    built = _scores_of_built(recipe, config, tmp_path / "built", evaluator.tasks.examples("search"))
     assert evaluator.evaluate(recipe).values.tolist() == built
 
 
@@ -230,11 +230,11 @@ def test_candidates_share_the_layers_of_the_sources(search_config: Config) -> No
     """A candidate of a data flow search holds the resident parameters themselves, not copies."""
     config = search_config("dfs")
     evaluator = Evaluator(config)
-    parent = evaluator.model(config.sources[0])
-    merged = evaluator.model(_recipe(config, "dfs"))
+    parent = evaluator.models.model(config.sources[0])
+    merged = evaluator.models.model(_recipe(config, "dfs"))
     own = {parameter.data_ptr() for parameter in parent.parameters()}
     assert merged.get_input_embeddings().weight.data_ptr() in own
-    other = {parameter.data_ptr() for parameter in evaluator.model(config.sources[1]).parameters()}
+    other = {parameter.data_ptr() for parameter in evaluator.models.model(config.sources[1]).parameters()}
     assert {parameter.data_ptr() for parameter in merged.parameters()} <= own | other
 
 
@@ -243,7 +243,7 @@ def test_answer_is_what_the_model_writes(part: str, search_config: Config, tmp_p
     """The answer that is shown is the built model's own greedy continuation of the prompt."""
     config = search_config()
     evaluator = Evaluator(config)
-    recipe, example = _recipe(config, part), evaluator.examples("test")[0]
+    recipe, example = _recipe(config, part), evaluator.tasks.examples("test")[0]
     folder = build_model(recipe, tmp_path / "built", progress=False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = torch.tensor([tokenizer(example.prompt)["input_ids"]])
@@ -300,7 +300,7 @@ def test_a_joint_gradient_is_that_of_the_score(terms: int, search_config: Callab
     dfs = {"terms": terms, "repetitions": 2, "optimizer": {"algorithm": "gradient"}}
     config = search_config("hybrid", **JOINT, dfs=dfs)
     evaluator = Evaluator(config)
-    space = make_space(config, config.stages[0], evaluator.summary)
+    space = make_space(config, config.stages[0], evaluator.sources.summary)
     assert isinstance(space, JointSpace)
     genome = space.start().mean
     rng = np.random.default_rng(0)
@@ -334,13 +334,13 @@ def test_recomputed_gradients_are_the_same(space: str, search_config: Callable[.
         dfs = {"repetitions": 1, "optimizer": {"algorithm": "gradient"}}
         config = search_config(space, **more, dfs=dfs, gradient_checkpointing=checkpointing)
         evaluator = Evaluator(config)
-        here = make_space(config, config.stages[0], evaluator.summary)
+        here = make_space(config, config.stages[0], evaluator.sources.summary)
         genome = here.start().mean
         slopes = here.slopes(genome, np.ones(genome.size, dtype=np.bool_))
         scores = evaluator.evaluate(here.decode(genome), slopes=slopes)
         assert scores.error is None, scores.error
         found.append(scores)
-        assert not any("forward" in vars(module) for module in evaluator.model(config.sources[0]).modules())
+        assert not any("forward" in vars(module) for module in evaluator.models.model(config.sources[0]).modules())
     assert found[0] == found[1]
     assert found[0].gradient is not None
     assert found[0].gradient.any()
@@ -388,14 +388,14 @@ def test_vocabularies_that_differ(
         folder = tmp_path / str(number)
         scores = evaluator.evaluate(recipe)
         assert scores.error is None
-        live = {key: value.clone() for key, value in evaluator.model(recipe).state_dict().items()}
-        assert scores.values.tolist() == _scores_of_built(recipe, config, folder, evaluator.examples("search"))
+        live = {key: value.clone() for key, value in evaluator.models.model(recipe).state_dict().items()}
+        assert scores.values.tolist() == _scores_of_built(recipe, config, folder, evaluator.tasks.examples("search"))
         state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
         rows = 26 if vocabulary in ("truncate", "tokenizer") else 29
         assert {len(state[key]) for key in state if "embed_tokens" in key or "lm_head" in key} == {rows}
         assert live.keys() == state.keys()
         assert all(torch.equal(live[key], state[key]) for key in state)
-        tokenizer = evaluator.tokenizer(recipe)
+        tokenizer = evaluator.tasks.tokenizer(recipe)
         assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(folder).get_vocab()
         assert tokenizer.chat_template == "{{ messages }}"
 
@@ -405,7 +405,7 @@ def test_attention_is_computed_as_the_file_says(search_config: Callable[..., Sea
     config = search_config(attn_implementation="eager")
     evaluator = Evaluator(config)
     for target in (config.sources[0], config.recipe(merge=config.merge_part())):
-        assert evaluator.model(target).config._attn_implementation == "eager"
+        assert evaluator.models.model(target).config._attn_implementation == "eager"
     assert Evaluator(search_config()).model(config.sources[0]).config._attn_implementation == "sdpa"
     with pytest.raises(SearchError, match="attn_implementation"):
         search_config(attn_implementation="kernels-community/flash-attn")

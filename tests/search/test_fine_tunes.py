@@ -49,15 +49,20 @@ def test_a_fine_tune_climbs(tiny: Path, search_config: Config) -> None:
     evaluator = Evaluator(search_config(dtype="float32"))
     ref = SourceRef(model=str(tiny / "a"))
     before = evaluator.evaluate(ref).mean
-    settings = Lora.for_cost(200, len(evaluator.examples("search")), rate=5e-3)
+    settings = Lora.for_cost(200, len(evaluator.tasks.examples("search")), rate=5e-3)
     assert (settings.steps, settings.batch) == (66, 5)
     assert Lora.for_cost(75, 128, rate=1e-3).steps == 200
-    arguments: Any = (evaluator.differentiable_task, evaluator.examples("search"), evaluator.tokenizer(ref), settings)
+    arguments: Any = (
+        evaluator.tasks.differentiable_task,
+        evaluator.tasks.examples("search"),
+        evaluator.tasks.tokenizer(ref),
+        settings,
+    )
     trained = []
     for _ in range(2):
         model = fine_tune(AutoModelForCausalLM.from_pretrained(tiny / "a", dtype=torch.float32), *arguments)
-        task = evaluator.differentiable_task()
-        task.prepare(evaluator.examples("search"), evaluator.tokenizer(ref))
+        task = evaluator.tasks.differentiable_task()
+        task.prepare(evaluator.tasks.examples("search"), evaluator.tasks.tokenizer(ref))
         trained.append(task.evaluate(model))
     assert before is not None
     assert trained[0].mean is not None

@@ -10,7 +10,7 @@ from toy_search import EXAMPLES, LAYERS, OPTIMIZER, SPACES, ToyRunner, hardness,
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
-from hf_evomerge.search.evaluation.source_pool import SourceSummary
+from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.loop import Search
 from hf_evomerge.search.optimizers import ask_tell as optimizer
 from hf_evomerge.search.runners.job import Job

@@ -25,7 +25,7 @@ from hf_evomerge.hub.record import _public_settings, write_record
 from hf_evomerge.plots import Front, front_figure
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.evaluation.source_pool import SourceSummary
+from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.objectives import vector
 from hf_evomerge.search.folder import build_pick

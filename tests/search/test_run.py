@@ -219,7 +219,7 @@ def test_answers_and_what_is_retained(tiny: Path, tmp_path: Path, search_config:
     assert [answer.answer for answer in mine] == scores.outputs
     assert scores.truncated is not None
     assert [answer.truncated for answer in mine] == scores.truncated.tolist()
-    assert mine[0].expected == evaluator.examples("test")[0].answer
+    assert mine[0].expected == evaluator.tasks.examples("test")[0].answer
     assert export_answers(tmp_path, tmp_path / "answers.jsonl") == len(exported)
     lines = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     assert [Answer(**json.loads(line)) for line in lines] == exported

@@ -96,14 +96,14 @@ def test_a_candidate_in_memory_is_the_one_that_is_built(name: str, parents: Any,
     out = build_model(recipe, tmp_path / "out", progress=False)
     scores = evaluator.evaluate(recipe, "search")
     assert scores.error is None, scores.error
-    live = evaluator.model(recipe).state_dict()
+    live = evaluator.models.model(recipe).state_dict()
     for key, tensor in AutoModelForImageTextToText.from_pretrained(out).state_dict().items():
         assert torch.equal(tensor, live[key]), key
     processor = AutoProcessor.from_pretrained(out)
     writing = {"task": "generation", "max_new_tokens": 3, "extract": "all"}
     generated = Evaluator(search_of(folder, writing)).evaluate(recipe, "search")
     assert generated.error is None, generated.error
-    for example, value, output in zip(evaluator.examples("search"), scores.values, generated.outputs or [], strict=True):
+    for example, value, output in zip(evaluator.tasks.examples("search"), scores.values, generated.outputs or [], strict=True):
         wanted, written = by_hand(out, processor, example)
         assert value == pytest.approx(wanted, abs=1e-3)
         assert output.split() == processor.tokenizer.decode(written, skip_special_tokens=True).split()
@@ -142,8 +142,8 @@ def test_a_search_for_a_path_ends_with_a_model_that_sees(parents: Any, tmp_path:
     assert built.error is None, built.error
     assert built.values.tolist() == pytest.approx(live.values.tolist(), abs=1e-4)
     for key, tensor in AutoModelForImageTextToText.from_pretrained(out).state_dict().items():
-        assert torch.equal(tensor, evaluator.model(recipe).state_dict()[key]), key
-    assert evaluator.answer(recipe, evaluator.examples("test")[0], 3) is not None
+        assert torch.equal(tensor, evaluator.models.model(recipe).state_dict()[key]), key
+    assert evaluator.answer(recipe, evaluator.tasks.examples("test")[0], 3) is not None
 
 
 def test_what_does_not_go_with_parts_is_refused(parents: Any) -> None:

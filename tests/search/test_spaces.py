@@ -12,7 +12,7 @@ from hf_evomerge.merging.registry import check_part
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import MergePart, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.evaluation.source_pool import SourceSummary
+from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.spaces.flow import FlowSpace, JointSpace
 from hf_evomerge.search.spaces.parameter import ParameterSpace

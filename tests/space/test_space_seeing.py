@@ -67,7 +67,7 @@ def test_models_answer_as_in_the_search(search: Path, served: Served) -> None:
     """The evolved model and each parent, one of which is blind by itself, give the answers that the search scored."""
     published, host = served.show.need()
     evaluator = Evaluator(settings_in(search))
-    example, shown = evaluator.examples("test")[0], published.examples[0]
+    example, shown = evaluator.tasks.examples("test")[0], published.examples[0]
     drawn = [Image.open(io.BytesIO(data)).tobytes() for data in shown.pictures]
     assert drawn == [picture.load().tobytes() for picture in example.pictures]
     assert published.sees

@@ -14,7 +14,7 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.callbacks import Patience, SearchCallback
-from hf_evomerge.search.evaluation.source_pool import SourceSummary
+from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.loop import Search
 from hf_evomerge.search.results.result import Result

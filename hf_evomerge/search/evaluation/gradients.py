@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ...merging.gradient import Number
     from ...routing.pool import LayerPool
-    from .model_pool import LiveModels
+    from .model_pool import ModelPool
 
 Vector = NDArray[np.float64]
 
@@ -26,7 +26,7 @@ Vector = NDArray[np.float64]
 class Slopes(Protocol):
     """What the gradient of one evaluation is of."""
 
-    def take(self, models: LiveModels, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+    def take(self, models: ModelPool, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
         """The gradient at a recipe, one number per coordinate; `backward` runs a live model and its backward pass."""
 
 
@@ -42,7 +42,7 @@ class WeightSlopes:
     numbers: tuple[Number, ...]
     widths: tuple[float, ...]
 
-    def take(self, models: LiveModels, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+    def take(self, models: ModelPool, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
         """See `Slopes`."""
         assert recipe.merge is not None  # the space makes recipes with a merge part
         gradient, model = models.merge_gradient(recipe.merge)
@@ -66,7 +66,7 @@ class GateSlopes:
     active: tuple[bool, ...]
     hops: tuple[int, ...]
 
-    def take(self, models: LiveModels, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+    def take(self, models: ModelPool, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
         """See `Slopes`."""
         return self.through(models.layer_pool(recipe), backward)
 
@@ -94,7 +94,7 @@ class JointSlopes:
     weights: WeightSlopes
     gates: GateSlopes
 
-    def take(self, models: LiveModels, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
+    def take(self, models: ModelPool, recipe: Recipe, backward: Callable[[Any], object]) -> Vector:
         """See `Slopes`."""
         pool = models.layer_pool(recipe, merge=False)  # the merge is written by the gradient of the weights
         gates: list[Vector] = []

@@ -66,15 +66,13 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
     Returns:
         Bytes by ``parents``, ``ps``, ``dfs`` and ``joint``, as far as the search has these phases.
     """
-    sources = [evaluator.sources[number] for number in range(len(config.sources))]
-    itemsize: int = evaluator.dtype.itemsize  # type: ignore[union-attr]
+    sources, itemsize = evaluator.sources, evaluator.models.dtype.itemsize  # type: ignore[union-attr]
     sizes = [_model(source, itemsize) for source in sources]
-    parents = [*sizes, *([_model(evaluator.base, itemsize)] if evaluator.base is not None else [])]
-    found = {"parents": max(parents)}
-    merged = evaluator.merged(config.merge_part()) if config.space != "dfs" else None
+    found = {"parents": max(_model(source, itemsize) for source in sources.all)}
+    merged = sources.merged(config.merge_part()) if config.space != "dfs" else None
+    kept = 0 if merged is None else _model(merged, itemsize) + _task_vectors(config, merged, sources.base is not None)
     for space in config.spaces:
-        whole = 0 if merged is None else _model(merged, itemsize) + _task_vectors(config, merged, evaluator.base is not None)
-        found[space] = whole + (0 if space == "ps" else sum(sizes))
+        found[space] = kept + (0 if space == "ps" else sum(sizes))
     return found
 
 

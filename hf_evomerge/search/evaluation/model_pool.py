@@ -1,6 +1,6 @@
 """The models of a search in memory: sources that stay, parents that come and go, and recipes without copying a layer.
 
-Knows neither examples nor scores; of the task only which kinds of models it is for.
+Knows neither tasks nor scores.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import SourceError
-from ...fitness import ChoiceTask, FunctionTask
 from ...recipes.recipe import MergePart, Recipe, SourceRef
 from ..file.config import SearchConfig
 from .devices import places_of
-from .source_pool import OpenedSources, Target
+from .sources import SearchSources, Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,31 +26,25 @@ if TYPE_CHECKING:
     from ...routing.pool import LayerPool
 
 
-class LiveModels(OpenedSources):
+class ModelPool:
     """Turns recipes and parents into live models, on the devices of a search.
 
     Args:
         config: The search: sources, dtype, devices (of the first worker, where there are several) and threads.
-        make_task: Makes an unprepared task of the search's own kind.
-        trust_remote_code: Whether Python files that come with the sources may be run.
-        weights: Whether weights may be downloaded and read; there are no models without.
+        sources: Its opened sources.
+        check: Refuses a source that the search's task cannot score, before it is loaded.
 
     Attributes:
         loading: Called when the loading of models begins and ends, whose time is not an evaluation's.
-
-    Raises:
-        SourceError: A source cannot be read.
+        dtype: The dtype of the models.
     """
 
-    def __init__(
-        self, config: SearchConfig, make_task: Callable[[], Any], *, trust_remote_code: bool = False, weights: bool = True
-    ) -> None:
+    def __init__(self, config: SearchConfig, sources: SearchSources, check: Callable[[Source], None]) -> None:
         import torch
 
         torch.set_num_threads(config.threads)
-        super().__init__(config, trust_remote_code=trust_remote_code, weights=weights)
-        self.dtype = getattr(torch, config.dtype) if config.dtype else self.sources[0].config.dtype or torch.float32
-        self._make_task = make_task
+        self.config, self.sources, self._check = config, sources, check
+        self.dtype = getattr(torch, config.dtype) if config.dtype else sources[0].config.dtype or torch.float32
         self._resident: dict[SourceRef, PreTrainedModel] = {}
         self._visitor: tuple[SourceRef, PreTrainedModel] | None = None
         self._merged_models: dict[tuple[int, int], PreTrainedModel] = {}
@@ -72,7 +65,7 @@ class LiveModels(OpenedSources):
             return self._parent(target)
         if target.flow is None:
             assert target.merge is not None  # a recipe has at least one part
-            return self._merged(target.merge)
+            return self._merged_model(target.merge)
         return self.layer_pool(target).model(target.flow.to_path(), target.flow.scale_target)
 
     def merge_gradient(self, part: MergePart) -> tuple[MergeGradient, PreTrainedModel]:
@@ -98,7 +91,7 @@ class LiveModels(OpenedSources):
         embeddings = recipe.flow.embedding_source
 
         part = recipe.merge
-        merged = [] if part is None else [self._merged(part) if merge else self._merger_of(part)[1]]
+        merged = [] if part is None else [self._merged_model(part) if merge else self._merger_of(part)[1]]
         key = (recipe.merge_sources[0] if merged else None, embeddings)
         if self._pool is None or self._pool[0] != key:
             models = [*(self._resident_source(ref) for ref in self.config.sources), *merged]
@@ -109,37 +102,6 @@ class LiveModels(OpenedSources):
         """Let go of the parent that was scored last."""
         self._visitor = None
         gc.collect()
-
-    def check_scored(self, source: Source) -> None:
-        """Raise `SourceError` unless a source is a model of a kind that the fitness is for."""
-        import transformers
-
-        from ...checkpoints.component import whole_of
-        from ...checkpoints.pipeline import Pipeline
-
-        whole = whole_of(source)
-        if isinstance(whole, Pipeline):
-            if self.config.space != "ps":
-                raise SourceError(f"{whole}: a path runs through language models; of diffusion pipelines write space: ps")
-            if not isinstance(self._make_task(), FunctionTask | ChoiceTask):
-                raise SourceError(
-                    f"{whole}: a diffusion pipeline, which {self.config.fitness.task} cannot score; give a Python function "
-                    "(FunctionTask), or fitness: {task: choice} and `hf-evomerge choose`"
-                )
-            return
-        kinds = set(self.config.fitness.kinds)
-        if getattr(whole.config, "is_encoder_decoder", False):  # some may be had as a decoder alone, which this is not
-            kinds.discard("MODEL_FOR_CAUSAL_LM_MAPPING")
-        own = whole.trust_remote_code and "AutoModelForCausalLM" in (getattr(whole.config, "auto_map", None) or {})
-        body = getattr(transformers.MODEL_MAPPING.get(type(whole.config), None), "__name__", None)
-        headless = "MODEL_FOR_CAUSAL_LM_MAPPING" in kinds and whole.config.architectures == [body]
-        if not own and (headless or not any(type(whole.config) in getattr(transformers, kind) for kind in kinds)):
-            kind = ", ".join(whole.config.architectures or ["its architecture"]) + (", without a head" if headless else "")
-            task = self.config.fitness.task
-            raise SourceError(
-                f"{whole}: {kind} (model type {whole.config.model_type!r}) is no model that the task {task} scores; give "
-                "the language model alone, or take a task for it. `hf-evomerge merge` takes other models too"
-            )
 
     def _parent(self, ref: SourceRef) -> PreTrainedModel:
         """The plain model of a parent. It is let go when another whole model is needed, unless paths run through it."""
@@ -159,15 +121,14 @@ class LiveModels(OpenedSources):
         from ...checkpoints.component import Component
         from ...merging.live import write_part
 
-        everyone = [*self.sources, *([self.base] if self.base is not None else [])]
-        source = next((one for one in everyone if one.ref == ref), None)
-        if not isinstance(source, Component) or self._host is None:
-            return self._from_disk(self.open(ref))
+        source, host = next((one for one in self.sources.all if one.ref == ref), None), self.sources.host
+        if not isinstance(source, Component) or host is None:
+            return self.load(self.sources.open(ref))
         if not source.is_whole:
-            return self._from_disk(source.whole)
-        model = self._from_disk(self._host.whole)
+            return self.load(source.whole)
+        model = self.load(host.whole)
         source.whole.download()
-        write_part(source, self._host, model)
+        write_part(source, host, model)
         return model
 
     def _resident_source(self, ref: SourceRef) -> PreTrainedModel:
@@ -178,8 +139,8 @@ class LiveModels(OpenedSources):
             self._resident[ref] = model
         return self._resident[ref]
 
-    def _from_disk(self, source: Source) -> Any:
-        """A plain model of its own, or a pipeline, ready to be scored."""
+    def load(self, source: Source) -> Any:
+        """Load a plain model of its own, or a pipeline, ready to be scored."""
         import torch
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -188,7 +149,7 @@ class LiveModels(OpenedSources):
         from ...merging.live import write_adapter
         from ...merging.pipeline import load_pipeline
 
-        self.check_scored(source)
+        self._check(source)
         if isinstance(source, Pipeline):
             with self._unmeasured():
                 dtype = getattr(torch, self.config.dtype) if self.config.dtype else None
@@ -203,7 +164,7 @@ class LiveModels(OpenedSources):
                 attn_implementation=self.config.attn_implementation,
                 output_loading_info=True,
                 use_safetensors=True,
-                trust_remote_code=self.trust_remote_code,
+                trust_remote_code=self.sources.trust_remote_code,
             )
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
@@ -227,7 +188,7 @@ class LiveModels(OpenedSources):
         finally:
             self.loading(False)
 
-    def _merged(self, part: MergePart) -> PreTrainedModel:
+    def _merged_model(self, part: MergePart) -> PreTrainedModel:
         """The resident merged model with these parameters written into it; its config is that of the first source."""
         merger, model = self._merger_of(part)
         if self._applied != part:
@@ -244,10 +205,10 @@ class LiveModels(OpenedSources):
             raise SourceError("merge.slices: a stack is built on disk and not scored in memory; build it, and give its folder")
         numbers = list(part.sources or range(len(self.sources)))
         router: int | Literal["merge"] = numbers.index(part.router) if isinstance(part.router, int) else part.router or 0
-        key = self._kind_of(part)
+        key = self.sources.kind_of(part)
         if self._merger is None or self._merger[0] != key:
             self._applied = None
-            merged = self.merged(part)
+            merged = self.sources.merged(part)
             first, rows, plan = (part.sources or [0])[0], merged.vocab_size, merged.plan
             if (first, rows) not in self._merged_models:
                 self._visitor = None
@@ -284,12 +245,12 @@ class LiveModels(OpenedSources):
         from ...merging.live import write_part
 
         if not isinstance(first, Component):
-            return self._from_disk(first)
-        model = self._from_disk(first.whole)
+            return self.load(first)
+        model = self.load(first.whole)
         for part, number in (self.config.components or {}).items():
             whole = whole_of(self.sources[number])
             if isinstance(whole, Pipeline):
-                model.register_modules(**{part: getattr(self._from_disk(whole), part)})
+                model.register_modules(**{part: getattr(self.load(whole), part)})
                 continue
             whole.download()
             write_part(Component(whole, part), Component(first.whole, part), model)

@@ -73,7 +73,7 @@ def check_same_grounds(study: Study, evaluator: Evaluator, task_factory: Callabl
     """
     from ...checkpoints.digests import digest_source
 
-    examples = {split: [_examples(evaluator, split)] for split in evaluator.splits}
+    examples = {split: [_examples(evaluator, split)] for split in evaluator.tasks.splits}
     _compare(study, "examples", "the {} examples", examples)
     for label, source in _sources(evaluator).items():
         key = f"files:{label}"
@@ -98,7 +98,7 @@ def check_files(evaluator: Evaluator, known: Mapping[str, Files]) -> None:
 
 
 def _sources(evaluator: Evaluator) -> dict[str, Source]:
-    base = {} if evaluator.base is None else {"base": evaluator.base}
+    base = {} if evaluator.sources.base is None else {"base": evaluator.sources.base}
     return base | {f"source:{i}": source for i, source in enumerate(evaluator.sources)}
 
 
@@ -122,7 +122,7 @@ def _examples(evaluator: Evaluator, split: str) -> str:
             *(picture.digest for picture in example.pictures),
             *filter(None, [example.head]),
         ]
-        for example in evaluator.examples(split)
+        for example in evaluator.tasks.examples(split)
     ]
     return sha256(json.dumps(texts).encode()).hexdigest()
 

@@ -81,7 +81,7 @@ def export_pictures(folder: str | os.PathLike[str], out: str | os.PathLike[str])
             raise SearchError(f"{folder}: the search has not ended; `hf-evomerge resume {folder}` goes on")
         config = settings_of(study)
         for suffix in (".svg", ".pdf"):
-            draw_pictures(config, study, Recipe.load(file), Evaluator(config).layers, Path(out), suffix)
+            draw_pictures(config, study, Recipe.load(file), Evaluator(config).sources.layers, Path(out), suffix)
     return sorted(picture.name for picture in Path(out).iterdir() if picture.suffix in (".svg", ".pdf"))
 
 

@@ -79,9 +79,9 @@ class ClusterEvaluator:
         for device in devices_of(config):
             check_device(device)
         self._evaluator = Evaluator(config, **arguments)
-        self._evaluator.loading = self._load
+        self._evaluator.models.loading = self._load
         check_files(self._evaluator, files)
-        self._evaluator.check_examples("search")
+        self._evaluator.tasks.check_examples("search")
         return device_kind(devices_of(config)[0])
 
     def evaluate(self, job: Job) -> Scores:

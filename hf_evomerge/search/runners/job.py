@@ -11,7 +11,7 @@ from ...fitness import TaskSpec
 from ...recipes.recipe import Recipe
 from ..evaluation.evaluator import Batch
 from ..evaluation.gradients import Slopes
-from ..evaluation.source_pool import Target
+from ..evaluation.sources import Target
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ def _work(pipe: Connection, config: SearchConfig, arguments: dict[str, Any]) -> 
     except Exception as error:
         pipe.send(f"a worker process does not start: {one_line(error, 500)}")
         return
-    evaluator.loading = pipe.send
+    evaluator.models.loading = pipe.send
     pipe.send(_READY)
     with suppress(EOFError, OSError):  # there are no more jobs, or nobody waits for the scores
         while True:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ...recipes.recipe import MergePart, ParameterValue, Recipe
 from ..evaluation.gradients import Slopes
-from ..evaluation.source_pool import SourceSummary
+from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
 from ..file.stages import Stage
 from ..optimizers.ask_tell import Start, Vector

@@ -5,7 +5,7 @@ Reads headers and configs; loads no model.
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Sequence
+from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -40,8 +40,8 @@ class SourceSummary:
     distances: Sequence[float] = ()
 
 
-class OpenedSources:
-    """The checkpoints that a search is about.
+class SearchSources:
+    """The sources and the base of a search, opened. A sequence of the sources.
 
     Args:
         config: The search.
@@ -49,7 +49,8 @@ class OpenedSources:
         weights: Whether weights may be downloaded and read.
 
     Attributes:
-        sources, base: The opened checkpoints.
+        base: The opened base, where there is one.
+        all: The sources, and the base after them.
 
     Raises:
         SourceError: A source cannot be read.
@@ -62,14 +63,23 @@ class OpenedSources:
         self.trust_remote_code, self.weights = trust_remote_code, weights
         self._opened: dict[SourceRef, Source] = {}
         self._checkpoints: dict[Hashable, Checkpoint] = {}
-        parts = as_parts([self.open(ref) for ref in [*config.sources, *([config.base] if config.base is not None else [])]])
-        self.sources = parts[: len(config.sources)]
-        self.base = parts[-1] if config.base is not None else None
+        self.all = as_parts([self.open(ref) for ref in [*config.sources, *([config.base] if config.base is not None else [])]])
+        self._sources = self.all[: len(config.sources)]
+        self.base = self.all[-1] if config.base is not None else None
+
+    def __getitem__(self, number: int) -> Source:
+        return self._sources[number]
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(self._sources)
 
     @property
     def layers(self) -> list[int]:
         """Number of layers of each source."""
-        return [source.layer_count for source in self.sources]
+        return [source.layer_count for source in self]
 
     @cached_property
     def summary(self) -> SourceSummary:
@@ -108,7 +118,7 @@ class OpenedSources:
         from ...building.composed import Composed
         from ...building.merged import Merged
 
-        key = self._kind_of(part)
+        key = self.kind_of(part)
         if key not in self._checkpoints:
             self._checkpoints[key] = self.checkpoint(self.config.recipe(merge=part))
         found = self._checkpoints[key]
@@ -116,24 +126,25 @@ class OpenedSources:
         assert isinstance(merged, Merged)  # it has no path
         return merged
 
-    def _kind_of(self, part: MergePart) -> Hashable:
-        return part.method, tuple(sorted(part.options)), tuple(part.sources or range(len(self.sources))), part.router
+    def kind_of(self, part: MergePart) -> Hashable:
+        """Key of a kind of merges: they differ in numbers alone."""
+        return part.method, tuple(sorted(part.options)), tuple(part.sources or range(len(self))), part.router
 
     @cached_property
-    def _host(self) -> Component | None:
+    def host(self) -> Component | None:
         """The model that a merged part, or the layers of a path, are put into; None where whole models are."""
         from ...checkpoints.component import Component
 
         dfs = self.config.space == "dfs"
-        first = self.sources[(self.config.dfs.order or [0])[0] if dfs else self.config.ps_sources[0]]
+        first = self[(self.config.dfs.order or [0])[0] if dfs else self.config.ps_sources[0]]
         return first if isinstance(first, Component) and not first.is_whole else None
 
-    def _tokenizer_owner(self, target: Target) -> tuple[Hashable, Checkpoint]:
+    def tokenizer_owner(self, target: Target) -> tuple[Hashable, Checkpoint]:
         """The checkpoint whose tokenizer goes with a target, and what is the same for all that share it."""
         if isinstance(target, SourceRef):
             owner = self.open(target)
-            if self._host is not None and owner.config.model_type != self._host.whole.config.model_type:
-                owner = self._host.whole  # which it is put into
+            if self.host is not None and owner.config.model_type != self.host.whole.config.model_type:
+                owner = self.host.whole  # which it is put into
             return owner.folder, owner
         merge = target.merge and tuple(target.merge_sources)
         key: Hashable = ("tokenizer of", merge, target.flow and target.flow.embedding_source)
