@@ -33,7 +33,9 @@ def plain(model: Any, prompts: list[list[int]], config: GenerationConfig) -> lis
         ids = torch.tensor([[0] * gap + prompts[i] for gap, i in zip(gaps, batch, strict=True)])
         mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps])
         with torch.inference_mode():
-            rows = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, longest:].tolist()
+            rows = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, trust_remote_code=False)[
+                :, longest:
+            ].tolist()
         for i, row in zip(batch, rows, strict=True):
             written[i] = row
     return written

@@ -82,7 +82,9 @@ def run_transformers(
     for prompt in prompts:
         ids = torch.tensor([prompt])
         with torch.no_grad():
-            text = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
+            text = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, trust_remote_code=False
+            )
             steps = model(text).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         tokens = text[0, len(prompt) :].tolist()
         said = tokenizer.decode(tokens, skip_special_tokens=True)

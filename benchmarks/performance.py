@@ -114,7 +114,7 @@ def model_class(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
     made = {"do_sample": False, "max_new_tokens": 16, "min_new_tokens": 16, "pad_token_id": 0}
     works: dict[str, Callable[[Any], Any]] = {
         "forward, 64 tokens": lambda model: model(tokens),
-        "16 greedy tokens with a cache": lambda model: model.generate(tokens, **made),
+        "16 greedy tokens with a cache": lambda model: model.generate(tokens, trust_remote_code=False, **made),
     }
 
     def timed(work: Callable[[Any], Any], model: Any) -> Callable[[], Figures]:

@@ -256,7 +256,9 @@ class Host:
             inputs, seen = inputs.to(model.device), seeing.on(model, seen)
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
             options: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), "do_sample": False, "num_beams": 1}
-            written = model.generate(inputs, max_new_tokens=min(8, room), pad_token_id=pad, **options, **seen)
+            written = model.generate(
+                inputs, max_new_tokens=min(8, room), pad_token_id=pad, trust_remote_code=False, **options, **seen
+            )
             start = inputs.shape[1]
             seen = seeing.longer(seen, start, written.shape[1] - 1)
             states = model(written[:, :-1], output_hidden_states=True, use_cache=False, **seen).hidden_states
@@ -434,6 +436,7 @@ def _decode_greedily(
             pad_token_id=pad,
             streamer=streamer,
             stopping_criteria=StoppingCriteriaList([ended]),
+            trust_remote_code=False,
             **seen,
         )
     except _EndedError as error:

@@ -34,7 +34,7 @@ def main(folder: str, file: str, batch_size: int = 50) -> None:
             inputs = processor(text=texts, images=seen, return_tensors="pt", padding=True, padding_side="left")
         inputs.pop("token_type_ids", None)
         with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+            output = model.generate(**inputs, max_new_tokens=8, do_sample=False, trust_remote_code=False)
         answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         right += sum(answer.strip() == problem["answer"] for answer, problem in zip(answers, batch, strict=True))
     report = {"class": type(model).__name__, "by": kind.__name__, "problems": len(problems), "accuracy": right / len(problems)}

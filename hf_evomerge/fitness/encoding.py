@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,12 @@ from .pictures import SeeingTokenizer
 
 if TYPE_CHECKING:
     import torch
+    from transformers import GenerationConfig
+
+logger = logging.getLogger(__name__)
+
+_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_FORCED_TOKENS = ("forced_bos_token_id", "forced_eos_token_id")  # with which the decoders of some classes begin and end
 
 
 def render_prompt(example: Example, tokenizer: Any) -> str:
@@ -143,18 +151,40 @@ def device_of(model: Any) -> torch.device:
     return device
 
 
+def plain_generation(model: Any) -> GenerationConfig:
+    """Generation config with a model's special tokens; what else its ``generation_config.json`` asks for is logged once."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    kept = (*_SPECIAL_TOKENS, *(_FORCED_TOKENS if encodes(model) else ()))
+    if dropped := own.to_diff_dict().keys() - {*kept, "transformers_version", "_from_model_config"}:
+        _log_once(f"generation_config.json asks for {', '.join(sorted(dropped))}: ignored, models are scored by plain decoding")
+    return GenerationConfig(**{name: getattr(own, name) for name in kept})
+
+
+@functools.cache
+def _log_once(line: str) -> None:
+    logger.info(line)
+
+
 @contextmanager
 def scoring(model: Any, *, gradient: bool = False) -> Iterator[None]:
-    """Run the model without dropout, and without gradients unless they are wanted, and leave it as it was."""
+    """Run the model without dropout, with `plain_generation`, and without gradients unless they are wanted; then restore it."""
     import torch
 
     modules = [model] if hasattr(model, "train") else [m for m in model.components.values() if hasattr(m, "train")]
     before = [module.training for module in modules]  # of a pipeline several
+    writers = [part for module in modules for part in module.modules() if getattr(part, "generation_config", None) is not None]
+    configs = [writer.generation_config for writer in writers]
     for module in modules:
         module.eval()
     try:
+        for writer in writers:
+            writer.generation_config = plain_generation(writer)
         with torch.enable_grad() if gradient else torch.inference_mode():
             yield
     finally:
+        for writer, config in zip(writers, configs, strict=True):
+            writer.generation_config = config
         for module, training in zip(modules, before, strict=True):
             module.train(training)

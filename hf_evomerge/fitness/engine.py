@@ -35,7 +35,7 @@ class Engine(Protocol):
     def update(self, model: Any) -> None:
         """Take over a model's weights."""
 
-    def generate(
+    def respond(
         self, prompts: Sequence[list[int]], config: GenerationConfig, stops: Sequence[str], seen: Mapping[str, torch.Tensor]
     ) -> list[Written]:
         """Respond to prompts.

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import yaml
@@ -24,6 +24,7 @@ from pydantic import Field
 
 from ..errors import FitnessError, nearest, shown
 from ..recipes.limited_yaml import load_limited, read_limited
+from ..recipes.strict_yaml import StrictModel, validate
 from .chat_process import ChatError, render_chat
 from .encoding import check_examples, scoring
 from .example import Example
@@ -59,6 +60,37 @@ class LmEvalSpec(TaskSpec):
     system: str | None = None
     multiturn: bool = True
     batch_size: int = Field(default=16, ge=1)
+
+
+_Count = Annotated[int | None, Field(ge=1, le=131072)]
+
+
+class GenerationKeys(StrictModel):
+    """``generation_kwargs`` of a task of lm_eval: the only ones that reach `generate`, some of whose arguments load code.
+
+    Attributes:
+        until: Strings that end a response.
+        do_sample: Draw tokens rather than take the likeliest.
+        temperature: Divisor of the logits when tokens are drawn.
+        top_p: Draw among the likeliest tokens with this total probability.
+        top_k: Draw among so many of the likeliest tokens.
+        num_beams: Beams of a beam search; each takes the memory of one more row.
+        max_gen_toks: Tokens after which a response is cut.
+        max_new_tokens: The same.
+        max_tokens: The same.
+        max_completion_tokens: The same.
+    """
+
+    until: str | list[str] | None = None
+    do_sample: bool | None = None
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=131072)
+    num_beams: int | None = Field(default=None, ge=1, le=64)
+    max_gen_toks: _Count = None
+    max_new_tokens: _Count = None
+    max_tokens: _Count = None
+    max_completion_tokens: _Count = None
 
 
 @register_task("lm_eval")
@@ -233,6 +265,7 @@ def load_tasks(name: str) -> dict[str, Any]:
                 "runs what the model writes as a program" if getattr(task, "UNSAFE_CODE", False) else "shows pictures or sounds"
             )
             raise FitnessError(f"lm_eval: {name}: {what}, which is not done here")
+        _check_generation(name, getattr(task.config, "generation_kwargs", None))
     if is_file and len(tasks) == 1:
         return {name: next(iter(tasks.values()))}
     return tasks
@@ -280,6 +313,15 @@ def _check_file(file: Path) -> None:
     options = content.get("dataset_kwargs")
     if content.get("dataset_path") == "pandas" or (isinstance(options, dict) and options.get("trust_remote_code")):
         raise FitnessError(f"lm_eval: {file}: its data would be read by code (pickle, or a script); use JSON, CSV or Parquet")
+    _check_generation(str(file), content.get("generation_kwargs"))
+
+
+def _check_generation(name: str, keys: Any) -> None:
+    """Refuse generation keys of a task, or of its file, beyond those of `GenerationKeys`."""
+    try:
+        validate(GenerationKeys, keys or {}, FitnessError)
+    except FitnessError as cause:
+        raise FitnessError(f"lm_eval: {name}: generation_kwargs: {cause}") from cause
 
 
 def _aggregation(task: Any, metric: str) -> str:
@@ -304,12 +346,15 @@ def _live(model: Any, tokenizer: Any, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     class Live(HFLM):
-        """Renders chats within limits."""
+        """Renders chats within limits, and generates without remote code."""
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             if add_generation_prompt:
                 return _render(self.tokenizer, chat_history)
             return str(super().apply_chat_template(chat_history, add_generation_prompt=False))
+
+        def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
+            return super()._model_generate(*args, **kwargs, trust_remote_code=False)
 
     return Live(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
 

@@ -29,7 +29,7 @@ class TransformersEngine:
         """See `Engine`."""
         self._model = model
 
-    def generate(
+    def respond(
         self, prompts: Sequence[list[int]], config: GenerationConfig, stops: Sequence[str], seen: Mapping[str, torch.Tensor]
     ) -> list[Written]:
         """See `Engine`.
@@ -55,6 +55,7 @@ class TransformersEngine:
             generation_config=config,
             logits_processor=LogitsProcessorList([_RefuseNonFinite()]),
             stopping_criteria=StoppingCriteriaList([_StopAtText(stops, self._tokenizer, start)] if stops else []),
+            trust_remote_code=False,
         )
         ends = set(config.eos_token_id or [])
         forced = self._model.generation_config.forced_eos_token_id is not None  # at the limit, whatever the model says

@@ -80,6 +80,7 @@ class VllmEngine:
                 seed=0,
                 load_format="dummy",
                 generation_config="vllm",
+                trust_remote_code=False,
                 enable_prefix_caching=False,  # what it remembers is of the candidate before
                 weight_transfer_config=WeightTransferConfig(backend="ipc"),
             )
@@ -106,7 +107,7 @@ class VllmEngine:
         self._model = model
         self._sender.send_weights()
 
-    def generate(
+    def respond(
         self, prompts: Sequence[list[int]], config: GenerationConfig, stops: Sequence[str], seen: Mapping[str, torch.Tensor]
     ) -> list[Written]:
         """See `Engine`."""

@@ -119,7 +119,7 @@ class WritingTask:
             engine.update(model)
             for batch, seen in zip(self._batches, self._seen, strict=True):
                 prompts = [everyone[i] for i in batch]
-                written = engine.generate(prompts, config, self.spec.stop, placed(seen, model))
+                written = engine.respond(prompts, config, self.spec.stop, placed(seen, model))
                 for example, (text, ended) in zip(batch, written, strict=True):
                     outputs[example] = cut_at_stops(text, self.spec.stop)
                     truncated[example] = not ended and not any(stop in text for stop in self.spec.stop)
@@ -127,7 +127,7 @@ class WritingTask:
 
 
 def _greedy(model: Any, tokenizer: Any, spec: WritingSpec) -> GenerationConfig:
-    """Plain greedy decoding, whatever the model's own generation config would like."""
+    """Greedy decoding up to the end of text, the tokenizer's or the model's; `scoring` keeps out what else a model asks for."""
     from transformers import GenerationConfig
 
     own = model.generation_config.eos_token_id
@@ -136,14 +136,9 @@ def _greedy(model: Any, tokenizer: Any, spec: WritingSpec) -> GenerationConfig:
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
-        num_return_sequences=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
         max_new_tokens=spec.max_new_tokens,
-        min_new_tokens=0,
         eos_token_id=sorted(ends) or None,
         pad_token_id=padding[0],
-        return_dict_in_generate=False,
     )
 
 

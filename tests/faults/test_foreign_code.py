@@ -16,6 +16,8 @@ from hf_evomerge.errors import SourceError
 
 ROOT = Path(__file__).parents[2]
 LOADERS = {"from_pretrained", "from_config"}
+WRITERS = {"generate", "_model_generate"}
+NO_TRANSFORMERS = {"self._llm"}  # vLLM's engine, which is told when it starts
 
 
 def _files() -> list[Path]:
@@ -24,18 +26,20 @@ def _files() -> list[Path]:
 
 
 def _silent_loads(text: str) -> Iterator[int]:
-    """Lines where something is loaded through transformers' Auto classes without a word on its code."""
+    """Lines where transformers' Auto classes load, or models generate, without a word on code; `generate` may have none."""
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOADERS:
-            owner = ast.unparse(node.func.value)
-            said = any(keyword.arg == "trust_remote_code" for keyword in node.keywords)
-            if owner.rpartition(".")[2].startswith("Auto") and not said:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner, verb = ast.unparse(node.func.value), node.func.attr
+            said = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "trust_remote_code"]
+            loads = verb in LOADERS and owner.rpartition(".")[2].startswith("Auto")
+            writes = verb in WRITERS and owner not in NO_TRANSFORMERS
+            if (loads and not said) or (writes and said != ["False"]):
                 yield node.lineno
 
 
 @pytest.mark.parametrize("file", _files(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_load_says_whether_code_may_run(file: Path) -> None:
-    """Each call of an Auto class says trust_remote_code itself: transformers asks on standard input where nothing is said."""
+    """Each call of an Auto class or of `generate` says trust_remote_code: transformers asks on standard input otherwise."""
     assert list(_silent_loads(file.read_text(encoding="utf-8"))) == []
 
 
@@ -44,6 +48,10 @@ def test_the_reader_of_calls_finds_a_silent_load() -> None:
     text = "def f(o):\n  transformers.AutoConfig.from_pretrained('x')\n  AutoModel.from_config(c, **o)\n"
     assert list(_silent_loads(text)) == [2, 3]
     assert list(_silent_loads("AutoTokenizer.from_pretrained('x', trust_remote_code=False)")) == []
+    assert list(_silent_loads("m.generate(x)\nm.generate(x, trust_remote_code=True)\nm.generate(trust_remote_code=False)")) == [
+        1,
+        2,
+    ]
 
 
 def test_a_search_asks_nothing_and_runs_nothing(tiny, tmp_path, search_config) -> None:

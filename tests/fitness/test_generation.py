@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask, LikelihoodSpec, LikelihoodTask, Scores
+from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask, LikelihoodSpec, LikelihoodTask, Scores, encoding
 from hf_evomerge.fitness.engine import Written
 from hf_evomerge.fitness.transformers_engine import TransformersEngine
 
@@ -100,13 +101,68 @@ def test_own_generation_config_is_ignored(
     assert own.do_sample
 
 
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"suppress_tokens": list(range(3, 17))},
+        {"begin_suppress_tokens": list(range(3, 17))},
+        {"sequence_bias": [[[5], 99.0]]},
+        {"exponential_decay_length_penalty": (1, 9.0)},
+        {"encoder_repetition_penalty": 9.0},
+        {"watermarking_config": {"greenlist_ratio": 0.1, "bias": 99.0}},
+        {"max_time": 1e-9},
+        {"forced_eos_token_id": 5},
+        {"guidance_scale": 9.0},
+    ],
+)
+def test_sources_ask_for_nothing_in_decoding(
+    wish: dict[str, Any],
+    model: LlamaForCausalLM,
+    examples: list[Example],
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """No key of a source's generation config changes what is written."""
+    wilful = copy.deepcopy(model)
+    wilful.generation_config = GenerationConfig(**wish)
+    assert run(wilful, examples, tokenizer) == run(model, examples, tokenizer)
+
+
+def test_ignored_wishes_are_logged_once(
+    model: LlamaForCausalLM,
+    examples: list[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What a source's generation config asks for is named in one line, however many of its merges are scored."""
+    encoding._log_once.cache_clear()
+    wilful = copy.deepcopy(model)
+    wilful.generation_config = GenerationConfig(max_time=9.0, do_sample=True, eos_token_id=2)
+    with caplog.at_level("INFO", "hf_evomerge"):
+        run(wilful, examples, tokenizer)
+        run(copy.deepcopy(wilful), examples, tokenizer)
+    line = "generation_config.json asks for do_sample, max_time: ignored, models are scored by plain decoding"
+    assert [record.message for record in caplog.records] == [line]
+
+
+def test_special_tokens_are_kept() -> None:
+    """The plain config has a model's special tokens; those that a decoder is forced to write are an encoder-decoder's alone."""
+    tokens = {"bos_token_id": 3, "eos_token_id": [4, 5], "pad_token_id": 6, "decoder_start_token_id": 7}
+    forced = {"forced_bos_token_id": 8, "forced_eos_token_id": 9}
+    own = GenerationConfig(**tokens, **forced, do_sample=True)
+    for encodes in (False, True):
+        model = SimpleNamespace(generation_config=own, config=SimpleNamespace(is_encoder_decoder=encodes))
+        kept = encoding.plain_generation(model).to_diff_dict()
+        kept.pop("transformers_version")
+        assert kept == {**tokens, **(forced if encodes else {})}
+
+
 def test_language_counts(
     model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A value is 1 where the answer and the language are right; ``correct`` is the answer alone."""
     texts = ["答えは18ドルです。", "The answer is 18 dollars.", "答えは19ドルです。"]
     monkeypatch.setattr(
-        TransformersEngine, "generate", lambda _, prompts, *rest: [Written(texts[len(prompt) - 1], True) for prompt in prompts]
+        TransformersEngine, "respond", lambda _, prompts, *rest: [Written(texts[len(prompt) - 1], True) for prompt in prompts]
     )
     asked = [Example(prompt, "18") for prompt in ("one", "one one", "one one one")]
     scores = run(model, asked, tokenizer, extract="last_number", language={"code": "ja", "threshold": 0.5})

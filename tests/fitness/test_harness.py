@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -198,6 +199,13 @@ def test_leaves_everything_as_it_was(
         ({"metric_list": [{"metric": "my/metric"}]}, "the metric .*my/metric.* would be fetched as code"),
         ({"dataset_path": "pandas"}, r"its data would be read by code \(pickle, or a script\)"),
         ({"task": ["a", "b"]}, "is no task"),
+        (
+            {"generation_kwargs": {"custom_generate": "utils", "trust_remote_code": True}, "test_split": "nowhere"},
+            r"task.yaml: generation_kwargs: custom_generate: no such key; there are do_sample, .*, until \(found 'utils'\)",
+        ),
+        ({"generation_kwargs": {"max_gen_tok": 9}}, r"max_gen_tok: no such key; did you mean max_gen_toks\?"),
+        ({"generation_kwargs": {"num_beams": 65}}, r"task.yaml: generation_kwargs: num_beams: must be at most 64 \(found 65\)"),
+        ({"generation_kwargs": {"max_gen_toks": 10**9}}, "generation_kwargs: max_gen_toks: must be at most 131072"),
         ({"doc_to_text": "{{ ''.__class__.__mro__ }}"}, "SecurityError|unsafe"),
         ({"test_split": "nowhere"}, "cannot be loaded: .*nowhere"),
         ({"dataset_kwargs": {"data_files": "nowhere.jsonl"}}, "cannot be loaded: .*nowhere.jsonl.*without a network only"),
@@ -230,6 +238,33 @@ def test_refuses_settings(
     task = LmEvalTask(LmEvalSpec(**keys))
     with pytest.raises(FitnessError, match=message):
         task.prepare(load_examples(DataSpec(lm_eval=[tasks["tiny_choice"]])), tokenizer)
+
+
+def test_refuses_generation_keys_of_built_in_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of lm_eval itself, or of a package beside it, is held to the same generation keys as a file."""
+
+    class Config:
+        generation_kwargs: ClassVar[dict[str, Any]] = {"assistant_model": "elsewhere"}
+
+    class Manager:
+        all_tasks: ClassVar[list[str]] = ["built_in"]
+
+        def load(self, names: list[str]) -> dict[str, Any]:
+            return {"tasks": {"built_in": type("Task", (), {"config": Config})}}
+
+    load_tasks.cache_clear()
+    monkeypatch.setattr("hf_evomerge.fitness.harness._manager", lambda own: Manager())
+    with pytest.raises(FitnessError, match=r"^lm_eval: built_in: generation_kwargs: assistant_model: no such key"):
+        load_tasks("built_in")
+
+
+def test_generates_without_what_a_source_asks_for(
+    tasks: dict[str, str], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A model's own generation config does not change what lm_eval has it write."""
+    wilful = copy.deepcopy(model)
+    wilful.generation_config.update(suppress_tokens=list(range(3, 17)), max_time=1e-9, repetition_penalty=9.0)
+    assert score(wilful, tokenizer, [tasks["tiny_write"]]) == score(model, tokenizer, [tasks["tiny_write"]])
 
 
 def test_refuses_metrics_of_all_documents(tasks: dict[str, str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
