@@ -89,7 +89,7 @@ class Scores:
         return cls(**columns, seconds=seconds, gradient=gradient)
 
     def _check(self) -> None:
-        if self.values.ndim != 1 or not self.values.size:
+        if self.error is None and (self.values.ndim != 1 or not self.values.size):
             raise FitnessError("no scores: there must be one per example")
         if (bad := np.flatnonzero(~(np.abs(self.values) <= LARGEST))).size:
             found = self.values[bad[0]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_search import EXAMPLES, LAYERS, OPTIMIZER, SPACES, ToyRunner, hardness, toy_config, toy_scores, toy_search
+from toy_search import EXAMPLES, LAYERS, OPTIMIZER, SPACES, ToyRunner, hardness, table_rows, toy_config, toy_scores, toy_search
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
@@ -86,6 +86,23 @@ def test_a_parent_that_fails_ends_the_search_until_it_is_mended(tmp_path: Path) 
         toy_search(tmp_path, runner)
     assert Study.open(tmp_path).trials() == []
     assert len(toy_search(tmp_path, ToyRunner())[0].trials()) == 31
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_failed_evaluation_is_a_row_of_the_results(split: str, tmp_path: Path) -> None:
+    """Where the first finalist or parent fails on a split, the search ends; going on ends with the same table, and free."""
+    asked: list[str] = []
+
+    def fails(job: Job) -> bool:
+        asked.append(job.split)
+        return asked[-1] == split and asked.count(split) == 1
+
+    study, result = toy_search(tmp_path, ToyRunner(fails=fails))
+    stored = [study.evaluation(label, split) for label, judged in study.evaluated() if judged == split]
+    assert any(scores is not None and scores.error == "toy: this one fails" for scores in stored)
+    again = ToyRunner()
+    assert table_rows(toy_search(tmp_path, again)[1]) == table_rows(result)
+    assert again.jobs == []
 
 
 def test_identical_recipes_are_evaluated_once(tmp_path: Path) -> None:

@@ -71,6 +71,14 @@ def test_trials_come_back_bit_for_bit(study: Study) -> None:
     assert again.trials("random") == []
 
 
+def test_failed_evaluations_come_back(study: Study) -> None:
+    """A failed evaluation is read again as what it is, with its message and time."""
+    failed = Scores.failed("out of memory", 1.5)
+    study.add_evaluation("k0", "test", failed)
+    assert study.evaluation("k0", "test") == failed
+    assert study.evaluation("k0", "test").seconds == 1.5  # type: ignore[union-attr]
+
+
 def test_trials_are_in_the_order_of_their_numbers(study: Study) -> None:
     """Trials that finished in another order are listed by number."""
     for number in (2, 0, 1):
