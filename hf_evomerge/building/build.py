@@ -38,9 +38,10 @@ def build_model(
 
     A recipe with only a ``merge`` part gives a plain model of the parents' architecture, one with a ``flow`` part an
     `EvoMergedForCausalLM`, or for vision-language models an `EvoMergedForImageTextToText`. The recipe is saved beside the
-    weights. Configs and headers are checked before any weights are downloaded. The folder appears under its name only when it
-    is whole; what an interrupted build had finished stays in a hidden folder beside it, and the next build of the same recipe
-    goes on from there. What is doubtful about the sources, and how they are related, is logged.
+    weights, its sources at the commits that were read. Configs and headers are checked before any weights are downloaded. The
+    folder appears under its name only when it is whole; what an interrupted build had finished stays in a hidden folder beside
+    it, and the next build of the same recipe goes on from there. What is doubtful about the sources, and how they are related,
+    is logged.
 
     Args:
         recipe: What to build.
@@ -70,7 +71,7 @@ def build_model(
     names = [name for ref in refs for name in (ref.model, ref.adapter) if name is not None]
     remove_leftovers(Path(out))
     check_target(Path(out), overwrite=overwrite, keep=[named_folder(name) for name in names])
-    recipe = _with_digests(recipe)
+    recipe = _pinned(recipe, trust_remote_code)
     checkpoint = open_recipe(recipe, trust_remote_code=trust_remote_code)
     return write_checkpoint(
         checkpoint,
@@ -83,15 +84,12 @@ def build_model(
     )
 
 
-def _with_digests(recipe: Recipe) -> Recipe:
-    """The recipe with the sha256 of its GGUF files, so that it is rebuilt from these or not at all."""
-    from ..checkpoints.source import Source
+def _pinned(recipe: Recipe, trust_remote_code: bool) -> Recipe:
+    """The recipe with the commits and GGUF digests of its sources, so that it is rebuilt from these or not at all."""
+    from ..checkpoints.source import pin_source
 
-    def pinned(ref: SourceRef) -> SourceRef:
-        return ref if ref.gguf is None else Source.open(ref).pinned
-
-    base = pinned(recipe.base) if recipe.base is not None else None
-    return recipe.model_copy(update={"sources": [pinned(ref) for ref in recipe.sources], "base": base})
+    pin = partial(pin_source, trust_remote_code=trust_remote_code)
+    return recipe.model_copy(update={"sources": [*map(pin, recipe.sources)], "base": recipe.base and pin(recipe.base)})
 
 
 @dataclass(frozen=True)

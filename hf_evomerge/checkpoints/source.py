@@ -389,3 +389,15 @@ def _complaints(config: Any, trusted: bool) -> Iterator[str]:
         ):
             yield f"architectures is {one_line(value)}, not a list of names"
         yield from _complaints(value, trusted)
+
+
+def pin_source(ref: SourceRef, *, trust_remote_code: bool = False) -> SourceRef:
+    """`Source.pinned` of a reference; a folder's has nothing to pin, and is not opened.
+
+    Raises:
+        SourceError: As `Source.open`.
+    """
+    names = [name for name in (ref.model, ref.adapter) if name is not None]
+    if ref.gguf is None and all(os.path.isdir(named_folder(name)) for name in names):
+        return ref
+    return Source.open(ref, trust_remote_code=trust_remote_code).pinned

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from ..checkpoints.hashes import file_sha256
 from ..checkpoints.lora import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from ..checkpoints.model_folder import named_folder
-from ..checkpoints.pipeline import INDEX
 from ..checkpoints.source import Source
 from ..errors import HubError
 from ..recipes.recipe import Recipe, SourceRef
@@ -28,7 +27,7 @@ class PublicNames:
         published: The repositories where local folders were published, by folder. What is there must be what is in the folder.
 
     Attributes:
-        guessed: Repositories that no revision is known of and that are not in the cache: pinned to what they hold now.
+        guessed: Repositories whose commit the recipe does not name: pinned to what they hold now.
 
     Raises:
         HubError: A repository cannot be read, or does not hold the folder's weights.
@@ -55,16 +54,18 @@ class PublicNames:
 
     def _pin(self, ref: SourceRef) -> SourceRef:
         """A checkpoint or an adapter by itself, by repository and commit."""
+        from huggingface_hub.file_download import REGEX_COMMIT_HASH
+
         if is_folder(ref.model):
             folder = named_folder(ref.model)
             repo_id = self._published.get(folder.resolve())
             return hide_folder(ref) if repo_id is None else self._same_weights(folder, repo_id)
-        commit = downloaded_commit(ref)
-        if commit is not None and "/" in ref.model:
-            return ref.model_copy(update={"revision": commit})
+        is_commit = REGEX_COMMIT_HASH.fullmatch(ref.revision or "") is not None
+        if is_commit and "/" in ref.model:
+            return ref
         what = f"{ref.model}: cannot be pinned to a commit"
-        info = ask(what, lambda: self._api.model_info(ref.model, revision=commit or ref.revision))  # `gpt2` gets its slash
-        if commit is None and ref.revision is None:
+        info = ask(what, lambda: self._api.model_info(ref.model, revision=ref.revision))  # `gpt2` gets its slash
+        if not is_commit:
             self.guessed.append(ref.model)
         return ref.model_copy(update={"model": info.id, "revision": str(info.sha)})
 
@@ -101,17 +102,6 @@ def parents_of(recipe: Recipe) -> list[SourceRef]:
 def is_on_hub(ref: SourceRef) -> bool:
     """Whether a published reference can be downloaded: a folder of the publisher's machine is named without a slash."""
     return all("/" in part.model for part in parts_of(ref))
-
-
-def downloaded_commit(ref: SourceRef) -> str | None:
-    """The commit of a repository that lies in the cache under this revision: what was merged, whatever it has become since."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in ("config.json", "adapter_config.json", INDEX) if ref.gguf is None else (ref.gguf,):
-        file = try_to_load_from_cache(ref.model, name, revision=ref.revision)
-        if isinstance(file, str):
-            return Path(file).parent.name
-    return None
 
 
 def weight_files(folder: Path) -> Sequence[Path]:

@@ -314,7 +314,8 @@ def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> l
             "model; publish what is missing, and pass --published FOLDER=user/name for each"
         )
     warnings += [
-        f"{name}: not in the cache of this machine, so the recipe names what it holds now, which may not be what was merged"
+        f"{name}: {RECIPE_FILE} beside the model names no commit of it, so the published one names what it holds now, "
+        "which may not be what was merged; merge again to be sure"
         for name in names.guessed
     ]
     if license.license == "other":

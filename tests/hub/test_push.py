@@ -132,7 +132,7 @@ def test_folders_that_are_gone_are_still_not_named(plain: Path, tiny: Path, lfs_
 
 
 def test_what_is_not_known_to_have_been_merged_is_said(plain: Path, tiny: Path, lfs_api: HfApi) -> None:
-    """A source without a revision that this machine never downloaded is pinned to what is there now, with a warning."""
+    """A source whose commit the model's recipe does not name is pinned to what is there now, with a warning."""
     for name in ("a", "b"):
         lfs_api.create_repo(f"local/{name}")
         lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
@@ -140,7 +140,7 @@ def test_what_is_not_known_to_have_been_merged_is_said(plain: Path, tiny: Path, 
     Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}}).save(plain / "recipe.yaml")
     write_build_record(plain)
     warnings = push_model(plain, "local/merge", api=lfs_api).warnings
-    assert [warning.split(":")[0] for warning in warnings if "may not be what was merged" in warning] == ["local/a"]
+    assert [warning.split(":")[0] for warning in warnings if "may not be what was merged" in warning] == ["local/a", "local/b"]
 
 
 def test_a_later_winner_replaces_the_earlier_one(hybrid_search: Path, plain: Path, lfs_api: HfApi) -> None:

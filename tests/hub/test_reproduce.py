@@ -70,6 +70,29 @@ def test_a_published_merge_is_rebuilt_bit_for_bit(
     assert "the same bits, every weights file" in command("reproduce", "local/merge").stdout
 
 
+@pytest.mark.parametrize("revision", [None, "main", "v1"])
+def test_what_was_merged_is_what_is_published(
+    revision: str | None, published: dict[str, str], lfs_api: HfApi, tmp_path: Path, command: Callable[..., Said]
+) -> None:
+    """A source that moves between the merge and the push, also in the cache, is published by the commit that was merged."""
+    lfs_api.create_tag("local/a", tag="v1")
+    commit = lfs_api.model_info("local/a").sha
+    sources = [{"model": "local/a", "revision": revision}, {"model": "local/b"}]
+    Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}}).save(tmp_path / "recipe.yaml")
+    assert command("merge", tmp_path / "recipe.yaml", "--out", tmp_path / "merged").returncode == 0
+    head = lfs_api.upload_file(
+        repo_id="local/a", path_or_fileobj=_cached(published, "b", tmp_path / "client"), path_in_repo="model.safetensors"
+    ).oid
+    if revision == "v1":
+        lfs_api.delete_tag("local/a", tag="v1")
+        lfs_api.create_tag("local/a", tag="v1", revision=head)
+    lfs_api.snapshot_download("local/a", revision=revision)
+    pushed = push_model(tmp_path / "merged", "local/merge", api=lfs_api)
+    assert Recipe.load(lfs_api.hf_hub_download("local/merge", "recipe.yaml")).sources[0].revision == commit != head
+    assert not [warning for warning in pushed.warnings if "may not be what was merged" in warning]
+    assert reproduce("local/merge", api=lfs_api).same
+
+
 def test_sources_that_bring_code_need_consent(tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
     """Code that comes with the sources is not run to rebuild a model, unless the caller says so; a push as such needs none."""
     for name in ("a", "b"):

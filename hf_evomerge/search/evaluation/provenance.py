@@ -43,15 +43,13 @@ def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
     Raises:
         SourceError: A repository cannot be had.
     """
-    from ...checkpoints.model_folder import named_folder
-    from ...checkpoints.source import Source
+    from ...checkpoints.source import pin_source
 
     def pinned(ref: SourceRef) -> SourceRef:
-        names = [name for name in (ref.model, ref.adapter) if name is not None]
-        if ref.gguf is None and all(os.path.isdir(named_folder(name)) for name in names):
-            return ref
         if str(ref) not in pins:
-            pins[str(ref)] = Source.open(ref).pinned.model_dump()
+            if (found := pin_source(ref)) == ref:
+                return ref
+            pins[str(ref)] = found.model_dump()
         return SourceRef(**pins[str(ref)])
 
     base = pinned(config.base) if config.base is not None else None
