@@ -21,9 +21,12 @@ class TaskSpec(StrictModel):
 
     Attributes:
         task: The task's name.
+        scores_version: Number of the way of scoring, which a study keeps: raise it when the same answers would score otherwise,
+            and a search that began with the old scores does not go on with the new ones.
     """
 
     task: str
+    scores_version: ClassVar[int] = 1
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -174,9 +174,36 @@ def test_another_task_is_refused(config: SearchConfig, tmp_path: Path) -> None:
     _stopped(config, out, task_factory=lambda: FunctionTask(_shorter))
     with pytest.raises(SearchError, match=r"the task's function \(changed\)"):
         run_search(config, out, task_factory=lambda: FunctionTask(_longer), build=False)
-    with pytest.raises(SearchError, match=r"the task's (code \(changed\)|function \(lost\))"):
+    with pytest.raises(SearchError, match=r"the task's function \(lost\)"):
         resume_search(out, build=False)
     run_search(config, out, task_factory=lambda: FunctionTask(_shorter), build=False)
+
+
+def test_a_task_that_scores_otherwise_is_refused(config: SearchConfig, tmp_path: Path, monkeypatch: Any) -> None:
+    """A search does not go on with another version of its task's scores, and does with another text of its class."""
+    out = tmp_path / "out"
+    _stopped(config, out)
+    with monkeypatch.context() as patch:
+        patch.setattr("inspect.getsource", lambda thing: f"class {thing.__name__}:\n    'another docstring'\n")
+        _stopped(config, out, after=7)
+    monkeypatch.setattr(type(config.fitness), "scores_version", 2, raising=False)
+    with pytest.raises(SearchError, match=r"the task's scores \(version 1, now 2\) are not what this study was begun on"):
+        resume_search(out, build=False)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_class_of_the_users_own_is_known_by_its_text(
+    config: SearchConfig, tmp_path: Path, monkeypatch: Any, changed: bool
+) -> None:
+    """A task that is not registered has no version: the text of its class must stay."""
+    out = tmp_path / "out"
+    _stopped(config, out, task_factory=lambda: _CountTask(0))
+    if not changed:
+        _stopped(config, out, after=7, task_factory=lambda: _CountTask(0))
+        return
+    monkeypatch.setattr("inspect.getsource", lambda thing: "class _CountTask: ...")
+    with pytest.raises(SearchError, match=r"the task's code \(changed\)"):
+        run_search(config, out, task_factory=lambda: _CountTask(0), build=False)
 
 
 class _CountTask:

@@ -17,7 +17,7 @@ from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 from ...errors import SearchError
-from ...fitness import FunctionTask, PairwiseTask, Task, make_task
+from ...fitness import FunctionTask, PairwiseTask, Task
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
 from ..file.objectives import only_task_objectives
@@ -103,8 +103,10 @@ def _sources(evaluator: Evaluator) -> dict[str, Source]:
 def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]]) -> None:
     before = study.meta(key)
     for name in [*(before or ()), *found] if before is not None else ():
-        if before.get(name, [None])[0] != found.get(name, [None])[0]:
-            how = "lost" if name not in found else "new" if name not in before else "changed"
+        was, now = (values.get(name, [None])[0] for values in (before, found))
+        if was != now:
+            changed = f"version {was}, now {now}" if isinstance(now, int) else "changed"
+            how = "lost" if name not in found else "new" if name not in before else changed
             raise SearchError(
                 f"{study.folder}: {what.format(name)} ({how}) are not what this study was begun on, and scores would not be "
                 "comparable; restore them, or choose another folder"
@@ -125,21 +127,26 @@ def _examples(evaluator: Evaluator, split: str) -> str:
     return sha256(json.dumps(texts).encode()).hexdigest()
 
 
-def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict[str, list[str]]:
-    """The digest of the text of the task's class, and of the user's function where it is one."""
-    task = make_task(config.fitness) if task_factory is None else task_factory()
-    parts: dict[str, Any] = {"code": type(task)}
-    if isinstance(task, FunctionTask | PairwiseTask):
-        parts["function"] = task.function
+def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict[str, list[Any]]:
+    """Version of each registered task's scores; digests of the text of a user's function or class, and of task files."""
+    parts: dict[str, Any] = {}
+    if task_factory is None:
+        parts["scores"] = config.fitness.scores_version
+    elif isinstance(task := task_factory(), FunctionTask | PairwiseTask):
+        parts["function"] = _text(task.function)
+    elif (spec_type := vars(type(task)).get("spec_type")) is not None:
+        parts["scores"] = spec_type.scores_version
+    else:
+        parts["code"] = _text(type(task))
     for stage in config.stages:
         if stage.fitness is not None:
-            parts[f"code in {stage}"] = type(make_task(stage.fitness))
+            parts[f"scores in {stage}"] = stage.fitness.scores_version
     for objective in only_task_objectives(config.objectives):
         if objective.fitness is not None:
-            parts[f"code of {objective.name}"] = type(make_task(objective.fitness))
+            parts[f"scores of {objective.name}"] = objective.fitness.scores_version
     files = {name for spec in config.splits.values() for name in spec.lm_eval or () if os.path.isfile(name)}
-    digests = {f"file {name}": [sha256(Path(name).read_bytes()).hexdigest()] for name in sorted(files)}
-    return {name: [_text(part)] for name, part in parts.items()} | digests
+    parts |= {f"file {name}": sha256(Path(name).read_bytes()).hexdigest() for name in sorted(files)}
+    return {name: [part] for name, part in parts.items()}
 
 
 def _text(thing: Any) -> str:
