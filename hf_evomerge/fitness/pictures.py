@@ -45,7 +45,9 @@ def _picture(value: Any, where: str, folder: Path | None) -> Picture:
     if isinstance(value, Mapping) and value.get("bytes") is not None:
         value = value["bytes"]
     elif isinstance(value, Mapping) and isinstance(value.get("path"), str):
-        return _file(value["path"], f"{where}: {value['path']}")
+        if folder is None:
+            return _file(value["path"], f"{where}: {value['path']}")
+        value = value["path"]
     if isinstance(value, bytes | bytearray):
         return Picture(bytes(value), where)
     if isinstance(value, str):

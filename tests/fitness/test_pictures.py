@@ -80,13 +80,16 @@ def test_what_is_no_picture_is_refused(case: str) -> None:
 
 
 def test_a_file_outside_the_folder_of_the_data_is_refused(tmp_path: Path) -> None:
-    """Neither a name that leads out, nor a link that does; a file that is missing is named."""
+    """Neither a name that leads out, nor a link that does, alone or in a column's mapping; a file that is missing is named."""
     (tmp_path / "data").mkdir()
     (tmp_path / "secret.png").write_bytes(png())
     os.symlink(tmp_path / "secret.png", tmp_path / "data" / "link.png")
     for name in ("../secret.png", "link.png", str(tmp_path / "secret.png")):
-        with pytest.raises(FitnessError, match=r"is not in .*data, where the data is; put it there"):
-            load(name, jsonl=str(tmp_path / "data" / "data.jsonl"))
+        for value in (name, {"path": name}, {"bytes": None, "path": name}, [{"path": name}]):
+            with pytest.raises(FitnessError, match=r"is not in .*data, where the data is; put it there"):
+                load(value, jsonl=str(tmp_path / "data" / "data.jsonl"))
+    (tmp_path / "data" / "red.png").write_bytes(png())
+    assert load({"path": "red.png"}, jsonl=str(tmp_path / "data" / "data.jsonl"))[0].pictures[0].data == png()
     with pytest.raises(FitnessError, match=r"missing.png: cannot be read"):
         load("missing.png", jsonl=str(tmp_path / "data" / "data.jsonl"))
 
