@@ -1,6 +1,6 @@
-"""Every call to the Hub: sent again while it may still work, and ended by one line that says what did not work and why.
+"""Calls the Hub: tries again while that may help, and ends in one line that says what did not work and why.
 
-`huggingface_hub` sends only some of its calls again (`http_backoff`: uploads and downloads), and waits for ever for an answer.
+`huggingface_hub` repeats uploads, downloads and listings (`http_backoff`), but no other call, and waits for ever for an answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,69 +48,47 @@ def has_token(api: HfApi) -> bool:
 
 
 def ask(what: str, call: Callable[[], T]) -> T:
-    """Call the Hub, again and again for up to `PATIENCE` seconds where that may help.
+    """Call the Hub; a failure that may pass is tried again after 1, 2, 4, 8, 16, 16, ... seconds, or when the Hub says.
+
+    Each wait is a line on stderr. The last one ends at most `PATIENCE` seconds after the first failure.
 
     Args:
-        what: What has not worked where the call fails: the beginning of the error.
-        call: Nothing but calls of the client, which may be made twice.
+        what: What has not worked if the call fails: the beginning of the line.
+        call: Calls of the client only, which may be made twice.
 
     Raises:
-        HubError: It did not work. Its cause is the client's error.
+        HubError: The call failed for good. Its cause is the client's error.
     """
-    patience = Patience(what)
+    attempt, begun = 0, 0.0
     while True:
+        attempt += 1
         try:
             with bounded():
                 return call()
         except HubError:
             raise
-        except Exception as error:  # the client has no common class of errors, and trips over answers of another form
-            if not patience.wait(error):
-                raise patience.error(error) from root_of(error)
+        except Exception as error:  # the client's errors have no common class, and an answer of another form trips it
+            cause, now = root_of(error), time.monotonic()
+            begun = begun if attempt > 1 else now
+            asked = _asked_wait(cause)
+            seconds = max(min(2.0 ** (attempt - 1), _LONGEST_WAIT), asked)
+            if not is_passing(cause) or now - begun + seconds > PATIENCE:
+                raise _final(what, cause, attempt, asked) from cause
+            status = status_of(cause)
+            why = one_line(cause, 120) if status is None else f"the Hub answers {status}"
+            tqdm.write(f"{what}: {why}; attempt {attempt + 1} in {seconds:.0f} s", file=sys.stderr)
+            time.sleep(seconds)
 
 
-class Patience:
-    """How long one call is sent again: after 1, 2, 4, 8, 16, 16, ... seconds, or later where the Hub asks for it.
+def _final(what: str, cause: BaseException, attempts: int, asked: float) -> HubError:
+    """The line for a failure after which there is no other attempt."""
+    from huggingface_hub.utils import httpx
 
-    Args:
-        what: What does not work, for the line that says so once.
-    """
-
-    def __init__(self, what: str) -> None:
-        self._what, self._wait = what, 1.0
-        self._waited, self._begun, self.attempts = 0.0, 0.0, 0
-
-    def wait(self, error: BaseException) -> bool:
-        """Wait until the next attempt; False at once where none may help, or there is no time left."""
-        self.attempts += 1
-        if not is_passing(error):
-            return False
-        if self.attempts == 1:
-            self._begun = time.monotonic()
-        seconds = max(self._wait, _asked_wait(error))
-        if max(self._waited, time.monotonic() - self._begun) + seconds > PATIENCE:
-            return False
-        if self.attempts == 1:
-            again = f"trying again in {seconds:.0f} s, and for up to {PATIENCE / 60:g} minutes"
-            status = status_of(root_of(error))
-            why = one_line(root_of(error), 120) if status is None else f"the Hub answers {status}"
-            tqdm.write(f"{self._what}: {why}; {again}", file=sys.stderr)
-        time.sleep(seconds)
-        self._waited += seconds
-        self._wait = min(2 * self._wait, _LONGEST_WAIT)
-        return True
-
-    def error(self, error: BaseException) -> HubError:
-        """The line for an error after which there is no other attempt."""
-        from huggingface_hub.utils import httpx
-
-        cause = root_of(error)
-        known = isinstance(cause, (OSError, ValueError, RuntimeError, httpx.HTTPError))
-        text = one_line(cause) if known else f"its answer cannot be read ({type(cause).__name__}: {one_line(cause, 120)})"
-        tries = f" ({self.attempts} attempts)" if self.attempts > 1 else ""
-        asked = _asked_wait(error)
-        later = f"; the Hub asks to come back in {asked:.0f} s" if asked > PATIENCE else ""
-        return HubError(f"{self._what}: {text}{tries}{later}{_ADVICE.get(status_of(cause) or 0, '')}")
+    known = isinstance(cause, (OSError, ValueError, RuntimeError, httpx.HTTPError))
+    text = one_line(cause) if known else f"its answer cannot be read ({type(cause).__name__}: {one_line(cause, 120)})"
+    tries = f" ({attempts} attempts)" if attempts > 1 else ""
+    later = f"; the Hub asks to come back in {asked:.0f} s" if asked > PATIENCE else ""
+    return HubError(f"{what}: {text}{tries}{later}{_ADVICE.get(status_of(cause) or 0, '')}")
 
 
 def root_of(error: BaseException) -> BaseException:
@@ -152,19 +129,13 @@ def _is_unknown_host(error: BaseException | None) -> bool:
 
 
 def _asked_wait(error: BaseException) -> float:
-    """How many seconds the Hub asks to wait; 0 where it does not."""
+    """How many seconds the Hub asks to wait; 0 if it does not."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
-    headers = getattr(getattr(root_of(error), "response", None), "headers", None) or {}
-    limit = parse_ratelimit_headers(headers)
-    asked = float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else 0.0
-    text = str(headers.get("Retry-After", "")).strip()
-    if text.isdecimal():
-        return max(asked, float(text[:9]))
-    try:
-        return max(asked, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return asked
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    limit, after = parse_ratelimit_headers(headers), headers.get("Retry-After", "").strip()
+    reset = limit.reset_in_seconds if limit is not None and limit.remaining == 0 else 0
+    return float(max(reset, int(after[:9]) if after.isdecimal() else 0))
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def push_model(
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
         target, commit = _carry_out(api, plan, options, progress)
-    space, warnings = None, [*plan.warnings, *([commit.doubt] if commit.doubt else [])]
+    space, warnings = None, [*plan.warnings]
     if options.space:
         revision = None if target.revision == "main" else target.revision
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,7 +123,7 @@ def commit_titles(api: HfApi, repo_id: str = "local/merge") -> list[str]:
 def no_waiting(patch: pytest.MonkeyPatch) -> list[float]:
     """Nothing waits between attempts, neither the program nor the client; gives how long the program meant to."""
     waited: list[float] = []
-    clock = SimpleNamespace(sleep=waited.append, monotonic=lambda: 0.0, time=time.time)
+    clock = SimpleNamespace(sleep=waited.append, monotonic=lambda: sum(waited))
     patch.setattr("hf_evomerge.hub.client.time", clock)
     patch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
     return waited
