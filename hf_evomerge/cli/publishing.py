@@ -174,7 +174,7 @@ def push_and_report(folder: Path, repo_id: str, options: PushOptions) -> None:
     """Publish, and print where it is and what to know about it."""
     from ..hub.push import push_model
 
-    pushed = push_model(folder, repo_id, options, progress=sys.stderr.isatty())
+    pushed = push_model(folder, repo_id, options)
     for warning in pushed.warnings:
         LOGGER.warning(warning)
     what = "published" if pushed.model.changed else "up to date:"

@@ -14,8 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from ..checkpoints.hashes import file_sha256
 from ..errors import HubError
 from .client import ask
@@ -65,7 +63,6 @@ def commit_files(
     *,
     message: str,
     remove: Callable[[str], bool] = lambda _: False,
-    progress: bool = False,
 ) -> Commit:
     """Make the repository hold these files, in one commit.
 
@@ -75,7 +72,6 @@ def commit_files(
         files: What each file in the repository is to hold.
         message: The commit's first line.
         remove: Which of the repository's other files go.
-        progress: Whether to show a bar while large files are uploaded.
 
     Raises:
         HubError: It did not work, or somebody else changed the repository meanwhile. Says what is there and what is not.
@@ -86,7 +82,7 @@ def commit_files(
     if _holds(before, files, remove):
         return Commit(target.repo_id, str(before.sha), _url(api, target), changed=False)
     head = str(before.sha)
-    additions = _upload(api, target, files, head, progress)
+    additions = _upload(api, target, files, head)
     names = [file.rfilename for file in before.siblings or []]
     deletions = [CommitOperationDelete(path_in_repo=name) for name in names if name not in files and remove(name)]
     operations = [*additions, *deletions]
@@ -129,24 +125,16 @@ def _holds(info: ModelInfo | SpaceInfo, files: Mapping[str, Content], remove: Ca
     )
 
 
-def _upload(api: HfApi, target: Target, files: Mapping[str, Content], head: str, progress: bool) -> list[CommitOperationAdd]:
-    """Upload the large files, one after the other; those that the Hub has already are not sent."""
+def _upload(api: HfApi, target: Target, files: Mapping[str, Content], head: str) -> list[CommitOperationAdd]:
+    """Upload the large files, one after the other; files that the Hub has already are not sent."""
     from huggingface_hub import CommitOperationAdd
 
-    additions = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=content if isinstance(content, bytes) else str(content))
-        for name, content in files.items()
-    ]
-    total = sum(addition.upload_info.size for addition in additions)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=f"uploading to {target.repo_id}", disable=not progress) as bar:
-        for done, addition in enumerate(additions):
-            left = (
-                f"nothing is committed, and the branch is still at {head[:12]}; {done} of {len(additions)} files are uploaded"
-            )
-            what = f"{target.repo_id}: {addition.path_in_repo} cannot be uploaded ({left}; push again to go on)"
-            where: dict[str, Any] = {"repo_type": target.repo_type, "revision": target.revision, "num_threads": 1}
-            ask(what, partial(api.preupload_lfs_files, target.repo_id, [addition], **where))
-            bar.update(addition.upload_info.size)
+    additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+    where: dict[str, Any] = {"repo_type": target.repo_type, "revision": target.revision, "num_threads": 1}
+    for done, addition in enumerate(additions):
+        left = f"nothing is committed, and the branch is still at {head[:12]}; {done} of {len(additions)} files are uploaded"
+        what = f"{target.repo_id}: {addition.path_in_repo} cannot be uploaded ({left}; push again to go on)"
+        ask(what, partial(api.preupload_lfs_files, target.repo_id, [addition], **where))
     return additions
 
 

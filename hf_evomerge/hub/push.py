@@ -53,7 +53,6 @@ def push_model(
     options: PushOptions | None = None,
     *,
     api: HfApi | None = None,
-    progress: bool = False,
 ) -> Pushed:
     """Publish a merged model, in one commit.
 
@@ -65,7 +64,6 @@ def push_model(
         repo_id: ``user/name``; made where it does not exist.
         options: How; see `PushOptions`.
         api: The client, with its endpoint and token; that of ``HF_ENDPOINT`` and of ``hf auth login`` by default.
-        progress: Whether to show a progress bar.
 
     Raises:
         HubError: The folder cannot be published, the licenses forbid it, or the Hub does not take it.
@@ -79,7 +77,7 @@ def push_model(
     check_login(api, repo_id)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
-        target, commit = _carry_out(api, plan, options, progress)
+        target, commit = _carry_out(api, plan, options)
     space, warnings = None, [*plan.warnings]
     if options.space:
         revision = None if target.revision == "main" else target.revision
@@ -156,18 +154,18 @@ def _open_target(api: HfApi, repo_id: str, options: PushOptions) -> Target:
     return Target(repo_id, revision=revision)
 
 
-def _carry_out(api: HfApi, plan: PushPlan, options: PushOptions, progress: bool) -> tuple[Target, Commit]:
+def _carry_out(api: HfApi, plan: PushPlan, options: PushOptions) -> tuple[Target, Commit]:
     """Commit what is planned, to the branch or in a pull request; where there is nothing to change, none is opened."""
     target = _open_target(api, plan.repo_id, options)
     what = "Evolved merge" if STUDY_JSON in plan.files else "Merge"
     message = options.commit_message or f"{what} by hf_evomerge {version('hf-evomerge')}"
     if not options.create_pr:
-        return target, commit_files(api, target, plan.files, message=message, remove=plan.is_ours, progress=progress)
+        return target, commit_files(api, target, plan.files, message=message, remove=plan.is_ours)
     if same := unchanged(api, target, plan.files, remove=plan.is_ours):
         return target, same
     pull = ask(f"{plan.repo_id}: a pull request cannot be opened", lambda: _pull_request(api, plan.repo_id))
     target = Target(plan.repo_id, revision=f"refs/pr/{pull.num}")
-    commit = commit_files(api, target, plan.files, message=message, remove=plan.is_ours, progress=progress)
+    commit = commit_files(api, target, plan.files, message=message, remove=plan.is_ours)
     ask(f"{commit.url}: holds the model, but may still be a draft", lambda: _open(api, plan.repo_id, pull.num))
     return target, commit
 

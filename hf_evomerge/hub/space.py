@@ -40,7 +40,6 @@ def push_space(
     revision: str | None = None,
     private: bool = False,
     api: HfApi | None = None,
-    progress: bool = False,
 ) -> Commit:
     """Make, or update, the Space of a model: the app's files as they are, with a ``space.json`` that names the model.
 
@@ -50,7 +49,6 @@ def push_space(
         revision: The model's branch or commit; ``main`` by default.
         private: Make a new Space private. A Space for a private model needs a secret ``HF_TOKEN``, which is the user's to set.
         api: The client.
-        progress: Whether to show a progress bar.
 
     Raises:
         HubError: The model is not there, or the Hub does not take the Space.
@@ -67,7 +65,7 @@ def push_space(
     title, has_path = repo_id.rsplit("/", 1)[-1], any(name.startswith("modeling_") for name in there)
     files = space_files(model, revision, title=title, picture=picture, has_path=has_path)
     message = f"Show {model} at {str(info.sha)[:12]}"
-    return commit_files(api, Target(repo_id, "space"), files, message=message, remove=_is_code, progress=progress)
+    return commit_files(api, Target(repo_id, "space"), files, message=message, remove=_is_code)
 
 
 def check_space(repo_id: str, api: HfApi, *, private: bool = False) -> None:
