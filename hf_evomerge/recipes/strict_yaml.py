@@ -45,7 +45,7 @@ def read_yaml(text: str, error: type[EvoMergeError]) -> dict[str, Any]:
         raise error(TOO_LONG)
     try:
         data = load_limited(text)
-    except (yaml.YAMLError, ValueError, OverflowError) as cause:  # a date without such a day, a huge number
+    except (yaml.YAMLError, ValueError) as cause:  # a number of too many digits
         many = "several documents in one file; split it at its '---'"
         colon = "; put a text with a colon in it in quotes" if "mapping values are not allowed" in str(cause) else ""
         raise error(many if "single document" in str(cause) else f"not valid YAML: {one_line(cause)}{colon}") from cause
