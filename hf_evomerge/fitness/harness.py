@@ -334,9 +334,9 @@ def _response(sample: dict[str, Any]) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+def _render(tokenizer: Any, messages: Sequence[dict[str, str]], answer: bool = True) -> str:
     try:
-        return render_chat(tokenizer, messages)
+        return render_chat(tokenizer, messages, answer=answer)
     except ChatError as cause:
         raise FitnessError(f"data.chat: the tokenizer's chat template refuses the prompts: {cause}") from cause
 
@@ -349,9 +349,7 @@ def _live(model: Any, tokenizer: Any, batch_size: int) -> Any:
         """Renders chats within limits, and generates without remote code."""
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            if add_generation_prompt:
-                return _render(self.tokenizer, chat_history)
-            return str(super().apply_chat_template(chat_history, add_generation_prompt=False))
+            return _render(self.tokenizer, chat_history, add_generation_prompt)
 
         def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
             return super()._model_generate(*args, **kwargs, trust_remote_code=False)

@@ -46,6 +46,15 @@ def test_the_text_is_that_of_transformers(tokenizer, template):
     assert render_chat(tokenizer, CHAT) == tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
 
 
+def test_the_text_to_continue_is_that_of_transformers(tokenizer):
+    """Where the last message is to be continued, nothing comes after it."""
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    chat = [*CHAT, {"role": "assistant", "content": "The answer is"}]
+    text = render_chat(tokenizer, chat, answer=False)
+    assert text == tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
+    assert text.endswith("<assistant>The answer is")
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -91,14 +100,14 @@ def test_a_search_with_an_endless_template_ends(tiny, tmp_path, search_settings,
 def test_the_process_ends_with_the_one_it_works_for(tiny):
     """Where the process that asks is killed, the one that renders ends by itself, also in the middle of an endless template."""
     program = f"""
-import sys, threading, time
+import os
 from transformers import AutoTokenizer
 from hf_evomerge.fitness import chat_process
 chat_process.CPU_SECONDS = 2
 tokenizer = AutoTokenizer.from_pretrained({str(tiny / "a")!r})
 tokenizer.chat_template = "x"
 chat_process.render_chat(tokenizer, [{{"role": "user", "content": ""}}])
-print(chat_process._PROCESS._process.pid, flush=True)
+print(chat_process._process(os.getpid()).pid, flush=True)
 tokenizer.chat_template = {LONG!r}
 chat_process.render_chat(tokenizer, [{{"role": "user", "content": ""}}])
 """
@@ -131,6 +140,6 @@ def test_the_space_brings_the_file_that_it_needs():
     file = space_files("u/m")["chat_process.py"]
     asked = {"template": "{{ messages[0].content }}", "messages": [{"content": "é"}], "variables": {}, "seconds": 5}
     done = subprocess.run(
-        [sys.executable, str(file)], input=json.dumps(asked) + "\n", capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-P", str(file)], input=json.dumps(asked) + "\n", capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == {"text": "é"}
