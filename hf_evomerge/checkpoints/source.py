@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
     from .component import Layout
 
-MAX_LAYERS = 1 << 16
-MAX_LABELS = 1 << 20  # of a classifier; transformers makes a table of their names
+MAX_COUNT = 1 << 16  # layers, or labels of a classifier: transformers makes a list or a table of as many
 
 
 class Source(Checkpoint):
@@ -378,10 +377,8 @@ def _complaints(config: Any, trusted: bool) -> Iterator[str]:
     for key, value in config.items() if isinstance(config, dict) else ():
         if key.endswith("_implementation") and "/" in str(value) and not trusted:
             yield f"{one_line(key)} is {one_line(value)!r}, code on the Hub that would be fetched and run; take it out"
-        if "layer" in key and isinstance(value, int) and value > MAX_LAYERS:
-            yield f"{one_line(key)} is {one_line(value)}; the number of layers is at most {MAX_LAYERS}"
-        if key == "num_labels" and isinstance(value, int | float) and value > MAX_LABELS:
-            yield f"num_labels is {one_line(value)}; the number of labels is at most {MAX_LABELS}"
+        if ("layer" in key or key == "num_labels") and isinstance(value, int | float) and value > MAX_COUNT:
+            yield f"{one_line(key)} is {one_line(value)}; at most {MAX_COUNT} are read"
         if (
             key == "architectures"
             and value is not None

@@ -174,7 +174,7 @@ WRONG: dict[str, tuple[dict[str, Any], Tensors | None, str]] = {
         "model.input_scales holds nan, not finite numbers",
     ),
     "dtype": ({}, {**tensors(), "model.input_layers": torch.ones(9)}, "model.input_layers is F32"),
-    "too many layers": ({"num_hidden_layers": 1 << 20}, None, "the number of layers is at most"),
+    "too many layers": ({"num_hidden_layers": 1 << 20}, None, "at most 65536 are read"),
     "a layer is lacking": (
         {},
         without("model.layers.2.mlp.up_proj.weight"),
