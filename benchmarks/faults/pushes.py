@@ -1,7 +1,7 @@
 """Pushes to a Hub on loopback whose calls go wrong. Which call, which fault and how often it comes is drawn from the seed.
 
 What waits between attempts does not wait here. A push is lost where it ends with a traceback, with more than one line, or with
-a line that is not true. Of two pushes one sends large files by LFS and one by Xet.
+a line that is not true.
 """
 
 from __future__ import annotations
@@ -21,27 +21,21 @@ TIMES = (1, 1, 1, 2, 4, None)  # how many calls in a row go wrong; None for all
 
 
 def run(scratch: Path, count: int, seed: int) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """So many pushes, half by LFS and half by Xet, each in a process of its own: the client reads its settings once."""
-    rows: dict[str, dict[str, int]] = {}
-    lost: list[str] = []
-    for way in ("lfs", "xet"):
-        command = [sys.executable, "-m", "faults.pushes", str(scratch / way), str(count // 2), str(seed), way]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        found, complaints = json.loads(ended.stdout.splitlines()[-1])
-        lost += complaints
-        for name, row in found.items():
-            rows[name] = dict(Counter(rows.get(name, {})) + Counter(row))
+    """So many pushes, in a process of their own: the client reads its settings once."""
+    command = [sys.executable, "-m", "faults.pushes", str(scratch), str(count), str(seed)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    rows, lost = json.loads(ended.stdout.splitlines()[-1])
     return rows, lost
 
 
-def main(scratch: Path, count: int, seed: int, way: str) -> None:
+def main(scratch: Path, count: int, seed: int) -> None:
     """Push, and print how it ended as JSON."""
     logging.disable(logging.WARNING)
-    from hf_evomerge.local_hub import LocalHub
+    from faulty_hub import FaultyHub
 
-    with LocalHub(scratch / "hub") as hub:
-        os.environ.update(hub.environment(xet=way == "xet", home=scratch / "client"))
+    with FaultyHub(scratch / "hub") as hub:
+        os.environ.update(hub.environment(home=scratch / "client"))
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # all of this before the client is imported
         print("\n" + json.dumps(pushes(hub, scratch, count, seed)))
 
@@ -51,11 +45,10 @@ def pushes(hub, scratch: Path, count: int, seed: int) -> tuple[dict[str, Counter
     import pytest
     import torch
     from families import save_family, tiny_config
+    from faulty_hub import Fault
     from hub_fixtures import no_waiting
     from huggingface_hub import HfApi
     from push_faults import FAULTS, WAYS, Bench
-
-    from hf_evomerge.local_hub import Fault
 
     family = save_family(scratch / "family", tiny_config(), torch.float32, count=2)
     bench = Bench(hub, HfApi(endpoint=hub.endpoint, token=hub.token), family, scratch, parents=("source0", "source1"))
@@ -82,4 +75,4 @@ def pushes(hub, scratch: Path, count: int, seed: int) -> tuple[dict[str, Counter
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,6 +1,5 @@
 """A Hub on loopback for the real clients of `huggingface_hub` and `transformers`: no account, no network."""
 
-from .faults import Fault
 from .hub import LocalHub
 
-__all__ = ["Fault", "LocalHub"]
+__all__ = ["LocalHub"]

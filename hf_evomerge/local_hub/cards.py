@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 _LICENSES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
-afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-
-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-
-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0
-wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0
-isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0
-postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license fair-noncommercial-research-license llama2
-llama3 llama3.1 llama3.2 llama3.3 llama4 gemma grok2-community unknown other
+afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl
+lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0
+openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma grok2-community unknown
+other
 """
 LICENSES = frozenset(_LICENSES.split())
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
@@ -26,71 +26,60 @@ COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 SDKS = ("gradio", "streamlit", "docker", "static")
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 LANGUAGES = ("code", "multilingual")
+TEXTS = ("tags", "datasets", "models", "metrics", "language", "base_model", "license", "pipeline_tag", "library_name")
+# The shape of evaluation results: a mapping has these keys, a list holds such items.
+RESULT = {"task": {"type": str}, "dataset": {"name": str, "type": str}, "metrics": [{"type": str, "value": object}]}
+INDEX = [{"name": str, "results": [RESULT]}]
 
 
 def split_card(text: str) -> tuple[str | None, str]:
-    """The YAML between the two `---` lines, if there is any, and the text below."""
-    found = re.match(r"\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)(.*)", text, re.DOTALL)
-    return (found[1], found[2]) if found else (None, text)
+    """Split a README into the YAML between the two `---` lines, if there is any, and the text below."""
+    match = re.match(r"\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)(.*)", text, re.DOTALL)
+    return (match[1], match[2]) if match else (None, text)
 
 
-def read_card(data: bytes) -> tuple[dict[str, Any], str]:
-    """The metadata and the text of a README; metadata that cannot be read is empty.
+def read_card(data: bytes) -> dict[str, Any]:
+    """Read the metadata of a README; metadata that cannot be read is empty.
 
     Args:
         data: The file's content.
     """
-    block, rest = split_card(data.decode("utf-8", "replace"))
+    block, _ = split_card(data.decode("utf-8", "replace"))
     try:
         card = json.loads(json.dumps(yaml.safe_load(block) if block else {}, default=str))  # JSON has no dates
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # no YAML, or not a thing that JSON could say
         card = {}
-    return (card if isinstance(card, dict) else {}), rest
+    return card if isinstance(card, dict) else {}
 
 
-@dataclass
-class Findings:
-    """What is wrong with metadata: errors forbid a commit, warnings do not."""
-
-    errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, list[dict[str, str]]]:
-        """As the API answers."""
-        return {
-            "errors": [{"message": message} for message in self.errors],
-            "warnings": [{"message": message} for message in self.warnings],
-        }
-
-
-def check_card(text: str, kind: str) -> Findings:
+def check_card(text: str, kind: str) -> tuple[list[str], list[str]]:
     """Check the metadata of a README.
 
     Args:
         text: The whole README.
         kind: `model`, `dataset` or `space`.
+
+    Returns:
+        Errors, which forbid a commit, and warnings, which do not.
     """
-    findings = Findings()
     block, _ = split_card(text)
     try:
         card = yaml.safe_load(block) if block else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        findings.errors.append(f"invalid YAML: {' '.join(str(error).split())}")
-        return findings
+        return [f"invalid YAML: {' '.join(str(error).split())}"], []
     if card is None:
-        findings.warnings.append("empty or missing yaml metadata in repo card")
-    elif not isinstance(card, dict):
-        findings.errors.append("the metadata must be a mapping")
-    else:
-        findings.errors += [*_check_shared(card), *(_check_space(card) if kind == "space" else _check_model(card, findings))]
-    return findings
+        return [], ["empty or missing yaml metadata in repo card"]
+    if not isinstance(card, dict):
+        return ["the metadata must be a mapping"], []
+    unnamed = card.get("license") == "other" and not card.get("license_name")
+    warnings = ['"license_name" is expected where "license" is "other"'] if unnamed else []
+    return [*_check_all(card), *(_check_space(card) if kind == "space" else _check_model(card))], warnings
 
 
-def _check_shared(card: dict[str, Any]) -> Iterator[str]:
-    for key in ("tags", "datasets", "models", "metrics", "language", "base_model", "license"):
+def _check_all(card: dict[str, Any]) -> Iterator[str]:
+    for key in TEXTS:
         value = card.get(key)
-        items = value if isinstance(value, list) else [value]
-        if value is not None and not all(isinstance(item, str) for item in items):
+        if value is not None and not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
             yield f'"{key}" must be a string or an array of strings'  # `language: [no]` is a boolean to YAML
     if isinstance(card.get("tags"), str):
         yield '"tags" must be an array'
@@ -109,51 +98,25 @@ def _check_shared(card: dict[str, Any]) -> Iterator[str]:
                 yield f'"{key}" with value "{name}" is not valid. Use a {where[:-1]} id from https://hf.co/{where}.'
 
 
-def _check_model(card: dict[str, Any], findings: Findings) -> Iterator[str]:
-    for key in ("pipeline_tag", "library_name", "license_name", "license_link"):
-        if card.get(key) is not None and not isinstance(card[key], str):
-            yield f'"{key}" must be a string'
+def _check_model(card: dict[str, Any]) -> Iterator[str]:
     if card.get("base_model_relation") not in (None, *RELATIONS):
         yield f'"base_model_relation" must be one of [{", ".join(RELATIONS)}]'
-    if isinstance(card.get("pipeline_tag"), str) and not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", card["pipeline_tag"]):
-        yield f'"pipeline_tag" with value "{card["pipeline_tag"]}" is not valid'
-    if card.get("license") == "other" and not card.get("license_name"):
-        findings.warnings.append('"license_name" is expected where "license" is "other"')
     if card.get("model-index") is not None:
-        yield from _check_index(card["model-index"])
+        yield from _misfits(card["model-index"], INDEX, "model-index")
 
 
-def _check_index(index: Any) -> Iterator[str]:
-    """The results of evaluations: `model-index[].results[].{task.type, dataset.{name, type}, metrics[].{type, value}}`."""
-    if not isinstance(index, list):
-        yield '"model-index" must be an array'
-        return
-    for number, model in enumerate(index):
-        where = f"model-index[{number}]"
-        if not isinstance(model, dict) or not isinstance(model.get("results"), list):
-            yield f'"{where}.results" is required and must be an array'
-            continue
-        if not isinstance(model.get("name"), str):
-            yield f'"{where}.name" is required'
-        for place, result in enumerate(model["results"]):
-            yield from _check_result(result, f"{where}.results[{place}]")
-
-
-def _check_result(result: Any, where: str) -> Iterator[str]:
-    result = result if isinstance(result, dict) else {}
-    for path in ("task.type", "dataset.name", "dataset.type"):
-        section, key = path.split(".")
-        inside = result.get(section)
-        if not isinstance(inside, dict) or not isinstance(inside.get(key), str):
-            yield f'"{where}.{path}" is required'
-    metrics = result.get("metrics")
-    if not isinstance(metrics, list):
-        yield f'"{where}.metrics" is required and must be an array'
-        return
-    for number, metric in enumerate(metrics):
-        for key in ("type", "value"):
-            if not isinstance(metric, dict) or metric.get(key) is None:
-                yield f'"{where}.metrics[{number}].{key}" is required'
+def _misfits(value: Any, shape: Any, where: str) -> Iterator[str]:
+    """What a value lacks that its shape has."""
+    if isinstance(shape, dict):
+        for key, inside in shape.items():
+            yield from _misfits(value.get(key) if isinstance(value, dict) else None, inside, f"{where}.{key}")
+    elif isinstance(shape, list) and isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _misfits(item, shape[0], f"{where}[{number}]")
+    elif isinstance(shape, list):
+        yield f'"{where}" is required and must be an array'
+    elif value is None or not isinstance(value, shape):
+        yield f'"{where}" is required'
 
 
 def _check_space(card: dict[str, Any]) -> Iterator[str]:
@@ -162,49 +125,20 @@ def _check_space(card: dict[str, Any]) -> Iterator[str]:
     for key, allowed in (("sdk", SDKS), ("colorFrom", COLOURS), ("colorTo", COLOURS)):
         if card.get(key) not in (None, *allowed):
             yield f'"{key}" must be one of [{", ".join(allowed)}]'
-    for key in ("title", "emoji", "app_file", "short_description", "sdk_version", "python_version"):
-        value = card.get(key)
-        if value is not None and not (isinstance(value, str) or (key.endswith("version") and isinstance(value, int | float))):
-            yield f'"{key}" must be a string'
-    if isinstance(card.get("short_description"), str) and len(card["short_description"]) > 60:
+    if len(str(card.get("short_description", ""))) > 60:
         yield '"short_description" length must be less than or equal to 60 characters long'
-    for key in ("pinned", "hf_oauth", "disable_embedding"):
-        if card.get(key) is not None and not isinstance(card[key], bool):
-            yield f'"{key}" must be a boolean'
 
 
-def card_tags(card: dict[str, Any], body: str, *, kind: str, config: dict[str, Any], names: list[str]) -> list[str]:
-    """The tags that a repository has because of its card and files.
-
-    Args:
-        card: The metadata.
-        body: The card's text; links to arXiv count.
-        kind: `models`, `datasets` or `spaces`.
-        config: The model's `config.json`, or nothing.
-        names: The paths of its files.
-    """
+def card_tags(card: dict[str, Any]) -> list[str]:
+    """The tags that a repository has because of its card."""
     bases = _texts(card.get("base_model"))
     relation = card.get("base_model_relation") or ("merge" if len(bases) > 1 else "finetune")
-    papers = re.findall(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})", body)
-    tags = [
-        *_texts(card.get("library_name")),
-        *(["safetensors"] if any(name.endswith(".safetensors") for name in names) else []),
-        *(_texts(config.get("model_type")) if kind == "models" else []),
-        *_texts(card.get("pipeline_tag")),
-        *_texts(card.get("tags")),
-        *(["custom_code"] if config.get("auto_map") else []),
-        *_texts(card.get("language")),
-        *(f"dataset:{name}" for name in _texts(card.get("datasets"))),
-        *(f"arxiv:{paper}" for paper in papers),
-        *(f"base_model:{name}" for name in bases),
-        *(f"base_model:{relation}:{name}" for name in bases),
-        *(f"license:{name}" for name in _texts(card.get("license"))),
-        *([str(card["sdk"])] if kind == "spaces" and card.get("sdk") else []),
-        "region:us",
-    ]
+    tags = [tag for key in ("library_name", "pipeline_tag", "tags", "language", "sdk") for tag in _texts(card.get(key))]
+    tags += [f"base_model:{name}" for name in bases] + [f"base_model:{relation}:{name}" for name in bases]
+    tags += [f"license:{name}" for name in _texts(card.get("license"))]
     return list(dict.fromkeys(tags))
 
 
 def _texts(value: Any) -> list[str]:
-    """A value that may be one text or several, as those of them that are texts."""
+    """Normalise a string or a list to a list of strings."""
     return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str) and item]

@@ -1,50 +1,53 @@
-"""The hub as a whole: a folder, a port, users, and the environment that points clients at it."""
+"""The hub as a whole: a folder, a port, an account, and the environment that points clients at it."""
 
 from __future__ import annotations
 
 import errno
 import shlex
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
 from filelock import FileLock, Timeout
 
 from ..errors import HubError
-from .access import Signer, User, Users
-from .api import answer
-from .call import Hub
-from .faults import Faults
-from .limits import NOT_IMITATED
-from .server import Seen, Server
+from .access import Account, Call, Signer
+from .routes import answer
+from .server import Server
 from .store import Store, is_name
+from .wire import Request, Response
 
 DEFAULT_TOKEN = "hf_local"
 DEFAULT_USER = "local"
+NOT_IMITATED = (
+    "git clone and git push",
+    "Xet",
+    "gated repositories, likes, scans, quotas",
+    "pages for a browser",
+    "merging of pull requests, and other discussions",
+    "running a Space, its secrets and hardware",
+    "search",
+    "inference",
+)
 
 
 class LocalHub:
     """A Hub on this machine, for the real clients of `huggingface_hub` and `transformers`. No account and no network.
 
-    Only programs of this machine can reach it. Everything but users and tokens is kept in `root` and is there again after a
+    Only programs of this machine can reach it. Everything but the token is kept in `root` and is there again after a
     restart, also after `kill -9`. What it does not imitate is listed in docs/local-hub.md.
 
     Args:
         root: The folder to keep everything in; made if it is not there.
         port: The port; 0 for any that is free.
-        token: The token of the first user.
-        user: The first user's name, and so the namespace of their repositories.
-        orgs: Organisations that the first user can write in.
-        part_size: Larger LFS files are uploaded in parts of this many bytes; None for whole files always.
-
-    Attributes:
-        faults: What is to go wrong; see `Fault`.
-        token: The first user's token.
+        token: The user's token.
+        user: The user's name, and so the namespace of their repositories.
+        orgs: More namespaces that the user can write in.
 
     Raises:
-        HubError: Where another hub serves the folder.
-        OSError: Where the folder cannot be written or the port is taken.
+        HubError: Where a name is none that the Hub would take, or the token is empty; from `start`, where another hub serves
+            the folder or the port is taken.
 
     Example:
         ```py
@@ -62,34 +65,17 @@ class LocalHub:
         token: str = DEFAULT_TOKEN,
         user: str = DEFAULT_USER,
         orgs: Iterable[str] = (),
-        part_size: int | None = None,
     ) -> None:
-        self.root, self.token, self.faults = Path(root).absolute(), token, Faults()
-        self.user = user
-        self._port, self._part_size = port, part_size
-        self._users, self._signer = Users(), Signer()
+        self._account = Account(user, token, tuple(orgs))
+        if wrong := [name for name in (user, *self._account.orgs) if not is_name(name)]:
+            raise HubError(f"{wrong[0]!r} is no name of a user or organisation; use letters, digits, - _ and .")
+        if not token.strip():
+            raise HubError(f"the token of {user} is empty; give it one")
+        self.root, self.token, self.user = Path(root).absolute(), token, user
+        self._port, self._signer = port, Signer()
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self._lock = FileLock(self.root / ".lock")
-        self.add_user(user, token, orgs=orgs)
-
-    def add_user(self, name: str, token: str, *, orgs: Iterable[str] = ()) -> None:
-        """Let one more user in.
-
-        Args:
-            name: Their name and namespace.
-            token: Their token. It is kept in memory only, so users have to be added again after a restart.
-            orgs: Organisations that they can write in.
-
-        Raises:
-            HubError: Where a name is none that the Hub would take, or the token is empty.
-        """
-        names = (name, *orgs)
-        if wrong := [one for one in names if not is_name(one)]:
-            raise HubError(f"{wrong[0]!r} is no name of a user or organisation; use letters, digits, - _ and .")
-        if not token.strip():
-            raise HubError(f"the token of {name} is empty; give it one")
-        self._users.add(User(name, names[1:]), token)
 
     @property
     def endpoint(self) -> str:
@@ -98,24 +84,20 @@ class LocalHub:
         Raises:
             HubError: Where the hub does not run.
         """
-        return f"http://127.0.0.1:{self._running.server_port}"
+        if self._server is None:
+            raise HubError("the hub does not run; call start(), or use it in a with statement")
+        return f"http://127.0.0.1:{self._server.server_port}"
 
-    @property
-    def requests(self) -> list[Seen]:
-        """The requests since the start, the last 10,000 of them, without their tokens."""
-        return list(self._running.requests)
-
-    def environment(self, *, xet: bool = True, home: str | Path | None = None) -> dict[str, str]:
+    def environment(self, *, home: str | Path | None = None) -> dict[str, str]:
         """The variables that make a new process talk to this hub and to nothing else.
 
-        They have to be set before `huggingface_hub` is imported, which reads them once.
+        They have to be set before `huggingface_hub` is imported, which reads them once. Large files go by LFS.
 
         Args:
-            xet: Whether large files go by Xet, the client's way if `hf_xet` is installed, or by LFS.
             home: The folder of the client's cache; by default one in `root`, so that these repositories are not mixed with
                 those of the real Hub that have the same names.
         """
-        values = {
+        return {
             "HF_ENDPOINT": self.endpoint,
             "HF_TOKEN": self.token,
             "HF_HOME": str(home or self.root / "client"),
@@ -125,8 +107,8 @@ class LocalHub:
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
+            "HF_HUB_DISABLE_XET": "1",
         }
-        return {**values, "HF_HUB_DISABLE_XET": "0" if xet else "1"}
 
     def describe(self) -> str:
         """What a person needs to know: where it is, what to export in another terminal, and what it does not do."""
@@ -147,19 +129,21 @@ class LocalHub:
             raise HubError(f"{self.root}: another hub serves this folder; stop it, or choose another folder") from None
         try:
             store = Store(self.root)
-            server = Server(self._port, lambda request: answer(hub, request), self.faults)
+            self._server = self._listen(
+                self._port, lambda request: answer(Call(request, store, self._account, self._signer, self.endpoint))
+            )
         except BaseException as error:
             self._lock.release()
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 raise HubError(f"port {self._port} is in use; stop what uses it, or choose another port") from error
             raise
-        address = f"http://127.0.0.1:{server.server_port}"
-        content = f"http://localhost:{server.server_port}"  # another origin to a client, as the real Hub's contents are
-        hub = Hub(store, self._users, self._signer, address, content, self._part_size)
-        self._server, self._port = server, server.server_port
-        self._thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
         return self
+
+    def _listen(self, port: int, respond: Callable[[Request], Response]) -> Server:
+        return Server(port, respond)
 
     def stop(self) -> None:
         """Stop serving. `start` begins again at the same port."""
@@ -174,12 +158,6 @@ class LocalHub:
         thread = self._thread
         while thread is not None and thread.is_alive():
             thread.join(timeout=0.5)
-
-    @property
-    def _running(self) -> Server:
-        if self._server is None:
-            raise HubError("the hub does not run; call start(), or use it in a with statement")
-        return self._server
 
     def __enter__(self) -> LocalHub:
         return self.start()

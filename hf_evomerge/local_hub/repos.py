@@ -1,26 +1,19 @@
-"""The endpoints of whole repositories: who am I, create, delete, list, describe, settings, access to gated ones."""
+"""The endpoints of whole repositories: who am I, create, delete, list, describe, settings, branches and tags."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from .call import Call
+from .access import Call
 from .cards import SDKS, card_tags, check_card, read_card
-from .repository import SINGULAR, Commit, Kind, Repository, State, now
-from .spaces import keep_setting, runtime
-from .store import check_name
-from .weights import parameters
+from .repository import KINDS, SINGULAR, Commit, Entry, Repository, State
+from .store import check_name, check_ref
 from .wire import Refusal, Response
-
-PRIVATE = ("private", "protected")
-CONFIG_KEYS = ("architectures", "model_type", "auto_map", "tokenizer_config")
-KINDS: dict[str, Kind] = {"model": "models", "dataset": "datasets", "space": "spaces"}
 
 
 def whoami(call: Call) -> Response:
     """The user behind the token."""
-    user = call.known_user()
+    user = call.user()
     orgs = [{"type": "org", "id": name, "name": name, "fullname": name, "roleInOrg": "admin"} for name in user.orgs]
     token = {"type": "access_token", "accessToken": {"displayName": "local", "role": "write"}}
     about = {"type": "user", "id": user.name, "name": user.name, "fullname": user.name, "isPro": False, "canPay": False}
@@ -30,205 +23,159 @@ def whoami(call: Call) -> Response:
 def validate_yaml(call: Call) -> Response:
     """Check the metadata of a README that is about to be committed."""
     kind = call.request.json().get("repoType") or "model"
-    findings = check_card(call.request.text("content", required=False), kind)
-    return Response(400 if findings.errors else 200, findings.to_json())
+    errors, warnings = check_card(call.request.text("content", required=False), kind)
+    answer = {"errors": errors, "warnings": warnings}
+    shown = {name: [{"message": message} for message in messages] for name, messages in answer.items()}
+    return Response(400 if errors else 200, shown)
 
 
 def create(call: Call) -> Response:
     """Create a repository."""
-    user, wanted = call.known_user(), call.request.json()
-    kind, owner, repo_id = _names(call, user.name)
-    if not user.can_write(owner):
+    user, wanted = call.user(), call.request.json()
+    kind, owner, repo_id = _names(call)
+    if not user.owns(owner):
         what = f'You don\'t have the rights to create a {SINGULAR[kind]} under the namespace "{owner}"'
         raise Refusal(403, what)
-    state = State(kind, repo_id, private=bool(wanted.get("private")) or wanted.get("visibility") in PRIVATE)
+    state = State(kind, repo_id, private=_private(wanted))
     if kind == "spaces":
-        _prepare_space(call, state)
+        state.sdk = wanted.get("sdk")
+        if state.sdk not in SDKS:
+            raise Refusal(400, f'"sdk" must be one of [{", ".join(SDKS)}]')
+    url = call.web_url(kind, repo_id)
     try:
-        made = call.store.create(state, author=user.name)
+        call.store.create(state, author=user.name)
     except Refusal as refusal:  # the client reads the address where it was told that the repository may exist
-        raise Refusal(refusal.status, refusal.message, body={"url": call.web_url(kind, repo_id)}) from None
-    return Response(200, {"url": call.web_url(kind, repo_id), "name": repo_id, "id": made.state.number})
-
-
-def _prepare_space(call: Call, state: State) -> None:
-    wanted = call.request.json()
-    state.sdk, state.hardware = wanted.get("sdk"), str(wanted.get("hardware") or state.hardware)
-    if state.sdk not in SDKS:
-        raise Refusal(400, f'"sdk" must be one of [{", ".join(SDKS)}]')
-    for which in ("secrets", "variables"):
-        for item in call.request.objects(which):
-            keep_setting(state, which, item)
+        raise Refusal(refusal.status, refusal.message, body={"url": url}) from None
+    return Response(200, {"url": url, "name": repo_id})
 
 
 def delete(call: Call) -> Response:
     """Delete a repository."""
-    kind, _, repo_id = _names(call, call.known_user().name)
+    kind, _, repo_id = _names(call)
     call.store.delete(call.repository(kind, repo_id, write=True))
     return Response(200, b"OK")
 
 
-def _names(call: Call, user: str) -> tuple[Kind, str, str]:
-    wanted = call.request.json()
-    kind = KINDS.get(wanted.get("type") or "model")
+def _names(call: Call) -> tuple[str, str, str]:
+    """Kind, namespace and id of the repository that a body names."""
+    wanted, user = call.request.json(), call.user()
+    kind = KINDS.get(str(wanted.get("type") or "model"))
     if kind is None:
         raise Refusal(400, f"this hub has models, datasets and spaces, but no {wanted['type']}")
-    owner = check_name(str(wanted.get("organization") or user))
+    owner = check_name(str(wanted.get("organization") or user.name))
     return kind, owner, f"{owner}/{check_name(call.request.text('name'))}"
+
+
+def _private(wanted: dict[str, Any]) -> bool:
+    return bool(wanted.get("private")) or wanted.get("visibility") in ("private", "protected")
+
+
+def listing(call: Call, name: str = "") -> Response:
+    """The repositories of the user, or in another namespace of theirs."""
+    user = call.user()
+    owner = name or user.name
+    if not user.owns(owner):
+        raise Refusal(403, f"{name} is no namespace of yours")
+    return Response(200, [_listed(repository) for repository in call.store.all() if repository.owner == owner])
+
+
+def _listed(repository: Repository) -> dict[str, Any]:
+    state, head = repository.state, repository.at("main")
+    return {
+        "id": repository.id,
+        "type": SINGULAR[state.kind],
+        "storage": sum({entry.sha256: entry.size for entry in head.tree.values()}.values()),
+        "visibility": "private" if state.private else "public",
+        "updatedAt": head.date,
+    }
 
 
 def describe(call: Call, kind: str, repo_id: str, revision: str = "main") -> Response:
     """What a repository is at a revision: files, tags, card."""
-    found = call.repository(kind, repo_id)
-    return Response(200, _facts(call, found, found.at(revision), sizes=call.request.flag("blobs")))
+    repository = call.repository(kind, repo_id)
+    return Response(200, _facts(call, repository, repository.at(revision), sizes=call.request.flag("blobs")))
 
 
-def listing(call: Call, kind: str) -> Response:
-    """The repositories that the caller can see, with every given tag, by an author, with a text in the name."""
-    user, request = call.user(), call.request
-    result = []
-    for found in call.store.all(kind):
-        if found.state.private and not (user and user.can_write(found.owner)):
-            continue
-        facts = _facts(call, found, found.at("main"), sizes=False)
-        wanted = {*request.query.get("filter", []), *request.query.get("pipeline_tag", [])}
-        named = request.option("search").lower() in found.id.lower()
-        theirs = request.option("author", found.owner) == found.owner
-        if named and theirs and wanted <= set(facts["tags"]):
-            result.append(facts)
-    key = "createdAt" if request.option("sort") == "createdAt" else "lastModified"
-    result.sort(key=lambda facts: facts[key], reverse=True)
-    return Response(200, result[: request.count("limit", 1000)])
-
-
-def tags_by_type(call: Call, kind: str) -> Response:
-    """The tags that the public repositories have, by what they say."""
-    found: dict[str, dict[str, dict[str, str]]] = {}
-    for repository in call.store.all(kind):
-        tags = [] if repository.state.private else _facts(call, repository, repository.at("main"), sizes=False)["tags"]
-        for tag in tags:
-            first, _, rest = tag.partition(":")
-            of, label = (first, rest) if first in ("license", "dataset", "region") else ("other", tag)
-            found.setdefault(of, {})[tag] = {"id": tag, "label": label, "type": of}
-    return Response(200, {of: list(tags.values()) for of, tags in found.items()})
-
-
-def _facts(call: Call, found: Repository, commit: Commit, *, sizes: bool) -> dict[str, Any]:
-    state = found.state
-    readme = commit.tree.get("README.md")
-    card, text = read_card(call.store.read(readme)) if readme and not readme.lfs else ({}, "")
-    config = _config(call, commit)
-    facts = {
-        "_id": state.number,
-        "id": found.id,
-        "author": found.owner,
+def _facts(call: Call, repository: Repository, commit: Commit, *, sizes: bool) -> dict[str, Any]:
+    state, readme = repository.state, commit.tree.get("README.md")
+    card = read_card(call.store.objects.read(readme.sha256)) if readme and not readme.lfs else {}
+    return {
+        "id": repository.id,
+        "author": repository.owner,
         "sha": commit.id,
         "createdAt": state.created,
         "lastModified": commit.date,
         "private": state.private,
-        "gated": state.gated,
+        "gated": False,
         "disabled": False,
         "downloads": 0,
         "likes": 0,
-        "tags": card_tags(card, text, kind=state.kind, config=config, names=list(commit.tree)),
+        "tags": card_tags(card),
         "cardData": card or None,
-        "siblings": [{"rfilename": path, **(_sizes(commit, path) if sizes else {})} for path in commit.tree],
-        "usedStorage": sum({entry.sha256: entry.size for entry in commit.tree.values()}.values()),
+        "siblings": [{"rfilename": path, **(_sizes(entry) if sizes else {})} for path, entry in commit.tree.items()],
+        **{key: card.get(key) for key in ("library_name", "pipeline_tag", "model-index") if state.kind == "models"},
+        **({"sdk": card.get("sdk", state.sdk)} if state.kind == "spaces" else {}),
     }
-    if state.kind == "models":
-        library = card.get("library_name") or ("transformers" if config.get("model_type") else None)
-        shown = {key: config[key] for key in CONFIG_KEYS if key in config}
-        facts |= {"modelId": found.id, "library_name": library, "pipeline_tag": card.get("pipeline_tag"), "config": shown}
-        facts |= {"model-index": card.get("model-index"), "spaces": []}
-        if (counts := parameters(call.store, commit)) is not None:
-            facts["safetensors"] = counts
-    if state.kind == "spaces":
-        facts |= {"sdk": card.get("sdk", state.sdk), "models": card.get("models", []), "datasets": card.get("datasets", [])}
-        facts |= {"subdomain": found.id.replace("/", "-"), "host": None, "runtime": runtime(call, found)}
-    return facts
 
 
-def _sizes(commit: Commit, path: str) -> dict[str, Any]:
-    entry = commit.tree[path]
-    lfs = {"lfs": {"sha256": entry.sha256, **entry.lfs_facts()}} if entry.lfs else {}
-    return {"size": entry.size, "blobId": entry.oid, **lfs}
-
-
-def _config(call: Call, commit: Commit) -> dict[str, Any]:
-    entry = commit.tree.get("config.json")
-    try:
-        config = json.loads(call.store.read(entry)) if entry and not entry.lfs else {}
-    except (ValueError, RecursionError):
-        config = {}
-    return config if isinstance(config, dict) else {}
+def _sizes(entry: Entry) -> dict[str, Any]:
+    return {"size": entry.size, "blobId": entry.oid, **entry.lfs_facts("sha256")}
 
 
 def settings(call: Call, kind: str, repo_id: str) -> Response:
-    """Make a repository private or public, gated or open."""
-    found, wanted = call.repository(kind, repo_id, write=True), call.request.json()
-    with found.lock:
-        if "gated" in wanted:
-            if wanted["gated"] not in ("auto", "manual", False):
-                raise Refusal(400, '"gated" must be one of [auto, manual, false]')
-            found.state.gated = wanted["gated"]
-        if "visibility" in wanted or "private" in wanted:
-            found.state.private = bool(wanted.get("private")) or wanted.get("visibility") in PRIVATE
-        found.save()
-    return Response(200, {"private": found.state.private, "gated": found.state.gated})
+    """Make a repository private or public."""
+    repository, wanted = call.repository(kind, repo_id, write=True), call.request.json()
+    if not wanted.keys() & {"private", "visibility"}:
+        raise Refusal(501, "of the settings of a repository, this hub knows its visibility")
+    with repository.lock:
+        repository.state.private = _private(wanted)
+        repository.save()
+    return Response(200, {"private": repository.state.private})
 
 
-def auth_check(call: Call, kind: str, repo_id: str, write: str = "") -> Response:
-    """Whether the caller may read the files of a repository, or write."""
-    call.readable(kind, repo_id)
-    call.repository(kind, repo_id, write=bool(write))
-    return Response(200, b"OK")
+def refs(call: Call, kind: str, repo_id: str) -> Response:
+    """Branches, tags and the refs of pull requests."""
+    state = call.repository(kind, repo_id).state
+
+    def shown(names: dict[str, str], prefix: str) -> list[dict[str, str]]:
+        return [{"name": name, "ref": prefix + name, "targetCommit": oid} for name, oid in list(names.items())]
+
+    answer = {"branches": shown(state.branches, "refs/heads/"), "tags": shown(state.tags, "refs/tags/")}
+    return Response(200, {**answer, "converts": [], "pullRequests": shown(state.pulls, "")})
 
 
-def ask_access(call: Call, kind: str, repo_id: str) -> Response:
-    """Ask for access to a gated repository; granted at once where it is gated automatically."""
-    found, user = call.repository(kind, repo_id), call.known_user()
-    status = "accepted" if found.state.gated == "auto" else "pending"
-    _set_access(found, user.name, status)
-    return Response(200, {"status": status})
+def branch(call: Call, kind: str, repo_id: str, name: str) -> Response:
+    """Create a branch, or delete it."""
+    if call.request.method == "DELETE":
+        if name == "main":
+            raise Refusal(403, "the default branch cannot be deleted")
+        return _delete_ref(call, "branches", kind, repo_id, name)
+    start = call.request.text("startingPoint", required=False) or "main"
+    return _create_ref(call, "branches", kind, repo_id, name, start)
 
 
-def grant_access(call: Call, kind: str, repo_id: str) -> Response:
-    """Let a user in who has not asked."""
-    found, name = call.repository(kind, repo_id, write=True), call.request.text("user")
-    _check_grant(call, found, name)
-    if found.state.access.get(name, {}).get("status") == "accepted":
-        raise Refusal(400, f"{name} has access already")
-    _set_access(found, name, "accepted")
+def tag(call: Call, kind: str, repo_id: str, revision: str) -> Response:
+    """Create a tag at a revision, or delete the tag of that name."""
+    if call.request.method == "DELETE":
+        return _delete_ref(call, "tags", kind, repo_id, revision)
+    return _create_ref(call, "tags", kind, repo_id, call.request.text("tag"), revision)
+
+
+def _create_ref(call: Call, which: str, kind: str, repo_id: str, name: str, revision: str) -> Response:
+    repository = call.repository(kind, repo_id, write=True)
+    with repository.lock:
+        names: dict[str, str] = getattr(repository.state, which)
+        if check_ref(name) in names:
+            raise Refusal(409, f"Reference already exists: {name}")
+        names[name] = repository.resolve(revision)
+        repository.save()
     return Response(200, {})
 
 
-def handle_access(call: Call, kind: str, repo_id: str) -> Response:
-    """Accept, reject or put back a request for access."""
-    found, name, status = call.repository(kind, repo_id, write=True), call.request.text("user"), call.request.text("status")
-    _check_grant(call, found, name)
-    if status not in ("accepted", "rejected", "pending"):
-        raise Refusal(400, '"status" must be one of [accepted, rejected, pending]')
-    if found.state.access.get(name, {}).get("status") in (None, status):
-        raise Refusal(404, f"{name} has not asked for access, or the request is {status} already")
-    _set_access(found, name, status)
+def _delete_ref(call: Call, which: str, kind: str, repo_id: str, name: str) -> Response:
+    repository = call.repository(kind, repo_id, write=True)
+    with repository.lock:
+        if getattr(repository.state, which).pop(name, None) is None:
+            raise Refusal(404, f"Invalid rev id: {name}", code="RevisionNotFound")
+        repository.save()
     return Response(200, {})
-
-
-def access_requests(call: Call, kind: str, repo_id: str, status: str) -> Response:
-    """The requests for access of one status."""
-    found = call.repository(kind, repo_id, write=True)
-    asked = [(name, request) for name, request in list(found.state.access.items()) if request["status"] == status]
-    return Response(200, [{"user": {"user": name, "fullname": name}, "requestId": name, **request} for name, request in asked])
-
-
-def _check_grant(call: Call, found: Repository, name: str) -> None:
-    if not found.state.gated:
-        raise Refusal(400, "the repository is not gated")
-    if not call.hub.users.known(name):
-        raise Refusal(404, f"no user {name}")
-
-
-def _set_access(found: Repository, name: str, status: str) -> None:
-    with found.lock:
-        found.state.access[name] = {"status": status, "timestamp": now()}
-        found.save()

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 import re
 import threading
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .objects import write_whole
 from .wire import Refusal
 
-Kind = Literal["models", "datasets", "spaces"]
-SINGULAR: dict[str, str] = {"models": "model", "datasets": "dataset", "spaces": "space"}
+KINDS = {"model": "models", "dataset": "datasets", "space": "spaces"}
+SINGULAR = {kind: name for name, kind in KINDS.items()}
 STATE = "repository.json"
 
 
@@ -45,15 +43,13 @@ class Entry:
         sha256: Its content, in `Objects`.
         size: Bytes of the content.
         oid: git's name: of the content, or of the pointer where `lfs`.
-        lfs: Whether it is kept out of git, as LFS or Xet.
-        xet: Its Xet hash, where a Xet client uploaded it.
+        lfs: Whether it is kept out of git.
     """
 
     sha256: str
     size: int
     oid: str
     lfs: bool = False
-    xet: str | None = None
 
     @classmethod
     def regular(cls, sha256: str, data: bytes) -> Entry:
@@ -61,18 +57,19 @@ class Entry:
         return cls(sha256, len(data), git_id(data))
 
     @classmethod
-    def large(cls, sha256: str, size: int, xet: str | None = None) -> Entry:
-        """The entry of an LFS or Xet file."""
-        return cls(sha256, size, git_id(pointer(sha256, size)), True, xet)
+    def large(cls, sha256: str, size: int) -> Entry:
+        """The entry of an LFS file."""
+        return cls(sha256, size, git_id(pointer(sha256, size)), True)
 
     @property
     def etag(self) -> str:
         """What the client compares to know whether it has the file: SHA-256 for large files, git's name for others."""
         return self.sha256 if self.lfs else self.oid
 
-    def lfs_facts(self) -> dict[str, Any]:
-        """Size and pointer size of a large file, as the API shows them."""
-        return {"size": self.size, "pointerSize": len(pointer(self.sha256, self.size))}
+    def lfs_facts(self, name: str) -> dict[str, Any]:
+        """What the API says of a large file, the SHA-256 under this name; nothing of a regular file."""
+        pointer_size = len(pointer(self.sha256, self.size))
+        return {"lfs": {name: self.sha256, "size": self.size, "pointerSize": pointer_size}} if self.lfs else {}
 
 
 Tree = dict[str, Entry]
@@ -83,7 +80,7 @@ class Commit:
     """A state of all files. `tree` maps path to entry."""
 
     id: str
-    parents: tuple[str, ...]
+    parent: str | None
     title: str
     message: str
     date: str
@@ -91,46 +88,44 @@ class Commit:
     tree: Tree
 
     @classmethod
-    def make(cls, tree: Tree, parents: tuple[str, ...], *, title: str, message: str, author: str) -> Commit:
-        """A new commit, named by what is in it."""
-        rest: dict[str, Any] = {"parents": parents, "title": title, "message": message, "date": now(), "author": author}
+    def make(cls, tree: Tree, parent: str | None, *, title: str, message: str = "", author: str) -> Commit:
+        """Make a commit, named by what is in it."""
+        rest = {"parent": parent, "title": title, "message": message, "date": now(), "author": author}
         files = sorted((path, entry.oid) for path, entry in tree.items())
         name = hashlib.sha1(json.dumps([files, rest]).encode(), usedforsecurity=False).hexdigest()
-        return cls(name, tree=dict(sorted(tree.items())), **rest)
-
-    def to_json(self) -> bytes:
-        """The content of the commit's file."""
-        return json.dumps(asdict(self)).encode()
+        return cls(name, parent, title, message, str(rest["date"]), author, dict(sorted(tree.items())))
 
     @classmethod
     def from_json(cls, data: bytes) -> Commit:
-        """The reverse of `to_json`."""
+        """Read the content of a commit's file."""
         value = json.loads(data)
         tree = {path: Entry(**entry) for path, entry in value.pop("tree").items()}
-        return cls(**{**value, "parents": tuple(value["parents"])}, tree=tree)
+        return cls(**value, tree=tree)
 
 
 @dataclass
 class State:
-    """What of a repository changes without a commit. Kept in one file, which is replaced whole."""
+    """What of a repository changes without a commit. Kept in one file, which is replaced whole.
 
-    kind: Kind
+    Attributes:
+        kind: `models`, `datasets` or `spaces`.
+        id: `owner/name`.
+        created: When it was made.
+        private: Whether it is hidden from everybody but its owner.
+        sdk: A Space's SDK.
+        branches, tags, pulls: Commit ids by name; a pull request's name is `refs/pr/N`.
+        requests: The pull requests, as the API shows them; the first is number 1.
+    """
+
+    kind: str
     id: str
-    number: str = field(default_factory=lambda: uuid.uuid4().hex[:24])
     created: str = field(default_factory=now)
     private: bool = False
-    gated: str | bool = False
     sdk: str | None = None
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     pulls: dict[str, str] = field(default_factory=dict)
-    discussions: list[dict[str, Any]] = field(default_factory=list)
-    access: dict[str, dict[str, Any]] = field(default_factory=dict)
-    secrets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    variables: dict[str, dict[str, Any]] = field(default_factory=dict)
-    hardware: str = "cpu-basic"
-    sleep_seconds: int | None = None
-    paused: bool = False
+    requests: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Repository:
@@ -159,80 +154,55 @@ class Repository:
 
     @property
     def owner(self) -> str:
-        """The user or organisation it belongs to."""
+        """The namespace it is in."""
         return self.state.id.split("/")[0]
 
     def save(self) -> None:
         """Write the state; after this call it survives a kill."""
-        write_whole(self.folder / STATE, json.dumps(asdict(self.state)).encode(), self._temporary)
+        self._write(self.folder / STATE, self.state)
 
     def commit(self, oid: str) -> Commit:
-        """A commit by its full id."""
+        """Read a commit by its full id."""
         if oid not in self._commits:
             self._commits[oid] = Commit.from_json(self._file(oid).read_bytes())
         return self._commits[oid]
 
     def add(self, commit: Commit) -> Commit:
         """Keep a commit. No ref points to it yet."""
-        write_whole(self._file(commit.id), commit.to_json(), self._temporary)
+        self._write(self._file(commit.id), commit)
         self._commits[commit.id] = commit
         return commit
 
     def resolve(self, revision: str) -> str:
-        """The full commit id of a branch, a tag, a pull request's ref, or the beginning of an id (seven digits or more).
+        """Find the full commit id of a branch, a tag, a pull request, or the beginning of an id (seven digits or more).
 
         Raises:
             Refusal: 404 with `RevisionNotFound`.
         """
-        for refs, prefix in (
-            (self.state.branches, "refs/heads/"),
-            (self.state.tags, "refs/tags/"),
-            (self.state.pulls, ""),
-        ):
+        names = ((self.state.branches, "refs/heads/"), (self.state.tags, "refs/tags/"), (self.state.pulls, ""))
+        for refs, prefix in names:
             if (oid := refs.get(revision.removeprefix(prefix))) is not None:
                 return oid
         if re.fullmatch("[0-9a-f]{7,40}", revision):
-            found = [file.stem for file in (self.folder / "commits").glob(f"{revision}*.json")]
-            if len(found) == 1:
-                return found[0]
+            commits = [file.stem for file in (self.folder / "commits").glob(f"{revision}*.json")]
+            if len(commits) == 1:
+                return commits[0]
         raise Refusal(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
 
     def at(self, revision: str) -> Commit:
-        """The commit of a revision; see `resolve`."""
+        """Read the commit of a revision; see `resolve`."""
         return self.commit(self.resolve(revision))
 
     def log(self, oid: str) -> Iterator[Commit]:
-        """A commit and those before it, children before their parents and otherwise the newest first."""
-        order: dict[str, int] = {}  # a commit's generation: how long the longest way to a root is
-        stack = [oid]
-        while stack:
-            parents = self.commit(stack[-1]).parents
-            if missing := [parent for parent in parents if parent not in order]:
-                stack += missing
-            else:
-                order[stack.pop()] = 1 + max((order[parent] for parent in parents), default=0)
-        queue, seen = [(-order[oid], oid)], {oid}
-        while queue:
-            commit = self.commit(heapq.heappop(queue)[1])
+        """A commit and those before it, the newest first."""
+        parent: str | None = oid
+        while parent is not None:
+            commit = self.commit(parent)
             yield commit
-            for parent in commit.parents:
-                if parent not in seen:
-                    seen.add(parent)
-                    heapq.heappush(queue, (-order[parent], parent))
-
-    def last_changes(self, oid: str, paths: list[str]) -> Mapping[str, Commit]:
-        """For files and folders of a commit, the newest commit that changed each."""
-        wanted, found = set(paths), {}
-        for commit in self.log(oid):
-            before = self.commit(commit.parents[0]).tree if commit.parents else {}
-            changed = {path for path in commit.tree.keys() | before.keys() if commit.tree.get(path) != before.get(path)}
-            for path in list(wanted):
-                if path in changed or any(other.startswith(f"{path}/") for other in changed):
-                    found[path] = commit
-                    wanted.discard(path)
-            if not wanted:
-                break
-        return found
+            parent = commit.parent
 
     def _file(self, oid: str) -> Path:
         return self.folder / "commits" / f"{oid}.json"
+
+    def _write(self, path: Path, value: State | Commit) -> None:
+        write_whole(path, [json.dumps(asdict(value)).encode()], self._temporary)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import HubError
 from .objects import Objects
-from .repository import SINGULAR, STATE, Commit, Entry, Repository, State, Tree
+from .repository import SINGULAR, STATE, Commit, Entry, Repository, State
 from .wire import Refusal
 
 _LARGE = """
@@ -20,18 +20,17 @@ tar tflite tgz wasm xz zip zst
 """
 LARGE_ENDINGS = tuple(_LARGE.split())
 ATTRIBUTES = "".join(f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LARGE_ENDINGS).encode()
-SPACE_CARD = "---\ntitle: {name}\nemoji: 🚀\ncolorFrom: blue\ncolorTo: green\nsdk: {sdk}\n{file}pinned: false\n---\n"
 LONGEST_PATH = 1024
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 
 
 def is_name(name: str) -> bool:
-    """Whether this can be the name of a user, an organisation or a repository."""
+    """Whether this can be the name of a namespace or a repository."""
     return bool(NAME.fullmatch(name)) and not (".." in name or "--" in name or name.endswith(".git"))
 
 
 def check_name(name: str) -> str:
-    """A name, if it is one.
+    """Return a name, if it is one.
 
     Raises:
         Refusal: 400.
@@ -42,15 +41,14 @@ def check_name(name: str) -> str:
 
 
 def check_path(path: object) -> str:
-    """A file's path, if it stays inside of a repository wherever it is written.
+    """Return a file's path, if it stays inside of a repository wherever it is written.
 
     Raises:
         Refusal: 400.
     """
     if not isinstance(path, str) or not path or len(path) > LONGEST_PATH:
         raise Refusal(400, f"Invalid path: {str(path)[:100]!r}")
-    parts = path.split("/")
-    outside = any(part in ("", ".", "..") or part.lower() == ".git" for part in parts)
+    outside = any(part in ("", ".", "..") or part.lower() == ".git" for part in path.split("/"))
     drive = re.match("[A-Za-z]:", path)
     if outside or drive or "\\" in path or not path.isprintable():
         raise Refusal(400, f"Invalid path: {path[:100]!r}")
@@ -58,7 +56,7 @@ def check_path(path: object) -> str:
 
 
 def check_ref(name: str) -> str:
-    """A branch's or tag's name, if git would take it.
+    """Return a branch's or tag's name, if git would take it.
 
     Raises:
         Refusal: 400.
@@ -83,7 +81,7 @@ class Store:
         self.objects = Objects(root)
         self._folder = root / "repositories"
         self._repositories: dict[tuple[str, str], Repository] = {}
-        self.lock = threading.RLock()
+        self._lock = threading.Lock()
         for state in sorted(self._folder.glob(f"*/*/*/{STATE}")):
             try:
                 repository = Repository(state.parent, self.objects.temporary)
@@ -92,12 +90,12 @@ class Store:
             self._repositories[repository.state.kind, repository.id] = repository
 
     def get(self, kind: str, repo_id: str) -> Repository | None:
-        """A repository, if it is there."""
+        """The repository, if it is there."""
         return self._repositories.get((kind, repo_id))
 
-    def all(self, kind: str) -> list[Repository]:
-        """All of a kind, by name."""
-        return [repository for (of, _), repository in sorted(self._repositories.items()) if of == kind]
+    def all(self) -> list[Repository]:
+        """Every repository, by kind and name."""
+        return [repository for _, repository in sorted(self._repositories.items())]
 
     def create(self, state: State, *, author: str) -> Repository:
         """Make a repository with its first commit, as the Hub does.
@@ -109,13 +107,14 @@ class Store:
         Raises:
             Refusal: 409, where it is there already.
         """
-        with self.lock:
+        with self._lock:
             if (state.kind, state.id) in self._repositories:
                 raise Refusal(409, f"You already created this {SINGULAR[state.kind]} repo: {state.id}")
             folder = self._folder / state.kind / state.id
             shutil.rmtree(folder, ignore_errors=True)  # without a state file, it was killed before it was whole
             repository = Repository(folder, self.objects.temporary, state)
-            commit = repository.add(Commit.make(self._first_tree(state), (), title="initial commit", message="", author=author))
+            tree = {".gitattributes": self.regular(ATTRIBUTES)}
+            commit = repository.add(Commit.make(tree, None, title="initial commit", author=author))
             state.branches["main"] = commit.id
             repository.save()
             self._repositories[state.kind, state.id] = repository
@@ -123,15 +122,11 @@ class Store:
 
     def delete(self, repository: Repository) -> None:
         """Remove a repository. Contents stay: others may have the same."""
-        with self.lock:
+        with self._lock:
             self._repositories.pop((repository.state.kind, repository.id), None)
             gone = self.objects.temporary / uuid.uuid4().hex
             os.replace(repository.folder, gone)
             shutil.rmtree(gone, ignore_errors=True)
-
-    def read(self, entry: Entry) -> bytes:
-        """The content of a small file."""
-        return self.objects.path(entry.sha256).read_bytes()
 
     def regular(self, data: bytes) -> Entry:
         """Keep a content, and give the entry of a file that has it."""
@@ -139,15 +134,5 @@ class Store:
 
     def large(self, sha256: str) -> Entry | None:
         """The entry of a large file that was uploaded before; None where it was not."""
-        if (found := self.objects.xet.find(sha256)) is not None:
-            return Entry.large(sha256, found.size, found.hash)
         size = self.objects.size(sha256)
         return None if size is None else Entry.large(sha256, size)
-
-    def _first_tree(self, state: State) -> Tree:
-        tree = {".gitattributes": self.regular(ATTRIBUTES)}
-        if state.kind == "spaces":
-            file = "app_file: app.py\n" if state.sdk in ("gradio", "streamlit") else ""
-            card = SPACE_CARD.format(name=state.id.split("/")[1], sdk=state.sdk, file=file)
-            tree["README.md"] = self.regular(card.encode())
-        return tree

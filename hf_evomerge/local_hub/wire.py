@@ -1,4 +1,4 @@
-"""What travels: a request as the handlers see it, the answer they give, and the refusal they raise. Knows no sockets."""
+"""What travels over HTTP: the request that an endpoint reads, the response it gives, and the refusal it raises."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
-CHUNK = 1 << 20  # bytes that are read or written at once
+CHUNK = 1 << 20  # bytes that are read at once
 LARGEST_TEXT = 512 << 20  # a body that is kept in memory: a commit's regular files, in base64
 
 
@@ -19,8 +19,7 @@ class Refusal(Exception):  # noqa: N818 - the word of the protocol: an answer, n
     Args:
         status: The HTTP status.
         message: What is wrong; sent as `error` in the body and as `X-Error-Message`.
-        code: `X-Error-Code`, by which the client picks its exception: `RepoNotFound`, `RevisionNotFound`, `EntryNotFound`
-            or `GatedRepo`.
+        code: `X-Error-Code`, by which the client picks its exception: `RepoNotFound`, `RevisionNotFound` or `EntryNotFound`.
         headers: More headers.
         body: More keys of the JSON body.
     """
@@ -39,120 +38,76 @@ class Refusal(Exception):  # noqa: N818 - the word of the protocol: an answer, n
         self.headers, self.body = dict(headers or {}), dict(body or {})
 
     def to_response(self) -> Response:
-        """The answer to send."""
+        """Make the answer to send."""
         headers = {"X-Error-Message": self.message, **({"X-Error-Code": self.code} if self.code else {}), **self.headers}
         return Response(self.status, {"error": self.message, **self.body}, headers)
 
 
-class Body:
-    """The body of a request, read once and never beyond its end, whole or in pieces.
+class Request:
+    """One request; its body is read once, and never beyond its end.
 
     Args:
-        stream: Where the bytes come from.
-        length: How many there are; None where they come in HTTP chunks.
+        method: `GET`, `HEAD`, `POST`, `PUT` or `DELETE`.
+        target: Path and query as they were sent, quoted.
+        headers: The headers; names in any case.
+        stream: Where the body comes from.
+        length: Bytes of the body.
+
+    Raises:
+        Refusal: 400, where the target is no address.
     """
 
-    def __init__(self, stream: BinaryIO, length: int | None) -> None:
-        self._stream, self._left, self._chunked = stream, length or 0, length is None
-        self._whole: bytes | None = None
-        self.broken = False  # where it ends is not known, so no request can follow it
+    def __init__(self, method: str, target: str, headers: Mapping[str, str], stream: BinaryIO, length: int) -> None:
+        self.method, self.target, self.headers = method, target, headers
+        self._stream, self._left = stream, length
+        self._body: bytes | None = None
+        try:
+            parts = urlsplit(target)
+        except ValueError:
+            raise Refusal(400, f"not an address: {target[:100]!r}") from None
+        self.path, self.query = parts.path, parse_qs(parts.query, keep_blank_values=True)
 
     def pieces(self) -> Iterator[bytes]:
-        """The bytes that are not read yet, at most `CHUNK` at a time."""
-        while True:
-            if self._chunked and not self._left:
-                self._left = self._next_chunk()
-            if not self._left:
-                return
+        """Read what is left of the body, at most `CHUNK` bytes at a time.
+
+        Raises:
+            ConnectionError: The connection ended before the body did.
+        """
+        while self._left:
             piece = self._stream.read(min(self._left, CHUNK))
             if not piece:
                 raise ConnectionError("the request ended before its body did")
             self._left -= len(piece)
-            if self._chunked and not self._left:
-                self._stream.readline()
             yield piece
 
-    def _next_chunk(self) -> int:
-        try:
-            size = int(self._stream.readline(1024).split(b";")[0], 16)
-        except ValueError:
-            self.broken, self._chunked = True, False
-            raise Refusal(400, "malformed chunk") from None
-        if size <= 0:
-            self._chunked = False
-            while self._stream.readline(65536) not in (b"\r\n", b"\n", b""):
-                pass
-        return max(size, 0)
-
-    def read(self) -> bytes:
-        """All of it, in memory.
+    def body(self) -> bytes:
+        """Read the whole body into memory.
 
         Raises:
             Refusal: 413, where it is larger than `LARGEST_TEXT`.
         """
-        if self._whole is None:
-            parts, total = [], 0
-            for piece in self.pieces():
-                total += len(piece)
-                if total > LARGEST_TEXT:
-                    raise Refusal(413, "the request is too large; send files of this size as LFS or Xet")
-                parts.append(piece)
-            self._whole = b"".join(parts)
-        return self._whole
+        if self._left > LARGEST_TEXT:
+            raise Refusal(413, "the request is too large; send files of this size as LFS")
+        if self._body is None:
+            self._body = b"".join(self.pieces())
+        return self._body
 
-    def drain(self, limit: int | None = None) -> None:
-        """Read and forget the rest, or its first `limit` bytes: a connection is used again only when its request was read."""
-        done = 0
-        while limit is None or done < limit:
-            piece = next(self.pieces(), b"")
-            if not piece:
-                return
-            done += len(piece)
-
-
-@dataclass
-class Request:
-    """One request.
-
-    Attributes:
-        method: `GET`, `HEAD`, `POST`, `PUT` or `DELETE`.
-        target: Path and query as they were sent, quoted.
-        headers: The headers; names in any case.
-        body: The body, unread.
-    """
-
-    method: str
-    target: str
-    headers: Mapping[str, str]
-    body: Body
-    path: str = field(init=False)
-    query: dict[str, list[str]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        parts = urlsplit(self.target)
-        self.path, self.query = parts.path, parse_qs(parts.query, keep_blank_values=True)
-
-    def option(self, name: str, default: str = "") -> str:
-        """The first value of a query parameter."""
-        return self.query.get(name, [default])[0]
+    def option(self, name: str) -> str:
+        """The first value of a query parameter; empty where there is none."""
+        return self.query.get(name, [""])[0]
 
     def flag(self, name: str) -> bool:
         """Whether a query parameter says yes."""
         return self.option(name).lower() in ("1", "true")
 
-    def count(self, name: str, default: int, *, low: int = 0, high: int = 10_000) -> int:
-        """A query parameter that is a number, held between `low` and `high`."""
-        text = self.option(name)
-        return max(low, min(int(text), high)) if text.isdecimal() and len(text) < 12 else default
-
     def json(self) -> dict[str, Any]:
-        """The body as a JSON object; an empty body is an empty object.
+        """Parse the body as a JSON object; an empty body is an empty object.
 
         Raises:
             Refusal: 400, where it is something else.
         """
         try:
-            value = json.loads(self.body.read() or b"{}")
+            value = json.loads(self.body() or b"{}")
         except (ValueError, RecursionError):
             raise Refusal(400, "the body is not valid JSON") from None
         if not isinstance(value, dict):
@@ -160,7 +115,7 @@ class Request:
         return value
 
     def text(self, name: str, *, required: bool = True) -> str:
-        """A string in the JSON body.
+        """Read a string in the JSON body.
 
         Raises:
             Refusal: 400, where it is missing or no string.
@@ -173,14 +128,12 @@ class Request:
         return value
 
     def objects(self, name: str) -> list[dict[str, Any]]:
-        """An array of objects in the JSON body; empty where it is missing.
+        """Read an array of objects in the JSON body; empty where it is missing.
 
         Raises:
             Refusal: 400, where it is something else.
         """
-        value = self.json().get(name)
-        if value is None:
-            return []
+        value = self.json().get(name) or []
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise Refusal(400, f'"{name}" must be an array of objects')
         return value
@@ -194,14 +147,8 @@ class Slice:
     start: int
     length: int
 
-    def pieces(self) -> Iterator[bytes]:
-        """The bytes, at most `CHUNK` at a time."""
-        with open(self.path, "rb") as file:
-            file.seek(self.start)
-            left = self.length
-            while left and (piece := file.read(min(left, CHUNK))):
-                left -= len(piece)
-                yield piece
+    def __len__(self) -> int:
+        return self.length
 
 
 @dataclass
@@ -214,9 +161,7 @@ class Response:
 
     def payload(self) -> bytes | Slice:
         """What is sent as the body."""
-        if isinstance(self.content, bytes | Slice):
-            return self.content
-        return json.dumps(self.content).encode()
+        return self.content if isinstance(self.content, bytes | Slice) else json.dumps(self.content).encode()
 
     def all_headers(self) -> dict[str, str]:
         """The headers, with a content type, fit to be sent: no line breaks, and Latin-1 as HTTP wants it."""

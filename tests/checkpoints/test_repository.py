@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from faulty_hub import Fault, FaultyHub
 from hub_fixtures import Said, use_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
@@ -21,8 +22,6 @@ from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.cli import app
-from hf_evomerge.local_hub import LocalHub
-from hf_evomerge.local_hub.faults import Fault
 from hf_evomerge.recipes.recipe import Recipe
 
 NAMES = ("base", "a", "b")
@@ -56,7 +55,7 @@ def publish(api: HfApi, folder: Path, repo_id: str) -> None:
 
 
 @pytest.fixture
-def run(hub: LocalHub, tmp_path: Path) -> Run:
+def run(hub: FaultyHub, tmp_path: Path) -> Run:
     """Runs the command line in this process against the hub, by LFS, from a cache of its own; or where none is, or offline."""
 
     there, token = hub.endpoint, hub.token
@@ -76,11 +75,11 @@ def run(hub: LocalHub, tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def shell(hub: LocalHub, tmp_path: Path) -> Run:
+def shell(hub: FaultyHub, tmp_path: Path) -> Run:
     """The same in a process of its own, which reads its environment."""
 
     def go(*words: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **hub.environment(xet=False, home=tmp_path / "client")}
+        environment = {**os.environ, **hub.environment(home=tmp_path / "client")}
         command = [sys.executable, "-m", "hf_evomerge", *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
 
@@ -92,7 +91,7 @@ def cached(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "client").rglob("*.safetensors"))
 
 
-def test_a_dry_run_fetches_no_weights(hub: LocalHub, family: None, run: Run, tmp_path: Path) -> None:
+def test_a_dry_run_fetches_no_weights(hub: FaultyHub, family: None, run: Run, tmp_path: Path) -> None:
     """Everything is checked from small files and headers that are read by range; the cache holds no weights afterwards."""
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
     before = len(hub.requests)
@@ -105,7 +104,7 @@ def test_a_dry_run_fetches_no_weights(hub: LocalHub, family: None, run: Run, tmp
     assert all("range" in {name.lower() for name in seen.headers} for seen in fetched)
 
 
-def test_weights_are_fetched_checked_and_kept(hub: LocalHub, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_weights_are_fetched_checked_and_kept(hub: FaultyHub, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:
     """A build from the Hub has the bits of a build from folders, and works again from the cache when the Hub is gone."""
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
     done = run("merge", "recipe.yaml", "--out", "out")
@@ -136,7 +135,9 @@ def test_sources_that_do_not_fit_cost_no_download(lfs_api: HfApi, family: None, 
     assert cached(tmp_path) == []
 
 
-def test_a_damaged_download_is_refused_and_made_good(hub: LocalHub, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_a_damaged_download_is_refused_and_made_good(
+    hub: FaultyHub, family: None, run: Run, tiny: Path, tmp_path: Path
+) -> None:
     """A byte that changed on the way is noticed, the file leaves the cache, and the next run fetches it again."""
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
     size = (tiny / "a" / WEIGHTS).stat().st_size
@@ -153,7 +154,7 @@ def test_a_damaged_download_is_refused_and_made_good(hub: LocalHub, family: None
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
 
 
-def test_what_cannot_be_had_is_one_line(hub: LocalHub, lfs_api: HfApi, run: Run, tmp_path: Path) -> None:
+def test_what_cannot_be_had_is_one_line(hub: FaultyHub, lfs_api: HfApi, run: Run, tmp_path: Path) -> None:
     """A repository that is not there, one without safetensors, and a Hub that is gone are told in one line each."""
     lfs_api.create_repo("local/empty")
     lfs_api.upload_file(path_or_fileobj=b'{"model_type": "llama"}', path_in_repo="config.json", repo_id="local/empty")

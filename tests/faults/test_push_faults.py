@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from faulty_hub import Fault
 from push_faults import FAULTS, WAYS, Bench
-
-from hf_evomerge.local_hub import Fault
 
 SAMPLE = 2  # calls per fault and way that are tried one by one; benchmarks/reliability.py tries them all
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hub_fixtures import api, command, connect, hub, lfs_api, program, visitor, waits  # noqa: F401
+from hub_fixtures import command, connect, hub, lfs_api, program, waits  # noqa: F401
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.recipes.recipe import Recipe

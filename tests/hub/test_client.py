@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from faulty_hub import Fault, FaultyHub
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, httpx
 
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.client import PATIENCE, ask, has_token
-from hf_evomerge.local_hub import Fault, LocalHub
 
 
 def _failing(error: BaseException, times: int = 1000) -> Callable[[], int]:
@@ -97,7 +97,7 @@ def test_a_name_of_no_host_fails_at_once(waits: list[float]) -> None:
 
 
 def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(
-    hub: LocalHub, lfs_api: HfApi, waits: list[float], monkeypatch: pytest.MonkeyPatch
+    hub: FaultyHub, lfs_api: HfApi, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call without an answer is made again; the process's own calls keep their limits."""
     monkeypatch.setattr("hf_evomerge.hub.client.ANSWER_SECONDS", 0.3)
@@ -110,7 +110,7 @@ def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(
 
 
 def test_a_signed_address_is_not_logged(
-    hub: LocalHub, lfs_api: HfApi, waits: list[float], caplog: pytest.LogCaptureFixture
+    hub: FaultyHub, lfs_api: HfApi, waits: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The client's own note on a failed upload shows no signature."""
     hub.faults.add(Fault("GET /content", "status", status=503))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from faulty_hub import FaultyHub
 from hub_fixtures import Said, commit_titles
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from transformers import AutoModelForCausalLM
@@ -19,7 +20,6 @@ from hf_evomerge.hub import results
 from hf_evomerge.hub.card import TEMPLATE
 from hf_evomerge.hub.push import preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions
-from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.study.study import Study
 
@@ -52,13 +52,13 @@ def _expected(folder: Path) -> list[Any]:
 
 
 def test_a_path_is_published_in_one_commit_and_loads_without_the_package(
-    hybrid_search: Path, api: HfApi, program: Callable[..., str]
+    hybrid_search: Path, lfs_api: HfApi, program: Callable[..., str]
 ) -> None:
     """Weights, code, tokenizer, recipe, record, pictures and card go up at once, and run where this package is not."""
-    pushed = push_model(hybrid_search, "local/merge", PushOptions(examples=1), api=api)
+    pushed = push_model(hybrid_search, "local/merge", PushOptions(examples=1), api=lfs_api)
     assert pushed.model.changed
-    assert len(commit_titles(api)) == 2  # the Hub's own first one, and ours
-    there = set(api.list_repo_files("local/merge"))
+    assert len(commit_titles(lfs_api)) == 2  # the Hub's own first one, and ours
+    there = set(lfs_api.list_repo_files("local/merge"))
     assert there >= {
         *("model.safetensors", "config.json", "configuration_evo_merged.py", "layers_evo_merged.py", "modeling_evo_merged.py"),
         "tokenizer.json",
@@ -68,10 +68,10 @@ def test_a_path_is_published_in_one_commit_and_loads_without_the_package(
     assert stored == (hybrid_search / "model" / "model.safetensors").read_bytes()
     loaded = json.loads(program(LOAD, "local/merge", "trust").splitlines()[-1])
     assert loaded == _expected(hybrid_search / "model")
-    assert api.model_info("local/merge").card_data is not None
-    again = push_model(hybrid_search, "local/merge", PushOptions(examples=1), api=api)
+    assert lfs_api.model_info("local/merge").card_data is not None
+    again = push_model(hybrid_search, "local/merge", PushOptions(examples=1), api=lfs_api)
     assert (again.model.changed, again.model.sha) == (False, pushed.model.sha)
-    assert len(commit_titles(api)) == 2
+    assert len(commit_titles(lfs_api)) == 2
 
 
 def test_a_parameter_space_merge_is_a_plain_model(plain: Path, lfs_api: HfApi, program: Callable[..., str]) -> None:
@@ -158,7 +158,7 @@ def test_a_later_winner_replaces_the_earlier_one(hybrid_search: Path, plain: Pat
     assert Path(hf_hub_download("local/merge", "README.md")).read_text() == card
 
 
-def test_private_branches_and_pull_requests(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+def test_private_branches_and_pull_requests(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
     """A new repository is private where asked; a branch is made; a pull request leaves the branch as it is."""
     push_model(plain, "local/merge", PushOptions(private=True, revision="try"), api=lfs_api)
     assert lfs_api.model_info("local/merge").private
@@ -194,7 +194,7 @@ def test_what_a_push_did_not_make_is_kept_and_what_changes_the_model_goes(plain:
 
 
 def test_a_dry_run_lists_everything_and_changes_nothing(
-    hybrid_search: Path, hub: LocalHub, lfs_api: HfApi, monkeypatch: pytest.MonkeyPatch
+    hybrid_search: Path, hub: FaultyHub, lfs_api: HfApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The plan names every file that would go up, a benchmark's figure included, and the Hub is only read."""
     monkeypatch.setattr(results, "_benchmark", lambda study: "gsm8k")
@@ -238,7 +238,7 @@ def test_a_model_is_built_again_before_it_is_published(plain: Path, lfs_api: HfA
     assert not lfs_api.repo_exists("local/other")
 
 
-def test_a_dry_run_needs_no_login(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+def test_a_dry_run_needs_no_login(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
     """Without a token the plan is the same, and says what was not checked; pushing still asks to log in."""
     nobody = HfApi(endpoint=hub.endpoint, token=False)
     text, known = str(preview_push(plain, "local/merge", api=nobody)), str(preview_push(plain, "local/merge", api=lfs_api))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from faulty_hub import Fault, FaultyHub
 from hub_fixtures import commit_titles
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from safetensors.torch import load_file
@@ -19,7 +20,6 @@ from safetensors.torch import load_file
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.push import push_model
 from hf_evomerge.hub.push_plan import PushOptions
-from hf_evomerge.local_hub import Fault, LocalHub
 
 COMMIT = r"POST /api/models/local/merge/commit/"
 
@@ -30,7 +30,7 @@ LFS_PUT = r"PUT /lfs"
 PUSH = "from hf_evomerge.cli import app; app()"
 
 
-def test_a_space_that_fails_says_that_the_model_is_there(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+def test_a_space_that_fails_says_that_the_model_is_there(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
     """Where only the Space cannot be made, the error says that the model is published, and pushing again makes the Space."""
     hub.faults.add(Fault(r"POST /api/spaces/local/merge/commit/", "status", status=403))
     with pytest.raises(HubError, match=r"the model is published, http.*/local/merge at [0-9a-f]{12}, but not its Space: "):
@@ -40,7 +40,7 @@ def test_a_space_that_fails_says_that_the_model_is_there(plain: Path, hub: Local
     assert again.space is not None
 
 
-def test_a_pull_request_is_gone_on_with(plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]) -> None:
+def test_a_pull_request_is_gone_on_with(plain: Path, hub: FaultyHub, lfs_api: HfApi, waits: list[float]) -> None:
     """After a failure the same pull request is finished; it is open, and none is opened where there is nothing to change."""
     hub.faults.add(Fault(COMMIT, "status", status=500, times=None))
     with pytest.raises(HubError, match="push again later"):
@@ -49,7 +49,7 @@ def test_a_pull_request_is_gone_on_with(plain: Path, hub: LocalHub, lfs_api: HfA
     pushed = [push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api).model for _ in range(2)]
     assert [(commit.url.rsplit("/", 1)[-1], commit.changed) for commit in pushed] == [("1", True), ("1", False)]
     assert [(one.num, one.status) for one in lfs_api.get_repo_discussions("local/merge")] == [(1, "open")]
-    lfs_api.merge_pull_request("local/merge", 1)
+    push_model(plain, "local/merge", api=lfs_api)
     again = push_model(plain, "local/merge", PushOptions(create_pr=True), api=lfs_api).model
     assert (again.changed, again.url) == (False, f"{hub.endpoint}/local/merge")
     assert len(list(lfs_api.get_repo_discussions("local/merge"))) == 1
@@ -58,7 +58,7 @@ def test_a_pull_request_is_gone_on_with(plain: Path, hub: LocalHub, lfs_api: HfA
 
 
 def test_a_hub_that_shuts_the_door_meanwhile_is_one_line(
-    plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]
+    plain: Path, hub: FaultyHub, lfs_api: HfApi, waits: list[float]
 ) -> None:
     """Where the commit's answer is lost and the repository cannot be read any more, that is said."""
     hub.faults.add(Fault(COMMIT, "status", status=504, carried_out=True))
@@ -77,7 +77,7 @@ def test_a_hub_that_shuts_the_door_meanwhile_is_one_line(
     ],
     ids=["503", "429", "reset"],
 )
-def test_the_commit_is_sent_again(plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float], fault: Fault) -> None:
+def test_the_commit_is_sent_again(plain: Path, hub: FaultyHub, lfs_api: HfApi, waits: list[float], fault: Fault) -> None:
     """A commit that did not reach the Hub is sent again, and is there once."""
     hub.faults.add(fault)
     push_model(plain, "local/merge", api=lfs_api)
@@ -86,7 +86,7 @@ def test_the_commit_is_sent_again(plain: Path, hub: LocalHub, lfs_api: HfApi, wa
 
 
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(
-    plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]
+    plain: Path, hub: FaultyHub, lfs_api: HfApi, waits: list[float]
 ) -> None:
     """Where the Hub has taken the commit and only its answer got lost, it is found, and not there twice."""
     fault = hub.faults.add(Fault(COMMIT, "truncate", rst=True))
@@ -97,7 +97,7 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(
 
 
 def test_a_push_that_fails_says_what_is_there_and_can_be_finished(
-    plain: Path, hub: LocalHub, lfs_api: HfApi, waits: list[float]
+    plain: Path, hub: FaultyHub, lfs_api: HfApi, waits: list[float]
 ) -> None:
     """After the last attempt one line says that nothing is committed; pushing again uploads nothing twice and finishes."""
     hub.faults.add(Fault(COMMIT, "status", status=500, times=None))
@@ -116,7 +116,7 @@ def test_a_push_that_fails_says_what_is_there_and_can_be_finished(
     assert len(commit_titles(lfs_api)) == 2
 
 
-def test_uploads_that_break_off_are_sent_again(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+def test_uploads_that_break_off_are_sent_again(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
     """An upload that is cut off half way is sent again by the client; the file on the Hub is whole."""
     fault = hub.faults.add(Fault(LFS_PUT, "reset", after_bytes=2000))
     push_model(plain, "local/merge", api=lfs_api)
@@ -126,7 +126,7 @@ def test_uploads_that_break_off_are_sent_again(plain: Path, hub: LocalHub, lfs_a
         assert torch.equal(stored[name], tensor)
 
 
-def test_an_upload_that_is_refused_says_what_is_missing(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+def test_an_upload_that_is_refused_says_what_is_missing(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
     """Where the Hub takes no large file, the error names the file, and says that nothing is committed."""
     hub.faults.add(Fault(LFS_PUT, "status", status=403, times=None))
     with pytest.raises(
@@ -156,10 +156,10 @@ def test_somebody_elses_commit_is_not_overwritten(
     assert {"theirs.txt", "model.safetensors"} <= set(lfs_api.list_repo_files("local/merge"))
 
 
-def test_a_push_survives_kill_9(plain: Path, hub: LocalHub, lfs_api: HfApi, tmp_path: Path) -> None:
+def test_a_push_survives_kill_9(plain: Path, hub: FaultyHub, lfs_api: HfApi, tmp_path: Path) -> None:
     """Killed between its uploads and its commit, a push has published nothing; run again, it finishes."""
     fault = hub.faults.add(Fault(COMMIT, "delay", seconds=20))
-    environment = {**os.environ, **hub.environment(xet=False, home=tmp_path / "client")}
+    environment = {**os.environ, **hub.environment(home=tmp_path / "client")}
     process = subprocess.Popen([sys.executable, "-c", PUSH, "push", str(plain), "local/merge"], env=environment)
     deadline = time.monotonic() + 60
     while fault.hits == 0 and process.poll() is None and time.monotonic() < deadline:

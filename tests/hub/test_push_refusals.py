@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_hub import FaultyHub
 from huggingface_hub import HfApi
 
 from hf_evomerge.errors import EvoMergeError, HubError
 from hf_evomerge.hub.push import check_push, preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions
-from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.study.study import Study
 
@@ -26,7 +26,7 @@ def test_a_published_source_must_be_the_one_that_was_merged(plain: Path, tiny: P
     assert not lfs_api.repo_exists("local/merge")
 
 
-def test_a_repository_of_something_else_is_refused(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+def test_a_repository_of_something_else_is_refused(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
     """Beside an adapter's config, transformers would load another model than the one that is pushed."""
     lfs_api.create_repo("local/merge")
     lfs_api.upload_file(repo_id="local/merge", path_in_repo="adapter_config.json", path_or_fileobj=b"{}")
@@ -37,7 +37,7 @@ def test_a_repository_of_something_else_is_refused(plain: Path, hub: LocalHub, l
         check_push("local/merge", [], PushOptions(), api=lfs_api)
 
 
-def test_private_is_not_ignored(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+def test_private_is_not_ignored(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
     """Asked for a private repository, nothing is pushed to a public one that is there, nor to a public Space."""
     lfs_api.create_repo("local/merge")
     with pytest.raises(HubError, match=r"local/merge: exists and is public"):
@@ -66,7 +66,7 @@ def test_a_space_with_an_app_of_its_own_is_not_replaced(plain: Path, lfs_api: Hf
     ],
 )
 def test_metadata_that_the_hub_does_not_take_are_refused_first(
-    plain: Path, hub: LocalHub, lfs_api: HfApi, options: PushOptions, complaint: str
+    plain: Path, hub: FaultyHub, lfs_api: HfApi, options: PushOptions, complaint: str
 ) -> None:
     """A license or language that is none is refused by a dry run, before a search, and before anything is uploaded."""
     for refused in (push_model, preview_push):
@@ -85,7 +85,7 @@ def test_names_that_cannot_be_are_refused(plain: Path, lfs_api: HfApi, repo_id: 
         push_model(plain, repo_id, api=lfs_api)
 
 
-def test_a_wrong_token_is_one_line_without_it(plain: Path, hub: LocalHub, lfs_api: HfApi) -> None:
+def test_a_wrong_token_is_one_line_without_it(plain: Path, hub: FaultyHub, lfs_api: HfApi) -> None:
     """A token that the Hub does not know is refused with the way to log in, and is not shown."""
     with pytest.raises(HubError, match="hf auth login") as caught:
         push_model(plain, "local/merge", api=HfApi(endpoint=hub.endpoint, token="hf_secret123"))

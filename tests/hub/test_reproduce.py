@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from faulty_hub import Fault, FaultyHub
 from hub_fixtures import Said
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
@@ -23,7 +24,6 @@ from hf_evomerge.hub.compare import RELEASED_CODE, compare_code
 from hf_evomerge.hub.push import push_model
 from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.hub.reproduce import Reproduction, TensorDifference, reproduce
-from hf_evomerge.local_hub import Fault, LocalHub
 from hf_evomerge.recipes.recipe import Recipe
 
 
@@ -136,7 +136,7 @@ def test_one_changed_byte_in_a_source_is_refused(
 
 @pytest.mark.parametrize("fault", ["truncate", "reset", "corrupt"])
 def test_a_source_that_comes_damaged_is_not_built_from(
-    merged: Path, published: dict[str, str], hub: LocalHub, lfs_api: HfApi, fault: Any
+    merged: Path, published: dict[str, str], hub: FaultyHub, lfs_api: HfApi, fault: Any
 ) -> None:
     """A download that is cut short or cut off is made whole; one with a wrong byte is refused, and is right the next time."""
     push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
@@ -288,7 +288,7 @@ def test_names_from_a_repository_do_not_reach_the_terminal_raw() -> None:
     assert text.splitlines()[1] == "  x?[2J?y: 1 of 2 numbers differ, by at most 0.5"
 
 
-def test_what_cannot_be_rebuilt_is_refused(merged: Path, lfs_api: HfApi, hub: LocalHub) -> None:
+def test_what_cannot_be_rebuilt_is_refused(merged: Path, lfs_api: HfApi, hub: FaultyHub) -> None:
     """A model without a recipe, with unpublished sources, or that is not there, is refused with the reason."""
     push_model(merged, "local/merge", api=lfs_api)
     with pytest.raises(HubError, match=r"only its author can rebuild it: a, b and base cannot be had from the Hub"):

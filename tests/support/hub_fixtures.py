@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+from faulty_hub import FaultyHub
 from huggingface_hub import HfApi, constants, hf_api
 from transformers.utils import hub as transformers_hub
 from typer.testing import CliRunner
@@ -29,15 +30,13 @@ class Said(NamedTuple):
 
 
 Program = Callable[..., str]
-Connect = Callable[..., HfApi]
+Connect = Callable[[LocalHub], HfApi]
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LocalHub]:
-    """A running hub: user `local` with the organisation `acme`, and user `visitor`, who owns nothing."""
-    hub = LocalHub(tmp_path / "hub", orgs=["acme"])
-    hub.add_user("visitor", "hf_visitor")
-    with hub:
+def hub(tmp_path: Path) -> Iterator[FaultyHub]:
+    """A running hub of user `local`, who also writes in `acme`; its requests can be looked at and made to fail."""
+    with FaultyHub(tmp_path / "hub", orgs=["acme"]) as hub:
         yield hub
 
 
@@ -45,11 +44,11 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
 def program(hub: LocalHub, tmp_path: Path) -> Program:
     """Runs Python code in a process whose environment points at the hub, and gives what it printed.
 
-    `xet=False` sends large files by LFS; `check=False` gives output and errors of a program that fails.
+    `check=False` gives output and errors of a program that fails.
     """
 
-    def run(code: str, *arguments: str, xet: bool = True, check: bool = True) -> str:
-        environment = {**os.environ, **hub.environment(xet=xet, home=tmp_path / "client"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    def run(code: str, *arguments: str, check: bool = True) -> str:
+        environment = {**os.environ, **hub.environment(home=tmp_path / "client"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         command = [sys.executable, "-c", code, *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
@@ -71,8 +70,8 @@ def command(lfs_api: HfApi, caplog: pytest.LogCaptureFixture) -> Callable[..., S
     return run
 
 
-def use_hub(patch: pytest.MonkeyPatch, hub: LocalHub, home: Path, *, xet: bool = False) -> HfApi:
-    """Make the client of this process one of a running hub, as the first user, with its cache in `home`.
+def use_hub(patch: pytest.MonkeyPatch, hub: LocalHub, home: Path) -> HfApi:
+    """Make the client of this process one of a running hub, as its user, with its cache in `home`.
 
     The client reads its environment when it is imported: here its own constants are told what a new process reads there.
     """
@@ -82,9 +81,8 @@ def use_hub(patch: pytest.MonkeyPatch, hub: LocalHub, home: Path, *, xet: bool =
     template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
-    patch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    patch.setattr(constants, "HF_XET_CACHE", str(home / "xet"))
     patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     patch.setenv("HF_TOKEN", hub.token)
     patch.setenv("NO_PROXY", "127.0.0.1,localhost")
@@ -93,26 +91,14 @@ def use_hub(patch: pytest.MonkeyPatch, hub: LocalHub, home: Path, *, xet: bool =
 
 @pytest.fixture
 def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
-    """Makes the client of this process one of a running hub, as the first user; `xet=False` sends large files by LFS."""
-    return lambda hub, *, xet=False: use_hub(monkeypatch, hub, tmp_path / "client", xet=xet)
-
-
-@pytest.fixture(params=["lfs", "xet"])
-def api(request: pytest.FixtureRequest, hub: LocalHub, connect: Connect) -> HfApi:
-    """The real client as user `local`, once with LFS and once with Xet."""
-    return connect(hub, xet=request.param == "xet")
+    """Makes the client of this process one of a running hub, as its user."""
+    return lambda hub: use_hub(monkeypatch, hub, tmp_path / "client")
 
 
 @pytest.fixture
 def lfs_api(hub: LocalHub, connect: Connect) -> HfApi:
-    """The real client as user `local`, with LFS: transfers go through the hub, so that they can be made to fail."""
+    """The real client as user `local`."""
     return connect(hub)
-
-
-@pytest.fixture
-def visitor(hub: LocalHub) -> HfApi:
-    """The real client as user `visitor`. Give `cache_dir` where it downloads: the cache is user `local`'s."""
-    return HfApi(endpoint=hub.endpoint, token="hf_visitor")
 
 
 def commit_titles(api: HfApi, repo_id: str = "local/merge") -> list[str]:

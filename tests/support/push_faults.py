@@ -10,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from faulty_hub import Fault, FaultyHub, Seen
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -17,8 +18,6 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.push import push_model
 from hf_evomerge.hub.push_plan import PushOptions
-from hf_evomerge.local_hub import Fault, LocalHub
-from hf_evomerge.local_hub.server import Seen
 from hf_evomerge.recipes.recipe import Recipe
 
 FAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -63,7 +62,7 @@ class Bench:
         parents: Which of them are merged.
     """
 
-    def __init__(self, hub: LocalHub, api: HfApi, family: Path, scratch: Path, *, parents: Sequence[str] = ("a", "b")) -> None:
+    def __init__(self, hub: FaultyHub, api: HfApi, family: Path, scratch: Path, *, parents: Sequence[str] = ("a", "b")) -> None:
         self.hub, self.api, self._count = hub, api, 0
         self._seen: list[Seen] = []
         self._calls: dict[str, list[str]] = {}

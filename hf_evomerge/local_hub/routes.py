@@ -1,0 +1,99 @@
+"""The table of endpoints, and the way from a request to its answer."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+from . import commits, files, repos
+from .access import Call
+from .wire import Refusal, Response
+
+logger = logging.getLogger(__name__)
+Endpoint = Callable[..., Response]
+Route = tuple[set[str], re.Pattern[str], dict[str, Any], Endpoint]
+
+# What the names in a path match, in the path as it is sent, still quoted.
+NAMES = {
+    "kind": "models|datasets|spaces",
+    "repo_id": "[^/]+(?:/[^/]+)?",
+    "revision": r"refs/pr/\d+|[^/]+",
+    "name": ".+",
+    "path": ".+",
+    "number": r"\d{1,9}",
+    "sha256": "[0-9a-f]{64}",
+}
+API = "/api/{kind}/{repo_id}"
+ENDPOINTS: list[tuple[str, str, Endpoint]] = [
+    ("GET", "/api/whoami-v2", repos.whoami),
+    ("POST", "/api/validate-yaml", repos.validate_yaml),
+    ("POST", "/api/repos/create", repos.create),
+    ("DELETE", "/api/repos/delete", repos.delete),
+    ("GET", "/api/settings/repositories", repos.listing),
+    ("GET", "/api/organizations/{name}/settings/repositories", repos.listing),
+    ("PUT", "/lfs/{sha256}", files.upload),
+    ("GET HEAD", "/content/{kind}/{repo_id}/{sha256}", files.content),
+    ("GET", API + "/revision/{revision}", repos.describe),
+    ("PUT", API + "/settings", repos.settings),
+    ("GET", API + "/refs", repos.refs),
+    ("POST DELETE", API + "/branch/{name}", repos.branch),
+    ("POST DELETE", API + "/tag/{revision}", repos.tag),
+    ("GET", API + "/tree/{revision}", files.tree),
+    ("GET", API + "/tree/{revision}/{path}", files.tree),
+    ("POST", API + "/paths-info/{revision}", files.paths_info),
+    ("GET", API + "/commits/{revision}", commits.history),
+    ("POST", API + "/preupload/{revision}", commits.preupload),
+    ("POST", API + "/commit/{revision}", commits.commit),
+    ("GET POST", API + "/discussions", commits.pull_requests),
+    ("GET", API + "/discussions/{number}", commits.pull_request),
+    ("POST", API + "/discussions/{number}/status", commits.set_status),
+    ("GET", API, repos.describe),
+]
+# Below the address of a repository, which for models has no `models/`.
+PAGES: list[tuple[str, str, Endpoint]] = [
+    ("POST", "/{repo_id}.git/info/lfs/objects/batch", files.batch),
+    ("GET HEAD", "/{repo_id}/resolve/{revision}/{path}", files.resolve),
+]
+
+
+def _route(methods: str, path: str, endpoint: Endpoint, **fixed: str) -> Route:
+    pattern = re.sub(r"\{(\w+)\}", lambda name: f"(?P<{name[1]}>{NAMES[name[1]]})", path)
+    return set(methods.split()), re.compile(pattern + "/?"), fixed, endpoint
+
+
+KINDS = (("/datasets", "datasets"), ("/spaces", "spaces"), ("", "models"))
+ROUTES = [_route(*endpoint) for endpoint in ENDPOINTS]
+ROUTES += [_route(methods, prefix + path, page, kind=kind) for prefix, kind in KINDS for methods, path, page in PAGES]
+
+
+def answer(call: Call) -> Response:
+    """Answer a request. A fault of this program is logged and answered with 500."""
+    try:
+        return _dispatch(call)
+    except Refusal as refusal:
+        return refusal.to_response()
+    except ConnectionError:
+        raise
+    except Exception:
+        logger.exception("%s %s", call.request.method, call.request.path)
+        return Refusal(500, "the hub failed on this request; see its log").to_response()
+
+
+def _dispatch(call: Call) -> Response:
+    request, allowed = call.request, set[str]()
+    for methods, pattern, fixed, endpoint in ROUTES:
+        match = pattern.fullmatch(request.path)
+        if match is None:
+            continue
+        if request.method in methods:
+            return endpoint(call, **fixed, **{name: unquote(value) for name, value in match.groupdict().items()})
+        allowed |= methods
+    if allowed:
+        raise Refusal(405, "Method Not Allowed", headers={"Allow": ", ".join(sorted(allowed))})
+    if request.path.startswith("/api/"):
+        what = f"{request.method} {request.path[:200]}"
+        raise Refusal(501, f"the hub on loopback does not imitate {what}; see docs/local-hub.md")
+    raise Refusal(404, "Sorry, we can't find the page you are looking for.")

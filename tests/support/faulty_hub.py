@@ -1,0 +1,208 @@
+"""A Hub on loopback that remembers requests and has bad days: which request goes wrong, how, and how often, is ordered."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_evomerge.local_hub import LocalHub
+from hf_evomerge.local_hub.server import Handler, Server
+from hf_evomerge.local_hub.wire import CHUNK, Request, Response, Slice
+
+Action = Literal["status", "reset", "hang_up", "truncate", "corrupt", "delay"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it was noted: method, path and query, and all headers but `Authorization`."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+
+
+@dataclass
+class Fault:
+    """One thing that goes wrong.
+
+    Args:
+        match: A regular expression, searched in `METHOD /path?query`.
+        action: What happens:
+            `status` answers with `status`, `headers` and `body` in place of the real answer;
+            `reset` reads `after_bytes` of the request and then cuts the connection with a TCP reset; `hang_up` ends it without
+            an answer. After these three the request is not carried out, unless `carried_out` is set;
+            `truncate` sends `after_bytes` of the answer's body and then ends the connection, with a reset where `rst` is set;
+            `corrupt` inverts the byte at `at` of the answer's body, by default the one in the middle;
+            `delay` waits for `seconds` and then answers as usual.
+        times: How many requests it hits; None for all.
+        skip: How many matching requests pass before that.
+        carried_out: For `status`, `reset` and `hang_up`: whether the request is carried out all the same, so that only its
+            answer is lost.
+        status: For `status`.
+        headers: For `status`.
+        body: For `status`.
+        after_bytes: For `reset` and `truncate`.
+        rst: For `truncate`.
+        at: For `corrupt`.
+        seconds: For `delay`.
+
+    Example:
+        ```py
+        fault = hub.faults.add(Fault(r"PUT /lfs/", "reset", after_bytes=100_000))
+        api.upload_folder(...)  # retried by the client
+        assert fault.hits == 1
+        ```
+    """
+
+    match: str
+    action: Action
+    times: int | None = field(default=1, kw_only=True)
+    skip: int = field(default=0, kw_only=True)
+    carried_out: bool = field(default=False, kw_only=True)
+    status: int = field(default=500, kw_only=True)
+    headers: dict[str, str] = field(default_factory=dict, kw_only=True)
+    body: str = field(default="an injected fault", kw_only=True)
+    after_bytes: int = field(default=0, kw_only=True)
+    rst: bool = field(default=False, kw_only=True)
+    at: int | None = field(default=None, kw_only=True)
+    seconds: float = field(default=0.0, kw_only=True)
+    hits: int = field(default=0, init=False)
+
+    def damage(self, body: bytes) -> bytes:
+        """The body with one byte inverted."""
+        at = len(body) // 2 if self.at is None else min(self.at, len(body) - 1)
+        return body[:at] + bytes([body[at] ^ 0xFF]) + body[at + 1 :]
+
+
+class Faults:
+    """The faults of one hub. Safe to use while it serves."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+        self._lock = threading.Lock()
+
+    def add(self, fault: Fault) -> Fault:
+        """Order a fault, and return it. Where several match a request, the one that was added first has it."""
+        re.compile(fault.match)
+        with self._lock:
+            self._faults.append(fault)
+        return fault
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        with self._lock:
+            self._faults.clear()
+
+    def take(self, line: str) -> Fault | None:
+        """The fault that this request has, counted."""
+        with self._lock:
+            for fault in self._faults:
+                if fault.times == 0 or not re.search(fault.match, line):
+                    continue
+                if fault.skip:
+                    fault.skip -= 1
+                    continue
+                fault.times = None if fault.times is None else fault.times - 1
+                fault.hits += 1
+                return fault
+        return None
+
+
+class _CutOffError(OSError):
+    """The connection is over, as it was ordered."""
+
+
+class _Handler(Handler):
+    """A connection on which requests are noted and go wrong."""
+
+    server: _Server
+    fault: Fault | None = None
+
+    def finish(self) -> None:
+        """Forget what was not sent on a connection that was cut."""
+        with suppress(ValueError):
+            super().finish()
+
+    def answer(self, request: Request) -> Response:
+        """Note the request, and let it go wrong where that was ordered."""
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "authorization"}
+        self.server.requests.append(Seen(request.method, request.target, headers))
+        fault = self.fault = self.server.faults.take(f"{request.method} {request.target}")
+        if fault is None or fault.action in ("truncate", "corrupt"):
+            return super().answer(request)
+        if fault.carried_out:
+            super().answer(request)
+        if fault.action == "status":
+            return Response(fault.status, {"error": fault.body}, dict(fault.headers))
+        if fault.action == "delay":
+            time.sleep(fault.seconds)
+            return super().answer(request)
+        limit = None if fault.action == "hang_up" else -(-fault.after_bytes // CHUNK)
+        for _ in islice(request.pieces(), limit):
+            pass
+        raise self._reset() if fault.action == "reset" else _CutOffError
+
+    def send_body(self, payload: bytes | Slice) -> None:
+        """Write the body of an answer, damaged where that was ordered."""
+        fault, self.fault = self.fault, None
+        if fault is None or fault.action not in ("truncate", "corrupt"):
+            super().send_body(payload)
+            return
+        data = payload if isinstance(payload, bytes) else _read(payload)
+        if fault.action == "corrupt":
+            super().send_body(fault.damage(data))
+            return
+        self.wfile.write(data[: fault.after_bytes])
+        self.wfile.flush()
+        time.sleep(0.05)  # so that the client has what was sent before the end reaches it
+        if fault.rst:
+            raise self._reset()
+        self.connection.shutdown(socket.SHUT_WR)
+        raise _CutOffError
+
+    def _reset(self) -> _CutOffError:
+        """End the connection with a TCP reset: the error that a client sees where a machine on the way gives up."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.close(self.connection.detach())
+        return _CutOffError()
+
+
+def _read(part: Slice) -> bytes:
+    with part.path.open("rb") as file:
+        file.seek(part.start)
+        return file.read(part.length)
+
+
+class _Server(Server):
+    """A server whose handlers know what was ordered."""
+
+    def __init__(self, port: int, respond: Callable[[Request], Response], hub: FaultyHub) -> None:
+        self.faults, self.requests = hub.faults, hub.requests
+        super().__init__(port, respond, _Handler)
+
+
+class FaultyHub(LocalHub):
+    """A Hub on loopback whose requests can be looked at and made to fail.
+
+    Attributes:
+        faults: What is to go wrong; see `Fault`.
+        requests: The requests, without their tokens.
+    """
+
+    def __init__(self, root: str | Path, port: int = 0, **options: Any) -> None:
+        super().__init__(root, port, **options)
+        self.faults = Faults()
+        self.requests: list[Seen] = []
+
+    def _listen(self, port: int, respond: Callable[[Request], Response]) -> Server:
+        return _Server(port, respond, self)
