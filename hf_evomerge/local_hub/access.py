@@ -115,10 +115,6 @@ class Call:
             raise Refusal(401, NO_ENTRY)
         return self.account
 
-    def sees(self, repository: Repository) -> bool:
-        """Whether a repository is there for who asks."""
-        return not repository.state.private or (self.is_known() and self.account.owns(repository.owner))
-
     def repository(self, kind: str, repo_id: str, *, write: bool = False) -> Repository:
         """Find the repository that is asked for.
 
@@ -132,7 +128,7 @@ class Call:
                 changed, 401 and 403.
         """
         repository, known = self.store.get(kind, repo_id), self.is_known()
-        if repository is None or not self.sees(repository):
+        if repository is None or (repository.state.private and not (known and self.account.owns(repository.owner))):
             if not known:  # the real 401 has no code: the client knows it by its https address, which this is not
                 raise Refusal(401, NO_ENTRY, code="RepoNotFound")
             raise Refusal(404, "Repository not found", code="RepoNotFound")

@@ -21,21 +21,23 @@ fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 lla
 other
 """
 LICENSES = frozenset(_LICENSES.split())
-RELATIONS = ("adapter", "finetune", "merge", "quantized")
-COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 SDKS = ("gradio", "streamlit", "docker", "static")
+COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+CHOICES = {
+    "base_model_relation": ("adapter", "finetune", "merge", "quantized"),
+    "sdk": SDKS,
+    "colorFrom": COLOURS,
+    "colorTo": COLOURS,
+}
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 LANGUAGES = ("code", "multilingual")
 TEXTS = ("tags", "datasets", "models", "metrics", "language", "base_model", "license", "pipeline_tag", "library_name")
-# The shape of evaluation results: a mapping has these keys, a list holds such items.
-RESULT = {"task": {"type": str}, "dataset": {"name": str, "type": str}, "metrics": [{"type": str, "value": object}]}
-INDEX = [{"name": str, "results": [RESULT]}]
 
 
-def split_card(text: str) -> tuple[str | None, str]:
-    """Split a README into the YAML between the two `---` lines, if there is any, and the text below."""
-    match = re.match(r"\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)(.*)", text, re.DOTALL)
-    return (match[1], match[2]) if match else (None, text)
+def front_matter(text: str) -> str | None:
+    """Find the YAML between the two `---` lines at the top of a README; None where there is none."""
+    match = re.match(r"\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", text, re.DOTALL)
+    return match[1] if match else None
 
 
 def read_card(data: bytes) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def read_card(data: bytes) -> dict[str, Any]:
     Args:
         data: The file's content.
     """
-    block, _ = split_card(data.decode("utf-8", "replace"))
+    block = front_matter(data.decode("utf-8", "replace"))
     try:
         card = json.loads(json.dumps(yaml.safe_load(block) if block else {}, default=str))  # JSON has no dates
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # no YAML, or not a thing that JSON could say
@@ -62,7 +64,7 @@ def check_card(text: str, kind: str) -> tuple[list[str], list[str]]:
     Returns:
         Errors, which forbid a commit, and warnings, which do not.
     """
-    block, _ = split_card(text)
+    block = front_matter(text)
     try:
         card = yaml.safe_load(block) if block else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
@@ -73,10 +75,10 @@ def check_card(text: str, kind: str) -> tuple[list[str], list[str]]:
         return ["the metadata must be a mapping"], []
     unnamed = card.get("license") == "other" and not card.get("license_name")
     warnings = ['"license_name" is expected where "license" is "other"'] if unnamed else []
-    return [*_check_all(card), *(_check_space(card) if kind == "space" else _check_model(card))], warnings
+    return list(_mistakes(card, kind)), warnings
 
 
-def _check_all(card: dict[str, Any]) -> Iterator[str]:
+def _mistakes(card: dict[str, Any], kind: str) -> Iterator[str]:
     for key in TEXTS:
         value = card.get(key)
         if value is not None and not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
@@ -96,35 +98,11 @@ def _check_all(card: dict[str, Any]) -> Iterator[str]:
         for name in _texts(card.get(key)):
             if not REPO_ID.fullmatch(name) or "--" in name or ".." in name:
                 yield f'"{key}" with value "{name}" is not valid. Use a {where[:-1]} id from https://hf.co/{where}.'
-
-
-def _check_model(card: dict[str, Any]) -> Iterator[str]:
-    if card.get("base_model_relation") not in (None, *RELATIONS):
-        yield f'"base_model_relation" must be one of [{", ".join(RELATIONS)}]'
-    if card.get("model-index") is not None:
-        yield from _misfits(card["model-index"], INDEX, "model-index")
-
-
-def _misfits(value: Any, shape: Any, where: str) -> Iterator[str]:
-    """What a value lacks that its shape has."""
-    if isinstance(shape, dict):
-        for key, inside in shape.items():
-            yield from _misfits(value.get(key) if isinstance(value, dict) else None, inside, f"{where}.{key}")
-    elif isinstance(shape, list) and isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _misfits(item, shape[0], f"{where}[{number}]")
-    elif isinstance(shape, list):
-        yield f'"{where}" is required and must be an array'
-    elif value is None or not isinstance(value, shape):
-        yield f'"{where}" is required'
-
-
-def _check_space(card: dict[str, Any]) -> Iterator[str]:
-    if card.get("sdk") is None:
-        yield '"sdk" is required'
-    for key, allowed in (("sdk", SDKS), ("colorFrom", COLOURS), ("colorTo", COLOURS)):
+    for key, allowed in CHOICES.items():
         if card.get(key) not in (None, *allowed):
             yield f'"{key}" must be one of [{", ".join(allowed)}]'
+    if kind == "space" and card.get("sdk") is None:
+        yield '"sdk" is required'
     if len(str(card.get("short_description", ""))) > 60:
         yield '"short_description" length must be less than or equal to 60 characters long'
 

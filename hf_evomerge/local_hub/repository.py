@@ -51,16 +51,6 @@ class Entry:
     oid: str
     lfs: bool = False
 
-    @classmethod
-    def regular(cls, sha256: str, data: bytes) -> Entry:
-        """The entry of a file that git itself keeps."""
-        return cls(sha256, len(data), git_id(data))
-
-    @classmethod
-    def large(cls, sha256: str, size: int) -> Entry:
-        """The entry of an LFS file."""
-        return cls(sha256, size, git_id(pointer(sha256, size)), True)
-
     @property
     def etag(self) -> str:
         """What the client compares to know whether it has the file: SHA-256 for large files, git's name for others."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import HubError
 from .objects import Objects
-from .repository import SINGULAR, STATE, Commit, Entry, Repository, State
+from .repository import SINGULAR, STATE, Commit, Entry, Repository, State, git_id, pointer
 from .wire import Refusal
 
 _LARGE = """
@@ -130,9 +130,9 @@ class Store:
 
     def regular(self, data: bytes) -> Entry:
         """Keep a content, and give the entry of a file that has it."""
-        return Entry.regular(self.objects.add(data), data)
+        return Entry(self.objects.add(data), len(data), git_id(data))
 
     def large(self, sha256: str) -> Entry | None:
         """The entry of a large file that was uploaded before; None where it was not."""
         size = self.objects.size(sha256)
-        return None if size is None else Entry.large(sha256, size)
+        return None if size is None else Entry(sha256, size, git_id(pointer(sha256, size)), lfs=True)

@@ -7,29 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_evomerge.local_hub.cards import card_tags, check_card, read_card, split_card
-
-RESULT = {
-    "task": {"type": "text-generation"},
-    "dataset": {"name": "toy", "type": "toy"},
-    "metrics": [{"type": "accuracy", "value": 0.5}],
-}
-INDEX = [{"name": "m", "results": [RESULT]}]
+from hf_evomerge.local_hub.cards import card_tags, check_card, front_matter, read_card
 
 
 def _card(**metadata: Any) -> str:
     return f"---\n{yaml.safe_dump(metadata)}---\n# m\n"
-
-
-def _without(path: str) -> list[dict[str, Any]]:
-    """The index of results with one thing left out."""
-    index = yaml.safe_load(yaml.safe_dump(INDEX))
-    *way, last = path.split(".")
-    place = index[0]
-    for step in way:
-        place = place[int(step)] if step.isdigit() else place[step]
-    del place[last]
-    return index
 
 
 GOOD: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,7 +19,6 @@ GOOD: dict[str, tuple[str, dict[str, Any]]] = {
     "several parents": ("model", {"license": "apache-2.0", "base_model": ["a/x", "b/y.z_1"], "base_model_relation": "merge"}),
     "one parent": ("model", {"license": "cc-by-nc-sa-4.0", "base_model": "gpt2", "language": "ja"}),
     "own license": ("model", {"license": "other", "license_name": "x", "license_link": "LICENSE"}),
-    "results": ("model", {"license": "mit", "model-index": INDEX}),
     "unknown keys": ("model", {"license": "mit", "mood": {"good": True}}),
     "special languages": ("dataset", {"license": "odbl", "language": ["code", "multilingual", "haw"]}),
     "a Space": ("space", {"sdk": "gradio", "sdk_version": 6.3, "colorFrom": "red", "title": "t", "pinned": False}),
@@ -59,13 +40,6 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "language name": ("model", {"language": "English"}, '"language" with value "English" is not valid'),
     "Norwegian": ("model", {"language": False}, '"language" must be a string'),  # what YAML reads in `language: no`
     "pipeline as a number": ("model", {"pipeline_tag": 7}, '"pipeline_tag" must be a string'),
-    "index as a mapping": ("model", {"model-index": {"name": "m"}}, '"model-index" is required and must be an array'),
-    "index without a name": ("model", {"model-index": _without("name")}, '"model-index[0].name" is required'),
-    "index without results": ("model", {"model-index": _without("results")}, '"model-index[0].results" is required'),
-    "result without a task": ("model", {"model-index": _without("results.0.task.type")}, "results[0].task.type"),
-    "result without a data set": ("model", {"model-index": _without("results.0.dataset.name")}, "results[0].dataset.name"),
-    "result without metrics": ("model", {"model-index": _without("results.0.metrics")}, "results[0].metrics"),
-    "metric without a value": ("model", {"model-index": _without("results.0.metrics.0.value")}, "metrics[0].value"),
     "a Space without SDK": ("space", {"title": "t"}, '"sdk" is required'),
     "a Space's SDK": ("space", {"sdk": "flask"}, '"sdk" must be one of'),
     "a Space's colour": ("space", {"sdk": "gradio", "colorTo": "mauve"}, '"colorTo" must be one of'),
@@ -110,19 +84,19 @@ def test_warnings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "head", "rest"),
+    ("text", "head"),
     [
-        ("---\na: 1\n---\nrest", "a: 1", "rest"),
-        ("\n---\r\na: 1\r\n---\r\nrest", "a: 1", "rest"),
-        ("---\na: 1\n---", "a: 1", ""),
-        ("---\n---\nrest", "", "rest"),
-        ("text\n---\na: 1\n---\n", None, "text\n---\na: 1\n---\n"),
-        ("---\na: 1\n", None, "---\na: 1\n"),
+        ("---\na: 1\n---\nrest", "a: 1"),
+        ("\n---\r\na: 1\r\n---\r\nrest", "a: 1"),
+        ("---\na: 1\n---", "a: 1"),
+        ("---\n---\nrest", ""),
+        ("text\n---\na: 1\n---\n", None),
+        ("---\na: 1\n", None),
     ],
 )
-def test_where_the_metadata_is(text: str, head: str | None, rest: str) -> None:
+def test_where_the_metadata_is(text: str, head: str | None) -> None:
     """Metadata is between two lines of dashes at the very top, whatever ends the lines."""
-    assert split_card(text) == (head, rest)
+    assert front_matter(text) == head
 
 
 def test_tags_of_relations() -> None:
