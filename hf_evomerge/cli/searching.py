@@ -389,30 +389,17 @@ def export(
     answers: Annotated[
         Path | None, typer.Option(help="Write every answer that the study holds to this file, one JSON object per line.")
     ] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Draw the pictures as SVG and PDF into this folder.")] = None,
-    optuna: Annotated[
-        str | None, typer.Option(help="Write every stage as a study of Optuna to this storage, such as sqlite:///trials.db.")
-    ] = None,
 ) -> None:
-    """Write what a study holds for other programs: tables, pictures for print, Optuna and its dashboard.
+    """Write the trials and answers of a study as tables for other programs.
 
-    **Examples**
+    **Example**
 
     - `hf-evomerge export my-search --csv trials.csv --answers answers.jsonl`
-
-    - `hf-evomerge export my-search --pictures figures`
-
-    - `hf-evomerge export my-search --optuna sqlite:///trials.db`
     """
     with one_line_errors():
         from ..search.results.answers import export_answers
-        from ..search.results.export import check_new, export_csv, export_optuna, export_parquet
+        from ..search.results.export import check_new, export_csv, export_parquet
 
-        if csv is None and parquet is None and answers is None and pictures is None and optuna is None:
-            raise EvoMergeError(
-                "export: to what? Name a file with --csv, --parquet or --answers, a folder with --pictures, or a storage with "
-                "--optuna"
-            )
         wanted = [
             (file, write, what)
             for file, write, what in (
@@ -422,16 +409,12 @@ def export(
             )
             if file is not None
         ]
+        if not wanted:
+            raise EvoMergeError("export: nothing to write; name a file with --csv, --parquet or --answers")
         for file, _, _ in wanted:  # before any of them is written
             check_new(file)
         for file, write, what in wanted:
             typer.echo(f"{file}: {write(study, file)} {what}")
-        if pictures is not None:
-            from ..search.results.plots import export_pictures
-
-            typer.echo(f"{pictures}: {', '.join(export_pictures(study, pictures))}")
-        if optuna is not None:
-            typer.echo(f"{optuna}: {', '.join(export_optuna(study, optuna))}; show it with `optuna-dashboard {optuna}`")
 
 
 @app.command()

@@ -17,7 +17,7 @@ from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.results.answers import describe_answers, export_answers
-from hf_evomerge.search.results.export import export_csv, export_optuna, export_parquet, trial_rows
+from hf_evomerge.search.results.export import export_csv, export_parquet, trial_rows
 from hf_evomerge.search.study.study import Study, Trial
 
 SOURCES: list[Any] = [{"model": "me/one"}, {"model": "me/two"}]
@@ -73,28 +73,8 @@ def test_parquet(folder: Path, tmp_path: Path) -> None:
     assert rows[3]["params.one.weight.embed"] == 1.5
 
 
-def test_optuna(folder: Path, tmp_path: Path) -> None:
-    """Optuna reads each stage as a study of its own, finds the best trial, and will not overwrite one."""
-    optuna = pytest.importorskip("optuna", reason="optuna is not installed")
-    storage = f"sqlite:///{tmp_path / 'trials.db'}"
-    assert export_optuna(folder, storage) == ["my-search/ps", "my-search/dfs"]
-    study = optuna.load_study(study_name="my-search/ps", storage=storage)
-    assert study.best_value == 2.0
-    assert study.best_params == {"one.weight.embed": 1.5, "one.weight.default": 1.0, "two.weight": 0.5}
-    assert study.best_trial.user_attrs["examples"] == 2
-    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
-    assert study.trials[0].user_attrs["error"] == "no recipe, sorry"
-    path = optuna.load_study(study_name="my-search/dfs", storage=storage)
-    assert path.best_params == {"x000": 1.0, "x001": -2.0, "x002": 3.0}
-    with pytest.raises(SearchError, match=r"trials\.db holds a study my-search/ps already; name another file"):
-        export_optuna(folder, storage)
-    with pytest.raises(SearchError, match="--optuna: nonsense: cannot be written"):
-        export_optuna(folder, "nonsense")
-
-
 def test_several_objectives(tmp_path: Path) -> None:
-    """A study of several objectives is one of Optuna's with as many, each in its own direction, and a column for each."""
-    optuna = pytest.importorskip("optuna", reason="optuna is not installed")
+    """A trial of a search for several objectives has a column for each."""
     settings = {"space": "dfs", "sources": SOURCES, "fitness": {"task": "likelihood"}, "objectives": ["hops"]}
     settings["dfs"] = {"optimizer": {"algorithm": "nsga2"}}
     config = validate(SearchConfig, settings, SearchError)
@@ -104,23 +84,19 @@ def test_several_objectives(tmp_path: Path) -> None:
         scores = Scores([fitness]).with_others({"hops": Scores([hops])})
         study.add_trial(Trial("dfs", number, 0, np.array([float(number)]), key, scores))
     study.close()
-    storage = f"sqlite:///{tmp_path / 'trials.db'}"
-    made = optuna.load_study(study_name=export_optuna(tmp_path / "front", storage)[0], storage=storage)
-    assert [direction.name for direction in made.directions] == ["MAXIMIZE", "MINIMIZE"]
-    assert [trial.values for trial in made.best_trials] == [[0.5, 3.0], [0.75, 6.0]]
-    assert [row["objective.hops"] for row in trial_rows(tmp_path / "front")] == [3.0, 6.0, 5.0]
+    rows = trial_rows(tmp_path / "front")
+    assert [(row["fitness"], row["objective.hops"]) for row in rows] == [(0.5, 3.0), (0.75, 6.0), (0.25, 5.0)]
 
 
-@pytest.mark.parametrize("export", [export_csv, export_parquet, export_optuna])
+@pytest.mark.parametrize("export", [export_csv, export_parquet])
 def test_nothing_to_export(export: Callable[..., Any], tmp_path: Path) -> None:
     """A study without trials, and a folder without a study, are named."""
     config = SearchConfig(space="ps", sources=SOURCES, fitness={"task": "likelihood"})  # type: ignore[arg-type]
     Study.create(tmp_path / "empty", config.model_dump(mode="json")).close()
-    target = "sqlite://" if export is export_optuna else tmp_path / "x"
     with pytest.raises(SearchError, match="empty: no trial is finished yet"):
-        export(tmp_path / "empty", target)
+        export(tmp_path / "empty", tmp_path / "x")
     with pytest.raises(SearchError, match=r"no study\.db here"):
-        export(tmp_path / "none", target)
+        export(tmp_path / "none", tmp_path / "x")
 
 
 def test_scores_of_given_answers_are_exported(tmp_path: Path) -> None:
@@ -161,7 +137,4 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     assert "there is no folder" in refused.output
     refused = run(app, ["export", str(folder)])
     assert refused.exit_code == 1
-    assert (
-        "to what? Name a file with --csv, --parquet or --answers, a folder with --pictures, or a storage with --optuna"
-        in refused.output
-    )
+    assert "nothing to write; name a file with --csv, --parquet or --answers" in refused.output

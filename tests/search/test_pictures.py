@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from hf_evomerge import plots
 from hf_evomerge.fitness import Scores
-from hf_evomerge.search.results.plots import export_pictures, stage_curves
-from hf_evomerge.search.study.study import Trial
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.search.results.plots import draw_pictures, stage_curves
+from hf_evomerge.search.study.paths import settings_of
+from hf_evomerge.search.study.study import Study, Trial
 
 
 def _trial(stage: str, number: int, score: float | None) -> Trial:
@@ -34,9 +39,11 @@ def test_the_best_so_far_is_of_trials_scored_on_all_examples() -> None:
     assert np.array_equal(curve.best, [np.nan, -0.9, -0.9, -0.7, -0.7], equal_nan=True)
 
 
-def test_pictures_for_print(hybrid_search: Path, tmp_path: Path) -> None:
-    """The pictures of a finished search once more, as SVG and as PDF; the fitness has its unit on the axis."""
-    names = export_pictures(hybrid_search, tmp_path / "figures")
-    plots = sorted(picture.stem for picture in (hybrid_search / "plots").glob("*.png"))
-    assert names == sorted(f"{name}{suffix}" for name in plots for suffix in (".svg", ".pdf"))
-    assert "nats per answer" in (tmp_path / "figures" / "fitness.svg").read_text(encoding="utf-8")
+def test_the_fitness_has_its_unit_on_its_axis(hybrid_search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture of a search by likelihood says what its fitness is measured in."""
+    labels: list[str] = []
+    monkeypatch.setattr(plots, "plot_fitness", lambda *_, ylabel: labels.append(ylabel))
+    with closing(Study.open(hybrid_search)) as study:
+        winner = Recipe.load(hybrid_search / "recipe.yaml")
+        draw_pictures(settings_of(study), study, winner, [4, 4], tmp_path / "plots")
+    assert labels == ["fitness (nats per answer)"]

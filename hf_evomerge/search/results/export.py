@@ -1,4 +1,4 @@
-"""The trials of a study for other programs: as rows (CSV, Parquet), and as studies of Optuna, whose dashboard shows them.
+"""The trials of a study for other programs, one row each: CSV and Parquet.
 
 A trial's numbers are the values of its merge, by source, parameter and group, or the genome's own (``x000``) where it has a
 path.
@@ -7,7 +7,6 @@ path.
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -17,7 +16,7 @@ from typing import Any
 from ...errors import SearchError
 from ...recipes.recipe import Recipe, labels_of
 from ..file.config import SearchConfig
-from ..file.objectives import TAKEN, columns, values
+from ..file.objectives import columns
 from ..file.stages import STAGES
 from ..study.paths import settings_of
 from ..study.study import Study, Trial
@@ -73,80 +72,6 @@ def export_parquet(folder: str | os.PathLike[str], file: str | os.PathLike[str])
     rows = trial_rows(folder)
     parquet.write_table(pyarrow.Table.from_pylist(rows), file, compression="zstd")
     return len(rows)
-
-
-def export_optuna(folder: str | os.PathLike[str], storage: str) -> list[str]:
-    """Write each stage as a study of Optuna, called ``FOLDER/STAGE``.
-
-    Trials on a batch have the fitness of that batch; how many examples it had stands beside it.
-
-    Args:
-        folder: The folder of the search.
-        storage: Where, as Optuna takes it: ``sqlite:///trials.db``.
-
-    Returns:
-        The names of the studies.
-
-    Raises:
-        SearchError: Optuna is not installed, cannot open the storage, or it holds a study of that name.
-    """
-    try:
-        import optuna
-        from sqlalchemy.exc import SQLAlchemyError
-    except ImportError as cause:
-        raise SearchError("--optuna: needs Optuna: pip install 'hf-evomerge[track]'") from cause
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    names = []
-    try:
-        with closing(Study.open(folder)) as study:
-            config = settings_of(study)
-            objectives = config.objective_names
-            kinds = optuna.study.StudyDirection
-            directions = [kinds.MINIMIZE if name in TAKEN else kinds.MAXIMIZE for name in objectives]
-            for stage in STAGES:
-                if pairs := list(_with_params(study, config, stage)):
-                    names.append(f"{Path(folder).resolve().name}/{stage}")
-                    made = optuna.create_study(storage=storage, study_name=names[-1], directions=directions)
-                    made.set_user_attr("search", json.dumps(config.model_dump(mode="json", exclude_none=True)))
-                    made.add_trials(_optuna_trials(pairs, objectives))
-    except optuna.exceptions.DuplicatedStudyError as cause:
-        raise SearchError(f"--optuna: {storage} holds a study {names[-1]} already; name another file") from cause
-    except (optuna.exceptions.OptunaError, SQLAlchemyError, ImportError) as cause:
-        raise SearchError(f"--optuna: {storage}: cannot be written: {cause}; write sqlite:///FILE") from cause
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-    if not names:
-        raise SearchError(f"{folder}: no trial is finished yet; there is nothing to export")
-    return names
-
-
-def _optuna_trials(pairs: Sequence[tuple[Trial, dict[str, float]]], objectives: Sequence[str]) -> list[Any]:
-    """Trials as Optuna's, over ranges that hold all of them: a study does not keep the bounds of its spaces."""
-    from optuna.distributions import FloatDistribution
-    from optuna.trial import TrialState, create_trial
-
-    spans: dict[str, tuple[float, float]] = {}
-    for _, params in pairs:
-        for name, value in params.items():
-            low, high = spans.get(name, (value, value))
-            spans[name] = (min(low, value), max(high, value))
-    ranges = {name: FloatDistribution(*span) for name, span in spans.items()}
-    found = []
-    for trial, params in pairs:
-        facts = {key: value for key, value in _row(trial, objectives, {}).items() if value is not None and key != "state"}
-        numbers = [value for value in values(trial.scores, objectives).values() if value is not None]
-        complete = len(numbers) == len(objectives)
-        found.append(
-            create_trial(
-                state=TrialState.COMPLETE if complete else TrialState.FAIL,
-                values=numbers if complete else None,
-                params=params,
-                distributions={name: ranges[name] for name in params},
-                user_attrs=facts,
-            )
-        )
-    return found
 
 
 def _with_params(study: Study, config: SearchConfig, stage: str) -> Iterator[tuple[Trial, dict[str, float]]]:

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import plots
-from ...errors import SearchError
 from ...fitness.scores import Scores
-from ...recipes.recipe import RECIPE_FILE, Recipe
+from ...recipes.recipe import Recipe
 from ..file.config import SearchConfig
 from ..file.objectives import FITNESS, values
 from ..file.stages import STAGES
 from ..file.tasks import units
-from ..study.paths import settings_of
 from ..study.study import Study, Trial
 from .front import front, volumes
 
 
-def draw_pictures(
-    config: SearchConfig, study: Study, winner: Recipe, layers: Sequence[int], folder: Path, suffix: str = ".png"
-) -> None:
+def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Sequence[int], folder: Path) -> None:
     """Draw fitness over evaluations, the weights per layer group and the path, as far as the winner has them.
 
     Stages with a fitness of their own are in a picture apart, without the parents.
@@ -36,12 +30,11 @@ def draw_pictures(
         winner: What it ended with.
         layers: The layers of each source.
         folder: Where the pictures go; made where it is not there.
-        suffix: What kind of files they are: ``.png``, ``.svg`` or ``.pdf``.
     """
     folder.mkdir(exist_ok=True)
 
     def file(name: str) -> Path:
-        return folder / f"{name}{suffix}"
+        return folder / f"{name}.png"
 
     curves = stage_curves(study.trials())
     apart = {stage.name: stage.fitness.task for stage in config.stages if stage.fitness is not None}
@@ -59,30 +52,6 @@ def draw_pictures(
         merged = [layers[winner.merge_sources[0]]] if winner.merge is not None else []
         labels = [*names, *(["merged"] if merged else [])]
         plots.plot_path(winner.flow.to_path(), [*layers, *merged], labels, file("path"), gated=config.dfs.scales == "gate")
-
-
-def export_pictures(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[str]:
-    """Draw the pictures of a finished search once more, for print and for pages: as SVG and as PDF.
-
-    Args:
-        folder: The folder of the search.
-        out: The folder to write to; it may exist.
-
-    Returns:
-        The names of the files.
-
-    Raises:
-        SearchError: There is no study, or the search has not ended.
-    """
-    from ..evaluation.evaluator import Evaluator
-
-    with closing(Study.open(folder)) as study:
-        if not (file := study.folder / RECIPE_FILE).is_file():
-            raise SearchError(f"{folder}: the search has not ended; `hf-evomerge resume {folder}` goes on")
-        config = settings_of(study)
-        for suffix in (".svg", ".pdf"):
-            draw_pictures(config, study, Recipe.load(file), Evaluator(config).sources.layers, Path(out), suffix)
-    return sorted(picture.name for picture in Path(out).iterdir() if picture.suffix in (".svg", ".pdf"))
 
 
 def front_of(config: SearchConfig, study: Study, winner: Recipe) -> plots.Front:
