@@ -1,4 +1,4 @@
-"""What PyPI shows: the README with links that lead somewhere from there too, and where the project is.
+"""What a build adds: the README with links that lead somewhere from PyPI too, where the project is, and the JSON schemas.
 
 The address is known only where a distribution is built for others: a workflow on GitHub has it in its environment.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 PAPER = "https://arxiv.org/abs/2403.13187"
@@ -51,3 +53,16 @@ def absolute(text: str, home: str, ref: str) -> str:
 def get_metadata_hook() -> type[MetadataHookInterface]:
     """What hatchling asks for."""
     return ReadmeHook
+
+
+class SchemaHook(BuildHookInterface[Any]):
+    """Writes the JSON schemas of recipes and search files into the package: for wheels, and for editable checkouts."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Write them before the files are collected; `artifacts` in pyproject.toml takes what git ignores."""
+        sys.path[:0] = [self.root, str(Path(self.root) / "website")]
+        from schemas import write_schemas
+
+        write_schemas()

@@ -65,12 +65,12 @@ def run(installed: Path, tmp_path: Path) -> Iterator[Callable[..., str]]:
 
 
 def test_the_wheel_carries_what_it_needs(wheel: Path) -> None:
-    """The card's template, the Space's files and the demo's models are in the wheel; tests and drafts are not."""
+    """The card's template, the Space's files, the schemas and the demo's models are in the wheel; tests and drafts are not."""
     names = set(ZipFile(wheel).namelist())
     for name in ("_bundled/model_cards/model.md.jinja", "_bundled/space_app/app.py", "_bundled/space_app/requirements.txt"):
         assert f"hf_evomerge/{name}" in names
     assert "hf_evomerge/demo/specialists/maths/model.safetensors" in names
-    assert "hf_evomerge/py.typed" in names
+    assert {"hf_evomerge/py.typed", *(f"hf_evomerge/schemas/{kind}.schema.json" for kind in ("recipe", "search"))} <= names
     examples = {file.name for file in (ROOT / "examples").iterdir() if file.is_file()}
     assert examples == {name.rpartition("/")[2] for name in names if "/_bundled/examples/" in name}
     assert not [name for name in names if "__pycache__" in name or name.startswith(("tests/", "space_app/"))]

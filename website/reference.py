@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Iterator
-from importlib import import_module, resources
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import typer
 import yaml
+from schemas import SCHEMAS
 
 import hf_evomerge
 from hf_evomerge import cli, fitness, local_hub, mergekit, merging, modeling
@@ -50,13 +50,12 @@ def pages() -> dict[str, str]:
 
 
 def file_page(name: str) -> str:
-    """The keys of a kind of YAML file, section by section, from the JSON schema that ships with the package."""
-    text = resources.files("hf_evomerge").joinpath("schemas", f"{name}.schema.json").read_text(encoding="utf-8")
-    schema = json.loads(text)
+    """The keys of a kind of YAML file, section by section, from its JSON schema."""
+    schema = SCHEMAS[name]()
     places = _places(schema)
     parts = [
         f"# Keys of a {name} file\n",
-        f"From the schema that ships with the package, `hf_evomerge/schemas/{name}.schema.json`, which editors read too.\n",
+        f"From `hf_evomerge/schemas/{name}.schema.json` of an installed package, which editors read too.\n",
         *_section("Top level", schema, places),
     ]
     for kind, where in places.items():

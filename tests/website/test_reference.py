@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from importlib import resources
 from typing import Any
 
 import pytest
 import reference
 import typer
+from schemas import SCHEMAS
 
 import hf_evomerge
 from hf_evomerge import cli, merging
@@ -19,7 +18,7 @@ def test_every_key_has_a_row() -> None:
     """The pages of both files have a row for each key of each section, and every section that a row links to."""
     for name in ("search", "recipe"):
         page = reference.file_page(name)
-        schema = json.loads(resources.files("hf_evomerge").joinpath("schemas", f"{name}.schema.json").read_text("utf-8"))
+        schema = SCHEMAS[name]()
         assert set(re.findall(r"\{#(\w+)\}$", page, re.MULTILINE)) == {kind.lower() for kind in schema["$defs"]}
         assert set(re.findall(r"\]\(#(\w+)\)", page)) <= {kind.lower() for kind in schema["$defs"]}
         sections = [schema, *schema["$defs"].values()]
