@@ -15,11 +15,9 @@ import math
 from pathlib import Path
 from statistics import fmean
 
-import torch
+from specialists.train import train_family
 
 from hf_evomerge.demo.quickstart import run_demo
-from hf_evomerge.demo.sight import add_sight
-from hf_evomerge.demo.train import family, save
 from hf_evomerge.search.results.table import Row, plus_minus
 
 
@@ -35,13 +33,7 @@ def main() -> None:
     results: dict[int, list[Row]] = {}
     for seed in arguments.seeds:
         folder = arguments.out / f"family-{seed}"
-        if not (folder / "japanese" / "config.json").exists():  # trained last
-            torch.set_num_threads(1)
-            for name, model in family(seed):
-                save(model, folder / name)
-        if arguments.vlm and not (folder / "sight" / "config.json").exists():
-            torch.set_num_threads(1)
-            add_sight(folder, seed)
+        train_family(folder, seed, sight=arguments.vlm)
         results[seed] = run_demo(
             arguments.out / f"{'vlm' if arguments.vlm else 'demo'}-{seed}",
             workers=arguments.workers,

@@ -8,7 +8,7 @@
     python benchmarks/search plot --sizes 25 --out docs/images/search-sizes.png
 
 Every run is one line of the results file; what is there is not run again, and a search that was stopped goes on. Needs the
-extra `bench`. `python -m hf_evomerge.demo.train --seed 1 --out families/family-1` trains another family in ten minutes.
+extra `bench`. `python benchmarks/specialists --seed 1 --out families/family-1` trains another family in ten minutes.
 """
 
 from __future__ import annotations

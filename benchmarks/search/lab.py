@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,8 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from specialists.texts import TextKind, write
+
 from hf_evomerge import Example, Recipe, Scores, SearchConfig, SourceRef
-from hf_evomerge.demo.language import TextKind, problems, write
+from hf_evomerge.demo.language import problems
 from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.fitness import make_task
 from hf_evomerge.search.evaluation.evaluator import Evaluator
@@ -88,7 +93,7 @@ def demo(family: str, draw: int, count: int = SEARCH) -> Lab:
     """
     folder = SPECIALISTS if family == "shipped" else Path(family)
     if not (folder / "japanese" / "config.json").exists():
-        raise SystemExit(f"{family}: no family here; train one: python -m hf_evomerge.demo.train --seed 1 --out {family}")
+        raise SystemExit(f"{family}: no family here; train one: python benchmarks/specialists --seed 1 --out {family}")
     rng = random.Random(0)
     recall = [write(TextKind("recall", "ja", "ja", "ja", 20), rng) for _ in range(OWN)]
     examples = {

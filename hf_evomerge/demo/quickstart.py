@@ -126,7 +126,7 @@ def write_problems(folder: Path, sizes: dict[str, int], *, pictures: bool = Fals
 
 def _drawn(folder: Path, split: str, count: int) -> list[dict[str, Any]]:
     """Problems whose numbers are pictures, which are written."""
-    from .sight import picture_problems
+    from .digits import picture_problems
 
     (folder / split).mkdir(exist_ok=True)
     written = []

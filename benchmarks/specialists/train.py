@@ -1,11 +1,10 @@
-"""Trains the demo's three tiny models: `python -m hf_evomerge.demo.train --out DIR [--seed N]`.
+"""Trains the demo's three tiny models.
 
 A base that reads both languages and calculates with small numbers only, and two fine-tunes of it:
 a maths specialist that answers everything in English, and a Japanese specialist that cannot calculate.
-The texts come from `language.py`; the same seed gives the same weights on the same machine.
+The texts come from `texts.py`; the same seed gives the same weights on the same machine.
 """
 
-import argparse
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from specialists.texts import Example, TextKind, build_tokenizer, mixture, vocabulary
 from tqdm.auto import tqdm
 
-from hf_evomerge.demo.language import LARGEST, Example, TextKind, build_tokenizer, mixture, vocabulary
+from hf_evomerge.demo.language import LARGEST
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -240,16 +240,13 @@ def save(model: "LlamaForCausalLM", folder: Path) -> None:
         file.chmod(0o644)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for base/, maths/ and japanese/")
-    parser.add_argument("--seed", type=int, default=0, help="decides the initial weights and the texts")
-    arguments = parser.parse_args()
+def train_family(folder: Path, seed: int, *, sight: bool) -> None:
+    """Train the models of a family that its folder lacks, on one core."""
+    from specialists.sight import add_sight
+
     torch.set_num_threads(1)
-    for name, model in family(arguments.seed):
-        save(model, arguments.out / name)
-
-
-if __name__ == "__main__":
-    main()
+    if not (folder / "japanese" / "config.json").exists():  # trained last
+        for name, model in family(seed):
+            save(model, folder / name)
+    if sight and not (folder / "sight" / "config.json").exists():
+        add_sight(folder, seed)
