@@ -4,11 +4,12 @@ PYTHON := python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test quality style docs cluster bench bench-search lm-eval-equality env
+.PHONY: help demo test test-all faults quality style docs cluster bench bench-search lm-eval-equality env
 
 help:
 	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
 	@echo "make test     run the tests"
+	@echo "make test-all run the slow ones too (hours): every type of model, transformers' own tests, lm_eval, faults"
 	@echo "make faults   let everything go wrong that may, for hours, and write docs/reliability.md"
 	@echo "make quality  check formatting, lints and types"
 	@echo "make style    rewrite the code as the checks want it"
@@ -32,8 +33,12 @@ demo: env
 test: env
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal # with byte code, for the processes that tests start
 
+test-all: env
+	$(BIN)/pip install --quiet parameterized # for transformers' tests
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal tests tests/slow
+
 faults: env
-	$(BIN)/python benchmarks/reliability.py --write
+	$(BIN)/python tests/slow/reliability.py --write
 
 quality: env
 	$(BIN)/ruff check .
@@ -60,7 +65,7 @@ bench-search: env
 	$(BIN)/python benchmarks/search table
 
 lm-eval-equality: env
-	$(BIN)/python benchmarks/lm_eval_equality.py --out lm-eval-equality
+	$(BIN)/python tests/slow/lm_eval_equality.py --out lm-eval-equality
 
 cluster: env
 	$(BIN)/python benchmarks/ray_cluster.py

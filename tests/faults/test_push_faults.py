@@ -8,7 +8,7 @@ import pytest
 from faulty_hub import Fault
 from push_faults import FAULTS, WAYS, Bench
 
-SAMPLE = 2  # calls per fault and way that are tried one by one; benchmarks/reliability.py tries them all
+SAMPLE = 2  # calls per fault and way that are tried one by one; tests/slow/reliability.py tries them all
 
 
 def _sample(calls: list[str], seed: str) -> list[str]:

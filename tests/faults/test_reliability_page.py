@@ -16,7 +16,7 @@ PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 @pytest.fixture
 def reliability() -> ModuleType:
     """The program that writes the page."""
-    spec = importlib.util.spec_from_file_location("reliability", ROOT / "benchmarks" / "reliability.py")
+    spec = importlib.util.spec_from_file_location("reliability", ROOT / "tests" / "slow" / "reliability.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -29,7 +29,7 @@ def test_every_part_has_its_place(reliability: ModuleType) -> None:
     assert re.findall(r"<!-- (\w+): begin -->", PAGE) == re.findall(r"<!-- (\w+): end -->", PAGE)
     assert set(re.findall(r"<!-- (\w+): begin -->", PAGE)) == set(reliability.PARTS)
     for module, _, _ in reliability.PARTS.values():
-        assert (ROOT / "benchmarks" / "faults" / f"{module}.py").is_file()
+        assert (ROOT / "tests" / "slow" / "faults" / f"{module}.py").is_file()
 
 
 def test_what_the_page_says_adds_up() -> None:

@@ -16,6 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
 from specialists import sight
 from specialists import train as training
 from specialists.sight import build_sight, processor, see, train_sight

@@ -3,8 +3,9 @@
 Every property on some thirty architectures, by the checks of the tests (``tests/modeling/properties.py``): a few minutes on one
 core. And, on every type that the installed transformers knows, whether the model works, or why not: about ten minutes.
 
-    python benchmarks/model_matrix.py
-    python benchmarks/model_matrix.py --types falcon_h1 deepseek_v3    # prints these, writes nothing
+    python tests/slow/model_matrix.py
+    python tests/slow/model_matrix.py --print                          # writes nothing
+    python tests/slow/model_matrix.py --types falcon_h1 deepseek_v3    # prints these, writes nothing
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "modeling"), str(ROOT / "tests" / "support")]
 
 from every_type import TYPES  # noqa: E402
@@ -29,7 +30,7 @@ from tiny_models import ARCHITECTURES  # noqa: E402
 from type_verdicts import FAILS, verdict  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "model-tests.md"
-BEGIN, END = "<!-- begin of the table that benchmarks/model_matrix.py writes -->\n", "<!-- end of the table -->\n"
+BEGIN, END = "<!-- begin of the table that tests/slow/model_matrix.py writes -->\n", "<!-- end of the table -->\n"
 
 
 def main() -> int:
@@ -37,6 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=ARCHITECTURES, nargs="*", help="print the rows of these architectures, write nothing")
     parser.add_argument("--types", choices=TYPES, nargs="*", help="print the verdicts on these types, write nothing")
+    parser.add_argument("--print", action="store_true", help="print the tables of everything, write nothing")
     arguments = parser.parse_args()
     only, kinds = arguments.only, arguments.types
     logging.disable_progress_bar()
@@ -48,10 +50,12 @@ def main() -> int:
         print(table({name: row(name, failures) for name in only}) if only else "", types(kinds, failures) if kinds else "")
     else:
         text = table({name: row(name, failures) for name in ARCHITECTURES}) + variants(failures) + types(TYPES, failures)
-        document = DOCUMENT.read_text(encoding="utf-8")
-        before, _, rest = document.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        DOCUMENT.write_text(f"{before}{BEGIN}{text}{END}{after}", encoding="utf-8")
+        if arguments.print:
+            print(text)
+        else:
+            before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
+            _, _, after = rest.partition(END)
+            DOCUMENT.write_text(f"{before}{BEGIN}{text}{END}{after}", encoding="utf-8")
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0

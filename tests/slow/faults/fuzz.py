@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .bench import Rows
 
-FILES = Path(__file__).resolve().parents[2] / "tests" / "faults"
+FILES = Path(__file__).resolve().parents[2] / "faults"
 NAMES = "damaged recipes, search files, studies' settings, mergekit files, configs, headers, indexes, adapters"
 
 

@@ -3,7 +3,7 @@
 A merge and a path over the demo's specialists, and three local tasks of different kinds on the demo's problems. Prints a line
 per model and task; ends with status 1 where a document's score differs.
 
-    python benchmarks/lm_eval_equality.py --out /tmp/lm-eval-equality
+    python tests/slow/lm_eval_equality.py --out /tmp/lm-eval-equality
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
     """So many minutes; a call is lost where it ends in anything but an answer or one line."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "space_app"))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "space_app"))
     Bench(scratch, 6)
     settings = search_of(scratch / "tiny", 12).model_dump(mode="json", exclude_none=True)
     config = type(search_of(scratch / "tiny", 12)).model_validate({**settings, "space": "dfs"})

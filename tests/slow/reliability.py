@@ -3,8 +3,8 @@
 Each part runs in a process of its own. Something is survived where the result is, to the last bit, that of a run in which
 nothing went wrong; it is one line where the program says in one line what is wrong; it is lost else.
 
-    python benchmarks/reliability.py                           # all of it, hours
-    python benchmarks/reliability.py kills push --kills 20     # two parts, one of them shortened
+    python tests/slow/reliability.py                           # all of it, hours
+    python tests/slow/reliability.py kills push --kills 20     # two parts, one of them shortened
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 COLUMNS = ("injected", "survived", "one line", "lost")
 PARTS = {  # the module, what says how long it is, its default, its unit
@@ -69,7 +69,7 @@ def main() -> int:
 
 def run_part(name: str, length: int, seed: int) -> int:
     """Run one part here; its rows are the last line on standard output, what was lost goes to standard error."""
-    sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests" / "support"), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT / "tests" / "slow"), str(ROOT / "tests" / "support"), str(ROOT / "tests")]
     part = importlib.import_module(f"faults.{PARTS[name][0]}")
     with tempfile.TemporaryDirectory(prefix="evomerge-faults-") as scratch:
         rows, lost = part.run(Path(scratch), length, seed)

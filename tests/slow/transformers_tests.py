@@ -1,7 +1,7 @@
 """Runs transformers' own tests of models on the merged model, and prints how many pass.
 
     pip install parameterized accelerate
-    python benchmarks/transformers_tests.py
+    python tests/slow/transformers_tests.py
 
 The tests are those of the installed version's source distribution, which pip downloads. It holds the common tests of models
 (``tests/test_modeling_common.py``) but neither those of generation nor those of export: these run too where ``--checkout``
@@ -217,7 +217,7 @@ def run(folder: Path, only: str) -> ElementTree.Element:
         *(["-k", only] if only else []),
     ]
     # offline: whatever these tests fetch is not about the merged model
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     subprocess.run([sys.executable, "-m", "pytest", *options, "tests/test_evo_merged.py"], cwd=folder, env=environment)
     return ElementTree.parse(folder / "report.xml").getroot()
 

@@ -1,0 +1,1 @@
+"""The parts of tests/slow/reliability.py."""

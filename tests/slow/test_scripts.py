@@ -1,0 +1,40 @@
+"""The scripts beside this file: each ends with status 0, which is what it says where nothing was found wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LENGTHS = {"kills": 20, "push": 20, "surroundings": 8, "fuzz": 5, "soak": 500, "space": 2}
+
+
+def _run(script: str, *arguments: str) -> None:
+    """Run a script to its end."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+
+
+def test_every_property_holds_on_every_type_of_model() -> None:
+    """Merged models of every architecture have every property, and every type works or is refused for a reason."""
+    _run("model_matrix.py", "--print")
+
+
+def test_transformers_own_tests_pass() -> None:
+    """The model class passes the suite that transformers has for each of its classes."""
+    pytest.importorskip("parameterized", reason="transformers' tests need it: pip install parameterized")
+    _run("transformers_tests.py")
+
+
+def test_scores_in_memory_are_those_of_lm_eval(tmp_path: Path) -> None:
+    """The task `lm_eval` gives every document the score that lm_eval's command line gives it on the built model."""
+    _run("lm_eval_equality.py", "--out", str(tmp_path))
+
+
+@pytest.mark.parametrize("part", LENGTHS)
+def test_nothing_is_lost(part: str) -> None:
+    """Whatever is let go wrong, at random, is survived to the last bit or ends in one line that is true."""
+    _run("reliability.py", part, f"--{part}", str(LENGTHS[part]))
