@@ -139,25 +139,6 @@ def fold(
             typer.echo(f"wrote {written}")
 
 
-@app.command("import-evomistral")
-def import_evomistral(
-    model: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
-    out: Out,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
-) -> None:
-    """Write a model in the layout of the paper's EvoLLM-JP-v1-10B as a model of this package, which runs and folds.
-
-    **Example**
-
-    - `hf-evomerge import-evomistral SakanaAI/EvoLLM-JP-v1-10B --out evollm-10b`
-    """
-    with one_line_errors(again=True):
-        from ..building.evomistral import import_evomistral as import_model
-
-        quiet()
-        typer.echo(f"wrote {import_model(model, out, overwrite=overwrite)}")
-
-
 @app.command()
 def inspect(
     model: Model,

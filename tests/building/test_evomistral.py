@@ -1,8 +1,9 @@
-"""Importing the paper's released layout: what is written computes what a forward pass from the description computes."""
+"""The paper's released layout, as `examples/evomistral.py` reads it: what is built computes what the description says."""
 
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch.nn.functional import silu
 from transformers import AutoModelForCausalLM
 
 import hf_evomerge
-from hf_evomerge.building.evomistral import import_evomistral
-from hf_evomerge.errors import EvoMergeError, SourceError
+from hf_evomerge import Recipe, build_model
+from hf_evomerge.errors import SourceError
 
+ROOT = Path(__file__).parents[2]
 STORED = [0, 1, 2, 0, 1, 3, 2, 3, 1]
 SCALES = [1.25, 0.9, 1.1, 0.7, 1.3, 0.8, 1.05, 0.95, 1.2]
 HIDDEN, INNER, HEADS, KV, VOCAB, COUNT = 16, 24, 4, 2, 32, 4
@@ -122,15 +124,17 @@ def expected(weights: Tensors, ids: torch.Tensor) -> torch.Tensor:
     return norm(hidden + residual, "model.norm") @ w["lm_head.weight"].T
 
 
-@pytest.fixture(scope="module")
-def released(tmp_path_factory) -> Path:
-    """A tiny checkpoint in the released layout."""
-    return save(tmp_path_factory.mktemp("evomistral") / "released")
+def convert(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """Run the script on a folder; returns the recipe that it writes."""
+    monkeypatch.setattr("sys.argv", ["evomistral.py", str(folder)])
+    runpy.run_path(str(ROOT / "examples" / "evomistral.py"), run_name="__main__")
+    return Recipe.load(folder / "recipe.yaml")
 
 
-def test_the_import_computes_what_the_layout_means(released, tmp_path):
+def test_the_recipe_computes_what_the_layout_means(tmp_path, monkeypatch):
     """Logits, cached greedy tokens, and the folded plain Mistral; every stored layer is there once."""
-    out = import_evomistral(released, tmp_path / "ours", progress=False)
+    released = save(tmp_path / "released")
+    out = build_model(convert(released, monkeypatch), tmp_path / "ours", progress=False)
     ids = torch.tensor([3, 9, 30, 12, 7, 7, 21])
     wanted = expected(tensors(), ids)
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
@@ -158,43 +162,26 @@ def without(name: str) -> Tensors:
 
 
 WRONG: dict[str, tuple[dict[str, Any], Tensors | None, str]] = {
-    "another model": ({"model_type": "mistral"}, None, "model_type is 'mistral', not 'evomistral'; nothing to import"),
+    "another model": ({"model_type": "mistral"}, None, "model_type is 'mistral', not 'evomistral'; nothing to do"),
     "no path": ({}, without("model.input_layers"), "no tensor called model.input_layers, which holds the path"),
     "no scales": ({}, without("model.input_scales"), "no tensor called model.input_scales, which holds the path"),
-    "hops": ({"num_hops": 65}, None, "model.input_layers has 9 numbers, but num_hops in config.json is 65"),
-    "layers": ({"num_hidden_layers": 3}, None, "model.input_layers names layer 3; 3 layers are stored"),
-    "lengths": (
-        {"num_hops": None},
-        {**tensors(), "model.input_scales": torch.ones(8)},
-        "model.input_layers has 9 numbers, model.input_scales 8",
-    ),
-    "not finite": (
-        {},
-        {**tensors(), "model.input_scales": torch.full((9,), torch.nan)},
-        "model.input_scales holds nan, not finite numbers",
-    ),
-    "dtype": ({}, {**tensors(), "model.input_layers": torch.ones(9)}, "model.input_layers is F32"),
-    "too many layers": ({"num_hidden_layers": 1 << 20}, None, "at most 65536 are read"),
-    "a layer is lacking": (
-        {},
-        without("model.layers.2.mlp.up_proj.weight"),
-        "no tensor called model.layers.2.mlp.up_proj.weight",
-    ),
+    "hops": ({"num_hops": 65}, None, "9 layers, 9 scales, 65 hops; download it again"),
+    "lengths": ({}, {**tensors(), "model.input_scales": torch.ones(8)}, "9 layers, 8 scales, 9 hops; download it again"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_another_layout_is_refused(tmp_path, case):
-    """One line says what is wrong, and nothing is written."""
+def test_another_layout_is_refused(tmp_path, monkeypatch, case):
+    """One line says what is wrong, and the folder stays as it was."""
     changes, weights, message = WRONG[case]
     folder = save(tmp_path / "released", weights, **changes)
-    with pytest.raises(EvoMergeError, match=message) as error:
-        import_evomistral(folder, tmp_path / "out", progress=False)
-    assert "\n" not in str(error.value)
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["released"]
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(SystemExit, match=message):
+        convert(folder, monkeypatch)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_the_layout_is_no_source_of_its_own(released):
+def test_the_layout_is_no_source_of_its_own(tmp_path):
     """Read as any other source it is refused, because its config needs code; no code is run."""
     with pytest.raises(SourceError, match="Python code that comes with the model"):
-        _ = hf_evomerge.Source.open(str(released)).config
+        _ = hf_evomerge.Source.open(str(save(tmp_path / "released"))).config
