@@ -95,6 +95,12 @@ def test_the_table_of_methods() -> None:
     assert table.strip() == methods_table().strip()
 
 
+def test_the_number_of_methods_in_the_comparison() -> None:
+    """The page that compares tools counts the merge methods that the package has."""
+    (count,) = re.findall(r"^\| merge methods \|.*\| (\d+) \|$", PAGES["docs/comparison.md"], re.MULTILINE)
+    assert int(count) == methods_table().count("\n| **")
+
+
 @pytest.mark.parametrize(
     ("heading", "kind"),
     [

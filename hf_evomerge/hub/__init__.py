@@ -1,1 +1,1 @@
-"""The Hub: cards, pushing and fetching of models, their Spaces, and a Hub on loopback for trying things offline."""
+"""The Hub: records and cards of models, publishing them with their Spaces, and building a published model again."""
