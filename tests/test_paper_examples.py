@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from hub_fixtures import use_hub
 from paper_stand_ins import ORGS, publish
 
 from hf_evomerge.local_hub import LocalHub
@@ -50,15 +50,14 @@ print(json.dumps(found))
 """
 
 
-def test_the_papers_files_run(tmp_path: Path) -> None:
+def test_the_papers_files_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All files are planned as they are on a machine without CUDA, from headers alone; those of text run to a built model."""
     for library in ("datasets", "diffusers", "torchvision", "rouge_score", "fugashi"):
         pytest.importorskip(library)
     with LocalHub(tmp_path / "hub", orgs=ORGS) as hub:
-        publish(HfApi(endpoint=hub.endpoint, token=hub.token), tmp_path / "stand-ins")
+        publish(use_hub(monkeypatch, hub, tmp_path / "client"), tmp_path / "stand-ins")
         environment = {**os.environ, **hub.environment(home=tmp_path / "client"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         environment["CUDA_VISIBLE_DEVICES"] = ""
-        given = [str(tmp_path / "stand-ins" / name) for name in ("pictures.jsonl", "prompts.jsonl")]
         given = [str(tmp_path / "stand-ins" / name) for name in ("pictures.jsonl", "prompts.jsonl")]
         command = [sys.executable, "-c", PROGRAM, str(tmp_path), *given]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)

@@ -15,7 +15,7 @@ from typing import Any
 
 import nbformat
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from nbclient import NotebookClient
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -70,6 +70,7 @@ def dry_run(notebook: Any, folder: Path) -> None:
         cell.source = cell.source.replace('PUBLISH_AS = ""', 'PUBLISH_AS = "local/merge"')
     owners = sorted({name.partition("/")[0] for name in (*STAND_INS, DATA)})
     with LocalHub(folder / "hub", orgs=owners) as hub:
+        constants.HF_HUB_DISABLE_XET = True  # the hub takes large files by LFS
         api = HfApi(endpoint=hub.endpoint, token=hub.token)
         for name in (*STAND_INS, DATA):
             kind = "dataset" if name == DATA else "model"
