@@ -16,9 +16,11 @@ import seeing
 import views
 from models import Piece
 from pictures import path_picture
-from published import as_float
+from published import Published, as_float
 from showcase import UNCHANGED, Edit, Showcase
-from texts import SpaceError, cards, counted, message
+from texts import cards, counted, message
+
+from hf_evomerge.errors import EvoMergeError
 
 FRAMES = 60
 MIXED = 4  # parents that have a slider
@@ -73,7 +75,7 @@ class Actions:
         try:
             for answers in self.show.ask(prompt, others, tokens, str(request.session_hash), seeing.of_gallery(shown)):
                 yield cards(answers)
-        except SpaceError as error:
+        except EvoMergeError as error:
             yield message(str(error), "error")
 
     async def rehearsed(
@@ -101,7 +103,7 @@ class Actions:
         """An example was chosen: its prompt and pictures for both tabs, what it says, and the answers that are known."""
         published, _ = self.show.need()
         example = published.examples[number]
-        prompt, known = example.prompt, self.show.in_advance(*example.asked)
+        prompt, known = example.prompt, self.show.in_advance(example.prompt, example.pictures)
         first = cards([replace(known[0], name="as published", role="")]) if known else ""
         said, shown = views.gloss(published.glosses.get(prompt, "")), self.show.files(example.pictures)
         return [prompt, prompt, said, cards(known or [views.UNASKED]), first, shown, shown]
@@ -130,7 +132,7 @@ class Actions:
                 if first.state == "done":
                     piece = Piece("done", first.text, first.tokens, first.seconds)
                 yield cards(answers), (asked, piece) if piece else None
-        except SpaceError as error:
+        except EvoMergeError as error:
             yield message(str(error), "error"), known
 
     def score(self, way: edits.Route | None, factors: mixing.Factors, request: gr.Request) -> Iterator[str]:
@@ -148,7 +150,7 @@ class Actions:
                     yield message(f"{said}. Better than evolution, on so few examples.", "ready")
                 else:
                     yield message(f"{said}.")
-        except SpaceError as error:
+        except EvoMergeError as error:
             yield message(str(error), "error")
 
     def mix(self, group: str, factors: mixing.Factors, count: int, *values: float | None) -> list[Any]:
@@ -183,7 +185,7 @@ class Actions:
         try:
             words, _ = self.show.question(prompt)
             return views.lens_view(published, words, *host.lens(words, seeing.of_gallery(shown)))
-        except SpaceError as error:
+        except EvoMergeError as error:
             return message(str(error), "error")
 
     def edit(self, action: str, way: edits.Route | None, undo: tuple[edits.Route, ...], count: int, scale: float) -> list[Any]:
@@ -207,7 +209,7 @@ class Actions:
                 now = steps[action]()
                 on_its_way = action == "scale" and bool(undo) and way.only_scales_hop(undo[-1])  # a slider: one edit in all
                 undo = (*undo[-19:], way) if now != way and not on_its_way else undo
-        except SpaceError as error:
+        except EvoMergeError as error:
             return [way, *self.shown(way, str(error)), undo, count]
         return [now, *self.shown(now), undo, count + 1]
 
@@ -230,8 +232,15 @@ class Actions:
             gr.Slider(minimum=math.floor(10 * low) / 10, maximum=math.ceil(10 * high) / 10, value=round(scale, 3)),
             message(said, "error" if problem else "info"),
             views.share(changed.link if changed.changes(published) else ""),
-            edits.changed_recipe(published.recipe, published.config, way),
+            self._recipe(published, way),
         ]
+
+    @staticmethod
+    def _recipe(published: Published, way: edits.Route) -> str:
+        try:
+            return edits.changed_recipe(published, way)
+        except EvoMergeError as error:
+            return f"# {error}"
 
     def choose(self, way: edits.Route | None, event: gr.SelectData) -> list[Any]:
         """A hop was pressed in the picture."""
@@ -243,7 +252,7 @@ class Actions:
             return [None, *self.shown(None)]
         try:
             way = way.select(index)
-        except SpaceError as error:
+        except EvoMergeError as error:
             return [way, *self.shown(way, str(error))]
         return [way, *self.shown(way)]
 

@@ -28,9 +28,12 @@ import views  # noqa: E402
 from actions import MIXED, Actions  # noqa: E402
 from endpoints import endpoints, friendly  # noqa: E402
 from models import MAX_TOKENS, choices  # noqa: E402
-from published import Published, settings  # noqa: E402
+from published import Published  # noqa: E402
+from reading import settings  # noqa: E402
 from showcase import Edit, Showcase  # noqa: E402
-from texts import SpaceError, cards, message  # noqa: E402
+from texts import cards, message  # noqa: E402
+
+from hf_evomerge.errors import EvoMergeError  # noqa: E402
 
 gr.Slider.preprocess = lambda self, payload: payload  # type: ignore[method-assign]  # what takes a number says what is wrong
 QUEUE = 64
@@ -95,8 +98,7 @@ class Page:
     def _gallery(self, label: str, name: str, *, interactive: bool) -> gr.Gallery:
         """A gallery that takes files and follows no address. Only its value is ever updated: any more would make another."""
         look: dict[str, Any] = {"height": 160, "object_fit": "contain", "allow_preview": False, "buttons": []}
-        types = [f".{kind.lower()}" for kind in (*seeing.FORMATS, "jpg")]
-        gallery = gr.Gallery(label=label, elem_id=name, file_types=types, interactive=interactive, **look)
+        gallery = gr.Gallery(label=label, elem_id=name, file_types=seeing.TYPES, interactive=interactive, **look)
         take = gallery.async_move_resource_to_block_cache
 
         async def take_file(given: str | Path | None) -> str | None:
@@ -351,7 +353,7 @@ class Page:
         if text is not None:
             try:
                 edit = Edit.of_link(text, published)
-            except SpaceError as error:
+            except EvoMergeError as error:
                 problem = str(error)
         shown: dict[Any, Any] = {
             self.no_path: gr.HTML(message(views.NO_PATH), visible=not editable),

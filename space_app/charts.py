@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from evolution import STAGE_NAMES, STAGES, Generation, best_line, best_so_far, in_steps, of_stage, quantile, spent, stages
+from evolution import Generation, best_line, best_so_far, in_steps, of_stage, quantile, spent, stages
 from pictures import NARROW, WIDE, both, svg, text
 from published import Objective, Point, Trial
 from texts import escape, number
+
+from hf_evomerge.recipes.stage_names import STAGES
 
 _MOST_DOTS = 1500
 _NAMED = {True: 5, False: 12}  # points of a front that have their number beside them, on phones and on wide screens
@@ -221,11 +223,11 @@ def _best(axes: _Axes, stage: str, points: Sequence[tuple[float, Trial]], names:
     words = number(best)
     right = _accuracies(axes, points)
     place = names.place(x - 2, axes.y(best) - 7, words)
-    tip = f"{STAGE_NAMES.get(stage, stage)}: best {words}"
+    tip = f"{STAGES.get(stage, stage)}: best {words}"
     line = _steps(_heights(axes, points))
     drawn = f'<path class="ev-best" d="{line}" data-tip="{escape(tip)}"/>'
     if accurate and right:
-        tip = f"{STAGE_NAMES.get(stage, stage)}: accuracy of the best {number(points[-1][1].accuracy)}"
+        tip = f"{STAGES.get(stage, stage)}: accuracy of the best {number(points[-1][1].accuracy)}"
         drawn += f'<path class="ev-accuracy" d="{_steps(right)}" data-tip="{escape(tip)}"/>'
     drawn += text(x - 2, place, words, anchor="end", kind="ev-value ev-halo")
     return f'<g class="{_COLOURS.get(stage, "ev-s3")}">{drawn}</g>'
@@ -271,7 +273,7 @@ def _legend(order: Sequence[str], left: float, narrow: bool, accurate: bool) -> 
     entries = [
         (_COLOURS.get(stage, "ev-s3"), "ev-best", stage if stage == "random" else stage.upper())
         if narrow
-        else (_COLOURS.get(stage, "ev-s3"), "ev-best", f"{STAGE_NAMES.get(stage, stage)}, best so far")
+        else (_COLOURS.get(stage, "ev-s3"), "ev-best", f"{STAGES.get(stage, stage)}, best so far")
         for stage in order
     ]
     entries += [("ev-grey", "ev-accuracy", "accuracy" if narrow else "accuracy of the best")] if accurate else []
@@ -288,7 +290,7 @@ def _summary(order: Sequence[str], parts_of: Mapping[str, Sequence[Trial]]) -> s
     for stage in order:
         line = best_line(parts_of[stage])
         best = number(line[-1][1]) if line else "none"
-        said.append(f"{STAGE_NAMES.get(stage, stage)}: {len(parts_of[stage])} trials, best fitness {best}")
+        said.append(f"{STAGES.get(stage, stage)}: {len(parts_of[stage])} trials, best fitness {best}")
     return f"Fitness over evaluations. {'; '.join(said)}."
 
 
@@ -371,9 +373,7 @@ def _spread(
             f'{"".join(cut)}<polyline class="ev-best" points="{best}"/></g>{cursor}{notes}{"".join(pads)}',
         ]
     )
-    label = (
-        f"Spread of the population, {STAGE_NAMES.get(stage, stage)}: {len(scored)} generations; generation {marked} is marked."
-    )
+    label = f"Spread of the population, {STAGES.get(stage, stage)}: {len(scored)} generations; generation {marked} is marked."
     return svg(width, height, content, label=label)
 
 
@@ -468,7 +468,7 @@ def _points(axes: _Axes, points: Sequence[Point], objectives: tuple[Objective, O
     count = min(_NAMED[narrow], len(points))
     named = {round(at * (len(points) - 1) / max(count - 1, 1)) for at in range(count)}
     for at, (point, x, y) in enumerate(placed):
-        stage = STAGE_NAMES.get(point.stage, point.stage)
+        stage = STAGES.get(point.stage, point.stage)
         words = f"Point {point.number}, trial {point.trial} of {stage}: {_listed(point.search)}"
         words += f"; held out: {_listed(point.judged)}" if point.judged else ""
         words += "; this model" if point.winner else ""

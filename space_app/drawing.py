@@ -11,6 +11,8 @@ import gradio as gr
 import loading
 from texts import SpaceError, escape, message
 
+from hf_evomerge.errors import EvoMergeError, one_line
+
 INDEX = "model_index.json"
 MAX_STEPS = 100
 MAX_SEED = 2**31 - 1
@@ -62,10 +64,10 @@ class Painter:
             if self.by_class and "class_labels" not in taken:
                 raise SpaceError(f"{type(pipeline).__name__} takes neither a prompt nor class_labels")
             self._pipeline = pipeline.to("cuda") if loading.zero_gpu() or _has_gpu() else pipeline
-        except SpaceError as error:
+        except EvoMergeError as error:
             self.error = str(error)
         except Exception as error:  # whatever a model's files provoke, the page must say it and stay
-            self.error = f"{self.model} cannot be loaded: {loading.first_line(error)}"
+            self.error = f"{self.model} cannot be loaded: {one_line(error)}"
         finally:
             self.ready.set()
 
@@ -104,10 +106,10 @@ def page(painter: Painter) -> gr.Blocks:
     def draw(prompt: str, seed: float, steps: float) -> Any:
         try:
             return painter.draw(prompt, int(seed), int(steps))
-        except SpaceError as error:
+        except EvoMergeError as error:
             raise gr.Error(str(error)) from error
         except (ValueError, IndexError) as error:  # a class that there is not
-            raise gr.Error(loading.first_line(error)) from error
+            raise gr.Error(one_line(error)) from error
 
     with gr.Blocks(title="hf_evomerge", analytics_enabled=False) as blocks:
         name = painter.model.rstrip("/").rpartition("/")[2]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
-import yaml
-from hops import expanded, terms
-from published import as_float, listing, mapping
+from published import MAX_HOP_TEXT, Published, as_float
 from texts import SpaceError, counted, number
 
+from hf_evomerge.errors import RecipeError
+from hf_evomerge.recipes.layer_path import LayerPath
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.strict_yaml import validate
+
 MAX_HOPS = 512  # and as many layers to run: a hop of several terms runs several
+MAX_TERMS = 8
+MAX_WEIGHT = 1e6
 MAX_SCALE = 10.0
 
 
@@ -33,6 +38,11 @@ class Route:
     def __len__(self) -> int:
         return len(self.hops)
 
+    @cached_property
+    def path(self) -> LayerPath:
+        """The hops with their scales, as the package has them."""
+        return LayerPath.parse(self.hops, self.scales)
+
     def select(self, index: object) -> Route:
         """The same route, looking at another hop."""
         return replace(self, selected=self._index(index))
@@ -48,9 +58,10 @@ class Route:
         """With the selected hop once more, right after itself; raises `SpaceError` where the path is too long for that."""
         at = self.selected + 1
         hop, scale = self.hops[at - 1], self.scales[at - 1]
-        if sum(len(terms(other)) for other in (*self.hops, hop)) > MAX_HOPS:
+        longer = Route((*self.hops[:at], hop, *self.hops[at:]), (*self.scales[:at], scale, *self.scales[at:]), at)
+        if _layers_run(longer.path) > MAX_HOPS:
             raise SpaceError(f"A path runs at most {MAX_HOPS} layers here.")
-        return Route((*self.hops[:at], hop, *self.hops[at:]), (*self.scales[:at], scale, *self.scales[at:]), at)
+        return longer
 
     def move(self, by: int) -> Route:
         """With the selected hop earlier or later, as far as there is room."""
@@ -85,25 +96,30 @@ def route(hops: object, scales: object = None, *, holds: Sequence[str] = ()) -> 
         holds: The hops of the published model. Layers that none of them runs are not in the checkpoint.
 
     Raises:
-        SpaceError: Something is not as it must be; the message says what.
+        EvoMergeError: Something is not as it must be; the message says what.
     """
     if isinstance(hops, str) or not isinstance(hops, Sequence) or not hops:
         raise SpaceError('The path must be a list of hops, such as ["0:0", "0:1", "1:1"].')
-    hops = expanded(hops, MAX_HOPS)
-    if len(hops) > MAX_HOPS:
-        raise SpaceError(f"The path has {len(hops)} hops; here it may have {MAX_HOPS}.")
-    parsed = [terms(hop) for hop in hops]
-    if (runs := sum(map(len, parsed))) > MAX_HOPS:
-        raise SpaceError(f"The path runs {runs:,} layers; here it may run {MAX_HOPS}.")
-    there = {(source, layer) for hop in holds for source, layer, _ in terms(hop)}
-    for source, layer in ((source, layer) for hop in parsed for source, layer, _ in hop):
-        if there and (source, layer) not in there:
-            raise SpaceError(f"Layer {source}:{layer} is not part of this model; an edit can only use layers that it has.")
+    if any(isinstance(hop, str) and len(hop) > MAX_HOP_TEXT for hop in hops):
+        raise SpaceError(f"A hop is a text such as 0:3; here it has at most {MAX_HOP_TEXT} characters.")
+    path = LayerPath.parse(hops[: MAX_HOPS + 1])
+    if (runs := max(len(hops), _layers_run(path))) > MAX_HOPS:
+        raise SpaceError(f"The path runs {runs:,} layers; here it runs at most {MAX_HOPS}.")
+    if any(len(hop.terms) > MAX_TERMS or abs(term.weight) > MAX_WEIGHT for hop in path.hops for term in hop.terms):
+        raise SpaceError(f"A hop has at most {MAX_TERMS} terms here, each with a weight of at most {MAX_WEIGHT:,.0f}.")
+    there = LayerPath.parse(holds).unique_layers if holds else path.unique_layers
+    if absent := next((layer for layer in path.unique_layers if layer not in there), None):
+        raise SpaceError(f"Layer {absent[0]}:{absent[1]} is not part of this model; an edit can only use layers that it has.")
+    texts = tuple(path.as_text())
     if scales is None or scales == []:
-        return Route(tuple(hops), (1.0,) * len(hops))
-    if isinstance(scales, str) or not isinstance(scales, Sequence) or len(scales) != len(hops):
-        raise SpaceError(f"The scales must be a list of {len(hops)} numbers, one per hop.")
-    return Route(tuple(hops), tuple(_scale(value, at) for at, value in enumerate(scales)))
+        return Route(texts, (1.0,) * len(path))
+    if isinstance(scales, str) or not isinstance(scales, Sequence) or len(scales) != len(path):
+        raise SpaceError(f"The scales must be a list of {len(path)} numbers, one per hop.")
+    return Route(texts, tuple(_scale(value, at) for at, value in enumerate(scales)))
+
+
+def _layers_run(path: LayerPath) -> int:
+    return sum(len(hop.terms) for hop in path.hops)
 
 
 def _scale(value: object, at: int) -> float:
@@ -120,12 +136,11 @@ def name_of(labels: Sequence[str], source: int) -> str:
 
 def describe(hop: str, scale: float, labels: Sequence[str]) -> str:
     """A hop in words, such as ``maths, layer 3, scale 0.9``."""
-    parts = []
-    for source, layer, weight in terms(hop):
-        parts.append(
-            f"{name_of(labels, source)}, layer {layer}"
-            + ("" if weight == 1 else f" (\N{MULTIPLICATION SIGN} {number(weight)})")
-        )
+    parts = [
+        f"{name_of(labels, term.source)}, layer {term.layer}"
+        + ("" if term.weight == 1 else f" (\N{MULTIPLICATION SIGN} {number(term.weight)})")
+        for term in LayerPath.parse([hop]).hops[0].terms
+    ]
     return " + ".join(parts) + f", scale {number(scale)}"
 
 
@@ -146,37 +161,17 @@ def difference(before: Route, after: Route) -> str:
     return f"Changed: {', '.join(words)}."
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes every hop, whatever the reader's idea of a number is."""
-
-
-class _Hop(str):
-    """Text that is written in quotes."""
-
-
-_Dumper.add_representer(_Hop, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style="'"))
-
-
-def changed_recipe(recipe: Mapping[str, Any], config: Mapping[str, Any], changed: Route) -> str:
+def changed_recipe(published: Published, changed: Route) -> str:
     """The recipe of the changed model, as YAML that `hf-evomerge merge` reads.
 
     Args:
-        recipe: The recipe of the published model; where there is none, the sources of its configuration are used.
-        config: The configuration of the published model.
+        published: The model; where it has no recipe, the sources of its configuration are used.
         changed: The path as the visitor has made it.
+
+    Raises:
+        RecipeError: The configuration is not one of a model with a path.
     """
-    flow = mapping(recipe.get("flow"))
-    kept: dict[str, Any] = {key: value for key, value in recipe.items() if key not in ("flow", "built")}
-    if not kept:
-        sources = [mapping(item) for item in listing(config.get("sources"))]
-        kept = {"sources": [{key: item[key] for key in ("model", "revision") if item.get(key)} for item in sources]}
-    after: dict[str, Any] = {key: kept.pop(key) for key in ("dtype", "seed") if key in kept}
-    kept["flow"] = {
-        **flow,
-        "path": [_Hop(hop) for hop in changed.hops],
-        "scales": list(changed.scales),
-        "scale_target": config.get("scale_target", "stream"),
-        "embedding_source": config.get("embedding_source", 0),
-    }
-    text: str = yaml.dump(kept | after, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return text
+    kept = published.recipe.model_dump(exclude={"flow", "built"}) if published.recipe is not None else {}
+    config = {key: published.config[key] for key in ("scale_target", "embedding_source") if key in published.config}
+    flow = {**config, "path": list(changed.hops), "scales": list(changed.scales)}
+    return validate(Recipe, {"sources": published.sources_of_config, **kept, "flow": flow}, RecipeError).to_yaml()

@@ -12,9 +12,11 @@ import evolution
 import gradio as gr
 import seeing
 from models import EVOLVED, Job, Piece, choices
-from published import Example
 from showcase import Showcase, token_bound
 from texts import SpaceError
+
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.fitness import Example
 
 
 def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
@@ -73,7 +75,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
             The recipe.
         """
         published, _ = show.need()
-        return edits.changed_recipe(published.recipe, published.config, edits.route(path, scales, holds=_own_path(show)))
+        return edits.changed_recipe(published, edits.route(path, scales, holds=_own_path(show)))
 
     def about() -> dict[str, Any]:
         """Say what the model is: its sources, path, scales, results, examples and the state of this Space.
@@ -127,21 +129,21 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
 
 
 def friendly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its `SpaceError`s as Gradio shows them: one line, without a trace."""
+    """The function with its errors as Gradio shows them: one line, without a trace."""
     from functools import wraps
 
     @wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
         try:
             return function(*arguments, **named)
-        except SpaceError as error:
+        except EvoMergeError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     return call
 
 
 def _example(example: Example) -> dict[str, Any]:
-    seen = [base64.b64encode(data).decode() for data in example.pictures]
+    seen = [base64.b64encode(picture.data).decode() for picture in example.pictures]
     return {"prompt": example.prompt, "answer": example.answer, **({"pictures": seen} if seen else {})}
 
 

@@ -10,15 +10,7 @@ from itertools import accumulate
 
 from published import Published, Trial
 
-STAGE_NAMES = {
-    "ps-first": "weights (PS), first",
-    "ps": "weights (PS)",
-    "dfs-first": "path (DFS), first",
-    "dfs": "path (DFS)",
-    "joint": "weights and path together",
-    "random": "random search",
-}
-STAGES = tuple(STAGE_NAMES)
+from hf_evomerge.recipes.stage_names import STAGES
 
 
 @dataclass(frozen=True)
@@ -54,8 +46,8 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 def stages(trials: Sequence[Trial]) -> list[str]:
     """The stages that the trials belong to, in the order they ran, the random search last."""
-    there = list(dict.fromkeys(trial.stage for trial in trials))
-    return sorted(there, key=lambda stage: STAGES.index(stage) if stage in STAGES else len(STAGES))
+    there, order = list(dict.fromkeys(trial.stage for trial in trials)), list(STAGES)
+    return sorted(there, key=lambda stage: order.index(stage) if stage in STAGES else len(order))
 
 
 def without_first(trials: Sequence[Trial]) -> list[Trial]:

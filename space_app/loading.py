@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 import seeing
 from texts import SpaceError
 
+import hf_evomerge  # noqa: F401  # registers the class of models with a path, so that no code of theirs is run
+from hf_evomerge.fitness.pictures import SeeingTokenizer
+
 MAX_SECONDS = 60.0  # of one answer
 _ROOM = 1.2  # free memory that loading takes, relative to the size of the files
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -28,23 +31,20 @@ class Loaded:
     processor: Any = None
 
 
-def load(model: str, revision: str | None, *, own: bool, sees: bool = False) -> Loaded:
-    """Load a model and its tokenizer, from safetensors only.
-
-    Code from the repository runs for the owner's own model only, and only where the package, whose class it is, is missing.
-    """
+def load(model: str, revision: str | None, *, sees: bool = False) -> Loaded:
+    """Load a model and its tokenizer, from safetensors only and without the repository's code."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
     begin = time.monotonic()
     options: dict[str, Any] = {"revision": revision} if revision else {}
-    trust = own and not _package_is_there()
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    loaded = kind.from_pretrained(model, dtype="auto", use_safetensors=True, trust_remote_code=trust, **options).eval()
-    processor: Any = AutoProcessor.from_pretrained(model, trust_remote_code=trust, **options) if sees else None
-    tokenizer = processor.tokenizer if sees else AutoTokenizer.from_pretrained(model, trust_remote_code=trust, **options)
-    if sees and getattr(processor, "chat_template", None):
-        tokenizer.chat_template = processor.chat_template
+    loaded = kind.from_pretrained(model, dtype="auto", use_safetensors=True, trust_remote_code=False, **options).eval()
+    processor: Any = AutoProcessor.from_pretrained(model, trust_remote_code=False, **options) if sees else None
+    if sees:
+        tokenizer = SeeingTokenizer(processor).tokenizer  # with the processor's chat template
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, **options)
     if torch.cuda.is_available():
         loaded = loaded.to("cuda")
     return Loaded(loaded, tokenizer, time.monotonic() - begin, processor)
@@ -64,15 +64,6 @@ def in_background(task: Callable[[], None]) -> None:
         task()
     else:
         threading.Thread(target=task, daemon=True, name="load").start()
-
-
-def _package_is_there() -> bool:
-    """Whether the package is installed; importing it registers the model's class."""
-    try:
-        import hf_evomerge  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def weights_bytes(model: str, revision: str | None, pattern: str = "model*.safetensors") -> int:
@@ -135,12 +126,6 @@ def zero_gpu() -> bool:
     except ImportError:
         return False
     return bool(Config.zero_gpu)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, cut where it is long."""
-    lines = str(error).strip().splitlines()
-    return f"{lines[0]:.300}" if lines else type(error).__name__
 
 
 def on_gpu(function: Function) -> Function:

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import loading
 import mixing
@@ -19,10 +20,14 @@ from loading import MAX_SECONDS, Loaded
 from published import Parent, Published, mapping
 from texts import SpaceError
 
-try:
-    from hf_evomerge.fitness import chat_process
-except ImportError:  # a Space has the file beside this one
-    import chat_process  # type: ignore[no-redef]
+from hf_evomerge.errors import EvoMergeError, one_line
+from hf_evomerge.fitness import Example
+from hf_evomerge.fitness.encoding import encode_prompt, room, scoring
+from hf_evomerge.fitness.pictures import SeeingTokenizer, placed, seen_inputs
+from hf_evomerge.fitness.writing import greedy
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 EVOLVED = "evolved"
 MAX_TOKENS = 256
@@ -100,12 +105,11 @@ class Host:
         """Load the evolved model; what goes wrong is in `error`."""
         try:
             loading.check_memory(loading.weights_bytes(self.published.model, self.published.revision), self.published.name)
-            of = (self.published.model, self.published.revision)
-            self._evolved = loading.load(*of, own=True, sees=self.published.sees)
-        except SpaceError as error:
+            self._evolved = loading.load(self.published.model, self.published.revision, sees=self.published.sees)
+        except EvoMergeError as error:
             self.error = str(error)
         except Exception as error:  # whatever a model's files provoke, the page must say it and stay
-            self.error = f"{self.published.name} cannot be loaded: {loading.first_line(error)}"
+            self.error = f"{self.published.name} cannot be loaded: {one_line(error)}"
         finally:
             self._ready.set()
 
@@ -175,7 +179,7 @@ class Host:
                 if kind == "start":
                     tokenizer, begin, state = value, time.monotonic(), "writing"
                 elif kind == "tokens":
-                    ids += value
+                    ids = value
                     yield Piece("writing", _decode(tokenizer, ids), len(ids), time.monotonic() - begin)
                 else:
                     yield Piece("done", _decode(tokenizer, ids), len(ids), value)
@@ -193,26 +197,21 @@ class Host:
                     return
                 loaded = self._loaded(job.key)
                 model = self._rerouted(loaded.model, job)
-                inputs, room, seen = encode(job.prompt, loaded, self._prompt_settings(), job.pictures)
+                prompt = encode(job.prompt, loaded, self._prompt_settings(), job.pictures)
                 with self._mixed(model, job):
                     news.put(("start", loaded.tokenizer))
                     begin = time.monotonic()
-                    _decode_greedily(
-                        model,
-                        inputs.to(model.device),
-                        seeing.on(model, seen),
-                        max_new_tokens=max(1, min(job.max_tokens, MAX_TOKENS, room)),
-                        max_seconds=self.max_seconds,
-                        news=news,
-                        stop=stop,
-                        tokenizer=loaded.tokenizer,
-                    )
+                    config = greedy(model, loaded.tokenizer, min(job.max_tokens, MAX_TOKENS, prompt.room))
+                    end = begin + self.max_seconds
+                    begun = _write(model, prompt, config, news, lambda: stop.is_set() or time.monotonic() > end)
                     seconds = time.monotonic() - begin
+                if not begun and not stop.is_set():
+                    raise SpaceError(f"Reading the prompt took longer than {self.max_seconds:.0f} s here. Shorten it.")
                 news.put(("end", seconds))
-        except SpaceError as error:
+        except EvoMergeError as error:
             news.put(("error", str(error)))
         except Exception as error:  # shown to the visitor, in one line
-            news.put(("error", f"The model could not answer: {loading.first_line(error)}"))
+            news.put(("error", f"The model could not answer: {one_line(error)}"))
 
     def _rerouted(self, model: Any, job: Job) -> Any:
         if not job.hops:
@@ -222,7 +221,7 @@ class Host:
         try:
             return model.with_path(list(job.hops), list(job.scales) or None).eval()
         except ValueError as error:
-            raise SpaceError(f"This path does not work: {loading.first_line(error)}") from error
+            raise SpaceError(f"This path does not work: {one_line(error)}") from error
 
     def _mixed(self, model: Any, job: Job) -> AbstractContextManager[None]:
         """The model with other weights of its parents, if the job says so."""
@@ -252,15 +251,13 @@ class Host:
         with self._pass, torch.inference_mode():
             loaded = self._loaded(EVOLVED)
             model, tokenizer = loaded.model, loaded.tokenizer
-            inputs, room, seen = encode(prompt, loaded, self._prompt_settings(), pictures)
-            inputs, seen = inputs.to(model.device), seeing.on(model, seen)
-            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-            options: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), "do_sample": False, "num_beams": 1}
-            written = model.generate(
-                inputs, max_new_tokens=min(8, room), pad_token_id=pad, trust_remote_code=False, **options, **seen
-            )
-            start = inputs.shape[1]
-            seen = seeing.longer(seen, start, written.shape[1] - 1)
+            asked = encode(prompt, loaded, self._prompt_settings(), pictures)
+            inputs, start = torch.tensor([asked.ids], device=model.device), len(asked.ids)
+            options: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), **asked.seen(model, start)}
+            config = greedy(model, tokenizer, min(8, asked.room))
+            with scoring(model):
+                written = model.generate(inputs, generation_config=config, trust_remote_code=False, **options)
+            seen = asked.seen(model, written.shape[1] - 1)
             states = model(written[:, :-1], output_hidden_states=True, use_cache=False, **seen).hidden_states
             norms = [part for name, part in model.get_decoder().named_modules() if name.rpartition(".")[2] in _LAST_NORMS]
             head = model.get_output_embeddings()
@@ -300,14 +297,14 @@ class Host:
         loading.check_memory(needed, parent.label)
         try:
             if not self.published.sees:
-                return loading.load(parent.model, parent.revision, own=False)
+                return loading.load(parent.model, parent.revision)
             if loading.sees(parent.model, parent.revision):
-                return loading.load(parent.model, parent.revision, own=False, sees=True)
+                return loading.load(parent.model, parent.revision, sees=True)
             return self._given_eyes(parent)
-        except SpaceError:
+        except EvoMergeError:
             raise
         except Exception as error:
-            raise SpaceError(f"{parent.label} cannot be loaded: {loading.first_line(error)}") from error
+            raise SpaceError(f"{parent.label} cannot be loaded: {one_line(error)}") from error
 
     def _given_eyes(self, blind: Parent) -> Loaded:
         """A parent that is a plain language model, put into the first that sees, as the search scored it."""
@@ -317,104 +314,86 @@ class Host:
         loading.check_memory(
             sum(loading.weights_bytes(one.model, one.revision) for one in (host, blind)), f"{blind.label} with {host.label}"
         )
-        found = loading.load(host.model, host.revision, own=False, sees=True)
-        seeing.give_text(found.model, loading.load(blind.model, blind.revision, own=False).model)
+        found = loading.load(host.model, host.revision, sees=True)
+        seeing.give_text(found.model, loading.load(blind.model, blind.revision).model)
         return found
 
 
-def encode(
-    prompt: str, loaded: Loaded, settings: dict[str, Any], pictures: seeing.Pictures = ()
-) -> tuple[Any, int, dict[str, Any]]:
-    """A prompt as token ids, the number of tokens for which the model has room after it, and what it is given of pictures.
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as a model is given it.
+
+    Attributes:
+        ids: Its token ids.
+        room: The tokens for which the model has positions after it.
+        see: What the model is given of pictures, for a number of tokens from the prompt's on.
+    """
+
+    ids: list[int]
+    room: int
+    see: Callable[[int], dict[str, Any]]
+
+    def seen(self, model: Any, tokens: int) -> dict[str, Any]:
+        """What the model is given of pictures, where it is."""
+        return placed(self.see(tokens), model)
+
+
+def encode(prompt: str, loaded: Loaded, settings: dict[str, Any], pictures: seeing.Pictures = ()) -> Prompt:
+    """Encode a prompt as the search does.
 
     The chat template is used where the tokenizer has one, unless the search prompted the models without.
 
     Raises:
-        SpaceError: The prompt does not fit, or has no tokens, or a picture cannot be read.
+        EvoMergeError: The prompt does not fit, or has no tokens, or a picture cannot be read.
     """
-    import torch
-
-    tokenizer = loaded.tokenizer
-    chat = bool(getattr(tokenizer, "chat_template", None)) and settings.get("chat", True)
-    if chat:
-        system = settings.get("system")
-        messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if isinstance(system, str) else []
-        messages.append({"role": "user", "content": prompt})
-        if loaded.processor is not None:  # as chat templates for pictures want it
-            messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
-            messages[-1]["content"] = [*[{"type": "image"}] * len(pictures), *messages[-1]["content"]]
-        try:
-            prompt = chat_process.render_chat(tokenizer, messages)
-        except chat_process.ChatError as error:
-            raise SpaceError(f"The model's chat template cannot be used: {loading.first_line(error)}") from error
-    elif loaded.processor is not None:
-        prompt = seeing.placed(loaded.processor, prompt, pictures)
-    if pictures and loaded.processor is None:
-        raise SpaceError("This model sees no pictures.")
-    seen = seeing.encode(loaded.processor, prompt, pictures, special=not chat) if pictures else {}
-    ids = seen.pop("input_ids")[0].tolist() if seen else list(tokenizer(prompt, add_special_tokens=not chat)["input_ids"])
-    if ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id:
-        seen = seeing.longer(seen, len(ids), len(ids) - 1)
-        ids.pop()  # the text goes on
-    if not ids:
-        raise SpaceError("The model's tokenizer makes nothing of this prompt.")
-    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    positions = positions if isinstance(positions, int) and positions > 0 else 4096
+    chat = bool(getattr(loaded.tokenizer, "chat_template", None)) and bool(settings.get("chat", True))
+    system = settings.get("system") if chat and isinstance(settings.get("system"), str) else None
+    if loaded.processor is not None and not chat:
+        prompt = seeing.marked(loaded.processor, prompt, pictures)
+    tokenizer = SeeingTokenizer(loaded.processor) if pictures and loaded.processor is not None else loaded.tokenizer
+    example = Example(prompt, "", "your prompt", chat, system, pictures=pictures)
+    ids = encode_prompt(example, tokenizer)
+    left = room(loaded.model, ids)
     if len(ids) > MAX_PROMPT_TOKENS:
         raise SpaceError(f"The prompt has {len(ids):,} tokens; here it may have {MAX_PROMPT_TOKENS:,}. Shorten it.")
-    if len(ids) >= positions:
-        raise SpaceError(f"The prompt has {len(ids):,} tokens; this model reads {positions:,}, answer included. Shorten it.")
-    return torch.tensor([ids]), positions - len(ids), seen
+    if left < 1:
+        most = f"this model reads {len(ids) + left:,}, answer included"
+        raise SpaceError(f"The prompt has {len(ids):,} tokens; {most}. Shorten it.")
+    return Prompt(ids, left, partial(seen_inputs, tokenizer, [example], [len(ids)], left=False))
 
 
 class _EndedError(Exception):
     """The answer was stopped, or its time was over, between two layers."""
 
 
-class _Streamer:
-    """Hands every new token on; the first call of `generate` brings the prompt, which is not new."""
+def _write(
+    model: Any, prompt: Prompt, config: GenerationConfig, news: queue.SimpleQueue[Any], over: Callable[[], bool]
+) -> bool:
+    """Write an answer greedily, so that two models or two paths differ by what they are and not by chance.
 
-    def __init__(self, news: queue.SimpleQueue[Any]) -> None:
-        self._news, self._prompt = news, True
-        self.tokens = 0
+    The end counts between two layers too: reading a long prompt is one step of `generate`.
 
-    def put(self, ids: Any) -> None:
-        if self._prompt:
-            self._prompt = False
-        else:
-            self.tokens += 1
-            self._news.put(("tokens", ids.reshape(-1).tolist()))
+    Args:
+        model: The model.
+        prompt: What it answers.
+        config: How it writes.
+        news: Gets the token ids so far, after each token.
+        over: Says whether to end.
 
-    def end(self) -> None:
-        pass
-
-
-def _decode_greedily(
-    model: Any,
-    inputs: Any,
-    seen: dict[str, Any],
-    *,
-    max_new_tokens: int,
-    max_seconds: float,
-    news: queue.SimpleQueue[Any],
-    stop: threading.Event,
-    tokenizer: Any,
-) -> None:
-    """Greedy, so that two models or two paths differ by what they are and not by chance.
-
-    A stop and the end of the time count between two layers too: reading a long prompt is one step of `generate`.
+    Returns:
+        Whether there is a first token.
     """
     import torch
     from transformers import StoppingCriteriaList
 
-    deadline = time.monotonic() + max_seconds
-    streamer = _Streamer(news)
+    inputs = torch.tensor([prompt.ids], device=model.device)
+    begun = False
 
-    def over() -> bool:
-        return stop.is_set() or time.monotonic() > deadline
-
-    def ended(ids: Any, scores: Any, **_: Any) -> Any:
-        return torch.full((ids.shape[0],), over(), dtype=torch.bool, device=ids.device)
+    def ended(written: Any, scores: Any, **_: Any) -> Any:
+        nonlocal begun
+        begun = True
+        news.put(("tokens", written[0, len(prompt.ids) :].tolist()))
+        return torch.full((1,), over(), dtype=torch.bool, device=written.device)
 
     def between(*_: Any) -> None:
         if over():
@@ -422,29 +401,17 @@ def _decode_greedily(
 
     layers = [layer for part in model.modules() if isinstance(part, torch.nn.ModuleList) for layer in part]
     hooks = [layer.register_forward_pre_hook(between) for layer in dict.fromkeys(layers)]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    seen: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), **prompt.seen(model, len(prompt.ids))}
     try:
-        model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad,
-            streamer=streamer,
-            stopping_criteria=StoppingCriteriaList([ended]),
-            trust_remote_code=False,
-            **seen,
-        )
-    except _EndedError as error:
-        if not streamer.tokens and not stop.is_set():
-            raise SpaceError(f"Reading the prompt took longer than {max_seconds:.0f} s here. Shorten it.") from error
+        with scoring(model):
+            ends = StoppingCriteriaList([ended])
+            model.generate(inputs, generation_config=config, stopping_criteria=ends, trust_remote_code=False, **seen)
+    except _EndedError:
+        pass
     finally:
         for hook in hooks:
             hook.remove()
+    return begun
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:

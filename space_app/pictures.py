@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from edits import Route, describe, name_of
-from hops import added, terms
 from published import as_float, listing, mapping
 from texts import counted, details, escape, number, table
 
@@ -102,17 +101,17 @@ def path_picture(
         way: The path.
         labels: The names of the sources.
         layers: The number of layers of each source; as many as the path needs where it is not known.
-        gated: Whether scales are gates of what each hop adds; see `hops.added`.
+        gated: Whether scales are gates of what each hop adds; see `LayerPath.added`.
         select: Whether a hop can be chosen, and which one is shows.
         hops: Room for so many hops, so that pictures of several paths are alike.
         listed: Whether a table of the hops follows, for those who read rather than see.
     """
-    parsed = [terms(hop) for hop in way.hops]
+    parsed = [[(term.source, term.layer, term.weight) for term in hop.terms] for hop in way.path.hops]
     rows = _rows(parsed, layers)
     room = max(len(way), hops)
     words = f"{counted(len(way), 'hop')} over {counted(len({term[:2] for hop in parsed for term in hop}), 'layer')}"
     wide = MIDDLE if select else WIDE  # where a path is edited, its answers are beside it
-    flow = _Flow(added(way.hops, way.scales, gated=gated), gated)
+    flow = _Flow(way.path.added(gated=gated), gated)
     picture = both(
         lambda width: _path(way, parsed, labels, rows, flow, width=width, room=room, select=select, words=words), wide
     )

@@ -14,13 +14,16 @@ from typing import Any
 from urllib.parse import urlencode
 
 import edits
-import judge
 import mixing
 import seeing
 from loading import zero_gpu
 from models import EVOLVED, MAX_TOKENS, Host, Job, Piece, choices
-from published import Parent, Published, as_float, mapping, read, with_licenses
-from texts import Card, SpaceError, clean_prompt, counted
+from published import Parent, Published, as_float
+from reading import read, with_licenses
+from texts import Card, SpaceError, clean_prompt, counted, why_wrong
+
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.fitness.example import Example, Picture
 
 REHEARSED = 3  # examples that every model answers before anybody asks
 _MOST_REHEARSED = 2e9  # bytes of a parent that is fetched for that
@@ -97,7 +100,7 @@ class Showcase:
         self.ready_for = threading.Event()  # set when there will be no more of them
         self._marks: OrderedDict[str, tuple[int, bool]] = OrderedDict()  # how often a visitor has asked or stopped, and which
         self._marking = threading.Lock()
-        self._files: dict[bytes, str] = {}  # where the pictures of examples are, for the page
+        self._files: dict[Picture, str] = {}  # where the pictures of examples are, for the page
         self._folder = tempfile.TemporaryDirectory(prefix="evomerge-pictures-")
 
     def start(self) -> None:
@@ -112,7 +115,7 @@ class Showcase:
         try:
             self.published = read(self.model, self.revision)
             self.host = Host(self.published)
-        except SpaceError as error:
+        except EvoMergeError as error:
             self.problem = str(error)
         except Exception as error:  # the page says it and stays
             self.problem = f"{self.model} could not be opened ({type(error).__name__})."
@@ -127,7 +130,7 @@ class Showcase:
     def rehearse(self) -> None:
         """Let every model answer the first examples, so that visitors see answers at once; those on record are taken."""
         published, host = self.need()
-        first = [example.asked for example in published.examples[:REHEARSED]]
+        first = [(example.prompt, example.pictures) for example in published.examples[:REHEARSED]]
         for asked, texts in zip(first, published.recorded, strict=False):
             self.rehearsed[asked] = {name: Piece("known", text) for name, text in texts.items()}
         if zero_gpu():  # a GPU is lent for the time of a visitor's call only
@@ -138,7 +141,7 @@ class Showcase:
                 for prompt, pictures in missing if key == EVOLVED or host.is_small(key, _MOST_REHEARSED) else ():
                     piece = host.whole_answer(Job(key, prompt, pictures=pictures))
                     self.rehearsed.setdefault((prompt, pictures), {})[key] = replace(piece, state="known")
-            except SpaceError:
+            except EvoMergeError:
                 continue  # a visitor who asks is told
 
     def in_advance(self, prompt: object, pictures: seeing.Pictures = ()) -> list[Card]:
@@ -153,12 +156,12 @@ class Showcase:
 
     def files(self, pictures: seeing.Pictures) -> list[str]:
         """The pictures of an example as files that the page can show."""
-        for data in pictures:
-            if data not in self._files:
+        for picture in pictures:
+            if picture not in self._files:
                 file = Path(self._folder.name) / f"picture-{len(self._files)}.png"
-                file.write_bytes(data)
-                self._files[data] = str(file)
-        return [self._files[data] for data in pictures]
+                file.write_bytes(picture.data)
+                self._files[picture] = str(file)
+        return [self._files[picture] for picture in pictures]
 
     def has_asked(self, session: str) -> bool:
         """Whether a visitor has asked or stopped anything."""
@@ -276,7 +279,7 @@ class Showcase:
         stopped = self.stopper(session)
         right = before = 0
         for at, example in enumerate(published.examples, 1):
-            asked, pictures = example.asked, example.pictures
+            asked, pictures = (example.prompt, example.pictures), example.pictures
             if asked not in self._right:
                 piece = host.whole_answer(Job(EVOLVED, example.prompt, pictures=pictures), stopped)
                 self._right[asked] = self.verdict(asked, piece.text) is True
@@ -302,7 +305,7 @@ class Showcase:
                     if changed or time.monotonic() - drawn > _REDRAW:
                         drawn = time.monotonic()
                         yield list(answers)
-            except SpaceError as error:
+            except EvoMergeError as error:
                 answers[at] = replace(answers[at], state="error", text=str(error))
             if stopped():
                 yield [card.stopped() for card in answers]
@@ -314,24 +317,23 @@ class Showcase:
         grown = replace(card, state=piece.state, text=piece.text, tokens=piece.tokens, seconds=piece.seconds, right=right)
         if right is not False:
             return grown
-        wanted = self._wanted(asked) or ""
-        return replace(grown, wanted=wanted, reason=judge.why_wrong(piece.text, wanted))
+        example = self._example(asked)
+        wanted = example.answer if example is not None else ""
+        return replace(grown, wanted=wanted, reason=why_wrong(piece.text, wanted, self.need()[0].decimal))
 
     def question(self, prompt: object) -> tuple[str, str]:
         """The prompt, checked, and a note; an example to the letter as the search asked it. Raises `SpaceError`."""
         words, note = clean_prompt(prompt)
         return next((each.prompt for each in self.need()[0].examples if each.prompt.strip() == words), words), note
 
-    def _wanted(self, asked: Asked) -> str | None:
-        """The right answer, where this is one of the examples."""
-        return next((example.answer for example in self.need()[0].examples if example.asked == asked), None)
+    def _example(self, asked: Asked) -> Example | None:
+        """The example that was asked, where it is one."""
+        return next((each for each in self.need()[0].examples if (each.prompt, each.pictures) == asked), None)
 
     def verdict(self, asked: Asked, text: str) -> bool | None:
-        """Whether an answer is right; None where what was asked is none of the examples."""
-        published, _ = self.need()
-        if (answer := self._wanted(asked)) is None:
-            return None
-        return judge.is_right(text, answer, mapping(mapping(published.study.get("settings")).get("fitness")))
+        """Whether an answer is right by the search's own rule; None where it has none, or was asked something else."""
+        judge, example = self.need()[0].judge, self._example(asked)
+        return None if judge is None or example is None else judge(text, example)
 
 
 def _parents_card(parent: Parent) -> Card:

@@ -8,10 +8,13 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.fitness.numbers import Decimal, count_numbers, last_number
+
 MAX_PROMPT = 8_000
 
 
-class SpaceError(Exception):
+class SpaceError(EvoMergeError):
     """Something that the visitor or the owner should know; its text is shown as it is, so it is one friendly line."""
 
 
@@ -106,6 +109,34 @@ def _is_control(character: str) -> bool:
     return (
         unicodedata.category(character) in ("Cc", "Cs") or character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
     )
+
+
+def why_wrong(text: str, answer: str, decimal: Decimal = "point") -> str:
+    """Why a wrong answer is wrong, as far as its last number and its script tell: ``right number, wrong language``.
+
+    Text in another script that has more numbers than the right answer and is much longer is no answer in another language.
+    """
+    if not text.strip():
+        return "says nothing"
+    last, right = last_number(text, decimal), last_number(answer)
+    reasons = []
+    if right is not None:
+        reasons.append("no number" if last is None else "right number" if abs(last - right) <= 1e-6 else "wrong number")
+    wrote, wanted = _script(text), _script(answer)
+    if wrote and wanted and wrote != wanted:
+        if len(text) > 3 * len(answer) and count_numbers(text, decimal) > count_numbers(answer):
+            return "no clear answer"
+        reasons.append("wrong language")
+    elif reasons == ["right number"]:
+        reasons.append("other words")
+    return ", ".join(reasons)
+
+
+def _script(text: str) -> str:
+    """The script of most letters of a text; Han is Japanese or Chinese alike, and kana go with it."""
+    names = [unicodedata.name(letter, "").split(" ")[0].split("-")[0] for letter in text if letter.isalpha()]
+    scripts = ["CJK" if name in ("HIRAGANA", "KATAKANA") else name for name in names]
+    return max(sorted(set(scripts)), key=scripts.count, default="")
 
 
 def counted(count: int, noun: str) -> str:

@@ -12,10 +12,14 @@ from urllib.parse import quote
 import edits
 import mixing
 from charts import fitness_picture, fitness_range, front_picture, shows_accuracy, spread_picture
-from evolution import STAGE_NAMES, generations, in_steps, of_stage, stages, whole, winner, without_first
+from evolution import generations, in_steps, of_stage, stages, whole, winner, without_first
 from pictures import path_picture, weights_picture
-from published import Published, Trial, as_float, listing, mapping, parse_recipe
+from published import Published, Trial, as_float, listing, mapping, merge_of
 from texts import Card, counted, details, escape, listed, message, number, table
+
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.stage_names import STAGES
 
 HUB = "https://huggingface.co"
 CITATION = """@article{akiba2025evolutionary,
@@ -81,11 +85,11 @@ def lens_view(published: Published, prompt: str, written: Sequence[str], liked: 
 
 def kind_of(published: Published) -> str:
     """Which search the model comes from, in words."""
-    if published.path and published.recipe.get("merge"):
+    if published.path and published.merge:
         return "merged weights, then a path through layers"
     if published.path:
         return "a path through the layers of its sources"
-    return "merged weights" if published.recipe.get("merge") else "a plain model"
+    return "merged weights" if published.merge else "a plain model"
 
 
 def heading(published: Published) -> str:
@@ -111,7 +115,6 @@ def heading(published: Published) -> str:
 
 def path_view(published: Published) -> str:
     """The path, and the weights of a merge."""
-    merge = published.recipe.get("merge")
     parts = []
     if published.path:
         way = edits.Route(published.path, published.scales)
@@ -126,9 +129,9 @@ def path_view(published: Published) -> str:
             f"into a hop shows {lines}. The size of its mark is its scale, by which {scaled} is multiplied on the way in; a "
             "hollow mark is a negative scale. Grey layers are not used. Hover, tap or use the arrow keys for details.</p>"
         )
-    if isinstance(merge, dict):
+    if published.merge:
         parts.append(f"<h2>{'The source “merged”: how' if published.path else 'How'} much of each parent</h2>")
-        parts.append(weights_picture(merge, merge_labels(published)))
+        parts.append(weights_picture(published.merge, published.sources))
         parts.append(
             '<p class="ev-faint">A weight says how much of a parent goes into a layer: 1 is all of what it differs by from the '
             "base, 0 is nothing, and a negative weight (outlined) takes it away. Weights need not add up to 1.</p>"
@@ -138,23 +141,17 @@ def path_view(published: Published) -> str:
 
 def merge_view(published: Published, factors: mixing.Factors) -> str:
     """The weights of a merge as factors change them, where it has one per parent; empty where there is no merge."""
-    merge = published.recipe.get("merge")
-    if not isinstance(merge, dict):
+    if not published.merge:
         return ""
-    changed = mixing.edited(merge, factors, published.mixes)
+    changed = mixing.edited(published.merge, factors, published.mixes)
     note = '<p class="ev-faint">The picture shows the merge as published.</p>' if factors and changed is None else ""
-    return note + weights_picture(changed or merge, merge_labels(published))
-
-
-def merge_labels(published: Published) -> list[str]:
-    """The names of the sources that can take part in a merge."""
-    return published.sources
+    return note + weights_picture(changed or published.merge, published.sources)
 
 
 def evolution_stages(published: Published) -> list[tuple[str, str]]:
     """The stages whose generations can be replayed, as (words, stage)."""
     there = [stage for stage in stages(published.trials) if stage != "random"]
-    return [(STAGE_NAMES.get(stage, stage), stage) for stage in there]
+    return [(STAGES.get(stage, stage), stage) for stage in there]
 
 
 def fitness_view(published: Published) -> str:
@@ -296,14 +293,14 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
             way, published.labels, published.layers, gated=published.gated, hops=room, listed=False
         )
     merge = _merge_of(best.recipe)
-    return spread, title + (weights_picture(merge, merge_labels(published)) if merge else "")
+    return spread, title + (weights_picture(merge, published.sources) if merge else "")
 
 
 def _about_winner(published: Published, chosen: Trial | None, *, here: bool) -> str:
     """Where in the search the published model was, and why it need not be the last."""
     if chosen is None:
         return ""
-    where = "" if here else f" is of another stage, {STAGE_NAMES.get(chosen.stage, chosen.stage)}: it"
+    where = "" if here else f" is of another stage, {STAGES.get(chosen.stage, chosen.stage)}: it"
     judged = "validation" in mapping(published.study.get("splits"))
     how = "by its score on the validation problems" if judged else "of the search"
     return f'<p class="ev-faint">The published model{escape(where)} was chosen among the best {how}.</p>'
@@ -311,8 +308,8 @@ def _about_winner(published: Published, chosen: Trial | None, *, here: bool) -> 
 
 def _merge_of(recipe: str) -> Mapping[str, Any]:
     try:
-        return mapping(parse_recipe(recipe).get("merge"))
-    except Exception:  # a trial of somebody else's file
+        return merge_of(Recipe.from_yaml(recipe))
+    except EvoMergeError:
         return {}
 
 

@@ -19,6 +19,7 @@ from .perplexity import PerplexitySpec, PerplexityTask
 from .registry import (
     AnyTaskSpec,
     DifferentiableTask,
+    JudgingTask,
     Task,
     TaskSpec,
     get_task,
@@ -49,6 +50,7 @@ __all__ = [
     "GenerationTask",
     "Gsm8kSpec",
     "Gsm8kTask",
+    "JudgingTask",
     "LikelihoodSpec",
     "LikelihoodTask",
     "LmEvalSpec",

@@ -1,7 +1,7 @@
 """Renders chat templates in a process of its own, which ends if a template takes too much time or memory.
 
 A chat template is a program that came with somebody else's tokenizer. transformers keeps it from files and objects, but not
-from looping, or from doubling a text forty times. This file travels to the Space, and imports nothing of the package.
+from looping, or from doubling a text forty times. The process runs this file, which imports nothing of the package.
 """
 
 from __future__ import annotations

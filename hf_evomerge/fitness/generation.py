@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ..errors import FitnessError
-from .answers import Extract, extract_text, paper_last_number
+from .answers import Extract, cut_at_stops, extract_text, paper_last_number
 from .example import Example
 from .numbers import COMMA_LANGUAGES, Decimal, last_number, last_number_text, parse_number
 from .registry import TaskSpec, register_task
@@ -103,14 +103,17 @@ class GenerationTask(WritingTask):
     def evaluate(self, model: Any) -> Scores:
         """Score one model; raises `FitnessError` where its logits are not finite."""
         outputs, truncated = self.write(model)
-        pairs = list(zip(outputs, self._examples, strict=True))
-        correct = [is_right(output, example.answer, self.spec) for output, example in pairs]
+        correct = [self.judge(output, example) for output, example in zip(outputs, self._examples, strict=True)]
         language = self.spec.language
         values = [
             float(right and (language is None or language.holds(output, as_paper=self.spec.compat == "paper")))
-            for right, (output, _) in zip(correct, pairs, strict=True)
+            for right, output in zip(correct, outputs, strict=True)
         ]
         return Scores(values, outputs=outputs, correct=correct, truncated=truncated)
+
+    def judge(self, output: str, example: Example) -> bool:
+        """Whether a response gives the right answer, in any language."""
+        return is_right(cut_at_stops(output, self.spec.stop), example.answer, self.spec)
 
 
 def is_right(output: str, answer: str, spec: AnswerSpec) -> bool:

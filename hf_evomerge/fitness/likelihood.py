@@ -120,6 +120,14 @@ class LikelihoodTask(TextTask):
             answer.append(tokenizer.eos_token_id)
         return [(prompt, answer)]
 
+    def judge(self, output: str, example: Example) -> bool:
+        """Whether a greedy response is the answer, as ``correct`` tells from its tokens; space between words may differ.
+
+        More may follow the answer where the model need not end it.
+        """
+        written, wanted = (" ".join(text.split()) for text in (output, example.answer))
+        return written == wanted or (not self.spec.append_eos and written.startswith(wanted))
+
     def _scores(self, values: list[float], exact: list[bool]) -> Scores:
         return Scores(values, correct=exact)
 

@@ -74,6 +74,12 @@ def last_number_text(text: str, decimal: Decimal = "point") -> str | None:
     return None if found is None else found[0]
 
 
+def count_numbers(text: str, decimal: Decimal = "point") -> int:
+    """How many numbers a text holds; those in ideographs count where it has no figures."""
+    plain = _plain(text)
+    return sum(1 for _ in _pattern(decimal).finditer(plain)) or sum(1 for _ in _ALONE.finditer(plain))
+
+
 def parse_number(text: str, decimal: Decimal = "point") -> float | None:
     """A text that is one number, and nothing else but space; None where it is anything else."""
     plain = _plain(text).strip()

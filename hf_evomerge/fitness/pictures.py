@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.inside import check_inside
 from ..errors import FitnessError, SourceError, one_line
 from .example import MAX_BYTES, Example, Picture
 
@@ -35,10 +34,10 @@ def read_pictures(value: Any, where: str, folder: Path | None) -> tuple[Picture,
     values = value if isinstance(value, list | tuple) else [value]
     if not values:
         raise FitnessError(f"{where}: the list of pictures is empty")
-    found = tuple(_picture(one, where, folder) for one in values)
-    for picture in found:
+    pictures = tuple(_picture(one, where, folder) for one in values)
+    for picture in pictures:
         picture.open()
-    return found
+    return pictures
 
 
 def _picture(value: Any, where: str, folder: Path | None) -> Picture:
@@ -54,6 +53,8 @@ def _picture(value: Any, where: str, folder: Path | None) -> Picture:
         _check_address(value, where)
         if folder is None:
             raise FitnessError(f"{where}: {value!r:.80} is a name; give the picture itself")
+        from ..checkpoints.inside import check_inside  # the Space, which opens no files by name, has no checkpoints
+
         try:
             check_inside(folder, folder / value)
         except SourceError as cause:

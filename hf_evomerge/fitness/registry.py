@@ -69,6 +69,14 @@ class DifferentiableTask(Task, Protocol):
         """
 
 
+@runtime_checkable
+class JudgingTask(Task, Protocol):
+    """A task that can tell whether one response is right: the rule behind ``correct`` of its scores."""
+
+    def judge(self, output: str, example: Example) -> bool:
+        """Whether what a model wrote answers the example right."""
+
+
 class RegisteredTask(Task, Protocol):
     """A task that YAML can name: it declares its section and is made from it."""
 

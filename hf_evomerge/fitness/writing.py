@@ -112,7 +112,7 @@ class WritingTask:
         check_length(model, tokens, f"{where}: the longest prompt with max_new_tokens")
         outputs = [""] * len(self._examples)
         truncated = [False] * len(self._examples)
-        config = _greedy(model, self._tokenizer, self.spec)
+        config = greedy(model, self._tokenizer, self.spec.max_new_tokens)
         engine = _engine_of(self.spec)
         with scoring(model):
             engine.load(model, self._tokenizer, tokens)
@@ -126,7 +126,7 @@ class WritingTask:
         return outputs, truncated
 
 
-def _greedy(model: Any, tokenizer: Any, spec: WritingSpec) -> GenerationConfig:
+def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     """Greedy decoding up to the end of text, the tokenizer's or the model's; `scoring` keeps out what else a model asks for."""
     from transformers import GenerationConfig
 
@@ -136,7 +136,7 @@ def _greedy(model: Any, tokenizer: Any, spec: WritingSpec) -> GenerationConfig:
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
-        max_new_tokens=spec.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         eos_token_id=sorted(ends) or None,
         pad_token_id=padding[0],
     )

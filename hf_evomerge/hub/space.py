@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.pipeline import INDEX
 from ..errors import EvoMergeError, HubError
-from ..fitness import chat_process
-from ..recipes import limited_yaml
 from ..search.study.database import STUDY_FILE
 from .bundled import bundled
 from .client import ask, bounded, default_api
@@ -28,8 +26,12 @@ if TYPE_CHECKING:
 SPACE_FOLDER = "space_app"
 SETTINGS_FILE = "space.json"
 PREVIEWS = tuple(f"{IMAGES_FOLDER}/{name}.png" for name in ("path", "weights", "fitness"))
-# The files of the package that the app needs where the package is not.
-TRAVELS = (Path(chat_process.__file__), Path(limited_yaml.__file__))
+_PACKAGE = Path(__file__).parents[1]
+LEFT_OUT = frozenset(
+    {"__main__.py", "_bundled", "building", "checkpoints", "cli", "demo", "hub", "local_hub", "mergekit", "merging"}
+    | {"plots", "routing", "search"}
+)
+"""The rooms of the package that the app does without. All others are uploaded beside it, so that it needs no release."""
 _LOCAL_EXAMPLES = 6
 
 
@@ -41,7 +43,7 @@ def push_space(
     private: bool = False,
     api: HfApi | None = None,
 ) -> Commit:
-    """Make, or update, the Space of a model: the app's files as they are, with a ``space.json`` that names the model.
+    """Make, or update, the Space of a model: the app with the package beside it, and a ``space.json`` that names the model.
 
     Args:
         repo_id: The Space, ``user/name``.
@@ -128,7 +130,8 @@ def space_files(
         for file in sorted(folder.rglob("*"))
         if file.is_file() and not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
     }
-    files.update({file.name: file for file in TRAVELS})
+    sources = [file.relative_to(_PACKAGE) for file in sorted(_PACKAGE.rglob("*.py"))]
+    files |= {f"{_PACKAGE.name}/{file.as_posix()}": _PACKAGE / file for file in sources if file.parts[0] not in LEFT_OUT}
     files[SETTINGS_FILE] = (json.dumps({"model": model, "revision": revision}, indent=2) + "\n").encode()
     files[CARD] = _header(folder / CARD, model, title, picture, has_path)
     return files

@@ -97,6 +97,23 @@ class LayerPath:
         """The distinct ``(source, layer)`` pairs in the order of their first visit: what a checkpoint stores."""
         return list(dict.fromkeys((term.source, term.layer) for hop in self.hops for term in hop.terms))
 
+    def added(self, *, gated: bool) -> list[list[float]]:
+        """How much each term of each hop adds to the stream, 1 being all that its layer would.
+
+        Hop k makes ``h <- sum_i w_i Layer_i(s h)``. A layer with a norm in front does not see the size of what it reads.
+        So beside the embeddings term i of hop k counts ``w_i / m_k``; m_k is the product of ``s`` and ``sum_i w_i`` up to k.
+
+        Args:
+            gated: Whether the layers have a norm in front and the scales multiply the stream; else a term counts its weight
+                times the scale of its hop.
+        """
+        sizes, size = [], 1.0
+        for hop in self.hops:
+            size *= hop.scale * sum(term.weight for term in hop.terms)
+            gated = gated and 1e-9 < abs(size) < 1e9  # a scale of 0 leaves nothing of what was before
+            sizes.append([abs(term.weight / size if gated else term.weight * hop.scale) for term in hop.terms])
+        return sizes
+
     def as_text(self) -> list[str]:
         """One string per hop, without the scales: ``["0:0", "0:1 + 1:1*0.5"]``."""
         return [str(hop) for hop in self.hops]

@@ -1,7 +1,4 @@
-"""Reads YAML that may be a stranger's: plain data of limited length, depth and size, and nothing else.
-
-This file travels to the Space, and imports nothing of the package.
-"""
+"""Reads YAML that may be a stranger's: plain data of limited length, depth and size, and nothing else."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import yaml
 from hub_fixtures import Said
 from huggingface_hub import HfApi, SpaceCard
 
+import hf_evomerge
 from hf_evomerge.errors import FitnessError, HubError
 from hf_evomerge.hub.bundled import bundled
 from hf_evomerge.hub.space import SPACE_FOLDER, push_space, run_space
@@ -28,7 +29,7 @@ def model(lfs_api: HfApi) -> str:
 
 
 def test_the_app_goes_up_as_it_stands(model: str, lfs_api: HfApi, tmp_path: Path) -> None:
-    """Every file of the app is in the Space unchanged; the model is named beside it and in the header."""
+    """Every file of the app is in the Space unchanged, the package beside it; the model is named there and in the header."""
     commit = push_space("local/merge-space", model, revision="main", api=lfs_api)
     folder = Path(lfs_api.snapshot_download("local/merge-space", repo_type="space", local_dir=tmp_path / "space"))
     app = bundled(SPACE_FOLDER)
@@ -38,7 +39,12 @@ def test_the_app_goes_up_as_it_stands(model: str, lfs_api: HfApi, tmp_path: Path
         if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith(".")
     }
     there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and ".cache" not in file.parts}
-    assert there - {".gitattributes"} == expected | {"space.json", "chat_process.py", "limited_yaml.py"}
+    package = {name for name in there if name.startswith("hf_evomerge/")}
+    assert there - {".gitattributes"} == expected | package | {"space.json"}
+    assert {"hf_evomerge/__init__.py", "hf_evomerge/fitness/numbers.py", "hf_evomerge/recipes/layer_path.py"} <= package
+    for name in package:
+        assert (folder / name).read_bytes() == (Path(hf_evomerge.__file__).parents[1] / name).read_bytes()
+    assert len(lfs_api.list_repo_commits("local/merge-space", repo_type="space")) == 2  # it was made, and filled
     for name in expected - {"README.md"}:
         assert (folder / name).read_bytes() == (app / name).read_bytes()
     assert json.loads((folder / "space.json").read_text()) == {"model": model, "revision": "main"}
@@ -56,12 +62,12 @@ def test_an_update_keeps_what_is_not_ours(model: str, lfs_api: HfApi) -> None:
     first = push_space("local/s", model, api=lfs_api)
     again = push_space("local/s", model, api=lfs_api)
     assert (again.changed, again.sha) == (False, first.sha)
-    for name in ("old_module.py", "picture.png"):
+    for name in ("old_module.py", "hf_evomerge/old_room/module.py", "picture.png"):
         lfs_api.upload_file(repo_id="local/s", repo_type="space", path_in_repo=name, path_or_fileobj=b"x")
     push_space("local/s", model, api=lfs_api)
     there = lfs_api.list_repo_files("local/s", repo_type="space")
     assert "picture.png" in there
-    assert "old_module.py" not in there
+    assert not [name for name in there if "old_" in name]
 
 
 def test_a_space_needs_its_model(lfs_api: HfApi) -> None:

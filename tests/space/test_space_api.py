@@ -95,7 +95,7 @@ HOSTILE: list[tuple[str, list[Any], str]] = [
     ("/answer_with_path", ["w1", "0:0", None, 8], "must be a list of hops"),
     ("/answer_with_path", ["w1", ["7:7"], None, 8], "not part of this model"),
     ("/answer_with_path", ["w1", ["0:0"] * 5000, None, 8], "at most|may have 512"),
-    ("/answer_with_path", ["w1", ["<img src=x onerror=alert(1)>"], None, 8], "cannot be read"),
+    ("/answer_with_path", ["w1", ["<img src=x onerror=alert(1)>"], None, 8], "cannot read"),
     ("/changed_recipe", [["OWN"], ["x"]], "scale of hop 1"),
     ("/best_of_generation", ["dfs", 99], "no generation 99"),
     ("/best_of_generation", ["dfs", "1"], "no generation"),
@@ -151,13 +151,13 @@ def test_a_full_queue_turns_visitors_away(served: Served, dfs: Path, monkeypatch
     """Beyond the limit of the queue a call is refused at once in words, and those who wait are served."""
     import models
 
-    plain, gate = models._decode_greedily, threading.Event()
+    plain, gate = models._write, threading.Event()
 
-    def held(*arguments: Any, **named: Any) -> None:
+    def held(*arguments: Any, **named: Any) -> bool:
         gate.wait(60)
-        plain(*arguments, **named)
+        return plain(*arguments, **named)
 
-    monkeypatch.setattr(models, "_decode_greedily", held)
+    monkeypatch.setattr(models, "_write", held)
     waiting = served.client().submit(PROMPT, "evolved", 8, api_name="/answer")
     refused = served.fill_queue()
     gate.set()

@@ -47,18 +47,19 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> Iterator[list[float]]:
     """Makes every token take as long as the number in it says, and no answer end by itself; at the end, nobody waits."""
-    import models
+    from transformers import StoppingCriteriaList
 
-    plain, seconds = models._Streamer.put, [1.0]
+    plain, seconds = StoppingCriteriaList.__call__, [1.0]
 
-    def put(self: Any, ids: Any) -> None:
+    def call(self: Any, *arguments: Any, **named: Any) -> Any:
         begin = time.monotonic()
         while time.monotonic() - begin < seconds[0]:
             time.sleep(0.01)
-        plain(self, ids)
+        return plain(self, *arguments, **named)
 
-    monkeypatch.setattr(models._Streamer, "put", put)
+    monkeypatch.setattr(StoppingCriteriaList, "__call__", call)
     monkeypatch.setattr(served.show.host.evolved.model.generation_config, "eos_token_id", None)
+    monkeypatch.setattr(served.show.host.evolved.tokenizer, "eos_token", None)
     yield seconds
     seconds[0] = 0.0
     while served.blocks._queue.event_queue_per_concurrency_id["model"].queue:
@@ -458,10 +459,10 @@ def test_other_models_have_their_page(
     said = _begins("fitness over English: 12 trials, of which 2 are on the front.")
     expect(shown).to_have_attribute("aria-label", said)
     shown.locator(".ev-cell .ev-chosen").hover(force=True)
-    expect(page.locator(".ev-tip")).to_have_text(_begins("Point 1, trial 1 of weights (PS):"))
+    expect(page.locator(".ev-tip")).to_have_text(_begins("Point 1, trial 1 of parameter space:"))
     shown.focus()
     page.keyboard.press("ArrowRight")
-    expect(page.locator(".ev-tip")).to_have_text(_begins("Point 0, trial 0 of weights (PS):"))
+    expect(page.locator(".ev-tip")).to_have_text(_begins("Point 0, trial 0 of parameter space:"))
     _tab(page, "Weights")
     page.wait_for_selector("#ev-path .ev-cell:visible")
     _tab(page, "Change it")

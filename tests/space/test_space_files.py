@@ -1,4 +1,4 @@
-"""The Space's own files: a complete header, requirements that agree with the package's, and modules that need no package."""
+"""The Space's own files: a complete header, requirements that agree with the package's, and imports that are uploaded."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import ast
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import yaml
+
+from hf_evomerge.hub.space import LEFT_OUT, space_files
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "space_app"
 MODULES = sorted(SPACE.glob("*.py"))
-TRAVELS = {"chat_process", "limited_yaml"}  # put beside them when they are uploaded
-THEIRS = {"PIL", "diffusers", "gradio", "huggingface_hub", "numpy", "pyarrow", "spaces", "torch", "transformers", "yaml"}
+THEIRS = {"PIL", "diffusers", "gradio", "huggingface_hub", "jinja2", "numpy", "pyarrow", "pydantic", "safetensors", "spaces"}
+THEIRS |= {"torch", "torchvision", "transformers", "yaml"}
 
 
 def _requirements() -> list[str]:
@@ -57,18 +59,62 @@ def test_the_extra_and_the_requirements_agree() -> None:
     }
 
 
-@pytest.mark.parametrize("file", MODULES, ids=lambda file: file.name)
-def test_the_modules_need_only_the_requirements(file: Path) -> None:
-    """A module imports the standard library, the required packages and its neighbours; the package itself is optional."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree)
-    tried = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
-    for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        for name in {name.split(".")[0] for name in names}:
-            known = name in sys.stdlib_module_names or name in THEIRS | TRAVELS or (SPACE / f"{name}.py").is_file()
-            assert known or (name == "hf_evomerge" and id(node) in tried), f"{file.name}:{node.lineno} imports {name}"
+def _imports(file: Path, module: str, *, lazy: bool) -> Iterator[str]:
+    """The modules that a file imports, by dotted name; `lazy` those in its functions too, never those for type checkers."""
+    nodes: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (name, *(f"{name}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes += node.orelse
+        elif lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            nodes += ast.iter_child_nodes(node)
+
+
+def _package(folder: Path) -> dict[str, Path]:
+    """The modules of the package in a folder, by dotted name."""
+    files = (file.relative_to(folder) for file in (folder / "hf_evomerge").rglob("*.py"))
+    return {".".join(file.with_suffix("").parts).removesuffix(".__init__"): folder / file for file in files}
+
+
+def test_what_the_modules_import_is_uploaded() -> None:
+    """Every module of the package that the Space imports, and those that these import, is in its repository.
+
+    The app's own modules count with what their functions import, the package's with what they import at once. Everything else
+    is the standard library's or named in the requirements.
+    """
+    uploaded = {name for name in space_files("user/model") if name.endswith(".py")}
+    own, package = {file.stem: file for file in MODULES}, _package(ROOT)
+    waiting, seen = list(own), set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        file = own.get(name) or package[name]
+        assert str(file.relative_to(SPACE if name in own else ROOT)) in uploaded, name
+        for imported in _imports(file, name, lazy=name in own):
+            parts = imported.split(".")
+            inside = {".".join(parts[:count]) for count in range(1, len(parts) + 1)} & (own.keys() | package.keys())
+            waiting += inside
+            assert inside or parts[0] in sys.stdlib_module_names or parts[0] in THEIRS, f"{name} imports {imported}"
+    assert "hf_evomerge.fitness.generation" in seen
+
+
+def test_nothing_is_uploaded_that_the_space_does_without() -> None:
+    """No demo, no weights, no Hub on loopback, no search, no command line: fewer than 80 files, less than 1 MB."""
+    files = space_files("user/model")
+    rooms = {name.split("/")[1] for name in files if name.startswith("hf_evomerge/")}
+    assert not rooms & {"cli", "demo", "hub", "local_hub", "mergekit", "merging", "search", "_bundled", "__main__.py"}
+    assert LEFT_OUT - {"_bundled"} <= {file.name for file in (ROOT / "hf_evomerge").iterdir()}, "a room that is gone"
+    assert len(files) < 80
+    assert sum(len(content) if isinstance(content, bytes) else Path(content).stat().st_size for content in files.values()) < 1e6
 
 
 def test_no_module_hides_one_of_the_standard_library() -> None:

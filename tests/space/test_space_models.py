@@ -18,10 +18,12 @@ import models
 import pytest
 import torch
 from models import EVOLVED, Host, Job
-from published import Published, read
+from published import Published
+from reading import read
 from served import greedy
 from showcase import Showcase
 from texts import SpaceError
+from transformers import StoppingCriteriaList
 
 from hf_evomerge import merging
 
@@ -87,20 +89,21 @@ def test_parents_are_loaded_only_when_asked(dfs: Path, tiny: Path) -> None:
 
 def test_answers_end_at_the_bounds(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens are bounded by what was asked, by the model's positions and by the Space; time by the host."""
-    plain = models._Streamer.put
+    plain = StoppingCriteriaList.__call__
 
-    def slow(self: Any, ids: Any) -> None:
+    def slow(self: Any, *arguments: Any, **named: Any) -> Any:
         time.sleep(0.1)
-        plain(self, ids)
+        return plain(self, *arguments, **named)
 
     endless = Host(host.published, max_seconds=0.0)
     endless.load()
     endless._evolved.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
+    endless._evolved.tokenizer.eos_token = None  # type: ignore[union-attr]
     with pytest.raises(SpaceError, match="Reading the prompt took longer than 0 s"):
         endless.whole_answer(Job(EVOLVED, PROMPT, 40))
     endless.max_seconds = 1.0
     with monkeypatch.context() as patched:
-        patched.setattr(models._Streamer, "put", slow)
+        patched.setattr(StoppingCriteriaList, "__call__", slow)
         assert 0 < endless.whole_answer(Job(EVOLVED, PROMPT, 40)).tokens < 12
     endless.max_seconds = 60.0
     assert endless.whole_answer(Job(EVOLVED, PROMPT, 3)).tokens == 3
@@ -159,20 +162,21 @@ def test_a_visitor_who_leaves_frees_the_model(host: Host) -> None:
 def test_one_pass_at_a_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many ask at once, the model runs one answer at a time and each gets their own."""
     inside, most, lock = 0, 0, threading.Lock()
-    plain = models._decode_greedily
+    plain = models._write
 
-    def counted(*arguments: Any, **named: Any) -> None:
+    def counted(*arguments: Any, **named: Any) -> bool:
         nonlocal inside, most
         with lock:
             inside += 1
             most = max(most, inside)
-        plain(*arguments, **named)
+        begun = plain(*arguments, **named)
         with lock:
             inside -= 1
+        return begun
 
     prompts = [f"w{k} w{k + 1} {k}" for k in range(8)]
     wanted = [host.whole_answer(Job(EVOLVED, prompt, 6)).text for prompt in prompts]
-    monkeypatch.setattr(models, "_decode_greedily", counted)
+    monkeypatch.setattr(models, "_write", counted)
     got: dict[int, str] = {}
 
     def ask(k: int) -> None:
@@ -245,10 +249,10 @@ def test_a_chat_template_is_used_unless_the_search_did_without(host: Host) -> No
     tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}w9"
     loaded = replace(loaded, tokenizer=tokenizer)
     plain = tokenizer("w1", add_special_tokens=True)["input_ids"]
-    assert models.encode("w1", loaded, {"chat": False})[0][0].tolist() == plain
+    assert models.encode("w1", loaded, {"chat": False}).ids == plain
     chat = tokenizer("s w2 u w1 w9", add_special_tokens=False)["input_ids"]
-    assert models.encode("w1", loaded, {"system": "w2"})[0][0].tolist() == chat
-    assert models.encode("w1", loaded, {})[0][0].tolist() == tokenizer("u w1 w9", add_special_tokens=False)["input_ids"]
+    assert models.encode("w1", loaded, {"system": "w2"}).ids == chat
+    assert models.encode("w1", loaded, {}).ids == tokenizer("u w1 w9", add_special_tokens=False)["input_ids"]
 
 
 def test_no_model_is_no_crash() -> None:
@@ -320,7 +324,7 @@ def test_answers_are_there_before_anybody_asks(dfs: Path, tiny: Path) -> None:
     """Every model answers the first examples when the page starts; what is on record is taken as it is."""
     show = Showcase(str(dfs))
     show.open()
-    prompt = show.published.examples[0][0]
+    prompt = show.published.examples[0].prompt
     cards = show.in_advance(prompt)
     assert [card.name for card in cards] == ["model", "a", "b", "base"]
     assert [card.text for card in cards] == [

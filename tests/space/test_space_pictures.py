@@ -14,9 +14,11 @@ import pytest
 import views
 from edits import Route
 from evolution import best_line, generations, of_stage, opening, stages, winner, without_first
-from hops import added
 from published import Objective, Parent, Point, Published, Trial
 from texts import Card, cards, message, table
+
+from hf_evomerge.recipes.layer_path import LayerPath
+from hf_evomerge.recipes.recipe import Recipe
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 EVIL = "<img src=x onerror=alert(1)>\"'&</svg>"
@@ -92,15 +94,14 @@ def test_a_line_is_as_wide_as_what_its_hop_adds() -> None:
     gates, hops = [0.8, 0.0, 0.5, 0.25, 0.4, 0.0], [0, 1, 2, 2, 3, 4]
     path = gate_path(slots, gates, hops)
     way = Route(tuple(map(str, path.hops)), tuple(path.scales))
-    found = added(way.hops, way.scales, gated=True)
-    assert [[pytest.approx(gate) for gate in each] for each in ([0.8], [0.5, 0.25], [0.4])] == found
+    assert [[pytest.approx(gate) for gate in each] for each in ([0.8], [0.5, 0.25], [0.4])] == path.added(gated=True)
     frame = _frames(pictures.path_picture(way, ["a", "b"], [3, 3]))[0]
     lines = [node for node in frame.iter() if node.attrib.get("class", "").startswith("ev-flow ev-s")]
     widths = [float(line.attrib["stroke-width"]) for line in lines]
     assert widths == pytest.approx([4.0, 2.5, 1.2, 2.5, 1.2, 2.0], abs=0.06)
     assert [line.attrib["class"][-2:] for line in lines] == ["s0", "s0", "s1", "s0", "s1", "s0"]
-    assert added(["0:0*2", "0:1"], [0.5, -3.0], gated=False) == [[1.0], [3.0]]
-    assert added(["0:0", "0:1", "0:2"], [1.0, 0.0, 2.0], gated=True) == [[1.0], [0.0], [2.0]]
+    assert LayerPath.parse("0:0*2, 0:1", [0.5, -3.0]).added(gated=False) == [[1.0], [3.0]]
+    assert LayerPath.parse("0:0-2", [1.0, 0.0, 2.0]).added(gated=True) == [[1.0], [0.0], [2.0]]
 
 
 MERGE = {
@@ -160,7 +161,8 @@ def test_the_best_value_keeps_off_dotted_lines() -> None:
 
 def _trials() -> list[Trial]:
     fitness = [-5.0, -4.0, None, -6.0, -3.0, -3.5, -2.0, -90.0, -2.5]
-    evolved = [Trial("ps", k, k // 4, value, recipe="merge: {parameters: [{weight: 1}]}") for k, value in enumerate(fitness)]
+    recipe = "{sources: [{model: a}], merge: {method: linear, parameters: [{weight: 1}]}}"
+    evolved = [Trial("ps", k, k // 4, value, recipe=recipe) for k, value in enumerate(fitness)]
     return [*evolved, *(Trial("random", k, 0, -7.0 - k) for k in range(3))]
 
 
@@ -250,8 +252,8 @@ def test_the_front_holds_trials_points_and_parents_where_their_values_are() -> N
             *(f"Trial {k}, generation 0: fitness {fitness}, hops {hops:g}" for k, (fitness, hops) in enumerate(values)),
             "Trial 0, generation 0: fitness 0, hops 20",
         ]
-        words = "Point 1, trial 1 of path (DFS): fitness 0.5, hops 6; held out: fitness 0.25, hops 6; this model"
-        assert list(tips)[-2:] == ["Point 0, trial 0 of path (DFS): fitness 0.9, hops 12", words]
+        words = "Point 1, trial 1 of data flow space: fitness 0.5, hops 6; held out: fitness 0.25, hops 6; this model"
+        assert list(tips)[-2:] == ["Point 0, trial 0 of data flow space: fitness 0.9, hops 12", words]
         assert "a, b: fitness 0.1, hops 7" in tips
         circles = [[node for node in tips[tip].iter() if node.tag == "circle"] for tip in list(tips)[-2:]]
         assert [[node.attrib["class"] for node in each] for each in circles] == [["ev-point"], ["ev-chosen", "ev-point"]]
@@ -319,7 +321,7 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
     from published import Parent
 
     trials = (
-        Trial("ps", 0, 0, -1.0, recipe=f"merge: {{method: '{EVIL[:20]}'}}"),
+        Trial("ps", 0, 0, -1.0, recipe=f"{{sources: [{{model: a}}], merge: {{method: '{EVIL[:20]}'}}}}"),
         Trial(EVIL, 1, 0, -1.0, path=("0:0",), scales=(1.0,)),
     )
     point = {"number": 0, "stage": EVIL, "trial": 0, "winner": True, "search": {"fitness": 1, EVIL[:40]: 1}}
@@ -340,7 +342,7 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
         name=EVIL,
         revision=EVIL,
         config={"model_type": "evo_merged", "path": ["0:0", "1:0"], "scale_target": EVIL},
-        recipe={"merge": merge},
+        recipe=Recipe.model_validate({"sources": [{"model": EVIL}], "merge": merge}),
         study=study,
         trials=trials,
         card={"license": EVIL},
@@ -415,7 +417,7 @@ def test_the_replay_opens_on_the_published_model(path: tuple[str, ...]) -> None:
     if path:
         assert opening(shown, "ps") == 7
         spread = views.generation_view(shown, "ps", 7)[0]
-        assert "another stage, path (DFS)" in spread
+        assert "another stage, data flow space" in spread
     unknown = Published("m", "m", study={"results": {"rows": [{"stage": "ps", "winner": True}]}}, trials=tuple(trials))
     assert winner(unknown) is None
 

@@ -7,20 +7,19 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import published
 import pytest
+import reading
 from texts import SpaceError
 
 
 def test_the_record_is_read(dfs: Path) -> None:
     """Configuration, recipe, study and every trial of a published search are there."""
-    found = published.read(str(dfs))
+    found = reading.read(str(dfs))
     config = json.loads((dfs / "config.json").read_text())
     assert list(found.path) == config["path"]
     assert list(found.scales) == config["scales"]
-    assert found.recipe["flow"]["path"] == config["path"]
+    assert found.recipe.flow.path == config["path"]
     assert [trial.number for trial in found.trials] == list(range(12))
     assert {trial.generation for trial in found.trials} == {0, 1, 2}
     assert set(found.levels) == {"base", "a", "b"}
@@ -30,34 +29,19 @@ def test_the_record_is_read(dfs: Path) -> None:
     assert not found.on_hub
 
 
-def test_a_search_whose_data_moved_keeps_its_record(dfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder of a search is shown with its trials where only its examples cannot be read any more."""
-    from hf_evomerge.errors import FitnessError
-
-    def moved(spec: object) -> Any:
-        raise FitnessError("cannot be read")
-
-    search = dfs.parent / "search"
-    assert len(published.read(str(search)).examples) == 6
-    monkeypatch.setattr("hf_evomerge.fitness.loading.load_examples", moved)
-    found = published.read(str(search))
-    assert found.examples == []
-    assert len(found.trials) == 12
-
-
 def test_variables_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`space.json` names the model unless the variables do; a broken one counts as none."""
     monkeypatch.delenv("EVOMERGE_MODEL", raising=False)
     monkeypatch.delenv("EVOMERGE_REVISION", raising=False)
-    assert published.settings(tmp_path) == ("", None)
+    assert reading.settings(tmp_path) == ("", None)
     (tmp_path / "space.json").write_text('{"model": "user/name", "revision": null}')
-    assert published.settings(tmp_path) == ("user/name", None)
+    assert reading.settings(tmp_path) == ("user/name", None)
     monkeypatch.setenv("EVOMERGE_MODEL", "other/model")
     monkeypatch.setenv("EVOMERGE_REVISION", "v1")
-    assert published.settings(tmp_path) == ("other/model", "v1")
+    assert reading.settings(tmp_path) == ("other/model", "v1")
     monkeypatch.delenv("EVOMERGE_MODEL")
     (tmp_path / "space.json").write_text("{")
-    assert published.settings(tmp_path) == ("", "v1")
+    assert reading.settings(tmp_path) == ("", "v1")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +50,7 @@ def test_variables_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_model_that_is_none_is_explained(model: str) -> None:
     """An unset or impossible model is one line that names the variable."""
     with pytest.raises(SpaceError, match="EVOMERGE_MODEL"):
-        published.read(model)
+        reading.read(model)
 
 
 def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,12 +58,12 @@ def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits longer and longer
     with pytest.raises(SpaceError, match="nobody/nothing"):
-        published.read("nobody/nothing")
+        reading.read("nobody/nothing")
 
 
 def test_what_is_missing_is_left_out(broken: Callable[..., Path]) -> None:
     """A model without record and recipe is shown from its configuration alone."""
-    found = published.read(str(broken(study__json=None, trials__parquet=None, recipe__yaml=None)))
+    found = reading.read(str(broken(study__json=None, trials__parquet=None, recipe__yaml=None)))
     assert found.path
     assert found.trials == ()
     assert found.study == {}
@@ -104,7 +88,7 @@ def test_what_is_broken_is_left_out(broken: Callable[..., Path], name: str, text
     """A file that cannot be read, or holds something else, never takes the page down."""
     import views
 
-    found = published.read(str(broken(**{name: text})))
+    found = reading.read(str(broken(**{name: text})))
     for view in (views.heading, views.path_view, views.fitness_view, views.commands, views.licenses, views.evolution_stages):
         view(found)
     assert found.path
@@ -123,7 +107,7 @@ def test_a_path_that_cannot_be_read_is_left_out_and_said(broken: Callable[..., P
     table = parquet.read_table(folder / "trials.parquet")
     column = table.column_names.index("path")
     parquet.write_table(table.set_column(column, "path", pa.array([[str(hop)]] * len(table))), folder / "trials.parquet")
-    found = published.read(str(folder))
+    found = reading.read(str(folder))
     assert found.path == ()
     assert found.context == 48
     assert "The path in config.json cannot be read and is left out." in found.notes
@@ -149,27 +133,27 @@ def test_a_path_that_cannot_be_read_is_left_out_and_said(broken: Callable[..., P
 def test_yaml_has_limits_in_the_space_too(broken: Callable[..., Path], name: str, text: str) -> None:
     """A recipe or a card beyond the limits of YAML is left out, with a note, within seconds of the processor."""
     begin = time.process_time()
-    found = published.read(str(broken(**{name: f"---\n{text}\n---\n" if name == "README__md" else text})))
+    found = reading.read(str(broken(**{name: f"---\n{text}\n---\n" if name == "README__md" else text})))
     assert time.process_time() - begin < 20
     assert found.path
     if name == "README__md":
         assert found.card == {}
     else:
-        assert found.recipe == {}
+        assert found.recipe is None
         assert any(note.startswith("recipe.yaml cannot be read") for note in found.notes)
 
 
 def test_without_configuration_there_is_no_model(broken: Callable[..., Path]) -> None:
     """A folder whose config.json cannot be read is refused in one line."""
     with pytest.raises(SpaceError, match=r"config\.json"):
-        published.read(str(broken(config__json="{")))
+        reading.read(str(broken(config__json="{")))
 
 
-def test_hops_are_text() -> None:
-    """An unquoted hop is not read as a number of base 60, and integers stay integers."""
-    read = published.parse_recipe("flow:\n  path: [1:30, '0:2', 1:5]\n  embedding_source: 1\nseed: -3\n")
-    assert read["flow"]["path"] == ["1:30", "0:2", "1:5"]
-    assert (read["flow"]["embedding_source"], read["seed"]) == (1, -3)
+def test_hops_are_text(broken: Callable[..., Path]) -> None:
+    """An unquoted hop of a recipe is not read as a number of base 60."""
+    sources = "sources: [{model: a}, {model: b}]\n"
+    found = reading.read(str(broken(recipe__yaml=f"{sources}flow: {{path: [1:30, '0:2', 1:5], embedding_source: 1}}\n")))
+    assert found.recipe.flow.path == ["1:30", "0:2", "1:5"]
 
 
 def test_a_published_recipe_opens_no_folder_of_the_server(broken: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,8 +175,8 @@ def test_a_published_recipe_opens_no_folder_of_the_server(broken: Callable[..., 
             folder.rename(snapshot)
         return snapshot / name if (snapshot / name).is_file() else None
 
-    monkeypatch.setattr(published, "_download", download)
-    found = published.read("user/model", "main")
+    monkeypatch.setattr(reading, "_download", download)
+    found = reading.read("user/model", "main")
     assert (found.model, found.revision) == ("user/model", commit)
     assert asked[0] == "main"
     assert set(asked[1:]) == {commit}
@@ -201,5 +185,5 @@ def test_a_published_recipe_opens_no_folder_of_the_server(broken: Callable[..., 
     assert [label for label, parent in by_label.items() if not parent.missing] == ["maths", "maths (2)", "evolved (2)"]
     names = {"source:0": "x/etc", "source:2": "u/maths", "source:3": "v/maths"}
     named = replace(found, study={"names": names})
-    assert [parent.label for parent in published._parents(named)][:4] == ["etc", "japanese", "u/maths", "v/maths"]
+    assert [parent.label for parent in reading._parents(named)][:4] == ["etc", "japanese", "u/maths", "v/maths"]
     assert by_label["maths"].revision == "f" * 40

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import judge
+from typing import Any
+
 import pytest
 import showcase
 import texts
 from models import Host
 from published import Published
 from texts import SpaceError
+
+from hf_evomerge.fitness import Example, GenerationTask, parse_task
 
 
 def test_control_characters_are_left_out_and_said() -> None:
@@ -62,11 +65,62 @@ def test_the_bound_of_tokens_is_checked(tokens: object) -> None:
         ("so: 18", "18", {"task": "generation", "extract": {"regex": "so: (.*)"}}, None),
         ("答え は 10 個", "答え は 10", {"task": "likelihood", "append_eos": False}, True),
         ("10", "10", {"task": "somebody's own"}, None),
+        ("10", "10", {"task": "generation", "extract": 5}, None),
+        ("10", "10", {"task": "perplexity"}, None),
+        ("10", "10", {}, None),
+        ("it is 17.5", "18", {"task": "generation", "tolerance": 0.5}, True),
+        ("es sind 1.080", "1080", {"task": "generation", "decimal": "comma"}, True),
+        ("1,000", "1000", {"task": "mgsm", "language": "ja", "compat": "paper"}, False),
+        ("答えは18\n### 指示: 20", "18", {"task": "mgsm", "language": "ja"}, True),
+        ("18 ### Problem: 20", "18", {"task": "gsm8k"}, True),
     ],
 )
-def test_an_answer_is_judged_as_the_search_did(text: str, answer: str, fitness: dict[str, object], right: bool | None) -> None:
+def test_an_answer_is_judged_as_the_search_did(text: str, answer: str, fitness: dict[str, Any], right: bool | None) -> None:
     """Numbers are compared where the search compared numbers, texts where it compared texts, and nothing is said otherwise."""
-    assert judge.is_right(text, answer, fitness) is right
+    assert _verdict(text, answer, fitness) is right
+
+
+def _verdict(text: str, answer: str, fitness: dict[str, Any]) -> bool | None:
+    study = {"examples": [{"prompt": "?", "answer": answer}], "settings": {"fitness": fitness}}
+    show = showcase.Showcase("")
+    show.published = Published("m", "m", study=study)
+    show.host = Host(show.published)
+    show.known.set()
+    return show.verdict(("?", ()), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("答えは十八です", "18"),
+        ("答えは3万円", "30000"),
+        ("70{,}000", "70000"),
+        (r"\frac{1}{2}", "0.5"),
+        ("2 \N{MULTIPLICATION SIGN} 10^3", "2000"),
+        ("½", "0.5"),
+        ("1.5e3", "1500"),
+        ("-$5", "-5"),
+        ("it is -5", "5"),
+        ("so 1,080", "1080"),
+        ("\uff11\uff18", "18"),
+        ("10-5", "5"),
+        ("18:30", "18"),
+        ("none", "18"),
+    ],
+)
+def test_the_verdict_is_the_searchs(text: str, answer: str) -> None:
+    """Signs, currencies, LaTeX, fractions, powers of ten and ideographs: the Space says right where the search counts right."""
+
+    class Written(GenerationTask):
+        """The task of a search whose model wrote this."""
+
+        def write(self, model: Any) -> tuple[list[str], list[bool]]:
+            self._examples = [Example("?", answer)]
+            return [text], [False]
+
+    counted = Written(parse_task({"task": "generation"})).evaluate(None).correct
+    assert counted is not None
+    assert _verdict(text, answer, {"task": "generation"}) is bool(counted[0])
 
 
 @pytest.mark.parametrize(
@@ -84,7 +138,7 @@ def test_an_answer_is_judged_as_the_search_did(text: str, answer: str, fitness: 
 )
 def test_a_wrong_answer_says_why(text: str, reason: str) -> None:
     """A visitor who cannot read the language learns whether the number or the language is wrong."""
-    assert judge.why_wrong(text, "答え は 10") == reason
+    assert texts.why_wrong(text, "答え は 10") == reason
 
 
 def test_a_list_has_commas_and_one_and() -> None:

@@ -7,21 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...fitness.registry import TaskSpec
+from ...recipes.stage_names import STAGES as STAGES
+from ...recipes.stage_names import StageName as StageName
 from ..optimizers.ask_tell import Algorithm
 from .sections import FirstConfig, FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
 
 SpaceName = Literal["ps", "dfs", "joint"]
-StageName = Literal["ps-first", "ps", "dfs-first", "dfs", "joint", "random"]
-STAGES: dict[str, str] = {
-    "ps-first": "parameter space, first",
-    "ps": "parameter space",
-    "dfs-first": "data flow space, first",
-    "dfs": "data flow space",
-    "joint": "weights and path together",
-    "random": "random search",
-}
-"""The titles of all stages that a search may have, by their names, in the order that they run."""
-
 _FIRST: dict[SpaceName, StageName] = {"ps": "ps-first", "dfs": "dfs-first"}
 _BATCH = 16  # examples of a gradient's step, and of the first generations, where the file does not say it
 _QUICK_STEPS = 30  # of the quick preset's gradient, where there are few examples

@@ -1,0 +1,225 @@
+"""Reads what a published model says about itself, from a folder or from the Hub.
+
+Only `config.json` must be there. Whatever else is missing or broken is left out, with a note that says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import seeing
+from published import MAX_OBJECTIVES, MAX_TRIALS, Parent, Published, Trial, as_float, listing, mapping, numbers, readable
+from texts import SpaceError
+
+from hf_evomerge.recipes.limited_yaml import load_limited, read_limited
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "path", "scales", "recipe", "examples", "cost"]
+_MAX_PICTURES = 100
+_PICTURE = re.compile(r"images/[\w-]{1,80}\.png", re.ASCII)
+_OBJECTIVE = "objective."  # begins the names of their columns
+UNSET = (
+    "No model is set. The owner of this Space sets the variable EVOMERGE_MODEL to the id of a model, such as user/model "
+    "(Settings, Variables), or to a folder where the app runs at home."
+)
+
+
+def settings(folder: Path) -> tuple[str, str | None]:
+    """The model and the revision that the owner has set: by variables, or by `space.json` beside the app."""
+    given: Any = {}
+    if (file := folder / "space.json").is_file():
+        try:
+            given = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            given = {}
+    given = mapping(given)
+    model = os.environ.get("EVOMERGE_MODEL", "").strip() or str(given.get("model") or "").strip()
+    revision = os.environ.get("EVOMERGE_REVISION", "").strip() or str(given.get("revision") or "").strip()
+    return model, revision or None
+
+
+def read(model: str, revision: str | None = None) -> Published:
+    """Read what a published model says about itself.
+
+    Args:
+        model: A folder, or the id of a repository on the Hub.
+        revision: Branch, tag or commit on the Hub; the main branch by default.
+
+    Raises:
+        SpaceError: No model is named, or it cannot be found, or it has no readable `config.json`.
+    """
+    if not model:
+        raise SpaceError(UNSET)
+    if Path(model).expanduser().is_dir():
+        folder = Path(model).expanduser().resolve()
+        found = Published(model=str(folder), name=folder.name)
+        return _read_parts(found, lambda name: folder / name if (folder / name).is_file() else None)
+    if not _REPO_ID.fullmatch(model):
+        words = "which is neither a folder here nor a repository such as user/model"
+        raise SpaceError(f"EVOMERGE_MODEL is {model!r:.100}, {words}.")
+    commit = _commit(model, revision)
+    return _read_parts(Published(model=model, name=model, revision=commit), lambda name: _download(model, name, commit))
+
+
+def _commit(model: str, revision: str | None) -> str:
+    """The commit that a revision stands for now, so that weights and record are of the same one."""
+    file = _download(model, "config.json", revision)
+    if file is None:
+        raise SpaceError(f"{model} has no config.json; it is not a model that can be loaded.")
+    return file.parent.name  # the cache's folder of a snapshot is named by its commit
+
+
+def _download(model: str, name: str, revision: str | None) -> Path | None:
+    """A file of a repository, or None where the repository has no such file."""
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(model, name, revision=revision))
+    except errors.LocalEntryNotFoundError as cause:
+        raise SpaceError(f"The Hub cannot be reached to read {model}. Please try again later.") from cause
+    except errors.EntryNotFoundError:
+        return None
+    except errors.GatedRepoError as cause:
+        raise SpaceError(f"{model} is gated: the owner of this Space must give it a token (secret HF_TOKEN).") from cause
+    except errors.RevisionNotFoundError as cause:
+        raise SpaceError(f"{model} has no revision {revision!r:.60}; see the variable EVOMERGE_REVISION.") from cause
+    except errors.RepositoryNotFoundError as cause:
+        raise SpaceError(f"There is no public model {model} on the Hub; see the variable EVOMERGE_MODEL.") from cause
+    except (errors.HfHubHTTPError, OSError) as cause:
+        raise SpaceError(f"{name} of {model} could not be read from the Hub ({type(cause).__name__}).") from cause
+
+
+def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Published:
+    notes: list[str] = []
+
+    def part(name: str, reader: Callable[[Path], Any], default: Any) -> Any:
+        try:
+            file = fetch(name)
+            return default if file is None else reader(file)
+        except SpaceError as error:
+            notes.append(str(error))
+        except Exception as error:  # a broken file of somebody else's must not take the page down
+            notes.append(f"{name} cannot be read and is left out ({type(error).__name__}).")
+        return default
+
+    config = part("config.json", _json, None)
+    if not isinstance(config, dict):
+        raise SpaceError(f"{found.name}: config.json is missing or cannot be read.")
+    text = part("recipe.yaml", read_limited, "")
+    recipe = part("recipe.yaml", lambda file: Recipe.from_yaml(text), None) if text else None
+    study = part("study.json", _json, {})
+    found = replace(
+        found,
+        config=config,
+        recipe_text=text,
+        recipe=recipe,
+        study=mapping(study),
+        trials=part("trials.parquet", _trials, ()),
+        card=part("README.md", _front_matter, {}),
+    )
+    names = [name for item in listing(found.study.get("examples")) for name in listing(mapping(item).get("pictures"))]
+    names = [name for name in names if isinstance(name, str) and _PICTURE.fullmatch(name)][:_MAX_PICTURES]
+    shown = {name: part(name, _picture, ()) for name in names}
+    found = replace(found, pictures={name: pictures for name, pictures in shown.items() if pictures})
+    if config.get("model_type") == "evo_merged" and not found.path:
+        notes.append("The path in config.json cannot be read and is left out.")
+    return replace(found, parents=_parents(found), notes=tuple(dict.fromkeys(notes)))
+
+
+def _picture(file: Path) -> seeing.Pictures:
+    with file.open("rb") as opened:
+        return seeing.checked([opened.read(seeing.MAX_BYTES + 1)])
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _front_matter(file: Path) -> dict[str, Any]:
+    text = read_limited(file)
+    parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
+    return mapping(load_limited(parts[1])) if len(parts) == 3 and not parts[0].strip() else {}
+
+
+def _trials(file: Path) -> tuple[Trial, ...]:
+    import pyarrow.parquet as parquet
+
+    there = parquet.read_schema(file).names
+    others = [name for name in there if name.startswith(_OBJECTIVE)][:MAX_OBJECTIVES]
+    table = parquet.read_table(file, columns=[*(name for name in _COLUMNS if name in there), *others])
+    return tuple(_trial(row) for row in table.slice(0, MAX_TRIALS).to_pylist())
+
+
+def _trial(row: Mapping[str, Any]) -> Trial:
+    path, scales = readable(row.get("path")), listing(row.get("scales"))
+    known = row.get("state") == "COMPLETE"
+    return Trial(
+        stage=str(row.get("stage")),
+        number=int(row.get("number") or 0),
+        generation=int(row.get("generation") or 0),
+        fitness=as_float(row.get("fitness")) if known else None,
+        accuracy=as_float(row.get("accuracy")),
+        path=path,
+        scales=tuple(map(float, scales)) if len(scales) == len(path) else (1.0,) * len(path),
+        recipe="" if path else str(row.get("recipe") or ""),
+        examples=int(row.get("examples") or 0),
+        cost=max(as_float(row.get("cost", 1.0)) or 0.0, 0.0),
+        others=numbers({key.removeprefix(_OBJECTIVE): row[key] for key in row if key.startswith(_OBJECTIVE)}),
+    )
+
+
+def _parents(found: Published) -> tuple[Parent, ...]:
+    """The sources of the recipe and its base; where there is no recipe, the sources of the configuration."""
+    if found.recipe is not None:
+        sources, base = found.recipe.sources, found.recipe.base
+    else:
+        sources, base = found.sources_of_config if found.path else [], None
+    parents = [_parent(ref, "parent", found.on_hub) for ref in sources]
+    parents += [_parent(base, "base", found.on_hub)] if base is not None else []
+    names, labels = mapping(found.study.get("names")), [parent.label for parent in parents]
+    seen = {"evolved": 1}  # the API's name of the model itself
+    for at, parent in enumerate(parents):
+        told = names.get("base" if parent.role == "base" else f"source:{at}")
+        if isinstance(told, str) and labels.count(parent.label) > 1:
+            parents[at] = replace(parent, label=told)
+    for at, parent in enumerate(parents):  # two users may have given their models one name
+        seen[parent.label] = seen.get(parent.label, 0) + 1
+        if seen[parent.label] > 1:
+            parents[at] = replace(parent, label=f"{parent.label} ({seen[parent.label]})")
+    return tuple(parents)
+
+
+def _parent(ref: SourceRef, role: str, on_hub: bool) -> Parent:
+    label, model, revision, missing = ref.label, ref.model, ref.revision, ""
+    if not on_hub and Path(model).is_dir():
+        revision = None
+    elif not _REPO_ID.fullmatch(model):
+        missing, model = "not published: it was a folder on the machine of the search", label
+    if ref.adapter is not None or ref.gguf is not None:
+        missing = missing or "a LoRA adapter or a GGUF file, which are not loaded here"
+    return Parent(label=label, model=model, revision=revision, role=role, missing=missing)
+
+
+def with_licenses(found: Published) -> Published:
+    """The same with the parents' licenses, as far as the Hub tells them; never fails."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+
+    def license(parent: Parent) -> str:
+        if parent.missing or not _REPO_ID.fullmatch(parent.model):
+            return ""
+        try:
+            card = api.model_info(parent.model, revision=parent.revision, timeout=5).card_data
+        except Exception:  # a courtesy: the page is complete without it
+            return ""
+        return "" if card is None else str(card.get("license_name") or card.get("license") or "")
+
+    return replace(found, parents=tuple(replace(parent, license=license(parent)) for parent in found.parents))
