@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,8 +19,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from hf_evomerge.hub.space import space_files
+
 SPACE = Path(__file__).parents[2] / "space_app"
-TRAVELS = ("fitness/chat_process.py", "recipes/limited_yaml.py")
 LIMIT = 300.0
 
 
@@ -34,11 +34,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         environment = Path(given.environment or Path(folder) / "environment")
         installed = install(environment)
-        shutil.copytree(SPACE, Path(folder) / "app", ignore=shutil.ignore_patterns("__pycache__"))
-        for file in TRAVELS:
-            shutil.copy(SPACE.parent / "hf_evomerge" / file, Path(folder) / "app")
         model = str(Path(given.model).resolve()) if Path(given.model).is_dir() else given.model
-        (Path(folder) / "app" / "space.json").write_text(json.dumps({"model": model, "revision": None}), encoding="utf-8")
+        for name, content in space_files(model).items():
+            (file := Path(folder) / "app" / name).parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content if isinstance(content, bytes) else Path(content).read_bytes())
         print(json.dumps({"install": installed, **start(environment, Path(folder) / "app")}, ensure_ascii=False))
 
 

@@ -1,0 +1,79 @@
+"""The Space as a stranger's machine starts it: the files of its repository, and no other copy of the package."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_fixtures import use_hub
+from served import greedy
+
+from hf_evomerge.hub.space import push_space
+from hf_evomerge.local_hub import LocalHub
+
+START = """
+import importlib.abc, importlib.machinery, runpy, sys
+
+class Alone(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "hf_evomerge" and (spec := importlib.machinery.PathFinder.find_spec(name, sys.path[:1])) is None:
+            raise ImportError("the repository has no hf_evomerge")
+        return spec if name == "hf_evomerge" else None
+
+sys.path[0] = sys.argv[1]
+sys.meta_path.insert(0, Alone())
+runpy.run_path(sys.argv[1] + "/app.py", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def url(dfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a Space that was pushed, fetched and started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with LocalHub(tmp_path / "hub") as hub:
+        api, space = use_hub(monkeypatch, hub, tmp_path / "client"), tmp_path / "space"
+        api.create_repo("local/evolved")
+        api.upload_folder(repo_id="local/evolved", folder_path=dfs)
+        push_space("local/evolved", "local/evolved", api=api)
+        api.snapshot_download("local/evolved", repo_type="space", local_dir=space)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "EVOMERGE", "HF_"))}
+        kept |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": port, "GRADIO_ANALYTICS_ENABLED": "False"}
+        settings = {**kept, **hub.environment(xet=False, home=tmp_path / "home"), "PYTHONUNBUFFERED": "1"}
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        with subprocess.Popen([sys.executable, "-c", START, str(space)], cwd=space, env=settings, **streams) as process:
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if address := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    yield address[0]
+                    break
+            else:
+                pytest.fail("".join(said))
+            process.terminate()
+
+
+def test_the_repository_is_all_that_a_space_needs(url: str, dfs: Path) -> None:
+    """A pushed Space starts from its files alone: it answers without the model's code, judges, and writes a recipe."""
+    from gradio_client import Client
+
+    client: Any = Client(url, verbose=False)
+    about = client.predict(api_name="/about")
+    assert (about["model"], about["path"][0][:2]) == ("local/evolved", "0:")
+    first, second, *_ = about["examples"]
+    answered = client.predict(first["prompt"], "evolved", 64, api_name="/answer")
+    assert (answered["text"], answered["right"]) == (greedy(dfs, first["prompt"], 64), True)
+    assert client.predict(second["prompt"], "evolved", 64, api_name="/answer")["right"] is False
+    path = about["path"][::-1]
+    changed = client.predict(first["prompt"], path, None, 8, api_name="/answer_with_path")
+    assert changed["text"] == greedy(dfs, first["prompt"], path=path)
+    assert "flow:" in client.predict(path, None, api_name="/changed_recipe")
+    assert client.predict("dfs", 1, api_name="/best_of_generation")["path"]
