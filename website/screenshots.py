@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +39,10 @@ def serve(model: str | Path) -> str:
     sys.path.insert(0, str(ROOT / "space_app"))
     import app
 
+    from hf_evomerge.hub.space import with_record
+
+    if Path(model).is_dir():
+        model = with_record(Path(model), Path(mkdtemp(prefix="evomerge-screenshots-")) / Path(model).resolve().name)
     blocks, show = app.serve(str(model), server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     show.ready_for.wait(600)
     return str(blocks.local_url)

@@ -161,7 +161,7 @@ def run_space(model: str, *, revision: str | None = None) -> None:
         if Path(model).is_dir():
             built = Path(model) / "model"
             pipelines = [folder.resolve() for folder in (Path(model), built) if (folder / INDEX).is_file()]
-            shown = pipelines[0] if pipelines else _with_record(Path(model), Path(scratch) / Path(model).resolve().name)
+            shown = pipelines[0] if pipelines else with_record(Path(model), Path(scratch) / Path(model).resolve().name)
         settings = {"EVOMERGE_MODEL": str(shown), **({"EVOMERGE_REVISION": revision} if revision is not None else {})}
         ended = subprocess.run(command, env={**os.environ, **settings}, check=False)
     if ended.returncode > 0:
@@ -191,7 +191,7 @@ def _check_there(model: str, revision: str | None) -> None:
         return
 
 
-def _with_record(folder: Path, shown: Path) -> Path:
+def with_record(folder: Path, shown: Path) -> Path:
     """A model folder as it would be published, but with the sources where they are on this machine.
 
     Args:
