@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from published import as_float, listing, mapping
 from texts import SpaceError, number
+
+from hf_evomerge.errors import RecipeError
+from hf_evomerge.recipes.layer_groups import classify, parse_key
 
 ALL = "all layers"
 MAX_FACTOR = 3.0
-_LAYER = re.compile(r"\.(\d{1,4})\.")
-_BLOCKS = re.compile(r"blocks\.(\d{1,4})(?:-(\d{1,4}))?(\.\w+)?")
 _MOST_OFF = 1e-2  # what may be left of a tensor that neither a weighted sum of its parents nor rounding explains
 
 Factors = tuple[tuple[str, tuple[float, ...]], ...]  # a group of layers, and what each parent's weight is multiplied by there
@@ -61,43 +60,53 @@ def describe(factors: Factors, labels: Sequence[str]) -> str:
 
 
 def _factors_of(name: str, factors: Mapping[str, Sequence[float]], parents: int) -> list[float]:
-    found = _LAYER.search(name)
-    own = factors.get(f"layer {found[1]}" if found else "embeddings and head", [1.0] * parents)
+    """What each parent's weight is multiplied by in a tensor, or in a layer group."""
+    block = classify(name)[1]
+    own = factors.get("embeddings and head" if block is None else f"layer {block}", [1.0] * parents)
     return [a * b for a, b in zip(own, factors.get(ALL, [1.0] * parents), strict=True)]
 
 
 def edited(merge: Mapping[str, Any], factors: Factors, layers: int) -> Mapping[str, Any] | None:
-    """The `merge` part of a recipe with the weights that factors make of it; None where it has no weight per parent.
+    """The `merge` part of a recipe with the weights that factors make of it.
 
     Args:
         merge: The part as it is published.
         factors: What was changed.
         layers: The layers of the merge.
+
+    Returns:
+        None where parents have no weights, or gradients, or keys that name no layers.
     """
-    parameters = [mapping(item) for item in listing(merge.get("parameters"))]
-    if not any("weight" in item for item in parameters):
+    parameters = merge.get("parameters", [])
+    weights = [item["weight"] for item in parameters if "weight" in item]
+    numbers = [value for weight in weights for value in (weight.values() if isinstance(weight, Mapping) else [weight])]
+    if not numbers or any(isinstance(value, list) for value in numbers):
         return None
-    taking_part = listing(merge.get("sources")) or list(range(len(parameters)))
     changed = []
-    for source, item in zip(taking_part, parameters, strict=False):
-        own = {group: [values[source]] for group, values in factors if source < len(values)}
-        changed.append({**item, "weight": _edited(item["weight"], own, layers)} if "weight" in item else item)
+    try:
+        for source, item in zip(merge.get("sources") or range(len(parameters)), parameters, strict=False):
+            own = {group: [values[source]] for group, values in factors if source < len(values)}
+            changed.append({**item, "weight": _edited(item["weight"], own, layers)} if "weight" in item else item)
+    except RecipeError:  # keys that name no layers
+        return None
     return {**merge, "parameters": changed}
 
 
-def _edited(weight: object, factors: Mapping[str, Sequence[float]], layers: int) -> object:
+def _edited(weight: float | Mapping[str, float], factors: Mapping[str, Sequence[float]], layers: int) -> Any:
     """One parent's weight, a number or one per layer group, times its factors: groups of layers that differ are taken apart."""
-    single = as_float(weight)
-    if single is not None and set(factors) <= {ALL}:
-        return single * _factors_of("", factors, 1)[0]
-    given = mapping(weight) if single is None else dict.fromkeys(("embed", f"blocks.0-{layers - 1}", "head"), single)
-    found = dict[str, float]()
-    for key, value in given.items():
-        match = _BLOCKS.fullmatch(key)
-        apart = match and match[2] and set(factors) - {ALL}
-        names = [f"blocks.{at}{match[3] or ''}" for at in range(int(match[1]), int(match[2]) + 1)] if match and apart else [key]
-        found |= {name: value * _factors_of(f"{name}.", factors, 1)[0] + 0.0 for name in names}  # no minus before a 0
-    return found
+    if not isinstance(weight, Mapping):
+        if set(factors) <= {ALL}:
+            return weight * _factors_of("", factors, 1)[0]
+        weight = dict.fromkeys(("embed", f"blocks.0-{layers - 1}", "head"), weight)
+    products = dict[str, float]()
+    for key, value in weight.items():
+        group = parse_key(key)
+        names = [key]
+        if group.kind == "block" and group.first < group.last and set(factors) - {ALL}:
+            half = f".{group.half}" if group.half else ""
+            names = [f"blocks.{block}{half}" for block in range(group.first, min(group.last, layers) + 1)]
+        products |= {name: value * _factors_of(f"{name}.weight", factors, 1)[0] + 0.0 for name in names}  # no minus before a 0
+    return products
 
 
 @contextmanager

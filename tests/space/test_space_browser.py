@@ -47,9 +47,10 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> Iterator[list[float]]:
     """Makes every token take as long as the number in it says, and no answer end by itself; at the end, nobody waits."""
+    import models
     from transformers import StoppingCriteriaList
 
-    plain, seconds = StoppingCriteriaList.__call__, [1.0]
+    plain, greedily, seconds = StoppingCriteriaList.__call__, models.greedy, [1.0]
 
     def call(self: Any, *arguments: Any, **named: Any) -> Any:
         begin = time.monotonic()
@@ -57,9 +58,13 @@ def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> Iterator[list[float
             time.sleep(0.01)
         return plain(self, *arguments, **named)
 
+    def endless(*arguments: Any) -> Any:
+        config = greedily(*arguments)
+        config.eos_token_id = None
+        return config
+
     monkeypatch.setattr(StoppingCriteriaList, "__call__", call)
-    monkeypatch.setattr(served.show.host.evolved.model.generation_config, "eos_token_id", None)
-    monkeypatch.setattr(served.show.host.evolved.tokenizer, "eos_token", None)
+    monkeypatch.setattr(models, "greedy", endless)
     yield seconds
     seconds[0] = 0.0
     while served.blocks._queue.event_queue_per_concurrency_id["model"].queue:
@@ -141,7 +146,7 @@ def _wait_for_changed(page: Any, answer: str) -> None:
 def test_a_visitor_asks_and_compares(visit: Callable[..., Any], served: Served, dfs: Path, tiny: Path) -> None:
     """An example, the evolved model and a parent: the right answers, marked, with time and speed."""
     page = visit()
-    prompt = served.show.published.examples[0][0]
+    prompt = served.show.published.examples[0].prompt
     page.locator("#ev-samples button").first.click()
     page.wait_for_function("text => document.querySelector('#ev-prompt textarea').value === text", arg=prompt)
     page.get_by_label("b", exact=True).check()
@@ -303,7 +308,7 @@ def test_an_edit_is_shared_and_scored(visit: Callable[..., Any], served: Served,
     href = page.locator("#ev-share a").get_attribute("href")
     there = visit(f"{served.url}{href}")
     there.wait_for_selector("#ev-said >> text=instead of")
-    _wait_for_changed(there, greedy(dfs, served.show.published.examples[0][0], 64, path[1:], scales[1:]))
+    _wait_for_changed(there, greedy(dfs, served.show.published.examples[0].prompt, 64, path[1:], scales[1:]))
     there.click("#ev-scoring")
     total = len(served.show.published.examples)
     there.wait_for_selector(f"#ev-scored >> text=/of {total} right; as published [1-{total}] of {total}/")

@@ -217,4 +217,7 @@ def test_the_picture_of_weights_follows_what_a_visitor_changes() -> None:
     assert list(first.values()) == [-0.5, 6.0, 1.0]
     assert second == {"blocks.0": 1.0, "blocks.1": 1.0, "blocks.2": 0.5, "head": 2.0}
     assert third == {"embed": 0.25, "blocks.0": 0.25, "blocks.1": 0.25, "blocks.2": 0.0, "head": 0.25}
-    assert mixing.edited({"method": "slerp", "options": {"t": 0.5}}, ((mixing.ALL, (2.0, 1.0)),), 3) is None
+    ramp = {"method": "linear", "parameters": [{"weight": {"default": [0.0, 1.0]}}, {"weight": [1.0, 0.0]}]}
+    unknown = {"method": "linear", "parameters": [{"weight": {"<b>": 1.0}}]}
+    for other in ({"method": "slerp", "options": {"t": 0.5}}, ramp, unknown):
+        assert mixing.edited(other, ((mixing.ALL, (2.0, 1.0)),), 3) is None
