@@ -47,7 +47,7 @@ def url(dfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         api.snapshot_download("local/evolved", repo_type="space", local_dir=space)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "EVOMERGE", "HF_"))}
         kept |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": port, "GRADIO_ANALYTICS_ENABLED": "False"}
-        settings = {**kept, **hub.environment(xet=False, home=tmp_path / "home"), "PYTHONUNBUFFERED": "1"}
+        settings = {**kept, **hub.environment(home=tmp_path / "home"), "PYTHONUNBUFFERED": "1"}
         streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         with subprocess.Popen([sys.executable, "-c", START, str(space)], cwd=space, env=settings, **streams) as process:
             said = []
