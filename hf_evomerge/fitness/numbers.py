@@ -32,7 +32,7 @@ _MYRIADS = "万萬億亿兆"
 _PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("\N{MINUS SIGN}"): ord("-"), ord("’"): ord("'")}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _LATEX = [
-    (re.compile(r"\\[dt]?frac\s*\{\s*([^{}]*)\}\s*\{\s*([^{}]*)\}"), r" \1/\2"),  # apart from a whole number before it
+    (re.compile(r"\\[dt]?frac\s*\{\s*+([^{}]*)\}\s*\{\s*+([^{}]*)\}"), r" \1/\2"),  # apart from a whole number before it
     (re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)"), r" \1/\2"),
     (re.compile(rf"(?:マイナス|負の)(?=\s?[0-9{_IDEOGRAPHS}])"), "-"),
     (re.compile(r"(?<=\d)\{([.,])\}(?=\d)"), r"\1"),  # 70{,}000

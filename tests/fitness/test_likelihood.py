@@ -190,3 +190,20 @@ def test_backward_is_the_gradient_of_the_mean(keys: dict[str, Any], examples: li
             ends.append(task.evaluate(model).mean)
             weight.sub_(step * direction)
     assert slope == pytest.approx((ends[0] - ends[1]) / 0.002, rel=0.02)
+
+
+def test_a_greedy_response_is_judged_as_its_tokens_are(examples: list[Example], tokenizer: Any) -> None:
+    """`judge` says of what a model writes greedily what `correct` says of the answer's tokens, whichever answer is right."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(CONFIGS["llama"]).eval()
+    ids = tokenizer(examples[0].prompt, return_tensors="pt", return_token_type_ids=False)
+    written = model.generate(**ids, max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
+    said = tokenizer.decode(written[0, ids["input_ids"].shape[1] :])
+    task = LikelihoodTask(LikelihoodSpec(separator=" ", append_eos=False))
+    for answer, right in ((said, True), (said.split()[0], True), (f"{said} one", None), ("one two", False)):
+        example = Example(examples[0].prompt, answer)
+        task.prepare([example], tokenizer)
+        if right is not None:
+            assert bool(task.evaluate(model).correct[0]) is right
+        assert task.judge(said, example) is bool(right)
+    assert not LikelihoodTask(LikelihoodSpec()).judge(f"{said} one", Example("", said)), "the end is scored too"
