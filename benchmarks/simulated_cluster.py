@@ -14,6 +14,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
-from hf_evomerge.plots.style import DPI, GREY, look, project_style, save
+from hf_evomerge.pictures.matplotlib_painter import DPI, GREY, MARKERS, PALETTE, project_style, save
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.sources import SourceSummary
@@ -238,8 +239,7 @@ def draw(found: dict[str, list[float]], widths: Sequence[float], workers: int, f
     with project_style():
         figure = Figure(figsize=(7, 4.4), dpi=DPI, layout="constrained")
         axes = figure.subplots()
-        for index, (name, shares) in enumerate(found.items()):
-            colour, marker = look(index)
+        for (name, shares), colour, marker in zip(found.items(), cycle(PALETTE), cycle(MARKERS)):
             line = "--" if name.endswith("genomes") else "-"
             axes.plot(widths, shares, color=colour, marker=marker, label=name, linestyle=line, clip_on=False)
         axes.set_xscale("log", base=2)

@@ -272,7 +272,7 @@ class Actions:
     def last(self, stage: str) -> int:
         """The place of the last generation of a stage."""
         published = self.show.published
-        return len(evolution.generations(evolution.of_stage(published.trials, stage))) - 1 if published else 0
+        return len(evolution.grown(published, stage)) - 1 if published else 0
 
     async def run(self, stage: str, generation: float) -> AsyncIterator[list[Any]]:
         """All generations from the one shown, or from the first where it is the last or the one that is shown first."""

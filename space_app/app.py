@@ -388,7 +388,7 @@ class Page:
         known = [stage for _, stage in replayed]
         stage = chosen.stage if chosen and chosen.stage in known else known[-1]
         at = evolution.opening(published, stage)
-        last = len(evolution.generations(evolution.of_stage(published.trials, stage))) - 1
+        last = len(evolution.grown(published, stage)) - 1
         spread, best = views.generation_view(published, stage, at)
         return {
             self.replayer: gr.Column(visible=True),

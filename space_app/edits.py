@@ -11,6 +11,7 @@ from published import MAX_HOP_TEXT, Published, as_float
 from texts import SpaceError, counted, number
 
 from hf_evomerge.errors import RecipeError
+from hf_evomerge.pictures.path import hop_words
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
@@ -129,19 +130,9 @@ def _scale(value: object, at: int) -> float:
     return checked
 
 
-def name_of(labels: Sequence[str], source: int) -> str:
-    """The name of a source."""
-    return labels[source] if 0 <= source < len(labels) else f"source {source}"
-
-
 def describe(hop: str, scale: float, labels: Sequence[str]) -> str:
     """A hop in words, such as ``maths, layer 3, scale 0.9``."""
-    parts = [
-        f"{name_of(labels, term.source)}, layer {term.layer}"
-        + ("" if term.weight == 1 else f" (\N{MULTIPLICATION SIGN} {number(term.weight)})")
-        for term in LayerPath.parse([hop]).hops[0].terms
-    ]
-    return " + ".join(parts) + f", scale {number(scale)}"
+    return f"{hop_words(LayerPath.parse([hop]).hops[0], labels)}, scale {number(scale)}"
 
 
 def difference(before: Route, after: Route) -> str:

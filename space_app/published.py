@@ -13,6 +13,7 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Example, GenerationTask, JudgingTask, Task, make_task, parse_task
 from hf_evomerge.fitness.answers import RegexExtract
 from hf_evomerge.fitness.numbers import Decimal
+from hf_evomerge.pictures.trials import FITNESS, Objective, Point, Trial
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 
@@ -20,7 +21,6 @@ MAX_TRIALS = 50_000
 MAX_OBJECTIVES = 8
 _NO_NORM_IN_FRONT = ("olmo2", "olmo3", "exaone4")  # their layers read the stream as it is
 MAX_HOP_TEXT = 400
-FITNESS = "fitness"  # the first of several objectives
 
 
 @dataclass(frozen=True)
@@ -42,62 +42,6 @@ class Parent:
     role: str = "parent"
     missing: str = ""
     license: str = ""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial of the search; `path` and `scales` in data flow space, `parameters` in parameter space.
-
-    `examples` is how many it was scored on; 0 where the record does not say it. `cost` is in scores of all examples. `others`
-    are the values of the objectives beside the fitness.
-    """
-
-    stage: str
-    number: int
-    generation: int
-    fitness: float | None
-    accuracy: float | None = None
-    path: tuple[str, ...] = ()
-    scales: tuple[float, ...] = ()
-    recipe: str = ""
-    examples: int = 0
-    cost: float = 1.0
-    others: Mapping[str, float] = field(default_factory=dict)
-
-    def value(self, objective: str) -> float | None:
-        """The fitness or another objective; None where there is none."""
-        return self.fitness if objective == FITNESS or self.fitness is None else self.others.get(objective)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One of several objectives: its name, and what it is measured in."""
-
-    name: str
-    unit: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.unit})" if self.unit else self.name
-
-
-@dataclass(frozen=True)
-class Point:
-    """One model that no other of the search beats in every objective.
-
-    Attributes:
-        number: What it is picked by.
-        stage, trial: The trial that found it.
-        search: The objectives on the search split.
-        judged: The same where the results are measured; empty where it was not scored there.
-        winner: Whether it is the model that the search ended with.
-    """
-
-    number: int
-    stage: str
-    trial: int
-    search: Mapping[str, float]
-    judged: Mapping[str, float]
-    winner: bool
 
 
 @dataclass(frozen=True)

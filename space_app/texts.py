@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness.numbers import Decimal, count_numbers, last_number
+from hf_evomerge.pictures.scene import counted, number
 
 MAX_PROMPT = 8_000
 
@@ -68,13 +68,6 @@ _EMPTY = '<span class="ev-faint">(an empty answer)</span>'
 def escape(text: object) -> str:
     """Text as it may stand in HTML, in an attribute or between tags."""
     return html.escape(str(text), quote=True)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number in a few digits, with a proper minus; a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "\N{EN DASH}"
-    return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
 
 
 def clean_prompt(prompt: object) -> tuple[str, str]:
@@ -137,11 +130,6 @@ def _script(text: str) -> str:
     names = [unicodedata.name(letter, "").split(" ")[0].split("-")[0] for letter in text if letter.isalpha()]
     scripts = ["CJK" if name in ("HIRAGANA", "KATAKANA") else name for name in names]
     return max(sorted(set(scripts)), key=scripts.count, default="")
-
-
-def counted(count: int, noun: str) -> str:
-    """A number with its noun, in the plural where it is not one."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def listed(words: Sequence[str]) -> str:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import edits
 import mixing
-from charts import fitness_picture, fitness_range, front_picture, shows_accuracy, spread_picture
-from evolution import generations, in_steps, of_stage, stages, whole, winner, without_first
+from evolution import grown, winner
 from pictures import path_picture, weights_picture
-from published import Published, Trial, as_float, listing, mapping, merge_of
+from published import Published, as_float, listing, mapping, merge_of
 from texts import Card, counted, details, escape, listed, message, number, table
 
 from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.pictures.fitness import fitness_name, fitness_range, fitness_scene, shows_accuracy, spread_scene
+from hf_evomerge.pictures.front import front_scene
+from hf_evomerge.pictures.svg import responsive
+from hf_evomerge.pictures.trials import Trial, in_steps, of_stage, stages, whole, without_first
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.stage_names import STAGES
 
@@ -158,14 +162,14 @@ def fitness_view(published: Published) -> str:
     """The picture of all trials and the table of the results."""
     if not published.trials:
         return message(NO_STUDY) + results_table(published)
-    picture = fitness_picture(without_first(published.trials), published.levels, published.unit)
+    trials, name = without_first(published.trials), fitness_name(published.unit)
+    picture = responsive(lambda width: fitness_scene(trials, published.levels, name, width)) if trials else ""
     words = (
         "Each dot is a trial: one model that was tried. A triangle is one that lies lower than the picture, a cross one that "
         "failed. The dark shade holds the middle half of the trials, the light one the middle 80\N{NO-BREAK SPACE}%. The thick "
         "line is the best so far of those scored on all search examples"
     )
     words += ", the dotted one its share of right answers (axis on the right)." if shows_accuracy(published.trials) else "."
-    trials = without_first(published.trials)
     if len(whole(trials)) < sum(trial.fitness is not None for trial in trials):
         words += (
             " Dots above it were scored on a part of the examples only, and owe something to luck; it begins where the first "
@@ -185,9 +189,11 @@ def front_view(published: Published) -> str:
     objectives, points, trials = published.objectives, published.front, without_first(published.trials)
     if not objectives or not points:
         return ""
-    pictures = "".join(
-        front_picture(trials, points, (objectives[0], other), published.parent_values) for other in objectives[1:]
-    )
+    drawn = ""
+    for pair in ((objectives[0], other) for other in objectives[1:]):
+        shown = [point for point in points if all(objective.name in point.search for objective in pair)]
+        if shown:
+            drawn += responsive(partial(front_scene, trials, shown, pair, published.parent_values))
     split = str(mapping(published.study.get("results")).get("split", "test"))
     heads = ["point", "trial", *(f"{one.name}, search" for one in objectives), *(f"{one.name}, {split}" for one in objectives)]
     rows = [
@@ -204,7 +210,7 @@ def front_view(published: Published) -> str:
         "Blue points are the front: whatever else was tried and is better than one of them in one objective is worse in "
         "another. The ring is the model on this page, diamonds are the parents. Hover, tap or use the arrow keys for details."
     )
-    return f'<h2>The front</h2>{pictures}<p class="ev-faint">{words}</p>{details("The same as a table", listed)}'
+    return f'<h2>The front</h2>{drawn}<p class="ev-faint">{words}</p>{details("The same as a table", listed)}'
 
 
 def results_table(published: Published) -> str:
@@ -263,14 +269,15 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
         at: The generation, as a place among those of the stage.
     """
     trials = of_stage(published.trials, stage)
-    grown = generations(trials)
-    if not grown:
+    every = grown(published, stage)
+    if not every:
         return message(NO_STUDY), ""
-    one = grown[max(0, min(at, len(grown) - 1))]
+    one = every[max(0, min(at, len(every) - 1))]
     chosen = winner(published)
     here = chosen if chosen in trials else None
-    levels = fitness_range([one.best for one in grown if one.best] if in_steps(grown) else trials, {})
-    spread = spread_picture(grown, grown.index(one), levels, stage, published.unit, here.generation if here else None)
+    levels = fitness_range([each.best for each in every if each.best] if in_steps(every) else trials, {})
+    shown = (every, one.number, levels, stage, fitness_name(published.unit), here.generation if here else None)
+    spread = responsive(partial(spread_scene, *shown)) if any(each.fitness for each in every) else ""
     spread += _about_winner(published, chosen, here=here is not None)
     if one.best is None:
         return spread, message(f"All trials of generation {one.number} failed.", "warning")
@@ -289,9 +296,8 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
     if best.path:
         room = max(len(trial.path) for trial in trials)
         way = edits.Route(best.path, best.scales)
-        return spread, title + path_picture(
-            way, published.labels, published.layers, gated=published.gated, hops=room, listed=False
-        )
+        drawn = path_picture(way, published.labels, published.layers, gated=published.gated, hops=room, listed=False)
+        return spread, title + drawn
     merge = _merge_of(best.recipe)
     return spread, title + (weights_picture(merge, published.sources) if merge else "")
 

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "building": {"modeling", "merging", "routing", "checkpoints", "recipes", "errors"},
     "mergekit": {"merging", "recipes", "errors"},
     "fitness": {"checkpoints", "recipes", "errors"},
-    "plots": {"recipes", "errors"},
+    "pictures": {"recipes", "errors"},
     "local_hub": {"errors"},
 }
 UPPER = ["search", "hub", "cli", "demo"]  # each is kept out of everything in ALLOWED
@@ -48,7 +48,7 @@ LIGHT += [
     "hf_evomerge.search.study.study",
     "hf_evomerge.search.loop",
     "hf_evomerge.search.results.result",
-    "hf_evomerge.plots",
+    "hf_evomerge.pictures",
 ]
 
 

@@ -17,7 +17,7 @@ from records import Record, examples
 
 from hf_evomerge import Scores
 from hf_evomerge.fitness.comparison import compare
-from hf_evomerge.plots.style import COLOURS, DPI, GREY, MARKERS, project_style, save
+from hf_evomerge.pictures.matplotlib_painter import DPI, GREY, MARKERS, PALETTE, project_style, save
 
 SHOWN = (25, 50, 75, 100, 150, 200, 600)
 REFERENCE = ("ps-cma", 600)
@@ -307,7 +307,7 @@ def plot_sizes(
         ):
             shown = [(label, of) for label, of in lines.items() if len(of) > 1]
             for index, (label, of) in enumerate(shown):
-                colour, values = COLOURS[index % len(COLOURS)], [[test[what] for test in of[count]] for count in of]
+                colour, values = PALETTE[index % len(PALETTE)], [[test[what] for test in of[count]] for count in of]
                 axes.fill_between(list(of), [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0)
                 marker = MARKERS[index % len(MARKERS)]
                 axes.plot(list(of), [fmean(v) for v in values], color=colour, marker=marker, markersize=5, label=label)
@@ -341,7 +341,7 @@ def _lines(results: Results, names: Sequence[str]) -> list[tuple[str, str]]:
 def _draw(axes: Any, results: Results, label: str, name: str, index: int) -> None:
     values = {cost: found for cost in SHOWN if (found := results.at(name, cost))}
     costs, spans = list(values), [[number for _, number in found] for found in values.values()]
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
     axes.fill_between(costs, [min(span) for span in spans], [max(span) for span in spans], color=colour, alpha=0.15, lw=0)
     axes.plot(
         costs,

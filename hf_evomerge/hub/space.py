@@ -29,7 +29,7 @@ PREVIEWS = tuple(f"{IMAGES_FOLDER}/{name}.png" for name in ("path", "weights", "
 _PACKAGE = Path(__file__).parents[1]
 LEFT_OUT = frozenset(
     {"__main__.py", "_bundled", "building", "checkpoints", "cli", "demo", "hub", "local_hub", "mergekit", "merging"}
-    | {"plots", "routing", "search"}
+    | {"routing", "search"}
 )
 """The rooms of the package that the app does without. All others are uploaded beside it, so that it needs no release."""
 _LOCAL_EXAMPLES = 6

@@ -22,7 +22,7 @@ from pyarrow import parquet
 from hf_evomerge.errors import EvoMergeError, FitnessError, SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.hub.record import _public_settings, write_record
-from hf_evomerge.plots import Front, front_figure
+from hf_evomerge.pictures.marks import Group, Line, Symbol
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.sources import SourceSummary
@@ -34,6 +34,7 @@ from hf_evomerge.search.optimizers.ask_tell import Start
 from hf_evomerge.search.optimizers.nsga import ParetoOptimizer, hypervolume, knee, non_dominated, spread
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results.front import front, picked
+from hf_evomerge.search.results.plots import front_scenes
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
@@ -375,23 +376,15 @@ def test_files_of_objectives_are_found_from_everywhere_and_published_by_name(
     assert str(tiny) not in json.dumps(published)
 
 
-def test_the_picture() -> None:
-    """Each objective has a panel with the fitness over it, in which the front stands where its values are."""
-    rng = np.random.default_rng(0)
-    points = np.array([[0.9, 12.0, 3e6], [0.5, 6.0, 2e6]])
-    picture = Front(
-        ("fitness", "hops", "parameters"),
-        rng.random((20, 3)),
-        points,
-        winner=1,
-        parents={"a": [0.4, 8.0, 2e6]},
-        random=rng.random((5, 3)),
-        volumes={"dfs": [(8.0, 0.4), (16.0, 0.6)], "random": [(24.0, 0.2)]},
-        units={"hops": "layers", "parameters": ""},
-    )
-    figure = front_figure(picture)
-    panels = figure.axes
-    assert [axes.get_xlabel() for axes in panels] == ["hops (layers)", "parameters", "evaluations"]
-    (drawn,) = (each for each in panels[0].collections if each.get_gid() == "front:hops")
-    assert np.array_equal(drawn.get_offsets(), points[:, [1, 0]])
-    assert {line.get_gid() for line in panels[2].lines} == {"volume:dfs", "volume:random"}
+def test_the_picture(tmp_path: Path) -> None:
+    """Each objective has a panel with the fitness over it, in which the front is where its values are; volumes come last."""
+    study, result = _search(tmp_path, ToyRunner())
+    *panels, volumes = front_scenes(validate(SearchConfig, TOY, SearchError), study, result.winner)
+    assert [scene.label.split(":")[0] for scene in panels] == ["fitness over hops", "fitness over other"]
+    for scene, name in zip(panels, ("hops", "other"), strict=True):
+        points = [mark.at for mark in scene.marks() if isinstance(mark, Symbol) and mark.look == "point" and mark.at != (0, 0)]
+        expected = [(point.searched.others[name].mean, point.searched.mean) for point in result.front]
+        assert set(expected) <= set(points)
+        assert sum(isinstance(mark, Group) and mark.tip.endswith("; this model") for mark in scene.marks()) == 1
+    lines = {mark.colour for mark in volumes.marks() if isinstance(mark, Line) and mark.look == "best"}
+    assert lines == {"dfs", "grey"}

@@ -1,49 +1,34 @@
-"""The pictures of a search: which curves a study gives."""
+"""The pictures of a search: which trials of a study they show."""
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-import pytest
-
-from hf_evomerge import plots
 from hf_evomerge.fitness import Scores
-from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.results.plots import draw_pictures, stage_curves
-from hf_evomerge.search.study.paths import settings_of
-from hf_evomerge.search.study.study import Study, Trial
+from hf_evomerge.search.results.plots import drawn_trials
+from hf_evomerge.search.study.study import Study
 
 
-def _trial(stage: str, number: int, score: float | None) -> Trial:
-    """A trial as a study returns it; failed where there is no score."""
-    scores = Scores.failed("broken") if score is None else Scores([score])
-    return Trial(stage, number, number // 2, np.zeros(1), None, scores)
+def test_trials_are_drawn_as_the_study_has_them(hybrid_search: Path) -> None:
+    """Each trial has its fitness, its accuracy, its examples, its cost and its objectives; stages are in the order they ran."""
+    study = Study.open(hybrid_search)
+    drawn = drawn_trials(study, ["fitness"])
+    assert list(dict.fromkeys(trial.stage for trial in drawn)) == ["ps", "dfs"]
+    for stage in ("ps", "dfs"):
+        mine, theirs = [trial for trial in drawn if trial.stage == stage], study.trials(stage)
+        assert [(t.number, t.generation, t.fitness, t.cost) for t in mine] == [
+            (t.number, t.generation, t.fitness, t.cost) for t in theirs
+        ]
+        assert [trial.examples for trial in mine] == [trial.scores.values.size for trial in theirs]
+        assert [trial.accuracy for trial in mine] == [trial.scores.accuracy for trial in theirs]
+        assert mine[0].others == {"fitness": mine[0].fitness}
+    study.close()
 
 
-def test_stages_follow_each_other_and_random_search_runs_beside_them() -> None:
-    """DFS begins where PS ended; random search begins at 0; a failed trial stays failed."""
-    trials = [_trial("dfs", 0, -0.5), _trial("ps", 0, -2.0), _trial("ps", 1, None), _trial("random", 0, -3.0)]
-    curves = {curve.label: curve for curve in stage_curves(trials)}
-    assert {label: curve.x.tolist() for label, curve in curves.items()} == {"ps": [1, 2], "dfs": [3], "random": [1]}
-    assert curves["ps"].fitness == (-2.0, None)
-    assert curves["ps"].title == "parameter space"
-
-
-def test_the_best_so_far_is_of_trials_scored_on_all_examples() -> None:
-    """The luckiest batch is no result: the line begins at the first trial that was scored on all examples."""
-    sizes = [(1, -0.1), (2, -0.9), (1, -0.2), (2, -0.7), (2, -0.8)]
-    trials = [Trial("ps", n, n, np.zeros(1), None, Scores([score] * size)) for n, (size, score) in enumerate(sizes)]
-    (curve,) = stage_curves(trials)
-    assert np.array_equal(curve.best, [np.nan, -0.9, -0.9, -0.7, -0.7], equal_nan=True)
-
-
-def test_the_fitness_has_its_unit_on_its_axis(hybrid_search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The picture of a search by likelihood says what its fitness is measured in."""
-    labels: list[str] = []
-    monkeypatch.setattr(plots, "plot_fitness", lambda *_, ylabel: labels.append(ylabel))
-    with closing(Study.open(hybrid_search)) as study:
-        winner = Recipe.load(hybrid_search / "recipe.yaml")
-        draw_pictures(settings_of(study), study, winner, [4, 4], tmp_path / "plots")
-    assert labels == ["fitness (nats per answer)"]
+def test_a_failed_trial_stays_failed(hybrid_search: Path) -> None:
+    """It has neither a fitness nor examples."""
+    assert Scores.failed("broken").mean is None
+    study = Study.open(hybrid_search)
+    failed = [trial for trial in drawn_trials(study) if trial.fitness is None]
+    assert all(trial.examples == 0 for trial in failed)
+    study.close()

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ... import plots
 from ...fitness.scores import Scores
+from ...pictures.fitness import fitness_name, fitness_scene
+from ...pictures.front import front_scene, volumes_scene
+from ...pictures.matplotlib_painter import save_scenes
+from ...pictures.path import path_scene
+from ...pictures.scene import Scene
+from ...pictures.trials import Objective, Point
+from ...pictures.trials import Trial as Drawn
+from ...pictures.weights import weights_of, weights_scene
 from ...recipes.recipe import Recipe
+from ...recipes.stage_names import STAGES
 from ..file.config import SearchConfig
 from ..file.objectives import FITNESS, values
-from ..file.stages import STAGES
 from ..file.tasks import units
 from ..study.study import Study, Trial
 from .front import front, volumes
+
+_CHART, _PANEL = 860, 420  # pixels: cards are narrower than the widest pages
 
 
 def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Sequence[int], folder: Path) -> None:
@@ -33,72 +39,76 @@ def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Se
     """
     folder.mkdir(exist_ok=True)
 
-    def file(name: str) -> Path:
-        return folder / f"{name}.png"
+    def save(name: str, *scenes: Scene) -> None:
+        save_scenes(scenes, folder / f"{name}.png")
 
-    curves = stage_curves(study.trials())
+    trials = drawn_trials(study, config.objective_names)
     apart = {stage.name: stage.fitness.task for stage in config.stages if stage.fitness is not None}
-    own = [curve for curve in curves if curve.label not in apart]
-    unit = units(config)[FITNESS]
-    plots.plot_fitness(own, parent_levels(config, study), file("fitness"), ylabel=f"fitness ({unit})" if unit else "fitness")
-    if others := [curve for curve in curves if curve.label in apart]:
-        plots.plot_fitness(others, {}, file("fitness-first"), ylabel=", ".join(dict.fromkeys(apart.values())))
+    own = [trial for trial in trials if trial.stage not in apart]
+    name = fitness_name(units(config)[FITNESS])
+    save("fitness", fitness_scene(own, parent_levels(config, study), name, _CHART))
+    if others := [trial for trial in trials if trial.stage in apart]:
+        save("fitness-first", fitness_scene(others, {}, ", ".join(dict.fromkeys(apart.values())), _CHART))
     if config.objectives:
-        plots.plot_front(front_of(config, study, winner), file("front"))
+        save("front", *front_scenes(config, study, winner))
     names = config.source_names
-    if winner.merge is not None:
-        plots.plot_weights(winner.merge, [names[i] for i in winner.merge_sources], file("weights"))
+    if winner.merge is not None and (weights := weights_of(winner.merge.model_dump(), names)).rows:
+        save("weights", weights_scene(weights))
     if winner.flow is not None:
-        merged = [layers[winner.merge_sources[0]]] if winner.merge is not None else []
-        labels = [*names, *(["merged"] if merged else [])]
-        plots.plot_path(winner.flow.to_path(), [*layers, *merged], labels, file("path"), gated=config.dfs.scales == "gate")
+        if winner.merge is not None:
+            names, layers = [*names, "merged"], [*layers, layers[winner.merge_sources[0]]]
+        gated = config.dfs.scales == "gate"
+        save("path", path_scene(winner.flow.to_path(), names, layers, gated=gated, width=None))
 
 
-def front_of(config: SearchConfig, study: Study, winner: Recipe) -> plots.Front:
-    """The front of a study, on the search split, with the parents."""
-    names = tuple(config.objective_names)
+def front_scenes(config: SearchConfig, study: Study, winner: Recipe) -> list[Scene]:
+    """The front of a study on the search split, over each objective beside the fitness, and how it grew."""
+    names = config.objective_names
+    trials = [trial for trial in drawn_trials(study, names) if trial.stage in (*config.spaces, "random")]
+    points = [
+        Point(point.number, point.stage, point.trial, _known(point.searched, names), {}, point.key == winner.key)
+        for point in front(config, study)
+    ]
+    parents = {name: _known(scores, names) for name, scores in parent_scores(config, study).items()}
+    first, *others = [Objective(name, unit) for name, unit in units(config).items()]
+    scenes = [front_scene(trials, points, (first, other), parents, _PANEL) for other in others]
+    return [*scenes, volumes_scene(grown, _PANEL)] if (grown := volumes(config, study)) else scenes
 
-    def table(scores: Sequence[Scores]) -> NDArray[np.float64]:
-        rows = [[np.nan if value is None else value for value in values(each, names).values()] for each in scores]
-        return np.array(rows, dtype=np.float64).reshape(-1, len(names))
 
-    def trials(*stages: str) -> NDArray[np.float64]:
-        return table([trial.scores for stage in stages for trial in study.trials(stage) if trial.fitness is not None])
+def drawn_trials(study: Study, names: Sequence[str] = ()) -> list[Drawn]:
+    """The trials of a study, stage by stage, as pictures take them.
 
-    points = front(config, study)
-    return plots.Front(
-        names,
-        trials(*config.spaces),
-        table([point.searched for point in points]),
-        next((point.number for point in points if point.key == winner.key), None),
-        {name: table([scores])[0].tolist() for name, scores in parent_scores(config, study).items()},
-        trials("random") if "random" in config.baselines else None,
-        volumes(config, study),
-        units(config),
+    Args:
+        study: The study.
+        names: The objectives of the search.
+    """
+    return [_drawn(trial, names) for stage in STAGES for trial in study.trials(stage)]
+
+
+def _drawn(trial: Trial, names: Sequence[str]) -> Drawn:
+    scores = trial.scores
+    return Drawn(
+        trial.stage,
+        trial.number,
+        trial.generation,
+        trial.fitness,
+        accuracy=scores.accuracy,
+        examples=scores.values.size,
+        cost=trial.cost,
+        others=_known(scores, names),
     )
 
 
-def stage_curves(trials: Sequence[Trial]) -> list[plots.Curve]:
-    """The curves of a study from all its trials: each stage goes on where the one before ended; a random search begins at 0."""
-    curves, spent = [], 0.0
-    for stage in STAGES:
-        found = [trial for trial in trials if trial.stage == stage]
-        costs = tuple(trial.cost for trial in found)
-        fitness, generations = tuple(trial.fitness for trial in found), tuple(trial.generation for trial in found)
-        most = max((trial.scores.values.size for trial in found), default=0)
-        whole = tuple(trial.scores.values.size == most for trial in found)
-        begin = 0.0 if stage == "random" else spent
-        if found:
-            curves.append(plots.Curve(stage, fitness, generations, begin, STAGES[stage], costs, whole))
-        spent += sum(costs)
-    return curves
+def _known(scores: Scores, names: Sequence[str]) -> dict[str, float]:
+    """The objectives that have a value."""
+    return {name: value for name, value in values(scores, names).items() if value is not None}
 
 
 def parent_scores(config: SearchConfig, study: Study) -> dict[str, Scores]:
     """Scores of the base and the sources on the search split, by their short names; without those that failed."""
     names = {"base": "base", **{f"source:{i}": name for i, name in enumerate(config.source_names)}}
-    found = {name: study.evaluation(label, "search") for label, name in names.items()}
-    return {name: scores for name, scores in found.items() if scores is not None and scores.error is None}
+    scored = {name: study.evaluation(label, "search") for label, name in names.items()}
+    return {name: scores for name, scores in scored.items() if scores is not None and scores.error is None}
 
 
 def parent_levels(config: SearchConfig, study: Study) -> dict[str, float]:

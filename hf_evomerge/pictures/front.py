@@ -1,0 +1,133 @@
+"""The front of a search for several objectives: every trial, the models that nothing beats, and how the front grew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..recipes.stage_names import STAGES
+from .fitness import MOST_DOTS, chart_axes, dot, fitness_range, stage_colour
+from .marks import Group, Line, Mark, Symbol, Text
+from .scene import NARROW, PIXELS, WIDE, Axes, Panel, Scene, grid, legend, number
+from .trials import Objective, Point, Trial, stages
+
+_NAMED = {True: 5, False: 12}  # points of a front that have their number beside them, on phones and on wide screens
+_RANDOM: dict[str, Any] = {"look": "failed", "shape": "cross"}  # a random search is told apart without colour
+
+
+def front_scene(
+    trials: Sequence[Trial],
+    points: Sequence[Point],
+    objectives: tuple[Objective, Objective],
+    parents: Mapping[str, Mapping[str, float]],
+    width: int = WIDE,
+) -> Scene:
+    """Draw one objective over another: every trial, the models that no other beats, the one on show, and the parents.
+
+    Args:
+        trials: The trials.
+        points: The front, of at least one model; a line joins its points where there are no other objectives.
+        objectives: What goes up, and what goes to the right.
+        parents: Their values by objective, by name.
+        width: The width in pixels that there is.
+    """
+    narrow = width == NARROW
+    up, right = (objective.name for objective in objectives)
+    known = {name: (values[right], values[up]) for name, values in parents.items() if right in values and up in values}
+    alive = [(trial, x, y) for trial in trials if (x := trial.value(right)) is not None and (y := trial.value(up)) is not None]
+    levels = {name: y for name, (_, y) in known.items()} | {f"point {point.number}": point.search[up] for point in points}
+    across = [x for _, x, _ in alive] + [x for x, _ in known.values()] + [point.search[right] for point in points]
+    margin = 0.05 * ((max(across) - min(across)) or 1.0)
+    x_range = (min(across) - margin, max(across) + margin)
+    count = min(max(width // 70, 4), 10)
+    if all(x == int(x) for x in across):  # hops: no marks between them
+        count = min(count, math.ceil(x_range[1] - x_range[0]))
+    axes = chart_axes(width, 330 if narrow else 430, x_range, fitness_range(trials, levels))
+    marks = grid(axes, x_name=str(objectives[1]), y_name=str(objectives[0]), x_ticks=count)
+    for trial, x, y in alive[:: max(1, math.ceil(len(alive) / MOST_DOTS))]:
+        words = f"Trial {trial.number}, generation {trial.generation}: {_values(objectives, (y, x))}"
+        mark = dot(axes, (x, y), words)
+        if trial.stage == "random" and mark.look == "dot":
+            mark = replace(mark, **_RANDOM)
+        marks.append(Group((mark,), colour=stage_colour(trial.stage)))
+    marks += [*_parents(axes, known, objectives, narrow), *_points(points, objectives, narrow)]
+    label = f"{objectives[0].name} over {objectives[1].name}: {len(trials)} trials, of which {len(points)} are on the front. "
+    panels = (Panel(axes, marks), Panel(PIXELS, _legend(axes, trials, width, bool(known))))
+    return Scene(width, axes.bottom + 40, panels, f"{label}Arrow keys go from point to point.")
+
+
+def volumes_scene(volumes: Mapping[str, Sequence[tuple[float, float]]], width: int = WIDE) -> Scene:
+    """Draw the hypervolume of the front over evaluations, a line per stage.
+
+    Args:
+        volumes: Evaluations and the share of the box between the worst and the best values, by stage.
+        width: The width in pixels that there is.
+    """
+    spots = [spot for line in volumes.values() for spot in line]
+    top = max(y for _, y in spots) * 1.08 or 1.0
+    axes = chart_axes(width, 430, (0.0, max(x for x, _ in spots)), (0.0, top))
+    name = "hypervolume (share of the box between worst and best)"
+    marks = grid(axes, x_name="evaluations", y_name=name, x_ticks=4)
+    lines = {stage: Line(tuple(line), "best", stage_colour(stage), steps=True) for stage, line in volumes.items()}
+    entries = [(line, STAGES.get(stage, stage), stage) for stage, line in lines.items()]
+    panels = (Panel(axes, (*marks, *lines.values())), Panel(PIXELS, legend(axes.left, width, entries)))
+    return Scene(width, axes.bottom + 40, panels, "Hypervolume of the front over evaluations.")
+
+
+def _values(objectives: Sequence[Objective], values: Sequence[float]) -> str:
+    return ", ".join(f"{objective.name} {number(value, 4)}" for objective, value in zip(objectives, values, strict=True))
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    return _values([Objective(name) for name in values], list(values.values()))
+
+
+def _parents(axes: Axes, known: Mapping[str, tuple[float, float]], objectives: Sequence[Objective], narrow: bool) -> list[Mark]:
+    names, marks = dict[tuple[float, float], str](), list[Mark]()
+    for name, place in known.items():  # those at one place have one mark
+        names[place] = f"{names[place]}, {name}" if place in names else name
+    for place, name in names.items():
+        tip = f"{name}: {_values(objectives, place[::-1])}"
+        marks.append(Symbol(place, 6.5, "parent", shape="diamond", tip=tip))
+        label = name[: 24 if narrow else 60]
+        if axes.x(place[0]) > (axes.left + axes.right) / 2:
+            marks.append(Text(place, label, "tick halo", anchor="end", shift=(-9, 15)))
+        else:
+            marks.append(Text(place, label, "tick halo", shift=(9, 15)))
+    return marks
+
+
+def _points(points: Sequence[Point], objectives: Sequence[Objective], narrow: bool) -> list[Mark]:
+    up, right = (objective.name for objective in objectives)
+    places = [(point.search[right], point.search[up]) for point in points]
+    marks: list[Mark] = []
+    if all(len(point.search) == 2 for point in points):
+        marks.append(Line(tuple(sorted(places, key=lambda place: place[0])), "median", "s0"))
+    count = min(_NAMED[narrow], len(points))
+    named = {round(at * (len(points) - 1) / max(count - 1, 1)) for at in range(count)}
+    for at, (point, place) in enumerate(zip(points, places, strict=True)):
+        words = f"Point {point.number}, trial {point.trial} of {STAGES.get(point.stage, point.stage)}: "
+        words += _listed(point.search) + (f"; held out: {_listed(point.judged)}" if point.judged else "")
+        own: list[Mark] = [Symbol(place, 9.0, "chosen")] if point.winner else []
+        own.append(Symbol(place, 4.5, "point"))
+        if at in named or point.winner:
+            own.append(Text(place, str(point.number), "value halo", shift=(8, -8)))
+        marks.append(Group(own, "cell", "s0", words + ("; this model" if point.winner else "")))
+    return marks
+
+
+def _legend(axes: Axes, trials: Sequence[Trial], width: int, parents: bool) -> list[Mark]:
+    order = [stage for stage in stages(trials) if stage != "random"]
+    entries = []
+    for stage in order:
+        words = stage.upper()[:8] if len(order) > 1 else "trials"
+        entries.append((Symbol((0, 0), 2.4, "dot", stage_colour(stage)), words, words))
+    if len(order) < len(stages(trials)):
+        entries.append((Symbol((0, 0), 2.4, colour="grey", **_RANDOM), "random search", "random"))
+    entries.append((Symbol((0, 0), 4.5, "point", "s0"), "front", "front"))
+    entries.append((Symbol((0, 0), 6.0, "chosen"), "this model", "this"))
+    if parents:
+        entries.append((Symbol((0, 0), 5.0, "parent", shape="diamond"), "parents", "parents"))
+    return legend(axes.left - 24 * (width == NARROW), width, entries)

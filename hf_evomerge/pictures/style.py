@@ -1,0 +1,94 @@
+"""How looks are painted. On a page the style sheet says the same of each look, by the class of its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+INK, SUBDUED, PAPER, RULE = "#1f2937", "#566273", "#ffffff", "#e4e4e7"
+COLOURS = {
+    # sources, after Okabe and Ito without yellow; their symbols tell them apart without colour
+    "s0": "#0072b2",
+    "s1": "#c75100",
+    "s2": "#00805e",
+    "s3": "#b0558d",
+    "s4": "#9a6700",
+    "s5": "#3a7ca5",
+    # stages of a search, of no source's colour
+    "ps": "#7b3fbf",
+    "dfs": "#6b4e00",
+    "joint": "#4a2a80",
+    "dfs-first": "#8f6400",
+    "ps-first": "#b0327a",
+    "grey": "#6b7280",
+}
+"""On white; `space_app/style.css` has the same, and lighter ones for dark pages."""
+
+SHAPES: dict[str, tuple[tuple[float, float], ...]] = {
+    "circle": (),
+    "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    "up": ((0, -1.1), (1, 0.8), (-1, 0.8)),
+    "down": ((0, 1.1), (1, -0.8), (-1, -0.8)),
+    "diamond": ((0, -1.15), (1.15, 0), (0, 1.15), (-1.15, 0)),
+    "hexagon": ((-0.5, -1), (0.5, -1), (1, 0), (0.5, 1), (-0.5, 1), (-1, 0)),
+    "right": ((-1, -1.3), (1, 0), (-1, 1.3)),
+    "cross": ((-1, -1), (1, 1), (0, 0), (1, -1), (-1, 1), (0, 0)),
+}
+"""Corners of symbols whose half width is 1, downwards as on screens."""
+SOURCE_SHAPES = ("circle", "square", "up", "down", "diamond", "hexagon")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a mark is painted: ``own`` is its colour, other words name colours; nothing where empty."""
+
+    fill: str = ""
+    stroke: str = ""
+    width: float = 0.0
+    opacity: float = 1.0
+    dash: tuple[float, ...] = ()
+
+
+LOOKS = {
+    "accuracy": Look(stroke="own", width=1.8, dash=(1.5, 3.5)),
+    "all": Look(fill="own", opacity=0.13),
+    "arrow": Look(fill="grey"),
+    "below": Look(fill="own", opacity=0.55),
+    "best": Look(stroke="own", width=2.6),
+    "chosen": Look(stroke="s1", width=2.2),
+    "cursor": Look(stroke="ink", width=1.6),
+    "dot": Look(fill="own", opacity=0.35),
+    "failed": Look(stroke="own", width=1.0),
+    "flow": Look(stroke="own", opacity=0.6),
+    "gridline": Look(stroke="rule", width=1.0),
+    "join": Look(fill="grey"),
+    "leader": Look(stroke="grey", width=0.7),
+    "level": Look(stroke="grey", width=1.2, dash=(5, 4)),
+    "markshape": Look(fill="own", stroke="paper", width=1.0),
+    "markshape hollow": Look(fill="paper", stroke="own", width=2.0),
+    "median": Look(stroke="own", width=1.2),
+    "middle": Look(fill="own", opacity=0.28),
+    "minus": Look(stroke="own", width=2.0),
+    "pad": Look(),
+    "parent": Look(fill="ink", stroke="paper", width=1.0),
+    "plus": Look(fill="own"),
+    "point": Look(fill="own"),
+    "route": Look(stroke="grey", width=1.2, opacity=0.8),
+    "unused": Look(fill="grey", opacity=0.11),
+    "used": Look(fill="own", opacity=0.16),
+}
+
+
+LETTERS = {
+    "": (12.0, "normal", "ink"),
+    "tick": (11.0, "normal", "subdued"),
+    "title": (13.0, "bold", "ink"),
+    "name": (13.0, "bold", "own"),
+    "value": (12.0, "bold", "own"),
+}
+"""Size in pixels, weight and colour of words. With ``halo`` behind its name, a look keeps marks away from the words."""
+
+
+def paint(name: str, own: str) -> str:
+    """The colour of a name, on white."""
+    fixed = {"own": COLOURS.get(own, INK), "ink": INK, "subdued": SUBDUED, "paper": PAPER, "rule": RULE}
+    return fixed.get(name) or COLOURS[name]

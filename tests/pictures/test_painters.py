@@ -1,0 +1,207 @@
+"""Both painters paint every mark, in the same place, and the same scenes give the same bytes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.pictures.marks import Group, Line, Mark, Rect, Symbol, Text
+from hf_evomerge.pictures.matplotlib_painter import paint_figure, save_scenes
+from hf_evomerge.pictures.path import path_scene
+from hf_evomerge.pictures.scene import MIDDLE, WIDE, Axes, Panel, Scene
+from hf_evomerge.pictures.style import COLOURS, LETTERS, LOOKS, SHAPES, Look
+from hf_evomerge.pictures.svg import paint_svg, responsive
+from hf_evomerge.recipes.layer_path import LayerPath
+
+ROOT = Path(__file__).parents[2]
+STYLES = (ROOT / "space_app" / "style.css").read_text(encoding="utf-8")
+AXES = Axes(10, 20, 110, 120, (0, 10), (0, 5))
+MARKS: dict[str, Mark] = {
+    "line": Line(((0, 0), (10, 5)), "median", "ps"),
+    "steps": Line(((0, 0), (5, 5), (10, 1)), "best", "ps", steps=True),
+    "wide line": Line(((0, 1), (10, 5)), "flow", "ps", width=7.0),
+    "area": Line(((2, 4), (8, 4), (8, 1), (2, 1)), "middle", "ps"),
+    "rectangle": Rect((5, 2.5), (6, 3), "plus", "ps", inset=1.0, strength=0.5),
+    "outline": Rect((5, 2.5), (6, 3), "minus", "ps", inset=2.0, strength=1.0),
+    **{shape: Symbol((5, 2.5), 12.0, "failed" if shape == "cross" else "point", "ps", shape) for shape in SHAPES},
+    "text": Text((5, 2.5), "words", "value", "ps"),
+    "turned text": Text((5, 2.5), "words", "value", "ps", "middle", angle=-90),
+    "group": Group((Symbol((5, 2.5), 12.0, "point"),), "cell", "ps", "a point"),
+}
+CORNERS = {  # in pixels, as AXES put them
+    "line": "10.0,120.0 110.0,20.0",
+    "area": "30.0,40.0 90.0,40.0 90.0,100.0 30.0,100.0",
+    "up": "60.0,56.8 72.0,79.6 48.0,79.6",
+}
+
+
+def scene_of(*marks: Mark) -> Scene:
+    """A picture of 120 x 140 pixels."""
+    return Scene(120, 140, [Panel(AXES, marks)], "a picture")
+
+
+def svg(html: str) -> ElementTree.Element:
+    """The picture in a piece of HTML."""
+    return ElementTree.fromstring(re.findall(r"<svg.*?</svg>", html, flags=re.S)[0])
+
+
+@pytest.mark.parametrize("mark", MARKS.values(), ids=MARKS)
+def test_every_mark_is_painted_by_both(mark: Mark) -> None:
+    """Each mark is an element with the class of its colour on a page, and pixels of that colour inside its axes in a file."""
+    painted = svg(paint_svg(scene_of(mark)))
+    assert len(painted) == 1
+    assert "ev-ps" in painted[0].attrib["class"].split()
+    canvas = FigureCanvasAgg(paint_figure([scene_of(mark)]))
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    inked = np.argwhere(pixels.sum(axis=-1) < 740)
+    assert len(inked) > 20
+    scale = pixels.shape[1] / 120
+    (top, left), (bottom, right) = inked.min(axis=0) / scale, inked.max(axis=0) / scale
+    assert left >= 6
+    assert top >= 15
+    assert right <= 114
+    assert bottom <= 122
+    red, green, blue = pixels[tuple(inked[pixels[tuple(inked.T)].sum(axis=-1).argmin()])]
+    assert green < min(red, blue)  # purple
+
+
+@pytest.mark.parametrize("name", CORNERS)
+def test_corners_are_where_the_axes_put_them(name: str) -> None:
+    """Both painters join the same places, in steps too."""
+    steps = MARKS["steps"]
+    assert svg(paint_svg(scene_of(steps)))[0].attrib["d"] == "M10.0,120.0H60.0V20.0H110.0V100.0"
+    (patch,) = paint_figure([scene_of(steps)]).axes[0].patches
+    corners = [(10, 120), (60, 120), (60, 20), (110, 20), (110, 100)]
+    np.testing.assert_allclose(patch.get_path().vertices[: len(corners)], corners)
+    assert svg(paint_svg(scene_of(MARKS[name])))[0].attrib["points"] == CORNERS[name]
+    (patch,) = paint_figure([scene_of(MARKS[name])]).axes[0].patches
+    places = [tuple(map(float, spot.split(","))) for spot in CORNERS[name].split()]
+    np.testing.assert_allclose(patch.get_path().vertices[: len(places)], places, atol=0.06)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_every_look_is_painted_by_the_style_sheet_too(look: str) -> None:
+    """The style sheet of the Space has a rule for each look, that fills or draws what the look does, as wide and as dense."""
+    wanted = f".ev-{look.split()[-1]}"
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", STYLES)
+    declared = ";".join(inside for selectors, inside in rules if wanted in map(str.strip, selectors.split(",")))
+    assert declared
+    painted = LOOKS[look]
+    assert ("stroke: " in declared) == bool(painted.stroke)
+    if painted.width:
+        assert float(re.findall(r"stroke-width: ([\d.]+)", declared)[0]) == painted.width
+    if painted.opacity < 1:
+        assert float(re.findall(r"opacity: ([\d.]+)", declared)[0]) == painted.opacity
+    if painted.dash:
+        assert tuple(map(float, re.findall(r"dasharray: ([\d. ]+)", declared)[0].split())) == painted.dash
+
+
+def test_colours_are_those_of_the_style_sheet() -> None:
+    """Sources, stages and grey have the same colours in files and on light pages."""
+    for name, colour in COLOURS.items():
+        assert f"--ev-{name.removeprefix('s')}: {colour};" in STYLES
+    (patch,) = paint_figure([scene_of(Symbol((5, 2), 4.0, "point", "s2"))]).axes[0].patches
+    assert to_hex(patch.get_facecolor()) == COLOURS["s2"]
+
+
+def test_a_group_hands_its_colour_on() -> None:
+    """A mark without a colour has that of its group, in files as on pages."""
+    (patch,) = paint_figure([scene_of(Group([Symbol((5, 2), 4.0, "point")], colour="dfs"))]).axes[0].patches
+    assert to_hex(patch.get_facecolor()) == COLOURS["dfs"]
+
+
+def test_invisible_pads_are_on_pages_only() -> None:
+    """A pad can be pressed and is not painted."""
+    assert LOOKS["pad"] == Look()
+    pad = Rect((5, 2), (1, 1), "pad", tip="here")
+    assert svg(paint_svg(scene_of(pad)))[0].attrib["data-tip"] == "here"
+    assert not paint_figure([scene_of(pad)]).axes[0].patches
+
+
+def test_a_page_can_read_and_press_hops() -> None:
+    """A picture has a label; what has words has a role, a label and a tip; a hop that can be selected says which it is."""
+    path = LayerPath.parse("0:0, 0:1, 0:2", [1.0, 0.5, -1.5])
+    picture = svg(paint_svg(path_scene(path, ["a"], [3], selected=1)))
+    assert picture.attrib["role"] == "group"
+    assert picture.attrib["aria-label"] == "Path picture: 3 hops over 3 layers. Arrow keys go from hop to hop."
+    hops = [node for node in picture.iter() if "data-hop" in node.attrib]
+    assert [(hop.attrib["data-hop"], hop.attrib["aria-pressed"]) for hop in hops] == [
+        ("0", "false"),
+        ("1", "true"),
+        ("2", "false"),
+    ]
+    assert all(hop.attrib["role"] == "button" and hop.attrib["aria-label"] == hop.attrib["data-tip"] for hop in hops)
+    assert "ev-selected" in hops[1].attrib["class"]
+    assert "ev-negative" in hops[2].attrib["class"]
+    unpressed = [node for node in svg(paint_svg(path_scene(path, ["a"], [3]))).iter() if node.attrib.get("role") == "img"]
+    assert len(unpressed) == 3
+    assert not any("data-hop" in node.attrib for node in unpressed)
+
+
+def test_no_text_becomes_markup() -> None:
+    """Words, tips and labels are escaped on pages."""
+    evil = "<img src=x onerror=alert(1)>\"'&</svg>"
+    marks = (Text((0, 0), evil), Group([Symbol((0, 0), 1.0, "point")], tip=evil))
+    html = paint_svg(Scene(9, 9, [Panel(AXES, marks)], evil))
+    assert "<img" not in html
+    assert svg(html)[0].text == svg(html).attrib["aria-label"] == svg(html)[1].attrib["data-tip"] == evil
+
+
+def test_there_is_a_picture_for_each_width_of_screens() -> None:
+    """Wide screens, tablets and phones have one each; where the wide one is as narrow as a tablet's, one does for both."""
+    widths: list[int] = []
+
+    def draw(width: int) -> Scene:
+        widths.append(width)
+        return Scene(width, 10, [], "a picture")
+
+    assert re.findall(r'<div class="(ev-[a-rt-z][^"]*)"', responsive(draw)) == ["ev-wide ev-large", "ev-medium", "ev-narrow"]
+    assert sorted(widths) == [348, MIDDLE, WIDE]
+    assert re.findall(r'<div class="(ev-[a-rt-z][^"]*)"', responsive(draw, MIDDLE)) == ["ev-wide", "ev-narrow"]
+
+
+def test_the_same_scenes_give_the_same_bytes(tmp_path: Path) -> None:
+    """Files do not differ between processes with other hash seeds, other settings of matplotlib or another time."""
+    program = (
+        "import sys, matplotlib; matplotlib.rcParams['font.size'] = float(sys.argv[2])\n"
+        "matplotlib.rcParams['text.color'] = 'red'; matplotlib.rcParams['savefig.facecolor'] = 'red'\n"
+        "from hf_evomerge.pictures.fitness import *; from hf_evomerge.pictures.path import *\n"
+        "from hf_evomerge.pictures.matplotlib_painter import save_scenes\n"
+        "trials = [Trial('ps', k, k // 2, value) for k, value in enumerate((-2., None, -1.))]\n"
+        "path = LayerPath.parse('0:0-3, 1:2', [1, .5, 1, 1.2, 1])\n"
+        "scenes = [fitness_scene(trials, {'base': -3.}), path_scene(path, ['a', 'b'], [4, 4])]\n"
+        "save_scenes(scenes, sys.argv[1])\n"
+        "assert 'matplotlib.pyplot' not in sys.modules and matplotlib.rcParams['font.size'] == float(sys.argv[2])\n"
+    )
+    for seed, size in (("1", "9"), ("2", "20")):
+        environment = {"PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": seed, "MPLCONFIGDIR": str(tmp_path)}
+        command = [sys.executable, "-c", program, str(tmp_path / f"{seed}.png"), size]
+        subprocess.run(command, check=True, env=environment, cwd=ROOT)
+    first, second = ((tmp_path / f"{seed}.png").read_bytes() for seed in ("1", "2"))
+    assert first == second
+    assert first[:4] == b"\x89PNG"
+
+
+def test_other_suffixes_are_refused(tmp_path: Path) -> None:
+    """A file that is no .png is an error that says what to write instead."""
+    with pytest.raises(EvoMergeError, match=r"a picture is a \.png file, not \.jpg"):
+        save_scenes([scene_of()], tmp_path / "a.jpg")
+    with pytest.raises(EvoMergeError, match="one without a suffix"):
+        save_scenes([scene_of()], tmp_path / "a")
+
+
+def test_words_are_shown_letter_for_letter() -> None:
+    """A dollar sign in a name is a dollar sign, not the beginning of a formula; every look of words can be painted."""
+    figure = paint_figure([scene_of(*(Text((1, k / 2), "a$b_c$", look) for k, look in enumerate([*LETTERS, "tick halo"])))])
+    figure.draw_without_rendering()
+    assert {text.get_text() for text in figure.axes[0].texts} == {r"a\$b_c\$"}
