@@ -20,11 +20,8 @@ from hf_evomerge.pictures.trials import (
     Objective,
     Point,
     Trial,
-    best_so_far,
     generations,
     of_stage,
-    stages,
-    without_first,
 )
 from hf_evomerge.pictures.weights import weights_of, weights_scene
 from hf_evomerge.recipes.layer_path import LayerPath
@@ -154,37 +151,6 @@ def test_ten_thousand_trials_are_thinned_and_their_best_is_not() -> None:
     scene = fitness_scene(trials, {})
     assert 1000 < len([mark for mark in of_kind(scene, Symbol) if mark.look in ("dot", "below")]) <= 1500
     assert of_kind(scene, Line, "best")[0].points[-1] == (10_000, -0.1)
-
-
-def test_generations_say_spread_and_best() -> None:
-    """Fitness, best trial, best so far and evaluations of each generation; a failed trial has no fitness."""
-    grown = generations(of_stage(SEARCH, "ps"))
-    assert [one.fitness for one in grown] == [(-6.0, -5.0, -4.0), (-90.0, -3.5, -3.0, -2.0), (-2.5,)]
-    assert [one.best.number for one in grown if one.best] == [1, 6, 8]
-    assert [one.so_far for one in grown] == [-4.0, -2.0, -2.0]
-    assert [one.evaluations for one in grown] == [4, 8, 9]
-    assert grown[0].quantile(0.25) == -5.5
-    assert stages(SEARCH) == ["ps", "random"]
-
-
-def test_the_best_of_batches_is_not_the_best() -> None:
-    """The best so far is of trials on all examples, of batches only where there are no others, in lines and generations."""
-    scored = [(-3.0, 16), (-1.0, 16), (-2.5, 128), (None, 0), (-0.5, 16), (-2.0, 128)]
-    trials = [Trial("ps", k, k // 2, fitness, examples=examples) for k, (fitness, examples) in enumerate(scored)]
-
-    def line(trials: Sequence[Trial]) -> list[tuple[float, float | None]]:
-        return [(at, trial.fitness) for at, trial in best_so_far(trials)]
-
-    assert line(trials) == [(3, -2.5), (6, -2.0), (6, -2.0)]
-    assert line(trials[:2]) == [(1, -3.0), (2, -1.0), (2, -1.0)]
-    assert [one.so_far for one in generations(trials)] == [None, -2.5, -2.0]
-
-
-def test_what_runs_first_is_listed_first_and_left_out() -> None:
-    """A stage that runs before another comes before it in the list, and its fitness, another one, stays out of the picture."""
-    trials = [Trial("dfs", 0, 0, 0.5), Trial("ps-first", 0, 0, -3.0), Trial("ps", 0, 0, 0.25)]
-    assert stages(trials) == ["ps-first", "ps", "dfs"]
-    assert [trial.stage for trial in without_first(trials)] == ["dfs", "ps"]
 
 
 def test_a_spread_holds_quantiles_and_marks_a_generation() -> None:

@@ -1,34 +1,61 @@
-"""The pictures of a search: which trials of a study they show."""
+"""The pictures of a search: which trials of a study they show, and what they are called."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
 
 from hf_evomerge.fitness import Scores
-from hf_evomerge.search.results.plots import drawn_trials
-from hf_evomerge.search.study.study import Study
+from hf_evomerge.pictures.marks import Text
+from hf_evomerge.pictures.scene import Scene
+from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.search.results import plots
+from hf_evomerge.search.study.paths import settings_of
+from hf_evomerge.search.study.study import Study, Trial
 
 
-def test_trials_are_drawn_as_the_study_has_them(hybrid_search: Path) -> None:
-    """Each trial has its fitness, its accuracy, its examples, its cost and its objectives; stages are in the order they ran."""
-    study = Study.open(hybrid_search)
-    drawn = drawn_trials(study, ["fitness"])
-    assert list(dict.fromkeys(trial.stage for trial in drawn)) == ["ps", "dfs"]
-    for stage in ("ps", "dfs"):
-        mine, theirs = [trial for trial in drawn if trial.stage == stage], study.trials(stage)
-        assert [(t.number, t.generation, t.fitness, t.cost) for t in mine] == [
-            (t.number, t.generation, t.fitness, t.cost) for t in theirs
-        ]
-        assert [trial.examples for trial in mine] == [trial.scores.values.size for trial in theirs]
-        assert [trial.accuracy for trial in mine] == [trial.scores.accuracy for trial in theirs]
-        assert mine[0].others == {"fitness": mine[0].fitness}
-    study.close()
+class _Trials:
+    """A study of these trials."""
+
+    def __init__(self, *trials: Trial) -> None:
+        self._trials = trials
+
+    def trials(self, stage: str) -> list[Trial]:
+        """The trials of a stage."""
+        return [trial for trial in self._trials if trial.stage == stage]
 
 
-def test_a_failed_trial_stays_failed(hybrid_search: Path) -> None:
-    """It has neither a fitness nor examples."""
-    assert Scores.failed("broken").mean is None
-    study = Study.open(hybrid_search)
-    failed = [trial for trial in drawn_trials(study) if trial.fitness is None]
-    assert all(trial.examples == 0 for trial in failed)
-    study.close()
+def test_trials_are_drawn_as_the_study_has_them() -> None:
+    """Each has its fitness, accuracy, examples, cost and objectives; a failed one has none; stages stand in order."""
+    right = Scores([-1.0, -3.0], correct=[True, False]).with_others({"hops": Scores([7.0])})
+    study = _Trials(
+        Trial("dfs", 0, 0, np.zeros(1), None, right, cost=0.5), Trial("ps", 3, 1, np.zeros(1), None, Scores.failed("broken"))
+    )
+    failed, scored = plots.drawn_trials(cast(Study, study), ["fitness", "hops"])
+    assert (failed.stage, failed.number, failed.generation, failed.fitness, failed.examples) == ("ps", 3, 1, None, 0)
+    assert (scored.stage, scored.fitness, scored.accuracy, scored.examples, scored.cost) == ("dfs", -2.0, 0.5, 2, 0.5)
+    assert scored.others == {"fitness": -2.0, "hops": 7.0}
+
+
+def test_a_search_has_pictures_of_what_its_winner_is(
+    hybrid_search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hybrid has its fitness with its unit, the weights by source, and the path, whose last source is the merge."""
+    drawn: dict[str, list[str]] = {}
+
+    def keep(scenes: Any, file: Path) -> None:
+        (scene,) = cast("tuple[Scene]", scenes)
+        drawn[file.name] = [mark.words for mark in scene.marks() if isinstance(mark, Text)]
+
+    monkeypatch.setattr(plots, "save_scenes", keep)
+    with closing(Study.open(hybrid_search)) as study:
+        config, winner = settings_of(study), Recipe.load(hybrid_search / "recipe.yaml")
+        plots.draw_pictures(config, study, winner, [4, 4], tmp_path / "plots")
+    assert list(drawn) == ["fitness.png", "weights.png", "path.png"]
+    assert "fitness (nats per answer)" in drawn["fitness.png"]
+    assert {f"{name}: weight" for name in config.source_names} <= set(drawn["weights.png"])
+    assert "merged" in " ".join(drawn["path.png"])
