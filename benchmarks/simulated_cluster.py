@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from charts import DPI, GREY, MARKERS, PALETTE, project_style, save
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
-from hf_evomerge.pictures.matplotlib_painter import DPI, GREY, MARKERS, PALETTE, project_style, save
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.sources import SourceSummary

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
+from charts import DPI, GREY, MARKERS, PALETTE, project_style, save
 from lab import SEARCH
 from methods import METHODS, Method
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ from records import Record, examples
 
 from hf_evomerge import Scores
 from hf_evomerge.fitness.comparison import compare
-from hf_evomerge.pictures.matplotlib_painter import DPI, GREY, MARKERS, PALETTE, project_style, save
 
 SHOWN = (25, 50, 75, 100, 150, 200, 600)
 REFERENCE = ("ps-cma", 600)
