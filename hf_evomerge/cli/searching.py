@@ -270,42 +270,25 @@ def resume(
 @app.command()
 def check(
     study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
-    salvage: Annotated[bool, typer.Option("--salvage", help="Keep what is whole in a new study.")] = False,
-    same_sources: Annotated[
-        bool,
-        typer.Option(
-            "--same-sources",
-            help="With --salvage, your word that sources, examples and task are those that the study was begun on, where what "
-            "they were is lost.",
-        ),
-    ] = False,
 ) -> None:
-    """Look whether a study, and what its search left beside it, is as it was written; save what is whole of a damaged study.
+    """Look whether a study, and what its search left beside it, is as it was written.
 
-    Ends with status 1 where something is not as it was written.
+    Ends with status 1 where something is not, and says what to do.
 
-    **Examples**
+    **Example**
 
     - `hf-evomerge check my-search`
-
-    - `hf-evomerge check my-search --salvage`
     """
     with one_line_errors():
-        from ..search.salvage import check_study, salvage_study
+        from ..search.folder import check_study
+        from ..search.study.database import STUDY_FILE
 
-        if same_sources and not salvage:
-            raise EvoMergeError("--same-sources is for --salvage; add it")
-        if salvage and (found := salvage_study(study, same_sources=same_sources)).damaged:
-            settings = "" if "settings" in found.meta else ", with the settings of search.yaml"
-            typer.echo(
-                f"{found.file}: kept what is whole{settings}; the damaged study is beside it as {found.file.name}.damaged"
-            )
-        condition = check_study(study)
-        if condition.damaged or condition.lost or condition.changed:
-            for line in str(condition).splitlines():
-                typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)
+        changed = check_study(study)
+        for line in changed:
+            typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)
+        if changed:
             raise typer.Exit(1)
-        typer.echo(condition)
+        typer.echo(f"{study / STUDY_FILE}: whole")
 
 
 @app.command("eval")

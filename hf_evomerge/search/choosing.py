@@ -162,6 +162,7 @@ class Chooser:
                 except _Waiting as waiting:
                     self._recipes = waiting.recipes
                 self.generation = 1 + max((trial.generation for trial in study.trials("ps")), default=-1)
+                study.backup()
         finally:
             study.close()
         size = len(self._recipes) or self.config.ps.optimizer.population or 1

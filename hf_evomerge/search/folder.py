@@ -105,15 +105,16 @@ def known_pins(out: Path) -> Pins:
     """What the repositories of the folder's study were pinned to when it began; empty where there is no study.
 
     A study that was moved is brought up to date first.
+
+    Raises:
+        DamagedStudyError: A row of the study is damaged, so that no search goes on with it.
     """
     if not (out / STUDY_FILE).exists():
         return {}
-    study = Study.open(out)
-    try:
+    with Study.open(out) as study:
+        study.check_rows()
         _follow(study)
         return study.meta("pins") or {}
-    finally:
-        study.close()
 
 
 def _follow(study: Study) -> None:
@@ -164,15 +165,29 @@ def save_results(config: SearchConfig, study: Study, result: Result) -> None:
     report = {"space": config.space, "seed": config.seed, **result.to_json()}
     (folder / RESULTS_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     study.set_meta(WRITTEN, {name: file_sha256(folder / name) for name in (RECIPE_FILE, RESULTS_FILE)})
+    study.backup()
 
 
-def changed_files(folder: Path, written: Mapping[str, str]) -> list[str]:
-    """A line for everything in a search's folder that is not what the search left there.
+def check_study(folder: str | os.PathLike[str]) -> list[str]:
+    """Read every row of a study, and look for changes of what the search wrote beside it.
 
-    Args:
-        folder: The folder.
-        written: What the study notes as `WRITTEN`; nothing where the search has not ended.
+    Returns:
+        A line for each file that has changed or is gone.
+
+    Raises:
+        SearchError: There is no study, or it is damaged.
+
+    Example:
+        >>> check_study("my-search")
+        []
     """
+    with Study.open(folder) as study:
+        study.check_rows()
+        return _changed_files(study.folder, study.meta(WRITTEN) or {})
+
+
+def _changed_files(folder: Path, written: Mapping[str, str]) -> list[str]:
+    """A line for each file in a search's folder that is not what the search wrote there, by the sha256 that it noted."""
     again, model = f"`hf-evomerge resume {folder}` writes it again", folder / MODEL_FOLDER
     lines = [
         f"{folder / name}: is not what the search ended with; {again}"

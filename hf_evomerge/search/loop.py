@@ -146,6 +146,7 @@ class Search:
             begin_at=self.study.best(stage.begins_at)[0].genome if stage.begins_at is not None else None,
             callbacks=self.callbacks,
         ).run()
+        self.study.backup()
 
     def _finalists(self, stage: Stage) -> list[str]:
         """Keys of the best recipes of a stage; raises `SearchError` where every trial failed."""

@@ -29,8 +29,6 @@ from .runners.batch_size import FittedRunner, largest_batch
 from .runners.cluster import RayRunner, require_ray
 from .runners.limits import Limits
 from .runners.runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
-from .salvage import check_whole
-from .study.database import STUDY_FILE
 from .study.files import PLOTS_FOLDER
 from .study.paths import rooted, settings_of
 from .study.study import Study
@@ -87,8 +85,6 @@ def run_search(
     if ray:
         require_ray()
     told: list[SearchCallback] = [Patience(config), *(TRACKERS[name]() for name in config.report_to), *callbacks]
-    if (Path(out) / STUDY_FILE).exists():
-        check_whole(Path(out))
     pins = known_pins(Path(out))
     written = rooted(config)
     config = pin(written, pins)

@@ -29,10 +29,10 @@ from hf_evomerge.fitness import Example, FunctionTask, Scores
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.folder import check_study
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.salvage import check_study, salvage_study
-from hf_evomerge.search.study.database import STUDY_FILE
+from hf_evomerge.search.study.database import BACKUP_FILE, STUDY_FILE
 from hf_evomerge.search.study.study import Study, Trial
 
 
@@ -272,23 +272,18 @@ DAMAGES: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_row_is_noticed_and_what_is_whole_is_saved(finished: Path, name: str) -> None:
-    """A changed row is named, never used; what --salvage keeps goes on to the same study, trial for trial."""
+def test_a_damaged_row_is_noticed(finished: Path, name: str) -> None:
+    """A changed row is named and never used; the copy beside the study, put in its place, holds the same trials."""
     statement, row = DAMAGES[name]
     before = _trials(finished)
     _sql(finished, statement)
-    condition = check_study(finished)
-    assert condition.damaged
-    assert all(item.startswith(row) for item in condition.damaged)
-    with pytest.raises(EvoMergeError, match=r"study\.db: .*damaged.*`hf-evomerge check"):
+    with pytest.raises(EvoMergeError, match=rf"study\.db: {row}.* is damaged; study\.db\.backup .* with 16 trials"):
         resume_search(finished, build=False)
-    runner = CliRunner()
-    told = runner.invoke(app, ["check", str(finished)])
+    told = CliRunner().invoke(app, ["check", str(finished)])
     assert (told.exit_code, told.output.count("\n")) == (1, 1)
-    assert row in told.output
-    assert runner.invoke(app, ["check", str(finished), "--salvage"]).exit_code == 0
-    assert check_study(finished).damaged == []
-    assert (finished / f"{STUDY_FILE}.damaged").exists()
+    assert f"study.db: {row}" in told.output
+    shutil.copy(finished / BACKUP_FILE, finished / STUDY_FILE)
+    assert check_study(finished) == []
     resume_search(finished, build=False)
     assert _trials(finished) == before
 
@@ -304,9 +299,9 @@ def test_a_flipped_bit_in_the_file_is_noticed(finished: Path) -> None:
     while (at := data.find(scores)) >= 0:
         data[at + 5] ^= 4
     (finished / STUDY_FILE).write_bytes(data)
-    assert any(item.startswith("trial ps") for item in check_study(finished).damaged)
-    with pytest.raises(SearchError, match="is damaged"):
-        describe_study(finished)
+    for act in (check_study, describe_study):
+        with pytest.raises(SearchError, match="trial ps 2 is damaged"):
+            act(finished)
 
 
 @pytest.mark.parametrize("page", [1, 3, 6])
@@ -330,13 +325,9 @@ def test_a_page_that_is_overwritten_is_one_line(finished: Path, page: int) -> No
 
 
 def test_a_study_that_is_whole_is_said_to_be(finished: Path) -> None:
-    """An undamaged study is checked with status 0, and salvaging it changes nothing."""
+    """An undamaged study is checked with status 0."""
     told = CliRunner().invoke(app, ["check", str(finished)])
-    assert (told.exit_code, "whole: 8 dfs trials, 8 ps trials" in told.output) == (0, True)
-    before = _trials(finished)
-    salvage_study(finished)
-    assert not (finished / f"{STUDY_FILE}.damaged").exists()
-    assert _trials(finished) == before
+    assert (told.exit_code, told.output) == (0, f"{finished / STUDY_FILE}: whole\n")
 
 
 BESIDE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -372,16 +363,7 @@ def test_a_model_of_another_recipe_is_noticed(finished: Path) -> None:
     recipe = study.recipe(other)
     study.close()
     build_model(recipe, finished / "model", progress=False, overwrite=True)
-    assert [line.partition(": ")[2][:32] for line in check_study(finished).changed] == ["was built from another recipe th"]
-
-
-def test_lost_settings_without_a_search_file_cannot_be_saved(finished: Path) -> None:
-    """Where both the settings and search.yaml are lost, salvaging says so and leaves everything."""
-    _sql(finished, *[DAMAGES["settings"][0]])
-    (finished / "search.yaml").unlink()
-    with pytest.raises(SearchError, match=r"its settings are lost, and so is search\.yaml"):
-        salvage_study(finished)
-    assert (finished / STUDY_FILE).exists()
+    assert [line.partition(": ")[2][:32] for line in check_study(finished)] == ["was built from another recipe th"]
 
 
 def test_an_edited_search_file_is_said_not_to_count(finished: Path, caplog: pytest.LogCaptureFixture) -> None:

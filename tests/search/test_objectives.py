@@ -212,16 +212,6 @@ def test_resuming_changes_nothing(tmp_path: Path) -> None:
         assert str(resumed) == str(result)
 
 
-def test_a_study_from_before_there_were_objectives(tmp_path: Path) -> None:
-    """It is opened and gone on with as before."""
-    Study.create(tmp_path, {}).close()
-    with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
-        connection.execute("DROP TABLE objectives")
-    study = Study.open(tmp_path)
-    assert study.trials() == []
-    assert not list(study.rows("objectives"))
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -21,9 +21,8 @@ from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.folder import check_out, edits
+from hf_evomerge.search.folder import check_out, check_study, edits
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.salvage import check_study
 from hf_evomerge.search.study.paths import settings_of
 from hf_evomerge.search.study.study import Study
 
@@ -176,7 +175,7 @@ def test_a_study_moves_with_its_data(
     assert [(*row[:5], *row[6:]) for row in after["trials"]] == [(*row[:5], *row[6:]) for row in before["trials"]]
     for file in ("search.yaml", "recipe.yaml", "model/recipe.yaml"):
         assert (str(old) in (new / "study" / file).read_text()) == (how == "alone")
-    assert not check_study(new / "study").damaged
+    assert check_study(new / "study") == []
     assert edits(new / "study", settings_of(Study.open(new / "study")), {}) is None
     repeated = run_search(validate(SearchConfig, search_settings("ps", data), SearchError), new / "study")
     assert repeated.to_json() == result.to_json()

@@ -176,7 +176,7 @@ def test_open_refuses_what_is_no_study(tmp_path: Path) -> None:
         Study.open(tmp_path)
     study = Study.create(tmp_path / "newer", {})
     study.set_meta("schema_version", 99)
-    with pytest.raises(SearchError, match="schema version 99, this program reads 3"):
+    with pytest.raises(SearchError, match="written by hf_evomerge of another version with schema 99, and this version reads"):
         Study.open(study.folder)
 
 

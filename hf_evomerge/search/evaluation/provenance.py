@@ -22,6 +22,7 @@ from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
 from ..file.objectives import only_task_objectives
 from ..file.tasks import engines
+from ..study.database import DamagedStudyError
 from ..study.study import Study
 from .evaluator import Evaluator
 
@@ -56,18 +57,12 @@ def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
     return config.model_copy(update={"sources": [pinned(ref) for ref in config.sources], "base": base})
 
 
-def records(config: SearchConfig | None) -> list[str]:
-    """The names under which a study keeps what its scores stand on; one that is lost is not made again by itself."""
-    sources = [f"source:{i}" for i in range(len(config.sources))] if config is not None else ["source:0"]
-    base = ["base"] if config is not None and config.base is not None else []
-    return ["examples", *(f"files:{label}" for label in [*base, *sources]), "task"]
-
-
 def check_same_grounds(study: Study, evaluator: Evaluator, task_factory: Callable[[], Task] | None) -> None:
     """Take down what a new study stands on; refuse to go on with one that stands on something else by now.
 
     Raises:
         SearchError: Examples, a source's file or the task have changed; the message names the first that has.
+        DamagedStudyError: A study with scores does not know any more what they stand on.
     """
     from ...checkpoints.digests import digest_source
 
@@ -102,6 +97,8 @@ def _sources(evaluator: Evaluator) -> dict[str, Source]:
 
 def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]]) -> None:
     before = study.meta(key)
+    if before is None and (study.evaluated() or study.trials()):
+        raise DamagedStudyError(study.folder, f"{key} (lost)")
     for name in [*(before or ()), *found] if before is not None else ():
         was, now = (values.get(name, [None])[0] for values in (before, found))
         if was != now:

@@ -1,18 +1,20 @@
-"""The file of a study: tables whose rows have checksums, in SQLite, that survives ``kill -9``. Knows not what a trial is.
+"""The file of a study: SQLite tables whose rows have checksums, and that survive ``kill -9``. Knows not what a trial is.
 
-Each row is written in a transaction of its own with a checksum of what stands in it, and is refused where that is another one:
-a score that a disk has changed would otherwise decide the search. The file that holds the rows is checked whenever a study is
-opened.
+Each row is written in a transaction of its own, with a checksum. A row that no longer has its checksum is refused: a score that
+a disk has changed would otherwise decide the search. SQLite checks the file whenever a study is opened, and a copy that was
+checked row by row lies beside it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shlex
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
-from functools import cache
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,60 +22,54 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from ...errors import FitnessError, SearchError, one_line
-from .pages import PAGE
 
 if TYPE_CHECKING:
     from typing import Self
 
 STUDY_FILE = "study.db"
+BACKUP_FILE = "study.db.backup"
+BACKUP_SECONDS = 300.0  # between copies while trials come in
 SCHEMA_VERSION = 3
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS recipes (key TEXT PRIMARY KEY, yaml TEXT NOT NULL, checksum TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS trials (
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL);
+CREATE TABLE recipes (key TEXT PRIMARY KEY, yaml TEXT NOT NULL, checksum TEXT NOT NULL);
+CREATE TABLE trials (
     stage TEXT NOT NULL, number INTEGER NOT NULL, generation INTEGER NOT NULL, state TEXT NOT NULL,
     genome BLOB NOT NULL, recipe TEXT REFERENCES recipes (key), duplicate_of INTEGER,
     fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT, cost REAL NOT NULL, gradient BLOB,
     checksum TEXT NOT NULL,
     PRIMARY KEY (stage, number));
-CREATE TABLE IF NOT EXISTS evaluations (
+CREATE TABLE evaluations (
     label TEXT NOT NULL, split TEXT NOT NULL, fitness REAL, scores BLOB, correct BLOB, seconds REAL NOT NULL, error TEXT,
     checksum TEXT NOT NULL,
     PRIMARY KEY (label, split));
-CREATE TABLE IF NOT EXISTS answers (
+CREATE TABLE answers (
     owner TEXT NOT NULL, split TEXT NOT NULL, outputs TEXT NOT NULL, truncated BLOB, checksum TEXT NOT NULL,
     PRIMARY KEY (owner, split));
-"""
-_OBJECTIVES = """
-CREATE TABLE IF NOT EXISTS objectives (
+CREATE TABLE objectives (
     owner TEXT NOT NULL, split TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL, scores BLOB NOT NULL, correct BLOB,
     checksum TEXT NOT NULL,
     PRIMARY KEY (owner, split, name));
 """
-TABLES = {"meta": 1, "recipes": 1, "trials": 2, "evaluations": 2, "answers": 2, "objectives": 3}
-"""The tables, and how many columns name a row."""
+TABLES = {"meta": 1, "recipes": 1, "trials": 2, "evaluations": 2, "answers": 2, "objectives": 3}  # columns that name a row
 Values = tuple[Any, ...]
+logger = logging.getLogger(__name__)
 
 
 class DamagedStudyError(SearchError):
-    """A study is not as it was written.
+    """A study is not as it was written. The message says what is damaged, and how to put the copy in its place."""
 
-    Attributes:
-        what: What of it.
-    """
-
-    def __init__(self, folder: Path, what: str, perhaps: str = "") -> None:
-        self.what = one_line(what)
-        advice = f"`hf-evomerge check {folder}` says what can be saved"
-        super().__init__(f"{folder / STUDY_FILE}: {perhaps}{self.what} is damaged; {advice}")
+    def __init__(self, folder: Path, what: str) -> None:
+        super().__init__(f"{folder / STUDY_FILE}: {one_line(what)} is damaged; {_remedy(folder)}")
 
 
 class StudyFile:
-    """The rows of a study, in ``DIR/study.db``."""
+    """The rows of a study, in ``DIR/study.db``. A context manager that closes the file."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self.folder, self._connection = folder, connection
+        self._copied = time.monotonic()
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], settings: dict[str, Any]) -> Self:
@@ -85,11 +81,10 @@ class StudyFile:
         unfinished = folder / f".{STUDY_FILE}.new"
         for leftover in folder.glob(f"{unfinished.name}*"):
             leftover.unlink()
-        study = cls(folder, _connect(unfinished))
-        study._connection.executescript(f"PRAGMA page_size = {PAGE}; PRAGMA journal_mode = WAL; {_SCHEMA} {_OBJECTIVES}")
-        study.set_meta("settings", settings)
-        study.set_meta("schema_version", SCHEMA_VERSION)
-        study.close()
+        with cls(folder, _connect(unfinished)) as study:
+            study._connection.executescript(f"PRAGMA journal_mode = WAL; {_SCHEMA}")
+            study.set_meta("settings", settings)
+            study.set_meta("schema_version", SCHEMA_VERSION)
         unfinished.rename(folder / STUDY_FILE)
         return cls.open(folder)
 
@@ -98,8 +93,8 @@ class StudyFile:
         """Open the study of a folder, to read alone where this user may not write.
 
         Raises:
-            SearchError: There is none, or it is one of another schema.
-            DamagedStudyError: The file, its tables or its version are not as they were written.
+            SearchError: There is none, or it has another schema.
+            DamagedStudyError: The file or a table is damaged.
         """
         folder = Path(folder)
         if not (folder / STUDY_FILE).is_file():
@@ -107,45 +102,85 @@ class StudyFile:
         try:
             study = cls(folder, _connect(folder / STUDY_FILE))
         except sqlite3.DatabaseError as cause:
-            raise _broken(folder, f"the file ({cause})") from cause
+            raise DamagedStudyError(folder, _fault_of_file(cause)) from cause
         try:
-            study._check()
+            study._check_version()
+            if (fault := _fault(study._connection)) is not None:
+                raise DamagedStudyError(folder, fault)
+            if study.meta("schema_version") is None:
+                raise DamagedStudyError(folder, "schema_version (lost)")
         except SearchError:
             study.close()
             raise
         return study
 
-    def _check(self) -> None:
-        """Raise a `SearchError` where SQLite finds fault with the file, or it has other tables than a study."""
-        try:
-            (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
-            if found != "ok":
-                raise _broken(self.folder, f"the file ({found.removeprefix('*** in database main ***').strip()})")
-            for table, columns in study_columns().items():
-                if table == "objectives" and not _columns(self._connection, table):
-                    self._add_objectives()
-                if _columns(self._connection, table) != columns:
-                    raise _broken(self.folder, f"the table {table} (lost, or of other columns)")
-        except sqlite3.DatabaseError as cause:
-            raise _broken(self.folder, f"the file ({cause})") from cause
-        if (version := self.meta("schema_version")) is None:
-            raise DamagedStudyError(self.folder, "schema_version (lost)")
-        check_version(self.folder, version)
+    def __enter__(self) -> Self:
+        return self
 
-    def _add_objectives(self) -> None:
-        """Add the table that a study begun before there were objectives lacks; for this reader alone where it may not write."""
-        try:
-            self._connection.executescript(_OBJECTIVES)
-        except sqlite3.OperationalError:
-            self._connection.executescript(_OBJECTIVES.replace("CREATE TABLE", "CREATE TEMP TABLE"))
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
 
-    def exclusive(self) -> AbstractContextManager[None]:
+    def _check_version(self) -> None:
+        """Raise `SearchError` where the study has another schema, before anything else of it is called damaged."""
+        try:
+            row = self._connection.execute("SELECT * FROM meta WHERE key = 'schema_version'").fetchone()
+            version = json.loads(row[1]) if row is not None and _is_whole(row) else SCHEMA_VERSION
+        except (sqlite3.DatabaseError, ValueError, RecursionError):
+            return
+        if version != SCHEMA_VERSION:
+            versions = self.meta("versions")
+            writer = one_line(str(versions.get("hf-evomerge"))) if isinstance(versions, dict) else "of another version"
+            raise SearchError(
+                f"{self.folder / STUDY_FILE}: written by hf_evomerge {writer} with schema {one_line(json.dumps(version))}, and "
+                f"this version reads schema {SCHEMA_VERSION}; search again in another folder, or install the version that "
+                "wrote it; its models are fine"
+            )
+
+    def check_rows(self) -> None:
+        """Read every row; raises `DamagedStudyError` at the first one that is damaged."""
+        if (fault := _fault(self._connection, rows=True)) is not None:
+            raise DamagedStudyError(self.folder, fault)
+
+    def backup(self, *, after: float = 0.0) -> None:
+        """Copy the study to ``study.db.backup``, in one piece; where the disk takes no copy, a warning says so.
+
+        Args:
+            after: Seconds since the last copy; nothing happens before.
+
+        Raises:
+            DamagedStudyError: The study is damaged; the last copy stays.
+        """
+        if time.monotonic() - self._copied < after:
+            return
+        unfinished = self.folder / f".{BACKUP_FILE}.new"
+        try:
+            unfinished.unlink(missing_ok=True)
+            with closing(sqlite3.connect(unfinished)) as copy:
+                self._connection.backup(copy)
+            if (fault := _fault_of_copy(unfinished)) is not None:
+                unfinished.unlink()
+                raise DamagedStudyError(self.folder, fault)
+            unfinished.replace(self.folder / BACKUP_FILE)
+        except (OSError, sqlite3.OperationalError) as cause:
+            logger.warning("%s: no copy of the study could be made: %s", self.folder / BACKUP_FILE, cause)
+        self._copied = time.monotonic()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
         """Hold the study while a search writes to it; raises `SearchError` where another process does."""
-        return exclusive(self.folder)
+        lock = FileLock(self.folder / f"{STUDY_FILE}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as cause:
+            raise SearchError(f"{self.folder}: another process is running this study") from cause
+        try:
+            yield
+        finally:
+            lock.release()
 
     def meta(self, key: str) -> Any:
         """A value stored beside the trials, or None."""
@@ -170,64 +205,77 @@ class StudyFile:
         verb = "INSERT OR REPLACE" if replace else "INSERT"
         self._connection.execute(f"{verb} INTO {table} VALUES ({marks})", (*values, checksum_of(values)))
 
-    def rows(self, table: str, where: str = "1", *arguments: Any) -> Iterator[tuple[Values, bool]]:
-        """Rows of a table without their checksums, and whether each is as it was written; raises `sqlite3.DatabaseError`."""
-        for row in self._connection.execute(f"SELECT * FROM {table} WHERE {where}", arguments):
-            yield row[:-1], is_whole(row)
-
     def _whole(self, table: str, where: str, *arguments: Any) -> Iterator[Values]:
-        """The rows of a table; raises `SearchError` at one that is not as it was written."""
+        """Rows of a table without their checksums; raises `DamagedStudyError` at one that is damaged."""
         try:
-            for row, whole in self.rows(table, where, *arguments):
-                if not whole:
+            for row in self._connection.execute(f"SELECT * FROM {table} WHERE {where}", arguments):
+                if not _is_whole(row):
                     raise self._damage(table, row)
-                yield row
+                yield row[:-1]
         except sqlite3.DatabaseError as cause:
-            raise _broken(self.folder, f"the file ({cause})") from cause
+            raise DamagedStudyError(self.folder, _fault_of_file(cause)) from cause
 
     @contextmanager
     def _readable(self, table: str, row: Values) -> Iterator[None]:
-        """Refuse a row whose checksum is right and whose content is none: it was not this program that wrote it."""
+        """Refuse a row whose checksum is right and whose content is none: this program did not write it."""
         try:
             yield
         except (FitnessError, TypeError, ValueError) as cause:
             raise self._damage(table, row) from cause
 
     def _damage(self, table: str, row: Values) -> DamagedStudyError:
-        return DamagedStudyError(self.folder, row_name(table, row))
+        return DamagedStudyError(self.folder, _row_name(table, row))
 
 
-def _broken(folder: Path, what: str) -> DamagedStudyError:
-    return DamagedStudyError(folder, what, "not a study, or ")
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the study of a folder, damaged or not; raises `SearchError` where another process does."""
-    lock = FileLock(folder / f"{STUDY_FILE}.lock")
+def _fault(connection: sqlite3.Connection, *, rows: bool = False) -> str | None:
+    """The first thing in a study that is damaged: the file, a table or, if they are read, a row; None where all is whole."""
     try:
-        lock.acquire(timeout=0)
-    except Timeout as cause:
-        raise SearchError(f"{folder}: another process is running this study") from cause
-    try:
-        yield
-    finally:
-        lock.release()
+        (said,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if said != "ok":
+            return _fault_of_file(said.removeprefix("*** in database main ***").strip())
+        tables = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")}
+        for table, sql in zip(TABLES, _SCHEMA.split(";"), strict=False):
+            if sql.strip() not in tables:
+                return f"not a study, or the table {table} (lost, or of other columns)"
+        for table in TABLES if rows else ():
+            for row in connection.execute(f"SELECT * FROM {table}"):
+                if not _is_whole(row):
+                    return _row_name(table, row)
+    except sqlite3.DatabaseError as cause:
+        return _fault_of_file(cause)
+    return None
 
 
-def check_version(folder: Path, version: object) -> None:
-    """Raise `SearchError` for a study that another version of this program wrote."""
-    if version != SCHEMA_VERSION:
-        found = one_line(json.dumps(version))
-        raise SearchError(f"{folder / STUDY_FILE}: schema version {found}, this program reads {SCHEMA_VERSION}")
+def _fault_of_file(cause: object) -> str:
+    return f"not a study, or the file ({cause})"
 
 
-def is_whole(row: Values) -> bool:
+def _fault_of_copy(file: Path) -> str | None:
+    with closing(_connect_to_read(file)) as connection:
+        return _fault(connection, rows=True)
+
+
+def _remedy(folder: Path) -> str:
+    """What to do about a damaged study: how to put the copy in its place, where a whole one is there."""
+    backup = folder / BACKUP_FILE
+    if not backup.is_file() or _fault_of_copy(backup) is not None:
+        return "no copy of it is there; search again in another folder, where the same seed gives the same trials"
+    with closing(_connect_to_read(backup)) as connection:
+        (trials,) = connection.execute("SELECT count(*) FROM trials").fetchone()
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.stat().st_mtime))
+    file, copy = (shlex.quote(str(folder / name)) for name in (STUDY_FILE, BACKUP_FILE))
+    return (
+        f"{BACKUP_FILE} is a whole copy of {made} with {trials} trials; put it in its place with "
+        f"`rm -f {file}-wal {file}-shm && cp {copy} {file}`, and resume"
+    )
+
+
+def _is_whole(row: Values) -> bool:
     """Whether a row, its checksum at the end, is as it was written."""
     return bool(row) and row[-1] == checksum_of(row[:-1])
 
 
-def row_name(table: str, row: Values) -> str:
+def _row_name(table: str, row: Values) -> str:
     """What a row is called in messages."""
     return f"{table.removesuffix('s')} {' '.join(map(one_line, row[: TABLES[table]]))}".removeprefix("meta ")
 
@@ -237,21 +285,12 @@ def _connect(file: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(file)
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
+    return _connect_to_read(file)
+
+
+def _connect_to_read(file: Path) -> sqlite3.Connection:
     log = file.with_name(f"{file.name}-wal")  # where there is none, none can be made, and nobody is writing
     return sqlite3.connect(f"{file.absolute().as_uri()}?{'mode=ro' if log.exists() else 'immutable=1'}", uri=True)
-
-
-def _columns(connection: sqlite3.Connection, table: str) -> list[tuple[str, str]]:
-    """Name and type of a table's columns."""
-    return [(name, kind) for _, name, kind, *_ in connection.execute(f"PRAGMA table_info({table})")]
-
-
-@cache
-def study_columns() -> dict[str, list[tuple[str, str]]]:
-    """Name and type of every column of a study, by table."""
-    with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(_SCHEMA + _OBJECTIVES)
-        return {table: _columns(connection, table) for table in TABLES}
 
 
 def checksum_of(values: Values) -> str:

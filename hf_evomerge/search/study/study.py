@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ...errors import SearchError
 from ...fitness.scores import Scores
 from ...recipes.recipe import Recipe
-from .database import TABLES, StudyFile, checksum_of
+from .database import BACKUP_SECONDS, TABLES, StudyFile, checksum_of
 
 State = Literal["COMPLETE", "FAILED"]
 
@@ -82,6 +82,7 @@ class Study(StudyFile):
         genome = (_pack(trial.genome), trial.recipe_key, trial.duplicate_of)
         costs = (float(trial.cost), _pack(trial.scores.gradient))
         self.write("trials", (*names, *genome, *_score_columns(trial.scores), *costs))
+        self.backup(after=BACKUP_SECONDS)
 
     def trials(self, stage: str | None = None) -> list[Trial]:
         """All trials, or those of one stage, by number."""
