@@ -7,7 +7,7 @@ Knows nothing of tensors. What a merge method computes is in ``hf_evomerge/mergi
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -423,6 +423,11 @@ class Recipe(StrictModel):
             raise ValueError(f"components.{merged.pop()}: is merged; name a part that is not")
 
     @property
+    def refs(self) -> list[SourceRef]:
+        """The sources, and the base where there is one."""
+        return [*self.sources, *([self.base] if self.base is not None else [])]
+
+    @property
     def merged_refs(self) -> list[SourceRef]:
         """What is merged, and the base."""
         return [*(self.sources[n] for n in self.merge_sources), *([self.base] if self.base is not None else [])]
@@ -448,8 +453,18 @@ class Recipe(StrictModel):
 
     @property
     def key(self) -> str:
-        """A short name of the recipe: the first 16 hexadecimal digits of the sha256 of its YAML. Equal recipes have one key."""
-        return sha256(self.to_yaml().encode()).hexdigest()[:16]
+        """A short name of what the recipe does with its sources, whatever these are and wherever they lie.
+
+        It is the first 16 hexadecimal digits of the sha256 of its YAML, with numbers in place of the sources.
+        """
+        refs = list(dict.fromkeys(self.refs))
+        numbered = self.renamed(lambda ref: SourceRef(model=str(refs.index(ref)), component=ref.component))
+        return sha256(numbered.to_yaml().encode()).hexdigest()[:16]
+
+    def renamed(self, name: Callable[[SourceRef], SourceRef]) -> Recipe:
+        """The recipe with other references to its sources and base."""
+        base = None if self.base is None else name(self.base)
+        return self.model_copy(update={"sources": [name(ref) for ref in self.sources], "base": base})
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the recipe to a YAML file."""

@@ -20,7 +20,7 @@ from .results.front import picked
 from .results.result import Result
 from .study.database import STUDY_FILE
 from .study.files import MODEL_FOLDER, PLOTS_FOLDER, RESULTS_FILE, SEARCH_FILE, WRITTEN
-from .study.paths import NOTE, new_places, renamed, replaced, rooted, settings_from, settings_of
+from .study.paths import NOTE, followed, rooted, settings_of
 from .study.study import Study
 
 
@@ -104,8 +104,6 @@ def check_out(config: SearchConfig, out: Path) -> None:
 def known_pins(out: Path) -> Pins:
     """What the repositories of the folder's study were pinned to when it began; empty where there is no study.
 
-    A study that was moved is brought up to date first.
-
     Raises:
         DamagedStudyError: A row of the study is damaged, so that no search goes on with it.
     """
@@ -113,44 +111,20 @@ def known_pins(out: Path) -> Pins:
         return {}
     with Study.open(out) as study:
         study.check_rows()
-        _follow(study)
         return study.meta("pins") or {}
 
 
-def _follow(study: Study) -> None:
-    """Let a study that was moved, and its search file, call everything by its new place; its recipes can then be built."""
-    here = os.path.abspath(study.folder)
-    if study.meta(NOTE) == here:
-        return
-    config = settings_from(study.folder, study.meta("settings"))
-    place = new_places(study, config)
-    settings = renamed(config, place).model_dump(mode="json")
-    pins = {
-        replaced(key, config, place): {name: value and place(value) for name, value in ref.items()}
-        for key, ref in (study.meta("pins") or {}).items()
-    }
-    with study.exclusive():
-        if (file := study.folder / SEARCH_FILE).exists():  # first: it is harmless to do that twice
-            file.write_text(replaced(file.read_text(encoding="utf-8"), config, place), encoding="utf-8")
-        study.rename(lambda recipe: renamed(recipe, place), {"settings": settings, "pins": pins, NOTE: here})
-
-
-def edits(out: Path, config: SearchConfig, pins: Pins) -> str | None:
-    """One line that says how the folder's search file differs from the study's settings; None where it does not.
-
-    Args:
-        out: The folder.
-        config: The study's settings.
-        pins: What its repositories were pinned to.
-    """
-    file = out / SEARCH_FILE
+def edits(study: Study) -> str | None:
+    """One line that says how the search file beside a study differs from the study's settings; None where it does not."""
+    file, config = study.folder / SEARCH_FILE, settings_of(study)
     if not file.exists():
         return None
     try:
-        written = pin(rooted(SearchConfig.load(file)), dict(pins)).model_dump(mode="json")
+        written = followed(rooted(SearchConfig.load(file)), study)
+        written = pin(written, study.meta("pins") or {})
     except EvoMergeError as error:
         return f"{error}; the study's own settings count"
-    changed = _changed_settings(config.model_dump(mode="json"), written)
+    changed = _changed_settings(config.model_dump(mode="json"), written.model_dump(mode="json"))
     return (
         f"{file}: is not what this study was begun with: {', '.join(changed)}; the study's own settings count"
         if changed

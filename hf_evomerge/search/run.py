@@ -178,13 +178,9 @@ def resume_search(
         >>> any(row.winner for row in result.rows)
         True
     """
-    pins = known_pins(Path(out))
-    study = Study.open(out)
-    try:
-        config = settings_of(study)
-    finally:
-        study.close()
-    if (line := edits(Path(out), config, pins)) is not None:
+    with Study.open(out) as study:
+        config, line = settings_of(study), edits(study)
+    if line is not None:
         logger.warning(line)
     with suppress(EvoMergeError):  # of which `edits` has told
         config = config.model_copy(update={"about": about_of(Path(out), config)})

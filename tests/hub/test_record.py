@@ -15,7 +15,6 @@ from hf_evomerge.hub.record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, _with
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, edits, open_study
-from hf_evomerge.search.study.paths import settings_in
 from hf_evomerge.search.study.study import Study
 
 
@@ -55,7 +54,8 @@ def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search: Path, tmp_
     file = copy / "search.yaml"
     file.write_text(file.read_text(encoding="utf-8") + "about: Counts.\n", encoding="utf-8")
     assert write_record(copy, tmp_path / "record")["settings"]["about"] == "Counts."
-    assert edits(copy, settings_in(copy), {}) is None
+    with Study.open(copy) as study:
+        assert edits(study) is None
     other = SearchConfig.load(file).model_copy(update={"about": "Adds."})
     check_out(other, copy)
     open_study(other, copy, {}, other).close()

@@ -112,7 +112,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut off": (lambda folder: _patch(folder, lambda data: data.__delitem__(slice(len(data) * 4 // 5, None))), "the file "),
     "schema": (lambda folder: _patch(folder, lambda data: _flip(data, b"CREATE TABLE meta")), "the file "),
     "a column": (lambda folder: _patch(folder, lambda data: _flip(data, b"genome BLOB")), "table trials"),
-    "the version": (lambda folder: _sql(folder, "UPDATE meta SET value = '4' WHERE key = 'schema_version'"), "schema_version"),
+    "the version": (lambda folder: _sql(folder, "UPDATE meta SET value = '{' WHERE key = 'schema_version'"), "schema_version"),
     "no version": (lambda folder: _sql(folder, "DELETE FROM meta WHERE key = 'schema_version'"), r"schema_version \(lost\)"),
     "a table": (lambda folder: _sql(folder, "DROP TABLE evaluations"), r"table evaluations \(lost"),
     "settings": (lambda folder: _sql(folder, "DELETE FROM meta WHERE key = 'settings'"), r"settings \(lost\)"),

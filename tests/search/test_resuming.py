@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,13 @@ from searches import Config, Settings, count_trials, digests, facts
 from watch import Watch
 
 from hf_evomerge.building.build import build_model
-from hf_evomerge.errors import SearchError
+from hf_evomerge.errors import SearchError, SourceError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, check_study, edits
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.study.paths import settings_of
 from hf_evomerge.search.study.study import Study
 
 
@@ -155,8 +155,8 @@ def test_a_study_does_not_depend_on_the_current_directory(
 def test_a_study_moves_with_its_data(
     how: str, tiny: Path, tmp_path: Path, search_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A study that is copied with sources and data beside it goes on there, as if it had never been elsewhere; one
-    that is moved without them reads them where they are. What it leaves names the places of today, and only those."""
+    """A study that is copied with sources and data beside it goes on there, as if it had never been elsewhere; one that is
+    moved without them reads them where they are. It has the same recipes, and what is built names the places of today."""
     old, new = tmp_path / "old" / "place", tmp_path / "new"
     shutil.copytree(tiny, old / "data")
     config = validate(SearchConfig, search_settings("ps", old / "data"), SearchError)
@@ -167,29 +167,51 @@ def test_a_study_moves_with_its_data(
     else:
         shutil.copytree(old, new)
     monkeypatch.chdir(tmp_path / "old")
+    begun = (new / "study" / "search.yaml").read_bytes()
     result = resume_search(new / "study")
     data = old / "data" if how == "alone" else new / "data"
     assert [ref.model for ref in result.winner.sources] == [str(data / "a"), str(data / "b")]
     assert [row.scores.values.tolist() for row in result.rows] == [row.scores.values.tolist() for row in whole.rows]
-    before, after = (facts(folder) for folder in (tmp_path / "whole", new / "study"))
-    assert [(*row[:5], *row[6:]) for row in after["trials"]] == [(*row[:5], *row[6:]) for row in before["trials"]]
-    for file in ("search.yaml", "recipe.yaml", "model/recipe.yaml"):
+    assert facts(new / "study") == facts(tmp_path / "whole")
+    for file in ("recipe.yaml", "model/recipe.yaml"):
         assert (str(old) in (new / "study" / file).read_text()) == (how == "alone")
+    assert (new / "study" / "search.yaml").read_bytes() == begun
     assert check_study(new / "study") == []
-    assert edits(new / "study", settings_of(Study.open(new / "study")), {}) is None
+    with Study.open(new / "study") as study:
+        assert edits(study) is None
     repeated = run_search(validate(SearchConfig, search_settings("ps", data), SearchError), new / "study")
     assert repeated.to_json() == result.to_json()
 
 
-def _stopped_after(trials: int, config: SearchConfig, out: Path) -> None:
-    """Run a search that is interrupted after so many trials."""
+def test_a_study_that_moves_again_and_again(tiny: Path, tmp_path: Path, search_settings: Settings) -> None:
+    """Trials that were made in three places are those of one, and a search whose sources stayed behind names their folder."""
+    places = [tmp_path / name for name in ("one", "two", "and/three")]
+    shutil.copytree(tiny, places[0] / "data")
+    config = validate(SearchConfig, search_settings("ps", places[0] / "data"), SearchError)
+    run_search(config, tmp_path / "whole", build=False)
+    _stopped_after(3, config, places[0] / "study")
+    shutil.move(places[0], places[1])
+    _stopped_after(6, None, places[1] / "study")
+    shutil.move(places[1], places[2])
+    shutil.move(places[2] / "data", tmp_path / "elsewhere")
+    with pytest.raises(SourceError, match=rf"^{places[0] / 'data' / 'base'}: no such folder") as caught:
+        resume_search(places[2] / "study", build=False)
+    assert "\n" not in str(caught.value)
+    shutil.move(tmp_path / "elsewhere", places[2] / "data")
+    resume_search(places[2] / "study", build=False)
+    assert facts(places[2] / "study") == facts(tmp_path / "whole")
+
+
+def _stopped_after(trials: int, config: SearchConfig | None, out: Path) -> None:
+    """Run a search, or go on with it, and interrupt it after so many trials."""
 
     def interrupt(progress: Progress) -> None:
         if progress.phase == "ps" and progress.done >= trials:
             raise KeyboardInterrupt
 
+    run = partial(resume_search, out) if config is None else partial(run_search, config, out)
     with pytest.raises(KeyboardInterrupt):
-        run_search(config, out, callbacks=[Watch(interrupt)])
+        run(callbacks=[Watch(interrupt)])
 
 
 def test_other_examples_are_refused(tmp_path: Path, search_config: Config) -> None:

@@ -141,8 +141,8 @@ def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict
     for objective in only_task_objectives(config.objectives):
         if objective.fitness is not None:
             parts[f"scores of {objective.name}"] = objective.fitness.scores_version
-    files = {name for spec in config.splits.values() for name in spec.lm_eval or () if os.path.isfile(name)}
-    parts |= {f"file {name}": sha256(Path(name).read_bytes()).hexdigest() for name in sorted(files)}
+    files = dict.fromkeys(name for spec in config.splits.values() for name in spec.lm_eval or () if os.path.isfile(name))
+    parts |= {f"file {n}, {Path(name).name}": sha256(Path(name).read_bytes()).hexdigest() for n, name in enumerate(files)}
     return {name: [part] for name, part in parts.items()}
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 STUDY_FILE = "study.db"
 BACKUP_FILE = "study.db.backup"
 BACKUP_SECONDS = 300.0  # between copies while trials come in
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL);
@@ -52,7 +52,7 @@ CREATE TABLE objectives (
     checksum TEXT NOT NULL,
     PRIMARY KEY (owner, split, name));
 """
-TABLES = {"meta": 1, "recipes": 1, "trials": 2, "evaluations": 2, "answers": 2, "objectives": 3}  # columns that name a row
+_KEYS = {"meta": 1, "recipes": 1, "trials": 2, "evaluations": 2, "answers": 2, "objectives": 3}  # columns that name a row
 Values = tuple[Any, ...]
 logger = logging.getLogger(__name__)
 
@@ -197,13 +197,10 @@ class StudyFile:
 
     def write(self, table: str, values: Values, *, replace: bool = False) -> None:
         """Write one row with its checksum, in a transaction of its own; raises `sqlite3.DatabaseError`."""
-        with self._connection:
-            self._put(table, values, replace=replace)
-
-    def _put(self, table: str, values: Values, *, replace: bool) -> None:
         marks = ", ".join("?" * (len(values) + 1))
         verb = "INSERT OR REPLACE" if replace else "INSERT"
-        self._connection.execute(f"{verb} INTO {table} VALUES ({marks})", (*values, checksum_of(values)))
+        with self._connection:
+            self._connection.execute(f"{verb} INTO {table} VALUES ({marks})", (*values, _checksum(values)))
 
     def _whole(self, table: str, where: str, *arguments: Any) -> Iterator[Values]:
         """Rows of a table without their checksums; raises `DamagedStudyError` at one that is damaged."""
@@ -234,10 +231,10 @@ def _fault(connection: sqlite3.Connection, *, rows: bool = False) -> str | None:
         if said != "ok":
             return _fault_of_file(said.removeprefix("*** in database main ***").strip())
         tables = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")}
-        for table, sql in zip(TABLES, _SCHEMA.split(";"), strict=False):
+        for table, sql in zip(_KEYS, _SCHEMA.split(";"), strict=False):
             if sql.strip() not in tables:
                 return f"not a study, or the table {table} (lost, or of other columns)"
-        for table in TABLES if rows else ():
+        for table in _KEYS if rows else ():
             for row in connection.execute(f"SELECT * FROM {table}"):
                 if not _is_whole(row):
                     return _row_name(table, row)
@@ -272,12 +269,12 @@ def _remedy(folder: Path) -> str:
 
 def _is_whole(row: Values) -> bool:
     """Whether a row, its checksum at the end, is as it was written."""
-    return bool(row) and row[-1] == checksum_of(row[:-1])
+    return bool(row) and row[-1] == _checksum(row[:-1])
 
 
 def _row_name(table: str, row: Values) -> str:
     """What a row is called in messages."""
-    return f"{table.removesuffix('s')} {' '.join(map(one_line, row[: TABLES[table]]))}".removeprefix("meta ")
+    return f"{table.removesuffix('s')} {' '.join(map(one_line, row[: _KEYS[table]]))}".removeprefix("meta ")
 
 
 def _connect(file: Path) -> sqlite3.Connection:
@@ -293,7 +290,7 @@ def _connect_to_read(file: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{file.absolute().as_uri()}?{'mode=ro' if log.exists() else 'immutable=1'}", uri=True)
 
 
-def checksum_of(values: Values) -> str:
+def _checksum(values: Values) -> str:
     """Sixteen hexadecimal digits that stand for what is in a row, to the last bit."""
     digest = sha256()
     for value in values:

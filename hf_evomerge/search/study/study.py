@@ -7,8 +7,8 @@ are YAML.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -16,17 +16,11 @@ from numpy.typing import NDArray
 
 from ...errors import SearchError
 from ...fitness.scores import Scores
-from ...recipes.recipe import Recipe
-from .database import BACKUP_SECONDS, TABLES, StudyFile, checksum_of
+from ...recipes.recipe import Recipe, SourceRef
+from .database import BACKUP_SECONDS, StudyFile
+from .paths import settings_of
 
 State = Literal["COMPLETE", "FAILED"]
-
-_REFERENCES = (
-    ("trials", "recipe", 5, "stage = ? AND number = ?"),
-    ("evaluations", "label", 0, "label = ? AND split = ?"),
-    ("answers", "owner", 0, "owner = ? AND split = ?"),
-)
-"""Where a recipe's key stands: table, column and its place, and what names a row."""
 
 
 @dataclass(frozen=True)
@@ -108,17 +102,27 @@ class Study(StudyFile):
         return list(first_of_recipe.values())[:count]
 
     def add_recipe(self, recipe: Recipe) -> str:
-        """Store a recipe and return its key; the same recipe has the same key."""
+        """Store a recipe, with labels for the search's sources, and return its key; the same recipe has the same key."""
         key = recipe.key
         if not self._connection.execute("SELECT 1 FROM recipes WHERE key = ?", (key,)).fetchone():
-            self.write("recipes", (key, recipe.to_yaml()))
+            labels = {ref: SourceRef(model=label, component=ref.component) for label, ref in self._parents.items()}
+            self.write("recipes", (key, recipe.renamed(lambda ref: labels.get(ref, ref)).to_yaml()))
         return key
 
     def recipe(self, key: str) -> Recipe:
-        """The recipe of a key; raises `SearchError` where there is none."""
+        """The recipe of a key, its sources where they lie today; raises `SearchError` where there is none."""
         for _, text in self._whole("recipes", "key = ?", key):
-            return Recipe.from_yaml(str(text))
+            return Recipe.from_yaml(str(text)).renamed(lambda ref: self._parents.get(ref.model, ref))
         raise SearchError(f"recipe {key!r}: not in this study")
+
+    @cached_property
+    def _parents(self) -> dict[str, SourceRef]:
+        """The search's sources and base where they lie today, by label; empty where the settings are of no search."""
+        if "sources" not in (self.meta("settings") or {}):
+            return {}
+        config = settings_of(self)
+        base = {} if config.base is None else {"base": config.base}
+        return base | {f"source:{number}": ref for number, ref in enumerate(config.sources)}
 
     def add_evaluation(self, label: str, split: str, scores: Scores) -> None:
         """Store the scores of a recipe key, or of a parent, on a split, with what it wrote."""
@@ -169,33 +173,6 @@ class Study(StudyFile):
         for name, other in scores.others.items():
             row = (owner, split, name, other.mean, _pack(other.values), _pack(other.correct))
             self.write("objectives", row, replace=True)
-
-    def rename(self, recipe: Callable[[Recipe], Recipe], meta: Mapping[str, Any]) -> None:
-        """Put other recipes in the place of all, whose keys what refers to them follows, and values beside; all or nothing.
-
-        Args:
-            recipe: Makes a recipe of an old one.
-            meta: Values to store, by key.
-
-        Raises:
-            SearchError: A row is damaged; nothing is changed.
-        """
-        new = {str(key): recipe(Recipe.from_yaml(str(text))) for key, text in self._whole("recipes", "1")}
-        changed = {key: each.key for key, each in new.items() if each.key != key}
-        with self._connection:
-            for table, column, place, row_is in _REFERENCES:
-                for old, key in changed.items():
-                    for row in list(self._whole(table, f"{column} = ?", old)):
-                        checksum = checksum_of((*row[:place], key, *row[place + 1 :]))
-                        command = f"UPDATE {table} SET {column} = ?, checksum = ? WHERE {row_is}"
-                        self._connection.execute(command, (key, checksum, *row[: TABLES[table]]))
-            for old, key in changed.items():
-                self._connection.execute(
-                    "UPDATE recipes SET key = ?, yaml = ?, checksum = ? WHERE key = ?",
-                    (key, text := new[old].to_yaml(), checksum_of((key, text)), old),
-                )
-            for name, value in meta.items():
-                self._put("meta", (name, json.dumps(value)), replace=True)
 
 
 def _score_columns(scores: Scores) -> tuple[Any, ...]:
