@@ -72,11 +72,8 @@ def searches(work: Path) -> dict[str, SearchConfig]:
 
 def bits(folder: Path) -> list[Any]:
     """What must be the same: genomes, scores, gradients and errors of all trials, in their order."""
-    study = Study.open(folder)
-    try:
+    with Study.open(folder) as study:
         return [(t.stage, t.number, t.genome.tobytes(), t.recipe_key, t.scores._bits(), t.cost) for t in study.trials()]
-    finally:
-        study.close()
 
 
 def run(config: SearchConfig, out: Path, **how: Any) -> list[Any]:

@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -208,7 +207,7 @@ def least_run(states: Sequence[np.ndarray], count: int) -> list[int]:
 
 def best_of_length(folder: Path, hops: int | None = None, stage: str = "dfs") -> Recipe:
     """The best recipe of a stage, of so many hops, among those that were scored on most examples."""
-    with closing(Study.open(folder)) as study:
+    with Study.open(folder) as study:
         recipes = [study.recipe(trial.recipe_key or "") for trial in study.best(stage, 10**6)]
     return next(recipe for recipe in recipes if recipe.flow is not None and hops in (None, len(recipe.flow.path)))
 

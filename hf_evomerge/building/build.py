@@ -67,8 +67,7 @@ def build_model(
         >>> (folder / "model.safetensors").is_file()
         True
     """
-    refs = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
-    names = [name for ref in refs for name in (ref.model, ref.adapter) if name is not None]
+    names = [name for ref in recipe.refs for name in (ref.model, ref.adapter) if name is not None]
     remove_leftovers(Path(out))
     check_target(Path(out), overwrite=overwrite, keep=[named_folder(name) for name in names])
     recipe = _pinned(recipe, trust_remote_code)
@@ -88,8 +87,7 @@ def _pinned(recipe: Recipe, trust_remote_code: bool) -> Recipe:
     """The recipe with the commits and GGUF digests of its sources, so that it is rebuilt from these or not at all."""
     from ..checkpoints.source import pin_source
 
-    pin = partial(pin_source, trust_remote_code=trust_remote_code)
-    return recipe.model_copy(update={"sources": [*map(pin, recipe.sources)], "base": recipe.base and pin(recipe.base)})
+    return recipe.renamed(partial(pin_source, trust_remote_code=trust_remote_code))
 
 
 @dataclass(frozen=True)

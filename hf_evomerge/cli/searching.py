@@ -187,8 +187,7 @@ def search(
             if no_model:
                 raise EvoMergeError("--push-to needs the model that --no-model does not build; leave out one of them")
             options = PushOptions(private=private, license=license, space=space)
-            refs = [*config.sources, *([config.base] if config.base is not None else [])]
-            check_push(push_to, refs, options, draws=config.fitness.task == "clip")
+            check_push(push_to, config.refs, options, draws=config.fitness.task == "clip")
         if dry_run:
             from ..search.folder import check_out
             from ..search.plan import plan_search

@@ -95,8 +95,7 @@ def parts_of(ref: SourceRef) -> list[SourceRef]:
 
 def parents_of(recipe: Recipe) -> list[SourceRef]:
     """Everything that a recipe is made from: its sources and base, each adapter apart, each once."""
-    refs = [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]
-    return list(dict.fromkeys(part for ref in refs for part in parts_of(ref)))
+    return list(dict.fromkeys(part for ref in recipe.refs for part in parts_of(ref)))
 
 
 def is_on_hub(ref: SourceRef) -> bool:

@@ -30,7 +30,7 @@ from .commit import Content
 from .compare import compare_configs, compare_tensors, config_files
 from .licenses import LicenseDecision, decide_license, languages_of, license_of
 from .names import PublicNames, hashes, is_on_hub, listing, parents_of, weight_files
-from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, public_recipe, write_record
+from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, write_record
 from .results import BENCHMARKS, EVAL_FOLDER, write_benchmark_result
 from .space import check_space, has_space
 from .target import CARD, find_model
@@ -167,7 +167,7 @@ def plan_push(
     files: dict[str, Content] = {**ours, **_without_folders(ours, scratch)}
     if search is not None:
         write_record(search, scratch, examples=options.examples, publish=names)
-    public_recipe(recipe, names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
+    recipe.renamed(names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
     if not draws:
         _write_config(model, recipe, names, scratch / "config.json")
     elif INDEX not in files or files[INDEX] == model / INDEX:

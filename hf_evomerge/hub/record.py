@@ -79,8 +79,7 @@ def write_record(
         FitnessError: Examples are asked for and cannot be read.
     """
     search, out = Path(search), Path(out)
-    study = Study.open(search)
-    try:
+    with Study.open(search) as study:
         config = settings_of(study)
         trials = {stage: study.trials(stage) for stage in STAGES}
         record = {
@@ -101,24 +100,12 @@ def write_record(
         out.mkdir(parents=True, exist_ok=True)
         every = [trial for found in trials.values() for trial in found]
         _write_trials(study, every, config.objective_names, out / TRIALS_FILE, publish)
-    finally:
-        study.close()
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     (out / STUDY_JSON).write_text(text + "\n", encoding="utf-8")
     for picture in sorted((search / PLOTS_FOLDER).glob("*.png")):
         (out / IMAGES_FOLDER).mkdir(exist_ok=True)
         shutil.copyfile(picture, out / IMAGES_FOLDER / picture.name)
     return record
-
-
-def public_recipe(recipe: Recipe, publish: Publish) -> Recipe:
-    """A recipe whose sources are named as strangers may see them."""
-    return recipe.model_copy(
-        update={
-            "sources": [publish(ref) for ref in recipe.sources],
-            "base": publish(recipe.base) if recipe.base is not None else None,
-        }
-    )
 
 
 def _public_settings(config: SearchConfig, publish: Publish) -> dict[str, Any]:
@@ -229,7 +216,7 @@ def _write_trials(study: Study, trials: Sequence[Trial], objectives: Sequence[st
     from pyarrow import parquet
 
     recipes = {key: study.recipe(key) for key in dict.fromkeys(t.recipe_key for t in trials) if key is not None}
-    texts = {key: public_recipe(recipe, publish).to_yaml() for key, recipe in recipes.items()}
+    texts = {key: recipe.renamed(publish).to_yaml() for key, recipe in recipes.items()}
     paths = {key: recipe.flow.to_path() for key, recipe in recipes.items() if recipe.flow is not None}
 
     def path_of(trial: Trial) -> LayerPath | None:

@@ -117,7 +117,7 @@ def reproduce(
     commit, recipe = _published(api, repo_id, revision)
     _check_published(api, repo_id, commit, recipe)
     assert recipe.built is not None  # _published has refused it otherwise
-    for ref in [*recipe.sources, *([recipe.base] if recipe.base is not None else [])]:
+    for ref in recipe.refs:
         verify_source(ref, api, progress=progress, trust_remote_code=trust_remote_code)
     with TemporaryDirectory(prefix="evomerge-reproduce-") as scratch:
         folder = Path(out) if out is not None else Path(scratch) / "model"

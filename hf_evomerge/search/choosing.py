@@ -89,11 +89,8 @@ class Chooser:
         if self.examples > MOST:
             raise SearchError(f"data.search: {self.examples} pictures of each candidate; a person compares {MOST} at most")
         check_search(self.config, self.evaluator)
-        study = open_study(self.config, self.out, pins, written)
-        try:
+        with open_study(self.config, self.out, pins, written) as study:
             check_same_grounds(study, self.evaluator, None)
-        finally:
-            study.close()
         self.pictures: list[Any] = []
         self._recipes: list[Recipe] = []
         self._go(None)
@@ -129,42 +126,35 @@ class Chooser:
     def build(self) -> Path:
         """Build what was chosen last; raises `SearchError` where nothing was."""
         with self._lock:
-            study = Study.open(self.out)
-            try:
+            with Study.open(self.out) as study:
                 best = study.best("ps")
                 if not best or not best[0].fitness or best[0].recipe_key is None:
                     raise SearchError(f"{self.out}: nothing has been chosen yet")
                 winner = study.recipe(best[0].recipe_key)
-            finally:
-                study.close()
             winner.save(self.out / RECIPE_FILE)
             build_winner(self.out, winner)
             return self.out / MODEL_FOLDER
 
     def _go(self, choice: int | None) -> None:
         """Replay the study, tell a choice, and draw what is asked for then."""
-        study = Study.open(self.out)
-        try:
-            with study.exclusive():
-                self._recipes = []
-                done = 1 + max((trial.generation for trial in study.trials("ps")), default=-1)
-                stage = self.config.stages[0]
-                run = StageRun(
-                    self.config,
-                    study,
-                    _Asked(choice, done, self.examples),
-                    stage=stage,
-                    space=make_space(self.config, stage, self.evaluator.sources.summary),
-                    example_count=self.examples,
-                )
-                try:
-                    run.run()
-                except _Waiting as waiting:
-                    self._recipes = waiting.recipes
-                self.generation = 1 + max((trial.generation for trial in study.trials("ps")), default=-1)
-                study.backup()
-        finally:
-            study.close()
+        with Study.open(self.out) as study, study.exclusive():
+            self._recipes = []
+            done = 1 + max((trial.generation for trial in study.trials("ps")), default=-1)
+            stage = self.config.stages[0]
+            run = StageRun(
+                self.config,
+                study,
+                _Asked(choice, done, self.examples),
+                stage=stage,
+                space=make_space(self.config, stage, self.evaluator.sources.summary),
+                example_count=self.examples,
+            )
+            try:
+                run.run()
+            except _Waiting as waiting:
+                self._recipes = waiting.recipes
+            self.generation = 1 + max((trial.generation for trial in study.trials("ps")), default=-1)
+            study.backup()
         size = len(self._recipes) or self.config.ps.optimizer.population or 1
         self.generations = max(self.generation + bool(self._recipes), math.ceil(self.config.ps.optimizer.evaluations / size))
         self.pictures = [self._draw(recipe) for recipe in self._recipes]

@@ -94,11 +94,8 @@ def check_out(config: SearchConfig, out: Path) -> None:
     check_place(out)
     if not (out / STUDY_FILE).exists():
         return _check_unused(config, out)
-    study = Study.open(out)
-    try:
+    with Study.open(out) as study:
         _check_same(study, out, pin(rooted(config), study.meta("pins") or {}).model_dump(mode="json"))
-    finally:
-        study.close()
 
 
 def known_pins(out: Path) -> Pins:
@@ -214,13 +211,10 @@ def build_pick(
     Raises:
         EvoMergeError: There is no such point, or the model cannot be built.
     """
-    study = Study.open(folder)
-    try:
+    with Study.open(folder) as study:
         file = study.folder / RECIPE_FILE
         winner = Recipe.load(file).key if file.exists() else None
         recipe = study.recipe(picked(settings_of(study), study, pick, winner))
-    finally:
-        study.close()
     place = Path(folder) / f"{MODEL_FOLDER}-{pick}" if out is None else out
     return build_model(recipe, place, progress=False, overwrite=overwrite, trust_remote_code=trust_remote_code)
 

@@ -24,7 +24,7 @@ FACTS = ("config.json", "recipe.yaml", "study.json")
 
 def _render(space: str) -> str:
     facts = CardFacts.of_folder(CARDS / space)
-    parents = [*facts.recipe.sources, *([facts.recipe.base] if facts.recipe.base is not None else [])]
+    parents = facts.recipe.refs
     license = decide_license([ParentLicense(ref.model, "apache-2.0") for ref in parents])
     return render_card(facts, SPACES[space], license, languages=["ja"])
 

@@ -63,7 +63,7 @@ class SearchSources:
         self.trust_remote_code, self.weights = trust_remote_code, weights
         self._opened: dict[SourceRef, Source] = {}
         self._checkpoints: dict[Hashable, Checkpoint] = {}
-        self.all = as_parts([self.open(ref) for ref in [*config.sources, *([config.base] if config.base is not None else [])]])
+        self.all = as_parts([self.open(ref) for ref in config.refs])
         self._sources = self.all[: len(config.sources)]
         self.base = self.all[-1] if config.base is not None else None
 

@@ -112,6 +112,11 @@ class SearchConfig(StrictModel):
         return {**{str(split): spec for split, spec in self.data.items()}, **retained, **objective_splits(self.objectives)}
 
     @property
+    def refs(self) -> list[SourceRef]:
+        """The sources, and the base where there is one."""
+        return [*self.sources, *([self.base] if self.base is not None else [])]
+
+    @property
     def parent_names(self) -> dict[str, str]:
         """What the parents are called in tables and plots, by the labels of their scores: ``source:0`` and so on, ``base``."""
         apart = [self.base] if self.base is not None and self.base not in self.sources else []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def study_answers(folder: str | os.PathLike[str]) -> Iterator[Answer]:
     Raises:
         SearchError: There is no study, or its examples came from Python and are not to be had.
     """
-    with closing(Study.open(folder)) as study:
+    with Study.open(folder) as study:
         config = settings_of(study)
         examples: dict[str, list[Example]] = {}
         names = _names(study, config)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
     Raises:
         SearchError: There is no study, or no trial in it.
     """
-    with closing(Study.open(folder)) as study:
+    with Study.open(folder) as study:
         config = settings_of(study)
         names = config.objective_names
         rows = [_row(trial, names, params) for stage in STAGES for trial, params in _with_params(study, config, stage)]

@@ -21,8 +21,7 @@ from .table import accuracy_text, fitness_text, render
 
 def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
     """What a search has found so far; raises `SearchError` where the folder has no study."""
-    study = Study.open(folder)
-    try:
+    with Study.open(folder) as study:
         settings = settings_of(study)
         file = study.folder / RECIPE_FILE
         winner = Recipe.load(file).key if file.exists() else None
@@ -60,8 +59,6 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
                 parts.append(front_table(points, settings.objective_names, "search"))
             if failed:
                 parts.append(f"the first failure, trial {failed[0].number}: {failed[0].scores.error}")
-    finally:
-        study.close()
     return "\n".join(parts)
 
 
