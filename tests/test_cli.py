@@ -312,9 +312,7 @@ def test_what_the_system_refuses_is_said_in_words(recipe_file: Path, tmp_path: P
 def test_models_that_are_none(recipe_file: Path, tiny: Path, tmp_path: Path) -> None:
     """A file, a name with spaces and a merged model with a path are refused as sources, with what to give."""
     weights = tiny / "a" / "model.safetensors"
-    assert _error("inspect", weights) == (
-        f"error: {weights}: a file; give the folder that holds the model's config.json and weights"
-    )
+    assert _error("inspect", weights) == (f"error: {weights}: a file; give the folder that holds the config and the weights")
     assert "some one/model: no such folder" in _error("inspect", "some one/model")
     flow = Recipe.model_validate({"sources": [{"model": str(tiny / "a")}], "flow": {"path": "0:0-1"}})
     built = build_model(flow, tmp_path / "built", progress=False)

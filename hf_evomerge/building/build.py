@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from ..checkpoints.chat_template import most_common_template
 from ..checkpoints.ledger import Ledger
-from ..checkpoints.model_folder import named_folder, remove_leftovers
+from ..checkpoints.model_folder import remove_leftovers
 from ..checkpoints.writer import check_target, write_checkpoint
 from ..errors import SourceError
+from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from .record import write_build_record
 

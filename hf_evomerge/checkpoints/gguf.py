@@ -22,8 +22,8 @@ from ..errors import SourceError, one_line
 from ..recipes.recipe import SourceRef
 from .hashes import file_sha256
 from .inside import check_inside
-from .model_folder import make_readable, named_folder
-from .repository import Repository
+from .model_folder import make_readable
+from .repository import find_folder
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +49,10 @@ class GgufFile:
         Raises:
             SourceError: There is no such file, or it is not the one that `SourceRef.gguf_sha256` tells of.
         """
-        folder, repository = named_folder(ref.model), None
         assert ref.gguf is not None
-        if not os.path.isdir(folder):
-            repository = Repository(ref.model, ref.revision)
-            folder = repository.folder
+        folder, repository = find_folder(ref.model, ref.revision)
+        if repository is not None:
             repository.fetch([ref.gguf])
-        elif ref.revision is not None:
-            raise SourceError(f"{ref.model}: a folder has no revision (found {ref.revision!r}); leave it out")
         file = folder / ref.gguf
         if not os.path.isfile(file):
             there = ", ".join(sorted(one.name for one in folder.glob("*.gguf"))[:5]) or "no GGUF file at all"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SourceError
 from .headers import StoredTensor, TensorInfo, read_header, read_mapping
 from .inside import check_folder
-from .model_folder import named_folder
-from .repository import Repository
+from .repository import Repository, find_folder
 
 if TYPE_CHECKING:
     import torch
@@ -93,13 +91,8 @@ class Adapter:
         label, file = name if revision is None else f"{name}@{revision}", None
         if name.endswith(".safetensors"):
             name, _, file = name.rpartition("/")
-        folder = named_folder(name or ".")
-        if os.path.isdir(folder):
-            if revision is not None:
-                raise SourceError(f"{name}: a folder has no revision (found {revision!r}); leave it out")
-            return cls(folder, label, file=file)
-        repository = Repository(name, revision)
-        return cls(repository.folder, label, repository, file)
+        folder, repository = find_folder(name or ".", revision)
+        return cls(folder, label, repository, file)
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:

@@ -33,11 +33,6 @@ COMPANIONS = (
 REPLACED = "replaced"  # the old model, in the hidden folder of the build whose model takes its place
 
 
-def named_folder(name: str) -> Path:
-    """The folder that a name may mean, be it there or not; unlike `Path.expanduser` no error where ``~`` names nobody."""
-    return Path(os.path.expanduser(name))
-
-
 def check_place(out: Path) -> None:
     """Raise `EvoMergeError` where no folder of this name can be made or written to. Nothing is made."""
     there = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))

@@ -8,6 +8,7 @@ which the client does not do.
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError, one_line
+from ..recipes.names import is_folder, named_folder
 from .headers import StoredTensor, check_header
 
 SMALL_FILES = ["*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
 _ATTEMPTS = 4
 IGNORED_FILES = ["*/*.json", "*/*.txt", "*/*.model"]
+
+
+def find_folder(name: str, revision: str | None = None, *, code: bool = False) -> tuple[Path, Repository | None]:
+    """The folder that a name means, and the repository behind it where it is on the Hub; raises `SourceError`."""
+    folder = named_folder(name)
+    if os.path.isdir(folder):  # Path.is_dir raises where a name is too long
+        if revision is not None:
+            raise SourceError(f"{name}: a folder has no revision (found {revision!r}); leave it out")
+        return folder, None
+    if os.path.isfile(folder):
+        raise SourceError(f"{name}: a file; give the folder that holds the config and the weights")
+    repository = Repository(name, revision, code=code)
+    return repository.folder, repository
 
 
 class Repository:
@@ -39,7 +54,7 @@ class Repository:
     def __init__(self, name: str, revision: str | None = None, *, code: bool = False) -> None:
         from huggingface_hub import snapshot_download
 
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or any(c.isspace() for c in name):
+        if is_folder(name) or any(c.isspace() for c in name):
             raise SourceError(f"{name}: no such folder; give a folder that exists or the id of a repository on the Hub")
         self.name = name
         wanted = [*SMALL_FILES, *(["*.py"] if code else [])]

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import SourceError, one_line
 from ..recipes.layer_groups import TIED_HEAD
+from ..recipes.names import named_folder
 from ..recipes.recipe import SourceRef
 from .checkpoint import Checkpoint, Origin, pieces_of
 from .gguf import GgufFile
 from .headers import StoredTensor, read_header, read_mapping
 from .inside import check_folder
 from .lora import WEIGHTS_FILE, Adapter
-from .model_folder import copy_code, copy_companions, copy_processor, named_folder
-from .repository import Repository
+from .model_folder import copy_code, copy_companions, copy_processor
+from .repository import Repository, find_folder
 
 if TYPE_CHECKING:
     import torch
@@ -86,18 +87,11 @@ class Source(Checkpoint):
                 cannot be read.
         """
         ref = SourceRef(model=ref) if isinstance(ref, str) else ref
-        folder, repository, gguf = named_folder(ref.model), None, None
-        if ref.gguf is not None:
-            gguf = GgufFile.find(ref)
+        gguf, repository = None if ref.gguf is None else GgufFile.find(ref), None
+        if gguf is not None:
             folder = gguf.dequantised(str(ref))
-        elif os.path.isdir(folder):  # Path.is_dir raises where a name is too long
-            if ref.revision is not None:
-                raise SourceError(f"{ref.model}: a folder has no revision (found {ref.revision!r}); leave it out")
-        elif os.path.isfile(folder):
-            raise SourceError(f"{ref.model}: a file; give the folder that holds the model's config.json and weights")
         else:
-            repository = Repository(ref.model, ref.revision, code=trust_remote_code)
-            folder = repository.folder
+            folder, repository = find_folder(ref.model, ref.revision, code=trust_remote_code)
         adapter = Adapter.open(ref.adapter, ref.adapter_revision) if ref.adapter is not None else None
         source = cls._kind(folder)(
             folder, ref, repository=repository, gguf=gguf, adapter=adapter, trust_remote_code=trust_remote_code

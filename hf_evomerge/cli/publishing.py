@@ -124,8 +124,8 @@ def space(
     - `hf-evomerge space --local me/my-merge`
     """
     with one_line_errors():
-        from ..checkpoints.model_folder import named_folder
         from ..hub.space import push_space, run_space
+        from ..recipes.names import named_folder
 
         if repo_id is not None and local is None and model is None and named_folder(repo_id).is_dir():
             repo_id, local = None, repo_id

@@ -313,7 +313,7 @@ def evaluate(
     - `hf-evomerge eval your-name/fine-tune-a --search search.yaml`
     """
     with one_line_errors():
-        from ..checkpoints.model_folder import named_folder
+        from ..recipes.names import named_folder
         from ..search.file.config import SearchConfig
         from ..search.folder import built_model
         from ..search.score_model import evaluate_model

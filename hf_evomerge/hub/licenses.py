@@ -14,12 +14,11 @@ from urllib.parse import quote
 
 import yaml
 
-from ..checkpoints.model_folder import named_folder
 from ..errors import HubError, one_line
+from ..recipes.names import hidden, is_folder, named_folder
 from ..recipes.recipe import SourceRef
 from .client import ask, is_passing
 from .names import listing
-from .record import hide_folder, is_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -178,7 +177,7 @@ def license_of(ref: SourceRef, api: HfApi) -> ParentLicense:
     """
     from huggingface_hub import ModelCard
 
-    name = hide_folder(ref).model
+    name = hidden(ref.model)
     try:
         if is_folder(ref.model):
             folder = named_folder(ref.model)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from ..checkpoints.hashes import file_sha256
 from ..checkpoints.lora import WEIGHTS_FILE as ADAPTER_WEIGHTS
-from ..checkpoints.model_folder import named_folder
 from ..checkpoints.source import Source
 from ..errors import HubError
+from ..recipes.names import hidden, is_folder, named_folder
 from ..recipes.recipe import Recipe, SourceRef
 from .client import ask
-from .record import hide_folder, is_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -59,7 +58,9 @@ class PublicNames:
         if is_folder(ref.model):
             folder = named_folder(ref.model)
             repo_id = self._published.get(folder.resolve())
-            return hide_folder(ref) if repo_id is None else self._same_weights(folder, repo_id)
+            return (
+                ref.model_copy(update={"model": hidden(ref.model)}) if repo_id is None else self._same_weights(folder, repo_id)
+            )
         is_commit = REGEX_COMMIT_HASH.fullmatch(ref.revision or "") is not None
         if is_commit and "/" in ref.model:
             return ref

@@ -10,13 +10,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.model_folder import named_folder
 from ..errors import EvoMergeError, SearchError
 from ..recipes.layer_path import LayerPath
+from ..recipes.names import hidden, named_folder
 from ..recipes.recipe import Recipe, SourceRef
 from ..search.file.config import SearchConfig
 from ..search.file.objectives import FITNESS, TAKEN, columns, values
@@ -25,7 +24,7 @@ from ..search.file.tasks import units
 from ..search.folder import about_of
 from ..search.results.plots import parent_levels, parent_scores
 from ..search.study.files import PLOTS_FOLDER, RESULTS_FILE
-from ..search.study.paths import settings_of
+from ..search.study.paths import renamed, settings_of
 from ..search.study.study import Study, Trial
 
 if TYPE_CHECKING:
@@ -43,16 +42,9 @@ _FOLDER = re.compile(r"(?<=['\"])(?P<quoted>~?/[^'\"]+)(?=['\"])|(?<![\w:/.~])(?
 Publish = Callable[[SourceRef], SourceRef]
 
 
-def is_folder(name: str) -> bool:
-    """Whether a name is that of a folder and not of a repository, be the folder still there or not."""
-    return os.path.isdir(named_folder(name)) or name.startswith(("/", "~", ".")) or name.count("/") > 1
-
-
 def hide_folder(ref: SourceRef) -> SourceRef:
-    """A reference as strangers may see it: a folder of this machine by its last name only, others as they are."""
-    named = {"model": ref.model, "adapter": ref.adapter}
-    folders = {key: named_folder(name) for key, name in named.items() if name is not None and is_folder(name)}
-    return ref.model_copy(update={key: folder.name or folder.resolve().name for key, folder in folders.items()})
+    """A reference as strangers may see it: a folder of this machine by its last name only, a repository as it is."""
+    return ref.model_copy(update={"model": hidden(ref.model), "adapter": ref.adapter and hidden(ref.adapter)})
 
 
 def write_record(
@@ -109,16 +101,13 @@ def write_record(
 
 
 def _public_settings(config: SearchConfig, publish: Publish) -> dict[str, Any]:
-    settings = config.model_dump(mode="json", exclude_none=True)
-    settings["sources"] = [publish(ref).model_dump(exclude_none=True) for ref in config.sources]
-    if config.base is not None:
-        settings["base"] = publish(config.base).model_dump(exclude_none=True)
-    objectives = [each["data"].values() for each in settings.get("objectives", []) if isinstance(each, dict)]
-    for data in (*settings["data"].values(), *settings["retain"].values(), *chain.from_iterable(objectives)):
-        for key in ("jsonl", "dataset"):
-            if key in data and (key == "jsonl" or Path(data[key]).expanduser().exists()):
-                data[key] = Path(data[key]).name
-    return settings
+    """The settings of a search, with published names of its sources, and files and folders by their last name only."""
+
+    def shown(key: str, name: str) -> str:
+        return Path(name).name if key == "jsonl" or os.path.exists(named_folder(name)) else name
+
+    refs = {"sources": [publish(ref) for ref in config.sources], "base": config.base and publish(config.base)}
+    return renamed(config, shown).model_copy(update=refs).model_dump(mode="json", exclude_none=True)
 
 
 def _split_sizes(study: Study, config: SearchConfig) -> dict[str, int]:

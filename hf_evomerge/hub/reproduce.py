@@ -17,12 +17,12 @@ from ..building.build import build_model
 from ..checkpoints.pipeline import INDEX, Pipeline
 from ..checkpoints.source import Source
 from ..errors import HubError
+from ..recipes.names import is_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from .card import read_json
 from .client import ask, default_api
 from .compare import TensorDifference, compare_code, compare_configs, compare_tensors, config_files
 from .names import hashes, is_on_hub, listing, parents_of, parts_of, weight_files
-from .record import is_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.pipeline import INDEX
 from ..errors import EvoMergeError, HubError
+from ..recipes.names import is_folder
 from ..search.study.database import STUDY_FILE
 from .bundled import bundled
 from .client import ask, bounded, default_api
 from .commit import Commit, Content, Target, commit_files
-from .record import IMAGES_FOLDER, is_folder, write_record
+from .record import IMAGES_FOLDER, write_record
 from .target import CARD, check_login, find_model
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from typing import Any
 from ..building.build import build_model
 from ..building.record import BUILD_FILE, changed_since, read_build_record
 from ..checkpoints.hashes import file_sha256
-from ..checkpoints.model_folder import check_place, named_folder
+from ..checkpoints.model_folder import check_place
 from ..errors import EvoMergeError, SearchError, one_line
+from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from .evaluation.provenance import Pins, pin, versions
 from .file.config import SearchConfig

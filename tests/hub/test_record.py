@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from hf_evomerge.hub.record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, _without_folders, write_record
+from hf_evomerge.hub.record import (
+    IMAGES_FOLDER,
+    STUDY_JSON,
+    TRIALS_FILE,
+    _public_settings,
+    _without_folders,
+    hide_folder,
+    write_record,
+)
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, edits, open_study
@@ -60,6 +68,19 @@ def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search: Path, tmp_
     check_out(other, copy)
     open_study(other, copy, {}, other).close()
     assert write_record(copy, tmp_path / "record")["settings"]["about"] == "Adds."
+
+
+def test_settings_name_no_file_of_this_machine(search_config: Callable[..., SearchConfig], tmp_path: Path) -> None:
+    """Files of data and of tasks are published by their last names, names on the Hub and addresses as they are."""
+    for name in ("rows.csv", "task.yaml"):
+        (tmp_path / name).touch()
+    data = {"search": {"data_files": [str(tmp_path / "rows.csv"), "https://x.org/b.csv"]}, "test": {"dataset": "org/data"}}
+    retain = {"other": {"lm_eval": ["arc_easy", str(tmp_path / "task.yaml")]}}
+    published = _public_settings(search_config(data=data, retain=retain), hide_folder)
+    assert published["data"]["search"]["data_files"] == ["rows.csv", "https://x.org/b.csv"]
+    assert published["data"]["test"]["dataset"] == "org/data"
+    assert published["retain"]["other"]["lm_eval"] == ["arc_easy", "task.yaml"]
+    assert str(tmp_path) not in json.dumps(published)
 
 
 def test_nothing_of_this_machine_is_in_it(hybrid_search: Path, tiny: Path, tmp_path: Path) -> None:

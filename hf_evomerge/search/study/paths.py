@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ...checkpoints.model_folder import named_folder
 from ...errors import SearchError
+from ...recipes.names import named_folder
 from ...recipes.strict_yaml import StrictModel, validate
 from ..file.config import SearchConfig
 from .database import STUDY_FILE, DamagedStudyError, StudyFile
@@ -29,7 +29,7 @@ def rooted(config: SearchConfig) -> SearchConfig:
         is_there = os.path.isdir(path) if key in _FOLDERS else os.path.isfile(path)
         return os.path.abspath(path) if is_there else name  # on the Hub, or missing, which others complain of
 
-    return _renamed(config, place)
+    return renamed(config, place)
 
 
 def followed(config: SearchConfig, study: StudyFile) -> SearchConfig:
@@ -40,7 +40,7 @@ def followed(config: SearchConfig, study: StudyFile) -> SearchConfig:
         moved = os.path.normpath(os.path.join(here, os.path.relpath(name, begun))) if os.path.isabs(name) else name
         return moved if os.path.exists(moved) else name
 
-    return _renamed(config, place) if begun not in (None, here) else config
+    return renamed(config, place) if begun not in (None, here) else config
 
 
 def settings_of(study: StudyFile) -> SearchConfig:
@@ -59,13 +59,13 @@ def settings_in(folder: str | os.PathLike[str]) -> SearchConfig:
         return settings_of(study)
 
 
-def _renamed(value: Any, place: Callable[[str, str], str], key: str = "") -> Any:
+def renamed(value: Any, place: Callable[[str, str], str], key: str = "") -> Any:
     """Settings in which each name of a folder or file is what `place` gives for its key and the name."""
     if isinstance(value, StrictModel):
-        fields = {name: _renamed(each, place, name) for name, each in value}
+        fields = {name: renamed(each, place, name) for name, each in value}
         return value.model_copy(update={name: each for name, each in fields.items() if each != getattr(value, name)})
     if isinstance(value, dict):
-        return {name: _renamed(each, place) for name, each in value.items()}
+        return {name: renamed(each, place) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_renamed(each, place, key) for each in value)
+        return type(value)(renamed(each, place, key) for each in value)
     return place(key, value) if isinstance(value, str) and key in (*_FOLDERS, *_FILES) else value
