@@ -114,7 +114,7 @@ def _split_sizes(study: Study, config: SearchConfig) -> dict[str, int]:
     """Examples per split, from scores that the study holds for every parent or finalist."""
     sizes = {}
     for split in ("search", "validation", "test"):
-        evaluations = (study.evaluation(label, split) for label in ("source:0", "base", *_finalists(study, split)))
+        evaluations = (study.evaluation(label, split) for label in (*config.parents, *_finalists(study, split)))
         scored = [scores.values.size for scores in evaluations if scores is not None and scores.error is None]
         if scored:
             sizes[split] = scored[0]
@@ -173,7 +173,7 @@ def _examples(study: Study, config: SearchConfig, count: int, images: Path) -> l
     if split is None:
         raise SearchError("examples: this search got its examples from Python, so none can be published; ask for 0")
     recipe = study.folder / "recipe.yaml"
-    labels = {name: name for name in (*(f"source:{i}" for i in range(len(config.sources))), "base")}
+    labels = {label: label for label in config.parent_names}
     if recipe.is_file():
         labels[WINNER] = Recipe.load(recipe).key
     scored = {name: scores for name, label in labels.items() if (scores := study.evaluation(label, split)) is not None}

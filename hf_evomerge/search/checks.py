@@ -12,9 +12,10 @@ from ..fitness import check_disjoint
 from ..recipes.recipe import Recipe
 from .evaluation.devices import check_device, devices_of, places_of
 from .evaluation.evaluator import Evaluator
-from .file.config import RETAINED, SPLITS, SearchConfig
+from .file.config import SearchConfig
 from .file.objectives import only_task_objectives
 from .file.sections import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
+from .file.splits import SPLITS, SplitName
 from .file.stages import Stage
 from .file.tasks import engines
 from .optimizers.ask_tell import Start
@@ -63,7 +64,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     for name in config.report_to:
         TRACKERS[name]()  # refuses one that is not installed
     splits = {split: evaluator.tasks.examples(split) for split in ["search", *evaluator.tasks.splits]}
-    retained = {name.removeprefix(RETAINED): examples for name, examples in splits.items() if name.startswith(RETAINED)}
+    retained = {name: splits[str(SplitName(name, "retain"))] for name in config.retain}
     own = [each for each in only_task_objectives(config.objectives) if each.data]
     together = {  # whatever is looked at for one objective is no test of another
         split: [*splits.get(split, ()), *(example for each in own for example in splits.get(each.split(split), ()))]

@@ -16,8 +16,9 @@ from ..recipes.recipe import Recipe, SourceRef
 from .baselines import Tune
 from .callbacks import Progress, SearchCallback
 from .evaluation.sources import SourceSummary
-from .file.config import RETAINED, SearchConfig
+from .file.config import SearchConfig
 from .file.objectives import FITNESS, vector
+from .file.splits import SplitName
 from .file.stages import Stage, StageName
 from .file.tasks import units
 from .optimizers.nsga import knee, non_dominated
@@ -108,9 +109,7 @@ class Search:
 
     def _parents(self) -> dict[str, SourceRef]:
         """Base and sources by label; a base that is also a source is evaluated once."""
-        parents = {} if self.config.base is None else {"base": self.config.base}
-        parents.update({f"source:{i}": ref for i, ref in enumerate(self.config.sources) if ref != self.config.base})
-        return parents
+        return {label: ref for label, ref in self.config.parents.items() if label == "base" or ref != self.config.base}
 
     def _tell_of_parents(self, scores: Mapping[str, Scores]) -> None:
         """Say whether the sources have anything to give each other, unless the search is under way already."""
@@ -270,10 +269,10 @@ class Search:
     def _retained(self, targets: Mapping[str, Recipe | SourceRef]) -> dict[str, dict[str, Scores]]:
         """Scores of labelled targets on the examples that the search did not look at, by name."""
         retained: dict[str, dict[str, Scores]] = {label: {} for label in targets}
-        for split in self.splits:
-            if split.startswith(RETAINED):
-                for label, scores in self._evaluate_labels(targets, split, split).items():
-                    retained[label][split.removeprefix(RETAINED)] = scores
+        for name in self.config.retain:
+            split = str(SplitName(name, "retain"))
+            for label, scores in self._evaluate_labels(targets, split, split).items():
+                retained[label][name] = scores
         return retained
 
     def _parent_row(self, label: str, scores: Scores, retained: dict[str, Scores]) -> Row:

@@ -18,7 +18,8 @@ from .evaluation.devices import check_device, device_memory, devices_of, places_
 from .evaluation.evaluator import Batch, Evaluator
 from .evaluation.memory import PROCESS, default_workers, device_shares, memory_of_models
 from .evaluation.sources import Target
-from .file.config import RETAINED, SearchConfig
+from .file.config import SearchConfig
+from .file.splits import SplitName
 from .file.stages import Stage
 from .optimizers.ask_tell import GROWTH, Start, Vector, default_population
 from .optimizers.descent import FULL_SCORES
@@ -170,9 +171,12 @@ def _around(
         phases.append(Phase("lora", text, tuned * len(RATES) * spent * second * examples["search"], at_once=1))
     split = next(split for split in ("test", "validation", "search") if split in examples)
     count = parents + averaged + tuned + len(config.stages)
-    judged = {split: examples[split], **{name: size for name, size in examples.items() if name.startswith(RETAINED)}}
-    text = f"{count} models on {' + '.join(f'{size} {name}' for name, size in judged.items())} examples"
-    return [*phases, Phase("test", f"{text}: all rows of the table", count * second * sum(judged.values()))]
+    judged = {
+        split: examples[split],
+        **{name: size for name, size in examples.items() if SplitName.parse(name).kind == "retain"},
+    }
+    text = f"{count} models on {' + '.join(f'{examples[name]} {name}' for name in judged)} examples"
+    return [*phases, Phase("test", f"{text}: all rows of the table", count * second * sum(examples[name] for name in judged))]
 
 
 class _StageCost:

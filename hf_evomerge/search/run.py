@@ -133,12 +133,11 @@ def _runner(
     ray: bool,
 ) -> Runner:
     """What evaluates: a cluster, worker processes, or this one where there are to be none and no limits are set."""
-    parents = ["base", *(f"source:{number}" for number in range(len(config.sources)))]
     limits = Limits(
         config.limits,
         examples={split: len(evaluator.tasks.examples(split)) for split in evaluator.tasks.splits},
         layers=min(evaluator.sources.layers),
-        parents=lambda: [study.evaluation(label, "search") for label in parents],
+        parents=lambda: [study.evaluation(label, "search") for label in config.parents],
     )
     if ray:
         memory = max(memory_of_models(config, evaluator).values())

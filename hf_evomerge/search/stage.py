@@ -80,7 +80,7 @@ class StageRun:
         self.mean: float | None = None
         self.accuracy: float | None = None
         self.begin = time.perf_counter()
-        self.seconds_before = self.study.meta(f"seconds:{stage}") or 0.0
+        self.seconds_before = self.study.meta("seconds", stage.name) or 0.0
 
     def run(self) -> None:
         """Generation after generation, until the budget is spent, the optimizer has converged, or a callback ends it.
@@ -111,7 +111,7 @@ class StageRun:
                 objectives = [vector(trial.scores, self.config.objective_names) for trial in trials]
                 self.optimizer.tell(values.tolist(), slopes, objectives)
             if self.fresh:
-                self.study.set_meta(f"seconds:{self.stage}", self._seconds())
+                self.study.set_meta("seconds", self._seconds(), self.stage.name)
             if self._tell(generation, trials):
                 break
             generation += 1
@@ -132,12 +132,11 @@ class StageRun:
         told = Generation(self.stage.name, generation, trials, self.best, self.mean, sigma, evaluations, replayed)
         for callback in self.callbacks:
             callback.on_generation(self.study, told)
-        key = f"stopped:{self.stage}"
-        if (stopped := self.study.meta(key)) is not None:
+        if (stopped := self.study.meta("stopped", self.stage.name)) is not None:
             return bool(generation >= stopped)
         if len(self.trials) in self.stored or not any(each.should_stop(self.study, told) for each in self.callbacks):
             return False
-        self.study.set_meta(key, generation)
+        self.study.set_meta("stopped", generation, self.stage.name)
         logger.info("%s: ended early, after generation %d", self.stage, generation)
         return True
 

@@ -41,7 +41,7 @@ class Tracker(SearchCallback):
         """Log a generation that was not logged before."""
         self.steps += 1
         self.spent[generation.stage] = generation.evaluations
-        if self.steps <= (study.meta(f"reported:{self.name}") or 0):
+        if self.steps <= (study.meta("reported", self.name) or 0):
             return
         alive = [trial.fitness for trial in generation.trials if trial.fitness is not None]
         found = {
@@ -54,18 +54,18 @@ class Tracker(SearchCallback):
         }
         values = {f"{generation.stage}/{key}": float(value) for key, value in found.items() if value is not None}
         self.log({**values, "evaluations": sum(self.spent.values())}, self.steps)
-        study.set_meta(f"reported:{self.name}", self.steps)
+        study.set_meta("reported", self.steps, self.name)
 
     def on_end(self, study: Study, result: Result) -> None:
         """Log the pictures and the table once, and close the run."""
-        if not study.meta(f"reported:{self.name}:end"):
+        if not study.meta("ended", self.name):
             columns = ["model", "fitness", "accuracy", "evaluations", "winner"]
             rows = [
                 [row.model, row.scores.mean, row.scores.accuracy, row.evaluations, "*" if row.winner else ""]
                 for row in result.rows
             ]
             self.summarise(sorted((study.folder / PLOTS).glob("*.png")), columns, rows, self.steps + 1)
-            study.set_meta(f"reported:{self.name}:end", True)
+            study.set_meta("ended", True, self.name)
         self.close()
 
     def open(self, study: Study, config: SearchConfig) -> None:
@@ -147,7 +147,7 @@ class TensorBoard(Tracker):
         """Open a file of events; what a process logged and did not store is taken back."""
         from torch.utils.tensorboard import SummaryWriter
 
-        step = (study.meta(f"reported:{self.name}") or 0) + 1
+        step = (study.meta("reported", self.name) or 0) + 1
         self.writer = SummaryWriter(str(study.folder / LOGS), purge_step=step)
 
     def log(self, values: dict[str, float], step: int) -> None:

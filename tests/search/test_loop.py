@@ -138,7 +138,7 @@ def test_no_generation_starts_after_the_minutes(tmp_path: Path) -> None:
     with pytest.raises(SearchError):  # no time at all: no trial
         toy_search(tmp_path / "none", ToyRunner(), ps=ps)
     study, _ = toy_search(tmp_path / "some", ToyRunner(), ps={**ps, "optimizer": {**OPTIMIZER, "evaluations": 7}})
-    study.set_meta("seconds:ps", 100.0)
+    study.set_meta("seconds", 100.0, "ps")
     study, _ = toy_search(tmp_path / "some", ToyRunner(), ps={**ps, "optimizer": {**OPTIMIZER, "minutes": 1.0}})
     assert len(study.trials()) == 7
 

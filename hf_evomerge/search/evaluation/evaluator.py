@@ -17,8 +17,9 @@ from ...fitness import DifferentiableTask, Example, Scores, Task, TaskSpec
 from ...fitness.encoding import encode_prompt, room
 from ...fitness.writing import WritingSpec, WritingTask
 from ...recipes.recipe import Recipe, SourceRef
-from ..file.config import SPLITS, SearchConfig
+from ..file.config import SearchConfig
 from ..file.objectives import Taken, TaskObjective
+from ..file.splits import SPLITS
 from .gradients import Slopes, recomputed
 from .model_pool import ModelPool
 from .sources import SearchSources, Target

@@ -69,14 +69,13 @@ def check_same_grounds(study: Study, evaluator: Evaluator, task_factory: Callabl
     examples = {split: [_examples(evaluator, split)] for split in evaluator.tasks.splits}
     _compare(study, "examples", "the {} examples", examples)
     for label, source in _sources(evaluator).items():
-        key = f"files:{label}"
-        _compare(study, key, f"{{}} of {source}", digest_source(source, study.meta(key) or {}))
+        _compare(study, "files", f"{{}} of {source}", digest_source(source, study.meta("files", label) or {}), of=label)
     _compare(study, "task", "the task's {}", _task(evaluator.config, task_factory))
 
 
 def files(study: Study, evaluator: Evaluator) -> dict[str, Files]:
     """What a study notes of the files of each source."""
-    return {label: study.meta(f"files:{label}") or {} for label in _sources(evaluator)}
+    return {label: study.meta("files", label) or {} for label in _sources(evaluator)}
 
 
 def check_files(evaluator: Evaluator, known: Mapping[str, Files]) -> None:
@@ -91,14 +90,15 @@ def check_files(evaluator: Evaluator, known: Mapping[str, Files]) -> None:
 
 
 def _sources(evaluator: Evaluator) -> dict[str, Source]:
-    base = {} if evaluator.sources.base is None else {"base": evaluator.sources.base}
-    return base | {f"source:{i}": source for i, source in enumerate(evaluator.sources)}
+    sources = evaluator.sources
+    opened = [*([sources.base] if sources.base is not None else []), *sources]
+    return dict(zip(evaluator.config.parents, opened, strict=True))
 
 
-def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]]) -> None:
-    before = study.meta(key)
+def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]], of: str = "") -> None:
+    before = study.meta(key, of)
     if before is None and (study.evaluated() or study.trials()):
-        raise DamagedStudyError(study.folder, f"{key} (lost)")
+        raise DamagedStudyError(study.folder, f"{key}{f' of {of}' if of else ''} (lost)")
     for name in [*(before or ()), *found] if before is not None else ():
         was, now = (values.get(name, [None])[0] for values in (before, found))
         if was != now:
@@ -109,7 +109,7 @@ def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]]) 
                 "comparable; restore them, or choose another folder"
             )
     if before != found:
-        study.set_meta(key, found)
+        study.set_meta(key, found, of)
 
 
 def _examples(evaluator: Evaluator, split: str) -> str:

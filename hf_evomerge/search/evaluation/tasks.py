@@ -20,8 +20,8 @@ from ...fitness import (
 from ...fitness.classification import ClassificationTask, Head
 from ...fitness.pictures import SeeingTokenizer
 from ...recipes.recipe import SourceRef
-from ..file.config import RETAINED, SPLITS, SearchConfig
-from ..file.objectives import OBJECTIVE
+from ..file.config import SearchConfig
+from ..file.splits import SPLITS, SplitName
 from ..file.tasks import measured_on
 from .sources import SearchSources, Target
 
@@ -63,7 +63,7 @@ class SearchTasks:
     def splits(self) -> list[str]:
         """The splits that there are examples for."""
         there = {**self.config.splits, **self._examples}
-        others = (split for split in there if split.startswith((RETAINED, OBJECTIVE)))
+        others = (split for split in there if SplitName.parse(split).kind != "own")
         return [*(split for split in SPLITS if split in there), *others]
 
     def examples(self, split: str) -> Sequence[Example]:

@@ -18,13 +18,12 @@ from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
 from .objectives import FITNESS, TAKEN, AnyObjective, TaskObjective, name_of, objective_splits
 from .presets import completed, filled
 from .sections import FlowSpaceConfig, LimitsConfig, ParameterSpaceConfig
+from .splits import SplitName
 from .stages import SpaceName, Stage, make_stages
 
 _SPACES: dict[str, tuple[SpaceName, ...]] = {"ps": ("ps",), "dfs": ("dfs",), "hybrid": ("ps", "dfs")}
 _MANY = 10**9  # larger than any data set: tells whether batches are used at all
 Baseline = Literal["average", "random", "lora"]
-SPLITS = ("search", "validation", "test")
-RETAINED = "retain:"  # begins the names of splits whose examples a search does not look at
 
 
 class SearchConfig(StrictModel):
@@ -108,7 +107,7 @@ class SearchConfig(StrictModel):
     @property
     def splits(self) -> dict[str, DataSpec]:
         """Where the examples of each split come from, the retained ones among them."""
-        retained = {f"{RETAINED}{name}": spec for name, spec in self.retain.items()}
+        retained = {str(SplitName(name, "retain")): spec for name, spec in self.retain.items()}
         return {**{str(split): spec for split, spec in self.data.items()}, **retained, **objective_splits(self.objectives)}
 
     @property
@@ -117,17 +116,23 @@ class SearchConfig(StrictModel):
         return [*self.sources, *([self.base] if self.base is not None else [])]
 
     @property
+    def parents(self) -> dict[str, SourceRef]:
+        """The base and the sources, by the labels of their scores: ``base``, ``source:0`` and so on."""
+        base = {} if self.base is None else {"base": self.base}
+        return {**base, **dict(zip(source_labels(len(self.sources)), self.sources, strict=True))}
+
+    @property
     def parent_names(self) -> dict[str, str]:
         """What the parents are called in tables and plots, by the labels of their scores: ``source:0`` and so on, ``base``."""
         apart = [self.base] if self.base is not None and self.base not in self.sources else []
         names = labels_of([*self.sources, *apart])
-        found = {f"source:{number}": name for number, name in enumerate(names[: len(self.sources)])}
-        return found if self.base is None else {**found, "base": names[-1 if apart else self.sources.index(self.base)]}
+        base = {} if self.base is None else {"base": names[-1 if apart else self.sources.index(self.base)]}
+        return {**dict(zip(source_labels(len(self.sources)), names, strict=False)), **base}
 
     @property
     def source_names(self) -> list[str]:
         """What the sources are called, in their order."""
-        return [self.parent_names[f"source:{number}"] for number in range(len(self.sources))]
+        return [self.parent_names[label] for label in source_labels(len(self.sources))]
 
     @property
     def objective_names(self) -> list[str]:
@@ -301,3 +306,8 @@ class SearchConfig(StrictModel):
     def load(cls, file: str | os.PathLike[str]) -> SearchConfig:
         """Read a search file; raises `SearchError` with the keys that are wrong."""
         return load_yaml(cls, file, SearchError)
+
+
+def source_labels(count: int) -> list[str]:
+    """The labels of so many sources in a study."""
+    return [f"source:{number}" for number in range(count)]

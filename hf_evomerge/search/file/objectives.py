@@ -13,6 +13,7 @@ from ...fitness.registry import AnyTaskSpec
 from ...fitness.scores import Scores
 from ...recipes.strict_yaml import StrictModel
 from ..optimizers.ask_tell import Vector
+from .splits import SplitName
 
 Taken = Literal["tokens", "hops", "parameters", "seconds"]
 """What a model takes, of which less is better: tokens of its answers, hops, stored parameters, time for the fitness."""
@@ -25,7 +26,6 @@ TAKEN: dict[Taken, str] = {
     "seconds": "of one evaluation",
 }
 """What they are counted in."""
-OBJECTIVE = "objective:"  # begins the names of splits of an objective's own examples
 
 
 class TaskObjective(StrictModel):
@@ -49,7 +49,7 @@ class TaskObjective(StrictModel):
 
     def split(self, split: str) -> str:
         """The name of the split that holds its examples in place of one of the search's."""
-        return f"{OBJECTIVE}{self.name}:{split}" if self.data else split
+        return str(SplitName(split, "objective", self.name)) if self.data else split
 
 
 def _kind(written: Any) -> str:

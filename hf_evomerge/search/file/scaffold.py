@@ -23,7 +23,8 @@ from ...fitness.loading import load_examples
 from ...fitness.records import read_jsonl
 from ...recipes.recipe import Recipe, SourceRef, labels_of
 from ...recipes.strict_yaml import parse_yaml
-from .config import SPLITS, SearchConfig
+from .config import SearchConfig
+from .splits import SPLITS
 
 PROMPTS = ("prompt", "question", "instruction", "problem", "input", "text")
 ANSWERS = ("answer", "answer_number", "output", "response", "completion", "target", "label")

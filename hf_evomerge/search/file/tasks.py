@@ -7,7 +7,8 @@ from typing import Any
 from ...fitness.registry import TaskSpec
 from ...fitness.writing import WritingSpec
 from .config import SearchConfig
-from .objectives import FITNESS, OBJECTIVE, TAKEN, TaskObjective, only_task_objectives
+from .objectives import FITNESS, TAKEN, TaskObjective, only_task_objectives
+from .splits import SplitName
 
 
 def units(config: SearchConfig) -> dict[str, str]:
@@ -34,7 +35,5 @@ def engines(config: SearchConfig) -> set[str]:
 
 def measured_on(config: SearchConfig, split: str) -> Any:
     """The task that a split's examples are for: an objective's own where the split is one of its; None for the search's."""
-    for each in only_task_objectives(config.objectives):
-        if split.startswith(f"{OBJECTIVE}{each.name}:"):
-            return each.fitness
-    return None
+    objective = SplitName.parse(split).objective
+    return next((each.fitness for each in only_task_objectives(config.objectives) if each.name == objective), None)

@@ -106,7 +106,7 @@ def _known(scores: Scores, names: Sequence[str]) -> dict[str, float]:
 
 def parent_scores(config: SearchConfig, study: Study) -> dict[str, Scores]:
     """Scores of the base and the sources on the search split, by their short names; without those that failed."""
-    names = {"base": "base", **{f"source:{i}": name for i, name in enumerate(config.source_names)}}
+    names = {**config.parent_names, "base": "base"}
     scored = {name: study.evaluation(label, "search") for label, name in names.items()}
     return {name: scores for name, scores in scored.items() if scores is not None and scores.error is None}
 

@@ -182,18 +182,18 @@ class StudyFile:
         finally:
             lock.release()
 
-    def meta(self, key: str) -> Any:
-        """A value stored beside the trials, or None."""
-        for name, value in self._whole("meta", "key = ?", key):
+    def meta(self, key: str, of: str = "") -> Any:
+        """Read a value stored beside the trials, of a stage, a source or a tracker where it is one's own; None where absent."""
+        for name, value in self._whole("meta", "key = ?", f"{key}:{of}" if of else key):
             try:
                 return json.loads(value)
             except (TypeError, ValueError, RecursionError) as cause:
                 raise self._damage("meta", (name,)) from cause
         return None
 
-    def set_meta(self, key: str, value: Any) -> None:
-        """Store a value beside the trials."""
-        self.write("meta", (key, json.dumps(value)), replace=True)
+    def set_meta(self, key: str, value: Any, of: str = "") -> None:
+        """Store a value beside the trials; see `meta`."""
+        self.write("meta", (f"{key}:{of}" if of else key, json.dumps(value)), replace=True)
 
     def write(self, table: str, values: Values, *, replace: bool = False) -> None:
         """Write one row with its checksum, in a transaction of its own; raises `sqlite3.DatabaseError`."""

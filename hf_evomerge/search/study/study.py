@@ -120,9 +120,7 @@ class Study(StudyFile):
         """The search's sources and base where they lie today, by label; empty where the settings are of no search."""
         if "sources" not in (self.meta("settings") or {}):
             return {}
-        config = settings_of(self)
-        base = {} if config.base is None else {"base": config.base}
-        return base | {f"source:{number}": ref for number, ref in enumerate(config.sources)}
+        return settings_of(self).parents
 
     def add_evaluation(self, label: str, split: str, scores: Scores) -> None:
         """Store the scores of a recipe key, or of a parent, on a split, with what it wrote."""
