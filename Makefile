@@ -4,7 +4,7 @@ PYTHON := python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all faults quality style docs cluster bench bench-search lm-eval-equality env
+.PHONY: help demo test test-all faults quality style docs cluster bench bench-search golden lm-eval-equality env
 
 help:
 	@echo "make demo     evolve merges of two tiny specialists that ship with the package (a few minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make style    rewrite the code as the checks want it"
 	@echo "make docs     execute the notebooks, build the site of the documentation in build/site, and check every link"
 	@echo "make bench    measure time and memory beside mergekit, as pairs (an hour), and write docs/performance.md"
+	@echo "make golden   hash all that is computed (a few minutes), to compare it before and after a refactoring"
 	@echo "make bench-search  compare the searches with other methods (an hour), and print the table"
 	@echo "make cluster  compare searches on Ray clusters with those of one process, while machines die (half an hour)"
 	@echo "make lm-eval-equality  compare scores in memory with lm_eval's command line on built models"
@@ -58,6 +59,9 @@ docs: env
 
 bench: env
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/performance.py --write
+
+golden: env
+	$(BIN)/python benchmarks/golden run --out golden.json
 
 bench-search: env
 	$(BIN)/pip install --quiet --editable ".[bench]"
