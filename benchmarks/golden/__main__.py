@@ -85,13 +85,14 @@ def run(tree: Path, out: Path, inputs: Path, options: Sequence[str]) -> int:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """A line for everything that differs between two files of hashes."""
+    """A line for everything that differs between two files of hashes, in the sections that both have."""
     for name, value in before["made_with"].items():
         if after["made_with"].get(name) != value:
             yield f"made with another {name}: {value}, {after['made_with'].get(name)}"
     old, new = before["hashes"], after["hashes"]
+    sections = {name.partition("/")[0] for name in old} & {name.partition("/")[0] for name in new}
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
+        if name.partition("/")[0] in sections and old.get(name) != new.get(name):
             yield f"{'only after' if name not in old else 'only before' if name not in new else 'differs'}: {name}"
 
 
@@ -106,7 +107,8 @@ def compare(before: Path, after: Path, options: Sequence[str]) -> int:
                 run(place.resolve(), file, Path(scratch).resolve() / "inputs", options)
             found.append(json.loads(file.read_text(encoding="utf-8")))
     lines = list(differences(*found))
-    print("\n".join(lines) if lines else f"all {len(found[0]['hashes'])} hashes are equal")
+    common = found[0]["hashes"].keys() & found[1]["hashes"].keys()
+    print("\n".join([*lines, f"{len(lines)} differences" if lines else f"all {len(common)} hashes are equal"]))
     return 1 if lines else 0
 
 

@@ -66,10 +66,10 @@ def merge_section(golden: Golden) -> None:
             merge = {"method": method, "parameters": parameters, "options": options}
             build(golden, f"{name}/disk", {"sources": names, "base": base, "merge": merge}, models)
     for name, recipe in CASES["builds"].items():
-        folder = build(golden, f"build/{name}", {"base": "base", **recipe}, golden.inputs / "float32")
+        folder = build(golden, f"merge/{name}", {"base": "base", **recipe}, golden.inputs / "float32")
         if "flow" in recipe and "sums" not in name:
-            plain = fold(folder, golden.work / "build" / f"{name}-folded", progress=False)
-            golden.put_all(f"build/{name}/folded", model_facts(plain))
+            plain = fold(folder, golden.work / "folded" / name, progress=False)
+            golden.put_all(f"merge/{name}/folded", model_facts(plain))
 
 
 def by_function(models: Path, names: Sequence[str], base: str | None, case: Case) -> dict[str, Any]:
