@@ -39,7 +39,7 @@ def cases(arguments: argparse.Namespace) -> int:
     from facts import Golden
     from inputs import make_inputs
     from sections import merge_section, resume_section, search_section
-    from texts import text_section
+    from wording import text_section
 
     import hf_evomerge
 

@@ -21,7 +21,14 @@ from sections import CASES, placed, searched, settings
 
 PUBLISHED = ("hybrid", "nsga2", "dfs-terms")
 VIEWS = ("heading", "path_view", "fitness_view", "front_view", "results_table", "commands", "licenses")
+UPLOAD = """
+import sys
+from huggingface_hub import HfApi
+HfApi().create_repo(sys.argv[1])
+HfApi().upload_folder(repo_id=sys.argv[1], folder_path=sys.argv[2])
+"""
 DURATION = re.compile(r"\b\d+(?:\.\d+)? ?(?:ms|s|min|h|seconds|minutes)\b")
+COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 COMMAND = re.compile(r"^│ ([a-z][\w-]*) ", re.MULTILINE)
 
 
@@ -30,13 +37,13 @@ def text_section(golden: Golden) -> None:
     for name in PUBLISHED:
         searched(golden, name)
     overview = command(golden, "--help")
-    golden.put("text/help", overview)
+    golden.put("text/help/hf-evomerge", overview)
     for name in COMMAND.findall(overview.partition("Commands")[2]):
         golden.put(f"text/help/{name}", command(golden, name, "--help"))
     golden.put("text/methods", command(golden, "methods"))
     reports(golden)
     for name in PUBLISHED:
-        golden.put(f"text/show/{name}", command(golden, "show", f"search/{name}", "--answers", "1"))
+        golden.put(f"text/show/{name}/study", command(golden, "show", f"search/{name}", "--answers", "1"))
         golden.put(f"text/show/{name}/model", command(golden, "show", f"search/{name}/model"))
         table = golden.work / f"{name}.csv"
         command(golden, "export", f"search/{name}", "--csv", str(table))
@@ -72,7 +79,11 @@ def reports(golden: Golden) -> None:
         with suppress(EvoMergeError):  # mergekit has no word for it
             golden.put(f"text/mergekit/{name}", "\n".join(map(str, to_mergekit(recipe))))
     for name in CASES["searches"]:
-        golden.put(f"text/plan/{name}", str(plan_search(SearchConfig.model_validate(settings(name, models)))))
+        try:
+            plan = str(plan_search(SearchConfig.model_validate(settings(name, models))))
+        except Exception as error:  # a crash is a text like any other: it may not change unseen
+            plan = repr(error)
+        golden.put(f"text/plan/{name}", plan)
 
 
 def command(golden: Golden, *words: str, environment: Mapping[str, str] | None = None) -> str:
@@ -83,7 +94,12 @@ def command(golden: Golden, *words: str, environment: Mapping[str, str] | None =
     )
     if done.returncode:
         golden.complain(f"`{' '.join(words)}` ended with {done.returncode}: {done.stderr[-500:]}")
-    return DURATION.sub("TIME", done.stdout)
+    return timeless(done.stdout)
+
+
+def timeless(text: str) -> str:
+    """A text without durations and commits."""
+    return COMMIT.sub("COMMIT", DURATION.sub("TIME", text))
 
 
 def table_text(text: str) -> str:
@@ -107,6 +123,9 @@ def local_hub(golden: Golden) -> Iterator[dict[str, str]]:
                 environment[name] = shlex.split(value)[0]
             elif "HF_ENDPOINT" in environment:
                 break
+        for name in ("a", "b", "base"):
+            program = [sys.executable, "-c", UPLOAD, f"local/{name}", str(golden.inputs / "float32" / name)]
+            subprocess.run(program, env={**os.environ, **environment}, check=True)
         yield environment
     finally:
         serving.terminate()
@@ -115,27 +134,25 @@ def local_hub(golden: Golden) -> Iterator[dict[str, str]]:
 
 def published(golden: Golden, name: str, hub: Mapping[str, str]) -> Facts:
     """Publish a search; its card, its record, and what the Space shows of it."""
+    import hf_evomerge
+
     sources = [f"--published={golden.inputs / 'float32' / source}=local/{source}" for source in ("a", "b", "base")]
     command(golden, "push", f"search/{name}", f"local/{name}", "--license=mit", "--examples=2", *sources, environment=hub)
     folder = golden.work / "published" / name
     folder.mkdir(parents=True)
     for file in ("README.md", "study.json", "recipe.yaml", "config.json", "trials.parquet"):
         address = f"{hub['HF_ENDPOINT']}/local/{name}/resolve/main/{file}"
-        with urllib.request.urlopen(
-            urllib.request.Request(address, headers={"Authorization": f"Bearer {hub['HF_TOKEN']}"})
-        ) as got:
-            (folder / file).write_bytes(got.read())
-    facts: Facts = {
-        file: DURATION.sub("TIME", (folder / file).read_text(encoding="utf-8")) for file in ("README.md", "recipe.yaml")
-    }
+        with urllib.request.urlopen(address) as response:
+            (folder / file).write_bytes(response.read())
+    facts: Facts = {file: timeless((folder / file).read_text(encoding="utf-8")) for file in ("README.md", "recipe.yaml")}
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     for key, value in without(study, "seconds").items():
-        facts[f"study.json/{key}"] = json.dumps(value, indent=1, sort_keys=True)
+        facts[f"study.json/{key}"] = timeless(json.dumps(value, indent=1, sort_keys=True))
     for column, values in parquet.read_table(folder / "trials.parquet").to_pydict().items():
         if column != "seconds":
-            facts[f"trials.parquet/{column}"] = json.dumps(values, default=str)
+            facts[f"trials.parquet/{column}"] = timeless(json.dumps(values, default=str))
     return facts | {
-        f"space/{view}": html for view, html in pictures(folder, Path(os.environ["PYTHONPATH"]) / "space_app").items()
+        f"space/{view}": html for view, html in pictures(folder, Path(hf_evomerge.__file__).parents[1] / "space_app").items()
     }
 
 
@@ -145,7 +162,7 @@ def pictures(folder: Path, space: Path) -> dict[str, str]:
     try:
         reader, views = importlib.import_module("published"), importlib.import_module("views")
         model = reader.read(str(folder))
-        return {view: DURATION.sub("TIME", getattr(views, view)(model)) for view in VIEWS if hasattr(views, view)}
+        return {view: timeless(getattr(views, view)(model)) for view in VIEWS if hasattr(views, view)}
     except ImportError as error:
         print(f"golden: no pictures of the Space: {error}", file=sys.stderr)
         return {}
