@@ -54,7 +54,8 @@ def cases(arguments: argparse.Namespace) -> int:
     sections = {"merge": merge_section, "search": search_section, "resume": resume_section, "text": text_section}
     for section in arguments.only:
         begun = time.monotonic()
-        sections[section](golden)
+        with golden.trying(section):
+            sections[section](golden)
         print(f"{section}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
     made_with = {"python": sys.version.split()[0], "machine": platform.processor() or platform.machine()}
     made_with |= {name: version(name) for name in LIBRARIES}

@@ -6,8 +6,9 @@ import json
 import sqlite3
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class Golden:
 
     def __init__(self, work: Path, inputs: Path, *, keep: Path | None = None, thorough: bool = False) -> None:
         self.work, self.inputs, self.keep, self.thorough = work, inputs, keep, thorough
+        self.words = {str(inputs): "INPUTS", str(work): "WORK"}  # what stands for names that differ from run to run
         self.hashes: dict[str, str] = {}
         self.steps: dict[str, int] = {}  # of each search that ran to its end
         self.complaints: list[str] = []
@@ -28,6 +30,15 @@ class Golden:
         """Note what is wrong whatever it is compared with."""
         self.complaints.append(line)
         print(f"golden: {line}", file=sys.stderr)
+
+    @contextmanager
+    def trying(self, what: str) -> Iterator[None]:
+        """Go on after an error: what could not be hashed is missing, and the rest can still be compared."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.complain(f"{what}: {error!r}")
 
     def put(self, name: str, value: bytes | str) -> None:
         """Hash a thing under its name."""
@@ -44,9 +55,9 @@ class Golden:
             self.put(f"{name}/{part}", value)
 
     def plain(self, text: str) -> str:
-        """A text without the places of this machine."""
-        for place, word in ((self.inputs, "INPUTS"), (self.work, "WORK")):
-            text = text.replace(str(place), word)
+        """A text without the names that differ from run to run: places, commits."""
+        for name, word in self.words.items():
+            text = text.replace(name, word)
         return text
 
 

@@ -56,20 +56,27 @@ def merge_section(golden: Golden) -> None:
     if missing := merging.all_methods().keys() - {method for method, *_ in CASES["merges"]}:
         golden.complain(f"no case of {', '.join(sorted(missing))}; add a line to merges in cases.yaml")
     for dtype in ("float32", "bfloat16"):
-        models = golden.inputs / dtype
-        for number, (method, parameters, options) in enumerate(CASES["merges"]):
-            name, names = f"merge/{number:02}-{method}/{dtype}", list("abc"[: len(parameters)])
-            based = method not in CASES["baseless"] and (method not in CASES["either"] or number % 2 == 0)
-            base = "base" if based else None
-            golden.put(f"{name}/function", tensor_bytes(by_function(models, names, base, (method, parameters, options))))
-            golden.put(f"{name}/memory", tensor_bytes(in_memory(models, names, base, (method, parameters, options))))
-            merge = {"method": method, "parameters": parameters, "options": options}
-            build(golden, f"{name}/disk", {"sources": names, "base": base, "merge": merge}, models)
+        for number, case in enumerate(CASES["merges"]):
+            with golden.trying(f"merge {number} as {dtype}"):
+                merge_three_ways(golden, number, case, dtype)
     for name, recipe in CASES["builds"].items():
-        folder = build(golden, f"merge/{name}", {"base": "base", **recipe}, golden.inputs / "float32")
-        if "flow" in recipe and "sums" not in name:
-            plain = fold(folder, golden.work / "folded" / name, progress=False)
-            golden.put_all(f"merge/{name}/folded", model_facts(plain))
+        with golden.trying(f"merge {name}"):
+            folder = build(golden, f"merge/{name}", {"base": "base", **recipe}, golden.inputs / "float32")
+            if "flow" in recipe and "sums" not in name:
+                plain = fold(folder, golden.work / "folded" / name, progress=False)
+                golden.put_all(f"merge/{name}/folded", model_facts(plain))
+
+
+def merge_three_ways(golden: Golden, number: int, case: Case, dtype: str) -> None:
+    """One case as a function, in memory and on disk."""
+    method, parameters, options = case
+    name, names, models = f"merge/{number:02}-{method}/{dtype}", list("abc"[: len(parameters)]), golden.inputs / dtype
+    based = method not in CASES["baseless"] and (method not in CASES["either"] or number % 2 == 0)
+    base = "base" if based else None
+    golden.put(f"{name}/function", tensor_bytes(by_function(models, names, base, case)))
+    golden.put(f"{name}/memory", tensor_bytes(in_memory(models, names, base, case)))
+    merge = {"method": method, "parameters": parameters, "options": options}
+    build(golden, f"{name}/disk", {"sources": names, "base": base, "merge": merge}, models)
 
 
 def by_function(models: Path, names: Sequence[str], base: str | None, case: Case) -> dict[str, Any]:
@@ -129,7 +136,8 @@ def build(golden: Golden, name: str, recipe: Mapping[str, Any], models: Path) ->
 def search_section(golden: Golden) -> None:
     """Every kind of search, whole."""
     for name in CASES["searches"]:
-        golden.put_all(f"search/{name}", searched(golden, name))
+        with golden.trying(f"search {name}"):
+            golden.put_all(f"search/{name}", searched(golden, name))
 
 
 def searched(golden: Golden, name: str) -> Facts:
@@ -163,20 +171,25 @@ def run_until(golden: Golden, name: str, folder: Path, stop: int | None) -> int:
 
 
 def resume_section(golden: Golden) -> None:
-    """Every search stopped and resumed: at two steps, or at all."""
+    """Every search stopped and resumed."""
+    for name in CASES["searches"]:
+        with golden.trying(f"resume {name}"):
+            resume_one(golden, name)
+
+
+def resume_one(golden: Golden, name: str) -> None:
+    """Stop a search after a third and two thirds of its steps, or at each, and resume it: nothing may differ."""
     from hf_evomerge import resume_search
 
-    for name in CASES["searches"]:
-        whole = searched(golden, name)
-        steps = golden.steps[name]
-        places = range(1, steps + 1) if golden.thorough else (steps // 3, 2 * steps // 3)
-        for number, stop in enumerate(places):
-            folder = golden.work / "resume" / f"{name}-{stop}"
-            run_until(golden, name, folder, stop)
-            resume_search(folder)
-            again = search_facts(folder, golden.plain)
-            parts = [part for part in sorted(whole.keys() | again.keys()) if whole.get(part) != again.get(part)]
-            if parts:
-                golden.complain(f"{name}, stopped at step {stop} of {steps} and resumed, has other {', '.join(parts)}")
-            label = f"step {stop}" if golden.thorough else f"{number + 1} of 3"
-            golden.put(f"resume/{name}/{label}", ", ".join(parts) or "as if it had not been stopped")
+    whole = searched(golden, name)
+    steps = golden.steps[name]
+    for number, stop in enumerate(range(1, steps + 1) if golden.thorough else (steps // 3, 2 * steps // 3), 1):
+        folder = golden.work / "resume" / f"{name}-{stop}"
+        run_until(golden, name, folder, stop)
+        resume_search(folder)
+        again = search_facts(folder, golden.plain)
+        parts = [part for part in sorted(whole.keys() | again.keys()) if whole.get(part) != again.get(part)]
+        if parts:
+            golden.complain(f"{name}, stopped at step {stop} of {steps} and resumed, has other {', '.join(parts)}")
+        label = f"step {stop}" if golden.thorough else f"{number} of 3"
+        golden.put(f"resume/{name}/{label}", ", ".join(parts) or "as if it had not been stopped")

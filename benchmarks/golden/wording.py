@@ -8,11 +8,12 @@ import json
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from facts import Facts, Golden, without
@@ -28,27 +29,28 @@ HfApi().create_repo(sys.argv[1])
 HfApi().upload_folder(repo_id=sys.argv[1], folder_path=sys.argv[2])
 """
 DURATION = re.compile(r"\b\d+(?:\.\d+)? ?(?:ms|s|min|h|seconds|minutes)\b")
-COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
+COMMIT = re.compile(r"revision: ([0-9a-f]{40})$", re.MULTILINE)
 COMMAND = re.compile(r"^│ ([a-z][\w-]*) ", re.MULTILINE)
 
 
 def text_section(golden: Golden) -> None:
     """The help of every command, what commands say of models and searches, publications, and the Space's pictures."""
-    for name in PUBLISHED:
-        searched(golden, name)
     overview = command(golden, "--help")
     golden.put("text/help/hf-evomerge", overview)
     for name in COMMAND.findall(overview.partition("Commands")[2]):
         golden.put(f"text/help/{name}", command(golden, name, "--help"))
     golden.put("text/methods", command(golden, "methods"))
-    reports(golden)
     for name in PUBLISHED:
-        golden.put(f"text/show/{name}/study", command(golden, "show", f"search/{name}", "--answers", "1"))
-        golden.put(f"text/show/{name}/model", command(golden, "show", f"search/{name}/model"))
-        table = golden.work / f"{name}.csv"
-        command(golden, "export", f"search/{name}", "--csv", str(table))
-        golden.put(f"text/export/{name}", table_text(table.read_text(encoding="utf-8")))
-    with local_hub(golden) as hub:
+        with golden.trying(f"text of {name}"):
+            searched(golden, name)
+            golden.put(f"text/show/{name}/study", command(golden, "show", f"search/{name}", "--answers", "1"))
+            golden.put(f"text/show/{name}/model", command(golden, "show", f"search/{name}/model"))
+            table = golden.work / f"{name}.csv"
+            command(golden, "export", f"search/{name}", "--csv", str(table))
+            golden.put(f"text/export/{name}", table_text(table.read_text(encoding="utf-8")))
+    with golden.trying("reports"):
+        reports(golden)
+    with golden.trying("publication"), local_hub(golden) as hub:
         for name in PUBLISHED:
             golden.put_all(f"text/published/{name}", published(golden, name, hub))
 
@@ -80,7 +82,7 @@ def reports(golden: Golden) -> None:
             golden.put(f"text/mergekit/{name}", "\n".join(map(str, to_mergekit(recipe))))
     for name in CASES["searches"]:
         try:
-            plan = str(plan_search(SearchConfig.model_validate(settings(name, models))))
+            plan = timeless(str(plan_search(SearchConfig.model_validate(settings(name, models)))))
         except Exception as error:  # a crash is a text like any other: it may not change unseen
             plan = repr(error)
         golden.put(f"text/plan/{name}", plan)
@@ -98,8 +100,8 @@ def command(golden: Golden, *words: str, environment: Mapping[str, str] | None =
 
 
 def timeless(text: str) -> str:
-    """A text without durations and commits."""
-    return COMMIT.sub("COMMIT", DURATION.sub("TIME", text))
+    """A text without durations."""
+    return DURATION.sub("TIME", text)
 
 
 def table_text(text: str) -> str:
@@ -144,6 +146,10 @@ def published(golden: Golden, name: str, hub: Mapping[str, str]) -> Facts:
         address = f"{hub['HF_ENDPOINT']}/local/{name}/resolve/main/{file}"
         with urllib.request.urlopen(address) as response:
             (folder / file).write_bytes(response.read())
+    for commit in COMMIT.findall((folder / "recipe.yaml").read_text(encoding="utf-8")):
+        golden.words |= {commit: "COMMIT", commit[:12]: "COMMIT"}
+    with closing(sqlite3.connect(golden.work / "search" / name / "study.db")) as study:
+        golden.words |= {key: "RECIPE" for (key,) in study.execute("SELECT key FROM recipes")}
     facts: Facts = {file: timeless((folder / file).read_text(encoding="utf-8")) for file in ("README.md", "recipe.yaml")}
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     for key, value in without(study, "seconds").items():
