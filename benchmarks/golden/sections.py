@@ -26,7 +26,7 @@ def internal(name: str) -> Any:
             return getattr(import_module(module), name)
         except (ImportError, AttributeError):
             continue
-    raise SystemExit(f"golden: {name} is in none of {', '.join(MOVABLE[name])}; add its module to MOVABLE")
+    raise ImportError(f"{name} is in none of {', '.join(MOVABLE[name])}; add its module to MOVABLE")
 
 
 def settings(name: str, models: Path) -> dict[str, Any]:
