@@ -22,7 +22,7 @@ import torch
 import xllamacpp
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_evomerge import Example, Source, write_gguf
+from hf_evomerge import Example, open_source, write_gguf
 from hf_evomerge.fitness import load_examples
 from hf_evomerge.fitness.encoding import encode_prompt
 from hf_evomerge.search.study.paths import settings_in
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, help="a search's folder, whose test problems are the prompts")
     parser.add_argument("--new", type=int, default=12, help="tokens of each answer")
     options = parser.parse_args()
-    source = Source.open(options.model)
+    source = open_source(options.model)
     source.download()
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32, trust_remote_code=False).eval()
     tokenizer = source.tokenizer()

@@ -37,12 +37,12 @@ LIVE = (
     merges.MEASURE
     + """
 from transformers import AutoModelForCausalLM
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.recipes.recipe import Recipe
 recipe = Recipe.from_yaml(json.loads(sys.argv[1])[1])
-sources = [Source.open(each.model) for each in recipe.sources]
-base = Source.open(recipe.base.model) if recipe.base else None
+sources = [open_source(each.model) for each in recipe.sources]
+base = open_source(recipe.base.model) if recipe.base else None
 model = AutoModelForCausalLM.from_pretrained(recipe.sources[0].model)
 merger = LiveMerger(sources, base, recipe.merge.method, recipe.merge.options, 0, model)
 merger.apply(recipe.merge.parameters)

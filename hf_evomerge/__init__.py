@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .building.gguf import write_gguf as write_gguf
     from .checkpoints.diff import diff_models as diff_models
     from .checkpoints.inspect import inspect_model as inspect_model
-    from .checkpoints.source import Source as Source
+    from .checkpoints.open import open_source as open_source
     from .errors import EvoMergeError as EvoMergeError
     from .fitness import DataSpec as DataSpec
     from .fitness import Example as Example
@@ -62,7 +62,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "building.gguf": ("write_gguf",),
     "checkpoints.diff": ("diff_models",),
     "checkpoints.inspect": ("inspect_model",),
-    "checkpoints.source": ("Source",),
+    "checkpoints.open": ("open_source",),
     "errors": ("EvoMergeError",),
     "fitness": ("DataSpec", "Example", "FunctionTask", "Scores", "load_examples", "register_task"),
     "hub.push": ("preview_push", "push_model"),

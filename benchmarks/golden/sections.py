@@ -106,11 +106,11 @@ def in_memory(models: Path, names: Sequence[str], base: str | None, case: Case) 
     """A merge written into a model that stays in memory, after another merge."""
     from transformers import AutoModelForCausalLM
 
-    from hf_evomerge import Source
+    from hf_evomerge import open_source
 
     method, parameters, options = case
-    sources = [Source.open(str(models / name)) for name in names]
-    ancestor = None if base is None else Source.open(str(models / base))
+    sources = [open_source(str(models / name)) for name in names]
+    ancestor = None if base is None else open_source(str(models / base))
     model = AutoModelForCausalLM.from_pretrained(models / "a")
     merger = internal("LiveMerger")(sources, ancestor, method, options, seed=3, model=model)
     merger.apply([{} for _ in parameters])

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..checkpoints.chat_template import most_common_template
+from ..checkpoints.checkpoint import Checkpoint, Parent
+from ..checkpoints.component import as_parts
 from ..checkpoints.ledger import Ledger
 from ..checkpoints.model_folder import remove_leftovers
+from ..checkpoints.open import open_source, pin_source
 from ..checkpoints.writer import check_target, write_checkpoint
 from ..errors import SourceError
 from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
+from .composed import Composed
+from .merged import Merged
+from .pipeline import ComposedPipeline
 from .record import write_build_record
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ..checkpoints.checkpoint import Checkpoint
-    from ..checkpoints.source import Source
-    from .composed import Composed
+from .routed import Routed
 
 
 def build_model(
@@ -86,8 +85,6 @@ def build_model(
 
 def _pinned(recipe: Recipe, trust_remote_code: bool) -> Recipe:
     """The recipe with the commits and GGUF digests of its sources, so that it is rebuilt from these or not at all."""
-    from ..checkpoints.source import pin_source
-
     return recipe.renamed(partial(pin_source, trust_remote_code=trust_remote_code))
 
 
@@ -131,7 +128,7 @@ def check_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> RecipeCh
 
 
 def open_recipe(
-    recipe: Recipe, *, trust_remote_code: bool = False, opened: Callable[[SourceRef], Source] | None = None
+    recipe: Recipe, *, trust_remote_code: bool = False, opened: Callable[[SourceRef], Parent] | None = None
 ) -> Checkpoint:
     """The model of a recipe as a checkpoint that can be read, inspected or written; see `build_model` for what it raises.
 
@@ -147,36 +144,15 @@ def open_recipe(
         >>> checkpoint.read("model.norm.weight").shape  # one merged tensor; nothing is written
         torch.Size([16])
     """
-    from ..checkpoints.source import Source
-    from .merged import Merged
-    from .routed import Routed
-
-    used = set(range(len(recipe.sources)))
+    recipe, sources, base = _parents(recipe, opened or partial(open_source, trust_remote_code=trust_remote_code))
+    merge = _merge(recipe, sources, base) if recipe.merge is not None else None
     if recipe.flow is None:
-        named = (recipe.tokenizer, recipe.processor, *(recipe.components or {}).values())
-        used = {*recipe.merge_sources, *(number for number in named if isinstance(number, int))}
-        if recipe.dtype is None:
-            used.add(0)  # the dtype of the result is the first source's, also where it is not merged
-    opened = opened or partial(Source.open, trust_remote_code=trust_remote_code)
-    sources = {n: opened(recipe.sources[n]) for n in sorted(used)}
-    base = opened(recipe.base) if recipe.base is not None else None
-    if recipe.chat_template == "auto":
-        chosen = most_common_template(source.folder for source in [*sources.values(), *([base] if base is not None else [])])
-        recipe = recipe.model_copy(update={"chat_template": chosen})
-    checkpoints: list[Checkpoint] = list(sources.values())
-    if recipe.has_components and recipe.flow is None:
-        return _composed(recipe, sources, base)
-    body: Source | Composed | None = None
-    if recipe.has_components:
-        checkpoints, body = _parts_of(recipe, sources, base)
-    elif recipe.merge is not None:
-        checkpoints.append(Merged(recipe, sources, base))
-    if recipe.flow is None:
-        return checkpoints[-1]
+        assert merge is not None  # a recipe has at least one part
+        return merge
     return Routed(
-        checkpoints,
+        list(sources.values()),
         recipe.flow,
-        body,
+        merge,
         dtype=recipe.dtype,
         tokenizer=base if recipe.tokenizer == "base" else None if recipe.tokenizer is None else sources[recipe.tokenizer],
         processor=None if recipe.processor is None else sources[recipe.processor],
@@ -184,33 +160,47 @@ def open_recipe(
     )
 
 
-def _composed(recipe: Recipe, sources: Mapping[int, Source], base: Source | None) -> Composed:
-    """The merge of a part, in the model whose part it is."""
-    from ..checkpoints.component import as_parts, whole_of
-    from ..checkpoints.pipeline import Pipeline
-    from .composed import Composed
-    from .pipeline import ComposedPipeline
-
-    merged = recipe.merge_sources
-    parts = as_parts([*(sources[number] for number in merged), *([base] if base is not None else [])])
-    kind = ComposedPipeline if isinstance(whole_of(parts[0]), Pipeline) else Composed
-    return kind(recipe, {**sources, **dict(zip(merged, parts, strict=False))}, parts[-1] if base is not None else None)
+def open_merge(recipe: Recipe, opened: Callable[[SourceRef], Parent]) -> Merged:
+    """The merge of a recipe alone: without the model that a part is put into, and without a path. See `open_recipe`."""
+    return _merge(*_parents(recipe, opened)).merged
 
 
-def _parts_of(recipe: Recipe, sources: Mapping[int, Source], base: Source | None) -> tuple[list[Checkpoint], Source | Composed]:
-    """What the path of language models runs through, and the model that the embeddings are of, which gives all else."""
-    from ..checkpoints.component import Component, as_parts, whole_of
+def _parents(recipe: Recipe, opened: Callable[[SourceRef], Parent]) -> tuple[Recipe, dict[int, Parent], Parent | None]:
+    """The sources that a recipe uses by their numbers, and its base, as the parts that take part; and the recipe's template."""
+    used = set(range(len(recipe.sources)))
+    if recipe.flow is None:
+        named = (recipe.tokenizer, recipe.processor, *(recipe.components or {}).values())
+        used = {*recipe.merge_sources, *(number for number in named if isinstance(number, int))}
+        if recipe.dtype is None:
+            used.add(0)  # the dtype of the result is the first source's, also where it is not merged
+    sources = {number: opened(recipe.sources[number]) for number in sorted(used)}
+    base = opened(recipe.base) if recipe.base is not None else None
+    if recipe.chat_template == "auto":
+        chosen = most_common_template(source.folder for source in [*sources.values(), *([base] if base is not None else [])])
+        recipe = recipe.model_copy(update={"chat_template": chosen})
+    if recipe.has_components:
+        numbers = recipe.merge_sources if recipe.flow is None else list(sources)
+        parts = as_parts([*(sources[number] for number in numbers), *([base] if base is not None else [])])
+        sources |= dict(zip(numbers, parts, strict=False))
+        base = parts[-1] if base is not None else None
+        if recipe.flow is not None:
+            _check_widest(parts, sources.get(recipe.flow.embedding_source))
+    return recipe, sources, base
 
-    assert recipe.flow is not None  # the caller has looked
-    parts, embedding = as_parts([*sources.values(), *([base] if base is not None else [])]), recipe.flow.embedding_source
-    checkpoints: list[Checkpoint] = list(parts[: len(sources)])
-    wider = [part for part in parts if isinstance(part, Component) and not part.is_whole]
-    if wider and embedding < len(sources) and parts[embedding] not in wider:
+
+def _check_widest(parts: Sequence[Parent], embedding: Parent | None) -> None:
+    """Raise `SourceError` where the embeddings are a plain language model's, and the path runs through a wider one."""
+    wider = next((part for part in parts if not part.is_whole), None)
+    if wider is not None and embedding is not None and embedding.is_whole:
         raise SourceError(
-            f"flow.embedding_source: {parts[embedding]} is all text, and {wider[0]} is more; give that of the model whose "
-            "class the result has"
+            f"flow.embedding_source: {embedding} is all text, and {wider} is more; give that of the model whose class the "
+            "result has"
         )
-    if recipe.merge is None:
-        return checkpoints, whole_of(parts[embedding])
-    composed = _composed(recipe, dict(enumerate(parts[: len(sources)])), parts[-1] if base is not None else None)
-    return [*checkpoints, composed.merged], composed if embedding == len(sources) else whole_of(parts[embedding])
+
+
+def _merge(recipe: Recipe, sources: Mapping[int, Parent], base: Parent | None) -> Merged | Composed:
+    """The merge of whole models, or of a part in the model or the pipeline whose part it is."""
+    if not recipe.has_components:
+        return Merged(recipe, sources, base)
+    kind = ComposedPipeline if sources[recipe.merge_sources[0]].whole.entries else Composed
+    return kind(recipe, sources, base)

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.chat_template import template_warnings
-from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
+from ..checkpoints.checkpoint import Checkpoint, Findings, Parent
 from ..checkpoints.compatibility import Tokenizer
-from ..checkpoints.component import Component, whole_of
-from ..checkpoints.headers import STORED, TensorInfo, torch_dtype
+from ..checkpoints.component import Component
+from ..checkpoints.headers import TensorInfo
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.model_folder import copy_code, write_chat_template
-from ..checkpoints.source import Source
 from ..errors import SourceError
 from ..recipes.recipe import Recipe, SourceRef
 from .merged import Merged, result_fields
+from .planned import Planned, PlannedCheckpoint
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig
 
 _IDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index", "audio_token_id", "audio_token_index")
 
 
-class Composed(Checkpoint):
+class Composed(PlannedCheckpoint):
     """A merge of one part of the sources, in the model that the first of them is.
 
     Everything that is not merged is that of the first source, or of the source that ``components`` names. The result is a plain
@@ -43,16 +42,15 @@ class Composed(Checkpoint):
         SourceError: A source cannot be merged with the others, or a part does not fit the model.
 
     Example:
-        >>> host, other, base = (Component(Source.open(name), "text") for name in ("japanese", "maths", "base"))
+        >>> host, other, base = (Component(open_source(name), "text") for name in ("japanese", "maths", "base"))
         >>> Composed(Recipe.load("recipe.yaml"), {0: host, 1: other}, base).config.model_type  # a plain model is all text
         'llama'
     """
 
-    def __init__(self, recipe: Recipe, sources: Mapping[int, Source], base: Source | None = None) -> None:
+    def __init__(self, recipe: Recipe, sources: Mapping[int, Parent], base: Parent | None = None) -> None:
         self.ref = SourceRef(model="merged")
         host = sources[recipe.merge_sources[0]]
-        assert isinstance(host, Component)  # the caller has made it one
-        others = [source for source in sources.values() if isinstance(source, Component) and not source.is_whole]
+        others = [source for source in sources.values() if not source.is_whole]
         if host.is_whole and others:
             raise SourceError(
                 f"{host} is all {host.part}, and {others[0]} is more; name first the model whose class the result has"
@@ -60,50 +58,31 @@ class Composed(Checkpoint):
         self.recipe, self.host, self.chat_template = recipe, host.whole, recipe.chat_template
         self.merged = Merged(recipe, sources, base)
         self.tokenizer_source = self.merged.tokenizer_source
-        self.layout, self._sources = host.layout, sources
-        self._given: dict[str, tuple[Checkpoint, str]] = {raw: (self.host, raw) for raw in self.host.tensors}
-        self._given |= {raw: (self.merged, name) for name, raw in host.raw.items()}
-        self._parts: dict[str, Checkpoint] = {host.part: self.merged}
+        self._sources = sources
+        self.planned = {raw: self._copy(self.host, raw) for raw in self.host.tensors}
+        self.planned |= {host.origin(name).inputs[0][1]: self._copy(self.merged, name) for name in host.tensors}
+        self._parts: dict[str | None, Checkpoint] = {host.part: self.merged}
         for part, number in (recipe.components or {}).items():
-            self._take(part, whole_of(sources[number]))
+            self._take(part, sources[number].whole)
         check_ids(self.host, self.tokenizer_source, self._tokens)
 
-    def _take(self, part: str, donor: Source) -> None:
+    def _take(self, part: str, donor: Parent) -> None:
         """Put a part of another source in the place of the model's own; raises `SourceError` where they are not alike."""
         own, other = Component(self.host, part), Component(donor, part)
         _check_alike(own, other)
-        self._given |= {raw: (other, name) for name, raw in own.raw.items()}
+        self.planned |= {raw: self._copy(other, name) for name, raw in own.raw.items()}
         self._parts[part] = other
 
+    def _copy(self, checkpoint: Checkpoint, name: str) -> Planned:
+        return Planned.copy(checkpoint, name, self.recipe.dtype)
+
     @property
-    def processor_source(self) -> Source:
+    def processor_source(self) -> Parent:
         """The first source, or the one that the recipe names."""
-        return whole_of(self._sources[self.recipe.processor]) if self.recipe.processor is not None else self.host
-
-    @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
-        """Dtype and shape of every tensor, by the names in the first source's files."""
-        return {name: self._info(name) for name in self._given}
-
-    def _info(self, name: str) -> TensorInfo:
-        checkpoint, own = self._given[name]
-        info, dtype = checkpoint.tensors[own], self.recipe.dtype
-        return TensorInfo(STORED[dtype] if dtype is not None and info.is_float else info.dtype, info.shape)
-
-    def stream(self, name: str) -> Iterator[torch.Tensor]:
-        """One tensor: merged, or copied."""
-        checkpoint, own = self._given[name]
-        dtype = torch_dtype(self.tensors[name].dtype)
-        for piece in checkpoint.stream(own):
-            yield piece.to(dtype)
-
-    def origin(self, name: str) -> Origin:
-        """Where a tensor comes from."""
-        checkpoint, own = self._given[name]
-        return checkpoint.origin(own)
+        return self._sources[self.recipe.processor].whole if self.recipe.processor is not None else self.host
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[Parent]:
         """The first source, those that are merged with it, and those that parts are copied from."""
         return sources_of(self.host, *self._parts.values())
 
@@ -111,15 +90,9 @@ class Composed(Checkpoint):
         """Another text for another recipe or other sources."""
         return "\0".join([self.merged.fingerprint(), *(source.fingerprint() for source in self.sources)])
 
-    def unused(self, source: Source, name: str) -> str:
+    def unused(self, source: Parent, name: str) -> str:
         """A tensor is left out where its part is another's in the result."""
-        part = self._layouts[id(source)].place(name)[0]
-        return f"{part} of {source.ref.label}, of which the result has another's"
-
-    @cached_property
-    def _layouts(self) -> dict[int, Any]:
-        found = [*self.merged.plan.sources, self.merged.plan.base, *self._parts.values()]
-        return {id(part.whole): part.layout for part in found if isinstance(part, Component)}
+        return f"{source.layout.place(name)[0]} of {source.ref.label}, of which the result has another's"
 
     @property
     def warnings(self) -> list[str]:
@@ -179,7 +152,7 @@ def _shape(info: TensorInfo | None) -> str:
     return "missing" if info is None else str(list(info.shape))
 
 
-def check_ids(host: Source, tokenizer: Source, size: int) -> None:
+def check_ids(host: Parent, tokenizer: Parent, size: int) -> None:
     """Raise `SourceError` where the token that stands for an image is another one in the result, or none."""
     fields = host.read_json("config.json")
     ids = {key: fields[key] for key in _IDS if isinstance(fields.get(key), int)}

@@ -12,17 +12,17 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from ..checkpoints.checkpoint import Checkpoint, Findings, Origin
-from ..checkpoints.headers import STORED, TensorInfo, tensor_order, torch_dtype
-from ..checkpoints.source import Source
+from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, Parent
+from ..checkpoints.headers import tensor_order, torch_dtype
+from ..checkpoints.open import open_source
 from ..checkpoints.writer import write_checkpoint
 from ..errors import EvoMergeError, PathError, SourceError
 from ..modeling.fold_layouts import Change, FoldLayout, layout_of, matches
 from ..recipes.recipe import Dtype
+from .planned import Planned, PlannedCheckpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,14 +31,6 @@ if TYPE_CHECKING:
     from ..modeling import EvoMergedConfig
 
 logger = logging.getLogger(__name__)
-
-
-class _Planned(NamedTuple):
-    """One tensor of the result: its name in the merged model, its dtype and shape, and what becomes of it."""
-
-    stored: str
-    info: TensorInfo
-    change: Change | None
 
 
 class _Factors(NamedTuple):
@@ -50,7 +42,7 @@ class _Factors(NamedTuple):
     reader: float = 1.0
 
 
-class Folded(Checkpoint):
+class Folded(PlannedCheckpoint):
     """A merged model as a plain one of the source architecture: every hop is a layer of its own, the scales are in the weights.
 
     - ``mlp_delta``, ``x_k = r_{k-1} + beta_k * MLP_{k-1}``: what the MLP of hop k-1 writes is multiplied by beta_k, the
@@ -80,21 +72,16 @@ class Folded(Checkpoint):
         merged = _merged_config(model)
         self.has_parts = merged.has_parts
         self._config = _plain_config(merged, dtype)
-        plan = _plan(model, merged, self._config, dtype=dtype)
-        self._planned = {name: plan[name] for name in sorted(plan, key=tensor_order)}
+        plan, self._changes = _plan(model, merged, self._config, dtype=dtype)
+        self.planned = {name: plan[name] for name in sorted(plan, key=tensor_order)}
 
     @property
     def config(self) -> PreTrainedConfig:
         """The config of the plain model."""
         return self._config
 
-    @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
-        """Dtype and shape of every tensor."""
-        return {name: planned.info for name, planned in self._planned.items()}
-
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[Parent]:
         """Those that the merged model reads."""
         return self.model.sources
 
@@ -104,17 +91,16 @@ class Folded(Checkpoint):
 
     def origin(self, name: str) -> Origin:
         """Where the merged model's tensor comes from."""
-        planned = self._planned[name]
-        origin = self.model.origin(planned.stored)
-        return origin if planned.change is None or origin.kind == "merged" else replace(origin, kind="scaled")
+        origin = super().origin(name)
+        return origin if name not in self._changes or origin.kind == "merged" else replace(origin, kind="scaled")
 
     def stream(self, name: str) -> Iterator[Tensor]:
         """Read one tensor; what is multiplied is multiplied in float64 and rounded once."""
         import torch
 
-        planned = self._planned[name]
-        wanted, change = torch_dtype(planned.info.dtype), planned.change
-        for values in self.model.stream(planned.stored):
+        planned, change = self.planned[name], self._changes.get(name)
+        wanted = torch_dtype(planned.info.dtype)
+        for values in self.model.stream(planned.inputs[0][1]):
             if change is not None:
                 values = (values.double() + change.offset) * change.factor - change.offset
             values = values if wanted is None else values.to(wanted)
@@ -168,7 +154,7 @@ def fold(
         >>> fold("my-search/model", "my-search/plain", dtype="bfloat16")
         PosixPath('my-search/plain')
     """
-    folded = Folded(Source.open(str(model), trust_remote_code=trust_remote_code), dtype)
+    folded = Folded(open_source(str(model), trust_remote_code=trust_remote_code), dtype)
     return write_checkpoint(folded, out, max_shard_size=max_shard_size, overwrite=overwrite, progress=progress)
 
 
@@ -262,8 +248,10 @@ def _describe_windows(plain: PreTrainedConfig) -> None:
         )
 
 
-def _plan(source: Checkpoint, config: EvoMergedConfig, plain: PreTrainedConfig, *, dtype: str | None) -> dict[str, _Planned]:
-    """Find every tensor of the result in the headers of the merged model."""
+def _plan(
+    source: Checkpoint, config: EvoMergedConfig, plain: PreTrainedConfig, *, dtype: str | None
+) -> tuple[dict[str, Planned], dict[str, Change]]:
+    """Find every tensor of the result in the headers of the merged model, and what becomes of it."""
     import torch
 
     from ..modeling.modeling_evo_merged import source_class
@@ -285,9 +273,8 @@ def _plan(source: Checkpoint, config: EvoMergedConfig, plain: PreTrainedConfig, 
             raise SourceError(f"{source}: {stored} has shape {list(info.shape)}, but must have {list(shapes[name])}")
         if name in changes and not info.is_float:
             raise SourceError(f"{source}: {stored} is {info.dtype}, which cannot be scaled")
-        kind = STORED[dtype] if dtype is not None and info.is_float and not kept & set(name.split(".")) else info.dtype
-        plan[name] = _Planned(stored, TensorInfo(kind, info.shape), changes.get(name))
-    return plan
+        plan[name] = Planned.copy(source, stored, None if kept & set(name.split(".")) else dtype)
+    return plan, changes
 
 
 def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoints.model_folder import check_place, remove_leftovers, scratch_folder
-from ..checkpoints.source import Source
+from ..checkpoints.open import open_source
 from ..checkpoints.writer import write_checkpoint
 from ..errors import EvoMergeError, one_line
 from .folded import Folded
@@ -99,7 +99,7 @@ def find_converter() -> list[str]:
 
 def _plain(model: str) -> Checkpoint:
     """A checkpoint that runs without custom code."""
-    source = Source.open(model)
+    source = open_source(model)
     return Folded(source) if source.config.model_type == "evo_merged" else source
 
 

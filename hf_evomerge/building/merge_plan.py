@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoints.checkpoint import Parent
 from ..checkpoints.compatibility import check_mergeable
-from ..checkpoints.headers import STORED, TensorInfo, tensor_order
-from ..checkpoints.source import Source
+from ..checkpoints.headers import TensorInfo, tensor_order
 from ..errors import RecipeError, SourceError
 from ..merging.checks import check_sources, check_together, complete_options, complete_parameters
 from ..merging.method import MergeMethod
@@ -20,35 +20,9 @@ from ..merging.registry import check_part, get_method
 from ..merging.vocabulary import Vocabulary, has_rows, plan_vocabulary
 from ..recipes.layer_groups import classify, merged_names, parse_key, resolve, without_unmatched
 from ..recipes.recipe import BY_TOKEN, MergePart, Recipe, SlicePart
+from .planned import Input, Planned
 
-Input = tuple[Source, str]  # a source, and the raw name of one of its tensors
 _NUMBER = re.compile(r"((?:^|\.)(?:layers|layer|h|blocks|block)\.)(\d+)(?=\.)")
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """One tensor of the result.
-
-    Attributes:
-        name: Its name.
-        info: Its dtype and shape.
-        inputs: What it is merged from: source and raw name, one for each source that is merged.
-        base: The base, and the name there.
-        values: Complete per-source parameters.
-        options: Complete options.
-        is_weight: Whether it is merged; a mask or a table of positions is that of the first source, a router mostly that of
-            one.
-        vocabulary: Whether it has one row per token, in vocabularies that differ.
-    """
-
-    name: str
-    info: TensorInfo
-    inputs: tuple[Input, ...]
-    base: Input | None
-    values: Sequence[Mapping[str, Any]]
-    options: Mapping[str, Any]
-    is_weight: bool
-    vocabulary: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,23 +33,23 @@ class MergePlan:
         method: The merge method.
         sources: Those that are merged, each once; the first gives the config.
         base: The base.
-        tensors: The tensors of the result in their order.
+        tensors: The tensors of the result by their names, in their order.
         values, options: Complete parameters for the whole model; empty where the recipe has slices.
         vocabulary: What becomes of vocabularies that differ.
         stack: Index in `sources` and layer of each layer of the result; None: those of the first source in their order.
     """
 
     method: MergeMethod
-    sources: list[Source]
-    base: Source | None
-    tensors: list[Planned]
+    sources: list[Parent]
+    base: Parent | None
+    tensors: dict[str, Planned]
     values: Sequence[Mapping[str, Any]]
     options: Mapping[str, Any]
     vocabulary: Vocabulary | None = None
     stack: list[tuple[int, int]] | None = None
 
 
-def plan_merge(recipe: Recipe, sources: Sequence[Source], base: Source | None) -> MergePlan:
+def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -> MergePlan:
     """Lay the merge part of a recipe out.
 
     Args:
@@ -107,15 +81,15 @@ def plan_merge(recipe: Recipe, sources: Sequence[Source], base: Source | None) -
         return _plan_slices(recipe, part, part.slices, merged_sources, base, vocabulary)
     options = complete_options(method, part.options, depth)
     values = complete_parameters(method, part.parameters, len(merged_sources), depth)
-    tensors, merged = [], set(names)
+    tensors, merged = dict[str, Planned](), set(names)
     donor = merged_sources[recipe.merge_sources.index(part.router)] if isinstance(part.router, int) else first
     for name in sorted(first.tensors, key=tensor_order):
         if name not in merged:
-            tensors.append(_copied(name, donor, name, recipe.dtype))
+            tensors[name] = Planned.copy(donor, name, recipe.dtype)
             continue
         inputs = tuple((source, name) for source in merged_sources)
         origin = (base, name) if base is not None else None
-        tensors.append(_planned(name, inputs, origin, values, options, dtype=recipe.dtype, vocabulary=vocabulary))
+        tensors[name] = _planned(inputs, origin, values, options, dtype=recipe.dtype, vocabulary=vocabulary)
     return MergePlan(method, merged_sources, base, tensors, values, options, vocabulary)
 
 
@@ -132,15 +106,7 @@ def _without_unmatched(part: MergePart, names: Sequence[str]) -> MergePart:
     return part.model_copy(update={**both(part), "slices": slices})
 
 
-def _copied(name: str, source: Source, own: str, dtype: str | None) -> Planned:
-    """One tensor that is a source's, in the dtype of the result."""
-    info = source.tensors[own]
-    kind = STORED[dtype] if dtype is not None and info.is_float else info.dtype
-    return Planned(name, TensorInfo(kind, info.shape), ((source, own),), None, [], {}, False)
-
-
 def _planned(
-    name: str,
     inputs: tuple[Input, ...],
     base: Input | None,
     values: Sequence[Mapping[str, Any]],
@@ -163,23 +129,22 @@ def _planned(
         other = source.tensors[there]
         if other.shape[rows:] != info.shape[rows:] or other.is_float != info.is_float:
             raise SourceError(f"{own} is {info} in {first}, but {there} is {other} in {source}")
-    kind = STORED[dtype] if dtype is not None and info.is_float else info.dtype
     shape = vocabulary.shape(info.shape) if rows and vocabulary is not None else info.shape
-    return Planned(name, TensorInfo(kind, shape), inputs, base, values, options, info.is_float, rows)
+    return Planned(TensorInfo(info.converted(dtype).dtype, shape), inputs, base, values, options, info.is_float, rows)
 
 
 def _plan_slices(
     recipe: Recipe,
     part: MergePart,
     slices: Sequence[SlicePart],
-    sources: list[Source],
-    base: Source | None,
+    sources: list[Parent],
+    base: Parent | None,
     vocabulary: Vocabulary | None,
 ) -> MergePlan:
     """Stack the slices: each layer from the layers that it names, what is outside the layers from the first and the last."""
     method = get_method(part.method)
     by_number = dict(zip(recipe.merge_sources, sources, strict=True))
-    tensors: list[Planned] = []
+    tensors: dict[str, Planned] = {}
     stack: list[tuple[int, int]] = []
     for position, piece in enumerate(slices):
         where = f"merge.slices[{position}]"
@@ -191,17 +156,17 @@ def _plan_slices(
         outside |= {"head"} if position == len(slices) - 1 else set()
         names = merged_names(merged_sources[0].tensors, part.router)
         stacked = _Stacked(merged_sources, base, options, values, recipe.dtype, vocabulary, set(names))
-        tensors += stacked.outside(outside)
+        tensors |= stacked.outside(outside)
         for offset, numbers in enumerate(zip(*layers, strict=True)):
-            tensors += stacked.layer(len(stack), offset, list(numbers))
+            tensors |= stacked.layer(len(stack), offset, list(numbers))
             stack.append((sources.index(merged_sources[0]), numbers[1 if base is not None else 0]))
-    tensors.sort(key=lambda planned: tensor_order(planned.name))
+    tensors = {name: tensors[name] for name in sorted(tensors, key=tensor_order)}
     as_it_is = stack == [(0, layer) for layer in range(sources[0].layer_count)]
     return MergePlan(method, sources, base, tensors, [], {}, vocabulary, None if as_it_is else stack)
 
 
 def _slice_values(
-    method: MergeMethod, part: MergePart, piece: SlicePart, sources: list[Source], base: Source | None, where: str
+    method: MergeMethod, part: MergePart, piece: SlicePart, sources: list[Parent], base: Parent | None, where: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The complete parameters of a slice, with gradients over its layers."""
     try:
@@ -223,7 +188,7 @@ def _slice_values(
     return options, values
 
 
-def _check_depth(layers: Sequence[Sequence[int]], sources: Sequence[Source], where: str) -> None:
+def _check_depth(layers: Sequence[Sequence[int]], sources: Sequence[Parent], where: str) -> None:
     for numbers, source in zip(layers, sources, strict=True):
         if (last := max(numbers)) >= source.layer_count:
             raise SourceError(f"{where}: layer {last} of {source}, which has {source.layer_count} layers")
@@ -233,32 +198,32 @@ def _check_depth(layers: Sequence[Sequence[int]], sources: Sequence[Source], whe
 class _Stacked:
     """What the tensors of one slice have in common."""
 
-    sources: list[Source]
-    base: Source | None
+    sources: list[Parent]
+    base: Parent | None
     options: Mapping[str, Any]
     values: Sequence[Mapping[str, Any]]
     dtype: str | None
     vocabulary: Vocabulary | None
     merged: set[str]
 
-    def outside(self, kinds: set[str]) -> list[Planned]:
+    def outside(self, kinds: set[str]) -> dict[str, Planned]:
         """The tensors of these kinds, from outside the blocks."""
         names = [name for name in self.sources[0].tensors if classify(name)[0] in kinds]
-        return [self._tensor(name, [name] * len(self.sources), name, None) for name in names]
+        return {name: self._tensor(name, [name] * len(self.sources), name, None) for name in names}
 
-    def layer(self, number: int, offset: int, numbers: list[int]) -> list[Planned]:
+    def layer(self, number: int, offset: int, numbers: list[int]) -> dict[str, Planned]:
         """The tensors of layer `number` of the result, the slice's `offset`-th, from these layers of base and sources."""
         base, *layers = numbers if self.base is not None else [0, *numbers]
-        planned = []
+        planned = {}
         for name in self.sources[0].tensors:
             if classify(name)[1] == layers[0]:
-                there = [_renumbered(name, layer) for layer in layers]
-                planned.append(self._tensor(_renumbered(name, number), there, _renumbered(name, base), offset))
+                there, own = [_renumbered(name, layer) for layer in layers], _renumbered(name, number)
+                planned[own] = self._tensor(own, there, _renumbered(name, base), offset)
         return planned
 
     def _tensor(self, name: str, there: list[str], base: str, offset: int | None) -> Planned:
         if there[0] not in self.merged:
-            return _copied(name, self.sources[0], there[0], self.dtype)
+            return Planned.copy(self.sources[0], there[0], self.dtype)
         inputs = tuple((source, own) for source, own in zip(self.sources, there, strict=True))
         origin = (self.base, base) if self.base is not None else None
         options = {key: resolve(value, name, offset) for key, value in self.options.items()}
@@ -266,7 +231,7 @@ class _Stacked:
             {key: resolve(value, own, offset) for key, value in mapping.items()}
             for mapping, own in zip(self.values, there, strict=True)
         ]
-        return _planned(name, inputs, origin, values, options, dtype=self.dtype, vocabulary=self.vocabulary)
+        return _planned(inputs, origin, values, options, dtype=self.dtype, vocabulary=self.vocabulary)
 
 
 def _renumbered(name: str, number: int) -> str:

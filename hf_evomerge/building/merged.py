@@ -14,20 +14,19 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.chat_template import template_warnings
-from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, pieces_of
+from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, Parent
 from ..checkpoints.compatibility import find_warnings
-from ..checkpoints.component import Component
-from ..checkpoints.headers import TensorInfo, torch_dtype
+from ..checkpoints.headers import torch_dtype
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.model_folder import copy_code, write_chat_template
-from ..checkpoints.source import Source
 from ..errors import SourceError
 from ..merging.arithmetic import SLICE, ModelJob, TensorJob
 from ..merging.relatedness import Relatedness
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import FlowPart, Recipe, SourceRef, labels_of
 from ..routing.config import check_configs, path_config
-from .merge_plan import MergePlan, Planned, plan_merge
+from .merge_plan import MergePlan, plan_merge
+from .planned import PlannedCheckpoint
 from .tokens import match_tokens
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-class Merged(Checkpoint):
+class Merged(PlannedCheckpoint):
     """The merge part of a recipe: a plain model of the sources' own class.
 
     Its config is that of the first source that is merged; generation settings, tokenizer and chat template too, unless the
@@ -51,13 +50,13 @@ class Merged(Checkpoint):
         SourceError: A source cannot be merged with the others.
 
     Example:
-        >>> sources = {0: Source.open("japanese"), 1: Source.open("maths")}
-        >>> merged = Merged(Recipe.load("recipe.yaml"), sources, Source.open("base"))
+        >>> sources = {0: open_source("japanese"), 1: open_source("maths")}
+        >>> merged = Merged(Recipe.load("recipe.yaml"), sources, open_source("base"))
         >>> merged.read("model.norm.weight").shape  # 16 wide
         torch.Size([16])
     """
 
-    def __init__(self, recipe: Recipe, sources: Mapping[int, Source], base: Source | None = None) -> None:
+    def __init__(self, recipe: Recipe, sources: Mapping[int, Parent], base: Parent | None = None) -> None:
         self.ref = SourceRef(model="merged")
         if recipe.dtype is None and recipe.merge_sources[0] != 0:  # the first source's, also where that is not merged
             stored = sources[0].config.dtype
@@ -66,24 +65,24 @@ class Merged(Checkpoint):
         sources, base = match_tokens(recipe, sources, base)
         self.plan = plan_merge(recipe, [sources[number] for number in recipe.merge_sources], base)
         self.tokenizer_source = _tokenizer_source(recipe, self.plan, sources)
-        self._planned = {planned.name: planned for planned in self.plan.tensors}
+        self.planned = self.plan.tensors
         self._relatedness = self._new_relatedness()
         self._jobs: dict[str, TensorJob] = {}
         self._surveyed: list[Any] = []
         self._merged: set[str] = set()
         self._lock = Lock()
         reshaped = self.plan.stack is not None or self.plan.vocabulary is not None
-        reshaped = reshaped and not isinstance(self.plan.sources[0], Component)  # a part is checked in the model that it is of
+        reshaped = reshaped and self.plan.sources[0].part is None  # a part is checked in the model that it is of
         laid_out = self if reshaped else self.plan.sources[0]  # which was checked with the others
         self._doubts = laid_out.architecture_warnings  # raises where the layers of slices cannot run in one model
 
-    @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
-        """Dtype and shape of every tensor."""
-        return {name: planned.info for name, planned in self._planned.items()}
+    @property
+    def merged(self) -> Merged:
+        """Itself; of a part that is merged the merge alone."""
+        return self
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[Parent]:
         """Those that are merged, and the base."""
         return sources_of(*self.plan.sources, self.plan.base)
 
@@ -94,14 +93,13 @@ class Merged(Checkpoint):
 
     def origin(self, name: str) -> Origin:
         """The tensors that one is merged from; a mask, a table of positions or a router is copied from one source."""
-        planned = self._planned[name]
-        if not planned.is_weight:
-            source, own = planned.inputs[0]
-            return source.origin(own)
+        planned = self.planned[name]
+        if not planned.is_merged:
+            return super().origin(name)
         inputs = (*planned.inputs, *([planned.base] if planned.base is not None else []))
         return Origin("merged", tuple(pair for source, own in inputs for pair in source.origin(own).inputs))
 
-    def unused(self, source: Source, name: str) -> str:
+    def unused(self, source: Parent, name: str) -> str:
         """A tensor is left out where its layer is in no slice, or where the result has another source's."""
         if self.plan.stack is None and classify(name)[2] == "router":
             return "router, that of one source is kept"
@@ -109,14 +107,13 @@ class Merged(Checkpoint):
 
     def stream(self, name: str) -> Iterator[Tensor]:
         """Merge one tensor, slice by slice."""
-        planned = self._planned[name]
-        if not planned.is_weight:
-            (source, own), dtype = planned.inputs[0], torch_dtype(planned.info.dtype)
-            yield from (piece.to(dtype) for piece in pieces_of(source.read(own, dtype)))
+        planned = self.planned[name]
+        if not planned.is_merged:
+            yield from super().stream(name)
             return
         self._merged.add(name)
         model = self._survey()  # first: it may make this tensor's job
-        job = self._jobs.pop(name, None) or self._job(planned)
+        job = self._jobs.pop(name, None) or self._job(name)
         call, dtype = job.call(planned.values, planned.options, model), torch_dtype(planned.info.dtype)
         for start in range(0, job.numel, SLICE):
             base, vectors = job.parts(start, min(start + SLICE, job.numel))
@@ -135,7 +132,7 @@ class Merged(Checkpoint):
             return None
         with self._lock:
             if not self._surveyed:
-                self._jobs = {name: self._job(planned) for name, planned in self._planned.items() if planned.is_weight}
+                self._jobs = {name: self._job(name) for name, planned in self.planned.items() if planned.is_merged}
                 jobs = ModelJob(list(self._jobs.values()))
                 self._surveyed.append(method.survey(jobs, self.plan.values, self.plan.options))
         return self._surveyed[0]
@@ -144,15 +141,15 @@ class Merged(Checkpoint):
         plan = self.plan
         return Relatedness(_labels(plan), task_vectors=plan.base is not None and plan.method.task_vectors)
 
-    def _job(self, planned: Planned) -> TensorJob:
-        def read(source: Source, name: str) -> Tensor:
-            tensor, vocabulary = source.read(name, torch_dtype(planned.info.dtype)), self.plan.vocabulary
+    def _job(self, name: str) -> TensorJob:
+        planned = self.planned[name]
+
+        def read(source: Checkpoint, own: str) -> Tensor:
+            tensor, vocabulary = source.read(own, torch_dtype(planned.info.dtype)), self.plan.vocabulary
             return tensor[: vocabulary.shared] if planned.vocabulary and vocabulary is not None else tensor
 
         origin = read(*planned.base) if planned.base is not None else None
-        return TensorJob(
-            planned.name, self.plan.method, origin, [read(*pair) for pair in planned.inputs], seed=self.recipe.seed
-        )
+        return TensorJob(name, self.plan.method, origin, [read(*pair) for pair in planned.inputs], seed=self.recipe.seed)
 
     @property
     def warnings(self) -> list[str]:
@@ -162,7 +159,7 @@ class Merged(Checkpoint):
 
     def findings(self) -> Findings:
         """How the sources are related, as far as they were merged: a build that goes on merges what is left."""
-        found, whole = self._relatedness.findings(), sum(planned.is_weight for planned in self._planned.values())
+        found, whole = self._relatedness.findings(), sum(planned.is_merged for planned in self.planned.values())
         if len(self._merged) < whole:
             part = f" (in the {len(self._merged)} of {whole} tensors that were merged now)"
             found = Findings([line + part for line in found.notes], [line + part for line in found.warnings])
@@ -171,9 +168,9 @@ class Merged(Checkpoint):
     def sampled_findings(self) -> Findings:
         """How the sources are related, from the first slice of every tensor, before anything is merged."""
         sample = self._new_relatedness()
-        for planned in self._planned.values():
-            if planned.is_weight:
-                job = self._job(planned)
+        for name, planned in self.planned.items():
+            if planned.is_merged:
+                job = self._job(name)
                 sample.add(*job.parts(0, min(SLICE, job.numel)))
         return sample.findings()
 
@@ -214,7 +211,7 @@ class Merged(Checkpoint):
         return f"{self.plan.method.name} of {len(self.plan.sources)} sources{stacked}"
 
 
-def result_fields(source: Source, fields: dict[str, Any], dtype: str | None, vocab_size: int | None) -> dict[str, Any]:
+def result_fields(source: Parent, fields: dict[str, Any], dtype: str | None, vocab_size: int | None) -> dict[str, Any]:
     """What the ``config.json`` of a result holds that is a `source` with another dtype or number of tokens.
 
     Args:
@@ -238,7 +235,7 @@ def result_fields(source: Source, fields: dict[str, Any], dtype: str | None, voc
     return fields
 
 
-def _tokenizer_source(recipe: Recipe, plan: MergePlan, sources: Mapping[int, Source]) -> Source:
+def _tokenizer_source(recipe: Recipe, plan: MergePlan, sources: Mapping[int, Parent]) -> Parent:
     """The source whose tokenizer goes with the result; it must have as many tokens as the result has rows."""
     size = plan.vocabulary.size if plan.vocabulary is not None else plan.sources[0].vocab_size
     if recipe.tokenizer == "base":

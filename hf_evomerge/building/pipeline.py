@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints.checkpoint import Parent
 from ..checkpoints.component import Component
 from ..checkpoints.headers import torch_dtype
 from ..checkpoints.inside import check_inside
-from ..checkpoints.pipeline import INDEX, Pipeline
+from ..checkpoints.pipeline import INDEX
 from ..checkpoints.repository import SMALL_FILES
-from ..checkpoints.source import Source
 from ..errors import SourceError
 from .composed import Composed
 
@@ -28,31 +28,26 @@ class ComposedPipeline(Composed):
     the result, be they of other sizes.
     """
 
-    host: Pipeline
-
-    def _take(self, part: str, donor: Source) -> None:
+    def _take(self, part: str, donor: Parent) -> None:
         """Put a component of another pipeline in the place of the pipeline's own."""
-        if not isinstance(donor, Pipeline) or part not in donor.entries or part not in self.host.entries:
-            known = ", ".join(donor.entries if isinstance(donor, Pipeline) and part in self.host.entries else self.host.entries)
+        if part not in donor.entries or part not in self.host.entries:
+            known = ", ".join(donor.entries if donor.entries and part in self.host.entries else self.host.entries)
             raise SourceError(f"components.{part}: there is no such component in {donor} or in {self.host}; there are {known}")
         if part not in donor.parts:
             return
         self._parts[part] = Component(donor, part)
-        kept = {raw: given for raw, given in self._given.items() if not raw.startswith(f"{part}/")}
-        self._given = kept | {raw: (donor, raw) for raw in donor.tensors if raw.startswith(f"{part}/")}
+        kept = {raw: planned for raw, planned in self.planned.items() if not raw.startswith(f"{part}/")}
+        self.planned = kept | {raw: self._copy(donor, raw) for raw in donor.tensors if raw.startswith(f"{part}/")}
 
     def place(self, name: str) -> tuple[str, str, str]:
         """The folder of the tensor's component."""
         part, _, own = name.partition("/")
         return part, self._owner(part).parts[part].stem.removesuffix(".fp16"), own
 
-    def _owner(self, part: str) -> Pipeline:
+    def _owner(self, part: str) -> Parent:
         """The pipeline that a component is of, where it is not merged: the first one, or the one that the recipe names."""
         number = (self.recipe.components or {}).get(part)
-        found = self.host if number is None else self._sources[number]
-        owner = found.whole if isinstance(found, Component) else found
-        assert isinstance(owner, Pipeline)  # looked at in _take
-        return owner
+        return self.host if number is None else self._sources[number].whole
 
     @property
     def architecture_warnings(self) -> list[str]:
@@ -69,10 +64,10 @@ class ComposedPipeline(Composed):
 
     def write_companions(self, folder: Path) -> None:
         """Write ``model_index.json``; copy configs, tokenizers and schedulers from their sources, and no code."""
-        index = {key: value for key, value in self.host.index.items() if key != "_name_or_path"}
+        index = {key: value for key, value in self.host.read_json(INDEX).items() if key != "_name_or_path"}
         for part in self.host.entries:
             owner = self._owner(part)
-            index[part] = owner.index[part]
+            index[part] = owner.read_json(INDEX)[part]
             (folder / part).mkdir(exist_ok=True)
             for pattern in SMALL_FILES:
                 for file in sorted((owner.folder / part).glob(pattern)):

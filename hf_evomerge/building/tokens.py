@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.checkpoint import Origin
+from ..checkpoints.checkpoint import Origin, Parent, View
 from ..checkpoints.compatibility import Tokenizer
 from ..checkpoints.headers import StoredTensor
 from ..checkpoints.source import Source
@@ -31,8 +31,8 @@ _OTHER_FILES = ("tokenizer.model", "vocab.*", "merges.txt", "added_tokens.json",
 
 
 def match_tokens(
-    recipe: Recipe, sources: Mapping[int, Source], base: Source | None
-) -> tuple[Mapping[int, Source], Source | None]:
+    recipe: Recipe, sources: Mapping[int, Parent], base: Parent | None
+) -> tuple[Mapping[int, Parent], Parent | None]:
     """The sources and the base with the tokens of the result, where the recipe matches vocabularies by token.
 
     They are left alone where all have the same tokens and as many rows, and nothing else is asked for.
@@ -48,7 +48,7 @@ def match_tokens(
     if recipe.vocabulary not in BY_TOKEN:
         return sources, base
     part = recipe.tokens or TokenPart()
-    parties: dict[int | str, Source] = {number: sources[number] for number in recipe.merge_sources}
+    parties: dict[int | str, Parent] = {number: sources[number] for number in recipe.merge_sources}
     parties |= {"base": base} if base is not None else {}
     default: int | str | None = part.default if part.default is not None else "base" if base is not None else None
     owner = base if recipe.tokenizer == "base" else sources[recipe.merge_sources[0]]
@@ -57,7 +57,7 @@ def match_tokens(
     assert owner is not None  # the recipe was checked
     known = {id(source): _tokens(source) for source in [owner, *parties.values()]}
     tokens = dict(known[id(owner)])
-    added: dict[str, Source] = {}
+    added: dict[str, Parent] = {}
     for source in parties.values() if recipe.vocabulary == "union" else ():
         added |= {token: source for token in known[id(source)] if token not in tokens and token not in added}
     following = max(tokens.values(), default=-1) + 1
@@ -102,7 +102,7 @@ class _Match:
         groups: The keys of those that the embeddings and the head are merged from; None: all.
     """
 
-    parties: dict[int | str, Source]
+    parties: dict[int | str, Parent]
     default: int | str | None
     known: dict[int, dict[str, int]]
     tokens: dict[str, int]
@@ -199,25 +199,18 @@ class _Match:
         return [key for key in dict.fromkeys(keys) if key in self.parties]
 
 
-class MatchedSource(Source):
+class MatchedSource(View):
     """A source with the tokens of the result."""
 
-    def __init__(self, inner: Source, match: _Match, known: Mapping[str, int] | None) -> None:
-        super().__init__(
-            inner.folder,
-            inner.ref,
-            repository=inner.repository,
-            gguf=inner.gguf,
-            adapter=inner.adapter,
-            trust_remote_code=inner.trust_remote_code,
-        )
-        self._inner, self._match, self.part = inner, match, inner.part
+    def __init__(self, inner: Parent, match: _Match, known: Mapping[str, int] | None) -> None:
+        super().__init__(inner)
+        self._match = match
         self._known = known if known is not None else _tokens(inner)
 
     @cached_property
     def config(self) -> PretrainedConfig:
         """The source's config with the result's number of rows."""
-        config = copy.deepcopy(self._inner.config)
+        config = copy.deepcopy(self.inner.config)
         for part in (config, config.get_text_config()):
             if hasattr(part, "vocab_size"):
                 part.vocab_size = self._match.size
@@ -229,17 +222,17 @@ class MatchedSource(Source):
         size = self._match.size
         return {
             name: replace(info, shape=(size, *info.shape[1:])) if self._has_rows(name) else info
-            for name, info in self._inner.tensors.items()
+            for name, info in self.inner.tensors.items()
         }
 
     @cached_property
     def changes(self) -> dict[str, Any]:
         """What the adapter does to the source's own tensors."""
-        return self._inner.changes
+        return self.inner.changes
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One tensor, with a row for each token of the result; see `Source.read`."""
-        tensor = self._inner.read(name, dtype)
+        """One tensor, with a row for each token of the result; see `Parent.read`."""
+        tensor = self.inner.read(name, dtype)
         return self._match.rows(name, tensor, self._table) if self._has_rows(name) else tensor
 
     @cached_property
@@ -248,26 +241,21 @@ class MatchedSource(Source):
 
     def _has_rows(self, name: str) -> bool:
         """Whether a tensor has one row per token, in all that have it; a norm may be as long by chance."""
-        everyone = [self._inner, *self._match.parties.values()]
+        everyone = [self.inner, *self._match.parties.values()]
         if classify(name)[0] == "block" or "norm" in name or "ln_f" in name:
             return False
         shapes = [(source.tensors[name].shape, source.vocab_size) for source in everyone if name in source.tensors]
         return all(shape[:1] == (size,) for shape, size in shapes) and bool(shapes)
 
-    @property
-    def sources(self) -> list[Source]:
-        """The source whose tensors are read."""
-        return self._inner.sources
-
     def origin(self, name: str) -> Origin:
         """The source's own tensor."""
-        return self._inner.origin(name)
+        return self.inner.origin(name)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the JSON files, as it is for the result."""
         if name == "tokenizer.json":
             return self._match.tokenizer
-        data = self._inner.read_json(name)
+        data = self.inner.read_json(name)
         if name == "config.json":
             for part in (data, data.get("text_config")):
                 if isinstance(part, dict) and "vocab_size" in part:
@@ -295,7 +283,7 @@ class MatchedSource(Source):
     def tokenizer(self) -> Any:
         """The tokenizer with the tokens of the result, loaded anew."""
         if not self._match.extended:
-            return self._inner.tokenizer()
+            return super().tokenizer()
         with TemporaryDirectory() as folder:
             self.write_tokenizer(Path(folder))
             (Path(folder) / "config.json").write_text(json.dumps(self.read_json("config.json")), encoding="utf-8")
@@ -304,14 +292,10 @@ class MatchedSource(Source):
     def fingerprint(self) -> str:
         """The source's own, and the rows of the result."""
         rows = [str(self._match.size), *(str(sorted(tokens.items())) for tokens in (self._match.tokens, self._known))]
-        return "\n".join([self._inner.fingerprint(), *rows])
-
-    def close(self) -> None:
-        """Let go of the open files."""
-        self._inner.close()
+        return "\n".join([self.inner.fingerprint(), *rows])
 
 
-def _tokens(source: Source) -> dict[str, int]:
+def _tokens(source: Parent) -> dict[str, int]:
     """The row of each token of a source, in the order of the rows; tokens without a row are left out."""
     found = Tokenizer.of(source)
     if found is None:
@@ -325,7 +309,7 @@ def _tokens(source: Source) -> dict[str, int]:
     return rows
 
 
-def _tokenizer_json(source: Source) -> dict[str, Any]:
+def _tokenizer_json(source: Parent) -> dict[str, Any]:
     """What ``tokenizer.json`` says; a source without one has its tokenizer converted."""
     if (source.folder / "tokenizer.json").is_file():
         return source.read_json("tokenizer.json")
@@ -335,7 +319,7 @@ def _tokenizer_json(source: Source) -> dict[str, Any]:
     return dict(json.loads(backend.to_str()))
 
 
-def _extended(data: dict[str, Any], tokens: Mapping[str, int], added: Mapping[str, Source], owner: Source) -> dict[str, Any]:
+def _extended(data: dict[str, Any], tokens: Mapping[str, int], added: Mapping[str, Parent], owner: Parent) -> dict[str, Any]:
     """The owner's tokenizer with the tokens of others.
 
     All tokens are then in the model's vocabulary, so that their numbers do not depend on the order in which they are added.

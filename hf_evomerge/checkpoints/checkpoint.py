@@ -1,7 +1,11 @@
-"""What every checkpoint answers, on disk, on the Hub or only planned: a config, named tensors, and what lies beside them."""
+"""What every checkpoint answers, on disk, on the Hub or only planned: a config, named tensors, and what lies beside them.
+
+`Parent` is what a recipe names, in files or a view of such; what is merged or run through asks a parent, never its class.
+"""
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +16,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import SourceError, one_line
 from ..recipes.recipe import SourceRef
-from .headers import TensorInfo
+from .headers import StoredTensor, TensorInfo, read_mapping
+from .inside import check_folder
+from .model_folder import COMPANIONS, copy_code, copy_companions, copy_processor
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-    from .source import Source
+    from .gguf import GgufFile
+    from .lora import Adapter
+    from .part_layout import PartLayout
+    from .repository import Repository
 
 PIECE = 1 << 20  # elements of a tensor that is only copied or converted, read at a time
 
@@ -33,7 +42,7 @@ class Origin:
     """
 
     kind: Literal["copied", "merged", "scaled"]
-    inputs: tuple[tuple[Source, str], ...]
+    inputs: tuple[tuple[Parent, str], ...]
 
 
 @dataclass
@@ -48,11 +57,6 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def add(self, other: Findings) -> None:
-        """Take another's lines in, each once."""
-        self.notes += [line for line in other.notes if line not in self.notes]
-        self.warnings += [line for line in other.warnings if line not in self.warnings]
-
 
 class Checkpoint(ABC):
     """Anything that has a config and named tensors that can be read.
@@ -64,11 +68,13 @@ class Checkpoint(ABC):
         ref: What it is called where others name their sources.
         tokenizer_source: The source whose tokenizer, chat template and generation settings go with it.
         chat_template: A Jinja template in place of that source's.
+        is_stored: Whether its tensors are in files, and nothing is merged to read one.
     """
 
     ref: SourceRef
-    tokenizer_source: Source
+    tokenizer_source: Parent
     chat_template: str | None = None
+    is_stored: bool = False
 
     @property
     @abstractmethod
@@ -97,7 +103,7 @@ class Checkpoint(ABC):
 
     @property
     @abstractmethod
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[Parent]:
         """The checkpoints on disk or on the Hub that it reads, each once."""
 
     @abstractmethod
@@ -116,7 +122,7 @@ class Checkpoint(ABC):
         return tokenizer
 
     @property
-    def processor_source(self) -> Source:
+    def processor_source(self) -> Parent:
         """The source whose processor goes with it."""
         return self.tokenizer_source
 
@@ -127,8 +133,17 @@ class Checkpoint(ABC):
             processor.chat_template = self.chat_template
         return processor
 
-    def read(self, name: str) -> torch.Tensor:
-        """One whole tensor. Do not write to it. Raises `SourceError` where there is no such tensor."""
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """One whole tensor. Do not write to it.
+
+        Args:
+            name: Its raw name.
+            dtype: What it will be converted to. Where that is not the dtype in which it is stored, what an adapter changes is
+                given in float32, so that it is rounded once.
+
+        Raises:
+            SourceError: There is no such tensor, or it cannot be read.
+        """
         import torch
 
         self._check_name(name)
@@ -150,7 +165,7 @@ class Checkpoint(ABC):
         """What was noticed while its tensors were read."""
         return Findings()
 
-    def unused(self, source: Source, name: str) -> str:
+    def unused(self, source: Parent, name: str) -> str:
         """Why this checkpoint does without a tensor of one of its sources."""
         return "not part of the result"
 
@@ -195,6 +210,182 @@ class Checkpoint(ABC):
         if type(value) is not int or value < 0:
             raise SourceError(f"{self.ref}: config.json: {key} is {one_line(repr(value))}, not a whole number")
         return value
+
+
+class Parent(Checkpoint):
+    """A checkpoint that a recipe names: `Source` reads its files, a `View` is a part of it, or has other rows.
+
+    Attributes:
+        folder: Where ``config.json`` and the ``.safetensors`` files are, or will be.
+        repository: Where the weights come from if they are not in the folder.
+        gguf: The GGUF file that the folder was dequantised from, if it was.
+        adapter: A LoRA adapter that is merged into each tensor when it is read.
+        trust_remote_code: Whether the checkpoint's own Python files may be run to read its config.
+        part: Which part of the model these tensors are; None: all of it.
+        stem: What the names of its files of weights begin with.
+    """
+
+    is_stored = True
+    folder: Path
+    repository: Repository | None
+    gguf: GgufFile | None
+    adapter: Adapter | None
+    trust_remote_code: bool
+    part: str | None = None
+    stem: str = "model"
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Every tensor by its raw name, from the headers alone."""
+
+    @property
+    @abstractmethod
+    def changes(self) -> dict[str, Any]:
+        """What the adapter does to which tensors; raises `SourceError` where it does not fit the checkpoint."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> PartLayout:
+        """Where the parts of the whole are; raises `SourceError` where transformers has no class for it."""
+
+    @abstractmethod
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """One whole tensor; see `Checkpoint.read`."""
+
+    @property
+    def whole(self) -> Parent:
+        """The checkpoint that this is a part of; itself where it is no part."""
+        return self
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether that has no other part."""
+        return True
+
+    @property
+    def entries(self) -> Mapping[str, tuple[str, str]]:
+        """Of a diffusion pipeline the library and class of each component; nothing for one model."""
+        return {}
+
+    @property
+    def parts(self) -> Mapping[str, Parent]:
+        """Of a diffusion pipeline the components that have weights; nothing for one model."""
+        return {}
+
+    @property
+    def companions(self) -> list[str]:
+        """Patterns of the files beside the weights that it is loaded from."""
+        return ["config.json", *COMPANIONS]
+
+    @property
+    def tied(self) -> Mapping[str, StoredTensor]:
+        """What is stored although it is the embedding matrix."""
+        return {}
+
+    @property
+    def pinned(self) -> SourceRef:
+        """The reference, for these very bits: repositories at their commits, a GGUF file by its sha256."""
+        adapter = self.adapter.repository if self.adapter is not None else None
+        pins = {
+            "revision": self.gguf.commit if self.gguf is not None else self.repository.commit if self.repository else None,
+            "adapter_revision": adapter.commit if adapter is not None else None,
+            "gguf_sha256": self.gguf.sha256 if self.gguf is not None else None,
+        }
+        return self.ref.model_copy(update={key: value for key, value in pins.items() if value is not None})
+
+    def parameters(self, name: str, prefix: str = "", *, moved: bool = False) -> tuple[str, ...]:
+        """What a tensor may be called in a live model.
+
+        Args:
+            name: Its raw name.
+            prefix: Where the model has its base model.
+            moved: Whether transformers is asked for its modules' names of today, which makes a model on the meta device.
+        """
+        return name, prefix + name, *([self.layout.modules.get(name, name)] if moved else [])
+
+    def covers(self, parameter: str) -> bool:
+        """Whether a parameter of a live model is one of its tensors."""
+        return True
+
+    def stream(self, name: str) -> Iterator[torch.Tensor]:
+        """One tensor as flat pieces, from the first element to the last."""
+        return pieces_of(self.read(name))
+
+    def __str__(self) -> str:
+        return str(self.ref)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def processor(self) -> Any:
+        """What makes the model's inputs of texts and pictures, loaded anew, without its own code. Raises `SourceError`."""
+        from transformers import AutoProcessor
+
+        try:
+            return AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)
+        except Exception as cause:  # anything, as for the config
+            raise SourceError(f"{self}: its processor cannot be read: {one_line(cause)}") from cause
+
+    def write_companions(self, folder: Path) -> None:
+        """Copy the config and what else lies beside the weights; the code that comes with it only where it is trusted."""
+        check_folder(self.folder)
+        shutil.copyfile(self.folder / "config.json", folder / "config.json")
+        self.write_tokenizer(folder)
+        if self.trust_remote_code:
+            copy_code(self.folder, folder)
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Copy generation settings, tokenizer, chat templates and processors, except what `folder` has already."""
+        copy_companions(self.folder, folder)
+
+    def write_processor(self, folder: Path) -> None:
+        """Copy processors and chat templates, except what `folder` has already."""
+        copy_processor(self.folder, folder)
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where its files are, those of its adapter too."""
+        return [self.folder, *([self.adapter.folder] if self.adapter is not None else [])]
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One of the checkpoint's JSON files; raises `SourceError` where it cannot be read or holds no mapping."""
+        return read_mapping(self.folder / name, f"{self}: {name}")
+
+
+class View(Parent):
+    """A parent as something else than it is; what a view does not say is as the parent beneath it has it.
+
+    Args:
+        inner: The parent beneath it.
+    """
+
+    def __init__(self, inner: Parent) -> None:
+        self.inner, self.ref, self.part, self.tokenizer_source = inner, inner.ref, inner.part, self
+        self.folder, self.repository, self.gguf, self.adapter = inner.folder, inner.repository, inner.gguf, inner.adapter
+        self.trust_remote_code = inner.trust_remote_code
+
+    @property
+    def sources(self) -> list[Parent]:
+        """The checkpoint whose tensors are read."""
+        return self.inner.sources
+
+    @property
+    def layout(self) -> PartLayout:
+        """Where the parts of the whole are."""
+        return self.inner.layout
+
+    def parameters(self, name: str, prefix: str = "", *, moved: bool = False) -> tuple[str, ...]:
+        """What a tensor may be called in a live model; see `Parent.parameters`."""
+        return self.inner.parameters(name, prefix, moved=moved)
+
+    def covers(self, parameter: str) -> bool:
+        """Whether a parameter of a live model is one of its tensors."""
+        return self.inner.covers(parameter)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer of the parent beneath, loaded anew."""
+        return self.inner.tokenizer()
 
 
 def pieces_of(tensor: Any, size: int = PIECE) -> Iterator[torch.Tensor]:

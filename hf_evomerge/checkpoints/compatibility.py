@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SourceError
-from .source import Source
+from .checkpoint import Parent
 
 _SAME_SETTINGS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "num_experts_per_tok")
 _KEPT_FROM_FIRST = (
@@ -27,7 +27,7 @@ HAS_A_PATH = "a merged model with a path of its own; name the models that it was
 
 
 def check_mergeable(
-    sources: Sequence[Source], base: Source | None = None, *, same_depth: bool = True, same_vocabulary: bool = True
+    sources: Sequence[Parent], base: Parent | None = None, *, same_depth: bool = True, same_vocabulary: bool = True
 ) -> None:
     """Raise `SourceError` unless the checkpoints can be merged tensor by tensor. Reads configs and headers, no weights.
 
@@ -68,7 +68,7 @@ def check_mergeable(
             raise SourceError(f"{first}: {name} is {info.dtype}, which cannot be merged; give the model in bfloat16 or float32")
 
 
-def find_warnings(sources: Sequence[Source], base: Source | None = None, owner: Source | None = None) -> list[str]:
+def find_warnings(sources: Sequence[Parent], base: Parent | None = None, owner: Parent | None = None) -> list[str]:
     """What a user should know before merging these checkpoints, one line each; nothing here makes it impossible.
 
     Args:
@@ -103,7 +103,7 @@ class Tokenizer:
     merges: Any
 
     @classmethod
-    def of(cls, source: Source) -> Tokenizer | None:
+    def of(cls, source: Parent) -> Tokenizer | None:
         """The tokenizer of a source; None where there is no tokenizer.json that can be read."""
         data = _json(source, "tokenizer.json")
         return None if data is None else cls.read(data)
@@ -123,7 +123,7 @@ class Tokenizer:
             return None
 
 
-def _setting_differences(first: Source, other: Source, same_depth: bool, same_vocabulary: bool) -> Iterator[str]:
+def _setting_differences(first: Parent, other: Parent, same_depth: bool, same_vocabulary: bool) -> Iterator[str]:
     pairs: list[tuple[str, Any, Any]] = []
     if first.part is None:  # of a part, names and shapes decide
         pairs.append(("architecture", first.config.model_type, other.config.model_type))
@@ -140,7 +140,7 @@ def _setting_differences(first: Source, other: Source, same_depth: bool, same_vo
         yield OTHER_VOCABULARY
 
 
-def _tensor_differences(first: Source, other: Source, same_vocabulary: bool) -> Iterator[str]:
+def _tensor_differences(first: Parent, other: Parent, same_vocabulary: bool) -> Iterator[str]:
     here, there = ((source.config.architectures or ["unknown"])[0] for source in (first, other))
     if here != there and first.tensors.keys() != other.tensors.keys():
         yield f"{other} was saved from {there}, {first} from {here}"
@@ -160,7 +160,7 @@ def _tensor_differences(first: Source, other: Source, same_vocabulary: bool) -> 
             yield f"tensor {name} of {other} is missing in {first}"
 
 
-def _missing_layers(source: Source) -> Iterator[str]:
+def _missing_layers(source: Parent) -> Iterator[str]:
     """Layers that the config counts and the files do not have: transformers would fill them with random numbers."""
     numbers = {int(found[1]) for name in source.tensors if (found := re.search(r"(?:^|\.)(\d+)\.", name)) is not None}
     missing = [layer for layer in range(source.layer_count) if layer not in numbers]
@@ -168,7 +168,7 @@ def _missing_layers(source: Source) -> Iterator[str]:
         yield f"config.json of {source} counts {source.layer_count} layers, but its files hold nothing of layer {missing[0]}"
 
 
-def _differing_settings(first: Source, other: Source) -> Iterator[str]:
+def _differing_settings(first: Parent, other: Parent) -> Iterator[str]:
     for key in _KEPT_FROM_FIRST:
         here, there = getattr(first.text_config, key, None), getattr(other.text_config, key, None)
         if here != there:
@@ -178,11 +178,11 @@ def _differing_settings(first: Source, other: Source) -> Iterator[str]:
         yield f"dtype differs: {here} in {first}, {there} in {other}"
 
 
-def _dtypes(source: Source) -> str:
+def _dtypes(source: Parent) -> str:
     return ", ".join(sorted({info.dtype for info in source.tensors.values() if info.is_float}))
 
 
-def _first_other_token(first: Source, other: Source) -> str | None:
+def _first_other_token(first: Parent, other: Parent) -> str | None:
     """Where two tokenizers give an id that both models have to different tokens."""
     here, there = Tokenizer.of(first), Tokenizer.of(other)
     if here is None or there is None:
@@ -194,7 +194,7 @@ def _first_other_token(first: Source, other: Source) -> str | None:
     return None
 
 
-def _other_tokenizer(owner: Source, here: Tokenizer | None, source: Source) -> str | None:
+def _other_tokenizer(owner: Parent, here: Tokenizer | None, source: Parent) -> str | None:
     there = Tokenizer.of(source)
     if here is None or there is None or here == there:
         return None
@@ -208,7 +208,7 @@ def _other_tokenizer(owner: Source, here: Tokenizer | None, source: Source) -> s
     )
 
 
-def _end_of_text(owner: Source, kept: Tokenizer | None) -> Iterator[str]:
+def _end_of_text(owner: Parent, kept: Tokenizer | None) -> Iterator[str]:
     """Generation stops at ids that should be tokens, the tokenizer's end of text among them."""
     generation = _json(owner, "generation_config.json")
     if generation is None or kept is None:
@@ -226,7 +226,7 @@ def _end_of_text(owner: Source, kept: Tokenizer | None) -> Iterator[str]:
         yield f"generation_config.json of {owner} stops at {named}, but its tokenizer's eos_token is {end_text!r}"
 
 
-def _json(source: Source, name: str) -> dict[str, Any] | None:
+def _json(source: Parent, name: str) -> dict[str, Any] | None:
     try:
         return source.read_json(name)
     except SourceError:

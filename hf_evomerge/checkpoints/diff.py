@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..recipes.layer_groups import classify
+from .checkpoint import Parent
 from .headers import tensor_order
-from .source import Source
+from .open import open_source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,7 +203,7 @@ def diff_models(
     """
     from tqdm import tqdm
 
-    opened = partial(Source.open, trust_remote_code=trust_remote_code)
+    opened = partial(open_source, trust_remote_code=trust_remote_code)
     first, second = opened(str(a)), opened(str(b))
     origin = opened(str(base)) if base is not None else None
     total, groups, tensors, notes = _Sums(), dict[str, _Sums](), list[Row](), list[str]()
@@ -233,7 +234,7 @@ def diff_models(
     return Difference(str(first), str(second), str(origin) if origin else None, whole, rows, tensors, notes, _warning(whole))
 
 
-def _reason(a: Source, b: Source, name: str, called: tuple[str, str]) -> str | None:
+def _reason(a: Parent, b: Parent, name: str, called: tuple[str, str]) -> str | None:
     """Why a tensor of two checkpoints cannot be compared; None where it can."""
     x, y = a.tensors.get(name), b.tensors.get(name)
     if x is None or y is None:
@@ -245,7 +246,7 @@ def _reason(a: Source, b: Source, name: str, called: tuple[str, str]) -> str | N
     return None
 
 
-def _compare(a: Source, b: Source, base: Source | None, name: str) -> _Sums:
+def _compare(a: Parent, b: Parent, base: Parent | None, name: str) -> _Sums:
     """The sums of one tensor, slice by slice."""
     flat = [source.read(name).reshape(-1) for source in (a, b, *([base] if base is not None else []))]
     sums = _Sums(elements=flat[0].numel(), tasks=_Pair() if base is not None else None)

@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
-from .component import whole_of
+from .checkpoint import Parent
 from .lora import CONFIG_FILE, Adapter
-from .model_folder import COMPANIONS
-from .pipeline import INDEX, Pipeline
-from .repository import SMALL_FILES
-from .source import Source
 
 Digest = list[Any]
 """The sha256 of a file, and its size, times and inode when it was taken; of a repository the commit alone."""
 
 
-def digest_source(source: Source, known: Mapping[str, Digest]) -> dict[str, Digest]:
+def digest_source(source: Parent, known: Mapping[str, Digest]) -> dict[str, Digest]:
     """The digests of everything that a source is loaded from: config, weights, tokenizer, templates, its adapter.
 
     Args:
@@ -36,10 +32,9 @@ def digest_source(source: Source, known: Mapping[str, Digest]) -> dict[str, Dige
     elif source.repository is not None:
         found = {"commit": [source.repository.commit]}
     else:
-        whole, patterns = whole_of(source), ["config.json", *COMPANIONS]
-        if isinstance(whole, Pipeline):
-            patterns = [INDEX, *(f"{part}/{pattern}" for part in whole.entries for pattern in SMALL_FILES)]
-        beside = list(dict.fromkeys(f for pattern in patterns for f in sorted(source.folder.glob(pattern)) if f.is_file()))
+        whole = source.whole
+        matches = (file for pattern in whole.companions for file in sorted(source.folder.glob(pattern)))
+        beside = list(dict.fromkeys(file for file in matches if file.is_file()))
         weights = sorted({info.file for info in whole.tensors.values()})
         found = _digests(source.folder, [*beside, *weights], known)
     if source.adapter is not None:

@@ -61,6 +61,10 @@ class TensorInfo:
             count *= size
         return count
 
+    def converted(self, dtype: str | None) -> TensorInfo:
+        """The tensor in another dtype, such as ``bfloat16``, where it holds floating-point numbers and one is given."""
+        return TensorInfo(STORED[dtype] if dtype is not None and self.is_float else self.dtype, self.shape)
+
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
 

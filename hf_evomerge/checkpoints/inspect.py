@@ -14,8 +14,9 @@ from ..errors import SourceError
 from ..recipes.layer_groups import classify
 from ..recipes.layer_path import SCALED, hop_table
 from ..recipes.recipe import RECIPE_FILE
+from .checkpoint import Parent
 from .headers import TensorInfo, read_mapping
-from .source import Source
+from .open import open_source
 
 _TOKENIZERS = (
     "tokenizer*/tokenizer_config.json",
@@ -143,7 +144,7 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         >>> report.stored.parameters < report.effective.parameters  # layers that run twice are stored once
         True
     """
-    source = Source.open(str(model), trust_remote_code=trust_remote_code)
+    source = open_source(str(model), trust_remote_code=trust_remote_code)
     config, text = source.config, source.text_config
     merged, runs = None, Counter[int]()
     if config.model_type == "evo_merged":
@@ -180,10 +181,9 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
     )
 
 
-def _parts(source: Source) -> dict[str, int]:
+def _parts(source: Parent) -> dict[str, int]:
     """The tensors of each part of a model that has several, of those that transformers knows."""
-    several = source.config.sub_configs or getattr(source.config, "is_encoder_decoder", False)
-    if not several and source.config.model_type != "diffusion_pipeline":
+    if not (source.entries or source.config.sub_configs or getattr(source.config, "is_encoder_decoder", False)):
         return {}
     try:
         return source.layout.count()
@@ -218,7 +218,7 @@ def _source_text(source: dict[str, Any]) -> str:
     return f"{source.get('model', 'unnamed')}{revision}, {source['layers']} layers"
 
 
-def _has_recipe(source: Source) -> bool:
+def _has_recipe(source: Parent) -> bool:
     """Whether there is a recipe, which is not fetched; where the Hub cannot be asked, whether the cache has one."""
     if (source.folder / RECIPE_FILE).is_file() or source.repository is None:
         return (source.folder / RECIPE_FILE).is_file()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from .checkpoint import Checkpoint
-from .source import Source
+from .checkpoint import Checkpoint, Parent
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Ledger:
         return text
 
 
-def sources_of(*checkpoints: Checkpoint | None) -> list[Source]:
+def sources_of(*checkpoints: Checkpoint | None) -> list[Parent]:
     """The sources of several checkpoints, each once, in order."""
     found = [source for checkpoint in checkpoints if checkpoint is not None for source in checkpoint.sources]
     return list({id(source): source for source in found}.values())

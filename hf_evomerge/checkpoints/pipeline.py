@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError, one_line
-from .component import Layout
 from .headers import StoredTensor, torch_dtype
 from .inside import check_folder
+from .part_layout import PartLayout
+from .repository import SMALL_FILES
 from .source import Source
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ class Pipeline(Source):
             found[part] = (entry[0], entry[1])
         return found
 
+    @property
+    def companions(self) -> list[str]:
+        """Patterns of the files beside the weights, in all components."""
+        return [INDEX, *(f"{part}/{pattern}" for part in self.entries for pattern in SMALL_FILES)]
+
     @cached_property
     def parts(self) -> dict[str, Source]:
         """The components that have weights."""
@@ -74,7 +80,8 @@ class Pipeline(Source):
                 found[part].part = part
         return found
 
-    def _check_files(self) -> None:
+    def check_files(self) -> None:
+        """Raise `SourceError` unless the files of every component are there."""
         check_folder(self.folder)
         if self.repository is not None:
             self.repository.fetch_small(list(self.entries))
@@ -84,7 +91,7 @@ class Pipeline(Source):
                 raise SourceError(f"{self}: {INDEX} names {part}, and there is no such folder; download it again")
             check_folder(folder, self.folder)
         for source in self.parts.values():
-            source._check_files()
+            source.check_files()
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -131,7 +138,7 @@ class Pipeline(Source):
         return {} if name == "config.json" else super().read_json(name)
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> PartLayout:
         """Where its components are."""
         return PipelineLayout.of_tensors(self.tensors)
 
@@ -200,14 +207,15 @@ class _Folder(Source):
         """No: whatever its files hold is the component's."""
         return False
 
-    def _check_files(self) -> None:
+    def check_files(self) -> None:
+        """Raise `SourceError` unless there are weights."""
         if not self._names:
             pickles = sorted(file.name for pattern in _PICKLES for file in self.folder.glob(pattern))
             held = f"only {pickles[0]}, a pickle, which can run code when read" if pickles else "no weights"
             raise SourceError(f"{self}: no .safetensors file ({held}); save the pipeline again with save_pretrained")
 
 
-class PipelineLayout(Layout):
+class PipelineLayout(PartLayout):
     """Where the components of a pipeline are; ``modules`` has the name of each tensor in its component."""
 
     @classmethod

@@ -7,51 +7,32 @@ tensor is read, transformers when the config is.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError, one_line
 from ..recipes.layer_groups import TIED_HEAD
-from ..recipes.names import named_folder
 from ..recipes.recipe import SourceRef
-from .checkpoint import Checkpoint, Origin, pieces_of
+from .checkpoint import Origin, Parent
 from .gguf import GgufFile
 from .headers import StoredTensor, read_header, read_mapping
 from .inside import check_folder
 from .lora import WEIGHTS_FILE, Adapter
-from .model_folder import copy_code, copy_companions, copy_processor
-from .repository import Repository, find_folder
+from .part_layout import PartLayout
+from .repository import Repository
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-    from .component import Layout
-
 MAX_COUNT = 1 << 16  # layers, or labels of a classifier: transformers makes a list or a table of as many
 
 
-class Source(Checkpoint):
-    """One parent checkpoint.
-
-    Args:
-        folder: Where ``config.json`` and the ``.safetensors`` files are, or will be.
-        ref: How the recipe names it; the folder itself by default.
-        repository: Where the weights come from if they are not in the folder.
-        gguf: The GGUF file that the folder was dequantised from, if it was.
-        adapter: A LoRA adapter that is merged into each tensor when it is read.
-        trust_remote_code: Whether the checkpoint's own Python files may be run to read its config.
-
-    Attributes:
-        part: Which part of the model these tensors are; None: all of it.
-        stem: What the names of its files of weights begin with.
-    """
-
-    stem: str = "model"
+class Source(Parent):
+    """One parent checkpoint, in files. The arguments are the attributes of `Parent`; ``ref`` is the folder by default."""
 
     def __init__(
         self,
@@ -70,60 +51,8 @@ class Source(Checkpoint):
         self.gguf = gguf
         self.adapter = adapter
         self.trust_remote_code = trust_remote_code
-        self.part: str | None = None
         self._handles: dict[Path, Any] = {}
         self._lock = Lock()
-
-    @classmethod
-    def open(cls, ref: SourceRef | str, *, trust_remote_code: bool = False) -> Self:
-        """Find the checkpoint. Of a repository only small files are fetched; the weights follow when the first is read.
-
-        Args:
-            ref: A reference from a recipe, or just its ``model``: a folder, the id of a repository on the Hub, or a GGUF file.
-            trust_remote_code: Whether the checkpoint's own Python files may be fetched, and run to read its config.
-
-        Raises:
-            SourceError: There is no such folder or repository, or it holds no config or no safetensors file, or the GGUF file
-                cannot be read.
-        """
-        ref = SourceRef(model=ref) if isinstance(ref, str) else ref
-        gguf, repository = None if ref.gguf is None else GgufFile.find(ref), None
-        if gguf is not None:
-            folder = gguf.dequantised(str(ref))
-        else:
-            folder, repository = find_folder(ref.model, ref.revision, code=trust_remote_code)
-        adapter = Adapter.open(ref.adapter, ref.adapter_revision) if ref.adapter is not None else None
-        source = cls._kind(folder)(
-            folder, ref, repository=repository, gguf=gguf, adapter=adapter, trust_remote_code=trust_remote_code
-        )
-        source._check_files()
-        return source
-
-    @classmethod
-    def _kind(cls, folder: Path) -> type[Self]:
-        """What reads a folder."""
-        if not (folder / "model_index.json").is_file():
-            return cls
-        from .pipeline import Pipeline
-
-        return Pipeline  # type: ignore[return-value]
-
-    @property
-    def pinned(self) -> SourceRef:
-        """The reference, for these very bits: repositories at their commits, a GGUF file by its sha256."""
-        adapter = self.adapter.repository if self.adapter is not None else None
-        pins = {
-            "revision": self.gguf.commit if self.gguf is not None else self.repository.commit if self.repository else None,
-            "adapter_revision": adapter.commit if adapter is not None else None,
-            "gguf_sha256": self.gguf.sha256 if self.gguf is not None else None,
-        }
-        return self.ref.model_copy(update={key: value for key, value in pins.items() if value is not None})
-
-    def __str__(self) -> str:
-        return str(self.ref)
-
-    def __repr__(self) -> str:
-        return f"Source({str(self)!r})"
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -156,15 +85,6 @@ class Source(Checkpoint):
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except Exception as cause:  # anything, as for the config
             raise SourceError(f"{self}: its tokenizer cannot be read: {one_line(cause)}") from cause
-
-    def processor(self) -> Any:
-        """What makes the model's inputs of texts and pictures, loaded anew, without its own code. Raises `SourceError`."""
-        from transformers import AutoProcessor
-
-        try:
-            return AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)
-        except Exception as cause:  # anything, as for the config
-            raise SourceError(f"{self}: its processor cannot be read: {one_line(cause)}") from cause
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -199,18 +119,7 @@ class Source(Checkpoint):
         return self.adapter.changes(self.tensors, tied=self.is_tied) if self.adapter is not None else {}
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One tensor. Do not write to it.
-
-        Memory-mapped, so that nothing is read before its values are used; where an adapter changes it, a new tensor.
-
-        Args:
-            name: Its raw name.
-            dtype: What it will be converted to. Where that is not the dtype in which it is stored, what an adapter changes is
-                given in float32, so that it is rounded once.
-
-        Raises:
-            SourceError: There is no such tensor, or it cannot be read.
-        """
+        """One tensor, memory-mapped, so that nothing is read before its values are used; see `Checkpoint.read`."""
         self._check_name(name)
         tensor = self.read_stored(self.tensors[name], name)
         if self.adapter is not None and name in self.changes:
@@ -236,45 +145,18 @@ class Source(Checkpoint):
             raise SourceError(f"{info.file}: cannot be read: {one_line(cause)}; download it again") from cause
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> PartLayout:
         """Where its parts are; raises `SourceError` where transformers has no class for it."""
-        from .component import Layout
-
-        return Layout.of_names(self.config, [*self.tensors, *self.tied], str(self))
-
-    def stream(self, name: str) -> Iterator[torch.Tensor]:
-        """One tensor as flat pieces, from the first element to the last."""
-        return pieces_of(self.read(name))
+        return PartLayout.of_names(self.config, [*self.tensors, *self.tied], str(self))
 
     def origin(self, name: str) -> Origin:
         """Every tensor is a copy of itself."""
         return Origin("copied", ((self, name),))
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[Parent]:
         """Itself."""
         return [self]
-
-    @property
-    def folders(self) -> list[Path]:
-        """Where its files are, those of its adapter too."""
-        return [self.folder, *([self.adapter.folder] if self.adapter is not None else [])]
-
-    def write_companions(self, folder: Path) -> None:
-        """Copy the config and what else lies beside the weights; the code that comes with it only where it is trusted."""
-        check_folder(self.folder)
-        shutil.copyfile(self.folder / "config.json", folder / "config.json")
-        self.write_tokenizer(folder)
-        if self.trust_remote_code:
-            copy_code(self.folder, folder)
-
-    def write_tokenizer(self, folder: Path) -> None:
-        """Copy generation settings, tokenizer, chat templates and processors, except what `folder` has already."""
-        copy_companions(self.folder, folder)
-
-    def write_processor(self, folder: Path) -> None:
-        """Copy processors and chat templates, except what `folder` has already."""
-        copy_processor(self.folder, folder)
 
     def download(self, *, progress: bool = True) -> None:
         """Fetch the weights if they are on the Hub and not in the cache; raises `SourceError`."""
@@ -282,10 +164,6 @@ class Source(Checkpoint):
             self.repository.fetch(sorted({info.file.name for info in self.tensors.values()}), progress=progress)
         if self.adapter is not None:
             self.adapter.download(progress=progress)
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """One of the checkpoint's JSON files; raises `SourceError` where it cannot be read or holds no mapping."""
-        return read_mapping(self.folder / name, f"{self}: {name}")
 
     def fingerprint(self) -> str:
         """A text that is another one when the checkpoint's weights or config are."""
@@ -343,7 +221,8 @@ class Source(Checkpoint):
             raise SourceError(f"{self}: the index lists {name}, which is not there; download it again")
         return file
 
-    def _check_files(self) -> None:
+    def check_files(self) -> None:
+        """Raise `SourceError` unless the files of a model are there, the weights among them."""
         check_folder(self.folder)
         is_model = (self.folder / "config.json").is_file()
         weights = self.repository is not None or bool(self._files())
@@ -380,15 +259,3 @@ def _complaints(config: Any, trusted: bool) -> Iterator[str]:
         ):
             yield f"architectures is {one_line(value)}, not a list of names"
         yield from _complaints(value, trusted)
-
-
-def pin_source(ref: SourceRef, *, trust_remote_code: bool = False) -> SourceRef:
-    """`Source.pinned` of a reference; a folder's has nothing to pin, and is not opened.
-
-    Raises:
-        SourceError: As `Source.open`.
-    """
-    names = [name for name in (ref.model, ref.adapter) if name is not None]
-    if ref.gguf is None and all(os.path.isdir(named_folder(name)) for name in names):
-        return ref
-    return Source.open(ref, trust_remote_code=trust_remote_code).pinned

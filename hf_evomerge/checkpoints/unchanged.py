@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .source import Source
+from .checkpoint import Parent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 20  # elements that are compared at a time: most tensors differ in the first
 
 
-def unchanged_tensors(source: Source, base: Source) -> frozenset[str]:
+def unchanged_tensors(source: Parent, base: Parent) -> frozenset[str]:
     """Names of the tensors that have the base's values. The weights are downloaded first.
 
     Args:
@@ -36,7 +36,7 @@ def unchanged_tensors(source: Source, base: Source) -> frozenset[str]:
     return frozenset(unchanged)
 
 
-def twins(sources: Sequence[Source], names: Sequence[str], *, download: bool) -> list[str]:
+def twins(sources: Sequence[Parent], names: Sequence[str], *, download: bool) -> list[str]:
     """A line for each source that has the weights of another before it, bit for bit: they have nothing to give each other.
 
     Stops at the first difference, which fine-tunes have in their first tensors.
@@ -58,7 +58,7 @@ def twins(sources: Sequence[Source], names: Sequence[str], *, download: bool) ->
     return lines
 
 
-def _same(one: Source, other: Source, *, download: bool) -> bool:
+def _same(one: Parent, other: Parent, *, download: bool) -> bool:
     if one.pinned == other.pinned:
         return True
     shapes = [{name: (info.dtype, info.shape) for name, info in each.tensors.items()} for each in (one, other)]
@@ -72,13 +72,13 @@ def _same(one: Source, other: Source, *, download: bool) -> bool:
     return all(_alike(one, other, name) for name in [*one.changes, *one.tensors])
 
 
-def _alike(one: Source, other: Source, name: str) -> bool:
+def _alike(one: Parent, other: Parent, name: str) -> bool:
     import torch
 
     return all(torch.equal(ours, theirs) for ours, theirs in _blocks(one, other, name))
 
 
-def squared_distance(source: Source, base: Source) -> float:
+def squared_distance(source: Parent, base: Parent) -> float:
     """The squared norm of the task vector: the sum of (source - base)^2 over all float tensors, in float64.
 
     Args:
@@ -94,7 +94,7 @@ def squared_distance(source: Source, base: Source) -> float:
     return math.fsum(terms)
 
 
-def _blocks(source: Source, base: Source, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+def _blocks(source: Parent, base: Parent, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     """A tensor of both, block by block, as far as both have rows."""
     ours, theirs = source.read(name), base.read(name)
     if ours.shape != theirs.shape:

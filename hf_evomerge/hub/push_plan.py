@@ -19,9 +19,9 @@ from ..building.build import build_model
 from ..building.record import BUILD_FILE, changed_since, read_build_record
 from ..checkpoints.inside import check_inside
 from ..checkpoints.model_folder import COMPANIONS
+from ..checkpoints.open import open_source
 from ..checkpoints.pipeline import INDEX
 from ..checkpoints.repository import SMALL_FILES
-from ..checkpoints.source import Source
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from .card import CardFacts, check_metadata, read_json, render_card
@@ -270,7 +270,7 @@ def _verify(model: Path, recipe: Recipe, weights: Sequence[Path], options: PushO
         built = build_model(again, Path(scratch) / "model", progress=False, trust_remote_code=trust)
         record = read_build_record(built)
         assert record is not None  # every build has one
-        _, differences = compare_tensors(*(Source.open(SourceRef(model=str(folder))) for folder in (built, model)))
+        _, differences = compare_tensors(*(open_source(SourceRef(model=str(folder))) for folder in (built, model)))
         found = [f"{one.name}: {one.what}" for one in differences]
         for name in config_files(built):
             found += compare_configs(built / name, model / name, {})

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..building.build import build_model
-from ..checkpoints.pipeline import INDEX, Pipeline
-from ..checkpoints.source import Source
+from ..checkpoints.open import open_source
+from ..checkpoints.pipeline import INDEX
 from ..errors import HubError
 from ..recipes.names import is_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
@@ -144,14 +144,14 @@ def verify_source(ref: SourceRef, api: HfApi, *, progress: bool = False, trust_r
         HubError: A file's sha256 is another.
         SourceError: It cannot be downloaded.
     """
-    source = Source.open(ref, trust_remote_code=trust_remote_code)
+    source = open_source(ref, trust_remote_code=trust_remote_code)
     source.download(progress=progress)
     folders = [source.folder, *([source.adapter.folder] if source.adapter is not None else [])]
     for part, folder in zip(parts_of(ref), folders, strict=True):
         if part.gguf is not None:
             continue  # compared with the recipe's own sha256 when it was opened
         expected = _hub_sha256(api, part)
-        inside = "*/*.safetensors" if isinstance(source, Pipeline) and part.model == source.ref.model else "*.safetensors"
+        inside = "*/*.safetensors" if source.entries and part.model == source.ref.model else "*.safetensors"
         for name, sha in hashes(folder, sorted(folder.glob(inside))).items():
             if name in expected and sha != expected[name]:
                 raise HubError(
@@ -221,8 +221,8 @@ def _download(api: HfApi, repo_id: str, name: str, commit: str) -> Path:
 
 def _compare(built: Path, repo_id: str, commit: str) -> tuple[int, list[TensorDifference]]:
     """Tensor by tensor: how the rebuilt model differs from the published one."""
-    here = Source.open(SourceRef(model=str(built)))
-    return compare_tensors(here, Source.open(SourceRef(model=repo_id, revision=commit)))
+    here = open_source(SourceRef(model=str(built)))
+    return compare_tensors(here, open_source(SourceRef(model=repo_id, revision=commit)))
 
 
 def _compare_code(

@@ -47,7 +47,7 @@ class MergeGradient:
         RecipeError: The method has no gradient.
 
     Example:
-        >>> japanese, maths, base = [Source.open(name) for name in ("japanese", "maths", "base")]
+        >>> japanese, maths, base = [open_source(name) for name in ("japanese", "maths", "base")]
         >>> model = AutoModelForCausalLM.from_pretrained("base")
         >>> gradient = MergeGradient(LiveMerger([japanese, maths], base, "ties", {}, seed=0, model=model), model)
         >>> tokens = tokenizer("w1 w2 w3", return_tensors="pt").input_ids

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..checkpoints.checkpoint import Parent
 from ..checkpoints.compatibility import check_mergeable
-from ..checkpoints.component import Component
 from ..checkpoints.headers import tensor_order
-from ..checkpoints.source import Source
 from ..errors import SourceError
 from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import ParameterValue
@@ -56,7 +55,7 @@ class LiveMerger:
         SourceError: The sources cannot be merged with each other, or do not fit the model.
 
     Example:
-        >>> japanese, maths, base = [Source.open(name) for name in ("japanese", "maths", "base")]
+        >>> japanese, maths, base = [open_source(name) for name in ("japanese", "maths", "base")]
         >>> model = AutoModelForCausalLM.from_pretrained("base")
         >>> merger = LiveMerger([japanese, maths], base, "dare_ties", {}, seed=0, model=model)
         >>> merger.apply([{"weight": 0.9, "density": 0.8}, {"weight": 0.7, "density": 0.4}])
@@ -64,8 +63,8 @@ class LiveMerger:
 
     def __init__(
         self,
-        sources: list[Source],
-        base: Source | None,
+        sources: list[Parent],
+        base: Parent | None,
         method: str,
         options: Mapping[str, Any],
         seed: int,
@@ -158,7 +157,7 @@ class LiveMerger:
         return self._model.survey(sources, options)
 
 
-def write_adapter(source: Source, model: PreTrainedModel) -> None:
+def write_adapter(source: Parent, model: PreTrainedModel) -> None:
     """Write the weights that the source's adapter changes into a model that was loaded from the source's folder.
 
     Raises:
@@ -174,7 +173,7 @@ def write_adapter(source: Source, model: PreTrainedModel) -> None:
             targets[name].copy_(source.read(name, targets[name].dtype))
 
 
-def write_part(part: Source, host: Component, model: PreTrainedModel) -> None:
+def write_part(part: Parent, host: Parent, model: PreTrainedModel) -> None:
     """Write a part of another checkpoint into a model, in place of its own; of a vocabulary the rows that both have.
 
     Args:
@@ -196,26 +195,21 @@ def write_part(part: Source, host: Component, model: PreTrainedModel) -> None:
             target.data[:rows].copy_(tensor[:rows]) if target.dim() else target.data.copy_(tensor)
 
 
-def _targets(source: Source, model: PreTrainedModel, vocabulary: Vocabulary | None = None) -> dict[str, Tensor]:
+def _targets(source: Parent, model: PreTrainedModel, vocabulary: Vocabulary | None = None) -> dict[str, Tensor]:
     """The model's parameter or buffer for every tensor of the source that is merged; it has the rows of the vocabulary."""
     import torch
 
     state: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     state |= dict(model.named_buffers())
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."  # diffusers has none
-
-    modules: dict[str, str] = {}
+    prefix, moved = f"{getattr(model, 'base_model_prefix', '')}.", False  # diffusers has no prefix
 
     def called(name: str) -> tuple[str, ...]:
-        if isinstance(source, Component):
-            return source.parameters(name)
-        return (name, prefix + name, modules.get(name, name))
+        return source.parameters(name, prefix, moved=moved)
 
     def known() -> bool:
         return all(any(own in state for own in called(name)) for name, info in source.tensors.items() if info.is_float)
 
-    if not known() and not isinstance(source, Component):
-        modules = source.layout.modules
+    moved = not known()
     parts = {} if known() else fused_parts(model)
     state |= parts
     targets: dict[str, torch.Tensor] = {}
@@ -235,8 +229,7 @@ def _targets(source: Source, model: PreTrainedModel, vocabulary: Vocabulary | No
         targets[name] = target
     filled = {target.data_ptr() for target in targets.values()}
     for name, parameter in [*model.named_parameters(), *parts.items()]:
-        inside = not isinstance(source, Component) or source.covers(name)
-        if inside and parameter.data_ptr() not in filled:
+        if source.covers(name) and parameter.data_ptr() not in filled:
             raise SourceError(
                 f"{source}: has no tensor for the model's parameter {name}; load the model from one of the sources"
             )

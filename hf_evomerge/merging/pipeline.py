@@ -13,11 +13,10 @@ from .live import write_adapter
 if TYPE_CHECKING:
     import torch
 
-    from ..checkpoints.pipeline import Pipeline
-    from ..checkpoints.source import Source
+    from ..checkpoints.checkpoint import Parent
 
 
-def load_pipeline(source: Pipeline, dtype: torch.dtype | None = None) -> Any:
+def load_pipeline(source: Parent, dtype: torch.dtype | None = None) -> Any:
     """The pipeline, live, with the adapter in its weights.
 
     Args:
@@ -52,11 +51,11 @@ def load_pipeline(source: Pipeline, dtype: torch.dtype | None = None) -> Any:
     return pipeline
 
 
-def _dtype_of(source: Source) -> torch.dtype:
+def _dtype_of(source: Parent) -> torch.dtype:
     """The dtype that most numbers of a component have."""
     import torch
 
     counts = Counter[str]()
-    for info in source.stored.values():
+    for info in source.tensors.values():
         counts[info.dtype] += info.numel if info.is_float else 0
     return torch_dtype(counts.most_common(1)[0][0]) or torch.float32

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..checkpoints.checkpoint import Checkpoint, Parent
 from ..checkpoints.compatibility import OTHER_VOCABULARY
 from ..checkpoints.headers import TensorInfo
-from ..checkpoints.source import Source
 from ..errors import SourceError
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import Recipe
@@ -29,14 +29,14 @@ class Vocabulary:
 
     shared: int
     size: int
-    donor: Source | None = None
+    donor: Parent | None = None
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a tensor of the result."""
         return (self.size, *shape[1:])
 
 
-def plan_vocabulary(recipe: Recipe, sources: Sequence[Source], base: Source | None) -> Vocabulary | None:
+def plan_vocabulary(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -> Vocabulary | None:
     """What the recipe says, for these sources; None where all vocabularies are of one size.
 
     Args:
@@ -65,6 +65,6 @@ def plan_vocabulary(recipe: Recipe, sources: Sequence[Source], base: Source | No
     return Vocabulary(min(sizes), donor.vocab_size, donor if donor.vocab_size > min(sizes) else None)
 
 
-def has_rows(name: str, info: TensorInfo, source: Source) -> bool:
+def has_rows(name: str, info: TensorInfo, source: Checkpoint) -> bool:
     """Whether a tensor has one row per token: it is outside the blocks and its first dimension is the vocabulary's size."""
     return classify(name)[0] != "block" and bool(info.shape) and info.shape[0] == source.vocab_size

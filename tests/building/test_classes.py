@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.component import Component
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.recipes.recipe import Recipe
 
@@ -35,7 +35,7 @@ def test_models_of_any_class_are_merged(name: str, tmp_path: Path) -> None:
         model, report = kind.from_pretrained(out, output_loading_info=True)
         assert not report["missing_keys"]
         merged = model.state_dict()
-        opened = [Source.open(str(tmp_path / folder)) for folder in ("a", "b", "base")]
+        opened = [open_source(str(tmp_path / folder)) for folder in ("a", "b", "base")]
         opened = [Component(source, part) for source in opened] if part else opened
         live = kind.from_pretrained(tmp_path / "a")
         LiveMerger(opened[:2], opened[2], "task_arithmetic", {}, 0, live).apply([{"weight": 0.5}, {"weight": 0.25}])

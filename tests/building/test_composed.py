@@ -11,10 +11,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from vlms import ALL_CLASSES, CLASSES, ID, NEEDS, inputs, save_plain, save_vlm, tokenizer
 
-from hf_evomerge.building.build import build_model, check_recipe, open_recipe
+from hf_evomerge.building.build import build_model, check_recipe, open_merge, open_recipe
 from hf_evomerge.building.folded import Folded, fold
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, PathError, SourceError
+from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 
 
@@ -81,7 +82,7 @@ def test_a_merged_language_part_is_what_the_formula_gives(name: str, parents: An
         torch.testing.assert_close(tensor, wanted)
     assert seen == len(plain)
     ledger = check_recipe(recipe).ledger
-    assert len(ledger.merged) + len(ledger.copied) == len(Source.open(str(folder / "sight")).tensors)
+    assert len(ledger.merged) + len(ledger.copied) == len(open_source(str(folder / "sight")).tensors)
     assert (out / "processor_config.json").is_file()
 
 
@@ -89,7 +90,7 @@ def test_a_merged_language_part_is_what_the_formula_gives(name: str, parents: An
 def test_old_and_new_layouts_give_the_same_bits(name: str, parents: Any, tmp_path: Path) -> None:
     """Whether a file has the names of older or of today's releases of transformers, its parts are found and matched."""
     folder = parents(name)
-    source = Source.open(str(folder / "sight"))
+    source = open_source(str(folder / "sight"))
     modules = source.layout.modules
     new = tmp_path / "sight"
     new.mkdir()
@@ -145,10 +146,28 @@ def test_vocabularies_may_differ_by_rows(tmp_path: Path) -> None:
         assert state(matched, CLASSES["llava"]).keys() == merged.keys()
 
 
+def test_matched_vocabularies_of_two_models_of_sight(tmp_path: Path) -> None:
+    """Where rows are matched by token, the ledger says which parts are left out, and a live merge has the bits of the built."""
+    save_vlm(tmp_path / "sight", "llava", 0)
+    save_vlm(tmp_path / "other", "llava", 1)
+    save_plain(tmp_path / "base", "llava", 2, vocab_size=40)
+    recipe = recipe_of(tmp_path, "sight", "other").model_copy(update={"vocabulary": "union"})
+    built = build_model(recipe, tmp_path / "out", progress=False)
+    assert "vision of other, of which the result has another's" in str(check_recipe(recipe).ledger)
+    plan, kind = open_merge(recipe, open_source).plan, getattr(transformers, CLASSES["llava"])
+    model = kind.from_pretrained(tmp_path / "sight")
+    model.resize_token_embeddings(plan.sources[0].vocab_size, mean_resizing=False)
+    assert recipe.merge is not None
+    merger = LiveMerger(plan.sources, plan.base, recipe.merge.method, recipe.merge.options, recipe.seed, model)
+    merger.apply(recipe.merge.parameters)
+    merged = state(built, CLASSES["llava"])
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in model.state_dict().items())
+
+
 def test_another_dtype_is_that_of_all_parts(parents: Any, tmp_path: Path) -> None:
     """What is copied is converted as what is merged is."""
     out = build_model(recipe_of(parents("llava"), "sight", "plain", dtype="bfloat16"), tmp_path / "out", progress=False)
-    assert {info.dtype for info in Source.open(str(out)).tensors.values()} == {"BF16"}
+    assert {info.dtype for info in open_source(str(out)).tensors.values()} == {"BF16"}
 
 
 @pytest.mark.parametrize("part", ["vision", "encoder", "decoder"])
@@ -257,7 +276,7 @@ def test_a_path_through_language_parts_is_still_that_model(name: str, parents: A
         assert ".layers." in (in_text(key) or "") or torch.equal(tensor, sight[key]), key
     checkpoint = check_recipe(recipe).ledger
     assert not checkpoint.merged
-    assert set(checkpoint.copied) == set(Source.open(str(out)).tensors)
+    assert set(checkpoint.copied) == set(open_source(str(out)).tensors)
     assert set(checkpoint.dropped.values()) == {"layer not on the path", "embeddings, norm and head come from another source"}
     plainly = transformers.AutoModelForImageTextToText.from_pretrained(fold(out, tmp_path / "plain", progress=False))
     assert type(plainly).__name__ == ALL_CLASSES[name]

@@ -184,4 +184,4 @@ def test_another_layout_is_refused(tmp_path, monkeypatch, case):
 def test_the_layout_is_no_source_of_its_own(tmp_path):
     """Read as any other source it is refused, because its config needs code; no code is run."""
     with pytest.raises(SourceError, match="Python code that comes with the model"):
-        _ = hf_evomerge.Source.open(str(save(tmp_path / "released"))).config
+        _ = hf_evomerge.open_source(str(save(tmp_path / "released"))).config

@@ -12,7 +12,7 @@ from tiny_models import MIXTURES, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_evomerge.building.build import build_model, check_recipe
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.recipes.layer_groups import classify
@@ -92,8 +92,8 @@ def test_a_live_model_has_the_bits_of_a_build(architecture: str, router: Any, fa
         build_model(recipe_of(folder, router=router), tmp_path / "out", progress=False)
     )
     live: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder / "base")
-    sources = [Source.open(str(folder / name)) for name in "ab"]
-    merger = LiveMerger(sources, Source.open(str(folder / "base")), "task_arithmetic", {}, 0, live, router=router)
+    sources = [open_source(str(folder / name)) for name in "ab"]
+    merger = LiveMerger(sources, open_source(str(folder / "base")), "task_arithmetic", {}, 0, live, router=router)
     merger.apply([{"weight": 0.5}] * 2)
     for name, tensor in written.state_dict().items():
         assert torch.equal(tensor, live.state_dict()[name]), name

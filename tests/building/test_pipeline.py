@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.checkpoints.component import Component
 from hf_evomerge.checkpoints.inspect import inspect_model
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.recipes.layer_groups import classify
 from hf_evomerge.recipes.recipe import Recipe
@@ -86,7 +86,7 @@ def test_a_component_is_what_the_formula_gives(kind: str, parents: Path, tmp_pat
 
 def test_groups_of_a_unet(parents: Path, tmp_path: Path) -> None:
     """Attention and the rest, as EvoSDXL-JP has them: queries, keys, values and outputs, and everything else."""
-    first = Component(Source.open(str(parents / "sdxl" / "a")), "unet")
+    first = Component(open_source(str(parents / "sdxl" / "a")), "unet")
     attention = [name for name in first.tensors if classify(name)[2] == "attn"]
     assert attention == [n for n in first.tensors if any(p in n for p in (".to_q.", ".to_k.", ".to_v.", ".to_out.0."))]
     assert first.layer_count == 5  # two down, the middle, two up

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hf_evomerge.building.routed import Routed
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.checkpoints.writer import write_checkpoint
 from hf_evomerge.errors import EvoMergeError, PathError, SourceError
@@ -128,7 +129,7 @@ def test_a_checkpoint_of_the_base_model_is_read(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
     model.transformer.save_pretrained(tmp_path / "gpt2")
     flow = FlowPart(path="0:0, 0:1, 0:1")
-    out = write_checkpoint(Routed([Source.open(str(tmp_path / "gpt2"))], flow), tmp_path / "out", progress=False)
+    out = write_checkpoint(Routed([open_source(str(tmp_path / "gpt2"))], flow), tmp_path / "out", progress=False)
     expected = LayerPool([model]).model(flow.to_path())(IDS).logits
     assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(IDS).logits, expected)
 
@@ -199,7 +200,7 @@ def test_mlp_delta_is_refused_where_it_has_no_meaning(tmp_path: Path) -> None:
     BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)).save_pretrained(tmp_path / "bloom")
     flow = FlowPart(path="0:0, 0:1", scales=[1, 0.5], scale_target="mlp_delta")
     with pytest.raises(PathError, match="'mlp_delta' is not defined for the layers of 'bloom'"):
-        write_checkpoint(Routed([Source.open(str(tmp_path / "bloom"))], flow), tmp_path / "out", progress=False)
+        write_checkpoint(Routed([open_source(str(tmp_path / "bloom"))], flow), tmp_path / "out", progress=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])

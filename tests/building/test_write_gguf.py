@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import hf_evomerge
-from hf_evomerge import LayerPath, LayerPool, Source
+from hf_evomerge import LayerPath, LayerPool, open_source
 from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, PathError
 
@@ -44,7 +44,7 @@ def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(constants, "HF_HOME", str(folder / "home"))
-        source = Source.open(str(write_gguf(tiny_llama(), folder / "source.gguf")))
+        source = open_source(str(write_gguf(tiny_llama(), folder / "source.gguf")))
     shutil.copytree(source.folder, folder / "plain")
     path = LayerPath.parse("0:0, 1:1, 1:0, 0:1, 1:1", [1.0, 0.9, -1.1, 1.2, 0.8])
     LayerPool([tiny_llama(), tiny_llama(1)]).model(path).save_pretrained(folder / "merged")
@@ -66,7 +66,7 @@ def test_a_path_becomes_a_file_that_answers_alike(models, converter, tmp_path, m
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
     converter.write_text(CONVERTER.format(support=str(Path(__file__).parents[1] / "support")))
     file = hf_evomerge.write_gguf(models / "merged", tmp_path / "out" / "merged.gguf", kind="f32", progress=False)
-    source = Source.open(str(file))
+    source = open_source(str(file))
     assert (source.config.model_type, source.layer_count) == ("llama", 5)
     ids = torch.tensor([[5, 9, 30, 7]])
     with torch.no_grad():

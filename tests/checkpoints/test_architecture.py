@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from hf_evomerge.building.build import build_model, check_recipe, open_recipe
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe
 
@@ -188,7 +188,7 @@ def test_stacked_layers_are_compared_with_their_own_config(llama: Path) -> None:
 
 def test_a_source_is_asked_once(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a source's architecture says is found out once, however often it is merged."""
-    source = Source.open(str(llama))
+    source = open_source(str(llama))
     assert source.architecture_warnings == []
     monkeypatch.setattr("hf_evomerge.checkpoints.architecture.fit_of", None)
     assert source.architecture_warnings == []

@@ -13,7 +13,7 @@ from hf_evomerge.building.build import check_recipe, open_recipe
 from hf_evomerge.building.folded import Folded, fold
 from hf_evomerge.checkpoints.checkpoint import Checkpoint
 from hf_evomerge.checkpoints.ledger import Ledger
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.writer import write_checkpoint
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe
@@ -28,7 +28,7 @@ def make(tiny: Path) -> MakeCheckpoint:
 
     def made(kind: str) -> Checkpoint:
         if kind == "source":
-            return Source.open(str(tiny / "a"))
+            return open_source(str(tiny / "a"))
         flow = {"path": ["2:0", "2:1", "0:1", "2:1"], "scales": [1, 0.5, 1.5, 1]} if kind == "hybrid" else None
         flow = flow or {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.5, 2]}
         recipe = {"sources": [{"model": str(tiny / name)} for name in "ab"], "base": {"model": str(tiny / "base")}}
@@ -54,7 +54,7 @@ def test_what_is_read_is_what_is_written(kind: str, make: MakeCheckpoint, tmp_pa
     for name, tensor in sorted(written.items(), reverse=True):
         assert torch.equal(again.read(name), tensor), name
         assert checkpoint.tensors[name].shape == tuple(tensor.shape)
-    reopened = Source.open(str(out))
+    reopened = open_source(str(out))
     assert {name: str(info) for name, info in reopened.tensors.items()} == {
         name: str(info) for name, info in checkpoint.tensors.items()
     }

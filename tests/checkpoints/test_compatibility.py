@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.checkpoints.compatibility import check_mergeable, find_warnings
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.cli import app
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe
@@ -36,7 +36,7 @@ def edit(folder: Path, name: str, change: Edit) -> None:
 
 def told(first: Path, second: Path) -> list[str]:
     """The find_warnings about two folders."""
-    return find_warnings([Source.open(str(first)), Source.open(str(second))])
+    return find_warnings([open_source(str(first)), open_source(str(second))])
 
 
 def recipe_of(first: Path, second: Path) -> Recipe:
@@ -54,7 +54,7 @@ def test_layers_that_are_not_there_are_told(pair: tuple[Path, Path]) -> None:
     """A config that counts more layers than the files hold is told: the model would have random ones."""
     for folder in pair:
         edit(folder, "config.json", lambda c: c.update(num_hidden_layers=c["num_hidden_layers"] + 1))
-    count = Source.open(str(pair[0])).layer_count
+    count = open_source(str(pair[0])).layer_count
     expected = [
         f"config.json of {folder} counts {count} layers, but its files hold nothing of layer {count - 1}" for folder in pair
     ]
@@ -81,7 +81,7 @@ def test_settings_that_differ_are_told(change: Edit, message: str, pair: tuple[P
     lines = told(*pair)
     assert len(lines) == 1
     assert lines[0].startswith(message.format(a=pair[0], b=pair[1])), lines
-    check_mergeable([Source.open(str(folder)) for folder in pair])
+    check_mergeable([open_source(str(folder)) for folder in pair])
 
 
 def test_dtypes_that_differ_are_told(tiny: Path, tiny_half: Path) -> None:
@@ -136,7 +136,7 @@ def test_every_disagreement_is_named(pair: tuple[Path, Path]) -> None:
     """All that makes a merge impossible is in one line, the first six in full."""
     edit(pair[1], "config.json", lambda data: data.update(num_attention_heads=4, hidden_act="gelu", num_hidden_layers=1))
     with pytest.raises(SourceError) as caught:
-        check_mergeable([Source.open(str(folder)) for folder in pair])
+        check_mergeable([open_source(str(folder)) for folder in pair])
     message = str(caught.value)
     for part in ("number of layers differs: 2 in", "num_attention_heads differs: 2 in", "hidden_act differs: silu in"):
         assert part in message
@@ -148,7 +148,7 @@ def test_every_disagreement_is_named(pair: tuple[Path, Path]) -> None:
     with pytest.raises(
         SourceError, match=r"tie_word_embeddings differs: False in .*a, True in .*b; tensor lm_head.weight of .*a is"
     ):
-        check_mergeable([Source.open(str(folder)) for folder in pair])
+        check_mergeable([open_source(str(folder)) for folder in pair])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from hf_evomerge.checkpoints import gguf as gguf_module
 from hf_evomerge.checkpoints.digests import digest_source
 from hf_evomerge.checkpoints.hashes import file_sha256
 from hf_evomerge.checkpoints.inspect import inspect_model
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError, SearchError, SourceError
 from hf_evomerge.mergekit import to_mergekit
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
@@ -64,7 +64,7 @@ def cold(tmp_path, monkeypatch) -> Path:
 
 def test_a_file_is_the_model_that_it_was_written_from(files):
     """Names, numbers, sizes and tokens are those of the class; a file in float32 loses nothing."""
-    source, model = Source.open(str(files / "f32.gguf")), tiny_llama()
+    source, model = open_source(str(files / "f32.gguf")), tiny_llama()
     assert set(source.tensors) == set(model.state_dict())
     assert all(torch.equal(source.read(name), tensor) for name, tensor in model.state_dict().items())
     assert (source.config.architectures, source.layer_count, source.vocab_size) == (["LlamaForCausalLM"], 2, len(TOKENS))
@@ -79,7 +79,7 @@ def test_a_file_is_the_model_that_it_was_written_from(files):
 
 def test_a_quantised_file_answers_as_transformers_does(files):
     """The logits are those of `from_pretrained` on the file, bit for bit, and the tokens those of its tokenizer."""
-    source = Source.open(str(files / "q8.gguf"))
+    source = open_source(str(files / "q8.gguf"))
     assert source.is_tied
     assert {info.dtype for info in source.tensors.values()} == {"F32"}
     ours = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32)
@@ -95,7 +95,7 @@ def test_a_quantised_file_answers_as_transformers_does(files):
 
 def test_a_file_of_16_bits_stays_one(files):
     """A file that is not quantised keeps its dtype."""
-    source = Source.open(str(files / "f16.gguf"))
+    source = open_source(str(files / "f16.gguf"))
     assert {info.dtype for info in source.tensors.values()} == {"F16"}
     name = "model.layers.1.self_attn.k_proj.weight"
     assert torch.equal(source.read(name), tiny_llama().state_dict()[name].half())
@@ -103,11 +103,11 @@ def test_a_file_of_16_bits_stays_one(files):
 
 def test_a_file_is_dequantised_once(files, cache, monkeypatch):
     """The cache is found by the file's content, whatever its name; gguf is not needed any more."""
-    first = Source.open(str(files / "b.gguf"))
+    first = open_source(str(files / "b.gguf"))
     copy = shutil.copyfile(files / "b.gguf", files / "copy.gguf")
     monkeypatch.setattr(gguf_module, "_dequantise", None)
     monkeypatch.setattr(gguf_module, "find_spec", lambda name: None)
-    second = Source.open(SourceRef(model=str(files), gguf="copy.gguf"))
+    second = open_source(SourceRef(model=str(files), gguf="copy.gguf"))
     assert first.folder == second.folder
     assert first.folder.parent == cache
     assert (first.gguf.sha256, str(second)) == (file_sha256(copy), str(copy))
@@ -122,10 +122,10 @@ def test_what_was_interrupted_is_not_taken_for_whole(files, cold, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(AutoTokenizer, "from_pretrained", stop)
         with pytest.raises(KeyboardInterrupt):
-            Source.open(str(files / "b.gguf"))
+            open_source(str(files / "b.gguf"))
     assert [item.suffix for item in cold.iterdir() if item.is_dir()] == [".partial"]
     (next(cold.glob("*.partial")) / "stale.json").write_text("{}")
-    source = Source.open(str(files / "b.gguf"))
+    source = open_source(str(files / "b.gguf"))
     assert source.tokenizer().eos_token == "</s>"
     assert not (source.folder / "stale.json").exists()
     assert [item for item in cold.iterdir() if item.is_dir()] == [source.folder]
@@ -149,7 +149,7 @@ def test_a_merge_of_files_is_rebuilt_to_the_bit_or_not_at_all(files, tmp_path, c
     assert file_sha256(built / "model.safetensors") == file_sha256(again / "model.safetensors")
     assert (built / "config.json").read_text() == (again / "config.json").read_text()
     assert AutoTokenizer.from_pretrained(built)("hello")["input_ids"] == [TOKENS.index("hello")]
-    weights, sources = load_file(built / "model.safetensors"), [Source.open(name) for name in names]
+    weights, sources = load_file(built / "model.safetensors"), [open_source(name) for name in names]
     name = "model.layers.0.mlp.up_proj.weight"
     assert torch.allclose(weights[name], sum(source.read(name) for source in sources) / 2)
     shutil.copyfile(tmp_path / "b.gguf", tmp_path / "a.gguf")
@@ -160,7 +160,7 @@ def test_a_merge_of_files_is_rebuilt_to_the_bit_or_not_at_all(files, tmp_path, c
 
 def test_a_file_stands_for_itself(files):
     """What a study takes down of a file is its sha256, wherever it is dequantised; inspect shows it by its name."""
-    source = Source.open(str(files / "f32.gguf"))
+    source = open_source(str(files / "f32.gguf"))
     assert digest_source(source, {}) == {"f32.gguf": [file_sha256(files / "f32.gguf")]}
     assert source.pinned == SourceRef(model=str(files), gguf="f32.gguf", gguf_sha256=file_sha256(files / "f32.gguf"))
     assert inspect_model(str(files / "f32.gguf")).model == str(files / "f32.gguf")
@@ -216,13 +216,13 @@ def test_a_file_on_the_hub(files, lfs_api: HfApi, tmp_path):
     """It is named within its repository, and pinned to the commit."""
     lfs_api.create_repo("local/files")
     commit = lfs_api.upload_file(path_or_fileobj=files / "f32.gguf", path_in_repo="sub/f32.gguf", repo_id="local/files").oid
-    source = Source.open(SourceRef(model="local/files", gguf="sub/f32.gguf"))
+    source = open_source(SourceRef(model="local/files", gguf="sub/f32.gguf"))
     assert (source.pinned.revision, source.pinned.gguf_sha256) == (commit, file_sha256(files / "f32.gguf"))
-    assert source.folder == Source.open(str(files / "f32.gguf")).folder
+    assert source.folder == open_source(str(files / "f32.gguf")).folder
     with pytest.raises(SourceError, match=r"^local/files: cannot be downloaded: [^\n]*other\.gguf"):
-        Source.open("local/files/other.gguf")
+        open_source("local/files/other.gguf")
     with pytest.raises(SourceError, match=r"^local/files: no config.json"):
-        Source.open("local/files")
+        open_source("local/files")
 
 
 def damaged(files: Path, file: Path, kind: str) -> str:
@@ -272,7 +272,7 @@ def test_a_damaged_file_is_refused_in_one_line(files, tmp_path, cold, kind, mess
     """The line says which file, what is wrong, and where it helps what to do; nothing is left in the cache."""
     name = damaged(files, tmp_path / "bad.gguf", kind)
     with pytest.raises(SourceError, match=rf"^{name}: {message}$") as error:
-        Source.open(name)
+        open_source(name)
     assert "\n" not in str(error.value)
     assert not [item for item in cold.glob("*") if item.suffix not in (".lock", ".partial")]
 
@@ -281,12 +281,12 @@ def test_a_model_that_lacks_a_tensor_is_refused(tmp_path, cold):
     """No tensor is made up: what the file does not give is named, also where another tensor is too many."""
     file = write_gguf(tiny_llama(), tmp_path / "bad.gguf", without="model.norm.weight", spare=64)
     with pytest.raises(SourceError, match=r"bad\.gguf: gives no model\.norm\.weight that a 'llama' of its sizes has"):
-        Source.open(str(file))
+        open_source(str(file))
 
 
 def test_numbers_that_transformers_does_not_read_are_told(tmp_path, cold, caplog):
     """A tensor that the class has no place for is not dropped in silence."""
-    Source.open(str(write_gguf(tiny_llama(), tmp_path / "more.gguf", spare=64)))
+    open_source(str(write_gguf(tiny_llama(), tmp_path / "more.gguf", spare=64)))
     assert "more.gguf: transformers has no use for 64 of its numbers" in caplog.text
 
 
@@ -294,12 +294,12 @@ def test_without_the_packages_one_line_says_what_to_install(files, cold, monkeyp
     """GGUF files need an extra."""
     monkeypatch.setattr(gguf_module, "find_spec", lambda name: None)
     with pytest.raises(SourceError, match=r"b\.gguf: GGUF files are read with gguf; pip install 'hf-evomerge\[gguf\]'$"):
-        Source.open(str(files / "b.gguf"))
+        open_source(str(files / "b.gguf"))
 
 
 def test_a_folder_of_files_asks_for_the_name(files):
     """A folder is no model because a GGUF file lies in it; the message says how to name one."""
     with pytest.raises(SourceError, match=rf"no config\.json in .*; of a GGUF file say {files}/b\.gguf$"):
-        Source.open(str(files))
+        open_source(str(files))
     with pytest.raises(SourceError, match=r"nothing\.gguf: no such file; there is b\.gguf, "):
-        Source.open(str(files / "nothing.gguf"))
+        open_source(str(files / "nothing.gguf"))

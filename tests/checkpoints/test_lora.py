@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
@@ -73,7 +74,7 @@ def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
 
 def opened(base: Path, adapter: Path) -> Source:
     """The base with the adapter."""
-    return Source.open(SourceRef(model=str(base), adapter=str(adapter)))
+    return open_source(SourceRef(model=str(base), adapter=str(adapter)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -305,9 +306,9 @@ def test_an_adapter_that_is_not_there(tmp_path: Path, adapted: Callable[..., tup
     with pytest.raises(SourceError, match=r"no LoRA adapter: adapter_config.json cannot be read"):
         opened(base, base)
     with pytest.raises(SourceError, match=r"a folder has no revision \(found 'main'\)"):
-        Source.open(SourceRef(model=str(base), adapter=str(adapter), adapter_revision="main"))
+        open_source(SourceRef(model=str(base), adapter=str(adapter), adapter_revision="main"))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(SourceError, match=r"no adapter_model.safetensors \(only adapter_model.bin, a pickle"):
         _ = opened(base, adapter).changes
     with pytest.raises(SourceError, match=r"a LoRA adapter, not a model; write \{model: ITS BASE, adapter: "):
-        Source.open(str(adapter))
+        open_source(str(adapter))

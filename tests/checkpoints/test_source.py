@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_evomerge.checkpoints.compatibility import check_mergeable
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import SourceRef
@@ -55,7 +56,7 @@ def edit_config(folder: Path, **changes) -> None:
 
 def test_a_folder_is_read_as_it_is(saved):
     """Headers and config tell names, dtypes, shapes, layers and the tied head; tensors are those of the file."""
-    source = Source.open(SourceRef(model=str(saved)))
+    source = open_source(SourceRef(model=str(saved)))
     expected = load_file(saved / "model.safetensors")
     assert source.folder == saved
     assert (source.layer_count, source.is_tied, source.config.model_type) == (2, True, "llama")
@@ -76,7 +77,7 @@ def test_shards_are_read_through_the_index(saved, tmp_path):
     """A checkpoint in shards is the same checkpoint."""
     LlamaForCausalLM.from_pretrained(saved).save_pretrained(tmp_path, max_shard_size="4KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    whole, cut = Source.open(str(saved)), Source.open(str(tmp_path))
+    whole, cut = open_source(str(saved)), open_source(str(tmp_path))
     check_mergeable([whole, cut], whole)
     assert all(torch.equal(whole.read(name), cut.read(name)) for name in whole.tensors)
 
@@ -84,8 +85,8 @@ def test_shards_are_read_through_the_index(saved, tmp_path):
 def test_opening_needs_no_torch(saved):
     """A source is opened and its headers are read without importing torch or transformers."""
     code = (
-        f"import sys; from hf_evomerge.checkpoints.source import Source\n"
-        f"s = Source.open({str(saved)!r}); s._files(); s._index()\n"
+        f"import sys; from hf_evomerge.checkpoints.open import open_source\n"
+        f"s = open_source({str(saved)!r}); s._files(); s._index()\n"
         "sys.exit(' '.join({'torch', 'transformers', 'safetensors'} & set(sys.modules)) or 0)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -96,16 +97,16 @@ def test_a_missing_folder_is_refused():
     """A folder that is not there is not looked for on the Hub."""
     for name in ("./not-there", "/not/there", "~/not-there", "a/b/c"):
         with pytest.raises(SourceError, match=r"not.there: no such folder|a/b/c: no such folder"):
-            Source.open(name)
+            open_source(name)
 
 
 def test_a_repository_that_cannot_be_had_is_refused(monkeypatch):
     """Without the Hub, a repository that is not in the cache is refused with a hint."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SourceError, match=r"no-one/nothing: neither a folder nor in the Hub cache, .* HF_HUB_OFFLINE"):
-        Source.open("no-one/nothing")
+        open_source("no-one/nothing")
     with pytest.raises(SourceError, match=r"no one: no such folder"):
-        Source.open("no one")
+        open_source("no one")
 
 
 def test_a_download_takes_neither_pickles_nor_code(saved, monkeypatch):
@@ -119,7 +120,7 @@ def test_a_download_takes_neither_pickles_nor_code(saved, monkeypatch):
         return str(saved)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    source = Source.open(SourceRef(model="some-one/some-model", revision="abc"))
+    source = open_source(SourceRef(model="some-one/some-model", revision="abc"))
     assert (asked["repo"], asked["revision"], str(source)) == ("some-one/some-model", "abc", "some-one/some-model@abc")
 
     def taken(name):
@@ -137,28 +138,28 @@ def test_a_download_takes_neither_pickles_nor_code(saved, monkeypatch):
 def test_a_folder_has_no_revision(saved):
     """A revision next to a folder is refused rather than ignored."""
     with pytest.raises(SourceError, match=r"a folder has no revision \(found 'main'\); leave it out"):
-        Source.open(SourceRef(model=str(saved), revision="main"))
+        open_source(SourceRef(model=str(saved), revision="main"))
 
 
 def test_pickles_are_refused(folder):
     """A checkpoint that is only there as a pickle is refused, and the pickle is named."""
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(SourceError, match=r"no .safetensors file \(only pytorch_model.bin, a pickle, .*save_pretrained"):
-        Source.open(str(folder))
+        open_source(str(folder))
 
 
 def test_missing_files_are_refused(folder):
     """A folder without config, without weights, or with an adapter alone is refused with what is missing."""
     (folder / "model.safetensors").unlink()
     with pytest.raises(SourceError, match=r"no .safetensors file \(no weights\)"):
-        Source.open(str(folder))
+        open_source(str(folder))
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(SourceError, match=r"a LoRA adapter, not a model; write \{model: ITS BASE, adapter: "):
-        Source.open(str(folder))
+        open_source(str(folder))
     (folder / "config.json").unlink()
     (folder / "adapter_config.json").unlink()
     with pytest.raises(SourceError, match=r"no config.json in .*; give the folder or repository of a transformers model"):
-        Source.open(str(folder))
+        open_source(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_damaged_files_are_refused(folder, damage, message):
     file = folder / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(SourceError, match=message) as caught:
-        _ = Source.open(str(folder)).tensors
+        _ = open_source(str(folder)).tensors
     assert "\n" not in str(caught.value)
     assert "model.safetensors" in str(caught.value)
 
@@ -199,7 +200,7 @@ def test_a_wrong_index_is_refused(folder):
     ]:
         index.write_text(text)
         with pytest.raises(SourceError, match=message):
-            _ = Source.open(str(folder)).tensors
+            _ = open_source(str(folder)).tensors
 
 
 def test_a_wrong_config_is_refused(folder):
@@ -207,23 +208,23 @@ def test_a_wrong_config_is_refused(folder):
     edit_config(folder, model_type="unheard-of", auto_map={"AutoConfig": "configuration_x.Config"})
     (folder / "configuration_x.py").write_text("raise SystemExit('ran')")
     with pytest.raises(SourceError, match=r"model: its config needs Python code that comes with the model; read it, and pass"):
-        _ = Source.open(str(folder)).config
+        _ = open_source(str(folder)).config
     for text in ('{"model_type": "unheard-of"}', '{"model_type": "llama", "num_hidden_layers": "two"}'):
         (folder / "config.json").write_text(text)
         with pytest.raises(SourceError, match=r"model: config.json cannot be read: "):
-            _ = Source.open(str(folder)).config
+            _ = open_source(str(folder)).config
     edit_config(folder, model_type="llama", num_hidden_layers=2, num_labels=10**9)
     with pytest.raises(SourceError, match=r"num_labels is 1000000000; at most 65536 are read"):
-        _ = Source.open(str(folder)).config
+        _ = open_source(str(folder)).config
     edit_config(folder, num_labels=2, text_config={"model_type": "llama"})
     with pytest.raises(SourceError, match=r"config.json cannot be read: a llama has no text_config"):
-        _ = Source.open(str(folder)).config
+        _ = open_source(str(folder)).config
 
 
 def test_an_unknown_tensor_is_refused(saved):
     """A tensor that is not there is refused by name."""
     with pytest.raises(SourceError, match=r"no tensor called model\.nothing"):
-        Source.open(str(saved)).read("model.nothing")
+        open_source(str(saved)).read("model.nothing")
 
 
 @pytest.mark.parametrize(
@@ -241,11 +242,11 @@ def test_an_unknown_tensor_is_refused(saved):
 )
 def test_parents_that_do_not_fit_are_refused(folder, tmp_path, changes, message):
     """Checkpoints that differ in architecture or shape are refused with both values, from configs and headers alone."""
-    other = Source.open(str(save(tmp_path / "other", **changes)))
+    other = open_source(str(save(tmp_path / "other", **changes)))
     with pytest.raises(SourceError, match=f"{message}.*; sources must be fine-tunes of one base"):
-        check_mergeable([Source.open(str(folder)), other])
+        check_mergeable([open_source(str(folder)), other])
     with pytest.raises(SourceError, match=message):
-        check_mergeable([Source.open(str(folder))], other)
+        check_mergeable([open_source(str(folder))], other)
 
 
 def test_missing_tensors_and_other_kinds_are_refused(folder, saved):
@@ -254,31 +255,31 @@ def test_missing_tensors_and_other_kinds_are_refused(folder, saved):
     tensors = load_file(file)
     save_file({**tensors, "model.norm.weight": torch.ones(16, dtype=torch.int32)}, file)
     with pytest.raises(SourceError, match=r"model.norm.weight: F32 in .*, I32 in .*model"):
-        check_mergeable([Source.open(str(saved)), Source.open(str(folder))])
+        check_mergeable([open_source(str(saved)), open_source(str(folder))])
     del tensors["model.norm.weight"]
     save_file(tensors, file)
     with pytest.raises(SourceError, match=r"tensor model.norm.weight of .* is missing in .*model"):
-        check_mergeable([Source.open(str(saved)), Source.open(str(folder))])
+        check_mergeable([open_source(str(saved)), open_source(str(folder))])
 
 
 def test_a_body_without_its_head_is_called_one(saved, tmp_path):
     """The names of a bare body's tensors all differ; what is said first is what it was saved from."""
     LlamaForCausalLM.from_pretrained(saved).model.save_pretrained(tmp_path / "body")
     with pytest.raises(SourceError, match=r"body was saved from LlamaModel, .* from LlamaForCausalLM; tensor "):
-        check_mergeable([Source.open(str(saved)), Source.open(str(tmp_path / "body"))])
+        check_mergeable([open_source(str(saved)), open_source(str(tmp_path / "body"))])
 
 
 def test_quantised_weights_are_refused(folder, saved):
     """Quantised parents are refused, by their config or by the dtype of a tensor."""
     edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(SourceError, match="model: quantised weights cannot be merged; give the unquantised model"):
-        check_mergeable([Source.open(str(saved)), Source.open(str(folder))])
+        check_mergeable([open_source(str(saved)), open_source(str(folder))])
     shutil.copy(saved / "config.json", folder)
     save_file(
         {k: v.to(torch.float8_e4m3fn) for k, v in load_file(saved / "model.safetensors").items()}, folder / "model.safetensors"
     )
     with pytest.raises(SourceError, match=r"is F8_E4M3, which cannot be merged; give the model in bfloat16 or float32"):
-        check_mergeable([Source.open(str(folder))])
+        check_mergeable([open_source(str(folder))])
 
 
 def test_no_sources_are_refused():
@@ -297,7 +298,7 @@ def test_a_config_that_makes_no_sense_is_one_line(saved, tmp_path, change):
     text = json.dumps({**config, **change})
     (folder / "config.json").write_text(text if "x" not in change else '{"a":' * 50_000)
     with pytest.raises(SourceError, match=r"odd: config.json cannot be read: "):
-        _ = Source.open(SourceRef(model=str(folder))).config
+        _ = open_source(SourceRef(model=str(folder))).config
 
 
 def test_the_config_is_not_asked_for_each_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +310,6 @@ def test_the_config_is_not_asked_for_each_tensor(tmp_path: Path, monkeypatch: py
         return True
 
     monkeypatch.setattr(Source, "is_tied", property(is_tied))
-    source = Source.open(str(save(tmp_path / "deep", num_hidden_layers=6)))
+    source = open_source(str(save(tmp_path / "deep", num_hidden_layers=6)))
     assert len(source.tensors) > 50
     assert len(asked) < 10

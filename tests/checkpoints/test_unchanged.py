@@ -9,7 +9,7 @@ import torch
 from families import save_family, tiny_config
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.unchanged import squared_distance, twins, unchanged_tensors
 from hf_evomerge.recipes.recipe import SourceRef
 
@@ -21,11 +21,11 @@ def test_frozen_tensors_are_found(tmp_path: Path) -> None:
     with torch.no_grad():
         base.model.norm.weight[-1] += 1
     base.save_pretrained(tmp_path / "tuned")
-    source, root = Source.open(str(tmp_path / "tuned")), Source.open(str(tmp_path / "base"))
+    source, root = open_source(str(tmp_path / "tuned")), open_source(str(tmp_path / "base"))
     assert set(source.tensors) - unchanged_tensors(source, root) == {"model.norm.weight"}
     assert squared_distance(source, root) == 1.0
     assert squared_distance(root, root) == 0.0
-    assert not unchanged_tensors(Source.open(str(tmp_path / "source0")), root)
+    assert not unchanged_tensors(open_source(str(tmp_path / "source0")), root)
 
 
 def test_an_adapter_changes_what_it_names(tmp_path: Path) -> None:
@@ -36,14 +36,14 @@ def test_an_adapter_changes_what_it_names(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     config = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[1], init_lora_weights=False)
     get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
-    base = Source.open(str(tmp_path / "base"))
-    source = Source.open(SourceRef(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter")))
+    base = open_source(str(tmp_path / "base"))
+    source = open_source(SourceRef(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter")))
     assert set(source.tensors) - unchanged_tensors(source, base) == {"model.layers.1.self_attn.q_proj.weight"}
 
 
 def test_sources_that_are_one_model_are_named(tiny: Path, tmp_path: Path) -> None:
     """The same folder twice, and a copy of it, are one model; another fine-tune is not."""
     shutil.copytree(tiny / "a", tmp_path / "copy")
-    sources = [Source.open(str(folder)) for folder in (tiny / "a", tiny / "b", tiny / "a", tmp_path / "copy")]
+    sources = [open_source(str(folder)) for folder in (tiny / "a", tiny / "b", tiny / "a", tmp_path / "copy")]
     lines = twins(sources, ["a", "b", "a (2)", "copy"], download=False)
     assert [line.split(" are the same model")[0] for line in lines] == ["sources: a and a (2)", "sources: a and copy"]

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hf_evomerge.checkpoints.compatibility import check_mergeable, find_warnings
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.lora import Adapter
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.mergekit import from_mergekit, to_mergekit
 from hf_evomerge.recipes.recipe import Recipe
@@ -247,7 +247,7 @@ def model(tiny: Path, tmp_path: Path) -> Path:
 
 def _use(model: Path, tiny: Path) -> None:
     """Everything that is asked of a source before anything of it is merged."""
-    source, other = Source.open(str(model)), Source.open(str(tiny / "b"))
+    source, other = open_source(str(model)), open_source(str(tiny / "b"))
     for name in source.tensors:
         source.read(name).sum()
     find_warnings([source, other])
@@ -310,7 +310,7 @@ def test_adapters(model: Path, tmp_path: Path) -> None:
     pair = {"A": torch.ones(2, 16), "B": torch.ones(16, 2)}
     module = "base_model.model.model.layers.0.self_attn.q_proj"
     save_file({f"{module}.lora_{name}.weight": tensor for name, tensor in pair.items()}, folder / "adapter_model.safetensors")
-    tensors = Source.open(str(model)).tensors
+    tensors = open_source(str(model)).tensors
 
     def read(case: Any) -> None:
         (folder / "adapter_config.json").write_text(json.dumps(case))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import SourceError
 
 ROOT = Path(__file__).parents[2]
@@ -87,4 +87,4 @@ def test_kernels_that_a_config_names_are_refused(tiny, tmp_path, where) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | (named if where == "whole" else {"text_config": named})))
     with pytest.raises(SourceError, match=r"attn_implementation is 'somebody/kernel', code on the Hub"):
-        Source.open(str(folder)).config  # noqa: B018
+        open_source(str(folder)).config  # noqa: B018

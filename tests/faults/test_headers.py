@@ -11,7 +11,7 @@ import pytest
 
 from hf_evomerge.checkpoints.headers import check_header, read_header
 from hf_evomerge.checkpoints.inspect import inspect_model
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import MAX_MESSAGE, EvoMergeError, SourceError, one_line
 
 
@@ -98,7 +98,7 @@ def test_an_index_that_names_the_wrong_file_is_refused(tiny, tmp_path):
     data["weight_map"][name] = other
     index.write_text(json.dumps(data))
     with pytest.raises(SourceError, match=rf"the index lists {name} in {other}, but it is in {file}"):
-        _ = Source.open(str(folder)).tensors
+        _ = open_source(str(folder)).tensors
 
 
 @pytest.mark.parametrize("name", ["x" * 2_000_000, "\ud800" * 3000, "a\n" * 3000])

@@ -10,7 +10,7 @@ import pytest
 
 from hf_evomerge.checkpoints.lora import Adapter
 from hf_evomerge.checkpoints.model_folder import copy_companions
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, SourceError
 
 
@@ -28,7 +28,7 @@ def test_a_link_out_of_a_model_folder_is_refused(folder, name, relative):
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("../secret" if relative else folder.parent / "secret")
     with pytest.raises(SourceError, match=rf"{name}: a link to .*secret, which is not in "):
-        Source.open(str(folder))
+        open_source(str(folder))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", "own.py"])
@@ -37,7 +37,7 @@ def test_a_pipe_in_a_model_folder_is_refused(folder, name):
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     with pytest.raises(SourceError, match=rf"{name}: a pipe or a device"):
-        Source.open(str(folder))
+        open_source(str(folder))
 
 
 def test_a_linked_folder_of_templates_is_refused(folder):
@@ -46,12 +46,12 @@ def test_a_linked_folder_of_templates_is_refused(folder):
     (folder.parent / "other" / "x.jinja").write_text("{{ x }}")
     (folder / "additional_chat_templates").symlink_to("../other")
     with pytest.raises(SourceError, match="additional_chat_templates: a link to"):
-        Source.open(str(folder))
+        open_source(str(folder))
     (folder / "additional_chat_templates").unlink()
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "x.jinja").symlink_to("../../other/x.jinja")
     with pytest.raises(SourceError, match=r"x\.jinja: a link to"):
-        Source.open(str(folder))
+        open_source(str(folder))
 
 
 def test_a_link_is_not_copied(folder, tmp_path):
@@ -80,7 +80,7 @@ def test_links_that_stay_inside_are_followed(folder, tmp_path):
     (folder / "model.safetensors").symlink_to("weights")
     (tmp_path / "named").symlink_to(folder)
     (folder / "logs").symlink_to("..")  # never read
-    assert Source.open(str(tmp_path / "named")).tensors
+    assert open_source(str(tmp_path / "named")).tensors
 
 
 @pytest.mark.parametrize("escapes", ["no", "shared", "blob", "blobs"])
@@ -97,7 +97,7 @@ def test_the_hubs_own_cache_is_read(folder, tmp_path, escapes):
     if escapes in ("no", "shared"):
         out = tmp_path / "out"
         out.mkdir()
-        assert Source.open(str(snapshot)).tensors
+        assert open_source(str(snapshot)).tensors
         copy_companions(snapshot, out)
         assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
         return
@@ -108,4 +108,4 @@ def test_the_hubs_own_cache_is_read(folder, tmp_path, escapes):
         blobs.rename(tmp_path / "elsewhere")
         blobs.symlink_to("../elsewhere")
     with pytest.raises(SourceError, match="a link to"):
-        Source.open(str(snapshot))
+        open_source(str(snapshot))

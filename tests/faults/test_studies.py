@@ -22,7 +22,7 @@ from watch import Watch
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.digests import digest_source
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.fitness import Example, FunctionTask, Scores
@@ -147,7 +147,7 @@ def test_files_that_are_only_touched_are_the_same(config: SearchConfig, family: 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_change_with_the_size_and_the_times_of_before_is_noticed(family: Path, name: str) -> None:
     """Weights that are overwritten in place and a config that is edited, with their old time set back, are changed files."""
-    file, source = family / "a" / name, Source.open(SourceRef(model=str(family / "a")))
+    file, source = family / "a" / name, open_source(SourceRef(model=str(family / "a")))
     before, times = digest_source(source, {}), file.stat()
     _flip(file)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))

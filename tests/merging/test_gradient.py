@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.arithmetic import TensorJob
@@ -70,7 +71,7 @@ def loss(model: Any) -> torch.Tensor:
 
 def opened(folder: Any, count: int = 2) -> tuple[list[Source], Source]:
     """The first sources of a family, and its base."""
-    return [Source.open(str(folder / f"source{i}")) for i in range(count)], Source.open(str(folder / "base"))
+    return [open_source(str(folder / f"source{i}")) for i in range(count)], open_source(str(folder / "base"))
 
 
 def check(merger: LiveMerger, model: Any, parameters: Any, options: Any = None, step: float = 0.05, **limits: int) -> Any:
@@ -118,7 +119,7 @@ def parents(request: Any, family: Any, load: Any, tmp_path: Any) -> tuple[list[S
     tuned = get_peft_model(load(family / "base"), LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
     tuned.save_pretrained(tmp_path)
     sources, base = opened(family)
-    return [Source.open(SourceRef(model=str(family / "base"), adapter=str(tmp_path))), sources[0]], base
+    return [open_source(SourceRef(model=str(family / "base"), adapter=str(tmp_path))), sources[0]], base
 
 
 WHOLE = [
@@ -199,8 +200,8 @@ def test_a_lora_source(family: Any, load: Any, tmp_path: Any) -> None:
     """Of an adapter's source only the changed tensors are differentiated, and the slopes are right."""
     tuned = get_peft_model(load(family / "base"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     tuned.save_pretrained(tmp_path)
-    base = Source.open(str(family / "base"))
-    adapted = Source.open(SourceRef(model=str(family / "base"), adapter=str(tmp_path)))
+    base = open_source(str(family / "base"))
+    adapted = open_source(SourceRef(model=str(family / "base"), adapter=str(tmp_path)))
     model = load(family / "base")
     found = check(
         LiveMerger([adapted], base, "task_arithmetic", {}, 0, model), model, [{"weight": {"embed": 1.0, "default": 0.5}}]

@@ -8,7 +8,7 @@ from method_cases import CASES, IDS
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from hf_evomerge.building.build import build_model
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError, SourceError
 from hf_evomerge.merging.inputs import TensorInputs
 from hf_evomerge.merging.live import LiveMerger
@@ -158,7 +158,7 @@ def test_raw_names_without_the_models_prefix(tmp_path):
     for index, parent in enumerate(parents):
         parent.save_pretrained(tmp_path / str(index))
     model = GPT2LMHeadModel(config)
-    merger = LiveMerger([Source.open(str(tmp_path / str(i))) for i in range(2)], None, "linear", {}, 0, model)
+    merger = LiveMerger([open_source(str(tmp_path / str(i))) for i in range(2)], None, "linear", {}, 0, model)
     merger.apply([{"weight": 0}, {"weight": 1}])
     for name, parameter in parents[1].named_parameters():
         assert torch.equal(model.transformer.get_parameter(name), parameter)

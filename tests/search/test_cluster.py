@@ -13,7 +13,7 @@ import pytest
 from killing import EXAMPLES, KillingTask, harmless_jobs
 
 from hf_evomerge.checkpoints.digests import digest_source
-from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
@@ -43,7 +43,7 @@ def cluster() -> Iterator[Any]:
 
 def _runner(config: SearchConfig, workers: int | None = None, **more: Any) -> RayRunner:
     refs = {"base": config.base, "source:0": config.sources[0], "source:1": config.sources[1]}
-    files = {label: digest_source(Source.open(ref), {}) for label, ref in refs.items() if ref is not None}
+    files = {label: digest_source(open_source(ref), {}) for label, ref in refs.items() if ref is not None}
     given = {"memory": 0, "files": files, "admit": lambda kind, where: None, **more}
     return RayRunner(config, workers, task_factory=KillingTask, examples={"search": EXAMPLES}, **given)
 

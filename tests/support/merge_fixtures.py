@@ -9,6 +9,7 @@ import torch
 from families import save_family, tiny_config
 from transformers import AutoModelForCausalLM
 
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.recipes.recipe import Recipe
 
@@ -47,7 +48,7 @@ def open_all():
     """Opens the sources and the base of a recipe."""
 
     def opened(recipe: Recipe) -> tuple[list[Source], Source | None]:
-        return [Source.open(ref) for ref in recipe.sources], None if recipe.base is None else Source.open(recipe.base)
+        return [open_source(ref) for ref in recipe.sources], None if recipe.base is None else open_source(recipe.base)
 
     return opened
 

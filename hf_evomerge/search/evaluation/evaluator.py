@@ -28,7 +28,7 @@ from .tasks import Batch, SearchTasks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ...checkpoints.source import Source
+    from ...checkpoints.checkpoint import Parent
 
 
 class Evaluator:
@@ -64,7 +64,7 @@ class Evaluator:
         self.tasks = SearchTasks(config, self.sources, self._load, task_factory=task_factory, examples=examples)
         self.models: ModelPool = ModelPool(config, self.sources, self.tasks.check_scored)
 
-    def _load(self, source: Source) -> PreTrainedModel:
+    def _load(self, source: Parent) -> PreTrainedModel:
         return self.models.load(source)
 
     def evaluate(

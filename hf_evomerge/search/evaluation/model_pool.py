@@ -20,7 +20,7 @@ from .sources import SearchSources, Target
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ...checkpoints.source import Source
+    from ...checkpoints.checkpoint import Parent
     from ...merging.gradient import MergeGradient
     from ...merging.live import LiveMerger
     from ...routing.pool import LayerPool
@@ -39,7 +39,7 @@ class ModelPool:
         dtype: The dtype of the models.
     """
 
-    def __init__(self, config: SearchConfig, sources: SearchSources, check: Callable[[Source], None]) -> None:
+    def __init__(self, config: SearchConfig, sources: SearchSources, check: Callable[[Parent], None]) -> None:
         import torch
 
         torch.set_num_threads(config.threads)
@@ -118,14 +118,11 @@ class ModelPool:
 
     def _whole(self, ref: SourceRef) -> PreTrainedModel:
         """A parent as it is; a plain language model beside one that sees is put into that one, or it could not see."""
-        from ...checkpoints.component import Component
         from ...merging.live import write_part
 
         source, host = next((one for one in self.sources.all if one.ref == ref), None), self.sources.host
-        if not isinstance(source, Component) or host is None:
+        if source is None or host is None or not source.is_whole:
             return self.load(self.sources.open(ref))
-        if not source.is_whole:
-            return self.load(source.whole)
         model = self.load(host.whole)
         source.whole.download()
         write_part(source, host, model)
@@ -139,18 +136,17 @@ class ModelPool:
             self._resident[ref] = model
         return self._resident[ref]
 
-    def load(self, source: Source) -> Any:
+    def load(self, source: Parent) -> Any:
         """Load a plain model of its own, or a pipeline, ready to be scored."""
         import torch
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         from ...checkpoints.architecture import model_class
-        from ...checkpoints.pipeline import Pipeline
         from ...merging.live import write_adapter
         from ...merging.pipeline import load_pipeline
 
         self._check(source)
-        if isinstance(source, Pipeline):
+        if source.entries:
             with self._unmeasured():
                 dtype = getattr(torch, self.config.dtype) if self.config.dtype else None
                 return load_pipeline(source, dtype).to(self.devices[0])
@@ -231,25 +227,19 @@ class ModelPool:
             self._merger = (key, merger, model)
         return self._merger[1:]
 
-    def _part_of(self, model: Any, source: Source) -> Any:
+    def _part_of(self, model: Any, source: Parent) -> Any:
         """What merges are written into: of a pipeline the component."""
-        from ...checkpoints.component import whole_of
-        from ...checkpoints.pipeline import Pipeline
+        return getattr(model, source.part) if source.whole.entries and source.part else model
 
-        return getattr(model, source.part) if isinstance(whole_of(source), Pipeline) and source.part else model
-
-    def _body(self, first: Source) -> Any:
+    def _body(self, first: Parent) -> Any:
         """The model that merges are written into: the first source, with the parts that others give."""
-        from ...checkpoints.component import Component, whole_of
-        from ...checkpoints.pipeline import Pipeline
+        from ...checkpoints.component import Component
         from ...merging.live import write_part
 
-        if not isinstance(first, Component):
-            return self.load(first)
         model = self.load(first.whole)
         for part, number in (self.config.components or {}).items():
-            whole = whole_of(self.sources[number])
-            if isinstance(whole, Pipeline):
+            whole = self.sources[number].whole
+            if whole.entries:
                 model.register_modules(**{part: getattr(self.load(whole), part)})
                 continue
             whole.download()

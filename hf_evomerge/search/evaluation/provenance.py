@@ -27,7 +27,7 @@ from ..study.study import Study
 from .evaluator import Evaluator
 
 if TYPE_CHECKING:
-    from ...checkpoints.source import Source
+    from ...checkpoints.checkpoint import Parent
 
 Pins = dict[str, dict[str, Any]]
 Files = dict[str, list[Any]]
@@ -44,7 +44,7 @@ def pin(config: SearchConfig, pins: Pins) -> SearchConfig:
     Raises:
         SourceError: A repository cannot be had.
     """
-    from ...checkpoints.source import pin_source
+    from ...checkpoints.open import pin_source
 
     def pinned(ref: SourceRef) -> SourceRef:
         if str(ref) not in pins:
@@ -89,7 +89,7 @@ def check_files(evaluator: Evaluator, known: Mapping[str, Files]) -> None:
                 raise SearchError(f"{source}: {name} is not what the search stands on; bring the same files there")
 
 
-def _sources(evaluator: Evaluator) -> dict[str, Source]:
+def _sources(evaluator: Evaluator) -> dict[str, Parent]:
     sources = evaluator.sources
     opened = [*([sources.base] if sources.base is not None else []), *sources]
     return dict(zip(evaluator.config.parents, opened, strict=True))

@@ -16,9 +16,7 @@ from ..file.config import SearchConfig
 
 if TYPE_CHECKING:
     from ...building.merged import Merged
-    from ...checkpoints.checkpoint import Checkpoint
-    from ...checkpoints.component import Component
-    from ...checkpoints.source import Source
+    from ...checkpoints.checkpoint import Checkpoint, Parent
 
 Target = Recipe | SourceRef
 
@@ -61,19 +59,20 @@ class SearchSources:
 
         self.config = config
         self.trust_remote_code, self.weights = trust_remote_code, weights
-        self._opened: dict[SourceRef, Source] = {}
+        self._opened: dict[SourceRef, Parent] = {}
         self._checkpoints: dict[Hashable, Checkpoint] = {}
+        self._merges: dict[Hashable, Merged] = {}
         self.all = as_parts([self.open(ref) for ref in config.refs])
         self._sources = self.all[: len(config.sources)]
         self.base = self.all[-1] if config.base is not None else None
 
-    def __getitem__(self, number: int) -> Source:
+    def __getitem__(self, number: int) -> Parent:
         return self._sources[number]
 
     def __len__(self) -> int:
         return len(self._sources)
 
-    def __iter__(self) -> Iterator[Source]:
+    def __iter__(self) -> Iterator[Parent]:
         return iter(self._sources)
 
     @property
@@ -99,12 +98,12 @@ class SearchSources:
             distances = [squared_distance(source, base) for source in merged]
         return SourceSummary(self.layers, tensors, unchanged, distances)
 
-    def open(self, ref: SourceRef) -> Source:
+    def open(self, ref: SourceRef) -> Parent:
         """A source of the search, or another model. Raises `SourceError`."""
-        from ...checkpoints.source import Source
+        from ...checkpoints.open import open_source
 
         if ref not in self._opened:
-            self._opened[ref] = Source.open(ref, trust_remote_code=self.trust_remote_code)
+            self._opened[ref] = open_source(ref, trust_remote_code=self.trust_remote_code)
         return self._opened[ref]
 
     def checkpoint(self, recipe: Recipe) -> Checkpoint:
@@ -115,29 +114,23 @@ class SearchSources:
 
     def merged(self, part: MergePart) -> Merged:
         """A merge of this kind, whatever its numbers are, as the build has it."""
-        from ...building.composed import Composed
-        from ...building.merged import Merged
+        from ...building.build import open_merge
 
         key = self.kind_of(part)
-        if key not in self._checkpoints:
-            self._checkpoints[key] = self.checkpoint(self.config.recipe(merge=part))
-        found = self._checkpoints[key]
-        merged = found.merged if isinstance(found, Composed) else found
-        assert isinstance(merged, Merged)  # it has no path
-        return merged
+        if key not in self._merges:
+            self._merges[key] = open_merge(self.config.recipe(merge=part), self.open)
+        return self._merges[key]
 
     def kind_of(self, part: MergePart) -> Hashable:
         """Key of a kind of merges: they differ in numbers alone."""
         return part.method, tuple(sorted(part.options)), tuple(part.sources or range(len(self))), part.router
 
     @cached_property
-    def host(self) -> Component | None:
+    def host(self) -> Parent | None:
         """The model that a merged part, or the layers of a path, are put into; None where whole models are."""
-        from ...checkpoints.component import Component
-
         dfs = self.config.space == "dfs"
         first = self[(self.config.dfs.order or [0])[0] if dfs else self.config.ps_sources[0]]
-        return first if isinstance(first, Component) and not first.is_whole else None
+        return None if first.is_whole else first
 
     def tokenizer_owner(self, target: Target) -> tuple[Hashable, Checkpoint]:
         """The checkpoint whose tokenizer goes with a target, and what is the same for all that share it."""

@@ -28,7 +28,7 @@ from .sources import SearchSources, Target
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ...checkpoints.source import Source
+    from ...checkpoints.checkpoint import Parent
 
 Batch = tuple[int, ...]
 
@@ -48,7 +48,7 @@ class SearchTasks:
         self,
         config: SearchConfig,
         sources: SearchSources,
-        load: Callable[[Source], PreTrainedModel],
+        load: Callable[[Parent], PreTrainedModel],
         *,
         task_factory: Callable[[], Task] | None = None,
         examples: Mapping[str, Sequence[Example]] | None = None,
@@ -160,15 +160,12 @@ class SearchTasks:
             setattr(head, head.base_model_prefix, None)
         return self._heads[ref]
 
-    def check_scored(self, source: Source) -> None:
+    def check_scored(self, source: Parent) -> None:
         """Raise `SourceError` unless a source is a model of a kind that the fitness is for."""
         import transformers
 
-        from ...checkpoints.component import whole_of
-        from ...checkpoints.pipeline import Pipeline
-
-        whole = whole_of(source)
-        if isinstance(whole, Pipeline):
+        whole = source.whole
+        if whole.entries:
             if self.config.space != "ps":
                 raise SourceError(f"{whole}: a path runs through language models; of diffusion pipelines write space: ps")
             if not isinstance(self._make_task(), FunctionTask | ChoiceTask):

@@ -14,8 +14,9 @@ from typing import Any
 
 from ...building.tokens import match_tokens
 from ...checkpoints.chat_template import most_common_template
+from ...checkpoints.checkpoint import Parent
 from ...checkpoints.compatibility import check_mergeable
-from ...checkpoints.source import Source
+from ...checkpoints.open import open_source
 from ...checkpoints.unchanged import twins
 from ...errors import FitnessError, SearchError
 from ...fitness.data import DataSpec
@@ -86,8 +87,8 @@ def draft_search(
         )
     file, problems = os.fspath(data), _Problems(os.fspath(data))
     refs = [_named(name, base) for name in sources]
-    opened = [Source.open(ref) for ref in refs]
-    ancestor = Source.open(base) if base is not None else None
+    opened = [open_source(ref) for ref in refs]
+    ancestor = open_source(base) if base is not None else None
     everyone = [*opened, *([ancestor] if ancestor is not None else [])]
     depths = [source.layer_count for source in everyone]
     by_token = len(set(depths)) == 1 and len({source.vocab_size for source in everyone}) > 1
@@ -214,7 +215,7 @@ class _Problems:
             found["choices"] = "choices"
         return {key: name for key, name in found.items() if name != DataSpec.model_fields[key].default}
 
-    def fitness(self, source: Source, *, chat: bool) -> list[str]:
+    def fitness(self, source: Parent, *, chat: bool) -> list[str]:
         """The task's section."""
         answers = [example.answer for example in self.examples]
         long, numbers = median(map(len, answers)) > _LONG, all(_NUMBER.fullmatch(answer) for answer in answers)
@@ -239,7 +240,7 @@ class _Problems:
             ]
         return lines
 
-    def _separator(self, source: Source) -> str:
+    def _separator(self, source: Parent) -> str:
         """A space, unless the prompts end with one, or are in a writing that has none."""
         prompts = [example.prompt for example in self.examples]
         if sum(prompt[-1:].isspace() for prompt in prompts) * 2 > len(prompts):
@@ -273,7 +274,7 @@ class _Problems:
         return lines
 
 
-def _by_words(source: Source) -> bool:
+def _by_words(source: Parent) -> bool:
     """Whether a tokenizer knows whole words alone, and so needs spaces between them."""
     if not (source.folder / "tokenizer.json").is_file():
         return False

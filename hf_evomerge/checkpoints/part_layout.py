@@ -1,0 +1,101 @@
+"""Where the parts of a model are: its language model, its vision tower, its projector.
+
+Parts are found from the config and the module tree that transformers makes of it, on the meta device. Tensors have the name
+that they have in the part, by transformers' own conversion of the names in the files, so that the language part of one model
+and a plain language model call the same tensor the same, whatever the age of their files.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SourceError, one_line
+from .architecture import model_class
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+TEXT = ("text", "decoder")  # the part that has the output head
+
+
+@dataclass(frozen=True)
+class PartLayout:
+    """Where the parts of a model are.
+
+    Attributes:
+        parts: The path of the module of each part; ``""``: the whole model.
+        rest: What everything outside of these is called: ``projector`` beside towers, else ``rest``.
+        head: The path of the output head, which belongs to the language part.
+        modules: The name in the model of each tensor in the files.
+    """
+
+    parts: dict[str, str]
+    rest: str
+    head: str | None
+    modules: dict[str, str]
+
+    @classmethod
+    def of_names(cls, config: PretrainedConfig, names: Iterable[str], called: str) -> PartLayout:
+        """Lay out the model of a config, with tensors of these names in its files."""
+        import torch
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+        name = (config.architectures or [""])[0]
+        kind = model_class(config, name)
+        if kind is None:
+            raise SourceError(f"{called}: its parts are not known, as transformers has no class called {name!r} for it")
+        try:
+            with torch.device("meta"):
+                model: Any = kind(copy.deepcopy(config))
+        except Exception as cause:  # anything: a class may need a library that is not installed
+            raise SourceError(f"{called}: its parts are not known: {kind.__name__}: {one_line(cause)}") from cause
+        conversions: Any = get_model_conversion_mapping(model)
+        renamings = [step for step in conversions if isinstance(step, WeightRenaming)]
+        state = model.state_dict()
+        modules = {raw: rename_source_key(raw, renamings, [], model.base_model_prefix, state)[0] for raw in names}
+        paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
+        parts, head = _parts(model), model.get_output_embeddings()
+        towers = len(parts) > 1 and ("vision" in parts or "audio" in parts)
+        return cls(
+            {part: paths[id(module)] for part, module in parts.items()},
+            "projector" if towers else "rest",
+            paths.get(id(head)) if head is not None else None,
+            modules,
+        )
+
+    def place(self, raw: str) -> tuple[str, str]:
+        """The part that a tensor of the files belongs to, and its name there."""
+        module = self.modules[raw]
+        text = next((part for part in TEXT if part in self.parts), None)
+        if text is not None and self.head is not None and module.startswith(f"{self.head}."):
+            return text, "lm_head" + module.removeprefix(self.head)
+        for part, path in self.parts.items():
+            if path == "" or module.startswith(f"{path}."):
+                name = module.removeprefix(f"{path}.") if path else module
+                return part, f"model.{name}" if part in TEXT else name
+        return self.rest, module
+
+    def count(self) -> dict[str, int]:
+        """How many tensors each part has."""
+        return dict(Counter(self.place(raw)[0] for raw in self.modules))
+
+
+def _parts(model: PreTrainedModel) -> dict[str, Any]:
+    """The module of each part that the model itself can name."""
+    found: dict[str, Any] = {}
+    config: Any = model.config
+    for part, modality in (("vision", "image"), ("audio", "audio")):
+        if (tower := model.get_encoder(modality=modality)) is not model and tower is not model.base_model:
+            found[part] = tower
+    if getattr(config, "is_encoder_decoder", False):
+        return {**found, "encoder": model.get_encoder(), "decoder": model.get_decoder()}
+    if model.main_input_name == "pixel_values" and not found:
+        return {"vision": model.base_model}
+    if hasattr(config.get_text_config(), "vocab_size"):
+        found["text"] = model.get_decoder()
+    return found
