@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from ...errors import SearchError
 from ...recipes.names import named_folder
@@ -18,6 +18,7 @@ from ..file.config import SearchConfig
 from .database import STUDY_FILE, DamagedStudyError, StudyFile
 
 NOTE = "folder"  # the study's note of where it was begun
+Named = TypeVar("Named", bound=StrictModel)
 _FOLDERS, _FILES = ("model", "adapter", "dataset"), ("jsonl", "lm_eval", "data_files")  # keys that may name one
 
 
@@ -32,15 +33,15 @@ def rooted(config: SearchConfig) -> SearchConfig:
     return renamed(config, place)
 
 
-def followed(config: SearchConfig, study: StudyFile) -> SearchConfig:
-    """The search of a study, with the names of today for what has moved with the study."""
+def followed(named: Named, study: StudyFile) -> Named:
+    """The search of a study, or one of its sources, with the names of today for what has moved with the study."""
     begun, here = study.meta(NOTE), os.path.abspath(study.folder)
 
     def place(key: str, name: str) -> str:
         moved = os.path.normpath(os.path.join(here, os.path.relpath(name, begun))) if os.path.isabs(name) else name
         return moved if os.path.exists(moved) else name
 
-    return renamed(config, place) if begun not in (None, here) else config
+    return renamed(named, place) if begun not in (None, here) else named
 
 
 def settings_of(study: StudyFile) -> SearchConfig:
@@ -48,9 +49,10 @@ def settings_of(study: StudyFile) -> SearchConfig:
     if (settings := study.meta("settings")) is None:
         raise DamagedStudyError(study.folder, "settings (lost)")
     try:
-        return followed(validate(SearchConfig, settings, SearchError), study)
+        config = validate(SearchConfig, settings, SearchError)
     except SearchError as error:
         raise SearchError(f"{study.folder / STUDY_FILE}: settings: {error}") from error
+    return followed(config, study)
 
 
 def settings_in(folder: str | os.PathLike[str]) -> SearchConfig:

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from ...errors import SearchError
 from ...fitness.scores import Scores
 from ...recipes.recipe import Recipe, SourceRef
+from ...recipes.strict_yaml import validate
+from ..file.config import source_labels
 from .database import BACKUP_SECONDS, StudyFile
-from .paths import settings_of
+from .paths import followed
 
 State = Literal["COMPLETE", "FAILED"]
 
@@ -117,10 +119,11 @@ class Study(StudyFile):
 
     @cached_property
     def _parents(self) -> dict[str, SourceRef]:
-        """The search's sources and base where they lie today, by label; empty where the settings are of no search."""
-        if "sources" not in (self.meta("settings") or {}):
-            return {}
-        return settings_of(self).parents
+        """The search's base and sources where they lie today, by label."""
+        settings = self.meta("settings") or {}
+        sources = settings.get("sources", [])
+        refs = {"base": settings.get("base"), **dict(zip(source_labels(len(sources)), sources, strict=True))}
+        return {label: followed(validate(SourceRef, ref, SearchError), self) for label, ref in refs.items() if ref is not None}
 
     def add_evaluation(self, label: str, split: str, scores: Scores) -> None:
         """Store the scores of a recipe key, or of a parent, on a split, with what it wrote."""
