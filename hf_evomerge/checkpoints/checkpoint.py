@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .part_layout import PartLayout
     from .repository import Repository
 
+_COMMIT = re.compile("@([0-9a-f]{12})[0-9a-f]{28}")  # people are shown the first digits
 PIECE = 1 << 20  # elements of a tensor that is only copied or converted, read at a time
 
 
@@ -313,7 +315,7 @@ class Parent(Checkpoint):
         return pieces_of(self.read(name))
 
     def __str__(self) -> str:
-        return str(self.ref)
+        return _COMMIT.sub(r"@\1", str(self.ref))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"

@@ -69,7 +69,7 @@ def test_a_study(study: Study) -> None:
 
 def test_only_what_was_scored_alike_is_listed(tmp_path: Path) -> None:
     """A better score of a batch is not put below a worse one of all examples; that there are such is said. Long paths fold."""
-    study = Study.create(tmp_path, {**SETTINGS, "space": "ps"})
+    study = Study.create(tmp_path, {**SETTINGS, "space": "hybrid"})
     _trial(study, 0, RECIPES[0], _scores(-1, -2))
     _trial(study, 1, RECIPES[1], _scores(5))
     path = [f"0:{layer}" for layer in range(30)]
