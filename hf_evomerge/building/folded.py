@@ -216,8 +216,8 @@ def _plain_config(config: EvoMergedConfig, dtype: str | None) -> PreTrainedConfi
     """The configuration of the result: its lists with one entry per layer are in the order of the hops already."""
     import torch
 
-    from ..modeling.configuration_evo_merged import decoder_of
     from ..modeling.modeling_evo_merged import source_class
+    from ..modeling.sources_evo_merged import decoder_of
 
     plain = copy.deepcopy(config.text_config)
     plain.architectures = [source_class(plain).__name__]

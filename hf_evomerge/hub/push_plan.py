@@ -38,7 +38,7 @@ from .target import CARD, find_model
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_CODE = ("configuration_evo_merged.py", "layers_evo_merged.py", "modeling_evo_merged.py")
+_CODE = tuple(f"{name}_evo_merged.py" for name in ("configuration", "layers", "modeling", "sources"))
 # What an earlier push may have left and a later one must not: other shards, tokenizer, code and record of another winner.
 _OURS = (
     *("*.safetensors", "*.safetensors.index.json", *COMPANIONS, *_CODE),

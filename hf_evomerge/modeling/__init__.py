@@ -5,7 +5,8 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import is_torch_available
 
-from .configuration_evo_merged import EvoMergedConfig, check_alike
+from .configuration_evo_merged import EvoMergedConfig
+from .sources_evo_merged import check_alike
 
 if is_torch_available():
     from .modeling_evo_merged import (

@@ -17,8 +17,9 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import output_capturing
 
-from .configuration_evo_merged import EvoMergedConfig, decoder_of
+from .configuration_evo_merged import EvoMergedConfig
 from .layers_evo_merged import HopList, ScaleInput, ScaleOutput, SumTerms, copy_structure, find_layers, source_class
+from .sources_evo_merged import decoder_of
 
 # The submodule whose output a block adds to the residual stream last, for each architecture where that is so:
 # ``block(x) = r + c * branch(...)`` with a constant c. A norm after the MLP is part of the branch.

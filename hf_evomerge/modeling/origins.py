@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .configuration_evo_merged import MAX_HOPS, EvoMergedConfig, decoder_of
+from .configuration_evo_merged import MAX_HOPS, EvoMergedConfig
 from .modeling_evo_merged import merged_class
+from .sources_evo_merged import decoder_of
 
 
 def plan_tensors(config: EvoMergedConfig) -> dict[str, tuple[tuple[int, str], tuple[int, ...]]]:

@@ -37,9 +37,9 @@ def check_configs(
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
     from ..modeling import check_alike
-    from ..modeling.configuration_evo_merged import decoder_of
     from ..modeling.modeling_evo_merged import source_class
     from ..modeling.origins import check_rearrangeable
+    from ..modeling.sources_evo_merged import decoder_of
 
     first = configs[embedding_source] if 0 <= embedding_source < len(configs) else configs[0]  # `check_alike` refuses another
     sees = decoder_of(first) is not first  # then its class runs the layers of all
@@ -87,8 +87,8 @@ def path_config(
         PathError: The path names a layer that is not there, or cannot run as asked.
     """
     from ..modeling import EvoMergedConfig
-    from ..modeling.configuration_evo_merged import decoder_of
     from ..modeling.modeling_evo_merged import check_scale_target
+    from ..modeling.sources_evo_merged import decoder_of
 
     path = flow.to_path()
     path.check([decoder_of(config).num_hidden_layers for config in configs])

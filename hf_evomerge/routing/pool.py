@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from ..errors import PathError, SourceError
 from ..modeling import EvoMergedForCausalLM, EvoMergedPreTrainedModel
-from ..modeling.configuration_evo_merged import decoder_of
 from ..modeling.modeling_evo_merged import assemble, find_layers
+from ..modeling.sources_evo_merged import decoder_of
 from ..recipes.layer_path import LayerPath
 from ..recipes.recipe import FlowPart, ScaleTarget
 from .config import check_configs, path_config

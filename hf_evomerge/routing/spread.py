@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import SourceError
-from ..modeling.configuration_evo_merged import decoder_of
 from ..modeling.modeling_evo_merged import find_layers
+from ..modeling.sources_evo_merged import decoder_of
 
 
 def layer_places(sizes: Sequence[int], rest: int, count: int) -> list[int]:

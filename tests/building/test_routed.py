@@ -101,7 +101,14 @@ def test_what_belongs_to_the_model_is_beside_it(folders: list[Path]) -> None:
         os.umask(old)
     assert sorted(file.name for file in out.iterdir()) == [
         *("chat_template.jinja", "config.json", "configuration_evo_merged.py", "generation_config.json"),
-        *("layers_evo_merged.py", "model.safetensors", "modeling_evo_merged.py", "tokenizer.json", "tokenizer_config.json"),
+        *(
+            "layers_evo_merged.py",
+            "model.safetensors",
+            "modeling_evo_merged.py",
+            "sources_evo_merged.py",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
     ]
     assert (out / "tokenizer.json").read_text() == "second tokenizer.json"
     assert {file.stat().st_mode & 0o777 for file in out.iterdir()} == {0o644}

@@ -24,7 +24,7 @@ print(json.dumps([type(model).__module__.split(".")[0], len(model.config.path), 
 
 
 def test_push_to_hub_takes_the_code_along(hybrid_search: Path, lfs_api: HfApi, program: Callable[..., str]) -> None:
-    """`model.push_to_hub` uploads the two files of the class, and a card with its tags; it loads where this package is not."""
+    """`model.push_to_hub` uploads the files of the class, and a card with its tags; it loads where this package is not."""
     AutoModelForCausalLM.from_pretrained(hybrid_search / "model").push_to_hub("local/direct")
     AutoTokenizer.from_pretrained(hybrid_search / "model").push_to_hub("local/direct")
     module, hops, generated, tags = json.loads(program(LOAD).splitlines()[-1])

@@ -60,7 +60,14 @@ def test_a_path_is_published_in_one_commit_and_loads_without_the_package(
     assert len(commit_titles(lfs_api)) == 2  # the Hub's own first one, and ours
     there = set(lfs_api.list_repo_files("local/merge"))
     assert there >= {
-        *("model.safetensors", "config.json", "configuration_evo_merged.py", "layers_evo_merged.py", "modeling_evo_merged.py"),
+        *(
+            "model.safetensors",
+            "config.json",
+            "configuration_evo_merged.py",
+            "layers_evo_merged.py",
+            "modeling_evo_merged.py",
+            "sources_evo_merged.py",
+        ),
         "tokenizer.json",
         *("recipe.yaml", "study.json", "trials.parquet", "README.md", "images/fitness.png", "images/path.png"),
     }

@@ -207,7 +207,7 @@ print("fine")
     assert done.stdout.strip() == "fine", done.stderr
     assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == [
         *("config.json", "configuration_evo_merged.py", "generation_config.json", "layers_evo_merged.py"),
-        *("model.safetensors", "modeling_evo_merged.py"),
+        *("model.safetensors", "modeling_evo_merged.py", "sources_evo_merged.py"),
     ]
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextT
 from vlms import CLASSES, inputs, random_model, text_config, vlm_config
 
 from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForImageTextToText
-from hf_evomerge.modeling.configuration_evo_merged import check_alike
+from hf_evomerge.modeling.sources_evo_merged import check_alike
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
