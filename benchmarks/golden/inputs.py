@@ -54,7 +54,7 @@ def write_problems(folder: Path, writers: Sequence[Any]) -> None:
         for number in range(count):
             prompt = " ".join([split[0] + str(number), *rng.choices(WORDS, k=rng.randint(3, 8))])
             ids = torch.tensor([words(prompt)["input_ids"]])
-            written = writers[number % len(writers)].generate(ids, max_new_tokens=2, do_sample=False)
+            written = writers[number % len(writers)].generate(ids, max_new_tokens=2, do_sample=False, trust_remote_code=False)
             answer = words.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
             lines.append(json.dumps({"prompt": prompt, "answer": answer.strip() or rng.choice(WORDS)}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -111,7 +111,7 @@ def in_memory(models: Path, names: Sequence[str], base: str | None, case: Case) 
     method, parameters, options = case
     sources = [open_source(str(models / name)) for name in names]
     ancestor = None if base is None else open_source(str(models / base))
-    model = AutoModelForCausalLM.from_pretrained(models / "a")
+    model = AutoModelForCausalLM.from_pretrained(models / "a", trust_remote_code=False)
     merger = internal("LiveMerger")(sources, ancestor, method, options, seed=3, model=model)
     merger.apply([{} for _ in parameters])
     merger.apply(parameters)

@@ -84,8 +84,15 @@ def build_model(
 
 
 def _pinned(recipe: Recipe, trust_remote_code: bool) -> Recipe:
-    """The recipe with the commits and GGUF digests of its sources, so that it is rebuilt from these or not at all."""
-    return recipe.renamed(partial(pin_source, trust_remote_code=trust_remote_code))
+    """Pin the sources to their commits and GGUF digests, so that the recipe is rebuilt from these or not at all."""
+
+    def pin(ref: SourceRef) -> SourceRef:
+        try:
+            return pin_source(ref, trust_remote_code=trust_remote_code)
+        except SourceError:  # raised again where the source takes part
+            return ref
+
+    return recipe.renamed(pin)
 
 
 @dataclass(frozen=True)
