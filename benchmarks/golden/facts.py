@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 Facts = dict[str, bytes | str]
+BEGUN = "(SELECT min(rowid) FROM trials each WHERE each.stage = trials.stage), number"  # trials, stage by stage
 
 
 class Golden:
@@ -110,9 +111,10 @@ def model_facts(folder: Path) -> Facts:
 def search_facts(folder: Path, plain: Callable[[str], str]) -> Facts:
     """All that a search leaves, but pictures and times."""
     with closing(sqlite3.connect(folder / "study.db")) as study:
-        recipes = {key: plain(text) for key, text in study.execute("SELECT key, yaml FROM recipes")}
-        names = {key: sha256(text.encode()).hexdigest()[:16] for key, text in recipes.items()}  # keys are of texts with places
-        facts: Facts = {"recipes": "\n".join(sorted(recipes.values()))}
+        texts = {key: plain(text) for key, text in study.execute("SELECT key, yaml FROM recipes ORDER BY rowid")}
+        used = [key for (key,) in study.execute(f"SELECT recipe FROM trials ORDER BY {BEGUN}") if key in texts]
+        names = {key: f"recipe {number}" for number, key in enumerate(dict.fromkeys([*used, *texts]))}  # keys hash places, too
+        facts: Facts = {"recipes": "\n".join(f"# {name}\n{texts[key]}" for key, name in names.items())}
         for table in ("trials", "evaluations", "objectives", "answers"):
             facts |= table_facts(study, table, names)
     results = (folder / "results.json").read_text(encoding="utf-8")
@@ -127,8 +129,7 @@ def search_facts(folder: Path, plain: Callable[[str], str]) -> Facts:
 
 def table_facts(study: sqlite3.Connection, table: str, names: Mapping[str, str]) -> Facts:
     """Every column of a table but times and checksums; trials stage by stage, other rows by their names."""
-    begun = "(SELECT min(rowid) FROM trials each WHERE each.stage = trials.stage), number"
-    cursor = study.execute(f"SELECT * FROM {table} ORDER BY {begun if table == 'trials' else 1}")
+    cursor = study.execute(f"SELECT * FROM {table} ORDER BY {BEGUN if table == 'trials' else 1}")
     rows = [[names.get(value, value) if isinstance(value, str) else value for value in row] for row in cursor]
     if table != "trials":
         rows.sort(key=lambda row: row[:3] if table == "objectives" else row[:2])

@@ -14,6 +14,7 @@ from facts import Facts, Golden, model_facts, search_facts, tensor_bytes
 
 MOVABLE = {  # internals that have no public name: the modules that they may be in, the newest first
     "LiveMerger": ("hf_evomerge.merging.live",),
+    "read": ("reading", "published"),  # of the Space
 }
 CASES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text(encoding="utf-8"))
 Case = tuple[str, list[dict[str, Any]], dict[str, Any]]

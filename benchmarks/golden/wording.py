@@ -18,7 +18,7 @@ from pathlib import Path
 
 from facts import Facts, Golden, without
 from pyarrow import parquet
-from sections import CASES, placed, searched, settings
+from sections import CASES, internal, placed, searched, settings
 
 PUBLISHED = ("hybrid", "nsga2", "dfs-terms")
 VIEWS = ("heading", "path_view", "fitness_view", "front_view", "results_table", "commands", "licenses")
@@ -166,10 +166,10 @@ def pictures(folder: Path, space: Path) -> dict[str, str]:
     """What the Space shows of a published model, as HTML with SVG; nothing where its modules have moved."""
     sys.path.insert(0, str(space))
     try:
-        reader, views = importlib.import_module("published"), importlib.import_module("views")
-        model = reader.read(str(folder))
+        views = importlib.import_module("views")
+        model = internal("read")(str(folder))
         return {view: timeless(getattr(views, view)(model)) for view in VIEWS if hasattr(views, view)}
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         print(f"golden: no pictures of the Space: {error}", file=sys.stderr)
         return {}
     finally:
