@@ -421,8 +421,6 @@ def _convert(parameter: Parameter, value: Any, where: str) -> Any:
     if isinstance(value, list):
         if parameter.kind != "number":
             raise RecipeError(f"{where}: takes one value, not a gradient (found {shown(value)})")
-        if parameter.kind != "number":
-            raise RecipeError(f"{where}: takes one value, not a gradient (found {shown(value)})")
         if nested := [item for item in value if isinstance(item, list)]:
             raise RecipeError(f"{where}: {shown(nested[0])} is not a number; a gradient is one list")
         return [_convert(parameter, item, where) for item in value]

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .rows import Lines, RankDrop, Ranks, column_sums, row_spans, row_sums
-from .statistics import LEVELS, SUM_BLOCK, Cut, Drop, Magnitudes, RandomField, inner_product, sample_step, sum_magnitudes
+from .statistics import LEVELS, SUM_BLOCK, Cut, Drop, Magnitudes, RandomField, add_up, inner_product, sum_magnitudes
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
     from torch import Tensor
-
-_RUN = 256  # elements next to each other in a sample of what is computed
 
 
 class TensorInputs:
@@ -61,15 +59,12 @@ class TensorInputs:
         self._ranks: dict[int, Ranks] = {}
         self._derived: dict[str, Magnitudes] = {}
         self._fields = [RandomField(seed, index, name, self.numel, keep) for index in range(len(self._inputs))]
-        self._magnitudes = [
-            Magnitudes(self._blocks_of(index), self.numel, keep, self._sample_of(index)) for index in range(len(self._inputs))
-        ]
+        self._magnitudes = [Magnitudes(partial(self.blocks, index), self.numel, keep) for index in range(len(self._inputs))]
         self._kept_base: Tensor | None = None
         self._kept: list[Tensor] | None = None
         if keep:
-            kept_base = self._float(self._base) if self._base is not None else None
-            self._kept = [self._read(index, 0, self.numel) for index in range(len(self._inputs))]
-            self._kept_base = kept_base
+            self._kept = self.tensors(0, self.numel)
+            self._kept_base = self.base(0, self.numel)
 
     def copies(self) -> list[Tensor] | None:
         """The tensors as they are stored, out of their files; where a GPU computes, in memory that it reads by itself.
@@ -106,14 +101,15 @@ class TensorInputs:
     def base(self, start: int, stop: int) -> Tensor | None:
         """A slice of the base in float32, for methods on task vectors."""
         if self._kept_base is not None:
-            return self._kept_base if start == 0 and stop == self.numel else self._kept_base[start:stop]
+            return self._kept_base[start:stop]
         return self._float(self._base[start:stop]) if self._base is not None else None
 
     def tensor(self, index: int, start: int, stop: int) -> Tensor:
         """A slice of one input in float32: of a task vector or of a source. Do not write to it."""
         if self._kept is not None:
-            return self._kept[index] if start == 0 and stop == self.numel else self._kept[index][start:stop]
-        return self._read(index, start, stop)
+            return self._kept[index][start:stop]
+        values = self._inputs[index][start:stop]
+        return self._float(values) if self._base is None else self._difference(values, self._float(self._base[start:stop]))
 
     def cut(self, index: int, k: int) -> Cut:
         """What keeps the `k` elements of largest magnitude of one input."""
@@ -129,19 +125,12 @@ class TensorInputs:
 
     def sum_abs(self, index: int, change: Callable[[Tensor, int], Tensor] | None = None) -> float:
         """The sum of the magnitudes of one input, after `change` of each slice where it is given."""
-        if change is None and index in self._sums:
-            return self._sums[index]
-        if change is None:
-            self._sums[index] = sum(sum_magnitudes(block) for _, block in self.blocks(index))
-            return self._sums[index]
-        before, after = 0.0, 0.0
-        for start in range(0, self.numel, SUM_BLOCK):  # both in one pass: whoever asks for one needs the other
-            block = self.tensor(index, start, min(start + SUM_BLOCK, self.numel))
-            if index not in self._sums:
-                before += sum_magnitudes(block.numpy(force=True))
-            after += sum_magnitudes(change(block, start).numpy(force=True))
-        self._sums.setdefault(index, before)
-        return after
+        if change is not None:
+            changed = self.computed(lambda start, stop: change(self.tensor(index, start, stop), start))
+            return add_up(sum_magnitudes(block) for _, block in changed)
+        if index not in self._sums:
+            self._sums[index] = add_up(sum_magnitudes(block) for _, block in self.blocks(index))
+        return self._sums[index]
 
     def product(self, left: int, right: int) -> float:
         """The inner product of two inputs as flat vectors."""
@@ -198,44 +187,17 @@ class TensorInputs:
     def derived(self, key: str, compute: Callable[[int, int], Tensor]) -> Magnitudes:
         """The order of magnitudes that a method computes from the inputs alone, slice by slice; kept under a key."""
         if key not in self._derived:
-            self._derived[key] = Magnitudes(
-                lambda: self.computed(compute), self.numel, self.keep, lambda count: self._runs(compute, count)
-            )
+            self._derived[key] = Magnitudes(partial(self.computed, compute), self.numel, self.keep)
         return self._derived[key]
-
-    def _runs(self, compute: Callable[[int, int], Tensor], count: int) -> NDArray[np.float32]:
-        """About `count` numbers that `compute` makes, in short runs spread over the tensor."""
-        starts = range(0, self.numel, max(_RUN, self.numel * _RUN // count))
-        return np.concatenate([compute(start, min(start + _RUN, self.numel)).numpy(force=True) for start in starts])
 
     def computed(self, compute: Callable[[int, int], Tensor]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """What `compute` makes of the spans of the tensor, in blocks of `SUM_BLOCK` elements with their positions."""
         for start in range(0, self.numel, SUM_BLOCK):
             yield start, compute(start, min(start + SUM_BLOCK, self.numel)).numpy(force=True)
 
-    def _blocks_of(self, index: int) -> Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]:
-        return lambda: self.blocks(index)
-
-    def _sample_of(self, index: int) -> Callable[[int], NDArray[np.float32]]:
-        def sample(count: int) -> NDArray[np.float32]:
-            some = slice(None, None, sample_step(self.numel, count))
-            values = self._inputs[index][some]
-            vector = self._float(values) if self._base is None else self._difference(values, self._float(self._base[some]))
-            return vector.numpy(force=True)
-
-        return sample
-
-    def blocks(
-        self, index: int, change: Callable[[Tensor, int], Tensor] | None = None
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """One input in blocks of `SUM_BLOCK` elements with their positions, after `change` where it is given."""
-        for start in range(0, self.numel, SUM_BLOCK):
-            block = self.tensor(index, start, min(start + SUM_BLOCK, self.numel))
-            yield start, (block if change is None else change(block, start)).numpy(force=True)
-
-    def _read(self, index: int, start: int, stop: int) -> Tensor:
-        values = self._inputs[index][start:stop]
-        return self._float(values) if self._base is None else self._difference(values, self._float(self._base[start:stop]))
+    def blocks(self, index: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """One input in blocks of `SUM_BLOCK` elements with their positions."""
+        return self.computed(partial(self.tensor, index))
 
     def _difference(self, values: Tensor, base: Tensor) -> Tensor:
         vector = self._float(values)
@@ -265,13 +227,8 @@ class ModelInputs:
     @cached_property
     def offsets(self) -> dict[str, int]:
         """Position of each tensor in the vector."""
-        return dict(
-            zip(
-                (tensor.name for tensor in self.tensors),
-                accumulate((tensor.numel for tensor in self.tensors), initial=0),
-                strict=False,
-            )
-        )
+        ends = accumulate((tensor.numel for tensor in self.tensors), initial=0)
+        return {tensor.name: start for tensor, start in zip(self.tensors, ends, strict=False)}
 
     @property
     def numel(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..recipes.layer_groups import resolve
 from .parameters import Parameter
@@ -48,29 +48,16 @@ class Call:
         return [values["weight"] for values in self.sources]
 
 
-class MergeFunction(Protocol):
-    """The arithmetic of a method on one slice of one flattened tensor, in float32. Changes none of its arguments."""
+MergeFunction = Callable[["torch.Tensor | None", "list[torch.Tensor]", Call], "torch.Tensor"]
+"""Merges one slice of one flattened tensor, in float32, from the base's slice and the sources'; changes no argument."""
+Survey = Callable[["ModelInputs", Sequence[Mapping[str, Any]], Mapping[str, Any]], Any]
+"""Looks at all tensors of the model before the first is merged, given the parameters of the sources and the options."""
+Check = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any], Sequence[str]], None]
+"""Raises `RecipeError` where parameters of the sources and options, each of them right, do not go together.
 
-    def __call__(self, base: torch.Tensor | None, tensors: list[torch.Tensor], call: Call, /) -> torch.Tensor:
-        """Merge one slice."""
-
-
-class Survey(Protocol):
-    """What a method must know of the whole model before the first tensor is merged."""
-
-    def __call__(self, model: ModelInputs, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], /) -> Any:
-        """Look at all tensors; raise `RecipeError` where the parameters do not go together."""
-
-
-class Check(Protocol):
-    """What a method refuses although each parameter by itself is right."""
-
-    def __call__(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], names: Sequence[str], /) -> None:
-        """Raise `RecipeError` where the complete parameters do not go together.
-
-        Values may differ from tensor to tensor (`resolve` of the layer groups tells them); `names` are those of the
-        tensors, and empty while they are not known.
-        """
+Values may differ from tensor to tensor (`resolve` of the layer groups tells them); the third argument holds the names of the
+tensors, and is empty while they are not known.
+"""
 
 
 @dataclass(frozen=True)

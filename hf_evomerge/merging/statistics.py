@@ -7,11 +7,10 @@ Sums are float64 in a fixed order.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from dataclasses import field as field_of
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +21,8 @@ if TYPE_CHECKING:
 
 LEVELS = 1 << 16  # DARE compares 16-bit random numbers with the density
 SUM_BLOCK = 1 << 16  # elements that are added up at a time: part of the definition of a sum
-_SAMPLE, _LARGE_SAMPLE = 1 << 14, 1 << 18  # elements that are sampled to guess a threshold
-_MARGIN = 2.0  # half-width of the guess in units of sqrt(sample size): four standard deviations or more
-_ROOM = 1 << 22  # elements near a guess that are held: 32 MB at most, for a tensor of 500 million elements
 _NONE = np.zeros(1 << 15, np.int64)
 
-Sample = Callable[[int], NDArray[np.float32]]
 Blocks = Callable[[], Iterator[tuple[int, NDArray[np.float32]]]]
 """Yields a task vector's blocks, each with its position, from the first to the last."""
 
@@ -67,18 +62,15 @@ class Magnitudes:
         blocks: Yields the task vector.
         numel: Its number of elements.
         keep: Whether to sort the magnitudes once and keep them (4 bytes each): every further k is then a look-up.
-        sample: Makes about so many elements of the vector, spread over it; without it a large vector is read once more.
     """
 
-    def __init__(self, blocks: Blocks, numel: int, keep: bool = False, sample: Sample | None = None) -> None:
+    def __init__(self, blocks: Blocks, numel: int, keep: bool = False) -> None:
         self.blocks = blocks
         self.numel = numel
         self.keep = keep
-        self.sample = sample
         self._sorted: NDArray[np.float32] | None = None
         self._counts: NDArray[np.int64] | None = None
         self._cuts: dict[int, Cut] = {}
-        self._nonzero: int | None = None
 
     def cut(self, k: int) -> Cut:
         """The cut that keeps the `k` largest."""
@@ -90,91 +82,47 @@ class Magnitudes:
             self._cuts[k] = self._make(k)
         return self._cuts[k]
 
-    @property
+    @cached_property
     def nonzero(self) -> int:
         """How many elements are not 0."""
-        if self._nonzero is None:
-            self._nonzero = sum(int(np.count_nonzero(block)) for _, block in self.blocks())
-        return self._nonzero
+        return sum(int(np.count_nonzero(block)) for _, block in self.blocks())
 
     def largest(self, k: int) -> float:
         """The `k`-th largest magnitude, from 1."""
-        if k == self.numel:
-            return min(float(np.abs(block).min()) for _, block in self.blocks())
         return float(self._threshold(k)[0])
 
     def _make(self, k: int) -> Cut:
-        threshold, end = self._threshold(k)
-        return Cut(keeps_all=True) if threshold == 0 else Cut(False, float(threshold), end())  # else only zeros would be cut
+        threshold, kept, count = self._threshold(k)
+        if threshold == 0:
+            return Cut(keeps_all=True)  # else only zeros would be cut
+        return Cut(False, float(threshold), self._position(threshold, kept) if kept < count else self.numel)
 
-    def _threshold(self, k: int) -> tuple[np.float32, Callable[[], int]]:
-        """The k-th largest magnitude, and what finds `Cut.end`; NaN counts as the largest."""
-        if self.keep or self.numel <= SUM_BLOCK:
-            ordered = self._sorted if self._sorted is not None else np.sort(self._all())
-            self._sorted = ordered if self.keep else None
-            threshold, equal = _of_rank(ordered, k)
-            return threshold, lambda: self._position(threshold, equal)
-        return self._near_guess(k) or self._by_counting(k)
+    def _threshold(self, k: int) -> tuple[np.float32, int, int]:
+        """The k-th largest magnitude, how many equal ones are among the k largest, and how many there are.
+
+        NaN counts as the largest magnitude.
+        """
+        return self._by_sorting(k) if self.keep else self._by_counting(k)
 
     def _position(self, threshold: np.float32, count: int) -> int:
         """The position of number `count`, from 0, of the elements of just this magnitude; the end if there are fewer."""
         for start, block in self.blocks():
-            equal = np.abs(block) == threshold
-            found = int(np.count_nonzero(equal))
-            if count < found:
-                return start + int(np.flatnonzero(equal)[count])
-            count -= found
+            equal = np.flatnonzero(np.abs(block) == threshold)
+            if count < equal.size:
+                return start + int(equal[count])
+            count -= equal.size
         return self.numel
 
-    def _all(self) -> NDArray[np.float32]:
-        values = np.empty(self.numel, np.float32)
-        for start, block in self.blocks():
-            np.abs(block, out=values[start : start + block.size])
-        return values
+    def _by_sorting(self, k: int) -> tuple[np.float32, int, int]:
+        if self._sorted is None:
+            self._sorted = np.concatenate([np.abs(block) for _, block in self.blocks()])
+            self._sorted.sort()
+        number = self._sorted[-k]
+        first, end = (int(np.searchsorted(self._sorted, number, side)) for side in ("left", "right"))
+        return number, k - (self.numel - end), end - first
 
-    def _near_guess(self, k: int) -> tuple[np.float32, Callable[[], int]] | None:
-        """The threshold from one pass that keeps what lies between two guesses; None where they are wrong."""
-        if self.sample is None:
-            return None
-        low, high = _bracket(self.sample(min(max(_SAMPLE, self.numel >> 6), _LARGE_SAMPLE)), self.numel, k)
-        room = min(self.numel >> 4, _ROOM)
-        near, places = np.empty(room, np.float32), np.empty(room, np.int32 if self.numel < 1 << 31 else np.int64)
-        filled, rank = 0, k  # the rank of the k-th largest among those that are less than `high`
-        for start, block in self.blocks():
-            values = np.abs(block)
-            less = values < high
-            rank -= values.size - int(np.count_nonzero(less))
-            less &= values > low
-            inside = np.flatnonzero(less)
-            if filled + inside.size > room:
-                return None
-            near[filled : filled + inside.size] = values[inside]
-            places[filled : filled + inside.size] = start + inside
-            filled += inside.size
-        if not 1 <= rank <= filled:
-            return self._if_it_is(high if rank < 1 else low, k)
-        near, places = near[:filled], places[:filled]
-        threshold, equal = _of_rank(np.sort(near), rank)
-
-        def end() -> int:
-            there = np.flatnonzero(near == threshold)
-            return int(places[there[equal]]) if equal < there.size else self.numel
-
-        return threshold, end
-
-    def _if_it_is(self, threshold: np.float32, k: int) -> tuple[np.float32, Callable[[], int]] | None:
-        """The threshold where it is just this number, as of many equal ones; None where it is another."""
-        larger = equal = 0
-        for _, block in self.blocks():
-            values = np.abs(block)
-            larger += values.size - int(np.count_nonzero(values <= threshold))
-            equal += int(np.count_nonzero(values == threshold))
-        if not larger < k <= larger + equal:
-            return None
-        return threshold, lambda: self._position(threshold, k - larger)
-
-    def _by_counting(self, k: int) -> tuple[np.float32, Callable[[], int]]:
-        """The threshold from two passes that count: magnitudes by their upper 16 bits, then those of one count by the lower."""
+    def _by_counting(self, k: int) -> tuple[np.float32, int, int]:
+        """Two passes that count: magnitudes by their upper 16 bits, then the magnitudes of one count by the lower."""
         if self._counts is None:
             self._counts = sum((np.bincount(_bits(block) >> 16, minlength=1 << 15) for _, block in self.blocks()), _NONE)
         upper, rank = _of_count(self._counts, k)
@@ -182,15 +130,8 @@ class Magnitudes:
         for _, block in self.blocks():
             bits = _bits(block)
             lower += np.bincount(bits[bits >> 16 == upper] & 0xFFFF, minlength=1 << 16)
-        last, equal = _of_count(lower, rank)
-        threshold = np.int32(upper << 16 | last).view(np.float32)
-        return threshold, lambda: self._position(threshold, equal)
-
-
-def _of_rank(ordered: NDArray[np.float32], rank: int) -> tuple[np.float32, int]:
-    """The number of this rank (1 is the largest) of sorted ones, and how many equal ones are among the `rank` largest."""
-    number = ordered[-rank]
-    return number, rank - ordered.size + int(np.searchsorted(ordered, number, "right"))
+        last, kept = _of_count(lower, rank)
+        return np.int32(upper << 16 | last).view(np.float32), kept, int(lower[last])
 
 
 def _of_count(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
@@ -198,19 +139,6 @@ def _of_count(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
     at_least = np.cumsum(counts[::-1])[::-1]
     index = int(np.flatnonzero(at_least >= rank)[-1])
     return index, rank - int(at_least[index] - counts[index])
-
-
-def _bracket(sample: NDArray[np.float32], numel: int, k: int) -> tuple[np.float32, np.float32]:
-    """Two magnitudes between which the `k`-th largest of a vector probably lies, estimated from a sample of it."""
-    margin, place = int(_MARGIN * math.sqrt(sample.size)), int((numel - k) / numel * sample.size)
-    low, high = max(0, place - margin), min(sample.size - 1, place + margin)
-    ordered = np.partition(np.abs(sample), (low, high))
-    return ordered[low], ordered[high]
-
-
-def sample_step(numel: int, count: int) -> int:
-    """The distance between `count` evenly spaced samples of a vector; odd, so that they hit all columns of a matrix."""
-    return max(1, numel // count) | 1
 
 
 def _bits(values: NDArray[np.float32]) -> NDArray[np.int32]:
@@ -228,14 +156,11 @@ class Drop:
         limit: density * 65536, rounded.
         field: The random numbers.
         levels: How many different numbers there are.
-        masks: One bit per element of the blocks that were asked for, by start and end: a second pass over a tensor then
-            need not draw the numbers again.
     """
 
     limit: int
     field: RandomField
     levels: int = LEVELS
-    masks: dict[tuple[int, int], NDArray[np.uint8]] = field_of(default_factory=dict)
 
     @property
     def keeps_all(self) -> bool:
@@ -246,21 +171,9 @@ class Drop:
         """A new tensor: the slice of the task vector that begins at `start`, with 0 for what is dropped."""
         if self.keeps_all:
             return vector.clone()
-        if self.field.keep:
-            # limit - u is a whole number, at least 1 exactly where u < limit: the mask, without a bool tensor
-            mask = self.field.slice(start, vector)
-            return mask.neg_().add_(float(self.limit - self.levels // 2)).clamp_(0, 1).mul_(vector)
-        import torch
-
-        stop = start + vector.numel()
-        bits = [self._mask(first, min(first + SUM_BLOCK, stop)) for first in range(start, stop, SUM_BLOCK)]
-        return torch.from_numpy(bits[0] if len(bits) == 1 else np.concatenate(bits)).to(vector).mul_(vector)
-
-    def _mask(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """1 for the elements that are kept, and 0."""
-        if (start, stop) not in self.masks:
-            self.masks[start, stop] = np.packbits(self.field.numbers(start, stop) < self.limit)
-        return np.unpackbits(self.masks[start, stop], count=stop - start)
+        # limit - u is a whole number, at least 1 exactly where u < limit: the mask, without a bool tensor
+        mask = self.field.slice(start, vector)
+        return mask.neg_().add_(float(self.limit - self.levels // 2)).clamp_(0, 1).mul_(vector)
 
 
 class RandomField:
@@ -313,6 +226,11 @@ def _shifted(numbers: NDArray[np.uint16], like: Tensor) -> Tensor:
     import torch
 
     return torch.from_numpy((numbers ^ np.uint16(1 << 15)).view(np.int16)).to(like.device)
+
+
+def add_up(numbers: Iterable[float]) -> float:
+    """The sum of numbers one after the other; Python's own adds up otherwise from 3.12 on."""
+    return reduce(add, numbers, 0.0)
 
 
 def sum_magnitudes(values: NDArray[np.float32]) -> float:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_evomerge.merging import statistics
-from hf_evomerge.merging.statistics import Drop, Magnitudes, RandomField
+from hf_evomerge.merging.statistics import Drop, Magnitudes, RandomField, sum_magnitudes
 
 
 def blocks_of(values, size=1000):
@@ -16,24 +15,10 @@ def blocks_of(values, size=1000):
     return lambda: ((start, values[start : start + size]) for start in range(0, values.size, size))
 
 
-@pytest.fixture(params=["sorted", "sorted once", "guess", "wrong guess", "no room", "count"])
-def magnitudes(request, monkeypatch):
-    """Each way to a threshold: by sorting all, near a guess that is right or wrong or has too many near it, by counting."""
-    if "sorted" not in request.param:
-        monkeypatch.setattr(statistics, "SUM_BLOCK", 0)
-    if request.param == "wrong guess":
-        monkeypatch.setattr(statistics, "_SAMPLE", 8)
-        monkeypatch.setattr(statistics, "_LARGE_SAMPLE", 8)
-        monkeypatch.setattr(statistics, "_MARGIN", 0)
-    if request.param == "no room":
-        monkeypatch.setattr(statistics, "_ROOM", 2)
-    guess = "guess" in request.param or request.param == "no room"
-    return lambda values: Magnitudes(
-        blocks_of(values),
-        values.size,
-        keep=request.param == "sorted once",
-        sample=(lambda count: values[:: max(1, values.size // count)]) if guess else None,
-    )
+@pytest.fixture(params=["sorting", "counting"])
+def magnitudes(request):
+    """Each way to a threshold: by sorting once, and by counting."""
+    return lambda values: Magnitudes(blocks_of(values), values.size, keep=request.param == "sorting")
 
 
 @pytest.mark.parametrize("steps", [None, 4, 0.5])
@@ -104,4 +89,4 @@ def test_sums_are_accurate():
     """Sums of many small numbers next to a large one lose nothing to float32."""
     values = np.full(1 << 16, 1e-4, np.float32)
     values[0] = -1e6
-    assert statistics.sum_magnitudes(values) == pytest.approx(1e6 + 65535 * float(np.float32(1e-4)), rel=1e-14)
+    assert sum_magnitudes(values) == pytest.approx(1e6 + 65535 * float(np.float32(1e-4)), rel=1e-14)

@@ -96,32 +96,29 @@ def divisor(weights: list[float]) -> float:
     return total if abs(total) >= 1e-8 else 1.0
 
 
-def vote(parts: list[Tensor], weights: list[float], normalize: bool, tie: float = 1.0) -> Tensor:
-    """TIES' election and merge (arXiv:2306.01708) of task vectors that are trimmed and weighted.
-
-    Args:
-        parts: ``D_i = w_i * trimmed d_i``; overwritten.
-        weights: ``w_i``, none of them 0.
-        normalize: Divide by the sum of the weights of those that agree with the elected sign.
-        tie: The sign, 1 or -1, that a sum of 0 elects.
-
-    Returns:
-        The sum of the D_i whose sign is that of ``sum_i D_i``; a new tensor.
-    """
-    return agreeing(parts, elect(parts, tie), weights, normalize)
+def plain_sum(tensors: list[Tensor]) -> Tensor:
+    """``sum_i x_i``, a new tensor."""
+    total = tensors[0].add(tensors[1]) if len(tensors) > 1 else tensors[0].clone()
+    for tensor in tensors[2:]:
+        total.add_(tensor)
+    return total
 
 
 def elect(parts: list[Tensor], tie: float = 1.0) -> Tensor:
     """The sign of the sum of the parts, and `tie` where that is 0; a new tensor."""
     # Only float operations: comparisons that make bool tensors cost several times as much.
-    sign = parts[0].add(parts[1]) if len(parts) > 1 else parts[0].clone()
-    for part in parts[2:]:
-        sign.add_(part)
-    return sign.sign_().add_(0.5 * tie).sign_()
+    return plain_sum(parts).sign_().add_(0.5 * tie).sign_()
 
 
 def agreeing(parts: list[Tensor], sign: Tensor, weights: list[float], normalize: bool) -> Tensor:
-    """The sum of those parts that have the elected sign; see `vote`. Overwrites the parts."""
+    """TIES' merge (arXiv:2306.01708): the sum of the weighted parts that have the elected sign, a new tensor.
+
+    Args:
+        parts: ``D_i = w_i * trimmed d_i``; overwritten.
+        sign: The elected sign of each element.
+        weights: ``w_i``, none of them 0.
+        normalize: Divide by the sum of the weights of the parts that agree with the sign.
+    """
     mixed: Tensor | None = None
     count: Tensor | None = None
     for part, weight in zip(parts, weights, strict=True):
@@ -177,10 +174,22 @@ def add_sparse(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor
     return onto_base(base, mixed, call)
 
 
-def vote_sparse(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
-    """The vote of TIES on what ``call.prepared`` leaves of the task vectors."""
+def weighted(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]]:
+    """``D_i``: what `sparse` gives, times the weights, and the weights."""
     parts, weights = sparse(vectors, call)
-    for part, weight in zip(parts, weights, strict=True):
-        part.mul_(weight)
-    mixed = vote(parts, weights, call.options["normalize"]) if parts else vectors[0].new_zeros(vectors[0].shape)
-    return onto_base(base, mixed, call)
+    return [part.mul_(weight) for part, weight in zip(parts, weights, strict=True)], weights
+
+
+def vote_sparse(base: Tensor | None, vectors: list[Tensor], call: Call, majority: float | None = None) -> Tensor:
+    """The vote of TIES on what ``call.prepared`` leaves of the task vectors; see `elect` and `agreeing`.
+
+    Args:
+        base, vectors, call: As a method's function is given them.
+        majority: The sign, 1 or -1, that a sum of 0 elects in the paper's semantics, where the mean is a plain one.
+    """
+    parts, weights = weighted(vectors, call)
+    if not parts:
+        return onto_base(base, vectors[0].new_zeros(vectors[0].shape), call)
+    sign = elect(parts, majority or 1.0)
+    counted = weights if majority is None else [1.0] * len(parts)
+    return onto_base(base, agreeing(parts, sign, counted, call.options["normalize"]), call)

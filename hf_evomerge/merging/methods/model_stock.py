@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..method import Call
 from ..parameters import Parameter
 from ..registry import register_method
+from .common import plain_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,9 +56,6 @@ def model_stock(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tenso
         tensor([0.8284, 0.4142])
     """
     assert base is not None
-    mean = vectors[0].clone()
-    for vector in vectors[1:]:
-        mean.add_(vector)
-    mean.div_(len(vectors))
+    mean = plain_sum(vectors).div_(len(vectors))
     t = call.prepared
     return mean.mul_(t if isinstance(t, float) else t.slice(call.start, mean)).add_(base)

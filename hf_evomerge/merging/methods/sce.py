@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..method import Call
 from ..parameters import Parameter
 from ..registry import register_method
-from ..statistics import Cut, inner_product
-from .common import agreeing, elect
+from ..statistics import Cut, add_up, inner_product
+from .common import agreeing, elect, plain_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,15 +54,8 @@ class Selection:
 
 def variance(vectors: list[Tensor]) -> Tensor:
     """The variance of each element between the sources."""
-    mean = _sum(vectors).div_(len(vectors))
-    return _sum([vector.sub(mean).square_() for vector in vectors]).div_(len(vectors))
-
-
-def _sum(tensors: list[Tensor]) -> Tensor:
-    total = tensors[0].clone()
-    for tensor in tensors[1:]:
-        total.add_(tensor)
-    return total
+    mean = plain_sum(vectors).div_(len(vectors))
+    return plain_sum([vector.sub(mean).square_() for vector in vectors]).div_(len(vectors))
 
 
 def selected(vectors: list[Tensor], cut: Cut | None, start: int) -> list[Tensor]:
@@ -101,7 +94,7 @@ def _square(inputs: TensorInputs, index: int, cut: Cut | None) -> float:
     def part(start: int, stop: int) -> Tensor:
         return selected(inputs.tensors(start, stop), cut, start)[index]
 
-    return sum(inner_product(block, block) for _, block in inputs.computed(part))
+    return add_up(inner_product(block, block) for _, block in inputs.computed(part))
 
 
 @register_method("sce", parameters=[SELECT_TOPK, SEMANTICS], task_vectors=True, prepare=selection, memory=4)

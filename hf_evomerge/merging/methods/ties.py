@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RecipeError
@@ -17,7 +17,7 @@ from ..method import Call
 from ..parameters import Parameter
 from ..registry import register_method
 from ..statistics import Cut
-from .common import DENSITY, LAMBDA, NORMALIZE, TRIM_RESCALE, WEIGHT, l1_factor, onto_base, vote
+from .common import DENSITY, LAMBDA, NORMALIZE, TRIM_RESCALE, WEIGHT, Sparse, l1_factor, plain_sum, vote_sparse, weighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,21 +33,6 @@ SEMANTICS = Parameter(
     "peft's, whose vote does not count the weights, is neither where weights are unequal.",
     choices=("mergekit", "paper"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Trim:
-    """What is left of one task vector.
-
-    Attributes:
-        cut: The cut; None: nothing is left.
-        offset: Position of the tensor in the vector that is cut.
-        factor: Factor of what is left.
-    """
-
-    cut: Cut | None
-    offset: int = 0
-    factor: float = 1.0
 
 
 @dataclass(slots=True)
@@ -88,39 +73,30 @@ def survey(model: ModelInputs, sources: Sequence[Mapping[str, Any]], options: Ma
         call = Call.of_tensor(inputs.name, sources, options, whole)
         call.prepared = trims(inputs, call)
         for call.start in range(0, inputs.numel, 1 << 16):
-            parts, _ = _trimmed(inputs.tensors(call.start, min(call.start + (1 << 16), inputs.numel)), call)
+            parts, _ = weighted(inputs.tensors(call.start, min(call.start + (1 << 16), inputs.numel)), call)
             if parts:
-                balance += int(sum(parts[1:], parts[0]).sign().sum().item())  # at most 65536: exact in float32
+                balance += int(plain_sum(parts).sign().sum().item())  # at most 65536: exact in float32
     whole.majority = 1.0 if balance >= 0 else -1.0
     return whole
 
 
-def trims(inputs: TensorInputs, call: Call) -> list[Trim]:
+def trims(inputs: TensorInputs, call: Call) -> list[Sparse]:
     """Per source the cut that keeps the ``k = max(1, floor(rho N))`` largest elements, and the factor of ``rescale``."""
-    if call.model is not None:
-        return [Trim(cut, call.model.offsets[inputs.name]) for cut in call.model.cuts]
-    return [_trim(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
+    if call.model is None:
+        return [_trim(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
+    offset = call.model.offsets[inputs.name]
+    return [
+        None if cut is None or weight == 0 else (replace(cut, end=cut.end - offset), 1.0)
+        for cut, weight in zip(call.model.cuts, call.weights, strict=True)
+    ]
 
 
-def _trim(inputs: TensorInputs, index: int, values: dict[str, float], rescale: str) -> Trim:
+def _trim(inputs: TensorInputs, index: int, values: dict[str, float], rescale: str) -> Sparse:
     density = values["density"]
     if values["weight"] == 0 or density <= 0:
-        return Trim(None)
+        return None
     cut = inputs.cut(index, max(1, math.floor(density * inputs.numel)))
-    if rescale == "none" or cut.keeps_all:
-        return Trim(cut)
-    return Trim(cut, factor=l1_factor(inputs, index, cut))
-
-
-def _trimmed(vectors: list[Tensor], call: Call) -> tuple[list[Tensor], list[float]]:
-    """``D_i = w_i * trimmed d_i`` of the sources that take part in this slice, and their ``w_i``."""
-    parts, weights = [], []
-    for vector, weight, trim in zip(vectors, call.weights, call.prepared, strict=True):
-        if trim.cut is not None and weight != 0:
-            part = trim.cut.apply(vector, trim.offset + call.start)
-            parts.append((part.mul_(trim.factor) if trim.factor != 1 else part).mul_(weight))
-            weights.append(weight)
-    return parts, weights
+    return cut, 1.0 if rescale == "none" or cut.keeps_all else l1_factor(inputs, index, cut)
 
 
 @register_method(
@@ -156,11 +132,4 @@ def ties(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
         >>> ties(base, [a, b], weights=[0.6, 0.4], density=0.5)
         tensor([3.2000, 5.0000, 0.0000, 0.0000])
     """
-    parts, weights = _trimmed(vectors, call)
-    if not parts:
-        mixed = vectors[0].new_zeros(vectors[0].shape)
-    elif call.model is None:
-        mixed = vote(parts, weights, call.options["normalize"])
-    else:
-        mixed = vote(parts, [1.0] * len(parts), call.options["normalize"], call.model.majority)
-    return onto_base(base, mixed, call)
+    return vote_sparse(base, vectors, call, None if call.model is None else call.model.majority)
