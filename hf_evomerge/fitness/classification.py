@@ -13,6 +13,7 @@ from ..errors import FitnessError
 from .encoding import check_examples, device_of, length_batches, scoring
 from .example import Example
 from .pictures import SeeingTokenizer, placed
+from .prepared import GradientTask
 from .registry import TaskSpec, register_task
 from .scores import Scores
 
@@ -74,16 +75,16 @@ class Head:
 
 
 @register_task("classification")
-class ClassificationTask:
+class ClassificationTask(GradientTask):
     """Which label a model with a classification head gives; ``outputs`` are the labels' names."""
 
     spec_type: ClassVar[type[TaskSpec]] = ClassificationSpec
+    spec: ClassificationSpec
 
     def __init__(self, spec: ClassificationSpec) -> None:
-        self.spec = spec
+        super().__init__(spec)
         self.heads: dict[str, Head] = {}
         """The heads by their names; who has the sources sets them."""
-        self._examples: list[Example] = []
         self._batches: list[tuple[str, list[int], dict[str, torch.Tensor]]] = []
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
@@ -93,14 +94,13 @@ class ClassificationTask:
             FitnessError: Some examples have pictures and some have not; or there are heads and one is for none, or none of the
                 labels of its head.
         """
-        check_examples(examples)
+        super().prepare(examples, tokenizer)
         for example in examples:
             if example.head not in (self.heads or [""]):
                 known = ", ".join(self.heads) or "none: write heads in the fitness"
                 raise FitnessError(f"{example.id}: is for the head {example.head!r:.80}; there are {known}")
             if self.heads:
                 label_number(example, self.heads[example.head].names)
-        self._examples = list(examples)
         seen = any(example.pictures for example in examples)
         self._batches = []
         for head in dict.fromkeys(example.head for example in examples):
@@ -109,16 +109,6 @@ class ClassificationTask:
             for batch in length_batches(lengths, self.spec.batch_size):
                 rows = [own[i] for i in batch]
                 self._batches.append((head, rows, _inputs([examples[i] for i in rows], tokenizer)))
-
-    def evaluate(self, model: Any) -> Scores:
-        """Score one model; raises `FitnessError` where it has no such labels, or its logits are not finite."""
-        return self._run(model, gradient=False)
-
-    def backward(self, model: Any) -> Scores:
-        """As `evaluate`, with a backward pass of the mean score for each batch."""
-        if self.spec.score != "log_probability":
-            raise FitnessError("fitness.score: accuracy has no gradient; write log_probability")
-        return self._run(model, gradient=True)
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         check_examples(self._examples)

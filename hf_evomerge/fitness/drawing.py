@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from ..errors import FitnessError, one_line
-from .encoding import check_examples, scoring
+from .encoding import scoring
 from .example import Example
+from .prepared import PreparedTask
 from .registry import TaskSpec, register_task
 from .scores import Scores
 
@@ -90,19 +91,11 @@ class ChoiceSpec(TaskSpec):
 
 
 @register_task("choice")
-class ChoiceTask:
+class ChoiceTask(PreparedTask):
     """Draws what a person chooses from. It gives no scores by itself."""
 
     spec_type: ClassVar[type[TaskSpec]] = ChoiceSpec
-
-    def __init__(self, spec: ChoiceSpec) -> None:
-        self.spec = spec
-        self._examples: list[Example] = []
-
-    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        """Keep the examples."""
-        check_examples(examples)
-        self._examples = list(examples)
+    spec: ChoiceSpec
 
     def pictures(self, pipeline: Any) -> list[Any]:
         """A picture for each example."""

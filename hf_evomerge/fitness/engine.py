@@ -26,14 +26,11 @@ class Engine(Protocol):
     """Something that has models write, one after the other."""
 
     def load(self, model: Any, tokenizer: Any, length: int) -> None:
-        """Make ready for models of this one's class and shape, and for so many tokens of a prompt with its response.
+        """Take over a model's weights, and make ready for so many tokens of a prompt with its response.
 
         Raises:
             FitnessError: The engine cannot run such a model.
         """
-
-    def update(self, model: Any) -> None:
-        """Take over a model's weights."""
 
     def respond(
         self, prompts: Sequence[list[int]], config: GenerationConfig, stops: Sequence[str], seen: Mapping[str, torch.Tensor]

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from ..errors import FitnessError
-from .encoding import check_examples, encode_pair
+from .encoding import encode_pair
 from .example import Example
 from .pairs import Pair, Pairs
+from .prepared import GradientTask, PreparedTask
 from .registry import TaskSpec, register_task
 from .scores import Scores
 
@@ -36,34 +37,32 @@ class TextSpec(TaskSpec):
         return f"nats per {'answer' if self.normalize == 'sum' else self.normalize}"
 
 
-class TextTask:
-    """Log-probability of the answers, by teacher forcing; the fitness has a gradient."""
+class TextTask(PreparedTask):
+    """Log-probability of the answers, by teacher forcing."""
+
+    spec: TextSpec
 
     def __init__(self, spec: TextSpec) -> None:
-        self.spec = spec
+        super().__init__(spec)
         self._pairs: Pairs | None = None
         self._owners: list[int] = []  # the example of each pair
         self._units: list[int] = []  # what each example's log-probability is divided by
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Tokenise the examples into length-sorted micro-batches; raises `FitnessError` where one has no tokens."""
-        check_examples(examples)
+        super().prepare(examples, tokenizer)
         pairs = [self._encode(example, tokenizer) for example in examples]
         self._owners = [number for number, own in enumerate(pairs) for _ in own]
         owners = [examples[number] for number in self._owners]
         self._pairs = Pairs([pair for own in pairs for pair in own], owners, self.spec.batch_size, tokenizer)
         self._units = [
-            units(self.spec.normalize, example.answer, sum(len(answer) for _, answer in own))
+            _units(self.spec.normalize, example.answer, sum(len(answer) for _, answer in own))
             for example, own in zip(examples, pairs, strict=True)
         ]
 
     def evaluate(self, model: Any) -> Scores:
         """Score one model; raises `FitnessError` where its logits are not finite."""
         return self._run(model, gradient=False)
-
-    def backward(self, model: Any) -> Scores:
-        """As `evaluate`, with a backward pass of the mean score for each micro-batch."""
-        return self._run(model, gradient=True)
 
     def _encode(self, example: Example, tokenizer: Any) -> list[Pair]:
         """The pairs whose log-probabilities together are the example's."""
@@ -102,7 +101,7 @@ class LikelihoodSpec(TextSpec):
 
 
 @register_task("likelihood")
-class LikelihoodTask(TextTask):
+class LikelihoodTask(TextTask, GradientTask):
     """Log-probability of the right answers.
 
     ``correct`` says whether every answer token is the most probable one after the right tokens before it, which is the same as
@@ -132,6 +131,6 @@ class LikelihoodTask(TextTask):
         return Scores(values, correct=exact)
 
 
-def units(normalize: Normalize, text: str, tokens: int) -> int:
+def _units(normalize: Normalize, text: str, tokens: int) -> int:
     """What a text's log-probability is divided by: 1, its tokens, or its bytes in UTF-8."""
     return {"sum": 1, "token": tokens, "byte": len(text.encode("utf-8", "surrogatepass"))}[normalize]

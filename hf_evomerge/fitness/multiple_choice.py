@@ -7,18 +7,17 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from ..errors import FitnessError
-from .encoding import check_examples, encode_pair
+from .encoding import encode_pair
 from .example import Example
-from .likelihood import Normalize, units
-from .pairs import Pairs
+from .likelihood import TextSpec, TextTask
+from .pairs import Pair
 from .registry import TaskSpec, register_task
 from .scores import Scores
 
 
-class MultipleChoiceSpec(TaskSpec):
+class MultipleChoiceSpec(TextSpec):
     """Score a model by whether it gives the right choice the greatest log-probability.
 
     Attributes:
@@ -32,9 +31,7 @@ class MultipleChoiceSpec(TaskSpec):
 
     task: Literal["multiple_choice"] = "multiple_choice"
     score: Literal["accuracy", "log_probability"] = "accuracy"
-    normalize: Normalize = "sum"
     separator: str = ""
-    batch_size: int = Field(default=16, ge=1)
 
     @property
     def unit(self) -> str:
@@ -43,47 +40,36 @@ class MultipleChoiceSpec(TaskSpec):
 
 
 @register_task("multiple_choice")
-class MultipleChoiceTask:
+class MultipleChoiceTask(TextTask):
     """Which of an example's choices is the most probable after its prompt; of equals the first.
 
     ``correct`` says whether it is the right one, ``outputs`` are the choices that were taken.
     """
 
     spec_type: ClassVar[type[TaskSpec]] = MultipleChoiceSpec
-
-    def __init__(self, spec: MultipleChoiceSpec) -> None:
-        self.spec = spec
-        self._examples: list[Example] = []
-        self._pairs: Pairs | None = None
-        self._units: list[int] = []
+    spec: MultipleChoiceSpec
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Tokenise every choice of every example; raises `FitnessError` where an example has no choices to choose from."""
-        check_examples(examples)
         for example in examples:
             if len(set(example.choices)) < 2 or example.answer not in example.choices:
                 raise FitnessError(
                     f"{example.id}: multiple choice needs two choices or more, the answer {example.answer!r:.80} among them "
                     f"(found {list(example.choices)!r:.120}); name them with 'choices' under data"
                 )
-        asked = [replace(example, answer=choice) for example in examples for choice in example.choices]
-        pairs = [encode_pair(example, self.spec.separator, tokenizer) for example in asked]
-        self._examples = list(examples)
-        self._pairs = Pairs(pairs, asked, self.spec.batch_size, tokenizer)
-        self._units = [
-            units(self.spec.normalize, example.answer, len(answer)) for example, (_, answer) in zip(asked, pairs, strict=True)
-        ]
+        super().prepare([replace(example, answer=choice) for example in examples for choice in example.choices], tokenizer)
+        self._questions = list(examples)
 
-    def evaluate(self, model: Any) -> Scores:
-        """Score one model; raises `FitnessError` where its logits are not finite."""
-        if self._pairs is None:
-            raise FitnessError("no examples to evaluate on")
-        left = iter(np.array(self._pairs.score(model)[0]) / self._units)
-        values, correct, outputs = [], [], []
-        for example in self._examples:
+    def _encode(self, example: Example, tokenizer: Any) -> list[Pair]:
+        return [encode_pair(example, self.spec.separator, tokenizer)]
+
+    def _scores(self, values: list[float], exact: list[bool]) -> Scores:
+        left = iter(values)
+        found, correct, outputs = [], [], []
+        for example in self._questions:
             scores = np.array([next(left) for _ in example.choices])
             right, taken = example.choices.index(example.answer), int(scores.argmax())
             correct.append(taken == right)
             outputs.append(example.choices[taken])
-            values.append(float(scores[right] - np.logaddexp.reduce(scores)))
-        return Scores(correct if self.spec.score == "accuracy" else values, correct=correct, outputs=outputs)
+            found.append(float(scores[right] - np.logaddexp.reduce(scores)))
+        return Scores(correct if self.spec.score == "accuracy" else found, correct=correct, outputs=outputs)

@@ -12,6 +12,7 @@ from .encoding import encode_prompt
 from .example import Example
 from .likelihood import TextSpec, TextTask
 from .pairs import Pair
+from .prepared import GradientTask
 from .registry import TaskSpec, register_task
 
 
@@ -42,7 +43,7 @@ class PerplexitySpec(TextSpec):
 
 
 @register_task("perplexity")
-class PerplexityTask(TextTask):
+class PerplexityTask(TextTask, GradientTask):
     """Mean log-probability of texts: the answers, after their prompts, which ``text_field`` leaves empty.
 
     An empty prompt is the token that begins a text, or the one that ends it where the tokenizer has no other.

@@ -10,6 +10,7 @@ from pydantic import Field
 from ..errors import FitnessError
 from .encoding import check_examples, check_length, device_of, encodes, length_batches, scoring
 from .example import Example
+from .prepared import GradientTask
 from .registry import TaskSpec, register_task
 from .scores import Scores
 
@@ -45,26 +46,25 @@ class RetrievalSpec(TaskSpec):
 
 
 @register_task("retrieval")
-class RetrievalTask:
+class RetrievalTask(GradientTask):
     """Which passage is nearest to each query; ``outputs`` are these passages, ``correct`` whether they are the right ones."""
 
     spec_type: ClassVar[type[TaskSpec]] = RetrievalSpec
+    spec: RetrievalSpec
 
     def __init__(self, spec: RetrievalSpec) -> None:
-        self.spec = spec
-        self._examples: list[Example] = []
+        super().__init__(spec)
         self._texts: list[str] = []
         self._batches: list[tuple[list[int], dict[str, torch.Tensor]]] = []
         self._longest = 0
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Tokenise every text once; raises `FitnessError` where there is one passage for all, or an example has pictures."""
-        check_examples(examples)
+        super().prepare(examples, tokenizer)
         if seeing := [example for example in examples if example.pictures]:
             raise FitnessError(f"{seeing[0].id}: has pictures, which are not retrieved; leave image_field out")
         if len({example.answer for example in examples}) < 2:
             raise FitnessError(f"{examples[0].id}: all examples have one passage; nothing else can be nearer")
-        self._examples = list(examples)
         self._texts = list(dict.fromkeys([example.answer for example in examples] + [example.prompt for example in examples]))
         cut = {"truncation": True, "max_length": self.spec.max_tokens}
         lengths = [len(tokenizer(text, **cut)["input_ids"]) for text in self._texts]
@@ -73,16 +73,6 @@ class RetrievalTask:
             (batch, dict(tokenizer([self._texts[i] for i in batch], padding=True, return_tensors="pt", **cut)))
             for batch in length_batches(lengths, self.spec.batch_size)
         ]
-
-    def evaluate(self, model: Any) -> Scores:
-        """Score one model; raises `FitnessError` where its hidden states are not finite."""
-        return self._run(model, gradient=False)
-
-    def backward(self, model: Any) -> Scores:
-        """As `evaluate`, with a backward pass of the mean score, for which the activations of all texts are kept."""
-        if self.spec.score != "log_probability":
-            raise FitnessError(f"fitness.score: {self.spec.score} has no gradient; write log_probability")
-        return self._run(model, gradient=True)
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         import torch

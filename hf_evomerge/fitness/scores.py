@@ -60,11 +60,7 @@ class Scores:
     @classmethod
     def failed(cls, error: str, seconds: float = 0.0) -> Scores:
         """An evaluation that gave no scores, and one line that says why."""
-        scores = cls.__new__(cls)
-        scores.values, scores.correct, scores.outputs, scores.gradient = np.zeros(0), None, None, None
-        scores.truncated, scores.seconds, scores.error = None, seconds, one_line(error, 1000)
-        scores.others = {}
-        return scores
+        return cls([0.0], seconds=seconds)._with(values=np.zeros(0), error=one_line(error, 1000))
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
@@ -103,29 +99,25 @@ class Scores:
 
     def with_gradient(self, gradient: ArrayLike) -> Scores:
         """The same scores with the gradient of their mean; raises `FitnessError` where it is not finite."""
-        scores = copy(self)
-        scores.gradient = np.array(gradient, dtype=np.float64)
-        scores._check()
-        return scores
+        return self._with(gradient=np.array(gradient, dtype=np.float64))
 
     def with_outputs(self, outputs: Sequence[str] | None, truncated: ArrayLike | None) -> Scores:
         """The same scores with what the model wrote; raises `FitnessError` where there is not one per example."""
-        scores = copy(self)
-        scores.outputs = None if outputs is None else list(outputs)
-        scores.truncated = None if truncated is None else np.array(truncated, dtype=np.bool_)
-        scores._check()
-        return scores
+        cut = None if truncated is None else np.array(truncated, dtype=np.bool_)
+        return self._with(outputs=None if outputs is None else list(outputs), truncated=cut)
 
     def with_others(self, others: Mapping[str, Scores]) -> Scores:
-        """The same scores with those of the search's other objectives, by name; ``others`` is empty where there are none."""
-        scores = copy(self)
-        scores.others = dict(others)
-        return scores
+        """The same scores with the scores of the search's other objectives, by name; none by default."""
+        return self._with(others=dict(others))
 
     def timed(self, seconds: float) -> Scores:
         """The same scores with another wall time."""
+        return self._with(seconds=seconds)
+
+    def _with(self, **columns: Any) -> Scores:
         scores = copy(self)
-        scores.seconds = seconds
+        vars(scores).update(columns)
+        scores._check()
         return scores
 
     @property
@@ -163,11 +155,9 @@ class Scores:
         return f"Scores(mean={self.mean}, examples={self.values.size}, accuracy={self.accuracy}, seconds={self.seconds})"
 
     def _bits(self) -> tuple[object, ...]:
-        correct = None if self.correct is None else self.correct.tobytes()
-        gradient = None if self.gradient is None else self.gradient.tobytes()
-        truncated = None if self.truncated is None else self.truncated.tobytes()
+        columns = (self.values, self.correct, self.truncated, self.gradient)
         others = {name: scores._bits() for name, scores in self.others.items()}
-        return self.values.tobytes(), correct, self.outputs, truncated, gradient, self.error, others
+        return *(None if each is None else each.tobytes() for each in columns), self.outputs, self.error, others
 
 
 def _standard_error(values: NDArray[np.float64]) -> float | None:

@@ -17,17 +17,9 @@ if TYPE_CHECKING:
 class TransformersEngine:
     """`generate` of the model itself, on one batch."""
 
-    def __init__(self) -> None:
-        self._model: Any = None
-        self._tokenizer: Any = None
-
     def load(self, model: Any, tokenizer: Any, length: int) -> None:
         """See `Engine`."""
-        self._tokenizer = tokenizer
-
-    def update(self, model: Any) -> None:
-        """See `Engine`."""
-        self._model = model
+        self._model, self._tokenizer = model, tokenizer
 
     def respond(
         self, prompts: Sequence[list[int]], config: GenerationConfig, stops: Sequence[str], seen: Mapping[str, torch.Tensor]

@@ -46,11 +46,16 @@ class VllmEngine:
 
     def load(self, model: Any, tokenizer: Any, length: int) -> None:
         """See `Engine`. What is there already is used again where it fits."""
-        self._tokenizer = tokenizer
+        self._model, self._tokenizer = model, tokenizer
         settings = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
         kind = (type(model), str(settings), model.dtype, model.device)
-        if kind == self._kind and length <= self._length:
-            return
+        if kind != self._kind or length > self._length:
+            self._start(model, tokenizer, length)
+            self._kind, self._length = kind, length
+        self._sender.send_weights()
+
+    def _start(self, model: Any, tokenizer: Any, length: int) -> None:
+        """Start vLLM with a model of this shape, in the place of the one before."""
         _check(model)
         self._llm = self._sender = None
         self._kind = ()
@@ -96,16 +101,9 @@ class VllmEngine:
             def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
                 return iter(checkpoint_tensors(engine._model).items())
 
-        self._model = model
         self._sender = WeightTransferTrainerFactory.trainer_init(
             init_info=IPCTrainerInitInfo(rank=0, packed=True), client=_Client(self._llm), source=Weights()
         )
-        self._kind, self._length = kind, length
-
-    def update(self, model: Any) -> None:
-        """See `Engine`."""
-        self._model = model
-        self._sender.send_weights()
 
     def respond(
         self, prompts: Sequence[list[int]], config: GenerationConfig, stops: Sequence[str], seen: Mapping[str, torch.Tensor]

@@ -16,6 +16,7 @@ from .encoding import check_examples, check_length, encode_prompt, encode_source
 from .engine import Engine, EngineName, check_engine
 from .example import Example
 from .pictures import placed, seen_inputs
+from .prepared import PreparedTask
 from .registry import TaskSpec
 
 if TYPE_CHECKING:
@@ -62,12 +63,13 @@ class WritingSpec(TaskSpec):
         return stop
 
 
-class WritingTask:
+class WritingTask(PreparedTask):
     """Has a model write a response to every prompt; what each is worth is for the task to say."""
 
+    spec: WritingSpec
+
     def __init__(self, spec: WritingSpec) -> None:
-        self.spec = spec
-        self._examples: list[Example] = []
+        super().__init__(spec)
         self._prompts: list[list[int]] = []
         self._batches: list[list[int]] = []
         self._seen: list[dict[str, torch.Tensor]] = []
@@ -79,13 +81,13 @@ class WritingTask:
         Raises:
             FitnessError: The language cannot be checked, or the engine is not there or reads no pictures.
         """
-        check_examples(examples)
+        super().prepare(examples, tokenizer)
         check_engine(self.spec.engine)
         if self.spec.engine == "vllm" and any(example.pictures for example in examples):
             raise FitnessError("fitness.engine: vllm is given no pictures here; leave engine out")
         if self.spec.language is not None:
             language_probability("", self.spec.language.code)  # now, rather than after the first model has answered
-        self._examples, self._tokenizer = list(examples), tokenizer
+        self._tokenizer = tokenizer
         self._prompts = [encode_prompt(example, tokenizer) for example in examples]
         lengths = [len(prompt) for prompt in self._prompts]
         self._batches = length_batches(lengths, len(lengths) if self.spec.engine == "vllm" else self.spec.batch_size)
@@ -116,7 +118,6 @@ class WritingTask:
         engine = _engine_of(self.spec)
         with scoring(model):
             engine.load(model, self._tokenizer, tokens)
-            engine.update(model)
             for batch, seen in zip(self._batches, self._seen, strict=True):
                 prompts = [everyone[i] for i in batch]
                 written = engine.respond(prompts, config, self.spec.stop, placed(seen, model))

@@ -118,11 +118,8 @@ def _lines(method: MergeMethod) -> Iterator[str]:
 
 def _range(parameter: Parameter) -> str:
     if parameter.kind == "choice":
-        return f" One of {', '.join(parameter.choices)}."
-    low, high = parameter.low, parameter.high
-    if low is None and high is None:
-        return ""
-    return f" From {low:g}." if high is None else f" Up to {high:g}." if low is None else f" From {low:g} to {high:g}."
+        return f" One of {parameter.values}."
+    return "" if parameter.kind == "flag" or parameter.values == "any number" else f" {parameter.values.capitalize()}."
 
 
 def _merge(method: MergeMethod, given: Mapping[str, Any]) -> Tensor:

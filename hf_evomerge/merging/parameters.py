@@ -44,6 +44,15 @@ class Parameter:
     smooth: bool = False
     argument: str = ""
 
+    @property
+    def values(self) -> str:
+        """What it may be, in words: ``true, false``, the choices, ``any number``, or a range such as ``from 0 to 1``."""
+        if self.kind != "number":
+            return ", ".join(self.choices or ("true", "false"))
+        if self.low is None:
+            return "any number" if self.high is None else f"at most {self.high:g}"
+        return f"at least {self.low:g}" if self.high is None else f"from {self.low:g} to {self.high:g}"
+
     def with_default(self, default: Value) -> Parameter:
         """The same parameter with another default."""
         return replace(self, default=default)
@@ -88,7 +97,5 @@ class Parameter:
             return
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise RecipeError(f"{where}: {value!r} is not a finite number")
-        low, high = self.low, self.high
-        if (low is not None and value < low) or (high is not None and value > high):
-            limits = f"from {low:g} to {high:g}" if None not in (low, high) else f"at least {low:g}" if high is None else ""
-            raise RecipeError(f"{where}: {value!r} is out of range; give a number {limits or f'of at most {high:g}'}")
+        if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
+            raise RecipeError(f"{where}: {value!r} is out of range; give a number {self.values}")

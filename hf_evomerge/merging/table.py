@@ -31,17 +31,7 @@ def _row(parameter: Parameter) -> str:
     if parameter.grouped:
         per += " and layer group"
     default = str(parameter.default).lower() if isinstance(parameter.default, bool) else f"{parameter.default}"
-    return f"| | `{parameter.name}` | {per} | {default} | {_values(parameter)} | {parameter.help} |"
-
-
-def _values(parameter: Parameter) -> str:
-    if parameter.kind == "flag":
-        return "true, false"
-    if parameter.kind == "choice":
-        return ", ".join(parameter.choices)
-    low, high = parameter.low, parameter.high
-    if low is None and high is None:
-        limits = "any number"
-    else:
-        limits = f"{'' if low is None else f'{low:g}'} to {'' if high is None else f'{high:g}'}".strip()
-    return limits if parameter.search is None else f"{limits}; searched {parameter.search[0]:g} to {parameter.search[1]:g}"
+    values = parameter.values
+    if parameter.search is not None:
+        values += f"; searched {parameter.search[0]:g} to {parameter.search[1]:g}"
+    return f"| | `{parameter.name}` | {per} | {default} | {values} | {parameter.help} |"

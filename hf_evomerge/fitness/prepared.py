@@ -1,0 +1,46 @@
+"""Shells of tasks: what a task keeps of its section and its examples, and how one with a gradient is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import FitnessError
+from .encoding import check_examples
+from .example import Example
+from .scores import Scores
+
+
+class PreparedTask:
+    """Keeps the section and the examples.
+
+    Args:
+        spec: The section of the task.
+    """
+
+    def __init__(self, spec: Any) -> None:
+        self.spec = spec
+        self._examples: list[Example] = []
+
+    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Keep the examples; raises `FitnessError` where there are none."""
+        check_examples(examples)
+        self._examples = list(examples)
+
+
+class GradientTask(PreparedTask):
+    """Scores a model in one run, with a backward pass or without."""
+
+    def evaluate(self, model: Any) -> Scores:
+        """Score one model; raises `FitnessError` where what it gives is not finite or does not fit the task."""
+        return self._run(model, gradient=False)
+
+    def backward(self, model: Any) -> Scores:
+        """As `evaluate`, with a backward pass of the mean score; the gradients of micro-batches add up."""
+        score = getattr(self.spec, "score", "log_probability")
+        if score != "log_probability":
+            raise FitnessError(f"fitness.score: {score} has no gradient; write log_probability")
+        return self._run(model, gradient=True)
+
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
+        raise NotImplementedError
