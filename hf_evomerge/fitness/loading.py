@@ -110,10 +110,9 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
 def _pictures(record: Record, spec: DataSpec, where: str) -> tuple[Picture, ...]:
     if spec.image_field is None:
         return ()
-    if spec.image_field not in record:
-        raise FitnessError(f"{where}: no field {spec.image_field!r}; its fields are {', '.join(map(str, record)) or 'none'}")
+    given = _field(record, spec.image_field, where)
     folder = Path(spec.jsonl).absolute().parent if spec.jsonl is not None else None
-    return read_pictures(record[spec.image_field], f"{where} (field {spec.image_field!r})", folder)
+    return read_pictures(given, f"{where} (field {spec.image_field!r})", folder)
 
 
 def _filled(template: str, record: Record, where: str) -> str:
@@ -156,11 +155,15 @@ def _listed(record: Record, field: str, part: str) -> Sequence[Any] | None:
     return value if isinstance(value, Sequence) and not isinstance(value, str) else None
 
 
-def _text(record: Record, field: str, where: str) -> str:
-    """A field as text. Whole numbers that the file holds as floats are written without ``.0``."""
+def _field(record: Record, field: str, where: str) -> Any:
     if field not in record:
         raise FitnessError(f"{where}: no field {field!r}; its fields are {', '.join(map(str, record)) or 'none'}")
-    value = record[field]
+    return record[field]
+
+
+def _text(record: Record, field: str, where: str) -> str:
+    """A field as text. Whole numbers that the file holds as floats are written without ``.0``."""
+    value = _field(record, field, where)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int | float) or isinstance(value, bool):

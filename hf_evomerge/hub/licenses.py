@@ -24,18 +24,10 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 # Identifiers are those of https://huggingface.co/docs/hub/repositories-licenses
-PERMISSIVE: tuple[str, ...] = (
-    "apache-2.0",
-    "mit",
-    "bsd",
-    "bsd-2-clause",
-    "bsd-3-clause",
-    "bsd-3-clause-clear",
-    "isc",
-    "ncsa",
-    "zlib",
+PERMISSIVE = (
+    *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear"),
+    *("isc", "ncsa", "zlib", "unlicense", "cc0-1.0", "postgresql"),
 )
-PERMISSIVE += ("unlicense", "cc0-1.0", "postgresql")
 _SHARE_ALIKE = ("cc-by-sa", "cc-by-nc-sa", "gpl", "agpl", "lgpl", "odbl", "osl", "eupl", "mpl", "epl", "cdla-sharing")
 UNKNOWN = "unknown"
 OTHER = "other"

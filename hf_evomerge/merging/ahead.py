@@ -13,7 +13,7 @@ Read = TypeVar("Read")
 
 
 def ahead(items: Iterable[Item], read: Callable[[Item], Read], count: int) -> Iterator[Read]:
-    """What `read` makes of each item, in their order.
+    """Yields what `read` makes of each item, in the order of the items.
 
     Args:
         items: What is read.

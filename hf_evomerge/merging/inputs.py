@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .rows import Lines, RankDrop, Ranks, column_sums, row_spans, row_sums
+from .rows import Lines, RankDrop, Ranks, row_spans
 from .statistics import LEVELS, SUM_BLOCK, Cut, Drop, Magnitudes, RandomField, add_up, inner_product, sum_magnitudes
 
 if TYPE_CHECKING:
@@ -160,11 +160,12 @@ class TensorInputs:
         key = (left, right, columns)
         if key not in self._line_products:
             width = self.column_width if columns else self.width
-            pairs = (
-                (self.tensor(left, start, stop).numpy(force=True), self.tensor(right, start, stop).numpy(force=True))
-                for start, stop in row_spans(self.numel, width)
+            products = (
+                np.multiply(*(self.tensor(index, *span).numpy(force=True) for index in (left, right)), dtype=np.float64)
+                for span in row_spans(self.numel, width)
             )
-            self._line_products[key] = column_sums(pairs, width) if columns else row_sums(pairs, width)
+            sums = (block.reshape(-1, width).sum(axis=0 if columns else 1) for block in products)
+            self._line_products[key] = reduce(np.add, sums, np.zeros(width)) if columns else np.concatenate(list(sums))
         return self._line_products[key]
 
     def lines(self, values: NDArray[np.float64], columns: bool = False) -> Lines:

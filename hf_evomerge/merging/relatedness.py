@@ -58,7 +58,8 @@ class Relatedness:
             return found
         if self.task_vectors and self.base > 0:
             shares = lengths / math.sqrt(self.base)
-            found.notes.append("task vectors, in lengths of the base: " + self._list(f"{share:.3f}" for share in shares))
+            listed = ", ".join(f"{name} {share:.3f}" for name, share in zip(self.names, shares, strict=True))
+            found.notes.append(f"task vectors, in lengths of the base: {listed}")
             if (largest := float(shares.max())) >= FAR:
                 found.warnings.append(
                     f"a task vector is as long as {largest:.2f} of the base: the sources and the base {UNRELATED}"
@@ -74,9 +75,6 @@ class Relatedness:
                     f"nearly 1, so they {UNRELATED}"
                 )
         return found
-
-    def _list(self, numbers: object) -> str:
-        return ", ".join(f"{name} {number}" for name, number in zip(self.names, numbers, strict=True))  # type: ignore[call-overload]
 
     def _cosines(self, lengths: np.ndarray) -> dict[tuple[str, str], float]:
         return {

@@ -1,4 +1,4 @@
-"""Statistics of the rows of a tensor: inner products per row or column, and the ranks of magnitudes within a row.
+"""Rows of a tensor: where they lie, one number for each of them, and the ranks of magnitudes within a row.
 
 A row is a vector along the last dimension: in a linear layer's weight, what one output unit reads. Like those of whole
 tensors they depend on the tensor alone, and sums are float64 in a fixed order.
@@ -6,7 +6,7 @@ tensors they depend on the tensor alone, and sums are float64 in a fixed order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,31 +18,12 @@ from .statistics import LEVELS, SUM_BLOCK, RandomField
 if TYPE_CHECKING:
     from torch import Tensor
 
-Pairs = Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]]
-
 
 def row_spans(numel: int, width: int) -> Iterator[tuple[int, int]]:
     """Start and end of runs of whole rows, of about `SUM_BLOCK` elements."""
     step = max(1, SUM_BLOCK // width) * width
     for start in range(0, numel, step):
         yield start, min(start + step, numel)
-
-
-def row_sums(pairs: Pairs, width: int) -> NDArray[np.float64]:
-    """The inner product of each row of the left with the same row of the right."""
-    return np.concatenate([_products(left, right, width).sum(axis=1) for left, right in pairs])
-
-
-def column_sums(pairs: Pairs, width: int) -> NDArray[np.float64]:
-    """The inner product of each column of the left with the same column of the right."""
-    total = np.zeros(width)
-    for left, right in pairs:
-        total += _products(left, right, width).sum(axis=0)
-    return total
-
-
-def _products(left: NDArray[np.float32], right: NDArray[np.float32], width: int) -> NDArray[np.float64]:
-    return np.multiply(left, right, dtype=np.float64).reshape(-1, width)
 
 
 @dataclass(slots=True)

@@ -191,16 +191,12 @@ class RandomField:
     """
 
     def __init__(self, seed: int, source: int, name: str, numel: int, keep: bool = False) -> None:
-        self._seed = f"{seed}\0{source}\0{name}"
+        self._key = int.from_bytes(hashlib.sha256(f"{seed}\0{source}\0{name}".encode()).digest()[:16], "little")
         self._generator: np.random.Philox | None = None
         self._counter = -1  # of the generator; -1: it stands between two counts
         self.numel = numel
         self.keep = keep
         self._kept: Tensor | None = None
-
-    @cached_property
-    def _key(self) -> int:
-        return int.from_bytes(hashlib.sha256(self._seed.encode()).digest()[:16], "little")
 
     def numbers(self, start: int, stop: int) -> NDArray[np.uint16]:
         """The numbers of the elements from `start` to `stop`."""

@@ -1,39 +1,7 @@
-"""The merge methods, one family a file. Importing this package registers them: one name here per file. No torch."""
+"""The merge methods, one family a file. Importing this package imports every file of it, which registers them. No torch."""
 
-from . import (
-    arcee_fusion,
-    breadcrumbs,
-    dare,
-    della,
-    karcher,
-    linear,
-    model_stock,
-    multislerp,
-    nearswap,
-    nuslerp,
-    passthrough,
-    ram,
-    sce,
-    slerp,
-    task_arithmetic,
-    ties,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "arcee_fusion",
-    "breadcrumbs",
-    "dare",
-    "della",
-    "karcher",
-    "linear",
-    "model_stock",
-    "multislerp",
-    "nearswap",
-    "nuslerp",
-    "passthrough",
-    "ram",
-    "sce",
-    "slerp",
-    "task_arithmetic",
-    "ties",
-]
+for _file in iter_modules(__path__):  # sorted by name
+    import_module(f"{__name__}.{_file.name}")
