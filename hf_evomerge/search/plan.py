@@ -225,8 +225,10 @@ class _StageCost:
         kinds = {"ps": method, "dfs": scales, "joint": f"{method} and {scales}"}
         what.insert(0, kinds[self.stage.space])
         if second.flow is not None:
-            everything = self.space.decode(np.where(np.isfinite(self.start.upper), self.start.upper, 1.0)).flow
-            longest = self.config.dfs.max_hops if self.sweep or everything is None else len(everything.to_path())
+            longest = self.config.dfs.max_hops
+            if self.config.dfs.repeat is None and not self.sweep:  # a path with everything on it
+                everything = self.space.decode(np.where(np.isfinite(self.start.upper), self.start.upper, 1.0)).flow
+                longest = longest if everything is None else len(everything.to_path())
             what.append(f"paths of {len(second.flow.to_path())} to {longest} hops")
         used = [size for size, rounds in zip(self.sizes, self.rounds(budget), strict=True) if rounds > 0] or [self.sizes[0]]
         sizes = f"{used[0]} to {used[-1]}" if len(used) > 1 else f"{used[0]}"

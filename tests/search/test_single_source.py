@@ -36,9 +36,10 @@ def _settings(tiny: Path, **dfs: Any) -> dict[str, Any]:
     ids=["sweep", "sweep-gradient", "cma", "repeat", "dfs"],
 )
 def test_one_model(dfs: dict[str, Any], hops: set[int], tiny: Path, search_config: Config, tmp_path: Path) -> None:
-    """Each search ends with a path of the hops that it may have, built from one source, that folds into a plain model."""
+    """Each search is planned, and ends with a path of the hops that it may have, built from one source, that folds."""
     baselines = ["average", *(["random"] if "repeat" in dfs else [])]
     config = search_config("dfs", **_settings(tiny, **dfs), baselines=baselines)
+    assert [phase.name for phase in plan_search(config).phases][-1] == "test"
     result = run_search(config, tmp_path / "out", build=dfs.get("prune") == 1)
     assert result.winner.flow is not None
     assert len(result.winner.flow.path) in hops
