@@ -95,7 +95,7 @@ def test_models_spread_over_devices(search_config: Config) -> None:
     found = [spread.evaluate(target, slopes=slope) for target, slope in jobs]
     assert found == [whole.evaluate(target, slopes=slope) for target, slope in jobs]
     assert [scores.error for scores in found] == [None] * 4
-    model = spread.model(path)
+    model = spread.models.model(path)
     assert all(any(isinstance(hook, _Follow) for hook in layer._forward_pre_hooks.values()) for layer in model.layers)
     shares = device_shares(two, spread)
     assert sum(shares) == pytest.approx(1)

@@ -197,9 +197,9 @@ def test_splits_have_their_own_scores(search_config: Config) -> None:
     assert [evaluator.evaluate(parent, split).values.size for split in evaluator.tasks.splits] == [5, 4, 6]
     data = {"search": evaluator.config.data["search"].model_dump(exclude_defaults=True)}
     lonely = Evaluator(search_config(data=data))
-    assert lonely.splits == ["search"]
+    assert lonely.tasks.splits == ["search"]
     with pytest.raises(FitnessError, match=r"data\.validation: not given"):
-        lonely.examples("validation")
+        lonely.tasks.examples("validation")
 
 
 def test_a_parent_is_scored_as_it_is(tiny: Path, search_config: Config) -> None:
@@ -406,7 +406,7 @@ def test_attention_is_computed_as_the_file_says(search_config: Callable[..., Sea
     evaluator = Evaluator(config)
     for target in (config.sources[0], config.recipe(merge=config.merge_part())):
         assert evaluator.models.model(target).config._attn_implementation == "eager"
-    assert Evaluator(search_config()).model(config.sources[0]).config._attn_implementation == "sdpa"
+    assert Evaluator(search_config()).models.model(config.sources[0]).config._attn_implementation == "sdpa"
     with pytest.raises(SearchError, match="attn_implementation"):
         search_config(attn_implementation="kernels-community/flash-attn")
 

@@ -11,7 +11,7 @@ from searches import Config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.errors import EvoMergeError, FitnessError, RecipeError, SearchError, SourceError
-from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.evaluation.model_pool import ModelPool
 from hf_evomerge.search.run import resume_search, run_search
 
 
@@ -103,7 +103,7 @@ def test_data_that_cannot_serve_is_refused_before_a_model_is_loaded(
     tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers that are no numbers, and retained examples that the search looks at, are refused by file and line."""
-    monkeypatch.setattr(Evaluator, "model", None)
+    monkeypatch.setattr(ModelPool, "model", None)
     with pytest.raises(FitnessError, match=r"search\.jsonl:1: the answer .* is not a number"):
         run_search(search_config(fitness={"task": "generation"}), tmp_path / "a")
     same = search_config(retain={"old": {"jsonl": str(tiny / "validation.jsonl")}})
