@@ -18,7 +18,8 @@ from statistics import fmean
 from specialists.train import train_family
 
 from hf_evomerge.demo.quickstart import run_demo
-from hf_evomerge.search.results.table import Row, plus_minus
+from hf_evomerge.fitness.scores import plus_minus
+from hf_evomerge.search.results.table import Row
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "mergekit": {"merging", "recipes", "errors"},
     "fitness": {"checkpoints", "recipes", "errors"},
     "pictures": {"recipes", "errors"},
+    "record": {"pictures", "fitness", "recipes", "errors"},
     "local_hub": {"errors"},
 }
 UPPER = ["search", "hub", "cli", "demo"]  # each is kept out of everything in ALLOWED

@@ -160,6 +160,18 @@ class Scores:
         return *(None if each is None else each.tobytes() for each in columns), self.outputs, self.error, others
 
 
+def plus_minus(value: float | None, error: float | None) -> str:
+    """A number with its standard error, where it has one; empty where there is no number.
+
+    Example:
+        >>> plus_minus(0.75, 0.02), plus_minus(0.75, None), plus_minus(None, None)
+        ('0.750 ± 0.020', '0.750', '')
+    """
+    if value is None:
+        return ""
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
 def _standard_error(values: NDArray[np.float64]) -> float | None:
     """Standard error of the mean of independent values, by the sample's own spread."""
     return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else None

@@ -20,14 +20,14 @@ from ..checkpoints.pipeline import INDEX
 from ..errors import HubError, one_line
 from ..fitness.comparison import share_interval
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
+from ..record import STUDY_JSON, Data, Record, Results, Row
 from ..search.file.stages import STAGES
-from ..search.results.table import LEADS, lead_text, plus_minus
 from ..search.results.verdict import RULE, explains_rule
 from .bundled import bundled
 from .client import ask
 from .licenses import LicenseDecision
 from .names import is_on_hub, listing, parents_of, parts_of
-from .record import IMAGES_FOLDER, STUDY_JSON
+from .record import IMAGES_FOLDER
 from .results import card_results
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 TEMPLATE = "model.md.jinja"
 TAGS = ["merge", "mergekit", "evomerge"]  # what people look for merges by, here as on the Spaces
 _SPLITS = {"test": "held-out test problems", "validation": "validation problems", "search": "problems of the search itself"}
+_LEADS = ("lead", "fitness_lead")
+_OF_FACTS = ("kind", "architecture", "sees", "draws", "images", "study", "verified", "space")
 _UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
 
@@ -46,7 +48,7 @@ class CardFacts:
     Attributes:
         config: Its ``config.json``; of a diffusion pipeline its ``model_index.json``.
         recipe: Its recipe, with the sources named as they are published.
-        study: Its ``study.json``; None where it comes from a recipe that nobody searched for.
+        study: The record of its search; None where it comes from a recipe that nobody searched for.
         images: The pictures beside it.
         verified: Whether it was built again, and came out the same.
         space: The Space that shows it, where one is made with it or is there already.
@@ -54,7 +56,7 @@ class CardFacts:
 
     config: dict[str, Any]
     recipe: Recipe
-    study: dict[str, Any] | None = None
+    study: Record | None = None
     images: tuple[str, ...] = ()
     verified: bool = False
     space: str | None = None
@@ -69,9 +71,14 @@ class CardFacts:
         return cls(
             read_json(folder / (INDEX if (folder / INDEX).is_file() else "config.json")),
             Recipe.load(folder / RECIPE_FILE),
-            read_json(study) if study.is_file() else None,
+            Record.load(study) if study.is_file() else None,
             tuple(sorted(file.name for file in (folder / IMAGES_FOLDER).glob("*.png"))),
         )
+
+    @property
+    def record(self) -> Record:
+        """The record of its search, or an empty one."""
+        return self.study or Record()
 
     @property
     def kind(self) -> str:
@@ -162,7 +169,8 @@ def card_metadata(facts: CardFacts, repo_id: str, license: LicenseDecision, lang
     """The part of the card that the Hub reads. Figures are given only where they were measured on a test split."""
     from huggingface_hub import ModelCardData
 
-    evaluations = card_results(facts.study)
+    record = facts.record
+    evaluations = card_results(record)
     parents = list(dict.fromkeys(ref.model for ref in parents_of(facts.recipe) if is_on_hub(ref)))
     return ModelCardData(
         base_model=parents or None,
@@ -170,7 +178,7 @@ def card_metadata(facts: CardFacts, repo_id: str, license: LicenseDecision, lang
         library_name="diffusers" if facts.draws else "transformers",
         pipeline_tag=facts.task,
         tags=TAGS,
-        datasets=_datasets(facts.study) or None,
+        datasets=_datasets(record) or None,
         license=license.license,
         **_license_terms(repo_id, license),
         language=list(languages) or None,
@@ -221,42 +229,37 @@ def markdown_text(value: object) -> str:
 
 
 def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[str, Any]:
-    recipe, study = facts.recipe, facts.study
+    recipe, record = facts.recipe, facts.record
+    data = record.data
     text = recipe.to_yaml().rstrip()
     version = (recipe.built.versions if recipe.built else {}).get("hf-evomerge", "")
     return {
         "name": repo_id.rsplit("/", 1)[-1],
         "repo_id": repo_id,
         "short_name": repo_id.rsplit("/", 1)[-1],
-        "kind": facts.kind,
-        "architecture": facts.architecture,
-        "sees": facts.sees,
-        "draws": facts.draws,
+        **{name: getattr(facts, name) for name in _OF_FACTS},
         "by_prompt": facts.draws and facts.by_prompt,
         "component": recipe.sources[0].component,
-        "images": facts.images,
         "license": license,
         "recipe_yaml": text,
         "fence": "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))]),
         "version": version,
         "tensors": markdown_text(recipe.built.tensors) if recipe.built and recipe.built.tensors else "",
-        "study": None if study is None else {**study, "stages": [_stage(stage, study) for stage in study["stages"]]},
-        "by": {space: _how(study, space) for space in ("ps", "dfs")},
-        "joint": bool((study or {}).get("settings", {}).get("joint")),
+        "stages": [{**dict(stage), "duration": _duration(stage.seconds)} for stage in record.stages],
+        "by": {space: _how(record, space) for space in ("ps", "dfs")},
+        "joint": any(stage.stage == "joint" for stage in record.stages),
         "stage_names": {stage: name.capitalize() for stage, name in STAGES.items()},
-        "splits_text": ", ".join(f"{count} {split}" for split, count in (study or {}).get("splits", {}).items()),
-        "about": (study or {}).get("settings", {}).get("about"),
-        "shown": _shown_example(study),
-        "example": _example(study),
-        "prompt_form": json.dumps(form, ensure_ascii=False) if (form := _data(study).get("template")) else "",
+        "splits_text": ", ".join(f"{count} {split}" for split, count in record.splits.items()),
+        "about": record.settings.about,
+        "shown": next((example for right in (True, False) for example in record.examples if example.right is right), None),
+        "example": _example(record, data),
+        "prompt_form": json.dumps(data.template, ensure_ascii=False) if data.template else "",
         **_source_values(facts),
         **_path_values(facts),
-        **_result_values(study),
+        **_result_values(record),
         **({"fitness_text": "the score of the search's own function of pictures"} if facts.draws else {}),
-        "verified": facts.verified,
-        "space": facts.space,
         "shape": _shape(facts),
-        "chat": bool(_data(study).get("chat")),
+        "chat": data.chat,
         **_reproduction(recipe),
     }
 
@@ -264,7 +267,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
 def _source_values(facts: CardFacts) -> dict[str, Any]:
     layers = {i: source.get("layers") for i, source in enumerate(facts.config.get("sources") or [])}
     sources = [{**_shown(ref), "layers": layers.get(i)} for i, ref in enumerate(facts.recipe.sources)]
-    names, called = [source["shown"] for source in sources], (facts.study or {}).get("names", {})
+    names, called = [source["shown"] for source in sources], facts.record.names
     for i, name in enumerate(names):
         if names.count(name) > 1 and f"source:{i}" in called:  # folders of one name, which the results tell apart
             sources[i]["shown"] = f"{name} ({markdown_text(called[f'source:{i}'])})"
@@ -323,64 +326,62 @@ def _path_values(facts: CardFacts) -> dict[str, Any]:
     }
 
 
-def _result_values(study: dict[str, Any] | None) -> dict[str, Any]:
-    results = (study or {}).get("results") or {"rows": [], "split": "test", "examples": 0}
-    rows = results["rows"]
-    task, unit = (study or {}).get("settings", {}).get("fitness", {}).get("task"), (study or {}).get("unit")
-    kept = [(name, each) for row in rows for name, each in row.get("retained", {}).items()]
-    cut_there = dict.fromkeys(f"on {name}, cut" for name, each in kept if each.get("truncated"))
-    measured = {key: next((row[key]["measure"] for row in rows if row.get(key)), None) for key in LEADS}
+def _result_values(record: Record) -> dict[str, Any]:
+    results = record.results or Results()
+    rows, unit, task = results.rows, record.unit, record.settings.fitness.task
+    kept = [(name, figures) for row in rows for name, figures in row.retained.items()]
+    retained = [f"on {name}" for name, _ in kept] + [f"on {name}, cut" for name, figures in kept if figures.truncated]
+    leads = {name: next((lead.measure for row in rows if (lead := getattr(row, name))), None) for name in _LEADS}
     return {
         "results": results,
-        "split_text": _SPLITS.get(results["split"], "problems"),
+        "split_text": _SPLITS.get(results.split, "problems"),
         "rows": [_row(row) for row in rows],
-        "verdict": [markdown_text(sentence) for sentence in results.get("verdict", [])],
+        "verdict": [markdown_text(sentence) for sentence in results.verdict],
         "headline": _headline(results),
-        "retained": [*dict.fromkeys(f"on {name}" for row in rows for name in row.get("retained", {})), *cut_there],
-        "has_cut": any(row.get("truncated") for row in rows),
-        "leads": {key: f"{of}, {unit}" if unit and of == "fitness" else of for key, of in measured.items() if of},
-        "rule": RULE[0].upper() + RULE[1:] if explains_rule(results.get("verdict", [])) else "",
-        "has_accuracy": any(row.get("accuracy") is not None for row in rows),
-        "random_text": _random_text(rows, (study or {}).get("space")),
-        "fitness_text": _FITNESS.get(str(task), "the score of the search's own task"),
-        "right_text": _RIGHT.get(str(task), ""),
-        "unit": unit or "",
-        "nats_text": "One nat more is 2.7 times the probability." if str(unit).startswith("nats") else "",
+        "retained": list(dict.fromkeys(retained)),
+        "has_cut": any(row.truncated for row in rows),
+        "leads": {name: f"{of}, {unit}" if unit and of == "fitness" else of for name, of in leads.items() if of},
+        "rule": RULE[0].upper() + RULE[1:] if explains_rule(results.verdict) else "",
+        "has_accuracy": any(row.accuracy is not None for row in rows),
+        "random_text": _random_text(rows, record.space),
+        "fitness_text": _FITNESS.get(task, "the score of the search's own task"),
+        "right_text": _RIGHT.get(task, ""),
+        "unit": unit,
+        "nats_text": "One nat more is 2.7 times the probability." if unit.startswith("nats") else "",
     }
 
 
-def _headline(results: dict[str, Any]) -> str:
+def _headline(results: Results) -> str:
     """The result in one line: the winner's own figure, and the first comparison, each with its interval."""
-    winner = next((row for row in results["rows"] if row["winner"]), None)
-    words, count = [], results["examples"]
-    if winner is not None and (accuracy := winner.get("accuracy")) is not None and count:
-        low, high = share_interval(round(accuracy * count), count)
-        split = _SPLITS.get(results["split"], "problems")
-        words.append(f"**{accuracy:.1%}** ({low:.1%} to {high:.1%}) of {count} {split} right.")
-    for found in results.get("verdict", [])[:1]:
-        sentence = found.partition("; in ")[0]  # another measure that says the same is left to the list of results
+    winner, count = results.winner, results.examples
+    words = []
+    if winner is not None and winner.accuracy is not None and count:
+        low, high = share_interval(round(winner.accuracy * count), count)
+        split = _SPLITS.get(results.split, "problems")
+        words.append(f"**{winner.accuracy:.1%}** ({low:.1%} to {high:.1%}) of {count} {split} right.")
+    for first in results.verdict[:1]:
+        sentence = first.partition("; in ")[0]  # another measure that says the same is left to the list of results
         compared = " to " in sentence
-        name = "" if winner is None else winner["model"][:1].upper() + winner["model"][1:] + " is "
+        name = "" if winner is None else winner.model[:1].upper() + winner.model[1:] + " is "
         said = "It is " + sentence.removeprefix(name) if name and sentence.startswith(name) else sentence
-        words.append(f"{markdown_text(said if winner is None else said.replace(winner['model'], 'this model'))}.")
+        words.append(f"{markdown_text(said if winner is None else said.replace(winner.model, 'this model'))}.")
     if len(words) == 2 and compared:
         words.append("In brackets: intervals of 95 %; the comparison is paired, problem by problem.")
     return " ".join(words)
 
 
-def _datasets(study: dict[str, Any] | None) -> list[str]:
+def _datasets(record: Record) -> list[str]:
     """The data sets of the Hub that a search looked at; a folder has no owner in its name."""
-    data = (study or {}).get("settings", {}).get("data", {}).values()
-    return list(dict.fromkeys(name for spec in data if "/" in (name := str(spec.get("dataset") or ""))))
+    return list(dict.fromkeys(name for data in record.settings.data.values() if (name := data.dataset) and "/" in name))
 
 
-def _random_text(rows: Sequence[dict[str, Any]], space: str | None) -> str:
+def _random_text(rows: Sequence[Row], space: str) -> str:
     """What the winner was compared with. A random search after a hybrid one has the space of its first stage only."""
-    drawn = next((row["evaluations"] for row in rows if row["stage"] == "random"), None)
+    drawn = next((row.evaluations for row in rows if row.stage == "random"), None)
     if drawn is None:
         return "No random search of the same budget was run for comparison."
-    evolved = max((row["evaluations"] or 0 for row in rows if row["stage"] != "random"), default=0)
-    in_turn = space == "hybrid" and not any(row["stage"] == "joint" for row in rows)
+    evolved = max((row.evaluations for row in rows if row.stage != "random"), default=0)
+    in_turn = space == "hybrid" and not any(row.stage == "joint" for row in rows)
     where = "the same parameter space" if in_turn else "the same space"
     return f"The random search drew {'as many' if drawn == evolved else drawn} candidates from {where}."
 
@@ -395,78 +396,46 @@ _RIGHT = {
 }
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    def figure(key: str) -> str:
-        return plus_minus(row.get(key), row.get(f"{key}_se"))
-
+def _row(row: Row) -> dict[str, str]:
+    """The cells of a row, by the names of their columns; bold where it is the published model."""
     cells = {
-        "accuracy": figure("accuracy"),
-        "fitness": figure("fitness") or "failed",
-        "evaluations": row["evaluations"] or "",
-        **{key: lead_text(row.get(key)) for key in LEADS},
-        **{f"on {name}": _kept(figures) for name, figures in row.get("retained", {}).items()},
-        **{f"on {name}, cut": f"{each.get('truncated') or 0:.1%}" for name, each in row.get("retained", {}).items()},
-        "cut": "" if row.get("truncated") is None else f"{row['truncated']:.1%}",
+        "model": markdown_text(row.model) + (" (this model)" if row.winner else ""),
+        "accuracy": row.accuracy_text,
+        "fitness": row.fitness_text,
+        "evaluations": str(row.evaluations or ""),
+        **{name: str(getattr(row, name) or "") for name in _LEADS},
+        **{f"on {name}": figures.best_text for name, figures in row.retained.items()},
+        **{f"on {name}, cut": f"{figures.truncated or 0:.1%}" for name, figures in row.retained.items()},
+        "cut": "" if row.truncated is None else f"{row.truncated:.1%}",
     }
-    bold = "**" if row["winner"] else ""
-    model = markdown_text(row["model"]) + (" (this model)" if row["winner"] else "")
-    return {"model": f"{bold}{model}{bold}", **{k: f"{bold}{v}{bold}" if v != "" else "" for k, v in cells.items()}}
+    bold = "**" if row.winner else ""
+    return {name: f"{bold}{cell}{bold}" if cell else "" for name, cell in cells.items()}
 
 
-def _kept(figures: dict[str, Any]) -> str:
-    """What a model scored on retained data: accuracy, or fitness where there is none."""
-    measure = "fitness" if figures.get("accuracy") is None else "accuracy"
-    return plus_minus(figures.get(measure), figures.get(f"{measure}_se")) or "failed"
-
-
-def _algorithm(study: dict[str, Any] | None, stage: str) -> str:
-    """The algorithm of a stage's optimizer."""
-    space, _, first = stage.partition("-")
-    settings = (study or {}).get("settings", {})
-    part = settings.get("ps" if space == "joint" else space, {})
-    optimizer = part.get("first" if first else "optimizer") or {}
-    return str(optimizer.get("algorithm", "gradient" if first else "cma"))
-
-
-def _how(study: dict[str, Any] | None, space: str) -> str:
+def _how(record: Record, space: str) -> str:
     """What chose the numbers of a space, in words."""
-    algorithm = _algorithm(study, space)
+    algorithm = next((stage.algorithm for stage in record.stages if stage.stage in (space, "joint")), "")
     if algorithm == "sweep":
         return "a search that tries every candidate in turn"
     if algorithm != "gradient":
         return "an evolutionary search"
-    sizes = (study or {}).get("splits", {})
-    examples = f"{sizes['search']} examples" if "search" in sizes else "the search examples"
+    examples = f"{record.splits['search']} examples" if "search" in record.splits else "the search examples"
     return f"a search by gradient descent on {examples}"
 
 
-def _stage(stage: dict[str, Any], study: dict[str, Any]) -> dict[str, Any]:
-    seconds = float(stage["seconds"])
-    minutes = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-    minutes = minutes if seconds < 7200 else f"{seconds / 3600:.0f} hours"
-    return {**stage, "minutes": minutes, "by_gradient": _algorithm(study, stage["stage"]) == "gradient"}
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
 
 
-def _data(study: dict[str, Any] | None) -> dict[str, Any]:
-    """The data that examples are taken from."""
-    data = (study or {}).get("settings", {}).get("data", {})
-    return next((data[split] for split in ("test", "validation", "search") if split in data), {})
-
-
-def _shown_example(study: dict[str, Any] | None) -> dict[str, Any] | None:
-    """One of the published problems: one that the model solves, where it solves any."""
-    judged = [example for example in (study or {}).get("examples") or [] if isinstance(example.get("right"), bool)]
-    return next((example for example in judged if example["right"]), judged[0] if judged else None)
-
-
-def _example(study: dict[str, Any] | None) -> str | None:
+def _example(record: Record, data: Data) -> str | None:
     """A prompt as the search gave it to the models, for the code that loads it: text, or the messages of a chat."""
-    examples, spec = (study or {}).get("examples") or [], _data(study)
-    chosen = next((example for example in examples if example.get("right")), None)
-    if not spec.get("chat"):
-        return json.dumps(chosen["prompt"], ensure_ascii=False) if chosen else None
-    messages = [{"role": "system", "content": spec["system"]}] if spec.get("system") is not None else []
-    return json.dumps([*messages, {"role": "user", "content": chosen["prompt"] if chosen else "Your text"}], ensure_ascii=False)
+    prompt = next((example.prompt for example in record.examples if example.right), None)
+    if not data.chat:
+        return json.dumps(prompt, ensure_ascii=False) if prompt is not None else None
+    messages = [{"role": "system", "content": data.system}] if data.system is not None else []
+    return json.dumps([*messages, {"role": "user", "content": "Your text" if prompt is None else prompt}], ensure_ascii=False)
 
 
 def _reproduction(recipe: Recipe) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import HubError
 from ..recipes.recipe import SourceRef
+from ..record import STUDY_JSON
 from ..search.study.study import Study
 from .card import check_metadata, metadata_text
 from .client import ask, default_api, has_token
@@ -22,7 +23,6 @@ from .commit import Commit, Target, commit_files, unchanged
 from .licenses import decide_license, license_of
 from .names import PublicNames, parts_of
 from .push_plan import PushOptions, PushPlan, files_there, for_license, plan_push
-from .record import STUDY_JSON
 from .space import push_space
 from .target import check_login, check_name
 

@@ -24,13 +24,14 @@ from ..checkpoints.pipeline import INDEX
 from ..checkpoints.repository import SMALL_FILES
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
+from ..record import STUDY_JSON
 from .card import CardFacts, check_metadata, read_json, render_card
 from .client import ask
 from .commit import Content
 from .compare import compare_configs, compare_tensors, config_files
 from .licenses import LicenseDecision, decide_license, languages_of, license_of
 from .names import PublicNames, hashes, is_on_hub, listing, parents_of, weight_files
-from .record import IMAGES_FOLDER, STUDY_JSON, TRIALS_FILE, write_record
+from .record import IMAGES_FOLDER, TRIALS_FILE, write_record
 from .results import BENCHMARKS, EVAL_FOLDER, write_benchmark_result
 from .space import check_space, has_space
 from .target import CARD, find_model
@@ -174,7 +175,7 @@ def plan_push(
         shutil.copyfile(model / INDEX, scratch / INDEX)
     shown = repo_id if options.space or (options.card and there and has_space(repo_id, api)) else None
     facts = replace(CardFacts.of_folder(scratch), verified=options.verify, space=shown)
-    write_benchmark_result(facts.study, scratch)
+    write_benchmark_result(facts.record, scratch)
     if options.card:
         card = render_card(facts, repo_id, license, languages=options.languages or languages_of(license.parents))
         check_metadata(card, repo_id, api)
@@ -183,7 +184,7 @@ def plan_push(
     removed = tuple(name for name in there if name not in files and is_ours(name, parts))
     sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
     warnings = _warnings(recipe, names, license)
-    if options.card and facts.study is not None and not facts.study["settings"].get("about"):
+    if options.card and facts.study is not None and not facts.study.settings.about:
         warnings.append(
             'card and Space do not say what the model is for; write `about: "...one sentence"` into '
             f"{search}/search.yaml, and push again"

@@ -1,11 +1,10 @@
-"""The record of a search, in files that others can read: what was searched, every trial, the results and the pictures.
+"""Writes the record of a search beside the weights of its winner: ``study.json``, every trial, and the pictures.
 
-Made from a search's folder and put beside the weights of its winner. Holds no local path and, unless asked, no example.
+Made from a search's folder. Holds no local path and, unless asked, no example.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -13,13 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EvoMergeError, SearchError
+from ..errors import EvoMergeError, HubError, SearchError
+from ..pictures.trials import Objective
 from ..recipes.layer_path import LayerPath
 from ..recipes.names import hidden, named_folder
 from ..recipes.recipe import Recipe, SourceRef
+from ..recipes.strict_yaml import validate
+from ..record import STUDY_JSON, Record, Results
 from ..search.file.config import SearchConfig
-from ..search.file.objectives import FITNESS, TAKEN, columns, values
-from ..search.file.stages import STAGES
+from ..search.file.objectives import FITNESS, columns, known_values
+from ..search.file.stages import STAGES, Stage
 from ..search.file.tasks import units
 from ..search.folder import about_of
 from ..search.results.plots import parent_levels, parent_scores
@@ -30,10 +32,8 @@ from ..search.study.study import Study, Trial
 if TYPE_CHECKING:
     from ..fitness.example import Example
 
-STUDY_JSON = "study.json"
 TRIALS_FILE = "trials.parquet"
 IMAGES_FOLDER = "images"
-FORMAT = 1
 WINNER = "evolved"  # what the model itself is called among those that wrote answers
 
 # An absolute path: between quotes, where it may hold spaces, or by itself; not the end of a URL.
@@ -53,7 +53,7 @@ def write_record(
     *,
     examples: int = 0,
     publish: Publish = hide_folder,
-) -> dict[str, Any]:
+) -> Record:
     """Write ``study.json``, ``trials.parquet`` and ``images/`` of a search into a folder.
 
     Args:
@@ -68,32 +68,33 @@ def write_record(
 
     Raises:
         SearchError: There is no search in the folder.
+        HubError: It exceeds a limit of published records.
         FitnessError: Examples are asked for and cannot be read.
     """
     search, out = Path(search), Path(out)
     with Study.open(search) as study:
         config = settings_of(study)
         trials = {stage: study.trials(stage) for stage in STAGES}
-        record = {
-            "format": FORMAT,
+        parts = {
+            "format": 1,
             "space": config.space,
             "seed": config.seed,
             "versions": study.meta("versions") or {},
             "settings": _public_settings(config.model_copy(update={"about": about_of(search, config)}), publish),
             "splits": _split_sizes(study, config),
-            "stages": [_stage(stage, found) for stage, found in trials.items() if found],
+            "stages": [_stage(stage, trials[stage.name]) for stage in config.stages if trials[stage.name]],
             "unit": units(config)[FITNESS],
             "names": config.parent_names,
             "levels": parent_levels(config, study),
             **(_objectives(config, study) if config.objectives else {}),
-            "results": _results(search),
+            "results": Results.load(search / RESULTS_FILE, SearchError) if (search / RESULTS_FILE).is_file() else None,
             "examples": _examples(study, config, examples, out / IMAGES_FOLDER),
         }
+        record = validate(Record, parts, HubError)
         out.mkdir(parents=True, exist_ok=True)
-        every = [trial for found in trials.values() for trial in found]
+        every = [trial for each in trials.values() for trial in each]
         _write_trials(study, every, config.objective_names, out / TRIALS_FILE, publish)
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-    (out / STUDY_JSON).write_text(text + "\n", encoding="utf-8")
+    record.save(out / STUDY_JSON)
     for picture in sorted((search / PLOTS_FOLDER).glob("*.png")):
         (out / IMAGES_FOLDER).mkdir(exist_ok=True)
         shutil.copyfile(picture, out / IMAGES_FOLDER / picture.name)
@@ -127,9 +128,10 @@ def _finalists(study: Study, split: str) -> list[str]:
     return [trial.recipe_key for stage in STAGES for trial in study.best(stage, 1) if trial.recipe_key is not None]
 
 
-def _stage(stage: str, trials: Sequence[Trial]) -> dict[str, Any]:
+def _stage(stage: Stage, trials: Sequence[Trial]) -> dict[str, Any]:
     return {
-        "stage": stage,
+        "stage": stage.name,
+        "algorithm": stage.algorithm,
         "trials": len(trials),
         "failed": sum(trial.state == "FAILED" for trial in trials),
         "duplicates": sum(trial.duplicate_of is not None for trial in trials),
@@ -139,25 +141,9 @@ def _stage(stage: str, trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def _objectives(config: SearchConfig, study: Study) -> dict[str, Any]:
-    """What the objectives are, and what the parents have of each on the search examples."""
-    better = {name: "less" if name in TAKEN else "more" for name in config.objective_names}
-    parents = {name: values(scores, config.objective_names) for name, scores in parent_scores(config, study).items()}
-    return {
-        "objectives": [{"name": name, "unit": unit, "better": better[name]} for name, unit in units(config).items()],
-        "parents": parents,
-    }
-
-
-def _results(search: Path) -> dict[str, Any] | None:
-    file = search / RESULTS_FILE
-    if not file.is_file():
-        return None
-    try:
-        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        several = [key for key in ("front", "hypervolume") if key in report]
-        return {key: report[key] for key in ("split", "examples", "rows", "verdict", *several)}
-    except (ValueError, KeyError, TypeError) as cause:
-        raise SearchError(f"{file}: damaged ({cause}); remove it and resume the search") from cause
+    """The objectives, and the parents' values of each on the search examples."""
+    parents = {name: known_values(scores, config.objective_names) for name, scores in parent_scores(config, study).items()}
+    return {"objectives": [Objective(name, unit) for name, unit in units(config).items()], "parents": parents}
 
 
 def _examples(study: Study, config: SearchConfig, count: int, images: Path) -> list[dict[str, Any]]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from ..errors import SearchError, nearest
 from ..fitness import Example, Scores
 from ..recipes.recipe import SourceRef
+from ..record import Figures
 from .evaluation.evaluator import Evaluator
 from .file.config import SearchConfig
-from .results.table import accuracy_text, fitness_text, other_text
+from .results.table import other_text
 
 _SPLITS = ("search", "validation", "test")
 
@@ -31,9 +32,9 @@ class Evaluation:
     unit: str = ""
 
     def __str__(self) -> str:
-        accuracy = accuracy_text(self.scores)
+        own = Figures.of(self.scores)
         unit = f" ({self.unit})" if self.unit else ""
-        figures = f"fitness {fitness_text(self.scores)}{unit}" + (f", accuracy {accuracy}" if accuracy else "")
+        figures = f"fitness {own.fitness_text}{unit}" + (f", accuracy {own.accuracy_text}" if own.accuracy_text else "")
         figures += "".join(f", {name} {other_text(other)}" for name, other in self.scores.others.items())
         if cut := self.scores.truncated_share:
             figures += f", {cut:.1%} of the answers cut at max_new_tokens"

@@ -17,6 +17,7 @@ from hf_evomerge.errors import HubError
 from hf_evomerge.hub.card import CardFacts, render_card
 from hf_evomerge.hub.licenses import ParentLicense, decide_license
 from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.record import Record
 
 PARENTS = [ParentLicense("u/a", "apache-2.0"), ParentLicense("u/b", "mit", link="https://example.org/mit")]
 LICENSE = decide_license(PARENTS)
@@ -69,7 +70,8 @@ def _facts(kind: str, *, study: dict[str, Any] | None = STUDY, images: tuple[str
         layers = [{**source, "layers": 2} for source in SOURCES] + ([{"layers": 2}] if kind == "hybrid" else [])
         config = {"architectures": ["EvoMergedForCausalLM"], "text_config": config, "sources": layers}
     fields = {"sources": SOURCES, "base": {"model": "u/base", "revision": SHA}, "built": BUILT, **PARTS[kind], **recipe}
-    return CardFacts(config, Recipe.model_validate(fields), study, images)
+    record = None if study is None else Record.model_validate(study)
+    return CardFacts(config, Recipe.model_validate(fields), record, images)
 
 
 def _card(facts: CardFacts, **arguments: Any) -> ModelCard:
@@ -301,14 +303,14 @@ def test_a_search_by_gradient_is_called_one() -> None:
     """A card says who chose the numbers: an evolutionary search, gradient descent on so many examples, or a sweep."""
     assert "an evolutionary search in parameter space" in _card(_facts("ps")).text
     study = copy.deepcopy(STUDY)
-    study["settings"]["ps"] = {"optimizer": {"algorithm": "gradient"}}
+    study["stages"][0]["algorithm"] = "gradient"
     text = _card(_facts("ps", study=study)).text
     assert "were not trained: a search by gradient descent on 5 examples in parameter space (PS) chose" in text
     assert "evolutionary search" not in text.split("## Use it")[0]
     assert "8 trials, most of them steps along the gradient, 1 of which failed" in text
     both = _card(_facts("hybrid", study=study)).text
     assert "A search by gradient descent on 5 examples in parameter space (PS) merged their weights; an evolutionary" in both
-    study["settings"]["dfs"] = {"optimizer": {"algorithm": "sweep"}}
+    study["stages"].append({"stage": "dfs", "algorithm": "sweep"})
     assert (
         "that a search that tries every candidate in turn in data flow space (DFS) found"
         in _card(_facts("dfs", study=study)).text

@@ -45,9 +45,10 @@ def test_the_card_claims_what_was_measured() -> None:
     card = ModelCard.load(CARDS / "hybrid" / "README.md")
     study = CardFacts.of_folder(CARDS / "hybrid").study
     assert study is not None
-    (winner,) = [row for row in study["results"]["rows"] if row["winner"]]
+    assert study.winner is not None
+    assert study.winner.accuracy is not None
     assert card.data.eval_results is not None
-    assert card.data.eval_results[0].metric_value == round(winner["accuracy"], 4)
+    assert card.data.eval_results[0].metric_value == round(study.winner.accuracy, 4)
 
 
 def _refresh(demo: Path) -> None:

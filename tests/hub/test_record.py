@@ -11,16 +11,9 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from hf_evomerge.hub.record import (
-    IMAGES_FOLDER,
-    STUDY_JSON,
-    TRIALS_FILE,
-    _public_settings,
-    _without_folders,
-    hide_folder,
-    write_record,
-)
+from hf_evomerge.hub.record import IMAGES_FOLDER, TRIALS_FILE, _public_settings, _without_folders, hide_folder, write_record
 from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.record import STUDY_JSON, Record
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, edits, open_study
 from hf_evomerge.search.study.study import Study
@@ -29,17 +22,19 @@ from hf_evomerge.search.study.study import Study
 def test_the_record_says_what_the_study_holds(hybrid_search: Path, tmp_path: Path) -> None:
     """Stages, levels, splits and results are those of the study, and every trial is a row with its path and its recipe."""
     record = write_record(hybrid_search, tmp_path)
-    assert record == json.loads((tmp_path / STUDY_JSON).read_text())
-    assert [(stage["stage"], stage["trials"], stage["failed"]) for stage in record["stages"]] == [("ps", 8, 0), ("dfs", 8, 0)]
-    assert record["splits"] == {"search": 5, "validation": 4, "test": 6}
-    assert record["results"]["rows"] == json.loads((hybrid_search / "results.json").read_text())["rows"]
+    assert record == Record.load(tmp_path / STUDY_JSON)
+    assert record.to_json() == json.loads((tmp_path / STUDY_JSON).read_text())
+    assert [(stage.stage, stage.trials, stage.failed) for stage in record.stages] == [("ps", 8, 0), ("dfs", 8, 0)]
+    assert [stage.algorithm for stage in record.stages] == ["cma", "cma"]
+    assert record.splits == {"search": 5, "validation": 4, "test": 6}
+    assert record.to_json()["results"]["rows"] == json.loads((hybrid_search / "results.json").read_text())["rows"]
     assert sorted(file.name for file in (tmp_path / IMAGES_FOLDER).iterdir()) == sorted(
         file.name for file in (hybrid_search / "plots").iterdir()
     )
     study = Study.open(hybrid_search)
     base = study.evaluation("base", "search")
     assert base is not None
-    assert record["levels"]["base"] == base.mean
+    assert record.levels["base"] == base.mean
     rows = parquet.read_table(tmp_path / TRIALS_FILE).to_pylist()
     trials = [*study.trials("ps"), *study.trials("dfs")]
     assert len(rows) == len(trials)
@@ -61,13 +56,13 @@ def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search: Path, tmp_
     copy = shutil.copytree(hybrid_search, tmp_path / "search")
     file = copy / "search.yaml"
     file.write_text(file.read_text(encoding="utf-8") + "about: Counts.\n", encoding="utf-8")
-    assert write_record(copy, tmp_path / "record")["settings"]["about"] == "Counts."
+    assert write_record(copy, tmp_path / "record").settings.about == "Counts."
     with Study.open(copy) as study:
         assert edits(study) is None
     other = SearchConfig.load(file).model_copy(update={"about": "Adds."})
     check_out(other, copy)
     open_study(other, copy, {}, other).close()
-    assert write_record(copy, tmp_path / "record")["settings"]["about"] == "Adds."
+    assert write_record(copy, tmp_path / "record").settings.about == "Adds."
 
 
 def test_settings_name_no_file_of_this_machine(search_config: Callable[..., SearchConfig], tmp_path: Path) -> None:
@@ -97,14 +92,14 @@ def test_nothing_of_this_machine_is_in_it(hybrid_search: Path, tiny: Path, tmp_p
 
 def test_examples_are_published_where_they_are_asked_for(hybrid_search: Path, tiny: Path, tmp_path: Path) -> None:
     """The first problems of the test split are there with their answers, and with whether the winner was right."""
-    examples = write_record(hybrid_search, tmp_path, examples=2)["examples"]
+    examples = write_record(hybrid_search, tmp_path, examples=2).examples
     problems = [json.loads(line) for line in (tiny / "test.jsonl").read_text().splitlines()]
-    assert [(e["prompt"], e["answer"]) for e in examples] == [(p["prompt"], p["answer"]) for p in problems[:2]]
+    assert [(e.prompt, e.answer) for e in examples] == [(p["prompt"], p["answer"]) for p in problems[:2]]
     study = Study.open(hybrid_search)
     scores = study.evaluation(Recipe.load(hybrid_search / "recipe.yaml").key, "test")
     assert scores is not None
     assert scores.correct is not None
-    assert [e["right"] for e in examples] == scores.correct[:2].tolist()
+    assert [e.right for e in examples] == scores.correct[:2].tolist()
     study.close()
 
 
@@ -122,8 +117,8 @@ def test_failed_trials_and_unfinished_searches_have_a_record(
     study.add_trial(Trial("ps", 0, 0, np.zeros(2), None, Scores.failed("/home/someone/model: cannot be read")))
     study.close()
     record = write_record(tmp_path / "study", tmp_path / "record")
-    assert record["results"] is None
-    assert record["stages"][0]["failed"] == 1
+    assert record.results is None
+    assert record.stages[0].failed == 1
     (row,) = parquet.read_table(tmp_path / "record" / TRIALS_FILE).to_pylist()
     assert (row["state"], row["fitness"], row["standard_error"], row["recipe"]) == ("FAILED", None, None, None)
     assert row["error"] == "model: cannot be read"

@@ -8,15 +8,17 @@ import yaml
 
 from hf_evomerge.hub.push_plan import is_ours
 from hf_evomerge.hub.results import card_results, write_benchmark_result
+from hf_evomerge.record import Record
 
 GSM8K = {"lm_eval": ["gsm8k"], "shuffle_seed": 0}
 
 
-def study(test: dict[str, Any], split: str = "test", accuracy: float | None = 0.6254, **fitness: Any) -> dict[str, Any]:
+def study(test: dict[str, Any], split: str = "test", accuracy: float | None = 0.6254, **fitness: Any) -> Record:
     """The record of a search whose winner has this accuracy."""
     rows = [{"winner": False, "accuracy": 0.9}, {"winner": True, "accuracy": accuracy}]
     settings = {"fitness": {"task": "lm_eval", **fitness}, "data": {"test": test}}
-    return {"settings": settings, "results": {"split": split, "examples": 1319, "rows": rows}}
+    results = {"split": split, "examples": 1319, "rows": rows}
+    return Record.model_validate({"settings": settings, "results": results})
 
 
 def test_a_benchmark_of_the_hub(tmp_path: Path) -> None:
@@ -47,10 +49,10 @@ def test_a_benchmark_of_the_hub(tmp_path: Path) -> None:
         (study({"dataset": "openai/gsm8k"}, task="gsm8k"), "openai/gsm8k"),
         (study(GSM8K, split="validation"), None),
         (study(GSM8K, accuracy=None), None),
-        (None, None),
+        (Record(), None),
     ],
 )
-def test_everything_else(record: dict[str, Any] | None, in_card: str | None, tmp_path: Path) -> None:
+def test_everything_else(record: Record, in_card: str | None, tmp_path: Path) -> None:
     """A part of a benchmark, what lm_eval did not score, and other tasks stand in the card alone; what is no test, nowhere."""
     write_benchmark_result(record, tmp_path)
     assert not (tmp_path / ".eval_results").exists()

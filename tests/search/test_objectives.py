@@ -330,15 +330,9 @@ def test_killed_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
             stored += sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
     assert stored == last.searched.others["parameters"].mean
     record = write_record(tmp_path / "whole", tmp_path / "record")
-    assert [(each["name"], each["better"]) for each in record["objectives"]] == [
-        ("fitness", "more"),
-        ("hops", "less"),
-        ("parameters", "less"),
-        ("sure", "more"),
-        ("more", "more"),
-    ]
-    assert record["results"]["front"] == whole.to_json()["front"]
-    assert record["parents"]["a"]["hops"] == 2.0
+    assert [each.name for each in record.objectives] == ["fitness", "hops", "parameters", "sure", "more"]
+    assert record.results == whole.published()
+    assert record.parents["a"]["hops"] == 2.0
     rows = parquet.read_table(tmp_path / "record" / "trials.parquet").to_pylist()
     names = ("hops", "parameters", "sure", "more")
     assert [[row[f"objective.{name}"] for name in names] for row in rows if row["stage"] == "dfs"] == [

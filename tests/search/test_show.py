@@ -11,9 +11,10 @@ import pytest
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.record import Figures
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.show import describe_model, describe_recipe, describe_study
-from hf_evomerge.search.results.table import Row, accuracy_text, fitness_text
+from hf_evomerge.search.results.table import Row
 from hf_evomerge.search.study.study import Study, Trial
 
 SOURCES = [{"model": "org/a"}, {"model": "org/b"}]
@@ -138,12 +139,12 @@ def test_numbers() -> None:
     """Fitness and accuracy are means with the standard error of the mean; what is not known is left out."""
     values = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
     error = values.std(ddof=1) / np.sqrt(5)
-    assert fitness_text(Scores(values)) == f"0.600 ± {error:.3f}"
-    assert accuracy_text(Scores(values)) == ""
-    assert accuracy_text(Scores(values * 9, correct=values > 0)) == f"0.600 ± {error:.3f}"
-    assert fitness_text(Scores([0.25])) == "0.250"
-    assert accuracy_text(Scores([0.25], correct=[True])) == "1.000"
-    assert fitness_text(Scores.failed("x")) == "failed"
+    assert Figures.of(Scores(values)).fitness_text == f"0.600 ± {error:.3f}"
+    assert Figures.of(Scores(values)).accuracy_text == ""
+    assert Figures.of(Scores(values * 9, correct=values > 0)).accuracy_text == f"0.600 ± {error:.3f}"
+    assert Figures.of(Scores([0.25])).fitness_text == "0.250"
+    assert Figures.of(Scores([0.25], correct=[True])).accuracy_text == "1.000"
+    assert Figures.of(Scores.failed("x")).fitness_text == "failed"
 
 
 def test_a_model(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from hf_evomerge.fitness import Scores
 from hf_evomerge.search.results.result import Result
-from hf_evomerge.search.results.table import Row, RowStage, rows_table
+from hf_evomerge.search.results.table import Row, RowStage, published, rows_table
 from hf_evomerge.search.results.verdict import RULE, about_parents, verdict
 
 N = 200
@@ -185,7 +185,7 @@ def test_cut_answers_on_retained_data_are_warned_about() -> None:
     warned = next(s for s in verdict(rows, "test") if s.startswith("ANSWERS WERE CUT"))
     assert "evolved PS on sums 10%" in warned
     assert "on sums, cut" in rows_table(rows, "")
-    assert rows[0].to_json()["retained"]["sums"]["truncated"] == pytest.approx(0.1)
+    assert published(rows, rows[0]).retained["sums"].truncated == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("winner", [0.9, 0.1])

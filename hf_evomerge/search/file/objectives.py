@@ -71,6 +71,11 @@ def values(scores: Scores, names: Sequence[str]) -> dict[str, float | None]:
     return {name: found[name].mean if name in found else None for name in names}
 
 
+def known_values(scores: Scores, names: Sequence[str]) -> dict[str, float]:
+    """The values of the objectives that have one."""
+    return {name: value for name, value in values(scores, names).items() if value is not None}
+
+
 def columns(scores: Scores, names: Sequence[str]) -> dict[str, float | None]:
     """The values beside the fitness, as the columns of a table of trials."""
     return {f"objective.{name}": value for name, value in values(scores, names).items() if name != FITNESS}

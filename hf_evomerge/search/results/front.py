@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from ... import record
 from ...errors import SearchError
 from ...fitness.scores import Scores
+from ...record import Figures
 from ..file.config import SearchConfig
-from ..file.objectives import FITNESS, values, vector
+from ..file.objectives import FITNESS, known_values, values, vector
 from ..optimizers.ask_tell import Vector
 from ..optimizers.nsga import hypervolume, non_dominated, spread
 from ..study.study import Study, Trial
-from .table import Row, fitness_text, other_text, render
+from .table import Row, other_text, render
 
 KNEE = "knee"
 
@@ -126,17 +127,11 @@ def picked(config: SearchConfig, study: Study, pick: str, winner: str | None) ->
     return points[int(pick)].key
 
 
-def point_json(point: Point, names: Sequence[str]) -> dict[str, Any]:
-    """A point for files: what it scored on the search split, and where the results are measured."""
-    return {
-        "number": point.number,
-        "stage": point.stage,
-        "trial": point.trial,
-        "recipe": point.key,
-        "winner": point.winner,
-        "search": values(point.searched, names),
-        "judged": None if point.scores is None else values(point.scores, names),
-    }
+def published_point(point: Point, names: Sequence[str]) -> record.Point:
+    """A point as it is published: what it scored on the search split, and where the results are measured."""
+    judged = {} if point.scores is None else known_values(point.scores, names)
+    searched = known_values(point.searched, names)
+    return record.Point(point.number, point.stage, point.trial, searched, judged, point.winner, point.key)
 
 
 def front_table(points: Sequence[Point], names: Sequence[str], split: str) -> str:
@@ -157,7 +152,7 @@ def front_table(points: Sequence[Point], names: Sequence[str], split: str) -> st
 
 def objective_text(scores: Scores, name: str) -> str:
     """One objective of a model, with its standard error where there is one."""
-    return fitness_text(scores) if name == FITNESS else other_text(scores.others.get(name))
+    return Figures.of(scores).fitness_text if name == FITNESS else other_text(scores.others.get(name))
 
 
 def front_verdict(points: Sequence[Point], rows: Sequence[Row], names: Sequence[str], split: str) -> list[str]:

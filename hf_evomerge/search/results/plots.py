@@ -17,7 +17,7 @@ from ...pictures.weights import weights_of, weights_scene
 from ...recipes.recipe import Recipe
 from ...recipes.stage_names import STAGES
 from ..file.config import SearchConfig
-from ..file.objectives import FITNESS, values
+from ..file.objectives import FITNESS, known_values
 from ..file.tasks import units
 from ..study.study import Study, Trial
 from .front import front, volumes
@@ -66,10 +66,10 @@ def front_scenes(config: SearchConfig, study: Study, winner: Recipe) -> list[Sce
     names = config.objective_names
     trials = [trial for trial in drawn_trials(study, names) if trial.stage in (*config.spaces, "random")]
     points = [
-        Point(point.number, point.stage, point.trial, _known(point.searched, names), {}, point.key == winner.key)
+        Point(point.number, point.stage, point.trial, known_values(point.searched, names), {}, point.key == winner.key)
         for point in front(config, study)
     ]
-    parents = {name: _known(scores, names) for name, scores in parent_scores(config, study).items()}
+    parents = {name: known_values(scores, names) for name, scores in parent_scores(config, study).items()}
     first, *others = [Objective(name, unit) for name, unit in units(config).items()]
     scenes = [front_scene(trials, points, (first, other), parents, _PANEL) for other in others]
     return [*scenes, volumes_scene(grown, _PANEL)] if (grown := volumes(config, study)) else scenes
@@ -95,13 +95,8 @@ def _drawn(trial: Trial, names: Sequence[str]) -> Drawn:
         accuracy=scores.accuracy,
         examples=scores.values.size,
         cost=trial.cost,
-        others=_known(scores, names),
+        others=known_values(scores, names),
     )
-
-
-def _known(scores: Scores, names: Sequence[str]) -> dict[str, float]:
-    """The objectives that have a value."""
-    return {name: value for name, value in values(scores, names).items() if value is not None}
 
 
 def parent_scores(config: SearchConfig, study: Study) -> dict[str, Scores]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...recipes.recipe import Recipe
-from .front import Point, front_table, front_verdict, point_json
-from .table import Row, RowStage, leads_json, rows_table
+from ...record import Results
+from .front import Point, front_table, front_verdict, published_point
+from .table import Row, RowStage, published, rows_table
 from .verdict import RULE, explains_rule, verdict
 
 
@@ -52,14 +53,17 @@ class Result:
             return verdict(self.rows, self.split, self.unit)
         return front_verdict(self.front, self.rows, self.objectives, self.split)
 
+    def published(self) -> Results:
+        """The comparison for the record. Each row has the winner's lead over it."""
+        rows = [published(self.rows, row) for row in self.rows]
+        points = [published_point(point, self.objectives) for point in self.front]
+        several: dict[str, Any] = {"front": points, "hypervolume": self.volumes} if points else {}
+        return Results(split=self.split, examples=self.examples, rows=rows, verdict=self.verdict, **several)
+
     def to_json(self) -> dict[str, Any]:
-        """The comparison, for ``results.json`` and the record. Each row has the winner's lead over it."""
-        rows = [{**row.to_json(), **leads_json(self.rows, row)} for row in self.rows]
-        report = {"split": self.split, "examples": self.examples, "unit": self.unit, "rows": rows, "verdict": self.verdict}
-        if not self.front:
-            return report
-        points = [point_json(point, self.objectives) for point in self.front]
-        return {**report, "objectives": self.objectives, "front": points, "hypervolume": self.volumes}
+        """The comparison for ``results.json``."""
+        objectives = {"objectives": self.objectives} if self.front else {}
+        return {"unit": self.unit, **objectives, **self.published().to_json()}
 
     def __str__(self) -> str:
         """The comparison as a table, and what it says."""

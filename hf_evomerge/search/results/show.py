@@ -13,10 +13,11 @@ from rich.table import Table
 from ...errors import SearchError
 from ...recipes.layer_path import SCALED, hop_table
 from ...recipes.recipe import RECIPE_FILE, Recipe, labels_of
+from ...record import Figures
 from ..study.paths import settings_of
 from ..study.study import Study
 from .front import front, front_table, judged
-from .table import accuracy_text, fitness_text, render
+from .table import render
 
 
 def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
@@ -46,8 +47,8 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
                 table.add_row(
                     str(trial.number),
                     str(trial.generation),
-                    fitness_text(trial.scores),
-                    accuracy_text(trial.scores),
+                    Figures.of(trial.scores).fitness_text,
+                    Figures.of(trial.scores).accuracy_text,
                     describe_recipe(recipe),
                 )
             parts.append(render(table, 80))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from ... import record
 from ...fitness.comparison import Comparison, Measure, compare, measures
-from ...fitness.scores import Scores
+from ...fitness.scores import Scores, plus_minus
+from ...record import Figures
 
 _NAME = 26  # columns, into which longer names of models are folded
-LEADS = ("lead", "fitness_lead")
-"""Keys of the winner's leads in ``results.json``."""
-
 RowStage = Literal["base", "source", "average", "lora", "random", "ps-first", "ps", "dfs-first", "dfs", "joint"]
 
 
@@ -45,33 +44,6 @@ class Row:
     retained: dict[str, Scores] = field(default_factory=dict)
     label: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """The row without its scores per example, for ``results.json`` and the record."""
-        return {
-            "stage": self.stage,
-            "model": self.model,
-            "label": self.label,
-            **_figures(self.scores),
-            "truncated": self.scores.truncated_share,
-            "retained": {
-                name: {**_figures(scores), "truncated": scores.truncated_share} for name, scores in self.retained.items()
-            },
-            **({"objectives": {name: each.mean for name, each in self.scores.others.items()}} if self.scores.others else {}),
-            "evaluations": int(self.evaluations) if self.evaluations == int(self.evaluations) else self.evaluations,
-            "seconds": self.seconds,
-            "winner": self.winner,
-        }
-
-
-def _figures(scores: Scores) -> dict[str, float | None]:
-    """Fitness and accuracy with their standard errors, for files."""
-    return {
-        "fitness": scores.mean,
-        "fitness_se": scores.standard_error,
-        "accuracy": scores.accuracy,
-        "accuracy_se": scores.accuracy_error,
-    }
-
 
 def lead(rows: Sequence[Row], row: Row, measure: Measure) -> Comparison | None:
     """By how much the winner of some rows is better than one of them; None for itself, and where nothing won or failed."""
@@ -79,22 +51,23 @@ def lead(rows: Sequence[Row], row: Row, measure: Measure) -> Comparison | None:
     return None if winner is None or winner is row else compare(winner.scores, row.scores, measure)
 
 
-def leads_json(rows: Sequence[Row], row: Row) -> dict[str, dict[str, Any] | None]:
-    """The winner's leads for files, with the fields of `Comparison`: ``lead`` by accuracy, or by fitness where it is all there
-    is; ``fitness_lead`` by fitness beside accuracy. None where there is none.
-    """
-    found = [lead(rows, row, measure) for measure in measures(*(each.scores for each in rows))]
-    return {key: None if each is None else asdict(each) for key, each in zip(LEADS, found, strict=False)}
-
-
-def lead_text(found: Mapping[str, Any] | None) -> str:
-    """A lead as `leads_json` gives it, for people: difference, interval, p; empty where there is none.
-
-    Example:
-        >>> lead_text({"measure": "accuracy", "difference": 0.12, "low": 0.063, "high": 0.181, "p": 0.0004, "examples": 500})
-        '+0.120 (0.063 to 0.181), p = 0.0004'
-    """
-    return "" if found is None else str(Comparison(**found))
+def published(rows: Sequence[Row], row: Row) -> record.Row:
+    """One of the rows as it is published: without its scores per example, and with the winner's leads over it."""
+    leads = [lead(rows, row, measure) for measure in measures(*(each.scores for each in rows))]
+    given: dict[str, Any] = dict(zip(("lead", "fitness_lead"), leads, strict=False))
+    if row.scores.others:
+        given["objectives"] = {name: each.mean for name, each in row.scores.others.items() if each.mean is not None}
+    return record.Row(
+        stage=row.stage,
+        model=row.model,
+        label=row.label,
+        **Figures.of(row.scores).model_dump(),
+        retained={name: Figures.of(scores) for name, scores in row.retained.items()},
+        evaluations=int(row.evaluations) if row.evaluations == int(row.evaluations) else row.evaluations,
+        seconds=row.seconds,
+        winner=row.winner,
+        **given,
+    )
 
 
 def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
@@ -116,12 +89,12 @@ def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
     for row in rows:
         figures.add_row(
             _named(row),
-            fitness_text(row.scores),
-            accuracy_text(row.scores),
+            Figures.of(row.scores).fitness_text,
+            Figures.of(row.scores).accuracy_text,
             *(other_text(row.scores.others.get(name)) for name in others),
             f"{row.evaluations:g}" if row.evaluations else "",
             f"{row.seconds:.0f}" if row.seconds else "",
-            *(best_text(row.retained.get(name)) for name in retained),
+            *(Figures.of(row.retained[name]).best_text if name in row.retained else "" for name in retained),
             *(f"{row.retained[name].truncated_share or 0:.1%}" if name in row.retained else "" for name in cut_there),
             *([f"{row.scores.truncated_share or 0:.1%}"] if is_cut else []),
         )
@@ -150,21 +123,6 @@ def _named(row: Row) -> str:
     return f"{row.model}{' *' if row.winner else ''}"
 
 
-def fitness_text(scores: Scores) -> str:
-    """Fitness and its standard error, or that the evaluation failed."""
-    return plus_minus(scores.mean, scores.standard_error) or "failed"
-
-
-def accuracy_text(scores: Scores) -> str:
-    """Accuracy and its standard error; empty where the task cannot tell."""
-    return plus_minus(scores.accuracy, scores.accuracy_error)
-
-
-def best_text(scores: Scores | None) -> str:
-    """Accuracy with its standard error, or fitness where the task has no accuracy; empty where there are no scores."""
-    return "" if scores is None else accuracy_text(scores) or fitness_text(scores)
-
-
 def other_text(scores: Scores | None) -> str:
     """The value of an objective beside the fitness, with its standard error where it has one; empty where there is none."""
     if scores is None or scores.mean is None:
@@ -172,18 +130,6 @@ def other_text(scores: Scores | None) -> str:
     if scores.values.size == 1:
         return f"{scores.mean:,.3f}".rstrip("0").rstrip(".")
     return plus_minus(scores.mean, scores.standard_error)
-
-
-def plus_minus(value: float | None, error: float | None) -> str:
-    """A number of a table with its standard error, where it has one; empty where there is no number.
-
-    Example:
-        >>> plus_minus(0.75, 0.02), plus_minus(0.75, None), plus_minus(None, None)
-        ('0.750 ± 0.020', '0.750', '')
-    """
-    if value is None:
-        return ""
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
 def render(table: Table, width: int = 400) -> str:

@@ -1,0 +1,248 @@
+"""The record of a search, as it stands beside a published model: the classes of ``study.json``, and its limits.
+
+The search's results, the card, the Space and the Hub's figures share them. The file may be a stranger's: what exceeds a limit
+is refused in one line, and keys that are not named here are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from .errors import EvoMergeError, HubError
+from .fitness.comparison import Comparison
+from .fitness.scores import Scores, plus_minus
+from .pictures import trials
+from .recipes.stage_names import StageName
+from .recipes.strict_yaml import StrictModel, validate
+
+STUDY_JSON = "study.json"
+MAX_BYTES = 64 << 20
+MAX_TRIALS = 50_000  # and as many models in a front
+Name = Annotated[str, Field(max_length=300)]
+Text = Annotated[str, Field(max_length=100_000)]
+Number = Annotated[float, Field(gt=-1e300, lt=1e300)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Values = Annotated[dict[Name, Number], Field(max_length=1000)]
+
+
+class Part(StrictModel):
+    """A part of a record. It ignores keys that it does not know."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str], error: type[EvoMergeError] = HubError) -> Self:
+        """Read JSON within the limits; raises `error` with one line that says what is wrong."""
+        try:
+            with Path(file).open("rb") as stream:
+                text = stream.read(MAX_BYTES + 1)
+            if len(text) > MAX_BYTES:
+                raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
+            data = json.loads(text)
+            if not isinstance(data, dict):
+                raise ValueError("not a JSON object")
+            return validate(cls, data, error)
+        except (OSError, ValueError, RecursionError, error) as cause:
+            raise error(f"{file}: cannot be read: {cause}") from cause
+
+    def to_json(self) -> dict[str, Any]:
+        """What was given, as plain data."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class OpenPart(Part):
+    """A part of the search's settings. It keeps all keys, and has fields for the ones that are read."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Fitness(OpenPart):
+    """The settings of the fitness task, which `parse_task` takes whole."""
+
+    task: Name = ""
+    num_fewshot: int | None = None
+    metric: Name | dict[Name, Name] | None = None
+
+
+class Data(OpenPart):
+    """Where the examples of a split come from; see `DataSpec`."""
+
+    jsonl: Name | None = None
+    dataset: Name | None = None
+    revision: Name | None = None
+    lm_eval: list[Name] = Field(default_factory=list, max_length=1000)
+    start: int = 0
+    count: int | None = None
+    filter: dict[str, Any] | None = None
+    template: Text | None = None
+    chat: bool = False
+    system: Text | None = None
+
+
+class Settings(OpenPart):
+    """The search file as it is published: a `SearchConfig` that names no folder of the searcher's machine."""
+
+    about: str | None = Field(default=None, max_length=300)
+    fitness: Fitness = Fitness()
+    data: dict[Name, Data] = Field(default_factory=dict, max_length=100)
+
+
+class StageSummary(Part):
+    """A stage of the search: what proposed its trials, how many there are, and how long their evaluation took."""
+
+    stage: StageName
+    algorithm: Name = "cma"
+    trials: Count = 0
+    failed: Count = 0
+    duplicates: Count = 0
+    generations: Count = 0
+    seconds: Number = 0.0
+
+
+class Figures(Part):
+    """What a model scored: means with standard errors, and the share of answers that were cut at the limit of their length."""
+
+    fitness: Number | None = None
+    fitness_se: Number | None = None
+    accuracy: Number | None = None
+    accuracy_se: Number | None = None
+    truncated: Number | None = None
+
+    @classmethod
+    def of(cls, scores: Scores) -> Figures:
+        """The figures of some scores."""
+        return cls(
+            fitness=scores.mean,
+            fitness_se=scores.standard_error,
+            accuracy=scores.accuracy,
+            accuracy_se=scores.accuracy_error,
+            truncated=scores.truncated_share,
+        )
+
+    @property
+    def accuracy_text(self) -> str:
+        """The accuracy with its standard error; empty where the task cannot tell."""
+        return plus_minus(self.accuracy, self.accuracy_se)
+
+    @property
+    def fitness_text(self) -> str:
+        """The fitness with its standard error, or that the evaluation failed."""
+        return plus_minus(self.fitness, self.fitness_se) or "failed"
+
+    @property
+    def best_text(self) -> str:
+        """The accuracy, or the fitness where there is none."""
+        return self.accuracy_text or self.fitness_text
+
+
+class Row(Figures):
+    """One model of the table of results; the fields are explained at `hf_evomerge.search.results.table.Row`.
+
+    The winner's leads over it are by the measure that tells models apart best, and by fitness where that is accuracy.
+    """
+
+    stage: Name = ""
+    model: Name = ""
+    label: Name = ""
+    retained: dict[Name, Figures] = Field(default_factory=dict, max_length=100)
+    objectives: Values = Field(default_factory=dict)
+    evaluations: int | Number = 0
+    seconds: Number = 0.0
+    winner: bool = False
+    lead: Comparison | None = None
+    fitness_lead: Comparison | None = None
+
+
+@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
+class Point(trials.Point):
+    """One model of the front, with its recipe's key."""
+
+    stage: Name
+    search: Values
+    judged: Values
+    recipe: Name = ""
+
+
+class Results(Part):
+    """What the search ended with, measured on the examples of a split; several objectives have a front.
+
+    The hypervolume of the front, by stage, is given as pairs of evaluations and volume.
+    """
+
+    split: Name = "test"
+    examples: Count = 0
+    rows: list[Row] = Field(default_factory=list, max_length=1000)
+    verdict: list[Text] = Field(default_factory=list, max_length=1000)
+    front: list[Point] = Field(default_factory=list, max_length=MAX_TRIALS)
+    hypervolume: dict[Name, list[tuple[Number, Number]]] = Field(default_factory=dict, max_length=100)
+
+    @property
+    def winner(self) -> Row | None:
+        """The row of the published model."""
+        return next((row for row in self.rows if row.winner), None)
+
+
+class Problem(Part):
+    """A published example: pictures by file, a gloss for more readers, whether the model was right, what each model wrote."""
+
+    prompt: Text
+    answer: Text
+    pictures: list[Name] = Field(default_factory=list, max_length=100)
+    gloss: Text = ""
+    right: bool | None = None
+    answers: dict[Name, Text] = Field(default_factory=dict, max_length=1000)
+
+
+class Record(Part):
+    """What ``study.json`` holds.
+
+    Attributes:
+        format: The version of this format.
+        space, seed, settings: The search file.
+        versions: The libraries that searched.
+        splits: The number of examples of each split.
+        stages: The stages that have trials.
+        unit: What the fitness is measured in; empty where it has no unit.
+        names: What the parents are called, by label.
+        levels, parents: Fitness and objectives of the parents on the search split, by name.
+        objectives: The fitness and all others, where there are several.
+        results: None where the search has not ended.
+        examples: Problems to try.
+    """
+
+    format: int = 1
+    space: Name = ""
+    seed: int = 0
+    versions: dict[Name, Name] = Field(default_factory=dict, max_length=1000)
+    settings: Settings = Settings()
+    splits: dict[Name, Count] = Field(default_factory=dict, max_length=100)
+    stages: list[StageSummary] = Field(default_factory=list, max_length=100)
+    unit: Name = ""
+    names: dict[Name, Name] = Field(default_factory=dict, max_length=1000)
+    levels: Values = Field(default_factory=dict)
+    objectives: list[trials.Objective] = Field(default_factory=list, max_length=64)
+    parents: dict[Name, Values] = Field(default_factory=dict, max_length=1000)
+    results: Results | None = None
+    examples: list[Problem] = Field(default_factory=list, max_length=10_000)
+
+    @property
+    def winner(self) -> Row | None:
+        """The row of the published model."""
+        return self.results.winner if self.results is not None else None
+
+    @property
+    def data(self) -> Data:
+        """Where examples are taken from: the first split that the search was not shown, as far as there is one."""
+        data = self.settings.data
+        return next((data[split] for split in ("test", "validation", "search") if split in data), Data())
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write what was given, and no defaults."""
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        Path(file).write_text(text + "\n", encoding="utf-8")
