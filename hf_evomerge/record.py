@@ -232,6 +232,11 @@ class Record(Part):
     examples: list[Problem] = Field(default_factory=list, max_length=10_000)
 
     @property
+    def rows(self) -> list[Row]:
+        """The rows of the results; none where the search has not ended."""
+        return self.results.rows if self.results is not None else []
+
+    @property
     def winner(self) -> Row | None:
         """The row of the published model."""
         return self.results.winner if self.results is not None else None

@@ -93,7 +93,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
             "path": list(published.path),
             "scales": list(published.scales),
             "parents": choices(published.parents),
-            "results": published.rows,
+            "results": [row.to_json() for row in published.record.rows],
             "examples": [_example(example) for example in published.examples],
             "recipe": published.recipe_text,
         }

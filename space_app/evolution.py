@@ -7,6 +7,7 @@ import re
 from published import Published
 
 from hf_evomerge.pictures.trials import Generation, Trial, generations, of_stage
+from hf_evomerge.record import Results
 
 
 def grown(published: Published, stage: str) -> list[Generation]:
@@ -16,9 +17,10 @@ def grown(published: Published, stage: str) -> list[Generation]:
 
 def winner(published: Published) -> Trial | None:
     """The trial that found the published model; None where the record does not tell it."""
-    row = next((row for row in published.rows if row.get("winner")), {})
-    point = next((point for point in published.front if point.winner), None)
-    there = of_stage(published.trials, point.stage if point else str(row.get("stage")))
+    results = published.record.results or Results()
+    point = next((point for point in results.front if point.winner), None)
+    stage = point.stage if point is not None else results.winner.stage if results.winner is not None else ""
+    there = of_stage(published.trials, stage)
     if point is not None:
         return next((trial for trial in there if trial.number == point.trial), None)
     made = (published.path, published.scales if published.path else (), "" if published.path else _merge(published.recipe_text))

@@ -17,7 +17,7 @@ import loading
 import mixing
 import seeing
 from loading import MAX_SECONDS, Loaded
-from published import Parent, Published, mapping
+from published import Parent, Published
 from texts import SpaceError
 
 from hf_evomerge.errors import EvoMergeError, one_line
@@ -25,6 +25,7 @@ from hf_evomerge.fitness import Example
 from hf_evomerge.fitness.encoding import encode_prompt, room, scoring
 from hf_evomerge.fitness.pictures import SeeingTokenizer, placed, seen_inputs
 from hf_evomerge.fitness.writing import greedy
+from hf_evomerge.record import Data
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -197,7 +198,7 @@ class Host:
                     return
                 loaded = self._loaded(job.key)
                 model = self._rerouted(loaded.model, job)
-                prompt = encode(job.prompt, loaded, self._prompt_settings(), job.pictures)
+                prompt = encode(job.prompt, loaded, self.published.prompts, job.pictures)
                 with self._mixed(model, job):
                     news.put(("start", loaded.tokenizer))
                     begin = time.monotonic()
@@ -251,7 +252,7 @@ class Host:
         with self._pass, torch.inference_mode():
             loaded = self._loaded(EVOLVED)
             model, tokenizer = loaded.model, loaded.tokenizer
-            asked = encode(prompt, loaded, self._prompt_settings(), pictures)
+            asked = encode(prompt, loaded, self.published.prompts, pictures)
             inputs, start = torch.tensor([asked.ids], device=model.device), len(asked.ids)
             options: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), **asked.seen(model, start)}
             config = greedy(model, tokenizer, min(8, asked.room))
@@ -270,10 +271,6 @@ class Host:
             return ["(end)" if each == tokenizer.eos_token_id else tokenizer.decode([each]) for each in ids]
 
         return said(written[0, start:].tolist()), [said(ids) for ids in liked]
-
-    def _prompt_settings(self) -> dict[str, Any]:
-        """How the search prompted the models: the `data` part of its settings, for the test split."""
-        return mapping(mapping(mapping(self.published.study.get("settings")).get("data")).get("test"))
 
     def _loaded(self, key: str) -> Loaded:
         if key == EVOLVED:
@@ -338,7 +335,7 @@ class Prompt:
         return placed(self.see(tokens), model)
 
 
-def encode(prompt: str, loaded: Loaded, settings: dict[str, Any], pictures: seeing.Pictures = ()) -> Prompt:
+def encode(prompt: str, loaded: Loaded, data: Data | None, pictures: seeing.Pictures = ()) -> Prompt:
     """Encode a prompt as the search does.
 
     The chat template is used where the tokenizer has one, unless the search prompted the models without.
@@ -346,8 +343,8 @@ def encode(prompt: str, loaded: Loaded, settings: dict[str, Any], pictures: seei
     Raises:
         EvoMergeError: The prompt does not fit, or has no tokens, or a picture cannot be read.
     """
-    chat = bool(getattr(loaded.tokenizer, "chat_template", None)) and bool(settings.get("chat", True))
-    system = settings.get("system") if chat and isinstance(settings.get("system"), str) else None
+    chat = bool(getattr(loaded.tokenizer, "chat_template", None)) and (data is None or data.chat)
+    system = data.system if chat and data is not None else None
     if loaded.processor is not None and not chat:
         prompt = seeing.marked(loaded.processor, prompt, pictures)
     tokenizer = SeeingTokenizer(loaded.processor) if pictures and loaded.processor is not None else loaded.tokenizer

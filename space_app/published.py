@@ -13,12 +13,13 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Example, GenerationTask, JudgingTask, Task, make_task, parse_task
 from hf_evomerge.fitness.answers import RegexExtract
 from hf_evomerge.fitness.numbers import Decimal
-from hf_evomerge.pictures.trials import FITNESS, Objective, Point, Trial
+from hf_evomerge.pictures.trials import FITNESS, Objective, Trial
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.record import Data, Problem, Record
 
-MAX_TRIALS = 50_000
 MAX_OBJECTIVES = 8
+MAX_EXAMPLES = 24
 _NO_NORM_IN_FRONT = ("olmo2", "olmo3", "exaone4")  # their layers read the stream as it is
 MAX_HOP_TEXT = 400
 
@@ -55,7 +56,7 @@ class Published:
         config: `config.json`.
         recipe_text: `recipe.yaml` as it stands; empty where there is none.
         recipe: The same, parsed; None where there is none, or it cannot be read.
-        study: `study.json`.
+        record: The record of its search; an empty one where there is none, or it cannot be read.
         trials: The trials, in the order they were run.
         card: The metadata of the model's card.
         parents: The sources and the base.
@@ -69,7 +70,7 @@ class Published:
     config: Mapping[str, Any] = field(default_factory=dict)
     recipe_text: str = ""
     recipe: Recipe | None = None
-    study: Mapping[str, Any] = field(default_factory=dict)
+    record: Record = field(default_factory=Record)
     trials: tuple[Trial, ...] = ()
     card: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
@@ -143,20 +144,31 @@ class Published:
         found = [mapping(item).get("layers") for item in listing(self.config.get("sources"))]
         return tuple(count if isinstance(count, int) and 0 < count <= 4096 else 0 for count in found)
 
+    @property
+    def prompts(self) -> Data | None:
+        """How the search prompted the models; None where that is not known."""
+        return self.record.data if self.record.settings.data else None
+
+    @cached_property
+    def problems(self) -> list[Problem]:
+        """The published examples whose pictures are there."""
+        there = [each for each in self.record.examples if all(name in self.pictures for name in each.pictures)]
+        return there[:MAX_EXAMPLES]
+
     @cached_property
     def examples(self) -> list[Example]:
         """Problems of the model's own task."""
-        shown = [tuple(one for name in listing(item.get("pictures")) for one in self.pictures[name]) for item in self._examples]
+        shown = [tuple(one for name in each.pictures for one in self.pictures[name]) for each in self.problems]
         return [
-            Example(item["prompt"], item["answer"], pictures=pictures, gloss=str(item.get("gloss") or ""))
-            for item, pictures in zip(self._examples, shown, strict=True)
+            Example(each.prompt, each.answer, pictures=pictures, gloss=each.gloss)
+            for each, pictures in zip(self.problems, shown, strict=True)
         ]
 
     @cached_property
     def task(self) -> Task | None:
         """The fitness task of the search; None where it is the searcher's own, or the record is damaged."""
         try:
-            return make_task(parse_task(mapping(mapping(self.study.get("settings")).get("fitness"))))
+            return make_task(parse_task(self.record.settings.fitness.to_json()))
         except EvoMergeError:
             return None
 
@@ -180,19 +192,12 @@ class Published:
         count = (mapping(self.config.get("text_config")) or self.config).get("max_position_embeddings")
         return count if isinstance(count, int) and count > 1 else 0
 
-    @cached_property
-    def _examples(self) -> list[dict[str, Any]]:
-        items = [mapping(item) for item in listing(self.study.get("examples"))]
-        items = [item for item in items if isinstance(item.get("prompt"), str) and isinstance(item.get("answer"), str)]
-        return [item for item in items if all(str(name) in self.pictures for name in listing(item.get("pictures")))][:24]
-
     @property
     def recorded(self) -> list[dict[str, str]]:
         """What the models wrote to the examples when they were tested, by label, as far as the record has it."""
         names = {"evolved": "evolved", **{f"source:{at}": label for at, label in enumerate(self.sources)}}
         names |= {parent.role: parent.label for parent in self.parents if parent.role == "base"}
-        found = [mapping(item.get("answers")) for item in self._examples]
-        return [{names[k]: text for k, text in texts.items() if k in names and isinstance(text, str)} for texts in found]
+        return [{names[key]: text for key, text in each.answers.items() if key in names} for each in self.problems]
 
     @property
     def glosses(self) -> dict[str, str]:
@@ -200,55 +205,10 @@ class Published:
         return {example.prompt: example.gloss for example in self.examples if example.gloss}
 
     @property
-    def about(self) -> str:
-        """What the model is for, in one sentence; empty where its search did not say it."""
-        about = mapping(self.study.get("settings")).get("about")
-        return about[:300] if isinstance(about, str) else ""
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of the table of results."""
-        return [row for row in listing(mapping(self.study.get("results")).get("rows")) if isinstance(row, dict)]
-
-    @property
-    def levels(self) -> dict[str, float]:
-        """The fitness of the base and of each source on the search split."""
-        return numbers(self.study.get("levels"))
-
-    @property
-    def unit(self) -> str:
-        """What the fitness is measured in; empty where that is not known."""
-        unit = self.study.get("unit")
-        return unit[:60] if isinstance(unit, str) else ""
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
+    def objectives(self) -> list[Objective]:
         """What a search for several objectives looked for, the fitness first; none where there was one."""
-        given = [mapping(item) for item in listing(self.study.get("objectives"))[:MAX_OBJECTIVES]]
-        found = [Objective(str(item["name"])[:40], str(item.get("unit") or "")[:60]) for item in given if item.get("name")]
-        return tuple(found) if len(found) > 1 and found[0].name == FITNESS else ()
-
-    @property
-    def front(self) -> tuple[Point, ...]:
-        """The models that no other of the search beats in every objective."""
-        points = [mapping(item) for item in listing(mapping(self.study.get("results")).get("front"))[:MAX_TRIALS]]
-        return tuple(
-            Point(
-                number,
-                str(item.get("stage")),
-                trial,
-                numbers(item.get("search")),
-                numbers(item.get("judged")),
-                item.get("winner") is True,
-            )
-            for item in points
-            if isinstance(number := item.get("number"), int) and isinstance(trial := item.get("trial"), int)
-        )
-
-    @property
-    def parent_values(self) -> dict[str, dict[str, float]]:
-        """The objectives of the base and of each source on the search split."""
-        return {str(name): numbers(values) for name, values in mapping(self.study.get("parents")).items()}
+        given = self.record.objectives[:MAX_OBJECTIVES]
+        return given if len(given) > 1 and given[0].name == FITNESS else []
 
 
 def mapping(value: object) -> dict[Any, Any]:

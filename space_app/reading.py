@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import seeing
-from published import MAX_OBJECTIVES, MAX_TRIALS, Parent, Published, Trial, as_float, listing, mapping, numbers, readable
+from published import MAX_OBJECTIVES, Parent, Published, as_float, listing, mapping, numbers, readable
 from texts import SpaceError
 
+from hf_evomerge.errors import EvoMergeError, one_line
+from hf_evomerge.pictures.trials import Trial
 from hf_evomerge.recipes.limited_yaml import load_limited, read_limited
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.record import MAX_TRIALS, STUDY_JSON, Record
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "path", "scales", "recipe", "examples", "cost"]
@@ -105,6 +108,8 @@ def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Publis
             return default if file is None else reader(file)
         except SpaceError as error:
             notes.append(str(error))
+        except EvoMergeError as error:
+            notes.append(f"{name} cannot be read and is left out: {one_line(error.__cause__ or error)}.")
         except Exception as error:  # a broken file of somebody else's must not take the page down
             notes.append(f"{name} cannot be read and is left out ({type(error).__name__}).")
         return default
@@ -114,18 +119,16 @@ def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Publis
         raise SpaceError(f"{found.name}: config.json is missing or cannot be read.")
     text = part("recipe.yaml", read_limited, "")
     recipe = part("recipe.yaml", lambda file: Recipe.from_yaml(text), None) if text else None
-    study = part("study.json", _json, {})
     found = replace(
         found,
         config=config,
         recipe_text=text,
         recipe=recipe,
-        study=mapping(study),
+        record=part(STUDY_JSON, Record.load, Record()),
         trials=part("trials.parquet", _trials, ()),
         card=part("README.md", _front_matter, {}),
     )
-    names = [name for item in listing(found.study.get("examples")) for name in listing(mapping(item).get("pictures"))]
-    names = [name for name in names if isinstance(name, str) and _PICTURE.fullmatch(name)][:_MAX_PICTURES]
+    names = [name for each in found.record.examples for name in each.pictures if _PICTURE.fullmatch(name)][:_MAX_PICTURES]
     shown = {name: part(name, _picture, ()) for name in names}
     found = replace(found, pictures={name: pictures for name, pictures in shown.items() if pictures})
     if config.get("model_type") == "evo_merged" and not found.path:
@@ -183,11 +186,11 @@ def _parents(found: Published) -> tuple[Parent, ...]:
         sources, base = found.sources_of_config if found.path else [], None
     parents = [_parent(ref, "parent", found.on_hub) for ref in sources]
     parents += [_parent(base, "base", found.on_hub)] if base is not None else []
-    names, labels = mapping(found.study.get("names")), [parent.label for parent in parents]
+    names, labels = found.record.names, [parent.label for parent in parents]
     seen = {"evolved": 1}  # the API's name of the model itself
     for at, parent in enumerate(parents):
         told = names.get("base" if parent.role == "base" else f"source:{at}")
-        if isinstance(told, str) and labels.count(parent.label) > 1:
+        if told is not None and labels.count(parent.label) > 1:
             parents[at] = replace(parent, label=told)
     for at, parent in enumerate(parents):  # two users may have given their models one name
         seen[parent.label] = seen.get(parent.label, 0) + 1

@@ -14,7 +14,7 @@ import edits
 import mixing
 from evolution import grown, winner
 from pictures import path_picture, weights_picture
-from published import Published, as_float, listing, mapping, merge_of
+from published import Published, merge_of
 from texts import Card, counted, details, escape, listed, message, number, table
 
 from hf_evomerge.errors import EvoMergeError
@@ -24,6 +24,7 @@ from hf_evomerge.pictures.svg import responsive
 from hf_evomerge.pictures.trials import Trial, in_steps, of_stage, stages, whole, without_first
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.stage_names import STAGES
+from hf_evomerge.record import Results
 
 HUB = "https://huggingface.co"
 CITATION = """@article{akiba2025evolutionary,
@@ -42,6 +43,7 @@ NO_PATH = (
 NO_STUDY = "The repository has no record of a search: the recipe was written by hand, or the record was not published."
 
 
+_LEADS = ("lead", "fitness_lead")
 _MOST_CAPTION = 200  # characters of a prompt
 UNASKED = Card("the evolved model", "evolved", state="", note="press Ask for its answer")
 
@@ -104,14 +106,13 @@ def heading(published: Published) -> str:
     chips = [kind_of(published)]
     if published.path:
         chips.append(counted(len(published.path), "hop"))
-    if winner := next((row for row in published.rows if row.get("winner")), None):
-        accuracy = as_float(winner.get("accuracy"))
-        if accuracy is not None:
-            chips.append(f"{100 * accuracy:.1f} % right on held-out problems")
+    row = published.record.winner
+    if row is not None and row.accuracy is not None:
+        chips.append(f"{100 * row.accuracy:.1f} % right on held-out problems")
     parents = published.sources
-    made = "Evolved" if published.study or published.trials else "Merged by hand"
+    made = "Evolved" if published.record.stages or published.trials else "Merged by hand"
     said = f"<span>{made} from {listed([f'<b>{escape(name)}</b>' for name in parents])}.</span>" if parents else ""
-    about = f'<p class="ev-about">{escape(published.about)}</p>' if published.about else ""
+    about = f'<p class="ev-about">{escape(about)}</p>' if (about := published.record.settings.about) else ""
     tags = "".join(f'<span class="ev-chip">{escape(chip)}</span>' for chip in chips)
     notes = "".join(message(note, "warning") for note in published.notes)
     return f'<div class="ev-heading"><h1>{name}</h1>{about}<div class="ev-facts">{said}{tags}</div>{notes}</div>'
@@ -162,8 +163,8 @@ def fitness_view(published: Published) -> str:
     """The picture of all trials and the table of the results."""
     if not published.trials:
         return message(NO_STUDY) + results_table(published)
-    trials, name = without_first(published.trials), fitness_name(published.unit)
-    picture = responsive(lambda width: fitness_scene(trials, published.levels, name, width)) if trials else ""
+    trials, name = without_first(published.trials), fitness_name(published.record.unit)
+    picture = responsive(lambda width: fitness_scene(trials, published.record.levels, name, width)) if trials else ""
     words = (
         "Each dot is a trial: one model that was tried. A triangle is one that lies lower than the picture, a cross one that "
         "failed. The dark shade holds the middle half of the trials, the light one the middle 80\N{NO-BREAK SPACE}%. The thick "
@@ -175,7 +176,7 @@ def fitness_view(published: Published) -> str:
             " Dots above it were scored on a part of the examples only, and owe something to luck; it begins where the first "
             "model was scored on all."
         )
-    if published.unit.startswith("nats"):
+    if published.record.unit.startswith("nats"):
         words += (
             " Fitness is the natural logarithm (in nats) of the probability that a model gives to the right answer: 0 is "
             "certain, and 0.7 lower is half as likely."
@@ -186,16 +187,16 @@ def fitness_view(published: Published) -> str:
 
 def front_view(published: Published) -> str:
     """The fitness over each other objective, and the points of the front as a table; empty where there is one objective."""
-    objectives, points, trials = published.objectives, published.front, without_first(published.trials)
+    results, objectives = published.record.results or Results(), published.objectives
+    points, trials = results.front, without_first(published.trials)
     if not objectives or not points:
         return ""
     drawn = ""
     for pair in ((objectives[0], other) for other in objectives[1:]):
         shown = [point for point in points if all(objective.name in point.search for objective in pair)]
         if shown:
-            drawn += responsive(partial(front_scene, trials, shown, pair, published.parent_values))
-    split = str(mapping(published.study.get("results")).get("split", "test"))
-    heads = ["point", "trial", *(f"{one.name}, search" for one in objectives), *(f"{one.name}, {split}" for one in objectives)]
+            drawn += responsive(partial(front_scene, trials, shown, pair, published.record.parents))
+    heads = ["point", "trial", *(f"{one.name}, {split}" for split in ("search", results.split) for one in objectives)]
     rows = [
         (
             point.number,
@@ -215,44 +216,27 @@ def front_view(published: Published) -> str:
 
 def results_table(published: Published) -> str:
     """The held-out results; empty where there are none."""
-    if not published.rows:
+    results, unit = published.record.results, published.record.unit
+    if results is None or not results.rows:
         return ""
-    results = mapping(published.study.get("results"))
-    rows, leads = [], dict[str, str]()
-    for row in published.rows:
-        for key in ("lead", "fitness_lead"):
-            if measure := mapping(row.get(key)).get("measure"):
-                leads[key] = str(measure)
-        accuracy, error = as_float(row.get("accuracy")), as_float(row.get("accuracy_se"))
-        fitness, spread = as_float(row.get("fitness")), as_float(row.get("fitness_se"))
-        spent = as_float(row.get("evaluations") or 0)
-        rows.append(
-            (
-                row.get("model", ""),
-                (number(accuracy) if accuracy is None else f"{accuracy:.3f}") + ("" if error is None else f" ± {error:.3f}"),
-                number(fitness) + ("" if spread is None else f" ± {number(spread, 2)}"),
-                row.get("evaluations") if spent is None else round(spent) or "",
-                *(_lead_text(mapping(row.get(key))) for key in ("lead", "fitness_lead")),
-            )
+    leads = {name: next((lead.measure for row in results.rows if (lead := getattr(row, name))), "") for name in _LEADS}
+    heads = ["model", "accuracy", f"fitness ({unit})" if unit else "fitness", "evaluations"]
+    heads += [f"lead in {measure}" for measure in leads.values() if measure]
+    rows = [
+        (
+            row.model,
+            *(_with_minus(text) for text in (row.accuracy_text, row.fitness_text)),
+            round(row.evaluations) or "",
+            *(_with_minus(str(getattr(row, name) or "")) for name, measure in leads.items() if measure),
         )
-    winner = next((at for at, row in enumerate(published.rows) if row.get("winner")), None)
-    caption = f"{results.get('examples', '')} problems of the {results.get('split', 'test')} split; ± is one standard error"
-    caption += "; leads are the winner's, with intervals of 95 %" if leads else ""
-    unit = f" ({published.unit})" if published.unit else ""
-    heads = ["model", "accuracy", f"fitness{unit}", "evaluations"]
-    heads += [f"lead in {measure}" for measure in leads.values()]
-    shown = [row[: len(heads)] for row in rows]
-    said = "".join(f"<li>{escape(_with_minus(str(sentence)))}</li>" for sentence in listing(results.get("verdict")))
+        for row in results.rows
+    ]
+    winner = next((at for at, row in enumerate(results.rows) if row.winner), None)
+    caption = f"{results.examples} problems of the {results.split} split; ± is one standard error"
+    caption += "; leads are the winner's, with intervals of 95 %" if any(leads.values()) else ""
+    said = "".join(f"<li>{escape(_with_minus(sentence))}</li>" for sentence in results.verdict)
     verdict = f'<ul class="ev-verdict">{said}</ul>' if said else ""
-    return "<h2>Results</h2>" + verdict + table(heads, shown, caption=caption, mark=winner)
-
-
-def _lead_text(lead: Mapping[str, Any]) -> str:
-    """By how much the winner is better than a model of the table, with its interval; empty where it was not compared."""
-    difference, low, high = (as_float(lead.get(key)) for key in ("difference", "low", "high"))
-    if difference is None or low is None or high is None:
-        return ""
-    return _with_minus(f"{difference:+.3f} ({low:.3f} to {high:.3f})")
+    return "<h2>Results</h2>" + verdict + table(heads, rows, caption=caption, mark=winner)
 
 
 def _with_minus(words: str) -> str:
@@ -276,7 +260,7 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
     chosen = winner(published)
     here = chosen if chosen in trials else None
     levels = fitness_range([each.best for each in every if each.best] if in_steps(every) else trials, {})
-    shown = (every, one.number, levels, stage, fitness_name(published.unit), here.generation if here else None)
+    shown = (every, one.number, levels, stage, fitness_name(published.record.unit), here.generation if here else None)
     spread = responsive(partial(spread_scene, *shown)) if any(each.fitness for each in every) else ""
     spread += _about_winner(published, chosen, here=here is not None)
     if one.best is None:
@@ -307,7 +291,7 @@ def _about_winner(published: Published, chosen: Trial | None, *, here: bool) -> 
     if chosen is None:
         return ""
     where = "" if here else f" is of another stage, {STAGES.get(chosen.stage, chosen.stage)}: it"
-    judged = "validation" in mapping(published.study.get("splits"))
+    judged = "validation" in published.record.splits
     how = "by its score on the validation problems" if judged else "of the search"
     return f'<p class="ev-faint">The published model{escape(where)} was chosen among the best {how}.</p>'
 

@@ -26,6 +26,7 @@ from texts import SpaceError
 from transformers import StoppingCriteriaList
 
 from hf_evomerge import merging
+from hf_evomerge.record import Data
 
 PROMPT = "t0 w3 w4 5"
 
@@ -249,10 +250,10 @@ def test_a_chat_template_is_used_unless_the_search_did_without(host: Host) -> No
     tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}w9"
     loaded = replace(loaded, tokenizer=tokenizer)
     plain = tokenizer("w1", add_special_tokens=True)["input_ids"]
-    assert models.encode("w1", loaded, {"chat": False}).ids == plain
+    assert models.encode("w1", loaded, Data(chat=False)).ids == plain
     chat = tokenizer("s w2 u w1 w9", add_special_tokens=False)["input_ids"]
-    assert models.encode("w1", loaded, {"system": "w2"}).ids == chat
-    assert models.encode("w1", loaded, {}).ids == tokenizer("u w1 w9", add_special_tokens=False)["input_ids"]
+    assert models.encode("w1", loaded, Data(chat=True, system="w2")).ids == chat
+    assert models.encode("w1", loaded, None).ids == tokenizer("u w1 w9", add_special_tokens=False)["input_ids"]
 
 
 def test_no_model_is_no_crash() -> None:

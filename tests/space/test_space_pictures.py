@@ -17,6 +17,7 @@ from published import Parent, Published, Trial
 from texts import Card, cards, message, table
 
 from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.record import Record, Results, Row
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 EVIL = "<img src=x onerror=alert(1)>\"'&</svg>"
@@ -91,21 +92,18 @@ def test_the_commands_of_a_local_model_name_its_folder(tmp_path: Path) -> None:
 def test_the_front_is_shown_where_there_are_several_objectives() -> None:
     """Each further objective has a picture, the points a table in which the one on show stands out; one objective has none."""
     names = ("fitness", "hops", "tokens")
-    front = [{"number": k, "stage": "dfs", "trial": k, "winner": k == 1, "search": dict.fromkeys(names, k)} for k in range(3)]
-    study: dict[str, object] = {
-        "objectives": [{"name": name, "unit": "u", "better": "more"} for name in names],
-        "results": {"split": "test", "front": [*front, {"number": "4"}, None, {**front[2], "judged": {"hops": "x"}}]},
-    }
+    front = [{"number": k, "stage": "dfs", "trial": k, "winner": k == 1} for k in range(3)]
+    front = [{**point, "search": dict.fromkeys(names, k), "judged": {}} for k, point in enumerate(front)]
+    objectives = [{"name": name, "unit": "u"} for name in names]
+    record = Record.model_validate({"objectives": objectives, "results": {"split": "test", "front": front}})
     trials = (Trial("dfs", 0, 0, 0.0, others={"hops": 0.0, "tokens": 0.0}),)
-    found = Published(model="m", name="m", study=study, trials=trials)
-    assert [point.number for point in found.front] == [0, 1, 2, 2]
-    assert found.front[-1].judged == {}
+    found = Published(model="m", name="m", record=record, trials=trials)
     html = views.front_view(found)
     labels = [frame.attrib["aria-label"].split(":")[0] for frame in _frames(html)]
     assert labels == ["fitness over hops"] * 3 + ["fitness over tokens"] * 3
     assert '<th scope="col">hops, test</th>' in html
     assert "<tr class=ev-mark><td>1</td>" in html
-    assert views.front_view(Published(model="m", name="m", study={**study, "objectives": []}, trials=trials)) == ""
+    assert views.front_view(replace(found, record=record.model_copy(update={"objectives": []}))) == ""
 
 
 def test_no_text_of_a_repository_becomes_markup() -> None:
@@ -124,8 +122,8 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
         "results": {
             "front": [{**point, "judged": {EVIL: 1.0}}],
             "split": EVIL,
-            "examples": EVIL,
-            "rows": [{"model": EVIL, "winner": True, "evaluations": EVIL, "accuracy": 0.5}],
+            "verdict": [EVIL],
+            "rows": [{"model": EVIL, "winner": True, "accuracy": 0.5}],
         },
     }
     merge = {"method": EVIL, "options": {EVIL: EVIL}, "parameters": [{EVIL: {EVIL: 1.0}}]}
@@ -135,7 +133,7 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
         revision=EVIL,
         config={"model_type": "evo_merged", "path": ["0:0", "1:0"], "scale_target": EVIL},
         recipe=Recipe.model_validate({"sources": [{"model": EVIL}], "merge": merge}),
-        study=study,
+        record=Record.model_validate(study),
         trials=trials,
         card={"license": EVIL},
         parents=(Parent(EVIL, EVIL, EVIL, license=EVIL), Parent(EVIL, EVIL, missing=EVIL)),
@@ -192,10 +190,9 @@ def test_the_replay_opens_on_the_published_model(path: tuple[str, ...]) -> None:
     trials += [Trial("dfs", k, k // 2, -1.0 / (k + 1), path=path, scales=(1.0, k)) for k in range(8) if path]
     stage = "dfs" if path else "ps"
     config = {"model_type": "evo_merged", "path": list(path), "scales": [1.0, 5.0]}
-    study = {"splits": {"validation": 9}, "results": {"rows": [{"stage": stage, "winner": True}]}}
-    shown = Published(
-        "m", "m", config=config, recipe_text=recipe(5, "user/a") + "built:\n  tensors: 3\n", study=study, trials=tuple(trials)
-    )
+    results = Results(rows=[Row(stage=stage, winner=True)])
+    record, text = Record(splits={"validation": 9}, results=results), recipe(5, "user/a") + "built:\n  tensors: 3\n"
+    shown = Published("m", "m", config=config, recipe_text=text, record=record, trials=tuple(trials))
     found = winner(shown)
     assert found is not None
     assert (found.stage, found.number) == (stage, 5)
@@ -210,7 +207,7 @@ def test_the_replay_opens_on_the_published_model(path: tuple[str, ...]) -> None:
         assert opening(shown, "ps") == 7
         spread = views.generation_view(shown, "ps", 7)[0]
         assert "another stage, data flow space" in spread
-    unknown = Published("m", "m", study={"results": {"rows": [{"stage": "ps", "winner": True}]}}, trials=tuple(trials))
+    unknown = Published("m", "m", record=Record(results=Results(rows=[Row(stage="ps", winner=True)])), trials=tuple(trials))
     assert winner(unknown) is None
 
 

@@ -12,6 +12,8 @@ import pytest
 import reading
 from texts import SpaceError
 
+from hf_evomerge.record import Record
+
 
 def test_the_record_is_read(dfs: Path) -> None:
     """Configuration, recipe, study and every trial of a published search are there."""
@@ -22,7 +24,7 @@ def test_the_record_is_read(dfs: Path) -> None:
     assert found.recipe.flow.path == config["path"]
     assert [trial.number for trial in found.trials] == list(range(12))
     assert {trial.generation for trial in found.trials} == {0, 1, 2}
-    assert set(found.levels) == {"base", "a", "b"}
+    assert set(found.record.levels) == {"base", "a", "b"}
     assert found.layers == (2, 2)
     assert found.labels == ("a", "b")
     assert found.notes == ()
@@ -66,7 +68,7 @@ def test_what_is_missing_is_left_out(broken: Callable[..., Path]) -> None:
     found = reading.read(str(broken(study__json=None, trials__parquet=None, recipe__yaml=None)))
     assert found.path
     assert found.trials == ()
-    assert found.study == {}
+    assert found.record == Record()
     assert [parent.label for parent in found.parents] == ["a", "b"]
 
 
@@ -92,6 +94,9 @@ def test_what_is_broken_is_left_out(broken: Callable[..., Path], name: str, text
     for view in (views.heading, views.path_view, views.fitness_view, views.commands, views.licenses, views.evolution_stages):
         view(found)
     assert found.path
+    if name != "README__md":
+        (note,) = found.notes
+        assert note.startswith(f"{name.replace('__', '.')} cannot be read and is left out")
     assert not Path("hacked").exists()
 
 
@@ -184,6 +189,6 @@ def test_a_published_recipe_opens_no_folder_of_the_server(broken: Callable[..., 
     assert list(by_label) == ["etc", "japanese", "maths", "maths (2)", "evolved (2)"]
     assert [label for label, parent in by_label.items() if not parent.missing] == ["maths", "maths (2)", "evolved (2)"]
     names = {"source:0": "x/etc", "source:2": "u/maths", "source:3": "v/maths"}
-    named = replace(found, study={"names": names})
+    named = replace(found, record=Record(names=names))
     assert [parent.label for parent in reading._parents(named)][:4] == ["etc", "japanese", "u/maths", "v/maths"]
     assert by_label["maths"].revision == "f" * 40

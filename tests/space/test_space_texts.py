@@ -12,6 +12,7 @@ from published import Published
 from texts import SpaceError
 
 from hf_evomerge.fitness import Example, GenerationTask, parse_task
+from hf_evomerge.record import Problem, Record
 
 
 def test_control_characters_are_left_out_and_said() -> None:
@@ -33,7 +34,7 @@ def test_a_prompt_that_is_none_is_explained(prompt: object) -> None:
 def test_an_example_is_asked_to_the_letter() -> None:
     """A prompt that is an example but for the space around it is asked as the search asked it; any other as it was sent."""
     show = showcase.Showcase("")
-    show.published = Published("m", "m", study={"examples": [{"prompt": "1 + 1 = ", "answer": "2"}]})
+    show.published = Published("m", "m", record=Record(examples=[Problem(prompt="1 + 1 = ", answer="2")]))
     show.host = Host(show.published)
     show.known.set()
     assert show.question("1 + 1 =")[0] == "1 + 1 = "
@@ -83,7 +84,7 @@ def test_an_answer_is_judged_as_the_search_did(text: str, answer: str, fitness: 
 def _verdict(text: str, answer: str, fitness: dict[str, Any]) -> bool | None:
     study = {"examples": [{"prompt": "?", "answer": answer}], "settings": {"fitness": fitness}}
     show = showcase.Showcase("")
-    show.published = Published("m", "m", study=study)
+    show.published = Published("m", "m", record=Record.model_validate(study))
     show.host = Host(show.published)
     show.known.set()
     return show.verdict(("?", ()), text)

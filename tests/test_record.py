@@ -1,0 +1,62 @@
+"""The record of a search as strangers may have written it: limits, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_evomerge.errors import HubError, SearchError
+from hf_evomerge.record import Record, Results
+
+POINT = {"number": 0, "stage": "ps", "trial": 0, "winner": True, "search": {}, "judged": {}}
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        ([], "not a JSON object"),
+        ({"results": 3}, "results: must be a mapping"),
+        ({"examples": [{"prompt": 2, "answer": "1"}]}, "examples.0.prompt: must be a text"),
+        ({"settings": {"about": "x" * 301}}, "settings.about: must have at most 300 characters"),
+        ({"unit": "x" * 301}, "unit: must have at most 300 characters"),
+        ({"levels": {"a": float("inf")}}, "levels.a: must be"),
+        ({"levels": {"a": 1e301}}, "levels.a: must be less than"),
+        ({"levels": {str(name): 0 for name in range(1001)}}, "levels: must have 1000 or fewer entries"),
+        ({"results": {"front": [POINT] * 50_001}}, "results.front: must have 50000 or fewer entries"),
+        (
+            {"results": {"front": [{**POINT, "search": {"fitness": 1e301}}]}},
+            "results.front.0.search.fitness: must be less than",
+        ),
+        ({"stages": [{"stage": "<b>"}]}, "stages.0.stage: must be"),
+    ],
+)
+def test_what_exceeds_a_limit_is_one_line(data: Any, complaint: str, tmp_path: Path) -> None:
+    """A record of the wrong shape, or larger than a page can show, is refused in one line that names the key."""
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps(data))
+    with pytest.raises(HubError) as caught:
+        Record.load(file)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"seed": ' + "9" * 5000 + "}", "\xff", None])
+def test_what_is_no_json_is_one_line(text: str | None, tmp_path: Path) -> None:
+    """Broken, deep, absent and overlong files raise the error that was asked for."""
+    file = tmp_path / "results.json"
+    if text is not None:
+        file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SearchError, match=r"results\.json: cannot be read"):
+        Results.load(file, SearchError)
+
+
+def test_keys_of_later_versions_are_ignored(tmp_path: Path) -> None:
+    """What a later version adds does not hide what this one knows; of the settings every key is kept."""
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps({"new": 1, "seed": 3, "settings": {"new": 2}, "results": {"rows": [{"new": 3, "model": "a"}]}}))
+    record = Record.load(file)
+    assert (record.seed, [row.model for row in record.rows]) == (3, ["a"])
+    assert record.to_json() == {"seed": 3, "settings": {"new": 2}, "results": {"rows": [{"model": "a"}]}}
