@@ -213,6 +213,7 @@ class Record(Part):
         levels, parents: Fitness and objectives of the parents on the search split, by name.
         objectives: The fitness and all others, where there are several.
         results: None where the search has not ended.
+        trial: The number of the trial that found the published model, in the stage of its row.
         examples: Problems to try.
     """
 
@@ -229,6 +230,7 @@ class Record(Part):
     objectives: list[trials.Objective] = Field(default_factory=list, max_length=64)
     parents: dict[Name, Values] = Field(default_factory=dict, max_length=1000)
     results: Results | None = None
+    trial: Count | None = None
     examples: list[Problem] = Field(default_factory=list, max_length=10_000)
 
     @property

@@ -225,21 +225,7 @@ class Page:
     def _events(self, blocks: gr.Blocks) -> None:
         watched = blocks.load(self.do.watch, outputs=self.status, **FREE)
         watched.failure(self.do.state, outputs=self.status, **AT_ONCE)
-        filled = [self.heading, self.prompt, self.samples, self.others, self.absent, self.path]
-        filled += [self.no_path, self.editor, self.way, self.prompt2, self.recipe, self.commands, self.licenses, self.gloss]
-        filled += [
-            self.through,
-            self.look,
-            self.of_path,
-            self.of_weights,
-            self.rewritten,
-            self.factors,
-            self.group,
-            *self.parts,
-        ]
-        filled += [self.tabs, self.scoring, self.picture, self.hop, self.scale, self.said, self.share, self.changed]
-        filled += [self.path_tab, self.look, self.fitness, self.replayer, self.stage, self.generation, self.spread, self.best]
-        filled += [self.tokens, self.beside, self.pictures, self.beside2, self.pictures2, self.seen_samples]
+        filled = [part for part in (*vars(self).values(), *self.parts) if isinstance(part, gr.blocks.Block)]
         edited = [self.way, self.picture, self.hop, self.scale, self.said, self.share, self.changed]
         opened = blocks.load(self.fill, outputs=filled, **AT_ONCE)
         known = [self.answers, self.answers2]

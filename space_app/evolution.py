@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from published import Published
 
 from hf_evomerge.pictures.trials import Generation, Trial, generations, of_stage
-from hf_evomerge.record import Results
 
 
 def grown(published: Published, stage: str) -> list[Generation]:
@@ -17,21 +14,9 @@ def grown(published: Published, stage: str) -> list[Generation]:
 
 def winner(published: Published) -> Trial | None:
     """The trial that found the published model; None where the record does not tell it."""
-    results = published.record.results or Results()
-    point = next((point for point in results.front if point.winner), None)
-    stage = point.stage if point is not None else results.winner.stage if results.winner is not None else ""
-    there = of_stage(published.trials, stage)
-    if point is not None:
-        return next((trial for trial in there if trial.number == point.trial), None)
-    made = (published.path, published.scales if published.path else (), "" if published.path else _merge(published.recipe_text))
-    found = [trial for trial in there if (trial.path, trial.scales, _merge(trial.recipe)) == made and any(made)]
-    return max(found, key=lambda trial: trial.examples, default=None)
-
-
-def _merge(recipe: str) -> str:
-    """What of a recipe's text says how the weights are made: not what the sources are called."""
-    found = re.search(r"^merge:((?:\n[ -].*)*)", recipe, re.MULTILINE)
-    return found[1] if found else ""
+    row = published.record.winner
+    there = of_stage(published.trials, row.stage) if row is not None else []
+    return next((trial for trial in there if trial.number == published.record.trial), None)
 
 
 def opening(published: Published, stage: str) -> int:

@@ -17,7 +17,7 @@ import loading
 import mixing
 import seeing
 from loading import MAX_SECONDS, Loaded
-from published import Parent, Published
+from published import EVOLVED, Parent, Published
 from texts import SpaceError
 
 from hf_evomerge.errors import EvoMergeError, one_line
@@ -30,7 +30,6 @@ from hf_evomerge.record import Data
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-EVOLVED = "evolved"
 MAX_TOKENS = 256
 MAX_PROMPT_TOKENS = 2048
 _HEARTBEAT = 0.25

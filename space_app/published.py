@@ -18,6 +18,7 @@ from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.record import Data, Problem, Record
 
+EVOLVED = "evolved"  # what the API calls the model itself
 MAX_OBJECTIVES = 8
 MAX_EXAMPLES = 24
 _NO_NORM_IN_FRONT = ("olmo2", "olmo3", "exaone4")  # their layers read the stream as it is

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import seeing
-from published import MAX_OBJECTIVES, Parent, Published, as_float, listing, mapping, numbers, readable
+from published import EVOLVED, MAX_OBJECTIVES, Parent, Published, as_float, listing, mapping, numbers, readable
 from texts import SpaceError
 
 from hf_evomerge.errors import EvoMergeError, one_line
 from hf_evomerge.pictures.trials import Trial
 from hf_evomerge.recipes.limited_yaml import load_limited, read_limited
-from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.recipes.recipe import Recipe, SourceRef, labels_of
 from hf_evomerge.record import MAX_TRIALS, STUDY_JSON, Record
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "path", "scales", "recipe", "examples", "cost"]
+_COLUMNS = ("stage", "number", "generation", "state", "fitness", "accuracy", "examples", "evaluations")
+_COLUMNS += ("recipe", "path", "scales")
 _MAX_PICTURES = 100
 _PICTURE = re.compile(r"images/[\w-]{1,80}\.png", re.ASCII)
 _OBJECTIVE = "objective."  # begins the names of their columns
@@ -173,7 +174,7 @@ def _trial(row: Mapping[str, Any]) -> Trial:
         scales=tuple(map(float, scales)) if len(scales) == len(path) else (1.0,) * len(path),
         recipe="" if path else str(row.get("recipe") or ""),
         examples=int(row.get("examples") or 0),
-        cost=max(as_float(row.get("cost", 1.0)) or 0.0, 0.0),
+        cost=max(as_float(row.get("evaluations", 1.0)) or 0.0, 0.0),
         others=numbers({key.removeprefix(_OBJECTIVE): row[key] for key in row if key.startswith(_OBJECTIVE)}),
     )
 
@@ -184,23 +185,22 @@ def _parents(found: Published) -> tuple[Parent, ...]:
         sources, base = found.recipe.sources, found.recipe.base
     else:
         sources, base = found.sources_of_config if found.path else [], None
-    parents = [_parent(ref, "parent", found.on_hub) for ref in sources]
-    parents += [_parent(base, "base", found.on_hub)] if base is not None else []
-    names, labels = found.record.names, [parent.label for parent in parents]
-    seen = {"evolved": 1}  # the API's name of the model itself
-    for at, parent in enumerate(parents):
-        told = names.get("base" if parent.role == "base" else f"source:{at}")
-        if told is not None and labels.count(parent.label) > 1:
-            parents[at] = replace(parent, label=told)
-    for at, parent in enumerate(parents):  # two users may have given their models one name
-        seen[parent.label] = seen.get(parent.label, 0) + 1
-        if seen[parent.label] > 1:
-            parents[at] = replace(parent, label=f"{parent.label} ({seen[parent.label]})")
-    return tuple(parents)
+    refs = [*sources, *([base] if base is not None else [])]
+    keys, own = [*(f"source:{at}" for at in range(len(sources))), "base"], [ref.label for ref in refs]
+    labels = [
+        found.record.names.get(key, label) if own.count(ref.label) > 1 else label
+        for key, ref, label in zip(
+            keys, refs, labels_of([ref.model_copy(update={"revision": None}) for ref in refs]), strict=False
+        )
+    ]
+    return tuple(
+        _parent(ref, label if label != EVOLVED else f"{label} (2)", "base" if ref is base else "parent", found.on_hub)
+        for ref, label in zip(refs, labels, strict=True)
+    )
 
 
-def _parent(ref: SourceRef, role: str, on_hub: bool) -> Parent:
-    label, model, revision, missing = ref.label, ref.model, ref.revision, ""
+def _parent(ref: SourceRef, label: str, role: str, on_hub: bool) -> Parent:
+    model, revision, missing = ref.model, ref.revision, ""
     if not on_hub and Path(model).is_dir():
         revision = None
     elif not _REPO_ID.fullmatch(model):

@@ -172,11 +172,17 @@ def _card(card: Card) -> str:
     )
 
 
+class Marked(str):
+    """The text of a cell that stands out."""
+
+
 def table(heads: Iterable[str], rows: Iterable[Iterable[object]], *, caption: str, mark: int | None = None) -> str:
     """A plain table; the row with the number `mark` stands out."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(
-        f"<tr{' class=ev-mark' if index == mark else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        f"<tr{' class=ev-mark' if index == mark else ''}>"
+        + "".join(f"<td{' class=ev-same' if isinstance(cell, Marked) else ''}>{escape(cell)}</td>" for cell in row)
+        + "</tr>"
         for index, row in enumerate(rows)
     )
     return (

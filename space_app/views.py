@@ -15,7 +15,7 @@ import mixing
 from evolution import grown, winner
 from pictures import path_picture, weights_picture
 from published import Published, merge_of
-from texts import Card, counted, details, escape, listed, message, number, table
+from texts import Card, Marked, counted, details, escape, listed, message, number, table
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.pictures.fitness import fitness_name, fitness_range, fitness_scene, shows_accuracy, spread_scene
@@ -67,26 +67,19 @@ def lens_view(published: Published, prompt: str, written: Sequence[str], liked: 
         written: The tokens of its answer.
         liked: For each hop, the token that the head likes best in place of each of them.
     """
-    heads = "".join(f'<th scope="col">{escape(token)}</th>' for token in written)
     labels = [edits.describe(hop, 1.0, published.labels).removesuffix(", scale 1") for hop in published.path]
-    rows = []
-    for at, tokens in enumerate(liked):
-        name = labels[at] if len(labels) == len(liked) else f"layer {at}"
-        cells = "".join(
-            f"<td{' class=ev-same' if token == wanted else ''}>{escape(token)}</td>"
-            for token, wanted in zip(tokens, written, strict=True)
-        )
-        rows.append(f'<tr><th scope="row">{at + 1}: {escape(name)}</th>{cells}</tr>')
-    step = "hop" if published.path else "layer"
+    names = labels if len(labels) == len(liked) else [f"layer {at}" for at in range(len(liked))]
+    rows = [
+        [f"{at}: {name}", *(Marked(token) if token == wanted else token for token, wanted in zip(tokens, written, strict=True))]
+        for at, (name, tokens) in enumerate(zip(names, liked, strict=True), 1)
+    ]
     asked = prompt if len(prompt) <= _MOST_CAPTION else f"{prompt[:_MOST_CAPTION]} …"
-    caption = escape(
+    step = "hop" if published.path else "layer"
+    caption = (
         f"What the model would write to “{asked}” if it ended after this {step}; bold and green where its answer has the same "
         "token there, (end) is the end of the answer"
     )
-    return (
-        f'<div class="ev-scroll" tabindex="0" role="region" aria-label="{caption}"><table class="ev-table ev-lens">'
-        f"<caption>{caption}</caption><thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    return table([step, *written], rows, caption=caption)
 
 
 def kind_of(published: Published) -> str:

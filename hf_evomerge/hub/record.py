@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import EvoMergeError, HubError, SearchError
 from ..pictures.trials import Objective
-from ..recipes.layer_path import LayerPath
 from ..recipes.names import hidden, named_folder
-from ..recipes.recipe import Recipe, SourceRef
+from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import validate
 from ..record import STUDY_JSON, Record, Results
 from ..search.file.config import SearchConfig
-from ..search.file.objectives import FITNESS, columns, known_values
+from ..search.file.objectives import FITNESS, known_values
 from ..search.file.stages import STAGES, Stage
 from ..search.file.tasks import units
 from ..search.folder import about_of
+from ..search.results.export import trial_row
 from ..search.results.plots import parent_levels, parent_scores
 from ..search.study.files import PLOTS_FOLDER, RESULTS_FILE
 from ..search.study.paths import renamed, settings_of
@@ -75,6 +75,7 @@ def write_record(
     with Study.open(search) as study:
         config = settings_of(study)
         trials = {stage: study.trials(stage) for stage in STAGES}
+        results = Results.load(search / RESULTS_FILE, SearchError) if (search / RESULTS_FILE).is_file() else None
         parts = {
             "format": 1,
             "space": config.space,
@@ -87,7 +88,8 @@ def write_record(
             "names": config.parent_names,
             "levels": parent_levels(config, study),
             **(_objectives(config, study) if config.objectives else {}),
-            "results": Results.load(search / RESULTS_FILE, SearchError) if (search / RESULTS_FILE).is_file() else None,
+            "results": results,
+            "trial": _winning_trial(study, results),
             "examples": _examples(study, config, examples, out / IMAGES_FOLDER),
         }
         record = validate(Record, parts, HubError)
@@ -140,6 +142,15 @@ def _stage(stage: Stage, trials: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
+def _winning_trial(study: Study, results: Results | None) -> int | None:
+    """The number of the trial, in the stage of the winner's row, that found the winner; of several that on most examples."""
+    if results is None or results.winner is None:
+        return None
+    key = Recipe.load(study.folder / RECIPE_FILE).key
+    trials = [trial for trial in study.trials(results.winner.stage) if trial.recipe_key == key]
+    return max(trials, key=lambda trial: trial.scores.values.size).number if trials else None
+
+
 def _objectives(config: SearchConfig, study: Study) -> dict[str, Any]:
     """The objectives, and the parents' values of each on the search examples."""
     parents = {name: known_values(scores, config.objective_names) for name, scores in parent_scores(config, study).items()}
@@ -158,7 +169,7 @@ def _examples(study: Study, config: SearchConfig, count: int, images: Path) -> l
     split = next((split for split in ("test", "validation", "search") if split in config.data), None)
     if split is None:
         raise SearchError("examples: this search got its examples from Python, so none can be published; ask for 0")
-    recipe = study.folder / "recipe.yaml"
+    recipe = study.folder / RECIPE_FILE
     labels = {label: label for label in config.parent_names}
     if recipe.is_file():
         labels[WINNER] = Recipe.load(recipe).key
@@ -187,44 +198,27 @@ def _written(example: Example, number: int, images: Path) -> list[str]:
 
 def _write_trials(study: Study, trials: Sequence[Trial], objectives: Sequence[str], file: Path, publish: Publish) -> None:
     """One row per trial; the whole table appears under its name at once."""
-    import pyarrow as pa
+    import pyarrow
     from pyarrow import parquet
 
     recipes = {key: study.recipe(key) for key in dict.fromkeys(t.recipe_key for t in trials) if key is not None}
     texts = {key: recipe.renamed(publish).to_yaml() for key, recipe in recipes.items()}
     paths = {key: recipe.flow.to_path() for key, recipe in recipes.items() if recipe.flow is not None}
 
-    def path_of(trial: Trial) -> LayerPath | None:
-        return paths.get(trial.recipe_key or "")
-
-    def column(kind: pa.DataType, value: Callable[[Trial], Any]) -> pa.Array:
-        return pa.array([value(trial) for trial in trials], kind)
-
-    others = [columns(trial.scores, objectives) for trial in trials]
-    table = pa.table(
+    rows = [
         {
-            "stage": column(pa.string(), lambda t: t.stage),
-            "number": column(pa.int64(), lambda t: t.number),
-            "generation": column(pa.int64(), lambda t: t.generation),
-            "state": column(pa.string(), lambda t: t.state),
-            "fitness": column(pa.float64(), lambda t: t.fitness),
-            **{name: pa.array([each[name] for each in others], pa.float64()) for name in (others[0] if others else ())},
-            "standard_error": column(pa.float64(), lambda t: t.scores.standard_error),
-            "accuracy": column(pa.float64(), lambda t: t.scores.accuracy),
-            "examples": column(pa.int64(), lambda t: t.scores.values.size),
-            "seconds": column(pa.float64(), lambda t: t.scores.seconds),
-            "cost": column(pa.float64(), lambda t: t.cost),
-            "duplicate_of": column(pa.int64(), lambda t: t.duplicate_of),
-            "genome": column(pa.list_(pa.float64()), lambda t: t.genome.tolist()),
-            "recipe": column(pa.string(), lambda t: texts.get(t.recipe_key or "")),
-            "path": column(pa.list_(pa.string()), lambda t: path.as_text() if (path := path_of(t)) else None),
-            "scales": column(pa.list_(pa.float64()), lambda t: path.scales if (path := path_of(t)) else None),
-            "error": column(pa.string(), lambda t: _without_folders(t.scores.error)),
+            **trial_row(trial, objectives),
+            "recipe": texts.get(trial.recipe_key or ""),
+            "error": _without_folders(trial.scores.error),
+            "genome": trial.genome.tolist(),
+            "path": path.as_text() if (path := paths.get(trial.recipe_key or "")) is not None else None,
+            "scales": path.scales if path is not None else None,
         }
-    )
+        for trial in trials
+    ]
     unfinished = file.with_name(f".{file.name}.new")
     try:
-        parquet.write_table(table, unfinished, compression="zstd")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), unfinished, compression="zstd")
         unfinished.replace(file)
     except OSError as cause:
         unfinished.unlink(missing_ok=True)

@@ -181,18 +181,14 @@ def test_the_words_above_a_path_are_not_on_each_other(hops: int, select: bool) -
 
 @pytest.mark.parametrize("path", [(), ("0:0", "1:1")])
 def test_the_replay_opens_on_the_published_model(path: tuple[str, ...]) -> None:
-    """It is found by its recipe, whatever its sources are called; its generation is marked, and so is another stage's."""
-
-    def recipe(weight: float, source: str) -> str:
-        return f"sources:\n- model: {source}\nmerge:\n  parameters:\n  - weight: {weight}\n"
-
-    trials = [Trial("ps", k, k, -1.0 / (k + 1), recipe=recipe(k, "a"), examples=16 if k > 3 else 8) for k in range(8)]
+    """The record names its trial; its generation is marked, and so is another stage's."""
+    trials = [Trial("ps", k, k, -1.0 / (k + 1), examples=16 if k > 3 else 8) for k in range(8)]
     trials += [Trial("dfs", k, k // 2, -1.0 / (k + 1), path=path, scales=(1.0, k)) for k in range(8) if path]
     stage = "dfs" if path else "ps"
     config = {"model_type": "evo_merged", "path": list(path), "scales": [1.0, 5.0]}
     results = Results(rows=[Row(stage=stage, winner=True)])
-    record, text = Record(splits={"validation": 9}, results=results), recipe(5, "user/a") + "built:\n  tensors: 3\n"
-    shown = Published("m", "m", config=config, recipe_text=text, record=record, trials=tuple(trials))
+    record = Record(splits={"validation": 9}, results=results, trial=5)
+    shown = Published("m", "m", config=config, record=record, trials=tuple(trials))
     found = winner(shown)
     assert found is not None
     assert (found.stage, found.number) == (stage, 5)

@@ -186,9 +186,9 @@ def test_a_published_recipe_opens_no_folder_of_the_server(broken: Callable[..., 
     assert asked[0] == "main"
     assert set(asked[1:]) == {commit}
     by_label = {parent.label: parent for parent in found.parents}
-    assert list(by_label) == ["etc", "japanese", "maths", "maths (2)", "evolved (2)"]
-    assert [label for label, parent in by_label.items() if not parent.missing] == ["maths", "maths (2)", "evolved (2)"]
+    assert list(by_label) == ["etc", "japanese", "user/maths", "other/maths", "evolved (2)"]
+    assert [label for label, parent in by_label.items() if not parent.missing] == ["user/maths", "other/maths", "evolved (2)"]
     names = {"source:0": "x/etc", "source:2": "u/maths", "source:3": "v/maths"}
     named = replace(found, record=Record(names=names))
     assert [parent.label for parent in reading._parents(named)][:4] == ["etc", "japanese", "u/maths", "v/maths"]
-    assert by_label["maths"].revision == "f" * 40
+    assert by_label["user/maths"].revision == "f" * 40

@@ -38,11 +38,35 @@ def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
     with Study.open(folder) as study:
         config = settings_of(study)
         names = config.objective_names
-        rows = [_row(trial, names, params) for stage in STAGES for trial, params in _with_params(study, config, stage)]
+        rows = [
+            {**trial_row(trial, names), **{f"params.{name}": value for name, value in params.items()}}
+            for stage in STAGES
+            for trial, params in _with_params(study, config, stage)
+        ]
     if not rows:
         raise SearchError(f"{folder}: no trial is finished yet; there is nothing to export")
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def trial_row(trial: Trial, objectives: Sequence[str]) -> Row:
+    """What there is of a trial, as a flat row; the recipe is its key."""
+    return {
+        "stage": trial.stage,
+        "number": trial.number,
+        "generation": trial.generation,
+        "state": trial.state,
+        "fitness": trial.fitness,
+        **columns(trial.scores, objectives),
+        "standard_error": trial.scores.standard_error,
+        "accuracy": trial.scores.accuracy,
+        "examples": trial.scores.values.size,
+        "evaluations": trial.cost,
+        "seconds": trial.scores.seconds,
+        "recipe": trial.recipe_key,
+        "duplicate_of": trial.duplicate_of,
+        "error": trial.scores.error,
+    }
 
 
 def check_new(file: Path) -> None:
@@ -103,23 +127,3 @@ def _numbers(name: str, value: object) -> Iterator[tuple[str, float]]:
             yield from _numbers(f"{name}[{number}]", inside)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield name, float(value)
-
-
-def _row(trial: Trial, objectives: Sequence[str], params: Mapping[str, float]) -> Row:
-    return {
-        "stage": trial.stage,
-        "number": trial.number,
-        "generation": trial.generation,
-        "state": trial.state,
-        "fitness": trial.fitness,
-        **columns(trial.scores, objectives),
-        "standard_error": trial.scores.standard_error,
-        "accuracy": trial.scores.accuracy,
-        "examples": trial.scores.values.size,
-        "evaluations": trial.cost,
-        "seconds": trial.scores.seconds,
-        "recipe": trial.recipe_key,
-        "duplicate_of": trial.duplicate_of,
-        "error": trial.scores.error,
-        **{f"params.{name}": value for name, value in params.items()},
-    }
