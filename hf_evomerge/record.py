@@ -210,6 +210,7 @@ class Record(Part):
         stages: The stages that have trials.
         unit: What the fitness is measured in; empty where it has no unit.
         names: What the parents are called, by label.
+        licenses: The parents' licenses when the model was pushed, by model.
         levels, parents: Fitness and objectives of the parents on the search split, by name.
         objectives: The fitness and all others, where there are several.
         results: None where the search has not ended.
@@ -226,6 +227,7 @@ class Record(Part):
     stages: list[StageSummary] = Field(default_factory=list, max_length=100)
     unit: Name = ""
     names: dict[Name, Name] = Field(default_factory=dict, max_length=1000)
+    licenses: dict[Name, Name] = Field(default_factory=dict, max_length=1000)
     levels: Values = Field(default_factory=dict)
     objectives: list[trials.Objective] = Field(default_factory=list, max_length=64)
     parents: dict[Name, Values] = Field(default_factory=dict, max_length=1000)

@@ -52,24 +52,21 @@ class Painter:
 
     def load(self) -> None:
         """Load the pipeline: safetensors alone, and none of its code; what goes wrong is in `error`."""
-        try:
-            from diffusers import DiffusionPipeline
+        self.error = loading.failure(self.model, self._load)
+        self.ready.set()
 
-            loading.check_memory(loading.weights_bytes(self.model, self.revision, "*/*.safetensors"), self.model)
-            settings: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "revision": self.revision}
-            pipeline = DiffusionPipeline.from_pretrained(self.model, **settings)
-            pipeline.set_progress_bar_config(disable=True)
-            taken = inspect.signature(type(pipeline).__call__).parameters
-            self.by_class = "prompt" not in taken
-            if self.by_class and "class_labels" not in taken:
-                raise SpaceError(f"{type(pipeline).__name__} takes neither a prompt nor class_labels")
-            self._pipeline = pipeline.to("cuda") if loading.zero_gpu() or _has_gpu() else pipeline
-        except EvoMergeError as error:
-            self.error = str(error)
-        except Exception as error:  # whatever a model's files provoke, the page must say it and stay
-            self.error = f"{self.model} cannot be loaded: {one_line(error)}"
-        finally:
-            self.ready.set()
+    def _load(self) -> None:
+        from diffusers import DiffusionPipeline
+
+        loading.check_memory(loading.weights_bytes(self.model, self.revision, "*/*.safetensors"), self.model)
+        settings: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "revision": self.revision}
+        pipeline = DiffusionPipeline.from_pretrained(self.model, **settings)
+        pipeline.set_progress_bar_config(disable=True)
+        taken = inspect.signature(type(pipeline).__call__).parameters
+        self.by_class = "prompt" not in taken
+        if self.by_class and "class_labels" not in taken:
+            raise SpaceError(f"{type(pipeline).__name__} takes neither a prompt nor class_labels")
+        self._pipeline = pipeline.to("cuda") if loading.zero_gpu() or _has_gpu() else pipeline
 
     def draw(self, prompt: str, seed: int = 0, steps: int = 8) -> Any:
         """The picture of a prompt, or of the number of a class; the same for the same seed and steps. Raises `SpaceError`."""

@@ -14,6 +14,7 @@ import seeing
 from texts import SpaceError
 
 import hf_evomerge  # noqa: F401  # registers the class of models with a path, so that no code of theirs is run
+from hf_evomerge.errors import EvoMergeError, one_line
 from hf_evomerge.fitness.pictures import SeeingTokenizer
 
 MAX_SECONDS = 60.0  # of one answer
@@ -56,6 +57,17 @@ def sees(model: str, revision: str | None) -> bool:
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=False, **({"revision": revision} if revision else {}))
     return seeing.sees(config.to_dict())
+
+
+def failure(name: str, task: Callable[[], None]) -> str:
+    """Run what loads a model; returns what went wrong in one line, whatever its files provoke. Empty where nothing did."""
+    try:
+        task()
+    except EvoMergeError as error:
+        return str(error)
+    except Exception as error:  # the page must say it and stay
+        return f"{name} cannot be loaded: {one_line(error)}"
+    return ""
 
 
 def in_background(task: Callable[[], None]) -> None:

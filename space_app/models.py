@@ -103,15 +103,13 @@ class Host:
 
     def load(self) -> None:
         """Load the evolved model; what goes wrong is in `error`."""
-        try:
-            loading.check_memory(loading.weights_bytes(self.published.model, self.published.revision), self.published.name)
-            self._evolved = loading.load(self.published.model, self.published.revision, sees=self.published.sees)
-        except EvoMergeError as error:
-            self.error = str(error)
-        except Exception as error:  # whatever a model's files provoke, the page must say it and stay
-            self.error = f"{self.published.name} cannot be loaded: {one_line(error)}"
-        finally:
-            self._ready.set()
+        self.error = loading.failure(self.published.name, self._load)
+        self._ready.set()
+
+    def _load(self) -> None:
+        model, revision = self.published.model, self.published.revision
+        loading.check_memory(loading.weights_bytes(model, revision), self.published.name)
+        self._evolved = loading.load(model, revision, sees=self.published.sees)
 
     def answer(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Iterator[Piece]:
         """Write one answer.

@@ -35,7 +35,6 @@ class Parent:
         revision: Commit, where it is pinned.
         role: ``parent`` or ``base``.
         missing: Why it cannot be loaded; empty where it can.
-        license: As its page on the Hub says; empty where that is not known.
     """
 
     label: str
@@ -43,7 +42,6 @@ class Parent:
     revision: str | None = None
     role: str = "parent"
     missing: str = ""
-    license: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,12 +218,6 @@ def mapping(value: object) -> dict[Any, Any]:
 def listing(value: object) -> list[Any]:
     """A list, or an empty one where there is something else."""
     return value if isinstance(value, list) else []
-
-
-def numbers(value: object) -> dict[str, float]:
-    """The numbers of a mapping, by name."""
-    pairs = [(str(name), as_float(item)) for name, item in mapping(value).items()]
-    return {name: item for name, item in pairs if item is not None}
 
 
 def as_float(value: object) -> float | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import seeing
-from published import EVOLVED, MAX_OBJECTIVES, Parent, Published, as_float, listing, mapping, numbers, readable
+from published import EVOLVED, MAX_OBJECTIVES, Parent, Published, as_float, listing, mapping, readable
 from texts import SpaceError
 
 from hf_evomerge.errors import EvoMergeError, one_line
@@ -163,6 +163,7 @@ def _trials(file: Path) -> tuple[Trial, ...]:
 
 def _trial(row: Mapping[str, Any]) -> Trial:
     path, scales = readable(row.get("path")), listing(row.get("scales"))
+    others = {key.removeprefix(_OBJECTIVE): as_float(row[key]) for key in row if key.startswith(_OBJECTIVE)}
     known = row.get("state") == "COMPLETE"
     return Trial(
         stage=str(row.get("stage")),
@@ -175,7 +176,7 @@ def _trial(row: Mapping[str, Any]) -> Trial:
         recipe="" if path else str(row.get("recipe") or ""),
         examples=int(row.get("examples") or 0),
         cost=max(as_float(row.get("evaluations", 1.0)) or 0.0, 0.0),
-        others=numbers({key.removeprefix(_OBJECTIVE): row[key] for key in row if key.startswith(_OBJECTIVE)}),
+        others={name: value for name, value in others.items() if value is not None},
     )
 
 
@@ -187,11 +188,10 @@ def _parents(found: Published) -> tuple[Parent, ...]:
         sources, base = found.sources_of_config if found.path else [], None
     refs = [*sources, *([base] if base is not None else [])]
     keys, own = [*(f"source:{at}" for at in range(len(sources))), "base"], [ref.label for ref in refs]
+    alone = labels_of([ref.model_copy(update={"revision": None}) for ref in refs])
     labels = [
         found.record.names.get(key, label) if own.count(ref.label) > 1 else label
-        for key, ref, label in zip(
-            keys, refs, labels_of([ref.model_copy(update={"revision": None}) for ref in refs]), strict=False
-        )
+        for key, ref, label in zip(keys, refs, alone, strict=False)
     ]
     return tuple(
         _parent(ref, label if label != EVOLVED else f"{label} (2)", "base" if ref is base else "parent", found.on_hub)
@@ -208,21 +208,3 @@ def _parent(ref: SourceRef, label: str, role: str, on_hub: bool) -> Parent:
     if ref.adapter is not None or ref.gguf is not None:
         missing = missing or "a LoRA adapter or a GGUF file, which are not loaded here"
     return Parent(label=label, model=model, revision=revision, role=role, missing=missing)
-
-
-def with_licenses(found: Published) -> Published:
-    """The same with the parents' licenses, as far as the Hub tells them; never fails."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-
-    def license(parent: Parent) -> str:
-        if parent.missing or not _REPO_ID.fullmatch(parent.model):
-            return ""
-        try:
-            card = api.model_info(parent.model, revision=parent.revision, timeout=5).card_data
-        except Exception:  # a courtesy: the page is complete without it
-            return ""
-        return "" if card is None else str(card.get("license_name") or card.get("license") or "")
-
-    return replace(found, parents=tuple(replace(parent, license=license(parent)) for parent in found.parents))

@@ -19,7 +19,7 @@ import seeing
 from loading import zero_gpu
 from models import EVOLVED, MAX_TOKENS, Host, Job, Piece, choices
 from published import Parent, Published, as_float
-from reading import read, with_licenses
+from reading import read
 from texts import Card, SpaceError, clean_prompt, counted, why_wrong
 
 from hf_evomerge.errors import EvoMergeError
@@ -123,7 +123,6 @@ class Showcase:
             self.known.set()
         if self.host is not None and self.published is not None:
             self.host.start()
-            self.published = with_licenses(self.published)
             self.rehearse()
         self.ready_for.set()
 

@@ -326,13 +326,13 @@ def commands(published: Published) -> str:
 
 
 def licenses(published: Published) -> str:
-    """The license of the model and those of its parents, as their pages say."""
+    """The license of the model, and those of its parents when it was pushed."""
     card = published.card
     own = card.get("license_name") or card.get("license")
     own = own or ("not stated" if published.on_hub else "not published yet: push decides it from the parents' licenses")
     rows = [(published.name, "this model", own, (published.revision or "")[:12])]
     for parent in published.parents:
-        license = parent.license or parent.missing or "not stated here"
+        license = published.record.licenses.get(parent.model) or parent.missing or "see its page"
         rows.append((parent.model, parent.role, license, (parent.revision or "")[:12]))
-    caption = "Licenses, as the models' pages state them"
+    caption = "Licenses, as the models' pages stated them when this one was pushed"
     return table(("model", "what it is", "license", "revision"), rows, caption=caption, mark=0)

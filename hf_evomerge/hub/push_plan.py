@@ -167,7 +167,8 @@ def plan_push(
         check_inside(model, file)  # again, now that the weights were read: what a link leads to is not this model's
     files: dict[str, Content] = {**ours, **_without_folders(ours, scratch)}
     if search is not None:
-        write_record(search, scratch, examples=options.examples, publish=names)
+        licenses = {parent.model: parent.title for parent in license.parents}
+        write_record(search, scratch, examples=options.examples, publish=names, licenses=licenses)
     recipe.renamed(names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
     if not draws:
         _write_config(model, recipe, names, scratch / "config.json")

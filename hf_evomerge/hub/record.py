@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from ..recipes.names import hidden, named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import validate
 from ..record import STUDY_JSON, Record, Results
-from ..search.file.config import SearchConfig
+from ..search.file.config import SPLITS, SearchConfig
 from ..search.file.objectives import FITNESS, known_values
 from ..search.file.stages import STAGES, Stage
 from ..search.file.tasks import units
@@ -53,6 +53,7 @@ def write_record(
     *,
     examples: int = 0,
     publish: Publish = hide_folder,
+    licenses: Mapping[str, str] | None = None,
 ) -> Record:
     """Write ``study.json``, ``trials.parquet`` and ``images/`` of a search into a folder.
 
@@ -62,6 +63,7 @@ def write_record(
         examples: How many problems of the test split to publish, for others to try; the first ones. They are the user's data,
             so none by default.
         publish: Says how a source is named in the record.
+        licenses: The parents' licenses, by the names that are published.
 
     Returns:
         What ``study.json`` holds.
@@ -82,10 +84,11 @@ def write_record(
             "seed": config.seed,
             "versions": study.meta("versions") or {},
             "settings": _public_settings(config.model_copy(update={"about": about_of(search, config)}), publish),
-            "splits": _split_sizes(study, config),
+            "splits": _split_sizes(study),
             "stages": [_stage(stage, trials[stage.name]) for stage in config.stages if trials[stage.name]],
             "unit": units(config)[FITNESS],
             "names": config.parent_names,
+            "licenses": dict(licenses or {}),
             "levels": parent_levels(config, study),
             **(_objectives(config, study) if config.objectives else {}),
             "results": results,
@@ -113,21 +116,14 @@ def _public_settings(config: SearchConfig, publish: Publish) -> dict[str, Any]:
     return renamed(config, shown).model_copy(update=refs).model_dump(mode="json", exclude_none=True)
 
 
-def _split_sizes(study: Study, config: SearchConfig) -> dict[str, int]:
-    """Examples per split, from scores that the study holds for every parent or finalist."""
+def _split_sizes(study: Study) -> dict[str, int]:
+    """Examples per split, from the first scores that the study holds for a parent or a finalist."""
     sizes = {}
-    for split in ("search", "validation", "test"):
-        evaluations = (study.evaluation(label, split) for label in (*config.parents, *_finalists(study, split)))
-        scored = [scores.values.size for scores in evaluations if scores is not None and scores.error is None]
-        if scored:
-            sizes[split] = scored[0]
+    for split in SPLITS:
+        scored = (study.evaluation(label, where) for label, where in study.evaluated() if where == split)
+        if (scores := next((each for each in scored if each is not None and each.error is None), None)) is not None:
+            sizes[split] = scores.values.size
     return sizes
-
-
-def _finalists(study: Study, split: str) -> list[str]:
-    if split != "validation":
-        return []
-    return [trial.recipe_key for stage in STAGES for trial in study.best(stage, 1) if trial.recipe_key is not None]
 
 
 def _stage(stage: Stage, trials: Sequence[Trial]) -> dict[str, Any]:

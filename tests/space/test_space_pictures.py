@@ -117,6 +117,7 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
     point = {"number": 0, "stage": EVIL, "trial": 0, "winner": True, "search": {"fitness": 1, EVIL[:40]: 1}}
     study = {
         "levels": {EVIL: -1.0},
+        "licenses": {EVIL: EVIL},
         "objectives": [{"name": "fitness", "unit": EVIL}, {"name": EVIL, "unit": EVIL}],
         "parents": {EVIL: {"fitness": 1.0, EVIL[:40]: 2.0}},
         "results": {
@@ -136,7 +137,7 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
         record=Record.model_validate(study),
         trials=trials,
         card={"license": EVIL},
-        parents=(Parent(EVIL, EVIL, EVIL, license=EVIL), Parent(EVIL, EVIL, missing=EVIL)),
+        parents=(Parent(EVIL, EVIL, EVIL), Parent(EVIL, EVIL, missing=EVIL)),
         notes=(EVIL,),
     )
     html = views.heading(found) + views.path_view(found) + views.fitness_view(found) + views.licenses(found)

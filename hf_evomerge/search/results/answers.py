@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...errors import SearchError
 from ...fitness import Example, load_examples
+from ...record import Results
 from ..file.config import SearchConfig
 from ..spaces.space import uniform_average
 from ..study.files import RESULTS_FILE
@@ -79,9 +80,9 @@ def _names(study: Study, config: SearchConfig) -> dict[str, str]:
     if "base" in names:
         names["base"] = f"base: {names['base']}"
     if (file := study.folder / RESULTS_FILE).is_file():
-        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-        names |= {row["label"]: row["model"] for row in reversed(rows) if row.get("label")}
-        names |= {row["label"]: row["model"] for row in rows if row.get("label") and row["winner"]}
+        rows = Results.load(file, SearchError).rows
+        rows.sort(key=lambda row: row.winner)  # of several rows of one label the winner's counts
+        names |= {row.label: row.model for row in rows if row.label}
     return names
 
 
