@@ -177,13 +177,14 @@ class Marked(str):
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[object]], *, caption: str, mark: int | None = None) -> str:
-    """A plain table; the row with the number `mark` stands out."""
+    """A plain table, in which each row has a name; the row with the number `mark` stands out."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(
         f"<tr{' class=ev-mark' if index == mark else ''}>"
-        + "".join(f"<td{' class=ev-same' if isinstance(cell, Marked) else ''}>{escape(cell)}</td>" for cell in row)
+        + f'<th scope="row">{escape(first)}</th>'
+        + "".join(f"<td{' class=ev-same' if isinstance(cell, Marked) else ''}>{escape(cell)}</td>" for cell in cells)
         + "</tr>"
-        for index, row in enumerate(rows)
+        for index, (first, *cells) in enumerate(rows)
     )
     return (
         f'<div class="ev-scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="ev-table">'

@@ -18,8 +18,9 @@ from ..recipes.names import hidden, named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import validate
 from ..record import STUDY_JSON, Record, Results
-from ..search.file.config import SPLITS, SearchConfig
+from ..search.file.config import SearchConfig
 from ..search.file.objectives import FITNESS, known_values
+from ..search.file.splits import SPLITS
 from ..search.file.stages import STAGES, Stage
 from ..search.file.tasks import units
 from ..search.folder import about_of

@@ -101,7 +101,7 @@ def several(ps: Path) -> Iterator[None]:
     others = [1.0 - k / 20 for k in range(table.num_rows)]
     parquet.write_table(table.append_column("objective.English", pa.array(others)), table_file)
     study = json.loads(text)
-    study["objectives"] = [{"name": name, "unit": "share", "better": "more"} for name in ("fitness", "English")]
+    study["objectives"] = [{"name": name, "unit": "share"} for name in ("fitness", "English")]
     study["results"]["front"] = [
         {
             "number": k,
@@ -109,6 +109,7 @@ def several(ps: Path) -> Iterator[None]:
             "trial": k,
             "winner": k == 1,
             "search": {"fitness": table["fitness"][k].as_py(), "English": others[k]},
+            "judged": {},
         }
         for k in range(2)
     ]

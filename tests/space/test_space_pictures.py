@@ -102,7 +102,7 @@ def test_the_front_is_shown_where_there_are_several_objectives() -> None:
     labels = [frame.attrib["aria-label"].split(":")[0] for frame in _frames(html)]
     assert labels == ["fitness over hops"] * 3 + ["fitness over tokens"] * 3
     assert '<th scope="col">hops, test</th>' in html
-    assert "<tr class=ev-mark><td>1</td>" in html
+    assert '<tr class=ev-mark><th scope="row">1</th>' in html
     assert views.front_view(replace(found, record=record.model_copy(update={"objectives": []}))) == ""
 
 
