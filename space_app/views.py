@@ -332,7 +332,7 @@ def licenses(published: Published) -> str:
     own = own or ("not stated" if published.on_hub else "not published yet: push decides it from the parents' licenses")
     rows = [(published.name, "this model", own, (published.revision or "")[:12])]
     for parent in published.parents:
-        license = published.record.licenses.get(parent.model) or parent.missing or "see its page"
+        license = published.record.licenses.get(parent.model) or parent.missing or "not stated here"
         rows.append((parent.model, parent.role, license, (parent.revision or "")[:12]))
     caption = "Licenses, as the models' pages stated them when this one was pushed"
     return table(("model", "what it is", "license", "revision"), rows, caption=caption, mark=0)

@@ -29,7 +29,7 @@ from .card import CardFacts, check_metadata, read_json, render_card
 from .client import ask
 from .commit import Content
 from .compare import compare_configs, compare_tensors, config_files
-from .licenses import LicenseDecision, decide_license, languages_of, license_of
+from .licenses import UNKNOWN, LicenseDecision, decide_license, languages_of, license_of
 from .names import PublicNames, hashes, is_on_hub, listing, parents_of, weight_files
 from .record import IMAGES_FOLDER, TRIALS_FILE, write_record
 from .results import BENCHMARKS, EVAL_FOLDER, write_benchmark_result
@@ -167,7 +167,7 @@ def plan_push(
         check_inside(model, file)  # again, now that the weights were read: what a link leads to is not this model's
     files: dict[str, Content] = {**ours, **_without_folders(ours, scratch)}
     if search is not None:
-        licenses = {parent.model: parent.title for parent in license.parents}
+        licenses = {parent.model: parent.title for parent in license.parents if parent.license != UNKNOWN}
         write_record(search, scratch, examples=options.examples, publish=names, licenses=licenses)
     recipe.renamed(names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
     if not draws:

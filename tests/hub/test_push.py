@@ -21,6 +21,7 @@ from hf_evomerge.hub.card import TEMPLATE
 from hf_evomerge.hub.push import preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.record import Record
 from hf_evomerge.search.study.study import Study
 
 LOAD = """
@@ -91,14 +92,17 @@ def test_a_parameter_space_merge_is_a_plain_model(plain: Path, lfs_api: HfApi, p
 
 
 def test_the_recipe_says_what_it_gave_and_from_what(hybrid_search: Path, tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
-    """Sources that were published are pinned to commits everywhere; no folder of this machine is named."""
+    """Sources that were published are pinned to commits everywhere, with their licenses; no folder of this machine is named."""
     published = {}
     for name in ("a", "b", "base"):
         lfs_api.create_repo(f"local/{name}")
         lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
         published[str(tiny / name)] = f"local/{name}"
+    card = b"---\nlicense: mit\n---\n"
+    lfs_api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="local/b")
     push_model(hybrid_search, "local/merge", PushOptions(published=published), api=lfs_api)
     folder = Path(lfs_api.snapshot_download("local/merge", local_dir=tmp_path / "got"))
+    assert Record.load(folder / "study.json").licenses == {"local/b": "mit"}
     recipe = Recipe.load(folder / "recipe.yaml")
     heads = {name: lfs_api.model_info(f"local/{name}").sha for name in ("a", "b", "base")}
     assert [(ref.model, ref.revision) for ref in recipe.sources] == [(f"local/{name}", heads[name]) for name in ("a", "b")]

@@ -48,6 +48,9 @@ def test_the_record_says_what_the_study_holds(hybrid_search: Path, tmp_path: Pat
             assert (row["path"], row["scales"]) == (recipe.flow.path, recipe.flow.to_path().scales)
         else:
             assert row["path"] is None
+    assert record.winner is not None
+    found = next(row for row in rows if (row["stage"], row["number"]) == (record.winner.stage, record.trial))
+    assert Recipe.from_yaml(found["recipe"]).flow == Recipe.load(hybrid_search / "recipe.yaml").flow
     study.close()
 
 

@@ -49,7 +49,7 @@ def test_a_picture_of_a_path_has_a_table_that_says_the_same() -> None:
     """There is a picture for each width of screens, and a row per hop with its layers, its scale and what it adds."""
     html = pictures.path_picture(Route(("0:0", "0:1 + 1:0*-2"), (1.0, -0.5)), ["a", "b"], [2, 2])
     assert [frame.attrib["aria-label"].split(".")[0] for frame in _frames(html)] == ["Path picture: 2 hops over 3 layers"] * 3
-    cells = re.findall(r"<td>(.*?)</td>", html)
+    cells = re.findall(r"<t[dh](?: scope=.row.)?>(.*?)</t[dh]>", html)
     assert cells == ["1", "a, layer 0", "1", "1", "2", f"a, layer 1 + b, layer 0 ({TIMES} {MINUS}2)", f"{MINUS}0.5", "2 + 4"]
     assert "<table" not in pictures.path_picture(_way(3), ["a", "b"], [2, 3], listed=False)
 
@@ -59,7 +59,7 @@ def test_a_heat_map_has_a_table_that_says_the_same() -> None:
     merge = {"method": "ties", "parameters": [{"weight": {"embed": 1, "blocks.0": -0.5}}, {"weight": 0.75}]}
     html = pictures.weights_picture(merge, ["a", "b"])
     assert len(_frames(html)) == 3
-    assert re.findall(r"<td>(.*?)</td>", html) == ["embed", "1", "0.75", "0", f"{MINUS}0.5", "0.75"]
+    assert re.findall(r"<t[dh](?: scope=.row.)?>(.*?)</t[dh]>", html) == ["embed", "1", "0.75", "0", f"{MINUS}0.5", "0.75"]
     assert "no numbers to draw" in pictures.weights_picture({"method": "linear"}, ["a"])
 
 
