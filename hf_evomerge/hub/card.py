@@ -230,37 +230,33 @@ def markdown_text(value: object) -> str:
 
 def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[str, Any]:
     recipe, record = facts.recipe, facts.record
-    data = record.data
-    text = recipe.to_yaml().rstrip()
-    version = (recipe.built.versions if recipe.built else {}).get("hf-evomerge", "")
+    results, text = record.results or Results(), recipe.to_yaml().rstrip()
     return {
         "name": repo_id.rsplit("/", 1)[-1],
         "repo_id": repo_id,
-        "short_name": repo_id.rsplit("/", 1)[-1],
         **{name: getattr(facts, name) for name in _OF_FACTS},
         "by_prompt": facts.draws and facts.by_prompt,
-        "component": recipe.sources[0].component,
         "license": license,
+        "recipe": recipe,
         "recipe_yaml": text,
         "fence": "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))]),
-        "version": version,
-        "tensors": markdown_text(recipe.built.tensors) if recipe.built and recipe.built.tensors else "",
-        "stages": [{**dict(stage), "duration": _duration(stage.seconds)} for stage in record.stages],
-        "by": {space: _how(record, space) for space in ("ps", "dfs")},
-        "joint": any(stage.stage == "joint" for stage in record.stages),
+        "path": recipe.flow.to_path() if recipe.flow is not None else None,
+        "record": record,
+        "results": results,
+        "split_text": _SPLITS.get(results.split, "problems"),
+        "headline": _headline(results),
+        "rule": RULE[0].upper() + RULE[1:] if explains_rule(results.verdict) else "",
+        "rows": [_row(row) for row in results.rows],
+        **_columns(results.rows, record.unit),
         "stage_names": {stage: name.capitalize() for stage, name in STAGES.items()},
-        "splits_text": ", ".join(f"{count} {split}" for split, count in record.splits.items()),
-        "about": record.settings.about,
         "shown": next((example for right in (True, False) for example in record.examples if example.right is right), None),
-        "example": _example(record, data),
-        "prompt_form": json.dumps(data.template, ensure_ascii=False) if data.template else "",
-        **_source_values(facts),
-        **_path_values(facts),
-        **_result_values(record),
-        **({"fitness_text": "the score of the search's own function of pictures"} if facts.draws else {}),
+        "example": _example(record, record.data),
+        "prompt_form": json.dumps(record.data.template, ensure_ascii=False) if record.data.template else "",
         "shape": _shape(facts),
-        "chat": data.chat,
-        **_reproduction(recipe),
+        **_source_values(facts),
+        "missing_text": listing(
+            list(dict.fromkeys(markdown_text(ref.model) for ref in parents_of(recipe) if not is_on_hub(ref)))
+        ),
     }
 
 
@@ -305,49 +301,16 @@ def _shape(facts: CardFacts) -> str:
     return ", ".join(filter(None, [said[0], str(facts.recipe.dtype or config.get("dtype") or ""), said[1]]))
 
 
-def _path_values(facts: CardFacts) -> dict[str, Any]:
-    if facts.recipe.flow is None:
-        keys = ("scale_text", "hop_text", "path_text", "unfoldable_reason")
-        return {"hops": 0, "runs": 0, "distinct": 0, "foldable": False, **dict.fromkeys(keys, "")}
-    path = facts.recipe.flow.to_path()
-    scaled = facts.recipe.flow.scales is not None and any(scale != 1 for scale in path.scales)
-    used, parents = {source for source, _ in path.unique_layers}, set(range(len(facts.recipe.sources)))
-    target = "the hidden state" if facts.recipe.flow.scale_target == "stream" else "the MLP output of the hop before"
-    reason = "a hop runs several layers side by side" if not path.is_serial else "a scale is zero" if 0 in path.scales else ""
-    return {
-        "hops": len(path),
-        "runs": sum(len(hop.terms) for hop in path.hops),
-        "distinct": len(path.unique_layers),
-        "path_text": "the merged model and its parents" if parents & used else "the merged model",
-        "scale_text": f"one number per hop scales {target} on the way" if scaled else "nothing is scaled on the way",
-        "hop_text": f"A hop is one layer's turn{'' if path.is_serial else ', or that of several side by side'}.",
-        "foldable": not reason,
-        "unfoldable_reason": reason,
-    }
-
-
-def _result_values(record: Record) -> dict[str, Any]:
-    results = record.results or Results()
-    rows, unit, task = results.rows, record.unit, record.settings.fitness.task
+def _columns(rows: Sequence[Row], unit: str) -> dict[str, Any]:
+    """The columns of the table that only some searches have: retained data, cut answers, leads."""
     kept = [(name, figures) for row in rows for name, figures in row.retained.items()]
     retained = [f"on {name}" for name, _ in kept] + [f"on {name}, cut" for name, figures in kept if figures.truncated]
     leads = {name: next((lead.measure for row in rows if (lead := getattr(row, name))), None) for name in _LEADS}
     return {
-        "results": results,
-        "split_text": _SPLITS.get(results.split, "problems"),
-        "rows": [_row(row) for row in rows],
-        "verdict": [markdown_text(sentence) for sentence in results.verdict],
-        "headline": _headline(results),
         "retained": list(dict.fromkeys(retained)),
         "has_cut": any(row.truncated for row in rows),
-        "leads": {name: f"{of}, {unit}" if unit and of == "fitness" else of for name, of in leads.items() if of},
-        "rule": RULE[0].upper() + RULE[1:] if explains_rule(results.verdict) else "",
         "has_accuracy": any(row.accuracy is not None for row in rows),
-        "random_text": _random_text(rows, record.space),
-        "fitness_text": _FITNESS.get(task, "the score of the search's own task"),
-        "right_text": _RIGHT.get(task, ""),
-        "unit": unit,
-        "nats_text": "One nat more is 2.7 times the probability." if unit.startswith("nats") else "",
+        "leads": {name: f"{of}, {unit}" if unit and of == "fitness" else of for name, of in leads.items() if of},
     }
 
 
@@ -375,27 +338,6 @@ def _datasets(record: Record) -> list[str]:
     return list(dict.fromkeys(name for data in record.settings.data.values() if (name := data.dataset) and "/" in name))
 
 
-def _random_text(rows: Sequence[Row], space: str) -> str:
-    """What the winner was compared with. A random search after a hybrid one has the space of its first stage only."""
-    drawn = next((row.evaluations for row in rows if row.stage == "random"), None)
-    if drawn is None:
-        return "No random search of the same budget was run for comparison."
-    evolved = max((row.evaluations for row in rows if row.stage != "random"), default=0)
-    in_turn = space == "hybrid" and not any(row.stage == "joint" for row in rows)
-    where = "the same parameter space" if in_turn else "the same space"
-    return f"The random search drew {'as many' if drawn == evolved else drawn} candidates from {where}."
-
-
-_FITNESS = {
-    "likelihood": "the log-probability of the right answer, as the search scored it",
-    "generation": "the score of the generated answer",
-}
-_RIGHT = {
-    "likelihood": "An answer is right where the model writes it word for word, always taking the likeliest token.",
-    "generation": "An answer is right where the search's own rule accepts it.",
-}
-
-
 def _row(row: Row) -> dict[str, str]:
     """The cells of a row, by the names of their columns; bold where it is the published model."""
     cells = {
@@ -412,23 +354,6 @@ def _row(row: Row) -> dict[str, str]:
     return {name: f"{bold}{cell}{bold}" if cell else "" for name, cell in cells.items()}
 
 
-def _how(record: Record, space: str) -> str:
-    """What chose the numbers of a space, in words."""
-    algorithm = next((stage.algorithm for stage in record.stages if stage.stage in (space, "joint")), "")
-    if algorithm == "sweep":
-        return "a search that tries every candidate in turn"
-    if algorithm != "gradient":
-        return "an evolutionary search"
-    examples = f"{record.splits['search']} examples" if "search" in record.splits else "the search examples"
-    return f"a search by gradient descent on {examples}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
-
-
 def _example(record: Record, data: Data) -> str | None:
     """A prompt as the search gave it to the models, for the code that loads it: text, or the messages of a chat."""
     prompt = next((example.prompt for example in record.examples if example.right), None)
@@ -436,13 +361,3 @@ def _example(record: Record, data: Data) -> str | None:
         return json.dumps(prompt, ensure_ascii=False) if prompt is not None else None
     messages = [{"role": "system", "content": data.system}] if data.system is not None else []
     return json.dumps([*messages, {"role": "user", "content": "Your text" if prompt is None else prompt}], ensure_ascii=False)
-
-
-def _reproduction(recipe: Recipe) -> dict[str, Any]:
-    missing = list(dict.fromkeys(ref.model for ref in parents_of(recipe) if not is_on_hub(ref)))
-    return {
-        "reproducible": not missing and recipe.built is not None,
-        "irreproducible_reason": f"not published: {listing([markdown_text(name) for name in missing])}"
-        if missing
-        else "whether it gives these weights was not checked when they were published",
-    }
