@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import edits
-import evolution
 import gradio as gr
 import mixing
 import seeing
@@ -266,20 +265,20 @@ class Actions:
     def turn_to(self, stage: str) -> list[Any]:
         """Another stage, at the published model's generation or the last."""
         published, _ = self.show.need()
-        at = evolution.opening(published, stage)
+        at = published.opening(stage)
         return [gr.Slider(maximum=max(self.last(stage), 1), value=at), *self.turn(stage, at)]
 
     def last(self, stage: str) -> int:
         """The place of the last generation of a stage."""
         published = self.show.published
-        return len(evolution.grown(published, stage)) - 1 if published else 0
+        return len(published.generations(stage)) - 1 if published else 0
 
     async def run(self, stage: str, generation: float) -> AsyncIterator[list[Any]]:
         """All generations from the one shown, or from the first where it is the last or the one that is shown first."""
         published, _ = self.show.need()
         last = self.last(stage)
         whole = as_float(generation)
-        first = whole is None or not 0 <= whole < last or whole == evolution.opening(published, stage)
+        first = whole is None or not 0 <= whole < last or whole == published.opening(stage)
         start = 0 if first else int(generation)
         step = max(1, (last - start) // FRAMES)
         for at in [*range(start, last, step), last]:

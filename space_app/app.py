@@ -20,7 +20,6 @@ with contextlib.suppress(ImportError):
 
 import drawing  # noqa: E402
 import edits  # noqa: E402
-import evolution  # noqa: E402
 import gradio as gr  # noqa: E402
 import mixing  # noqa: E402
 import seeing  # noqa: E402
@@ -370,11 +369,11 @@ class Page:
         replayed = views.evolution_stages(published)
         if not replayed:
             return {}
-        chosen = evolution.winner(published)
+        chosen = published.winner
         known = [stage for _, stage in replayed]
         stage = chosen.stage if chosen and chosen.stage in known else known[-1]
-        at = evolution.opening(published, stage)
-        last = len(evolution.grown(published, stage)) - 1
+        at = published.opening(stage)
+        last = len(published.generations(stage)) - 1
         spread, best = views.generation_view(published, stage, at)
         return {
             self.replayer: gr.Column(visible=True),

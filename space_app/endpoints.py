@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import edits
-import evolution
 import gradio as gr
 import seeing
 from models import EVOLVED, Job, Piece, choices
@@ -109,7 +108,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
             A mapping with `trial`, `fitness`, `accuracy`, `path`, `scales` and `recipe` (of a merge of weights).
         """
         published, _ = show.need()
-        grown = evolution.generations(evolution.of_stage(published.trials, stage))
+        grown = published.generations(stage)
         one = next((one for one in grown if one.number == generation), None)
         if one is None or isinstance(generation, bool):
             raise SpaceError(f"There is no generation {generation!r:.40} of {stage!r:.40}; it has {len(grown)}, from 0.")

@@ -13,7 +13,7 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Example, GenerationTask, JudgingTask, Task, make_task, parse_task
 from hf_evomerge.fitness.answers import RegexExtract
 from hf_evomerge.fitness.numbers import Decimal
-from hf_evomerge.pictures.trials import FITNESS, Objective, Trial
+from hf_evomerge.pictures.trials import FITNESS, Generation, Objective, Trial, generations, of_stage
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.record import Data, Problem, Record
@@ -142,6 +142,23 @@ class Published:
         """The number of layers of each source, as far as the configuration says it."""
         found = [mapping(item).get("layers") for item in listing(self.config.get("sources"))]
         return tuple(count if isinstance(count, int) and 0 < count <= 4096 else 0 for count in found)
+
+    def generations(self, stage: str) -> list[Generation]:
+        """The generations of a stage."""
+        return generations(of_stage(self.trials, stage))
+
+    @cached_property
+    def winner(self) -> Trial | None:
+        """The trial that found the model; None where the record does not tell it."""
+        row = self.record.winner
+        there = of_stage(self.trials, row.stage) if row is not None else []
+        return next((trial for trial in there if trial.number == self.record.trial), None)
+
+    def opening(self, stage: str) -> int:
+        """The place of a stage's generation that is shown first: the model's own, or the last."""
+        there, chosen = self.generations(stage), self.winner
+        places = (at for at, one in enumerate(there) if chosen and chosen.stage == stage and chosen.generation == one.number)
+        return next(places, len(there) - 1)
 
     @property
     def prompts(self) -> Data | None:

@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import edits
 import mixing
-from evolution import grown, winner
 from pictures import path_picture, weights_picture
 from published import Published, merge_of
 from texts import Card, Marked, counted, details, escape, listed, message, number, table
@@ -21,7 +20,7 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.pictures.fitness import fitness_name, fitness_range, fitness_scene, shows_accuracy, spread_scene
 from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.svg import responsive
-from hf_evomerge.pictures.trials import Trial, in_steps, of_stage, stages, whole, without_first
+from hf_evomerge.pictures.trials import in_steps, of_stage, stages, whole, without_first
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.stage_names import STAGES
 from hf_evomerge.record import Results
@@ -246,16 +245,16 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
         at: The generation, as a place among those of the stage.
     """
     trials = of_stage(published.trials, stage)
-    every = grown(published, stage)
+    every = published.generations(stage)
     if not every:
         return message(NO_STUDY), ""
     one = every[max(0, min(at, len(every) - 1))]
-    chosen = winner(published)
+    chosen = published.winner
     here = chosen if chosen in trials else None
     levels = fitness_range([each.best for each in every if each.best] if in_steps(every) else trials, {})
     shown = (every, one.number, levels, stage, fitness_name(published.record.unit), here.generation if here else None)
     spread = responsive(partial(spread_scene, *shown)) if any(each.fitness for each in every) else ""
-    spread += _about_winner(published, chosen, here=here is not None)
+    spread += _about_winner(published, here=here is not None)
     if one.best is None:
         return spread, message(f"All trials of generation {one.number} failed.", "warning")
     best, name = one.best, f"Best of generation {one.number}"
@@ -279,9 +278,9 @@ def generation_view(published: Published, stage: str, at: int) -> tuple[str, str
     return spread, title + (weights_picture(merge, published.sources) if merge else "")
 
 
-def _about_winner(published: Published, chosen: Trial | None, *, here: bool) -> str:
+def _about_winner(published: Published, *, here: bool) -> str:
     """Where in the search the published model was, and why it need not be the last."""
-    if chosen is None:
+    if (chosen := published.winner) is None:
         return ""
     where = "" if here else f" is of another stage, {STAGES.get(chosen.stage, chosen.stage)}: it"
     judged = "validation" in published.record.splits

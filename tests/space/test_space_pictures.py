@@ -12,7 +12,6 @@ import pictures
 import pytest
 import views
 from edits import Route
-from evolution import opening, winner
 from published import Parent, Published, Trial
 from texts import Card, cards, message, table
 
@@ -190,10 +189,10 @@ def test_the_replay_opens_on_the_published_model(path: tuple[str, ...]) -> None:
     results = Results(rows=[Row(stage=stage, winner=True)])
     record = Record(splits={"validation": 9}, results=results, trial=5)
     shown = Published("m", "m", config=config, record=record, trials=tuple(trials))
-    found = winner(shown)
+    found = shown.winner
     assert found is not None
     assert (found.stage, found.number) == (stage, 5)
-    assert opening(shown, stage) == found.generation == (2 if path else 5)
+    assert shown.opening(stage) == found.generation == (2 if path else 5)
     spread, best = views.generation_view(shown, stage, found.generation)
     assert all("the published model" in "".join(frame.itertext()) for frame in _frames(spread))
     assert "validation problems" in spread
@@ -201,11 +200,11 @@ def test_the_replay_opens_on_the_published_model(path: tuple[str, ...]) -> None:
     assert "Trial 5;" in best
     assert "scored on 8 of 16 examples" in views.generation_view(shown, "ps", 3)[1]
     if path:
-        assert opening(shown, "ps") == 7
+        assert shown.opening("ps") == 7
         spread = views.generation_view(shown, "ps", 7)[0]
         assert "another stage, data flow space" in spread
     unknown = Published("m", "m", record=Record(results=Results(rows=[Row(stage="ps", winner=True)])), trials=tuple(trials))
-    assert winner(unknown) is None
+    assert unknown.winner is None
 
 
 def test_a_wild_start_does_not_flatten_a_search_in_steps() -> None:
