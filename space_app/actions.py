@@ -257,26 +257,21 @@ class Actions:
 
     def turn(self, stage: str, generation: float) -> tuple[str, str]:
         """One generation of a stage."""
-        published = self.show.published
+        published, _ = self.show.need()
         if as_float(generation) is None:
             return message("Give the number of a generation.", "error"), ""
-        return views.generation_view(published, stage, int(generation)) if published else ("", "")
+        return views.generation_view(published, stage, int(generation))
 
     def turn_to(self, stage: str) -> list[Any]:
         """Another stage, at the published model's generation or the last."""
         published, _ = self.show.need()
-        at = published.opening(stage)
-        return [gr.Slider(maximum=max(self.last(stage), 1), value=at), *self.turn(stage, at)]
-
-    def last(self, stage: str) -> int:
-        """The place of the last generation of a stage."""
-        published = self.show.published
-        return len(published.generations(stage)) - 1 if published else 0
+        at, count = published.opening(stage), len(published.generations(stage))
+        return [gr.Slider(maximum=max(count - 1, 1), value=at), *self.turn(stage, at)]
 
     async def run(self, stage: str, generation: float) -> AsyncIterator[list[Any]]:
         """All generations from the one shown, or from the first where it is the last or the one that is shown first."""
         published, _ = self.show.need()
-        last = self.last(stage)
+        last = len(published.generations(stage)) - 1
         whole = as_float(generation)
         first = whole is None or not 0 <= whole < last or whole == published.opening(stage)
         start = 0 if first else int(generation)

@@ -372,16 +372,9 @@ class Page:
         chosen = published.winner
         known = [stage for _, stage in replayed]
         stage = chosen.stage if chosen and chosen.stage in known else known[-1]
-        at = published.opening(stage)
-        last = len(published.generations(stage)) - 1
-        spread, best = views.generation_view(published, stage, at)
-        return {
-            self.replayer: gr.Column(visible=True),
-            self.stage: gr.Radio(choices=replayed, value=stage, visible=len(replayed) > 1),
-            self.generation: gr.Slider(maximum=max(last, 1), value=at),
-            self.spread: spread,
-            self.best: best,
-        }
+        turned = zip((self.generation, self.spread, self.best), self.do.turn_to(stage), strict=True)
+        choice = gr.Radio(choices=replayed, value=stage, visible=len(replayed) > 1)
+        return {self.replayer: gr.Column(visible=True), self.stage: choice, **dict(turned)}
 
 
 def serve(model: str, revision: str | None = None, **options: Any) -> tuple[gr.Blocks, Showcase | drawing.Painter]:

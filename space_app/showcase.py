@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import edits
 import mixing
 import seeing
-from loading import zero_gpu
+from loading import failure, in_background, zero_gpu
 from models import EVOLVED, MAX_TOKENS, Host, Job, Piece, choices
 from published import Parent, Published, as_float
 from reading import read
@@ -105,26 +105,20 @@ class Showcase:
 
     def start(self) -> None:
         """Read and load behind the page."""
-        if zero_gpu():
-            self.open()
-        else:
-            threading.Thread(target=self.open, daemon=True, name="open").start()
+        in_background(self.open)
 
     def open(self) -> None:
         """Read what the model says about itself, then load it; what goes wrong is in `problem`."""
-        try:
-            self.published = read(self.model, self.revision)
-            self.host = Host(self.published)
-        except EvoMergeError as error:
-            self.problem = str(error)
-        except Exception as error:  # the page says it and stays
-            self.problem = f"{self.model} could not be opened ({type(error).__name__})."
-        finally:
-            self.known.set()
+        self.problem = failure(self.model, self._read)
+        self.known.set()
         if self.host is not None and self.published is not None:
             self.host.start()
             self.rehearse()
         self.ready_for.set()
+
+    def _read(self) -> None:
+        self.published = read(self.model, self.revision)
+        self.host = Host(self.published)
 
     def rehearse(self) -> None:
         """Let every model answer the first examples, so that visitors see answers at once; those on record are taken."""
