@@ -24,8 +24,8 @@ from hf_evomerge.recipes.recipe import Recipe, SourceRef, labels_of
 from hf_evomerge.record import MAX_TRIALS, STUDY_JSON, Record
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_COLUMNS = ("stage", "number", "generation", "state", "fitness", "accuracy", "examples", "evaluations")
-_COLUMNS += ("recipe", "path", "scales")
+_COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "examples", "evaluations"]
+_COLUMNS += ["recipe", "path", "scales"]
 _MAX_PICTURES = 100
 _PICTURE = re.compile(r"images/[\w-]{1,80}\.png", re.ASCII)
 _OBJECTIVE = "objective."  # begins the names of their columns
