@@ -398,12 +398,7 @@ def install(folder: Path) -> Path:
 def llama() -> PreTrainedModel:
     """A small dense model."""
     config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=256,
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=256
     )
     return LlamaForCausalLM(config)
 

@@ -61,10 +61,7 @@ def searches(work: Path) -> dict[str, SearchConfig]:
             "gradient_parts": 4,
             "baselines": ["average"],
         }
-        for name, optimizer in (
-            ("evolution", {"evaluations": 4}),
-            ("gradient", {"algorithm": "gradient", "evaluations": 8}),
-        ):
+        for name, optimizer in (("evolution", {"evaluations": 4}), ("gradient", {"algorithm": "gradient", "evaluations": 8})):
             settings = {**plain, space: {**plain.get(space, {}), "optimizer": optimizer}}
             found[f"{space}, {name}"] = validate(SearchConfig, settings, SearchError)
     return found

@@ -112,11 +112,7 @@ class Page:
         with gr.Column(visible=False) as self.beside:
             self.pictures = self._gallery("Pictures beside the prompt", "ev-pictures", interactive=True)
         self.prompt = gr.Textbox(
-            label="Prompt (Shift+Enter asks)",
-            lines=2,
-            max_lines=12,
-            elem_id="ev-prompt",
-            placeholder="Ask the model something",
+            label="Prompt (Shift+Enter asks)", lines=2, max_lines=12, elem_id="ev-prompt", placeholder="Ask the model something"
         )
         self.gloss = gr.HTML("", elem_id="ev-gloss")
         with gr.Row():

@@ -41,11 +41,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
         return _answered(show, prompt, max_tokens, lambda words, bound: Job(model, words, bound, pictures=seen))
 
     def answer_with_path(
-        prompt: str,
-        path: list[str],
-        scales: list[float] | None = None,
-        max_tokens: int = 64,
-        pictures: list[str] | None = None,
+        prompt: str, path: list[str], scales: list[float] | None = None, max_tokens: int = 64, pictures: list[str] | None = None
     ) -> dict[str, Any]:
         """Let the evolved model answer along another path through its layers. Nothing is copied and nothing is kept.
 

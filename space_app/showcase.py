@@ -226,13 +226,7 @@ class Showcase:
         yield from self._answers(answers, jobs, session)
 
     def ask_changed(
-        self,
-        prompt: object,
-        edit: Edit,
-        tokens: object,
-        session: str,
-        known: Piece | None,
-        pictures: seeing.Pictures = (),
+        self, prompt: object, edit: Edit, tokens: object, session: str, known: Piece | None, pictures: seeing.Pictures = ()
     ) -> Iterator[list[Card]]:
         """Let the published model and the changed one answer.
 

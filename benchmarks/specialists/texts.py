@@ -43,11 +43,7 @@ FRAMES = {
     "translate": Phrase("translate : {text} answer :", "訳 : {text} 答え :"),
     "count": Phrase("count :", "数えて :"),
 }
-ANSWERS = {
-    "number": NUMBER_ANSWER,
-    "more": Phrase("more", "増えました"),
-    "fewer": Phrase("fewer", "減りました"),
-}
+ANSWERS = {"number": NUMBER_ANSWER, "more": Phrase("more", "増えました"), "fewer": Phrase("fewer", "減りました")}
 
 
 @dataclass(frozen=True)

@@ -176,12 +176,7 @@ class _Sums:
 
 
 def diff_models(
-    a: str | Path,
-    b: str | Path,
-    *,
-    base: str | Path | None = None,
-    progress: bool = False,
-    trust_remote_code: bool = False,
+    a: str | Path, b: str | Path, *, base: str | Path | None = None, progress: bool = False, trust_remote_code: bool = False
 ) -> Difference:
     """Say how two checkpoints differ, tensor by tensor; with a base also how their task vectors do.
 

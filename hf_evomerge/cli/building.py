@@ -14,11 +14,7 @@ from .common import LOGGER, Model, Out, TrustRemoteCode, app, one_line_errors, q
 @app.command()
 def merge(
     recipe: Annotated[
-        Path,
-        typer.Argument(
-            help="The recipe file (YAML); help(hf_evomerge.Recipe) lists its keys.",
-            show_default=False,
-        ),
+        Path, typer.Argument(help="The recipe file (YAML); help(hf_evomerge.Recipe) lists its keys.", show_default=False)
     ],
     out: Out,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")] = False,
@@ -96,8 +92,7 @@ def convert(
 @app.command()
 def fold(
     model: Annotated[
-        str,
-        typer.Argument(help="A merged model: its folder or its search's, or a repository on the Hub.", show_default=False),
+        str, typer.Argument(help="A merged model: its folder or its search's, or a repository on the Hub.", show_default=False)
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write.", show_default=False)] = None,
     gguf: Annotated[

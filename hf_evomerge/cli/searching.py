@@ -44,8 +44,7 @@ def init(
         typer.Argument(help="Two fine-tunes of one model, or more: folders or repositories; BASE+ADAPTER.", show_default=False),
     ],
     data: Annotated[
-        Path,
-        typer.Option(help='Problems, one JSON object per line: {"prompt": "2 + 3 =", "answer": 5}.', show_default=False),
+        Path, typer.Option(help='Problems, one JSON object per line: {"prompt": "2 + 3 =", "answer": 5}.', show_default=False)
     ],
     base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The search file to write.")] = Path("search.yaml"),
@@ -142,8 +141,7 @@ def choose(
 @app.command()
 def search(
     file: Annotated[
-        Path,
-        typer.Argument(help="The search file (YAML); help(hf_evomerge.SearchConfig) lists its keys.", show_default=False),
+        Path, typer.Argument(help="The search file (YAML); help(hf_evomerge.SearchConfig) lists its keys.", show_default=False)
     ],
     out: Out,
     workers: Workers = None,
@@ -267,9 +265,7 @@ def resume(
 
 
 @app.command()
-def check(
-    study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
-) -> None:
+def check(study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)]) -> None:
     """Look whether a study, and what its search left beside it, is as it was written.
 
     Ends with status 1 where something is not, and says what to do.

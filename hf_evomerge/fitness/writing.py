@@ -135,11 +135,7 @@ def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     padding = [token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None]
     return GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=padding[0],
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends) or None, pad_token_id=padding[0]
     )
 
 

@@ -130,13 +130,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise HubError(f"{file}: cannot be read: {cause}") from cause
 
 
-def render_card(
-    facts: CardFacts,
-    repo_id: str,
-    license: LicenseDecision,
-    *,
-    languages: Sequence[str] = (),
-) -> str:
+def render_card(facts: CardFacts, repo_id: str, license: LicenseDecision, *, languages: Sequence[str] = ()) -> str:
     """Write the card of a model.
 
     Args:

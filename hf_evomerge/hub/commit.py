@@ -57,12 +57,7 @@ class Target:
 
 
 def commit_files(
-    api: HfApi,
-    target: Target,
-    files: Mapping[str, Content],
-    *,
-    message: str,
-    remove: Callable[[str], bool] = lambda _: False,
+    api: HfApi, target: Target, files: Mapping[str, Content], *, message: str, remove: Callable[[str], bool] = lambda _: False
 ) -> Commit:
     """Make the repository hold these files, in one commit.
 

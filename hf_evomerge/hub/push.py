@@ -48,11 +48,7 @@ class Pushed:
 
 
 def push_model(
-    model: Study | str | os.PathLike[str],
-    repo_id: str,
-    options: PushOptions | None = None,
-    *,
-    api: HfApi | None = None,
+    model: Study | str | os.PathLike[str], repo_id: str, options: PushOptions | None = None, *, api: HfApi | None = None
 ) -> Pushed:
     """Publish a merged model, in one commit.
 
@@ -113,12 +109,7 @@ def preview_push(
 
 
 def check_push(
-    repo_id: str,
-    recipe_refs: Sequence[SourceRef],
-    options: PushOptions,
-    *,
-    api: HfApi | None = None,
-    draws: bool = False,
+    repo_id: str, recipe_refs: Sequence[SourceRef], options: PushOptions, *, api: HfApi | None = None, draws: bool = False
 ) -> None:
     """Refuse, before a search begins, what could not be pushed when it ends.
 

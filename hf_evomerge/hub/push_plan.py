@@ -137,14 +137,7 @@ class PushPlan:
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
-def plan_push(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    options: PushOptions,
-    *,
-    api: HfApi,
-    scratch: Path,
-) -> PushPlan:
+def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions, *, api: HfApi, scratch: Path) -> PushPlan:
     """Make everything that a push sends, and send nothing.
 
     Args:

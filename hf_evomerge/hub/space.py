@@ -37,12 +37,7 @@ _LOCAL_EXAMPLES = 6
 
 
 def push_space(
-    repo_id: str,
-    model: str,
-    *,
-    revision: str | None = None,
-    private: bool = False,
-    api: HfApi | None = None,
+    repo_id: str, model: str, *, revision: str | None = None, private: bool = False, api: HfApi | None = None
 ) -> Commit:
     """Make, or update, the Space of a model: the app with the package beside it, and a ``space.json`` that names the model.
 
@@ -109,12 +104,7 @@ def _space(repo_id: str, api: HfApi) -> SpaceInfo | None:
 
 
 def space_files(
-    model: str,
-    revision: str | None = None,
-    *,
-    title: str | None = None,
-    picture: str | None = None,
-    has_path: bool = True,
+    model: str, revision: str | None = None, *, title: str | None = None, picture: str | None = None, has_path: bool = True
 ) -> dict[str, Content]:
     """What the Space's repository holds.
 

@@ -58,13 +58,7 @@ class LocalHub:
     """
 
     def __init__(
-        self,
-        root: str | Path,
-        port: int = 0,
-        *,
-        token: str = DEFAULT_TOKEN,
-        user: str = DEFAULT_USER,
-        orgs: Iterable[str] = (),
+        self, root: str | Path, port: int = 0, *, token: str = DEFAULT_TOKEN, user: str = DEFAULT_USER, orgs: Iterable[str] = ()
     ) -> None:
         self._account = Account(user, token, tuple(orgs))
         if wrong := [name for name in (user, *self._account.orgs) if not is_name(name)]:

@@ -79,12 +79,7 @@ def complete_parameters(
 
 
 def _complete(
-    method: MergeMethod,
-    scope: str,
-    given: Mapping[str, Any],
-    where: str,
-    layer_count: int | None,
-    names: Sequence[str] | None,
+    method: MergeMethod, scope: str, given: Mapping[str, Any], where: str, layer_count: int | None, names: Sequence[str] | None
 ) -> dict[str, Any]:
     known = {parameter.name: parameter for parameter in (method.options if scope == "global" else method.source_parameters)}
     for name, value in given.items():

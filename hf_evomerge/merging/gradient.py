@@ -77,10 +77,7 @@ class MergeGradient:
         self._at_once = size > memory_limit or any(parameter.dtype != torch.float32 for parameter in self._parts)
 
     def __call__(
-        self,
-        parameters: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any] | None,
-        backward: Callable[[], object],
+        self, parameters: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None, backward: Callable[[], object]
     ) -> dict[Number, float]:
         """Merge, run `backward`, and return the derivative with respect to every number that has one.
 

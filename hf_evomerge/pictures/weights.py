@@ -200,12 +200,7 @@ def _down(weights: Weights) -> Scene:
     left = 14 + 7.2 * max(len(group_name(group)) for group in groups)
     width, top = max((NARROW - left - 6) / len(rows), 40.0), 42.0 + 16 * len(rows)
     axes = Axes(
-        left,
-        top,
-        left + width * len(rows),
-        top + 26.0 * len(groups),
-        (-0.5, len(rows) - 0.5),
-        (len(groups) - 0.5, -0.5),
+        left, top, left + width * len(rows), top + 26.0 * len(groups), (-0.5, len(rows) - 0.5), (len(groups) - 0.5, -0.5)
     )
     above: list[Mark] = [Text((4, 18), title[:44], "title")]
     for x, row in enumerate(rows):

@@ -17,12 +17,7 @@ if TYPE_CHECKING:
     from .file.config import SearchConfig
     from .study.study import Study
 
-PHASES: dict[str, str] = {
-    "parents": "parents",
-    **STAGES,
-    "finalists": "best, validated",
-    "test": "held-out test",
-}
+PHASES: dict[str, str] = {"parents": "parents", **STAGES, "finalists": "best, validated", "test": "held-out test"}
 
 
 _COLUMNS = """\

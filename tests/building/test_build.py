@@ -264,10 +264,7 @@ def test_a_merge_that_no_hop_runs_is_told(make: MakeRecipe) -> None:
     ("template", "wrong"),
     [
         ("{% for m in messages %}{{ m.content }}", True),
-        (
-            "{% for m in messages %}{% break %}{% generation %}{% endgeneration %}{% endfor %}",
-            False,
-        ),
+        ("{% for m in messages %}{% break %}{% generation %}{% endgeneration %}{% endfor %}", False),
     ],
     ids=["broken", "whole"],
 )

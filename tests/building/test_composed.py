@@ -195,10 +195,7 @@ def test_any_part_can_be_merged(part: str, parents: Any, tmp_path: Path) -> None
 
 REFUSED = {
     "no such part": ({"sources": ["audio"]}, "has no component 'audio'; it has"),
-    "two parts": (
-        {"sources": ["text", "vision"]},
-        "component: text of .*, but vision of .*; what is merged is one",
-    ),
+    "two parts": ({"sources": ["text", "vision"]}, "component: text of .*, but vision of .*; what is merged is one"),
     "a path of towers": (
         {"sources": ["vision"], "flow": {"path": ["0:0-1"]}},
         "flow: a path runs through language models; write component: text",

@@ -84,10 +84,7 @@ def test_repeated_and_scaled_layers(stack):
 
 def test_a_slice_merges_different_layers(stack):
     """The layers of a slice are merged one by one, each source with its own, with gradients over the slice."""
-    slices = [
-        {"layers": ["0:0-1", "1:2-3"], "parameters": [{"weight": [1, 0.5]}, {"weight": 1}]},
-        {"layers": ["2:3"]},
-    ]
+    slices = [{"layers": ["0:0-1", "1:2-3"], "parameters": [{"weight": [1, 0.5]}, {"weight": 1}]}, {"layers": ["2:3"]}]
     merged, parents, _ = stack(slices, "linear", normalize=False)
     for number, weight in ((0, 1.0), (1, 0.5)):
         here, low, high = (
@@ -103,10 +100,7 @@ def test_a_slice_merges_different_layers(stack):
 
 def test_a_slice_has_its_own_base_and_options(stack):
     """Task vectors are taken from the base's layers that the slice names, and a slice's options count there alone."""
-    slices = [
-        {"layers": ["0:1-2"], "base": "0-1", "options": {"lambda": 0.5}},
-        {"layers": ["1:3"]},
-    ]
+    slices = [{"layers": ["0:1-2"], "base": "0-1", "options": {"lambda": 0.5}}, {"layers": ["1:3"]}]
     merged, parents, _ = stack(slices, "task_arithmetic", base=True, **{"lambda": 2})
     for number, (source, layer, below, factor) in enumerate([(0, 1, 0, 0.5), (0, 2, 1, 0.5), (1, 3, 3, 2)]):
         here, there, base = (

@@ -257,16 +257,10 @@ def test_a_config_that_cannot_be_followed_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda t: {k.replace("layers.1", "layers.7"): v for k, v in t.items()},
-            "layers.7.mlp.down_proj.weight, which",
-        ),
+        (lambda t: {k.replace("layers.1", "layers.7"): v for k, v in t.items()}, "layers.7.mlp.down_proj.weight, which"),
         (lambda t: {k: v for k, v in t.items() if "lora_B" not in k}, "has only one of the two LoRA matrices"),
         (lambda t: {k: v[..., :3].contiguous() if "lora_A" in k else v for k, v in t.items()}, "in the adapter"),
-        (
-            lambda t: {**t, "base_model.model.x.lora_C.weight": torch.ones(1)},
-            "x.lora_C.weight has a meaning that is not",
-        ),
+        (lambda t: {**t, "base_model.model.x.lora_C.weight": torch.ones(1)}, "x.lora_C.weight has a meaning that is not"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(

@@ -116,10 +116,7 @@ def test_own_generation_config_is_ignored(
     ],
 )
 def test_sources_ask_for_nothing_in_decoding(
-    wish: dict[str, Any],
-    model: LlamaForCausalLM,
-    examples: list[Example],
-    tokenizer: PreTrainedTokenizerFast,
+    wish: dict[str, Any], model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """No key of a source's generation config changes what is written."""
     wilful = copy.deepcopy(model)
@@ -128,10 +125,7 @@ def test_sources_ask_for_nothing_in_decoding(
 
 
 def test_ignored_wishes_are_logged_once(
-    model: LlamaForCausalLM,
-    examples: list[Example],
-    tokenizer: PreTrainedTokenizerFast,
-    caplog: pytest.LogCaptureFixture,
+    model: LlamaForCausalLM, examples: list[Example], tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a source's generation config asks for is named in one line, however many of its merges are scored."""
     encoding._log_once.cache_clear()

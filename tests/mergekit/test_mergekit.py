@@ -112,10 +112,7 @@ def test_slices_of_several_sources() -> None:
     """The base of a slice has layers of its own, options of a slice stay there, and the file's are the merge's."""
     recipe = from_mergekit(STACKED).recipe
     piece = SlicePart(
-        layers=["0:0-7", "1:8-15"],
-        base="4-11",
-        options={"lambda": 0.9},
-        parameters=[{"weight": 0.5}, {"weight": [0.0, 1.0]}],
+        layers=["0:0-7", "1:8-15"], base="4-11", options={"lambda": 0.9}, parameters=[{"weight": 0.5}, {"weight": [0.0, 1.0]}]
     )
     part = MergePart(method="task_arithmetic", options={"normalize": False}, slices=[piece], router="merge")
     assert recipe == Recipe(sources=[A, B], base=SourceRef(model="org/base"), merge=part, tokenizer="base")
@@ -235,10 +232,7 @@ def test_settings_without_effect_are_noted() -> None:
             "base_model: c\nparameters: {t: 0.5}",
             "slices[0].sources: the base_model is not among them; slerp begins there",
         ),
-        (
-            MODELS + WEIGHTED + "tokenizer: {source: org/a, tokens: {x: 1}}",
-            "tokenizer.tokens.x: expected a mapping (found 1)",
-        ),
+        (MODELS + WEIGHTED + "tokenizer: {source: org/a, tokens: {x: 1}}", "tokenizer.tokens.x: expected a mapping (found 1)"),
         (
             MODELS + WEIGHTED + "tokenizer: {tokens: {x: {source: org/c}}}",
             "tokenizer.tokens.x.source: org/c is none of the models that are merged",

@@ -153,13 +153,7 @@ ONE, TWO = torch.ones(2), torch.ones(3)
     [
         ("ties", (ONE, [ONE]), {"density": 2}, RecipeError, "ties: density: 2 is out of range; give a number from 0 to 1"),
         ("ties", (ONE, [ONE, ONE]), {"density": [1, -1]}, RecipeError, r"ties: density\[1\]: -1 is out of range"),
-        (
-            "ties",
-            (ONE, [ONE]),
-            {"weights": [1, 2]},
-            RecipeError,
-            "ties: weights: found 2 values for 1 sources; give one",
-        ),
+        ("ties", (ONE, [ONE]), {"weights": [1, 2]}, RecipeError, "ties: weights: found 2 values for 1 sources; give one"),
         ("ties", (ONE, [ONE]), {"density": {"default": 1}}, RecipeError, "ties: density: .* is not a finite number"),
         ("ties", (ONE, [ONE]), {"normalize": 1}, RecipeError, "ties: normalize: 1 is not true or false"),
         ("ties", (ONE, [ONE]), {"semantics": "peft"}, RecipeError, "ties: semantics: 'peft' is not one of mergekit, paper"),
@@ -167,13 +161,7 @@ ONE, TWO = torch.ones(2), torch.ones(3)
         ("linear", ([ONE, ONE],), {"weights": [1, -1]}, RecipeError, "the weights of linear add up to 0"),
         ("slerp", ([ONE],), {}, RecipeError, "slerp: sources: found 1 tensors; give 2"),
         ("linear", ([],), {}, RecipeError, "linear: sources: found 0 tensors; give at least 1"),
-        (
-            "linear",
-            ([ONE, TWO],),
-            {},
-            SourceError,
-            r"linear: sources\[1\] has the shape \[3\], sources\[0\] \[2\]",
-        ),
+        ("linear", ([ONE, TWO],), {}, SourceError, r"linear: sources\[1\] has the shape \[3\], sources\[0\] \[2\]"),
         ("ties", (TWO, [ONE]), {}, SourceError, r"ties: base has the shape \[3\]"),
         ("linear", ([ONE.int()],), {}, SourceError, r"linear: sources\[0\] is of torch.int32; give tensors of floats"),
         ("ties", (ONE, [ONE]), {"densty": 1}, TypeError, r"ties\(\): got an unexpected keyword argument 'densty'"),
@@ -237,11 +225,7 @@ def test_pefts_dare(monkeypatch):
     ("base", "sources", "message"),
     [
         (ONE, [ONE.numpy()], "task_arithmetic: sources[0] is a ndarray, no tensor of torch; give torch tensors"),
-        (
-            ONE,
-            [{"w": ONE}],
-            "task_arithmetic: sources[0] is a dict, of a whole model: call it for each of its tensors",
-        ),
+        (ONE, [{"w": ONE}], "task_arithmetic: sources[0] is a dict, of a whole model: call it for each of its tensors"),
         ({"w": ONE}, [ONE], "task_arithmetic: base is a dict, of a whole model"),
         (ONE, torch.ones(2, 3), "task_arithmetic: sources is a Tensor; give a list of tensors, one of each source"),
         (ONE, {"w": ONE}, "task_arithmetic: sources is a dict; give a list of tensors"),

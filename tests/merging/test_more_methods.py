@@ -76,8 +76,7 @@ def test_breadcrumbs_golden():
 
 
 @pytest.mark.parametrize(
-    ("density", "epsilon"),
-    [(1.0, 0.15), (0.5, 0.15), (0.2, 0.1), (0.9, 0.3), (0.1, 0.3), (0.5, 0.0), (0.0, 0.1)],
+    ("density", "epsilon"), [(1.0, 0.15), (0.5, 0.15), (0.2, 0.1), (0.9, 0.3), (0.1, 0.3), (0.5, 0.0), (0.0, 0.1)]
 )
 @pytest.mark.parametrize("weights", WEIGHTS[1:])
 @pytest.mark.parametrize("method", ["della", "della_linear"])

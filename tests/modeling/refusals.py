@@ -27,10 +27,7 @@ def _text(**fields: Any) -> dict[str, Any]:
 
 # What is wrong: the fields that differ from `VALID`, and how the message begins.
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
-    "a layer that is not there": (
-        {"path": ["0:0", "0:3"]},
-        "path[1]: layer 3 of source 0, which has 3 layers",
-    ),
+    "a layer that is not there": ({"path": ["0:0", "0:3"]}, "path[1]: layer 3 of source 0, which has 3 layers"),
     "a source that is not there": ({"path": ["2:0", "0:2"]}, "path[0]: source 2, but there are 2 sources, from 0"),
     "a hop that cannot be read": (
         {"path": ["0:0", "0:0-2"]},

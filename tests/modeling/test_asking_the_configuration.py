@@ -61,16 +61,7 @@ def test_the_file_says_everything_once(tmp_path: Path) -> None:
     config.update({"hidden_act": "gelu", "sliding_window": 6})
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
-    allowed = {
-        "model_type",
-        "path",
-        "scales",
-        "scale_target",
-        "embedding_source",
-        "sources",
-        "auto_map",
-        "text_config",
-    }
+    allowed = {"model_type", "path", "scales", "scale_target", "embedding_source", "sources", "auto_map", "text_config"}
     assert written.keys() == allowed | {"transformers_version"}
     text = {"max_position_embeddings": 48, "hidden_act": "gelu", "sliding_window": 6}
     assert {name: written["text_config"][name] for name in text} == text

@@ -15,14 +15,7 @@ from hf_evomerge.pictures.front import front_scene, volumes_scene
 from hf_evomerge.pictures.marks import Group, Line, Mark, Rect, Symbol, Text
 from hf_evomerge.pictures.path import path_scene
 from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, Panel, Scene, ticks
-from hf_evomerge.pictures.trials import (
-    Generation,
-    Objective,
-    Point,
-    Trial,
-    generations,
-    of_stage,
-)
+from hf_evomerge.pictures.trials import Generation, Objective, Point, Trial, generations, of_stage
 from hf_evomerge.pictures.weights import weights_of, weights_scene
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.gates import gate_path
@@ -383,12 +376,7 @@ def test_a_heat_map_holds_every_number(width: int) -> None:
     """Each weight and density is one cell with its number, in the order of the layers, wide and narrow."""
     tips = [cell.tip for cell in of_kind(heat(MERGE, width=width), Group, "cell")]
     row = [tip for tip in tips if tip.startswith("a: weight")]
-    assert row == [
-        "a: weight, embed: 1",
-        "a: weight, 2: 1.5",
-        f"a: weight, 10: {MINUS}0.5",
-        "a: weight, head: 0.25",
-    ]
+    assert row == ["a: weight, embed: 1", "a: weight, 2: 1.5", f"a: weight, 10: {MINUS}0.5", "a: weight, head: 0.25"]
     assert {"b: weight, 2: 0.75", "a: density, head: 0.3", "t, 0: 0.5"} <= set(tips)
 
 

@@ -164,18 +164,12 @@ def test_numbers_are_numbers(text: str, value: float) -> None:
         (HEAD + MERGE + "seed: 1.5", "seed: must be a whole number"),
         (HEAD + MERGE + "dtype: int8", "dtype: must be 'float32', 'float16' or 'bfloat16' (found 'int8')"),
         (HEAD + "merge: {}", "merge.method: is missing"),
-        (
-            "sources: [{model: a, revison: b}]\n" + MERGE,
-            "sources.0.revison: no such key; did you mean revision? (found 'b')",
-        ),
+        ("sources: [{model: a, revison: b}]\n" + MERGE, "sources.0.revison: no such key; did you mean revision? (found 'b')"),
         (
             HEAD + "merge: {method: linear, slices: [{layers: ['0:0'], option: {}}]}",
             "merge.slices.0.option: no such key; did you mean options? (found {})",
         ),
-        (
-            HEAD + "merge: {method: linear, weight: 1}",
-            "merge.weight: no such key; there are method, options, ",
-        ),
+        (HEAD + "merge: {method: linear, weight: 1}", "merge.weight: no such key; there are method, options, "),
         (HEAD + "merge: {method: linear, sources: [0, 2]}", "merge.sources: 2 is not a source; there are 2, numbered from 0"),
         (HEAD + "merge: {method: linear, sources: [-1]}", "merge.sources: -1 is not a source; there are 2, numbered from 0"),
         (
@@ -193,10 +187,7 @@ def test_numbers_are_numbers(text: str, value: float) -> None:
         (HEAD + "flow: {path: 0:0-9999}", "flow.path[0]: 10000 hops; a path has between 1 and 4096 hops in all"),
         (HEAD + "flow: {path: 0:0, scales: [1, 2]}", "flow.scales: 2 numbers for a path of 1 hops; give one per hop"),
         (HEAD + "flow: {path: 0:0, scales: [.nan]}", "flow.scales.0: must be a finite number (found nan)"),
-        (
-            HEAD + "flow: {path: 0:0, scale_target: mlp}",
-            "flow.scale_target: must be 'stream' or 'mlp_delta' (found 'mlp')",
-        ),
+        (HEAD + "flow: {path: 0:0, scale_target: mlp}", "flow.scale_target: must be 'stream' or 'mlp_delta' (found 'mlp')"),
         (HEAD + "flow: {path: 2:0}", "flow: source 2 is not there; there are 2, numbered from 0"),
         (HEAD + "flow: {path: 0:0 + 5:0*0.5}", "flow: source 5 is not there; there are 2, numbered from 0"),
         (HEAD + "flow: {path: 0:0, embedding_source: 2}", "flow: source 2 is not there; there are 2, numbered from 0"),

@@ -12,11 +12,7 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 
-MINIMAL: dict[str, Any] = {
-    "space": "ps",
-    "sources": [{"model": "a"}, {"model": "b"}],
-    "fitness": {"task": "likelihood"},
-}
+MINIMAL: dict[str, Any] = {"space": "ps", "sources": [{"model": "a"}, {"model": "b"}], "fitness": {"task": "likelihood"}}
 
 
 def _config(**more: Any) -> SearchConfig:

@@ -72,10 +72,7 @@ def test_a_log_has_a_line_per_generation() -> None:
 def test_the_legend_says_what_the_numbers_are() -> None:
     """Below the table stand what the columns are and the unit of the fitness; where a stage has its own, whose it is."""
     lines = _written(PARENTS, STAGE, config=NATS).splitlines()
-    assert lines[-5:-3] == [
-        "best, mean: fitness, more is better: nats per answer",
-        "one nat more: 2.7 times as probable",
-    ]
+    assert lines[-5:-3] == ["best, mean: fitness, more is better: nats per answer", "one nat more: 2.7 times as probable"]
     assert lines[-3].startswith("best: on all search examples; ")
     assert lines[-2].startswith("accuracy: of the best; ")
     assert lines[-1].startswith("done, per min: in scores of all search examples; ")

@@ -102,7 +102,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [4, 16], "num_hashes": 1, "feed_forward_size": 40},
     "rembert": {"input_embedding_size": 32, "output_embedding_size": 32},
     "roc_bert": {
-        **{"pronunciation_embed_dim": 8, "pronunciation_vocab_size": 20, "shape_embed_dim": 8, "shape_vocab_size": 20},
+        **{"pronunciation_embed_dim": 8, "pronunciation_vocab_size": 20, "shape_embed_dim": 8, "shape_vocab_size": 20}
     },
     "xlstm": {"hidden_size": 64, "num_heads": 4, "qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 8},
     "xmod": {"default_language": "en_XX"},

@@ -41,11 +41,7 @@ def coefficients(inputs: TensorInputs, call: Call) -> list[float]:
 
 
 @register_method(
-    "multislerp",
-    parameters=[WEIGHT, NORMALIZE_WEIGHTS],
-    task_vectors=True,
-    base_optional=True,
-    prepare=coefficients,
+    "multislerp", parameters=[WEIGHT, NORMALIZE_WEIGHTS], task_vectors=True, base_optional=True, prepare=coefficients
 )
 def multislerp(base: Tensor | None, tensors: list[Tensor], call: Call) -> Tensor:
     """Weighted mean on the sphere, of the sources or, where a base is given, of their task vectors; per tensor.

@@ -54,12 +54,7 @@ def _arc(t: float, first: Numbers, second: Numbers, dot: Numbers) -> list[Number
 
 
 @register_method(
-    "nuslerp",
-    parameters=[WEIGHT, FLATTEN, ROW_WISE],
-    task_vectors=True,
-    base_optional=True,
-    prepare=coefficients,
-    count=(2, 2),
+    "nuslerp", parameters=[WEIGHT, FLATTEN, ROW_WISE], task_vectors=True, base_optional=True, prepare=coefficients, count=(2, 2)
 )
 def nuslerp(base: Tensor | None, tensors: list[Tensor], call: Call) -> Tensor:
     """Spherical interpolation of two sources, or of their task vectors where a base is given; ``t = w_2 / (w_1 + w_2)``.

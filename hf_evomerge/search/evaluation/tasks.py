@@ -7,16 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import FitnessError, SourceError
-from ...fitness import (
-    ChoiceTask,
-    DifferentiableTask,
-    Example,
-    FunctionTask,
-    Task,
-    TaskSpec,
-    load_examples,
-    make_task,
-)
+from ...fitness import ChoiceTask, DifferentiableTask, Example, FunctionTask, Task, TaskSpec, load_examples, make_task
 from ...fitness.classification import ClassificationTask, Head
 from ...fitness.pictures import SeeingTokenizer
 from ...recipes.recipe import SourceRef

@@ -43,14 +43,7 @@ class GradientOptimizer(Asked):
         True
     """
 
-    def __init__(
-        self,
-        start: Start,
-        *,
-        price: Callable[[NDArray[np.bool_]], float],
-        budget: float,
-        share: float,
-    ) -> None:
+    def __init__(self, start: Start, *, price: Callable[[NDArray[np.bool_]], float], budget: float, share: float) -> None:
         super().__init__(budget, share)
         self.start, self.price = start, price
         self.sigma = start.sigma

@@ -57,12 +57,7 @@ class Limits:
     """
 
     def __init__(
-        self,
-        config: LimitsConfig,
-        *,
-        examples: Mapping[str, int],
-        layers: int,
-        parents: Callable[[], Iterable[Scores | None]],
+        self, config: LimitsConfig, *, examples: Mapping[str, int], layers: int, parents: Callable[[], Iterable[Scores | None]]
     ) -> None:
         self._config, self._examples, self._layers, self._parents = config, examples, layers, parents
         self._slowest = math.inf
