@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 from statistics import fmean
 
-from specialists.train import train_family
+from specialists.family import train_family
 
 from hf_evomerge.demo.quickstart import run_demo
 from hf_evomerge.fitness.scores import plus_minus

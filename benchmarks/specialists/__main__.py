@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from specialists.train import train_family
+from specialists.family import train_family
 
 
 def main() -> None:

@@ -238,15 +238,3 @@ def save(model: "LlamaForCausalLM", folder: Path) -> None:
     build_tokenizer().save_pretrained(folder)
     for file in folder.iterdir():
         file.chmod(0o644)
-
-
-def train_family(folder: Path, seed: int, *, sight: bool) -> None:
-    """Train the models of a family that its folder lacks, on one core."""
-    from specialists.sight import add_sight
-
-    torch.set_num_threads(1)
-    if not (folder / "japanese" / "config.json").exists():  # trained last
-        for name, model in family(seed):
-            save(model, folder / name)
-    if sight and not (folder / "sight" / "config.json").exists():
-        add_sight(folder, seed)
