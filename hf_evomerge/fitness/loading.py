@@ -111,8 +111,19 @@ def _pictures(record: Record, spec: DataSpec, where: str) -> tuple[Picture, ...]
     if spec.image_field is None:
         return ()
     given = _field(record, spec.image_field, where)
-    folder = Path(spec.jsonl).absolute().parent if spec.jsonl is not None else None
-    return read_pictures(given, f"{where} (field {spec.image_field!r})", folder)
+    return read_pictures(given, f"{where} (field {spec.image_field!r})", _folder_of(spec))
+
+
+def _folder_of(spec: DataSpec) -> Path | None:
+    """The folder that the data may name pictures in: beside its files, or the cache of the Hub; None for a user's function."""
+    if spec.function is not None:
+        return None
+    if spec.dataset is not None:
+        from huggingface_hub.constants import HF_HOME
+
+        return Path(spec.dataset).absolute() if Path(spec.dataset).is_dir() else Path(HF_HOME)
+    files = [spec.data_files] if isinstance(spec.data_files, str) else spec.data_files or []
+    return Path(spec.jsonl or files[0]).absolute().parent
 
 
 def _filled(template: str, record: Record, where: str) -> str:

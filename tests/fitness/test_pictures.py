@@ -94,6 +94,26 @@ def test_a_file_outside_the_folder_of_the_data_is_refused(tmp_path: Path) -> Non
         load("missing.png", jsonl=str(tmp_path / "data" / "data.jsonl"))
 
 
+def test_a_data_set_names_no_picture_outside_of_its_folder(tmp_path: Path) -> None:
+    """A row of a Parquet file with the path of another file is refused; one beside the data is read."""
+    import datasets
+
+    (tmp_path / "outside.png").write_bytes(png())
+    for name, file in (("fine", "fine/red.png"), ("wrong", "outside.png")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "red.png").write_bytes(png())
+        row = {"prompt": ["?"], "answer": ["red"], "picture": [{"bytes": None, "path": str(tmp_path / file)}]}
+        datasets.Dataset.from_dict(row).to_parquet(folder / "train.parquet")
+        for source in ({"dataset": str(folder)}, {"data_files": str(folder / "train.parquet")}):
+            spec = validate(DataSpec, {"image_field": "picture", **source}, FitnessError)
+            if name == "fine":
+                assert load_examples(spec)[0].pictures[0].data == png()
+                continue
+            with pytest.raises(FitnessError, match=r"is not in .*wrong, where the data is"):
+                load_examples(spec)
+
+
 def test_a_damaged_picture_is_one_line() -> None:
     """One whose header is fine is found when it is decoded."""
     whole = png(size=(64, 64))
