@@ -137,7 +137,7 @@ def test_the_space_brings_the_file_that_it_needs():
     """The Space's repository holds the file that renders templates, and that file runs by itself."""
     from hf_evomerge.hub.space import space_files
 
-    file = space_files("u/m")["chat_process.py"]
+    file = space_files("u/m")["hf_evomerge/fitness/chat_process.py"]
     asked = {"template": "{{ messages[0].content }}", "messages": [{"content": "é"}], "variables": {}, "seconds": 5}
     done = subprocess.run(
         [sys.executable, "-P", str(file)], input=json.dumps(asked) + "\n", capture_output=True, text=True, check=True

@@ -73,7 +73,7 @@ def test_chat(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(FitnessError, match="no chat template"):
         render_prompt(example, tokenizer)
     chatty.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(FitnessError, match="refuses e: System role not supported"):
+    with pytest.raises(FitnessError, match="refuses e: TemplateError: System role not supported"):
         render_prompt(example, chatty)
 
 
