@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_SET_BY_TASKS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "max_new_tokens"}
 _FORCED_TOKENS = ("forced_bos_token_id", "forced_eos_token_id")  # with which the decoders of some classes begin and end
 
 
@@ -157,7 +158,7 @@ def plain_generation(model: Any) -> GenerationConfig:
 
     own = model.generation_config
     kept = (*_SPECIAL_TOKENS, *(_FORCED_TOKENS if encodes(model) else ()))
-    if dropped := own.to_diff_dict().keys() - {*kept, "transformers_version", "_from_model_config"}:
+    if dropped := own.to_diff_dict().keys() - {*kept, *_SET_BY_TASKS, "transformers_version", "_from_model_config"}:
         _log_once(f"generation_config.json asks for {', '.join(sorted(dropped))}: ignored, models are scored by plain decoding")
     return GenerationConfig(**{name: getattr(own, name) for name in kept})
 

@@ -134,7 +134,7 @@ def test_ignored_wishes_are_logged_once(
     with caplog.at_level("INFO", "hf_evomerge"):
         run(wilful, examples, tokenizer)
         run(copy.deepcopy(wilful), examples, tokenizer)
-    line = "generation_config.json asks for do_sample, max_time: ignored, models are scored by plain decoding"
+    line = "generation_config.json asks for max_time: ignored, models are scored by plain decoding"
     assert [record.message for record in caplog.records] == [line]
 
 
