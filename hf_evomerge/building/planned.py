@@ -1,4 +1,4 @@
-"""What a result is made of: for each tensor where it is read, and in which dtype and shape it is written."""
+"""Plan of a result: for each tensor where it is read, and in which dtype and shape it is written."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PlannedCheckpoint(Checkpoint):
         return {name: planned.info for name, planned in self.planned.items()}
 
     def origin(self, name: str) -> Origin:
-        """Where a copy comes from."""
+        """Origin of a copied tensor."""
         checkpoint, own = self.planned[name].inputs[0]
         return checkpoint.origin(own)
 

@@ -122,7 +122,7 @@ class Routed(PlannedCheckpoint):
         return [f"no hop of the path runs a layer of the merge, source {number}, which is of no use", *found]
 
     def findings(self) -> Findings:
-        """What the merge noticed, where there is one."""
+        """Findings of the merge, where there is one."""
         return Findings() if self.merge is None else self.merge.findings()
 
     def write_companions(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What every checkpoint answers, on disk, on the Hub or only planned: a config, named tensors, and what lies beside them.
+"""Protocol of every checkpoint, on disk, on the Hub or only planned: a config, named tensors, and companion files.
 
 `Parent` is what a recipe names, in files or a view of such; what is merged or run through asks a parent, never its class.
 """
@@ -244,12 +244,12 @@ class Parent(Checkpoint):
     @property
     @abstractmethod
     def changes(self) -> dict[str, Any]:
-        """What the adapter does to which tensors; raises `SourceError` where it does not fit the checkpoint."""
+        """Changes that the adapter makes, by tensor; raises `SourceError` where it does not fit the checkpoint."""
 
     @property
     @abstractmethod
     def layout(self) -> PartLayout:
-        """Where the parts of the whole are; raises `SourceError` where transformers has no class for it."""
+        """Layout of the parts of the whole; raises `SourceError` where transformers has no class for it."""
 
     @abstractmethod
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -262,17 +262,17 @@ class Parent(Checkpoint):
 
     @property
     def is_whole(self) -> bool:
-        """Whether that has no other part."""
+        """True where the whole has no other part."""
         return True
 
     @property
     def entries(self) -> Mapping[str, tuple[str, str]]:
-        """Of a diffusion pipeline the library and class of each component; nothing for one model."""
+        """Library and class of each component of a diffusion pipeline; empty for one model."""
         return {}
 
     @property
     def parts(self) -> Mapping[str, Parent]:
-        """Of a diffusion pipeline the components that have weights; nothing for one model."""
+        """Components of a diffusion pipeline that have weights; empty for one model."""
         return {}
 
     @property
@@ -282,7 +282,7 @@ class Parent(Checkpoint):
 
     @property
     def tied(self) -> Mapping[str, StoredTensor]:
-        """What is stored although it is the embedding matrix."""
+        """Heads that are stored although they are the embedding matrix."""
         return {}
 
     @property

@@ -94,7 +94,7 @@ class Source(Parent):
 
     @property
     def tied(self) -> dict[str, StoredTensor]:
-        """What is stored although it is the embedding matrix."""
+        """Heads that are stored although they are the embedding matrix."""
         return {TIED_HEAD: self.stored[TIED_HEAD]} if self.is_tied and TIED_HEAD in self.stored else {}
 
     @cached_property
@@ -115,7 +115,7 @@ class Source(Parent):
 
     @cached_property
     def changes(self) -> dict[str, Any]:
-        """What the adapter does to which tensors; raises `SourceError` where it does not fit the checkpoint."""
+        """Changes that the adapter makes, by tensor; raises `SourceError` where it does not fit the checkpoint."""
         return self.adapter.changes(self.tensors, tied=self.is_tied) if self.adapter is not None else {}
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
