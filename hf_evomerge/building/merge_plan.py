@@ -15,8 +15,9 @@ from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.headers import TensorInfo, tensor_order
 from ..errors import RecipeError, SourceError
 from ..merging.checks import check_sources, check_together, complete_options, complete_parameters
-from ..merging.method import MergeMethod
+from ..merging.method import Call, MergeMethod
 from ..merging.registry import check_part, get_method
+from ..merging.rows import row_count
 from ..merging.vocabulary import Vocabulary, has_rows, plan_vocabulary
 from ..recipes.layer_groups import classify, merged_names, parse_key, resolve, without_unmatched
 from ..recipes.recipe import BY_TOKEN, MergePart, Recipe, SlicePart
@@ -129,6 +130,8 @@ def _planned(
         other = source.tensors[there]
         if other.shape[rows:] != info.shape[rows:] or other.is_float != info.is_float:
             raise SourceError(f"{own} is {info} in {first}, but {there} is {other} in {source}")
+    if info.is_float:
+        next(Call.of_tensor(own, values, options).runs(row_count(info.shape)))  # raises where there are more numbers than rows
     shape = vocabulary.shape(info.shape) if rows and vocabulary is not None else info.shape
     return Planned(TensorInfo(info.converted(dtype).dtype, shape), inputs, base, values, options, info.is_float, rows)
 

@@ -115,12 +115,11 @@ class Merged(PlannedCheckpoint):
         model = self._survey()  # first: it may make this tensor's job
         job = self._jobs.pop(name, None) or self._job(name)
         call, dtype = job.call(planned.values, planned.options, model), torch_dtype(planned.info.dtype)
-        for start in range(0, job.numel, SLICE):
-            base, vectors = job.parts(start, min(start + SLICE, job.numel))
+        for start, stop, here in job.slices(call):
+            base, vectors = job.parts(start, stop)
             if start // SLICE % 16 == 0:  # a sixteenth of a large tensor says enough
                 self._relatedness.add(base, vectors)
-            call.start = start
-            yield job.method.function(base, vectors, call).to(dtype)
+            yield job.method.function(base, vectors, here).to(dtype)
         vocabulary = self.plan.vocabulary
         if planned.vocabulary and vocabulary is not None and vocabulary.donor is not None:
             yield vocabulary.donor.read(planned.inputs[0][1], dtype)[vocabulary.shared :].to(dtype).reshape(-1)

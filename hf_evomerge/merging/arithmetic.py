@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .inputs import ModelInputs, TensorInputs
 from .method import Call, MergeMethod
+from .rows import row_count
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ class TensorJob(TensorInputs):
         """Merge the tensor into `out`.
 
         Args:
-            sources: Complete per-source parameters; a value may be one number per layer group.
+            sources: Complete per-source parameters; a value may be one number per layer group, or per run of rows.
             options: Complete global options.
             out: Where the result goes, rounded to its dtype: contiguous, of the tensor's number of elements.
             model: What the method's ``survey`` computed from the whole model.
@@ -64,8 +65,8 @@ class TensorJob(TensorInputs):
         """
         call = self.call(sources, options, model)
         flat = out.view(-1)
-        for start in range(0, self.numel, slice_size):
-            flat[start : start + slice_size].copy_(self.merge_slice(call, start, min(start + slice_size, self.numel)))
+        for start, stop, here in self.slices(call, slice_size):
+            flat[start:stop].copy_(self.method.function(*self.parts(start, stop), here))
 
     def call(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], model: Any = None) -> Call:
         """The parameters that apply to this tensor, and what the method computes from the whole of it."""
@@ -74,10 +75,12 @@ class TensorJob(TensorInputs):
             call.prepared = self.method.prepare(self, call)
         return call
 
-    def merge_slice(self, call: Call, start: int, stop: int) -> Tensor:
-        """One slice of the result, in float32."""
-        call.start = start
-        return self.method.function(*self.parts(start, stop), call)
+    def slices(self, call: Call, size: int = SLICE) -> Iterator[tuple[int, int, Call]]:
+        """Cut the tensor into slices of `size` elements at most: start, stop, and the call for its elements."""
+        for first, last, here in call.runs(row_count(self.shape)):
+            end = last * self.width
+            for here.start in range(first * self.width, end, size):
+                yield here.start, min(here.start + size, end), here
 
 
 class ModelJob(ModelInputs):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import RecipeError
-from ..recipes.layer_groups import expand, one_of_each, parse_key
+from ..recipes.layer_groups import expand, is_tensor, one_of_each, parse_key
 from .method import MergeMethod
 
 
@@ -89,7 +89,14 @@ def _complete(
             hint = f"it belongs in merge.{place}" if other else f"it takes {', '.join(known) or 'none'}"
             raise RecipeError(f"{where}.{name}: {method.name} has no such parameter here; {hint}")
         known[name].check(value, f"{where}.{name}", layer_count, names)
+        if method.prepare is not None and any(map(_has_rows, value.items() if isinstance(value, Mapping) else ())):
+            raise RecipeError(f"{where}.{name}: {method.name} looks at whole tensors; give one number per tensor, not per row")
     complete = {name: given.get(name, parameter.default) for name, parameter in known.items()}
     if layer_count is None:
         return complete
     return {name: expand(value, 0, layer_count - 1) for name, value in complete.items()}
+
+
+def _has_rows(item: tuple[str, Any]) -> bool:
+    """Whether a key is a tensor's name and its value runs over the rows."""
+    return isinstance(item[1], list) and is_tensor(item[0])

@@ -11,24 +11,29 @@ what decides it (densities) has no gradient. Rounding to the model's dtype is pa
 from __future__ import annotations
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import RecipeError
-from ..recipes.layer_groups import Ramp, select_key
+from ..recipes.layer_groups import Ramp, Rows, select_key
 from .arithmetic import TensorJob
 from .live import LiveMerger
 from .method import Call, MergeMethod
 from .registry import all_methods
+from .rows import row_count, row_spans
 from .statistics import SUM_BLOCK
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-Number = tuple[str, int | None, str | None]
-"""A number of a recipe: parameter, position of the source (None: an option), key of the group (None: the whole model)."""
+Number = tuple[str, int | None, str | tuple[str, int] | None]
+"""A number of a recipe: parameter, position of the source (None: an option), and where it applies: the key of a group, a
+tensor's name and the number of a run of its rows, or None for the whole model."""
 
 _TINY = 1e-30
 _STEP = 1e-6  # of the differences by which coefficients are differentiated, in float64
@@ -92,7 +97,7 @@ class MergeGradient:
         complete, chosen = self.merger.complete(parameters, options)
         _check_no_ramp(self.merger.method, [chosen, *complete])
         survey = self.merger.survey(complete, chosen)
-        found: dict[tuple[str, str, int | None], list[float]] = defaultdict(list)  # by tensor, parameter, source
+        found: dict[tuple[str, str, int | None, int], list[float]] = defaultdict(list)  # by tensor, parameter, source, run
 
         def take(parameter: Tensor) -> None:
             """Use a parameter's gradient and free it."""
@@ -100,8 +105,9 @@ class MergeGradient:
             flat = parameter.grad.reshape(-1)
             for job, offset in self._parts[parameter]:  # type: ignore[index]
                 part = flat[offset : offset + job.numel]
-                for (name, source), value in products(job, part, complete, chosen, survey).items():
-                    found[job.name, name, source].append(value)
+                for (name, source), values in products(job, part, complete, chosen, survey).items():
+                    for run, value in enumerate(values):
+                        found[job.name, name, source, run].append(value)
             parameter.grad = None
 
         before = [(parameter, parameter.requires_grad) for parameter in self._model.parameters()]
@@ -123,10 +129,11 @@ class MergeGradient:
                 parameter.grad = None
         terms: dict[Number, list[float]] = defaultdict(list)
         order = {job.name: place for place, (job, _) in enumerate(self.merger.jobs)}
-        for tensor, name, source in sorted(found, key=lambda key: order[key[0]]):
+        for tensor, name, source, run in sorted(found, key=lambda key: order[key[0]]):
             value = chosen[name] if source is None else complete[source][name]
             key = select_key(tuple(value), tensor) if isinstance(value, Mapping) else None
-            terms[name, source, key] += found[tensor, name, source]
+            by_rows = key is not None and isinstance(value[key], Rows)
+            terms[name, source, (tensor, run) if by_rows else key] += found[tensor, name, source, run]
         return {number: math.fsum(numbers) for number, numbers in terms.items()}  # exact, so in any order
 
 
@@ -139,7 +146,7 @@ def check_differentiable(method: MergeMethod) -> None:
 
 def products(
     job: TensorJob, gradient: Tensor, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], survey: Any = None
-) -> dict[tuple[str, int | None], float]:
+) -> dict[tuple[str, int | None], list[float]]:
     """The inner products of a tensor's gradient with the derivatives of the merged tensor.
 
     Sums are float64, element after element of slice after slice.
@@ -150,17 +157,56 @@ def products(
         sources, options, survey: As `TensorJob.call` takes them.
 
     Returns:
-        One number for each smooth parameter, by its name and the source's position (None: an option).
+        For each smooth parameter, by its name and the source's position (None: an option), one number, or one for each run
+        of rows.
     """
-    import torch
-
     places = [
         (parameter.name, source)
         for parameter in job.method.parameters
         if parameter.smooth
         for source in (range(len(sources)) if parameter.scope == "source" else (None,))
     ]
-    call = Call.of_tensor(job.name, sources, options, survey)
+    whole = Call.of_tensor(job.name, sources, options, survey)
+    rows = row_count(job.shape)
+    totals = {place: [0.0] * (len(value.numbers) if isinstance(value := _get(whole, place), Rows) else 1) for place in places}
+    if job.method.is_sum and job.numel and not whole.options["normalize"]:
+        _add_sums(job, gradient, whole, totals)
+        return totals
+    for first, last, call in whole.runs(rows):
+        inner = _inner_products(job, gradient, call, places, range(first * job.width, last * job.width, SUM_BLOCK))
+        for place, value in zip(places, inner, strict=True):
+            totals[place][first * len(totals[place]) // rows] += value
+    return totals
+
+
+def _add_sums(job: TensorJob, gradient: Tensor, call: Call, totals: dict[tuple[str, int | None], list[float]]) -> None:
+    """Add the products of a method that ``is_sum``: lambda t for a weight w, and w t for lambda, of every run of rows.
+
+    Here t is the inner product of the run's gradient with its task vector.
+    """
+    import torch
+
+    rows = row_count(job.shape)
+    for source, values in enumerate(call.sources):
+        sums = np.zeros(rows)
+        for start, stop in row_spans(job.numel, job.width):
+            part = (gradient[start:stop].float() * job.tensor(source, start, stop)).view(-1, job.width)
+            sums[start // job.width : stop // job.width] = part.sum(1, dtype=torch.float64).numpy(force=True)
+        count = len(totals["weight", source])
+        edges = [-(-run * rows // count) for run in range(count)]
+        inner = np.add.reduceat(sums, edges).tolist()
+        totals["weight", source] = [call.options.get("lambda", 1.0) * value for value in inner]
+        if ("lambda", None) in totals:
+            weights = values["weight"].numbers if isinstance(values["weight"], Rows) else [values["weight"]]
+            totals["lambda", None][0] += math.fsum(map(operator.mul, weights, inner))
+
+
+def _inner_products(
+    job: TensorJob, gradient: Tensor, call: Call, places: Sequence[tuple[str, int | None]], span: range
+) -> list[float]:
+    """The inner products over the elements of a span, for which the numbers of a call hold: one for each place."""
+    import torch
+
     counts = job.method.prepare is not None and call.options.get("normalize", False)  # a source of weight 0 is not counted
     for place in places:
         if not (counts and _at(call, place) == 0):
@@ -172,22 +218,22 @@ def products(
     smooth = _copy(call)
     if factors is not None:  # numbers that depend on the parameters and the whole tensor, such as those of an angle
         smooth.prepared = leaves
-        totals = _backward(job, smooth, leaves, gradient)
-        return {place: _through(job, call, place, totals) for place in places}
+        totals = _backward(job, smooth, leaves, gradient, span)
+        return [_through(job, call, place, totals) for place in places]
     smooth.prepared = prepared
     for place, leaf in zip(places, leaves, strict=True):
         _set(smooth, place, leaf)
-    return dict(zip(places, _backward(job, smooth, leaves, gradient), strict=True))
+    return _backward(job, smooth, leaves, gradient, span)
 
 
-def _backward(job: TensorJob, call: Call, leaves: list[Tensor], gradient: Tensor) -> list[float]:
+def _backward(job: TensorJob, call: Call, leaves: list[Tensor], gradient: Tensor, span: range) -> list[float]:
     """The derivatives with respect to the leaves, which the call holds in the place of numbers."""
     import torch
 
     totals = [0.0] * len(leaves)
     with torch.enable_grad():
-        for call.start in range(0, job.numel, SUM_BLOCK):
-            stop = min(call.start + SUM_BLOCK, job.numel)
+        for call.start in span:
+            stop = min(call.start + SUM_BLOCK, span.stop)
             base, tensors = job.parts(call.start, stop)
             out = job.method.function(None if base is None else base.double(), [each.double() for each in tensors], call)
             if not out.requires_grad:
@@ -226,8 +272,12 @@ def _copy(call: Call) -> Call:
 
 
 def _at(call: Call, place: tuple[str, int | None]) -> float:
+    return float(_get(call, place))
+
+
+def _get(call: Call, place: tuple[str, int | None]) -> Any:
     name, source = place
-    return float(call.options[name] if source is None else call.sources[source][name])
+    return call.options[name] if source is None else call.sources[source][name]
 
 
 def _set(call: Call, place: tuple[str, int | None], value: Any) -> None:

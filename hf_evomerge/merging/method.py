@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from ..recipes.layer_groups import resolve
+from ..errors import RecipeError
+from ..recipes.layer_groups import Rows, resolve
 from .parameters import Parameter
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ class Call:
 
     Attributes:
         options: The global options, complete.
-        sources: The per-source parameters, complete, one mapping per merged source; numbers for this tensor.
+        sources: The per-source parameters, complete, one mapping per merged source; numbers for this tensor. A method is
+            called for a run of rows at a time where numbers differ between them.
         prepared: What the method's ``prepare`` computed from the whole tensor; None where it has none.
         start: Position of the slice in the flattened tensor.
         model: What the method's ``survey`` computed from the whole model; None where it has none.
@@ -42,10 +45,32 @@ class Call:
             model=model,
         )
 
+    def runs(self, rows: int) -> Iterator[tuple[int, int, Call]]:
+        """Cut the rows of a tensor where a number changes: first row, last row + 1, and the call that holds for them.
+
+        Raises:
+            RecipeError: A parameter has more numbers than there are rows.
+        """
+        values = [value for mapping in (self.options, *self.sources) for value in mapping.values()]
+        counts = {len(value.numbers) for value in values if isinstance(value, Rows)}
+        if not counts:
+            yield 0, rows, self
+            return
+        if max(counts) > rows:
+            raise RecipeError(f"merge.parameters: {max(counts)} numbers for the {rows} rows of a tensor; give fewer")
+        edges = sorted({-(-number * rows // count) for count in counts for number in range(count + 1)})
+        for first, last in pairwise(edges):
+            here = [{key: _at(value, first, rows) for key, value in values.items()} for values in (self.options, *self.sources)]
+            yield first, last, Call(here[0], here[1:], self.prepared, model=self.model)
+
     @property
     def weights(self) -> list[float]:
         """The weight of each source."""
         return [values["weight"] for values in self.sources]
+
+
+def _at(value: Any, row: int, rows: int) -> Any:
+    return value.at(row, rows) if isinstance(value, Rows) else value
 
 
 MergeFunction = Callable[["torch.Tensor | None", "list[torch.Tensor]", Call], "torch.Tensor"]
@@ -73,6 +98,8 @@ class MergeMethod:
         prepare: Computes what depends on a whole tensor (a threshold, an angle); its result is ``call.prepared``.
         survey: Computes what depends on the whole model, from all tensors and the parameters; its result is ``call.model``.
         check: Refuses parameters that do not go together, before any work.
+        is_sum: Whether the result is ``base + lambda * sum w_i d_i`` where the options do not normalize: its gradient is then
+            made of the inner products with the task vectors (or tensors) alone.
         random: Whether it drops elements at random, by the recipe's seed and the name of the tensor.
         memory: Bytes per element and source that a search keeps of its statistics, next to the tensors: 4 for sorted
             magnitudes or for ranks, 2 for random numbers.
@@ -89,6 +116,7 @@ class MergeMethod:
     prepare: Callable[[TensorInputs, Call], Any] | None = None
     survey: Survey | None = None
     check: Check | None = None
+    is_sum: bool = False
     random: bool = False
     memory: int = 0
     count: tuple[int, int | None] = (1, None)

@@ -6,7 +6,8 @@ tensors they depend on the tensor alone, and sums are float64 in a fixed order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,11 @@ from .statistics import LEVELS, SUM_BLOCK, RandomField
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def row_count(shape: Sequence[int]) -> int:
+    """Number of rows of a tensor; one of a single dimension is one row."""
+    return math.prod(shape[:-1]) if len(shape) > 1 else 1
 
 
 def row_spans(numel: int, width: int) -> Iterator[tuple[int, int]]:

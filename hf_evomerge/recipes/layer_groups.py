@@ -3,11 +3,12 @@
 A layer, in the words of arXiv:2403.13187, is a transformer block or the input or output embeddings. A group is
 one of them, a run of blocks, or the attention or MLP half of a run of blocks; of a mixture of experts also its routers or
 its experts, which are parts of the MLP half. Beside groups, a name pattern such as ``*down_proj*`` names tensors, and a list
-of numbers, a gradient, runs over the blocks.
+of numbers, a gradient, runs over the blocks; under the whole name of a tensor it runs over the tensor's rows.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,8 +168,24 @@ class Ramp:
         return (1 - share) * self.numbers[left] + share * self.numbers[right]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """One number for each of n equal runs of a tensor's rows: row r of R has number floor(r n / R)."""
+
+    numbers: tuple[float, ...]
+
+    def at(self, row: int, rows: int) -> float:
+        """The number of a row, of so many."""
+        return self.numbers[row * len(self.numbers) // rows]
+
+
+def is_tensor(key: str) -> bool:
+    """Whether a key is the whole name of a tensor."""
+    return parse_key(key).kind == "pattern" and "*" not in key
+
+
 def expand(value: Any, first: int, last: int) -> Any:
-    """A parameter's value with a `Ramp` in place of each list of numbers.
+    """A parameter's value with a `Ramp` in place of each list of numbers, or `Rows` under the name of a tensor.
 
     Args:
         value: A number, a list of numbers, or a mapping from keys to numbers or lists of numbers; anything else stays.
@@ -177,7 +194,10 @@ def expand(value: Any, first: int, last: int) -> Any:
     if isinstance(value, Mapping):
         groups = {key: parse_key(key) for key in value}
         spans = {key: (group.first, group.last) if group.kind == "block" else (first, last) for key, group in groups.items()}
-        return {key: expand(item, *spans[key]) for key, item in value.items()}
+        return {
+            key: Rows(tuple(item)) if isinstance(item, list) and is_tensor(key) else expand(item, *spans[key])
+            for key, item in value.items()
+        }
     if isinstance(value, list):
         return Ramp(tuple(value), first, last)
     return value
@@ -187,7 +207,7 @@ def resolve(value: Any, tensor_name: str, block: int | None = -1) -> Any:
     """What applies to a tensor.
 
     Args:
-        value: A value for the whole model, a `Ramp`, or a mapping from keys to numbers or ramps (see `expand`).
+        value: A value for the whole model, a `Ramp`, or a mapping from keys to numbers, ramps or `Rows` (see `expand`).
         tensor_name: The raw name of the tensor.
         block: The place on the ramps, None outside the blocks; -1: the number in the name.
 
@@ -256,21 +276,24 @@ def _some(names: Sequence[str]) -> str:
 
 
 def per_group(value: Any, where: str) -> GroupValue:
-    """The value as a number, or as one per layer group and pattern; those of single tensors become the mean of half a block.
+    """The value as a number, or as one per layer group and pattern; numbers of single tensors become the mean of half a block.
 
     Raises:
-        RecipeError: It has gradients.
+        RecipeError: It has gradients over the layers.
     """
     values = value if isinstance(value, Mapping) else {"default": value}
     groups: dict[str, list[float]] = {}
     for key, number in values.items():
-        if isinstance(number, list):
+        if isinstance(number, list) and not is_tensor(key):
             raise RecipeError(f"{where}: given as a gradient (found {value!r}); give numbers per layer group")
         kind, block, half = classify(key)
         place = kind if block is None else f"blocks.{block}.{half}"
-        is_tensor = parse_key(key).kind == "pattern" and "*" not in key
-        groups.setdefault(place if is_tensor else key, []).append(number)
-    return {key: sum(numbers) / len(numbers) for key, numbers in groups.items()} if isinstance(value, Mapping) else value
+        groups.setdefault(place if is_tensor(key) else key, []).append(_mean(number))
+    return {key: _mean(numbers) for key, numbers in groups.items()} if isinstance(value, Mapping) else value
+
+
+def _mean(numbers: float | list[float]) -> float:
+    return math.fsum(numbers) / len(numbers) if isinstance(numbers, list) else numbers
 
 
 def one_of_each(layer_count: int) -> list[str]:

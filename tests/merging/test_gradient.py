@@ -52,7 +52,7 @@ def test_a_tensors_products_are_differences(method: str, parameters: Any, option
     job = TensorJob(NAME, chosen, base, sources, seed=0)
     found = products(job, given.reshape(-1), values, options)
     assert {name for name, _ in found} == set(SMOOTH[method])
-    for (name, source), slope in found.items():
+    for (name, source), (slope,) in found.items():
         if (options[name] if source is None else resolve(values[source][name], NAME)) == 0:
             continue  # `merge` leaves such a source out
         ends = []

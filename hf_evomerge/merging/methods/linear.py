@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_FINE = 1 << 40  # rows: the weights of a real tensor change at fewer places, and have no other sums
+
+
 def check(sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], names: Sequence[str]) -> None:
     """With ``normalize`` the weights must not cancel, for no tensor."""
     weights = [values["weight"] for values in sources]
@@ -23,7 +26,9 @@ def check(sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], name
     if all(isinstance(weight, (int, float)) for weight in weights):
         _total(weights)
     for name in names:
-        _total([resolve(weight, name) for weight in weights])
+        call = Call({}, [{"weight": resolve(weight, name)} for weight in weights])
+        for _, _, here in call.runs(_FINE):
+            _total(here.weights)
 
 
 def _total(weights: Sequence[float]) -> float:
@@ -33,7 +38,7 @@ def _total(weights: Sequence[float]) -> float:
     return total
 
 
-@register_method("linear", parameters=[WEIGHT, NORMALIZE.with_default(True)], check=check)
+@register_method("linear", parameters=[WEIGHT, NORMALIZE.with_default(True)], check=check, is_sum=True)
 def linear(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
     """Weighted mean of the sources: ``sum w_i x_i / sum w_i``; without ``normalize`` the plain sum. Needs no base.
 

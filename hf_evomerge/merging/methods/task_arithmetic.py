@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register_method("task_arithmetic", parameters=[WEIGHT, NORMALIZE, LAMBDA], task_vectors=True)
+@register_method("task_arithmetic", parameters=[WEIGHT, NORMALIZE, LAMBDA], task_vectors=True, is_sum=True)
 def task_arithmetic(base: Tensor | None, vectors: list[Tensor], call: Call) -> Tensor:
     """Base plus weighted task vectors: ``base + lambda * sum w_i d_i`` (``normalize``: divided by ``sum w_i``).
 

@@ -5,9 +5,10 @@ Reads headers and configs; loads no model.
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ...recipes.layer_groups import merged_names
@@ -27,13 +28,13 @@ class SourceSummary:
 
     Attributes:
         layers: Number of layers of each source.
-        tensors: Names of the weights of the sources that are merged.
+        tensors: Names of the weights of the sources that are merged, and how many rows each has.
         unchanged: Per source that is merged the names of the tensors that equal the base's; empty where there is no base.
         distances: Their squared distances from the base; empty where nobody asks for them.
     """
 
     layers: Sequence[int]
-    tensors: Sequence[str] = ()
+    tensors: Mapping[str, int] = MappingProxyType({})
     unchanged: Sequence[Container[str]] = ()
     distances: Sequence[float] = ()
 
@@ -84,13 +85,14 @@ class SearchSources:
     def summary(self) -> SourceSummary:
         """What the spaces must know of the sources; of a merge also where weights are the base's, if they may be read."""
         from ...checkpoints.unchanged import squared_distance, unchanged_tensors
+        from ...merging.rows import row_count
 
         if self.config.space == "dfs":
             return SourceSummary(self.layers)
         plan = self.merged(self.config.merge_part()).plan
         merged, base = plan.sources, plan.base
         names = merged_names((name for name, info in merged[0].tensors.items() if info.is_float), self.config.ps.router)
-        tensors = [name for name in names if ".rotary_emb.inv_freq" not in name]
+        tensors = {name: row_count(merged[0].tensors[name].shape) for name in names if ".rotary_emb.inv_freq" not in name}
         base = base if self.weights else None
         unchanged = [unchanged_tensors(source, base) for source in merged] if base is not None else []
         distances = []

@@ -258,8 +258,7 @@ class SearchConfig(StrictModel):
     @property
     def stages(self) -> list[Stage]:
         """The stages in the order they run."""
-        quick, random = self.preset == "quick", "random" in self.baselines
-        return make_stages(self.spaces, self.ps, self.dfs, batch=self.batch, quick=quick, random=random)
+        return make_stages(self.spaces, self.ps, self.dfs, batch=self.batch, random="random" in self.baselines)
 
     @property
     def spaces(self) -> tuple[SpaceName, ...]:

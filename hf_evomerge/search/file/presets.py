@@ -6,41 +6,56 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import EvoMergeError
+from ...merging.registry import all_methods
 
 _QUICK = 48  # scores of the search examples, all spaces together
+_WEIGHT = {"low": -0.5, "high": 2.0, "start": 0.5}  # of a task vector, where a gradient moves it
 _FEW_GROUPS = 3  # for a search without a gradient, for which every number costs
 
 
 def filled(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a search file with the preset that it names; others as they are.
+    """Fill in what a search file leaves unsaid; objectives, ``dfs.repeat``, a search by gradient and a preset have their usual.
 
-    ``quick`` spends 48 scores of the search examples: by gradient, with a weight for each tensor and a gate for each slot,
-    where the fitness and the merge method have one; by CMA-ES with three groups of blocks where not. PS begins at the best of
-    its own start, the uniform average and MetaGPT's closed form.
+    A PS search by gradient has a weight between -.5 and 2 for each run of rows (for each tensor, where the method looks at
+    whole tensors), and begins at the best of .5, the uniform average, the sum of the task vectors, each source alone, and
+    MetaGPT's closed form. ``quick`` spends 48 scores of the search examples: by gradient where the fitness and the merge
+    method have one; where not, by CMA-ES with three groups of blocks.
     """
     sections = dict(data)
     _set_algorithm(sections, "dfs", "sweep", where=lambda part: part.get("repeat") is not None)
     spaces = ["ps", "dfs"] if sections.get("space") == "hybrid" else [str(sections.get("space"))]
     for name in spaces if sections.get("objectives") else ():
         _set_algorithm(sections, name, "nsga2", where=lambda part: name in ("ps", "dfs"))  # noqa: B023
-    if sections.get("preset") != "quick":
-        return sections
     for name in spaces:
         part = sections.get(name) or {}
         if name not in ("ps", "dfs") or not isinstance(part, Mapping):
             continue  # is refused with the rest
-        gradient = not sections.get("objectives") and _differentiable(sections.get("fitness"))
-        gradient = gradient and (_smooth(part) if name == "ps" else _gates(part))
-        usual: dict[str, Any] = {}
+        if sections.get("preset") == "quick":
+            gradient = not sections.get("objectives") and _differentiable(sections.get("fitness"))
+            gradient = gradient and (_smooth(part) if name == "ps" else _gates(part))
+            usual = {"algorithm": "gradient" if gradient else "cma", "evaluations": _QUICK // len(spaces)}
+            given = part.get("optimizer") or {}
+            part = {**part, "optimizer": {**usual, **given} if isinstance(given, Mapping) else given}
         if name == "ps":
-            if not {"groups", "blocks_per_group", "split_attention"} & part.keys():
-                usual["groups"] = "tensor" if gradient else _FEW_GROUPS
-            usual["starts"] = ["average", *(["metagpt"] if sections.get("base") is not None else [])]
-        optimizer = {"algorithm": "gradient" if gradient else "cma", "evaluations": _QUICK // len(spaces)}
-        given = part.get("optimizer") or {}
-        merged = {**optimizer, **given} if isinstance(given, Mapping) else given
-        sections[name] = {**usual, **part, "optimizer": merged}
+            part = _weights(part, quick=sections.get("preset") == "quick", based=sections.get("base") is not None)
+        if part:
+            sections[name] = part
     return sections
+
+
+def _weights(part: Mapping[str, Any], *, quick: bool, based: bool) -> dict[str, Any]:
+    """The section of parameter space with the groups, starts and bounds that suit its optimizer, where it says no others."""
+    optimizer, method = part.get("optimizer"), all_methods().get(part.get("method", "task_arithmetic"))
+    gradient = isinstance(optimizer, Mapping) and optimizer.get("algorithm") == "gradient"
+    if method is None or not (gradient or quick):
+        return dict(part)
+    usual: dict[str, Any] = {"starts": ["average", *(["sum", "sources"] if gradient else []), *(["metagpt"] if based else [])]}
+    if not {"groups", "blocks_per_group", "split_attention"} & part.keys():
+        usual["groups"] = ("rows" if method.prepare is None else "tensor") if gradient else _FEW_GROUPS
+    given = part.get("parameters") or {}
+    if gradient and method.task_vectors and isinstance(given, Mapping):
+        return {**usual, **part, "parameters": {"weight": _WEIGHT, **given}}
+    return {**usual, **part}
 
 
 def _set_algorithm(sections: dict[str, Any], name: str, algorithm: str, *, where: Callable[[Mapping[str, Any]], bool]) -> None:
@@ -93,8 +108,6 @@ def _differentiable(fitness: Any) -> bool:
 
 def _smooth(part: Mapping[str, Any]) -> bool:
     """Whether the merge method of a section has a gradient."""
-    from ...merging.registry import all_methods
-
     method = all_methods().get(part.get("method", "task_arithmetic"))
     return method is not None and any(parameter.smooth for parameter in method.parameters)
 

@@ -116,14 +116,18 @@ class ParameterSpaceConfig(StrictModel):
         blocks_per_group: Blocks that share one set of parameters: a number, ``all`` (one group for all blocks, beside
             embeddings and head) or ``model`` (one group for everything, the paper's reported setting).
         split_attention: Whether attention has parameters of its own, apart from the MLP.
-        groups: In place of these two: ``tensor`` (one set of parameters for each tensor), or a list of keys as a recipe has
-            them: layer groups, names of tensors, name patterns, ``default``; or into how many groups the blocks are divided.
+        groups: In place of these two: ``tensor`` (one set of parameters for each tensor), ``rows`` (one for each run of its
+            output rows), or a list of keys as a recipe has them: layer groups, names of tensors, name patterns, ``default``; or
+            into how many groups the blocks are divided.
+        rows_per_group: Output rows of a run with ``groups: rows``: with as many as a head has, a run of a query, key or value
+            projection is a head, and a run of an MLP's projections is a block of neurons.
         router: Of a mixture of experts, the source whose routers candidates have, as an index; the first that takes part where
             absent. ``merge``: they are merged as everything else.
         parameters: Per per-source parameter: a number (fixed), a range (evolved), or absent (evolved within the method's own
             bounds).
-        starts: Points that are tried before the search, which begins at the best of them and of its own start: ``average`` (all
-            weights 1 / sources), ``metagpt`` (in proportion to the squared norms of the task vectors, arXiv:2406.11385).
+        starts: Points that are tried on one batch before the search, which begins at the best of them and of its own start:
+            ``average`` (all weights 1 / sources), ``sum`` (all weights 1), ``sources`` (weight 1 for one, 0 for the others),
+            ``metagpt`` (in proportion to the squared norms of the task vectors, arXiv:2406.11385).
         first: An optimizer that runs before; the search then begins at its winner.
         optimizer: How to search.
     """
@@ -133,10 +137,11 @@ class ParameterSpaceConfig(StrictModel):
     sources: list[int] | None = None
     blocks_per_group: int | Literal["all", "model"] = 1
     split_attention: bool = False
-    groups: Literal["tensor"] | Annotated[int, Field(ge=1)] | list[str] | None = None
+    groups: Literal["tensor", "rows"] | Annotated[int, Field(ge=1)] | list[str] | None = None
+    rows_per_group: Annotated[int, Field(ge=1, le=1 << 20)] = 64
     router: int | Literal["merge"] | None = None
     parameters: dict[str, float | Range] = Field(default_factory=dict)
-    starts: list[Literal["average", "metagpt"]] = Field(default_factory=list)
+    starts: list[Literal["average", "sum", "sources", "metagpt"]] = Field(default_factory=list)
     first: FirstConfig | None = None
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 

@@ -14,8 +14,9 @@ from .sections import FirstConfig, FlowSpaceConfig, OptimizerConfig, ParameterSp
 
 SpaceName = Literal["ps", "dfs", "joint"]
 _FIRST: dict[SpaceName, StageName] = {"ps": "ps-first", "dfs": "dfs-first"}
-_BATCH = 16  # examples of a gradient's step, and of the first generations, where the file does not say it
-_QUICK_STEPS = 30  # of the quick preset's gradient, where there are few examples
+_BATCH = 16  # examples of the first generations, where the file does not say it
+_STEP, _FEWEST = 8, 4  # examples of a gradient's step: many small steps lead further than few large ones
+_STEPS = 60  # of a gradient, for which its batches are made smaller than that where there are few examples
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class Stage:
         evaluations: Its budget, in scores of all search examples.
         minutes: Its budget in minutes; infinite where unbounded.
         batch: Examples of a generation, or ``all``, where the file says it.
-        quick: Whether batches are made small enough for steps enough.
         begins_at: The stage at whose winner it begins, if it does.
     """
 
@@ -44,7 +44,6 @@ class Stage:
     evaluations: int
     minutes: float
     batch: int | Literal["all"] | None
-    quick: bool
     begins_at: StageName | None = None
 
     def __str__(self) -> str:
@@ -70,8 +69,8 @@ class Stage:
         if self.batch == "all" or self.algorithm in ("random", "nsga2"):
             return (examples,)
         batch = self.batch
-        if batch is None and self.quick and self.algorithm == "gradient":
-            batch = max(1, min(_BATCH, examples * self.optimizer.evaluations // (3 * _QUICK_STEPS)))
+        if batch is None and self.algorithm == "gradient":
+            batch = min(_STEP, max(_FEWEST, examples * self.evaluations // (3 * _STEPS)))
         if batch is not None or self.algorithm in ("gradient", "sweep"):
             return (min(examples, batch or _BATCH),)
         sizes = [min(examples, _BATCH)]
@@ -86,7 +85,6 @@ def make_stages(
     dfs: FlowSpaceConfig,
     *,
     batch: int | Literal["all"] | None,
-    quick: bool,
     random: bool,
 ) -> list[Stage]:
     """Make the stages of a search, in the order that they run.
@@ -95,7 +93,6 @@ def make_stages(
         spaces: What is searched, one after the other.
         ps, dfs: The sections of the two spaces; a stage that searches both has the optimizer of `ps` and both budgets.
         batch: Examples of a generation where an optimizer does not say it.
-        quick: Whether the file names the quick preset.
         random: Whether a random search is to be compared with.
     """
     stages: list[Stage] = []
@@ -104,7 +101,7 @@ def make_stages(
         own, before = optimizers[0], stages[-1] if stages else None
         begins_at = before.name if before is not None and (before.role, before.space) == ("first", space) else None
         evaluations, minutes = sum(each.evaluations for each in optimizers), sum(map(_minutes, optimizers))
-        stages.append(Stage(name, len(stages), space, role, own, evaluations, minutes, own.batch or batch, quick, begins_at))
+        stages.append(Stage(name, len(stages), space, role, own, evaluations, minutes, own.batch or batch, begins_at))
 
     for space in spaces:
         part = dfs if space == "dfs" else ps
@@ -116,7 +113,7 @@ def make_stages(
         if own.algorithm == "sweep":  # a sweep starts from the full depth, which is no place for a random search
             own = own.model_copy(update={"algorithm": "random"})
         evaluations, minutes = sum(stage.evaluations for stage in stages), sum(stage.minutes for stage in stages)
-        stages.append(Stage("random", len(stages), spaces[0], "random", own, evaluations, minutes, "all", quick))
+        stages.append(Stage("random", len(stages), spaces[0], "random", own, evaluations, minutes, "all"))
     return stages
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from ..file.config import SearchConfig
 from ..file.sections import OptimizerConfig, Range
 from ..optimizers.ask_tell import Start, Vector
 
+_DIGITS = 4  # of a number of a run of rows: there are thousands, and no score tells more
+
 
 @dataclass(frozen=True)
 class Coordinate:
@@ -30,13 +33,19 @@ class Coordinate:
         parameter: The parameter's name.
         span: Its bounds; the genome holds the fraction of the way from low to high.
         source: Position of the source among those that take part; None for a global option.
-        group: The layer group; None for a parameter that has one value for the whole model.
+        group: The layer group, or a tensor's name and the number of a run of its rows; None for a parameter that has one
+            value for the whole model.
     """
 
     parameter: str
     span: Range
     source: int | None
-    group: str | None
+    group: str | tuple[str, int] | None
+
+    @property
+    def key(self) -> str | None:
+        """The key of the group in a recipe."""
+        return self.group[0] if isinstance(self.group, tuple) else self.group
 
 
 class ParameterSpace:
@@ -51,7 +60,7 @@ class ParameterSpace:
         self,
         config: SearchConfig,
         layer_count: int,
-        tensors: Sequence[str] = (),
+        tensors: Mapping[str, int] = MappingProxyType({}),
         unchanged: Sequence[Container[str]] = (),
         distances: Sequence[float] = (),
         *,
@@ -62,14 +71,15 @@ class ParameterSpace:
         Args:
             config: The search.
             layer_count: Number of blocks of the merged sources.
-            tensors: Names of their tensors; needed for ``groups: tensor`` and to tell what changes nothing.
+            tensors: Names of their tensors and how many rows each has; needed for ``groups: tensor`` and ``rows``, and to
+                tell what changes nothing.
             unchanged: Per merged source the names of the tensors that equal the base's.
             distances: Squared norms of their task vectors; without them ``starts: [metagpt]`` is not tried.
             optimizer: The settings of the optimizer that will search it; those of the section where absent.
         """
         self.config, self.space, self.distances = config, config.ps, list(distances)
         self.optimizer = optimizer or config.ps.optimizer
-        self.tensors, self.unchanged = list(tensors), list(unchanged)
+        self.tensors, self.unchanged = dict(tensors), list(unchanged)
         self.idle: list[Coordinate] = []
         self.groups = self._groups(layer_count)
         self._members: dict[str, list[str]] = {}
@@ -103,20 +113,29 @@ class ParameterSpace:
         parameter.check(given.low, f"{where}.low")
         parameter.check(given.high, f"{where}.high")
         sources: list[int | None] = list(range(self.source_count)) if parameter.scope == "source" else [None]
-        groups: list[str | None] = list(self.groups) if parameter.grouped and self.groups != ["default"] else [None]
+        groups: list[str | tuple[str, int] | None] = [None]
+        if parameter.grouped and self.groups != ["default"]:
+            groups = [run for group in self.groups for run in self._runs(group)]
         for coordinate in (Coordinate(parameter.name, given, source, group) for source in sources for group in groups):
             (self.idle if self._is_idle(coordinate) else self.coordinates).append(coordinate)
 
+    def _runs(self, group: str) -> list[str | tuple[str, int]]:
+        """The runs of rows of a group; the group itself where it is not divided."""
+        count = math.ceil(self.tensors[group] / self.space.rows_per_group) if self.space.groups == "rows" else 1
+        return [group] if count == 1 else [(group, run) for run in range(count)]
+
     def _groups(self, layer_count: int) -> list[str]:
         """The keys of the groups, in the order of the layers or as the file has them."""
-        if self.space.groups == "tensor":
+        if isinstance(self.space.groups, str):
             if not self.tensors:
-                raise SearchError("ps.groups: tensor needs the names of the tensors, which are not known here")
+                raise SearchError(f"ps.groups: {self.space.groups} needs the tensors, which are not known here")
+            if self.space.groups == "rows" and get_method(self.space.method).prepare is not None:
+                raise SearchError(f"ps.groups: {self.space.method} looks at whole tensors; write tensor in the place of rows")
             return sorted(self.tensors, key=tensor_order)
         if isinstance(self.space.groups, int):
             return Grouping(math.ceil(layer_count / self.space.groups), self.space.split_attention, layer_count).keys
         if self.space.groups is not None:
-            check_keys(dict.fromkeys(self.space.groups, 0.0), layer_count, self.tensors or None)
+            check_keys(dict.fromkeys(self.space.groups, 0.0), layer_count, list(self.tensors) or None)
             return self.space.groups
         grouping = Grouping(self.space.blocks_per_group, self.space.split_attention, layer_count)
         return grouping.keys
@@ -125,7 +144,7 @@ class ParameterSpace:
         """Whether nothing changes with a number: its source's task vectors are 0 in the group."""
         if coordinate.source is None or not self.unchanged or not self.method.task_vectors:
             return False
-        inside = self.tensors if coordinate.group is None else self._members.get(coordinate.group, [])
+        inside = self.tensors if coordinate.key is None else self._members.get(coordinate.key, [])
         # with normalize, the weight of a source without a task vector scales those of the others
         defaults = {option.name: option.default for option in self.method.options}
         everyone = self.space.options.get("normalize", defaults.get("normalize", False))
@@ -142,7 +161,7 @@ class ParameterSpace:
         """What is not evolved, and why: one line per source."""
         lines = []
         for source, number in enumerate(self.config.ps_sources):
-            if groups := list(dict.fromkeys(each.group or "all" for each in self.idle if each.source == source)):
+            if groups := list(dict.fromkeys(each.key or "all" for each in self.idle if each.source == source)):
                 shown = ", ".join(groups[:6]) + (f" and {len(groups) - 6} more" if len(groups) > 6 else "")
                 label = self.config.source_names[number]
                 lines.append(f"ps: nothing of {label} is evolved in {shown}: its tensors are the base's there")
@@ -158,19 +177,22 @@ class ParameterSpace:
 
     def _starts(self, mean: Vector) -> list[Vector]:
         """The points of ``starts``: the mean with other weights, inside the bounds."""
-        total = math.fsum(self.distances)
-        weights = {"average": [1 / self.source_count] * self.source_count}
-        if total > 0:
-            weights["metagpt"] = [distance / total for distance in self.distances]
-        found = []
-        for name in (name for name in self.space.starts if name in weights):
+        count, total = self.source_count, math.fsum(self.distances)
+        weights = {
+            "average": [[1 / count] * count],
+            "sum": [[1.0] * count],
+            "sources": np.eye(count).tolist(),
+            "metagpt": [[distance / total for distance in self.distances]] if total > 0 else [],
+        }
+        points = []
+        for chosen in (each for name in self.space.starts for each in weights[name]):
             point = mean.copy()
             for index, coordinate in enumerate(self.coordinates):
                 if coordinate.parameter == "weight" and coordinate.source is not None:
                     low, high = coordinate.span.low, coordinate.span.high
-                    point[index] = min(1.0, max(0.0, (weights[name][coordinate.source] - low) / (high - low)))
-            found.append(point)
-        return found
+                    point[index] = min(1.0, max(0.0, (chosen[coordinate.source] - low) / (high - low)))
+            points.append(point)
+        return points
 
     def price(self, active: NDArray[np.bool_]) -> float:
         """A forward pass, and a backward pass to activations and to weights."""
@@ -195,6 +217,8 @@ class ParameterSpace:
             target = options if coordinate.source is None else parameters[coordinate.source]
             if coordinate.group is None:
                 target[coordinate.parameter] = value
+            elif isinstance(coordinate.group, tuple):
+                target.setdefault(coordinate.parameter, {}).setdefault(coordinate.group[0], []).append(round(value, _DIGITS))
             else:
                 target.setdefault(coordinate.parameter, {})[coordinate.group] = value
         for coordinate in self.idle:
