@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from texts import SpaceError, number
 
 from hf_evomerge.errors import RecipeError
-from hf_evomerge.recipes.layer_groups import classify, parse_key
+from hf_evomerge.merging.rows import row_count
+from hf_evomerge.recipes.layer_groups import classify, is_tensor, parse_key
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ALL = "all layers"
 MAX_FACTOR = 3.0
@@ -79,15 +83,14 @@ def edited(merge: Mapping[str, Any], factors: Factors, layers: int) -> Mapping[s
     """
     parameters = merge.get("parameters", [])
     weights = [item["weight"] for item in parameters if "weight" in item]
-    numbers = [value for weight in weights for value in (weight.values() if isinstance(weight, Mapping) else [weight])]
-    if not numbers or any(isinstance(value, list) for value in numbers):
+    if not weights or any(isinstance(weight, list) for weight in weights):
         return None
     changed = []
     try:
         for source, item in zip(merge.get("sources") or range(len(parameters)), parameters, strict=False):
             own = {group: [values[source]] for group, values in factors if source < len(values)}
             changed.append({**item, "weight": _edited(item["weight"], own, layers)} if "weight" in item else item)
-    except RecipeError:  # keys that name no layers
+    except RecipeError:  # keys that name no layers, or gradients over them
         return None
     return {**merge, "parameters": changed}
 
@@ -98,14 +101,19 @@ def _edited(weight: float | Mapping[str, float], factors: Mapping[str, Sequence[
         if set(factors) <= {ALL}:
             return weight * _factors_of("", factors, 1)[0]
         weight = dict.fromkeys(("embed", f"blocks.0-{layers - 1}", "head"), weight)
-    products = dict[str, float]()
+    products = dict[str, float | list[float]]()
     for key, value in weight.items():
         group = parse_key(key)
         names = [key]
         if group.kind == "block" and group.first < group.last and set(factors) - {ALL}:
             half = f".{group.half}" if group.half else ""
             names = [f"blocks.{block}{half}" for block in range(group.first, min(group.last, layers) + 1)]
-        products |= {name: value * _factors_of(f"{name}.weight", factors, 1)[0] + 0.0 for name in names}  # no minus before a 0
+        if isinstance(value, list) and not is_tensor(key):
+            raise RecipeError(f"{key}: a gradient over the layers")
+        numbers = value if isinstance(value, list) else [value]
+        for name in names:
+            scaled = [number * _factors_of(f"{name}.weight", factors, 1)[0] + 0.0 for number in numbers]  # no minus before a 0
+            products[name] = scaled if isinstance(value, list) else scaled[0]
     return products
 
 
@@ -139,17 +147,37 @@ def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors
             zero = ground[name].detach().float() if name in ground else torch.zeros_like(merged)
             if any(each[name].shape != merged.shape for each in tensors) or zero.shape != merged.shape:
                 continue
-            vectors = torch.stack([(each[name].detach().float() - zero).flatten() for each in tensors])
-            change = (merged - zero).flatten()
-            weights = torch.linalg.lstsq((vectors @ vectors.T).double(), (vectors @ change).double(), driver="gelsd").solution
-            rounding = torch.finfo(parameter.dtype).eps * merged.flatten().abs()  # most of a small change to a large weight
-            off = ((change - weights.float() @ vectors).abs() - rounding).clamp(min=0)
-            if off.norm() > _MOST_OFF * max(float(change.norm()), float(vectors.norm()) * 1e-3, 1e-12):
+            vectors = torch.stack([each[name].detach().float() - zero for each in tensors])
+            rounding = torch.finfo(parameter.dtype).eps * merged.abs()  # most of a small change to a large weight
+            for rows in dict.fromkeys((1, row_count(merged.shape))):  # one set of weights, or one for each row
+                parts = shares(vectors, merged - zero, rows)
+                off = ((merged - zero - parts.sum(0)).abs() - rounding).clamp(min=0).norm()
+                fits = off <= _MOST_OFF * max(float((merged - zero).norm()), float(vectors.norm()) * 1e-3, 1e-12)
+                if fits:
+                    break
+            else:
                 raise SpaceError("This merge is no weighted sum of its parents, so there is nothing to turn up or down.")
             kept.append((parameter, parameter.detach().clone()))
-            less = (torch.tensor(wanted, dtype=torch.float64) - 1) * weights.cpu()
-            parameter.data.add_((less.float().to(vectors.device) @ vectors).view_as(parameter).to(parameter.dtype))
+            less = sum(((factor - 1) * part for factor, part in zip(wanted, parts, strict=True)), torch.zeros_like(merged))
+            parameter.data.add_(less.to(parameter.dtype))
         yield
     finally:
         for parameter, before in kept:
             parameter.data.copy_(before)
+
+
+def shares(vectors: Tensor, change: Tensor, rows: int) -> Tensor:
+    """Find w_i d_i of each source by least squares, where change = sum_i w_i d_i, with weights of their own for each of `rows`.
+
+    Args:
+        vectors: The d_i, shape (sources, ...).
+        change: Their weighted sum, as far as it is one.
+        rows: How many equal parts have weights of their own.
+    """
+    import torch
+
+    parts, wanted = vectors.reshape(len(vectors), rows, -1), change.reshape(rows, -1)
+    grams = torch.einsum("irc,jrc->rij", parts, parts).double().cpu()
+    sides = torch.einsum("irc,rc->ri", parts, wanted).double().cpu()
+    weights = torch.linalg.lstsq(grams, sides[..., None], driver="gelsd").solution[..., 0].T.to(vectors)
+    return (weights[..., None] * parts).reshape(vectors.shape)

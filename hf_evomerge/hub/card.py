@@ -217,6 +217,9 @@ def _license_terms(repo_id: str, license: LicenseDecision) -> dict[str, Any]:
     return {"license_name": license.name, "license_link": license.link or link}
 
 
+_LONG_RECIPE = 16_000  # characters that nobody reads on a page
+
+
 def markdown_text(value: object) -> str:
     """Text from outside as plain text of a Markdown table: no markup, no line breaks."""
     return _UNSAFE.sub(r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
@@ -232,7 +235,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "by_prompt": facts.draws and facts.by_prompt,
         "license": license,
         "recipe": recipe,
-        "recipe_yaml": text,
+        "recipe_yaml": text if len(text) <= _LONG_RECIPE else "",
         "fence": "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))]),
         "path": recipe.flow.to_path() if recipe.flow is not None else None,
         "record": record,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from ..errors import RecipeError
 from ..merging.method import MergeMethod
 from ..merging.registry import get_method
 from ..recipes.recipe import BY_TOKEN, MergePart, Recipe, SlicePart, SourceRef, TokenPart, TokenRow
+from ..recipes.strict_yaml import to_yaml
 from .words import RANDOM, REQUIRED, WITHOUT_BASE
 
 
@@ -55,7 +54,7 @@ def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
         _write_tokens(recipe, recipe.tokens or TokenPart(), data)
     if recipe.chat_template is not None:
         data["chat_template"] = recipe.chat_template
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120), notes
+    return to_yaml(data), notes
 
 
 def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> dict[str, Any]:
@@ -231,15 +230,3 @@ def _reference(ref: SourceRef) -> str:
     ):
         raise RecipeError(f"sources: {ref} has a + or an @ in a name, which mergekit takes for its own; rename the folder")
     return text
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes lists of numbers in one line."""
-
-
-def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
-    in_line = bool(data) and all(isinstance(item, (int, float)) for item in data)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=in_line)
-
-
-_Dumper.add_representer(list, _represent_list)

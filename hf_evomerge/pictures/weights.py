@@ -108,11 +108,16 @@ def group_name(group: str) -> str:
 
 
 def _group_values(value: object) -> dict[str, float]:
-    """The numbers of a parameter per layer group; a gradient over the layers has none."""
+    """The numbers of a parameter per layer group, the mean over a tensor's rows; a gradient over the layers has none."""
     given = value if isinstance(value, dict) else {WHOLE: value}
-    items = {str(key): item for key, item in given.items() if not isinstance(item, bool)}
+    items = {str(key): _over_rows(str(key), item) for key, item in given.items() if not isinstance(item, bool)}
     numbers = {key: float(item) for key, item in items.items() if isinstance(item, (int, float))}
     return {WHOLE: numbers["default"]} if list(numbers) == ["default"] else numbers
+
+
+def _over_rows(key: str, value: object) -> object:
+    by_rows = isinstance(value, list) and value and _key(key).kind == "pattern" and "*" not in key
+    return sum(value) / len(value) if by_rows and isinstance(value, list) else value
 
 
 def _key(group: str) -> GroupKey:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -27,9 +27,15 @@ Part = TypeVar("Part", bound=StrictModel)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever either YAML 1.1 or `LimitedLoader` would not read as text."""
+    """Quotes whatever either YAML 1.1 or `LimitedLoader` would not read as text; writes lists of numbers in one line."""
 
 
+def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+    in_line = bool(data) and all(isinstance(item, (int, float)) for item in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=in_line)
+
+
+_Dumper.add_representer(list, _represent_list)
 for _tag, (_pattern, _firsts) in NUMBERS.items():
     _Dumper.add_implicit_resolver(_tag, _pattern, _firsts)
 
@@ -56,7 +62,11 @@ def read_yaml(text: str, error: type[EvoMergeError]) -> dict[str, Any]:
 
 def dump_yaml(part: StrictModel) -> str:
     """An object as YAML, without what is None; equal objects give equal text."""
-    data = part.model_dump(mode="json", exclude_none=True)
+    return to_yaml(part.model_dump(mode="json", exclude_none=True))
+
+
+def to_yaml(data: Mapping[str, Any]) -> str:
+    """Plain data as YAML, in its order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

@@ -119,8 +119,8 @@ class ParameterSpaceConfig(StrictModel):
         groups: In place of these two: ``tensor`` (one set of parameters for each tensor), ``rows`` (one for each run of its
             output rows), or a list of keys as a recipe has them: layer groups, names of tensors, name patterns, ``default``; or
             into how many groups the blocks are divided.
-        rows_per_group: Output rows of a run with ``groups: rows``: with as many as a head has, a run of a query, key or value
-            projection is a head, and a run of an MLP's projections is a block of neurons.
+        rows_per_group: Output rows of a run with ``groups: rows``; where absent 64, or so many times more that there are no
+            more than 10,000 runs. With as many rows as a head has, a run of a query, key or value projection is a head.
         router: Of a mixture of experts, the source whose routers candidates have, as an index; the first that takes part where
             absent. ``merge``: they are merged as everything else.
         parameters: Per per-source parameter: a number (fixed), a range (evolved), or absent (evolved within the method's own
@@ -138,7 +138,7 @@ class ParameterSpaceConfig(StrictModel):
     blocks_per_group: int | Literal["all", "model"] = 1
     split_attention: bool = False
     groups: Literal["tensor", "rows"] | Annotated[int, Field(ge=1)] | list[str] | None = None
-    rows_per_group: Annotated[int, Field(ge=1, le=1 << 20)] = 64
+    rows_per_group: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     router: int | Literal["merge"] | None = None
     parameters: dict[str, float | Range] = Field(default_factory=dict)
     starts: list[Literal["average", "sum", "sources", "metagpt"]] = Field(default_factory=list)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..file.config import SearchConfig
 from ..file.sections import OptimizerConfig, Range
 from ..optimizers.ask_tell import Start, Vector
 
+_ROWS, _MOST_RUNS = 64, 10_000
 _DIGITS = 4  # of a number of a run of rows: there are thousands, and no score tells more
 
 
@@ -119,9 +121,16 @@ class ParameterSpace:
         for coordinate in (Coordinate(parameter.name, given, source, group) for source in sources for group in groups):
             (self.idle if self._is_idle(coordinate) else self.coordinates).append(coordinate)
 
+    @cached_property
+    def _run_length(self) -> int:
+        """How many rows share a number."""
+        lengths = [self.space.rows_per_group or _ROWS << doublings for doublings in range(15)]
+        few = (length for length in lengths if sum(math.ceil(rows / length) for rows in self.tensors.values()) <= _MOST_RUNS)
+        return next(few, lengths[-1])
+
     def _runs(self, group: str) -> list[str | tuple[str, int]]:
         """The runs of rows of a group; the group itself where it is not divided."""
-        count = math.ceil(self.tensors[group] / self.space.rows_per_group) if self.space.groups == "rows" else 1
+        count = math.ceil(self.tensors[group] / self._run_length) if self.space.groups == "rows" else 1
         return [group] if count == 1 else [(group, run) for run in range(count)]
 
     def _groups(self, layer_count: int) -> list[str]:

@@ -1,0 +1,143 @@
+"""Weights for runs of rows: a list of numbers under the name of a tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hf_evomerge import Recipe, build_model
+from hf_evomerge.building.merged import Merged
+from hf_evomerge.checkpoints.open import open_source
+from hf_evomerge.errors import RecipeError
+from hf_evomerge.merging.arithmetic import TensorJob
+from hf_evomerge.merging.checks import complete_options, complete_parameters
+from hf_evomerge.merging.gradient import MergeGradient, products
+from hf_evomerge.merging.live import LiveMerger
+from hf_evomerge.merging.registry import get_method
+
+NAME = "model.layers.1.mlp.up_proj.weight"
+TOKENS = torch.tensor([[1, 5, 9, 2, 7, 3]])
+
+
+def loss(model: Any) -> torch.Tensor:
+    """How far the model is from repeating some tokens."""
+    value: torch.Tensor = model(TOKENS, labels=TOKENS).loss
+    return value
+
+
+def merged(method: str, tensors: list[torch.Tensor], weights: list[Any], size: int, **options: Any) -> torch.Tensor:
+    """The tensors of `NAME`, base first, merged in slices of `size` elements."""
+    chosen = get_method(method)
+    base, *sources = tensors
+    values = complete_parameters(chosen, [{"weight": {NAME: weight}} for weight in weights], len(sources), 4, [NAME])
+    out = torch.empty_like(base)
+    TensorJob(NAME, chosen, base, sources, seed=0).run(values, complete_options(chosen, options), out, slice_size=size)
+    return out
+
+
+@pytest.mark.parametrize("size", [5, 24, 1000])
+@pytest.mark.parametrize("rows", [6, 10])
+def test_each_run_of_rows_has_its_weight(rows: int, size: int) -> None:
+    """Row r of R has number floor(r n / R), sources may be cut differently, and slices do not matter."""
+    base, one, two = torch.randn(3, rows, 4, generator=torch.Generator().manual_seed(1))
+    first, second = [0.1, 0.7, -0.5], [1.5, 0.0]
+    per_row = [torch.tensor([numbers[r * len(numbers) // rows] for r in range(rows)])[:, None] for numbers in (first, second)]
+    wanted = base + (per_row[0] * (one - base) + per_row[1] * (two - base))
+    assert torch.allclose(merged("task_arithmetic", [base, one, two], [first, second], size), wanted, atol=1e-6)
+    same = merged("task_arithmetic", [base, one, two], [[0.3] * 3, 0.9], size)
+    assert torch.equal(same, merged("task_arithmetic", [base, one, two], [0.3, 0.9], 1000))
+
+
+def test_a_list_under_a_pattern_still_runs_over_the_blocks() -> None:
+    """Only the whole name of a tensor makes a list one of rows."""
+    values = complete_parameters(get_method("linear"), [{"weight": {"*up_proj*": [0.0, 1.0], NAME: [1.0, 2.0]}}], 1, 2)
+    assert type(values[0]["weight"]["*up_proj*"]).__name__ == "Ramp"
+    assert type(values[0]["weight"][NAME]).__name__ == "Rows"
+
+
+def test_a_model_built_and_a_live_one_are_the_same(family: Any, load: Any, tmp_path: Any) -> None:
+    """A recipe with runs of rows survives YAML and builds the bits that the search scored."""
+    weights = {NAME: [0.25, -0.5, 1.75, 0.1], "model.layers.0.self_attn.q_proj.weight": [0.9, 0.2], "default": 0.4}
+    recipe = Recipe.model_validate(
+        {
+            "sources": [{"model": str(family / f"source{i}")} for i in range(2)],
+            "base": {"model": str(family / "base")},
+            "merge": {"method": "task_arithmetic", "parameters": [{"weight": weights}, {"weight": 0.6}]},
+        }
+    )
+    recipe.save(tmp_path / "recipe.yaml")
+    again = Recipe.load(tmp_path / "recipe.yaml")
+    assert again == recipe
+    build_model(again, tmp_path / "model", progress=False)
+    model = load(family / "base")
+    sources = [open_source(str(family / f"source{i}")) for i in range(2)]
+    base = open_source(str(family / "base"))
+    LiveMerger(sources, base, "task_arithmetic", {}, 0, model).apply(again.merge.parameters)  # type: ignore[union-attr]
+    written = load(tmp_path / "model").state_dict()
+    assert all(torch.equal(tensor, written[name]) for name, tensor in model.state_dict().items())
+    rows = base.read(NAME, torch.float32).shape[0] // 4
+    change = [source.read(NAME, torch.float32) - base.read(NAME, torch.float32) for source in sources]
+    third = base.read(NAME, torch.float32) + (1.75 * change[0] + 0.6 * change[1])
+    assert torch.allclose(written[NAME][2 * rows : 3 * rows], third[2 * rows : 3 * rows], atol=1e-6)
+
+
+def test_every_run_has_its_slope(family: Any, load: Any) -> None:
+    """The gradient has a number for each run of rows, that of the loss, and one for the rest."""
+    model = load(family / "base")
+    sources = [open_source(str(family / f"source{i}")) for i in range(2)]
+    merger = LiveMerger(sources, open_source(str(family / "base")), "task_arithmetic", {}, 0, model)
+    weights: dict[str, Any] = {NAME: [0.2, 0.0, 1.0], "default": 0.6}
+    found = MergeGradient(merger, model)([{"weight": weights}, {"weight": 0.5}], {}, lambda: loss(model).backward())
+    assert {key for name, source, key in found if source == 0} == {(NAME, 0), (NAME, 1), (NAME, 2), "default"}
+    for run in range(3):
+        ends = []
+        for step in (0.05, -0.05):
+            moved = [value + step * (number == run) for number, value in enumerate(weights[NAME])]
+            merger.apply([{"weight": {**weights, NAME: moved}}, {"weight": 0.5}])
+            with torch.no_grad():
+                ends.append(loss(model).item())
+        assert found["weight", 0, (NAME, run)] == pytest.approx((ends[0] - ends[1]) / 0.1, rel=0.02, abs=2e-4)
+
+
+@pytest.mark.parametrize("method", ["linear", "karcher"])
+def test_other_methods_have_slopes_by_rows(method: str) -> None:
+    """Weights by rows are differentiated through a normalised mean too, and a method that looks at whole tensors is refused."""
+    chosen = get_method(method)
+    base, one, two, given = torch.randn(4, 6, 4, generator=torch.Generator().manual_seed(2))
+    weights: list[Any] = [{"weight": {NAME: [0.2, 0.9]}}, {"weight": {NAME: [0.4, 0.5, 0.6]}}]
+    if chosen.prepare is not None:
+        with pytest.raises(RecipeError, match=f"weight: {method} looks at whole tensors; give one number per tensor"):
+            complete_parameters(chosen, weights, 2, 4, [NAME])
+        return
+    values, options = complete_parameters(chosen, weights, 2, 4, [NAME]), complete_options(chosen, {})
+    found = products(TensorJob(NAME, chosen, None, [one, two], seed=0), given.reshape(-1), values, options)
+    for source, run in [(source, run) for (_, source), slopes in found.items() for run in range(len(slopes))]:
+        ends = []
+        for step in (1e-3, -1e-3):
+            lists = [list(each["weight"][NAME]) for each in weights]
+            lists[source][run] += step  # type: ignore[index]
+            ends.append((merged(method, [base, one, two], lists, 1000).double() * given).sum().item())
+        assert found["weight", source][run] == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=2e-3, abs=2e-3)
+
+
+def test_rows_that_do_not_fit_are_refused(family: Any) -> None:
+    """More numbers than rows, a method that looks at whole tensors and weights that cancel are one line before any work."""
+    sources = {number: open_source(str(family / f"source{number}")) for number in range(2)}
+
+    def plan(method: str, *weights: list[float]) -> Any:
+        parameters = [{"weight": {NAME: numbers, "default": 0.5}} for numbers in weights]
+        recipe = {
+            "sources": [{"model": str(family / f"source{i}")} for i in range(2)],
+            "base": {"model": str(family / "base")},
+            "merge": {"method": method, "parameters": parameters},
+        }
+        return Merged(Recipe.model_validate(recipe), sources, open_source(str(family / "base")))
+
+    with pytest.raises(RecipeError, match=r"5000 numbers for the .* rows of a tensor; give fewer"):
+        plan("task_arithmetic", [0.1] * 5000, [0.5])
+    with pytest.raises(RecipeError, match="ties looks at whole tensors"):
+        plan("ties", [0.1, 0.2], [0.5])
+    with pytest.raises(RecipeError, match="add up to 0; with normalize"):
+        plan("linear", [1.0, 0.5], [0.2, 0.3, -0.5])
