@@ -6,9 +6,8 @@ Reads headers and configs; loads no model.
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ...recipes.layer_groups import merged_names
@@ -34,7 +33,7 @@ class SourceSummary:
     """
 
     layers: Sequence[int]
-    tensors: Mapping[str, int] = MappingProxyType({})
+    tensors: Mapping[str, int] = field(default_factory=dict)
     unchanged: Sequence[Container[str]] = ()
     distances: Sequence[float] = ()
 
