@@ -22,7 +22,7 @@ from .file.config import SearchConfig
 from .file.splits import SplitName
 from .file.stages import Stage
 from .optimizers.ask_tell import GROWTH, Start, Vector, default_population
-from .optimizers.descent import FULL_SCORES
+from .optimizers.descent import checks_of
 from .optimizers.sweep import sweep_cost
 from .spaces.space import Space, make_space
 
@@ -199,7 +199,7 @@ class _StageCost:
         found = []
         if self.gradient:  # the starts are scored before the first step, and the average of the points now and then
             starts = min(len(self.start.candidates), max(1.0, budget / (3 * self.sizes[0] / self.count)))
-            budget = max(0.0, budget - int(starts) * self.sizes[0] / self.count - FULL_SCORES)
+            budget = max(0.0, budget - int(starts) * self.sizes[0] / self.count - len(checks_of(budget)) - 1)
         for size in self.sizes:
             cost = self.price * self.population * size / self.count
             found.append(budget / cost if size == self.sizes[-1] else min(GROWTH, budget / cost))

@@ -15,14 +15,20 @@ _FIRST, _SECOND = 0.9, 0.99  # Adam's averages of gradients and of their squares
 _FLOOR = 0.02  # of the rate, where the cosine ends
 _QUIET = 10  # steps at the lower bound, after which a coordinate is given up
 _CHECKS = (0.5, 0.75)  # of the budget spent, where the average of the last points is scored in full
-FULL_SCORES = len(_CHECKS) + 1  # and at the end
+_MOST = 0.05  # of the budget, what these scores may take: steps lead further
+
+
+def checks_of(budget: float) -> tuple[float, ...]:
+    """Shares of a budget, after which the average of the last points is scored in full; it is scored at the end anyway."""
+    return _CHECKS if len(_CHECKS) <= _MOST * budget else ()
 
 
 class GradientOptimizer(Asked):
     """Ask for a point, evaluate it and its gradient anywhere, tell both.
 
     Adam ascends on batches with a rate that falls as a cosine over the budget, inside the bounds. What is scored on all
-    examples, and so competes for the result, is the average of the last points: halfway, at three quarters, and at the end.
+    examples, and so competes for the result, is the average of the last points: at the end, and where that takes little of
+    the budget also halfway and at three quarters.
 
     Args:
         start: Where to begin. Its candidates are scored first, on one batch, and the best is the first point; its sigma is the
@@ -54,7 +60,7 @@ class GradientOptimizer(Asked):
         """Candidates, steps, and scores in full."""
         point = yield from self.best_candidate(self.start)
         self.average = point.copy()
-        adam, quiet, checks = _Adam(point.size), np.zeros(point.size, dtype=int), list(_CHECKS)
+        adam, quiet, checks = _Adam(point.size), np.zeros(point.size, dtype=int), list(checks_of(self.budget))
         good, rate = point, self.start.sigma
         rates = 1.0 if self.start.rates is None else self.start.rates
         while True:
