@@ -24,6 +24,7 @@ PAGES = {
     str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
     for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / SKILL, *sorted((ROOT / "docs").glob("*.md")))
 }
+TENSORS = {"model.embed_tokens.weight": 640, "model.norm.weight": 1}  # rows
 SOURCES = "sources: [{model: your-name/japanese-7b}, {model: your-name/maths-7b}]\n"
 
 
@@ -42,7 +43,7 @@ def test_examples_are_valid_searches(file: Path) -> None:
     config = SearchConfig.load(file)
     merge = None
     if config.space in ("ps", "hybrid"):
-        space = ParameterSpace(config, 32)
+        space = ParameterSpace(config, 32, TENSORS)
         merge = space.decode(space.start().mean).merge
         assert merge is not None
     if config.space in ("dfs", "hybrid"):
@@ -67,7 +68,7 @@ def test_search_blocks(page: str, text: str) -> None:
     """Every YAML block of these pages is a whole search file."""
     config = parse_yaml(SearchConfig, text, SearchError)
     if config.space in ("ps", "hybrid"):
-        assert ParameterSpace(config, 32, ["model.embed_tokens.weight", "model.norm.weight"]).coordinates
+        assert ParameterSpace(config, 32, TENSORS).coordinates
 
 
 @pytest.mark.parametrize(("page", "text"), _blocks("yaml", "docs/recipes.md"))

@@ -151,12 +151,7 @@ def demo_config(
         "base": {"model": str(family / "base")},
         "dtype": "float32",
         "seed": seed,
-        "ps": {
-            "method": "task_arithmetic",
-            "parameters": {"weight": {"low": -0.5, "high": 2.0, "start": 0.5}},
-            "groups": "tensor",
-            "optimizer": {"algorithm": "gradient", "evaluations": ps_share},
-        },
+        "ps": {"method": "task_arithmetic", "optimizer": {"algorithm": "gradient", "evaluations": ps_share}},
         "dfs": {
             "order": [2, 1, 0] if space == "hybrid" else [1, 0],  # A is the merged model, or the maths specialist
             "repetitions": 2,

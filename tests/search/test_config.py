@@ -199,7 +199,7 @@ def test_a_saved_search_is_the_same_search(tmp_path: Path) -> None:
         ({"batch": 30}, {20: (20,), 128: (30,)}),
         ({"batch": 30, "ps": {"optimizer": {"batch": "all"}}}, {20: (20,), 128: (128,)}),
         ({"batch": "all", "ps": {"optimizer": {"batch": 8}}}, {5: (5,), 128: (8,)}),
-        ({"preset": "quick"}, {1: (1,), 8: (4,), 16: (8,), 30: (16,), 128: (16,)}),
+        ({"preset": "quick"}, {1: (1,), 8: (4,), 16: (4,), 30: (8,), 128: (8,)}),
         ({"batch": "all"}, {20: (20,), 128: (128,)}),
         ({"ps": {"optimizer": {"algorithm": "gradient"}}}, {5: (5,), 128: (16,)}),
         ({"ps": {"optimizer": {"algorithm": "random"}}}, {128: (128,)}),
@@ -226,9 +226,9 @@ QUICK: dict[str, Any] = {"preset": "quick", "base": {"model": "c"}}
 
 
 def test_quick_fills_in_what_the_file_leaves_unsaid() -> None:
-    """48 scores: by gradient on single tensors where there is one, else CMA-ES on three groups; a hybrid search shares them."""
+    """48 scores: by gradient on runs of rows where there is one, else CMA-ES on three groups; a hybrid search shares them."""
     ps = _config(**QUICK).ps
-    assert (ps.groups, ps.starts) == ("tensor", ["average", "metagpt"])
+    assert (ps.groups, ps.starts) == ("rows", ["average", "sum", "sources", "metagpt"])
     assert (ps.optimizer.algorithm, ps.optimizer.evaluations) == ("gradient", 48)
     for more in (
         {"fitness": {"task": "generation"}},
@@ -240,7 +240,7 @@ def test_quick_fills_in_what_the_file_leaves_unsaid() -> None:
     assert [part.optimizer.evaluations for part in (hybrid.ps, hybrid.dfs)] == [24, 24]
     assert hybrid.dfs.optimizer.algorithm == "gradient"
     assert _config(**QUICK, space="dfs", dfs={"scales": "slot"}).dfs.optimizer.algorithm == "cma"
-    assert _config(preset="quick").ps.starts == ["average"]
+    assert _config(preset="quick").ps.starts == ["average", "sum", "sources"]
     assert _config().ps.optimizer.evaluations == 1000
 
 

@@ -43,7 +43,7 @@ def test_models_of_one_depth_are_merged(tiny: Path, tmp_path: Path) -> None:
     """A draft is a quick search for weights over slices that do not overlap, with comments for what comes after it."""
     data = _data(tmp_path, {"question": "w1 w2", "answer": 3}, count=1000)
     config, text = _drafted(tiny, data)
-    assert (config.preset, config.space, config.ps.groups) == ("quick", "ps", "tensor")
+    assert (config.preset, config.space, config.ps.groups) == ("quick", "ps", "rows")
     assert [source.model for source in config.sources] == [str(tiny / "a"), str(tiny / "b")]
     assert config.base is not None
     splits = [(spec.start, spec.count, spec.prompt_field, spec.shuffle_seed) for spec in config.data.values()]
@@ -52,9 +52,7 @@ def test_models_of_one_depth_are_merged(tiny: Path, tmp_path: Path) -> None:
     after = text.split("# After the quick look")[1].replace("\n# ", "\n")
     assert "# task: generation" in text
     assert "  blocks_per_group: 1 # 2 x 2 weights" in after
-    assert re.search(
-        "^ps:\n  groups: tensor # .*\n  optimizer: {algorithm: gradient, evaluations: 150} # ", after, re.MULTILINE
-    )
+    assert re.search("^ps:\n  optimizer: {algorithm: gradient, evaluations: 150} # ", after, re.MULTILINE)
 
 
 def test_choices_are_chosen_from(tiny: Path, tmp_path: Path) -> None:

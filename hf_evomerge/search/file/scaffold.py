@@ -153,8 +153,7 @@ def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: boo
     path = ["dfs:", "  repetitions: 2 # how often a layer may run"]
     lines = ["After the quick look, in place of preset" + (" and of ps above:" if merged and not based else ":")]
     if gradient:
-        slots = [*weights, "  groups: tensor # a weight for each tensor of each model"] if merged else path
-        lines += [*slots, f"  optimizer: {{algorithm: gradient, evaluations: 150}} {cost}"]
+        lines += [*(weights if merged else path), f"  optimizer: {{algorithm: gradient, evaluations: 150}} {cost}"]
     if gradient and merged:
         lines.append("Or, without a gradient (task: generation) every number costs, so that blocks share theirs:")
     if merged:
