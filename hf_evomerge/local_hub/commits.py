@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import uuid
 from collections.abc import Iterable
 from typing import Any
 
 from .access import NO_WRITE, Call
-from .repository import SINGULAR, Commit, Entry, Repository, Tree, now
+from .repository import SINGULAR, Commit, Repository, Tree, now
 from .store import LARGE_ENDINGS, check_path
 from .wire import Refusal, Response
 
@@ -23,8 +22,8 @@ def preupload(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     """Say for each file that a client is about to commit: into git or not, and what is there now."""
     repository = _writable(call, kind, repo_id, revision)
     there, answers = repository.at(revision), []
-    for file in call.request.objects("files"):
-        path = check_path(file.get("path"))
+    for file in call.request.json()["files"]:
+        path = check_path(file["path"])
         mode = "lfs" if _is_large(path, file) else "regular"
         answer: dict[str, Any] = {"path": path, "uploadMode": mode, "shouldIgnore": False}
         if path in there.tree:
@@ -34,13 +33,9 @@ def preupload(call: Call, kind: str, repo_id: str, revision: str) -> Response:
 
 
 def _is_large(path: str, file: dict[str, Any]) -> bool:
-    try:
-        sample = base64.b64decode(file.get("sample") or "")
-    except (binascii.Error, ValueError, TypeError):
-        raise Refusal(400, f'"sample" of {path} is not base64') from None
-    size = file.get("size")
     ending = path.rsplit("/", 1)[-1].rpartition(".")[2].lower()
-    return ending in LARGE_ENDINGS or (isinstance(size, int) and size > LARGEST_REGULAR) or b"\0" in sample
+    sample = base64.b64decode(file.get("sample") or "")
+    return ending in LARGE_ENDINGS or file["size"] > LARGEST_REGULAR or b"\0" in sample
 
 
 def _writable(call: Call, kind: str, repo_id: str, revision: str) -> Repository:
@@ -63,8 +58,9 @@ def _writable(call: Call, kind: str, repo_id: str, revision: str) -> Repository:
 def commit(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     """Make a commit of the operations in the body, one a line, and move the branch to it, or open a pull request."""
     repository = _writable(call, kind, repo_id, revision)
-    header, operations = _read_lines(call.request.body())
-    title, message = header["summary"], str(header.get("description") or "")
+    lines = [json.loads(line) for line in call.request.body().splitlines() if line.strip()]
+    (_, header), *operations = ((line["key"], line["value"]) for line in lines)
+    title, message = header["summary"], header.get("description") or ""
     with repository.lock:
         base, state = repository.at(revision), repository.state
         if header.get("parentCommit") not in (None, base.id):
@@ -83,34 +79,19 @@ def commit(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     return Response(200, answer)
 
 
-def _read_lines(body: bytes) -> tuple[dict[str, Any], list[Operation]]:
-    """The header of a commit, and its operations."""
-    try:
-        lines = [json.loads(line) for line in body.splitlines() if line.strip()]
-        operations: list[Operation] = [(line["key"], line["value"]) for line in lines]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise Refusal(400, "a commit is one JSON object a line, with key and value") from None
-    if not operations or operations[0][0] != "header" or not all(isinstance(value, dict) for _, value in operations):
-        raise Refusal(400, "a commit begins with its header")
-    title = operations[0][1].get("summary")
-    if not isinstance(title, str) or not title.strip():
-        raise Refusal(400, "the commit's summary is missing")
-    return operations[0][1], operations[1:]
-
-
 def _apply(call: Call, tree: Tree, operations: Iterable[Operation]) -> Tree:
-    """The tree after the operations.
-
-    Raises:
-        Refusal: 400 for what cannot be, 404 for deleting what is not there.
-    """
+    """The tree after the operations; raises `Refusal` where one cannot be."""
     tree = dict(tree)
     for key, value in operations:
         path = check_path(str(value.get("path", "")).rstrip("/") if key == "deletedFolder" else value.get("path"))
         if key == "file":
-            tree[path] = call.store.regular(_content(path, value))
+            content = value["content"]
+            data = base64.b64decode(content, validate=True) if value.get("encoding") == "base64" else content.encode()
+            tree[path] = call.store.regular(data)
         elif key == "lfsFile":
-            tree[path] = _large(call, path, str(value.get("oid")))
+            if (entry := call.store.large(value["oid"])) is None:
+                raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {path}")
+            tree[path] = entry
         elif key in ("deletedFile", "deletedFolder"):
             gone = [name for name in tree if name == path or (key == "deletedFolder" and name.startswith(f"{path}/"))]
             if not gone:
@@ -122,23 +103,6 @@ def _apply(call: Call, tree: Tree, operations: Iterable[Operation]) -> Tree:
     if both := sorted(folders & tree.keys()):
         raise Refusal(400, f"a file and a folder have one name: {both[0]}")
     return tree
-
-
-def _content(path: str, value: dict[str, Any]) -> bytes:
-    content = value.get("content")
-    if not isinstance(content, str):
-        raise Refusal(400, f"{path} has no content")
-    try:
-        return base64.b64decode(content, validate=True) if value.get("encoding") == "base64" else content.encode()
-    except ValueError:
-        raise Refusal(400, f"the content of {path} is not base64") from None
-
-
-def _large(call: Call, path: str, sha256: str) -> Entry:
-    entry = call.store.large(sha256)
-    if entry is None:
-        raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {path} ({sha256})")
-    return entry
 
 
 def history(call: Call, kind: str, repo_id: str, revision: str) -> Response:
@@ -161,7 +125,7 @@ def pull_requests(call: Call, kind: str, repo_id: str) -> Response:
         if not call.request.json().get("pullRequest"):
             raise Refusal(501, "the hub on loopback has pull requests, but no other discussions")
         with repository.lock:
-            number = _open_pull(call, repository, repository.at("main"), call.request.text("title"), "draft")
+            number = _open_pull(call, repository, repository.at("main"), call.request.json()["title"], "draft")
             repository.save()
         return Response(200, {"num": number})
     author, status = call.request.option("author"), call.request.option("status")
@@ -182,9 +146,7 @@ def pull_request(call: Call, kind: str, repo_id: str, number: str) -> Response:
 def set_status(call: Call, kind: str, repo_id: str, number: str) -> Response:
     """Open or close a pull request."""
     call.user()
-    repository, status = call.repository(kind, repo_id), call.request.text("status")
-    if status not in ("open", "closed"):
-        raise Refusal(400, '"status" must be one of [open, closed]')
+    repository, status = call.repository(kind, repo_id), call.request.json()["status"]
     with repository.lock:
         one = _find(repository, number)
         one["status"] = status

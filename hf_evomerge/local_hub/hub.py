@@ -12,7 +12,7 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from ..errors import HubError
-from .access import Account, Call, Signer
+from .access import Account, Call
 from .routes import answer
 from .server import Server
 from .store import Store, is_name
@@ -66,18 +66,14 @@ class LocalHub:
         if not token.strip():
             raise HubError(f"the token of {user} is empty; give it one")
         self.root, self.token, self.user = Path(root).absolute(), token, user
-        self._port, self._signer = port, Signer()
+        self._port = port
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self._lock = FileLock(self.root / ".lock")
 
     @property
     def endpoint(self) -> str:
-        """The address, for `HF_ENDPOINT` and `HfApi(endpoint=...)`.
-
-        Raises:
-            HubError: Where the hub does not run.
-        """
+        """The address, for `HF_ENDPOINT` and `HfApi(endpoint=...)`; raises `HubError` where the hub does not run."""
         if self._server is None:
             raise HubError("the hub does not run; call start(), or use it in a with statement")
         return f"http://127.0.0.1:{self._server.server_port}"
@@ -123,9 +119,7 @@ class LocalHub:
             raise HubError(f"{self.root}: another hub serves this folder; stop it, or choose another folder") from None
         try:
             store = Store(self.root)
-            self._server = self._listen(
-                self._port, lambda request: answer(Call(request, store, self._account, self._signer, self.endpoint))
-            )
+            self._server = self._listen(self._port, lambda request: answer(Call(request, store, self._account, self.endpoint)))
         except BaseException as error:
             self._lock.release()
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:

@@ -45,11 +45,7 @@ class Objects:
             folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, sha256: str) -> Path:
-        """Where a content is, or would be.
-
-        Raises:
-            Refusal: 400, where this is no SHA-256.
-        """
+        """Where a content is, or would be; raises `Refusal` where this is no SHA-256."""
         if not re.fullmatch("[0-9a-f]{64}", sha256):
             raise Refusal(400, f"not a SHA-256: {sha256[:80]}")
         return self.folder / sha256[:2] / sha256
@@ -71,11 +67,7 @@ class Objects:
         return sha256
 
     def receive(self, sha256: str, pieces: Iterable[bytes]) -> None:
-        """Keep a content that arrives in pieces, if it is the one that was announced.
-
-        Raises:
-            Refusal: 400, where the content is another.
-        """
+        """Keep a content that arrives in pieces; raises `Refusal` where it is not the one that was announced."""
         write_whole(self.path(sha256), _checked(pieces, sha256), self.temporary)
 
 

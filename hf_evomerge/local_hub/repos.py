@@ -23,7 +23,7 @@ def whoami(call: Call) -> Response:
 def validate_yaml(call: Call) -> Response:
     """Check the metadata of a README that is about to be committed."""
     kind = call.request.json().get("repoType") or "model"
-    errors, warnings = check_card(call.request.text("content", required=False), kind)
+    errors, warnings = check_card(call.request.json()["content"], kind)
     answer = {"errors": errors, "warnings": warnings}
     shown = {name: [{"message": message} for message in messages] for name, messages in answer.items()}
     return Response(400 if errors else 200, shown)
@@ -63,7 +63,7 @@ def _names(call: Call) -> tuple[str, str, str]:
     if kind is None:
         raise Refusal(400, f"this hub has models, datasets and spaces, but no {wanted['type']}")
     owner = check_name(str(wanted.get("organization") or user.name))
-    return kind, owner, f"{owner}/{check_name(call.request.text('name'))}"
+    return kind, owner, f"{owner}/{check_name(wanted['name'])}"
 
 
 def _private(wanted: dict[str, Any]) -> bool:
@@ -150,7 +150,7 @@ def branch(call: Call, kind: str, repo_id: str, name: str) -> Response:
         if name == "main":
             raise Refusal(403, "the default branch cannot be deleted")
         return _delete_ref(call, "branches", kind, repo_id, name)
-    start = call.request.text("startingPoint", required=False) or "main"
+    start = call.request.json().get("startingPoint") or "main"
     return _create_ref(call, "branches", kind, repo_id, name, start)
 
 
@@ -158,7 +158,7 @@ def tag(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     """Create a tag at a revision, or delete the tag of that name."""
     if call.request.method == "DELETE":
         return _delete_ref(call, "tags", kind, repo_id, revision)
-    return _create_ref(call, "tags", kind, repo_id, call.request.text("tag"), revision)
+    return _create_ref(call, "tags", kind, repo_id, call.request.json()["tag"], revision)
 
 
 def _create_ref(call: Call, which: str, kind: str, repo_id: str, name: str, revision: str) -> Response:

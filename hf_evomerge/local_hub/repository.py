@@ -164,11 +164,7 @@ class Repository:
         return commit
 
     def resolve(self, revision: str) -> str:
-        """Find the full commit id of a branch, a tag, a pull request, or the beginning of an id (seven digits or more).
-
-        Raises:
-            Refusal: 404 with `RevisionNotFound`.
-        """
+        """The commit id of a branch, a tag, a pull request, or the beginning of an id (seven digits); raises `Refusal`."""
         names = ((self.state.branches, "refs/heads/"), (self.state.tags, "refs/tags/"), (self.state.pulls, ""))
         for refs, prefix in names:
             if (oid := refs.get(revision.removeprefix(prefix))) is not None:

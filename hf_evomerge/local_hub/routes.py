@@ -70,7 +70,7 @@ ROUTES += [_route(methods, prefix + path, page, kind=kind) for prefix, kind in K
 
 
 def answer(call: Call) -> Response:
-    """Answer a request. A fault of this program is logged and answered with 500."""
+    """Answer a request. One that cannot be read, and a fault of this program, is logged and answered with 500."""
     try:
         return _dispatch(call)
     except Refusal as refusal:

@@ -30,22 +30,14 @@ def is_name(name: str) -> bool:
 
 
 def check_name(name: str) -> str:
-    """Return a name, if it is one.
-
-    Raises:
-        Refusal: 400.
-    """
+    """Return a name, if it is one; raises `Refusal`."""
     if not is_name(name):
         raise Refusal(400, f"Invalid name: {name[:100]!r}")
     return name
 
 
 def check_path(path: object) -> str:
-    """Return a file's path, if it stays inside of a repository wherever it is written.
-
-    Raises:
-        Refusal: 400.
-    """
+    """Return a file's path, if it stays inside of a repository wherever it is written; raises `Refusal`."""
     if not isinstance(path, str) or not path or len(path) > LONGEST_PATH:
         raise Refusal(400, f"Invalid path: {str(path)[:100]!r}")
     outside = any(part in ("", ".", "..") or part.lower() == ".git" for part in path.split("/"))
@@ -56,11 +48,7 @@ def check_path(path: object) -> str:
 
 
 def check_ref(name: str) -> str:
-    """Return a branch's or tag's name, if git would take it.
-
-    Raises:
-        Refusal: 400.
-    """
+    """Return a branch's or tag's name, if git would take it; raises `Refusal`."""
     bad = re.search(r"\.\.|//|@\{|[\s~^:?*\[\\]|/\.|\.lock(/|$)", name) or name.startswith(("/", "-", ".", "refs/"))
     if not name or bad or name.endswith(("/", ".")) or not name.isprintable() or re.fullmatch("[0-9a-f]{40}", name):
         raise Refusal(400, f"Invalid reference name: {name[:100]!r}")
@@ -98,15 +86,7 @@ class Store:
         return [repository for _, repository in sorted(self._repositories.items())]
 
     def create(self, state: State, *, author: str) -> Repository:
-        """Make a repository with its first commit, as the Hub does.
-
-        Args:
-            state: What it is; its name is one that `check_name` takes.
-            author: Who makes it.
-
-        Raises:
-            Refusal: 409, where it is there already.
-        """
+        """Make a repository with its first commit, as the Hub does; raises `Refusal` (409) where it is there already."""
         with self._lock:
             if (state.kind, state.id) in self._repositories:
                 raise Refusal(409, f"You already created this {SINGULAR[state.kind]} repo: {state.id}")
