@@ -41,7 +41,6 @@ WITHOUT = {
     "convert": {"torch", "transformers", "matplotlib"},
     "check": {"torch", "transformers", "matplotlib"},
     "show": {"torch", "transformers", "matplotlib"},
-    "show the model": {"torch", "transformers", "matplotlib"},
     "inspect": {"torch", "sympy", "accelerate"},
     "inspect the merge": {"torch", "sympy", "accelerate"},
 }
@@ -107,7 +106,7 @@ def test_commands_import_what_they_need(hybrid_search: Path, tiny: Path) -> None
     """Commands that look at files import no torch, most not even transformers, and say what they say beside torch."""
     arguments = {"convert": [hybrid_search / "recipe.yaml", "--to", "recipe"], "check": [hybrid_search], "methods": []}
     arguments |= {"show": [hybrid_search], "inspect": [tiny / "a", "--json"]}
-    arguments["show the model"], arguments["inspect the merge"] = [hybrid_search / "model"], [hybrid_search / "model", "--json"]
+    arguments["inspect the merge"] = [hybrid_search / "model", "--json"]
     words = [[command.split()[0], *map(str, arguments[command])] for command in WITHOUT]
     program = [sys.executable, "-c", IN_TURN, json.dumps(words)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
@@ -128,7 +127,7 @@ def test_the_program_has_a_version_and_runs_as_a_module() -> None:
 
 
 def test_search_show_and_eval(search_file: Path, tmp_path: Path) -> None:
-    """A search prints its table and where things are; the study and the model can be shown, and the model evaluated."""
+    """A search prints its table and where things are; the study can be shown, and the model evaluated."""
     out = tmp_path / "out"
     result = _invoke("search", search_file, "--out", out)
     assert result.exit_code == 0, result.output
@@ -142,7 +141,6 @@ def test_search_show_and_eval(search_file: Path, tmp_path: Path) -> None:
     assert "ps search over" in shown
     assert "ps (parameter space): 8 trials, 0 failed" in shown
     assert shown.count("task_arithmetic") == 2
-    assert "task_arithmetic" in _invoke("show", out / "model").stdout
     assert _invoke("inspect", out).stdout == _invoke("inspect", out / "model").stdout
     scored = _invoke("eval", out, "--split", "validation", "--show", 2)
     assert scored.exit_code == 0, scored.output
@@ -180,8 +178,8 @@ def test_merge(recipe_file: Path, tmp_path: Path) -> None:
     """A merge is built from a recipe file, refused where the folder exists, and replaced where that is asked for."""
     out = tmp_path / "merged"
     assert _invoke("merge", recipe_file, "--out", out).stdout == f"built {out}\n"
-    shown = _invoke("show", out).stdout
-    assert "EvoMergedForCausalLM (evo_merged)" in shown
+    shown = _invoke("inspect", out).stdout
+    assert "EvoMergedForCausalLM" in shown
     assert "hop   2  1:1                      scale 0.5000" in shown
     assert "exists already; choose another folder, or pass --overwrite" in _error("merge", recipe_file, "--out", out)
     assert _invoke("merge", recipe_file, "--out", out, "--overwrite").exit_code == 0
@@ -239,11 +237,8 @@ def test_other_mistakes_are_one_line(search_file: Path, recipe_file: Path, tiny:
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "config.json").write_text("[1]")
     assert "no study.db here" in _error("resume", tmp_path / "empty")
-    assert "neither a study nor a model" in _error("show", tmp_path / "empty")
-    assert "neither a study nor a model" in _error("show", tmp_path / "odd")
-    assert "neither a study nor a model" in _error("show", tmp_path / "nowhere")
+    assert "no study.db here" in _error("show", tmp_path / "odd")
     assert "did you mean test?" in _error("eval", tiny / "a", "--search", search_file, "--split", "tes")
     assert "no such folder" in _error("eval", "./nowhere", "--search", search_file)
     assert "is not of a search; say with --search FILE" in _error("eval", tiny / "a")

@@ -332,31 +332,25 @@ def evaluate(
 
 @app.command()
 def show(
-    folder: Annotated[Path, typer.Argument(help="The folder of a search or of a built model.", show_default=False)],
+    study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
     best: Annotated[int, typer.Option(min=1, help="How many of the best trials to list.")] = 5,
     answers: Annotated[int, typer.Option(min=0, help="Print this many problems with what every model wrote.")] = 0,
 ) -> None:
-    """Show what a search has found so far, or the path and the merge of a model.
+    """Show what a search has found so far.
 
     **Examples**
 
     - `hf-evomerge show my-search`
 
-    - `hf-evomerge show my-search/model`
-
     - `hf-evomerge show my-search --answers 3`
     """
     with one_line_errors():
         from ..search.results.answers import describe_answers
-        from ..search.results.show import describe_model, describe_study
-        from ..search.study.database import STUDY_FILE
+        from ..search.results.show import describe_study
 
-        is_study = (folder / STUDY_FILE).exists()
-        if answers and not is_study:
-            raise EvoMergeError(f"{folder}: holds no study, and answers are kept in one; give the folder of a search")
-        typer.echo(describe_study(folder, best) if is_study else describe_model(folder))
+        typer.echo(describe_study(study, best))
         if answers:
-            typer.echo("\n" + describe_answers(folder, answers))
+            typer.echo("\n" + describe_answers(study, answers))
 
 
 @app.command()

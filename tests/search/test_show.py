@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import Figures
 from hf_evomerge.search.results.result import Result
-from hf_evomerge.search.results.show import describe_model, describe_recipe, describe_study
+from hf_evomerge.search.results.show import describe_recipe, describe_study
 from hf_evomerge.search.results.table import Row
 from hf_evomerge.search.study.study import Study, Trial
 
@@ -104,8 +103,6 @@ def test_an_empty_study(tmp_path: Path) -> None:
     assert describe_study(tmp_path / "new").startswith("ps search over a, b")
     with pytest.raises(SearchError, match=r"no study\.db here"):
         describe_study(tmp_path)
-    with pytest.raises(SearchError, match="`hf-evomerge inspect user/name` tells"):
-        describe_model("user/name")
 
 
 def test_the_table_of_results() -> None:
@@ -145,42 +142,3 @@ def test_numbers() -> None:
     assert Figures.of(Scores([0.25])).fitness_text == "0.250"
     assert Figures.of(Scores([0.25], correct=[True])).accuracy_text == "1.000"
     assert Figures.of(Scores.failed("x")).fitness_text == "failed"
-
-
-def test_a_model(tmp_path: Path) -> None:
-    """A merged model is shown hop by hop with its sources and scales, a plain one by its class; a saved recipe is added."""
-    config = {
-        "architectures": ["EvoMergedForCausalLM"],
-        "model_type": "evo_merged",
-        "path": ["0:0", "1:2*0.5 + 0:1"],
-        "scales": [1.0, 0.75],
-        "scale_target": "mlp_delta",
-        "embedding_source": 1,
-        "sources": [{"model": "org/a"}, {"model": "org/b"}],
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    text = describe_model(tmp_path)
-    for part in ("EvoMergedForCausalLM (evo_merged)", "(mlp_delta)", "of source 1", "source 1: org/b"):
-        assert part in text
-    assert text.splitlines()[-1].split() == ["hop", "2", "1:2*0.5", "+", "0:1", "scale", "0.7500"]
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
-    assert describe_model(tmp_path) == "LlamaForCausalLM (llama)"
-    PATH.save(tmp_path / "recipe.yaml")
-    assert describe_model(tmp_path).endswith(PATH.to_yaml().rstrip())
-
-
-@pytest.mark.parametrize("content", [None, "", "[1]", '"text"', "\x00"])
-def test_nonsense_is_refused(content: str | None, tmp_path: Path) -> None:
-    """A folder without a configuration, or with something else under its name, is refused in one line."""
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    with pytest.raises(SearchError, match="neither a study nor a model") as caught:
-        describe_model(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", ["{}", '{"path": "here"}', '{"path": ["0:0"], "architectures": null}'])
-def test_a_bare_configuration_is_shown(content: str, tmp_path: Path) -> None:
-    """A configuration that says little, or has a path of another kind, is shown as far as it goes."""
-    (tmp_path / "config.json").write_text(content)
-    assert describe_model(tmp_path).startswith("model (None)")

@@ -1,17 +1,12 @@
-"""Says in plain text what a study holds, what a search found, and what a built model is."""
+"""Says in plain text what a study holds, and what a search has found so far."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from ...errors import SearchError
-from ...recipes.layer_path import SCALED, hop_table
 from ...recipes.recipe import RECIPE_FILE, Recipe, labels_of
 from ...record import Figures
 from ..study.paths import settings_of
@@ -95,28 +90,3 @@ def _numbers(value: object) -> list[float]:
     if isinstance(value, Sequence):
         return [number for each in value for number in _numbers(each)]
     return [float(value)] if isinstance(value, (int, float)) else []
-
-
-def describe_model(folder: str | os.PathLike[str]) -> str:
-    """What a built model is, from its files alone; raises `SearchError` where the folder holds no model."""
-    file = Path(folder) / "config.json"
-    try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError(f"{file} holds no configuration")
-    except FileNotFoundError as cause:
-        what = f"{folder}: neither a study nor a model: no study.db and no config.json in it"
-        hint = "" if Path(folder).exists() else f"; of a repository on the Hub `hf-evomerge inspect {folder}` tells"
-        raise SearchError(what + hint) from cause
-    except (OSError, ValueError) as cause:
-        raise SearchError(f"{folder}: neither a study nor a model: {cause}") from cause
-    lines = [f"{', '.join(config.get('architectures') or ['model'])} ({config.get('model_type')})"]
-    if (path := config.get("path")) and "scale_target" in config:
-        scaled = SCALED.get(config["scale_target"], config["scale_target"])
-        lines.append(f"scales multiply {scaled}; embeddings and head of source {config['embedding_source']}")
-        lines += [f"source {i}: {source.get('model')}" for i, source in enumerate(config.get("sources") or [])]
-        lines += hop_table(path, config["scales"])
-    recipe = Path(folder) / RECIPE_FILE
-    if recipe.is_file():
-        lines += ["", f"# {recipe.name}", recipe.read_text(encoding="utf-8").rstrip()]
-    return "\n".join(lines)
