@@ -1,10 +1,10 @@
 """Compares models in llama.cpp with the same models in transformers: greedy answers, and log-probabilities on the way.
 
-A model folder is written by `hf-evomerge fold --gguf` first, in float32, which needs llama.cpp's converter (docs/serving.md); a
-GGUF file is taken as it is, and transformers runs what it is dequantised to. llama.cpp runs on the CPU, its cache in float32.
+A model folder is folded where it has a path, and written in float32 by llama.cpp's converter (docs/serving.md); a GGUF file is
+taken as it is, and transformers runs what it is dequantised to. llama.cpp runs on the CPU, its cache in float32.
 
     pip install xllamacpp
-    python benchmarks/fold_gguf.py my-search/model
+    python benchmarks/fold_gguf.py my-search/model --converter llama.cpp/convert_hf_to_gguf.py
     python benchmarks/fold_gguf.py SmolLM2-135M-Instruct.Q4_1.gguf --prompts 5
     python benchmarks/fold_gguf.py my-search/model --test my-search --prompts 50
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ import torch
 import xllamacpp
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_evomerge import Example, open_source, write_gguf
+from hf_evomerge import Example, fold, open_source
 from hf_evomerge.fitness import load_examples
 from hf_evomerge.fitness.encoding import encode_prompt
 from hf_evomerge.search.study.paths import settings_in
@@ -108,6 +110,7 @@ def main() -> None:
     parser.add_argument("model", help="a model's folder, or a GGUF file")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many prompts")
     parser.add_argument("--test", type=Path, help="a search's folder, whose test problems are the prompts")
+    parser.add_argument("--converter", default="convert_hf_to_gguf.py", help="llama.cpp's")
     parser.add_argument("--new", type=int, default=12, help="tokens of each answer")
     options = parser.parse_args()
     source = open_source(options.model)
@@ -122,7 +125,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = source.gguf.file if source.gguf else Path(folder, "model.gguf")
         if source.gguf is None:
-            write_gguf(options.model, file, kind="f32", progress=False)
+            plain = source.folder
+            if source.config.model_type == "evo_merged":
+                plain = fold(options.model, Path(folder, "plain"), progress=False)
+            named = ["--outfile", str(file), "--outtype", "f32"]
+            subprocess.run([sys.executable, options.converter, str(plain), *named], check=True)
         answers = list(run_llama_cpp(file, prompts, options.new))
     own = run_transformers(model, tokenizer, prompts, options.new)
     for problem, mine, other in zip(problems, own, answers, strict=True):

@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .building.build import check_recipe as check_recipe
     from .building.build import open_recipe as open_recipe
     from .building.folded import fold as fold
-    from .building.gguf import write_gguf as write_gguf
     from .checkpoints.diff import diff_models as diff_models
     from .checkpoints.inspect import inspect_model as inspect_model
     from .checkpoints.open import open_source as open_source
@@ -59,7 +58,6 @@ __version__ = "0.1.0"
 _HOMES: dict[str, tuple[str, ...]] = {
     "building.build": ("build_model", "check_recipe", "open_recipe"),
     "building.folded": ("fold",),
-    "building.gguf": ("write_gguf",),
     "checkpoints.diff": ("diff_models",),
     "checkpoints.inspect": ("inspect_model",),
     "checkpoints.open": ("open_source",),

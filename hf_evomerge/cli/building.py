@@ -94,11 +94,7 @@ def fold(
     model: Annotated[
         str, typer.Argument(help="A merged model: its folder or its search's, or a repository on the Hub.", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write.", show_default=False)] = None,
-    gguf: Annotated[
-        Path | None, typer.Option(help="The GGUF file to write, of a model without a path too.", show_default=False)
-    ] = None,
-    gguf_type: Annotated[str, typer.Option(help="f32, f16, bf16, q8_0, or auto: the 16 bits that lose least.")] = "auto",
+    out: Out,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's own by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -106,32 +102,19 @@ def fold(
     """Write a merged model as a plain model of the source architecture, for vLLM, llama.cpp and the like.
 
     Works where every hop of the path is one layer. Layers that run twice are written twice; the scales go into the weights.
-    GGUF files are written by llama.cpp's converter.
+    llama.cpp's converter makes a GGUF file of the folder.
 
-    **Examples**
+    **Example**
 
     - `hf-evomerge fold my-search --out my-search/plain --dtype bfloat16`
-
-    - `hf-evomerge fold my-search --gguf my-model.gguf --gguf-type q8_0`
     """
     with one_line_errors(again=True):
         from ..building.folded import fold as fold_model
-        from ..building.gguf import write_gguf
-        from ..errors import EvoMergeError
         from ..search.folder import built_model
 
         quiet()
-        if out is None and gguf is None:
-            raise EvoMergeError("nothing to write; name a folder with --out, or a file with --gguf")
-        if out is None and dtype is not None:
-            raise EvoMergeError("--dtype: it is of the folder; for the GGUF file say --gguf-type")
-        if out is not None:
-            trusted = {"trust_remote_code": trust_remote_code}
-            typer.echo(f"wrote {fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite, **trusted)}")
-        if gguf is not None:
-            plain = built_model(model) if out is None else out
-            written = write_gguf(plain, gguf, kind=gguf_type, overwrite=overwrite, progress=sys.stderr.isatty())
-            typer.echo(f"wrote {written}")
+        trusted = {"trust_remote_code": trust_remote_code}
+        typer.echo(f"wrote {fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite, **trusted)}")
 
 
 @app.command()
