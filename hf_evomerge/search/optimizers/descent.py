@@ -60,7 +60,7 @@ class GradientOptimizer(Asked):
         """Candidates, steps, and scores in full."""
         point = yield from self.best_candidate(self.start)
         self.average = point.copy()
-        adam, quiet, checks = _Adam(point.size), np.zeros(point.size, dtype=int), list(checks_of(self.budget))
+        adam, quiet, checks = self._ascent(), np.zeros(point.size, dtype=int), list(checks_of(self.budget))
         good, rate = point, self.start.sigma
         rates = 1.0 if self.start.rates is None else self.start.rates
         while True:
@@ -72,7 +72,7 @@ class GradientOptimizer(Asked):
             (fitness,) = yield [point]
             self.sigma = rate * (_FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.spent / self.budget))))
             if math.isnan(fitness):  # go back, and on in smaller steps
-                point, rate, adam = good, rate / 2, _Adam(point.size)
+                point, rate, adam = good, rate / 2, self._ascent()
                 continue
             good = point
             step = self.sigma * rates * adam.direction(self.gradients[0])
@@ -87,6 +87,29 @@ class GradientOptimizer(Asked):
                 yield [self.average]
         self.request = Request(full=True)
         yield [self.average]
+
+    def _ascent(self) -> _Adam | _Nested:
+        levels = self.start.levels
+        return _Adam(self.start.mean.size) if levels is None else _Nested(levels)
+
+
+class _Nested:
+    """The sum of Adam's directions at several levels: what a group has in common moves fast, what its members have, slowly.
+
+    With few examples the many numbers of a fine level would follow the noise of each step as far as its signal.
+    """
+
+    def __init__(self, levels: Sequence[tuple[NDArray[np.int64], float]]) -> None:
+        self.levels = [(groups, rate, _Adam(int(groups.max()) + 1)) for groups, rate in levels]
+
+    def direction(self, gradient: Sequence[Any] | Vector) -> Vector:
+        """Upwards, each coordinate at most about the sum of the rates."""
+        slope, total = np.asarray(gradient, dtype=np.float64), np.zeros(len(gradient))
+        for groups, rate, adam in self.levels:
+            inside = groups >= 0
+            sums = np.bincount(groups[inside], slope[inside], minlength=adam.first.size)
+            total[inside] += rate * adam.direction(sums)[groups[inside]]
+        return total
 
 
 class _Adam:
