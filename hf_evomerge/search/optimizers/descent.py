@@ -107,7 +107,7 @@ class _Nested:
         slope, total = np.asarray(gradient, dtype=np.float64), np.zeros(len(gradient))
         for groups, rate, adam in self.levels:
             inside = groups >= 0
-            sums = np.bincount(groups[inside], slope[inside], minlength=adam.first.size)
+            sums: Vector = np.bincount(groups[inside], slope[inside], adam.first.size).astype(np.float64)
             total[inside] += rate * adam.direction(sums)[groups[inside]]
         return total
 
