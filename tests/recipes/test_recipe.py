@@ -80,10 +80,7 @@ def test_text_is_golden() -> None:
           path:
           - 0:0-1
           - '1:1'
-          scales:
-          - 1.0
-          - 0.5
-          - 1.0
+          scales: [1.0, 0.5, 1.0]
           scale_target: stream
           embedding_source: 0
         seed: 3

@@ -73,7 +73,7 @@ BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
         ({"ps": {"parameters": {"weight": {"low": 2, "high": -0.5}}}}, "ps.parameters.weight: low 2.0 is not below high -0.5"),
         ({"ps": {"parameters": {"weight": {"low": 0}}}}, "ps.parameters.weight.high: is missing"),
         ({"ps": {"parameters": {"weight": "x"}}}, "ps.parameters.weight: must be a number or a mapping of keys to values (f"),
-        ({"ps": {"groups": "tensr"}}, "ps.groups: must be 'tensor', a whole number or a list (found 'tensr')"),
+        ({"ps": {"groups": "tensr"}}, "ps.groups: must be 'tensor' or 'rows', a whole number or a list (found 'tensr')"),
         ({"vocabulary": {"from": "bse"}}, "vocabulary.from: must be a whole number or 'base' (found 'bse')"),
         ({"finalists": 0}, "finalists: must be at least 1 (found 0)"),
         ({"threads": 0}, "threads: must be at least 1 (found 0)"),
@@ -201,7 +201,7 @@ def test_a_saved_search_is_the_same_search(tmp_path: Path) -> None:
         ({"batch": "all", "ps": {"optimizer": {"batch": 8}}}, {5: (5,), 128: (8,)}),
         ({"preset": "quick"}, {1: (1,), 8: (4,), 16: (4,), 30: (8,), 128: (8,)}),
         ({"batch": "all"}, {20: (20,), 128: (128,)}),
-        ({"ps": {"optimizer": {"algorithm": "gradient"}}}, {5: (5,), 128: (16,)}),
+        ({"ps": {"optimizer": {"algorithm": "gradient"}}}, {3: (1,), 10: (5,), 128: (8,)}),
         ({"ps": {"optimizer": {"algorithm": "random"}}}, {128: (128,)}),
     ],
     ids=["default", "number", "all of a space", "number of a space", "quick", "all", "gradient", "random"],
@@ -219,7 +219,7 @@ def test_a_joint_search_is_one_stage() -> None:
     config = _config(space="hybrid", joint=True, ps=ps, dfs=dfs, baselines=["random"])
     assert [stage.name for stage in config.stages] == ["joint", "random"]
     assert [(stage.evaluations, stage.minutes) for stage in config.stages] == [(30, 15.0)] * 2
-    assert [stage.batch_sizes(100) for stage in config.stages] == [(16,), (100,)]
+    assert [stage.batch_sizes(100) for stage in config.stages] == [(8,), (100,)]
 
 
 QUICK: dict[str, Any] = {"preset": "quick", "base": {"model": "c"}}
@@ -241,6 +241,7 @@ def test_quick_fills_in_what_the_file_leaves_unsaid() -> None:
     assert hybrid.dfs.optimizer.algorithm == "gradient"
     assert _config(**QUICK, space="dfs", dfs={"scales": "slot"}).dfs.optimizer.algorithm == "cma"
     assert _config(preset="quick").ps.starts == ["average", "sum", "sources"]
+    assert _config(preset="quick", ps={"method": "linear"}).ps.starts == ["average", "sources"]
     assert _config().ps.optimizer.evaluations == 1000
 
 

@@ -72,7 +72,7 @@ def test_models_of_other_depths_and_without_a_base(tiny: Path, tmp_path: Path) -
     assert "which are 2, 3, 2" in text
     assert "# dfs:\n#   repetitions: 2" in text
     config, text = _drafted(tiny, data, base=None)
-    assert (config.ps.method, config.ps.starts, config.ps.optimizer.algorithm) == ("linear", ["average"], "gradient")
+    assert (config.ps.method, config.ps.starts, config.ps.optimizer.algorithm) == ("linear", ["average", "sources"], "gradient")
     begin, _, after = text.partition("# After the quick look, in place of preset and of ps above:\n")
     kept, said = re.sub("^(preset|ps): .*\n", "", begin, flags=re.MULTILINE), after.split("# Or,")[0]
     later = kept + re.sub("^# ", "", said, flags=re.MULTILINE)

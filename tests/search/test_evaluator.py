@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from searches import WEIGHTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.building.build import build_model
@@ -291,7 +292,7 @@ def test_one_tokenisation_for_all_candidates(search_config: Config) -> None:
     assert isinstance(config.sources[0], SourceRef)
 
 
-JOINT: dict[str, Any] = {"joint": True, "ps": {"optimizer": {"algorithm": "gradient"}}}
+JOINT: dict[str, Any] = {"joint": True, "ps": {"blocks_per_group": 1, **WEIGHTS}}
 
 
 @pytest.mark.parametrize("terms", [1, 3])

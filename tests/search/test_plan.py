@@ -38,7 +38,7 @@ def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_plan_of_a_gradient(search_config: Config) -> None:
     """Steps wait for each other, so workers do not shorten them, and cost three scores of their batch each."""
-    config = search_config("ps", ps={"groups": "tensor", "optimizer": {**GRADIENT, "evaluations": 60}}, batch=1)
+    config = search_config("ps", ps={"groups": "tensor", "starts": [], "optimizer": {**GRADIENT, "evaluations": 60}}, batch=1)
     plan = plan_search(config)
     (stage,) = (phase for phase in plan.phases if phase.name == "ps")
     assert stage.at_once == 1

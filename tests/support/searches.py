@@ -14,19 +14,23 @@ Settings = Callable[..., dict[str, Any]]
 Config = Callable[..., SearchConfig]
 
 GRADIENT = {"algorithm": "gradient", "evaluations": 12}
+WEIGHTS = {"starts": [], "parameters": {"weight": {"low": 0.0, "high": 1.0}}, "optimizer": GRADIENT}  # few scores, so plainly
 BY_GRADIENT: dict[str, dict[str, Any]] = {
-    "ps": {"ps": {"method": "ties", "groups": "tensor", "optimizer": GRADIENT}, "batch": 2},
+    "ps": {"ps": {"method": "ties", "groups": "tensor", **WEIGHTS}, "batch": 2},
     "dfs": {"dfs": {"optimizer": {**GRADIENT, "evaluations": 30}}, "batch": 2},
-    "hybrid": {"ps": {"optimizer": GRADIENT}, "dfs": {"repetitions": 1, "optimizer": {**GRADIENT, "evaluations": 40}}},
+    "hybrid": {
+        "ps": {"blocks_per_group": 1, **WEIGHTS},
+        "dfs": {"repetitions": 1, "optimizer": {**GRADIENT, "evaluations": 40}},
+    },
     "terms": {"space": "dfs", "dfs": {"terms": 2, "optimizer": {**GRADIENT, "evaluations": 30}}, "batch": 2},
     "joint terms": {
         "space": "hybrid",
         "joint": True,
-        "ps": {"optimizer": GRADIENT},
+        "ps": {"blocks_per_group": 1, **WEIGHTS},
         "dfs": {"terms": 3, "optimizer": {**GRADIENT, "sigma": 0.3}},
         "batch": 2,
     },
-    "joint": {"space": "hybrid", "joint": True, "ps": {"optimizer": GRADIENT}, "dfs": {"optimizer": GRADIENT}, "batch": 2},
+    "joint": {"space": "hybrid", "joint": True, "ps": WEIGHTS, "dfs": {"optimizer": GRADIENT}, "batch": 2},
 }
 
 FIRST = {"evaluations": 12, "fitness": {"task": "likelihood"}}

@@ -70,7 +70,7 @@ class Stage:
             return (examples,)
         batch = self.batch
         if batch is None and self.algorithm == "gradient":
-            batch = min(_STEP, max(_FEWEST, examples * self.evaluations // (3 * _STEPS)))
+            batch = min(_STEP, max(1, min(_FEWEST, examples // 2), examples * self.evaluations // (3 * _STEPS)))
         if batch is not None or self.algorithm in ("gradient", "sweep"):
             return (min(examples, batch or _BATCH),)
         sizes = [min(examples, _BATCH)]
