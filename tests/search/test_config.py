@@ -201,7 +201,7 @@ def test_a_saved_search_is_the_same_search(tmp_path: Path) -> None:
         ({"batch": "all", "ps": {"optimizer": {"batch": 8}}}, {5: (5,), 128: (8,)}),
         ({"preset": "quick"}, {1: (1,), 8: (4,), 16: (4,), 30: (8,), 128: (8,)}),
         ({"batch": "all"}, {20: (20,), 128: (128,)}),
-        ({"ps": {"optimizer": {"algorithm": "gradient"}}}, {3: (1,), 10: (5,), 128: (8,)}),
+        ({"ps": {"optimizer": {"algorithm": "gradient"}}}, {3: (3,), 10: (8,), 128: (8,)}),
         ({"ps": {"optimizer": {"algorithm": "random"}}}, {128: (128,)}),
     ],
     ids=["default", "number", "all of a space", "number of a space", "quick", "all", "gradient", "random"],

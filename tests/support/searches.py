@@ -16,7 +16,7 @@ Config = Callable[..., SearchConfig]
 GRADIENT = {"algorithm": "gradient", "evaluations": 12}
 WEIGHTS = {"starts": [], "parameters": {"weight": {"low": 0.0, "high": 1.0}}, "optimizer": GRADIENT}  # few scores, so plainly
 BY_GRADIENT: dict[str, dict[str, Any]] = {
-    "ps": {"ps": {"method": "ties", "groups": "tensor", **WEIGHTS}, "batch": 2},
+    "ps": {"ps": {"method": "breadcrumbs", "groups": "tensor", **WEIGHTS}, "batch": 2},
     "dfs": {"dfs": {"optimizer": {**GRADIENT, "evaluations": 30}}, "batch": 2},
     "hybrid": {
         "ps": {"blocks_per_group": 1, **WEIGHTS},

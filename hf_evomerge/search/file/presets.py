@@ -47,14 +47,16 @@ def _weights(part: Mapping[str, Any], *, quick: bool, based: bool) -> dict[str, 
     """The section of parameter space with the groups, starts and bounds that suit its optimizer, where it says no others."""
     optimizer, method = part.get("optimizer"), all_methods().get(part.get("method", "task_arithmetic"))
     gradient = isinstance(optimizer, Mapping) and optimizer.get("algorithm") == "gradient"
-    if method is None or not (gradient or quick) or not any(each.name == "weight" for each in method.source_parameters):
+    if method is None or not (gradient or quick):
         return dict(part)
-    more = [*(["sum"] if method.task_vectors else []), "sources"] if gradient else []
-    usual: dict[str, Any] = {"starts": ["average", *more, *(["metagpt"] if based else [])]}
+    usual: dict[str, Any] = {}
+    if has_weights := any(each.name == "weight" for each in method.source_parameters):
+        more = [*(["sum"] if method.task_vectors else []), "sources"] if gradient else []
+        usual["starts"] = ["average", *more, *(["metagpt"] if based else [])]
     if not {"groups", "blocks_per_group", "split_attention"} & part.keys():
         usual["groups"] = ("rows" if method.prepare is None else "tensor") if gradient else _FEW_GROUPS
     given = part.get("parameters") or {}
-    if gradient and method.task_vectors and isinstance(given, Mapping):
+    if gradient and has_weights and method.task_vectors and isinstance(given, Mapping):
         return {**usual, **part, "parameters": {"weight": _WEIGHT, **given}}
     return {**usual, **part}
 
