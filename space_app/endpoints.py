@@ -59,19 +59,6 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
         job = partial(Job, hops=way.hops, scales=way.scales, pictures=seen)
         return _answered(show, prompt, max_tokens, lambda words, bound: job(EVOLVED, words, bound))
 
-    def changed_recipe(path: list[str], scales: list[float] | None = None) -> str:
-        """Write the recipe of the model with another path, as YAML that `hf-evomerge merge` reads.
-
-        Args:
-            path: One text per hop, such as "0:3", or a range such as "0:0-7"; only layers that the model has.
-            scales: One number per hop; all 1 where there are none.
-
-        Returns:
-            The recipe.
-        """
-        published, _ = show.need()
-        return edits.changed_recipe(published, edits.route(path, scales, holds=_own_path(show)))
-
     def about() -> dict[str, Any]:
         """Say what the model is: its sources, path, scales, results, examples and the state of this Space.
 
@@ -93,34 +80,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
             "recipe": published.recipe_text,
         }
 
-    def best_of_generation(stage: str, generation: int) -> dict[str, Any]:
-        """Say which trial was the best of one generation of the search.
-
-        Args:
-            stage: "ps-first", "ps", "dfs-first", "dfs", "joint" or "random".
-            generation: The number of the generation, from 0.
-
-        Returns:
-            A mapping with `trial`, `fitness`, `accuracy`, `path`, `scales` and `recipe` (of a merge of weights).
-        """
-        published, _ = show.need()
-        grown = published.generations(stage)
-        one = next((one for one in grown if one.number == generation), None)
-        if one is None or isinstance(generation, bool):
-            raise SpaceError(f"There is no generation {generation!r:.40} of {stage!r:.40}; it has {len(grown)}, from 0.")
-        if one.best is None:
-            raise SpaceError(f"All trials of generation {one.number} failed.")
-        best = one.best
-        return {
-            "trial": best.number,
-            "fitness": best.fitness,
-            "accuracy": best.accuracy,
-            "path": list(best.path),
-            "scales": list(best.scales),
-            "recipe": best.recipe,
-        }
-
-    return [(answer, True), (answer_with_path, True), (changed_recipe, False), (about, False), (best_of_generation, False)]
+    return [(answer, True), (answer_with_path, True), (about, False)]
 
 
 def friendly(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -75,5 +75,3 @@ def test_the_repository_is_all_that_a_space_needs(url: str, dfs: Path) -> None:
     path = about["path"][::-1]
     changed = client.predict(first["prompt"], path, None, 8, api_name="/answer_with_path")
     assert changed["text"] == greedy(dfs, first["prompt"], path=path)
-    assert "flow:" in client.predict(path, None, api_name="/changed_recipe")
-    assert client.predict("dfs", 1, api_name="/best_of_generation")["path"]

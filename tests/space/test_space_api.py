@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from gradio_client.exceptions import AppError
 from served import Served, greedy
 
-from hf_evomerge.recipes.recipe import Recipe
-
 PROMPT = "t0 w3 w4 5"
-NAMES = {"/answer", "/answer_with_path", "/changed_recipe", "/about", "/best_of_generation"}
+NAMES = {"/answer", "/answer_with_path", "/about"}
 
 
 @pytest.fixture(scope="module")
@@ -59,24 +56,6 @@ def test_known_answers_are_judged(client: Any) -> None:
     assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["right"] is None
 
 
-def test_the_exported_recipe_loads(client: Any) -> None:
-    """What the API exports is a recipe that the package reads, with the changed path."""
-    about = client.predict(api_name="/about")
-    path = [*about["path"], about["path"][0]]
-    recipe = Recipe.from_yaml(client.predict(path, None, api_name="/changed_recipe"))
-    assert recipe.flow is not None
-    assert recipe.flow.path == path
-    assert about["recipe"].startswith("sources:")
-
-
-def test_the_best_of_a_generation_is_the_best(client: Any, served: Served) -> None:
-    """The endpoint gives the trial with the highest fitness of its generation."""
-    trials = [trial for trial in served.show.published.trials if trial.generation == 1]
-    best = client.predict("dfs", 1, api_name="/best_of_generation")
-    assert best["fitness"] == max(trial.fitness for trial in trials)
-    assert best["path"]
-
-
 HOSTILE: list[tuple[str, list[Any], str]] = [
     ("/answer", ["", "evolved", 8], "prompt is empty"),
     ("/answer", ["\x00\x07", "evolved", 8], "prompt is empty"),
@@ -96,10 +75,6 @@ HOSTILE: list[tuple[str, list[Any], str]] = [
     ("/answer_with_path", ["w1", ["7:7"], None, 8], "not part of this model"),
     ("/answer_with_path", ["w1", ["0:0"] * 5000, None, 8], "at most|may have 512"),
     ("/answer_with_path", ["w1", ["<img src=x onerror=alert(1)>"], None, 8], "cannot read"),
-    ("/changed_recipe", [["OWN"], ["x"]], "scale of hop 1"),
-    ("/best_of_generation", ["dfs", 99], "no generation 99"),
-    ("/best_of_generation", ["dfs", "1"], "no generation"),
-    ("/best_of_generation", [["dfs"], 0], "no generation"),
 ]
 
 
@@ -170,8 +145,6 @@ def test_a_model_without_path_says_so(serve: Callable[..., Served], ps: Path) ->
     """Of a merge of weights the API answers, and explains that there is no path."""
     client = serve(ps).client()
     assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["text"] == greedy(ps, PROMPT)
-    best = client.predict("ps", 0, api_name="/best_of_generation")
-    assert yaml.safe_load(best["recipe"])["merge"]["parameters"]
     with pytest.raises(AppError, match="no path"):
         client.predict(PROMPT, ["0:0"], None, 8, api_name="/answer_with_path")
 

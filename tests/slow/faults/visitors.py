@@ -71,7 +71,6 @@ def _visit(url: str, until: float, seed: int, ends: Counter, lost: list[str]) ->
             ((prompt, "evolved", 16), "/answer"),
             ((prompt, rng.choice(["a", "b", "nobody"]), 16), "/answer"),
             ((prompt, path, None, 16), "/answer_with_path"),
-            ((path, None), "/changed_recipe"),
         ]
         values, name = rng.choice(calls)
         try:
