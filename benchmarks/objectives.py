@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from report import write_into
 from hf_evomerge.demo.language import problems
 from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.file.objectives import vector
 from hf_evomerge.search.optimizers.ask_tell import Start
-from hf_evomerge.search.optimizers.nsga import ParetoOptimizer, hypervolume
-from hf_evomerge.search.results.result import Result
+from hf_evomerge.search.optimizers.nsga import ParetoOptimizer
 from hf_evomerge.search.run import run_search
+from hf_evomerge.search.study.study import Study
 
 NUMBERS, POPULATION, GENERATIONS, SEEDS = 30, 100, 200, (1, 2, 3)
 SIZES = {"search": 48, "validation": 64, "test": 200}
@@ -43,6 +45,33 @@ def zdt1(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Zitzler, Deb and Thiele's first problem, to be minimised; its front is f2 = 1 - sqrt(f1)."""
     rest = 1 + 9 * points[:, 1:].mean(1)
     return np.column_stack([points[:, 0], rest * (1 - np.sqrt(points[:, 0] / rest))])
+
+
+def hypervolume(vectors: Sequence[NDArray[np.float64]], low: NDArray[np.float64], high: NDArray[np.float64]) -> float:
+    """The share of the box from `low` to `high`, the worst and the best values, in which some point is at least as good."""
+    from pymoo.indicators.hv import HV
+
+    points = np.clip((np.array(vectors) - low) / (high - low), 0.0, 1.0)
+    return float(HV(ref_point=np.zeros(points.shape[1])).do(-points))
+
+
+def volumes(config: SearchConfig, study: Study) -> dict[str, list[tuple[float, float]]]:
+    """Per stage: evaluations spent, and the hypervolume of what was found until then, trial by trial.
+
+    The box lies between the worst and the best value of each objective, in the trials of all stages together.
+    """
+    names = config.objective_names
+    trials = {stage.name: study.trials(stage.name) for stage in config.stages if stage.role != "first"}
+    scored = {stage: [trial for trial in found if trial.fitness is not None] for stage, found in trials.items()}
+    vectors = {stage: [vector(trial.scores, names) for trial in found] for stage, found in scored.items()}
+    every = [each for found in vectors.values() for each in found]
+    low, high = np.min(every, axis=0), np.max(every, axis=0)
+    curves = {}
+    for stage, found in scored.items():
+        spent = np.cumsum([trial.cost for trial in found])
+        grown = (hypervolume(vectors[stage][: count + 1], low, high) for count in range(len(found)))
+        curves[stage] = list(zip(spent.tolist(), grown, strict=True))
+    return curves
 
 
 def compare_drivers() -> str:
@@ -113,13 +142,12 @@ def demo_settings(out: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def volumes_table(results: dict[str, Result]) -> str:
+def volumes_table(results: dict[str, dict[str, list[tuple[float, float]]]]) -> str:
     """Hypervolume of each search and of its random one, after so many evaluations, as Markdown."""
     rows = ["| | evaluations | hypervolume | random search | at as many |", "| --- | --- | --- | --- | --- |"]
-    for name, result in results.items():
-        curves = dict(result.volumes)
-        random = curves.pop("random")
-        ((spent, volume),) = (curve[-1] for curve in curves.values())
+    for name, curves in results.items():
+        random = curves["random"]
+        ((spent, volume),) = (curve[-1] for stage, curve in curves.items() if stage != "random")
         at = [value for cost, value in random if cost <= spent][-1]
         rows.append(f"| {name} | {spent:g} | {volume:.3f} | {random[-1][1]:.3f} with {random[-1][0]:g} | {at:.3f} |")
     return "\n".join(rows)
@@ -141,8 +169,10 @@ def main() -> None:
     results = {}
     for name, settings in demo_settings(arguments.out).items():
         if name in arguments.only:
-            results[name] = run_search(SearchConfig.model_validate(settings), arguments.out / name, build=False)
-            print(f"{name}\n{results[name]}\n", flush=True)
+            config = SearchConfig.model_validate(settings)
+            print(f"{name}\n{run_search(config, arguments.out / name, build=False)}\n", flush=True)
+            with Study.open(arguments.out / name) as study:
+                results[name] = volumes(config, study)
     text = volumes_table(results)
     print(text)
     if arguments.into:

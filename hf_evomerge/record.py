@@ -170,17 +170,13 @@ class Point(trials.Point):
 
 
 class Results(Part):
-    """What the search ended with, measured on the examples of a split; several objectives have a front.
-
-    The hypervolume of the front, by stage, is given as pairs of evaluations and volume.
-    """
+    """What the search ended with, measured on the examples of a split; several objectives have a front."""
 
     split: Name = "test"
     examples: Count = 0
     rows: list[Row] = Field(default_factory=list, max_length=1000)
     verdict: list[Text] = Field(default_factory=list, max_length=1000)
     front: list[Point] = Field(default_factory=list, max_length=MAX_TRIALS)
-    hypervolume: dict[Name, list[tuple[Number, Number]]] = Field(default_factory=dict, max_length=100)
 
     @property
     def winner(self) -> Row | None:

@@ -1,4 +1,4 @@
-"""The front of a search for several objectives: every trial, the models that nothing beats, and how the front grew."""
+"""The front of a search for several objectives: every trial, and the models that nothing beats."""
 
 from __future__ import annotations
 
@@ -56,24 +56,6 @@ def front_scene(
     label = f"{objectives[0].name} over {objectives[1].name}: {len(trials)} trials, of which {len(points)} are on the front. "
     panels = (Panel(axes, marks), Panel(PIXELS, _legend(axes, trials, width, bool(known))))
     return Scene(width, axes.bottom + 40, panels, f"{label}Arrow keys go from point to point.")
-
-
-def volumes_scene(volumes: Mapping[str, Sequence[tuple[float, float]]], width: int = WIDE) -> Scene:
-    """Draw the hypervolume of the front over evaluations, a line per stage.
-
-    Args:
-        volumes: Evaluations and the share of the box between the worst and the best values, by stage.
-        width: The width in pixels that there is.
-    """
-    spots = [spot for line in volumes.values() for spot in line]
-    top = max(y for _, y in spots) * 1.08 or 1.0
-    axes = chart_axes(width, 430, (0.0, max(x for x, _ in spots)), (0.0, top))
-    name = "hypervolume (share of the box between worst and best)"
-    marks = grid(axes, x_name="evaluations", y_name=name, x_ticks=4)
-    lines = {stage: Line(tuple(line), "best", stage_colour(stage), steps=True) for stage, line in volumes.items()}
-    entries = [(line, STAGES.get(stage, stage), stage) for stage, line in lines.items()]
-    panels = (Panel(axes, (*marks, *lines.values())), Panel(PIXELS, legend(axes.left, width, entries)))
-    return Scene(width, axes.bottom + 40, panels, "Hypervolume of the front over evaluations.")
 
 
 def _values(objectives: Sequence[Objective], values: Sequence[float]) -> str:

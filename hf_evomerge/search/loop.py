@@ -22,7 +22,7 @@ from .file.splits import SplitName
 from .file.stages import Stage, StageName
 from .file.tasks import units
 from .optimizers.nsga import knee, non_dominated
-from .results.front import finalists, front, judged, volumes
+from .results.front import finalists, front, judged
 from .results.result import Result
 from .results.table import Row
 from .results.verdict import about_parents
@@ -233,7 +233,6 @@ class Search:
             rows,
             objectives=self.config.objective_names if points else [],
             front=judged(points, scores, winner),
-            volumes=volumes(self.config, self.study) if points else {},
             unit=units(self.config)[FITNESS],
         )
 

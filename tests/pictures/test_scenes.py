@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hf_evomerge.pictures.fitness import fitness_range, fitness_scene, spread_scene, stage_colour
-from hf_evomerge.pictures.front import front_scene, volumes_scene
+from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.marks import Group, Line, Mark, Rect, Symbol, Text
 from hf_evomerge.pictures.path import path_scene
 from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, Panel, Scene, ticks
@@ -218,17 +218,6 @@ def test_the_front_holds_trials_points_and_parents_where_their_values_are(width:
     (parent, *_) = of_kind(scene, Symbol, "parent")
     assert (parent.at, parent.tip) == ((7.0, 0.1), "a, b: fitness 0.1, hops 7")
     assert {"fitness (share)", "hops", "a, b"} <= set(words(scene))
-
-
-def test_hypervolumes_are_steps_of_each_stage() -> None:
-    """Each stage's line is at its shares, and the axis begins at 0."""
-    scene = volumes_scene({"dfs": [(8.0, 0.4), (16.0, 0.6)], "random": [(24.0, 0.2)]})
-    lines = of_kind(scene, Line, "best")[:2]
-    assert [(line.colour, list(line.points), line.steps) for line in lines] == [
-        ("dfs", [(8.0, 0.4), (16.0, 0.6)], True),
-        ("grey", [(24.0, 0.2)], True),
-    ]
-    assert scene.panels[0].axes.y_range[0] == 0.0
 
 
 def test_there_is_no_half_generation_or_hop() -> None:

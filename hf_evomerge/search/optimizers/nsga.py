@@ -144,17 +144,3 @@ def spread(vectors: Sequence[Vector], count: int) -> list[int]:
         distances[chosen] = -1.0
         chosen.append(int(distances.argmax()))
     return sorted(chosen)
-
-
-def hypervolume(vectors: Sequence[Vector], low: Vector, high: Vector) -> float:
-    """The share of the box from `low` to `high` in which some point is at least as good.
-
-    Args:
-        vectors: Points, to be maximised.
-        low, high: The worst and the best value of each objective; a direction of no width does not count.
-    """
-    from pymoo.indicators.hv import HV
-
-    width = np.where(high > low, high - low, 1.0)
-    points = np.clip((np.array(vectors) - low) / width, 0.0, 1.0)[:, high > low]
-    return float(HV(ref_point=np.zeros(points.shape[1])).do(-points)) if points.size else 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from rich.table import Table
 
 from ... import record
@@ -14,8 +13,7 @@ from ...fitness.scores import Scores
 from ...record import Figures
 from ..file.config import SearchConfig
 from ..file.objectives import FITNESS, known_values, values, vector
-from ..optimizers.ask_tell import Vector
-from ..optimizers.nsga import hypervolume, non_dominated, spread
+from ..optimizers.nsga import non_dominated, spread
 from ..study.study import Study, Trial
 from .table import Row, other_text, render
 
@@ -72,30 +70,6 @@ def finalists(config: SearchConfig, study: Study, stages: Sequence[str] | None =
     points = front(config, study, stages)
     vectors = [vector(point.searched, config.objective_names) for point in points]
     return [points[i].key for i in spread(vectors, config.finalists)] if points else []
-
-
-def volumes(config: SearchConfig, study: Study) -> dict[str, list[tuple[float, float]]]:
-    """Per stage: evaluations spent, and the hypervolume of what was found until then, after every generation.
-
-    It is the share of the box between the worst and the best value of each objective, in the trials of all stages together.
-    """
-    names = config.objective_names
-    trials = {stage.name: study.trials(stage.name) for stage in config.stages if stage.role != "first"}
-    every = [vector(trial.scores, names) for found in trials.values() for trial in _whole(found)]
-    if not every:
-        return {}
-    low, high = np.min(every, axis=0), np.max(every, axis=0)
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for stage, found in trials.items():
-        so_far: list[Vector] = []
-        spent = 0.0
-        for number, trial in enumerate(found):
-            spent += trial.cost
-            so_far += [vector(trial.scores, names)] if trial.fitness is not None else []
-            if number + 1 == len(found) or found[number + 1].generation != trial.generation:
-                so_far = [so_far[i] for i in non_dominated(so_far)]
-                curves.setdefault(stage, []).append((spent, hypervolume(so_far, low, high) if so_far else 0.0))
-    return curves
 
 
 def judged(points: Sequence[Point], scores: Mapping[str, Scores], winner: str | None) -> list[Point]:

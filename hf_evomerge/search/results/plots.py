@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...fitness.scores import Scores
 from ...pictures.fitness import fitness_name, fitness_scene
-from ...pictures.front import front_scene, volumes_scene
+from ...pictures.front import front_scene
 from ...pictures.matplotlib_painter import save_scenes
 from ...pictures.path import path_scene
 from ...pictures.scene import Scene
@@ -20,7 +20,7 @@ from ..file.config import SearchConfig
 from ..file.objectives import FITNESS, known_values
 from ..file.tasks import units
 from ..study.study import Study, Trial
-from .front import front, volumes
+from .front import front
 
 _CHART, _PANEL = 860, 420  # pixels: cards are narrower than the widest pages
 
@@ -62,7 +62,7 @@ def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Se
 
 
 def front_scenes(config: SearchConfig, study: Study, winner: Recipe) -> list[Scene]:
-    """The front of a study on the search split, over each objective beside the fitness, and how it grew."""
+    """The front of a study on the search split, over each objective beside the fitness."""
     names = config.objective_names
     trials = [trial for trial in drawn_trials(study, names) if trial.stage in (*config.spaces, "random")]
     points = [
@@ -71,8 +71,7 @@ def front_scenes(config: SearchConfig, study: Study, winner: Recipe) -> list[Sce
     ]
     parents = {name: known_values(scores, names) for name, scores in parent_scores(config, study).items()}
     first, *others = [Objective(name, unit) for name, unit in units(config).items()]
-    scenes = [front_scene(trials, points, (first, other), parents, _PANEL) for other in others]
-    return [*scenes, volumes_scene(grown, _PANEL)] if (grown := volumes(config, study)) else scenes
+    return [front_scene(trials, points, (first, other), parents, _PANEL) for other in others]
 
 
 def drawn_trials(study: Study, names: Sequence[str] = ()) -> list[Drawn]:

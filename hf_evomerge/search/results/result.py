@@ -23,7 +23,6 @@ class Result:
         objectives: The names of the objectives, where there are several.
         front: The models that no other beats in all of them, the best fitness first.
         unit: What the fitness is measured in, such as ``nats per answer``; empty where it has no unit.
-        volumes: Hypervolume over evaluations, per stage; see `volumes` in ``front.py``.
     """
 
     winner: Recipe
@@ -31,7 +30,6 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     objectives: list[str] = field(default_factory=list)
     front: list[Point] = field(default_factory=list)
-    volumes: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     unit: str = ""
 
     @property
@@ -57,7 +55,7 @@ class Result:
         """The comparison for the record. Each row has the winner's lead over it."""
         rows = [published(self.rows, row) for row in self.rows]
         points = [published_point(point, self.objectives) for point in self.front]
-        several: dict[str, Any] = {"front": points, "hypervolume": self.volumes} if points else {}
+        several: dict[str, Any] = {"front": points} if points else {}
         return Results(split=self.split, examples=self.examples, rows=rows, verdict=self.verdict, **several)
 
     def to_json(self) -> dict[str, Any]:
