@@ -334,23 +334,17 @@ def evaluate(
 def show(
     study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
     best: Annotated[int, typer.Option(min=1, help="How many of the best trials to list.")] = 5,
-    answers: Annotated[int, typer.Option(min=0, help="Print this many problems with what every model wrote.")] = 0,
 ) -> None:
     """Show what a search has found so far.
 
-    **Examples**
+    **Example**
 
     - `hf-evomerge show my-search`
-
-    - `hf-evomerge show my-search --answers 3`
     """
     with one_line_errors():
-        from ..search.results.answers import describe_answers
         from ..search.results.show import describe_study
 
         typer.echo(describe_study(study, best))
-        if answers:
-            typer.echo("\n" + describe_answers(study, answers))
 
 
 @app.command()

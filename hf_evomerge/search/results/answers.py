@@ -1,4 +1,4 @@
-"""What the models of a search wrote and scored, example by example: read from its study, shown, and written to a file."""
+"""What the models of a search wrote and scored, example by example: read from its study, and written to a file."""
 
 from __future__ import annotations
 
@@ -84,26 +84,6 @@ def _names(study: Study, config: SearchConfig) -> dict[str, str]:
         rows.sort(key=lambda row: row.winner)  # of several rows of one label the winner's counts
         names |= {row.label: row.model for row in rows if row.label}
     return names
-
-
-def describe_answers(folder: str | os.PathLike[str], count: int) -> str:
-    """The first examples of the last split that was looked at, with what every model wrote; raises `SearchError`."""
-    by_example: dict[tuple[str, str, str], list[Answer]] = {}
-    for answer in study_answers(folder):
-        by_example.setdefault((answer.split, answer.prompt, answer.expected), []).append(answer)
-    if not by_example:
-        return "no model has been scored yet, so there are no answers to show"
-    splits = [split for split, _, _ in by_example]
-    judged = next(split for split in ("test", "validation", "search") if split in splits)
-    lines: list[str] = []
-    for (_, prompt, expected), answers in [item for item in by_example.items() if item[0][0] == judged][:count]:
-        lines += [prompt, f"  expected: {expected}"]
-        for answer in answers:
-            mark = "" if answer.right is None else "right  " if answer.right else "wrong  "
-            text = f"{answer.score:.3f}" if answer.answer is None else f"{answer.answer}{' [cut]' if answer.truncated else ''}"
-            lines.append(f"  {mark}{answer.model}: {text}")
-        lines.append("")
-    return "\n".join(lines).rstrip()
 
 
 def export_answers(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
