@@ -35,6 +35,7 @@ from .study.study import Study, Trial
 
 logger = logging.getLogger(__name__)
 
+_MANY = 128  # examples, from which on each coordinate of a search by gradient moves by itself
 _NEAR = 0.04  # the first step size where a stage begins at the winner of another
 
 
@@ -148,7 +149,8 @@ class StageRun:
         shares = [size / count for size in sizes]
         algorithm, seed = self.stage.algorithm, self.config.seed + self.stage.number
         if algorithm == "gradient":
-            return GradientOptimizer(start, price=self.space.price, budget=budget, share=shares[0])
+            fine = min(1.0, count / _MANY)
+            return GradientOptimizer(start, price=self.space.price, budget=budget, share=shares[0], fine=fine)
         if algorithm == "sweep":
             return sweep_over(start, size=sizes[0], examples=count, budget=budget)
         if algorithm == "nsga2":

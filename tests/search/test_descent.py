@@ -73,6 +73,23 @@ def test_coordinates_have_rates_of_their_own() -> None:
     assert {point[2] for point, *_ in asked} == {0.5}
 
 
+@pytest.mark.parametrize(("fine", "apart"), [(0.0, 0.0), (0.1, 0.02), (1.0, 0.2)])
+def test_members_of_a_group_move_together(fine: float, apart: float) -> None:
+    """With a fine share of 0 a group is one number; its members part the further the larger it is; at 1 groups do not count."""
+    together = start(groups=np.array([0, 0, 1]))
+    points = [point for point, *_ in run(optimizer(budget=9.0, start=together, fine=fine))]
+    between = max(abs(point[0] - point[1]) for point in points)
+    assert between == pytest.approx(apart) if fine == 0 else between >= apart
+    assert points[-1][2] < 0.4
+    alone = [point.tobytes() for point, *_ in run(optimizer(budget=9.0))]
+    assert ([point.tobytes() for point in points] == alone) is (fine == 1)
+
+
+def test_full_scores_on_the_way_are_for_large_budgets() -> None:
+    """Where two scores in full would take more than a twentieth of the budget, steps are made of them."""
+    assert [sum(full for _, _, full, _ in run(optimizer(budget=budget))) for budget in (39.0, 40.0)] == [1, 3]
+
+
 def test_the_best_candidate_is_the_first_point() -> None:
     """Candidates are scored on a batch, as many as a third of the budget does, and the best is where the steps begin."""
     candidates = [np.full(3, 0.9), np.array([0.3, 0.9, 0.1]), GOAL]

@@ -39,8 +39,8 @@ class Start:
         candidates: Points that are scored before the search begins, which it does at the best of them. The first are the most
             important, should the budget not do for all.
         rates: Factors of `sigma`, one per coordinate, shape (n,); all 1 where None.
-        levels: For a search by gradient, which coordinates move together, from coarse to fine: the group of each coordinate
-            (-1: none), shape (n,), and the factor of the rate. None: each moves by itself.
+        groups: For a search by gradient with few examples, the group of each coordinate, whose members move together at first,
+            shape (n,). None: each moves by itself.
         prunable: Coordinates that a search by gradient gives up where they stay at their lower bound, shape (n,); none where
             None.
         moves: The points that a sweep tries from one, few enough to try all; an empty list ends it. None where there is no
@@ -53,7 +53,7 @@ class Start:
     upper: Vector
     candidates: tuple[Vector, ...] = ()
     rates: Vector | None = None
-    levels: tuple[tuple[NDArray[np.int64], float], ...] | None = None
+    groups: NDArray[np.int64] | None = None
     prunable: NDArray[np.bool_] | None = None
     moves: Callable[[Vector], list[Vector]] | None = None
 

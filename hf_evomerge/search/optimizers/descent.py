@@ -36,6 +36,7 @@ class GradientOptimizer(Asked):
         price: What a gradient costs, in scores of the same examples, given which coordinates are still in play.
         budget: In scores of all examples.
         share: Share of the examples that a batch holds.
+        fine: How much of a step each coordinate takes by itself, and not with its group, from 0 to 1.
 
     Raises:
         SearchError: `tell` does not match the last `ask`.
@@ -49,9 +50,11 @@ class GradientOptimizer(Asked):
         True
     """
 
-    def __init__(self, start: Start, *, price: Callable[[NDArray[np.bool_]], float], budget: float, share: float) -> None:
+    def __init__(
+        self, start: Start, *, price: Callable[[NDArray[np.bool_]], float], budget: float, share: float, fine: float = 1.0
+    ) -> None:
         super().__init__(budget, share)
-        self.start, self.price = start, price
+        self.start, self.price, self.fine = start, price, fine
         self.sigma = start.sigma
         self.average = start.mean.copy()
         self._batches = self._steps()
@@ -89,27 +92,26 @@ class GradientOptimizer(Asked):
         yield [self.average]
 
     def _ascent(self) -> _Adam | _Nested:
-        levels = self.start.levels
-        return _Adam(self.start.mean.size) if levels is None else _Nested(levels)
+        groups = self.start.groups
+        return _Adam(self.start.mean.size) if groups is None or self.fine >= 1 else _Nested(groups, self.fine)
 
 
 class _Nested:
-    """The sum of Adam's directions at several levels: what a group has in common moves fast, what its members have, slowly.
+    """Adam's direction of groups of coordinates, and a share of that of each coordinate.
 
-    With few examples the many numbers of a fine level would follow the noise of each step as far as its signal.
+    With few examples many numbers would follow the noise of a step as far as its signal, which groups have in common.
     """
 
-    def __init__(self, levels: Sequence[tuple[NDArray[np.int64], float]]) -> None:
-        self.levels = [(groups, rate, _Adam(int(groups.max()) + 1)) for groups, rate in levels]
+    def __init__(self, groups: NDArray[np.int64], fine: float) -> None:
+        self.groups, self.fine = groups, fine
+        self.coarse, self.each = _Adam(int(groups.max()) + 1), _Adam(groups.size)
 
     def direction(self, gradient: Sequence[Any] | Vector) -> Vector:
-        """Upwards, each coordinate at most about the sum of the rates."""
-        slope, total = np.asarray(gradient, dtype=np.float64), np.zeros(len(gradient))
-        for groups, rate, adam in self.levels:
-            inside = groups >= 0
-            sums: Vector = np.bincount(groups[inside], slope[inside], adam.first.size).astype(np.float64)
-            total[inside] += rate * adam.direction(sums)[groups[inside]]
-        return total
+        """Upwards, each coordinate at most about 1."""
+        slope = np.asarray(gradient, dtype=np.float64)
+        sums: Vector = np.bincount(self.groups, slope).astype(np.float64)
+        together: Vector = self.coarse.direction(sums)[self.groups]
+        return (1 - self.fine) * together + self.fine * self.each.direction(slope)
 
 
 class _Adam:

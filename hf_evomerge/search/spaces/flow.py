@@ -172,12 +172,9 @@ class JointSpace:
         """Where a search of weights begins, on the merged layers alone; splices say little before the weights are found."""
         weights, gates = self.weights.start(), self.gates.start()
         rate = (self.gates.optimizer.sigma or _BESIDE_WEIGHTS) / weights.sigma
-        gate, levels = np.arange(gates.mean.size), None
-        if weights.levels is not None:  # gates move by themselves, on the first level
-            first = weights.levels[0][0]
-            beside = [np.concatenate([first, gate + first.max() + 1])]
-            beside += [np.concatenate([groups, np.full(gate.size, -1)]) for groups, _ in weights.levels[1:]]
-            levels = tuple((groups, factor) for groups, (_, factor) in zip(beside, weights.levels, strict=True))
+        groups = weights.groups
+        if groups is not None:  # a gate is a group by itself
+            groups = np.concatenate([groups, groups.max() + 1 + np.arange(gates.mean.size)])
         return Start(
             np.concatenate([weights.mean, gates.mean]),
             weights.sigma,
@@ -185,7 +182,7 @@ class JointSpace:
             np.concatenate([weights.upper, gates.upper]),
             candidates=tuple(np.concatenate([each, gates.mean]) for each in weights.candidates),
             rates=np.concatenate([np.ones(self.count), np.full(gates.mean.size, rate)]),
-            levels=levels,
+            groups=groups,
             prunable=np.arange(self.count + gates.mean.size) >= self.count,
         )
 

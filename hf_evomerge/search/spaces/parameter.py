@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -23,7 +23,6 @@ from ..file.config import SearchConfig
 from ..file.sections import OptimizerConfig, Range
 from ..optimizers.ask_tell import Start, Vector
 
-_RATES = (1.0, 0.3, 0.1)  # of halves of blocks, tensors, runs of rows; see docs/lab-notes.md
 _ROWS, _MOST_RUNS = 64, 10_000
 _DIGITS = 4  # of a number of a run of rows: there are thousands, and no score tells more
 
@@ -183,15 +182,10 @@ class ParameterSpace:
         sigma = self.optimizer.sigma or (0.04 if self.optimizer.algorithm == "gradient" else 1 / 6)
         candidates = {point.tobytes(): point for point in (mean, *self._starts(mean))}
         tried = tuple(candidates.values()) if len(candidates) > 1 else ()
-        return Start(mean, sigma, np.zeros(mean.size), np.ones(mean.size), tried, levels=self._levels())
-
-    def _levels(self) -> tuple[tuple[NDArray[np.int64], float], ...] | None:
-        """Halves of blocks, tensors and runs of rows, which are nested, and how fast a gradient moves each."""
-        if self.space.groups != "rows":
-            return None
-        halves = _numbered([(each.parameter, each.source, classify(each.key or "")) for each in self.coordinates])
-        tensors = _numbered([(each.parameter, each.source, each.key) for each in self.coordinates])
-        return tuple(zip((halves, tensors, np.arange(len(self.coordinates))), _RATES, strict=True))
+        halves = [(each.parameter, each.source, classify(each.key or "")) for each in self.coordinates]
+        numbers = {half: number for number, half in enumerate(dict.fromkeys(halves))}  # attention and MLP of each block
+        groups = np.array([numbers[half] for half in halves]) if self.space.groups == "rows" else None
+        return Start(mean, sigma, np.zeros(mean.size), np.ones(mean.size), tried, groups=groups)
 
     def _starts(self, mean: Vector) -> list[Vector]:
         """The points of ``starts``: the mean with other weights, inside the bounds."""
@@ -252,9 +246,3 @@ class ParameterSpace:
             parameters=parameters,
             router=self.space.router,
         )
-
-
-def _numbered(names: Sequence[Hashable]) -> NDArray[np.int64]:
-    """A number for each name; equal names have the same."""
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names])
