@@ -228,7 +228,7 @@ QUICK: dict[str, Any] = {"preset": "quick", "base": {"model": "c"}}
 def test_quick_fills_in_what_the_file_leaves_unsaid() -> None:
     """48 scores: by gradient on runs of rows where there is one, else CMA-ES on three groups; a hybrid search shares them."""
     ps = _config(**QUICK).ps
-    assert (ps.groups, ps.starts) == ("rows", ["average", "sum", "sources", "metagpt"])
+    assert (ps.groups, ps.starts) == ("rows", ["average", "sum", "sources"])
     assert (ps.optimizer.algorithm, ps.optimizer.evaluations) == ("gradient", 48)
     for more in (
         {"fitness": {"task": "generation"}},

@@ -17,8 +17,8 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what a search file leaves unsaid; objectives, ``dfs.repeat``, a search by gradient and a preset have their usual.
 
     A PS search by gradient has a weight between -.5 and 2 for each run of rows (for each tensor, where the method looks at
-    whole tensors), and begins at the best of .5, the uniform average, the sum of the task vectors, each source alone, and
-    MetaGPT's closed form. ``quick`` spends 48 scores of the search examples: by gradient where the fitness and the merge
+    whole tensors), and begins at the best of .5, the uniform average, the sum of the task vectors and each source alone.
+    ``quick`` spends 48 scores of the search examples: by gradient where the fitness and the merge
     method have one; where not, by CMA-ES with three groups of blocks.
     """
     sections = dict(data)
@@ -51,8 +51,8 @@ def _weights(part: Mapping[str, Any], *, quick: bool, based: bool) -> dict[str, 
         return dict(part)
     usual: dict[str, Any] = {}
     if has_weights := any(each.name == "weight" for each in method.source_parameters):
-        more = [*(["sum"] if method.task_vectors else []), "sources"] if gradient else []
-        usual["starts"] = ["average", *more, *(["metagpt"] if based else [])]
+        sums = ["sum"] if method.task_vectors else []
+        usual["starts"] = ["average", *([*sums, "sources"] if gradient else ["metagpt"] if based else [])]
     if not {"groups", "blocks_per_group", "split_attention"} & part.keys():
         usual["groups"] = ("rows" if method.prepare is None else "tensor") if gradient else _FEW_GROUPS
     given = part.get("parameters") or {}
