@@ -68,7 +68,10 @@ class Pretrained:
         return drawn if self.chat else [replace(each, prompt=f"{each.prompt}\n", chat=False, system=None) for each in drawn]
 
 
-COURSES: dict[Skill, Lora] = {"json": Lora(5e-4, 80, 8, bfloat16=True), "maths": Lora(5e-4, 220, 8, bfloat16=True)}
+COURSES: dict[Skill, Lora] = {
+    "json": Lora(5e-4, 80, 8, warmup=10, bfloat16=True),
+    "maths": Lora(5e-4, 220, 8, warmup=10, bfloat16=True),
+}
 MODELS = {
     "smollm2": Pretrained(COURSES, "real.jsonl", "real"),
     "gemma": Pretrained(COURSES, "gemma.jsonl", "gemma", chat=False),

@@ -1,59 +1,101 @@
-"""What a sceptic compares a merge with: LoRA fine-tunes of the best parent and of the plain average, at the search's own cost.
+"""Trains what a sceptic compares a merge with: a LoRA of a parent or of the plain average, at the search's own cost.
 
-A fine-tune sees the examples that the search sees. Its learning rate is the best of three on the validation split, each at the
-full cost, so it has three times what the search had. What comes out are adapters in the search's folder, which are scored, and
-can be used, like any source with an adapter.
+A training sees the examples that the search sees. The search takes the best of all starts and rates, each at the full cost. The
+adapters stay in the search's folder, and can be scored and used like any source with an adapter.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import EvoMergeError
 from ..recipes.recipe import MergePart, Recipe, SourceRef
+from .callbacks import Progress
 from .finetune import Lora, fine_tune
 
 if TYPE_CHECKING:
     from .evaluation.evaluator import Evaluator
 
-RATES = (2e-4, 1e-3, 5e-3)
+logger = logging.getLogger(__name__)
+
+RATES = (1e-4, 3e-4, 5e-4, 1e-3)
 FOLDER = "baselines"
 
-Tune = Callable[[SourceRef | Recipe, str, float], dict[str, SourceRef]]
-"""Fine-tunes a model, which has a name, at a cost; gives the tuned models by label, one for each learning rate."""
+Told = Callable[[int, int], None]
+"""Is told how many steps of a training are done, and how many there are."""
+
+Tune = Callable[[SourceRef | Recipe, str, float, float, Told], SourceRef]
+"""Fine-tunes a model, which has a name, at a learning rate and a cost."""
 
 
-def tuned_models(evaluator: Evaluator, folder: Path, start: SourceRef | Recipe, name: str, cost: float) -> dict[str, SourceRef]:
-    """Fine-tune a model at each of three learning rates, unless the folder holds its adapters already.
+def fine_tunes(
+    starts: Mapping[str, tuple[str, SourceRef | Recipe]], tune: Tune, cost: float, tell: Callable[[Progress], None]
+) -> dict[str, tuple[str, SourceRef]]:
+    """Fine-tune every start at every rate. What cannot be trained is left out, with a warning.
+
+    Args:
+        starts: What each start is called, and the model, by its label.
+        tune: Trains one.
+        cost: Of each training, in scores of all search examples.
+        tell: Is told of the progress.
+
+    Returns:
+        What each fine-tune is called, and the model, by its label.
+    """
+    trainings = [(label, rate) for label in starts for rate in RATES]
+    found, begin, fresh, total = dict[str, tuple[str, SourceRef]](), time.perf_counter(), 0.0, len(trainings) * cost
+    for number, (label, rate) in enumerate(trainings):
+        name = f"LoRA from {starts[label][0]}, rate {rate:g}"
+
+        def told(step: int, steps: int, number: int = number, name: str = name) -> None:
+            nonlocal fresh
+            fresh += cost / steps
+            done, seconds = round(cost * (number + step / steps), 2), time.perf_counter() - begin
+            note = f"{name.removeprefix('LoRA ')}, step {step} of {steps}"
+            tell(Progress("lora", done, int(total), number, seconds=seconds, fresh=fresh, note=note))
+
+        try:
+            model = tune(starts[label][1], label.replace(":", "-"), rate, cost, told)
+        except EvoMergeError as error:
+            logger.warning(f"the results have no {name}: {error}")
+        else:
+            found[f"lora:{label}:{rate:g}:{cost:g}"] = (name, model)
+    return found
+
+
+def tuned_model(
+    evaluator: Evaluator, folder: Path, start: SourceRef | Recipe, name: str, rate: float, cost: float, told: Told
+) -> SourceRef:
+    """Fine-tune a model with LoRA, unless the folder holds the adapter already.
 
     Args:
         evaluator: Has the search's task, examples, dtype and device.
-        folder: Where ``NAME/lora-RATE`` are written, and ``NAME/model`` where the model has to be built first.
+        folder: Where ``NAME/lora-RATE-COST`` is written, and ``NAME/model`` where the model has to be built first.
         start: A parent; or a recipe, such as that of the plain average.
-        name: What the model is called in the folder and in labels.
-        cost: Of each fine-tune, in scores of all search examples.
+        name: What the model is called in the folder.
+        rate: Learning rate.
+        cost: In scores of all search examples.
+        told: Called after each step.
 
     Returns:
-        The model with each adapter, by label.
+        The model with the adapter.
 
     Raises:
         SearchError: peft is not installed.
         EvoMergeError: The model cannot be built or trained.
     """
     plain = _plain(start, folder / name / "model", trust_remote_code=evaluator.sources.trust_remote_code)
-    settings = [
-        Lora.for_cost(cost, len(evaluator.tasks.examples("search")), rate=rate, seed=evaluator.config.seed) for rate in RATES
-    ]
-    found = {}
-    for lora in settings:
-        out = folder / name / f"lora-{lora.rate:g}"
-        if not (out / "adapter_config.json").exists():
-            _train(evaluator, plain, lora, out)
-        found[f"lora:{name}:{lora.rate:g}"] = plain.model_copy(update={"adapter": str(out)})
-    return found
+    out = folder / name / f"lora-{rate:g}-{cost:g}"
+    if not (out / "adapter_config.json").exists():
+        lora = Lora.for_cost(cost, len(evaluator.tasks.examples("search")), rate=rate, seed=evaluator.config.seed)
+        _train(evaluator, plain, lora, out, told)
+    return plain.model_copy(update={"adapter": str(out)})
 
 
 def _plain(start: SourceRef | Recipe, folder: Path, *, trust_remote_code: bool) -> SourceRef:
@@ -69,15 +111,23 @@ def _plain(start: SourceRef | Recipe, folder: Path, *, trust_remote_code: bool) 
     return SourceRef(model=str(folder))
 
 
-def _train(evaluator: Evaluator, start: SourceRef, lora: Lora, out: Path) -> None:
-    """Train one adapter, and write it in one piece; the model is left as it was."""
+def _train(evaluator: Evaluator, start: SourceRef, lora: Lora, out: Path, told: Told) -> None:
+    """Train one adapter, with no other model in memory, and write it in one piece."""
+    evaluator.models.forget()
     model: Any = evaluator.models.model(start)
     examples, tokenizer = evaluator.tasks.examples("search"), evaluator.tasks.tokenizer(start)
     try:
-        tuned = fine_tune(model, evaluator.tasks.differentiable_task, examples, tokenizer, lora)
+        tuned = fine_tune(
+            model,
+            evaluator.tasks.differentiable_task,
+            examples,
+            tokenizer,
+            lora,
+            after_step=lambda step, _: told(step, lora.steps),
+        )
         unfinished = out.with_name(f".{out.name}.new")
         shutil.rmtree(unfinished, ignore_errors=True)
         tuned.save_pretrained(unfinished)
         os.replace(unfinished, out)
     finally:
-        evaluator.models.forget_parents()  # peft has put its layers into the model
+        evaluator.models.forget()  # peft has put its layers into the model

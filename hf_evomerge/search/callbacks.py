@@ -49,9 +49,9 @@ class Progress:
     """Where a search stands, after a trial or another evaluation.
 
     Attributes:
-        phase: The stage, or ``parents``, ``finalists`` or ``test``.
+        phase: The stage, or ``parents``, ``finalists``, ``lora`` or ``test``.
         done, total: What this phase has spent, in scores of all examples, and its budget.
-        generation: From 0.
+        generation: From 0; of ``lora`` the training.
         best, mean: Best fitness of the stage so far, of the trials scored on all examples; mean of the last whole generation.
         accuracy: Of the best trial, where the task can tell.
         sigma: The optimizer's step size.
@@ -59,6 +59,7 @@ class Progress:
         seconds: Wall time of this phase in this process.
         fresh: What was evaluated in this process, in scores of all examples; the rest was replayed.
         later: Budgets of the stages that are still to come.
+        note: What it is at, in words.
     """
 
     phase: str
@@ -74,6 +75,7 @@ class Progress:
     seconds: float = 0.0
     fresh: float = 0.0
     later: float = 0.0
+    note: str = ""
 
 
 class SearchCallback:

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from .file.config import SearchConfig
     from .study.study import Study
 
-PHASES: dict[str, str] = {"parents": "parents", **STAGES, "finalists": "best, validated", "test": "held-out test"}
+PHASES: dict[str, str] = {
+    "parents": "parents",
+    **STAGES,
+    "finalists": "best, validated",
+    "lora": "LoRA trainings",
+    "test": "held-out test",
+}
 
 
 _COLUMNS = """\
@@ -75,10 +81,12 @@ class LiveTable(SearchCallback):
 
     @property
     def _remarks(self) -> list[str]:
-        """What went otherwise than it should, one line for each phase where something did."""
+        """What a phase is at, and what went otherwise than it should, one line for each phase where something did."""
         counted = {phase: {"failed": row.failed, "seen before": row.duplicates} for phase, row in self._rows.items()}
         said = {phase: [f"{count} {what}" for what, count in counts.items() if count] for phase, counts in counted.items()}
-        return [f"candidates of {PHASES.get(phase, phase)}: {', '.join(words)}" for phase, words in said.items() if words]
+        said = {f"candidates of {PHASES.get(phase, phase)}": words for phase, words in said.items()}
+        said |= {PHASES.get(phase, phase): [row.note] for phase, row in self._rows.items() if row.note}
+        return [f"{what}: {', '.join(words)}" for what, words in said.items() if words]
 
     def _shown(self) -> Group:
         fitness = self._fitness()
@@ -126,7 +134,7 @@ def _left(row: Progress) -> str:
 
 def _line(row: Progress) -> str:
     """Where a search stands, for a log."""
-    parts = [f"{PHASES.get(row.phase, row.phase)}: {row.done:g}/{row.total}"]
+    parts = [f"{PHASES.get(row.phase, row.phase)}: {row.done:g}/{row.total}", *([row.note] if row.note else [])]
     if row.sigma is not None:
         parts.append(f"generation {row.generation}")
         figures = (("best", row.best), ("accuracy", row.accuracy), ("mean", row.mean))

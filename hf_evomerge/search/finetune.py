@@ -13,7 +13,6 @@ import numpy as np
 from ..errors import SearchError
 from ..fitness import DifferentiableTask, Example
 
-WARMUP = 10  # steps
 STEP_COST = 3  # of a step, in scores of its batch: a forward and a backward pass, as a gradient of merge weights has
 
 
@@ -22,9 +21,10 @@ class Lora:
     """How a model is fine-tuned.
 
     Attributes:
-        rate: Peak learning rate of AdamW, after a warm-up of ten steps; it falls as a cosine to a hundredth.
+        rate: Peak learning rate of AdamW; it falls as a cosine to a hundredth.
         steps: Optimizer steps.
-        batch: Examples of a step.
+        batch: Examples of a step; all examples where there are fewer.
+        warmup: Steps until the peak; a tenth of all where None.
         rank: Of the adapters, on all linear layers of the blocks.
         seed: Of the adapters' initial weights and of the order of the examples.
         bfloat16: Whether the passes run in bfloat16 (the adapters stay in float32).
@@ -32,20 +32,21 @@ class Lora:
 
     rate: float
     steps: int
-    batch: int = 16
+    batch: int = 8
+    warmup: int | None = None
     rank: int = 16
     seed: int = 0
     bfloat16: bool = False
 
     @classmethod
-    def for_cost(cls, cost: float, examples: int, *, rate: float, batch: int = 16, **more: Any) -> Lora:
+    def for_cost(cls, cost: float, examples: int, *, rate: float, batch: int = 8, **more: Any) -> Lora:
         """As many steps as a cost pays for.
 
         Args:
             cost: In scores of all examples.
             examples: How many there are.
             rate: As above.
-            batch: As above; all examples where there are fewer.
+            batch: As above.
             **more: The other attributes.
         """
         batch = min(batch, examples)
@@ -87,16 +88,16 @@ def fine_tune(
     import torch
 
     library = peft()
-    adapters = library.LoraConfig(
-        r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    kind = "CAUSAL_LM" if model.can_generate() else None  # a classifier has no class of its own that leaves the head in place
+    adapters = library.LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type=kind)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        model = library.get_peft_model(model, adapters)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        tuned = library.get_peft_model(model, adapters)
+    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(trained, lr=settings.rate, weight_decay=0.0, maximize=True)
+    warmup = max(1, settings.steps // 10) if settings.warmup is None else settings.warmup
     rng, order = np.random.default_rng(settings.seed), list[int]()
     for step in range(1, settings.steps + 1):
         if len(order) < settings.batch:
@@ -105,11 +106,11 @@ def fine_tune(
         task.prepare([examples[order.pop()] for _ in range(min(settings.batch, len(examples)))], tokenizer)
         for group in optimizer.param_groups:
             cosine = 0.5 * (1 + math.cos(math.pi * (step - 1) / settings.steps))
-            group["lr"] = settings.rate * min(1.0, step / WARMUP) * (0.01 + 0.99 * cosine)
+            group["lr"] = settings.rate * min(1.0, step / warmup) * (0.01 + 0.99 * cosine)
         optimizer.zero_grad()
         with torch.autocast(trained[0].device.type, torch.bfloat16) if settings.bfloat16 else nullcontext():
-            task.backward(model)
+            task.backward(model)  # which has the adapters now
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        after_step(step, model)
-    return model
+        after_step(step, tuned)
+    return tuned

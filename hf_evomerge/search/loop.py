@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import SearchError
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe, SourceRef
-from .baselines import Tune
+from .baselines import Tune, fine_tunes
 from .callbacks import Progress, SearchCallback
 from .evaluation.sources import SourceSummary
 from .file.config import SearchConfig
@@ -193,13 +193,14 @@ class Search:
     def _result(self, winner: str, winners: dict[StageName, str]) -> Result:
         """Measure everything worth comparing on the test split, once."""
         split = self.judged_on
-        can_average = len(self.config.sources) > 1 and len(set(self.sources.layers)) == 1 and "average" in self.config.baselines
+        can_average = len(self.config.sources) > 1 and len(set(self.sources.layers)) == 1
         average = uniform_average(self.config) if can_average else None
         targets: dict[str, Recipe | SourceRef] = dict(self._parents())
+        lora = self._lora(average)
+        average = average if "average" in self.config.baselines else None
         if average is not None:
             targets[self.study.add_recipe(average)] = average
-        tuned = self._fine_tunes(average)
-        targets.update({label: ref for label, (_, ref, _) in tuned.items()})
+        targets.update({label: ref for label, (_, ref, _) in lora.items()})
         points = front(self.config, self.study) if self.config.objectives else []
         shown = [*finalists(self.config, self.study), winner] if points else []
         targets.update({key: self.study.recipe(key) for key in [*winners.values(), *shown]})
@@ -212,7 +213,7 @@ class Search:
             )
         elif average is not None:
             logger.warning(f"the results have no uniform average: {scores[average.key].error}")
-        for label, (name, _, cost) in tuned.items():
+        for label, (name, _, cost) in lora.items():
             rows.append(Row("lora", name, scores[label], cost, retained=retained[label], label=label))
         for stage in self.config.stages:
             key = winners[stage.name]
@@ -242,24 +243,29 @@ class Search:
         stages = [stage for stage in self.config.stages if stage.role != "random"]
         return round(math.fsum(trial.cost for stage in stages for trial in self.study.trials(stage.name)), 2)
 
-    def _fine_tunes(self, average: Recipe | None) -> dict[str, tuple[str, SourceRef, float]]:
-        """LoRA fine-tunes of the best parent and of the average: name, model and what was spent in all, by label."""
+    def _lora(self, average: Recipe | None) -> dict[str, tuple[str, SourceRef, float]]:
+        """The best LoRA of all starts and rates, where one is wanted: name, model and cost of all trainings, by its label.
+
+        Args:
+            average: A start beside the parents.
+        """
         if "lora" not in self.config.baselines or self.tune is None:
             return {}
-        parents = self._parents()
-        best = self._best(dict(parents), "search")
         starts: dict[str, tuple[str, Recipe | SourceRef]] = {
-            best.replace(":", "-"): (self.config.parent_names[best], parents[best])
+            label: (self.config.parent_names[label], ref) for label, ref in self._parents().items()
         }
         if average is not None:
             starts["average"] = ("the average", average)
-        chosen = {}
-        for folder, (name, start) in starts.items():
-            tuned = self.tune(start, folder, self._searched)
-            label = self._best(tuned, "validation" if "validation" in self.splits else "search")
-            row = f"LoRA fine-tune of {name}, best of {len(tuned)} rates"
-            chosen[label] = (row, tuned[label], len(tuned) * self._searched)
-        return chosen
+        tuned = fine_tunes(starts, self.tune, self._searched, self._tell_of_progress)
+        split = "validation" if "validation" in self.splits else "search"
+        scores = self._evaluate_labels({label: ref for label, (_, ref) in tuned.items()}, split, "finalists")
+        fitness = {label: each.mean for label, each in scores.items() if each.mean is not None}
+        if not fitness:
+            logger.warning(f"the results have no LoRA: {next((each.error for each in scores.values()), 'none was trained')}")
+            return {}
+        best = max(fitness, key=fitness.__getitem__)
+        how = f"best of {len(fitness)} on {split} examples, {self._searched:g} evaluations each"
+        return {best: (f"{tuned[best][0]} ({how})", tuned[best][1], len(tuned) * self._searched)}
 
     def _behind(self, stage: Stage) -> list[Stage]:
         """List a stage and the stages that it builds on: in a hybrid search all before it."""
@@ -291,7 +297,9 @@ class Search:
                 raise SearchError(f"{self._parents()[missing[index]].model}: cannot be evaluated: {scores.error}")
             self.study.add_evaluation(missing[index], split, scores)
             found[missing[index]] = scores
-            progress = Progress(phase, done, len(missing), seconds=time.perf_counter() - begin, fresh=done)
-            for callback in self.callbacks:
-                callback.on_progress(self.study, progress)
+            self._tell_of_progress(Progress(phase, done, len(missing), seconds=time.perf_counter() - begin, fresh=done))
         return {label: scores for label, scores in found.items() if scores is not None}
+
+    def _tell_of_progress(self, progress: Progress) -> None:
+        for callback in self.callbacks:
+            callback.on_progress(self.study, progress)

@@ -163,14 +163,15 @@ def _around(
         count = config.finalists * sum(stage.role != "first" for stage in config.stages)
         text = f"up to {count} of the best models on {examples['validation']} validation examples, which name the winner"
         phases.append(Phase("finalists", text, count * second * examples["validation"]))
-    averaged = averaged and len(config.sources) > 1 and "average" in config.baselines
-    tuned = (1 + averaged) * ("lora" in config.baselines)
-    if tuned:
-        spent = sum(stage.evaluations for stage in config.stages if stage.role != "random")
-        text = f"{tuned * len(RATES)} fine-tunes at {spent} evaluations each"
-        phases.append(Phase("lora", text, tuned * len(RATES) * spent * second * examples["search"], at_once=1))
+    averaged = averaged and len(config.sources) > 1
+    if "lora" in config.baselines:
+        spent, starts = sum(stage.evaluations for stage in config.stages if stage.role != "random"), parents + averaged
+        text = f"{starts * len(RATES)} trainings, {starts} starts at {len(RATES)} rates, each of {spent} evaluations"
+        chosen_on = examples.get("validation", examples["search"])
+        seconds = starts * len(RATES) * (spent * examples["search"] + chosen_on) * second
+        phases.append(Phase("lora", text, seconds, at_once=1))
     split = next(split for split in ("test", "validation", "search") if split in examples)
-    count = parents + averaged + tuned + len(config.stages)
+    count = parents + (averaged and "average" in config.baselines) + ("lora" in config.baselines) + len(config.stages)
     judged = {
         split: examples[split],
         **{name: size for name, size in examples.items() if SplitName.parse(name).kind == "retain"},

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import EvoMergeError
 from ..fitness import Example, Task
-from .baselines import FOLDER, tuned_models
+from .baselines import FOLDER, tuned_model
 from .callbacks import Patience, SearchCallback
 from .checks import check_search
 from .evaluation.devices import admit, device_kind, devices_of, places_of
@@ -105,7 +105,7 @@ def run_search(
             runner,
             sources=evaluator.sources.summary,
             splits={split: len(evaluator.tasks.examples(split)) for split in evaluator.tasks.splits},
-            tune=partial(tuned_models, evaluator, study.folder / FOLDER),
+            tune=partial(tuned_model, evaluator, study.folder / FOLDER),
             callbacks=told,
         )
         result = search.run()

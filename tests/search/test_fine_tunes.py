@@ -5,43 +5,103 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from classes import random_class
 from searches import Config
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_evomerge.recipes.recipe import SourceRef
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import Example
+from hf_evomerge.recipes.recipe import FlowPart, SourceRef
 from hf_evomerge.search import baselines
-from hf_evomerge.search.baselines import tuned_models
+from hf_evomerge.search.baselines import tuned_model
+from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.spaces.space import uniform_average
 from hf_evomerge.search.study.study import Study
 
 
 def test_fine_tunes_for_comparison(tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LoRA fine-tunes of the best parent and of the average have rows of their own, load, and are not trained twice."""
+    """The best LoRA from every parent, base and average at every rate has one row, which loads and says what was spent."""
     monkeypatch.setattr(baselines, "RATES", (1e-4, 1e-2))
-    config = search_config(baselines=["average", "lora"], retain={"old": {"jsonl": str(tiny / "test.jsonl")}})
-    result = run_search(config, tmp_path, build=False)
-    rows = [row for row in result.rows if row.stage == "lora"]
-    assert rows[0].model in [f"LoRA fine-tune of {name}, best of 2 rates" for name in ("a", "b", "base")]
-    assert rows[1].model == "LoRA fine-tune of the average, best of 2 rates"
-    assert [(row.evaluations, row.retained["old"].error) for row in rows] == [(16, None)] * 2
-    assert sum("LoRA fine-tune of" in sentence for sentence in result.verdict) == 2
-    study = Study.open(tmp_path)
-    tested = [label for label, split in study.evaluated() if split == "test" and label.startswith("lora:")]
-    study.close()
-    rate = tested[1].rsplit(":", 1)[1]
-    folder = tmp_path / "baselines" / "average"
-    tuned = SourceRef(model=str(folder / "model"), adapter=str(folder / f"lora-{rate}"))
-    evaluator = Evaluator(config)
-    assert evaluator.evaluate(tuned, "test") == rows[1].scores
-    assert len(list(folder.glob("lora-*"))) == 2
-    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    tuned_models(evaluator, folder.parent, uniform_average(config), "average", 8)
+    config = search_config(baselines=["lora"], retain={"old": {"jsonl": str(tiny / "test.jsonl")}})
+    steps: list[Progress] = []
+
+    class Steps(SearchCallback):
+        def on_progress(self, study: Study, progress: Progress) -> None:
+            steps.extend([progress] if progress.phase == "lora" else [])
+
+    result = run_search(config, tmp_path, build=False, callbacks=[Steps()])
+    (row,) = (row for row in result.rows if row.stage == "lora")
+    assert "average" not in [row.stage for row in result.rows]
+    adapters = sorted(str(file.parent.relative_to(tmp_path / "baselines")) for file in tmp_path.rglob("adapter_config.json"))
+    assert adapters == [
+        f"{start}/lora-{rate}-8" for start in ("average", "base", "source-0", "source-1") for rate in (1e-4, 0.01)
+    ]
+    with Study.open(tmp_path) as study:
+        fitness = {label: study.evaluation(label, "validation") for label, split in study.evaluated() if split == "validation"}
+    tuned = {label: scores.mean for label, scores in fitness.items() if label.startswith("lora:") and scores is not None}
+    assert len(tuned) == 8
+    assert tuned[row.label] == max(tuned.values(), key=lambda mean: mean or -np.inf)
+    start, rate = row.label.split(":8")[0].removeprefix("lora:").rsplit(":", 1)
+    name = {"source:0": "a", "source:1": "b", "average": "the average"}.get(start, start)
+    assert row.model == f"LoRA from {name}, rate {rate} (best of 8 on validation examples, 8 evaluations each)"
+    assert (row.evaluations, row.retained["old"].error) == (8 * 8, None)
+    assert sum(f" a LoRA from {name}, rate {rate}, " in sentence for sentence in result.verdict) == 1
+    assert (steps[0].done, steps[0].total, steps[-1].done, steps[-1].fresh) == (4, 64, 64, pytest.approx(64))
+    assert steps[0].note == "from base, rate 0.0001, step 1 of 2"
+    folder = tmp_path / "baselines" / start.replace(":", "-")
+    plain = SourceRef(model=str(folder / "model" if start == "average" else tiny / name))
+    tuned_again = Evaluator(config).evaluate(plain.model_copy(update={"adapter": str(folder / f"lora-{rate}-8")}), "test")
+    assert tuned_again == row.scores
+    before, steps[:] = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}, []
+    again = run_search(config, tmp_path, build=False, callbacks=[Steps()])
+    assert (steps, again.rows) == ([], result.rows)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+
+
+def test_a_training_leaves_paths_alone(tmp_path: Path, search_config: Config) -> None:
+    """Where paths run through resident sources, training adapters for a source does not change what a path scores."""
+    evaluator = Evaluator(search_config("dfs", dtype="float32"))
+    path = evaluator.config.recipe(flow=FlowPart(path=["0:0", "1:1", "0:1"]))
+    before = evaluator.evaluate(path)
+    tuned_model(evaluator, tmp_path, evaluator.config.sources[0], "a", 1e-2, 20, lambda step, steps: None)
+    assert (before.error, evaluator.evaluate(path)) == (None, before)
+
+
+def test_a_classifier_is_trained_too(tiny: Path, tmp_path: Path, search_config: Config) -> None:
+    """An adapter for a classifier, which does not generate, is trained on its labels, read again and scored."""
+    random_class("bert", 0).save_pretrained(tmp_path / "a")
+    AutoTokenizer.from_pretrained(tiny / "a").save_pretrained(tmp_path / "a")
+    ref = SourceRef(model=str(tmp_path / "a"))
+    examples = {"search": [Example(str(i), color, color) for i, color in enumerate(("red", "green", "blue"))]}
+    config = search_config("ps", sources=[ref, ref], base=None, ps={"method": "linear"}, fitness={"task": "classification"})
+    evaluator = Evaluator(config, examples=examples)
+    before = evaluator.evaluate(ref).mean
+    tuned = tuned_model(evaluator, tmp_path / "tuned", ref, "a", 1e-2, 60, lambda step, steps: None)
+    after = evaluator.evaluate(tuned).mean
+    assert before is not None
+    assert after is not None
+    assert after > before + 0.5
+
+
+def test_what_cannot_be_trained_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """A start or a rate that cannot be trained is named in a warning; the others are there."""
+
+    def tune(start: object, name: str, rate: float, cost: float, told: object) -> SourceRef:
+        if rate > 5e-4 or name == "average":
+            raise FitnessError("not finite")
+        return SourceRef(model=name)
+
+    ref = SourceRef(model="x")
+    tuned = baselines.fine_tunes({"source:0": ("a", ref), "average": ("the average", ref)}, tune, 8.5, lambda progress: None)
+    assert list(tuned) == ["lora:source:0:0.0001:8.5", "lora:source:0:0.0003:8.5", "lora:source:0:0.0005:8.5"]
+    assert tuned["lora:source:0:0.0003:8.5"] == ("LoRA from a, rate 0.0003", SourceRef(model="source-0"))
+    assert len(caplog.messages) == 5
+    assert caplog.messages[0] == "the results have no LoRA from a, rate 0.001: not finite"
 
 
 def test_a_fine_tune_climbs(tiny: Path, search_config: Config) -> None:
@@ -51,7 +111,7 @@ def test_a_fine_tune_climbs(tiny: Path, search_config: Config) -> None:
     before = evaluator.evaluate(ref).mean
     settings = Lora.for_cost(200, len(evaluator.tasks.examples("search")), rate=5e-3)
     assert (settings.steps, settings.batch) == (66, 5)
-    assert Lora.for_cost(75, 128, rate=1e-3).steps == 200
+    assert Lora.for_cost(75, 128, rate=1e-3).steps == 400
     arguments: Any = (
         evaluator.tasks.differentiable_task,
         evaluator.tasks.examples("search"),
@@ -68,3 +128,20 @@ def test_a_fine_tune_climbs(tiny: Path, search_config: Config) -> None:
     assert trained[0].mean is not None
     assert trained[0].mean > before + 0.5
     assert trained[0] == trained[1]
+
+
+@pytest.mark.parametrize(("steps", "peak"), [(4, 1), (30, 3)])
+def test_short_trainings_reach_their_rate(tiny: Path, search_config: Config, steps: int, peak: int) -> None:
+    """The rate rises over a tenth of the steps, and over one at least: Adam's first step is then as long as the rate."""
+    evaluator = Evaluator(search_config(dtype="float32"))
+    examples, tokenizer = evaluator.tasks.examples("search"), evaluator.tasks.tokenizer(SourceRef(model=str(tiny / "a")))
+    moved: list[float] = []
+
+    def after(step: int, model: Any) -> None:
+        if step == 1:  # Adam's first step moves each number by the rate
+            moved.extend(float(value.detach().abs().max()) for name, value in model.named_parameters() if "lora_B" in name)
+
+    plain = AutoModelForCausalLM.from_pretrained(tiny / "a", dtype=torch.float32)
+    make_task = evaluator.tasks.differentiable_task
+    fine_tune(plain, make_task, examples, tokenizer, Lora(1e-2, steps), after_step=after)
+    assert max(moved) == pytest.approx(1e-2 / peak, rel=1e-3)

@@ -70,8 +70,8 @@ def test_a_plan_warns(search_config: Config, search_settings: Settings) -> None:
     assert "ps" not in "".join(plan_search(search_config("ps")).warnings)
     plan = plan_search(search_config("ps", baselines=["average", "lora"], retain={"general": data["test"]}))
     text = {phase.name: phase.text for phase in plan.phases}
-    assert text["lora"] == "6 fine-tunes at 8 evaluations each"
-    assert text["test"] == "7 models on 6 test + 6 retain:general examples: all rows of the table"
+    assert text["lora"] == "16 trainings, 4 starts at 4 rates, each of 8 evaluations"
+    assert text["test"] == "6 models on 6 test + 6 retain:general examples: all rows of the table"
 
 
 def test_what_is_said_of_a_search(search_config: Config, search_settings: Settings, tiny_half: Path) -> None:

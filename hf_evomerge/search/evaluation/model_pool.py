@@ -98,9 +98,11 @@ class ModelPool:
             self._pool = (key, LayerPool(models, embedding_source=embeddings, spread=len(self.devices) > 1))
         return self._pool[1]
 
-    def forget_parents(self) -> None:
-        """Let go of the parent that was scored last."""
-        self._visitor = None
+    def forget(self) -> None:
+        """Let go of every model, sources that paths run through among them; what is wanted again is loaded again."""
+        self._visitor = self._merger = self._gradient = self._applied = self._pool = None
+        self._merged_models.clear()
+        self._resident.clear()
         gc.collect()
 
     def _parent(self, ref: SourceRef) -> PreTrainedModel:
@@ -110,8 +112,7 @@ class ModelPool:
         if self._visitor is None or self._visitor[0] != ref:
             self._visitor = None
             if self.config.space == "ps":  # one whole model at a time, where every candidate is written into the same one
-                self._merger = self._gradient = self._applied = self._pool = None
-                self._merged_models.clear()
+                self.forget()
             gc.collect()
             self._visitor = (ref, self._whole(ref))
         return self._visitor[1]

@@ -53,8 +53,8 @@ class SearchConfig(StrictModel):
             gradient doubles after every 100 generations, up to half of the examples. A random search has all.
         finalists: How many of the best trials are scored on the validation split.
         baselines: What the result is compared with, beside base and sources: the plain ``average``; a ``random`` search of the
-            same budget, in the space of the first stage; ``lora`` fine-tunes of the best parent and of the average, on the
-            search examples at the same cost (extra ``lora``).
+            same budget, in the space of the first stage; the best ``lora`` of fine-tunes of every parent and of the average
+            at four rates, on the search examples, each at the same cost (extra ``lora``).
         threads: CPU threads per evaluation. Part of the study: another number may change the last bits of a score.
         limits: What one evaluation may take.
         report_to: Where the search is logged as it runs, pictures and table included: ``trackio``, ``wandb``, ``tensorboard``.

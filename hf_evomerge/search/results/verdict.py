@@ -57,7 +57,7 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "") -> list[str]:
         elif row.stage == "random":
             sentences += against(row, "the random search", "random search found the better one", "over random search")
         elif row.stage == "lora":
-            sentences += against(row, f"a {row.model}", "here fine-tuning is worth more than merging")
+            sentences += against(row, f"a {row.model.rpartition(' (')[0]}", "here fine-tuning is worth more than merging")
         elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
             sentences += against(row, row.model, "the validation split chose the other one")
     sentences += _twins(parents) + _forgotten(winner, parents + bases, unit) + _cut(rows)
