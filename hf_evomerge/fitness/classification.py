@@ -32,12 +32,14 @@ class ClassificationSpec(TaskSpec):
             it is the most probable one, else 0.
         heads: A name for the head of each source, in their order; each example says which it is for (``head_field``), and a
             model is scored through the heads of the sources. Through its own where empty.
+        temperature: What logits are divided by.
         batch_size: Examples in a forward pass. It changes the memory and the time, not the scores.
     """
 
     task: Literal["classification"] = "classification"
     score: Literal["log_probability", "accuracy"] = "log_probability"
     heads: list[str] = Field(default_factory=list)
+    temperature: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=16, ge=1)
 
     @property
@@ -118,7 +120,7 @@ class ClassificationTask(GradientTask):
             with self.heads[head].on(model) if head else nullcontext(model) as classifier, scoring(model, gradient=gradient):
                 names: Any = classifier.config.id2label
                 labels = [label_number(self._examples[i], names) for i in batch]
-                logits = _logits(classifier, inputs, len(names))  # (B, labels)
+                logits = _logits(classifier, inputs, len(names)) / self.spec.temperature  # (B, labels)
                 chosen = logits.log_softmax(1).gather(1, logits.new_tensor(labels).long()[:, None])[:, 0]
                 if not chosen.isfinite().all():
                     raise FitnessError("the model's logits are not finite")

@@ -24,11 +24,13 @@ class TextSpec(TaskSpec):
     Attributes:
         normalize: ``sum`` scores a text's log-probability (nats), ``token`` its mean over the text's tokens, ``byte`` its mean
             over the text's bytes in UTF-8.
+        temperature: What logits are divided by.
         batch_size: Texts in a forward pass. It changes the memory and the time, not the scores: small batches stay in a CPU's
             caches, a GPU is faster with larger ones.
     """
 
     normalize: Normalize = "sum"
+    temperature: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=16, ge=1)
 
     @property
@@ -54,11 +56,17 @@ class TextTask(PreparedTask):
         pairs = [self._encode(example, tokenizer) for example in examples]
         self._owners = [number for number, own in enumerate(pairs) for _ in own]
         owners = [examples[number] for number in self._owners]
-        self._pairs = Pairs([pair for own in pairs for pair in own], owners, self.spec.batch_size, tokenizer)
+        every = [pair for own in pairs for pair in own]
+        self._pairs = Pairs(every, owners, self.spec.batch_size, tokenizer, self.token_temperature)
         self._units = [
             _units(self.spec.normalize, example.answer, sum(len(answer) for _, answer in own))
             for example, own in zip(examples, pairs, strict=True)
         ]
+
+    @property
+    def token_temperature(self) -> float:
+        """What the logits of tokens are divided by."""
+        return self.spec.temperature
 
     def evaluate(self, model: Any) -> Scores:
         """Score one model; raises `FitnessError` where its logits are not finite."""
@@ -91,6 +99,7 @@ class LikelihoodSpec(TextSpec):
             mean over the answer's bytes in UTF-8.
         separator: Text between prompt and answer. It is scored as part of the answer.
         append_eos: Whether the model must also end the answer: the end-of-text token is scored as its last token.
+        temperature: What logits are divided by.
         batch_size: Examples in a forward pass. It changes the memory and the time, not the scores: small batches stay in a
             CPU's caches, a GPU is faster with larger ones.
     """

@@ -26,6 +26,7 @@ class MultipleChoiceSpec(TextSpec):
         normalize: How choices of different length are compared: by their log-probability (``sum``), its mean over their tokens
             (``token``), or over their bytes in UTF-8 (``byte``).
         separator: Text between prompt and choice. It is scored as part of the choice.
+        temperature: What the choices' log-probabilities are divided by, for ``log_probability``.
         batch_size: Choices in a forward pass. It changes the memory and the time, not the scores.
     """
 
@@ -49,6 +50,11 @@ class MultipleChoiceTask(TextTask):
     spec_type: ClassVar[type[TaskSpec]] = MultipleChoiceSpec
     spec: MultipleChoiceSpec
 
+    @property
+    def token_temperature(self) -> float:
+        """None of its own: the softmax that counts is over choices."""
+        return 1.0
+
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Tokenise every choice of every example; raises `FitnessError` where an example has no choices to choose from."""
         for example in examples:
@@ -67,7 +73,7 @@ class MultipleChoiceTask(TextTask):
         left = iter(values)
         found, correct, outputs = [], [], []
         for example in self._questions:
-            scores = np.array([next(left) for _ in example.choices])
+            scores = np.array([next(left) for _ in example.choices]) / self.spec.temperature
             right, taken = example.choices.index(example.answer), int(scores.argmax())
             correct.append(taken == right)
             outputs.append(example.choices[taken])

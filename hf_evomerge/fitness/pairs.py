@@ -53,9 +53,13 @@ class Pairs:
         examples: The example of each pair.
         batch_size: Pairs in a forward pass.
         tokenizer: What has encoded them.
+        temperature: What logits are divided by.
     """
 
-    def __init__(self, pairs: Sequence[Pair], examples: Sequence[Example], batch_size: int, tokenizer: Any) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], examples: Sequence[Example], batch_size: int, tokenizer: Any, temperature: float = 1.0
+    ) -> None:
+        self.temperature = temperature
         self.names = [example.id for example in examples]
         self.counts = [len(answer) for _, answer in pairs]
         lengths = [len(prompt) + len(answer) - 1 for prompt, answer in pairs]
@@ -77,7 +81,7 @@ class Pairs:
         values, exact = [0.0] * len(self.counts), [False] * len(self.counts)
         with scoring(model, gradient=mean_of is not None):
             # Reading a result waits for the device, so every micro-batch is started before the first one is read.
-            for batch, (sums, hits) in [(batch, _pass(model, batch, mean_of)) for batch in self._batches]:
+            for batch, (sums, hits) in [(batch, self._pass(model, batch, mean_of)) for batch in self._batches]:
                 for pair, value, hit in zip(batch.pairs, sums.tolist(), hits.tolist(), strict=True):
                     values[pair], exact[pair] = value, hit == self.counts[pair]
         for name, value in zip(self.names, values, strict=True):
@@ -85,14 +89,13 @@ class Pairs:
                 raise FitnessError(f"the model's logits are not finite: {name} has log-probability {value}")
         return values, exact
 
-
-def _pass(model: Any, batch: _MicroBatch, mean_of: Mean | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `_score` gives, after a backward pass where it is wanted."""
-    sums, hits = _score(model, batch)
-    if mean_of is not None:
-        units, count = mean_of
-        (sums / sums.new_tensor([units[pair] for pair in batch.pairs])).sum().div(count).backward()
-    return sums.detach(), hits
+    def _pass(self, model: Any, batch: _MicroBatch, mean_of: Mean | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `_score` gives, after a backward pass where it is wanted."""
+        sums, hits = _score(model, batch, self.temperature)
+        if mean_of is not None:
+            units, count = mean_of
+            (sums / sums.new_tensor([units[pair] for pair in batch.pairs])).sum().div(count).backward()
+        return sums.detach(), hits
 
 
 def _pack(pairs: list[int], tokens: Sequence[Pair], examples: Sequence[Example], tokenizer: Any) -> _MicroBatch:
@@ -120,7 +123,7 @@ def _pack(pairs: list[int], tokens: Sequence[Pair], examples: Sequence[Example],
     )
 
 
-def _score(model: Any, batch: _MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def _score(model: Any, batch: _MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row's summed log-probability, and how many of its answer tokens are the most probable ones."""
     import torch
 
@@ -131,6 +134,8 @@ def _score(model: Any, batch: _MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
     if logits.shape[1] != len(batch.keep):  # a model class that does not know logits_to_keep returns all positions
         logits = logits[:, keep]
     logits = logits[rows, batch.columns.to(device)].float()  # (N, V)
+    if temperature != 1:
+        logits = logits / temperature
     targets = batch.targets.to(device)
     chosen = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
     sums = torch.zeros(len(batch.pairs), device=device).index_add(0, rows, chosen)

@@ -24,6 +24,7 @@ class PerplexitySpec(TextSpec):
         window: Tokens that the model is given at most.
         stride: Tokens that a window after the first one scores, with the window's others before them as context; half of the
             window where absent. As many as the window: windows side by side, the fastest.
+        temperature: What logits are divided by.
         batch_size: Windows in a forward pass. It changes the memory and the time, not the scores.
     """
 

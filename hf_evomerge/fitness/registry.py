@@ -6,7 +6,7 @@ A task is prepared once, with its examples and a tokenizer, and then evaluates a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -37,6 +37,13 @@ class TaskSpec(StrictModel):
     def unit(self) -> str:
         """What the fitness is measured in; empty where the task does not say."""
         return ""
+
+    def at_temperature(self, temperature: float) -> Self | None:
+        """The task with logits divided by a temperature, beside its own; None where scores are not log-probabilities."""
+        own = getattr(self, "temperature", None)
+        if own is None or getattr(self, "score", "log_probability") != "log_probability":
+            return None
+        return self.model_copy(update={"temperature": own * temperature})
 
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """A section of ``data`` with what this task knows of its examples and the section leaves out; by default nothing."""

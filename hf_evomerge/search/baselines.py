@@ -1,4 +1,4 @@
-"""Trains what a sceptic compares a merge with: a LoRA of a parent or of the plain average, at the search's own cost.
+"""Tunes what a sceptic compares a merge with: LoRAs of the parents and of the plain average, and a parent's temperature.
 
 A training sees the examples that the search sees. The search takes the best of all starts and rates, each at the full cost. The
 adapters stay in the search's folder, and can be scored and used like any source with an adapter.
@@ -10,11 +10,15 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from ..errors import EvoMergeError
+from ..fitness import TaskSpec
 from ..recipes.recipe import MergePart, Recipe, SourceRef
 from .callbacks import Progress
 from .finetune import Lora, fine_tune
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RATES = (1e-4, 3e-4, 5e-4, 1e-3)
+TEMPERATURES = 6  # that are scored at most, beside 1
 FOLDER = "baselines"
 
 Told = Callable[[int, int], None]
@@ -32,6 +37,54 @@ Told = Callable[[int, int], None]
 
 Tune = Callable[[SourceRef | Recipe, str, float, float, Told], SourceRef]
 """Fine-tunes a model, which has a name, at a learning rate and a cost."""
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """Tunes models on the search examples.
+
+    Attributes:
+        train: Fine-tunes with LoRA.
+        fitness: What is scored, where the search file says it.
+    """
+
+    train: Tune
+    fitness: TaskSpec | None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned model that the result is compared with.
+
+    Attributes:
+        stage: The stage of its row.
+        name: What it is called.
+        model: The model.
+        cost: What was spent to find it, in scores of all search examples.
+        fitness: What to score it by, where that is not the search's.
+    """
+
+    stage: Literal["lora", "temperature"]
+    name: str
+    model: SourceRef
+    cost: float
+    fitness: TaskSpec | None = None
+
+
+def best_temperature(score: Callable[[Sequence[float]], Sequence[float]]) -> float:
+    """The temperature that scores best: among powers of two, then half a step beside the best, then on the parabola there.
+
+    A log-probability is a concave function of 1 / temperature, so it has one peak.
+
+    Args:
+        score: Gives the score at each temperature.
+    """
+    coarse = [0.5, 1.0, 2.0, 4.0, 8.0]
+    best = coarse[int(np.argmax(score(coarse)))]
+    low, top, high = score([best / 2**0.5, best, best * 2**0.5])
+    bend = low - 2 * top + high
+    octaves = (low - high) / (4 * bend) if bend < 0 else 0.0
+    return float(f"{best * 2 ** min(1.0, max(-1.0, octaves)):.3g}")
 
 
 def fine_tunes(

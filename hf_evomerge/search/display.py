@@ -21,6 +21,7 @@ PHASES: dict[str, str] = {
     "parents": "parents",
     **STAGES,
     "finalists": "best, validated",
+    "temperature": "temperature",
     "lora": "LoRA trainings",
     "test": "held-out test",
 }

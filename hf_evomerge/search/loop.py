@@ -11,9 +11,10 @@ from types import MappingProxyType
 import numpy as np
 
 from ..errors import SearchError
+from ..fitness import TaskSpec
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe, SourceRef
-from .baselines import Tune, fine_tunes
+from .baselines import Tuned, Tuner, best_temperature, fine_tunes
 from .callbacks import Progress, SearchCallback
 from .evaluation.sources import SourceSummary
 from .file.config import SearchConfig
@@ -54,7 +55,7 @@ class Search:
         sources: What the spaces must know of the sources.
         splits: The splits that there are examples for, and how many. The number of search examples is needed where the search
             draws batches.
-        tune: Makes the fine-tunes of ``baselines: lora``.
+        tuner: Tunes models that the result is compared with.
         callbacks: What else is told, and may end a stage.
     """
 
@@ -66,13 +67,13 @@ class Search:
         *,
         sources: SourceSummary,
         splits: Mapping[str, int] = MappingProxyType({"search": 0}),
-        tune: Tune | None = None,
+        tuner: Tuner | None = None,
         callbacks: Sequence[SearchCallback] = (),
     ) -> None:
         self.callbacks = callbacks
         self.config, self.study, self.runner = config, study, runner
         self.sources, self.splits = sources, dict(splits)
-        self.tune = tune
+        self.tuner = tuner
 
     def run(self) -> Result:
         """Run or resume until every budget is spent.
@@ -166,8 +167,7 @@ class Search:
         other.
         """
         if self.config.objectives and len(keys) > 1:
-            split = "validation" if "validation" in self.splits else "search"
-            scores = self._scores_of(keys, split)
+            scores = self._scores_of(keys, self._chosen_on)
             alive = [key for key in keys if scores[key].error is None] or list(keys[:1])
             vectors = [vector(scores[key], self.config.objective_names) for key in alive]
             best = non_dominated(vectors)
@@ -196,16 +196,17 @@ class Search:
         can_average = len(self.config.sources) > 1 and len(set(self.sources.layers)) == 1
         average = uniform_average(self.config) if can_average else None
         targets: dict[str, Recipe | SourceRef] = dict(self._parents())
-        lora = self._lora(average)
+        tuned = {**self._calibrated(), **self._lora(average)}
         average = average if "average" in self.config.baselines else None
         if average is not None:
             targets[self.study.add_recipe(average)] = average
-        targets.update({label: ref for label, (_, ref, _) in lora.items()})
+        targets.update({label: each.model for label, each in tuned.items()})
+        fitness = {label: each.fitness for label, each in tuned.items()}
         points = front(self.config, self.study) if self.config.objectives else []
         shown = [*finalists(self.config, self.study), winner] if points else []
         targets.update({key: self.study.recipe(key) for key in [*winners.values(), *shown]})
-        scores = self._evaluate_labels(targets, split, "test")
-        retained = self._retained(targets)
+        scores = self._evaluate_labels(targets, split, "test", fitness)
+        retained = self._retained(targets, fitness)
         rows = [self._parent_row(label, scores[label], retained[label]) for label in self._parents()]
         if average is not None and scores[average.key].error is None:
             rows.append(
@@ -213,8 +214,8 @@ class Search:
             )
         elif average is not None:
             logger.warning(f"the results have no uniform average: {scores[average.key].error}")
-        for label, (name, _, cost) in lora.items():
-            rows.append(Row("lora", name, scores[label], cost, retained=retained[label], label=label))
+        for label, each in tuned.items():
+            rows.append(Row(each.stage, each.name, scores[label], each.cost, retained=retained[label], label=label))
         for stage in self.config.stages:
             key = winners[stage.name]
             trials = [trial for before in self._behind(stage) for trial in self.study.trials(before.name)]
@@ -243,40 +244,63 @@ class Search:
         stages = [stage for stage in self.config.stages if stage.role != "random"]
         return round(math.fsum(trial.cost for stage in stages for trial in self.study.trials(stage.name)), 2)
 
-    def _lora(self, average: Recipe | None) -> dict[str, tuple[str, SourceRef, float]]:
-        """The best LoRA of all starts and rates, where one is wanted: name, model and cost of all trainings, by its label.
-
-        Args:
-            average: A start beside the parents.
-        """
-        if "lora" not in self.config.baselines or self.tune is None:
+    def _lora(self, average: Recipe | None) -> dict[str, Tuned]:
+        """The best LoRA of all starts and rates, by its label, where one is wanted; the average is a start too."""
+        if "lora" not in self.config.baselines or self.tuner is None:
             return {}
         starts: dict[str, tuple[str, Recipe | SourceRef]] = {
             label: (self.config.parent_names[label], ref) for label, ref in self._parents().items()
         }
         if average is not None:
             starts["average"] = ("the average", average)
-        tuned = fine_tunes(starts, self.tune, self._searched, self._tell_of_progress)
-        split = "validation" if "validation" in self.splits else "search"
+        tuned, split = fine_tunes(starts, self.tuner.train, self._searched, self._tell_of_progress), self._chosen_on
         scores = self._evaluate_labels({label: ref for label, (_, ref) in tuned.items()}, split, "finalists")
         fitness = {label: each.mean for label, each in scores.items() if each.mean is not None}
         if not fitness:
             logger.warning(f"the results have no LoRA: {next((each.error for each in scores.values()), 'none was trained')}")
             return {}
         best = max(fitness, key=fitness.__getitem__)
-        how = f"best of {len(fitness)} on {split} examples, {self._searched:g} evaluations each"
-        return {best: (f"{tuned[best][0]} ({how})", tuned[best][1], len(tuned) * self._searched)}
+        name = f"{tuned[best][0]} (best of {len(fitness)} on {split} examples, {self._searched:g} evaluations each)"
+        return {best: Tuned("lora", name, tuned[best][1], len(tuned) * self._searched)}
+
+    def _calibrated(self) -> dict[str, Tuned]:
+        """The best parent at the temperature that the search examples like best, by its label, where scores are likelihoods."""
+        fitness = self.tuner.fitness if self.tuner is not None else None
+        if fitness is None or self.config.objectives or fitness.at_temperature(1.0) is None:
+            return {}
+        label = self._best(dict(self._parents()), self._chosen_on)
+        parent, tried = self._parents()[label], {label}
+
+        def label_at(temperature: float) -> str:
+            return label if temperature == 1 else f"{label}:temperature:{temperature:g}"
+
+        def score(temperatures: Sequence[float]) -> list[float]:
+            tasks = {label_at(each): fitness.at_temperature(each) for each in temperatures}
+            tried.update(tasks)
+            scores = self._evaluate_labels(dict.fromkeys(tasks, parent), "search", "temperature", tasks)
+            return [-np.inf if each.mean is None else each.mean for each in scores.values()]
+
+        best = best_temperature(score)
+        name = f"{self.config.parent_names[label]} at temperature {best:g} ({len(tried) - 1} scores)"
+        return {label_at(best): Tuned("temperature", name, parent, len(tried) - 1, fitness.at_temperature(best))}
+
+    @property
+    def _chosen_on(self) -> str:
+        """The split that models are chosen on."""
+        return "validation" if "validation" in self.splits else "search"
 
     def _behind(self, stage: Stage) -> list[Stage]:
         """List a stage and the stages that it builds on: in a hybrid search all before it."""
         return [stage] if stage.role == "random" else self.config.stages[: stage.number + 1]
 
-    def _retained(self, targets: Mapping[str, Recipe | SourceRef]) -> dict[str, dict[str, Scores]]:
+    def _retained(
+        self, targets: Mapping[str, Recipe | SourceRef], fitness: Mapping[str, TaskSpec | None]
+    ) -> dict[str, dict[str, Scores]]:
         """Scores of labelled targets on the examples that the search did not look at, by name."""
         retained: dict[str, dict[str, Scores]] = {label: {} for label in targets}
         for name in self.config.retain:
             split = str(SplitName(name, "retain"))
-            for label, scores in self._evaluate_labels(targets, split, split).items():
+            for label, scores in self._evaluate_labels(targets, split, split, fitness).items():
                 retained[label][name] = scores
         return retained
 
@@ -286,12 +310,18 @@ class Search:
             return Row("base", f"base: {name}", scores, retained=retained, label=label)
         return Row("source", name, scores, retained=retained, label=label)
 
-    def _evaluate_labels(self, targets: Mapping[str, Recipe | SourceRef], split: str, phase: str) -> dict[str, Scores]:
-        """Scores of labelled targets on a split: the stored ones, and the others evaluated and stored."""
+    def _evaluate_labels(
+        self,
+        targets: Mapping[str, Recipe | SourceRef],
+        split: str,
+        phase: str,
+        fitness: Mapping[str, TaskSpec | None] = MappingProxyType({}),
+    ) -> dict[str, Scores]:
+        """Scores of labelled targets on a split, by a label's own fitness: the stored ones, the others evaluated and stored."""
         found = {label: self.study.evaluation(label, split) for label in targets}
         missing = [label for label, scores in found.items() if scores is None]
         begin = time.perf_counter()
-        jobs = [Job(targets[label], split) for label in missing]
+        jobs = [Job(targets[label], split, fitness=fitness.get(label)) for label in missing]
         for done, (index, scores) in enumerate(self.runner.run(jobs), 1):
             if phase == "parents" and scores.error is not None:  # not stored: a search that goes on tries again
                 raise SearchError(f"{self._parents()[missing[index]].model}: cannot be evaluated: {scores.error}")

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import SearchError
 from ..fitness.scores import Scores
 from ..fitness.writing import WritingSpec
-from .baselines import RATES
+from .baselines import RATES, TEMPERATURES
 from .checks import check_search
 from .evaluation.devices import check_device, device_memory, devices_of, places_of
 from .evaluation.evaluator import Batch, Evaluator
@@ -164,6 +164,10 @@ def _around(
         text = f"up to {count} of the best models on {examples['validation']} validation examples, which name the winner"
         phases.append(Phase("finalists", text, count * second * examples["validation"]))
     averaged = averaged and len(config.sources) > 1
+    tempered = config.fitness.at_temperature(1.0) is not None and not config.objectives
+    if tempered:
+        text = f"the best parent at {TEMPERATURES} temperatures, on all search examples"
+        phases.append(Phase("temperature", text, TEMPERATURES * second * examples["search"]))
     if "lora" in config.baselines:
         spent, starts = sum(stage.evaluations for stage in config.stages if stage.role != "random"), parents + averaged
         text = f"{starts * len(RATES)} trainings, {starts} starts at {len(RATES)} rates, each of {spent} evaluations"
@@ -171,7 +175,8 @@ def _around(
         seconds = starts * len(RATES) * (spent * examples["search"] + chosen_on) * second
         phases.append(Phase("lora", text, seconds, at_once=1))
     split = next(split for split in ("test", "validation", "search") if split in examples)
-    count = parents + (averaged and "average" in config.baselines) + ("lora" in config.baselines) + len(config.stages)
+    count = parents + tempered + (averaged and "average" in config.baselines) + ("lora" in config.baselines)
+    count += len(config.stages)
     judged = {
         split: examples[split],
         **{name: size for name, size in examples.items() if SplitName.parse(name).kind == "retain"},

@@ -15,7 +15,7 @@ from ...fitness.scores import Scores, plus_minus
 from ...record import Figures
 
 _NAME = 26  # columns, into which longer names of models are folded
-RowStage = Literal["base", "source", "average", "lora", "random", "ps-first", "ps", "dfs-first", "dfs", "joint"]
+RowStage = Literal["base", "source", "temperature", "average", "lora", "random", "ps-first", "ps", "dfs-first", "dfs", "joint"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Row:
     """One model on the test split (the validation split where there is no test).
 
     Attributes:
-        stage: Where the model comes from: ``base``, ``source``, the plain ``average`` of the sources, a ``lora`` fine-tune, or
-            the stage of the search that it won (``ps``, ``dfs``, ``joint``, ``random``, or ``ps-first`` and ``dfs-first``
-            before them). Whoever looks for a row looks for its stage.
+        stage: Where the model comes from: ``base``, ``source``, the best of them at a ``temperature``, the plain ``average`` of
+            the sources, a ``lora``, or the stage of the search that it won (``ps``, ``dfs``, ``joint``, ``random``, or
+            ``ps-first`` and ``dfs-first`` before them). Whoever looks for a row looks for its stage.
         model: What the model is called in tables.
         scores: What it scored.
         evaluations: What was spent to find it, in scores of all search examples.

@@ -58,6 +58,9 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "") -> list[str]:
             sentences += against(row, "the random search", "random search found the better one", "over random search")
         elif row.stage == "lora":
             sentences += against(row, f"a {row.model.rpartition(' (')[0]}", "here fine-tuning is worth more than merging")
+        elif row.stage == "temperature":  # it gives the parent's own answers
+            advice = "what the merge gains in fitness can be had without it"
+            sentences += against(row, row.model.rpartition(" (")[0], advice, by=["fitness"])
         elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
             sentences += against(row, row.model, "the validation split chose the other one")
     sentences += _twins(parents) + _forgotten(winner, parents + bases, unit) + _cut(rows)
