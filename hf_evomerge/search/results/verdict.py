@@ -43,14 +43,11 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "") -> list[str]:
         sentences.append(
             f"EVERY ANSWER of {winner.model} IS WRONG ({winner.scores.values.size} of {winner.scores.values.size})"
         )
-    parents = [row for row in rows if row.stage == "source" and row.scores.error is None]
+    parents = [row for row in rows if row.stage in ("base", "source") and row.scores.error is None]
     if parents:
         best = max(parents, key=lambda row: _means(row.scores, by))
-        sentences += against(best, f"its best parent, {best.model}", "use that one instead")
-    bases = [row for row in rows if row.stage == "base" and row.scores.error is None]
-    for base in bases:
-        name = base.model.removeprefix("base: ")
-        sentences += against(base, "the base" if name == "base" else f"the base, {name}", "use that one instead")
+        name = f"the base ({best.model.removeprefix('base: ')})" if best.stage == "base" else best.model
+        sentences += against(best, f"its best parent, {name}", "use that one instead")
     for row in rows:
         if row.stage == "average":
             sentences += against(row, "the plain average", "the average is the better merge", "over the plain average")
@@ -63,7 +60,7 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "") -> list[str]:
             sentences += against(row, row.model.rpartition(" (")[0], advice, by=["fitness"])
         elif row.stage in STAGES and not row.winner and row.scores != winner.scores:
             sentences += against(row, row.model, "the validation split chose the other one")
-    sentences += _twins(parents) + _forgotten(winner, parents + bases, unit) + _cut(rows)
+    sentences += _twins(parents) + _forgotten(winner, parents, unit) + _cut(rows)
     if split == "test":
         sentences.append(
             "the test split was scored once, after the winner was chosen; p values are not corrected for their number"
