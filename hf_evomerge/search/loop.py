@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..errors import SearchError
 from ..fitness import TaskSpec
 from ..fitness.scores import Scores
 from ..recipes.recipe import Recipe, SourceRef
-from .baselines import Tuned, Tuner, best_temperature, fine_tunes
+from .baselines import Tuned, Tuner, best_temperature
 from .callbacks import Progress, SearchCallback
 from .evaluation.sources import SourceSummary
 from .file.config import SearchConfig
@@ -253,15 +254,15 @@ class Search:
         }
         if average is not None:
             starts["average"] = ("the average", average)
-        tuned, split = fine_tunes(starts, self.tuner.train, self._searched, self._tell_of_progress), self._chosen_on
-        scores = self._evaluate_labels({label: ref for label, (_, ref) in tuned.items()}, split, "finalists")
+        tuned, split = self.tuner.fine_tunes(starts, self._searched, self._tell_of_progress), self._chosen_on
+        scores = self._evaluate_labels({label: each.model for label, each in tuned.items()}, split, "finalists")
         fitness = {label: each.mean for label, each in scores.items() if each.mean is not None}
         if not fitness:
             logger.warning(f"the results have no LoRA: {next((each.error for each in scores.values()), 'none was trained')}")
             return {}
         best = max(fitness, key=fitness.__getitem__)
-        name = f"{tuned[best][0]} (best of {len(fitness)} on {split} examples, {self._searched:g} evaluations each)"
-        return {best: Tuned("lora", name, tuned[best][1], len(tuned) * self._searched)}
+        name = f"{tuned[best].name} (best of {len(fitness)} on {split} examples, {self._searched:g} evaluations each)"
+        return {best: replace(tuned[best], name=name, cost=len(tuned) * self._searched)}
 
     def _calibrated(self) -> dict[str, Tuned]:
         """The best parent at the temperature that the search examples like best, by its label, where scores are likelihoods."""

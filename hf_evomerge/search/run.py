@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import EvoMergeError
 from ..fitness import Example, Task
-from .baselines import FOLDER, Tuner, tuned_model
+from .baselines import Tuner
 from .callbacks import Patience, SearchCallback
 from .checks import check_search
 from .evaluation.devices import admit, device_kind, devices_of, places_of
@@ -99,15 +99,13 @@ def run_search(
         runner = _runner(config, evaluator, study, workers, partial(admit, study, mixed=mixed_devices), arguments, ray=ray)
         if (rows := largest_batch(config)) is not None:
             runner = FittedRunner(runner, study, rows)
-        train = partial(tuned_model, evaluator, study.folder / FOLDER)
-        tuner = Tuner(train, config.fitness if task_factory is None else None)
         search = Search(
             config,
             study,
             runner,
             sources=evaluator.sources.summary,
             splits={split: len(evaluator.tasks.examples(split)) for split in evaluator.tasks.splits},
-            tuner=tuner,
+            tuner=Tuner(evaluator, study.folder / "baselines", config.fitness if task_factory is None else None),
             callbacks=told,
         )
         result = search.run()

@@ -16,7 +16,7 @@ from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example
 from hf_evomerge.recipes.recipe import FlowPart, SourceRef
 from hf_evomerge.search import baselines
-from hf_evomerge.search.baselines import tuned_model
+from hf_evomerge.search.baselines import Tuner
 from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.finetune import Lora, fine_tune
@@ -63,17 +63,21 @@ def test_fine_tunes_for_comparison(tiny: Path, tmp_path: Path, search_config: Co
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
-def test_a_training_leaves_paths_alone(tmp_path: Path, search_config: Config) -> None:
+def test_a_training_leaves_paths_alone(tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where paths run through resident sources, training adapters for a source does not change what a path scores."""
+    monkeypatch.setattr(baselines, "RATES", (1e-2,))
     evaluator = Evaluator(search_config("dfs", dtype="float32"))
     path = evaluator.config.recipe(flow=FlowPart(path=["0:0", "1:1", "0:1"]))
     before = evaluator.evaluate(path)
-    tuned_model(evaluator, tmp_path, evaluator.config.sources[0], "a", 1e-2, 20, lambda step, steps: None)
+    Tuner(evaluator, tmp_path).fine_tunes({"a": ("a", evaluator.config.sources[0])}, 200, lambda progress: None)
     assert (before.error, evaluator.evaluate(path)) == (None, before)
 
 
-def test_a_classifier_is_trained_too(tiny: Path, tmp_path: Path, search_config: Config) -> None:
+def test_a_classifier_is_trained_too(
+    tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An adapter for a classifier, which does not generate, is trained on its labels, read again and scored."""
+    monkeypatch.setattr(baselines, "RATES", (1e-2,))
     random_class("bert", 0).save_pretrained(tmp_path / "a")
     AutoTokenizer.from_pretrained(tiny / "a").save_pretrained(tmp_path / "a")
     ref = SourceRef(model=str(tmp_path / "a"))
@@ -81,27 +85,31 @@ def test_a_classifier_is_trained_too(tiny: Path, tmp_path: Path, search_config: 
     config = search_config("ps", sources=[ref, ref], base=None, ps={"method": "linear"}, fitness={"task": "classification"})
     evaluator = Evaluator(config, examples=examples)
     before = evaluator.evaluate(ref).mean
-    tuned = tuned_model(evaluator, tmp_path / "tuned", ref, "a", 1e-2, 60, lambda step, steps: None)
-    after = evaluator.evaluate(tuned).mean
+    (tuned,) = Tuner(evaluator, tmp_path / "tuned").fine_tunes({"a": ("a", ref)}, 60, lambda progress: None).values()
+    after = evaluator.evaluate(tuned.model).mean
     assert before is not None
     assert after is not None
     assert after > before + 0.5
 
 
-def test_what_cannot_be_trained_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_trained_is_left_out(
+    tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A start or a rate that cannot be trained is named in a warning; the others are there."""
 
-    def tune(start: object, name: str, rate: float, cost: float, told: object) -> SourceRef:
-        if rate > 5e-4 or name == "average":
+    def train(self: Tuner, start: SourceRef, lora: Lora, out: Path, told: object) -> None:
+        if lora.rate > 5e-4 or start.model == "y":
             raise FitnessError("not finite")
-        return SourceRef(model=name)
 
-    ref = SourceRef(model="x")
-    tuned = baselines.fine_tunes({"source:0": ("a", ref), "average": ("the average", ref)}, tune, 8.5, lambda progress: None)
+    monkeypatch.setattr(Tuner, "_train", train)
+    starts = {"source:0": ("a", SourceRef(model="x")), "source:1": ("b", SourceRef(model="y"))}
+    tuned = Tuner(Evaluator(search_config()), tmp_path).fine_tunes(starts, 8.5, lambda progress: None)
     assert list(tuned) == ["lora:source:0:0.0001:8.5", "lora:source:0:0.0003:8.5", "lora:source:0:0.0005:8.5"]
-    assert tuned["lora:source:0:0.0003:8.5"] == ("LoRA from a, rate 0.0003", SourceRef(model="source-0"))
-    assert len(caplog.messages) == 5
-    assert caplog.messages[0] == "the results have no LoRA from a, rate 0.001: not finite"
+    adapter = str(tmp_path / "source-0" / "lora-0.0003-8.5")
+    assert tuned["lora:source:0:0.0003:8.5"].model == SourceRef(model="x", adapter=adapter)
+    warned = [message for message in caplog.messages if message.startswith("the results have no LoRA")]
+    assert len(warned) == 5
+    assert warned[0] == "the results have no LoRA from a, rate 0.001: not finite"
 
 
 def test_a_fine_tune_climbs(tiny: Path, search_config: Config) -> None:
