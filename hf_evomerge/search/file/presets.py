@@ -18,8 +18,8 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
 
     A PS search by gradient has a weight between -.5 and 2 for each run of rows (for each tensor, where the method looks at
     whole tensors), and begins at the best of .5, the uniform average, the sum of the task vectors and each source alone.
-    ``quick`` spends 48 scores of the search examples: by gradient where the fitness and the merge
-    method have one; where not, by CMA-ES with three groups of blocks.
+    ``quick`` spends 48 scores of the search examples: by gradient where the fitness and the merge method have one; where not,
+    by CMA-ES with three groups of blocks.
     """
     sections = dict(data)
     _set_algorithm(sections, "dfs", "sweep", where=lambda part: part.get("repeat") is not None)
