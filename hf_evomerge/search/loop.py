@@ -75,6 +75,7 @@ class Search:
         self.config, self.study, self.runner = config, study, runner
         self.sources, self.splits = sources, dict(splits)
         self.tuner = tuner
+        self.starts: dict[StageName, dict[str | None, str]] = {}
 
     def run(self) -> Result:
         """Run or resume until every budget is spent.
@@ -137,7 +138,7 @@ class Search:
             merged: Key of the recipe whose merge a search for paths builds on.
         """
         merge = self.study.recipe(merged).merge if merged is not None and stage.role != "random" else None
-        StageRun(
+        run = StageRun(
             self.config,
             self.study,
             self.runner,
@@ -146,7 +147,9 @@ class Search:
             example_count=self.splits["search"],
             begin_at=self.study.best(stage.begins_at)[0].genome if stage.begins_at is not None else None,
             callbacks=self.callbacks,
-        ).run()
+        )
+        run.run()
+        self.starts[stage.name] = run.starts
         self.study.backup()
 
     def _finalists(self, stage: Stage) -> list[str]:
@@ -223,6 +226,8 @@ class Search:
             name = _WINNER_NAMES[stage.name]
             if self.config.space == "hybrid" and stage.space == "dfs":
                 name = name.replace("DFS", "PS+DFS")
+            if (start := self.starts[stage.name].get(key)) is not None:
+                name = f"start of {name.removeprefix('evolved ')}: {start}"
             seconds = math.fsum(trial.scores.seconds for trial in trials)
             cost = round(math.fsum(trial.cost for trial in trials), 2)
             ended_with = key == winner and stage.role == "main" and not any(row.winner for row in rows)

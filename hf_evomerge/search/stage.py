@@ -69,6 +69,7 @@ class StageRun:
         self.config, self.study, self.runner = config, study, runner
         self.begin_at = begin_at
         self.stage, self.space, self.example_count = stage, space, example_count
+        self.start = self._start()
         self.optimizer = self._optimizer()
         self.spent = 0.0
         self.trials: list[Trial] = []
@@ -143,7 +144,7 @@ class StageRun:
 
     def _optimizer(self) -> Asked:
         """What proposes the genomes."""
-        settings, start, budget = self.stage.optimizer, self._start(), self.stage.evaluations
+        settings, start, budget = self.stage.optimizer, self.start, self.stage.evaluations
         count = max(self.example_count, 1)
         sizes = self.stage.batch_sizes(count)
         shares = [size / count for size in sizes]
@@ -173,7 +174,13 @@ class StageRun:
             return start
         near = _NEAR if settings.sigma is None and settings.algorithm != "gradient" else start.sigma
         mean = np.clip(self.begin_at, start.lower, start.upper)
-        return replace(start, mean=mean, sigma=near, candidates=(mean,))
+        return replace(start, mean=mean, sigma=near, candidates=(mean,), names=(f"winner of {self.stage.begins_at}",))
+
+    @property
+    def starts(self) -> dict[str | None, str]:
+        """What the models are that the stage began at, by the keys of their recipes."""
+        named = ((trial.recipe_key, self.start.name(trial.genome)) for trial in self.trials)
+        return {key: name for key, name in named if name is not None}
 
     def _seconds(self) -> float:
         """Wall time of the stage so far, in this process and those before it."""
@@ -239,9 +246,10 @@ class StageRun:
         """The examples that a generation is scored on; the same for all its candidates."""
         count = self.example_count
         size = round(self.optimizer.share * count)
-        if size >= count or self.optimizer.request.full:
+        request = self.optimizer.request
+        if size >= count or request.full:
             return None
-        rng = np.random.default_rng([self.config.seed, self.stage.number, generation])
+        rng = np.random.default_rng([self.config.seed, self.stage.number, generation - request.repeats])
         return tuple(int(i) for i in np.sort(rng.choice(count, size, replace=False)))
 
     def _add(self, trials: dict[int, Trial], trial: Trial, batch: Batch | None) -> None:

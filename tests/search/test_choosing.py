@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,49 @@ def test_rows_of_the_table(tmp_path: Path) -> None:
     assert rows == [*fixed, ("ps", "evolved PS", 31), ("dfs", "evolved PS+DFS", 51), ("random", "random search", 51)]
     assert result.split == "test"
     assert sum(row.winner for row in result.rows) == 1
+
+
+GATES = {"space": "dfs", "dfs": {"optimizer": {"evaluations": 40, "population": 7}}}
+PS = {"method": "linear", "blocks_per_group": "model", "starts": ["average"], "parameters": {"weight": {"low": 0, "high": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("more", "best", "stage", "name"),
+    [
+        (GATES, 0, "dfs", "start of DFS: a's layers"),
+        (GATES, 1, "dfs", "start of DFS: b's layers"),
+        (GATES, 2, "dfs", "start of DFS: splice of a's layers and b's layers"),
+        (GATES, 20, "dfs", "evolved DFS"),
+        ({"ps": {**PS, "optimizer": {"evaluations": 20}}}, 0, "ps", "start of PS: first point"),
+        ({"ps": {**PS, "optimizer": {"evaluations": 20}}}, 1, "ps", "start of PS: average"),
+        ({"ps": {**PS, "optimizer": {"evaluations": 20}}}, 5, "ps", "evolved PS"),
+        (
+            {"ps": {**PS, "first": {"evaluations": 9, "algorithm": "cma"}, "optimizer": {"evaluations": 20}}},
+            4,
+            "ps",
+            "ps-first",
+        ),
+    ],
+)
+def test_a_winner_that_is_a_start_is_called_that(
+    more: dict[str, Any], best: int, stage: str, name: str, tmp_path: Path
+) -> None:
+    """A stage that found nothing better than where it began says so in its row, also when the search is run again."""
+    seen: list[str] = []
+
+    def scores(job: Job) -> np.ndarray:
+        assert isinstance(job.target, SourceRef | Recipe)
+        if isinstance(job.target, Recipe) and job.target.key not in seen:
+            seen.append(job.target.key)
+        won = isinstance(job.target, Recipe) and seen.index(job.target.key) == best
+        return toy_scores(job) + (50.0 if won else 0.0)
+
+    for _ in range(2):
+        result = toy_search(tmp_path, ToyRunner(scores=scores), "ps", **more)[1]
+        row = result.row(stage)  # type: ignore[arg-type]
+        assert row.model == (f"start of PS: winner of {name}" if name == "ps-first" else name)
+        assert row.winner
+    assert result.verdict[0].startswith(row.model[0].upper() + row.model[1:])
 
 
 def test_sources_of_different_depth_have_no_average(tmp_path: Path) -> None:

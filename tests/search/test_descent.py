@@ -23,6 +23,12 @@ def optimizer(budget: float = 40.0, share: float = 0.25, **more: object) -> Grad
     return GradientOptimizer(settings.pop("start", start()), **settings)  # type: ignore[arg-type]
 
 
+def gates(begin: np.ndarray) -> GradientOptimizer:
+    """One whose steps are tried before they are gone on from."""
+    free = Start(begin, 0.1, np.zeros(8), np.full(8, np.inf), prunable=np.ones(8, dtype=bool))
+    return GradientOptimizer(free, price=lambda active: 4.0, budget=60.0, share=0.25)
+
+
 def run(it: GradientOptimizer, fails: tuple[int, ...] = ()) -> list[tuple[np.ndarray, bool, bool, float]]:
     """Ascend -|x - GOAL|^2; returns what was asked for, and what each of it cost."""
     asked: list[tuple[np.ndarray, bool, bool, float]] = []
@@ -53,9 +59,51 @@ def test_the_same_answers_give_the_same_points() -> None:
     assert [point.tobytes() for point, *_ in first] == [point.tobytes() for point, *_ in second]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_it_does_not_end_below_its_start(seed: int) -> None:
+    """Gates on a quadratic with a cliff: no step goes on from below it, and what is scored in full last is no worse than the
+    start; told the same values alone, the same points are asked for.
+    """
+    rng = np.random.default_rng(seed)
+    goal, normal, begin = rng.uniform(0, 1, 8), rng.normal(size=8), rng.uniform(0.2, 0.8, 8)
+    edge = float(normal @ begin) + rng.uniform(0.001, 0.2)
+    sharp = 10.0 ** rng.uniform(-1, 3, 8)
+
+    def fall(point: np.ndarray) -> float:
+        return -float(sharp @ (point - goal) ** 2) - (1000.0 if normal @ point > edge else 0.0)
+
+    it, told = gates(begin), []
+    while (points := it.ask()) is not None:
+        told.append((points, it.request, [fall(point) for point in points], [-2 * sharp * (each - goal) for each in points]))
+        it.tell(*told[-1][2:])
+    steps = [values[0] for _, request, values, _ in told if request.gradient]
+    assert min(steps) > -1000 + fall(begin)
+    assert told[-1][1].full
+    assert told[-1][2][0] >= fall(begin)
+    again = gates(begin)
+    for points, _, values, slopes in told:
+        assert [point.tobytes() for point in again.ask() or []] == [point.tobytes() for point in points]
+        again.tell(values, slopes)
+
+
+def test_a_step_is_tried_on_the_batch_of_its_gradient() -> None:
+    """A step that falls is halved, on the batch that its gradient was of; after one that holds steps grow again."""
+    it, asked = gates(np.full(8, 0.5)), []
+    while (points := it.ask()) is not None:
+        request = it.request
+        asked.append((points[0], request.repeats, request.gradient))
+        within = np.abs(points[0] - 0.5).max() <= 0.03
+        it.tell([0.0 if within else -9.0] * len(points), [np.ones(8)] * len(points))
+    assert [repeats for _, repeats, _ in asked[:5]] == [0, 1, 2, 3, 0]
+    assert [gradient for *_, gradient in asked[:5]] == [True, False, False, False, True]
+    lengths = [float(np.abs(point - 0.5).max()) for point, *_ in asked[1:4]]
+    assert lengths == pytest.approx([lengths[0], lengths[0] / 2, lengths[0] / 4])
+    assert np.array_equal(asked[4][0], asked[3][0])
+
+
 def test_what_stays_at_the_bound_is_given_up() -> None:
     """A coordinate that stays at its lower bound leaves for good, and what is left costs less."""
-    it = optimizer(start=start(prunable=np.array([True, False, True])))
+    it = optimizer(budget=80.0, start=start(prunable=np.array([True, False, True])))
     costs = [cost for _, gradient, _, cost in run(it) if gradient]
     assert costs == sorted(costs, reverse=True)
     assert (costs[0], costs[-1]) == (0.75, 0.5)

@@ -217,7 +217,7 @@ def test_a_stage_begins_at_the_winner_of_its_first(tmp_path: Path) -> None:
     assert rows == [
         ("ps-first", "first PS", 14),
         ("ps", "evolved PS", 45),
-        ("dfs-first", "first PS+DFS", 57),
+        ("dfs-first", "start of first PS+DFS: the merged model", 57),
         ("dfs", "evolved PS+DFS", 77),
     ]
     assert result.row("ps-first").scores.mean < 5  # type: ignore[operator]

@@ -38,6 +38,7 @@ class Start:
         lower, upper: Bounds of each coordinate, shape (n,); infinite where there are none.
         candidates: Points that are scored before the search begins, which it does at the best of them. The first are the most
             important, should the budget not do for all.
+        names: What the candidates are, such as "a splice"; what `mean` is where there are no candidates.
         rates: Factors of `sigma`, one per coordinate, shape (n,); all 1 where None.
         groups: For a search by gradient with few examples, the group of each coordinate, whose members move together at first,
             shape (n,). None: each moves by itself.
@@ -52,10 +53,16 @@ class Start:
     lower: Vector
     upper: Vector
     candidates: tuple[Vector, ...] = ()
+    names: tuple[str, ...] = ("first point",)
     rates: Vector | None = None
     groups: NDArray[np.int64] | None = None
     prunable: NDArray[np.bool_] | None = None
     moves: Callable[[Vector], list[Vector]] | None = None
+
+    def name(self, genome: Vector) -> str | None:
+        """What a genome is where the search begins there."""
+        points = zip(self.candidates or (self.mean,), self.names, strict=False)
+        return next((name for point, name in points if np.array_equal(point, genome)), None)
 
     def sample(self, rng: np.random.Generator) -> Vector:
         """One genome of random search: uniform between bounds, and normal around the mean where there are none."""
@@ -75,12 +82,14 @@ class Request:
         full: Whether they are scored on all examples, also where generations are scored on batches.
         price: What each of them costs, in scores of the examples that it is scored on.
         active: Coordinates that are still in play; all where None.
+        repeats: Whose batch they are scored on: that of so many asks before; one of their own where 0.
     """
 
     gradient: bool = False
     full: bool = False
     price: float = 1.0
     active: NDArray[np.bool_] | None = None
+    repeats: int = 0
 
 
 class Asked:
@@ -142,9 +151,13 @@ class Asked:
         candidates = list(start.candidates[: int(affordable)])
         if not candidates:
             return start.mean.copy()
-        self.request = Request(full=len(start.candidates) == 1)
-        values = yield candidates
-        return candidates[int(np.argmax([-np.inf if np.isnan(value) else value for value in values]))].copy()
+        return (yield from self.best_of(candidates, full=len(start.candidates) == 1))
+
+    def best_of(self, points: list[Vector], *, full: bool = False) -> Generator[list[Vector], list[float], Vector]:
+        """Ask for points; gives the best, of equals the first."""
+        self.request = Request(full=full)
+        values = yield points
+        return points[int(np.argmax([-np.inf if np.isnan(value) else value for value in values]))].copy()
 
 
 def default_population(dimension: int) -> int:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ask_tell import Asked, Batches, Request, Start, Vector
+from .trust import TrustRegion
 
 _FIRST, _SECOND = 0.9, 0.99  # Adam's averages of gradients and of their squares (arXiv:1412.6980)
 _FLOOR = 0.02  # of the rate, where the cosine ends
-_QUIET = 10  # steps at the lower bound, after which a coordinate is given up
+_QUIET = 10  # steps at the lower bound, after which a coordinate is given up; a sixth of the steps where these are few
 _CHECKS = (0.5, 0.75)  # of the budget spent, where the average of the last points is scored in full
 _MOST = 0.05  # of the budget, what these scores may take: steps lead further
 
@@ -62,14 +63,17 @@ class GradientOptimizer(Asked):
     def _steps(self) -> Batches:
         """Candidates, steps, and scores in full."""
         point = yield from self.best_candidate(self.start)
-        self.average = point.copy()
+        begin, self.average = point, point.copy()
         adam, quiet, checks = self._ascent(), np.zeros(point.size, dtype=int), list(checks_of(self.budget))
         good, rate = point, self.start.sigma
         rates = 1.0 if self.start.rates is None else self.start.rates
+        trust = None if self.start.prunable is None else TrustRegion()
+        last = 1.0 if trust is None else 1 + 3 * self.share  # what the end costs
+        patience = max(1, min(_QUIET, int(self.budget / (6 * self.price(quiet == 0) * self.share))))
         while True:
-            active = quiet < _QUIET
+            active = quiet < patience
             price = self.price(active)
-            if self.spent + price * self.share + 1 > self.budget or not active.any():
+            if self.spent + price * self.share + last > self.budget or not active.any():
                 break
             self.request = Request(gradient=True, price=price, active=active)
             (fitness,) = yield [point]
@@ -79,7 +83,15 @@ class GradientOptimizer(Asked):
                 continue
             good = point
             step = self.sigma * rates * adam.direction(self.gradients[0])
-            point = np.where(active, np.clip(point + step, self.start.lower, self.start.upper), self.start.lower)
+            lower, upper = np.where(active, self.start.lower, point), np.where(active, self.start.upper, point)
+            if trust is None:
+                point = np.clip(point + step, lower, upper)
+            else:
+                held = yield from trust.step(self, fitness, point, step, (lower, upper), last)
+                if held is None:
+                    adam = self._ascent()
+                    continue
+                point = held
             if self.start.prunable is not None:
                 at_bound = (point <= self.start.lower) & self.start.prunable
                 quiet = np.where(at_bound & active, quiet + 1, np.where(active, 0, quiet))
@@ -88,8 +100,11 @@ class GradientOptimizer(Asked):
                 del checks[0]
                 self.request = Request(full=True)
                 yield [self.average]
+        best = self.average
+        if trust is not None and self.spent + last <= self.budget:  # an average of gates is a path of its own
+            best = yield from self.best_of([best, point, begin])
         self.request = Request(full=True)
-        yield [self.average]
+        yield [best]
 
     def _ascent(self) -> _Adam | _Nested:
         groups = self.start.groups

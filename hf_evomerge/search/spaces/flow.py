@@ -68,11 +68,20 @@ class FlowSpace:
             return Start(self.genome.start(sigma), sigma, lower, upper)
         other = _WAITING if gradient else -0.5 * sigma
         even = [np.full(len(self.genome.layout), 1 / self.space.terms)] if self.space.terms > 1 else []
-        candidates = (*even, *(self.genome.along(slots, other) for slots in self.genome.splices()))
+        splices = self.genome.splices()
+        candidates = (*even, *(self.genome.along(slots, other) for slots in splices))
+        names = (*("even gates" for _ in even), *map(self._name, splices))
         mean = self.genome.along(self.genome.first_pass, other) if gradient else self.genome.start(sigma)
         lower = np.zeros(mean.size) if gradient else lower
         moves = self._without_one if self.space.prune else None
-        return Start(mean, sigma, lower, upper, candidates, prunable=np.ones(mean.size, dtype=np.bool_), moves=moves)
+        prunable = np.ones(mean.size, dtype=np.bool_)
+        return Start(mean, sigma, lower, upper, candidates, names, prunable=prunable, moves=moves)
+
+    def _name(self, slots: Sequence[int]) -> str:
+        """What a path through some slots is called."""
+        names = [*(f"{name}'s layers" for name in self.config.source_names), "the merged model"]
+        parts = list(dict.fromkeys(names[self.genome.layout.slots[slot][0]] for slot in slots))
+        return parts[0] if len(parts) == 1 else f"splice of {' and '.join(parts)}"
 
     def _without_one(self, genome: Vector) -> list[Vector]:
         """What is left of a path without each of its layers, until enough of them are left out."""
@@ -133,7 +142,8 @@ class RepeatSpace(FlowSpace):
         if not blocks:
             raise SearchError(f"dfs.repeat: no block makes a path of 1 to {self.space.max_hops} hops (dfs.max_hops)")
         lower = np.array([0.0, 1.0, 0.0])
-        return Start(mean, 1.0, lower, upper, moves=lambda genome: [] if genome[1] else blocks)
+        names = ("the model as it is",)
+        return Start(mean, 1.0, lower, upper, names=names, moves=lambda genome: [] if genome[1] else blocks)
 
     def path(self, genome: Vector) -> LayerPath:
         """The layers of a genome in their order."""
@@ -181,6 +191,7 @@ class JointSpace:
             np.concatenate([weights.lower, gates.lower]),
             np.concatenate([weights.upper, gates.upper]),
             candidates=tuple(np.concatenate([each, gates.mean]) for each in weights.candidates),
+            names=weights.names,
             rates=np.concatenate([np.ones(self.count), np.full(gates.mean.size, rate)]),
             groups=groups,
             prunable=np.arange(self.count + gates.mean.size) >= self.count,

@@ -180,30 +180,34 @@ class ParameterSpace:
         """Where a search begins."""
         mean = np.array([coordinate.span.start_fraction for coordinate in self.coordinates])
         sigma = self.optimizer.sigma or (0.04 if self.optimizer.algorithm == "gradient" else 1 / 6)
-        candidates = {point.tobytes(): point for point in (mean, *self._starts(mean))}
-        tried = tuple(candidates.values()) if len(candidates) > 1 else ()
+        candidates: dict[bytes, tuple[str, Vector]] = {}
+        for name, point in (("first point", mean), *self._starts(mean).items()):
+            candidates.setdefault(point.tobytes(), (name, point))
+        names, points = zip(*candidates.values(), strict=True)
         halves = [(each.parameter, each.source, classify(each.key or "")) for each in self.coordinates]
         numbers = {half: number for number, half in enumerate(dict.fromkeys(halves))}  # attention and MLP of each block
         groups = np.array([numbers[half] for half in halves]) if self.space.groups == "rows" else None
-        return Start(mean, sigma, np.zeros(mean.size), np.ones(mean.size), tried, groups=groups)
+        tried = points if len(points) > 1 else ()
+        return Start(mean, sigma, np.zeros(mean.size), np.ones(mean.size), tried, names, groups=groups)
 
-    def _starts(self, mean: Vector) -> list[Vector]:
+    def _starts(self, mean: Vector) -> dict[str, Vector]:
         """The points of ``starts``: the mean with other weights, inside the bounds."""
         count, total = self.source_count, math.fsum(self.distances)
-        weights = {
-            "average": [[1 / count] * count],
-            "sum": [[1.0] * count],
-            "sources": np.eye(count).tolist(),
-            "metagpt": [[distance / total for distance in self.distances]] if total > 0 else [],
+        alone = [f"{self.config.source_names[number]} alone" for number in self.config.ps_sources]
+        weights: dict[str, dict[str, list[float]]] = {
+            "average": {"uniform average": [1 / count] * count},
+            "sum": {"sum of the task vectors": [1.0] * count},
+            "sources": dict(zip(alone, np.eye(count).tolist(), strict=True)),
+            "metagpt": {"MetaGPT": [distance / total for distance in self.distances]} if total > 0 else {},
         }
-        points = []
-        for chosen in (each for name in self.space.starts for each in weights[name]):
+        points: dict[str, Vector] = {}
+        for name, chosen in (item for start in self.space.starts for item in weights[start].items()):
             point = mean.copy()
             for index, coordinate in enumerate(self.coordinates):
                 if coordinate.parameter == "weight" and coordinate.source is not None:
                     low, high = coordinate.span.low, coordinate.span.high
                     point[index] = min(1.0, max(0.0, (chosen[coordinate.source] - low) / (high - low)))
-            points.append(point)
+            points[name] = point
         return points
 
     def price(self, active: NDArray[np.bool_]) -> float:
