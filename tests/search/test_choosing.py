@@ -105,7 +105,7 @@ PS = {"method": "linear", "blocks_per_group": "model", "starts": ["average"], "p
         (GATES, 2, "dfs", "start of DFS: splice of a's layers and b's layers"),
         (GATES, 20, "dfs", "evolved DFS"),
         ({"ps": {**PS, "optimizer": {"evaluations": 20}}}, 0, "ps", "start of PS: first point"),
-        ({"ps": {**PS, "optimizer": {"evaluations": 20}}}, 1, "ps", "start of PS: average"),
+        ({"ps": {**PS, "optimizer": {"evaluations": 20}}}, 1, "ps", "start of PS: uniform average"),
         ({"ps": {**PS, "optimizer": {"evaluations": 20}}}, 5, "ps", "evolved PS"),
         (
             {"ps": {**PS, "first": {"evaluations": 9, "algorithm": "cma"}, "optimizer": {"evaluations": 20}}},
