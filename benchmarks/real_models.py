@@ -81,15 +81,16 @@ DETAILS = (128, 16, 8)  # search examples whose runs have tables of their own
 MOST = 512  # search examples; smaller searches have the first of them
 FULL = 128  # search examples; a score of them is the unit of cost
 LEAST = 5  # scores of all examples; a search by gradient spends three of them on its results
-RATES = (5e-4, 1e-4)  # of fine-tuning
+RATES = (5e-4, 1e-4, 3e-4, 1e-3)  # of fine-tuning
 
-HALF = {"split_attention": True}  # attention and MLP of each block
+HALF = {"split_attention": True, "starts": []}  # attention and MLP of each block, from .5
 COARSE = {"blocks_per_group": 10}
 METHODS: dict[str, Method] = {
     "base": Method("base", (1,), 1, known(base)),
     "parent-0": Method("parent that answers in JSON", (1,), 1, known(parent(0))),
     "parent-1": Method("parent that calculates", (1,), 1, known(parent(1))),
     "average": Method("uniform average", (1,), 1, known(average)),
+    "default": Method("PS, gradient, as a search does it by default", (9,), 2, ours("ps", "gradient")),
     "gradient-half": Method("PS, gradient, attention and MLP per block", (9,), 2, ours("ps", "gradient", batch=8, ps=HALF)),
     "gradient-tensor": Method("PS, gradient, per tensor", (9,), 4, ours("ps", "gradient", batch=8, ps=TENSOR)),
     **{

@@ -225,7 +225,7 @@ def lora(start: Callable[[Lab], Recipe | SourceRef], number: int) -> Run:
     return run
 
 
-TENSOR = {"groups": "tensor"}
+TENSOR = {"groups": "tensor", "starts": []}
 GATE, SLOT, MATRIX = ({"order": [1, 0], "scales": scales} for scales in ("gate", "slot", "matrix"))  # A is the second parent
 HYBRID_GATE = {"order": [2, 1, 0], "scales": "gate"}  # A is the merged model
 JOINT = HYBRID_GATE | {"repetitions": 1}
