@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class ClassificationSpec(TaskSpec):
     """Score a classifier by the label that it gives to a text or a picture.
 
-    The answer is the label's name in the model's config, or its number.
+    The answer is the label's name in the model's config, or its number. Labels of one name are one class: their probabilities
+    are summed.
 
     Attributes:
         score: What the values are: ``log_probability``, that of the right label, which has a gradient, or ``accuracy``, 1 where
@@ -119,15 +120,16 @@ class ClassificationTask(GradientTask):
         for head, batch, inputs in self._batches:
             with self.heads[head].on(model) if head else nullcontext(model) as classifier, scoring(model, gradient=gradient):
                 names: Any = classifier.config.id2label
-                labels = [label_number(self._examples[i], names) for i in batch]
-                logits = _logits(classifier, inputs, len(names)) / self.spec.temperature  # (B, labels)
+                scaled = _logits(classifier, inputs, len(names)) / self.spec.temperature
+                logits, classes = _by_name(scaled, names)  # (B, classes)
+                labels = [classes.index(str(names[label_number(self._examples[i], names)])) for i in batch]
                 chosen = logits.log_softmax(1).gather(1, logits.new_tensor(labels).long()[:, None])[:, 0]
                 if not chosen.isfinite().all():
                     raise FitnessError("the model's logits are not finite")
                 if gradient:
                     chosen.sum().div(count).backward()
                 for i, value, label, taken in zip(batch, chosen.tolist(), labels, logits.argmax(1).tolist(), strict=True):
-                    values[i], correct[i], outputs[i] = value, taken == label, str(names[taken])
+                    values[i], correct[i], outputs[i] = value, taken == label, classes[taken]
         return Scores(correct if self.spec.score == "accuracy" else values, correct=correct, outputs=outputs)
 
 
@@ -141,6 +143,18 @@ def label_number(example: Example, names: Mapping[int, str]) -> int:
         return int(answer)
     known = ", ".join(map(str, list(names.values())[:8])) + (", ..." if len(names) > 8 else "")
     raise FitnessError(f"{example.id}: the model has no label {answer!r:.80}; it has {known}")
+
+
+def _by_name(logits: torch.Tensor, names: Mapping[int, str]) -> tuple[torch.Tensor, list[str]]:
+    """Logits of the classes, in which the labels of one name are summed, and the classes' names."""
+    import torch
+
+    columns: dict[str, list[int]] = {}
+    for number in sorted(names):
+        columns.setdefault(str(names[number]), []).append(number)
+    if len(columns) < len(names):
+        logits = torch.stack([logits[:, numbers].logsumexp(1) for numbers in columns.values()], 1)
+    return logits, list(columns)
 
 
 def _inputs(examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hf_evomerge.fitness.registry import DifferentiableTask
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
 
 
@@ -47,6 +49,31 @@ def test_texts_are_scored_by_the_right_labels_log_probability(tokenizer: Any) ->
     assert list(accuracy.evaluate(model).values) == [float(right) for right in list(scores.correct)]
     with pytest.raises(FitnessError, match="accuracy has no gradient"):
         accuracy.backward(model)
+
+
+def test_labels_of_one_name_are_one_class(tokenizer: Any) -> None:
+    """Their probabilities are summed, and the most probable class counts, not the most probable label."""
+    model: Any = random_class("bert", 0, id2label={0: "warm", 1: "cold", 2: "warm"}, label2id={"warm": 2, "cold": 1})
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([0.3, 0.4, 0.3]).log())
+    task = task_of()
+    task.prepare([Example("one", "warm", "a"), Example("two", "cold", "b"), Example("three", "0", "c")], tokenizer)
+    scores = task.evaluate(model)
+    assert scores.values.tolist() == pytest.approx([math.log(0.6), math.log(0.4), math.log(0.6)], abs=1e-6)
+    assert list(scores.correct) == [True, False, True]
+    assert list(scores.outputs) == ["warm"] * 3
+
+
+def test_a_classifier_is_fine_tuned(tokenizer: Any) -> None:
+    """LoRA raises the score of a model that writes nothing, its head included."""
+    model, examples = random_class("bert", 0), [Example("one two", "red", "a"), Example("four", "blue", "b")]
+    task = task_of()
+    task.prepare(examples, tokenizer)
+    before = task.evaluate(model).mean
+    tuned = fine_tune(model.requires_grad_(False), task_of, examples, tokenizer, Lora(1e-2, steps=20, batch=2))
+    assert task.evaluate(tuned).mean > before
+    assert any("classifier" in name for name, parameter in tuned.named_parameters() if parameter.requires_grad)
 
 
 def test_the_gradient_is_that_of_the_mean_score(tokenizer: Any) -> None:
