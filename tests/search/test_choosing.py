@@ -95,6 +95,7 @@ def test_rows_of_the_table(tmp_path: Path) -> None:
 
 GATES = {"space": "dfs", "dfs": {"optimizer": {"evaluations": 40, "population": 7}}}
 PS = {"method": "linear", "blocks_per_group": "model", "starts": ["average"], "parameters": {"weight": {"low": 0, "high": 2}}}
+WEIGHTS: dict[str, Any] = {"ps": {**PS, "optimizer": {"evaluations": 20}}}
 
 
 @pytest.mark.parametrize(
@@ -104,9 +105,9 @@ PS = {"method": "linear", "blocks_per_group": "model", "starts": ["average"], "p
         (GATES, 1, "dfs", "start of DFS: b's layers"),
         (GATES, 2, "dfs", "start of DFS: splice of a's layers and b's layers"),
         (GATES, 20, "dfs", "evolved DFS"),
-        ({"ps": {**PS, "optimizer": {"evaluations": 20}}}, 0, "ps", "start of PS: first point"),
-        ({"ps": {**PS, "optimizer": {"evaluations": 20}}}, 1, "ps", "start of PS: uniform average"),
-        ({"ps": {**PS, "optimizer": {"evaluations": 20}}}, 5, "ps", "evolved PS"),
+        (WEIGHTS, 0, "ps", "start of PS: first point"),
+        (WEIGHTS, 1, "ps", "start of PS: uniform average"),
+        (WEIGHTS, 5, "ps", "evolved PS"),
         (
             {"ps": {**PS, "first": {"evaluations": 9, "algorithm": "cma"}, "optimizer": {"evaluations": 20}}},
             4,

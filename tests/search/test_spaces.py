@@ -242,7 +242,7 @@ def test_flow_space_passes_its_settings_on() -> None:
 
 
 def test_after_a_merge_the_merged_model_comes_first() -> None:
-    """In a hybrid search the merged model is A by default, and every recipe carries the merge that makes it."""
+    """In a hybrid search the merged model is A by default, alone the first path that is tried, and part of every recipe."""
     merge = MergePart(method="linear", parameters=[{"weight": 0.25}, {"weight": 0.75}])
     space = FlowSpace(_config(space="hybrid"), [4, 4, 4], merge)
     recipe = space.decode(space.start().mean)
@@ -251,6 +251,10 @@ def test_after_a_merge_the_merged_model_comes_first() -> None:
     assert recipe.flow.path == ["2:0", "2:1", "2:2", "2:3"]
     assert recipe.flow.embedding_source == 2
     assert len(space.genome.layout) == 24
+    start = space.start()
+    assert space.decode(start.candidates[0]).key == recipe.key
+    assert start.names[:3] == ("the merged model", "source-0's layers", "source-1's layers")
+    assert len(start.names) == len(start.candidates)
 
 
 def test_a_joint_space_is_weights_then_gates() -> None:
