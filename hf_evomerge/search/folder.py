@@ -17,6 +17,7 @@ from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe
 from .evaluation.provenance import Pins, pin, versions
 from .file.config import SearchConfig
+from .file.stages import Stage
 from .results.front import picked
 from .results.result import Result
 from .study.database import STUDY_FILE
@@ -65,22 +66,23 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
     Raises:
         SearchError: The folder holds the study of another search, or what this one would overwrite.
     """
-    settings = config.model_dump(mode="json")
     if not (out / STUDY_FILE).exists():
         _check_unused(written, out)
-        study = Study.create(out, settings)
+        study = Study.create(out, config.model_dump(mode="json"))
         study.set_meta("pins", pins)
         study.set_meta(NOTE, os.path.abspath(out))
         study.set_meta("versions", versions(config))
     else:
         study = Study.open(out)
         try:
-            _check_same(study, out, settings)
+            _check_same(study, out, config)
         except SearchError:
             study.close()
             raise
+        _give_more(study, config)
     said = (out / SEARCH_FILE).exists()  # not where the process that began the study ended in between
-    if not said or (written.about is not None and written.about != about_of(out, config)):
+    kept = SearchConfig.load(out / SEARCH_FILE) if said else written
+    if not said or (written.about is not None and written.about != about_of(out, config)) or _raised(kept, written):
         written.save(out / SEARCH_FILE)
     return study
 
@@ -96,7 +98,7 @@ def check_out(config: SearchConfig, out: Path) -> None:
     if not (out / STUDY_FILE).exists():
         return _check_unused(config, out)
     with Study.open(out) as study:
-        _check_same(study, out, pin(rooted(config), study.meta("pins") or {}).model_dump(mode="json"))
+        _check_same(study, out, pin(rooted(config), study.meta("pins") or {}))
 
 
 def known_pins(out: Path) -> Pins:
@@ -112,22 +114,25 @@ def known_pins(out: Path) -> Pins:
         return study.meta("pins") or {}
 
 
-def edits(study: Study) -> str | None:
-    """One line that says how the search file beside a study differs from the study's settings; None where it does not."""
+def edited(study: Study) -> tuple[SearchConfig, str | None]:
+    """The search that a study goes on with.
+
+    Returns:
+        The study's settings, with the greater budgets of the search file beside it; and a line that says how else that file
+        differs, None where it does not.
+    """
     file, config = study.folder / SEARCH_FILE, settings_of(study)
     if not file.exists():
-        return None
+        return config, None
     try:
         written = followed(rooted(SearchConfig.load(file)), study)
         written = pin(written, study.meta("pins") or {})
     except EvoMergeError as error:
-        return f"{error}; the study's own settings count"
-    changed = _changed_settings(config.model_dump(mode="json"), written.model_dump(mode="json"))
-    return (
-        f"{file}: is not what this study was begun with: {', '.join(changed)}; the study's own settings count"
-        if changed
-        else None
-    )
+        return config, f"{error}; the study's own settings count"
+    settings = written.model_dump(mode="json")
+    if changed := _changed_settings(config.model_dump(mode="json"), settings):
+        return config, f"{file}: is not what this study was begun with: {', '.join(changed)}; the study's own settings count"
+    return written.model_copy(update={"about": config.about}), None
 
 
 def save_results(config: SearchConfig, study: Study, result: Result) -> None:
@@ -231,10 +236,36 @@ def _check_unused(config: SearchConfig, out: Path) -> None:
         raise SearchError(f"{out}: holds the {SEARCH_FILE} of another search; choose another folder")
 
 
-def _check_same(study: Study, out: Path, settings: dict[str, Any]) -> None:
-    """Refuse to go on with other settings; a key that an older version did not know and that is not set is no other setting."""
-    if changed := _changed_settings(settings_of(study).model_dump(mode="json"), settings):
+def _check_same(study: Study, out: Path, now: SearchConfig) -> None:
+    """Refuse to go on with other settings, but for more evaluations of what no later stage was begun at."""
+    before = settings_of(study)
+    if changed := _changed_settings(before.model_dump(mode="json"), now.model_dump(mode="json")):
         raise SearchError(f"{out}: holds the study of another search: {', '.join(changed)}; choose another folder")
+    for stage in _raised(before, now):
+        after = next((each for each in before.stages[stage.number + 1 :] if study.trials(each.name)), None)
+        if stage.role != "random" and after is not None and after.role != "random":
+            raise SearchError(
+                f"{out}: {after} was begun at what {stage} had found, so only {after} can be given more evaluations; leave "
+                f"those of {stage} at {stage.evaluations}, or choose another folder"
+            )
+
+
+def _raised(before: SearchConfig, now: SearchConfig) -> list[Stage]:
+    """The stages, as they were, that have more evaluations now."""
+    return [old for old, new in zip(before.stages, now.stages, strict=False) if new.evaluations > old.evaluations]
+
+
+def _give_more(study: Study, config: SearchConfig) -> None:
+    """Note what each stage had been given where it is given more, and that the test split was looked at before."""
+    raised = _raised(settings_of(study), config)
+    for stage in raised:
+        budgets = study.meta("budgets", stage.name) or []
+        if study.trials(stage.name) and stage.evaluations not in budgets:  # where a process ended before it noted all
+            study.set_meta("budgets", [*budgets, stage.evaluations], stage.name)
+    if raised:
+        study.set_meta("looks", (study.meta("looks") or 1) + any(split == "test" for _, split in study.evaluated()))
+        study.set_meta("settings", config.model_dump(mode="json"))
+        study.set_meta(NOTE, os.path.abspath(study.folder))  # the settings have the names of today
 
 
 def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -243,12 +274,14 @@ def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _changes(before: Any, now: Any, where: str = "") -> list[str]:
-    """What differs between two settings: the keys, with both values."""
+    """What differs between two settings, but for evaluations that are more now: the keys, with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
         inside = [_changes(before.get(key), now.get(key), f"{where}.{key}" if where else str(key)) for key in keys]
         return [change for changes in inside for change in changes]
-    return [] if before == now else [f"{where} was {_json(before)} and is {_json(now)}"]
+    if before == now or (where.endswith(".evaluations") and now > before):
+        return []
+    return [f"{where} was {_json(before)} and is {_json(now)}"]
 
 
 def _json(value: Any) -> str:

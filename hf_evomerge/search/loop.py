@@ -242,6 +242,7 @@ class Search:
             objectives=self.config.objective_names if points else [],
             front=judged(points, scores, winner),
             unit=units(self.config)[FITNESS],
+            looks=self.study.meta("looks") or 1,
         )
 
     @property

@@ -21,7 +21,7 @@ from .evaluation.memory import default_workers, memory_of_models
 from .evaluation.provenance import check_same_grounds, files, pin
 from .file.config import SearchConfig
 from .file.sections import LimitsConfig
-from .folder import about_of, build_winner, edits, known_pins, open_study, save_results
+from .folder import about_of, build_winner, edited, known_pins, open_study, save_results
 from .loop import Search
 from .results.plots import draw_pictures
 from .results.result import Result
@@ -30,7 +30,7 @@ from .runners.cluster import RayRunner, require_ray
 from .runners.limits import Limits
 from .runners.runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
 from .study.files import PLOTS_FOLDER
-from .study.paths import rooted, settings_of
+from .study.paths import rooted
 from .study.study import Study
 from .trackers import TRACKERS
 
@@ -57,7 +57,8 @@ def run_search(
 
     Args:
         config: What to search. Where the folder has a study, it must be the one that this study was begun with, on the same
-            examples, sources and task. Branches on the Hub are pinned to their commits when the study begins.
+            examples, sources and task; the last stage may have more evaluations. Branches on the Hub are pinned to their
+            commits when the study begins.
         out: The folder.
         workers: Processes that evaluate side by side; the trials are the same for any number. With 0 this process evaluates,
             without limits; where the search file sets some, or has devices for several workers, each gets one. None: as
@@ -178,10 +179,10 @@ def resume_search(
         True
     """
     with Study.open(out) as study:
-        config, line = settings_of(study), edits(study)
+        config, line = edited(study)
     if line is not None:
         logger.warning(line)
-    with suppress(EvoMergeError):  # of which `edits` has told
+    with suppress(EvoMergeError):  # of which `edited` has told
         config = config.model_copy(update={"about": about_of(Path(out), config)})
     more: dict[str, Any] = {"trust_remote_code": trust_remote_code, "callbacks": callbacks}
     more |= {"ray": ray, "mixed_devices": mixed_devices}

@@ -70,8 +70,10 @@ class StageRun:
         self.begin_at = begin_at
         self.stage, self.space, self.example_count = stage, space, example_count
         self.start = self._start()
-        self.optimizer = self._optimizer()
-        self.spent = 0.0
+        self.stages = [*(replace(stage, evaluations=spent) for spent in study.meta("budgets", stage.name) or []), stage]
+        """The stage as it was before it was given more evaluations, each time, and as it is."""
+        self.optimizer = self._optimizer(self.stages[0], self.start)
+        self.spent, self.generation = 0.0, 0
         self.trials: list[Trial] = []
         self.stored = {trial.number: trial for trial in self.study.trials(stage.name)}
         self.first_of_recipe: dict[tuple[str, Batch | None], Trial] = {}
@@ -87,24 +89,46 @@ class StageRun:
     def run(self) -> None:
         """Generation after generation, until the budget is spent, the optimizer has converged, or a callback ends it.
 
+        A stage by gradient that was given more evaluations begins another schedule, where the one before found the best model.
+
         Raises:
             SearchError: No candidate of the first generation could be evaluated, or the study does not fit the search.
         """
-        generation = 0
-        budget, minutes = self.stage.evaluations, self.stage.minutes
-        while self.spent < budget and (len(self.trials) in self.stored or self._seconds() < minutes * 60):
+        schedules = self.stages if self.stage.algorithm == "gradient" else [self.stage]
+        ended = self._spend(schedules[0].evaluations)
+        for number, stage in enumerate(schedules[1:], 1):
+            if not ended:
+                self._begin_again(number, stage)
+                ended = self._spend(stage.evaluations)
+        for callback in self.callbacks:
+            callback.on_stage(self.study, self.stage.name, self.trials)
+        if extra := set(self.stored) - {trial.number for trial in self.trials}:
+            raise SearchError(f"{self.stage}: the study holds trial {min(extra)}, which this search never asked for")
+
+    def _begin_again(self, number: int, stage: Stage) -> None:
+        """Begin a schedule at the best trial of those before, and note in the study which one that was."""
+        trials = self.study.best(self.stage.name, len(self.stored) + len(self.trials))
+        best = next(trial for trial in trials if trial.number < len(self.trials))
+        more = replace(stage, evaluations=math.floor(stage.evaluations - self.spent))
+        self.optimizer = self._optimizer(more, replace(self.start, mean=best.genome, candidates=()))
+        if len(begun := self.study.meta("begun at", self.stage.name) or []) < number:
+            self.study.set_meta("begun at", [*begun, best.number], self.stage.name)
+
+    def _spend(self, budget: float) -> bool:
+        """Run generations until a budget is spent or the optimizer has converged; whether a callback has ended the stage."""
+        while self.spent < budget and (len(self.trials) in self.stored or self._seconds() < self.stage.minutes * 60):
             genomes = self.optimizer.ask()
             if genomes is None:
                 break
             affordable = int((budget - self.spent) / self.optimizer.cost + 1e-6)
             if affordable == 0:
                 break
-            trials = self._generation(generation, genomes[:affordable])
+            trials = self._generation(self.generation, genomes[:affordable])
             self.trials += trials
             self.spent = math.fsum(trial.cost for trial in self.trials)
             values = np.array([np.nan if trial.fitness is None else trial.fitness for trial in trials])
             alive = values[~np.isnan(values)]
-            if generation == 0 and not alive.size:
+            if self.generation == 0 and not alive.size:
                 raise SearchError(f"{self.stage}: every candidate of the first generation failed: {trials[0].scores.error}")
             self.mean = float(alive.mean()) if alive.size else None
             if len(trials) == len(genomes):
@@ -114,13 +138,10 @@ class StageRun:
                 self.optimizer.tell(values.tolist(), slopes, objectives)
             if self.fresh:
                 self.study.set_meta("seconds", self._seconds(), self.stage.name)
-            if self._tell(generation, trials):
-                break
-            generation += 1
-        for callback in self.callbacks:
-            callback.on_stage(self.study, self.stage.name, self.trials)
-        if extra := set(self.stored) - {trial.number for trial in self.trials}:
-            raise SearchError(f"{self.stage}: the study holds trial {min(extra)}, which this search never asked for")
+            if self._tell(self.generation, trials):
+                return True
+            self.generation += 1
+        return False
 
     def _tell(self, generation: int, trials: list[Trial]) -> bool:
         """Tell the callbacks of a generation; whether one ends the stage, or had ended it here before.
@@ -142,11 +163,10 @@ class StageRun:
         logger.info("%s: ended early, after generation %d", self.stage, generation)
         return True
 
-    def _optimizer(self) -> Asked:
-        """What proposes the genomes."""
-        settings, start, budget = self.stage.optimizer, self.start, self.stage.evaluations
-        count = max(self.example_count, 1)
-        sizes = self.stage.batch_sizes(count)
+    def _optimizer(self, stage: Stage, start: Start) -> Asked:
+        """What proposes the genomes of a stage."""
+        settings, budget, count = stage.optimizer, stage.evaluations, max(self.example_count, 1)
+        sizes = stage.batch_sizes(count)
         shares = [size / count for size in sizes]
         algorithm, seed = self.stage.algorithm, self.config.seed + self.stage.number
         if algorithm == "gradient":
@@ -163,7 +183,7 @@ class StageRun:
             population=settings.population,
             restarts=settings.restarts,
             seed=seed,
-            budget=budget,
+            budgets=[each.evaluations for each in self.stages],
             shares=shares,
         )
 

@@ -15,7 +15,7 @@ from hf_evomerge.hub.record import IMAGES_FOLDER, TRIALS_FILE, _public_settings,
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import STUDY_JSON, Record
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.folder import check_out, edits, open_study
+from hf_evomerge.search.folder import check_out, edited, open_study
 from hf_evomerge.search.study.study import Study
 
 
@@ -61,7 +61,7 @@ def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search: Path, tmp_
     file.write_text(file.read_text(encoding="utf-8") + "about: Counts.\n", encoding="utf-8")
     assert write_record(copy, tmp_path / "record").settings.about == "Counts."
     with Study.open(copy) as study:
-        assert edits(study) is None
+        assert edited(study)[1] is None
     other = SearchConfig.load(file).model_copy(update={"about": "Adds."})
     check_out(other, copy)
     open_study(other, copy, {}, other).close()

@@ -22,7 +22,7 @@ from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.folder import check_out, check_study, edits
+from hf_evomerge.search.folder import check_out, check_study, edited
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
 
@@ -178,7 +178,7 @@ def test_a_study_moves_with_its_data(
     assert (new / "study" / "search.yaml").read_bytes() == begun
     assert check_study(new / "study") == []
     with Study.open(new / "study") as study:
-        assert edits(study) is None
+        assert edited(study)[1] is None
     repeated = run_search(validate(SearchConfig, search_settings("ps", data), SearchError), new / "study")
     assert repeated.to_json() == result.to_json()
 

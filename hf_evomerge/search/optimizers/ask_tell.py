@@ -175,7 +175,8 @@ class Optimizer(Asked):
         restarts: When CMA-ES has converged: stop (``none``; equal fitness alone is then no convergence), or start again with
             twice the population (``ipop``).
         seed: Seed of the generator.
-        budget: In scores of all examples; it only decides how many candidates of the start, and means, are scored.
+        budgets: In scores of all examples; they only decide how many candidates of the start, and means, are scored. A search
+            that was given more has several, each for when the one before is spent.
         shares: Shares of the examples that generations are scored on: `GROWTH` generations of each, and the last from then on.
             Below 1, the mean of the distribution is scored on all of them now and then, and at the end.
 
@@ -198,10 +199,11 @@ class Optimizer(Asked):
         population: int | None = None,
         restarts: Restarts = "none",
         seed: int = 0,
-        budget: float = np.inf,
+        budgets: Sequence[float] = (np.inf,),
         shares: Sequence[float] = (1.0,),
     ) -> None:
-        super().__init__(budget, shares[0])
+        super().__init__(budgets[0], shares[0])
+        self.later = list(budgets[1:])
         if start.mean.size < 2 and algorithm != "random":
             raise SearchError("CMA-ES needs at least 2 numbers to evolve; give finer layer groups, or use algorithm: random")
         self.start, self.algorithm, self.restarts, self.shares = start, algorithm, restarts, shares
@@ -221,7 +223,7 @@ class Optimizer(Asked):
         self.mean = yield from self.best_candidate(self.start)
         while True:
             yield from self._one_run(population)
-            if self.restarts == "none" or self._is_last(self.population):
+            if self.restarts == "none" or self._is_over(self.population):
                 return
             self.restart_count += 1
             population *= 2
@@ -229,6 +231,12 @@ class Optimizer(Asked):
     def _is_last(self, population: int) -> bool:
         """Whether the budget does not do for another generation on a batch and the mean on all examples."""
         return self.share < 1 and self.spent + population * self.share + 1 > self.budget
+
+    def _is_over(self, population: int) -> bool:
+        """Whether this is so of the last budget too; until then the next one counts."""
+        while self._is_last(population) and self.later:
+            self.budget = self.later.pop(0)
+        return self._is_last(population)
 
     def _one_run(self, population: int) -> Batches:
         """One CMA-ES run from the start until it converges."""
@@ -257,7 +265,7 @@ class Optimizer(Asked):
             if self.share < 1 and (self._is_last(population) or self.spent - self._mean_at >= max(4.0, 0.1 * self.spent)):
                 self.request, self._mean_at = Request(full=True), self.spent
                 yield [np.asarray(strategy.result.xfavorite, dtype=np.float64)]
-                if self._is_last(population):
+                if self._is_over(population):
                     break
             self.request = Request()
             generations += 1

@@ -23,6 +23,7 @@ class Result:
         objectives: The names of the objectives, where there are several.
         front: The models that no other beats in all of them, the best fitness first.
         unit: What the fitness is measured in, such as ``nats per answer``; empty where it has no unit.
+        looks: How often the test split was scored: again where the search was given more evaluations after its results.
     """
 
     winner: Recipe
@@ -31,6 +32,7 @@ class Result:
     objectives: list[str] = field(default_factory=list)
     front: list[Point] = field(default_factory=list)
     unit: str = ""
+    looks: int = 1
 
     @property
     def examples(self) -> int:
@@ -48,7 +50,7 @@ class Result:
     def verdict(self) -> list[str]:
         """What the comparison says of the winner, in sentences."""
         if not self.front:
-            return verdict(self.rows, self.split, self.unit)
+            return verdict(self.rows, self.split, self.unit, self.looks)
         return front_verdict(self.front, self.rows, self.objectives, self.split)
 
     def published(self) -> Results:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 from rich.table import Table
 
@@ -30,6 +31,10 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
             parts.append(
                 f"\n{stage} ({stage.title}): {len(trials)} trials, {len(failed)} failed, {shared} with a recipe seen before"
             )
+            begun = study.meta("begun at", stage.name) or []
+            for spent, number in zip_longest(study.meta("budgets", stage.name) or [], begun):
+                where = "" if number is None else f": a new schedule, begun at trial {number}"
+                parts.append(f"was given more after {spent} evaluations{where}")
             table = Table(box=None, header_style="bold", pad_edge=False)
             unit = (stage.fitness or settings.fitness).unit
             for heading in ("trial", "gen", "fitness", "accuracy"):

@@ -25,13 +25,14 @@ def explains_rule(sentences: Sequence[str]) -> bool:
     return any(word in sentence for sentence in sentences for word in ("better", "WORSE", "hardly"))
 
 
-def verdict(rows: Sequence[Row], split: str, unit: str = "") -> list[str]:
+def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> list[str]:
     """Sentences about the winner of a comparison, the most important first; none where nothing won or it failed.
 
     Args:
         rows: Every model, on the same examples; one is the winner.
         split: What they were measured on.
         unit: What the fitness is measured in; empty where it has no unit.
+        looks: How often the test split was scored.
     """
     winner = next((row for row in rows if row.winner), None)
     if winner is None or winner.scores.error is not None:
@@ -62,9 +63,9 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "") -> list[str]:
             sentences += against(row, row.model, "the validation split chose the other one")
     sentences += _twins(parents) + _forgotten(winner, parents, unit) + _cut(rows)
     if split == "test":
-        sentences.append(
-            "the test split was scored once, after the winner was chosen; p values are not corrected for their number"
-        )
+        often = f"{looks} times, for the search was given more evaluations after its results: they are optimistic"
+        once = "once, after the winner was chosen" if looks == 1 else often
+        sentences.append(f"the test split was scored {once}; p values are not corrected for their number")
     else:
         sentences.append(f"the {split} examples helped to choose the winner: its own figures are optimistic")
     return [sentence[0].upper() + sentence[1:] for sentence in sentences]
