@@ -90,7 +90,7 @@ def test_the_best_parent_with_a_temperature(tmp_path: Path, search_config: Confi
 def test_a_task_of_the_users_own_has_no_temperature(tmp_path: Path, search_config: Config) -> None:
     """Where a task from Python takes the place of the file's, its logits cannot be divided and there is no row."""
     config = search_config(baselines=[])
-    result = run_search(config, tmp_path, build=False, task_factory=lambda: LikelihoodTask(config.fitness))  # type: ignore[arg-type]
+    result = run_search(config, tmp_path, build=False, task_factory=lambda: LikelihoodTask(config.fitness))
     assert "temperature" not in [row.stage for row in result.rows]
 
 
