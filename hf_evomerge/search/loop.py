@@ -138,7 +138,7 @@ class Search:
             merged: Key of the recipe whose merge a search for paths builds on.
         """
         merge = self.study.recipe(merged).merge if merged is not None and stage.role != "random" else None
-        run = StageRun(
+        self.starts[stage.name] = StageRun(
             self.config,
             self.study,
             self.runner,
@@ -147,9 +147,7 @@ class Search:
             example_count=self.splits["search"],
             begin_at=self.study.best(stage.begins_at)[0].genome if stage.begins_at is not None else None,
             callbacks=self.callbacks,
-        )
-        run.run()
-        self.starts[stage.name] = run.starts
+        ).run()
         self.study.backup()
 
     def _finalists(self, stage: Stage) -> list[str]:

@@ -195,7 +195,7 @@ class _StageCost:
         self.sizes = stage.batch_sizes(self.count)
         self.gradient, self.sweep = stage.algorithm == "gradient", stage.algorithm == "sweep"
         everything = np.ones(self.start.mean.size, dtype=np.bool_)
-        self.price = space.price(everything) if self.gradient else 1.0
+        self.price = space.price(everything) + (self.start.prunable is not None) if self.gradient else 1.0  # a step is tried
         one_by_one = self.gradient or self.sweep
         usual = default_population(self.start.mean.size) * (2 if stage.optimizer.algorithm == "nsga2" else 1)
         self.population = 1 if one_by_one else stage.optimizer.population or usual

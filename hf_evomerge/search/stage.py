@@ -86,10 +86,13 @@ class StageRun:
         self.begin = time.perf_counter()
         self.seconds_before = self.study.meta("seconds", stage.name) or 0.0
 
-    def run(self) -> None:
+    def run(self) -> dict[str | None, str]:
         """Generation after generation, until the budget is spent, the optimizer has converged, or a callback ends it.
 
         A stage by gradient that was given more evaluations begins another schedule, where the one before found the best model.
+
+        Returns:
+            The names of the models that the stage began at, by the keys of their recipes.
 
         Raises:
             SearchError: No candidate of the first generation could be evaluated, or the study does not fit the search.
@@ -104,6 +107,9 @@ class StageRun:
             callback.on_stage(self.study, self.stage.name, self.trials)
         if extra := set(self.stored) - {trial.number for trial in self.trials}:
             raise SearchError(f"{self.stage}: the study holds trial {min(extra)}, which this search never asked for")
+        points = zip(self.start.candidates or (self.start.mean,), self.start.names, strict=True)
+        names = {point.tobytes(): name for point, name in points}
+        return {trial.recipe_key: names[key] for trial in self.trials if (key := trial.genome.tobytes()) in names}
 
     def _begin_again(self, number: int, stage: Stage) -> None:
         """Begin a schedule at the best trial of those before, and note in the study which one that was."""
@@ -196,12 +202,6 @@ class StageRun:
         mean = np.clip(self.begin_at, start.lower, start.upper)
         return replace(start, mean=mean, sigma=near, candidates=(mean,), names=(f"winner of {self.stage.begins_at}",))
 
-    @property
-    def starts(self) -> dict[str | None, str]:
-        """What the models are that the stage began at, by the keys of their recipes."""
-        named = ((trial.recipe_key, self.start.name(trial.genome)) for trial in self.trials)
-        return {key: name for key, name in named if name is not None}
-
     def _seconds(self) -> float:
         """Wall time of the stage so far, in this process and those before it."""
         return self.seconds_before + time.perf_counter() - self.begin
@@ -266,10 +266,9 @@ class StageRun:
         """The examples that a generation is scored on; the same for all its candidates."""
         count = self.example_count
         size = round(self.optimizer.share * count)
-        request = self.optimizer.request
-        if size >= count or request.full:
+        if size >= count or self.optimizer.request.full:
             return None
-        rng = np.random.default_rng([self.config.seed, self.stage.number, generation - request.repeats])
+        rng = np.random.default_rng([self.config.seed, self.stage.number, generation - self.optimizer.request.repeats])
         return tuple(int(i) for i in np.sort(rng.choice(count, size, replace=False)))
 
     def _add(self, trials: dict[int, Trial], trial: Trial, batch: Batch | None) -> None:

@@ -59,11 +59,6 @@ class Start:
     prunable: NDArray[np.bool_] | None = None
     moves: Callable[[Vector], list[Vector]] | None = None
 
-    def name(self, genome: Vector) -> str | None:
-        """What a genome is where the search begins there."""
-        points = zip(self.candidates or (self.mean,), self.names, strict=False)
-        return next((name for point, name in points if np.array_equal(point, genome)), None)
-
     def sample(self, rng: np.random.Generator) -> Vector:
         """One genome of random search: uniform between bounds, and normal around the mean where there are none."""
         bounded = np.isfinite(self.lower) & np.isfinite(self.upper)

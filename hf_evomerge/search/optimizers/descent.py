@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .ask_tell import Asked, Batches, Request, Start, Vector
-from .trust import TrustRegion
 
 _FIRST, _SECOND = 0.9, 0.99  # Adam's averages of gradients and of their squares (arXiv:1412.6980)
 _FLOOR = 0.02  # of the rate, where the cosine ends
 _QUIET = 10  # steps at the lower bound, after which a coordinate is given up; a sixth of the steps where these are few
 _CHECKS = (0.5, 0.75)  # of the budget spent, where the average of the last points is scored in full
+_TRIES = 4  # lengths of a step of gates, each half of the one before
 _MOST = 0.05  # of the budget, what these scores may take: steps lead further
 
 
@@ -67,7 +67,7 @@ class GradientOptimizer(Asked):
         adam, quiet, checks = self._ascent(), np.zeros(point.size, dtype=int), list(checks_of(self.budget))
         good, rate = point, self.start.sigma
         rates = 1.0 if self.start.rates is None else self.start.rates
-        trust = None if self.start.prunable is None else TrustRegion()
+        trust = None if self.start.prunable is None else _TrustRegion()
         last = 1.0 if trust is None else 1 + 3 * self.share  # what the end costs
         patience = max(1, min(_QUIET, int(self.budget / (6 * self.price(quiet == 0) * self.share))))
         while True:
@@ -87,11 +87,7 @@ class GradientOptimizer(Asked):
             if trust is None:
                 point = np.clip(point + step, lower, upper)
             else:
-                held = yield from trust.step(self, fitness, point, step, (lower, upper), last)
-                if held is None:
-                    adam = self._ascent()
-                    continue
-                point = held
+                point = yield from trust.step(self, fitness, point, step, (lower, upper), last)
             if self.start.prunable is not None:
                 at_bound = (point <= self.start.lower) & self.start.prunable
                 quiet = np.where(at_bound & active, quiet + 1, np.where(active, 0, quiet))
@@ -100,15 +96,47 @@ class GradientOptimizer(Asked):
                 del checks[0]
                 self.request = Request(full=True)
                 yield [self.average]
-        best = self.average
         if trust is not None and self.spent + last <= self.budget:  # an average of gates is a path of its own
-            best = yield from self.best_of([best, point, begin])
+            self.average = yield from self.best_of([self.average, point, begin])
         self.request = Request(full=True)
-        yield [best]
+        yield [self.average]
 
     def _ascent(self) -> _Adam | _Nested:
         groups = self.start.groups
         return _Adam(self.start.mean.size) if groups is None or self.fine >= 1 else _Nested(groups, self.fine)
+
+
+class _TrustRegion:
+    """Tries each step on the batch that its gradient is of, and halves it until it holds; then steps may grow again.
+
+    A step d along a gradient g should change the fitness by <g, d>. It holds where the fitness does not fall short of this by
+    more than sum_i |g_i d_i|, the most that these slopes explain: a step straight up must not lose anything, one that older
+    gradients lead down may. Scores of one batch are compared with each other alone, so no noise of sampling is in them.
+    """
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+
+    def step(
+        self, asked: Asked, fitness: float, point: Vector, step: Vector, bounds: tuple[Vector, Vector], least: float
+    ) -> Generator[list[Vector], list[float], Vector]:
+        """Ask for points along a step from one whose fitness and gradient were told; gives the first that holds, or that one.
+
+        What is asked for leaves `least` of the budget.
+        """
+        gradient = np.asarray(asked.gradients[0], dtype=np.float64)
+        for tries in range(1, _TRIES + 1):
+            if asked.spent + asked.share + least > asked.budget:
+                break
+            there: Vector = np.clip(point + self.factor * step, *bounds)
+            changes = gradient * (there - point)
+            asked.request = Request(repeats=tries)
+            (found,) = yield [there]
+            if found >= fitness + float(changes.sum() - np.abs(changes).sum()):  # false for NaN
+                self.factor = min(1.0, 2 * self.factor)
+                return there
+            self.factor /= 2
+        return point
 
 
 class _Nested:

@@ -70,12 +70,11 @@ class FlowSpace:
         even = [np.full(len(self.genome.layout), 1 / self.space.terms)] if self.space.terms > 1 else []
         splices = self.genome.splices()
         candidates = (*even, *(self.genome.along(slots, other) for slots in splices))
-        names = (*("even gates" for _ in even), *map(self._name, splices))
+        names = (*["even gates"] * len(even), *map(self._name, splices))
         mean = self.genome.along(self.genome.first_pass, other) if gradient else self.genome.start(sigma)
         lower = np.zeros(mean.size) if gradient else lower
         moves = self._without_one if self.space.prune else None
-        prunable = np.ones(mean.size, dtype=np.bool_)
-        return Start(mean, sigma, lower, upper, candidates, names, prunable=prunable, moves=moves)
+        return Start(mean, sigma, lower, upper, candidates, names, prunable=np.ones(mean.size, dtype=np.bool_), moves=moves)
 
     def _name(self, slots: Sequence[int]) -> str:
         """What a path through some slots is called."""
@@ -142,8 +141,7 @@ class RepeatSpace(FlowSpace):
         if not blocks:
             raise SearchError(f"dfs.repeat: no block makes a path of 1 to {self.space.max_hops} hops (dfs.max_hops)")
         lower = np.array([0.0, 1.0, 0.0])
-        names = ("the model as it is",)
-        return Start(mean, 1.0, lower, upper, names=names, moves=lambda genome: [] if genome[1] else blocks)
+        return Start(mean, 1.0, lower, upper, names=("the model as it is",), moves=lambda genome: [] if genome[1] else blocks)
 
     def path(self, genome: Vector) -> LayerPath:
         """The layers of a genome in their order."""
