@@ -14,8 +14,8 @@ from .ask_tell import Asked, Batches, Request, Start, Vector
 _FIRST, _SECOND = 0.9, 0.99  # Adam's averages of gradients and of their squares (arXiv:1412.6980)
 _FLOOR = 0.02  # of the rate, where the cosine ends
 _QUIET = 10  # steps at the lower bound, after which a coordinate is given up; a sixth of the steps where these are few
-_CHECKS = (0.5, 0.75)  # of the budget spent, where the average of the last points is scored in full
 _TRIES = 4  # lengths of a step of gates, each half of the one before
+_CHECKS = (0.5, 0.75)  # of the budget spent, where the average of the last points is scored in full
 _MOST = 0.05  # of the budget, what these scores may take: steps lead further
 
 
