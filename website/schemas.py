@@ -81,12 +81,15 @@ def search_schema() -> dict[str, Any]:
         part = _schema(get_task(name).spec_type)
         schema["$defs"].update(part.pop("$defs", {}))
         part["properties"]["task"] = {"description": part["properties"]["task"]["description"], "const": name}
-        part["required"] = sorted({*part.get("required", []), "task"})
+        part["required"] = ["terms"] if name == "terms" else sorted({*part.get("required", []), "task"})
         schema["$defs"][part["title"]] = part
         choices.append({"$ref": REFERENCE.format(model=part["title"])})
     other = {"type": "string", "not": {"enum": built_in}}
     choices.append({"type": "object", "properties": {"task": other}, "required": ["task"], "description": "Your own task."})
     schema["$defs"].pop("TaskSpec", None)
+    term = schema["$defs"]["Term"]  # the keys of its task stand beside its own
+    term["properties"]["task"] = {"description": term["properties"].pop("fitness")["description"], "type": "string"}
+    term |= {"required": ["task"], "additionalProperties": True}
     schema["properties"]["fitness"] = {"description": schema["properties"]["fitness"]["description"], "anyOf": choices}
     for name in ("FirstConfig", "TaskObjective"):
         schema["$defs"][name]["properties"]["fitness"]["anyOf"] = [*choices, {"type": "null"}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .agreement import AgreementSpec, AgreementTask
 from .classification import ClassificationSpec, ClassificationTask
 from .comparison import Comparison, compare
 from .data import DataSpec
@@ -31,9 +32,12 @@ from .registry import (
 from .retrieval import RetrievalSpec, RetrievalTask
 from .rouge import RougeLSpec, RougeLTask
 from .scores import Scores
+from .terms import TermsSpec, TermsTask
 from .word_problems import Gsm8kSpec, Gsm8kTask, MgsmSpec, MgsmTask
 
 __all__ = [
+    "AgreementSpec",
+    "AgreementTask",
     "AnyTaskSpec",
     "ChoiceSpec",
     "ChoiceTask",
@@ -69,6 +73,8 @@ __all__ = [
     "Scores",
     "Task",
     "TaskSpec",
+    "TermsSpec",
+    "TermsTask",
     "check_disjoint",
     "compare",
     "draw",

@@ -127,7 +127,7 @@ class ClassificationTask(GradientTask):
                 if not chosen.isfinite().all():
                     raise FitnessError("the model's logits are not finite")
                 if gradient:
-                    chosen.sum().div(count).backward()
+                    (chosen * chosen.new_tensor([self.share(i) for i in batch])).sum().div(count).backward()
                 for i, value, label, taken in zip(batch, chosen.tolist(), labels, logits.argmax(1).tolist(), strict=True):
                     values[i], correct[i], outputs[i] = value, taken == label, classes[taken]
         return Scores(correct if self.spec.score == "accuracy" else values, correct=correct, outputs=outputs)

@@ -55,9 +55,11 @@ class DataSpec(StrictModel):
         lm_eval: Tasks of lm-evaluation-harness, by name or as YAML files, whose documents are the records: for the fitness task
             ``lm_eval``, which says how they become prompts.
         function: A Python function that returns records. Python only: a YAML file cannot name code.
+        sources: Data of several sources, by the name of each source; ``base`` is the base. Each has all fields of its own.
         prompt_field: The field that holds the prompt; not read where there is a template.
         filter: Which records count: a value, or a list of values, for each field that is looked at.
-        answer_field: The field that holds the answer; with ``choices`` its text, its label, or its number from 0.
+        answer_field: The field that holds the answer; with ``choices`` its text, its label, or its number from 0. ``null``: the
+            records have no answers.
         answer_after: Text after whose last place in that field the answer begins, such as ``####``.
         text_field: The field that holds a whole text: it is the answer, and the prompt is empty.
         choices: What there is to choose from: a field with a list of texts (or with ``text`` and ``label``, two lists), or a
@@ -88,8 +90,9 @@ class DataSpec(StrictModel):
     revision: str | None = None
     lm_eval: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] | None = None
     function: Callable[[], Iterable[Record]] | None = Field(default=None, exclude=True, repr=False)
+    sources: dict[str, DataSpec] | None = Field(default=None, min_length=1)
     prompt_field: str = "prompt"
-    answer_field: str = "answer"
+    answer_field: str | None = "answer"
     answer_after: str | None = None
     text_field: str | None = None
     choices: str | list[str] | None = None
@@ -123,10 +126,10 @@ class DataSpec(StrictModel):
 
     @model_validator(mode="after")
     def _check_source(self) -> DataSpec:
-        given = [name for name in ("jsonl", "dataset", "lm_eval", "function") if getattr(self, name) is not None]
+        given = [name for name in ("jsonl", "dataset", "lm_eval", "function", "sources") if getattr(self, name) is not None]
         if len(given) > 1 or (given and given != ["dataset"] and self.data_files) or not (given or self.data_files):
             found = " and ".join([*given, *(["data_files"] if self.data_files else [])]) or "none"
-            raise ValueError(f"give exactly one of 'jsonl', 'dataset', 'data_files' and 'lm_eval', found {found}")
+            raise ValueError(f"give exactly one of 'jsonl', 'dataset', 'data_files', 'lm_eval' and 'sources', found {found}")
         by_library = self.dataset is not None or self.data_files is not None
         if not by_library and (self.config or self.revision or self.split or self.streaming):
             raise ValueError(f"'config', 'split', 'revision' and 'streaming' belong to 'dataset'; here is {given[0]!r}")
@@ -145,6 +148,8 @@ class DataSpec(StrictModel):
         changed = sorted(name for name in _OF_RECORDS if getattr(self, name) != DataSpec.model_fields[name].default)
         if self.text_field is not None and (others := [name for name in changed if name not in ("text_field", "id_field")]):
             raise ValueError(f"'text_field' is the whole text, without a prompt; leave out {others[0]!r}")
+        if self.sources is not None and (outside := sorted(self.model_dump(exclude_defaults=True).keys() - {"sources"})):
+            raise ValueError(f"'sources': each source has fields of its own; move {outside[0]!r} there")
         if self.lm_eval is not None and changed:
             raise ValueError(f"'lm_eval' has prompts and answers of its own; leave out {changed[0]!r}")
         return self
@@ -153,7 +158,8 @@ class DataSpec(StrictModel):
     def name(self) -> str:
         """What the data is called in messages."""
         files = [self.data_files] if isinstance(self.data_files, str) else self.data_files or []
-        return self.jsonl or self.dataset or ", ".join(self.lm_eval or files) or "function"
+        of_sources = [each.name for each in (self.sources or {}).values()]
+        return self.jsonl or self.dataset or ", ".join(self.lm_eval or of_sources or files) or "function"
 
     @property
     def suffix(self) -> str:
@@ -165,7 +171,8 @@ class DataSpec(StrictModel):
     @property
     def fields(self) -> list[str]:
         """The fields that are read from every record."""
-        read = [*self.prompt_fields, self.answer_field] if self.text_field is None else [self.text_field]
+        answers = [] if self.answer_field is None else [self.answer_field]
+        read = [*self.prompt_fields, *answers] if self.text_field is None else [self.text_field]
         if isinstance(self.choices, str):
             read.append(self.choices)
         read += self.filter or ()

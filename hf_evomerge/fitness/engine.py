@@ -16,10 +16,11 @@ EngineName = Literal["transformers", "vllm"]
 
 
 class Written(NamedTuple):
-    """A response, and whether the model or a stop string ended it."""
+    """A response, whether the model or a stop string ended it, and its tokens."""
 
     text: str
     ended: bool
+    tokens: Sequence[int] = ()
 
 
 class Engine(Protocol):
@@ -57,4 +58,4 @@ def check_engine(name: EngineName) -> None:
 def written_as(tokenizer: Any, tokens: Sequence[int], ends: set[int], ended: bool) -> Written:
     """The response that tokens are, up to the first end-of-text token; what follows is padding."""
     response = tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
-    return Written(str(tokenizer.decode(response, skip_special_tokens=True)), ended)
+    return Written(str(tokenizer.decode(response, skip_special_tokens=True)), ended, response)

@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import FitnessError, one_line
 
@@ -87,6 +87,8 @@ class Example:
         content: The record's own text in the prompt, without the template's: what two examples are the same problem by. The
             whole prompt where it is empty.
         head: The name of the head that it is for, where models have several.
+        source: The name of the source that it belongs to, where the task compares models with a source.
+        beside: Examples of further terms of the fitness, which are scored together with this one.
         gloss: What the problem says, in a language that readers of the published model know; no model sees it.
     """
 
@@ -99,4 +101,19 @@ class Example:
     pictures: tuple[Picture, ...] = ()
     content: str = dataclasses.field(default="", compare=False, repr=False)
     head: str = ""
+    source: str = ""
+    beside: tuple[Beside, ...] = dataclasses.field(default=(), repr=False)
     gloss: str = dataclasses.field(default="", compare=False, repr=False)
+
+    @property
+    def all(self) -> list[Example]:
+        """This example and the ones beside it."""
+        return [self, *(other.example for other in self.beside)]
+
+
+class Beside(NamedTuple):
+    """An example of a further term: the term's number, and what the example counts where one of the search's counts 1."""
+
+    term: int
+    share: float
+    example: Example

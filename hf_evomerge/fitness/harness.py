@@ -10,7 +10,6 @@ import copy
 import functools
 import io
 import logging
-import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -44,7 +43,6 @@ class LmEvalSpec(TaskSpec):
     Attributes:
         metric: What counts, such as ``acc_norm``, or ``exact_match,strict-match`` for that of a filter; for each task by its
             name where they differ. The first of each task by default, after its first filter.
-        weights: How much each task counts, by name; by default every document counts the same.
         num_fewshot: Solved examples before each question; the task's own number by default.
         chat: Wrap the prompts in the tokenizer's chat template.
         system: The system message of the chat.
@@ -54,7 +52,6 @@ class LmEvalSpec(TaskSpec):
 
     task: Literal["lm_eval"] = "lm_eval"
     metric: str | dict[str, str] | None = None
-    weights: dict[str, float] | None = None
     num_fewshot: int | None = Field(default=None, ge=0)
     chat: bool = False
     system: str | None = None
@@ -126,8 +123,6 @@ class LmEvalTask:
         if len(self._tasks) < len(found):
             raise FitnessError(f"data.lm_eval: two tasks have one name; there are {', '.join(found)}")
         self._metrics = {name: self._metric(name) for name in self._tasks}
-        if unknown := sorted(set(self.spec.weights or self._tasks) ^ set(self._tasks)):
-            raise FitnessError(f"weights: {unknown[0]!r} has a weight or examples, and not both; there are {list(self._tasks)}")
         self._tokenizer = copy.deepcopy(tokenizer)  # lm_eval gives it a token for padding
         if self.spec.chat:
             self._check_chat(examples[0])
@@ -184,20 +179,6 @@ class LmEvalTask:
         values = np.array([value for value, _ in pairs])
         right = all(metric.startswith(_RIGHT) for metric, _ in self._metrics.values()) and bool(np.isin(values, (0, 1)).all())
         correct = values.astype(bool) if right else None
-        if (weights := self.spec.weights) is not None:
-            counts = {task: sum(name == task for name, _ in self._places) for task in self._tasks}
-            total = math.fsum(weights.values())
-            means = {
-                task: math.fsum(found[task][i][0] for name, i in self._places if name == task) / counts[task] for task in counts
-            }
-            mean = math.fsum(weights[task] * means[task] for task in counts) / total
-            # around the weighted mean, what a document differs from its own task's: so the error is the weighted mean's too
-            values = np.array(
-                [
-                    mean + weights[name] / total * len(values) / counts[name] * (value - means[name])
-                    for (name, _), value in zip(self._places, values, strict=True)
-                ]
-            )
         outputs = [text for _, text in pairs]
         return Scores(values, correct=correct, outputs=outputs if any(outputs) else None)
 

@@ -79,7 +79,8 @@ class TextTask(PreparedTask):
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         if self._pairs is None:
             raise FitnessError("no examples to evaluate on")
-        mean_of = ([self._units[owner] for owner in self._owners], len(self._units)) if gradient else None
+        units = [self._units[owner] / self.share(owner) for owner in self._owners] if gradient else []
+        mean_of = (units, len(self._units)) if gradient else None
         found, exact = self._pairs.score(model, mean_of)
         sums = [0.0] * len(self._units)
         for owner, value in zip(self._owners, found, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +33,8 @@ def load_examples(spec: DataSpec) -> list[Example]:
         >>> len(load_examples(DataSpec(jsonl="problems.jsonl", count=3)))
         3
     """
+    if spec.sources is not None:
+        return [replace(example, source=name) for name, own in spec.sources.items() for example in load_examples(own)]
     if spec.lm_eval is not None:
         from .harness import read_documents
 
@@ -93,18 +96,19 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
     prompt = _text(record, spec.prompt_field, where) if spec.template is None else _filled(spec.template, record, where)
     content = "\n".join(_text(record, field, where) for field in spec.prompt_fields)
     choices = _choices(record, spec, where)
-    answer = _choice(record, spec, choices, where) if choices else _text(record, spec.answer_field, where)
+    answer = "" if spec.answer_field is None else _text(record, spec.answer_field, where)
+    answer = _choice(answer, record, spec, choices, where) if choices else answer
     if spec.answer_after is not None:
         _, found, answer = answer.rpartition(spec.answer_after)
         if not found:
             raise FitnessError(f"{where}: no {spec.answer_after!r} in the answer (field {spec.answer_field!r})")
         answer = answer.strip()
-    if not answer.strip():
+    if spec.answer_field is not None and not answer.strip():
         raise FitnessError(f"{where}: the answer (field {spec.answer_field!r}) is empty")
     head = _text(record, spec.head_field, where) if spec.head_field else ""
     gloss = _text(record, spec.gloss_field, where) if spec.gloss_field else ""
     pictures = _pictures(record, spec, where)
-    return Example(prompt, answer, name, spec.chat, spec.system, choices, pictures, content, head, gloss)
+    return Example(prompt, answer, name, spec.chat, spec.system, choices, pictures, content, head, gloss=gloss)
 
 
 def _pictures(record: Record, spec: DataSpec, where: str) -> tuple[Picture, ...]:
@@ -142,9 +146,8 @@ def _choices(record: Record, spec: DataSpec, where: str) -> tuple[str, ...]:
     return tuple(str(text) for text in listed)
 
 
-def _choice(record: Record, spec: DataSpec, choices: tuple[str, ...], where: str) -> str:
+def _choice(answer: str, record: Record, spec: DataSpec, choices: tuple[str, ...], where: str) -> str:
     """The choice that the answer means: its text, its label, or its number from 0."""
-    answer = _text(record, spec.answer_field, where)
     labels = (_listed(record, spec.choices, "label") if isinstance(spec.choices, str) else None) or _LETTERS[: len(choices)]
     readings = [choices, [str(label) for label in labels]]
     if answer.isdecimal() and labels == _LETTERS[: len(choices)]:

@@ -6,7 +6,7 @@ Letters in shapes: B pairs of a micro-batch, P positions that are read, N answer
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import torch
 
 Pair = tuple[list[int], list[int]]
-Mean = tuple[Sequence[int], int]
+Mean = tuple[Sequence[float], int]
 
 
 @dataclass(frozen=True)
-class _MicroBatch:
+class MicroBatch:
     """Pairs of similar length, and where their answers are read.
 
     Attributes:
@@ -43,6 +43,10 @@ class _MicroBatch:
     columns: torch.Tensor
     targets: torch.Tensor
     seen: dict[str, torch.Tensor]
+
+
+Measure = Callable[["torch.Tensor", MicroBatch], "tuple[torch.Tensor, torch.Tensor]"]
+"""The value of each answer token by the (N, V) logits that predict it, and whether it counts as hit."""
 
 
 class Pairs:
@@ -66,13 +70,15 @@ class Pairs:
         self._longest, self._where = max(zip(lengths, self.names, strict=True))
         self._batches = [_pack(rows, pairs, examples, tokenizer) for rows in length_batches(lengths, batch_size)]
 
-    def score(self, model: Any, mean_of: Mean | None = None) -> tuple[list[float], list[bool]]:
-        """The log-probability (nats) of every answer, and whether each of its tokens is the most probable one.
+    def score(self, model: Any, mean_of: Mean | None = None, measure: Measure | None = None) -> tuple[list[float], list[bool]]:
+        """The value of every answer, and whether each of its tokens is a hit.
 
         Args:
             model: A causal language model.
-            mean_of: Where a gradient is wanted: what each pair's log-probability is divided by, and then their sum. The
-                gradient of the result is added to ``grad`` of the tensors that want one.
+            mean_of: Where a gradient is wanted: what each pair's value is divided by, and then their sum. The gradient of the
+                result is added to ``grad`` of the tensors that want one.
+            measure: The value of a token, summed over the answer. By default its log-probability (nats), and a hit is the most
+                probable token.
 
         Raises:
             FitnessError: The model's logits are not finite, or a pair is longer than its positions.
@@ -81,7 +87,7 @@ class Pairs:
         values, exact = [0.0] * len(self.counts), [False] * len(self.counts)
         with scoring(model, gradient=mean_of is not None):
             # Reading a result waits for the device, so every micro-batch is started before the first one is read.
-            for batch, (sums, hits) in [(batch, self._pass(model, batch, mean_of)) for batch in self._batches]:
+            for batch, (sums, hits) in [(each, self._pass(model, each, mean_of, measure)) for each in self._batches]:
                 for pair, value, hit in zip(batch.pairs, sums.tolist(), hits.tolist(), strict=True):
                     values[pair], exact[pair] = value, hit == self.counts[pair]
         for name, value in zip(self.names, values, strict=True):
@@ -89,16 +95,18 @@ class Pairs:
                 raise FitnessError(f"the model's logits are not finite: {name} has log-probability {value}")
         return values, exact
 
-    def _pass(self, model: Any, batch: _MicroBatch, mean_of: Mean | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pass(
+        self, model: Any, batch: MicroBatch, mean_of: Mean | None, measure: Measure | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `_score` gives, after a backward pass where it is wanted."""
-        sums, hits = _score(model, batch, self.temperature)
+        sums, hits = _score(model, batch, self.temperature, measure or _chosen)
         if mean_of is not None:
             units, count = mean_of
             (sums / sums.new_tensor([units[pair] for pair in batch.pairs])).sum().div(count).backward()
         return sums.detach(), hits
 
 
-def _pack(pairs: list[int], tokens: Sequence[Pair], examples: Sequence[Example], tokenizer: Any) -> _MicroBatch:
+def _pack(pairs: list[int], tokens: Sequence[Pair], examples: Sequence[Example], tokenizer: Any) -> MicroBatch:
     """Lay out one micro-batch.
 
     The last answer token is predicted but never fed. Padding stands on the right, after everything that is scored, and a causal
@@ -112,7 +120,7 @@ def _pack(pairs: list[int], tokens: Sequence[Pair], examples: Sequence[Example],
     places = [range(len(tokens[i][0]) - 1, len(tokens[i][0]) - 1 + len(tokens[i][1])) for i in pairs]
     keep = sorted({place for row in places for place in row})
     column = {place: k for k, place in enumerate(keep)}
-    return _MicroBatch(
+    return MicroBatch(
         pairs=pairs,
         input_ids=torch.tensor([ids + ids[-1:] * (longest - len(ids)) for ids in inputs]),
         keep=torch.tensor(keep),
@@ -123,8 +131,8 @@ def _pack(pairs: list[int], tokens: Sequence[Pair], examples: Sequence[Example],
     )
 
 
-def _score(model: Any, batch: _MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's summed log-probability, and how many of its answer tokens are the most probable ones."""
+def _score(model: Any, batch: MicroBatch, temperature: float, measure: Measure) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's summed values, and how many of its answer tokens are hits."""
     import torch
 
     device = device_of(model)
@@ -136,8 +144,12 @@ def _score(model: Any, batch: _MicroBatch, temperature: float) -> tuple[torch.Te
     logits = logits[rows, batch.columns.to(device)].float()  # (N, V)
     if temperature != 1:
         logits = logits / temperature
-    targets = batch.targets.to(device)
-    chosen = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
-    sums = torch.zeros(len(batch.pairs), device=device).index_add(0, rows, chosen)
-    hits = torch.zeros(len(batch.pairs), dtype=torch.long, device=device)
-    return sums, hits.index_add(0, rows, (logits.argmax(1) == targets).long())
+    values, hits = measure(logits, batch)
+    counts = torch.zeros(len(batch.pairs), dtype=torch.long, device=device)
+    return torch.zeros(len(batch.pairs), device=device).index_add(0, rows, values), counts.index_add(0, rows, hits.long())
+
+
+def _chosen(logits: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probability of each answer token, and whether it is the most probable one."""
+    targets = batch.targets.to(logits.device)
+    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1), logits.argmax(1) == targets

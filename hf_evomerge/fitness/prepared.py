@@ -16,7 +16,12 @@ class PreparedTask:
 
     Args:
         spec: The section of the task.
+
+    Attributes:
+        shares: What each example counts in the gradient, where the task is a term of a sum; 1 where None.
     """
+
+    shares: Sequence[float] | None = None
 
     def __init__(self, spec: Any) -> None:
         self.spec = spec
@@ -26,6 +31,10 @@ class PreparedTask:
         """Keep the examples; raises `FitnessError` where there are none."""
         check_examples(examples)
         self._examples = list(examples)
+
+    def share(self, number: int) -> float:
+        """What an example counts in the gradient."""
+        return 1.0 if self.shares is None else self.shares[number]
 
 
 class GradientTask(PreparedTask):

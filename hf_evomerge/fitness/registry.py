@@ -45,6 +45,11 @@ class TaskSpec(StrictModel):
             return None
         return self.model_copy(update={"temperature": own * temperature})
 
+    @property
+    def parts(self) -> tuple[TaskSpec, ...]:
+        """The tasks that it is made of: by default itself."""
+        return (self,)
+
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """A section of ``data`` with what this task knows of its examples and the section leaves out; by default nothing."""
         return dict(data)
@@ -135,11 +140,12 @@ def task_names() -> list[str]:
 
 
 def parse_task(section: Mapping[str, Any]) -> TaskSpec:
-    """Read a task's section of a YAML file.
+    """Read a task's section of a YAML file; one with terms need not name its task.
 
     Raises:
         FitnessError: The task is unknown, or a key is wrong; the message names the key.
     """
+    section = {"task": "terms", **section} if "terms" in section else section
     name = section.get("task")
     if not isinstance(name, str):
         raise FitnessError(f"task: which one? There are {', '.join(task_names())} (found {name!r})")

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from ..errors import FitnessError
 from .answers import LanguageCheck, cut_at_stops, language_probability
 from .encoding import check_examples, check_length, encode_prompt, encode_source, encodes, length_batches, scoring
-from .engine import Engine, EngineName, check_engine
+from .engine import Engine, EngineName, Written, check_engine
 from .example import Example
 from .pictures import placed, seen_inputs
 from .prepared import PreparedTask
@@ -98,7 +98,13 @@ class WritingTask(PreparedTask):
         return seen_inputs(self._tokenizer, [self._examples[i] for i in batch], lengths, max(lengths), left=True)
 
     def write(self, model: Any) -> tuple[list[str], list[bool]]:
-        """What a model writes for every example, and whether that was cut at the limit of its length.
+        """What a model writes for every example, and whether that was cut at the limit of its length; see `respond`."""
+        written = self.respond(model)
+        cut = [not each.ended and not any(stop in each.text for stop in self.spec.stop) for each in written]
+        return [cut_at_stops(each.text, self.spec.stop) for each in written], cut
+
+    def respond(self, model: Any) -> list[Written]:
+        """A model's response to every example, not yet cut at stop strings.
 
         Raises:
             FitnessError: The model's logits are not finite, or it has too few positions.
@@ -112,19 +118,15 @@ class WritingTask(PreparedTask):
             tokens = max(*map(len, everyone), 1 + self.spec.max_new_tokens)
         where = max(zip(map(len, everyone), self._examples, strict=True), key=lambda pair: pair[0])[1].id
         check_length(model, tokens, f"{where}: the longest prompt with max_new_tokens")
-        outputs = [""] * len(self._examples)
-        truncated = [False] * len(self._examples)
+        found: dict[int, Written] = {}
         config = greedy(model, self._tokenizer, self.spec.max_new_tokens)
         engine = _engine_of(self.spec)
         with scoring(model):
             engine.load(model, self._tokenizer, tokens)
             for batch, seen in zip(self._batches, self._seen, strict=True):
                 prompts = [everyone[i] for i in batch]
-                written = engine.respond(prompts, config, self.spec.stop, placed(seen, model))
-                for example, (text, ended) in zip(batch, written, strict=True):
-                    outputs[example] = cut_at_stops(text, self.spec.stop)
-                    truncated[example] = not ended and not any(stop in text for stop in self.spec.stop)
-        return outputs, truncated
+                found |= zip(batch, engine.respond(prompts, config, self.spec.stop, placed(seen, model)), strict=True)
+        return [found[i] for i in range(len(self._examples))]
 
 
 def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:

@@ -136,6 +136,7 @@ class Tuner:
         """Train one adapter, with no other model in memory, and write it in one piece."""
         models, tasks = self.evaluator.models, self.evaluator.tasks
         models.forget()
+        tasks.prepared(start, fitness=self.evaluator.config.stages[0].fitness)  # runs what the task compares with
         model: Any = models.model(start)
         examples, tokenizer = tasks.examples("search"), tasks.tokenizer(start)
         try:

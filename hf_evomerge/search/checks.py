@@ -66,8 +66,11 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     splits = {split: evaluator.tasks.examples(split) for split in ["search", *evaluator.tasks.splits]}
     retained = {name: splits[str(SplitName(name, "retain"))] for name in config.retain}
     own = [each for each in only_task_objectives(config.objectives) if each.data]
-    together = {  # whatever is looked at for one objective is no test of another
-        split: [*splits.get(split, ()), *(example for each in own for example in splits.get(each.split(split), ()))]
+    together = {  # whatever is looked at for one objective, or term, is no test of another
+        split: [
+            *(each for example in splits.get(split, ()) for each in example.all),
+            *(example for each in own for example in splits.get(each.split(split), ())),
+        ]
         for split in SPLITS
     }
     check_disjoint(**together, retained=retained)

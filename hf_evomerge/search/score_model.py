@@ -9,6 +9,7 @@ from ..fitness import Example, Scores
 from ..recipes.recipe import SourceRef
 from ..record import Figures
 from .evaluation.evaluator import Evaluator
+from .evaluation.tasks import parents_of
 from .file.config import SearchConfig
 from .results.table import other_text
 
@@ -79,6 +80,7 @@ def evaluate_model(
     # the search's sources are not needed, nor the numbers by which it names them
     alone = config.model_copy(update={"sources": [target], "base": None, "ps": ps, "dfs": dfs})
     evaluator = Evaluator(alone, trust_remote_code=trust_remote_code)
+    evaluator.tasks.parents = parents_of(config)
     examples = tuple(evaluator.tasks.examples(split))
     scores = evaluator.evaluate(target, split)
     if scores.error is not None:

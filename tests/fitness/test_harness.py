@@ -160,22 +160,6 @@ def test_documents_are_examples(tasks: dict[str, str], model: LlamaForCausalLM, 
     assert len(found) == 16
 
 
-def test_weights(tasks: dict[str, str], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The fitness of several tasks is the weighted mean of theirs, however many documents each has."""
-    alone = {kind: score(model, tokenizer, [tasks[kind]]).mean or 0.0 for kind in ("tiny_choice", "tiny_rolling")}
-    weights = {"tiny_choice": 3.0, "tiny_rolling": 1.0}
-    both = score(model, tokenizer, [tasks["tiny_choice"], tasks["tiny_rolling"]], {"count": 11}, weights=weights)
-    assert both.values.size == 11
-    part = score(model, tokenizer, [tasks["tiny_rolling"]], {"count": 3}).mean or 0.0
-    assert both.mean == pytest.approx((3 * alone["tiny_choice"] + part) / 4)
-    scattered = [
-        score(model, tokenizer, [tasks[kind]], {"count": count}).values
-        for kind, count in (("tiny_choice", 8), ("tiny_rolling", 3))
-    ]
-    error = np.sqrt((0.75**2) * scattered[0].var() / 8 + (0.25**2) * scattered[1].var() / 3)
-    assert both.values.std() / np.sqrt(11) == pytest.approx(error)
-
-
 def test_leaves_everything_as_it_was(
     tasks: dict[str, str], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -227,7 +211,6 @@ def test_refuses_files(change: dict[str, Any], message: str, tasks: dict[str, st
     [
         ({"metric": "acc_nrom"}, "metric: tiny_choice has no 'acc_nrom'; did you mean acc_norm"),
         ({"metric": {"tiny": "acc"}}, "metric: 'tiny' is no task here"),
-        ({"weights": {"tiny": 1.0}}, "weights: 'tiny' has a weight or examples, and not both"),
         ({"chat": True}, "the tokenizer has no chat template; leave out chat"),
     ],
 )

@@ -127,10 +127,6 @@ BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
             {"fitness": {"task": "lm_eval"}, "data": {"search": {"jsonl": "x.jsonl"}}},
             "data.search: the documents of fitness.task lm_eval are its own; write lm_eval: [a task, ...]",
         ),
-        (
-            {"fitness": {"task": "lm_eval", "weights": {"a": 2}}, "data": {"search": {"lm_eval": ["a"]}}},
-            "fitness.weights: a batch may lack documents of a task; with weights write batch: all",
-        ),
     ],
 )
 def test_refusals(more: dict[str, Any], message: str) -> None:

@@ -61,11 +61,14 @@ class Evaluator:
     ) -> None:
         self.config = config
         self.sources = SearchSources(config, trust_remote_code=trust_remote_code, weights=weights)
-        self.tasks = SearchTasks(config, self.sources, self._load, task_factory=task_factory, examples=examples)
+        self.tasks = SearchTasks(config, self.sources, self._load, self._model, task_factory=task_factory, examples=examples)
         self.models: ModelPool = ModelPool(config, self.sources, self.tasks.check_scored)
 
     def _load(self, source: Parent) -> PreTrainedModel:
         return self.models.load(source)
+
+    def _model(self, target: Target) -> PreTrainedModel:
+        return self.models.model(target)
 
     def evaluate(
         self,
@@ -100,7 +103,7 @@ class Evaluator:
                 )
             scores = scores.timed(time.perf_counter() - begin)
             if split in SPLITS and batch is None and slopes is None and fitness is None:
-                scores = scores.with_others(self._others(target, split, scores, rows))
+                scores = scores.with_others({**scores.others, **self._others(target, split, scores, rows)})
             return scores
         except (Exception, SystemExit, GeneratorExit) as error:
             gc.collect()  # an out-of-memory error leaves tensors in its frames

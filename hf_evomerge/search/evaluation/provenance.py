@@ -17,7 +17,7 @@ from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 from ...errors import SearchError
-from ...fitness import FunctionTask, PairwiseTask, Task
+from ...fitness import Example, FunctionTask, PairwiseTask, Task
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
 from ..file.objectives import only_task_objectives
@@ -113,15 +113,17 @@ def _compare(study: Study, key: str, what: str, found: Mapping[str, list[Any]], 
 
 
 def _examples(evaluator: Evaluator, split: str) -> str:
-    texts = [
-        [
-            *(example.prompt, example.answer, example.chat, example.system, *example.choices),
-            *(picture.digest for picture in example.pictures),
-            *filter(None, [example.head]),
-        ]
-        for example in evaluator.tasks.examples(split)
-    ]
+    texts = [_text_of(example) for example in evaluator.tasks.examples(split)]
     return sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _text_of(example: Example) -> list[Any]:
+    return [
+        *(example.prompt, example.answer, example.chat, example.system, *example.choices),
+        *(picture.digest for picture in example.pictures),
+        *filter(None, [example.head, example.source]),
+        *((other.term, other.share, _text_of(other.example)) for other in example.beside),
+    ]
 
 
 def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict[str, list[Any]]:
@@ -129,6 +131,8 @@ def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict
     parts: dict[str, Any] = {}
     if task_factory is None:
         parts["scores"] = config.fitness.scores_version
+        terms = getattr(config.fitness, "terms", ())
+        parts |= {f"scores of term {number}": term.fitness.scores_version for number, term in enumerate(terms)}
     elif isinstance(task := task_factory(), FunctionTask | PairwiseTask):
         parts["function"] = _text(task.function)
     elif (spec_type := vars(type(task)).get("spec_type")) is not None:
@@ -141,7 +145,9 @@ def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict
     for objective in only_task_objectives(config.objectives):
         if objective.fitness is not None:
             parts[f"scores of {objective.name}"] = objective.fitness.scores_version
-    files = dict.fromkeys(name for spec in config.splits.values() for name in spec.lm_eval or () if os.path.isfile(name))
+    of_terms = [spec for term in getattr(config.fitness, "terms", ()) for spec in term.data.values()]
+    named = (name for spec in [*config.splits.values(), *of_terms] for name in spec.lm_eval or ())
+    files = dict.fromkeys(filter(os.path.isfile, named))
     parts |= {f"file {n}, {Path(name).name}": sha256(Path(name).read_bytes()).hexdigest() for n, name in enumerate(files)}
     return {name: [part] for name, part in parts.items()}
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import FitnessError, SourceError
 from ...fitness import ChoiceTask, DifferentiableTask, Example, FunctionTask, Task, TaskSpec, load_examples, make_task
+from ...fitness.agreement import AgreementTask, Reference
 from ...fitness.classification import ClassificationTask, Head
 from ...fitness.pictures import SeeingTokenizer
+from ...fitness.terms import TermsSpec, TermsTask
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
 from ..file.splits import SPLITS, SplitName
@@ -31,8 +33,12 @@ class SearchTasks:
         config: The search.
         sources: Its opened sources, whose tokenizers encode the examples.
         load: Loads a source, of which a classification needs the head.
+        model: Gives the live model of a parent, with which an agreement compares.
         task_factory: Makes an unprepared task; the search file's by default.
         examples: The examples per split; read as the search file says by default.
+
+    Attributes:
+        parents: The models that an agreement may compare with, by the names that examples have for them.
     """
 
     def __init__(
@@ -40,36 +46,43 @@ class SearchTasks:
         config: SearchConfig,
         sources: SearchSources,
         load: Callable[[Parent], PreTrainedModel],
+        model: Callable[[Target], PreTrainedModel],
         *,
         task_factory: Callable[[], Task] | None = None,
         examples: Mapping[str, Sequence[Example]] | None = None,
     ) -> None:
-        self.config, self.sources, self._load = config, sources, load
+        self.config, self.sources, self._load, self._model = config, sources, load, model
         self._make_task = task_factory or (lambda: make_task(config.fitness))
-        self._examples = dict(examples) if examples is not None else {}
+        self._given = dict(examples) if examples is not None else {}
+        self._examples: dict[str, Sequence[Example]] = {}
+        self.parents = parents_of(config)
+        self._tokenizers: dict[Any, Any] = {}
         self._heads: dict[SourceRef, PreTrainedModel] = {}
         self._tasks: dict[Any, Task] = {}
 
     @property
     def splits(self) -> list[str]:
         """The splits that there are examples for."""
-        there = {**self.config.splits, **self._examples}
+        there = {**self.config.splits, **self._given}
         others = (split for split in there if SplitName.parse(split).kind != "own")
         return [*(split for split in SPLITS if split in there), *others]
 
     def examples(self, split: str) -> Sequence[Example]:
         """The examples of a split; raises `FitnessError` where the search file gives none."""
         if split not in self._examples:
-            spec = self.config.splits.get(split)
-            if spec is None:
+            spec, fitness = self.config.splits.get(split), self.config.fitness
+            if spec is None and split not in self._given:
                 raise FitnessError(f"data.{split}: not given; name a file or data set")
-            self._examples[split] = load_examples(spec)
+            own = self._given[split] if spec is None or split in self._given else load_examples(spec)
+            if isinstance(fitness, TermsSpec) and split in SPLITS and not any(example.beside for example in own):
+                own = fitness.deal(own, split)
+            self._examples[split] = own
         return self._examples[split]
 
     def check_examples(self, split: str) -> None:
         """Raise `FitnessError` where the task cannot use the examples of a split. Reads a tokenizer and no model."""
         try:
-            self.prepared(self.config.sources[0], split, fitness=measured_on(self.config, split))
+            self.prepared(self.config.sources[0], split, fitness=measured_on(self.config, split), ready=False)
         except FitnessError as error:
             if not str(error).startswith("data.chat:"):
                 raise  # it names the file of the example
@@ -78,7 +91,8 @@ class SearchTasks:
     def check_gradient(self, fitness: TaskSpec | None = None) -> None:
         """Raise `FitnessError` unless the fitness, the search's own where None, has a gradient."""
         if not isinstance(self._new_task(fitness), DifferentiableTask):
-            task = (fitness or self.config.fitness).task
+            parts = (fitness or self.config.fitness).parts
+            task = next(part.task for part in parts if not isinstance(make_task(part), DifferentiableTask))
             raise FitnessError(
                 f"fitness.task: {task} has no gradient; use likelihood, or optimizer: {{algorithm: cma}}, after a "
                 "first: {fitness: {task: likelihood}}"
@@ -94,10 +108,12 @@ class SearchTasks:
 
     def tokenizer(self, target: Target) -> Any:
         """The tokenizer that goes with a target; one that reads pictures where the examples have some."""
-        owner = self.sources.tokenizer_owner(target)[1]
-        if not any(example.pictures for split in self.splits for example in self.examples(split)):
-            return owner.tokenizer()
-        return SeeingTokenizer(owner.processor())
+        which, owner = self.sources.tokenizer_owner(target)
+        if which not in self._tokenizers:
+            examples = (each for split in self.splits for example in self.examples(split) for each in example.all)
+            seeing = any(example.pictures for example in examples)
+            self._tokenizers[which] = SeeingTokenizer(owner.processor()) if seeing else owner.tokenizer()
+        return self._tokenizers[which]
 
     def prepared(
         self,
@@ -106,6 +122,8 @@ class SearchTasks:
         batch: Batch | None = None,
         fitness: TaskSpec | None = None,
         rows: int | None = None,
+        *,
+        ready: bool = True,
     ) -> Task:
         """Prepare a task on examples, tokenised once for all targets that share a tokenizer.
 
@@ -115,6 +133,8 @@ class SearchTasks:
             batch: Only the examples with these numbers.
             fitness: The task; the search's own where None.
             rows: How many examples go together, where the task says more.
+            ready: Whether the sources that the task compares with are run, unless they have been: on all examples of the split,
+                and now, before a candidate takes the memory.
         """
         which = self.sources.tokenizer_owner(target)[0]
         key = (which, split, batch, None if fitness is None else fitness.model_dump_json(), rows)
@@ -123,17 +143,31 @@ class SearchTasks:
                 self._tasks.clear()
             examples = self.examples(split)
             task: Any = self._new_task(fitness)
-            if rows is not None and getattr(getattr(task, "spec", None), "batch_size", 0) > rows:
-                task.spec = task.spec.model_copy(update={"batch_size": rows})
+            for part in _parts(task):
+                if rows is not None and getattr(getattr(part, "spec", None), "batch_size", 0) > rows:
+                    part.spec = part.spec.model_copy(update={"batch_size": rows})
             task.prepare(examples if batch is None else [examples[i] for i in batch], self.tokenizer(target))
             self._tasks[key] = task
-        return self._tasks[key]
+        found = self._tasks[key]
+        if ready and isinstance(found, AgreementTask | TermsTask):
+            found.read_references(self.examples(split))
+        return found
 
     def _new_task(self, fitness: TaskSpec | None) -> Task:
         task: Task = self._make_task() if fitness is None else make_task(fitness)
-        if isinstance(task, ClassificationTask):
-            task.heads = self._heads_of(task.spec.heads)
+        for part in _parts(task):
+            if isinstance(part, ClassificationTask):
+                part.heads = self._heads_of(part.spec.heads)
+            if isinstance(part, AgreementTask):
+                part.references = self._references
         return task
+
+    @cached_property
+    def _references(self) -> dict[str, Reference]:
+        """The parents that an agreement compares with."""
+        return {
+            name: Reference(name, partial(self.tokenizer, ref), partial(self._model, ref)) for name, ref in self.parents.items()
+        }
 
     def _heads_of(self, names: Sequence[str]) -> dict[str, Head]:
         """The heads of the sources by these names."""
@@ -178,3 +212,14 @@ class SearchTasks:
                 f"{whole}: {kind} (model type {whole.config.model_type!r}) is no model that the task {task} scores; give "
                 "the language model alone, or take a task for it. `hf-evomerge merge` takes other models too"
             )
+
+
+def parents_of(config: SearchConfig) -> dict[str, SourceRef]:
+    """The base and the sources of a search by name; the base is called ``base``."""
+    base = {} if config.base is None else {"base": config.base}
+    return {**base, **dict(zip(config.source_names, config.sources, strict=True))}
+
+
+def _parts(task: Task) -> list[Any]:
+    """A task, or the terms of a sum."""
+    return task.tasks if isinstance(task, TermsTask) else [task]

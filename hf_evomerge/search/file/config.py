@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from ...errors import RecipeError, SearchError
 from ...fitness.data import DataSpec
 from ...fitness.registry import AnyTaskSpec
+from ...fitness.terms import TermsSpec
 from ...fitness.writing import WritingSpec
 from ...recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef, TokenPart, Vocabulary, labels_of
 from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
@@ -22,7 +23,6 @@ from .splits import SplitName
 from .stages import SpaceName, Stage, make_stages
 
 _SPACES: dict[str, tuple[SpaceName, ...]] = {"ps": ("ps",), "dfs": ("dfs",), "hybrid": ("ps", "dfs")}
-_MANY = 10**9  # larger than any data set: tells whether batches are used at all
 Baseline = Literal["average", "random", "lora"]
 
 
@@ -191,15 +191,25 @@ class SearchConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _check_terms(self) -> SearchConfig:
+        for term in self.fitness.terms if isinstance(self.fitness, TermsSpec) else ():
+            if term.data and self.data and term.data.keys() != self.data.keys():
+                has, wanted = ", ".join(term.data), ", ".join(self.data)
+                raise ValueError(f"fitness.terms: {term.fitness.task} has data for {has}, and the search for {wanted}")
+        firsts = {f"{name}.first": first.fitness for name in self.spaces if (first := self.part(name).first) is not None}
+        more = {f"objectives: {each.name}": each.fitness for each in self.objectives if isinstance(each, TaskObjective)}
+        for key, fitness in {**firsts, **more}.items():
+            if isinstance(fitness, TermsSpec) and any(term.data for term in fitness.terms):
+                raise ValueError(f"{key}: terms have data in the search's own fitness only; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _check_documents(self) -> SearchConfig:
         for split, spec in self.data.items() if self.fitness.task == "lm_eval" else ():
             if spec.lm_eval is None:
                 raise ValueError(
                     f"data.{split}: the documents of fitness.task lm_eval are its own; write lm_eval: [a task, ...]"
                 )
-        weighted = getattr(self.fitness, "weights", None)
-        if weighted and any(stage.batch_sizes(_MANY)[0] < _MANY for stage in self.stages):
-            raise ValueError("fitness.weights: a batch may lack documents of a task; with weights write batch: all")
         return self
 
     @model_validator(mode="after")

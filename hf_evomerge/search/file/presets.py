@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import EvoMergeError
 from ...merging.registry import all_methods
+
+if TYPE_CHECKING:
+    from ...fitness import TaskSpec
 
 _QUICK = 48  # scores of the search examples, all spaces together
 _WEIGHT = {"low": -0.5, "high": 2.0, "start": 0.5}  # of a task vector, where a gradient moves it
@@ -88,25 +91,29 @@ def completed(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _complete(sections: Mapping[str, Any], fitness: Any) -> dict[str, Any]:
     """Sections with ``data`` as the task of a section knows it."""
-    from ...fitness import TaskSpec, parse_task
-
-    splits = sections.get("data")
-    if not isinstance(splits, Mapping):
-        return dict(sections)
-    try:
-        spec = fitness if isinstance(fitness, TaskSpec) else parse_task(fitness if isinstance(fitness, Mapping) else {})
-    except EvoMergeError:  # is complained about with the rest
+    splits, spec = sections.get("data"), _task(fitness)
+    if not isinstance(splits, Mapping) or spec is None:
         return dict(sections)
     data = {split: spec.complete(given) if isinstance(given, Mapping) else given for split, given in splits.items()}
     return {**sections, "data": data}
 
 
+def _task(fitness: Any) -> TaskSpec | None:
+    """The task of a section; None where it cannot be read, which is complained about with the rest."""
+    from ...fitness import TaskSpec, parse_task
+
+    try:
+        return fitness if isinstance(fitness, TaskSpec) else parse_task(fitness if isinstance(fitness, Mapping) else {})
+    except EvoMergeError:
+        return None
+
+
 def _differentiable(fitness: Any) -> bool:
     """Whether a section names a task whose fitness has a gradient."""
-    from ...fitness import get_task, task_names
+    from ...fitness import make_task
 
-    name = fitness.get("task") if isinstance(fitness, Mapping) else getattr(fitness, "task", None)
-    return name in task_names() and hasattr(get_task(str(name)), "backward")
+    spec = _task(fitness)
+    return spec is not None and hasattr(make_task(spec), "backward")
 
 
 def _smooth(part: Mapping[str, Any]) -> bool:

@@ -23,9 +23,10 @@ def units(config: SearchConfig) -> dict[str, str]:
 
 
 def task_specs(config: SearchConfig) -> list[TaskSpec]:
-    """The fitness of a search, those of its stages and those of its objectives."""
+    """The fitness of a search, those of its stages and those of its objectives; of a sum its terms."""
     own = [config.fitness, *(stage.fitness for stage in config.stages)]
-    return [task for task in (*own, *(each.fitness for each in only_task_objectives(config.objectives))) if task is not None]
+    tasks = (*own, *(each.fitness for each in only_task_objectives(config.objectives)))
+    return [part for task in tasks if task is not None for part in task.parts]
 
 
 def engines(config: SearchConfig) -> set[str]:

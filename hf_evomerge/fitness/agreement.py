@@ -1,0 +1,213 @@
+"""Fitness without labels: how near a model's probabilities are to the ones of a source, on the source's own prompts.
+
+Expert Merging (arXiv:2509.25712): L = T^2 KL(softmax(z_k / T) || softmax(z / T)), the mean over the positions of the answer,
+where z_k are the logits of source k and z the logits of the model; the score is -L. A source is run once: kept are its most
+probable tokens, and the probability of all others together. Letters in shapes: N answer tokens, K kept tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from ..errors import FitnessError
+from .encoding import encode_pair, encode_prompt
+from .example import Example
+from .pairs import MicroBatch, Pair, Pairs
+from .prepared import GradientTask
+from .registry import TaskSpec, register_task
+from .scores import Scores
+from .writing import WritingSpec, WritingTask
+
+if TYPE_CHECKING:
+    import torch
+
+_KEPT = 64  # tokens of a position
+
+
+class AgreementSpec(TaskSpec):
+    """Score a model by how near its probabilities are to those of the source that an example belongs to; no labels are needed.
+
+    Attributes:
+        source: The source of all examples, where the data does not say it; ``base`` is the base.
+        temperature: What logits are divided by before they are compared.
+        max_new_tokens: Tokens of the answer that a source writes itself, where the data has none.
+        separator: Text between prompt and answer, where the data has answers.
+        batch_size: Examples in a forward pass. It changes the memory and the time, not the scores.
+    """
+
+    task: Literal["agreement"] = "agreement"
+    source: str | None = None
+    temperature: float = Field(default=3.0, gt=0)
+    max_new_tokens: int = Field(default=64, ge=1)
+    separator: str = ""
+    batch_size: int = Field(default=8, ge=1)
+
+    @property
+    def unit(self) -> str:
+        """Of the divergence."""
+        return "nats of divergence per token, negative"
+
+    def at_temperature(self, temperature: float) -> None:
+        """None: a score is no log-probability."""
+
+    def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Sources write the answers, unless the section says where they are."""
+        if isinstance(sources := data.get("sources"), Mapping):
+            return {**data, "sources": {k: self.complete(v) if isinstance(v, Mapping) else v for k, v in sources.items()}}
+        return {**({} if {"text_field", "answer_after", "choices"} & data.keys() else {"answer_field": None}), **data}
+
+
+class Reading(NamedTuple):
+    """What a source gave to an example: its answer, the (N, K) most probable tokens at each place of it and after it, and the
+    (N, K + 1) log-probabilities of these, and of all others together.
+    """
+
+    answer: list[int]
+    kept: torch.Tensor
+    log_probabilities: torch.Tensor
+
+
+@dataclass
+class Reference:
+    """A source that models are compared with.
+
+    Attributes:
+        name: What the source is called.
+        tokenizer, model: Give its own tokenizer, and the live model.
+        readings: What it gave to each example, by the task's settings and the example.
+    """
+
+    name: str
+    tokenizer: Callable[[], Any]
+    model: Callable[[], Any]
+    readings: dict[tuple[str, Example], Reading] = field(default_factory=dict)
+    _same: dict[int, Any] = field(default_factory=dict)
+
+    def check(self, example: Example, tokenizer: Any) -> None:
+        """Raise `FitnessError` unless it has the tokens of the models that are scored, and can be given such an example."""
+        if id(tokenizer) not in self._same:
+            if self.tokenizer().get_vocab() != tokenizer.get_vocab():
+                raise FitnessError(
+                    f"agreement: {self.name} has other tokens than the models that are scored, and probabilities are compared "
+                    "token by token; leave it out"
+                )
+            self._same[id(tokenizer)] = tokenizer  # kept, so that no other gets its number
+        with self._named():
+            encode_prompt(example, self.tokenizer())
+
+    def read(self, examples: Sequence[Example], spec: AgreementSpec) -> None:
+        """Run it on examples."""
+        tokenizer, model = self.tokenizer(), self.model()
+        tokens = 1 + max(tokenizer.get_vocab().values())  # rows beyond these are padding, and other models have others
+        answers = {e: encode_pair(e, spec.separator, tokenizer)[1] for e in examples if e.answer}
+        pairs, readings = list[Pair](), dict[tuple[str, Example], Reading]()
+
+        def keep(logits: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            kept = logits[:, :tokens].topk(min(_KEPT, tokens - 1)).indices
+            lengths = [len(pairs[i][1]) for i in batch.pairs]
+            for i, tops, shares in zip(batch.pairs, kept.split(lengths), _shares(logits, kept).split(lengths), strict=True):
+                readings[spec.model_dump_json(), examples[i]] = Reading(answers[examples[i]], tops, shares)
+            return logits.sum(1), kept[:, 0]
+
+        with self._named():
+            if asked := [example for example in examples if not example.answer]:
+                settings = {"max_new_tokens": spec.max_new_tokens, "batch_size": spec.batch_size}
+                task = WritingTask(WritingSpec(task="agreement", **settings))
+                task.prepare(asked, tokenizer)
+                answers |= {e: list(written.tokens) for e, written in zip(asked, task.respond(model), strict=True)}
+            pairs += [_pair(example, answers[example], tokenizer) for example in examples]
+            Pairs(pairs, examples, spec.batch_size, tokenizer, spec.temperature).score(model, measure=keep)
+        self.readings |= readings
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the source in errors."""
+        try:
+            yield
+        except FitnessError as error:
+            raise FitnessError(f"agreement: {self.name}: {error}") from error
+
+
+@register_task("agreement")
+class AgreementTask(GradientTask):
+    """Divergence of a model's probabilities from a source's, with its sign changed; 0 is the source itself."""
+
+    spec_type: ClassVar[type[TaskSpec]] = AgreementSpec
+    spec: AgreementSpec
+
+    def __init__(self, spec: AgreementSpec) -> None:
+        super().__init__(spec)
+        self.references: Mapping[str, Reference] = {}
+        """The sources by their names; who has the sources sets them."""
+        self._tokenizer: Any = None
+
+    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Keep the examples; raises `FitnessError` where one belongs to no source, or to one with other tokens."""
+        super().prepare(examples, tokenizer)
+        self._tokenizer = tokenizer
+        for name, own in self._by_source(examples):
+            self.references[name].check(next((each for each in own if each.chat), own[0]), tokenizer)
+
+    def read_references(self, examples: Sequence[Example]) -> None:
+        """Run the sources on examples that they have not been run on: before a model is there, for memory's sake."""
+        key = self.spec.model_dump_json()
+        for name, own in self._by_source(examples):
+            known = self.references[name].readings
+            if new := [example for example in dict.fromkeys(own) if (key, example) not in known]:
+                self.references[name].read(new, self.spec)
+
+    def _by_source(self, examples: Sequence[Example]) -> Iterator[tuple[str, list[Example]]]:
+        """The examples of each source, by its name."""
+        found: dict[str, list[Example]] = {}
+        for example in examples:
+            name = example.source or self.spec.source
+            if name not in self.references:
+                raise FitnessError(
+                    f"{example.id}: belongs to {'no source' if name is None else f'the source {name!r:.80}'}; there are "
+                    f"{', '.join(self.references)}: write sources: {{NAME: ...}} under data, or source: NAME beside the task"
+                )
+            found.setdefault(str(name), []).append(example)
+        yield from found.items()
+
+    def _run(self, model: Any, *, gradient: bool) -> Scores:
+        import torch
+
+        self.read_references(self._examples)
+        key = self.spec.model_dump_json()
+        readings = [self.references[e.source or self.spec.source or ""].readings[key, e] for e in self._examples]
+        pairs = [_pair(e, each.answer, self._tokenizer) for e, each in zip(self._examples, readings, strict=True)]
+        lengths = [len(answer) for _, answer in pairs]
+        units = [length / self.share(number) for number, length in enumerate(lengths)]
+
+        def agreement(logits: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            """-T^2 KL at each position."""
+            kept, wanted = (
+                torch.cat([getattr(readings[i], name) for i in batch.pairs]).to(logits.device)
+                for name in ("kept", "log_probabilities")
+            )
+            found = _shares(logits, kept)
+            divergence = (wanted.exp() * (wanted - found)).sum(1)
+            return -(self.spec.temperature**2) * divergence, torch.zeros_like(divergence)
+
+        scorer = Pairs(pairs, self._examples, self.spec.batch_size, self._tokenizer, self.spec.temperature)
+        sums, _ = scorer.score(model, (units, len(units)) if gradient else None, agreement)
+        return Scores([value / length for value, length in zip(sums, lengths, strict=True)])
+
+
+def _pair(example: Example, answer: list[int], tokenizer: Any) -> Pair:
+    """The prompt, and the answer with a place for what follows it, whichever token that is."""
+    prompt = encode_prompt(example, tokenizer)
+    return prompt, [*answer, prompt[-1]]
+
+
+def _shares(logits: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """(N, K + 1) log-probabilities of the kept tokens, and of all others together."""
+    import torch
+
+    others = logits.scatter(1, kept, float("-inf")).logsumexp(1, keepdim=True)
+    return torch.cat([logits.gather(1, kept), others], 1) - logits.logsumexp(1, keepdim=True)

@@ -1,0 +1,207 @@
+"""Fitness as a weighted sum of tasks, some of them on examples of their own.
+
+A term's own examples are dealt to the search's, like cards; where there are fewer, several times. So every batch has some of
+every term. A score is the weighted sum of the example's own scores and of the other terms' means, moved by how far the
+examples that it was dealt are from these. The mean of the scores is then the weighted sum of the means, and its standard error,
+also that of a difference between two models, is the sum's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, field_validator, model_serializer, model_validator
+
+from ..errors import EvoMergeError, FitnessError
+from ..recipes.strict_yaml import StrictModel
+from .data import DataSpec
+from .encoding import check_examples
+from .example import Beside, Example
+from .loading import load_examples
+from .prepared import GradientTask, PreparedTask
+from .registry import AnyTaskSpec, TaskSpec, make_task, parse_task, register_task
+from .scores import Scores
+
+
+class Term(StrictModel):
+    """A task with its weight: in a file its keys stand beside the ones of the task.
+
+    Attributes:
+        fitness: The task.
+        weight: What its mean score is multiplied by.
+        data: Its examples, for the splits that the search has; the search's own examples where absent.
+    """
+
+    weight: float = Field(default=1.0, gt=0)
+    fitness: AnyTaskSpec
+    data: dict[Literal["search", "validation", "test"], DataSpec] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, section: Any) -> Any:
+        if not isinstance(section, Mapping) or "fitness" in section:
+            return section
+        own = {key: section[key] for key in ("weight", "data") if key in section}
+        try:
+            spec = parse_task({key: value for key, value in section.items() if key not in own})
+        except EvoMergeError as error:
+            raise ValueError(str(error)) from error
+        if isinstance(data := own.get("data"), Mapping):
+            own["data"] = {split: spec.complete(each) if isinstance(each, Mapping) else each for split, each in data.items()}
+        return {**own, "fitness": spec}
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        found = handler(self)
+        return {**found.pop("fitness"), **found}
+
+
+class TermsSpec(TaskSpec):
+    """Score a model by a weighted sum of tasks.
+
+    Attributes:
+        terms: Tasks, each with a ``weight`` (1 by default) and, where it has examples of its own, ``data``.
+    """
+
+    task: Literal["terms"] = "terms"
+    terms: tuple[Term, ...]
+
+    @field_validator("terms")
+    @classmethod
+    def _check_terms(cls, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+        if all(term.data for term in terms):
+            raise ValueError("none scores the search's own examples; leave the data of one out")
+        if wrong := [part.fitness.task for part in terms if part.fitness.task in ("terms", "choice")]:
+            raise ValueError(f"{wrong[0]} is no term; write one task that scores by itself in each")
+        return terms
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the first term scores."""
+        return self.terms[0].fitness.kinds
+
+    @property
+    def parts(self) -> tuple[TaskSpec, ...]:
+        """The tasks of the terms."""
+        return tuple(term.fitness for term in self.terms)
+
+    @property
+    def names(self) -> list[str]:
+        """What the terms are called in tables: by their tasks, numbered where one comes again."""
+        tasks = [part.task for part in self.parts]
+        before = [tasks[:number].count(name) for number, name in enumerate(tasks)]
+        return [f"{name} {count + 1}" if count else name for name, count in zip(tasks, before, strict=True)]
+
+    def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """As the first task that scores such examples has it."""
+        return next(term.fitness for term in self.terms if not term.data).complete(data)
+
+    def deal(self, examples: Sequence[Example], split: str) -> list[Example]:
+        """The search's examples of a split with the examples of the terms beside them, evenly.
+
+        Raises:
+            FitnessError: A term with data has none for the split, or it cannot be read.
+        """
+        hands: list[list[Beside]] = [[] for _ in examples]
+        for number, term in enumerate(self.terms):
+            if not term.data:
+                continue
+            spec = next((spec for name, spec in term.data.items() if name == split), None)
+            if spec is None:
+                raise FitnessError(
+                    f"fitness.terms: {self.names[number]} has data, and none for {split}; give it examples of it"
+                )
+            dealt = load_examples(spec)
+            for i, example in enumerate(dealt):
+                rows = range(i, len(hands), len(dealt)) if len(dealt) < len(hands) else [i % len(hands)]
+                for row in rows:
+                    hands[row].append(Beside(number, len(hands) / len(dealt) / len(rows), example))
+        return [replace(example, beside=tuple(hand)) for example, hand in zip(examples, hands, strict=True)]
+
+
+class _Hand(NamedTuple):
+    """The examples of one term in a batch, each once: the place of the score that it moves, and what it counts there."""
+
+    examples: list[Example]
+    rows: list[int]
+    shares: list[float]
+
+
+def _hand(examples: Sequence[Example], number: int, *, own: bool) -> _Hand:
+    """The examples of a term: the search's own, or the ones beside them."""
+    if own:
+        return _Hand(list(examples), list(range(len(examples))), [1.0] * len(examples))
+    rows, shares = dict[Example, int](), dict[Example, float]()
+    for row, example in enumerate(examples):
+        for other in (other for other in example.beside if other.term == number):
+            rows.setdefault(other.example, row)
+            shares[other.example] = shares.get(other.example, 0.0) + other.share
+    return _Hand(list(rows), list(rows.values()), list(shares.values()))
+
+
+@register_task("terms")
+class TermsTask(PreparedTask):
+    """A weighted sum of tasks. ``correct`` and ``outputs`` are of the first term that has them on the search's own examples.
+
+    The scores of each term are in ``others``, by its name. It has a gradient where every term has one.
+    """
+
+    spec_type: ClassVar[type[TaskSpec]] = TermsSpec
+    spec: TermsSpec
+
+    def __init__(self, spec: TermsSpec) -> None:
+        super().__init__(spec)
+        self.tasks: list[Any] = [make_task(part) for part in spec.parts]
+        self._hands: list[_Hand] = []
+        if all(isinstance(task, GradientTask) for task in self.tasks):
+            self.backward: Callable[[Any], Scores] = partial(self._run, "backward")
+        if judges := [task for task in self._own if hasattr(task, "judge")]:
+            self.judge: Callable[[str, Example], bool] = judges[0].judge
+
+    @property
+    def _own(self) -> list[Any]:
+        """The tasks that score the search's own examples."""
+        return [task for task, term in zip(self.tasks, self.spec.terms, strict=True) if not term.data]
+
+    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Prepare every term on its examples; raises `FitnessError` as the tasks do, and names the term."""
+        super().prepare(examples, tokenizer)
+        self._hands = [_hand(examples, number, own=not term.data) for number, term in enumerate(self.spec.terms)]
+        for task, term, hand in zip(self.tasks, self.spec.terms, self._hands, strict=True):
+            if not hand.examples:
+                continue  # retained examples have none beside them
+            scale = term.weight * len(hand.examples) / len(examples)
+            task.shares = [scale * share for share in hand.shares]
+            task.prepare(hand.examples, tokenizer)
+
+    def read_references(self, examples: Sequence[Example]) -> None:
+        """Run the sources that terms compare models with; see `AgreementTask`."""
+        for number, (task, term) in enumerate(zip(self.tasks, self.spec.terms, strict=True)):
+            if hasattr(task, "read_references"):
+                task.read_references(_hand(examples, number, own=not term.data).examples)
+
+    def evaluate(self, model: Any) -> Scores:
+        """Score one model; raises `FitnessError` as the tasks do."""
+        return self._run("evaluate", model)
+
+    def _run(self, how: str, model: Any) -> Scores:
+        check_examples(self._examples)
+        values, others, own = np.zeros(len(self._examples)), dict[str, Scores](), list[Scores]()
+        for task, term, hand, name in zip(self.tasks, self.spec.terms, self._hands, self.spec.names, strict=True):
+            if not hand.examples:
+                continue
+            scores: Scores = getattr(task, how)(model)
+            shares = np.array(hand.shares)
+            mean = float((shares * scores.values).sum() / shares.sum()) if term.data else 0.0
+            values += term.weight * mean * shares.sum() / len(values)
+            np.add.at(values, hand.rows, term.weight * shares * (scores.values - mean))
+            others[name] = Scores(scores.values, correct=scores.correct)
+            own += [] if term.data else [scores]
+        right = next((scores.correct for scores in own if scores.correct is not None), None)
+        written = next((scores for scores in own if scores.outputs is not None), own[0])
+        found = Scores(values, correct=right, outputs=written.outputs, truncated=written.truncated)
+        return found.with_others(others)

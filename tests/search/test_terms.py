@@ -1,0 +1,179 @@
+"""Searches whose fitness is a sum of terms, or agreement with the parents."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from searches import GRADIENT, Config, facts
+from watch import Watch
+
+from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.callbacks import Progress
+from hf_evomerge.search.checks import check_search
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.score_model import evaluate_model
+from hf_evomerge.search.study.study import Study
+
+Given = dict[str, Any]
+OWN = {"task": "likelihood", "separator": " ", "weight": 0.5}
+ALONE = {"task": "agreement", "max_new_tokens": 4}
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with prompts of the sources ``a`` and ``b`` for every split."""
+    folder, rng = tmp_path_factory.mktemp("prompts"), random.Random(0)
+    for name in ("a", "b"):
+        for split, count in (("search", 4), ("validation", 2), ("test", 2)):
+            texts = [" ".join(f"w{rng.randint(0, 11)}" for _ in range(6)) for _ in range(count)]
+            lines = [json.dumps({"prompt": f"{split} {name}{i} {text}"}) for i, text in enumerate(texts)]
+            (folder / f"{name}-{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def agreement(prompts: Path) -> Given:
+    """The data of an agreement with both sources."""
+    return {
+        split: {"sources": {name: {"jsonl": str(prompts / f"{name}-{split}.jsonl")} for name in ("a", "b")}}
+        for split in ("search", "validation", "test")
+    }
+
+
+@pytest.fixture
+def terms(agreement: Given) -> Given:
+    """A sum of the likelihood and the agreement."""
+    return {"terms": [OWN, {"task": "agreement", "weight": 0.2, "max_new_tokens": 4, "data": agreement}]}
+
+
+class KilledError(Exception):
+    """As if the process had been killed."""
+
+
+@pytest.mark.parametrize(("space", "dfs"), [("ps", {}), ("dfs", {"optimizer": {**GRADIENT, "evaluations": 20}})])
+def test_a_search_by_terms_killed_and_resumed(
+    space: str, dfs: Given, search_config: Config, terms: Given, tmp_path: Path
+) -> None:
+    """By gradient and in batches; killed, and resumed by two workers, it ends with the same trials, and shows every term."""
+    config = search_config(space, fitness=terms, batch=2, ps={"groups": "tensor", "optimizer": GRADIENT}, dfs=dfs)
+    result = run_search(config, tmp_path / "whole", build=False)
+    study = Study.open(tmp_path / "whole")
+    steps = [trial for trial in study.trials(space) if trial.scores.gradient is not None]
+    assert len(steps) > 2
+    row = next(row for row in result.rows if row.winner)
+    parts = [row.scores.others[name].mean or 0.0 for name in ("likelihood", "agreement")]
+    assert row.scores.mean == pytest.approx(0.5 * parts[0] + 0.2 * parts[1], rel=1e-5)
+    assert row.scores.values.size == 6
+    assert row.scores.others["agreement"].values.size == 4
+    assert row.scores.accuracy is not None
+    assert "agreement" in str(result)
+
+    def kill(progress: Progress) -> None:
+        if progress.phase == space and progress.fresh >= 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_search(config, tmp_path / "killed", build=False, callbacks=[Watch(kill)])
+    resume_search(tmp_path / "killed", workers=2, build=False)
+    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
+
+
+def test_agreement_alone_climbs(search_config: Config, agreement: Given, tmp_path: Path) -> None:
+    """Without a label a search by gradient finds a merge that agrees better with both parents, by every score of the study."""
+    config = search_config(fitness=ALONE, data=agreement, ps={"groups": "tensor", "optimizer": GRADIENT})
+    result = run_search(config, tmp_path / "search")
+    trials = Study.open(tmp_path / "search").trials("ps")
+    assert (result.row("ps").scores.mean or 0) > (result.row("average").scores.mean or 0) - 0.05
+    assert max(trial.fitness or -9 for trial in trials) > (trials[0].fitness or 0)
+    own = result.row("source").scores  # of a, whose prompts are the first
+    assert own.values[:2] == pytest.approx(0, abs=1e-5)
+    assert own.values[2:].max() < -1e-3
+    built = evaluate_model(str(tmp_path / "search" / "model"), config).scores
+    assert np.allclose(built.values, result.row("ps").scores.values, atol=1e-4)
+
+
+def test_agreement_with_the_base_is_an_objective(search_config: Config, agreement: Given, tmp_path: Path) -> None:
+    """How far a model is from the base on the search's own answers may be traded against the likelihood."""
+    pytest.importorskip("pymoo")
+    objectives = [{"name": "near-the-base", "fitness": {"task": "agreement", "source": "base", "separator": " "}}]
+    config = search_config(objectives=objectives)
+    run_search(config, tmp_path, build=False)
+    scores = Study.open(tmp_path).evaluation("base", "search")
+    assert scores is not None
+    assert scores.others["near-the-base"].values == pytest.approx(0, abs=1e-5)
+
+
+def test_a_term_by_evolution(search_config: Config, terms: Given, tmp_path: Path) -> None:
+    """A black-box search climbs the same sum, and a term without a gradient may be in it."""
+    writes = {"task": "generation", "extract": "all", "max_new_tokens": 2}
+    config = search_config(fitness={"terms": [*terms["terms"], writes]})
+    result = run_search(config, tmp_path, build=False)
+    row = next(row for row in result.rows if row.winner)
+    assert row.scores.outputs is not None
+    assert list(row.scores.others) == ["likelihood", "agreement", "generation"]
+    by_gradient = search_config(fitness={"terms": [OWN, {**writes, "weight": 2.0}]}, ps={"optimizer": GRADIENT})
+    with pytest.raises(EvoMergeError, match=r"fitness\.task: generation has no gradient; use likelihood"):
+        check_search(by_gradient, Evaluator(by_gradient))
+
+
+def test_a_study_stands_on_the_data_of_its_terms(search_config: Config, terms: Given, prompts: Path, tmp_path: Path) -> None:
+    """A search whose prompts have changed does not go on: its scores would not be comparable."""
+    copied = json.loads(json.dumps(terms).replace(str(prompts), str(tmp_path)))
+    for file in prompts.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = search_config(fitness=copied)
+    run_search(config, tmp_path / "search", build=False)
+    run_search(config, tmp_path / "search", build=False)
+    file = tmp_path / "b-search.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace("b1", "b9"), encoding="utf-8")
+    with pytest.raises(EvoMergeError, match=r"the search examples .* are not what this study was begun on"):
+        run_search(config, tmp_path / "search", build=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["fitness"]["terms"][1].pop("data"), "search.jsonl:1: belongs to no source; there are base, a, b: write"),
+        (lambda s: s["fitness"]["terms"][1]["data"].pop("test"), "has data for search, validation, and the search for search"),
+        (lambda s: s["fitness"]["terms"][1].update(weight=0), "fitness: terms.1.weight: must be more than 0 (found 0)"),
+        (lambda s: s["fitness"]["terms"][1]["data"]["search"]["sources"].update(c={"jsonl": "c.jsonl"}), "c.jsonl"),
+        (
+            lambda s: s["fitness"]["terms"][1]["data"]["search"].update(chat=True),
+            "'sources': each source has fields of its own; move 'chat' there",
+        ),
+        (
+            lambda s: s["fitness"]["terms"][1]["data"]["search"]["sources"]["a"].update(chat=True),
+            "agreement: a: data.chat: the tokenizer has no chat template",
+        ),
+        (
+            lambda s: s["ps"].update(first={"fitness": s["fitness"]}),
+            "ps.first: terms have data in the search's own fitness only",
+        ),
+        (
+            lambda s: s["fitness"]["terms"][1]["data"].update(test=s["fitness"]["terms"][1]["data"]["search"]),
+            "the splits overlap",
+        ),
+    ],
+)
+def test_refuses(change: Any, message: str, search_settings: Any, terms: Given) -> None:
+    """What cannot work is said in one line, before a model is loaded."""
+    settings = json.loads(json.dumps(search_settings(fitness=terms)))
+    change(settings)
+
+    def check() -> None:
+        evaluator = Evaluator(validate(SearchConfig, settings, SearchError))
+        evaluator.models.model = None  # type: ignore[method-assign, assignment]
+        check_search(evaluator.config, evaluator)
+
+    with pytest.raises(EvoMergeError) as caught:
+        check()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
