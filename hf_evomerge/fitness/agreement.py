@@ -116,8 +116,9 @@ class Reference:
 
         with self._named():
             if asked := [example for example in examples if not example.answer]:
-                settings = {"max_new_tokens": spec.max_new_tokens, "batch_size": spec.batch_size}
-                task = WritingTask(WritingSpec(task="agreement", **settings))
+                task = WritingTask(
+                    WritingSpec(task="agreement", max_new_tokens=spec.max_new_tokens, batch_size=spec.batch_size)
+                )
                 task.prepare(asked, tokenizer)
                 answers |= {e: list(written.tokens) for e, written in zip(asked, task.respond(model), strict=True)}
             pairs += [_pair(example, answers[example], tokenizer) for example in examples]
