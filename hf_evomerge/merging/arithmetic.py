@@ -1,29 +1,42 @@
-"""One merged tensor: the code path that both executors and the functions share, so that they give the same bits."""
+"""One merged tensor: what it is made of, slice by slice, and the code path that gives every executor the same bits.
+
+A slice fits the processor's cache, and what is held in memory stays small. The statistics of a whole tensor
+(`TensorJob.cut`, `TensorJob.product`, ...) are computed in an order that does not depend on slices or threads, and are
+kept for the next merge of the same tensors with other parameters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial, reduce
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from .inputs import ModelInputs, TensorInputs
+import numpy as np
+
 from .method import Call, MergeMethod
-from .rows import row_count
+from .rows import Lines, RankDrop, Ranks, row_count, row_spans
+from .statistics import LEVELS, SUM_BLOCK, Cut, Drop, Magnitudes, RandomField, add_up, inner_product, sum_magnitudes
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 SLICE = 1 << 17  # elements; 512 KB of float32: near enough to the processor, and allocators reuse it rather than give it back
 
 
-class TensorJob(TensorInputs):
+class TensorJob:
     """One tensor of the merged model, to be computed once or many times.
+
+    Its inputs are the sources' tensors, or for methods on task vectors their differences to the base's.
 
     Args:
         name: Raw name of the tensor.
         method: The merge method.
         base: The base's tensor, if there is a base.
-        sources: The tensors of the merged sources, in the order of the recipe.
+        sources: The tensors of the merged sources, in the order of the recipe; of any float dtype, all of one shape.
         seed: The recipe's seed.
         device: Where to compute; where the tensors are, by default.
         keep: Whether to hold the inputs as float32, and all statistics, for the next call (see `memory_needed`).
@@ -40,10 +53,28 @@ class TensorJob(TensorInputs):
         device: torch.device | None = None,
         keep: bool = False,
     ) -> None:
-        self.method = method
         if base is not None and method.takes_base_as_first(len(sources)):
             sources = [base, *sources]
-        super().__init__(name, base if method.task_vectors else None, sources, seed=seed, device=device, keep=keep)
+        self.method = method
+        self.name = name
+        self.device = device if device is not None else sources[0].device
+        self.keep = keep
+        self.shape = tuple(sources[0].shape)
+        self.numel = sources[0].numel()
+        self._base = base.reshape(-1) if base is not None and method.task_vectors else None
+        self._inputs = [tensor.reshape(-1) for tensor in sources]
+        self._sums: dict[int, float] = {}
+        self._products: dict[tuple[int, int], float] = {}
+        self._line_products: dict[tuple[int, int, bool], NDArray[np.float64]] = {}
+        self._ranks: dict[int, Ranks] = {}
+        self._derived: dict[str, Magnitudes] = {}
+        self._fields = [RandomField(seed, index, name, self.numel, keep) for index in range(len(self._inputs))]
+        self._magnitudes = [Magnitudes(partial(self.blocks, index), self.numel, keep) for index in range(len(self._inputs))]
+        self._kept_base: Tensor | None = None
+        self._kept: list[Tensor] | None = None
+        if keep:
+            self._kept = self.tensors(0, self.numel)
+            self._kept_base = self.base(0, self.numel)
 
     def run(
         self,
@@ -82,14 +113,187 @@ class TensorJob(TensorInputs):
             for here.start in range(first * self.width, end, size):
                 yield here.start, min(here.start + size, end), here
 
+    def copies(self) -> list[Tensor] | None:
+        """The tensors as they are stored, out of their files; where a GPU computes, in memory that it reads by itself.
 
-class ModelJob(ModelInputs):
-    """All tensors of a merged model, each of them a `TensorJob`."""
+        None where the inputs are kept, and nothing is read.
+        """
+        if self.keep:
+            return None
+        tensors = [*([] if self._base is None else [self._base]), *self._inputs]
+        return [tensor.pin_memory() if self.device.type == "cuda" else tensor.clone() for tensor in tensors]
+
+    @contextmanager
+    def reading(self, copies: Sequence[Tensor] | None) -> Iterator[None]:
+        """Read what `copies` has made in the place of the files."""
+        stored = self._base, self._inputs
+        if copies is not None:
+            self._base, self._inputs = (None if self._base is None else copies[0]), list(copies[-len(self._inputs) :])
+        try:
+            yield
+        finally:
+            self._base, self._inputs = stored
+
+    def parts(self, start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
+        """A slice of the base and of all inputs, as `base` and `tensors` give them; the base is converted once."""
+        base = self.base(start, stop)
+        if base is None or self._kept is not None:
+            return base, self.tensors(start, stop)
+        return base, [self._difference(tensor[start:stop], base) for tensor in self._inputs]
+
+    def tensors(self, start: int, stop: int) -> list[Tensor]:
+        """A slice of all inputs, as `tensor` gives it."""
+        return [self.tensor(index, start, stop) for index in range(len(self._inputs))]
+
+    def base(self, start: int, stop: int) -> Tensor | None:
+        """A slice of the base in float32, for methods on task vectors."""
+        if self._kept_base is not None:
+            return self._kept_base[start:stop]
+        return self._float(self._base[start:stop]) if self._base is not None else None
+
+    def tensor(self, index: int, start: int, stop: int) -> Tensor:
+        """A slice of one input in float32: of a task vector or of a source. Do not write to it."""
+        if self._kept is not None:
+            return self._kept[index][start:stop]
+        values = self._inputs[index][start:stop]
+        return self._float(values) if self._base is None else self._difference(values, self._float(self._base[start:stop]))
+
+    def cut(self, index: int, k: int) -> Cut:
+        """What keeps the `k` elements of largest magnitude of one input."""
+        return self._magnitudes[index].cut(k)
+
+    def drop(self, index: int, density: float) -> Drop:
+        """What keeps each element of one input with probability `density` (rounded to a multiple of 1/65536)."""
+        return Drop(min(max(round(density * LEVELS), 0), LEVELS), self._fields[index])
+
+    def is_zero(self, index: int) -> bool:
+        """Whether every element of one input is 0."""
+        return not any(block.any() for _, block in self.blocks(index))
+
+    def sum_abs(self, index: int, change: Callable[[Tensor, int], Tensor] | None = None) -> float:
+        """The sum of the magnitudes of one input, after `change` of each slice where it is given."""
+        if change is not None:
+            changed = self.computed(lambda start, stop: change(self.tensor(index, start, stop), start))
+            return add_up(sum_magnitudes(block) for _, block in changed)
+        if index not in self._sums:
+            self._sums[index] = add_up(sum_magnitudes(block) for _, block in self.blocks(index))
+        return self._sums[index]
+
+    def product(self, left: int, right: int) -> float:
+        """The inner product of two inputs as flat vectors."""
+        if (left, right) not in self._products:
+            keys = dict.fromkeys([(left, right), (left, left), (right, right)])  # an angle takes all three: one pass
+            sums = dict.fromkeys((key for key in keys if key not in self._products), 0.0)
+            for start in range(0, self.numel, SUM_BLOCK):
+                stop = min(start + SUM_BLOCK, self.numel)
+                block = {i: self.tensor(i, start, stop).double().numpy(force=True) for i in dict.fromkeys([left, right])}
+                for first, second in sums:
+                    sums[first, second] += inner_product(block[first], block[second])
+            self._products.update(sums)
+        return self._products[left, right]
+
+    @property
+    def width(self) -> int:
+        """Length of a row, which is a vector along the last dimension; a tensor of one dimension is one row."""
+        return self.shape[-1] if len(self.shape) > 1 else self.numel
+
+    @property
+    def column_width(self) -> int:
+        """Number of columns, which are vectors along the first dimension; a tensor of one dimension is one column."""
+        return self.numel // self.shape[0] if len(self.shape) > 1 else 1
+
+    def line_products(self, left: int, right: int, columns: bool = False) -> NDArray[np.float64]:
+        """The inner products of the rows of two inputs, or of their columns."""
+        key = (left, right, columns)
+        if key not in self._line_products:
+            width = self.column_width if columns else self.width
+            products = (
+                np.multiply(*(self.tensor(index, *span).numpy(force=True) for index in (left, right)), dtype=np.float64)
+                for span in row_spans(self.numel, width)
+            )
+            sums = (block.reshape(-1, width).sum(axis=0 if columns else 1) for block in products)
+            self._line_products[key] = reduce(np.add, sums, np.zeros(width)) if columns else np.concatenate(list(sums))
+        return self._line_products[key]
+
+    def lines(self, values: NDArray[np.float64], columns: bool = False) -> Lines:
+        """One number per row, or per column, to be laid along the slices of the tensor."""
+        return Lines(values.astype(np.float32), self.column_width if columns else self.width, columns)
+
+    def rank_drop(self, index: int, probabilities: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> RankDrop:
+        """What keeps each element of one input with a probability that depends on how large it is within its row.
+
+        Args:
+            index: The input.
+            probabilities: From relative ranks (0: the smallest of the row, 1: the largest) to probabilities.
+        """
+        if index not in self._ranks:
+            self._ranks[index] = Ranks(lambda *span: self.tensor(index, *span), self.numel, self.width, self.keep)
+        relative = np.linspace(0.0, 1.0, self.width) if self.width > 1 else np.full(self.width, 0.5)
+        limits = np.clip(np.rint(probabilities(relative) * LEVELS), 0, LEVELS)
+        return RankDrop(limits, self._ranks[index], self._fields[index])
+
+    def derived(self, key: str, compute: Callable[[int, int], Tensor]) -> Magnitudes:
+        """The order of magnitudes that a method computes from the inputs alone, slice by slice; kept under a key."""
+        if key not in self._derived:
+            self._derived[key] = Magnitudes(partial(self.computed, compute), self.numel, self.keep)
+        return self._derived[key]
+
+    def computed(self, compute: Callable[[int, int], Tensor]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """What `compute` makes of the spans of the tensor, in blocks of `SUM_BLOCK` elements with their positions."""
+        for start in range(0, self.numel, SUM_BLOCK):
+            yield start, compute(start, min(start + SUM_BLOCK, self.numel)).numpy(force=True)
+
+    def blocks(self, index: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """One input in blocks of `SUM_BLOCK` elements with their positions."""
+        return self.computed(partial(self.tensor, index))
+
+    def _difference(self, values: Tensor, base: Tensor) -> Tensor:
+        vector = self._float(values)
+        return vector.sub(base) if vector is values else vector.sub_(base)  # not in the source's own memory
+
+    def _float(self, tensor: Tensor) -> Tensor:
+        there = tensor.device == self.device
+        return (tensor if there else tensor.to(self.device, non_blocking=tensor.device.type == "cpu")).float()
+
+
+class ModelJob:
+    """All tensors of the merged model as one long vector, for methods that look at a whole task vector at once.
+
+    Args:
+        tensors: The tensors in the order of `tensor_order`.
+    """
+
+    def __init__(self, tensors: Sequence[TensorJob]) -> None:
+        self.tensors = tensors
+        self._magnitudes: dict[int, Magnitudes] = {}
 
     def survey(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Any:
         """What the method computes from the whole model; None for most."""
-        method = next((tensor.method for tensor in self.tensors if isinstance(tensor, TensorJob)), None)
-        return method.survey(self, sources, options) if method is not None and method.survey is not None else None
+        survey = self.tensors[0].method.survey if self.tensors else None
+        return survey(self, sources, options) if survey is not None else None
+
+    @cached_property
+    def offsets(self) -> dict[str, int]:
+        """Position of each tensor in the vector."""
+        ends = accumulate((tensor.numel for tensor in self.tensors), initial=0)
+        return {tensor.name: start for tensor, start in zip(self.tensors, ends, strict=False)}
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+    def cut(self, index: int, k: int) -> Cut:
+        """What keeps the `k` elements of largest magnitude of one input; positions count through all tensors."""
+        if index not in self._magnitudes:
+            keep = all(tensor.keep for tensor in self.tensors)
+            self._magnitudes[index] = Magnitudes(lambda: self._blocks(index), self.numel, keep)
+        return self._magnitudes[index].cut(k)
+
+    def _blocks(self, index: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for tensor in self.tensors:
+            for start, block in tensor.blocks(index):
+                yield self.offsets[tensor.name] + start, block
 
 
 def memory_needed(method: MergeMethod, numel: int, sources: int, with_base: bool) -> int:

@@ -20,7 +20,6 @@ from .ahead import ahead
 from .arithmetic import ModelJob, TensorJob, memory_needed
 from .checks import check_sources, check_together, complete_options, complete_parameters
 from .fused import fused_parts
-from .inputs import TensorInputs
 from .registry import get_method
 from .vocabulary import Vocabulary, has_rows
 
@@ -140,7 +139,7 @@ class LiveMerger:
     def _copies(self) -> Iterator[list[Tensor] | None]:
         """What each job reads in the place of its files, if anything."""
         if self._read_ahead:
-            return ahead((job for job, _ in self.jobs), TensorInputs.copies, AHEAD)
+            return ahead((job for job, _ in self.jobs), TensorJob.copies, AHEAD)
         return repeat(None, len(self.jobs))
 
     def complete(

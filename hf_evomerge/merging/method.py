@@ -14,8 +14,6 @@ from .parameters import Parameter
 if TYPE_CHECKING:
     import torch
 
-    from .inputs import ModelInputs, TensorInputs
-
 
 @dataclass(slots=True)
 class Call:
@@ -75,8 +73,10 @@ def _at(value: Any, row: int, rows: int) -> Any:
 
 MergeFunction = Callable[["torch.Tensor | None", "list[torch.Tensor]", Call], "torch.Tensor"]
 """Merges one slice of one flattened tensor, in float32, from the base's slice and the sources'; changes no argument."""
-Survey = Callable[["ModelInputs", Sequence[Mapping[str, Any]], Mapping[str, Any]], Any]
-"""Looks at all tensors of the model before the first is merged, given the parameters of the sources and the options."""
+Prepare = Callable[[Any, Call], Any]
+"""Looks at one tensor of the model, a `TensorJob`, which imports this file."""
+Survey = Callable[[Any, Sequence[Mapping[str, Any]], Mapping[str, Any]], Any]
+"""Looks at all tensors, a `ModelJob`, before the first is merged, given the parameters of the sources and the options."""
 Check = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any], Sequence[str]], None]
 """Raises `RecipeError` where parameters of the sources and options, each of them right, do not go together.
 
@@ -113,7 +113,7 @@ class MergeMethod:
     parameters: tuple[Parameter, ...] = ()
     task_vectors: bool = False
     base_optional: bool = False
-    prepare: Callable[[TensorInputs, Call], Any] | None = None
+    prepare: Prepare | None = None
     survey: Survey | None = None
     check: Check | None = None
     is_sum: bool = False

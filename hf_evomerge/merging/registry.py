@@ -8,16 +8,12 @@ import this file, and not the other way round: the package ``merging`` imports `
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 from ..errors import EvoMergeError, RecipeError
 from ..recipes.recipe import MergePart
 from .checks import check_sources, check_together, complete_options, complete_parameters
-from .method import Call, Check, MergeFunction, MergeMethod, Survey
+from .method import Check, MergeFunction, MergeMethod, Prepare, Survey
 from .parameters import Parameter
-
-if TYPE_CHECKING:
-    from .inputs import TensorInputs
 
 METHODS: dict[str, MergeMethod] = {}
 
@@ -28,7 +24,7 @@ def register_method(
     parameters: Sequence[Parameter] = (),
     task_vectors: bool = False,
     base_optional: bool = False,
-    prepare: Callable[[TensorInputs, Call], Any] | None = None,
+    prepare: Prepare | None = None,
     survey: Survey | None = None,
     check: Check | None = None,
     is_sum: bool = False,

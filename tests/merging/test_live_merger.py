@@ -10,8 +10,9 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, GPT2Model
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError, SourceError
-from hf_evomerge.merging.inputs import TensorInputs
+from hf_evomerge.merging.arithmetic import TensorJob
 from hf_evomerge.merging.live import LiveMerger
+from hf_evomerge.merging.registry import get_method
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_for_a_gpu_what_is_read_is_pinned(monkeypatch):
         torch.Tensor, "to", lambda self, device, *, non_blocking: (moved.append((device, non_blocking)), self)[1]
     )
     base, source = torch.randn(2, 3), torch.randn(2, 3)
-    inputs = TensorInputs("w", base, [source], seed=0, device=torch.device("cuda:1"))
+    inputs = TensorJob("w", get_method("task_arithmetic"), base, [source], seed=0, device=torch.device("cuda:1"))
     with inputs.reading(inputs.copies()):
         for tensor in pinned:
             tensor.mul_(2)

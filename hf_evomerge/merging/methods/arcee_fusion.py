@@ -16,7 +16,7 @@ from ..rows import Lines, row_spans
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inputs import TensorInputs
+    from ..arithmetic import TensorJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Fusion:
         return vector.abs().mul_(self.divergence.slice(start, vector))
 
 
-def fusion(inputs: TensorInputs, call: Call) -> Fusion:
+def fusion(inputs: TensorJob, call: Call) -> Fusion:
     """The importance of a tensor's elements, and how much of it is enough."""
     whole = Fusion(
         inputs.lines(np.concatenate([_divergence(inputs, *span) for span in row_spans(inputs.numel, inputs.width)])), math.inf
@@ -46,7 +46,7 @@ def fusion(inputs: TensorInputs, call: Call) -> Fusion:
     return Fusion(whole.divergence, median + 1.5 * (q3 - q1))
 
 
-def _divergence(inputs: TensorInputs, start: int, stop: int) -> NDArray[np.float64]:
+def _divergence(inputs: TensorJob, start: int, stop: int) -> NDArray[np.float64]:
     """``sum p log(p / q)`` of each row, p and q being the softmax of the source's row and of the base's."""
     origin = inputs.base(start, stop)
     assert origin is not None

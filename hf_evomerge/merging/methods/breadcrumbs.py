@@ -15,7 +15,7 @@ from .common import DENSITY, LAMBDA, NORMALIZE, TRIM_RESCALE, WEIGHT, Sparse, ad
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inputs import TensorInputs
+    from ..arithmetic import TensorJob
 
 GAMMA = Parameter(
     "gamma",
@@ -48,7 +48,7 @@ class Band:
         return kept if self.top is None else kept.sub_(self.top.apply(vector, start))  # x - x = 0: exact
 
 
-def bands(inputs: TensorInputs, call: Call) -> list[Sparse]:
+def bands(inputs: TensorJob, call: Call) -> list[Sparse]:
     """Per source the band of the ``floor(rho N)`` elements next to the ``floor(gamma N)`` largest, and its factor.
 
     With density 1 all are kept, the largest included.
@@ -56,7 +56,7 @@ def bands(inputs: TensorInputs, call: Call) -> list[Sparse]:
     return [_band(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
 
 
-def _band(inputs: TensorInputs, index: int, values: dict[str, float], rescale: str) -> Sparse:
+def _band(inputs: TensorJob, index: int, values: dict[str, float], rescale: str) -> Sparse:
     kept = math.floor(values["density"] * inputs.numel)
     if values["weight"] == 0 or kept == 0:
         return None

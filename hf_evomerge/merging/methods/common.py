@@ -14,7 +14,7 @@ from ..parameters import Parameter
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inputs import TensorInputs
+    from ..arithmetic import TensorJob
 
 WEIGHT = Parameter(
     "weight",
@@ -147,7 +147,7 @@ def onto_base(base: Tensor | None, mixed: Tensor, call: Call) -> Tensor:
     return mixed.add_(base)
 
 
-def l1_factor(inputs: TensorInputs, index: int, mask: Sparsifier) -> float:
+def l1_factor(inputs: TensorJob, index: int, mask: Sparsifier) -> float:
     """What restores the sum of the absolute values after a mask."""
     kept = inputs.sum_abs(index, mask.apply)
     return inputs.sum_abs(index) / kept if kept > 0 else 1.0

@@ -14,17 +14,17 @@ from .common import DENSITY, DROP_RESCALE, LAMBDA, NORMALIZE, WEIGHT, Sparse, ad
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inputs import TensorInputs
+    from ..arithmetic import TensorJob
 
 _PARAMETERS = [WEIGHT, DENSITY, NORMALIZE, LAMBDA, DROP_RESCALE]
 
 
-def drops(inputs: TensorInputs, call: Call) -> list[Sparse]:
+def drops(inputs: TensorJob, call: Call) -> list[Sparse]:
     """Per source the mask that keeps each element with probability rho, and the factor that makes up for the rest."""
     return [_drop(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
 
 
-def _drop(inputs: TensorInputs, index: int, values: dict[str, float], rescale: str) -> Sparse:
+def _drop(inputs: TensorJob, index: int, values: dict[str, float], rescale: str) -> Sparse:
     drop = inputs.drop(index, values["density"])
     if values["weight"] == 0 or drop.limit == 0:
         return None

@@ -13,7 +13,7 @@ from .common import DENSITY, DROP_RESCALE, LAMBDA, NORMALIZE, WEIGHT, Sparse, ad
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inputs import TensorInputs
+    from ..arithmetic import TensorJob
 
 EPSILON = Parameter(
     "epsilon",
@@ -34,12 +34,12 @@ RESCALE = replace(
 _PARAMETERS = [WEIGHT, DENSITY, EPSILON, NORMALIZE, LAMBDA, RESCALE]
 
 
-def drops(inputs: TensorInputs, call: Call) -> list[Sparse]:
+def drops(inputs: TensorJob, call: Call) -> list[Sparse]:
     """Per source the mask of MagPrune (arXiv:2406.11617), and the factor that makes up for what is dropped."""
     return [_drop(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
 
 
-def _drop(inputs: TensorInputs, index: int, values: dict[str, float], rescale: str) -> Sparse:
+def _drop(inputs: TensorJob, index: int, values: dict[str, float], rescale: str) -> Sparse:
     rho, epsilon = values["density"], values["epsilon"]
     if values["weight"] == 0 or rho == 0:
         return None

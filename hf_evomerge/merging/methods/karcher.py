@@ -17,7 +17,7 @@ from .common import WEIGHT, divisor, weighted_sum
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inputs import TensorInputs
+    from ..arithmetic import TensorJob
 
 MAX_ITER = Parameter("max_iter", "number", 10.0, "global", "Number of steps at most.", low=0.0)
 TOL = Parameter(
@@ -30,7 +30,7 @@ TOL = Parameter(
 )
 
 
-def coefficients(inputs: TensorInputs, call: Call) -> list[float]:
+def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     """The factors of the tensors.
 
     Every step of the iteration is a linear combination of the unit vectors ``u_i``, so it is done on their coefficients, with

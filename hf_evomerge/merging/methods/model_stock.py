@@ -16,13 +16,13 @@ from .common import plain_sum
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inputs import TensorInputs
+    from ..arithmetic import TensorJob
     from ..rows import Lines
 
 FILTER_WISE = Parameter("filter_wise", "flag", False, "global", "One angle per row of a tensor, rather than one per tensor.")
 
 
-def ratio(inputs: TensorInputs, call: Call) -> float | Lines:
+def ratio(inputs: TensorJob, call: Call) -> float | Lines:
     """The interpolation ratio ``t = N cos(theta) / (1 + (N - 1) cos(theta))``, theta being the mean angle between sources."""
     rows, count = call.options["filter_wise"], len(call.sources)
 

@@ -17,12 +17,12 @@ from .common import WEIGHT, divisor, weighted_sum
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inputs import TensorInputs
+    from ..arithmetic import TensorJob
 
 NORMALIZE_WEIGHTS = Parameter("normalize_weights", "flag", True, "global", "Divide the weights by their sum.")
 
 
-def coefficients(inputs: TensorInputs, call: Call) -> list[float]:
+def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     """The factors of the tensors: ``u_i = x_i / |x_i|``, ``m = sum w_i u_i``, result ``m / |m| * sum w_i |x_i|``."""
     weights = call.weights
     if len(weights) == 1:

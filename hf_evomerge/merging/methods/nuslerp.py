@@ -15,7 +15,7 @@ from .common import WEIGHT, weighted_sum
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inputs import TensorInputs
+    from ..arithmetic import TensorJob
     from ..rows import Lines
 
 Numbers = NDArray[np.float64]
@@ -31,7 +31,7 @@ ROW_WISE = Parameter(
 )
 
 
-def coefficients(inputs: TensorInputs, call: Call) -> list[float] | list[Lines]:
+def coefficients(inputs: TensorJob, call: Call) -> list[float] | list[Lines]:
     """The factors of the two tensors; numbers, or one per row or column."""
     first, second = call.weights
     total = first + second

@@ -15,7 +15,7 @@ from .common import agreeing, elect, plain_sum
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inputs import TensorInputs
+    from ..arithmetic import TensorJob
 
 SELECT_TOPK = Parameter(
     "select_topk",
@@ -66,7 +66,7 @@ def selected(vectors: list[Tensor], cut: Cut | None, start: int) -> list[Tensor]
     return [vector.mul(mask) for vector in vectors]
 
 
-def selection(inputs: TensorInputs, call: Call) -> Selection:
+def selection(inputs: TensorJob, call: Call) -> Selection:
     """Which elements vary most, and the weights of the sources: their shares of the squares that are left."""
     cut = None
     if call.options["select_topk"] < 1:
@@ -86,7 +86,7 @@ def selection(inputs: TensorInputs, call: Call) -> Selection:
     return Selection(cut, [square / total for square in squares])
 
 
-def _square(inputs: TensorInputs, index: int, cut: Cut | None) -> float:
+def _square(inputs: TensorJob, index: int, cut: Cut | None) -> float:
     """The sum of squares of what is selected of one task vector."""
     if cut is None:
         return inputs.product(index, index)

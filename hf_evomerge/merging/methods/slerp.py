@@ -13,7 +13,7 @@ from .common import weighted_sum
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inputs import TensorInputs
+    from ..arithmetic import TensorJob
 
 T = Parameter(
     "t",
@@ -30,7 +30,7 @@ T = Parameter(
 _PARALLEL = 0.9995  # |cos| above which the angle is too small to divide by its sine
 
 
-def coefficients(inputs: TensorInputs, call: Call) -> list[float]:
+def coefficients(inputs: TensorJob, call: Call) -> list[float]:
     """The factors of the two tensors, from the angle between them as flat vectors."""
     t = call.options["t"]
     dot, first, second = inputs.product(0, 1), inputs.product(0, 0), inputs.product(1, 1)

@@ -22,7 +22,7 @@ from .common import DENSITY, LAMBDA, NORMALIZE, TRIM_RESCALE, WEIGHT, Sparse, l1
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inputs import ModelInputs, TensorInputs
+    from ..arithmetic import ModelJob, TensorJob
 
 SEMANTICS = Parameter(
     "semantics",
@@ -57,7 +57,7 @@ def check(sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], name
             )
 
 
-def survey(model: ModelInputs, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Whole | None:
+def survey(model: ModelJob, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Whole | None:
     """The cuts and the majority of the paper's semantics."""
     if options["semantics"] != "paper":
         return None
@@ -80,7 +80,7 @@ def survey(model: ModelInputs, sources: Sequence[Mapping[str, Any]], options: Ma
     return whole
 
 
-def trims(inputs: TensorInputs, call: Call) -> list[Sparse]:
+def trims(inputs: TensorJob, call: Call) -> list[Sparse]:
     """Per source the cut that keeps the ``k = max(1, floor(rho N))`` largest elements, and the factor of ``rescale``."""
     if call.model is None:
         return [_trim(inputs, index, values, call.options["rescale"]) for index, values in enumerate(call.sources)]
@@ -91,7 +91,7 @@ def trims(inputs: TensorInputs, call: Call) -> list[Sparse]:
     ]
 
 
-def _trim(inputs: TensorInputs, index: int, values: dict[str, float], rescale: str) -> Sparse:
+def _trim(inputs: TensorJob, index: int, values: dict[str, float], rescale: str) -> Sparse:
     density = values["density"]
     if values["weight"] == 0 or density <= 0:
         return None
