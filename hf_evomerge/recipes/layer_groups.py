@@ -8,7 +8,6 @@ of numbers, a gradient, runs over the blocks; under the whole name of a tensor i
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from ..errors import RecipeError
 
 Kind = Literal["embed", "block", "head"]
 Half = Literal["attn", "mlp", "router", "experts"]
-GroupValue = float | dict[str, float]
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.(.+)$")
 _EMBEDDING = re.compile(r"emb|wte|wpe|project_in")
@@ -273,27 +271,6 @@ def _some(names: Sequence[str]) -> str:
     """A name from outside the blocks, and one from inside."""
     kinds = {classify(name)[0]: name for name in reversed(names)}
     return " and ".join(kinds[kind] for kind in ("embed", "block") if kind in kinds) or ", ".join(names[:1])
-
-
-def per_group(value: Any, where: str) -> GroupValue:
-    """The value as a number, or as one per layer group and pattern; numbers of single tensors become the mean of half a block.
-
-    Raises:
-        RecipeError: It has gradients over the layers.
-    """
-    values = value if isinstance(value, Mapping) else {"default": value}
-    groups: dict[str, list[float]] = {}
-    for key, number in values.items():
-        if isinstance(number, list) and not is_tensor(key):
-            raise RecipeError(f"{where}: given as a gradient (found {value!r}); give numbers per layer group")
-        kind, block, half = classify(key)
-        place = kind if block is None else f"blocks.{block}.{half}"
-        groups.setdefault(place if is_tensor(key) else key, []).append(_mean(number))
-    return {key: _mean(numbers) for key, numbers in groups.items()} if isinstance(value, Mapping) else value
-
-
-def _mean(numbers: float | list[float]) -> float:
-    return math.fsum(numbers) / len(numbers) if isinstance(numbers, list) else numbers
 
 
 def one_of_each(layer_count: int) -> list[str]:

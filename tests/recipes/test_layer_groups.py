@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_evomerge.errors import RecipeError
-from hf_evomerge.recipes.layer_groups import Grouping, check_keys, classify, expand, parse_key, per_group, resolve
+from hf_evomerge.recipes.layer_groups import Grouping, check_keys, classify, expand, parse_key, resolve
 
 NAMES = {
     ("embed", None, None): [
@@ -249,15 +249,3 @@ def test_a_tied_head_may_be_named():
 def test_patterns_wait_for_the_names():
     """Without the tensors' names patterns cannot be checked and are let through."""
     check_keys({"*mpl*": 1}, 5)
-
-
-def test_values_per_group():
-    """Numbers per layer group and pattern are handed back, those of tensors as means of half a block; gradients are refused."""
-    assert per_group(0.5, "weight") == 0.5
-    assert per_group({"embed": 1.0, "default": 2.0}, "weight") == {"embed": 1.0, "default": 2.0}
-    names = {UP: 1.0, DOWN: 2.0, NORM: 4.0, "lm_head.weight": 5.0, "default": 0.0}
-    assert per_group(names, "weight") == {"blocks.4.mlp": 1.5, "blocks.4.attn": 4.0, "head": 5.0, "default": 0.0}
-    assert per_group({"*mlp*": 1.0, UP: 3.0}, "weight") == {"*mlp*": 1.0, "blocks.4.mlp": 3.0}
-    for value in ([0.0, 1.0], {"default": [0.0]}):
-        with pytest.raises(RecipeError, match="weight: given as a gradient"):
-            per_group(value, "weight")
