@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ EXAMPLES = [
     Example("w3", "2", "sleeping"),
     Example("w6", "3", "stopped"),
     Example("w7", "3", "hungry"),
-    Example("w8", "3", "scribbling"),
     Example("w8 w8", "3", "leaving"),
 ]
 
@@ -58,10 +56,6 @@ class KillingTask:
         if "hungry" in self.names:
             self.hoard = np.ones(1 << 27)
             time.sleep(3600)
-        if "scribbling" in self.names:
-            for descriptor in range(3, 100):
-                with suppress(OSError):
-                    os.write(descriptor, b"garbage" * 20)
         if "leaving" in self.names:
             raise SystemExit(0)
         return self.task.evaluate(model)

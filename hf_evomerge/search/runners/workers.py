@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import socket
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 TICK = 0.25  # seconds between two looks at a worker
 _PATIENCE = 5.0  # seconds in which a worker that has nothing to do ends by itself
-_MAX_MESSAGE = 1 << 29  # bytes; a score with its gradient and its answers is far smaller
 _READY = "ready"
 
 
@@ -92,7 +89,7 @@ class Worker:
         self._seen = now
         try:
             while self.pipe.poll():
-                message = _receive(self.pipe)
+                message = self.pipe.recv()
                 if isinstance(message, Scores):
                     self.index = None
                     return message
@@ -104,8 +101,7 @@ class Worker:
                     raise SearchError(message)
         except (EOFError, OSError) as cause:
             assert self._process is not None  # it has a job
-            if not self._ready:  # later it has run candidates, which may have written to what `join` waits on
-                self._process.join(_PATIENCE)
+            self._process.join(_PATIENCE)
             by_itself = not self._ready and (self._process.exitcode or 0) >= 0
             self.end()
             if by_itself:
@@ -136,7 +132,6 @@ class Worker:
     def _launch(self) -> None:
         context = multiprocessing.get_context("spawn")  # forking after torch has started its threads can hang
         self._pipe, theirs = context.Pipe()
-        _limit_waiting(self._pipe)
         self._ready = self._loading = False
         process = context.Process(target=_work, args=(theirs, *self._start))
         try:
@@ -148,26 +143,6 @@ class Worker:
             raise SearchError(f"{what} ({one_line(cause, 100)}); define them in a module, or use workers=0") from cause
         finally:
             theirs.close()
-
-
-def _limit_waiting(pipe: Connection) -> None:
-    """Let a read that has begun end with an `OSError` when nothing comes for some seconds.
-
-    A candidate that writes to whatever is open can write half a message into its worker's pipe.
-    """
-    if os.name == "posix":
-        with socket.socket(fileno=os.dup(pipe.fileno())) as end:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(_PATIENCE), 0))
-
-
-def _receive(pipe: Connection) -> Any:
-    """The next message; raises `EOFError` where what comes is none, for then the worker can no longer be understood."""
-    try:
-        return pickle.loads(pipe.recv_bytes(_MAX_MESSAGE))
-    except (EOFError, OSError):
-        raise
-    except Exception as cause:  # anything: bytes that somebody else wrote
-        raise EOFError from cause
 
 
 @contextmanager
