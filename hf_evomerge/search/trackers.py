@@ -25,17 +25,21 @@ LOGS = "runs"  # of TensorBoard, in the search's folder
 
 
 class Tracker(SearchCallback):
-    """What all trackers do; a kind says how a run is opened, logged to and closed."""
+    """A run of a tracker, by the calls that trackio and wandb share."""
 
     name = ""
 
     def __init__(self) -> None:
+        self.module = _module(self.name)
         self.steps = 0  # generations of all stages so far
         self.spent: dict[str, float] = {}
 
     def on_begin(self, study: Study, config: SearchConfig) -> None:
-        """Open the run."""
-        self.open(study, config)
+        """Open the run; it has the folder's name, and belongs to this study alone."""
+        name = run_name(study)
+        options = {"id": name, "dir": str(study.folder)} if self.name == "wandb" else {}
+        settings = config.model_dump(mode="json", exclude_none=True)
+        self.module.init(project=config.project, name=name, config=settings, resume="allow", **options)
 
     def on_generation(self, study: Study, generation: Generation) -> None:
         """Log a generation that was not logged before."""
@@ -68,37 +72,6 @@ class Tracker(SearchCallback):
             study.set_meta("ended", True, self.name)
         self.close()
 
-    def open(self, study: Study, config: SearchConfig) -> None:
-        """Open the run of this study, or the one that it had before."""
-        raise NotImplementedError
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Log numbers."""
-        raise NotImplementedError
-
-    def summarise(self, pictures: list[Path], columns: list[str], rows: list[list[Any]], step: int) -> None:
-        """Log the pictures and the table of results."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Close the run."""
-        raise NotImplementedError
-
-
-class _Module(Tracker):
-    """trackio and wandb, whose calls are the same."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.module = _module(self.name)
-
-    def open(self, study: Study, config: SearchConfig) -> None:
-        """Open the run; it has the folder's name, and belongs to this study alone."""
-        name = run_name(study)
-        options = {"id": name, "dir": str(study.folder)} if self.name == "wandb" else {}
-        settings = config.model_dump(mode="json", exclude_none=True)
-        self.module.init(project=config.project, name=name, config=settings, resume="allow", **options)
-
     def log(self, values: dict[str, float], step: int) -> None:
         """Log numbers."""
         self.module.log(values, step=step)
@@ -116,7 +89,7 @@ class _Module(Tracker):
         return self.module.Table(columns=columns, data=rows)
 
 
-class Trackio(_Module):
+class Trackio(Tracker):
     """A local dashboard: ``trackio show``."""
 
     name = "trackio"
@@ -127,7 +100,7 @@ class Trackio(_Module):
         return self.module.Table(dataframe=pandas.DataFrame(rows, columns=columns))
 
 
-class Wandb(_Module):
+class Wandb(Tracker):
     """Weights & Biases."""
 
     name = "wandb"
@@ -140,10 +113,9 @@ class TensorBoard(Tracker):
 
     def __init__(self) -> None:
         super().__init__()
-        _module("tensorboard")
         self.writer: Any = None
 
-    def open(self, study: Study, config: SearchConfig) -> None:
+    def on_begin(self, study: Study, config: SearchConfig) -> None:
         """Open a file of events; what a process logged and did not store is taken back."""
         from torch.utils.tensorboard import SummaryWriter
 
