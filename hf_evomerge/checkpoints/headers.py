@@ -19,20 +19,11 @@ STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F6
 """safetensors' names of the plain floating-point numbers, by torch's names."""
 _MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 _BITS = {
-    **{
-        "F64": 64,
-        "I64": 64,
-        "U64": 64,
-        "C64": 64,
-        "F32": 32,
-        "I32": 32,
-        "U32": 32,
-        "F16": 16,
-        "BF16": 16,
-        "I16": 16,
-        "U16": 16,
-    },
-    **{"BOOL": 8, "I8": 8, "U8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **{"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
 }
 
 

@@ -19,13 +19,8 @@ from .headers import TensorInfo, read_mapping
 from .open import open_source
 
 _TOKENIZERS = (
-    "tokenizer*/tokenizer_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece*.model",
-    "vocab.*",
-    "*.tiktoken",
+    *("tokenizer*/tokenizer_config.json", "tokenizer.json", "tokenizer.model"),
+    *("spiece.model", "sentencepiece*.model", "vocab.*", "*.tiktoken"),
 )
 
 

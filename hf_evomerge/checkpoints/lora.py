@@ -34,15 +34,8 @@ _BLOCK = 1 << 16  # elements of the weight that are changed at a time: they fit 
 # Keys of adapter_config.json that change the arithmetic in ways that are not known here. A method that starts from a changed
 # base (init_lora_weights: pissa and the like) is refused as well.
 _REFUSED = (
-    *(
-        "lora_bias",
-        "trainable_token_indices",
-        "target_parameters",
-        "layer_replication",
-        "use_qalora",
-        "alora_invocation_tokens",
-    ),
-    *("use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "megatron_config"),
+    *("lora_bias", "trainable_token_indices", "target_parameters", "layer_replication", "use_qalora", "use_bdlora"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "megatron_config"),
 )
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 

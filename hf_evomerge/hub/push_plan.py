@@ -55,13 +55,8 @@ _OURS = (
 _OTHER_KINDS = {"adapter_config.json": "an adapter", INDEX: "a diffusers pipeline"}
 _PARTS = tuple(f"*/{pattern}" for pattern in ("*.safetensors", *SMALL_FILES))  # of a pipeline
 _NOTES = (
-    INDEX,
-    "config.json",
-    "scheduler_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "preprocessor_config.json",
+    *(INDEX, "config.json", "scheduler_config.json", "generation_config.json", "preprocessor_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json"),
 )
 _NOTED = ("name_or_path", "_name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file")
 

@@ -293,18 +293,7 @@ class SearchConfig(StrictModel):
         return MergePart(method=self.ps.method, sources=self.ps.sources, router=self.ps.router)
 
     def _recipe(self, merge: MergePart | None, flow: FlowPart | None) -> dict[str, Any]:
-        shared = (
-            "sources",
-            "base",
-            "dtype",
-            "seed",
-            "vocabulary",
-            "tokens",
-            "tokenizer",
-            "chat_template",
-            "components",
-            "processor",
-        )
+        shared = [key for key in Recipe.model_fields if key in SearchConfig.model_fields]
         return {**{key: getattr(self, key) for key in shared}, "merge": merge, "flow": flow}
 
     def save(self, file: str | os.PathLike[str]) -> None:

@@ -30,16 +30,12 @@ from .splits import SPLITS
 PROMPTS = ("prompt", "question", "instruction", "problem", "input", "text")
 ANSWERS = ("answer", "answer_number", "output", "response", "completion", "target", "label")
 GLOSSES = ("gloss", "translation", "english")
-MOST = {
-    "search": 128,
-    "validation": 200,
-    "test": 400,
-}  # more tell little, and every candidate has to answer those of the search
+# More tell little, and every candidate has to answer those of the search.
+MOST = {"search": 128, "validation": 200, "test": 400}
 LEAST = 8
 _LONG = 200  # characters of an answer that is a text rather than a result
-_NO_SPACES = re.compile(
-    r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uff00-\uffef][^\w\s]*$"
-)  # Thai, Japanese, Chinese, to the end
+# Thai, Japanese, Chinese, to the end.
+_NO_SPACES = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uff00-\uffef][^\w\s]*$")
 _MARK = "####"  # what the result of a worked solution follows in GSM8K and its like
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+")
 
