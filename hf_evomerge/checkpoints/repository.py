@@ -13,12 +13,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError, one_line
 from ..recipes.names import is_folder, named_folder
+from .hashes import file_sha256
 from .headers import StoredTensor, check_header
 
 SMALL_FILES = ["*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
@@ -142,15 +142,12 @@ class Repository:
 
 def _check_content(path: Path, expected: str, where: str) -> None:
     """Compare a file with its sha256; a wrong one is removed, so that it is not taken for the right one later."""
-    digest = sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 22):
-            digest.update(piece)
-    if digest.hexdigest() != expected:
+    digest = file_sha256(path)
+    if digest != expected:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise SourceError(
-            f"{where}: what was downloaded has sha256 {digest.hexdigest()[:12]}..., the Hub says {expected[:12]}...; it was "
+            f"{where}: what was downloaded has sha256 {digest[:12]}..., the Hub says {expected[:12]}...; it was "
             "removed from the cache, run the command again"
         )
 

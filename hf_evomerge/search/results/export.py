@@ -114,16 +114,17 @@ def _merge_numbers(recipe: Recipe) -> Iterator[tuple[str, float]]:
     assert merge is not None  # a recipe has at least one part
     labels = labels_of(recipe.sources)
     for number, given in zip(recipe.merge_sources, merge.parameters, strict=False):
-        yield from _numbers(labels[number], given)
-    yield from _numbers("", merge.options or {})
+        yield from numbers(labels[number], given)
+    yield from numbers("", merge.options or {})
 
 
-def _numbers(name: str, value: object) -> Iterator[tuple[str, float]]:
+def numbers(name: str, value: object) -> Iterator[tuple[str, float]]:
+    """The numbers in a value of a recipe, with their names: its own, and the keys and places that lead to each."""
     if isinstance(value, Mapping):
         for key, inside in value.items():
-            yield from _numbers(f"{name}.{key}" if name else str(key), inside)
+            yield from numbers(f"{name}.{key}" if name else str(key), inside)
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for number, inside in enumerate(value):
-            yield from _numbers(f"{name}[{number}]", inside)
+            yield from numbers(f"{name}[{number}]", inside)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield name, float(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
 from rich.table import Table
@@ -12,6 +11,7 @@ from ...recipes.recipe import RECIPE_FILE, Recipe, labels_of
 from ...record import Figures
 from ..study.paths import settings_of
 from ..study.study import Study
+from .export import numbers
 from .front import front, front_table, judged
 from .table import render
 
@@ -81,17 +81,7 @@ def describe_recipe(recipe: Recipe) -> str:
 
 def _span(value: object) -> str:
     """A parameter as a number, or from the least to the greatest of its groups or layers."""
-    found = _numbers(value)
+    found = [number for _, number in numbers("", value)]
     if not found:
         return str(value)
     return f"{found[0]:.3g}" if len(set(found)) == 1 else f"{min(found):.3g} to {max(found):.3g}"
-
-
-def _numbers(value: object) -> list[float]:
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return []
-    if isinstance(value, Mapping):
-        return [number for each in value.values() for number in _numbers(each)]
-    if isinstance(value, Sequence):
-        return [number for each in value for number in _numbers(each)]
-    return [float(value)] if isinstance(value, (int, float)) else []
