@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from texts import SpaceError, number
 
 from hf_evomerge.errors import RecipeError
-from hf_evomerge.merging.rows import row_count
 from hf_evomerge.recipes.layer_groups import classify, is_tensor, parse_key
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def mixed(model: Any, parents: Sequence[Any], base: Any | None, factors: Factors
                 continue
             vectors = torch.stack([each[name].detach().float() - zero for each in tensors])
             rounding = torch.finfo(parameter.dtype).eps * merged.abs()  # most of a small change to a large weight
-            for rows in dict.fromkeys((1, row_count(merged.shape))):  # one set of weights, or one for each row
+            for rows in dict.fromkeys((1, math.prod(merged.shape[:-1]))):  # one set of weights, or one for each row
                 parts = shares(vectors, merged - zero, rows)
                 off = ((merged - zero - parts.sum(0)).abs() - rounding).clamp(min=0).norm()
                 fits = off <= _MOST_OFF * max(float((merged - zero).norm()), float(vectors.norm()) * 1e-3, 1e-12)
