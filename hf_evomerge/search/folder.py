@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
             raise
         _give_more(study, config)
     said = (out / SEARCH_FILE).exists()  # not where the process that began the study ended in between
-    kept = SearchConfig.load(out / SEARCH_FILE) if said else written
+    kept = written
+    with suppress(EvoMergeError):  # a file that cannot be read does not count, and the user was told
+        kept = SearchConfig.load(out / SEARCH_FILE) if said else written
     if not said or (written.about is not None and written.about != about_of(out, config)) or _raised(kept, written):
         written.save(out / SEARCH_FILE)
     return study

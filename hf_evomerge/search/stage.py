@@ -107,7 +107,7 @@ class StageRun:
             callback.on_stage(self.study, self.stage.name, self.trials)
         if extra := set(self.stored) - {trial.number for trial in self.trials}:
             raise SearchError(f"{self.stage}: the study holds trial {min(extra)}, which this search never asked for")
-        points = zip(self.start.candidates or (self.start.mean,), self.start.names, strict=True)
+        points = zip(self.start.candidates or (self.start.mean,), self.start.names, strict=False)
         names = {point.tobytes(): name for point, name in points}
         return {trial.recipe_key: names[key] for trial in self.trials if (key := trial.genome.tobytes()) in names}
 

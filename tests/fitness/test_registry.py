@@ -67,11 +67,12 @@ def test_taken_name() -> None:
 def test_unknown_task() -> None:
     """An unknown or absent name is refused with the names that there are."""
     with pytest.raises(
-        FitnessError, match="unknown task 'lenght'; there are choice, classification, clip, generation, gsm8k, likelihood"
+        FitnessError, match="unknown task 'lenght'; there are agreement, choice, classification, clip, generation"
     ):
         get_task("lenght")
     with pytest.raises(
-        FitnessError, match=r"task: which one\? There are choice, classification, clip, generation, gsm8k, likelihood"
+        FitnessError,
+        match=r"task: which one\? There are agreement, choice, classification, clip, generation, gsm8k, likelihood",
     ):
         parse_task({"normalize": "sum"})
 

@@ -43,7 +43,7 @@ def test_one_model(dfs: dict[str, Any], hops: set[int], tiny: Path, search_confi
     result = run_search(config, tmp_path / "out", build=dfs.get("prune") == 1)
     assert result.winner.flow is not None
     assert len(result.winner.flow.path) in hops
-    assert [row.stage for row in result.rows if row.stage != "dfs-first"] == ["source", "dfs", *baselines[1:]]
+    assert [row.stage for row in result.rows if row.stage != "dfs-first"] == ["source", "temperature", "dfs", *baselines[1:]]
     study = Study.open(tmp_path / "out")
     for trial in study.trials():
         flow = study.recipe(trial.recipe_key or "").flow

@@ -191,7 +191,7 @@ def test_an_edit_changes_the_answer_at_once(visit: Callable[..., Any], served: S
     page.click("#ev-repeat")
     page.wait_for_selector("#ev-said >> text=instead of")
     box.fill("0.5")
-    page.wait_for_function("document.querySelector('#ev-changed').innerText.includes('- 0.5')")
+    page.wait_for_function("document.querySelector('#ev-changed').innerText.includes(', 0.5')")
     page.click("#ev-reset")
     page.wait_for_selector("#ev-said >> text=as published")
 
