@@ -250,7 +250,7 @@ def test_a_gradient_in_parts(search_config: Callable[..., SearchConfig]) -> None
         def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
             yield from ((len(jobs) - 1 - index, scores) for index, scores in super().run(jobs[::-1]))
 
-    found, again = (dict(run_in_parts(runner(evaluator), jobs, 4, 9)) for runner in (LocalRunner, Backwards))
+    found, again = (dict(run_in_parts(runner(evaluator), jobs, 4, len(EXAMPLES))) for runner in (LocalRunner, Backwards))
     assert found == again
     for index, scores in enumerate(whole):
         np.testing.assert_allclose(found[index].values, scores.values, rtol=1e-5)
