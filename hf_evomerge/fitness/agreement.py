@@ -30,7 +30,7 @@ _KEPT = 64  # tokens of a position
 
 
 class AgreementSpec(TaskSpec):
-    """Score a model by how near its probabilities are to those of the source that an example belongs to; no labels are needed.
+    """Score a model by its divergence from the source of each example; no labels are needed.
 
     Attributes:
         source: The source of all examples, where the data does not say it; ``base`` is the base.
@@ -49,7 +49,7 @@ class AgreementSpec(TaskSpec):
 
     @property
     def unit(self) -> str:
-        """Of the divergence."""
+        """Unit of a score: the divergence, negative."""
         return "nats of divergence per token, negative"
 
     def at_temperature(self, temperature: float) -> None:
@@ -63,8 +63,12 @@ class AgreementSpec(TaskSpec):
 
 
 class Reading(NamedTuple):
-    """What a source gave to an example: its answer, the (N, K) most probable tokens at each place of it and after it, and the
-    (N, K + 1) log-probabilities of these, and of all others together.
+    """A source's answer to an example and its probabilities there.
+
+    Attributes:
+        answer: The tokens of the answer.
+        kept: (N, K) most probable tokens, at each place of the answer and after it.
+        log_probabilities: (N, K + 1) of these tokens, and of all others together.
     """
 
     answer: list[int]

@@ -65,7 +65,7 @@ class TextTask(PreparedTask):
 
     @property
     def token_temperature(self) -> float:
-        """What the logits of tokens are divided by."""
+        """Temperature of the tokens' logits."""
         return self.spec.temperature
 
     def evaluate(self, model: Any) -> Scores:

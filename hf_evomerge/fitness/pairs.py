@@ -98,7 +98,7 @@ class Pairs:
     def _pass(
         self, model: Any, batch: MicroBatch, mean_of: Mean | None, measure: Measure | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `_score` gives, after a backward pass where it is wanted."""
+        """Score a micro-batch, and run its backward pass where a gradient is wanted."""
         sums, hits = _score(model, batch, self.temperature, measure or _chosen)
         if mean_of is not None:
             units, count = mean_of

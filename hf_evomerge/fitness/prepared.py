@@ -33,7 +33,7 @@ class PreparedTask:
         self._examples = list(examples)
 
     def share(self, number: int) -> float:
-        """What an example counts in the gradient."""
+        """Weight of an example in the gradient."""
         return 1.0 if self.shares is None else self.shares[number]
 
 

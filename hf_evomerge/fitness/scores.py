@@ -107,7 +107,7 @@ class Scores:
         return self._with(outputs=None if outputs is None else list(outputs), truncated=cut)
 
     def with_others(self, others: Mapping[str, Scores]) -> Scores:
-        """The same scores with the scores of the search's other objectives, by name; none by default."""
+        """Attach the scores of the search's other objectives, by name; none by default."""
         return self._with(others=dict(others))
 
     def timed(self, seconds: float) -> Scores:

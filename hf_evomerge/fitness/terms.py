@@ -81,7 +81,7 @@ class TermsSpec(TaskSpec):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What the first term scores."""
+        """Kinds of models that the first term scores."""
         return self.terms[0].fitness.kinds
 
     @property
@@ -91,7 +91,7 @@ class TermsSpec(TaskSpec):
 
     @property
     def names(self) -> list[str]:
-        """What the terms are called in tables: by their tasks, numbered where one comes again."""
+        """Names of the terms in tables: their tasks, numbered where one comes again."""
         tasks = [part.task for part in self.parts]
         before = [tasks[:number].count(name) for number, name in enumerate(tasks)]
         return [f"{name} {count + 1}" if count else name for name, count in zip(tasks, before, strict=True)]
@@ -145,9 +145,10 @@ def _hand(examples: Sequence[Example], number: int, *, own: bool) -> _Hand:
 
 @register_task("terms")
 class TermsTask(PreparedTask):
-    """A weighted sum of tasks. ``correct`` and ``outputs`` are of the first term that has them on the search's own examples.
+    """Score a model by several tasks.
 
-    The scores of each term are in ``others``, by its name. It has a gradient where every term has one.
+    ``correct`` and ``outputs`` come from the first term that has them on the search's own examples. The scores of each term
+    are in ``others``, by its name. It has a gradient where every term has one.
     """
 
     spec_type: ClassVar[type[TaskSpec]] = TermsSpec

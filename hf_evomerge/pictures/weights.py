@@ -116,8 +116,10 @@ def _group_values(value: object) -> dict[str, float]:
 
 
 def _over_rows(key: str, value: object) -> object:
-    by_rows = isinstance(value, list) and value and _key(key).kind == "pattern" and "*" not in key
-    return sum(value) / len(value) if by_rows and isinstance(value, list) else value
+    """The mean of a list of numbers under the name of a tensor; other values as they are."""
+    if not isinstance(value, list) or not value or not all(isinstance(item, (int, float)) for item in value):
+        return value
+    return sum(value) / len(value) if _key(key).kind == "pattern" and "*" not in key else value
 
 
 def _key(group: str) -> GroupKey:

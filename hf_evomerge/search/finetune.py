@@ -18,7 +18,7 @@ STEP_COST = 3  # of a step, in scores of its batch: a forward and a backward pas
 
 @dataclass(frozen=True)
 class Lora:
-    """How a model is fine-tuned.
+    """Settings of a LoRA fine-tune.
 
     Attributes:
         rate: Peak learning rate of AdamW; it falls as a cosine to a hundredth.

@@ -239,7 +239,7 @@ class StageRun:
         return [trials[candidate.number] for candidate in candidates]
 
     def _slopes(self, genome: Vector) -> Slopes | None:
-        """Of what the gradient at a genome is wanted."""
+        """Gradient request for a genome, where the optimizer wants one."""
         request = self.optimizer.request
         if not request.gradient:
             return None

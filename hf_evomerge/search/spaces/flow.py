@@ -202,7 +202,7 @@ class JointSpace:
         return self.gates.price(gates) + float((gates & merged).sum()) / layout.layers[0]
 
     def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> JointSlopes:
-        """Those of both."""
+        """Gradient request for the merge weights and the gates."""
         weights, gates = np.split(genome, [self.count])
         return JointSlopes(self.weights.slopes(weights, active[: self.count]), self.gates.slopes(gates, active[self.count :]))
 

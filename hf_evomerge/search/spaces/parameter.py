@@ -184,11 +184,16 @@ class ParameterSpace:
         for name, point in (("first point", mean), *self._starts(mean).items()):
             candidates.setdefault(point.tobytes(), (name, point))
         names, points = zip(*candidates.values(), strict=True)
-        halves = [(each.parameter, each.source, classify(each.key or "")) for each in self.coordinates]
-        numbers = {half: number for number, half in enumerate(dict.fromkeys(halves))}  # attention and MLP of each block
-        groups = np.array([numbers[half] for half in halves]) if self.space.groups == "rows" else None
         tried = points if len(points) > 1 else ()
-        return Start(mean, sigma, np.zeros(mean.size), np.ones(mean.size), tried, names, groups=groups)
+        return Start(mean, sigma, np.zeros(mean.size), np.ones(mean.size), tried, names, groups=self._halves())
+
+    def _halves(self) -> NDArray[np.int64] | None:
+        """Number of the half of a block, attention or MLP, of each coordinate, where these are runs of rows."""
+        if self.space.groups != "rows":
+            return None
+        halves = [(each.parameter, each.source, classify(each.key or "")) for each in self.coordinates]
+        numbers = {half: number for number, half in enumerate(dict.fromkeys(halves))}
+        return np.array([numbers[half] for half in halves])
 
     def _starts(self, mean: Vector) -> dict[str, Vector]:
         """The points of ``starts``: the mean with other weights, inside the bounds."""
@@ -215,7 +220,7 @@ class ParameterSpace:
         return 3.0
 
     def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> WeightSlopes:
-        """Those of the numbers of the recipe."""
+        """Gradient request for this genome's merge weights."""
         numbers = tuple((each.parameter, each.source, each.group) for each in self.coordinates)
         return WeightSlopes(numbers, tuple(each.span.high - each.span.low for each in self.coordinates))
 

@@ -33,7 +33,7 @@ class Space(Protocol):
         """What a gradient in the active coordinates costs, in scores of the same examples."""
 
     def slopes(self, genome: Vector, active: NDArray[np.bool_]) -> Slopes:
-        """Of what the gradient at a genome is taken."""
+        """Gradient request: what to differentiate with respect to at a genome."""
 
 
 def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge: MergePart | None = None) -> Space:
