@@ -73,6 +73,8 @@ class TermsSpec(TaskSpec):
     @field_validator("terms")
     @classmethod
     def _check_terms(cls, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+        if not terms:
+            raise ValueError("is empty; write a task and its weight for each term")
         if all(term.data for term in terms):
             raise ValueError("none scores the search's own examples; leave the data of one out")
         if wrong := [part.fitness.task for part in terms if part.fitness.task in ("terms", "choice")]:
