@@ -151,7 +151,7 @@ def test_is_written_as_it_is_read() -> None:
         ([{**LIKELIHOOD, "data": {"serch": {"jsonl": "x"}}}], "terms.0.data.serch: must be 'search', 'validation' or 'test'"),
         ([{"task": "terms", "terms": [LIKELIHOOD]}], "terms: terms is no term; write one"),
         ([LIKELIHOOD, {"task": "choice"}], "terms: choice is no term; write one"),
-        ([], "terms: none scores the search's own examples"),
+        ([], "terms: is empty; write a task and its weight"),
     ],
 )
 def test_refuses_sections(terms: list[dict[str, Any]], message: str) -> None:
