@@ -41,8 +41,20 @@ _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass
-class _Change:
-    """What the adapter's tensors do to one weight: names of tensors in the adapter's file."""
+class Change:
+    """What the adapter's tensors do to one weight: names of tensors in the adapter's file.
+
+    Attributes:
+        a, b: The factors of a product that is added.
+        magnitude: The lengths of DoRA.
+        whole: A tensor that takes the weight's place.
+        alpha: What the product is multiplied by, times the rank, where the file has it as a tensor.
+        module: The module's name in the adapter.
+        scaling: What the product is multiplied by, where the config says it.
+        transposed: Whether the weight is stored with its inputs as rows.
+        parts: Kinds of LoRA matrices: ``linear`` or ``embedding``.
+        is_window: Whether the weight is a convolution's.
+    """
 
     a: str = ""
     b: str = ""
@@ -53,6 +65,12 @@ class _Change:
     scaling: float = 1.0
     transposed: bool = False
     parts: set[str] = field(default_factory=set)
+    is_window: bool = False
+
+    @property
+    def is_product(self) -> bool:
+        """Whether a product is all that is added, to the weight of a linear layer."""
+        return bool(self.a) and not self.whole and not self.magnitude and not self.is_window and "embedding" not in self.parts
 
 
 class Adapter:
@@ -111,7 +129,7 @@ class Adapter:
         if self.repository is not None:
             self.repository.fetch([self.file], progress=progress)
 
-    def changes(self, tensors: Mapping[str, TensorInfo], *, tied: bool = False) -> dict[str, _Change]:
+    def changes(self, tensors: Mapping[str, TensorInfo], *, tied: bool = False) -> dict[str, Change]:
         """What becomes of which of a checkpoint's tensors.
 
         Args:
@@ -121,7 +139,7 @@ class Adapter:
         Raises:
             SourceError: A tensor of the adapter has no place in the checkpoint, another shape, or a meaning that is not known.
         """
-        found: dict[str, _Change] = {}
+        found: dict[str, Change] = {}
         modules: dict[str, str] = {}
         flat = {f"lora_{name.removesuffix('.weight').replace('.', '_')}": name.removesuffix(".weight") for name in tensors}
         for key in self.tensors:
@@ -134,7 +152,7 @@ class Adapter:
                     "with peft"
                 )
             target = self._target(name if part is None else f"{module}.weight", tensors)
-            change = found.setdefault(target, _Change())
+            change = found.setdefault(target, Change())
             if part is None:
                 change.whole = key
                 self._check_shape(target, tensors[target].shape, self.tensors[key].shape)
@@ -147,7 +165,7 @@ class Adapter:
             self._complete(found[target], module, target, tensors[target])
         return found
 
-    def apply(self, change: _Change, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    def apply(self, change: Change, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The changed weight, rounded once to this dtype."""
         import torch
 
@@ -155,7 +173,7 @@ class Adapter:
             weight = self._get(change.whole).to(dtype)
         if not change.a:
             return weight
-        left, right = self._factors(change)
+        left, right = self.factors(change)
         scaling = self._scaling(change, right.shape[0])
         with torch.no_grad():
             if change.magnitude:
@@ -166,7 +184,21 @@ class Adapter:
                 out[rows] = delta.add_(flat[rows]).to(dtype)
             return out.reshape(weight.shape)
 
-    def _scaling(self, change: _Change, rank: int) -> float:
+    def factors(self, change: Change) -> tuple[Tensor, Tensor]:
+        """The factors whose product, times the scaling, is what is added to the stored weight.
+
+        Returns:
+            Two contiguous float32 tensors: rows of the weight x rank, and rank x columns.
+        """
+        a, b = self._get(change.a).float().flatten(1), self._get(change.b).float().flatten(1)
+        return (a.T.contiguous(), b.T.contiguous()) if change.transposed else (b.contiguous(), a.contiguous())
+
+    def scaled_factors(self, change: Change) -> tuple[Tensor, Tensor]:
+        """As `factors`, with the scaling multiplied into the first, so that their product is what is added."""
+        left, right = self.factors(change)
+        return left * self._scaling(change, right.shape[0]), right
+
+    def _scaling(self, change: Change, rank: int) -> float:
         """What the product is multiplied by; that of a pipeline's adapter stands in its file."""
         if change.alpha:
             return float(self._get(change.alpha)) / rank
@@ -182,11 +214,6 @@ class Adapter:
     def close(self) -> None:
         """Let go of the open file."""
         self._handle = None
-
-    def _factors(self, change: _Change) -> tuple[Tensor, Tensor]:
-        """The factors whose product, in the weight's own orientation, is the difference: rows x rank and rank x columns."""
-        a, b = self._get(change.a).float().flatten(1), self._get(change.b).float().flatten(1)
-        return (a.T.contiguous(), b.T.contiguous()) if change.transposed else (b.contiguous(), a.contiguous())
 
     def _get(self, key: str) -> Tensor:
         from safetensors import safe_open
@@ -232,13 +259,13 @@ class Adapter:
             return near[0]
         raise SourceError(f"{self.label}: changes {name}, which the model does not have; it belongs to another model")
 
-    def _complete(self, change: _Change, module: str, target: str, info: TensorInfo) -> None:
+    def _complete(self, change: Change, module: str, target: str, info: TensorInfo) -> None:
         """Check a change that is a product, and find its scaling and its orientation."""
         if not change.a or not change.b:
             raise SourceError(f"{self.label}: {module} has only one of the two LoRA matrices; save the adapter again")
         a, b = self.tensors[change.a].shape, self.tensors[change.b].shape
-        is_window = len(a) == len(b) == len(info.shape) == 4 and b[2:] == (1, 1) and not change.magnitude
-        if not is_window and (len(a) != 2 or len(b) != 2 or len(info.shape) != 2):
+        change.is_window = len(a) == len(b) == len(info.shape) == 4 and b[2:] == (1, 1) and not change.magnitude
+        if not change.is_window and (len(a) != 2 or len(b) != 2 or len(info.shape) != 2):
             raise SourceError(
                 f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)}); not supported"
             )
@@ -324,7 +351,7 @@ def _deltas(left: Tensor, right: Tensor, scaling: float) -> Iterator[tuple[slice
         yield rows, total.mul_(scaling)
 
 
-def _dora(weight: Tensor, left: Tensor, right: Tensor, change: _Change, magnitude: Tensor) -> Tensor:
+def _dora(weight: Tensor, left: Tensor, right: Tensor, change: Change, magnitude: Tensor) -> Tensor:
     """``m (W + BA) / |W + BA|`` in float32: each output's weights get the length that the adapter says."""
     import numpy as np
     import torch

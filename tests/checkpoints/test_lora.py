@@ -98,6 +98,20 @@ def test_it_is_what_peft_merges(case: str, dtype: torch.dtype, adapted: Callable
             assert (found != expected[name]).float().mean() <= (0.5 if twice else 0.001), name
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_scaled_factors_are_what_is_added(case: str, adapted: Callable[..., tuple[Path, Path]]) -> None:
+    """The product of the scaled factors is what a plain product adds; DoRA, embeddings and whole tensors are no products."""
+    base, adapter = adapted(**CASES[case])
+    source, before = opened(base, adapter), load_file(base / "model.safetensors")
+    assert source.adapter is not None
+    for name, change in source.changes.items():
+        if change.is_product:
+            left, right = source.adapter.scaled_factors(change)
+            assert torch.allclose(before[name] + left @ right, source.read(name), atol=1e-6), name
+        else:
+            assert change.magnitude or change.whole or "embed" in name, name
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_transposed_layers(dora: bool, adapted: Callable[..., tuple[Path, Path]]) -> None:
     """GPT-2 keeps its weights transposed, square ones too; what peft makes of them is made here."""
