@@ -31,6 +31,10 @@ def unchanged_tensors(source: Parent, base: Parent) -> frozenset[str]:
         if not info.is_float or (kept and name not in source.changes):
             unchanged.append(name)
             continue
+        if kept and source.adapter is not None and (change := source.changes[name]).is_product:
+            if not all(factor.any() for factor in source.adapter.factors(change)):
+                unchanged.append(name)
+            continue
         if all(torch.equal(ours, theirs) for ours, theirs in _blocks(source, base, name)):
             unchanged.append(name)
     return frozenset(unchanged)

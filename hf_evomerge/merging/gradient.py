@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import RecipeError
 from ..recipes.layer_groups import Ramp, Rows, select_key
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 Number = tuple[str, int | None, str | tuple[str, int] | None]
 """A number of a recipe: parameter, position of the source (None: an option), and where it applies: the key of a group, a
 tensor's name and the number of a run of its rows, or None for the whole model."""
+Products = dict[tuple[str, int | None], list[float]]
+"""The inner products of one tensor's gradient with its derivatives, by the parameter's name and the position of the source (or
+None, for an option): one number, or one for each run of rows."""
 
 _TINY = 1e-30
 _STEP = 1e-6  # of the differences by which coefficients are differentiated, in float64
@@ -95,9 +99,9 @@ class MergeGradient:
         """
         self.merger.apply(parameters, options)
         complete, chosen = self.merger.complete(parameters, options)
-        _check_no_ramp(self.merger.method, [chosen, *complete])
+        check_no_ramp(self.merger.method, [chosen, *complete])
         survey = self.merger.survey(complete, chosen)
-        found: dict[tuple[str, str, int | None, int], list[float]] = defaultdict(list)  # by tensor, parameter, source, run
+        found: dict[str, list[Products]] = {job.name: [] for job, _ in self.merger.jobs}
 
         def take(parameter: Tensor) -> None:
             """Use a parameter's gradient and free it."""
@@ -105,9 +109,7 @@ class MergeGradient:
             flat = parameter.grad.reshape(-1)
             for job, offset in self._parts[parameter]:  # type: ignore[index]
                 part = flat[offset : offset + job.numel]
-                for (name, source), values in products(job, part, complete, chosen, survey).items():
-                    for run, value in enumerate(values):
-                        found[job.name, name, source, run].append(value)
+                found[job.name].append(products(job, part, complete, chosen, survey))
             parameter.grad = None
 
         before = [(parameter, parameter.requires_grad) for parameter in self._model.parameters()]
@@ -127,14 +129,27 @@ class MergeGradient:
             for parameter, required in before:
                 parameter.requires_grad_(required)
                 parameter.grad = None
-        terms: dict[Number, list[float]] = defaultdict(list)
-        order = {job.name: place for place, (job, _) in enumerate(self.merger.jobs)}
-        for tensor, name, source, run in sorted(found, key=lambda key: order[key[0]]):
-            value = chosen[name] if source is None else complete[source][name]
+        return by_number(found, complete, chosen)
+
+
+def by_number(
+    found: Mapping[str, Sequence[Products]], sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+) -> dict[Number, float]:
+    """Add up what belongs to one number of the recipe: of all tensors of its group, and of all backward passes.
+
+    Args:
+        found: The products of each tensor, by its name, in each pass.
+        sources, options: The complete parameters and options of the merge.
+    """
+    terms: dict[Number, list[float]] = defaultdict(list)
+    for tensor, passes in found.items():
+        for (name, source), values in (item for each in passes for item in each.items()):
+            value = options[name] if source is None else sources[source][name]
             key = select_key(tuple(value), tensor) if isinstance(value, Mapping) else None
             by_rows = key is not None and isinstance(value[key], Rows)
-            terms[name, source, (tensor, run) if by_rows else key] += found[tensor, name, source, run]
-        return {number: math.fsum(numbers) for number, numbers in terms.items()}  # exact, so in any order
+            for run, number in enumerate(values):
+                terms[name, source, (tensor, run) if by_rows else key].append(number)
+    return {number: math.fsum(numbers) for number, numbers in terms.items()}  # exact, so in any order
 
 
 def check_differentiable(method: MergeMethod) -> None:
@@ -146,7 +161,7 @@ def check_differentiable(method: MergeMethod) -> None:
 
 def products(
     job: TensorJob, gradient: Tensor, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], survey: Any = None
-) -> dict[tuple[str, int | None], list[float]]:
+) -> Products:
     """The inner products of a tensor's gradient with the derivatives of the merged tensor.
 
     Sums are float64, element after element of slice after slice.
@@ -157,48 +172,62 @@ def products(
         sources, options, survey: As `TensorJob.call` takes them.
 
     Returns:
-        For each smooth parameter, by its name and the source's position (None: an option), one number, or one for each run
-        of rows.
+        Those of each smooth parameter.
     """
-    places = [
-        (parameter.name, source)
-        for parameter in job.method.parameters
-        if parameter.smooth
-        for source in (range(len(sources)) if parameter.scope == "source" else (None,))
-    ]
     whole = Call.of_tensor(job.name, sources, options, survey)
-    rows = row_count(job.shape)
-    totals = {place: [0.0] * (len(value.numbers) if isinstance(value := _get(whole, place), Rows) else 1) for place in places}
+    rows, totals = row_count(job.shape), zeros(job.method, whole)
     if job.method.is_sum and job.numel and not whole.options["normalize"]:
-        _add_sums(job, gradient, whole, totals)
+        for source in range(len(sources)):
+            add_row_sums(whole, source, _row_sums(job, gradient, source), totals)
         return totals
     for first, last, call in whole.runs(rows):
-        inner = _inner_products(job, gradient, call, places, range(first * job.width, last * job.width, SUM_BLOCK))
-        for place, value in zip(places, inner, strict=True):
+        inner = _inner_products(job, gradient, call, list(totals), range(first * job.width, last * job.width, SUM_BLOCK))
+        for place, value in zip(totals, inner, strict=True):
             totals[place][first * len(totals[place]) // rows] += value
     return totals
 
 
-def _add_sums(job: TensorJob, gradient: Tensor, call: Call, totals: dict[tuple[str, int | None], list[float]]) -> None:
+def zeros(method: MergeMethod, call: Call) -> Products:
+    """Products to be added to, for every smooth parameter of a call."""
+    places = [
+        (parameter.name, source)
+        for parameter in method.parameters
+        if parameter.smooth
+        for source in (range(len(call.sources)) if parameter.scope == "source" else (None,))
+    ]
+    return {place: [0.0] * (len(value.numbers) if isinstance(value := _get(call, place), Rows) else 1) for place in places}
+
+
+def _row_sums(job: TensorJob, gradient: Tensor, source: int) -> NDArray[np.float64]:
+    """The inner product of the gradient with one input, row by row."""
+    import torch
+
+    sums = np.zeros(row_count(job.shape))
+    for start, stop in row_spans(job.numel, job.width):
+        part = (gradient[start:stop].float() * job.tensor(source, start, stop)).view(-1, job.width)
+        sums[start // job.width : stop // job.width] = part.sum(1, dtype=torch.float64).numpy(force=True)
+    return sums
+
+
+def add_row_sums(call: Call, source: int, sums: NDArray[np.float64], totals: Products) -> None:
     """Add the products of a method that ``is_sum``: lambda t for a weight w, and w t for lambda, of every run of rows.
 
     Here t is the inner product of the run's gradient with its task vector.
-    """
-    import torch
 
-    rows = row_count(job.shape)
-    for source, values in enumerate(call.sources):
-        sums = np.zeros(rows)
-        for start, stop in row_spans(job.numel, job.width):
-            part = (gradient[start:stop].float() * job.tensor(source, start, stop)).view(-1, job.width)
-            sums[start // job.width : stop // job.width] = part.sum(1, dtype=torch.float64).numpy(force=True)
-        count = len(totals["weight", source])
-        edges = [-(-run * rows // count) for run in range(count)]
-        inner = np.add.reduceat(sums, edges).tolist()
-        totals["weight", source] = [call.options.get("lambda", 1.0) * value for value in inner]
-        if ("lambda", None) in totals:
-            weights = values["weight"].numbers if isinstance(values["weight"], Rows) else [values["weight"]]
-            totals["lambda", None][0] += math.fsum(map(operator.mul, weights, inner))
+    Args:
+        call: The parameters of the tensor.
+        source: Whose task vector it is.
+        sums: The inner product of each row.
+        totals: What is added to.
+    """
+    rows, count = len(sums), len(totals["weight", source])
+    edges = [-(-run * rows // count) for run in range(count)]
+    inner = np.add.reduceat(sums, edges).tolist()
+    totals["weight", source] = [call.options.get("lambda", 1.0) * value for value in inner]
+    if ("lambda", None) in totals:
+        weight = call.sources[source]["weight"]
+        weights = weight.numbers if isinstance(weight, Rows) else [weight]
+        totals["lambda", None][0] += math.fsum(map(operator.mul, weights, inner))
 
 
 def _inner_products(
@@ -255,7 +284,8 @@ def _through(job: TensorJob, call: Call, place: tuple[str, int | None], totals: 
     return math.fsum(total * (high - low) / (2 * _STEP) for total, high, low in zip(totals, *ends, strict=True))
 
 
-def _check_no_ramp(method: MergeMethod, mappings: Sequence[Mapping[str, Any]]) -> None:
+def check_no_ramp(method: MergeMethod, mappings: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `RecipeError` where a smooth parameter runs over the layers."""
     for name in (parameter.name for parameter in method.parameters if parameter.smooth):
         for value in (mapping[name] for mapping in mappings if name in mapping):
             if any(isinstance(item, Ramp) for item in (value.values() if isinstance(value, Mapping) else [value])):

@@ -32,17 +32,58 @@ MEMORY_LIMIT = 2 << 30  # bytes that are spent on task vectors beside a live mod
 AHEAD = 2  # tensors of each source that are read before their turn
 
 
-class LiveMerger:
-    """Merges sources into a model that stays in memory.
+class MergeKind:
+    """Merges of the same sources by the same method, which differ in numbers alone.
 
     Args:
         sources: The merged sources, in the order of the recipe's ``merge.sources``.
         base: The common ancestor, for methods that need one.
         method: Name of the merge method.
         options: Its global options; defaults where absent.
+        router: Of a mixture of experts, the source in `sources` whose routers the model gets, or ``merge``.
+        same_vocabulary: Whether sources must have the same number of tokens.
+
+    Raises:
+        RecipeError: The method is unknown, or its options are wrong.
+        SourceError: The sources cannot be merged with each other.
+    """
+
+    def __init__(
+        self,
+        sources: list[Parent],
+        base: Parent | None,
+        method: str,
+        options: Mapping[str, Any],
+        *,
+        router: int | Literal["merge"] = 0,
+        same_vocabulary: bool = True,
+    ) -> None:
+        self.method = get_method(method)
+        check_sources(self.method, len(sources), base is not None)
+        check_mergeable(sources, base, same_vocabulary=same_vocabulary)
+        self.layer_count = sources[0].layer_count
+        self.source_count = len(sources)
+        self.names = merged_names(sources[0].tensors, router)
+        self.options = dict(options)
+        complete_options(self.method, self.options, self.layer_count, self.names)
+
+    def complete(
+        self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The parameters and options of a merge with the defaults filled in; see `LiveMerger.apply`."""
+        complete = complete_parameters(self.method, parameters, self.source_count, self.layer_count, self.names)
+        chosen = complete_options(self.method, {**self.options, **(options or {})}, self.layer_count, self.names)
+        check_together(self.method, complete, chosen, names=self.names)
+        return complete, chosen
+
+
+class LiveMerger(MergeKind):
+    """Merges sources into a model that stays in memory.
+
+    Args:
+        sources, base, method, options, router: As for `MergeKind`.
         seed: The recipe's seed.
         model: A model of the sources' own class; its parameters are overwritten by `apply`.
-        router: Of a mixture of experts, the source in `sources` whose routers the model gets, or ``merge``.
         vocabulary: What becomes of vocabularies that differ by rows at their end; the model has as many rows as that says.
         memory_limit: Bytes that may be spent on task vectors, sorted magnitudes and random fields. What does not fit is
             computed from the memory-mapped files each time, to the same bits.
@@ -74,17 +115,10 @@ class LiveMerger:
         memory_limit: int = MEMORY_LIMIT,
         read_ahead: bool | None = None,
     ) -> None:
-        self.method = get_method(method)
-        check_sources(self.method, len(sources), base is not None)
-        check_mergeable(sources, base, same_vocabulary=vocabulary is None)
-        self.layer_count = sources[0].layer_count
-        self.source_count = len(sources)
-        self.names = merged_names(sources[0].tensors, router)
-        self.options = dict(options)
-        complete_options(self.method, self.options, self.layer_count, self.names)
+        super().__init__(sources, base, method, options, router=router, same_vocabulary=vocabulary is None)
         self.jobs: list[tuple[TensorJob, Tensor]] = []
         self._copied: list[tuple[Tensor, Tensor]] = []  # rows of the model, and those that they are
-        targets, merged = _targets(sources[0], model, vocabulary), set(self.names)
+        targets, merged = live_tensors(sources[0], model, vocabulary), set(self.names)
         for name in targets.keys() - merged:
             assert isinstance(router, int)  # else all are merged
             targets[name].data.copy_(sources[router].read(name, targets[name].dtype))
@@ -142,15 +176,6 @@ class LiveMerger:
             return ahead((job for job, _ in self.jobs), TensorJob.copies, AHEAD)
         return repeat(None, len(self.jobs))
 
-    def complete(
-        self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The parameters and options of a merge with the defaults filled in; see `apply`."""
-        complete = complete_parameters(self.method, parameters, self.source_count, self.layer_count, self.names)
-        chosen = complete_options(self.method, {**self.options, **(options or {})}, self.layer_count, self.names)
-        check_together(self.method, complete, chosen, names=self.names)
-        return complete, chosen
-
     def survey(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Any:
         """What the method computes from the whole model for one merge; None for most."""
         return self._model.survey(sources, options)
@@ -166,7 +191,7 @@ def write_adapter(source: Parent, model: PreTrainedModel) -> None:
 
     if source.adapter is None:
         return
-    targets = _targets(source, model)
+    targets = live_tensors(source, model)
     with torch.inference_mode():
         for name in source.changes:
             targets[name].copy_(source.read(name, targets[name].dtype))
@@ -186,7 +211,7 @@ def write_part(part: Parent, host: Parent, model: PreTrainedModel) -> None:
     import torch
 
     check_mergeable([host, part], same_vocabulary=False)
-    targets = _targets(host, model)
+    targets = live_tensors(host, model)
     with torch.inference_mode():
         for name, target in targets.items():
             tensor = part.read(name, target.dtype)
@@ -194,7 +219,7 @@ def write_part(part: Parent, host: Parent, model: PreTrainedModel) -> None:
             target.data[:rows].copy_(tensor[:rows]) if target.dim() else target.data.copy_(tensor)
 
 
-def _targets(source: Parent, model: PreTrainedModel, vocabulary: Vocabulary | None = None) -> dict[str, Tensor]:
+def live_tensors(source: Parent, model: PreTrainedModel, vocabulary: Vocabulary | None = None) -> dict[str, Tensor]:
     """The model's parameter or buffer for every tensor of the source that is merged; it has the rows of the vocabulary."""
     import torch
 

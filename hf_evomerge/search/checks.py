@@ -78,6 +78,8 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     for source in evaluator.sources.all:
         evaluator.tasks.check_scored(source)
     found = Checked(notes=[*_unused(config), *_of_dtype(config, evaluator)])
+    if evaluator.sources.runs_unmerged(config.merge_part()):
+        found.notes.append("candidates run as LoRA adapters on their base, unmerged; `unmerged: false` merges each of them")
     reads = config.space != "dfs" and evaluator.sources.weights  # the head of a cluster reads nothing for paths
     found.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
     if reads:

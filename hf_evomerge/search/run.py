@@ -95,6 +95,7 @@ def run_search(
     runner: Runner | None = None
     try:
         check_same_grounds(study, evaluator, task_factory)
+        study.set_meta("unmerged", evaluator.sources.runs_unmerged(config.merge_part()))
         for line in checked.warnings if not any(study.trials(stage.name) for stage in config.stages) else ():
             logger.warning(line)
         runner = _runner(config, evaluator, study, workers, partial(admit, study, mixed=mixed_devices), arguments, ray=ray)

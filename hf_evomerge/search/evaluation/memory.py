@@ -17,7 +17,7 @@ from .devices import device_memory, devices_of, places_of
 from .evaluator import Evaluator
 
 if TYPE_CHECKING:
-    from ...checkpoints.checkpoint import Checkpoint
+    from ...checkpoints.checkpoint import Checkpoint, Parent
 
 
 PROCESS = 600_000_000  # bytes of a worker without models: Python, torch and transformers
@@ -56,7 +56,8 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
     """Bytes that one worker holds for whole models and task vectors, per phase; activations and caches of keys come on top.
 
     Parents are scored one at a time. A search of weights writes every candidate into one whole model, beside which the task
-    vectors are kept as far as `MEMORY_LIMIT` goes; the sources stay in their memory-mapped files. Paths run through the layers
+    vectors are kept as far as `MEMORY_LIMIT` goes; the sources stay in their memory-mapped files. LoRA adapters run on their
+    base, with their factors beside it. Paths run through the layers
     of all sources, which are then whole in memory; a hybrid search has the merged model beside them.
 
     Args:
@@ -70,7 +71,11 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
     sizes = [_model(source, itemsize) for source in sources]
     found = {"parents": max(_model(source, itemsize) for source in sources.all)}
     merged = sources.merged(config.merge_part()) if config.space != "dfs" else None
-    kept = 0 if merged is None else _model(merged, itemsize) + _task_vectors(config, merged, sources.base is not None)
+    kept = 0
+    if merged is not None and sources.runs_unmerged(config.merge_part()):
+        kept = _model(merged, itemsize) + sum(_factors(source, itemsize) for source in merged.plan.sources)
+    elif merged is not None:
+        kept = _model(merged, itemsize) + _task_vectors(config, merged, sources.base is not None)
     for space in config.spaces:
         found[space] = kept + (0 if space == "ps" else sum(sizes))
     return found
@@ -100,6 +105,13 @@ def device_shares(config: SearchConfig, evaluator: Evaluator) -> list[float]:
 def _model(source: Checkpoint, itemsize: int) -> int:
     """Bytes of a whole model in the dtype of the search."""
     return sum(math.prod(info.shape) * itemsize for info in source.tensors.values() if info.is_float)
+
+
+def _factors(source: Parent, itemsize: int) -> int:
+    """Bytes of an adapter beside its base: its factors, and of those that are multiplied by weights a float32 copy."""
+    assert source.adapter is not None
+    sizes = {key: math.prod(info.shape) for key, info in source.adapter.tensors.items()}
+    return sum(sizes[change.a] * itemsize + sizes[change.b] * (itemsize + 4) for change in source.changes.values())
 
 
 def _task_vectors(config: SearchConfig, merged: Checkpoint, has_base: bool) -> int:

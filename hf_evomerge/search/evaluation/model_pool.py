@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ...checkpoints.checkpoint import Parent
-    from ...merging.gradient import MergeGradient
+    from ...merging.gradient import MergeGradient, Number
+    from ...merging.joined import JoinedAdapters
     from ...merging.live import LiveMerger
     from ...routing.pool import LayerPool
 
@@ -48,7 +49,7 @@ class ModelPool:
         self._resident: dict[SourceRef, PreTrainedModel] = {}
         self._visitor: tuple[SourceRef, PreTrainedModel] | None = None
         self._merged_models: dict[tuple[int, int], PreTrainedModel] = {}
-        self._merger: tuple[Hashable, LiveMerger, PreTrainedModel] | None = None
+        self._merger: tuple[Hashable, LiveMerger | JoinedAdapters, PreTrainedModel] | None = None
         self._gradient: MergeGradient | None = None
         self._applied: MergePart | None = None
         self._pool: tuple[tuple[int | None, int], LayerPool] | None = None
@@ -68,11 +69,15 @@ class ModelPool:
             return self._merged_model(target.merge)
         return self.layer_pool(target).model(target.flow.to_path(), target.flow.scale_target)
 
-    def merge_gradient(self, part: MergePart) -> tuple[MergeGradient, PreTrainedModel]:
-        """What differentiates merges of this kind, and the resident model that it leaves merged."""
+    def merge_gradient(self, part: MergePart) -> tuple[Callable[..., dict[Number, float]], PreTrainedModel]:
+        """What differentiates merges of this kind (see `MergeGradient`), and the resident model that it leaves merged."""
         from ...merging.gradient import MergeGradient
+        from ...merging.joined import JoinedAdapters
 
         merger, model = self._merger_of(part)
+        if isinstance(merger, JoinedAdapters):
+            self._applied = None
+            return merger.gradient, model
         if self._gradient is None or self._gradient.merger is not merger:
             self._gradient = MergeGradient(merger, model)
         self._applied = None
@@ -109,6 +114,8 @@ class ModelPool:
         """The plain model of a parent. It is let go when another whole model is needed, unless paths run through it."""
         if ref in self._resident:
             return self._resident[ref]
+        if (model := self._alone(ref)) is not None:
+            return model
         if self._visitor is None or self._visitor[0] != ref:
             self._visitor = None
             if self.config.space == "ps":  # one whole model at a time, where every candidate is written into the same one
@@ -116,6 +123,21 @@ class ModelPool:
             gc.collect()
             self._visitor = (ref, self._whole(ref))
         return self._visitor[1]
+
+    def _alone(self, ref: SourceRef) -> PreTrainedModel | None:
+        """The base of a search over adapters, with one of them or with none; None where other models must be loaded."""
+        from ...merging.joined import JoinedAdapters
+
+        refs = [self.config.sources[number] for number in self.config.ps_sources]
+        if ref not in (*refs, self.config.base) or self.config.space != "ps":
+            return None
+        if not self.sources.runs_unmerged(part := self.config.merge_part()):
+            return None
+        merger, model = self._merger_of(part)
+        assert isinstance(merger, JoinedAdapters)
+        self._applied = None
+        merger.run_alone(refs.index(ref) if ref in refs else None)
+        return model
 
     def _whole(self, ref: SourceRef) -> PreTrainedModel:
         """A parent as it is; a plain language model beside one that sees is put into that one, or it could not see."""
@@ -194,39 +216,58 @@ class ModelPool:
             self._applied = part
         return model
 
-    def _merger_of(self, part: MergePart) -> tuple[LiveMerger, PreTrainedModel]:
-        """What writes merges of this kind, and the model that it writes into."""
-        from ...merging.live import LiveMerger
-
+    def _merger_of(self, part: MergePart) -> tuple[LiveMerger | JoinedAdapters, PreTrainedModel]:
+        """What sets the numbers of merges of this kind, and the model that they are of."""
         if part.slices is not None:
             raise SourceError("merge.slices: a stack is built on disk and not scored in memory; build it, and give its folder")
         numbers = list(part.sources or range(len(self.sources)))
         router: int | Literal["merge"] = numbers.index(part.router) if isinstance(part.router, int) else part.router or 0
-        key = self.sources.kind_of(part)
+        kind, joined = self.sources.kind_of(part), self.sources.runs_unmerged(part)
+        key = ("joined", part.method, *numbers, router) if joined else kind
         if self._merger is None or self._merger[0] != key:
             self._applied = None
-            merged = self.sources.merged(part)
-            first, rows, plan = (part.sources or [0])[0], merged.vocab_size, merged.plan
-            if (first, rows) not in self._merged_models:
-                self._visitor = None
-                model = self._body(self.sources[first])
-                if rows and model.get_input_embeddings().num_embeddings != rows:
-                    model.resize_token_embeddings(rows, mean_resizing=False)
-                self._merged_models[first, rows] = model
-            model = self._merged_models[first, rows]
-            with self._unmeasured():
-                merger = LiveMerger(
-                    plan.sources,
-                    plan.base,
-                    part.method,
-                    part.options,
-                    self.config.seed,
-                    self._part_of(model, self.sources[first]),
-                    router=router,
-                    vocabulary=plan.vocabulary,
-                )
-            self._merger = (key, merger, model)
+            self._merger = (key, *(self._joined(part, router) if joined else self._live_merger(part, router)))
         return self._merger[1:]
+
+    def _joined(self, part: MergePart, router: int | Literal["merge"]) -> tuple[JoinedAdapters, PreTrainedModel]:
+        """Adapters on their base, which is loaded for them alone."""
+        from ...merging.joined import JoinedAdapters
+
+        plan = self.sources.merged(part).plan
+        self._merger = self._visitor = None
+        self._merged_models.clear()
+        assert plan.base is not None  # which the adapters have
+        model = self.load(plan.base)
+        with self._unmeasured():
+            for source in plan.sources:
+                source.download()
+            return JoinedAdapters(plan.sources, plan.base, part.method, {}, model, router=router), model
+
+    def _live_merger(self, part: MergePart, router: int | Literal["merge"]) -> tuple[LiveMerger, PreTrainedModel]:
+        """What writes merges into a whole model of the first source."""
+        from ...merging.live import LiveMerger
+
+        merged = self.sources.merged(part)
+        first, rows, plan = (part.sources or [0])[0], merged.vocab_size, merged.plan
+        if (first, rows) not in self._merged_models:
+            self._visitor = None
+            model = self._body(self.sources[first])
+            if rows and model.get_input_embeddings().num_embeddings != rows:
+                model.resize_token_embeddings(rows, mean_resizing=False)
+            self._merged_models[first, rows] = model
+        model = self._merged_models[first, rows]
+        with self._unmeasured():
+            merger = LiveMerger(
+                plan.sources,
+                plan.base,
+                part.method,
+                part.options,
+                self.config.seed,
+                self._part_of(model, self.sources[first]),
+                router=router,
+                vocabulary=plan.vocabulary,
+            )
+        return merger, model
 
     def _part_of(self, model: Any, source: Parent) -> Any:
         """What merges are written into: of a pipeline the component."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ...errors import SourceError
 from ...recipes.layer_groups import merged_names
 from ...recipes.recipe import MergePart, Recipe, SourceRef
 from ..file.config import SearchConfig
@@ -125,6 +126,18 @@ class SearchSources:
     def kind_of(self, part: MergePart) -> Hashable:
         """Key of a kind of merges: they differ in numbers alone."""
         return part.method, tuple(sorted(part.options)), tuple(part.sources or range(len(self))), part.router
+
+    def runs_unmerged(self, part: MergePart) -> bool:
+        """Whether merges of this kind run as LoRA adapters on their base; raises `SourceError` where they should and cannot."""
+        from ...merging.joined import why_merged
+
+        if self.config.unmerged is False or self.config.space != "ps":  # paths run through whole layers
+            return False
+        plan = self.merged(part).plan
+        reason = why_merged(plan.sources, plan.base, part.method, part.options)
+        if reason is not None and self.config.unmerged:
+            raise SourceError(f"unmerged: {reason}; leave it out")
+        return reason is None
 
     @cached_property
     def host(self) -> Parent | None:

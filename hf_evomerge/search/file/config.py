@@ -65,6 +65,9 @@ class SearchConfig(StrictModel):
             worker then has as many.
         attn_implementation: What computes attention, by its name in transformers; its own choice where absent. Part of the
             study, for each has other last bits. Kernels of the Hub are none of them: a file brings no code.
+        unmerged: Whether candidates of a ``ps`` search over LoRA adapters run as adapters on their base, instead of being
+            merged into a copy of it. Where absent they do where all sources are adapters of ``base`` and the method is
+            ``task_arithmetic``. Scores are the same up to rounding.
         gradient_checkpointing: Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of
             one layer, and a third more time.
         gradient_parts: In how many parts a gradient's batch is evaluated, side by side by as many workers. Part of the study:
@@ -101,6 +104,7 @@ class SearchConfig(StrictModel):
     device: str | Annotated[tuple[str, ...], Field(min_length=1)] = "cpu"
     devices_per_model: int = Field(default=1, ge=1)
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
+    unmerged: bool | None = None
     gradient_checkpointing: bool = False
     gradient_parts: int = Field(default=1, ge=1)
 
@@ -247,6 +251,12 @@ class SearchConfig(StrictModel):
     def _check_devices(self) -> SearchConfig:
         if self.devices_per_model > 1 and self.dfs.terms > 1:
             raise ValueError("devices_per_model: the terms of a hop run on one device; write 1, or dfs.terms: 1")
+        return self
+
+    @model_validator(mode="after")
+    def _check_unmerged(self) -> SearchConfig:
+        if self.unmerged and self.space != "ps":
+            raise ValueError(f"unmerged: is for ps, as paths run through whole layers (found {self.space}); leave it out")
         return self
 
     @model_validator(mode="after")

@@ -22,7 +22,8 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
         settings = settings_of(study)
         file = study.folder / RECIPE_FILE
         winner = Recipe.load(file).key if file.exists() else None
-        parts = [f"{settings.space} search over {', '.join(settings.source_names)}"]
+        unmerged = ", which run on their base unmerged" if study.meta("unmerged") else ""
+        parts = [f"{settings.space} search over {', '.join(settings.source_names)}{unmerged}"]
         for stage in settings.stages:
             if not (trials := study.trials(stage.name)):
                 continue

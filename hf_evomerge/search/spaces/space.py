@@ -59,5 +59,7 @@ def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge
 
 def uniform_average(config: SearchConfig) -> Recipe:
     """The plain average of the sources: what people try first."""
-    parameters: list[dict[str, ParameterValue]] = [{"weight": 1.0} for _ in config.sources]
-    return config.recipe(merge=MergePart(method="linear", parameters=parameters, router=config.ps.router))
+    adapters = config.base is not None and all(ref.adapter is not None for ref in config.sources)
+    method, weight = ("task_arithmetic", 1 / len(config.sources)) if adapters else ("linear", 1.0)
+    parameters: list[dict[str, ParameterValue]] = [{"weight": weight} for _ in config.sources]
+    return config.recipe(merge=MergePart(method=method, parameters=parameters, router=config.ps.router))

@@ -1,0 +1,191 @@
+"""LoRA adapters of one base, run without merging them: ``y = W x + B (A x)``.
+
+``A`` stacks the factors of all adapters, ``B`` holds their other factors times the weights of the candidate: those of a run of
+rows scale rows of ``B``, so every kind of layer group is the same arithmetic. A candidate costs a product of small matrices:
+no copy of the model is made, and the backward pass computes no gradient of a large weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..checkpoints.checkpoint import Parent
+from ..checkpoints.source import Source
+from ..errors import RecipeError, SourceError
+from ..recipes.layer_groups import Rows, classify
+from ..recipes.recipe import ParameterValue
+from .gradient import Number, Products, add_row_sums, by_number, check_no_ramp, zeros
+from .live import MergeKind, live_tensors
+from .method import Call
+from .registry import get_method
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+def why_merged(sources: Sequence[Parent], base: Parent | None, method: str, options: Mapping[str, Any]) -> str | None:
+    """The reason why merges of this kind cannot run as adapters of one base; None where they can. Reads headers only.
+
+    Args:
+        sources: The merged sources.
+        base: The recipe's base.
+        method: Name of the merge method.
+        options: Its options.
+    """
+    if not (get_method(method).is_sum and get_method(method).task_vectors) or options.get("normalize"):
+        return f"{method} is not the sum of weighted task vectors that task_arithmetic is"
+    for source in sources:
+        if not isinstance(source, Source) or source.adapter is None or source.entries:
+            return f"{source} is no LoRA adapter of a language model"
+        if base is None or base.adapter is not None or source.folder != base.folder:
+            return f"{source} is an adapter of another model than the base"
+        for name, change in source.changes.items():
+            if not change.is_product or change.transposed or classify(name)[2] == "experts":
+                return f"{source} changes {name} by more than the product of two factors of a linear layer"
+    return None
+
+
+class JoinedAdapters(MergeKind):
+    """Runs weighted sums of LoRA adapters on their base, which stays as it was loaded.
+
+    Args:
+        sources: The adapters, opened as sources.
+        base: Their base.
+        method: Name of the merge method, which must be a sum of weighted task vectors.
+        options: Its global options; defaults where absent.
+        model: The base in memory, in the dtype that candidates run in; its linear layers get a forward hook.
+        router: As for `MergeKind`.
+
+    Raises:
+        SourceError: The sources are not adapters of the base, or change what is no linear layer of the model.
+
+    Example:
+        >>> adapters = JoinedAdapters(sources, base, "task_arithmetic", {}, model)  # doctest: +SKIP
+        >>> adapters.apply([{"weight": 0.9}, {"weight": 0.4}])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        sources: list[Parent],
+        base: Parent | None,
+        method: str,
+        options: Mapping[str, Any],
+        model: PreTrainedModel,
+        *,
+        router: int | Literal["merge"] = 0,
+    ) -> None:
+        from torch import nn
+
+        super().__init__(sources, base, method, options, router=router)
+        if (reason := why_merged(sources, base, method, options)) is not None:
+            raise SourceError(f"{reason}; write unmerged: false")
+        modules = {id(module.weight): module for module in model.modules() if isinstance(module, nn.Linear)}
+        self.layers: list[_Layer] = []
+        for name, weight in live_tensors(sources[0], model).items():
+            changing = [number for number, source in enumerate(sources) if name in source.changes]
+            if changing and id(weight) not in modules:
+                raise SourceError(f"{sources[changing[0]]}: {name} is no linear layer of the model; write unmerged: false")
+            if changing:
+                factors = {number: _scaled_factors(sources[number], name) for number in changing}
+                self.layers.append(_Layer(name, modules[id(weight)], factors))
+
+    def apply(self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None) -> None:
+        """Let the model run with other weights; see `LiveMerger.apply`."""
+        complete, chosen = self.complete(parameters, options)
+        for layer in self.layers:
+            layer.write(Call.of_tensor(layer.name, complete, chosen))
+
+    def run_alone(self, source: int | None) -> None:
+        """Let the model run with one adapter alone, by its position among the sources, or with none."""
+        weights = [{"weight": float(number == source)} for number in range(self.source_count)]
+        self.apply(weights, {"lambda": 1.0})
+
+    def gradient(
+        self, parameters: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None, backward: Callable[[], object]
+    ) -> dict[Number, float]:
+        """The derivative with respect to every number that has one; see `MergeGradient`."""
+        self.apply(parameters, options)
+        complete, chosen = self.complete(parameters, options)
+        check_no_ramp(self.method, [chosen, *complete])
+        found: dict[str, list[Products]] = {}
+        try:
+            for layer in self.layers:
+                layer.weighted.requires_grad_(True)
+            backward()
+            for layer in self.layers:
+                call = Call.of_tensor(layer.name, complete, chosen)
+                totals = zeros(self.method, call)
+                for source, sums in layer.row_sums():
+                    add_row_sums(call, source, sums, totals)
+                found[layer.name] = [totals]
+        finally:
+            for layer in self.layers:
+                layer.weighted.requires_grad_(False)
+                layer.weighted.grad = None
+        return by_number(found, complete, chosen)
+
+
+class _Layer:
+    """The adapters of one linear layer.
+
+    Attributes:
+        name: Name of its weight.
+        left: The factor of each source that changes it, times its scaling: float32, rows x rank.
+        right: All other factors, one below the other: ranks x columns, in the dtype of the model.
+        weighted: The left factors times their weights, side by side: rows x ranks, in the dtype of the model.
+    """
+
+    def __init__(self, name: str, module: nn.Linear, factors: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        import torch
+
+        weight = module.weight
+        self.name = name
+        self.left = {source: left.to(weight.device) for source, (left, _) in factors.items()}
+        self.right = torch.cat([right for _, right in factors.values()]).to(weight)
+        self.weighted = torch.zeros(len(weight), len(self.right), dtype=weight.dtype, device=weight.device)
+        module.register_forward_hook(self._add)
+
+    def _add(self, module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        import torch
+
+        inner = args[0].flatten(0, -2) @ self.right.T
+        return torch.addmm(output.flatten(0, -2), inner, self.weighted.T).view_as(output)
+
+    def write(self, call: Call) -> None:
+        """Multiply the left factors by the weights of a call."""
+        import torch
+
+        with torch.no_grad():
+            for (source, left), out in zip(self.left.items(), self._columns(self.weighted), strict=True):
+                weight = call.sources[source]["weight"]
+                numbers = _of_rows(weight, len(left)) if isinstance(weight, Rows) else np.full(1, weight)
+                factors = torch.from_numpy((call.options["lambda"] * numbers).astype(np.float32))
+                out.copy_(left * factors.to(left.device)[:, None])
+
+    def row_sums(self) -> list[tuple[int, Any]]:
+        """For each source, the inner product of every row of its task vector with the gradient."""
+        import torch
+
+        assert self.weighted.grad is not None
+        parts = zip(self.left.items(), self._columns(self.weighted.grad), strict=True)
+        return [(source, (left * part.float()).sum(1, dtype=torch.float64).numpy(force=True)) for (source, left), part in parts]
+
+    def _columns(self, joined: Tensor) -> Sequence[Tensor]:
+        """The columns of each source."""
+        return joined.split([left.shape[1] for left in self.left.values()], dim=1)
+
+
+def _of_rows(value: Rows, rows: int) -> Any:
+    """The number of each row."""
+    if (count := len(value.numbers)) > rows:
+        raise RecipeError(f"merge.parameters: {count} numbers for the {rows} rows of a tensor; give fewer")
+    return np.array(value.numbers)[np.arange(rows) * count // rows]
+
+
+def _scaled_factors(source: Parent, name: str) -> tuple[Tensor, Tensor]:
+    assert source.adapter is not None  # `why_merged` has looked
+    return source.adapter.scaled_factors(source.changes[name])

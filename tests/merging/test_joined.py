@@ -1,0 +1,173 @@
+"""Adapters that run on their base without being merged, against the same merges written into a whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_models import ARCHITECTURES, tiny_model, token_ids
+from transformers import AutoModelForCausalLM
+
+from hf_evomerge.checkpoints.open import open_source
+from hf_evomerge.checkpoints.source import Source
+from hf_evomerge.errors import EvoMergeError, SourceError
+from hf_evomerge.merging.gradient import MergeGradient
+from hf_evomerge.merging.joined import JoinedAdapters, why_merged
+from hf_evomerge.merging.live import LiveMerger
+from hf_evomerge.recipes.recipe import SourceRef
+
+ADAPTERS: dict[str, list[dict[str, Any]]] = {
+    "two of one rank": [{"r": 4}, {"r": 4}],
+    "ranks that differ": [{"r": 2}, {"r": 8}, {"r": 1}],
+    "rsLoRA and alpha": [{"r": 4, "use_rslora": True, "lora_alpha": 3}, {"r": 4, "lora_alpha": 32}],
+    "patterns": [{"r": 4, "rank_pattern": {"layers.1.*": 2}, "alpha_pattern": {"q_proj": 5}}, {"r": 2}],
+    "other modules": [{"r": 4, "target_modules": ["q_proj", "down_proj"]}, {"r": 4, "target_modules": ["v_proj", "q_proj"]}],
+}
+# What peft takes adapters for, where that is not every linear layer.
+SOME = {name: ["q_proj", "o_proj"] for name in ("mixtral", "qwen3_moe", "gpt_oss")} | {
+    "mamba": ["in_proj"]
+}  # else peft refuses
+EVERY_LAYER = {"target_modules": "all-linear"}
+NAME = "model.layers.1.self_attn.q_proj.weight"
+WEIGHTS: dict[str, tuple[list[dict[str, Any]], dict[str, float]]] = {
+    "whole model": ([{"weight": 0.7}, {"weight": -0.4}, {"weight": 1.3}], {}),
+    "groups and lambda": ([{"weight": {"embed": 0.3, "*mlp*": 0.0, "default": 1.1}}, {"weight": 0.5}, {}], {"lambda": 0.6}),
+    "rows": ([{"weight": {NAME: [0.1, 0.9, -0.5], "default": 0.2}}, {"weight": {NAME: [1.0, 0.0], "default": 0.7}}, {}], {}),
+}
+
+
+def save_adapters(folder: Path, base: Path, configs: list[dict[str, Any]]) -> tuple[list[Any], Source]:
+    """Save random adapters of a base, and open them."""
+    sources: list[Any] = []
+    for number, config in enumerate(configs):
+        torch.manual_seed(number)
+        model = AutoModelForCausalLM.from_pretrained(base)
+        tuned = get_peft_model(model, LoraConfig(**{**EVERY_LAYER, **config}, init_lora_weights=False, task_type="CAUSAL_LM"))
+        tuned.save_pretrained(folder / f"adapter{number}")
+        sources.append(open_source(SourceRef(model=str(base), adapter=str(folder / f"adapter{number}"))))
+    return sources, open_source(str(base))  # type: ignore[return-value]
+
+
+def logits(model: Any) -> torch.Tensor:
+    """What the model says of some tokens."""
+    with torch.inference_mode():
+        found: torch.Tensor = model(token_ids()).logits
+        return found
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("adapters", ADAPTERS)
+def test_unmerged_equals_merged(adapters: str, weights: str, family: Path, load: Any, tmp_path: Path) -> None:
+    """Unmerged adapters say the same as the merged model, and have the same gradient, for each kind of number."""
+    sources, base = save_adapters(tmp_path, family / "base", ADAPTERS[adapters])
+    parameters, options = WEIGHTS[weights]
+    parameters = parameters[: len(sources)]
+    whole, light = load(family / "base"), load(family / "base").requires_grad_(False)
+    merger = LiveMerger(sources, base, "task_arithmetic", {}, 0, whole)
+    joined = JoinedAdapters(sources, base, "task_arithmetic", {}, light)
+    merger.apply(parameters, options)
+    joined.apply(parameters, options)
+    assert not torch.allclose(logits(whole), logits(load(family / "base")), atol=1e-2)
+    assert torch.allclose(logits(whole), logits(light), atol=2e-5)
+
+    def loss(model: Any) -> Any:
+        return model(token_ids(), labels=token_ids()).loss.backward()
+
+    wanted = MergeGradient(merger, whole)(parameters, options, lambda: loss(whole))
+    found = joined.gradient(parameters, options, lambda: loss(light))
+    assert set(found) <= set(wanted)
+    for number, slope in wanted.items():
+        assert found.get(number, 0.0) == pytest.approx(slope, rel=1e-3, abs=1e-5), number
+    assert found == joined.gradient(parameters, options, lambda: loss(light))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture(architecture: str, tmp_path: Path) -> None:
+    """Adapters of all linear layers say the same unmerged as merged, or the reason is said before anything is loaded."""
+    tiny_model(architecture).save_pretrained(tmp_path / "base")
+    targets = SOME.get(architecture, "all-linear")
+    sources, base = save_adapters(tmp_path, tmp_path / "base", [{"r": rank, "target_modules": targets} for rank in (2, 3)])
+    refused = why_merged(sources, base, "task_arithmetic", {}) is not None
+    assert refused == (architecture == "gpt2")  # its linear layers are stored the other way round
+    if refused:
+        return
+    whole, light = (AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval() for _ in range(2))
+    weights = [{"weight": 0.8}, {"weight": 0.6}]
+    LiveMerger(sources, base, "task_arithmetic", {}, 0, whole).apply(weights)
+    JoinedAdapters(sources, base, "task_arithmetic", {}, light).apply(weights)
+    assert torch.allclose(logits(whole), logits(light), atol=1e-4)
+
+
+def test_one_adapter_alone_is_what_peft_has(family: Path, load: Any, tmp_path: Path) -> None:
+    """A source alone says what peft's unmerged model says, and no source what the base says."""
+    sources, base = save_adapters(tmp_path, family / "base", ADAPTERS["rsLoRA and alpha"])
+    model = load(family / "base")
+    joined = JoinedAdapters(sources, base, "task_arithmetic", {}, model)
+    for number in (1, 0):
+        joined.run_alone(number)
+        by_peft = PeftModel.from_pretrained(load(family / "base"), tmp_path / f"adapter{number}").eval()
+        assert torch.allclose(logits(model), logits(by_peft), atol=1e-5)
+    joined.run_alone(None)
+    assert torch.equal(logits(model), logits(load(family / "base")))
+
+
+def test_bfloat16_is_near(half_family: Path, load: Any, tmp_path: Path) -> None:
+    """In bfloat16 unmerged adapters are as near to the exact merge as the merged model is."""
+    sources, base = save_adapters(tmp_path, half_family / "base", ADAPTERS["two of one rank"])
+    weights = [{"weight": 0.7}, {"weight": 0.5}]
+    models = [load(half_family / "base").to(dtype) for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)]
+    for model, kind in zip(models, ("merged", "merged", "joined"), strict=True):
+        if kind == "joined":
+            JoinedAdapters(sources, base, "task_arithmetic", {}, model).apply(weights)
+        else:
+            LiveMerger(sources, base, "task_arithmetic", {}, 0, model).apply(weights)
+    exact, merged, joined = map(logits, models)
+    assert (joined.float() - exact).std() < 1.5 * (merged.float() - exact).std()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "line"),
+    [
+        ("ties", {}, "ties is not the sum"),
+        ("linear", {}, "linear is not"),
+        ("task_arithmetic", {"normalize": True}, "is not the"),
+    ],
+)
+def test_other_methods_are_merged(method: str, options: Any, line: str, family: Path, tmp_path: Path) -> None:
+    """A method that is no sum of task vectors is merged, and the reason says so."""
+    sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}, {"r": 2}])
+    assert line in (why_merged(sources, base, method, options) or "")
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ({"use_dora": True}, "by more than the product of two factors"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, "by more than the product"),
+    ],
+)
+def test_other_adapters_are_merged(config: Any, line: str, family: Path, load: Any, tmp_path: Path) -> None:
+    """An adapter that is no plain product is refused before its hooks are set."""
+    sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}, {"r": 2, **config}])
+    assert line in (why_merged(sources, base, "task_arithmetic", {}) or "")
+    with pytest.raises(SourceError, match="write unmerged: false"):
+        JoinedAdapters(sources, base, "task_arithmetic", {}, load(family / "base"))
+
+
+def test_sources_that_are_no_adapters(family: Path, tmp_path: Path) -> None:
+    """Whole models, adapters of another base, and adapters without a base are merged."""
+    sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}])
+    whole, other = open_source(str(family / "source0")), open_source(str(family / "source1"))
+    for chosen, of, line in (([*sources, whole], base, "is no LoRA"), (sources, other, "another"), (sources, None, "another")):
+        assert line in (why_merged(chosen, of, "task_arithmetic", {}) or ""), line
+
+
+def test_more_numbers_than_rows(family: Path, load: Any, tmp_path: Path) -> None:
+    """More numbers than a tensor has rows are refused, as by a build."""
+    sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}])
+    joined = JoinedAdapters(sources, base, "task_arithmetic", {}, load(family / "base"))
+    with pytest.raises(EvoMergeError, match="33 numbers for the 32 rows"):
+        joined.apply([{"weight": {NAME: [1.0] * 33, "default": 1.0}}])

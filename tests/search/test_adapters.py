@@ -1,0 +1,96 @@
+"""Searches over LoRA adapters of one base, which run on it without being merged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from searches import GRADIENT, Config, facts
+from transformers import AutoModelForCausalLM
+from watch import Watch
+
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.search.callbacks import Progress
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.evaluation.memory import memory_of_models
+from hf_evomerge.search.run import resume_search, run_search
+from hf_evomerge.search.study.study import Study
+
+
+class KilledError(Exception):
+    """As if the process had been killed."""
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Sources and base of a search over two adapters of the tiny family's base."""
+    folder, sources = tmp_path_factory.mktemp("adapters"), []
+    for number in range(2):
+        torch.manual_seed(number)
+        config = LoraConfig(r=2 + number, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        get_peft_model(AutoModelForCausalLM.from_pretrained(tiny / "base"), config).save_pretrained(folder / str(number))
+        sources.append({"model": str(tiny / "base"), "adapter": str(folder / str(number))})
+    return {"sources": sources, "base": {"model": str(tiny / "base")}}
+
+
+ROWS = {"ps": {"groups": "rows", "optimizer": GRADIENT}, "batch": 2}
+KINDS: dict[str, dict[str, Any]] = {
+    "rows": ROWS,
+    "cma": {"ps": {"blocks_per_group": 1}},
+    "hybrid": {"space": "hybrid", "ps": {"optimizer": GRADIENT}, "dfs": {"optimizer": GRADIENT}, "batch": 2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unmerged_candidates_score_as_merged_ones(
+    kind: str, adapters: dict[str, Any], search_config: Config, tmp_path: Path
+) -> None:
+    """Every row of the table has the score, up to rounding, that the same model has when it is merged."""
+    config = search_config(**{"space": "ps", **KINDS[kind], **adapters})
+    result = run_search(config, tmp_path, build=False)
+    merged = Evaluator(config.model_copy(update={"unmerged": False}))
+    rows = [row for row in result.rows if row.stage != "temperature"]
+    assert len(rows) >= 5
+    with Study.open(tmp_path) as study:
+        for row in rows:
+            target = config.parents.get(row.label) or study.recipe(row.label)
+            scores = merged.evaluate(target, "test")
+            assert np.allclose(scores.values, row.scores.values, atol=1e-4), row.model
+
+
+def test_a_search_over_adapters_killed_and_resumed(adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
+    """Killed in the middle and resumed, by two workers or by none, it is the same study, bit for bit."""
+    config = search_config(**{**ROWS, **adapters})
+    run_search(config, tmp_path / "whole", build=False)
+
+    seen: list[Progress] = []
+
+    def kill(progress: Progress) -> None:
+        seen.append(progress)
+        if len(seen) == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_search(config, tmp_path / "killed", build=False, callbacks=[Watch(kill)])
+    resume_search(tmp_path / "killed", build=False, workers=2)
+    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
+
+
+def test_memory_is_that_of_the_base_and_its_adapters(adapters: dict[str, Any], search_config: Config) -> None:
+    """A search over adapters is said to hold the base and factors, far less than a search that merges."""
+    config = search_config(**{**ROWS, **adapters})
+    light = memory_of_models(config, Evaluator(config))["ps"]
+    merging = config.model_copy(update={"unmerged": False})
+    assert light < 0.6 * memory_of_models(merging, Evaluator(merging))["ps"]
+
+
+def test_unmerged_where_it_cannot_be(adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
+    """A search that is told to leave adapters unmerged, and cannot, says why before anything is evaluated."""
+    config = search_config(**adapters, ps={"method": "ties"}, unmerged=True)
+    with pytest.raises(EvoMergeError, match="unmerged: ties is not the sum of weighted task vectors"):
+        run_search(config, tmp_path)
+    assert not (tmp_path / "study.db").exists()
