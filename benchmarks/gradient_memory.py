@@ -1,13 +1,15 @@
 """Measures what a gradient step of a search costs beside a score of the same examples: CPU time, and memory at its peak.
 
-Makes a Llama of SmolLM2-135M's shape (30 layers, 576 wide, embeddings tied) with random weights, and two fine-tunes of it, and
-scores one point of each search space: merge weights (one number per tensor), gates (each slot of both sources), gates of two
-terms a hop, and weights and gates together; then again with the gradient of every number. Each line is a process of its own.
-Memory is resident, with the models: "at rest" is what is there after the first score. CPU time is that of a second score and a
-second step.
+Makes a Llama of SmolLM2-135M's shape (30 layers, 576 wide, embeddings tied) or of 1.3 billion parameters (25 layers, 2048 wide)
+with random weights, two fine-tunes of it, and two LoRA adapters of rank 16 on all linear layers. Scores one point of each search
+space: merge weights (one number per tensor) of the fine-tunes, of the adapters unmerged and merged, gates (each slot of both
+sources), gates of two terms a hop, and weights and gates together; then again with the gradient of every number. Each line is a
+process of its own. Memory is resident, with the models: "at rest" is what is there after the first score. CPU time is that of a
+second score and a second step, in seconds and in scores of the plain base, which is the first line.
 "Counted" is what a search counts for the gradient, in scores.
 
     python benchmarks/gradient_memory.py --work /tmp/gradient-memory
+    python benchmarks/gradient_memory.py --work /tmp/gradient-memory --spaces adapters --shape 1.3B --dtype bfloat16 --examples 8
 """
 
 from __future__ import annotations
@@ -19,13 +21,27 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
+SHAPES: dict[str, dict[str, int]] = {
+    "135M": {
+        **{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152},
+        **{"num_attention_heads": 9, "num_key_value_heads": 3},
+    },
+    "1.3B": {
+        **{"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 25, "vocab_size": 32000},
+        **{"num_attention_heads": 16, "num_key_value_heads": 16},
+    },
+}
+PLAIN = "the base, plain"
 SPACES: dict[str, dict[str, Any]] = {
+    PLAIN: {"space": "ps", "unmerged": False},
     "weights": {"space": "ps"},
+    "adapters": {"space": "ps"},
+    "adapters, merged": {"space": "ps", "unmerged": False},
     "gates": {"space": "dfs"},
     "gates, two terms": {"space": "dfs", "dfs": {"terms": 2, **BY_GRADIENT}},
     "both": {"space": "hybrid", "joint": True},
@@ -33,20 +49,17 @@ SPACES: dict[str, dict[str, Any]] = {
 WORDS = [f"w{number}" for number in range(200)]
 
 
-def make_family(folder: Path, dtype: str) -> None:
-    """Save the base and its fine-tunes, unless they are there."""
+def make_family(folder: Path, dtype: str, sizes: dict[str, int], tuned: Sequence[str]) -> None:
+    """Save the base, its fine-tunes and its adapters, unless they are there."""
     import torch
+    from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    if (folder / "b" / "tokenizer_config.json").exists():
+    if all((folder / name).exists() for name in ("lora-b", *tuned)):
         return
-    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
-    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
     torch.manual_seed(0)
-    base = LlamaForCausalLM(
-        LlamaConfig(**sizes, **heads, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    )
+    base = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2))
     vocabulary = {word: index for index, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -54,7 +67,7 @@ def make_family(folder: Path, dtype: str) -> None:
         tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )
     start = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    for name in ("base", "a", "b"):
+    for name in ("base", *tuned):
         base.load_state_dict(start)
         with torch.no_grad():
             for parameter in base.parameters() if name != "base" else ():
@@ -62,6 +75,11 @@ def make_family(folder: Path, dtype: str) -> None:
         base.to(getattr(torch, dtype)).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
         base.float()
+    for name in ("lora-a", "lora-b"):
+        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        adapted = get_peft_model(base, config)
+        adapted.save_pretrained(folder / name)
+        base = adapted.unload()
 
 
 def resident() -> float:
@@ -102,16 +120,21 @@ def child(arguments: argparse.Namespace, name: str, checkpointing: bool) -> dict
         Example(" ".join(rng.choices(WORDS, k=arguments.tokens - 8)), " ".join(rng.choices(WORDS, k=8)), id=str(number))
         for number in range(arguments.examples)
     ]
-    folder = arguments.work / arguments.dtype
+    folder = arguments.work / f"{arguments.shape}-{arguments.dtype}"
     sections = {"ps": {"groups": "tensor", **BY_GRADIENT}, "dfs": {"repetitions": 1, **BY_GRADIENT}}
     more = {"fitness": {"task": "likelihood", "separator": " "}, "gradient_checkpointing": checkpointing}
-    sources = {"sources": [{"model": str(folder / each)} for each in "ab"], "base": {"model": str(folder / "base")}}
+    base = {"model": str(folder / "base")}
+    adapted = [{**base, "adapter": str(folder / f"lora-{each}")} for each in "ab"]
+    sources = {
+        "sources": adapted if name == PLAIN or "adapters" in name else [{"model": str(folder / each)} for each in "ab"],
+        "base": base,
+    }
     config = SearchConfig.model_validate({**sources, **sections, **more, **SPACES[name]})
     evaluator = Evaluator(config, examples={"search": examples})
     space = make_space(config, config.stages[0], evaluator.sources.summary)
     genome = space.start().mean
     everything = np.ones(genome.size, dtype=np.bool_)
-    recipe, slopes = space.decode(genome), space.slopes(genome, everything)
+    recipe, slopes = config.base if name == PLAIN else space.decode(genome), space.slopes(genome, everything)
 
     def score(*how: Any) -> None:
         scores = evaluator.evaluate(recipe, "search", None, *how)
@@ -120,6 +143,8 @@ def child(arguments: argparse.Namespace, name: str, checkpointing: bool) -> dict
 
     score()
     found: dict[str, Any] = {"rest": resident(), "price": space.price(everything), "score": measured(score)}
+    if name == PLAIN:
+        return found
     first = measured(lambda: score(slopes))  # before that, what is freed has not been there
     again = measured(lambda: score(slopes))  # and the second does nothing for the first time
     return {**found, "step": {"memory": first["memory"], "cpu": again["cpu"]}}
@@ -130,6 +155,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the models (2 GB in float32)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--shape", default="135M", choices=SHAPES, help="of the models")
+    parser.add_argument("--spaces", nargs="+", choices=SPACES, metavar="NAME", help=f"lines; of {', '.join(list(SPACES)[1:])}")
     parser.add_argument("--examples", type=int, default=16, help="of a step")
     parser.add_argument("--tokens", type=int, default=128, help="of each example")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
@@ -137,15 +164,25 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(child(arguments, arguments.child[0], arguments.child[1] == "anew")))
         return
-    make_family(arguments.work / arguments.dtype, arguments.dtype)
-    print("| gradient of | activations | at rest | a score | a step | CPU, step to score | counted |\n" + "| --- " * 7 + "|")
-    for name in SPACES:
-        for how in ("kept", "anew"):
+    names = [name for name in arguments.spaces or SPACES if name != PLAIN]
+    tuned = [] if all("adapters" in name for name in names) else ["a", "b"]
+    make_family(arguments.work / f"{arguments.shape}-{arguments.dtype}", arguments.dtype, SHAPES[arguments.shape], tuned)
+    print(
+        "| gradient of | activations | at rest | a score | a step | CPU of a score | of a step | counted |\n"
+        + "| --- " * 8
+        + "|"
+    )
+    plain = 0.0
+    for name in (PLAIN, *names):
+        for how in ("kept", "anew") if name != PLAIN else ("",):
             command = [sys.executable, *sys.argv, "--child", name, how]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-            memory = [f"{value / 1000:.2f} GB" for value in (found["rest"], found["score"]["memory"], found["step"]["memory"])]
-            factor = f"{found['step']['cpu'] / found['score']['cpu']:.1f}"
-            print(f"| {name} | {how} | {' | '.join(memory)} | {factor} | {found['price']:g} |", flush=True)
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+            done = [found["score"], *([found["step"]] if "step" in found else [])]
+            plain = plain or found["score"]["cpu"]
+            memory = [f"{value / 1000:.2f} GB" for value in (found["rest"], *(each["memory"] for each in done))]
+            times = [f"{each['cpu']:.2f} s, {each['cpu'] / plain:.2f}" for each in done]
+            cells = [name, how, *memory, *[""] * (2 - len(done)), *times, *[""] * (2 - len(done)), f"{found['price']:g}"]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,9 @@ class SearchSources:
 
         if self.config.unmerged is False or self.config.space != "ps":  # paths run through whole layers
             return False
+        refs = [self.config.sources[number] for number in part.sources or range(len(self))]
+        if self.config.unmerged is None and (self.base is None or any(ref.adapter is None for ref in refs)):
+            return False
         plan = self.merged(part).plan
         reason = why_merged(plan.sources, plan.base, part.method, part.options)
         if reason is not None and self.config.unmerged:
