@@ -19,7 +19,7 @@ from .fitness.comparison import Comparison
 from .fitness.scores import Scores, plus_minus
 from .pictures import trials
 from .recipes.stage_names import StageName
-from .recipes.strict_yaml import StrictModel, validate
+from .recipes.strict_yaml import Index, StrictModel, validate
 
 STUDY_JSON = "study.json"
 MAX_BYTES = 64 << 20
@@ -66,7 +66,7 @@ class Fitness(OpenPart):
     """The settings of the fitness task, which `parse_task` takes whole."""
 
     task: Name = ""
-    num_fewshot: int | None = None
+    num_fewshot: Count | None = None
     metric: Name | dict[Name, Name] | None = None
 
 
@@ -77,8 +77,8 @@ class Data(OpenPart):
     dataset: Name | None = None
     revision: Name | None = None
     lm_eval: list[Name] = Field(default_factory=list, max_length=1000)
-    start: int = 0
-    count: int | None = None
+    start: Count = 0
+    count: Count | None = None
     filter: dict[str, Any] | None = None
     template: Text | None = None
     chat: bool = False
@@ -152,7 +152,7 @@ class Row(Figures):
     label: Name = ""
     retained: dict[Name, Figures] = Field(default_factory=dict, max_length=100)
     objectives: Values = Field(default_factory=dict)
-    evaluations: int | Number = 0
+    evaluations: Count | Number = 0
     seconds: Number = 0.0
     winner: bool = False
     lead: Comparison | None = None
@@ -214,9 +214,9 @@ class Record(Part):
         examples: Problems to try.
     """
 
-    format: int = 1
+    format: Count = 1
     space: Name = ""
-    seed: int = 0
+    seed: Index = 0
     versions: dict[Name, Name] = Field(default_factory=dict, max_length=1000)
     settings: Settings = Settings()
     splits: dict[Name, Count] = Field(default_factory=dict, max_length=100)

@@ -38,6 +38,7 @@ Workers = Annotated[
     int | None,
     typer.Option(
         min=0,
+        max=1024,
         help="Processes that evaluate at the same time; any number gives the same trials. By default as many as cores and "
         "memory take, one beside a GPU. 0: this one, without limits.",
         show_default=False,

@@ -386,7 +386,7 @@ def export(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("evomerge-demo"),
-    workers: Annotated[int, typer.Option(min=1, help="Processes that evaluate at the same time.")] = min(
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that evaluate at the same time.")] = min(
         2, os.cpu_count() or 1
     ),
     evaluations: Annotated[int | None, typer.Option(min=8, help="Trials per search; the demo's own number by default.")] = None,

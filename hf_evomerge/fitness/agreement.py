@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
-
 from ..errors import FitnessError
+from ..recipes.strict_yaml import Count, Positive
 from .encoding import encode_pair, encode_prompt
 from .example import Example
 from .pairs import MicroBatch, Pair, Pairs
@@ -42,10 +41,10 @@ class AgreementSpec(TaskSpec):
 
     task: Literal["agreement"] = "agreement"
     source: str | None = None
-    temperature: float = Field(default=3.0, gt=0)
-    max_new_tokens: int = Field(default=64, ge=1)
+    temperature: Positive = 3.0
+    max_new_tokens: Count = 64
     separator: str = ""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: Count = 8
 
     @property
     def unit(self) -> str:

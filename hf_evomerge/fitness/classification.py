@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..errors import FitnessError
+from ..recipes.strict_yaml import Count, Positive
 from .encoding import check_examples, device_of, length_batches, scoring
 from .example import Example
 from .pictures import SeeingTokenizer, placed
@@ -40,8 +41,8 @@ class ClassificationSpec(TaskSpec):
     task: Literal["classification"] = "classification"
     score: Literal["log_probability", "accuracy"] = "log_probability"
     heads: list[str] = Field(default_factory=list)
-    temperature: float = Field(default=1.0, gt=0)
-    batch_size: int = Field(default=16, ge=1)
+    temperature: Positive = 1.0
+    batch_size: Count = 16
 
     @property
     def kinds(self) -> tuple[str, ...]:

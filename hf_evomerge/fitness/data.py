@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ..recipes.strict_yaml import StrictModel
+from ..recipes.strict_yaml import Count, Index, StrictModel, Whole
 from .example import Record
 
 _OF_PROMPTS = ("prompt_field", "template", "chat", "system")
@@ -33,7 +33,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """How files are read that are named alone, by the end of their name."""
 
-Value = bool | int | float | str
+Value = bool | Whole | Annotated[float, Field(gt=-1e300, lt=1e300)] | str
 
 
 def _as_list(value: Any) -> Any:
@@ -103,9 +103,9 @@ class DataSpec(StrictModel):
     template: str | None = None
     chat: bool = False
     system: str | None = None
-    start: int = Field(default=0, ge=0)
-    count: int | None = Field(default=None, ge=1)
-    shuffle_seed: int | None = None
+    start: Index = 0
+    count: Count | None = None
+    shuffle_seed: Index | None = None
 
     @field_validator("choices")
     @classmethod

@@ -6,18 +6,19 @@ import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from ..errors import FitnessError, one_line
+from ..recipes.strict_yaml import Count, Number, Whole
 from .encoding import scoring
 from .example import Example
 from .prepared import PreparedTask
 from .registry import TaskSpec, register_task
 from .scores import Scores
 
-Argument = bool | int | float | str
+Argument = bool | Annotated[Whole, Field(le=1 << 20)] | Number | str
 
 
 def seed_of(example: Example) -> int:
@@ -77,7 +78,7 @@ class ChoiceSpec(TaskSpec):
         arguments: Arguments of the pipeline's call, such as ``num_inference_steps: 4``.
     """
 
-    batch_size: int = Field(default=4, ge=1)
+    batch_size: Count = 4
     arguments: dict[str, Argument] = Field(default_factory=dict)
 
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:

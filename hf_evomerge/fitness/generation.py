@@ -6,11 +6,12 @@ How a model writes is in ``writing.py``, how answers are read in ``answers.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from ..errors import FitnessError
+from ..recipes.strict_yaml import Number
 from .answers import Extract, cut_at_stops, extract_text, paper_last_number
 from .example import Example
 from .numbers import COMMA_LANGUAGES, Decimal, last_number, last_number_text, parse_number
@@ -42,7 +43,7 @@ class AnswerSpec(WritingSpec):
     decimal: Decimal | None = None
     compat: Literal["paper"] | None = None
     compare: Literal["number", "text"] | None = None
-    tolerance: float = Field(default=1e-6, ge=0)
+    tolerance: Annotated[Number, Field(ge=0)] = 1e-6
     score: Literal["accuracy"] = "accuracy"
 
     @property

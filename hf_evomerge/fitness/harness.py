@@ -19,11 +19,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import yaml
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from ..errors import FitnessError, nearest, shown
 from ..recipes.limited_yaml import load_limited, read_limited
-from ..recipes.strict_yaml import StrictModel, validate
+from ..recipes.strict_yaml import Count, Index, StrictModel, validate
 from .chat_process import ChatError, render_chat
 from .encoding import check_examples, scoring
 from .example import Example
@@ -52,14 +52,11 @@ class LmEvalSpec(TaskSpec):
 
     task: Literal["lm_eval"] = "lm_eval"
     metric: str | dict[str, str] | None = None
-    num_fewshot: int | None = Field(default=None, ge=0)
+    num_fewshot: Annotated[Index, Field(le=1000)] | None = None
     chat: bool = False
     system: str | None = None
     multiturn: bool = True
-    batch_size: int = Field(default=16, ge=1)
-
-
-_Count = Annotated[int | None, Field(ge=1, le=131072)]
+    batch_size: Count = 16
 
 
 class GenerationKeys(StrictModel):
@@ -84,10 +81,44 @@ class GenerationKeys(StrictModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=131072)
     num_beams: int | None = Field(default=None, ge=1, le=64)
-    max_gen_toks: _Count = None
-    max_new_tokens: _Count = None
-    max_tokens: _Count = None
-    max_completion_tokens: _Count = None
+    max_gen_toks: Count | None = None
+    max_new_tokens: Count | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+
+
+class MetricKeys(StrictModel):
+    """A metric that a task of lm_eval names; keys beside these are the metric's own.
+
+    Attributes:
+        metric: Its name.
+        hf_evaluate: Whether it is fetched from the Hub, as code: never.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    metric: str
+    hf_evaluate: Literal[False] = False
+
+
+class TaskKeys(StrictModel):
+    """What is checked of a task of lm_eval, or of its file.
+
+    Attributes:
+        task: Its name.
+        num_fewshot: Solved examples before each question.
+        repeats: How often each request is made.
+        metric_list: Its metrics.
+        generation_kwargs: How a response is generated.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    task: str
+    num_fewshot: Annotated[Index, Field(le=1000)] | None = None
+    repeats: Annotated[Count, Field(le=1000)] = 1
+    metric_list: list[MetricKeys] | None = None
+    generation_kwargs: GenerationKeys | None = None
 
 
 @register_task("lm_eval")
@@ -246,7 +277,8 @@ def load_tasks(name: str) -> dict[str, Any]:
                 "runs what the model writes as a program" if getattr(task, "UNSAFE_CODE", False) else "shows pictures or sounds"
             )
             raise FitnessError(f"lm_eval: {name}: {what}, which is not done here")
-        _check_generation(name, getattr(task.config, "generation_kwargs", None))
+        given = {key: getattr(task.config, key, None) for key in ("repeats", "generation_kwargs")}
+        _check_keys(name, {"task": name, **{key: value for key, value in given.items() if value is not None}})
     if is_file and len(tasks) == 1:
         return {name: next(iter(tasks.values()))}
     return tasks
@@ -283,26 +315,25 @@ def _check_file(file: Path) -> None:
         content = load_limited(read_limited(file))
     except (OSError, ValueError, yaml.YAMLError) as cause:  # a tag such as !function is none of YAML's
         raise FitnessError(f"lm_eval: {file}: cannot be read, or names code: {cause}") from cause
-    if not isinstance(content, dict) or not isinstance(content.get("task"), str):
+    if not isinstance(content, dict):
         raise FitnessError(f"lm_eval: {file}: is no task: it has no 'task' with a name")
+    checked = _check_keys(str(file), content)
     if unread := sorted(_CODE & content.keys()):
         raise FitnessError(f"lm_eval: {file}: {unread[0]} may lead to code, and is not read from a file")
-    listed = content.get("metric_list") or []
-    for each in listed if isinstance(listed, list) else [listed]:
-        if not isinstance(each, dict) or each.get("metric") not in metric_registry or each.get("hf_evaluate"):
-            raise FitnessError(f"lm_eval: {file}: the metric {shown(each)} would be fetched as code; use one that lm_eval has")
+    for each in checked.metric_list or ():
+        if each.metric not in metric_registry:
+            raise FitnessError(f"lm_eval: {file}: the metric {shown(each.metric)} would be fetched as code; use one of lm_eval")
     options = content.get("dataset_kwargs")
     if content.get("dataset_path") == "pandas" or (isinstance(options, dict) and options.get("trust_remote_code")):
         raise FitnessError(f"lm_eval: {file}: its data would be read by code (pickle, or a script); use JSON, CSV or Parquet")
-    _check_generation(str(file), content.get("generation_kwargs"))
 
 
-def _check_generation(name: str, keys: Any) -> None:
-    """Refuse generation keys of a task, or of its file, beyond those of `GenerationKeys`."""
+def _check_keys(name: str, keys: dict[str, Any]) -> TaskKeys:
+    """What is checked of a task, or of its file."""
     try:
-        validate(GenerationKeys, keys or {}, FitnessError)
+        return validate(TaskKeys, keys, FitnessError)
     except FitnessError as cause:
-        raise FitnessError(f"lm_eval: {name}: generation_kwargs: {cause}") from cause
+        raise FitnessError(f"lm_eval: {name}: {cause}") from cause
 
 
 def _aggregation(task: Any, metric: str) -> str:

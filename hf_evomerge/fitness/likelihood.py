@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
-
 from ..errors import FitnessError
+from ..recipes.strict_yaml import Count, Positive
 from .encoding import encode_pair
 from .example import Example
 from .pairs import Pair, Pairs
@@ -30,8 +29,8 @@ class TextSpec(TaskSpec):
     """
 
     normalize: Normalize = "sum"
-    temperature: float = Field(default=1.0, gt=0)
-    batch_size: int = Field(default=16, ge=1)
+    temperature: Positive = 1.0
+    batch_size: Count = 16
 
     @property
     def unit(self) -> str:

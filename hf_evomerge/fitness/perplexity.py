@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from ..errors import FitnessError
+from ..recipes.strict_yaml import Count
 from .encoding import encode_prompt
 from .example import Example
 from .likelihood import TextSpec, TextTask
@@ -30,9 +31,9 @@ class PerplexitySpec(TextSpec):
 
     task: Literal["perplexity"] = "perplexity"
     normalize: Literal["token", "byte"] = "token"
-    window: int = Field(default=1024, ge=2)
-    stride: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=8, ge=1)
+    window: Annotated[Count, Field(ge=2)] = 1024
+    stride: Count | None = None
+    batch_size: Count = 8
 
     @model_validator(mode="after")
     def _check_stride(self) -> PerplexitySpec:

@@ -57,7 +57,7 @@ def _picture(value: Any, where: str, folder: Path | None) -> Picture:
 
         try:
             check_inside(folder, folder / value)
-        except SourceError as cause:
+        except (SourceError, ValueError) as cause:  # no name has a zero byte in it
             raise FitnessError(f"{where}: {value!r:.80} is not in {folder}, where the data is; put it there") from cause
         return _file(str(folder / value), f"{where}: {value}")
     if hasattr(value, "save") and hasattr(value, "size"):

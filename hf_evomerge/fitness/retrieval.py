@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
-
 from ..errors import FitnessError
+from ..recipes.strict_yaml import Count, Positive
 from .encoding import check_examples, check_length, device_of, encodes, length_batches, scoring
 from .example import Example
 from .prepared import GradientTask
@@ -35,9 +34,9 @@ class RetrievalSpec(TaskSpec):
     task: Literal["retrieval"] = "retrieval"
     score: Literal["log_probability", "accuracy", "ndcg"] = "log_probability"
     pooling: Literal["mean", "first"] = "mean"
-    temperature: float = Field(default=0.05, gt=0)
-    max_tokens: int = Field(default=256, ge=1)
-    batch_size: int = Field(default=32, ge=1)
+    temperature: Positive = 0.05
+    max_tokens: Count = 256
+    batch_size: Count = 32
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_serializer, model_validator
 
 from ..errors import EvoMergeError, FitnessError
-from ..recipes.strict_yaml import StrictModel
+from ..recipes.strict_yaml import Positive, StrictModel
 from .data import DataSpec
 from .encoding import check_examples
 from .example import Beside, Example
@@ -36,7 +36,7 @@ class Term(StrictModel):
         data: Its examples, for the splits that the search has; the search's own examples where absent.
     """
 
-    weight: float = Field(default=1.0, gt=0)
+    weight: Positive = 1.0
     fitness: AnyTaskSpec
     data: dict[Literal["search", "validation", "test"], DataSpec] = Field(default_factory=dict)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from ..recipes.strict_yaml import Count
 from .generation import AnswerSpec, GenerationTask
 from .registry import TaskSpec, register_task
 
@@ -50,7 +51,7 @@ WORDS = {
 class WordProblemSpec(AnswerSpec):
     """What MGSM and GSM8K have in common. The settings are those of `generation`, with other defaults."""
 
-    max_new_tokens: int = Field(default=1024, ge=1)
+    max_new_tokens: Count = 1024
 
     @model_validator(mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator
 
 from ..errors import FitnessError
+from ..recipes.strict_yaml import Count
 from .answers import LanguageCheck, cut_at_stops, language_probability
 from .encoding import check_examples, check_length, encode_prompt, encode_source, encodes, length_batches, scoring
 from .engine import Engine, EngineName, Written, check_engine
@@ -41,12 +42,12 @@ class WritingSpec(TaskSpec):
         engine_memory: The share of a GPU's memory that vLLM takes; the search has the rest.
     """
 
-    max_new_tokens: int = Field(default=256, ge=1)
+    max_new_tokens: Count = 256
     stop: list[str] = Field(default_factory=list)
     language: Annotated[LanguageCheck | None, BeforeValidator(_as_check, json_schema_input_type=LanguageCheck | str | None)] = (
         None
     )
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: Count = 16
     engine: EngineName = "transformers"
     engine_memory: float = Field(default=0.5, gt=0, lt=1)
 

@@ -295,9 +295,6 @@ class Grouping:
     layer_count: int
 
     def __post_init__(self) -> None:
-        size = self.blocks_per_group
-        if size not in ("all", "model") and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise RecipeError(f"blocks_per_group: {size!r}; give a whole number from 1, 'all' or 'model'")
         if self.layer_count < 1:
             raise RecipeError(f"layer_count: {self.layer_count}; a model has at least one block")
 

@@ -10,13 +10,13 @@ import os
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import EvoMergeError, PathError, RecipeError
 from .layer_path import LayerPath
-from .strict_yaml import StrictModel, dump_yaml, load_yaml, parse_yaml
+from .strict_yaml import Count, Index, Number, StrictModel, dump_yaml, load_yaml, parse_yaml
 
 MAX_SLICE = 256  # sources of one slice
 MAX_STACK = 1 << 16  # layers of all slices, each counted once per source: a stack of 4,096 of 15 sources and a base
@@ -24,10 +24,10 @@ RECIPE_FILE = "recipe.yaml"  # beside the weights of every model that is built
 
 ScaleTarget = Literal["stream", "mlp_delta"]
 Dtype = Literal["float32", "float16", "bfloat16"]
-Gradient = list[float]
-ParameterValue = float | Gradient | dict[str, float | Gradient]
-OptionValue = bool | float | str | Gradient | dict[str, float | Gradient]
-Vocabulary = Literal["refuse", "truncate", "union", "tokenizer"] | dict[Literal["from"], int | Literal["base"]]
+Gradient = list[Number]
+ParameterValue = Number | Gradient | dict[str, Number | Gradient]
+OptionValue = bool | Number | str | Gradient | dict[str, Number | Gradient]
+Vocabulary = Literal["refuse", "truncate", "union", "tokenizer"] | dict[Literal["from"], Index | Literal["base"]]
 BY_TOKEN = ("union", "tokenizer")  # vocabularies that are matched by token, not by row
 
 
@@ -193,10 +193,10 @@ class MergePart(StrictModel):
 
     method: str
     options: dict[str, OptionValue] = Field(default_factory=dict)
-    sources: list[int] | None = None
+    sources: list[Index] | None = None
     slices: list[SlicePart] | None = Field(default=None, min_length=1)
     parameters: list[dict[str, ParameterValue]] = Field(default_factory=list)
-    router: int | Literal["merge"] | None = None
+    router: Index | Literal["merge"] | None = None
     unmatched: Literal["refuse", "ignore"] | None = None
 
     def check_slices(self) -> None:
@@ -229,9 +229,9 @@ class FlowPart(StrictModel):
     """
 
     path: list[str]
-    scales: list[float] | None = None
+    scales: list[Number] | None = None
     scale_target: ScaleTarget = "stream"
-    embedding_source: int = 0
+    embedding_source: Index = 0
 
     @field_validator("path", mode="before")
     @classmethod
@@ -253,9 +253,9 @@ class TokenRow(StrictModel):
         force: Whether sources that have the token take that row too; else only those that lack it.
     """
 
-    source: int | Literal["base", "zero"]
+    source: Index | Literal["base", "zero"]
     token: str | None = None
-    id: int | None = Field(default=None, ge=0)
+    id: Index | None = None
     force: bool = False
 
 
@@ -269,9 +269,9 @@ class TokenPart(StrictModel):
         multiple_of: The number of rows is rounded up to a multiple of this; the rows that are added are the mean of the others.
     """
 
-    default: int | Literal["base"] | None = None
+    default: Index | Literal["base"] | None = None
     rows: dict[str, TokenRow] = Field(default_factory=dict)
-    multiple_of: int = Field(default=1, ge=1, le=1 << 16)
+    multiple_of: Annotated[Count, Field(le=1 << 16)] = 1
 
 
 class Built(StrictModel):
@@ -334,12 +334,12 @@ class Recipe(StrictModel):
     merge: MergePart | None = None
     flow: FlowPart | None = None
     dtype: Dtype | None = None
-    seed: int = 0
+    seed: Index = 0
     vocabulary: Vocabulary | None = None
     tokens: TokenPart | None = None
-    tokenizer: int | Literal["base"] | None = None
-    components: dict[str, int] | None = None
-    processor: int | None = None
+    tokenizer: Index | Literal["base"] | None = None
+    components: dict[str, Index] | None = None
+    processor: Index | None = None
     chat_template: str | None = Field(default=None, min_length=1)
     built: Built | None = None
 
@@ -357,7 +357,7 @@ class Recipe(StrictModel):
         if self.merge is not None:
             self.merge.check_slices()
             merged = self.merge_sources
-            if bad := [i for i in merged if not 0 <= i < len(self.sources)]:
+            if bad := [i for i in merged if i >= len(self.sources)]:
                 where = "sources" if self.merge.slices is None else "slices"
                 raise ValueError(f"merge.{where}: {bad[0]} is not a source; there are {len(self.sources)}, numbered from 0")
             if isinstance(router := self.merge.router, int) and (router not in merged or self.merge.slices is not None):
@@ -374,7 +374,7 @@ class Recipe(StrictModel):
             except EvoMergeError as error:
                 raise ValueError(f"flow.{error}") from error
             named = [self.flow.embedding_source, *(term.source for hop in path.hops for term in hop.terms)]
-            if bad := [i for i in named if not 0 <= i < count]:
+            if bad := [i for i in named if i >= count]:
                 raise ValueError(f"flow: source {bad[0]} is not there; there are {count}, numbered from 0")
         return self
 
@@ -397,7 +397,7 @@ class Recipe(StrictModel):
         for key, index in (("vocabulary.from", donor), ("tokenizer", self.tokenizer), *named.items()):
             if index == "base" and self.base is None:
                 raise ValueError(f"{key}: there is no base; name a source by its number")
-            if isinstance(index, int) and not 0 <= index < len(self.sources):
+            if isinstance(index, int) and index >= len(self.sources):
                 raise ValueError(f"{key}: {index} is not a source; there are {len(self.sources)}, numbered from 0")
 
     def _check_components(self) -> None:
@@ -409,7 +409,7 @@ class Recipe(StrictModel):
         for key, index in named.items():
             if index is not None and not self.has_components:
                 raise ValueError(f"{key}: no source names a component; write component: text on those that a part is merged of")
-            if index is not None and not 0 <= index < len(self.sources):
+            if index is not None and index >= len(self.sources):
                 raise ValueError(f"{key}: {index} is not a source; there are {len(self.sources)}, numbered from 0")
         if not self.has_components:
             return

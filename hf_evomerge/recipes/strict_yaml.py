@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import EvoMergeError, nearest, one_line, shown
 from .limited_yaml import MAX_BYTES, NUMBERS, TOO_LONG, load_limited, read_limited
@@ -24,6 +24,17 @@ class StrictModel(BaseModel):
 
 
 Part = TypeVar("Part", bound=StrictModel)
+
+Count = Annotated[int, Field(strict=True, ge=1, le=1 << 20)]
+"""How many: work or memory may grow with it."""
+Whole = Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63)]
+"""A value that is only compared or handed on."""
+Index = Annotated[Whole, Field(ge=0)]
+"""The number of a source or a record, or a seed: nothing grows with it."""
+Number = Annotated[float, Field(strict=True, ge=-1e6, le=1e6)]
+"""A number that is calculated with, such as a weight."""
+Positive = Annotated[float, Field(strict=True, gt=0, le=1e6)]
+"""A temperature, a step, a time."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -115,7 +126,7 @@ def _complaints(items: Sequence[Any], kind: type[BaseModel]) -> list[str]:
 
 def _where(place: Sequence[int | str]) -> str:
     """The key of a complaint. pydantic names the kinds of a union as if they were keys: Range, float, function-after[...]."""
-    kinds = {"bool", "float", "str", "int", "constrained-int", *_class_names(StrictModel)}
+    kinds = {"bool", "float", "str", "int", "constrained-int", "constrained-float", *_class_names(StrictModel)}
     return ".".join(str(key) for key in place if key not in kinds and not re.search(r"[\[{]", str(key)))
 
 

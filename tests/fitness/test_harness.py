@@ -182,14 +182,18 @@ def test_leaves_everything_as_it_was(
         ({"include": "/etc/passwd"}, "include may lead to code"),
         ({"metric_list": [{"metric": "my/metric"}]}, "the metric .*my/metric.* would be fetched as code"),
         ({"dataset_path": "pandas"}, r"its data would be read by code \(pickle, or a script\)"),
-        ({"task": ["a", "b"]}, "is no task"),
+        ({"task": ["a", "b"]}, "task.yaml: task: must be a text"),
         (
             {"generation_kwargs": {"custom_generate": "utils", "trust_remote_code": True}, "test_split": "nowhere"},
-            r"task.yaml: generation_kwargs: custom_generate: no such key; there are do_sample, .*, until \(found 'utils'\)",
+            r"task.yaml: generation_kwargs.custom_generate: no such key; there are do_sample, .*, until \(found 'utils'\)",
         ),
         ({"generation_kwargs": {"max_gen_tok": 9}}, r"max_gen_tok: no such key; did you mean max_gen_toks\?"),
-        ({"generation_kwargs": {"num_beams": 65}}, r"task.yaml: generation_kwargs: num_beams: must be at most 64 \(found 65\)"),
-        ({"generation_kwargs": {"max_gen_toks": 10**9}}, "generation_kwargs: max_gen_toks: must be at most 131072"),
+        ({"generation_kwargs": {"num_beams": 65}}, r"task.yaml: generation_kwargs.num_beams: must be at most 64 \(found 65\)"),
+        ({"generation_kwargs": {"max_gen_toks": 10**9}}, "generation_kwargs.max_gen_toks: must be at most 1048576"),
+        ({"repeats": 2 * 10**8}, "task.yaml: repeats: must be at most 1000"),
+        ({"num_fewshot": 10**9}, "task.yaml: num_fewshot: must be at most 1000"),
+        ({"metric_list": [{"metric": ["acc"]}]}, r"metric_list.0.metric: must be a text \(found \['acc'\]\)"),
+        ({"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, "metric_list.0.hf_evaluate: must be False"),
         ({"doc_to_text": "{{ ''.__class__.__mro__ }}"}, "SecurityError|unsafe"),
         ({"test_split": "nowhere"}, "cannot be loaded: .*nowhere"),
         ({"dataset_kwargs": {"data_files": "nowhere.jsonl"}}, "cannot be loaded: .*nowhere.jsonl.*without a network only"),
@@ -237,7 +241,7 @@ def test_refuses_generation_keys_of_built_in_tasks(monkeypatch: pytest.MonkeyPat
 
     load_tasks.cache_clear()
     monkeypatch.setattr("hf_evomerge.fitness.harness._manager", lambda own: Manager())
-    with pytest.raises(FitnessError, match=r"^lm_eval: built_in: generation_kwargs: assistant_model: no such key"):
+    with pytest.raises(FitnessError, match=r"^lm_eval: built_in: generation_kwargs.assistant_model: no such key"):
         load_tasks("built_in")
 
 

@@ -84,7 +84,7 @@ def test_a_file_outside_the_folder_of_the_data_is_refused(tmp_path: Path) -> Non
     (tmp_path / "data").mkdir()
     (tmp_path / "secret.png").write_bytes(png())
     os.symlink(tmp_path / "secret.png", tmp_path / "data" / "link.png")
-    for name in ("../secret.png", "link.png", str(tmp_path / "secret.png")):
+    for name in ("../secret.png", "link.png", "nul\0.png", str(tmp_path / "secret.png")):
         for value in (name, {"path": name}, {"bytes": None, "path": name}, [{"path": name}]):
             with pytest.raises(FitnessError, match=r"is not in .*data, where the data is; put it there"):
                 load(value, jsonl=str(tmp_path / "data" / "data.jsonl"))

@@ -168,7 +168,7 @@ def test_numbers_are_numbers(text: str, value: float) -> None:
         ),
         (HEAD + "merge: {method: linear, weight: 1}", "merge.weight: no such key; there are method, options, "),
         (HEAD + "merge: {method: linear, sources: [0, 2]}", "merge.sources: 2 is not a source; there are 2, numbered from 0"),
-        (HEAD + "merge: {method: linear, sources: [-1]}", "merge.sources: -1 is not a source; there are 2, numbered from 0"),
+        (HEAD + "merge: {method: linear, sources: [-1]}", "merge.sources.0: must be at least 0 (found -1)"),
         (
             HEAD + "merge: {method: linear, parameters: [{weight: 1}]}",
             "merge.parameters: 1 mappings for 2 sources; give one per source",
@@ -188,7 +188,7 @@ def test_numbers_are_numbers(text: str, value: float) -> None:
         (HEAD + "flow: {path: 2:0}", "flow: source 2 is not there; there are 2, numbered from 0"),
         (HEAD + "flow: {path: 0:0 + 5:0*0.5}", "flow: source 5 is not there; there are 2, numbered from 0"),
         (HEAD + "flow: {path: 0:0, embedding_source: 2}", "flow: source 2 is not there; there are 2, numbered from 0"),
-        (HEAD + "flow: {path: 0:0, embedding_source: -1}", "flow: source -1 is not there; there are 2, numbered from 0"),
+        (HEAD + "flow: {path: 0:0, embedding_source: -1}", "flow.embedding_source: must be at least 0 (found -1)"),
     ],
 )
 def test_refusals(text: str, message: str) -> None:

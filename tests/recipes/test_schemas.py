@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jsonschema import Draft202012Validator
 from schemas import SCHEMAS
 
 from hf_evomerge.errors import SearchError
+from hf_evomerge.fitness.harness import TaskKeys
 from hf_evomerge.recipes.limited_yaml import LimitedLoader
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import parse_yaml
@@ -71,6 +73,23 @@ def test_the_schemas_are_made_with_what_a_build_installs(tmp_path: Path) -> None
     named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
     assert {known[name][0].lower() for name in imported - BROUGHT} <= {re.split("[<>=]", name)[0] for name in named}
     assert sorted(file.name for file in tmp_path.iterdir()) == ["recipe.schema.json", "search.schema.json"]
+
+
+def _numbers(part: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every number of a schema, with its place."""
+    if isinstance(part, dict) and part.get("type") in ("integer", "number"):
+        yield place, part
+    for key, inside in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+        yield from _numbers(inside, f"{place}.{key}")
+
+
+@pytest.mark.parametrize("name", [*SCHEMAS, "task"])
+def test_every_number_has_bounds(name: str) -> None:
+    """A number of a recipe, a search file or a task file of lm_eval says what is the least and what the most."""
+    numbers = list(_numbers(SCHEMAS[name]() if name in SCHEMAS else TaskKeys.model_json_schema(), name))
+    assert len(numbers) > 5
+    bounds = ({"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"})
+    assert [place for place, number in numbers if not all(number.keys() & each for each in bounds)] == []
 
 
 SEARCH = "{space: ps, sources: [{model: a}, {model: b}], fitness: {task: likelihood}}"

@@ -102,6 +102,12 @@ BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
         ({"dfs": {"max_hops": 1}}, "dfs.max_hops: must be at least 2 (found 1)"),
         ({"dfs": {"max_hops": 5000}}, "dfs.max_hops: must be at most 4096 (found 5000)"),
         ({"dfs": {"scales": "hop"}}, "dfs.scales"),
+        ({"threads": 1000000}, "threads: must be at most 1024 (found 1000000)"),
+        ({"ps": {"optimizer": {"population": 10**9}}}, "ps.optimizer.population: must be at most 10000 (found 1000000000)"),
+        ({"ps": {"optimizer": {"evaluations": True}}}, "ps.optimizer.evaluations: must be a whole number (found True)"),
+        ({"ps": {"parameters": {"weight": {"low": -1e308, "high": 1e308}}}}, "ps.parameters.weight.low: must be at least -1"),
+        ({"dfs": {"repeat": {"longest": 10**9}}}, "dfs.repeat.longest: must be at most 4096 (found 1000000000)"),
+        ({"dfs": {"repeat": {"times": [2, 10**9]}}}, "dfs.repeat.times.1: must be at most 64 (found 1000000000)"),
         ({"joint": True, "ps": BY_GRADIENT, "dfs": BY_GRADIENT}, "joint: moves weights and gates by their gradient"),
         ({"joint": True, "space": "hybrid", "ps": BY_GRADIENT}, "joint: moves weights and gates by their"),
         (

@@ -207,7 +207,7 @@ def test_recipes_carry_what_the_search_says() -> None:
         ),
         ({"method": "dare_ties", "parameters": {"density": 2.0}}, "ps.parameters.density: 2.0 is out of range"),
         ({"method": "dare_ties", "options": {"normalize": 0.5}}, "ps.options.normalize: 0.5 is not true or false"),
-        ({"method": "linear", "blocks_per_group": 0}, "blocks_per_group: 0"),
+        ({"method": "linear", "blocks_per_group": 0}, "ps.blocks_per_group: must be at least 1 (found 0)"),
     ],
 )
 def test_refusals(ps: dict[str, Any], message: str) -> None:

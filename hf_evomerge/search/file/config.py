@@ -15,7 +15,7 @@ from ...fitness.registry import AnyTaskSpec
 from ...fitness.terms import TermsSpec
 from ...fitness.writing import WritingSpec
 from ...recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef, TokenPart, Vocabulary, labels_of
-from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
+from ...recipes.strict_yaml import Count, Index, StrictModel, dump_yaml, load_yaml, validate
 from .objectives import FITNESS, TAKEN, AnyObjective, TaskObjective, name_of, objective_splits
 from .presets import completed, filled
 from .sections import FlowSpaceConfig, LimitsConfig, ParameterSpaceConfig
@@ -81,32 +81,32 @@ class SearchConfig(StrictModel):
     sources: list[SourceRef] = Field(min_length=1)
     base: SourceRef | None = None
     dtype: Dtype | None = None
-    seed: int = Field(default=0, ge=0)
+    seed: Index = 0
     vocabulary: Vocabulary | None = None
     tokens: TokenPart | None = None
-    tokenizer: int | Literal["base"] | None = None
+    tokenizer: Index | Literal["base"] | None = None
     chat_template: str | None = Field(default=None, min_length=1)
-    components: dict[str, int] | None = None
-    processor: int | None = None
+    components: dict[str, Index] | None = None
+    processor: Index | None = None
     ps: ParameterSpaceConfig = Field(default_factory=ParameterSpaceConfig)
     dfs: FlowSpaceConfig = Field(default_factory=FlowSpaceConfig)
     fitness: AnyTaskSpec
     data: dict[Literal["search", "validation", "test"], DataSpec] = Field(default_factory=dict)
     objectives: tuple[AnyObjective, ...] = ()
     retain: dict[str, DataSpec] = Field(default_factory=dict)
-    batch: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
-    finalists: int = Field(default=8, ge=1)
+    batch: Count | Literal["all"] | None = None
+    finalists: Count = 8
     baselines: tuple[Baseline, ...] = ("average",)
-    threads: int = Field(default=1, ge=1)
+    threads: Annotated[Count, Field(le=1024)] = 1
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     report_to: list[Literal["trackio", "wandb", "tensorboard"]] = Field(default_factory=list)
     project: str = "hf-evomerge"
     device: str | Annotated[tuple[str, ...], Field(min_length=1)] = "cpu"
-    devices_per_model: int = Field(default=1, ge=1)
+    devices_per_model: Annotated[Count, Field(le=64)] = 1
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
     unmerged: bool | None = None
     gradient_checkpointing: bool = False
-    gradient_parts: int = Field(default=1, ge=1)
+    gradient_parts: Count = 1
 
     @property
     def splits(self) -> dict[str, DataSpec]:

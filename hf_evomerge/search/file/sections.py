@@ -9,8 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from ...checkpoints.shards import parse_size
 from ...errors import EvoMergeError, shown
 from ...fitness.registry import AnyTaskSpec
+from ...recipes.layer_path import MAX_HOPS
 from ...recipes.recipe import ScaleTarget
-from ...recipes.strict_yaml import StrictModel
+from ...recipes.strict_yaml import Count, Index, Number, Positive, StrictModel
 from ...routing.layout import Ends, Initialisation, ScaleEncoding
 from ..optimizers.ask_tell import Algorithm, Restarts
 
@@ -23,9 +24,9 @@ class Range(StrictModel):
         start: First mean; the middle where absent.
     """
 
-    low: float
-    high: float
-    start: float | None = None
+    low: Number
+    high: Number
+    start: Number | None = None
 
     @model_validator(mode="after")
     def _check_order(self) -> Range:
@@ -60,13 +61,13 @@ class OptimizerConfig(StrictModel):
     """
 
     algorithm: Algorithm = "cma"
-    population: int | None = Field(default=None, ge=2)
-    sigma: float | None = Field(default=None, gt=0)
-    evaluations: int = Field(default=1000, ge=1)
-    minutes: float | None = Field(default=None, gt=0)
-    batch: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
+    population: Annotated[Count, Field(ge=2, le=10_000)] | None = None
+    sigma: Positive | None = None
+    evaluations: Count = 1000
+    minutes: Positive | None = None
+    batch: Count | Literal["all"] | None = None
     restarts: Restarts = "none"
-    patience: int | None = Field(default=None, ge=1)
+    patience: Count | None = None
 
     @model_validator(mode="after")
     def _check_patience(self) -> OptimizerConfig:
@@ -83,13 +84,13 @@ class RepeatConfig(StrictModel):
         times: How often a block runs, in all: each of these is tried; 0 leaves it out.
     """
 
-    longest: int = Field(default=8, ge=1)
-    times: tuple[int, ...] = Field(default=(2,), min_length=1)
+    longest: Annotated[Count, Field(le=MAX_HOPS)] = 8
+    times: tuple[Annotated[Index, Field(le=64)], ...] = Field(default=(2,), min_length=1)
 
     @field_validator("times")
     @classmethod
     def _changes_something(cls, times: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(times)) != len(times) or min(times) < 0 or 1 in times:
+        if len(set(times)) != len(times) or 1 in times:
             raise ValueError("distinct numbers: 2 or more, or 0; once is what the model does as it is")
         return times
 
@@ -133,14 +134,14 @@ class ParameterSpaceConfig(StrictModel):
     """
 
     method: str = "task_arithmetic"
-    options: dict[str, bool | float | str | Range] = Field(default_factory=dict)
-    sources: list[int] | None = None
-    blocks_per_group: int | Literal["all", "model"] = 1
+    options: dict[str, bool | Number | str | Range] = Field(default_factory=dict)
+    sources: list[Index] | None = None
+    blocks_per_group: Count | Literal["all", "model"] = 1
     split_attention: bool = False
-    groups: Literal["tensor", "rows"] | Annotated[int, Field(ge=1)] | list[str] | None = None
-    rows_per_group: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-    router: int | Literal["merge"] | None = None
-    parameters: dict[str, float | Range] = Field(default_factory=dict)
+    groups: Literal["tensor", "rows"] | Count | list[str] | None = None
+    rows_per_group: Count | None = None
+    router: Index | Literal["merge"] | None = None
+    parameters: dict[str, Number | Range] = Field(default_factory=dict)
     starts: list[Literal["average", "sum", "sources", "metagpt"]] = Field(default_factory=list)
     first: FirstConfig | None = None
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
@@ -178,17 +179,17 @@ class FlowSpaceConfig(StrictModel):
         first, optimizer: As for `ParameterSpaceConfig`.
     """
 
-    order: list[int] | None = None
-    terms: int = Field(default=1, ge=1)
-    prune: int | None = Field(default=None, ge=1)
+    order: list[Index] | None = None
+    terms: Count = 1
+    prune: Count | None = None
     repeat: RepeatConfig | None = None
-    repetitions: int | None = Field(default=None, ge=1, le=64)
+    repetitions: Annotated[Count, Field(le=64)] | None = None
     scales: ScaleEncoding | None = None
-    scale_bounds: tuple[float, float] = (0.4, 1.5)
+    scale_bounds: tuple[Number, Number] = (0.4, 1.5)
     scale_target: ScaleTarget = "stream"
     initialisation: Initialisation = "near_identity"
     ends: Ends | None = None
-    max_hops: int = Field(default=128, ge=2, le=4096)
+    max_hops: Annotated[Count, Field(ge=2, le=MAX_HOPS)] = 128
     first: FirstConfig | None = None
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 
@@ -242,7 +243,7 @@ class LimitsConfig(StrictModel):
         memory: Memory of a worker, such as ``4GB``, all models included; on Linux. None where absent.
     """
 
-    seconds: float | None = Field(default=None, gt=0)
+    seconds: Positive | None = None
     memory: str | None = None
 
     @field_validator("memory")
