@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -15,6 +16,8 @@ _HIDDEN = (
     (re.compile(r"(?i)\bbearer\s+\S+"), "Bearer ..."),
     (re.compile(r"For more information check: \S+ ?"), ""),  # no secret, and no news
 )
+_MACHINE = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MACHINE_WORDS = re.compile(r"can't start new thread|can(?:'t| ?not) allocate memory|\(os error (?:11|12|23|24|28)\)", re.I)
 _NUMBERS = re.compile(r"\[Errno -?\d+\] ")  # says nothing to people; the words after it do
 _REPR = Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict = 2, 4, 4
@@ -69,6 +72,21 @@ class EvoMergeError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(one_line(message, MAX_MESSAGE) if message else "")
+
+
+class MachineError(EvoMergeError):
+    """The machine has no memory, threads, files or room left, which says nothing of the model that it was at."""
+
+
+def is_of_machine(error: BaseException | None) -> bool:
+    """Whether an error, or its cause, says that the machine has no memory, threads, files or room left. A GPU's is another."""
+    while error is not None:
+        if isinstance(error, MemoryError | MachineError) or (isinstance(error, OSError) and error.errno in _MACHINE):
+            return True
+        if not isinstance(error, EvoMergeError) and _MACHINE_WORDS.search(one_line(error)):  # of torch, safetensors, threading
+            return True
+        error = error.__cause__
+    return False
 
 
 class PathError(EvoMergeError):

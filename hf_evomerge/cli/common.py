@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import MAX_MESSAGE, EvoMergeError, one_line
+from ..errors import MAX_MESSAGE, EvoMergeError, MachineError, is_of_machine, one_line
 from .stopping import Stopped, same_command, stoppable
 
 app = typer.Typer(
@@ -112,9 +112,13 @@ def one_line_errors(*, again: bool = False) -> Iterator[None]:
     try:
         with stoppable(line):
             yield
-    except (EvoMergeError, OSError, sqlite3.Error) as error:  # not only ours: a folder that cannot be written, a full disk
+    except Exception as error:  # not only ours: a folder that cannot be written, a full disk
+        if not isinstance(error, EvoMergeError | OSError | sqlite3.Error) and not is_of_machine(error):
+            raise
         hint = "; choose another place, or see who may write there" if isinstance(error, _IN_THE_WAY) else ""
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if isinstance(error, MachineError):
+            hint = "; free memory, threads or room, or use fewer workers, and run the same command again"
+        elif isinstance(error, OSError) and error.errno in _NO_ROOM:
             hint = "; make room on the disk (or raise the limit on the size of files), and run the same command again"
         typer.secho(f"error: {one_line(error, MAX_MESSAGE)}{hint}", err=True, fg=typer.colors.RED)
         raise typer.Exit(1) from error

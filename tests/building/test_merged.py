@@ -353,7 +353,7 @@ def test_numbers_that_are_not_finite_are_named(family, make_recipe, tmp_path, me
 
 def test_numbers_that_are_too_large_are_refused(family, make_recipe, tmp_path):
     """float16 ends at 65504; what would become infinite is an error that names a tensor, and no model is written."""
-    recipe = make_recipe(family, "linear", [{"weight": 1e7}, {"weight": 1e7}], {"normalize": False}, dtype="float16")
+    recipe = make_recipe(family, "linear", [{"weight": 1e6}, {"weight": 1e6}], {"normalize": False}, dtype="float16")
     with pytest.raises(EvoMergeError, match=r"^\S+\.weight: its numbers become too large for F16, those of"):
         build_model(recipe, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()

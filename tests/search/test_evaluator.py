@@ -151,7 +151,7 @@ def test_order_does_not_matter(search_config: Config) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"merge": {"method": "linear", "parameters": [{"weight": 3e38}] * 2, "options": {"normalize": False}}}, "not finite"),
+        ({"flow": {"path": ["0:0"] * 9, "scales": [1e6] * 9}}, "not finite"),
         ({"flow": {"path": ["0:0", "1:7"]}}, "layer 7 of source 1"),
         ({"merge": {"method": "task_arithmetic", "parameters": [{"wieght": 1.0}, {}]}}, "wieght"),
     ],

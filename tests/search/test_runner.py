@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import multiprocessing
 import os
@@ -17,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from killing import EXAMPLES, KillingTask, harmless_jobs
+from killing import EXAMPLES, FailingTask, KillingTask, harmless_jobs
+from searches import facts
 
-from hf_evomerge.errors import SearchError
+from hf_evomerge.errors import FitnessError, MachineError, SearchError, is_of_machine
 from hf_evomerge.fitness import Scores
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.gradients import GateSlopes, JointSlopes, WeightSlopes
@@ -188,6 +190,39 @@ def test_a_worker_that_does_not_start_ends_the_search(search_config: Callable[..
         list(ProcessRunner(gone, 1).run(harmless_jobs(config)))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_machine_does_is_no_failure_of_a_candidate(
+    search_config: Callable[..., SearchConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """On a full disk a candidate is tried again; if it stays full the search ends, nothing is stored, and a resume has all."""
+    monkeypatch.setattr("hf_evomerge.search.runners.runner.PAUSE", 0.01)
+    monkeypatch.setenv("FAILURES", str(tmp_path / "failures"))
+    given: dict[str, Any] = {"task_factory": FailingTask, "examples": {"search": EXAMPLES[:2]}, "build": False}
+
+    def run(name: str, failures: int, workers: int = workers) -> dict[str, list[Any]]:
+        (tmp_path / "failures").write_text(str(failures), encoding="ascii")
+        run_search(search_config(), tmp_path / name, workers=workers, **given)
+        return facts(tmp_path / name)
+
+    whole = run("whole", 0, workers=0)
+    assert run("once", 1) == whole
+    with pytest.raises(MachineError, match="the machine has failed, not the model: OSError: No space left on device"):
+        run("stays", 99)
+    assert facts(tmp_path / "stays")["trials"] == facts(tmp_path / "stays")["evaluations"] == []
+    assert run("stays", 0) == whole
+
+
+def test_failures_of_the_machine_are_known() -> None:
+    """Threads, memory, files and room that the machine has not, also behind an error of ours; not a GPU's memory."""
+    behind = FitnessError("cannot be read")
+    behind.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    words = "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    for error in (RuntimeError("can't start new thread"), MemoryError(), behind, RuntimeError(words), BlockingIOError(11, "x")):
+        assert is_of_machine(error)
+    for error in (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), FitnessError(words), OSError(2, "no file")):
+        assert not is_of_machine(error)
+
+
 DEADLY = """
 import os
 from hf_evomerge import SearchConfig, run_search
@@ -348,13 +383,14 @@ def test_a_script_without_a_main_guard_is_told_so(
 def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(
     search_config: Callable[..., SearchConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system has no room for another process, its own error is the one that is seen, and closing is quiet."""
+    """Where the system has no room for another process, it is asked once more; its error is seen, and closing is quiet."""
+    monkeypatch.setattr("hf_evomerge.search.runners.runner.PAUSE", 0.01)
 
     def full(process: Any) -> None:
         raise OSError("Cannot allocate memory")
 
     monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", full)
     runner = ProcessRunner(search_config(), 1, examples={"search": EXAMPLES})
-    with pytest.raises(OSError, match="Cannot allocate memory"):
+    with pytest.raises(MachineError, match="a worker process cannot be started: Cannot allocate memory"):
         _run(runner, harmless_jobs(search_config())[:1])
     runner.close()

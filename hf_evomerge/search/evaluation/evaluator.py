@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MAX_MESSAGE, EvoMergeError, FitnessError, one_line
+from ...errors import MAX_MESSAGE, EvoMergeError, FitnessError, MachineError, is_of_machine, one_line
 from ...fitness import DifferentiableTask, Example, Scores, Task, TaskSpec
 from ...fitness.encoding import encode_prompt, room
 from ...fitness.writing import WritingSpec, WritingTask
@@ -90,8 +90,11 @@ class Evaluator:
             rows: How many examples go together, where the tasks say more.
 
         Returns:
-            The scores. Whatever goes wrong inside, out of memory included, is their error: one bad candidate must not end a
-            search.
+            The scores. Whatever goes wrong inside, a GPU out of memory included, is their error: one bad candidate must not
+            end a search.
+
+        Raises:
+            MachineError: The machine has failed, not the candidate.
         """
         begin = time.perf_counter()
         try:
@@ -108,7 +111,10 @@ class Evaluator:
         except (Exception, SystemExit, GeneratorExit) as error:
             gc.collect()  # an out-of-memory error leaves tensors in its frames
             kind = "" if isinstance(error, EvoMergeError) else f"{type(error).__name__}: "
-            return Scores.failed(f"{kind}{one_line(error, MAX_MESSAGE)}", time.perf_counter() - begin)
+            line, is_machines = f"{kind}{one_line(error, MAX_MESSAGE)}", is_of_machine(error)
+        if is_machines:
+            raise MachineError(f"the machine has failed, not the model: {line}")
+        return Scores.failed(line, time.perf_counter() - begin)
 
     def answer(self, target: Target, example: Example, max_new_tokens: int = 64) -> str:
         """What a model writes after an example's prompt, greedily, as far as it has positions."""

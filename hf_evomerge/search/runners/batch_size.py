@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from ...errors import MachineError
 from ...fitness import Scores
 from ...recipes.recipe import Recipe
 from ..file.config import SearchConfig
@@ -67,9 +68,14 @@ class FittedRunner:
         """The scores of a job and the size of batches that it has the memory for."""
         rows = self._most
         while True:
-            ((_, scores),) = self._runner.run([replace(job, rows=rows)])
-            if rows == 1 or not _is_too_large(scores):
-                return rows, scores
+            try:
+                ((_, scores),) = self._runner.run([replace(job, rows=rows)])
+            except MachineError as error:
+                if rows == 1 or not _is_memory(str(error)):
+                    raise
+            else:
+                if rows == 1 or not _is_too_large(scores):
+                    return rows, scores
             rows //= 2
             logger.warning("out of memory: %d examples are evaluated together from here on (%s)", rows, _kind(job))
 
@@ -91,4 +97,8 @@ def _hops(job: Job) -> int:
 
 
 def _is_too_large(scores: Scores) -> bool:
-    return scores.error is not None and any(sign in scores.error for sign in _SIGNS)
+    return scores.error is not None and _is_memory(scores.error)
+
+
+def _is_memory(line: str) -> bool:
+    return any(sign in line for sign in _SIGNS)

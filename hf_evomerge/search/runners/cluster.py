@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import SearchError, one_line
+from ...errors import MachineError, SearchError, one_line
 from ...fitness import Scores
 from ..evaluation.devices import check_device, device_kind, devices_of, on_place
 from ..evaluation.evaluator import Evaluator
@@ -198,7 +198,9 @@ class RayWorker:
         try:
             answer = ray.get(self.ref)
         except ray.exceptions.RayTaskError as error:
-            raise SearchError(f"{self.node.name}: {one_line(error.cause, 500)}") from error
+            kind = MachineError if isinstance(error.cause, MachineError) else SearchError
+            self.ref = self.index = None
+            raise kind(f"{self.node.name}: {one_line(error.cause, 500)}") from error
         except ray.exceptions.RayError as error:
             self.end()
             if isinstance(error, ray.exceptions.ActorUnavailableError) or self.node.id not in _alive():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any, Generic, Protocol, TypeVar
 
-from ...errors import SearchError
+from ...errors import MachineError, SearchError
 from ...fitness import Scores
 from ..evaluation.devices import on_place, places_of
 from ..evaluation.evaluator import Evaluator
@@ -19,6 +21,9 @@ from .job import Job
 from .limits import Limit, Limits
 from .workers import TICK, MachineLostError, Worker
 
+logger = logging.getLogger(__name__)
+
+PAUSE = 10.0  # seconds after which a job is tried again where the machine failed
 WORTH = 3.0  # seconds of work after which a patient runner starts another process
 MOVES = 3  # machines that may be lost under a job
 DIED = "its process died: out of memory, or see what it wrote above"
@@ -29,7 +34,11 @@ class Runner(Protocol):
     """Something that evaluates jobs."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
-        """Evaluate jobs; yields the index and the scores of each as it finishes, in any order."""
+        """Evaluate jobs; yields the index and the scores of each as it finishes, in any order.
+
+        Raises:
+            MachineError: The machine has failed at a job, twice.
+        """
 
     def close(self) -> None:
         """Free what the runner holds."""
@@ -75,6 +84,10 @@ class LocalRunner:
         """Nothing to free."""
 
     def _evaluate(self, job: Job) -> Scores:
+        try:
+            return self.evaluator.evaluate(*job.arguments)
+        except MachineError as error:
+            _pause(error)
         return self.evaluator.evaluate(*job.arguments)
 
     def _noted(self, job: Job, study: Study) -> Scores:
@@ -96,6 +109,12 @@ class LocalRunner:
             study.set_meta(BEGUN, {})
 
 
+def _pause(error: MachineError) -> None:
+    """Wait until another program may have given back what the machine has not."""
+    logger.warning(f"{error}; tried again in {PAUSE:g} s, alone")
+    time.sleep(PAUSE)
+
+
 class PoolWorker(Protocol):
     """A process, here or elsewhere, that evaluates a job at a time.
 
@@ -106,13 +125,14 @@ class PoolWorker(Protocol):
     index: int | None
 
     def begin(self, index: int, job: Job, limit: Limit) -> None:
-        """Give the worker a job; raises `SearchError` where it cannot be started."""
+        """Give the worker a job; raises `MachineError` or `SearchError` where it cannot be started."""
 
     def look(self) -> Scores | None:
         """The scores of the job where it is finished or was given up; None where it is not.
 
         Raises:
             EOFError: The process has died.
+            MachineError: The machine has failed, not the job.
             MachineLostError: The machine that it was on is gone.
             SearchError: It does not start.
         """
@@ -128,8 +148,9 @@ class PoolRunner(Generic[AnyWorker]):
     """Gives every free worker a job, the largest first, until all are done; the same for processes here and on other machines.
 
     A worker that dies (killed for memory, a crash in native code) takes only its own job with it, which is run again, alone; if
-    it kills its worker again it is a failed evaluation. One whose machine is gone is run again beside the others, so often as
-    `MOVES` says. One that exceeds a limit is ended, and its job has failed.
+    it kills its worker again it is a failed evaluation. A job at which the machine failed is run again, alone, after a pause;
+    if that fails too, the search ends. One whose machine is gone is run again beside the others, so often as `MOVES` says. A
+    job that exceeds a limit is ended, and has failed.
 
     Args:
         limits: What a job may take; everything by default.
@@ -144,18 +165,25 @@ class PoolRunner(Generic[AnyWorker]):
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
         """Evaluate jobs side by side."""
-        died = []
+        aside, failure = list[int](), None
         for index, scores in self._round(enumerate(jobs)):
-            if scores is None:
-                died.append(index)
-            else:
+            if isinstance(scores, Scores):
                 yield index, scores
-        for index in died:  # what the others took of the memory is free now
+            else:
+                aside.append(index)
+                failure = scores or failure
+        if failure is not None:
+            for worker in self.workers:
+                worker.end()
+            _pause(failure)
+        for index in aside:  # what the others took of the memory is free now
             yield index, self.run_alone(jobs[index])
 
     def run_alone(self, job: Job) -> Scores:
-        """Evaluate one job; it has failed where its worker dies."""
+        """Evaluate one job; it has failed where its worker dies. Raises `MachineError` where the machine fails."""
         ((_, scores),) = self._round([(0, job)])
+        if isinstance(scores, MachineError):
+            raise scores
         return Scores.failed(DIED) if scores is None else scores
 
     def close(self) -> None:
@@ -171,8 +199,8 @@ class PoolRunner(Generic[AnyWorker]):
         """Wait until there is something to look at, or for a moment; at which workers."""
         raise NotImplementedError
 
-    def _round(self, jobs: Iterable[tuple[int, Job]]) -> Iterator[tuple[int, Scores | None]]:
-        """Evaluate numbered jobs side by side; None in place of the scores where a worker died."""
+    def _round(self, jobs: Iterable[tuple[int, Job]]) -> Iterator[tuple[int, Scores | MachineError | None]]:
+        """Evaluate numbered jobs side by side; in place of the scores how the machine failed, None where a worker died."""
         limits = self.limits
         queue = deque(jobs if limits is None else sorted(jobs, key=lambda numbered: -limits.size(numbered[1])))
         running, moves = dict[int, Job](), Counter[int]()
@@ -181,7 +209,10 @@ class PoolRunner(Generic[AnyWorker]):
                 for worker in self.free() if queue else ():
                     index, job = queue.popleft()
                     running[index] = job
-                    worker.begin(index, job, Limit() if limits is None else limits.of(job))
+                    try:
+                        worker.begin(index, job, Limit() if limits is None else limits.of(job))
+                    except MachineError as error:
+                        yield index, error
                     if not queue:
                         break
                 busy = [worker for worker in self.workers if worker.index is not None]
@@ -192,6 +223,8 @@ class PoolRunner(Generic[AnyWorker]):
                     assert number is not None  # it is busy
                     try:
                         scores = worker.look()
+                    except MachineError as error:
+                        yield number, error
                     except (EOFError, MachineLostError) as error:
                         moves[number] += 1
                         if isinstance(error, EOFError) or moves[number] > MOVES:

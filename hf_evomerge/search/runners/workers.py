@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from ...errors import SearchError, one_line
+from ...errors import MachineError, SearchError, is_of_machine, one_line
 from ...fitness import Scores
 from ..evaluation.evaluator import Evaluator
 from .limits import Limit, own_memory
@@ -66,10 +66,13 @@ class Worker:
         return self._pipe
 
     def begin(self, index: int, job: Job, limit: Limit) -> None:
-        """Give the worker a job; raises `SearchError` where no process can be started."""
+        """Give the worker a job; raises `MachineError` or `SearchError` where no process can be started."""
         if self._process is None or not self._process.is_alive():
             self.end()
-            self._launch()
+            try:
+                self._launch()
+            except OSError as cause:
+                raise MachineError(f"a worker process cannot be started: {one_line(cause)}") from cause
         self.index, self._limit, self._seconds, self._seen = index, limit, 0.0, time.monotonic()
         with suppress(OSError):  # it has died just now, which `look` will find
             self.pipe.send(job)
@@ -78,7 +81,8 @@ class Worker:
         """The scores of the job where it is finished or was given up; None where it is not.
 
         Raises:
-            EOFError: The process has died, or was killed while it started.
+            EOFError: The process has died.
+            MachineError: The machine has failed, not the job, or the process was killed while it started.
             SearchError: It does not start.
         """
         now = time.monotonic()
@@ -90,8 +94,10 @@ class Worker:
         try:
             while self.pipe.poll():
                 message = self.pipe.recv()
-                if isinstance(message, Scores):
+                if isinstance(message, Scores | MachineError):
                     self.index = None
+                    if isinstance(message, MachineError):
+                        raise message
                     return message
                 if isinstance(message, bool):
                     self._loading = message
@@ -102,9 +108,11 @@ class Worker:
         except (EOFError, OSError) as cause:
             assert self._process is not None  # it has a job
             self._process.join(_PATIENCE)
-            by_itself = not self._ready and (self._process.exitcode or 0) >= 0
+            ready, by_itself = self._ready, (self._process.exitcode or 0) >= 0
             self.end()
-            if by_itself:
+            if not ready and not by_itself:
+                raise MachineError("a worker process was killed while it started: out of memory, or by hand") from cause
+            if not ready:
                 raise SearchError(
                     "a worker process does not start, see what it wrote above; a script that calls run_search does so under "
                     "`if __name__ == '__main__':`"
@@ -167,14 +175,18 @@ def _work(pipe: Connection, config: SearchConfig, arguments: dict[str, Any]) -> 
     try:
         evaluator = Evaluator(config, **arguments)
     except Exception as error:
-        pipe.send(f"a worker process does not start: {one_line(error, 500)}")
+        line = f"a worker process does not start: {one_line(error, 500)}"
+        pipe.send(MachineError(line) if is_of_machine(error) else line)
         return
     evaluator.models.loading = pipe.send
     pipe.send(_READY)
     with suppress(EOFError, OSError):  # there are no more jobs, or nobody waits for the scores
         while True:
             job: Job = pipe.recv()
-            pipe.send(evaluator.evaluate(*job.arguments))
+            try:
+                pipe.send(evaluator.evaluate(*job.arguments))
+            except MachineError as error:
+                pipe.send(error)
 
 
 def _end_with(parent: BaseProcess) -> None:
