@@ -27,6 +27,9 @@ from .repository import find_folder
 
 logger = logging.getLogger(__name__)
 
+_MAX_KEYS = 10_000  # of the metadata; models have some dozens
+_MAX_READS = 1 << 22  # of numbers and texts in metadata and headers; a vocabulary of 262,144 tokens takes two million
+
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -159,9 +162,14 @@ def _tensors(file: Path, name: str) -> list[Any]:
     from gguf import GGUFReader
 
     class Reader(GGUFReader):
-        """One that stops where the file ends, also inside of a list that is said to go on for ever."""
+        """One that stops where the file ends, also inside of a list that is said to go on for ever, and at its limits."""
+
+        reads = 0
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            self.reads += 1
+            if self.reads > _MAX_READS or len(getattr(self, "fields", ())) > _MAX_KEYS:
+                raise ValueError(f"more than {_MAX_KEYS} keys, or {_MAX_READS} values of them")
             found = super()._get(offset, dtype, count, override_order)
             if len(found) != int(count):
                 raise ValueError(f"it ends at byte {len(self.data)}")

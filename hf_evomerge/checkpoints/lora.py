@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICTURE_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name, without an adapter_config.json
 _METADATA = "lora_adapter_metadata"  # in such a file: what an adapter_config.json says, by component
+_MAX_PATTERNS = 4096  # of module names; each module is looked for in all of them
 _MAX_REPEATS = 6  # in a pattern of module names; more of them can take for ever to find out that nothing follows it
 _BLOCK = 1 << 16  # elements of the weight that are changed at a time: they fit the processor's cache
 # Keys of adapter_config.json that change the arithmetic in ways that are not known here. A method that starts from a changed
@@ -290,7 +291,9 @@ class Adapter:
         given = config.get(patterns)
         if given is not None and not isinstance(given, dict):
             raise SourceError(f"{self.label}: {CONFIG_FILE}: {patterns} is {given!r:.60}, not a mapping")
-        value = _pattern_value(given, module, value)
+        if given and len(given) > _MAX_PATTERNS:
+            raise SourceError(f"{self.label}: {CONFIG_FILE}: {patterns} has {len(given)} entries, more than {_MAX_PATTERNS}")
+        value = next((found for pattern, found in (given or {}).items() if _compiled(pattern).match(module)), value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
             raise SourceError(f"{self.label}: {CONFIG_FILE}: {key} of {module} is {value!r:.60}, not a finite number")
         return value
@@ -320,19 +323,15 @@ def _flat_part(match: re.Match[str]) -> str:
     return "lora_text_encoder_" if match[1] in ("", "1") else f"lora_text_encoder_{match[1]}_"
 
 
-def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that the end of a module's name follows, as peft looks them up."""
-    for pattern, value in (patterns or {}).items():
-        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > _MAX_REPEATS:
-            raise SourceError(
-                f"{CONFIG_FILE}: the pattern {pattern!r:.80} could take for ever to match; write it without repeats"
-            )
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error as cause:
-            raise SourceError(f"{CONFIG_FILE}: {pattern!r} is no regular expression: {cause}") from cause
-    return default
+@lru_cache(maxsize=2 * _MAX_PATTERNS)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """What the end of a module's name is compared with, as peft does."""
+    if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > _MAX_REPEATS:
+        raise SourceError(f"{CONFIG_FILE}: the pattern {pattern!r:.80} could take for ever to match; write it without repeats")
+    try:
+        return re.compile(rf"(.*\.)?({pattern})$")
+    except re.error as cause:
+        raise SourceError(f"{CONFIG_FILE}: {pattern!r} is no regular expression: {cause}") from cause
 
 
 def _deltas(left: Tensor, right: Tensor, scaling: float) -> Iterator[tuple[slice, Tensor]]:

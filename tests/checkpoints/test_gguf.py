@@ -248,6 +248,8 @@ def damaged(files: Path, file: Path, kind: str) -> str:
         write_gguf(model, file, keys={"split.count": 3})
     elif kind == "layers":
         write_gguf(model, file, keys={"llama.block_count": 4_000_000})
+    elif kind == "keys":
+        write_gguf(model, file, keys={f"x.{number}": number for number in range(10_000)})
     elif kind == "missing":
         write_gguf(model, file, without="model.layers.1.mlp.up_proj.weight")
     return str(file)
@@ -264,6 +266,7 @@ def damaged(files: Path, file: Path, kind: str) -> str:
         ("architecture", r"cannot be read as a GGUF model: .*lamas.*"),
         ("part", r"one of 3 parts; join them with llama\.cpp's llama-gguf-split --merge"),
         ("layers", r"llama\.block_count is 4000000, but it holds \d+ tensors"),
+        ("keys", r"not a GGUF file, or cut short \(more than 10000 keys, .*\); download it again"),
         ("missing", r"holds \d+ numbers, a 'llama' of its sizes has \d+; it is not a whole model"),
         ("absent", r"no such file; there is no GGUF file at all"),
     ],
