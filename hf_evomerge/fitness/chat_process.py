@@ -1,7 +1,8 @@
-"""Renders chat templates in a process of its own, which ends if a template takes too much time or memory.
+"""Renders templates and runs patterns of strangers in a process of its own, which ends if one takes too much time or memory.
 
-A chat template is a program that came with somebody else's tokenizer. transformers keeps it from files and objects, but not
-from looping, or from doubling a text forty times. The process runs this file, which imports nothing of the package.
+A chat template is a program that came with somebody else's tokenizer, or with a task of lm_eval. jinja keeps it from files and
+objects, but not from looping, or from doubling a text forty times. The process runs this file, which imports nothing of the
+package.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-CPU_SECONDS = 5  # of one chat; templates in use take milliseconds
-WALL_SECONDS = 300.0  # of one chat, start of the process included: for systems that cannot limit a processor's time
+CPU_SECONDS = 5  # of one text; templates in use take milliseconds
+WALL_SECONDS = 300.0  # of one text, start of the process included: for systems that cannot limit a processor's time
 MEMORY = 2 << 30  # bytes
 MAX_TEMPLATE = 1 << 18  # characters; the longest in use have a tenth
 MAX_TEXT = 1 << 22
@@ -24,7 +25,7 @@ _LOCK = threading.Lock()
 
 
 class ChatError(Exception):
-    """A chat template cannot be rendered; the message is one line."""
+    """A template cannot be rendered, or a pattern be run; the message is one line."""
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
@@ -45,7 +46,20 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, answer
     if len(template) > MAX_TEMPLATE:
         raise ChatError(f"has {len(template)} characters; at most {MAX_TEMPLATE} are read")
     how = {"add_generation_prompt": answer, "continue_final_message": not answer, **tokenizer.special_tokens_map}
-    request = {"template": template, "messages": list(messages), "variables": how, "seconds": CPU_SECONDS}
+    return str(limited("chat", template=template, messages=list(messages), how=how))
+
+
+def limited(call: str, **arguments: Any) -> Any:
+    """What a template or a pattern gives, within limits.
+
+    Args:
+        call: ``chat``; ``template``, one of lm_eval's; ``findall`` or ``sub``, as in `re`.
+        **arguments: What it takes, as JSON; everything else becomes text.
+
+    Raises:
+        ChatError: It is broken, or takes too much time, memory or text.
+    """
+    request = {"call": call, "arguments": arguments, "seconds": CPU_SECONDS}
     with _LOCK:
         line = _ask(_process(os.getpid()), json.dumps(request, default=str))
         if not line.endswith("\n"):
@@ -54,7 +68,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, answer
     result = json.loads(line)
     if "error" in result:
         raise ChatError(result["error"])
-    return str(result["text"])
+    return result["value"]
 
 
 @lru_cache(maxsize=1)
@@ -93,17 +107,30 @@ def _ask(process: subprocess.Popen[str], line: str) -> str:
 
 def _serve() -> None:
     """What the process does: a line with a request comes in, a line with a text or an error goes out."""
+    import re
+    from functools import cache
+
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["regex_replace"] = lambda text, pattern, by, count=0: re.sub(pattern, by, text, count=count)
+    compiled = cache(environment.from_string)
+    calls: dict[str, Callable[..., Any]] = {
+        "chat": lambda template, messages, how: render_jinja_template([messages], chat_template=template, **how)[0][0],
+        "template": lambda template, variables: compiled(template).render(**variables),
+        "findall": re.findall,
+        "sub": re.sub,
+    }
     _limit("RLIMIT_AS", MEMORY)
     _limit("RLIMIT_CORE", 0)
     for line in sys.stdin:
         request = json.loads(line)
         _limit("RLIMIT_CPU", int(sum(os.times()[:2])) + request["seconds"])
         try:
-            variables = request["variables"]
-            text = render_jinja_template([request["messages"]], chat_template=request["template"], **variables)[0][0]
-            result = {"text": text} if len(text) <= MAX_TEXT else {"error": f"writes more than {MAX_TEXT} characters"}
+            value = calls[request["call"]](**request["arguments"])
+            result = {"value": value} if len(value) <= MAX_TEXT else {"error": f"writes more than {MAX_TEXT} characters"}
         except MemoryError:
             result = {"error": f"takes more than {MEMORY >> 30} GiB"}
         except Exception as error:  # anything: it is somebody else's program that runs

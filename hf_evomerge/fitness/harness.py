@@ -11,10 +11,12 @@ import functools
 import io
 import logging
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -24,7 +26,7 @@ from pydantic import ConfigDict, Field
 from ..errors import FitnessError, nearest, shown
 from ..recipes.limited_yaml import load_limited, read_limited
 from ..recipes.strict_yaml import Count, Index, StrictModel, validate
-from .chat_process import ChatError, render_chat
+from .chat_process import ChatError, limited, render_chat
 from .encoding import check_examples, scoring
 from .example import Example
 from .registry import TaskSpec, register_task
@@ -137,6 +139,7 @@ class LmEvalTask:
         self._tasks: dict[str, Any] = {}
         self._metrics: dict[str, tuple[str, str | None]] = {}
         self._tokenizer: Any = None
+        self._own = False  # whether a task is a file's
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Load the tasks of the examples; raises `FitnessError` where one cannot score examples, or these are not lm_eval's."""
@@ -153,6 +156,7 @@ class LmEvalTask:
         self._tasks = {str(task.config.task): task for task in found.values()}
         if len(self._tasks) < len(found):
             raise FitnessError(f"data.lm_eval: two tasks have one name; there are {', '.join(found)}")
+        self._own = any(map(_is_file, found))
         self._metrics = {name: self._metric(name) for name in self._tasks}
         self._tokenizer = copy.deepcopy(tokenizer)  # lm_eval gives it a token for padding
         if self.spec.chat:
@@ -168,7 +172,7 @@ class LmEvalTask:
         asked: dict[str, list[int]] = {}
         for name, number in sorted(self._places):
             asked.setdefault(name, []).append(number)
-        with scoring(model), _surroundings(), _few_shot(self._tasks.values(), self.spec.num_fewshot):
+        with scoring(model), _surroundings(own=self._own), _few_shot(self._tasks.values(), self.spec.num_fewshot):
             found = lm_eval.evaluate(
                 lm=_live(model, self._tokenizer, self.spec.batch_size),
                 task_dict={"tasks": self._tasks},
@@ -257,13 +261,12 @@ def load_tasks(name: str) -> dict[str, Any]:
     """
     if find_spec("lm_eval") is None:
         raise FitnessError("lm_eval: is not installed: pip install 'hf-evomerge[eval]'")
-    is_file = Path(name).suffix in (".yaml", ".yml")
-    if is_file:
+    if is_file := _is_file(name):
         _check_file(Path(name))
     elif name not in (known := _manager(True).all_tasks):
         close = nearest(name, known)
         raise FitnessError(f"lm_eval: there is no task {name!r}; {close if len(close) < 100 else 'run `lm_eval ls tasks`'}")
-    with _surroundings():
+    with _surroundings(own=is_file):
         try:
             tasks: dict[str, Any] = _manager(not is_file).load([name])["tasks"]
         except Exception as cause:  # anything: reading a task reads a data set, by network or not
@@ -289,11 +292,19 @@ def read_documents(names: Sequence[str]) -> list[Example]:
     examples = []
     for given in names:
         for name, task in load_tasks(given).items():
-            with _surroundings():
+            with _surroundings(own=_is_file(given)):
                 for number, doc in enumerate(task.eval_docs):
-                    prompt, answer = str(task.doc_to_text(doc)), str(task.doc_to_target(doc))
+                    try:
+                        prompt, answer = str(task.doc_to_text(doc)), str(task.doc_to_target(doc))
+                    except (ChatError, ValueError, TypeError, SyntaxError) as cause:
+                        raise FitnessError(f"lm_eval: {name}: document {number}: {cause}") from cause
                     examples.append(Example(prompt, answer, f"{name}:{number}", content=prompt or answer))
     return examples
+
+
+def _is_file(name: str) -> bool:
+    """Whether a task is that of a YAML file, and none of lm_eval's own."""
+    return Path(name).suffix in (".yaml", ".yml")
 
 
 @functools.cache
@@ -306,7 +317,7 @@ def _manager(with_own: bool) -> Any:
 def _check_file(file: Path) -> None:
     """Refuse a task's file that would run code: lm_eval imports functions that one names, and fetches metrics that it lacks.
 
-    What its templates may do is limited by jinja's sandbox; see `_surroundings`.
+    What its templates and patterns may do is limited by a process of their own; see `_surroundings`.
     """
     from lm_eval.api import metrics  # noqa: F401 - which registers them
     from lm_eval.api.registry import metric_registry
@@ -384,30 +395,49 @@ def _few_shot(tasks: Iterable[Any], wanted: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _surroundings() -> Iterator[None]:
-    """What lm_eval is run in: its own seeds, its templates in jinja's sandbox, no bars; all is put back afterwards."""
-    import jinja2.sandbox
+def _surroundings(*, own: bool) -> Iterator[None]:
+    """What lm_eval is run in: its own seeds, templates and patterns of a file within limits, no bars; later all is put back."""
     import lm_eval.utils
     import torch
+    from lm_eval.api import metrics
+    from lm_eval.filters import extraction
 
     python, numpy, generator = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     logger, environment = logging.getLogger("lm_eval"), lm_eval.utils.env
     level = logger.level
-    sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        loader=environment.loader, undefined=environment.undefined, keep_trailing_newline=environment.keep_trailing_newline
-    )
-    sandbox.filters.update(environment.filters)
     random.seed(_SEEDS["python"])
     np.random.seed(_SEEDS["numpy"])
     torch.manual_seed(_SEEDS["torch"])
     logger.setLevel(logging.ERROR)
-    lm_eval.utils.env = sandbox
+    if own:
+        lm_eval.utils.env = SimpleNamespace(from_string=_template)
+        metrics.re = extraction.re = SimpleNamespace(compile=_pattern, escape=re.escape, findall=re.findall, sub=_sub)
     try:
         with redirect_stderr(io.StringIO()):
             yield
     finally:
-        lm_eval.utils.env = environment
+        lm_eval.utils.env, metrics.re, extraction.re = environment, re, re
         logger.setLevel(level)
         random.setstate(python)
         np.random.set_state(numpy)
         torch.random.set_rng_state(generator)
+
+
+def _template(text: str) -> Any:
+    """A template of jinja, as far as lm_eval uses one."""
+    return SimpleNamespace(render=lambda **document: limited("template", template=text, variables=document))
+
+
+def _pattern(text: str) -> Any:
+    """A regular expression, as far as lm_eval's filters use one."""
+    re.compile(text)
+
+    def findall(string: str) -> list[Any]:
+        found = limited("findall", pattern=text, string=string)
+        return [tuple(each) if isinstance(each, list) else each for each in found]
+
+    return SimpleNamespace(findall=findall)
+
+
+def _sub(pattern: str, by: str, text: str) -> str:
+    return str(limited("sub", pattern=pattern, repl=by, string=text))

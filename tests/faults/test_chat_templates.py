@@ -138,8 +138,9 @@ def test_the_space_brings_the_file_that_it_needs():
     from hf_evomerge.hub.space import space_files
 
     file = space_files("u/m")["hf_evomerge/fitness/chat_process.py"]
-    asked = {"template": "{{ messages[0].content }}", "messages": [{"content": "é"}], "variables": {}, "seconds": 5}
+    arguments = {"template": "{{ messages[0].content }}", "messages": [{"content": "é"}], "how": {}}
+    asked = {"call": "chat", "arguments": arguments, "seconds": 5}
     done = subprocess.run(
         [sys.executable, "-P", str(file)], input=json.dumps(asked) + "\n", capture_output=True, text=True, check=True
     )
-    assert json.loads(done.stdout) == {"text": "é"}
+    assert json.loads(done.stdout) == {"value": "é"}

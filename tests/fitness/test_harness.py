@@ -13,7 +13,8 @@ import yaml
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import DataSpec, Example, LmEvalSpec, LmEvalTask, Scores, load_examples
+from hf_evomerge.fitness import DataSpec, Example, LmEvalSpec, LmEvalTask, Scores, chat_process, load_examples
+from hf_evomerge.fitness.chat_process import ChatError
 from hf_evomerge.fitness.harness import load_tasks
 from hf_evomerge.recipes.strict_yaml import validate
 
@@ -208,6 +209,56 @@ def test_refuses_files(change: dict[str, Any], message: str, tasks: dict[str, st
     with pytest.raises(FitnessError, match=message) as refusal:
         load_examples(DataSpec(lm_eval=[str(file)]))
     assert len(str(refusal.value).splitlines()) == 1
+
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"doc_to_text": LOOP},
+        {"doc_to_text": "{{ ('a' * 99999999).replace('a', 'a' * 99999999) }}"},
+        {"doc_to_text": "{{ ('x' * 40) | regex_replace('(x+x+)+y', '') }}"},
+        {"doc_to_target": "{% if answer == 2 %}" + LOOP + "{% endif %}{{answer}}"},
+    ],
+)
+def test_templates_without_end(change: dict[str, str], tasks: dict[str, str], tmp_path: Path, monkeypatch: Any) -> None:
+    """A task's template that loops, doubles or backtracks is one line, also where only some documents make it do so."""
+    monkeypatch.setattr(chat_process, "CPU_SECONDS", 1)
+    file = tmp_path / "task.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(Path(tasks["tiny_choice"]).read_text("utf-8")), **change}), "utf-8")
+    with pytest.raises(FitnessError, match="takes more than 1 s or 2 GiB"):
+        load_examples(DataSpec(lm_eval=[str(file)]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"filter_list": [{"name": "slow", "filter": [{"function": "regex", "regex_pattern": r"(\S+\S+)+\$"}]}]},
+        {"metric_list": [{"metric": "exact_match", "regexes_to_ignore": [r"(\S+\S+)+\$"]}]},
+        {"doc_to_choice": "{{ options if options[0] == 'x' else (" + "'" + "x" * 40 + "' | regex_replace('(x+x+)+y', '')) }}"},
+        {"fewshot_config": {"sampler": "first_n", "doc_to_text": LOOP}},
+    ],
+)
+def test_what_a_task_file_does_without_end_while_it_scores_is_ended(
+    change: dict[str, Any],
+    tasks: dict[str, str],
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: Any,
+) -> None:
+    """A filter or a metric that backtracks, a few-shot template that loops: one error, before the search has a candidate."""
+    monkeypatch.setattr(chat_process, "CPU_SECONDS", 1)
+    monkeypatch.setattr(
+        "lm_eval.models.huggingface.HFLM.generate_until", lambda self, requests, **_: ["x" * 60] * len(requests)
+    )
+    kind = "tiny_choice" if "doc_to_choice" in change else "tiny_write"
+    file = tmp_path / "task.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(Path(tasks[kind]).read_text("utf-8")), **change}), "utf-8")
+    with pytest.raises((ChatError, FitnessError), match="takes more than 1 s or 2 GiB"):
+        score(model, tokenizer, [str(file)])
 
 
 @pytest.mark.parametrize(
