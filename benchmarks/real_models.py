@@ -288,7 +288,7 @@ def publish_winner(folder: Path, model: Pretrained, cost: int, held_out: int) ->
     with LocalHub(folder / "hub", user="local") as hub:
         more = ("--space", "--language", "en", "--card", str(out / "card.md"))
         print(publish(out / "search", folder, f"local/{model.block}-counts-in-json", *more, environment=hub.environment()))
-    print(f"the hub again: hf-evomerge hub --root {folder / 'hub'}")
+    print(f"the hub again: python -m hf_evomerge.local_hub --root {folder / 'hub'}")
 
 
 def write_examples(file: Path, examples: Sequence[Example]) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,9 +39,9 @@ print(json.dumps([pages, heavy]))
 
 # What a command does without, in the order in which one process can show it: the last import transformers.
 WITHOUT = {
-    "methods": {"torch", "transformers", "matplotlib"},
+    "merge --methods": {"torch", "transformers", "matplotlib"},
     "convert": {"torch", "transformers", "matplotlib"},
-    "check": {"torch", "transformers", "matplotlib"},
+    "show --check": {"torch", "transformers", "matplotlib"},
     "show": {"torch", "transformers", "matplotlib"},
     "inspect": {"torch", "sympy", "accelerate"},
     "inspect the merge": {"torch", "sympy", "accelerate"},
@@ -95,17 +97,19 @@ def test_help_has_examples_and_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", HELP, "", *COMMANDS], capture_output=True, text=True, check=True)
     pages, heavy = json.loads(done.stdout)
     assert heavy == []
-    assert set(COMMANDS) >= {"search", "resume", "merge", "eval", "show", "methods", "demo", "hub"}
+    assert len(COMMANDS) <= 15
+    assert re.findall(r"─ (\w+) ─", pages[""]) == ["Options", "Start", "Search", "Models", "Share"]
     for name in COMMANDS:
-        assert name in pages[""]
+        assert re.search(rf"│ {name} ", pages[""])
+        assert "<bool>" not in pages[name]
         assert pages[name].count(f"hf-evomerge {name}") >= 2, f"{name}: usage, but no example"
         assert "docs/" not in pages[name], f"{name}: the docs are not where the package is installed"
 
 
 def test_commands_import_what_they_need(hybrid_search: Path, tiny: Path) -> None:
     """Commands that look at files import no torch, most not even transformers, and say what they say beside torch."""
-    arguments = {"convert": [hybrid_search / "recipe.yaml", "--to", "recipe"], "check": [hybrid_search], "methods": []}
-    arguments |= {"show": [hybrid_search], "inspect": [tiny / "a", "--json"]}
+    arguments = {"convert": [hybrid_search / "recipe.yaml", "--to", "recipe"], "merge --methods": ["--methods"]}
+    arguments |= {"show": [hybrid_search], "show --check": [hybrid_search, "--check"], "inspect": [tiny / "a", "--json"]}
     arguments["inspect the merge"] = [hybrid_search / "model", "--json"]
     words = [[command.split()[0], *map(str, arguments[command])] for command in WITHOUT]
     program = [sys.executable, "-c", IN_TURN, json.dumps(words)]
@@ -134,7 +138,7 @@ def test_search_show_and_eval(search_file: Path, tmp_path: Path) -> None:
     for part in ("uniform average", "evolved PS *", f"recipe: {out / 'recipe.yaml'}", f"model:  {out / 'model'}"):
         assert part in result.stdout
     assert "parameter space" in result.stderr
-    again = _invoke("resume", out)
+    again = _invoke("search", out)
     assert again.exit_code == 0
     assert again.stdout == result.stdout
     shown = _invoke("show", out, "--best", 2).stdout
@@ -158,7 +162,7 @@ def test_no_model_is_announced_where_none_is_built(search_file: Path, tmp_path: 
     assert not (tmp_path / "out" / "model").exists()
     for words in (["inspect"], ["eval"], ["fold", "--out", tmp_path / "plain"]):
         line = _error(words[0], tmp_path / "out", *words[1:])
-        assert line.endswith(f"has not built its winner yet; go on with `hf-evomerge resume {tmp_path / 'out'}`")
+        assert line.endswith(f"has not built its winner yet; go on with `hf-evomerge search {tmp_path / 'out'}`")
 
 
 def test_dry_runs_write_nothing(search_file: Path, recipe_file: Path, tmp_path: Path) -> None:
@@ -237,7 +241,7 @@ def test_other_mistakes_are_one_line(search_file: Path, recipe_file: Path, tiny:
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
-    assert "no study.db here" in _error("resume", tmp_path / "empty")
+    assert "no study.db here" in _error("search", tmp_path / "empty")
     assert "no study.db here" in _error("show", tmp_path / "odd")
     assert "did you mean test?" in _error("eval", tiny / "a", "--search", search_file, "--split", "tes")
     assert "no such folder" in _error("eval", "./nowhere", "--search", search_file)
@@ -340,27 +344,64 @@ def test_an_interrupt_keeps_what_is_done(search_file: Path, tmp_path: Path, monk
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted; go on with `hf-evomerge search 'a b.yaml' --out x`"
     assert "Traceback" not in result.stderr
-    assert _invoke("resume", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
+    assert _invoke("search", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
 
 
-def test_examples_are_named_and_given(tmp_path: Path) -> None:
-    """The command names every example file with what it is, gives one as it is, and knows a name that is nearly right."""
+def test_examples_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example file is copied under its own name or another; a wrong name is told all of them."""
     files = {file.stem: file for file in (Path(__file__).parents[1] / "examples").glob("*.*")}
-    named = dict(line.split(maxsplit=1) for line in _invoke("example").stdout.splitlines())
-    assert named.keys() == files.keys()
-    assert named["small-ps"] == "Two fine-tunes of one small base on a laptop"
-    assert named["hf_job"] == "Runs a search as a job that may be cut off at any time"
-    assert _invoke("example", "small-ps").stdout == files["small-ps"].read_text(encoding="utf-8")
-    out = tmp_path / "search.yaml"
-    assert _invoke("example", "small-ps", "--out", out).exit_code == 0
-    assert out.read_bytes() == files["small-ps"].read_bytes()
-    assert "exists already" in _error("example", "evollm-jp-ps", "--out", out)
-    assert _error("example", "small") == "error: small: no such example; did you mean small-ps?"
+    monkeypatch.chdir(tmp_path)
+    assert _invoke("init", "--example", "hf_job").exit_code == 0
+    assert Path("hf_job.py").read_bytes() == files["hf_job"].read_bytes()
+    assert _invoke("init", "--example", "small-ps", "--out", "a/search.yaml").exit_code == 0
+    assert Path("a/search.yaml").read_bytes() == files["small-ps"].read_bytes()
+    assert "exists already" in _error("init", "--example", "evollm-jp-ps", "--out", "a/search.yaml")
+    assert _error("init", "--example", "small") == f"error: --example small: there are {', '.join(sorted(files))}"
+    assert "leave out models" in _error("init", "a", "--example", "small-ps")
+    assert "or --example NAME" in _error("init", "a", "b")
 
 
 def test_methods() -> None:
-    """The methods command prints the table of merge methods."""
-    assert _invoke("methods").stdout.strip() == methods_table().strip()
+    """`merge --methods` prints the table of merge methods."""
+    assert _invoke("merge", "--methods").stdout.strip() == methods_table().strip()
+
+
+def test_a_search_of_choices_opens_a_page(
+    search_settings: Settings, search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a person is the fitness, `search` serves the page that chooses, and evaluates nothing."""
+    search_file.write_text(yaml.safe_dump(search_settings(fitness={"task": "choice"})), encoding="utf-8")
+    opened: list[Any] = []
+    page = SimpleNamespace(css="", launch=lambda **how: opened.append(how["allowed_paths"]))
+    monkeypatch.setattr("hf_evomerge.search.choosing.Chooser", lambda config, out: config.fitness.task)
+    monkeypatch.setattr("hf_evomerge.search.choice_page.choice_page", lambda chooser: opened.append(chooser) or page)
+    assert _invoke("search", search_file, "--out", tmp_path / "out").exit_code == 0
+    assert opened == ["choice", [str(tmp_path / "out")]]
+
+
+def test_folders_that_are_written_by_default(
+    search_file: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study is named after its file, and `merge` builds its winner there; a recipe becomes `merged`."""
+    monkeypatch.chdir(tmp_path)
+    assert "has not ended; go on with `hf-evomerge search" in _no_winner(search_file, tmp_path)
+    assert _invoke("search", search_file, "--no-model", "--workers", 0).exit_code == 0
+    assert "leave out --out" in _error("search", "search", "--out", "other")
+    assert "search/study.db: whole" in _invoke("show", "search", "--check").stdout
+    assert _invoke("merge", "search").stdout == "built search/model\n"
+    assert Path("search/model/recipe.yaml").read_bytes() == Path("search/recipe.yaml").read_bytes()
+    assert "one objective, and no front" in _error("merge", "search", "--pick", 0)
+    assert _invoke("merge", recipe_file).stdout == "built merged\n"
+    assert "is no study" in _error("merge", recipe_file, "--pick", 0)
+
+
+def _no_winner(search_file: Path, folder: Path) -> str:
+    """What `merge` says of a study that has just begun."""
+    from hf_evomerge.search.file.config import SearchConfig
+    from hf_evomerge.search.study.study import Study
+
+    Study.create(folder / "begun", SearchConfig.load(search_file).model_dump(mode="json")).close()
+    return _error("merge", folder / "begun")
 
 
 def test_the_command_line_and_python_agree(search_file: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ NOT_RUN = {
     "mhdang/": "tests/building/test_pipeline.py",
     "evollm-10b": "tests/building/test_evomistral.py",
 }
-OFFLINE = ("convert", "diff", "eval", "fold", "inspect", "merge", "methods", "resume", "search", "show")
+OFFLINE = ("convert", "diff", "eval", "fold", "inspect", "merge", "search", "show")
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_commands_are_understood() -> None:
     assert len(commands) > 30
     for words in commands:
         command = program.commands[words[0]]
-        if len(words) > 1:  # a command that is only named has no arguments
+        if len(words) > 1 and "--methods" not in words:  # a command that is only named has no arguments
             command.make_context(words[0], words[1:])
 
 
@@ -157,7 +157,7 @@ def test_commands_run(here: Path) -> None:
         if (
             words[0] not in OFFLINE
             or len(words) == 1
-            or any(word.isupper() or word in ("--push-to", "--gguf") for word in words)
+            or any(word.isupper() or word in ("--push-to", "--gguf", "my-front") for word in words)
         ):
             continue
         made = words[words.index("--out") + 1] if "--out" in words else ""
@@ -171,4 +171,4 @@ def test_commands_run(here: Path) -> None:
         result = CliRunner().invoke(cli.app, words)
         assert result.exit_code == 0, (words, result.output)
         ran.add(words[0])
-    assert ran == {*OFFLINE} - {"methods"}
+    assert ran == {*OFFLINE}

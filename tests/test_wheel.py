@@ -100,7 +100,8 @@ def test_the_wheel_publishes_loads_and_rebuilds(
     run: Callable[..., str], installed: Path, hybrid_search: Path, tmp_path: Path
 ) -> None:
     """From the wheel alone: push with a Space, load without custom code, and the Space's files are those of the repository."""
-    assert run(MAIN, "example", "small-ps") == (ROOT / "examples" / "small-ps.yaml").read_text(encoding="utf-8")
+    run(MAIN, "init", "--example", "small-ps")
+    assert (tmp_path / "small-ps.yaml").read_bytes() == (ROOT / "examples" / "small-ps.yaml").read_bytes()
     printed = run(MAIN, "push", str(hybrid_search), "local/merge", "--space")
     assert "published http" in printed
     assert "Space: http" in printed

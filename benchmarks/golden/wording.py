@@ -37,9 +37,9 @@ def text_section(golden: Golden) -> None:
     """The help of every command, what commands say of models and searches, publications, and the Space's pictures."""
     overview = command(golden, "--help")
     golden.put("text/help/hf-evomerge", overview)
-    for name in COMMAND.findall(overview.partition("Commands")[2]):
+    for name in COMMAND.findall(overview.partition("─ Start ─")[2]):
         golden.put(f"text/help/{name}", command(golden, name, "--help"))
-    golden.put("text/methods", command(golden, "methods"))
+    golden.put("text/methods", command(golden, "merge", "--methods"))
     for name in PUBLISHED:
         with golden.trying(f"text of {name}"):
             searched(golden, name)
@@ -114,7 +114,7 @@ def table_text(text: str) -> str:
 @contextmanager
 def local_hub(golden: Golden) -> Iterator[dict[str, str]]:
     """A Hub on loopback, as the environment of its client."""
-    program = [sys.executable, "-m", "hf_evomerge", "hub", "--root", "hub", "--port", "0"]
+    program = [sys.executable, "-m", "hf_evomerge.local_hub", "--root", "hub", "--port", "0"]
     serving = subprocess.Popen(program, cwd=golden.work, stdout=subprocess.PIPE, text=True)
     try:
         assert serving.stdout is not None

@@ -1,4 +1,4 @@
-"""The commands that build and look at models: merge, convert, fold, inspect, diff, methods."""
+"""The commands that build and look at models: merge, convert, fold, inspect, diff."""
 
 from __future__ import annotations
 
@@ -8,55 +8,83 @@ from typing import Annotated
 
 import typer
 
-from .common import LOGGER, Model, Out, TrustRemoteCode, app, one_line_errors, quiet, without_torch
+from ..errors import EvoMergeError
+from .common import LOGGER, MODELS, Model, TrustRemoteCode, app, one_line_errors, quiet, without_torch
 
 
-@app.command()
+def _print_methods(asked: bool) -> None:
+    if asked:
+        from ..merging.table import methods_table
+
+        typer.echo(methods_table())
+        raise typer.Exit
+
+
+@app.command(**MODELS)
 def merge(
     recipe: Annotated[
-        Path, typer.Argument(help="The recipe file (YAML); help(hf_evomerge.Recipe) lists its keys.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A recipe or a mergekit file (YAML; help(hf_evomerge.Recipe) lists the keys), or a study.", show_default=False
+        ),
     ],
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The new folder: merged, or STUDY/model.", show_default=False)
+    ] = None,
+    pick: Annotated[
+        int | None, typer.Option(min=0, help="Of a study for several objectives: the front's point N.", metavar="N")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check recipe and sources, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
     max_shard_size: Annotated[str, typer.Option(help="The largest size of a weights file.")] = "4GB",
+    methods: Annotated[
+        bool,
+        typer.Option(
+            "--methods", help="List the merge methods and their parameters, and stop.", callback=_print_methods, is_eager=True
+        ),
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Build the model of a recipe or of a mergekit file. A build that was stopped is resumed.
+    """Build the model of a recipe, of a mergekit file, or of a study. A build that was stopped is resumed.
 
     **Examples**
 
     - `hf-evomerge merge recipe.yaml --out merged`
 
     - `hf-evomerge merge mergekit.yml --out merged --dry-run`
+
+    - `hf-evomerge merge my-front --pick 7`
     """
     with one_line_errors(again=True):
         from ..building.build import build_model, check_recipe
         from ..checkpoints.writer import check_target
         from ..mergekit import load
+        from ..search.folder import found_recipe
 
         quiet()
-        read = load(recipe)
-        for line in read.notes:
-            LOGGER.info(line)
+        if recipe.is_dir():
+            built, place = found_recipe(recipe, pick)
+        elif pick is not None:
+            raise EvoMergeError(f"--pick: {recipe} is no study, and has no front to pick from")
+        else:
+            read = load(recipe)
+            built, place = read.recipe, Path("merged")
+            for line in read.notes:
+                LOGGER.info(line)
+        out = out or place
         if dry_run:
             check_target(out, overwrite=overwrite)
-            checked = check_recipe(read.recipe, trust_remote_code=trust_remote_code)
+            checked = check_recipe(built, trust_remote_code=trust_remote_code)
             typer.echo(f"{checked}\n{checked.ledger}")
             return
         show = sys.stderr.isatty()
         folder = build_model(
-            read.recipe,
-            out,
-            overwrite=overwrite,
-            progress=show,
-            max_shard_size=max_shard_size,
-            trust_remote_code=trust_remote_code,
+            built, out, overwrite=overwrite, progress=show, max_shard_size=max_shard_size, trust_remote_code=trust_remote_code
         )
         typer.echo(f"built {folder}")
 
 
-@app.command()
+@app.command(**MODELS)
 def convert(
     file: Annotated[Path, typer.Argument(help="A recipe, or a mergekit file.", show_default=False)],
     to: Annotated[str, typer.Option(help="What to write: recipe or mergekit.", show_default=False)],
@@ -89,12 +117,12 @@ def convert(
             out.write_text(text, encoding="utf-8")
 
 
-@app.command()
+@app.command(**MODELS)
 def fold(
     model: Annotated[
-        str, typer.Argument(help="A merged model: its folder or its search's, or a repository on the Hub.", show_default=False)
+        str, typer.Argument(help="A merged model: its folder, a study, or a repository on the Hub.", show_default=False)
     ],
-    out: Out,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("plain"),
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's own by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -117,7 +145,7 @@ def fold(
         typer.echo(f"wrote {fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite, **trusted)}")
 
 
-@app.command()
+@app.command(**MODELS)
 def inspect(
     model: Model,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -142,7 +170,7 @@ def inspect(
         typer.echo(report.to_json() if as_json else report)
 
 
-@app.command()
+@app.command(**MODELS)
 def diff(
     a: Annotated[str, typer.Argument(help="A folder, or a repository on the Hub.", show_default=False)],
     b: Annotated[str, typer.Argument(help="The checkpoint to compare it with.", show_default=False)],
@@ -163,17 +191,3 @@ def diff(
         quiet()
         report = diff_models(a, b, base=base, progress=sys.stderr.isatty(), trust_remote_code=trust_remote_code)
         typer.echo(report.to_json(tensors=tensors) if as_json else report.to_text(tensors=tensors))
-
-
-@app.command()
-def methods() -> None:
-    """List the merge methods and their parameters.
-
-    **Example**
-
-    - `hf-evomerge methods`
-    """
-    with one_line_errors():
-        from ..merging.table import methods_table
-
-        typer.echo(methods_table())

@@ -10,37 +10,62 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..errors import MAX_MESSAGE, EvoMergeError, MachineError, is_of_machine, one_line
 from .stopping import Stopped, same_command, stoppable
 
+
+class Command(TyperCommand):
+    """A command whose help shows no type for a switch."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Arguments and options."""
+        return _switches(super().get_params(ctx))
+
+
+class Program(TyperGroup):
+    """The program, whose help shows no type for a switch."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Options of the program itself."""
+        return _switches(super().get_params(ctx))
+
+
+def _switches(params: list[Any]) -> list[Any]:
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
+
+
 app = typer.Typer(
     name="hf-evomerge",
+    cls=Program,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+START, SEARCH, MODELS, SHARE = ({"cls": Command, "rich_help_panel": panel} for panel in ("Start", "Search", "Models", "Share"))
 
 _IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LOGGER = logging.getLogger("hf_evomerge")
 ends_with_command = False  # whether this process is the program, and not another that calls one of its commands
-Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)]
-Model = Annotated[
-    str, typer.Argument(help="The folder of a model or of a search, or a repository on the Hub.", show_default=False)
-]
+Model = Annotated[str, typer.Argument(help="A model's folder, a study, or a repository on the Hub.", show_default=False)]
+Study = Annotated[Path, typer.Argument(help="The study: a search's folder.", show_default=False)]
 Workers = Annotated[
     int | None,
     typer.Option(
         min=0,
         max=1024,
         help="Processes that evaluate at the same time; any number gives the same trials. By default as many as cores and "
-        "memory take, one beside a GPU. 0: this one, without limits.",
+        "memory take, one beside a GPU. 0: evaluate in this process, without limits.",
         show_default=False,
     ),
 ]
@@ -48,8 +73,8 @@ Ray = Annotated[
     bool,
     typer.Option(
         "--ray",
-        help="Evaluate on every device of a Ray cluster: the one that RAY_ADDRESS names, or that runs here; without one, it is "
-        "started here. The trials are the same.",
+        help="Evaluate on every device of a Ray cluster: the one that RAY_ADDRESS names, or that runs here, or a new one. The "
+        "trials are the same.",
     ),
 ]
 MixedDevices = Annotated[
@@ -63,9 +88,8 @@ License = Annotated[
     typer.Option("--license", help="A license identifier of the Hub, in place of the one that follows from the parents."),
 ]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the models. No file can say it.")
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the models (cannot be set in a file).")
 ]
-NoModel = Annotated[bool, typer.Option("--no-model", help="Write the recipe only; do not build the model.")]
 
 
 def _print_version(asked: bool) -> None:

@@ -1,16 +1,15 @@
-"""The commands around the Hub: push, rebuild, make a Space, and a Hub on loopback."""
+"""The commands around the Hub: push, reproduce, make a Space."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import EvoMergeError
-from .common import LOGGER, License, Private, RepoId, TrustRemoteCode, WithSpace, app, one_line_errors, quiet
+from .common import LOGGER, SHARE, License, Private, RepoId, TrustRemoteCode, WithSpace, app, one_line_errors, quiet
 
 if TYPE_CHECKING:
     from ..hub.push_plan import PushOptions
@@ -21,9 +20,9 @@ Published = Annotated[
 Examples = Annotated[int, typer.Option(min=0, help="Publish this many test problems, for visitors to try.")]
 
 
-@app.command()
+@app.command(**SHARE)
 def push(
-    folder: Annotated[Path, typer.Argument(help="The folder of a finished search, or of a built model.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="A finished study, or the folder of a built model.", show_default=False)],
     repo_id: RepoId,
     private: Private = False,
     space: WithSpace = False,
@@ -76,7 +75,7 @@ def push(
         push_and_report(folder, repo_id, options)
 
 
-@app.command()
+@app.command(**SHARE)
 def reproduce(
     repo_id: RepoId,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
@@ -102,14 +101,13 @@ def reproduce(
             raise typer.Exit(1)
 
 
-@app.command()
+@app.command(**SHARE)
 def space(
     repo_id: Annotated[
-        str | None,
-        typer.Argument(help="The Space, user/name; or a folder of a search or of a model, shown here.", show_default=False),
+        str | None, typer.Argument(help="The Space, user/name; or a study or a model's folder, shown here.", show_default=False)
     ] = None,
     model: Annotated[str | None, typer.Option(help="The model on the Hub that the Space shows.")] = None,
-    local: Annotated[str | None, typer.Option(help="Run the app here instead: a model's folder or repository.")] = None,
+    local: Annotated[str | None, typer.Option(help="Run the app here instead, for a model's folder or repository.")] = None,
     revision: Annotated[str | None, typer.Option(help="The model's branch or commit.")] = None,
     private: Private = False,
 ) -> None:
@@ -139,35 +137,6 @@ def space(
         else:
             quiet()
             typer.echo(f"published {push_space(repo_id, model, revision=revision, private=private).url}")
-
-
-@app.command("hub")
-def serve_hub(
-    root: Annotated[Path, typer.Option(help="The folder to keep repositories in.")] = Path("evomerge-hub"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any that is free.")] = 8765,
-    user: Annotated[str, typer.Option(help="Your name there, and so the namespace of your repositories.")] = "local",
-    org: Annotated[
-        list[str] | None, typer.Option(help="Another namespace that you can write in, such as an author's; may be given again.")
-    ] = None,
-) -> None:
-    """Run a small Hub on this machine, to try push, download and Spaces without an account or a network.
-
-    Prints the variables that point `huggingface_hub`, `transformers` and this program at it.
-
-    **Example**
-
-    - `hf-evomerge hub --root my-hub`
-
-    - `hf-evomerge hub --org augmxnt --org WizardLM`
-    """
-    with one_line_errors():
-        from ..local_hub import LocalHub
-
-        with LocalHub(root, port, user=user, orgs=org or ()) as hub:
-            typer.echo(hub.describe())
-            with suppress(KeyboardInterrupt):
-                hub.wait()
-        typer.echo(f"stopped; the repositories are kept in {root}")
 
 
 def push_and_report(folder: Path, repo_id: str, options: PushOptions) -> None:

@@ -1,9 +1,8 @@
-"""The commands around a search: run it, go on with it, score and show what it found; and the demo."""
+"""The commands that start and search: demo, init; search, show, eval, export."""
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,13 +14,14 @@ import typer
 
 from ..errors import EvoMergeError
 from .common import (
+    SEARCH,
+    START,
     License,
     MixedDevices,
     Model,
-    NoModel,
-    Out,
     Private,
     Ray,
+    Study,
     TrustRemoteCode,
     WithSpace,
     Workers,
@@ -34,35 +34,77 @@ if TYPE_CHECKING:
     from ..search.file.config import SearchConfig
     from ..search.results.result import Result
 
-EXISTS = "exists already; choose another name with --out, or move it away"
+
+@app.command(**START)
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("evomerge-demo"),
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that evaluate at the same time.")] = min(
+        2, os.cpu_count() or 1
+    ),
+    evaluations: Annotated[int | None, typer.Option(min=8, help="Trials per search; the demo's own number by default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the searches.")] = 0,
+    push_to: Annotated[
+        str | None, typer.Option(help="Publish the winner as user/name on the Hub, in place of the Hub on loopback.")
+    ] = None,
+    vlm: Annotated[
+        bool, typer.Option("--vlm", help="Show the problems' numbers as pictures, and merge a model that sees them.")
+    ] = False,
+) -> None:
+    """Merge two tiny specialists that ship with the package, in a few minutes and without a network.
+
+    **Examples**
+
+    - `hf-evomerge demo --out evomerge-demo`
+    - `hf-evomerge demo --vlm --out evomerge-vlm-demo`
+    """
+    with one_line_errors(again=True):
+        from ..demo.quickstart import run_demo
+
+        quiet()
+        run_demo(out, workers=workers, evaluations=evaluations, seed=seed, push_to=push_to, vlm=vlm)
 
 
-@app.command()
+@app.command(**START)
 def init(
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(help="Two fine-tunes of one model, or more: folders or repositories; BASE+ADAPTER.", show_default=False),
-    ],
+    ] = None,
     data: Annotated[
-        Path, typer.Option(help='Problems, one JSON object per line: {"prompt": "2 + 3 =", "answer": 5}.', show_default=False)
-    ],
+        Path | None, typer.Option(help='Problems, one JSON object per line: {"prompt": "2 + 3 =", "answer": 5}.')
+    ] = None,
     base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The search file to write.")] = Path("search.yaml"),
+    example: Annotated[
+        str | None, typer.Option(help="Copy a file that comes with the package, such as the paper's own search: evollm-jp-ps.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Default: search.yaml, or the example's name.", show_default=False)
+    ] = None,
 ) -> None:
     """Write a search file for some models and problems, with comments, and say what to run next.
 
-    **Example**
+    **Examples**
 
     - `hf-evomerge init your-name/fine-tune-a your-name/fine-tune-b --base your-name/base --data problems.jsonl`
+
+    - `hf-evomerge init --example evollm-jp-ps`
     """
     with one_line_errors():
-        if out.exists():
-            raise EvoMergeError(f"{out}: {EXISTS}")
+        if example is not None:
+            if sources or data or base:
+                raise EvoMergeError("--example copies a file; leave out models, --base and --data")
+            file = _example(example)
+            out = _new(out or Path(file.name))
+            out.write_bytes(file.read_bytes())
+            typer.echo(f"wrote {out}")
+            return
+        if not sources or data is None:
+            raise EvoMergeError("give the names of two models or more and --data FILE, or --example NAME")
+        out = _new(out or Path("search.yaml"))
         from ..search.file.scaffold import draft_search
 
         quiet()
         draft = draft_search(sources, data, base=base, device=_device())
-        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(draft.text, encoding="utf-8")
         name = shlex.quote(str(out))
         next_steps = {
@@ -76,37 +118,22 @@ def init(
         typer.echo("\n".join([*draft.found, f"wrote {out}; read it, then:", *steps]))
 
 
-@app.command()
-def example(
-    name: Annotated[str | None, typer.Argument(help="Which one; without it, all are named.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; without it, the text is printed.")] = None,
-) -> None:
-    """Give a search file that is known to be good, such as the paper's own; or the script of a job on the Hub.
+def _new(file: Path) -> Path:
+    """A file that does not exist yet, in a folder that does."""
+    if file.exists():
+        raise EvoMergeError(f"{file}: exists already; choose another name with --out, or move it away")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
-    **Examples**
 
-    - `hf-evomerge example`
+def _example(name: str) -> Path:
+    """A file that comes with the package."""
+    from ..hub.bundled import bundled
 
-    - `hf-evomerge example evollm-jp-ps --out evollm-jp.yaml`
-    """
-    with one_line_errors():
-        from ..errors import nearest
-        from ..hub.bundled import bundled
-
-        texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(bundled("examples").glob("*.*"))}
-        if name is None:
-            heads = {stem: text.partition('"""')[2] or text.removeprefix("# ") for stem, text in texts.items()}
-            what = {stem: re.split(r"[:;,.] | \(|\n", head, maxsplit=1)[0] for stem, head in heads.items()}
-            typer.echo("\n".join(f"{stem:18} {said}" for stem, said in what.items()))
-        elif name not in texts:
-            raise EvoMergeError(f"{name}: no such example; {nearest(name, texts)}")
-        elif out is None:
-            typer.echo(texts[name], nl=False)
-        elif out.exists():
-            raise EvoMergeError(f"{out}: {EXISTS}")
-        else:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(texts[name], encoding="utf-8")
+    files = {file.stem: file for file in sorted(bundled("examples").glob("*.*"))}
+    if name not in files:
+        raise EvoMergeError(f"--example {name}: there are {', '.join(files)}")
+    return files[name]
 
 
 def _device() -> str:
@@ -116,41 +143,25 @@ def _device() -> str:
     return "auto" if torch.cuda.device_count() > 1 else "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-@app.command()
-def choose(
-    file: Annotated[Path, typer.Argument(help="The search file, with fitness: {task: choice}.", show_default=False)],
-    out: Out,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port of the page; 0 for any that is free.")] = 7861,
-) -> None:
-    """Evolve a merge of diffusion pipelines by choosing pictures on a page; the same command goes on where it was.
-
-    **Example**
-
-    - `hf-evomerge choose search.yaml --out my-choices`
-    """
-    with one_line_errors():
-        from ..search.choice_page import choice_page
-        from ..search.choosing import Chooser
-        from ..search.file.config import SearchConfig
-
-        quiet()
-        page = choice_page(Chooser(SearchConfig.load(file), out))
-        page.launch(server_name="127.0.0.1", server_port=port or None, css=page.css, allowed_paths=[str(out)])
-
-
-@app.command()
+@app.command(**SEARCH)
 def search(
     file: Annotated[
-        Path, typer.Argument(help="The search file (YAML); help(hf_evomerge.SearchConfig) lists its keys.", show_default=False)
+        Path,
+        typer.Argument(
+            help="The search file (YAML; help(hf_evomerge.SearchConfig) lists its keys), or a study that goes on.",
+            show_default=False,
+        ),
     ],
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The study's folder; by default the file's name.", show_default=False)
+    ] = None,
     workers: Workers = None,
     ray: Ray = False,
     mixed_devices: MixedDevices = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be done and how long it takes, and stop.")
     ] = False,
-    no_model: NoModel = False,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Write the recipe only; do not build the model.")] = False,
     push_to: Annotated[str | None, typer.Option(help="Publish the winner as user/name when the search ends.")] = None,
     space: WithSpace = False,
     private: Private = False,
@@ -159,7 +170,8 @@ def search(
 ) -> None:
     """Evolve a merge; write the winner's recipe, the built model and plots.
 
-    A search that was stopped is resumed by the same command.
+    A search that was stopped goes on where it was: give the same file and `--out` again, or the study's folder. The trials
+    are the same as without the interruption. With `fitness: {task: choice}`, a page opens on which you choose pictures.
 
     **Examples**
 
@@ -168,12 +180,19 @@ def search(
     - `hf-evomerge search search.yaml --out my-search --dry-run`
 
     - `hf-evomerge search search.yaml --out my-search --push-to me/my-merge --space`
+
+    - `hf-evomerge search my-search`
     """
     with one_line_errors(again=True):
         from ..search.file.config import SearchConfig
+        from ..search.study.paths import settings_in
 
         quiet()
-        config = SearchConfig.load(str(file))
+        goes_on = file.is_dir()
+        if goes_on and out is not None:
+            raise EvoMergeError(f"{file}: a folder, whose search goes on there; leave out --out")
+        config = settings_in(file) if goes_on else SearchConfig.load(str(file))
+        out = file if goes_on else out or Path(file.stem)
         if push_to is None and (space or private or license):
             raise EvoMergeError(
                 "--space, --private and --license say how to publish, and nothing is published; add --push-to user/name"
@@ -193,7 +212,9 @@ def search(
             check_out(config, out)
             typer.echo(plan_search(config, trust_remote_code=trust_remote_code).to_text(workers))
             return
-        from ..search.run import run_search
+        if config.fitness.task == "choice":
+            return _open_choice_page(config, out)
+        from ..search.run import resume_search, run_search
 
         how: dict[str, Any] = {
             "workers": workers,
@@ -201,7 +222,8 @@ def search(
             "mixed_devices": mixed_devices,
             "trust_remote_code": trust_remote_code,
         }
-        _run(partial(run_search, config, out, **how), config, out, build=not no_model, then=not no_model and push_to is None)
+        run = partial(resume_search, out, **how) if goes_on else partial(run_search, config, out, **how)
+        _run(run, config, out, build=not no_model, then=not no_model and push_to is None)
         if push_to is not None:
             from .publishing import push_and_report
 
@@ -210,89 +232,22 @@ def search(
                 typer.echo(f"next:   hf-evomerge space {push_to} --model {push_to}")
 
 
-@app.command()
-def build(
-    study: Annotated[Path, typer.Argument(help="The folder of a search for several objectives.", show_default=False)],
-    pick: Annotated[
-        str, typer.Option(help="The point's number in the table of the front, or knee for the winner.", show_default=False)
-    ],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The folder to write; STUDY/model-PICK where absent.", show_default=False)
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
-    """Build any model of the front that a search for several objectives found.
+def _open_choice_page(config: SearchConfig, out: Path) -> None:
+    """Serve the page on which a person chooses, on a port that Gradio finds, or that GRADIO_SERVER_PORT says."""
+    from ..search.choice_page import choice_page
+    from ..search.choosing import Chooser
 
-    **Example**
-
-    - `hf-evomerge build my-front --pick 7`
-    """
-    with one_line_errors(again=True):
-        from ..search.folder import build_pick
-
-        quiet()
-        typer.echo(f"built {build_pick(study, pick, out, overwrite=overwrite, trust_remote_code=trust_remote_code)}")
+    page = choice_page(Chooser(config, out))
+    page.launch(server_name="127.0.0.1", css=page.css, allowed_paths=[str(out)])
 
 
-@app.command()
-def resume(
-    study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
-    workers: Workers = None,
-    ray: Ray = False,
-    mixed_devices: MixedDevices = False,
-    no_model: NoModel = False,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
-    """Resume a search that was stopped. The trials are the same as without the interruption.
-
-    **Example**
-
-    - `hf-evomerge resume my-search --workers 2`
-    """
-    with one_line_errors(again=True):
-        from ..search.run import resume_search
-        from ..search.study.paths import settings_in
-
-        quiet()
-        how: dict[str, Any] = {
-            "workers": workers,
-            "ray": ray,
-            "mixed_devices": mixed_devices,
-            "trust_remote_code": trust_remote_code,
-        }
-        _run(partial(resume_search, study, **how), settings_in(study), study, build=not no_model, then=not no_model)
-
-
-@app.command()
-def check(study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)]) -> None:
-    """Look whether a study, and what its search left beside it, is as it was written.
-
-    Ends with status 1 where something is not, and says what to do.
-
-    **Example**
-
-    - `hf-evomerge check my-search`
-    """
-    with one_line_errors():
-        from ..search.folder import check_study
-        from ..search.study.database import STUDY_FILE
-
-        changed = check_study(study)
-        for line in changed:
-            typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)
-        if changed:
-            raise typer.Exit(1)
-        typer.echo(f"{study / STUDY_FILE}: whole")
-
-
-@app.command("eval")
+@app.command("eval", **SEARCH)
 def evaluate(
     model: Model,
     file: Annotated[
         Path | None,
         typer.Option(
-            "--search", help="The search file whose task and data are used; that of the search where it is the model's."
+            "--search", help="The search file whose task and data are used. Default: the search that produced the model."
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="The split of its data: search, validation or test.")] = "test",
@@ -321,7 +276,7 @@ def evaluate(
         own = next((place for place in (folder, folder.parent) if (place / STUDY_FILE).is_file()), None)
         if file is None and not folder.is_dir() and model.count("/") != 1:
             raise EvoMergeError(
-                f"{model}: there is no such folder; give that of a search or of a model, or a repository and --search"
+                f"{model}: there is no such folder; give a study, a model's folder, or a repository and --search"
             )
         if file is None and own is None:
             raise EvoMergeError(f"{model}: is not of a search; say with --search FILE which task and data it is scored on")
@@ -330,26 +285,43 @@ def evaluate(
         typer.echo(evaluate_model(built_model(model), config, split=split, show=show, **more))
 
 
-@app.command()
+@app.command(**SEARCH)
 def show(
-    study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
+    study: Study,
     best: Annotated[int, typer.Option(min=1, help="How many of the best trials to list.")] = 5,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Say instead whether study, results and model are whole; the exit status is 1 if not."),
+    ] = False,
 ) -> None:
-    """Show what a search has found so far.
+    """Show what a search has found so far, or check its files.
 
-    **Example**
+    **Examples**
 
     - `hf-evomerge show my-search`
+
+    - `hf-evomerge show my-search --check`
     """
     with one_line_errors():
+        if check:
+            from ..search.folder import check_study
+            from ..search.study.database import STUDY_FILE
+
+            changed = check_study(study)
+            for line in changed:
+                typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)
+            if changed:
+                raise typer.Exit(1)
+            typer.echo(f"{study / STUDY_FILE}: whole")
+            return
         from ..search.results.show import describe_study
 
         typer.echo(describe_study(study, best))
 
 
-@app.command()
+@app.command(**SEARCH)
 def export(
-    study: Annotated[Path, typer.Argument(help="The folder of the search.", show_default=False)],
+    study: Study,
     csv: Annotated[Path | None, typer.Option(help="Write every trial to this file, as a row.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="The same, as Parquet.")] = None,
     answers: Annotated[
@@ -381,35 +353,6 @@ def export(
             check_new(file)
         for file, write, what in wanted:
             typer.echo(f"{file}: {write(study, file)} {what}")
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("evomerge-demo"),
-    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that evaluate at the same time.")] = min(
-        2, os.cpu_count() or 1
-    ),
-    evaluations: Annotated[int | None, typer.Option(min=8, help="Trials per search; the demo's own number by default.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the searches.")] = 0,
-    push_to: Annotated[
-        str | None, typer.Option(help="Publish the winner as user/name on the Hub, in place of the Hub on loopback.")
-    ] = None,
-    vlm: Annotated[
-        bool, typer.Option("--vlm", help="Show the problems' numbers as pictures, and merge a model that sees them.")
-    ] = False,
-) -> None:
-    """Merge two tiny specialists that ship with the package, in a few minutes and without a network.
-
-    **Examples**
-
-    - `hf-evomerge demo --out evomerge-demo`
-    - `hf-evomerge demo --vlm --out evomerge-vlm-demo`
-    """
-    with one_line_errors(again=True):
-        from ..demo.quickstart import run_demo
-
-        quiet()
-        run_demo(out, workers=workers, evaluations=evaluations, seed=seed, push_to=push_to, vlm=vlm)
 
 
 def _run(search: Callable[..., Result], config: SearchConfig, out: Path, *, build: bool, then: bool) -> None:

@@ -99,7 +99,7 @@ def run_demo(
             card = str(out / "card.md")
             typer.echo(publish(out / PUBLISHED, Path(family), LOCAL_NAME, "--card", card, environment=environment))
             typer.echo(check_reload({LOCAL_NAME: results[PUBLISHED]}, data["test"], environment))
-        typer.echo(f"the hub again: hf-evomerge hub --root {out / 'hub'} --user demo")
+        typer.echo(f"the hub again: python -m hf_evomerge.local_hub --root {out / 'hub'} --user demo")
     typer.echo(f"see and change it in a browser: hf-evomerge space --local {out / PUBLISHED}")
     typer.echo("\npictures:")
     for picture in sorted(out.glob("*/plots/*.png")):

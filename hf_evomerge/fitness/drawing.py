@@ -70,7 +70,7 @@ def draw(pipeline: Any, examples: Sequence[Example], *, batch_size: int = 16, **
 
 
 class ChoiceSpec(TaskSpec):
-    """A person looks at the pictures of every candidate and picks one: ``hf-evomerge choose``.
+    """A person looks at the pictures of every candidate and picks one, on the page that `hf-evomerge search` opens.
 
     Attributes:
         task: ``choice``.
@@ -107,7 +107,7 @@ class ChoiceTask(PreparedTask):
 
     def evaluate(self, model: Any) -> Scores:
         """Raises `FitnessError`: nobody is asked here."""
-        raise FitnessError("task choice: a person chooses on a page; run `hf-evomerge choose FILE --out FOLDER`")
+        raise FitnessError("task choice: a person chooses on a page; run `hf-evomerge search FILE`")
 
 
 class ClipSpec(ChoiceSpec):

@@ -176,7 +176,7 @@ class MergePart(StrictModel):
     """The parameter-space part: how much of each source's weights goes into the merged model.
 
     Attributes:
-        method: Name of a merge method (``hf-evomerge methods`` lists them).
+        method: Name of a merge method (``hf-evomerge merge --methods`` lists them).
         options: The method's global parameters, such as ``normalize`` or ``lambda``; defaults where absent. Some, like
             slerp's ``t``, take what a per-source parameter takes.
         sources: Which sources take part, as indices into the recipe's sources; all by default.

@@ -37,7 +37,7 @@ def built_model(name: str) -> str:
     if not os.path.isfile(folder / STUDY_FILE):
         return name
     if not (folder / MODEL_FOLDER).is_dir():
-        raise SearchError(f"{name}: the search has not built its winner yet; go on with `hf-evomerge resume {name}`")
+        raise SearchError(f"{name}: the search has not built its winner yet; go on with `hf-evomerge search {name}`")
     return str(folder / MODEL_FOLDER)
 
 
@@ -168,7 +168,7 @@ def check_study(folder: str | os.PathLike[str]) -> list[str]:
 
 def _changed_files(folder: Path, written: Mapping[str, str]) -> list[str]:
     """A line for each file in a search's folder that is not what the search wrote there, by the sha256 that it noted."""
-    again, model = f"`hf-evomerge resume {folder}` writes it again", folder / MODEL_FOLDER
+    again, model = f"`hf-evomerge search {folder}` writes it again", folder / MODEL_FOLDER
     lines = [
         f"{folder / name}: is not what the search ended with; {again}"
         for name, sha256 in written.items()
@@ -197,35 +197,22 @@ def build_winner(folder: Path, winner: Recipe, *, trust_remote_code: bool = Fals
         build_model(winner, folder / MODEL_FOLDER, progress=False, overwrite=True, trust_remote_code=trust_remote_code)
 
 
-def build_pick(
-    folder: str | os.PathLike[str],
-    pick: str,
-    out: str | os.PathLike[str] | None = None,
-    *,
-    overwrite: bool = False,
-    trust_remote_code: bool = False,
-) -> Path:
-    """Build one point of the front of a search for several objectives.
+def found_recipe(folder: str | os.PathLike[str], pick: int | None = None) -> tuple[Recipe, Path]:
+    """The recipe of a study's winner, or of one point of its front; and the folder in which its model belongs.
 
     Args:
-        folder: The folder of the search.
-        pick: The point's number in the table of the front, or ``knee`` for the winner.
-        out: The folder to write; ``model-PICK`` in the search's folder where None.
-        overwrite: Replace a model that is there.
-        trust_remote_code: Whether Python files that come with the sources may be run.
-
-    Returns:
-        The folder of the model.
+        folder: The study's folder.
+        pick: The point's number in the table of the front; None for the winner.
 
     Raises:
-        EvoMergeError: There is no such point, or the model cannot be built.
+        SearchError: The search has not ended, or has no such point.
     """
     with Study.open(folder) as study:
-        file = study.folder / RECIPE_FILE
-        winner = Recipe.load(file).key if file.exists() else None
-        recipe = study.recipe(picked(settings_of(study), study, pick, winner))
-    place = Path(folder) / f"{MODEL_FOLDER}-{pick}" if out is None else out
-    return build_model(recipe, place, progress=False, overwrite=overwrite, trust_remote_code=trust_remote_code)
+        if pick is not None:
+            return study.recipe(picked(settings_of(study), study, pick)), study.folder / f"{MODEL_FOLDER}-{pick}"
+        if not (file := study.folder / RECIPE_FILE).exists():
+            raise SearchError(f"{folder}: the search has not ended; go on with `hf-evomerge search {folder}`")
+        return study.recipe(Recipe.load(file).key), study.folder / MODEL_FOLDER
 
 
 def _check_unused(config: SearchConfig, out: Path) -> None:

@@ -121,7 +121,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         warnings.append(f"{error}; no weights were looked at, and no time was measured")
         config = config.model_copy(update={"device": ("cpu",) * config.devices_per_model})
     if config.fitness.task == "choice":
-        warnings.append("a person chooses, with `hf-evomerge choose`; no weights were looked at, and no time was measured")
+        warnings.append("a person chooses, on a page; no weights were looked at, and no time was measured")
     evaluator = Evaluator(config, trust_remote_code=trust_remote_code, weights=not warnings)
     checked = check_search(config, evaluator)
     examples = {split: len(evaluator.tasks.examples(split)) for split in evaluator.tasks.splits}

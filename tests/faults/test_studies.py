@@ -279,7 +279,7 @@ def test_a_damaged_row_is_noticed(finished: Path, name: str) -> None:
     _sql(finished, statement)
     with pytest.raises(EvoMergeError, match=rf"study\.db: {row}.* is damaged; study\.db\.backup .* with 16 trials"):
         resume_search(finished, build=False)
-    told = CliRunner().invoke(app, ["check", str(finished)])
+    told = CliRunner().invoke(app, ["show", str(finished), "--check"])
     assert (told.exit_code, told.output.count("\n")) == (1, 1)
     assert f"study.db: {row}" in told.output
     shutil.copy(finished / BACKUP_FILE, finished / STUDY_FILE)
@@ -320,13 +320,13 @@ def test_a_page_that_is_overwritten_is_one_line(finished: Path, page: int) -> No
         else:
             line = ""
         assert "\n" not in line
-    told = CliRunner().invoke(app, ["check", str(finished)])
+    told = CliRunner().invoke(app, ["show", str(finished), "--check"])
     assert told.output.count("\n") == 1
 
 
 def test_a_study_that_is_whole_is_said_to_be(finished: Path) -> None:
     """An undamaged study is checked with status 0."""
-    told = CliRunner().invoke(app, ["check", str(finished)])
+    told = CliRunner().invoke(app, ["show", str(finished), "--check"])
     assert (told.exit_code, told.output) == (0, f"{finished / STUDY_FILE}: whole\n")
 
 
@@ -347,11 +347,11 @@ def test_what_was_changed_beside_the_study_is_noticed(finished: Path, name: str)
     """The winner's recipe, the results and the built model are checked too, in a line that says what to do."""
     change, message = BESIDE[name]
     change(finished / name)
-    told = CliRunner().invoke(app, ["check", str(finished)])
+    told = CliRunner().invoke(app, ["show", str(finished), "--check"])
     assert (told.exit_code, told.output.count("\n")) == (1, 1)
     assert str(finished / name if "not what" in message else finished) in told.output
     assert message in told.output
-    assert f"`hf-evomerge resume {finished}`" in told.output
+    assert f"`hf-evomerge search {finished}`" in told.output
 
 
 def test_a_model_of_another_recipe_is_noticed(finished: Path) -> None:

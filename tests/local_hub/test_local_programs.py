@@ -76,8 +76,8 @@ def test_the_hf_command(hub: FaultyHub, tmp_path: Path) -> None:
 
 
 def test_our_own_command(tmp_path: Path) -> None:
-    """`hf-evomerge hub` prints lines for a shell, says what it does not do, stops on Ctrl-C, and keeps everything."""
-    command = [str(Path(sys.executable).with_name("hf-evomerge")), "hub", "--root", "kept", "--port", "0", "--user", "me"]
+    """The program prints lines for a shell, says what it does not do, stops on Ctrl-C, and keeps everything."""
+    command = [sys.executable, "-m", "hf_evomerge.local_hub", "--root", "kept", "--port", "0", "--user", "me"]
     begin = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     begin["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job would ignore it
     with subprocess.Popen(command, **begin) as process:  # type: ignore[call-overload]
@@ -106,7 +106,7 @@ def test_the_page_about_it_says_the_same() -> None:
 def test_our_command_in_a_folder_that_is_none(tmp_path: Path) -> None:
     """A folder that cannot be is one line and status 1."""
     (tmp_path / "file").write_text("")
-    command = [str(Path(sys.executable).with_name("hf-evomerge")), "hub", "--root", str(tmp_path / "file")]
+    command = [sys.executable, "-m", "hf_evomerge.local_hub", "--root", str(tmp_path / "file")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert str(tmp_path / "file") in done.stderr

@@ -125,12 +125,12 @@ def test_one_line_says_what_is_damaged(folder: Path, name: str) -> None:
     """Whatever is damaged is named by every command, in one line with the command that puts the copy in its place."""
     damage, what = DAMAGES[name]
     damage(folder)
-    for command in ("show", "resume"):
+    for command in ("show", "search"):
         told = CliRunner().invoke(app, [command, str(folder)])
         assert (told.exit_code, told.output.count("\n")) == (1, 1)
         assert re.search(rf"study\.db: .*{what}.* with 30 trials; put it in its place with `rm -f", told.output)
     _put_back(told.output)
-    assert CliRunner().invoke(app, ["check", str(folder)]).output == f"{folder / STUDY_FILE}: whole\n"
+    assert CliRunner().invoke(app, ["show", str(folder), "--check"]).output == f"{folder / STUDY_FILE}: whole\n"
 
 
 def test_a_copy_that_is_damaged_too_is_not_offered(folder: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_study_of_another_schema_is_not_called_damaged(folder: Path) -> None:
         study.set_meta("versions", {"hf-evomerge": "0.0.7"})
         study.set_meta("schema_version", 1)
     _sql(folder, "DROP TABLE objectives")
-    for command in (["show"], ["check"], ["resume"], ["export", "--csv", str(folder / "x.csv")], ["eval"]):
+    for command in (["show"], ["show", "--check"], ["search"], ["export", "--csv", str(folder / "x.csv")], ["eval"]):
         told = CliRunner().invoke(app, [command[0], str(folder), *command[1:]])
         assert (told.exit_code, told.output.count("\n")) == (1, 1)
         assert "study.db: written by hf_evomerge 0.0.7 with schema 1, and this version reads schema" in told.output

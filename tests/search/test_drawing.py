@@ -97,7 +97,7 @@ def test_what_cannot_score_a_pipeline_is_refused(parents: Path, tmp_path: Path) 
     """A task of texts, a path, and a search that nobody can answer, in one line each."""
     with pytest.raises(EvoMergeError, match="which likelihood cannot score; give a Python function"):
         run_search(config_of(parents), tmp_path / "out", examples={"search": DIGITS})
-    with pytest.raises(EvoMergeError, match="a person chooses on a page; run `hf-evomerge choose"):
+    with pytest.raises(EvoMergeError, match="a person chooses on a page; run `hf-evomerge search"):
         run_search(config_of(parents, fitness={"task": "choice"}), tmp_path / "out", examples={"search": DIGITS})
 
 

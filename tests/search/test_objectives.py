@@ -20,7 +20,8 @@ import pytest
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
 
-from hf_evomerge.errors import EvoMergeError, FitnessError, SearchError
+from hf_evomerge.building.build import build_model
+from hf_evomerge.errors import FitnessError, SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.hub.record import _public_settings, write_record
 from hf_evomerge.pictures.marks import Group, Symbol
@@ -29,18 +30,18 @@ from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.objectives import vector
-from hf_evomerge.search.folder import build_pick
+from hf_evomerge.search.folder import found_recipe
 from hf_evomerge.search.loop import Search
 from hf_evomerge.search.optimizers.ask_tell import Start
 from hf_evomerge.search.optimizers.nsga import ParetoOptimizer, knee, non_dominated, spread
 from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.results.front import front, picked
+from hf_evomerge.search.results.front import front
 from hf_evomerge.search.results.plots import front_scenes
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runners.job import Job
-from hf_evomerge.search.study.paths import rooted, settings_of
+from hf_evomerge.search.study.paths import rooted
 from hf_evomerge.search.study.study import Study
 
 Config = Callable[..., SearchConfig]
@@ -316,10 +317,9 @@ def test_killed_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
     assert "the front; * is its knee" in shown
 
     last = whole.front[-1]
-    built = build_pick(tmp_path / "whole", str(last.number))
-    with pytest.raises(EvoMergeError, match="pass --overwrite"):
-        build_pick(tmp_path / "whole", str(last.number))
-    assert build_pick(tmp_path / "whole", str(last.number), overwrite=True) == built
+    recipe, folder = found_recipe(tmp_path / "whole", last.number)
+    assert folder == tmp_path / "whole" / f"model-{last.number}"
+    built = build_model(recipe, folder, progress=False)
     from safetensors import safe_open
 
     stored = 0
@@ -336,12 +336,10 @@ def test_killed_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
     assert [[row[f"objective.{name}"] for name in names] for row in rows if row["stage"] == "dfs"] == [
         [trial.scores.others[name].mean for name in names] for trial in study.trials("dfs")
     ]
-    winner = whole.winner.key
-    assert picked(settings_of(study), study, "knee", winner) == winner
+    assert found_recipe(tmp_path / "whole")[0].key == whole.winner.key
     assert len(front(config, study)) == len(whole.front)
-    for pick, message in ((str(len(whole.front)), "the points of the front are 0 to"), ("best", "and knee .found best")):
-        with pytest.raises(SearchError, match=message):
-            build_pick(tmp_path / "whole", pick)
+    with pytest.raises(SearchError, match="the points of the front are 0 to"):
+        found_recipe(tmp_path / "whole", len(whole.front))
 
 
 def test_files_of_objectives_are_found_from_everywhere_and_published_by_name(

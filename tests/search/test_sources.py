@@ -83,8 +83,8 @@ def test_code_runs_with_consent_alone(brings_code: Path, tmp_path: Path, search_
     assert line.endswith(f"push {out} YOUR-NAME/YOUR-MERGE --space --examples 5")
     model = out / "model"
     assert (model / "own.py").exists()
-    assert "--trust-remote-code" in _hf("resume", out)[1]
-    assert _hf("resume", out, trust)[0] == 0
+    assert "--trust-remote-code" in _hf("search", out)[1]
+    assert _hf("search", out, trust)[0] == 0
     assert "--trust-remote-code" in _hf("eval", model, "--search", tmp_path / "search.yaml")[1]
     status, line = _hf("eval", model, "--search", tmp_path / "search.yaml", trust)
     assert status == 0

@@ -154,7 +154,7 @@ def test_meta(study: Study) -> None:
 def test_create_refuses_an_existing_study(study: Study) -> None:
     """A search does not begin where a study is, and leaves that study alone."""
     study.add_trial(_trial(0, 1.0))
-    with pytest.raises(SearchError, match="there is a study here already; continue it with `hf-evomerge resume"):
+    with pytest.raises(SearchError, match="there is a study here already; continue it with `hf-evomerge search"):
         Study.create(study.folder, {})
     assert len(Study.open(study.folder).trials()) == 1
 

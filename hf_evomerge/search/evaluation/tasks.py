@@ -196,7 +196,7 @@ class SearchTasks:
             if not isinstance(self._make_task(), FunctionTask | ChoiceTask):
                 raise SourceError(
                     f"{whole}: a diffusion pipeline, which {self.config.fitness.task} cannot score; give a Python function "
-                    "(FunctionTask), or fitness: {task: choice} and `hf-evomerge choose`"
+                    "(FunctionTask), or fitness: {task: choice}"
                 )
             return
         kinds = set(self.config.fitness.kinds)

@@ -79,7 +79,7 @@ def draft_search(
     """
     if len(sources) < 2:
         raise SearchError(
-            "sources: give the names of two fine-tunes of one model, or more; for one see `hf-evomerge example prune`"
+            "sources: give the names of two fine-tunes of one model, or more; for one see `hf-evomerge init --example prune`"
         )
     file, problems = os.fspath(data), _Problems(os.fspath(data))
     refs = [_named(name, base) for name in sources]

@@ -17,8 +17,6 @@ from ..optimizers.nsga import non_dominated, spread
 from ..study.study import Study, Trial
 from .table import Row, other_text, render
 
-KNEE = "knee"
-
 
 @dataclass(frozen=True)
 class Point:
@@ -77,28 +75,14 @@ def judged(points: Sequence[Point], scores: Mapping[str, Scores], winner: str | 
     return [replace(point, scores=scores.get(point.key), winner=point.key == winner) for point in points]
 
 
-def picked(config: SearchConfig, study: Study, pick: str, winner: str | None) -> str:
-    """The recipe key of a point.
-
-    Args:
-        config: The search.
-        study: Its study.
-        pick: The point's number, or ``knee`` for the winner.
-        winner: The winner's key; None where the search has not ended.
-
-    Raises:
-        SearchError: The search has one objective, or the front has no such point.
-    """
+def picked(config: SearchConfig, study: Study, pick: int) -> str:
+    """The recipe key of a point of the front, by its number; raises `SearchError` where there is none."""
     if not config.objectives:
         raise SearchError(f"--pick: {study.folder} has one objective, and no front to pick from; its winner is in model/")
     points = front(config, study)
-    if pick == KNEE:
-        if winner is None:
-            raise SearchError(f"--pick knee: the search has not ended; go on with `hf-evomerge resume {study.folder}`")
-        return winner
-    if not pick.isdecimal() or int(pick) >= len(points):
-        raise SearchError(f"--pick: the points of the front are 0 to {len(points) - 1}, and knee (found {pick})")
-    return points[int(pick)].key
+    if pick >= len(points):
+        raise SearchError(f"--pick: the points of the front are 0 to {len(points) - 1} (found {pick})")
+    return points[pick].key
 
 
 def published_point(point: Point, names: Sequence[str]) -> record.Point:

@@ -76,7 +76,7 @@ class StudyFile:
         """Start a study in a folder that has none; raises `SearchError` where there is one."""
         folder = Path(folder)
         if (folder / STUDY_FILE).exists():
-            raise SearchError(f"{folder}: there is a study here already; continue it with `hf-evomerge resume {folder}`")
+            raise SearchError(f"{folder}: there is a study here already; continue it with `hf-evomerge search {folder}`")
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / f".{STUDY_FILE}.new"
         for leftover in folder.glob(f"{unfinished.name}*"):
