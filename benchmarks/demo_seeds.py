@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 from specialists.family import train_family
+from specialists.pictures import run_pictures
 
 from hf_evomerge.demo.quickstart import run_demo
 from hf_evomerge.fitness.scores import plus_minus
@@ -35,13 +36,9 @@ def main() -> None:
     for seed in arguments.seeds:
         folder = arguments.out / f"family-{seed}"
         train_family(folder, seed, sight=arguments.vlm)
-        results[seed] = run_demo(
-            arguments.out / f"{'vlm' if arguments.vlm else 'demo'}-{seed}",
-            workers=arguments.workers,
-            evaluations=arguments.evaluations,
-            family=folder,
-            vlm=arguments.vlm,
-        )
+        run, out = (run_pictures, f"vlm-{seed}") if arguments.vlm else (run_demo, f"demo-{seed}")
+        how = {"family": folder, "workers": arguments.workers, "evaluations": arguments.evaluations}
+        results[seed] = run(arguments.out / out, **how)
     print("\n" + table(results))
 
 

@@ -3,7 +3,8 @@
     python benchmarks/specialists --out families/family-1 --seed 1      # about ten minutes on one core
     python benchmarks/specialists --out families/family-1 --seed 1 --sight
 
-Seed 0 is the family in `hf_evomerge/demo/specialists`. The same seed gives the same weights on the same machine.
+Seed 0 is the family in `hf_evomerge/demo/specialists` and `benchmarks/specialists/models`.
+The same seed gives the same weights on the same machine.
 """
 
 from __future__ import annotations

@@ -46,22 +46,18 @@ def demo(
     push_to: Annotated[
         str | None, typer.Option(help="Publish the winner as user/name on the Hub, in place of the Hub on loopback.")
     ] = None,
-    vlm: Annotated[
-        bool, typer.Option("--vlm", help="Show the problems' numbers as pictures, and merge a model that sees them.")
-    ] = False,
 ) -> None:
     """Merge two tiny specialists that ship with the package, in a few minutes and without a network.
 
-    **Examples**
+    **Example**
 
     - `hf-evomerge demo --out evomerge-demo`
-    - `hf-evomerge demo --vlm --out evomerge-vlm-demo`
     """
     with one_line_errors(again=True):
         from ..demo.quickstart import run_demo
 
         quiet()
-        run_demo(out, workers=workers, evaluations=evaluations, seed=seed, push_to=push_to, vlm=vlm)
+        run_demo(out, workers=workers, evaluations=evaluations, seed=seed, push_to=push_to)
 
 
 @app.command(**START)

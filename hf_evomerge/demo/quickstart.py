@@ -32,7 +32,6 @@ SPECIALISTS = Path(__file__).parent / "specialists"
 RELOAD = Path(__file__).parent / "reload.py"
 SIZES = {"search": 128, "validation": 256, "test": 500}
 EVALUATIONS = 150
-EVALUATIONS_SEEN = 60  # of problems with pictures
 ABOUT = "Solves word problems in Japanese and answers in Japanese: with numbers to 10, in a toy language of 150 words."
 SPACES = ("ps", "dfs", "hybrid")
 PUBLISHED = "dfs"  # the search whose winner has a path to show
@@ -48,21 +47,19 @@ def run_demo(
     family: str | os.PathLike[str] = SPECIALISTS,
     sizes: dict[str, int] | None = None,
     push_to: str | None = None,
-    vlm: bool = False,
 ) -> list[Row]:
     """Run the demo.
 
     Args:
         out: The folder to write; searches that are finished there already are not run again.
         workers: Processes that evaluate side by side.
-        evaluations: Budget of each search, in scores of all search problems; 150 by default, with pictures 60. The random
-            search and PS+DFS have as much as PS alone.
+        evaluations: Budget of each search, in scores of all search problems; 150 by default. The random search and PS+DFS
+            have as much as PS alone.
         seed: Seed of the searches. The problems are the same for all.
         family: A folder with the models ``base``, ``japanese`` and ``maths``.
         sizes: Problems per split.
         push_to: ``user/name``: publish the DFS winner there, on the Hub, with its Space and the specialists beside it. By
             default it is published to a Hub on loopback, in the folder ``hub``.
-        vlm: Whether the problems show their numbers as pictures, and the specialist that calculates, ``sight``, sees them.
 
     Returns:
         The rows of the table that was printed.
@@ -76,12 +73,11 @@ def run_demo(
 
         check_login(default_api(), push_to)
     out = Path(out)
-    data = write_problems(out / "data", sizes or SIZES, pictures=vlm)
+    data = write_problems(out / "data", sizes or SIZES)
     results: dict[str, Result] = {}
-    budget = evaluations or (EVALUATIONS_SEEN if vlm else EVALUATIONS)
     for space in SPACES:
         typer.secho(f"\n{space} search: {out / space}", bold=True, err=True)
-        config = demo_config(space, data, budget, seed, Path(family), vlm=vlm)
+        config = demo_config(space, data, evaluations or EVALUATIONS, seed, Path(family))
         with LiveTable(config=config) as table:
             results[space] = run_search(config, out / space, workers=workers, callbacks=[table])
     rows = comparison(results)
@@ -107,44 +103,21 @@ def run_demo(
     return rows
 
 
-def write_problems(folder: Path, sizes: dict[str, int], *, pictures: bool = False) -> dict[str, Path]:
-    """Write the problems of each split as JSON lines, and return the files.
-
-    Args:
-        folder: Where to write.
-        sizes: Problems per split.
-        pictures: Whether numbers are shown as pictures, which are written beside the files.
-    """
+def write_problems(folder: Path, sizes: dict[str, int]) -> dict[str, Path]:
+    """Write the problems of each split as JSON lines, and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {split: folder / f"{split}.jsonl" for split in sizes}
     for split, file in files.items():
-        written = _drawn(folder, split, sizes[split]) if pictures else problems(split, sizes[split])  # type: ignore[arg-type]
-        lines = [json.dumps(problem, ensure_ascii=False) for problem in written]
+        lines = [json.dumps(problem, ensure_ascii=False) for problem in problems(split, sizes[split])]  # type: ignore[arg-type]
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return files
 
 
-def _drawn(folder: Path, split: str, count: int) -> list[dict[str, Any]]:
-    """Problems whose numbers are pictures, which are written."""
-    from .digits import picture_problems
-
-    (folder / split).mkdir(exist_ok=True)
-    written = []
-    for number, (problem, drawn) in enumerate(picture_problems(split, count)):  # type: ignore[arg-type]
-        names = [f"{split}/{number}-{place}.png" for place in range(len(drawn))]
-        for name, picture in zip(names, drawn, strict=True):
-            picture.save(folder / name)
-        written.append({**problem, "pictures": names})
-    return written
-
-
-def demo_config(
-    space: str, data: dict[str, Path], evaluations: int, seed: int, family: Path = SPECIALISTS, *, vlm: bool = False
-) -> SearchConfig:
+def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, family: Path = SPECIALISTS) -> SearchConfig:
     """The search of one space, by gradient. A hybrid search spends half of its evaluations on PS and the rest on DFS."""
     ps_share = evaluations // 2 if space == "hybrid" else evaluations
     dfs_share = evaluations - ps_share if space == "hybrid" else evaluations
-    settings: dict[str, Any] = {
+    settings = {
         "about": ABOUT,
         "space": space,
         "sources": [{"model": str(family / name)} for name in ("japanese", "maths")],
@@ -163,15 +136,6 @@ def demo_config(
         "data": {split: {"jsonl": str(file), "gloss_field": "gloss"} for split, file in data.items()},
         "baselines": ["average", "random"] if space == "ps" else ["average"],
     }
-    if vlm:
-        settings["about"] = f"{ABOUT[:-1]}, where the numbers are pictures."
-        settings["sources"] = [{"model": str(family / "sight"), "component": "text"}, settings["sources"][0]]
-        if space == "dfs":  # without a merge there is no vocabulary to name, and none for an average
-            settings["baselines"] = []
-        else:
-            settings["vocabulary"] = {"from": 0}
-        settings["dfs"]["order"] = [2, 0, 1] if space == "hybrid" else [0, 1]
-        settings["data"] = {split: {**spec, "image_field": "pictures"} for split, spec in settings["data"].items()}
     return SearchConfig.model_validate(settings)
 
 
@@ -214,7 +178,7 @@ def check_reload(winners: Mapping[str, Result], test: Path, environment: Mapping
         if expected is None or abs(report["accuracy"] - expected) > 1.5 / report["problems"]:
             raise EvoMergeError(f"{model}: answers {report['accuracy']} right after loading, {expected} before")
         lines.append(
-            f"{model}: loaded by {report['by']} in a fresh process as {report['class']}, "
+            f"{model}: loaded by AutoModelForCausalLM in a fresh process as {report['class']}, "
             f"{report['accuracy']:.3f} of {report['problems']} right by generation"
         )
     return "\n".join(lines)

@@ -5,47 +5,29 @@ Runs on its own: it makes the package impossible to import first. Prints one lin
 
 import json
 import sys
-from pathlib import Path
-from typing import Any
 
 sys.modules["hf_evomerge"] = None  # type: ignore[assignment]  # from here on, importing it is an ImportError
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main(folder: str, file: str, batch_size: int = 50) -> None:
     """Answer every problem of a JSON-lines file greedily, and count the right answers."""
     with open(file, encoding="utf-8") as lines:
         problems = [json.loads(line) for line in lines]
-    sees = "pictures" in problems[0]
-    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    model = kind.from_pretrained(folder, trust_remote_code=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, padding_side="left")
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True) if sees else None
     right = 0
     for begin in range(0, len(problems), batch_size):
         batch = problems[begin : begin + batch_size]
-        texts = [problem["prompt"] for problem in batch]
-        if processor is None:
-            inputs = tokenizer(texts, return_tensors="pt", padding=True)
-        else:
-            seen = [[_picture(file, name) for name in problem["pictures"]] for problem in batch]
-            inputs = processor(text=texts, images=seen, return_tensors="pt", padding=True, padding_side="left")
+        inputs = tokenizer([problem["prompt"] for problem in batch], return_tensors="pt", padding=True)
         inputs.pop("token_type_ids", None)
         with torch.inference_mode():
             output = model.generate(**inputs, max_new_tokens=8, do_sample=False, trust_remote_code=False)
         answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         right += sum(answer.strip() == problem["answer"] for answer, problem in zip(answers, batch, strict=True))
-    report = {"class": type(model).__name__, "by": kind.__name__, "problems": len(problems), "accuracy": right / len(problems)}
-    print(json.dumps(report))
-
-
-def _picture(file: str, name: str) -> Any:
-    """A picture that a problem names."""
-    from PIL import Image
-
-    return Image.open(Path(file).parent / name).convert("RGB")
+    print(json.dumps({"class": type(model).__name__, "problems": len(problems), "accuracy": right / len(problems)}))
 
 
 if __name__ == "__main__":

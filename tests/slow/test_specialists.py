@@ -21,13 +21,13 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from specialists import sight
 from specialists import train as training
+from specialists.pictures import SIGHT, draw_number
 from specialists.sight import build_sight, processor, see, train_sight
 from specialists.texts import Task, TextKind, build_tokenizer, mixture, vocabulary, write
 from specialists.train import BASE, JAPANESE, SPECIALISTS, build_model, save, train
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from hf_evomerge.demo import quickstart
-from hf_evomerge.demo.digits import draw_number
 from hf_evomerge.demo.language import LARGEST, Language, problems
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -117,7 +117,7 @@ def test_a_family_begins_with_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_shipped_model_sees_every_number_and_speaks_as_the_maths_specialist() -> None:
     """Of 500 new pictures the nearest number's embedding is the right one; the language part has the specialist's bits."""
-    model = AutoModelForImageTextToText.from_pretrained(quickstart.SPECIALISTS / "sight", dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(SIGHT, dtype=torch.float32)
     rng = np.random.default_rng(12345)
     shown = rng.integers(0, LARGEST + 1, 500)
     ids = {word: place for place, word in enumerate(vocabulary())}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import mixing
 import numpy as np
@@ -18,11 +21,12 @@ from hub_fixtures import use_hub
 from models import EVOLVED, Job
 from PIL import Image
 from served import Served
+from specialists.pictures import SIGHT, picture_config, write_picture_problems
 from texts import SpaceError
 
 from hf_evomerge import Recipe
 from hf_evomerge.demo.publish import publish_demo
-from hf_evomerge.demo.quickstart import SPECIALISTS, demo_config, write_problems
+from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness.example import MAX_SIDE
 from hf_evomerge.local_hub import LocalHub
@@ -50,10 +54,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
 def search(request: pytest.FixtureRequest, hub: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short search of the demo's model that sees, published with its Space and its sources."""
     folder: Path = tmp_path_factory.mktemp("seeing") / request.param
-    data = write_problems(folder / "data", {"search": 4, "test": 3}, pictures=True)
-    config = demo_config(request.param, data, 2, 0, vlm=True).model_copy(update={"baselines": ()})
+    family = folder.parent / "family"
+    family.mkdir()
+    for model in (SPECIALISTS / "base", SPECIALISTS / "japanese", SIGHT):
+        (family / model.name).symlink_to(model)
+    data = write_picture_problems(folder / "data", {"search": 4, "test": 3})
+    config = picture_config(request.param, data, 2, 0, family, family / "sight").model_copy(update={"baselines": ()})
     run_search(config, folder)
-    publish_demo(folder, SPECIALISTS, f"demo/{folder.name}", space=True)
+    publish_demo(folder, family, f"demo/{folder.name}", space=True)
     return folder
 
 
