@@ -51,7 +51,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-START, SEARCH, MODELS, SHARE = ({"cls": Command, "rich_help_panel": panel} for panel in ("Start", "Search", "Models", "Share"))
+_panels: list[dict[str, Any]] = [{"cls": Command, "rich_help_panel": name} for name in ("Start", "Search", "Models", "Share")]
+START, SEARCH, MODELS, SHARE = _panels
 
 _IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
