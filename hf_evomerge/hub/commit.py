@@ -48,12 +48,14 @@ class Target:
 
     Attributes:
         repo_id, repo_type: The repository: ``model`` or ``space``.
-        revision: The branch; must exist. A pull request's is ``refs/pr/N``.
+        revision: The branch; must exist.
+        create_pr: Whether a pull request to the branch is opened in place of a commit to it.
     """
 
     repo_id: str
     repo_type: str = "model"
     revision: str = "main"
+    create_pr: bool = False
 
 
 def commit_files(
@@ -82,12 +84,16 @@ def commit_files(
     deletions = [CommitOperationDelete(path_in_repo=name) for name in names if name not in files and remove(name)]
     operations = [*additions, *deletions]
     where: dict[str, Any] = {"repo_type": target.repo_type, "revision": target.revision, "parent_commit": head}
+    where["create_pr"] = target.create_pr
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*commit a data file.*")  # the record belongs there
             send = partial(api.create_commit, target.repo_id, operations, commit_message=message, **where)
-            sha = ask(f"{target.repo_id}: the Hub did not take the commit", send).oid
+            made = ask(f"{target.repo_id}: the Hub did not take the commit", send, once=target.create_pr)
     except HubError as cause:
+        if target.create_pr:
+            look = f"see {_url(api, target)}/discussions before you push again"
+            raise HubError(f"{cause}; it is not known whether the pull request was opened: {look}") from cause
         now = _info(api, target, "cannot be read, so it is not known whether the commit was taken; push again")
         sha = str(now.sha)
         if sha == head:
@@ -96,13 +102,8 @@ def commit_files(
         if not _holds(now, files, remove):
             meanwhile = f"somebody else has committed ({sha[:12]}) while this was being pushed"
             raise HubError(f"{target.repo_id}: {meanwhile}; push again") from cause
-    return Commit(target.repo_id, sha, _url(api, target))
-
-
-def unchanged(api: HfApi, target: Target, files: Mapping[str, Content], *, remove: Callable[[str], bool]) -> Commit | None:
-    """The branch's head if `commit_files` would have nothing to change; None otherwise."""
-    info = _info(api, target, "cannot be read")
-    return Commit(target.repo_id, str(info.sha), _url(api, target), changed=False) if _holds(info, files, remove) else None
+        return Commit(target.repo_id, sha, _url(api, target))
+    return Commit(target.repo_id, made.oid, made.pr_url or _url(api, target))
 
 
 def _info(api: HfApi, target: Target, complaint: str) -> ModelInfo | SpaceInfo:
@@ -126,6 +127,7 @@ def _upload(api: HfApi, target: Target, files: Mapping[str, Content], head: str)
 
     additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     where: dict[str, Any] = {"repo_type": target.repo_type, "revision": target.revision, "num_threads": 1}
+    where["create_pr"] = target.create_pr
     for done, addition in enumerate(additions):
         left = f"nothing is committed, and the branch is still at {head[:12]}; {done} of {len(additions)} files are uploaded"
         what = f"{target.repo_id}: {addition.path_in_repo} cannot be uploaded ({left}; push again to go on)"
@@ -146,6 +148,4 @@ def _is_same(stored: RepoSibling, content: Content) -> bool:
 def _url(api: HfApi, target: Target) -> str:
     kind = "" if target.repo_type == "model" else f"{target.repo_type}s/"
     base = f"{api.endpoint}/{kind}{target.repo_id}"
-    if target.revision.startswith("refs/pr/"):
-        return f"{base}/discussions/{target.revision.rsplit('/', 1)[-1]}"
     return base if target.revision == "main" else f"{base}/tree/{target.revision}"

@@ -19,7 +19,7 @@ from ..record import STUDY_JSON
 from ..search.study.study import Study
 from .card import check_metadata, metadata_text
 from .client import ask, default_api, has_token
-from .commit import Commit, Target, commit_files, unchanged
+from .commit import Commit, Target, commit_files
 from .licenses import decide_license, license_of
 from .names import PublicNames, parts_of
 from .push_plan import PushOptions, PushPlan, files_there, for_license, plan_push
@@ -27,9 +27,7 @@ from .space import push_space
 from .target import check_login, check_name
 
 if TYPE_CHECKING:
-    from huggingface_hub import Discussion, HfApi
-
-_PULL_REQUEST = "Evolved merge by hf_evomerge"
+    from huggingface_hub import HfApi
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,13 @@ def push_model(
     check_login(api, repo_id)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
-        target, commit = _carry_out(api, plan, options)
+        target = _open_target(api, repo_id, options)
+        what = "Evolved merge" if STUDY_JSON in plan.files else "Merge"
+        message = options.commit_message or f"{what} by hf_evomerge {version('hf-evomerge')}"
+        commit = commit_files(api, target, plan.files, message=message, remove=plan.is_ours)
     space, warnings = None, [*plan.warnings]
     if options.space:
-        revision = None if target.revision == "main" else target.revision
+        revision = commit.sha if options.create_pr else options.revision
         try:
             space = push_space(repo_id, repo_id, revision=revision, private=options.private, api=api)
         except HubError as cause:
@@ -142,35 +143,4 @@ def _open_target(api: HfApi, repo_id: str, options: PushOptions) -> Target:
     if revision != "main":
         what = f"{repo_id}: the branch {revision!r} cannot be created"
         ask(what, lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-    return Target(repo_id, revision=revision)
-
-
-def _carry_out(api: HfApi, plan: PushPlan, options: PushOptions) -> tuple[Target, Commit]:
-    """Commit what is planned, to the branch or in a pull request; where there is nothing to change, none is opened."""
-    target = _open_target(api, plan.repo_id, options)
-    what = "Evolved merge" if STUDY_JSON in plan.files else "Merge"
-    message = options.commit_message or f"{what} by hf_evomerge {version('hf-evomerge')}"
-    if not options.create_pr:
-        return target, commit_files(api, target, plan.files, message=message, remove=plan.is_ours)
-    if same := unchanged(api, target, plan.files, remove=plan.is_ours):
-        return target, same
-    pull = ask(f"{plan.repo_id}: a pull request cannot be opened", lambda: _pull_request(api, plan.repo_id))
-    target = Target(plan.repo_id, revision=f"refs/pr/{pull.num}")
-    commit = commit_files(api, target, plan.files, message=message, remove=plan.is_ours)
-    ask(f"{commit.url}: holds the model, but may still be a draft", lambda: _open(api, plan.repo_id, pull.num))
-    return target, commit
-
-
-def _open(api: HfApi, repo_id: str, number: int) -> None:
-    """Open a pull request that is a draft."""
-    if api.get_discussion_details(repo_id, number).status == "draft":
-        api.change_discussion_status(repo_id, number, new_status="open")
-
-
-def _pull_request(api: HfApi, repo_id: str) -> Discussion:
-    """The user's open pull request of an earlier push, or a new one."""
-    user = api.whoami()["name"]
-    for found in api.get_repo_discussions(repo_id, author=user, discussion_type="pull_request"):
-        if found.title == _PULL_REQUEST and found.author == user and found.status in ("open", "draft"):
-            return found
-    return api.create_pull_request(repo_id, title=_PULL_REQUEST)
+    return Target(repo_id, revision=revision, create_pr=options.create_pr)

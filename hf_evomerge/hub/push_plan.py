@@ -68,7 +68,7 @@ class PushOptions:
     Attributes:
         private: Make a new repository private. One that exists and is public is refused.
         revision: The branch; made where there is none.
-        create_pr: Open a pull request instead of committing to the branch; one that an earlier push opened is gone on with.
+        create_pr: Open a pull request instead of committing to the branch.
         license: A Hub identifier, in place of what follows from the parents' licenses.
         languages: ISO 639 codes for the card; the parents' where absent, if all state theirs and they are four at most.
         published: Where local source folders were published: ``{folder: repository}``.

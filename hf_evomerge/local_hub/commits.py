@@ -1,10 +1,9 @@
-"""The endpoints that change and list history: what goes where, commits, and pull requests, which hold one commit or more."""
+"""The endpoints that change and list history: what goes where, commits, and pull requests of one commit."""
 
 from __future__ import annotations
 
 import base64
 import json
-import uuid
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +13,6 @@ from .store import LARGE_ENDINGS, check_path
 from .wire import Refusal, Response
 
 LARGEST_REGULAR = 10_000_000  # bytes; larger files are kept out of git
-OPEN = ("open", "draft")
 Operation = tuple[str, dict[str, Any]]
 
 
@@ -44,14 +42,10 @@ def _writable(call: Call, kind: str, repo_id: str, revision: str) -> Repository:
     if call.request.flag("create_pr"):
         return repository
     repository.resolve(revision)
-    state = repository.state
-    if revision in state.pulls:
-        if _find(repository, revision.removeprefix("refs/pr/"))["status"] not in OPEN:
-            raise Refusal(403, f"{revision} is closed")
-    elif not user.owns(repository.owner):
+    if not user.owns(repository.owner):
         raise Refusal(403, NO_WRITE)
-    elif revision.removeprefix("refs/heads/") not in state.branches:
-        raise Refusal(400, f"commits go to a branch or a pull request, and {revision} is neither")
+    if revision.removeprefix("refs/heads/") not in repository.state.branches:
+        raise Refusal(400, f"commits go to a branch, and {revision} is none")
     return repository
 
 
@@ -69,10 +63,8 @@ def commit(call: Call, kind: str, repo_id: str, revision: str) -> Response:
         made = repository.add(Commit.make(tree, base.id, title=title, message=message, author=call.user().name))
         answer = {"success": True, "commitOid": made.id, "commitUrl": call.web_url(kind, repo_id, f"/commit/{made.id}")}
         if call.request.flag("create_pr"):
-            number = _open_pull(call, repository, made, title, "open")
+            number = _open_pull(call, repository, made, title)
             answer["pullRequestUrl"] = call.web_url(kind, repo_id, f"/discussions/{number}")
-        elif revision in state.pulls:
-            state.pulls[revision] = made.id
         else:
             state.branches[revision.removeprefix("refs/heads/")] = made.id
         repository.save()
@@ -118,56 +110,17 @@ def history(call: Call, kind: str, repo_id: str, revision: str) -> Response:
 
 
 def pull_requests(call: Call, kind: str, repo_id: str) -> Response:
-    """List the pull requests, or open one as a draft without a commit of its own."""
-    repository = call.repository(kind, repo_id)
-    if call.request.method == "POST":
-        call.user()
-        if not call.request.json().get("pullRequest"):
-            raise Refusal(501, "the hub on loopback has pull requests, but no other discussions")
-        with repository.lock:
-            number = _open_pull(call, repository, repository.at("main"), call.request.json()["title"], "draft")
-            repository.save()
-        return Response(200, {"num": number})
-    author, status = call.request.option("author"), call.request.option("status")
-    shown = [
-        one
-        for one in reversed(repository.state.requests)
-        if author in ("", one["author"]["name"]) and (status in ("", "all") or (one["status"] in OPEN) == (status == "open"))
-    ]
+    """List the pull requests."""
+    shown = call.repository(kind, repo_id).state.requests[::-1]
     return Response(200, {"discussions": shown, "count": len(shown), "start": 0})
 
 
-def pull_request(call: Call, kind: str, repo_id: str, number: str) -> Response:
-    """One pull request. The client shows what happened in one, of which this hub keeps nothing."""
-    one = _find(call.repository(kind, repo_id), number)
-    return Response(200, {**one, "events": [], "changes": {"base": "refs/heads/main"}, "filesWithConflicts": [], "diff": ""})
-
-
-def set_status(call: Call, kind: str, repo_id: str, number: str) -> Response:
-    """Open or close a pull request."""
-    call.user()
-    repository, status = call.repository(kind, repo_id), call.request.json()["status"]
-    with repository.lock:
-        one = _find(repository, number)
-        one["status"] = status
-        repository.save()
-    event = {"id": uuid.uuid4().hex[:24], "type": "status-change", "author": one["author"], "createdAt": now()}
-    return Response(200, {"newStatus": {**event, "data": {"status": status}}})
-
-
-def _open_pull(call: Call, repository: Repository, head: Commit, title: str, status: str) -> int:
+def _open_pull(call: Call, repository: Repository, head: Commit, title: str) -> int:
     """Open a pull request of a commit, and return its number. The caller holds the lock, and saves."""
     state = repository.state
     number = len(state.requests) + 1
-    about = {"num": number, "title": title, "status": status, "isPullRequest": True, "createdAt": now()}
+    about = {"num": number, "title": title, "status": "open", "isPullRequest": True, "createdAt": now()}
     repo = {"name": repository.id, "type": SINGULAR[state.kind]}
     state.requests.append({**about, "author": {"name": call.user().name}, "repo": repo})
     state.pulls[f"refs/pr/{number}"] = head.id
     return number
-
-
-def _find(repository: Repository, number: str) -> dict[str, Any]:
-    requests = repository.state.requests
-    if not 0 < int(number) <= len(requests):
-        raise Refusal(404, f"no pull request {number}")
-    return requests[int(number) - 1]

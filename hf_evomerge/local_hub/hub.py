@@ -25,7 +25,7 @@ NOT_IMITATED = (
     "Xet",
     "gated repositories, likes, scans, quotas",
     "pages for a browser",
-    "merging of pull requests, and other discussions",
+    "merging and closing of pull requests, and other discussions",
     "running a Space, its secrets and hardware",
     "search",
     "inference",

@@ -23,7 +23,6 @@ NAMES = {
     "revision": r"refs/pr/\d+|[^/]+",
     "name": ".+",
     "path": ".+",
-    "number": r"\d{1,9}",
     "sha256": "[0-9a-f]{64}",
 }
 API = "/api/{kind}/{repo_id}"
@@ -47,9 +46,7 @@ ENDPOINTS: list[tuple[str, str, Endpoint]] = [
     ("GET", API + "/commits/{revision}", commits.history),
     ("POST", API + "/preupload/{revision}", commits.preupload),
     ("POST", API + "/commit/{revision}", commits.commit),
-    ("GET POST", API + "/discussions", commits.pull_requests),
-    ("GET", API + "/discussions/{number}", commits.pull_request),
-    ("POST", API + "/discussions/{number}/status", commits.set_status),
+    ("GET", API + "/discussions", commits.pull_requests),
     ("GET", API, repos.describe),
 ]
 # Below the address of a repository, which for models has no `models/`.

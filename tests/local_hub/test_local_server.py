@@ -196,7 +196,6 @@ WRITES = [
     ("POST", "/api/models/acme/m/preupload/main"),
     ("POST", "/api/models/acme/m/branch/x"),
     ("POST", "/api/models/acme/m/tag/main"),
-    ("POST", "/api/models/acme/m/discussions"),
     ("POST", "/api/repos/create"),
     ("DELETE", "/api/repos/delete"),
     ("GET", "/api/settings/repositories"),
