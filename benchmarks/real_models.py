@@ -42,8 +42,8 @@ from hf_evomerge import Example, Recipe, build_model, run_search
 from hf_evomerge.demo.quickstart import publish
 from hf_evomerge.fitness import make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
-from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.search.finetune import Lora, fine_tune
+from local_hub import LocalHub
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ def publish_winner(folder: Path, model: Pretrained, cost: int, held_out: int) ->
     with LocalHub(folder / "hub", user="local") as hub:
         more = ("--space", "--language", "en", "--card", str(out / "card.md"))
         print(publish(out / "search", folder, f"local/{model.block}-counts-in-json", *more, environment=hub.environment()))
-    print(f"the hub again: python -m hf_evomerge.local_hub --root {folder / 'hub'}")
+    print(f"the hub again: python -m local_hub --root {folder / 'hub'}")
 
 
 def write_examples(file: Path, examples: Sequence[Example]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ ALLOWED: dict[str, set[str]] = {
     "fitness": {"checkpoints", "recipes", "errors"},
     "pictures": {"recipes", "errors"},
     "record": {"pictures", "fitness", "recipes", "errors"},
-    "local_hub": {"errors"},
 }
 UPPER = ["search", "hub", "cli", "demo"]  # each is kept out of everything in ALLOWED
 FORBIDDEN: dict[str, set[str]] = {"search": {"hub", "cli", "demo"}, "hub": {"cli", "demo"}}

@@ -12,7 +12,7 @@ import pytest
 from hub_fixtures import use_hub
 from paper_stand_ins import ORGS, publish
 
-from hf_evomerge.local_hub import LocalHub
+from local_hub import LocalHub
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """

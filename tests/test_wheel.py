@@ -15,7 +15,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from hf_evomerge.local_hub import LocalHub
+from local_hub import LocalHub
 
 ROOT = Path(__file__).parents[1]
 MAIN = "from hf_evomerge.cli import app; app()"

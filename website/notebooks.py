@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from hf_evomerge.local_hub import LocalHub
+from local_hub import LocalHub
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "notebooks"

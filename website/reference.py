@@ -14,7 +14,7 @@ import yaml
 from schemas import SCHEMAS
 
 import hf_evomerge
-from hf_evomerge import cli, fitness, local_hub, mergekit, merging, modeling
+from hf_evomerge import cli, fitness, mergekit, merging, modeling
 
 PARTS = {  # the rooms of the package, in the order of their pages
     "search": ("Searching", "Run a search, look at its study, be told what happens."),
@@ -26,14 +26,12 @@ PARTS = {  # the rooms of the package, in the order of their pages
     "modeling": ("The model class", "What `from_pretrained` loads."),
     "fitness": ("Fitness", "Tasks, examples, scores, and comparisons of scores."),
     "hub": ("The Hub", "Publish, show, rebuild."),
-    "local_hub": ("A Hub on loopback", "For tests and for work without a network."),
     "mergekit": ("mergekit's files", "Read and written."),
     "errors": ("Errors", "What is raised where something is wrong with a file, a model or a request."),
 }
 WHOLE = ["Study"]  # classes of two files, shown with what they inherit
 MORE = {  # modules whose names are public as well
     "fitness": fitness.__all__,
-    "local_hub": local_hub.__all__,
     "merging": [name for name in merging.__all__ if name not in merging.METHODS],
     "mergekit": mergekit.__all__,
     "modeling": [name for name in modeling.__all__ if name != "MLP_BRANCH"],

@@ -211,7 +211,7 @@ def main() -> None:
             print(f"{total} violations in all")
             sys.exit(total > 0)
         else:
-            from hf_evomerge.local_hub import LocalHub
+            from local_hub import LocalHub
 
             with TemporaryDirectory() as place, LocalHub(place, user="demo") as hub:
                 published(chosen.demo[0], hub)

@@ -114,7 +114,7 @@ def table_text(text: str) -> str:
 @contextmanager
 def local_hub(golden: Golden) -> Iterator[dict[str, str]]:
     """A Hub on loopback, as the environment of its client."""
-    program = [sys.executable, "-m", "hf_evomerge.local_hub", "--root", "hub", "--port", "0"]
+    program = [sys.executable, "-m", "local_hub", "--root", "hub", "--port", "0"]
     serving = subprocess.Popen(program, cwd=golden.work, stdout=subprocess.PIPE, text=True)
     try:
         assert serving.stdout is not None

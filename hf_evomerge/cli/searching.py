@@ -44,7 +44,7 @@ def demo(
     evaluations: Annotated[int | None, typer.Option(min=8, help="Trials per search; the demo's own number by default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the searches.")] = 0,
     push_to: Annotated[
-        str | None, typer.Option(help="Publish the winner as user/name on the Hub, in place of the Hub on loopback.")
+        str | None, typer.Option(help="Publish the DFS winner as user/name on the Hub, and load it from there.")
     ] = None,
 ) -> None:
     """Merge two tiny specialists that ship with the package, in a few minutes and without a network.

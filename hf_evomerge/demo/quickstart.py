@@ -1,7 +1,7 @@
 """The demo: evolves merges of the specialists that ship with the package, and shows that the result is real.
 
 Three searches and a random one of the same budget; the winners built, loaded again in a fresh process in which this package
-cannot be imported, and asked held-out problems; and that of the path published to a Hub on loopback, and loaded from there.
+cannot be imported, and asked held-out problems; where asked, the winner of DFS published, rebuilt and loaded from the Hub.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 import typer
 
 from ..errors import EvoMergeError
-from ..local_hub import LocalHub
 from ..search.display import LiveTable
 from ..search.evaluation.evaluator import Evaluator
 from ..search.file.config import SearchConfig
@@ -35,7 +34,6 @@ EVALUATIONS = 150
 ABOUT = "Solves word problems in Japanese and answers in Japanese: with numbers to 10, in a toy language of 150 words."
 SPACES = ("ps", "dfs", "hybrid")
 PUBLISHED = "dfs"  # the search whose winner has a path to show
-LOCAL_NAME = "demo/evolved"
 
 
 def run_demo(
@@ -58,8 +56,7 @@ def run_demo(
         seed: Seed of the searches. The problems are the same for all.
         family: A folder with the models ``base``, ``japanese`` and ``maths``.
         sizes: Problems per split.
-        push_to: ``user/name``: publish the DFS winner there, on the Hub, with its Space and the specialists beside it. By
-            default it is published to a Hub on loopback, in the folder ``hub``.
+        push_to: ``user/name``: publish the DFS winner there, on the Hub, with its Space and the specialists beside it.
 
     Returns:
         The rows of the table that was printed.
@@ -88,14 +85,8 @@ def run_demo(
     typer.echo("\n" + one_problem(config, results))
     typer.echo("")
     if push_to is not None:
-        typer.echo(publish(out / PUBLISHED, Path(family), push_to, "--space"))
-    else:
-        with LocalHub(out / "hub", user="demo") as hub:
-            environment = hub.environment()
-            card = str(out / "card.md")
-            typer.echo(publish(out / PUBLISHED, Path(family), LOCAL_NAME, "--card", card, environment=environment))
-            typer.echo(check_reload({LOCAL_NAME: results[PUBLISHED]}, data["test"], environment))
-        typer.echo(f"the hub again: python -m hf_evomerge.local_hub --root {out / 'hub'} --user demo")
+        typer.echo(publish(out / PUBLISHED, Path(family), push_to, "--space", "--card", str(out / "card.md")))
+        typer.echo(check_reload({push_to: results[PUBLISHED]}, data["test"]))
     typer.echo(f"see and change it in a browser: hf-evomerge space --local {out / PUBLISHED}")
     typer.echo("\npictures:")
     for picture in sorted(out.glob("*/plots/*.png")):
@@ -155,20 +146,18 @@ def publish(search: Path, family: Path, repo_id: str, *more: str, environment: M
     return ran.stdout.rstrip()
 
 
-def check_reload(winners: Mapping[str, Result], test: Path, environment: Mapping[str, str] = MappingProxyType({})) -> str:
+def check_reload(winners: Mapping[str, Result], test: Path) -> str:
     """Load winners in a fresh process without this package, generate their answers, and compare the accuracy.
 
     Args:
-        winners: What the search says of its winner, by the winner's folder, or a repository of the Hub that the environment
-            points to.
+        winners: What the search says of its winner, by the winner's folder or its repository on the Hub.
         test: The problems.
-        environment: More variables for the process.
 
     Returns:
         A line for each winner.
     """
     command = [sys.executable, str(RELOAD), str(test), *winners]
-    ran = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode != 0:
         raise EvoMergeError(f"{', '.join(winners)}: do not load in a fresh process: {ran.stderr.strip().splitlines()[-1:]}")
     lines = []

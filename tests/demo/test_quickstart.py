@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -11,16 +12,16 @@ import numpy as np
 import pytest
 
 from hf_evomerge.demo import quickstart
-from hf_evomerge.demo.quickstart import SPECIALISTS, check_reload, demo_config, run_demo, write_problems
+from hf_evomerge.demo.quickstart import SPECIALISTS, check_reload, demo_config, publish, run_demo, write_problems
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Scores
-from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.table import Row
 from hf_evomerge.search.runners.runner import LocalRunner
 from hf_evomerge.search.study.study import Study
+from local_hub import LocalHub
 
 SIZES = {"search": 12, "validation": 12, "test": 32}
 MODELS = ["base: base", "japanese", "maths", "uniform average", "random search", "evolved PS", "evolved DFS", "evolved PS+DFS"]
@@ -55,10 +56,15 @@ def test_winners_pictures_and_recipes_are_there(demo: tuple[Path, list[Row]]) ->
         assert Evaluator(config).evaluate(recipe, "test") == row.scores
 
 
-def test_a_winner_is_published(demo: tuple[Path, list[Row]]) -> None:
-    """The demo leaves a hub that holds the winner and its sources, pinned in its recipe, and the card as it was published."""
-    out, _ = demo
-    with LocalHub(out / "hub", user="demo") as hub:
+def test_a_winner_is_published(demo: tuple[Path, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The winner and its sources, pinned in its recipe, are published, and the card is left; the winner loads from there."""
+    out, rows = demo
+    result = Result(Recipe.load(out / "dfs" / "recipe.yaml"), "test", [replace(rows[7], winner=True)])
+    with LocalHub(tmp_path / "hub", user="demo") as hub:
+        for name, value in hub.environment().items():
+            monkeypatch.setenv(name, value)
+        publish(out / "dfs", SPECIALISTS, "demo/evolved", "--card", str(out / "card.md"))
+        assert "demo/evolved: loaded by" in check_reload({"demo/evolved": result}, out / "data" / "test.jsonl")
         stored = (out / "dfs" / "model" / "model.safetensors").read_bytes()
         address = f"{hub.endpoint}/demo/evolved/resolve/main"
         assert urlopen(f"{address}/model.safetensors").read() == stored
@@ -74,7 +80,6 @@ def test_running_again_evaluates_nothing(demo: tuple[Path, list[Row]], monkeypat
     jobs: list[Any] = []
     monkeypatch.setattr(LocalRunner, "run", lambda self, given: iter(jobs.extend(given) or ()))
     monkeypatch.setattr(quickstart, "check_reload", lambda *arguments: "")
-    monkeypatch.setattr(quickstart, "publish", lambda *arguments, **more: "")
     again = run_demo(out, evaluations=24, sizes=SIZES)
     assert jobs == []
     assert [(row.model, row.scores) for row in again] == [(row.model, row.scores) for row in rows]

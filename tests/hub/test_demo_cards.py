@@ -54,7 +54,7 @@ def test_the_card_claims_what_was_measured() -> None:
 def _refresh(demo: Path) -> None:
     """Publish the demo's winners to a hub of their own, and take what is there."""
     from hf_evomerge.demo.quickstart import SPECIALISTS, publish
-    from hf_evomerge.local_hub import LocalHub
+    from local_hub import LocalHub
 
     with TemporaryDirectory() as scratch, LocalHub(scratch, user="demo") as hub:
         for space, repo_id in SPACES.items():

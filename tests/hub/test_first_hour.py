@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_evomerge import cli
-from hf_evomerge.local_hub import LocalHub
+from local_hub import LocalHub
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 MODELS = {"japanese-model": "a", "maths-model": "b", "their-common-base": "base"}

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi
 
-from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
+from local_hub import LocalHub
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "hf_job.py"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_evomerge.local_hub.cards import card_tags, check_card, front_matter, read_card
+from local_hub.cards import card_tags, check_card, front_matter, read_card
 
 
 def _card(**metadata: Any) -> str:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hf_evomerge.local_hub import LocalHub
+from local_hub import LocalHub
 
 Program = Callable[..., str]
 CARD = """---

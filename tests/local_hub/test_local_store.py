@@ -22,10 +22,10 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from hf_evomerge.errors import HubError
-from hf_evomerge.local_hub import LocalHub
-from hf_evomerge.local_hub.repository import State
-from hf_evomerge.local_hub.store import Store
-from hf_evomerge.local_hub.wire import Refusal
+from local_hub import LocalHub
+from local_hub.repository import State
+from local_hub.store import Store
+from local_hub.wire import Refusal
 
 WEIGHTS = os.urandom(200_000)
 
@@ -115,7 +115,7 @@ while True:
 """
 SERVER = """
 import json, sys
-from hf_evomerge.local_hub import LocalHub
+from local_hub import LocalHub
 with LocalHub(sys.argv[1]) as hub:
     print(json.dumps(hub.environment(home=sys.argv[2])), flush=True)
     hub.wait()

@@ -16,7 +16,7 @@ from hub_fixtures import use_hub
 from served import greedy
 
 from hf_evomerge.hub.space import push_space
-from hf_evomerge.local_hub import LocalHub
+from local_hub import LocalHub
 
 START = """
 import importlib.abc, importlib.machinery, runpy, sys

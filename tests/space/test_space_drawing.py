@@ -22,7 +22,7 @@ from hf_evomerge.fitness import draw
 from hf_evomerge.hub.push import push_model
 from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.hub.reproduce import reproduce
-from hf_evomerge.local_hub import LocalHub
+from local_hub import LocalHub
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_nothing_is_uploaded_that_the_space_does_without() -> None:
     """No demo, no weights, no Hub on loopback, no search, no command line: fewer than 90 files, less than 1 MB."""
     files = space_files("user/model")
     rooms = {name.split("/")[1] for name in files if name.startswith("hf_evomerge/")}
-    assert not rooms & {"cli", "demo", "hub", "local_hub", "mergekit", "merging", "search", "_bundled", "__main__.py"}
+    assert not rooms & {"cli", "demo", "hub", "mergekit", "merging", "search", "_bundled", "__main__.py"}
     assert LEFT_OUT - {"_bundled"} <= {file.name for file in (ROOT / "hf_evomerge").iterdir()}, "a room that is gone"
     assert len(files) < 90
     assert sum(len(content) if isinstance(content, bytes) else Path(content).stat().st_size for content in files.values()) < 1e6

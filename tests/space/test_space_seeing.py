@@ -29,10 +29,10 @@ from hf_evomerge.demo.publish import publish_demo
 from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness.example import MAX_SIDE
-from hf_evomerge.local_hub import LocalHub
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.paths import settings_in
+from local_hub import LocalHub
 
 
 def _file(size: tuple[int, int] = (24, 24), kind: str = "PNG") -> bytes:

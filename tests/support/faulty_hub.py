@@ -15,9 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_evomerge.local_hub import LocalHub
-from hf_evomerge.local_hub.server import Handler, Server
-from hf_evomerge.local_hub.wire import CHUNK, Request, Response, Slice
+from local_hub import LocalHub
+from local_hub.server import Handler, Server
+from local_hub.wire import CHUNK, Request, Response, Slice
 
 Action = Literal["status", "reset", "hang_up", "truncate", "corrupt", "delay"]
 

@@ -17,7 +17,7 @@ from transformers.utils import hub as transformers_hub
 from typer.testing import CliRunner
 
 from hf_evomerge.cli import app
-from hf_evomerge.local_hub import LocalHub
+from local_hub import LocalHub
 
 
 class Said(NamedTuple):

@@ -24,6 +24,6 @@ def test_every_quoted_message_is_in_the_code() -> None:
     """Each message in the first column of a table stands in the package, with … where something is put in."""
     quoted = re.findall(r"^\| `([^|`]*)` \|", PAGE, re.MULTILINE)
     assert len(quoted) == len(re.findall(r"^\| (?!message|---)", PAGE, re.MULTILINE)) > 60
-    files = [file for file in (ROOT / "hf_evomerge").rglob("*.py") if not {"_bundled", "local_hub"} & {*file.parts}]
+    files = [file for file in (ROOT / "hf_evomerge").rglob("*.py") if "_bundled" not in file.parts]
     code = "\n".join(text for file in files for text in _texts(ast.parse(file.read_text(encoding="utf-8"))))
     assert [message for message in quoted if message.rstrip("…") not in code] == []

@@ -105,7 +105,7 @@ def _moved(bench: Bench, rng: random.Random) -> str | None:
 
 def on_a_hub(tiny: str, scratch: str, after: str) -> None:
     """What `_moved` does, in a process whose client has read the loopback hub's settings; raises where the trials differ."""
-    from hf_evomerge.local_hub import LocalHub
+    from local_hub import LocalHub
 
     root = Path(scratch)
     with LocalHub(root / "hub") as hub:

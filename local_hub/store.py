@@ -9,7 +9,8 @@ import threading
 import uuid
 from pathlib import Path
 
-from ..errors import HubError
+from hf_evomerge.errors import HubError
+
 from .objects import Objects
 from .repository import SINGULAR, STATE, Commit, Entry, Repository, State, git_id, pointer
 from .wire import Refusal

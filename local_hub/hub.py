@@ -11,7 +11,8 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from ..errors import HubError
+from hf_evomerge.errors import HubError
+
 from .access import Account, Call
 from .routes import answer
 from .server import Server

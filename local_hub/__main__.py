@@ -1,27 +1,34 @@
-"""Run a Hub on this machine, to try push, download and Spaces without an account: `python -m hf_evomerge.local_hub`.
+"""Run a Hub on this machine, to try push, download and Spaces without an account: `python -m local_hub`.
 
-Prints the variables that point `huggingface_hub`, `transformers` and this package at it.
+Prints the variables that point `huggingface_hub`, `transformers` and `hf_evomerge` at it; or runs one command with them:
+`python -m local_hub --user me -- hf-evomerge push my-search me/my-merge`.
 """
 
 import argparse
+import os
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import EvoMergeError
+from hf_evomerge.errors import EvoMergeError
+
 from .hub import LocalHub
 
 
 def main() -> None:
-    """Serve until Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m hf_evomerge.local_hub", description=__doc__)
+    """Serve until Ctrl-C, or until the command ends."""
+    parser = argparse.ArgumentParser(prog="python -m local_hub", description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("evomerge-hub"), help="the folder to keep repositories in")
     parser.add_argument("--port", type=int, default=8765, help="0 for any that is free")
     parser.add_argument("--user", default="local", help="your name there, and the namespace of your repositories")
     parser.add_argument("--org", action="append", default=[], help="another namespace to write in; can be repeated")
+    parser.add_argument("command", nargs="*", help="run this and stop, in place of serving until Ctrl-C")
     given = parser.parse_args()
     try:
         with LocalHub(given.root, given.port, user=given.user, orgs=given.org) as hub:
+            if given.command:
+                sys.exit(subprocess.run(given.command, env={**os.environ, **hub.environment()}, check=False).returncode)
             print(hub.describe(), flush=True)
             with suppress(KeyboardInterrupt):
                 hub.wait()
