@@ -225,7 +225,7 @@ class ModelPool:
         kind, joined = self.sources.kind_of(part), self.sources.runs_unmerged(part)
         key = ("joined", part.method, *numbers, router) if joined else kind
         if self._merger is None or self._merger[0] != key:
-            self._applied = None
+            self._merger = self._gradient = self._applied = None  # first: task vectors of two kinds are not held at once
             self._merger = (key, *(self._joined(part, router) if joined else self._live_merger(part, router)))
         return self._merger[1:]
 
@@ -234,7 +234,7 @@ class ModelPool:
         from ...merging.joined import JoinedAdapters
 
         plan = self.sources.merged(part).plan
-        self._merger = self._visitor = None
+        self._visitor = None
         self._merged_models.clear()
         assert plan.base is not None  # which the adapters have
         model = self.load(plan.base)
