@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,14 +17,17 @@ from ..checkpoints.ledger import Ledger
 from ..checkpoints.model_folder import remove_leftovers
 from ..checkpoints.open import open_source, pin_source
 from ..checkpoints.writer import check_target, write_checkpoint
-from ..errors import SourceError
+from ..errors import RecipeError, SourceError
 from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
+from .adapter import MergedAdapter
 from .composed import Composed
 from .merged import Merged
 from .pipeline import ComposedPipeline
 from .record import write_build_record
 from .routed import Routed
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(
@@ -33,11 +38,13 @@ def build_model(
     overwrite: bool = False,
     max_shard_size: str | int = "4GB",
     trust_remote_code: bool = False,
+    whole: bool | None = None,
 ) -> Path:
     """Build the model of a recipe.
 
     A recipe with only a ``merge`` part gives a plain model of the parents' architecture, one with a ``flow`` part an
-    `EvoMergedForCausalLM`, or for vision-language models an `EvoMergedForImageTextToText`. The recipe is saved beside the
+    `EvoMergedForCausalLM`, or for vision-language models an `EvoMergedForImageTextToText`. Where the sources are LoRA
+    adapters of one base, and the method adds what they change, the result is an adapter. The recipe is saved beside the
     weights, its sources at the commits that were read. Configs and headers are checked before any weights are downloaded. The
     folder appears under its name only when it is whole; what an interrupted build had finished stays in a hidden folder beside
     it, and the next build of the same recipe goes on from there. What is doubtful about the sources, and how they are related,
@@ -51,13 +58,14 @@ def build_model(
         max_shard_size: The largest file of weights, such as ``"4GB"``.
         trust_remote_code: Whether Python files that come with the sources may be run to read their configs; they are then
             copied to the result.
+        whole: Whether to write the whole model. False: an adapter, or nothing. None: an adapter where it is one.
 
     Returns:
         The folder.
 
     Raises:
         RecipeError: The recipe names an unknown method or parameter.
-        SourceError: A source cannot be read, or the sources do not fit each other.
+        SourceError: A source cannot be read, or the sources do not fit each other, or the result is no adapter.
         PathError: The path names a layer that is not there, or cannot run.
         EvoMergeError: The folder exists (with `overwrite`: and is no model, or is one of the sources), or another process is
             building it.
@@ -71,16 +79,38 @@ def build_model(
     remove_leftovers(Path(out))
     check_target(Path(out), overwrite=overwrite, keep=[named_folder(name) for name in names])
     recipe = _pinned(recipe, trust_remote_code)
-    checkpoint = open_recipe(recipe, trust_remote_code=trust_remote_code)
+    checkpoint = open_result(recipe, trust_remote_code=trust_remote_code, whole=whole)
+    is_adapter = isinstance(checkpoint, MergedAdapter)
+
+    def finish(folder: Path) -> None:
+        energy = checkpoint.energy if isinstance(checkpoint, MergedAdapter) else {}
+        write_build_record(folder, str(Ledger.of(checkpoint)), energy or None)
+
     return write_checkpoint(
         checkpoint,
         out,
         files={RECIPE_FILE: recipe.to_yaml()},
-        max_shard_size=max_shard_size,
+        max_shard_size=sys.maxsize if is_adapter else max_shard_size,
         overwrite=overwrite,
         progress=progress,
-        finish=lambda folder: write_build_record(folder, str(Ledger.of(checkpoint))),
+        finish=finish,
     )
+
+
+def open_result(recipe: Recipe, *, trust_remote_code: bool = False, whole: bool | None = None) -> Checkpoint:
+    """What `build_model` writes for a recipe, with the same arguments and errors."""
+    merged = open_recipe(recipe, trust_remote_code=trust_remote_code)
+    if recipe.rank is not None and whole:
+        raise RecipeError("rank: the whole model has none; take it out of the recipe, or let an adapter be written")
+    if whole or (whole is None and recipe.rank is None and all(source.adapter is None for source in merged.sources)):
+        return merged
+    try:
+        return MergedAdapter(recipe, merged)
+    except SourceError as error:
+        if whole is False or recipe.rank is not None:
+            raise SourceError(f"the result is no adapter: {error}; write the whole model") from error
+        logger.info("the whole model is written, as the result is no adapter: %s", error)
+        return merged
 
 
 def _pinned(recipe: Recipe, trust_remote_code: bool) -> Recipe:
@@ -113,12 +143,12 @@ class RecipeCheck:
         return "\n".join([f"fine: {self.summary}", *(f"warning: {line}" for line in self.warnings)])
 
 
-def check_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> RecipeCheck:
+def check_recipe(recipe: Recipe, *, trust_remote_code: bool = False, whole: bool | None = None) -> RecipeCheck:
     """Check a recipe and its sources from configs and headers, without building and without downloading weights.
 
     Args:
         recipe: What to check.
-        trust_remote_code: As for `build_model`.
+        trust_remote_code, whole: As for `build_model`.
 
     Raises:
         RecipeError: The recipe names an unknown method or parameter.
@@ -129,9 +159,9 @@ def check_recipe(recipe: Recipe, *, trust_remote_code: bool = False) -> RecipeCh
         >>> print(check_recipe(Recipe.load("recipe.yaml")))  # doctest: +ELLIPSIS
         fine: ...
     """
-    checkpoint = open_recipe(recipe, trust_remote_code=trust_remote_code)
-    dtype = str(recipe.dtype or checkpoint.config.dtype).removeprefix("torch.")
-    return RecipeCheck(f"{checkpoint}, as {dtype}", checkpoint.warnings, Ledger.of(checkpoint))
+    checkpoint = open_result(recipe, trust_remote_code=trust_remote_code, whole=whole)
+    own = checkpoint.dtype if isinstance(checkpoint, MergedAdapter) else recipe.dtype or checkpoint.config.dtype
+    return RecipeCheck(f"{checkpoint}, as {str(own).removeprefix('torch.')}", checkpoint.warnings, Ledger.of(checkpoint))
 
 
 def open_recipe(
@@ -183,7 +213,7 @@ def _parents(recipe: Recipe, opened: Callable[[SourceRef], Parent]) -> tuple[Rec
     sources = {number: opened(recipe.sources[number]) for number in sorted(used)}
     base = opened(recipe.base) if recipe.base is not None else None
     if recipe.chat_template == "auto":
-        chosen = most_common_template(source.folder for source in [*sources.values(), *([base] if base is not None else [])])
+        chosen = most_common_template(source.beside for source in [*sources.values(), *([base] if base is not None else [])])
         recipe = recipe.model_copy(update={"chat_template": chosen})
     if recipe.has_components:
         numbers = recipe.merge_sources if recipe.flow is None else list(sources)

@@ -100,7 +100,7 @@ class Composed(PlannedCheckpoint):
         found = self.merged.warnings
         found = found + self.architecture_warnings
         if self.processor_source is not self.tokenizer_source:
-            found = found + template_warnings(self.processor_source.folder, self.recipe.chat_template)
+            found = found + template_warnings(self.processor_source.beside, self.recipe.chat_template)
         return list(dict.fromkeys(found))
 
     def findings(self) -> Findings:

@@ -154,7 +154,7 @@ class Merged(PlannedCheckpoint):
     def warnings(self) -> list[str]:
         """What is doubtful about the sources."""
         found = self._doubts + find_warnings(self.plan.sources, self.plan.base, self.tokenizer_source)
-        return found + template_warnings(self.tokenizer_source.folder, self.chat_template)
+        return found + template_warnings(self.tokenizer_source.beside, self.chat_template)
 
     def findings(self) -> Findings:
         """How the sources are related, as far as they were merged: a build that goes on merges what is left."""

@@ -12,13 +12,13 @@ from ..recipes.recipe import RECIPE_FILE, Built
 
 BUILD_FILE = "build.json"
 _RECORDED = (
-    *("*.safetensors", "*.safetensors.index.json", "config.json", RECIPE_FILE, "*.py"),
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", RECIPE_FILE, "*.py"),
     *("model_index.json", "*/*.safetensors", "*/*.safetensors.index.json", "*/config.json"),  # of pipelines
 )
 _LIBRARIES = ("hf-evomerge", "huggingface_hub", "safetensors", "torch", "transformers")
 
 
-def write_build_record(folder: Path, tensors: str | None = None) -> Built:
+def write_build_record(folder: Path, tensors: str | None = None, energy: dict[str, float] | None = None) -> Built:
     """Hash the weights, the config, the recipe and the code of a model that has just been built, and keep it beside them.
 
     Reads everything once, several files at a time: about a second per gigabyte.
@@ -26,11 +26,12 @@ def write_build_record(folder: Path, tensors: str | None = None) -> Built:
     Args:
         folder: The model.
         tensors: What became of every tensor of its sources.
+        energy: What an adapter of a given rank keeps; see `Built`.
 
     Returns:
         What the record says.
     """
-    built = Built(versions=library_versions(), sha256=_hashes(folder), tensors=tensors)
+    built = Built(versions=library_versions(), sha256=_hashes(folder), tensors=tensors, energy=energy)
     (folder / BUILD_FILE).write_text(built.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
     return built
 

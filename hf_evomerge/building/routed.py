@@ -115,7 +115,7 @@ class Routed(PlannedCheckpoint):
         """What is doubtful about the merge, where there is one, or about the sources."""
         if self.merge is None:
             found = find_warnings(self.parents, None, self.tokenizer_source)
-            return found + template_warnings(self.tokenizer_source.folder, self.chat_template)
+            return found + template_warnings(self.tokenizer_source.beside, self.chat_template)
         number, found = len(self.parents), self.merge.merged.warnings
         if number in {self.flow.embedding_source, *(source for source, _ in self.flow.to_path().unique_layers)}:
             return found

@@ -311,7 +311,7 @@ def _tokens(source: Parent) -> dict[str, int]:
 
 def _tokenizer_json(source: Parent) -> dict[str, Any]:
     """What ``tokenizer.json`` says; a source without one has its tokenizer converted."""
-    if (source.folder / "tokenizer.json").is_file():
+    if (source.beside / "tokenizer.json").is_file():
         return source.read_json("tokenizer.json")
     backend = getattr(source.tokenizer(), "backend_tokenizer", None)
     if backend is None:

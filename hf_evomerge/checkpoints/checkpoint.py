@@ -219,6 +219,7 @@ class Parent(Checkpoint):
 
     Attributes:
         folder: Where ``config.json`` and the ``.safetensors`` files are, or will be.
+        beside: Where the tokenizer is: the same folder, or that of an adapter which has its own.
         repository: Where the weights come from if they are not in the folder.
         gguf: The GGUF file that the folder was dequantised from, if it was.
         adapter: A LoRA adapter that is merged into each tensor when it is read.
@@ -229,6 +230,7 @@ class Parent(Checkpoint):
 
     is_stored = True
     folder: Path
+    beside: Path
     repository: Repository | None
     gguf: GgufFile | None
     adapter: Adapter | None
@@ -325,7 +327,7 @@ class Parent(Checkpoint):
         from transformers import AutoProcessor
 
         try:
-            return AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)
+            return AutoProcessor.from_pretrained(self.beside, trust_remote_code=False)
         except Exception as cause:  # anything, as for the config
             raise SourceError(f"{self}: its processor cannot be read: {one_line(cause)}") from cause
 
@@ -339,11 +341,11 @@ class Parent(Checkpoint):
 
     def write_tokenizer(self, folder: Path) -> None:
         """Copy generation settings, tokenizer, chat templates and processors, except what `folder` has already."""
-        copy_companions(self.folder, folder)
+        copy_companions(self.beside, folder)
 
     def write_processor(self, folder: Path) -> None:
         """Copy processors and chat templates, except what `folder` has already."""
-        copy_processor(self.folder, folder)
+        copy_processor(self.beside, folder)
 
     @property
     def folders(self) -> list[Path]:
@@ -352,7 +354,7 @@ class Parent(Checkpoint):
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the checkpoint's JSON files; raises `SourceError` where it cannot be read or holds no mapping."""
-        return read_mapping(self.folder / name, f"{self}: {name}")
+        return read_mapping((self.folder if name == "config.json" else self.beside) / name, f"{self}: {name}")
 
 
 class View(Parent):
@@ -364,7 +366,8 @@ class View(Parent):
 
     def __init__(self, inner: Parent) -> None:
         self.inner, self.ref, self.part, self.tokenizer_source = inner, inner.ref, inner.part, self
-        self.folder, self.repository, self.gguf, self.adapter = inner.folder, inner.repository, inner.gguf, inner.adapter
+        self.folder, self.beside, self.repository = inner.folder, inner.beside, inner.repository
+        self.gguf, self.adapter = inner.gguf, inner.adapter
         self.trust_remote_code = inner.trust_remote_code
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import SourceError
 from .checkpoint import Parent
 from .lora import CONFIG_FILE, Adapter
+from .model_folder import COMPANIONS
 
 Digest = list[Any]
 """The sha256 of a file, and its size, times and inode when it was taken; of a repository the commit alone."""
@@ -47,6 +48,7 @@ def _adapter(adapter: Adapter, known: Mapping[str, Digest]) -> dict[str, Digest]
         return {"commit": [adapter.repository.commit]}
     own = {name.removeprefix("adapter "): digest for name, digest in known.items() if name.startswith("adapter ")}
     files = [adapter.folder / name for name in ([CONFIG_FILE] if adapter.config else []) + [adapter.file]]
+    files += [file for pattern in COMPANIONS for file in sorted(adapter.folder.glob(pattern)) if file.is_file()]
     return _digests(adapter.folder, files, own)
 
 

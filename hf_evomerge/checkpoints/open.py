@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+from ..errors import SourceError
 from ..recipes.names import named_folder
 from ..recipes.recipe import SourceRef
 from .gguf import GgufFile
-from .lora import Adapter
+from .lora import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from .pipeline import INDEX, Pipeline
 from .repository import find_folder
 from .source import Source
@@ -17,7 +19,8 @@ def open_source(ref: SourceRef | str, *, trust_remote_code: bool = False) -> Sou
     """Find the checkpoint. Of a repository only small files are fetched; the weights follow when the first is read.
 
     Args:
-        ref: A reference from a recipe, or just its ``model``: a folder, the id of a repository on the Hub, or a GGUF file.
+        ref: A reference from a recipe, or just its ``model``: a folder, the id of a repository on the Hub, or a GGUF file. An
+            adapter by itself is opened with the base that its config names.
         trust_remote_code: Whether the checkpoint's own Python files may be fetched, and run to read its config.
 
     Raises:
@@ -30,6 +33,13 @@ def open_source(ref: SourceRef | str, *, trust_remote_code: bool = False) -> Sou
         folder = gguf.dequantised(str(ref))
     else:
         folder, repository = find_folder(ref.model, ref.revision, code=trust_remote_code)
+    if ref.adapter is None and is_adapter(folder):
+        config = Adapter(folder, str(ref), repository).config
+        base = {"model": config.get("base_model_name_or_path"), "revision": config.get("revision")}
+        if not isinstance(base["model"], str) or not base["model"] or base["model"] == ref.model:
+            raise SourceError(f"{ref}: a LoRA adapter that names no base; write {{model: ITS BASE, adapter: {ref.model}}}")
+        named = {**ref.model_dump(), **base, "adapter": ref.model, "adapter_revision": ref.revision}
+        return open_source(SourceRef.model_validate(named), trust_remote_code=trust_remote_code)
     adapter = Adapter.open(ref.adapter, ref.adapter_revision) if ref.adapter is not None else None
     kind = Pipeline if (folder / INDEX).is_file() else Source
     source = kind(folder, ref, repository=repository, gguf=gguf, adapter=adapter, trust_remote_code=trust_remote_code)
@@ -37,13 +47,32 @@ def open_source(ref: SourceRef | str, *, trust_remote_code: bool = False) -> Sou
     return source
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a LoRA adapter, and no model."""
+    return (folder / CONFIG_FILE).is_file() and not any((folder / name).is_file() for name in ("config.json", INDEX))
+
+
+def open_files(ref: SourceRef) -> Source:
+    """The tensors in the files of a model, or of an adapter its own, to compare bits. Raises `SourceError`."""
+    folder, repository = find_folder(ref.model, ref.revision)
+    if not is_adapter(folder):
+        return open_source(ref)
+    source = Source(folder, ref, repository=repository)
+    source.stem = WEIGHTS_FILE.removesuffix(".safetensors")
+    return source
+
+
 def pin_source(ref: SourceRef, *, trust_remote_code: bool = False) -> SourceRef:
-    """`Source.pinned` of a reference; a folder's has nothing to pin, and is not opened.
+    """`Source.pinned` of a reference; the folder of a model has nothing to pin, and is not opened.
 
     Raises:
         SourceError: As `open_source`.
     """
     names = [name for name in (ref.model, ref.adapter) if name is not None]
-    if ref.gguf is None and all(os.path.isdir(named_folder(name)) for name in names):
+    if (
+        ref.gguf is None
+        and all(os.path.isdir(named_folder(name)) for name in names)
+        and not (ref.adapter is None and is_adapter(named_folder(ref.model)))
+    ):
         return ref
     return open_source(ref, trust_remote_code=trust_remote_code).pinned

@@ -45,6 +45,8 @@ class Source(Parent):
         trust_remote_code: bool = False,
     ) -> None:
         self.folder = Path(folder)
+        has_tokenizer = adapter is not None and (adapter.folder / "tokenizer_config.json").is_file()
+        self.beside = adapter.folder if adapter is not None and has_tokenizer else self.folder
         self.ref = ref if ref is not None else SourceRef(model=str(folder))
         self.tokenizer_source = self
         self.repository = repository
@@ -82,7 +84,7 @@ class Source(Parent):
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+            return AutoTokenizer.from_pretrained(self.beside, trust_remote_code=self.trust_remote_code)
         except Exception as cause:  # anything, as for the config
             raise SourceError(f"{self}: its tokenizer cannot be read: {one_line(cause)}") from cause
 
@@ -226,7 +228,7 @@ class Source(Parent):
         check_folder(self.folder)
         is_model = (self.folder / "config.json").is_file()
         weights = self.repository is not None or bool(self._files())
-        if (self.folder / "adapter_config.json").is_file() and not (is_model and weights):
+        if (self.folder / "adapter_config.json").is_file() and not weights:
             raise SourceError(f"{self}: a LoRA adapter, not a model; write {{model: ITS BASE, adapter: {self.ref.model}}}")
         if not is_model:
             ggufs = sorted(file.name for file in self.folder.glob("*.gguf"))

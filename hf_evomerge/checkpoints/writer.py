@@ -104,7 +104,7 @@ def check_target(out: Path, *, overwrite: bool, keep: Iterable[Path] = ()) -> No
         return check_place(out)
     if not overwrite:
         raise EvoMergeError(f"{out}: exists already; choose another folder, or pass --overwrite")
-    if not any((out / name).is_file() for name in ("config.json", "model_index.json")):
+    if not any((out / name).is_file() for name in ("config.json", "model_index.json", "adapter_config.json")):
         raise EvoMergeError(f"{out}: exists and is no model; choose another folder, or remove it yourself")
     if inside := [folder for folder in keep if folder.resolve().is_relative_to(out.resolve())]:
         what = "is" if inside[0].resolve() == out.resolve() else f"holds {inside[0]},"

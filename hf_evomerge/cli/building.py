@@ -43,9 +43,18 @@ def merge(
             "--methods", help="List the merge methods and their parameters, and stop.", callback=_print_methods, is_eager=True
         ),
     ] = False,
+    whole: Annotated[
+        bool | None,
+        typer.Option(
+            "--whole/--adapter", help="Write the whole model, or an adapter; without either, an adapter where it is one."
+        ),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="The largest rank of the adapter; exact by default.")] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Build the model of a recipe, of a mergekit file, or of a study. A build that was stopped is resumed.
+
+    LoRA adapters of one base give an adapter, where the method adds what they change.
 
     **Examples**
 
@@ -63,23 +72,30 @@ def merge(
 
         quiet()
         if recipe.is_dir():
-            built, place = found_recipe(recipe, pick)
+            chosen, place = found_recipe(recipe, pick)
         elif pick is not None:
             raise EvoMergeError(f"--pick: {recipe} is no study, and has no front to pick from")
         else:
             read = load(recipe)
-            built, place = read.recipe, Path("merged")
+            chosen, place = read.recipe, Path("merged")
             for line in read.notes:
                 LOGGER.info(line)
         out = out or place
+        chosen = chosen if rank is None else chosen.model_copy(update={"rank": rank})
         if dry_run:
             check_target(out, overwrite=overwrite)
-            checked = check_recipe(built, trust_remote_code=trust_remote_code)
+            checked = check_recipe(chosen, trust_remote_code=trust_remote_code, whole=whole)
             typer.echo(f"{checked}\n{checked.ledger}")
             return
         show = sys.stderr.isatty()
         folder = build_model(
-            built, out, overwrite=overwrite, progress=show, max_shard_size=max_shard_size, trust_remote_code=trust_remote_code
+            chosen,
+            out,
+            overwrite=overwrite,
+            progress=show,
+            max_shard_size=max_shard_size,
+            trust_remote_code=trust_remote_code,
+            whole=whole,
         )
         typer.echo(f"built {folder}")
 

@@ -281,11 +281,13 @@ class Built(StrictModel):
         versions: Versions of the libraries that it was built with.
         sha256: The sha256 of each weights file, by its name.
         tensors: What became of every tensor of the sources, in one line.
+        energy: Of an adapter of a given rank, the share of the change's squared length that the rank keeps, by module.
     """
 
     versions: dict[str, str] = Field(default_factory=dict)
     sha256: dict[str, str] = Field(default_factory=dict)
     tensors: str | None = None
+    energy: dict[str, float] | None = None
 
 
 def _pieces(value: Any) -> Any:
@@ -313,6 +315,7 @@ class Recipe(StrictModel):
         flow: The data-flow part; the result is an `EvoMergedForCausalLM`, or of a vision-language model an
             `EvoMergedForImageTextToText`.
         dtype: The dtype of the result; the first source's where absent. Sums are accumulated in float32.
+        rank: The largest rank of the result, where it is a LoRA adapter; that is exact where absent.
         seed: Seed of the random masks of DARE and DELLA.
         vocabulary: What to do where the sources' vocabularies differ. ``refuse``, the default. By rows at their end:
             ``truncate``: the result has the smallest vocabulary; ``{from: 1}``: that of source 1 (or of the ``base``), whose
@@ -334,6 +337,7 @@ class Recipe(StrictModel):
     merge: MergePart | None = None
     flow: FlowPart | None = None
     dtype: Dtype | None = None
+    rank: Count | None = None
     seed: Index = 0
     vocabulary: Vocabulary | None = None
     tokens: TokenPart | None = None

@@ -129,7 +129,7 @@ class Tuner:
         if not (folder / "config.json").exists():
             from ..building.build import build_model
 
-            build_model(start, folder, progress=False, trust_remote_code=self.evaluator.sources.trust_remote_code)
+            build_model(start, folder, progress=False, trust_remote_code=self.evaluator.sources.trust_remote_code, whole=True)
         return SourceRef(model=str(folder))
 
     def _train(self, start: SourceRef, lora: Lora, out: Path, told: Callable[[int, Any], None]) -> None:

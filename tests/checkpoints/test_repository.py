@@ -182,7 +182,7 @@ def test_what_cannot_be_had_is_one_line(hub: FaultyHub, lfs_api: HfApi, run: Run
 
 
 def test_adapters_are_fetched_too(lfs_api: HfApi, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:
-    """A model and its adapter may both be on the Hub; a dry run fetches neither's weights."""
+    """A model and its adapter may both be on the Hub; a dry run fetches neither's weights, a merged adapter not the base's."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -196,7 +196,11 @@ def test_adapters_are_fetched_too(lfs_api: HfApi, family: None, run: Run, tiny: 
     checked = run("merge", "recipe.yaml", "--out", "out", "--dry-run")
     assert checked.returncode == 0, checked.stderr
     assert cached(tmp_path) == []
-    done = run("merge", "recipe.yaml", "--out", "out")
+    done = run("merge", "recipe.yaml", "--out", "adapter")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert [file.name for file in cached(tmp_path)] == ["adapter_model.safetensors"]
+    done = run("merge", "recipe.yaml", "--out", "out", "--whole")
     assert done.returncode == 0, done.stderr
     merged, plain = load_file(tmp_path / "out" / WEIGHTS), load_file(tiny / "a" / WEIGHTS)
     changed = {name for name in plain if not torch.equal(plain[name], merged[name])}

@@ -157,6 +157,9 @@ def test_missing_files_are_refused(folder):
     with pytest.raises(SourceError, match=r"a LoRA adapter, not a model; write \{model: ITS BASE, adapter: "):
         open_source(str(folder))
     (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(SourceError, match=r"a LoRA adapter that names no base; write \{model: ITS BASE, adapter: "):
+        open_source(str(folder))
     (folder / "adapter_config.json").unlink()
     with pytest.raises(SourceError, match=r"no config.json in .*; give the folder or repository of a transformers model"):
         open_source(str(folder))

@@ -1,0 +1,346 @@
+"""A LoRA adapter as a result: the merge of adapters of one base, exact or of a fixed rank.
+
+Where a method adds weighted task vectors, and each is a product of two thin matrices, the sum is one too: ``A`` is all ``A_i``
+below each other, ``B`` all ``c_i s_i B_i`` beside each other. The base's weights are never read. A smaller rank is the best one
+of each module (Eckart and Young): QR of both matrices, SVD of the small core, in float64.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, Parent
+from ..checkpoints.headers import STORED, TensorInfo, tensor_order, torch_dtype
+from ..checkpoints.lora import CONFIG_FILE, WEIGHTS_FILE, Change
+from ..checkpoints.model_folder import write_chat_template
+from ..errors import SourceError
+from ..merging.method import Call
+from ..merging.methods.common import divisor
+from ..merging.rows import row_count
+from ..recipes.recipe import Recipe, SourceRef
+from .merged import Merged
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+Factors = tuple["Tensor", "Tensor"]
+"""Two float32 matrices whose product is added to a stored weight: rows of the weight x rank, and rank x columns."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A linear layer that an adapter changes.
+
+    Attributes:
+        name: What it is called in the model that peft adapts.
+        shape: The shape of its weight in the files.
+        rank: The rank of the change.
+        transposed: Whether the weight is stored with its inputs as rows.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int
+    transposed: bool = False
+
+
+class AdapterCheckpoint(Checkpoint):
+    """An adapter that is computed while it is read. `factors` says what is added to each weight.
+
+    Attributes:
+        base: The model that it is an adapter of.
+        modules: What it changes, by the raw name of the weight.
+        layers: Raw names of all weights of the base that are matrices.
+        dtype: The dtype of its tensors.
+        truncated: The weights whose change has a larger rank than its module, in their order.
+        squares: Of those that were read, the squared length of the change and of what the rank keeps of it.
+    """
+
+    base: SourceRef
+    modules: Mapping[str, Module]
+    layers: list[str]
+    truncated: list[str]
+    dtype: str = "float32"
+
+    def __init__(self) -> None:
+        self.squares: dict[str, tuple[float, float]] = {}
+        self._pairs: dict[str, Factors] = {}
+        self._locks = {name: Lock() for name in self.modules}
+
+    def factors(self, name: str) -> Factors:
+        """What is added to a weight; notes in `squares` what the rank keeps of it."""
+        raise NotImplementedError
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Dtype and shape of both matrices of every module, by peft's names."""
+        return {name: TensorInfo(STORED[self.dtype], shape) for name, (_, _, shape) in self._matrices.items()}
+
+    @cached_property
+    def _matrices(self) -> dict[str, tuple[str, str, tuple[int, int]]]:
+        """Weight, letter and shape of every tensor."""
+        found = {}
+        for weight in sorted(self.modules, key=tensor_order):
+            module = self.modules[weight]
+            outputs, inputs = module.shape[::-1] if module.transposed else module.shape
+            for letter, shape in (("A", (module.rank, inputs)), ("B", (outputs, module.rank))):
+                found[f"base_model.model.{module.name}.lora_{letter}.weight"] = weight, letter, shape
+        return found
+
+    def stream(self, name: str) -> Iterator[Tensor]:
+        """One of the two matrices of a module; both are made when the first is read."""
+        weight, letter, _ = self._matrices[name]
+        with self._locks[weight]:
+            pair = self._pairs.pop(weight, None)
+            if pair is None:
+                pair = self._pairs[weight] = self.factors(weight)
+        left, right = (pair[1].T, pair[0].T) if self.modules[weight].transposed else pair
+        yield (left if letter == "B" else right).to(torch_dtype(STORED[self.dtype])).reshape(-1)
+
+    def place(self, name: str) -> tuple[str, str, str]:
+        """All tensors are in one file, as peft reads it."""
+        return "", WEIGHTS_FILE.removesuffix(".safetensors"), name
+
+    @property
+    def energy(self) -> dict[str, float]:
+        """Share of the squared length of the change that the rank keeps, by module."""
+        return {self.modules[name].name: round(kept / whole, 6) if whole else 1.0 for name, (whole, kept) in self._all_squares}
+
+    @property
+    def _all_squares(self) -> list[tuple[str, tuple[float, float]]]:
+        for name in self.truncated:
+            if name not in self.squares:  # it was written by a build that was interrupted
+                self.factors(name)
+        return [(name, self.squares[name]) for name in self.truncated]
+
+    def findings(self) -> Findings:
+        """What the rank keeps of the change, of all and of the module that loses most."""
+        if not (energy := self.energy):
+            return Findings()
+        whole, kept = (sum(numbers) for numbers in zip(*(pair for _, pair in self._all_squares), strict=True))
+        least = min(energy, key=lambda name: energy[name])
+        share = kept / whole if whole else 1.0
+        return Findings([f"rank {self._rank} keeps {share:.1%} of the change's energy; least in {least}: {energy[least]:.1%}"])
+
+    @property
+    def _rank(self) -> int:
+        return max(module.rank for module in self.modules.values())
+
+    def adapter_config(self) -> dict[str, Any]:
+        """What ``adapter_config.json`` holds; its scaling is 1 for every module, also for programs that read no patterns."""
+        rank, named = self._rank, {module.name: module.rank for module in self.modules.values()}
+        others = {name.removesuffix(".weight"): 0 for name in self.layers if name not in self.modules}
+        ranks = _by_last_part({**others, **named})
+        pattern = {name: own for name, own in ranks.items() if own not in (0, rank)}
+        causal = str((self.config.architectures or [""])[0]).endswith("ForCausalLM")
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM" if causal else None,
+            "base_model_name_or_path": self.base.model,
+            "revision": self.base.revision,
+            "r": rank,
+            "lora_alpha": rank,
+            "rank_pattern": pattern,
+            "alpha_pattern": pattern,
+            "target_modules": [name for name, own in ranks.items() if own],
+            "fan_in_fan_out": any(module.transposed for module in self.modules.values()),
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "use_rslora": False,
+            "use_dora": False,
+            "inference_mode": True,
+        }
+
+    def write_companions(self, folder: Path) -> None:
+        """Write the config, the tokenizer and the chat template."""
+        text = json.dumps(self.adapter_config(), indent=2, ensure_ascii=False)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        self.tokenizer_source.write_tokenizer(folder)
+        if self.chat_template is not None:
+            write_chat_template(folder, self.chat_template)
+
+    def unused(self, source: Parent, name: str) -> str:
+        """What the adapter leaves alone is in the base."""
+        return "the base's own"
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One adapter's part in a module, and what its rows are multiplied by: first row, last row + 1, number."""
+
+    source: Parent
+    change: Change
+    rank: int
+    runs: list[tuple[int, int, float]] = field(default_factory=list)
+
+
+class MergedAdapter(AdapterCheckpoint):
+    """The merge of LoRA adapters of one base, as an adapter.
+
+    Args:
+        recipe: The recipe; its ``rank`` is the largest of the result, which is exact where there is none.
+        merged: The recipe as a checkpoint.
+
+    Raises:
+        SourceError: It is no adapter; the message ends with the reason.
+    """
+
+    def __init__(self, recipe: Recipe, merged: Checkpoint) -> None:
+        if not isinstance(merged, Merged) or merged.plan.stack is not None:
+            raise SourceError("a path, a stack of slices or a part of a model is no adapter")
+        _check_method(merged)
+        self.merged, self.ref, self.tokenizer_source = merged, merged.ref, merged.tokenizer_source
+        self.chat_template, self.dtype = merged.chat_template, recipe.dtype or "float32"
+        self.base = _common_base(merged)
+        self._terms = dict(_terms(merged))
+        if not self._terms:
+            raise SourceError("every adapter has the weight 0")
+        self.layers = [name for name, info in merged.tensors.items() if len(info.shape) > 1]
+        self.modules = {name: self._module(name, recipe.rank) for name in self._terms}
+        self.truncated = [name for name, module in self.modules.items() if module.rank < self._total(name)]
+        super().__init__()
+
+    def _module(self, name: str, rank: int | None) -> Module:
+        shape, total, change = self.merged.tensors[name].shape, self._total(name), self._terms[name][0].change
+        own = total if rank is None or total <= rank else min(rank, *shape)
+        return Module(change.module, shape, own, change.transposed)
+
+    def _total(self, name: str) -> int:
+        return sum(term.rank for term in self._terms[name])
+
+    def factors(self, name: str) -> Factors:
+        """The adapters' matrices beside each other, or the best of the rank."""
+        import torch
+
+        lefts, rights = [], []
+        for term in self._terms[name]:
+            assert term.source.adapter is not None  # it has changes
+            left, right = term.source.adapter.scaled_factors(term.change)
+            lefts.append(torch.cat([left[first:last] * share for first, last, share in term.runs]))
+            rights.append(right)
+        left, right = torch.cat(lefts, dim=1), torch.cat(rights)
+        if (rank := self.modules[name].rank) == right.shape[0]:
+            return left, right
+        left, right, squares = truncate(left, right, rank)
+        self.squares[name] = float(squares.sum()), float(squares[:rank].sum())
+        return left, right
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The base's config."""
+        return self.merged.config
+
+    @property
+    def sources(self) -> list[Parent]:
+        """The adapters with their base."""
+        return self.merged.sources
+
+    def origin(self, name: str) -> Origin:
+        """The weights with the adapters that a matrix is made of."""
+        weight = self._matrices[name][0]
+        return Origin("merged", tuple((term.source, weight) for term in self._terms[weight]))
+
+    def fingerprint(self) -> str:
+        """Another text for another recipe or other sources."""
+        return "adapter\0" + self.merged.fingerprint()
+
+    def download(self, *, progress: bool = True) -> None:
+        """Fetch the adapters; the base's weights are not needed."""
+        for source in self.sources:
+            if source.adapter is not None:
+                source.adapter.download(progress=progress)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about the sources."""
+        return self.merged.warnings
+
+    def __str__(self) -> str:
+        return f"{self.merged}, as an adapter of rank {self._rank}"
+
+
+def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best approximation of a product by one of a smaller rank.
+
+    Args:
+        left: Rows x any rank.
+        right: That rank x columns.
+        rank: The smaller rank.
+
+    Returns:
+        Two float32 matrices of equal lengths, and all squared singular values, from the largest, in float64. The largest entry
+        of each column of the first is positive, so that signs are no matter of chance.
+    """
+    import torch
+
+    (rows, upper), (columns, lower) = torch.linalg.qr(left.double()), torch.linalg.qr(right.double().T)
+    u, values, v = torch.linalg.svd(upper @ lower.T)
+    left, right, root = rows @ u[:, :rank], v[:rank] @ columns.T, values[:rank].sqrt()
+    signs = left.gather(0, left.abs().argmax(0, keepdim=True)).sign()[0]
+    return (left * (signs * root)).float(), ((signs * root)[:, None] * right).float(), values.square()
+
+
+def _check_method(merged: Merged) -> None:
+    """Raise `SourceError` unless the result is the base plus weighted task vectors, and all else is as in the base."""
+    method, plan, recipe = merged.plan.method, merged.plan, merged.recipe
+    if not method.is_sum:
+        raise SourceError(f"{method.name} is not linear in what the adapters change")
+    if not method.task_vectors and not plan.options["normalize"]:
+        raise SourceError(f"{method.name} without normalize scales the base as well")
+    if recipe.vocabulary not in (None, "refuse"):
+        raise SourceError("vocabulary: the result has other rows than the base")
+
+
+def _common_base(merged: Merged) -> SourceRef:
+    """The one model that all adapters are of; raises `SourceError`."""
+    first = merged.plan.sources[0]
+    base = first.ref.model_copy(update={"adapter": None, "adapter_revision": None})
+    for source in merged.sources:
+        if source.folder != first.folder or (source is merged.plan.base and source.adapter is not None):
+            raise SourceError(f"{source} is no adapter of {base}")
+    if base.gguf is not None:
+        raise SourceError(f"{base} is a GGUF file, which peft does not load")
+    return base
+
+
+def _terms(merged: Merged) -> Iterator[tuple[str, list[_Term]]]:
+    """The adapters that take part in each weight; raises `SourceError` where what one changes is no product."""
+    changed = [source.changes for source in merged.plan.sources]
+    for name in sorted({name for changes in changed for name in changes}, key=tensor_order):
+        planned, terms = merged.planned[name], []
+        call = Call.of_tensor(name, planned.values, planned.options)
+        runs = [(first, last, _shares(here)) for first, last, here in call.runs(row_count(planned.info.shape))]
+        for number, (source, changes) in enumerate(zip(merged.plan.sources, changed, strict=True)):
+            change = changes.get(name)
+            if change is None:
+                continue
+            if not change.is_product or not planned.is_merged:
+                raise SourceError(f"{source} changes {name} by more than a LoRA product of a linear layer that is merged")
+            own = [(first, last, shares[number]) for first, last, shares in runs]
+            if any(share for _, _, share in own):
+                assert source.adapter is not None  # it has changes
+                terms.append(_Term(source, change, source.adapter.tensors[change.a].shape[0], own))
+        if terms:
+            yield name, terms
+
+
+def _shares(call: Call) -> list[float]:
+    """What each task vector is multiplied by."""
+    total = divisor(call.weights) if call.options["normalize"] else 1.0
+    return [call.options.get("lambda", 1.0) * weight / total for weight in call.weights]
+
+
+def _by_last_part(ranks: Mapping[str, int]) -> dict[str, int]:
+    """The ranks by the ends of the modules' names, where all that end alike have one rank, and else by the whole names."""
+    kinds: dict[str, set[int]] = {}
+    for name, rank in ranks.items():
+        kinds.setdefault(name.rpartition(".")[2], set()).add(rank)
+    lasts = {name: name.rpartition(".")[2] for name in ranks}
+    return {lasts[name] if len(kinds[lasts[name]]) == 1 else name: rank for name, rank in ranks.items()}

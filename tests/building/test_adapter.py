@@ -1,0 +1,252 @@
+"""Merges of adapters as adapters: exact against the whole model, read by peft and transformers, bit for bit the same again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked import status_of_fork
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
+from tiny_adapters import save_adapter
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.record import read_build_record
+from hf_evomerge.checkpoints import writer
+from hf_evomerge.checkpoints.open import open_source
+from hf_evomerge.errors import RecipeError, SourceError
+from hf_evomerge.recipes.recipe import Recipe
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
+PLAIN = {"r": 4, "lora_alpha": 7, "target_modules": ALL}
+PATTERNS = {"r": 4, "rank_pattern": {"q_proj": 6}, "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 3}, "target_modules": ALL}
+ROWS = {"*q_proj*": [0.2, 0.9, -0.4], "*down_proj*": [1.5, 0.0], "default": 0.5}
+# The settings of the adapters, and what a recipe says of the merge.
+CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "plain": ([PLAIN, PLAIN], {"parameters": [{"weight": 0.7}, {"weight": 0.6}]}),
+    "rank-stabilised": ([{**PLAIN, "r": 9, "use_rslora": True}, PLAIN], {"parameters": [{"weight": 0.5}, {"weight": 1.2}]}),
+    "patterns": ([PATTERNS, PLAIN], {"parameters": [{"weight": 0.5}, {"weight": 0.9}]}),
+    "other ranks": ([PLAIN, {**PLAIN, "r": 2}], {}),
+    "other modules": ([{**PLAIN, "target_modules": ATTENTION}, {**PLAIN, "target_modules": ["q_proj", "up_proj"]}], {}),
+    "one layer": ([{**PLAIN, "layers_to_transform": [1]}, {**PLAIN, "target_modules": ["v_proj"]}], {}),
+    "per tensor": ([PLAIN, PLAIN], {"parameters": [{"weight": {"blocks.0.attn": 0.3, "*mlp*": 1.1, "default": 0.8}}, {}]}),
+    "rows": ([PLAIN, PLAIN], {"parameters": [{"weight": ROWS}, {"weight": [0.1, 0.9]}]}),
+    "lambda": (
+        [PLAIN, PLAIN],
+        {"options": {"lambda": 0.4, "normalize": True}, "parameters": [{"weight": 2.0}, {"weight": 3.0}]},
+    ),
+    "negative": ([PLAIN, PLAIN], {"parameters": [{"weight": 1.0}, {"weight": -0.5}]}),
+    "absent": ([PLAIN, PLAIN], {"parameters": [{"weight": 0.0}, {"weight": 0.5}]}),
+    "three": ([PLAIN, PATTERNS, {**PLAIN, "r": 1}], {"parameters": [{"weight": 0.4}, {"weight": 0.3}, {"weight": 0.9}]}),
+    "the head": ([{**PLAIN, "target_modules": ["lm_head", "q_proj"]}, PLAIN], {}),
+    "the mean": ([PLAIN, PLAIN], {"method": "linear", "parameters": [{"weight": 1.0}, {"weight": 3.0}]}),
+}
+Make = Callable[..., Recipe]
+
+
+def base_model(architecture: str = "llama") -> Any:
+    """A small random model whose head is its own."""
+    torch.manual_seed(0)
+    if architecture == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(vocab_size=48, n_embd=24, n_layer=2, n_head=2, n_positions=32))
+    sizes = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Saves a base and adapters of random numbers, and makes a recipe that merges them."""
+
+    def recipe(adapters: list[dict[str, Any]], architecture: str = "llama", **fields: Any) -> Recipe:
+        base = tmp_path / "base"
+        base_model(architecture).save_pretrained(base)
+        sources = []
+        for number, settings in enumerate(adapters):
+            save_adapter(base_model(architecture), tmp_path / f"adapter{number}", number + 1, **settings)
+            sources.append({"model": str(base), "adapter": str(tmp_path / f"adapter{number}")})
+        own = {key: fields.pop(key) for key in ("rank", "dtype", "vocabulary") if key in fields}
+        merge = {"method": "task_arithmetic", **fields}
+        based = {} if merge["method"] == "linear" else {"base": {"model": str(base)}}
+        return Recipe.model_validate({"sources": sources, "merge": merge, **based, **own})
+
+    return recipe
+
+
+def logits(model: Any) -> torch.Tensor:
+    """What a model computes of some tokens."""
+    with torch.inference_mode():
+        result: torch.Tensor = model.eval()(torch.arange(1, 13)[None]).logits
+    return result
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file."""
+    return {
+        str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest() for file in folder.rglob("*") if file.is_file()
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_adapter_is_the_whole_model(case: str, make: Make, tmp_path: Path) -> None:
+    """The base with the adapter, loaded by peft, by transformers and by this package, computes what the merged model does."""
+    recipe = make(CASES[case][0], **CASES[case][1])
+    whole = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
+    folder = build_model(recipe, tmp_path / "out", progress=False)
+    assert not (folder / "config.json").exists()
+    wanted, base = logits(whole), base_model()
+    assert not torch.allclose(wanted, logits(base), atol=0.05)
+    for model in (
+        PeftModel.from_pretrained(base, folder),
+        AutoPeftModelForCausalLM.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder),
+    ):
+        assert (logits(model) - wanted).abs().max() < 5e-6
+    source, state = open_source(str(folder)), whole.state_dict()
+    for name in source.tensors:
+        assert torch.allclose(source.read(name), state[name], atol=1e-6), name
+
+
+def test_transposed_layers(make: Make, tmp_path: Path) -> None:
+    """GPT-2 stores its weights with the inputs as rows; rows of a recipe are these, and peft computes the same."""
+    settings = {"r": 3, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
+    recipe = make([settings, settings], "gpt2", parameters=[{"weight": {"*c_attn*": [0.3, 0.9], "default": 0.5}}, {}])
+    whole = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
+    folder = build_model(recipe, tmp_path / "out", progress=False)
+    assert (logits(PeftModel.from_pretrained(base_model("gpt2"), folder)) - logits(whole)).abs().max() < 5e-6
+
+
+def test_the_config_says_what_servers_read(make: Make, tmp_path: Path) -> None:
+    """The rank is that of the largest module and the scaling 1; modules are named by their ends, as far as they are alike."""
+    settings = [{**PLAIN, "target_modules": ATTENTION}, {**PLAIN, "target_modules": ["q_proj"], "layers_to_transform": [1]}]
+    folder = build_model(make(settings), tmp_path / "out", progress=False)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["use_rslora"], config["base_model_name_or_path"]) == (
+        *(8, 8, False),
+        str(tmp_path / "base"),
+    )
+    first = "model.layers.0.self_attn.q_proj"
+    assert config["rank_pattern"] == config["alpha_pattern"] == dict.fromkeys([first, "k_proj", "v_proj", "o_proj"], 4)
+    assert sorted(config["target_modules"]) == ["k_proj", first, "model.layers.1.self_attn.q_proj", "o_proj", "v_proj"]
+
+
+def test_a_source_of_weight_0_takes_no_rank(make: Make, tmp_path: Path) -> None:
+    """What is multiplied by 0 everywhere in a tensor is left out of its matrices."""
+    weight = {"*q_proj*": 0.0, "default": 0.5}
+    folder = build_model(make([PLAIN, PLAIN], parameters=[{"weight": weight}, {}]), tmp_path / "out", progress=False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+    assert shapes["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] == (4, 32)
+    assert shapes["base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"] == (8, 32)
+
+
+def test_a_rank_is_the_best_of_that_rank(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each module is the dense change's truncated SVD, and the record says what share of its energy that keeps."""
+    recipe = make([PLAIN, {**PLAIN, "target_modules": ["q_proj"]}], parameters=[{"weight": 0.7}, {"weight": 0.6}], rank=5)
+    dense = build_model(recipe.model_copy(update={"rank": None}), tmp_path / "exact", progress=False)
+    with caplog.at_level("INFO", "hf_evomerge"):
+        folder = build_model(recipe, tmp_path / "out", progress=False)
+    exact, small = load_file(dense / "adapter_model.safetensors"), load_file(folder / "adapter_model.safetensors")
+    record = read_build_record(folder)
+    assert record is not None
+    assert record.energy is not None
+    assert sorted(record.energy) == [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
+    for module, energy in record.energy.items():
+        letters = [f"base_model.model.{module}.lora_{letter}.weight" for letter in "BA"]
+        change, kept = (tensors[letters[0]].double() @ tensors[letters[1]].double() for tensors in (exact, small))
+        u, values, v = torch.linalg.svd(change)
+        assert torch.allclose(kept, u[:, :5] @ values[:5].diag() @ v[:5], atol=1e-6)
+        assert energy == pytest.approx(float(values[:5].square().sum() / values.square().sum()), abs=1e-5)
+        assert 0.5 < energy < 1
+    assert "rank 5 keeps" in caplog.text
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 5
+    unchanged = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+    assert torch.equal(exact[unchanged], small[unchanged])
+
+
+REFUSALS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
+    "ties": ([PLAIN, PLAIN], {"method": "ties"}, "ties is not linear"),
+    "a sum of models": ([PLAIN, PLAIN], {"method": "linear", "options": {"normalize": False}}, "scales the base as well"),
+    "dora": ([PLAIN, {**PLAIN, "use_dora": True}], {}, r"adapter1 changes model\.layers\.0\S+ by more than a LoRA product"),
+    "a whole module": ([PLAIN, {**PLAIN, "modules_to_save": ["norm"]}], {}, r"changes model\.\S+norm\.weight by more"),
+    "embeddings": ([{**PLAIN, "target_modules": ["embed_tokens"]}], {}, r"changes model\.embed_tokens\.weight by more"),
+    "weight 0": ([PLAIN, PLAIN], {"parameters": [{"weight": 0.0}, {"weight": 0.0}]}, "every adapter has the weight 0"),
+    "vocabulary": ([PLAIN, PLAIN], {"vocabulary": "truncate"}, "vocabulary: the result has other rows"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_is_no_adapter(case: str, make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A merge that is no adapter is refused in one line where one is asked for; else the whole model is written, and why."""
+    adapters, fields, reason = REFUSALS[case]
+    recipe = make(adapters, **fields)
+    with pytest.raises(SourceError, match=rf"^the result is no adapter: .*{reason}.*; write the whole model$"):
+        build_model(recipe, tmp_path / "out", progress=False, whole=False)
+    with caplog.at_level("INFO", "hf_evomerge"):
+        folder = build_model(recipe, tmp_path / "out", progress=False)
+    assert "the whole model is written, as the result is no adapter" in caplog.text
+    assert (folder / "config.json").exists()
+
+
+def test_another_source_is_no_adapter(make: Make, tmp_path: Path) -> None:
+    """A source with another base, or a base with an adapter of its own, is named; a source that is the base itself is none."""
+    recipe = make([PLAIN, PLAIN])
+    base_model().save_pretrained(tmp_path / "other")
+    other = recipe.sources[1].model_copy(update={"model": str(tmp_path / "other")})
+    with pytest.raises(SourceError, match=r"other \+ \S+adapter1 is no adapter of \S+base;"):
+        build_model(recipe.model_copy(update={"sources": [recipe.sources[0], other]}), tmp_path / "out", whole=False)
+    with pytest.raises(SourceError, match=r"adapter0 is no adapter of \S+base;"):
+        build_model(recipe.model_copy(update={"base": recipe.sources[0]}), tmp_path / "out", whole=False)
+    with_base = recipe.model_copy(update={"sources": [recipe.sources[0], recipe.base]})
+    assert "adapter of rank 4" in check_recipe(with_base).summary
+
+
+def test_a_rank_is_of_an_adapter_alone(make: Make, tmp_path: Path) -> None:
+    """A recipe with a rank is never written as the whole model."""
+    with pytest.raises(SourceError, match="the result is no adapter: ties"):
+        build_model(make([PLAIN, PLAIN], method="ties", rank=4), tmp_path / "out")
+    with pytest.raises(RecipeError, match="rank: the whole model has none"):
+        build_model(make([PLAIN, PLAIN], rank=4), tmp_path / "out", whole=True)
+
+
+@pytest.mark.parametrize("rank", [None, 5])
+def test_a_killed_build_leaves_nothing_and_the_next_the_same_bits(rank: int | None, make: Make, tmp_path: Path) -> None:
+    """A build killed while it writes leaves no folder under the name; every finished one is the same in every file."""
+    recipe, out = make([PLAIN, PATTERNS], rank=rank), tmp_path / "out"
+    first = digests(build_model(recipe, tmp_path / "first", progress=False))
+    assert status_of_fork(partial(_killed, recipe, out)) == -signal.SIGKILL
+    assert not out.exists()
+    assert digests(build_model(recipe, out, progress=False)) == first
+    again = build_model(Recipe.load(out / "recipe.yaml"), tmp_path / "again", progress=False)
+    assert digests(again) == first
+    assert sorted(name for name in os.listdir(tmp_path) if name.startswith(".")) == []
+
+
+def _killed(recipe: Recipe, out: Path) -> None:
+    """Build in a process that is killed when it looks at its ninth piece."""
+    calls: list[int] = []
+    is_finite = writer._is_finite
+
+    def killing(piece: torch.Tensor) -> bool:
+        calls.append(1)
+        if len(calls) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return is_finite(piece)
+
+    writer._is_finite = killing
+    build_model(recipe, out, progress=False)
+
+
+def test_the_dtype_is_the_recipes(make: Make, tmp_path: Path) -> None:
+    """The matrices are in float32, or in the dtype that the recipe names."""
+    for dtype, wanted in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
+        folder = build_model(make([PLAIN, PLAIN], dtype=dtype), tmp_path / str(dtype), progress=False)
+        assert {tensor.dtype for tensor in load_file(folder / "adapter_model.safetensors").values()} == {wanted}
