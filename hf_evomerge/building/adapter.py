@@ -139,10 +139,12 @@ class AdapterCheckpoint(Checkpoint):
         others = {name.removesuffix(".weight"): 0 for name in self.layers if name not in self.modules}
         ranks = _by_last_part({**others, **named})
         pattern = {name: own for name, own in ranks.items() if own not in (0, rank)}
-        causal = str((self.config.architectures or [""])[0]).endswith("ForCausalLM")
+        architecture = str((self.config.architectures or [""])[0])
+        causal = architecture.endswith("ForCausalLM")
         return {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM" if causal else None,
+            "auto_mapping": None if causal else {"base_model_class": architecture, "parent_library": "transformers"},
             "base_model_name_or_path": self.base.model,
             "revision": self.base.revision,
             "r": rank,

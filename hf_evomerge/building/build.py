@@ -83,8 +83,10 @@ def build_model(
     is_adapter = isinstance(checkpoint, MergedAdapter)
 
     def finish(folder: Path) -> None:
-        energy = checkpoint.energy if isinstance(checkpoint, MergedAdapter) else {}
-        write_build_record(folder, str(Ledger.of(checkpoint)), energy or None)
+        kept, energy = (
+            ([*checkpoint.findings().notes], checkpoint.energy) if isinstance(checkpoint, MergedAdapter) else ([], {})
+        )
+        write_build_record(folder, "; ".join([str(Ledger.of(checkpoint)), *kept]), energy or None)
 
     return write_checkpoint(
         checkpoint,

@@ -47,9 +47,14 @@ def open_source(ref: SourceRef | str, *, trust_remote_code: bool = False) -> Sou
     return source
 
 
+def config_name(folder: Path) -> str:
+    """The file that says what is in a folder: a pipeline's, a model's or an adapter's; a model's where there is none."""
+    return next((name for name in (INDEX, "config.json", CONFIG_FILE) if (folder / name).is_file()), "config.json")
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds a LoRA adapter, and no model."""
-    return (folder / CONFIG_FILE).is_file() and not any((folder / name).is_file() for name in ("config.json", INDEX))
+    return config_name(folder) == CONFIG_FILE
 
 
 def open_files(ref: SourceRef) -> Source:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ..checkpoints.pipeline import INDEX
+from ..checkpoints.open import config_name
 from ..errors import HubError, one_line
 from ..fitness.comparison import share_interval
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
@@ -37,7 +37,7 @@ TEMPLATE = "model.md.jinja"
 TAGS = ["merge", "mergekit", "evomerge"]  # what people look for merges by, here as on the Spaces
 _SPLITS = {"test": "held-out test problems", "validation": "validation problems", "search": "problems of the search itself"}
 _LEADS = ("lead", "fitness_lead")
-_OF_FACTS = ("kind", "architecture", "sees", "draws", "images", "study", "verified", "space")
+_OF_FACTS = ("kind", "architecture", "sees", "task", "draws", "adapts", "images", "study", "verified", "space")
 _UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
 
@@ -46,7 +46,7 @@ class CardFacts:
     """What is known of a model.
 
     Attributes:
-        config: Its ``config.json``; of a diffusion pipeline its ``model_index.json``.
+        config: Its ``config.json``; of a pipeline its ``model_index.json``, of an adapter its ``adapter_config.json``.
         recipe: Its recipe, with the sources named as they are published.
         study: The record of its search; None where it comes from a recipe that nobody searched for.
         images: The pictures beside it.
@@ -69,7 +69,7 @@ class CardFacts:
         if not (folder / RECIPE_FILE).is_file():
             raise HubError(f"{folder}: no {RECIPE_FILE} in it; only a model that was built from a recipe has such a card")
         return cls(
-            read_json(folder / (INDEX if (folder / INDEX).is_file() else "config.json")),
+            read_json(folder / config_name(folder)),
             Recipe.load(folder / RECIPE_FILE),
             Record.load(study) if study.is_file() else None,
             tuple(sorted(file.name for file in (folder / IMAGES_FOLDER).glob("*.png"))),
@@ -99,13 +99,20 @@ class CardFacts:
         return "_class_name" in self.config
 
     @property
+    def adapts(self) -> str | None:
+        """The base, of an adapter."""
+        return self.config.get("base_model_name_or_path")
+
+    @property
     def by_prompt(self) -> bool:
         """Whether it draws what a text says."""
         return any(name.startswith("tokenizer") for name in self.config)
 
     @property
-    def task(self) -> str:
-        """What the Hub calls it."""
+    def task(self) -> str | None:
+        """What the Hub calls it; None of an adapter for anything but text."""
+        if self.adapts and self.config.get("task_type") != "CAUSAL_LM":
+            return None
         if self.draws:
             return "text-to-image" if self.by_prompt else "unconditional-image-generation"
         return "image-text-to-text" if self.sees else "text-generation"
@@ -167,11 +174,11 @@ def card_metadata(facts: CardFacts, repo_id: str, license: LicenseDecision, lang
     evaluations = card_results(record)
     parents = list(dict.fromkeys(ref.model for ref in parents_of(facts.recipe) if is_on_hub(ref)))
     return ModelCardData(
-        base_model=parents or None,
-        base_model_relation="merge" if parents else None,
-        library_name="diffusers" if facts.draws else "transformers",
+        base_model=facts.adapts or parents or None,
+        base_model_relation="adapter" if facts.adapts else "merge" if parents else None,
+        library_name="peft" if facts.adapts else "diffusers" if facts.draws else "transformers",
         pipeline_tag=facts.task,
-        tags=TAGS,
+        tags=[*TAGS, "lora"] if facts.adapts else TAGS,
         datasets=_datasets(record) or None,
         license=license.license,
         **_license_terms(repo_id, license),
@@ -250,6 +257,8 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "example": _example(record, record.data),
         "prompt_form": json.dumps(record.data.template, ensure_ascii=False) if record.data.template else "",
         "shape": _shape(facts),
+        "rank": facts.config.get("r"),
+        "served_rank": served_rank(facts.config.get("r") or 1),
         **_source_values(facts),
         "missing_text": listing(
             list(dict.fromkeys(markdown_text(ref.model) for ref in parents_of(recipe) if not is_on_hub(ref)))
@@ -296,6 +305,11 @@ def _shape(facts: CardFacts) -> str:
     layers, context = config.get("num_hidden_layers"), config.get("max_position_embeddings")
     said = [f"{layers} layers" if layers else "", f"reads up to {context:,} tokens" if isinstance(context, int) else ""]
     return ", ".join(filter(None, [said[0], str(facts.recipe.dtype or config.get("dtype") or ""), said[1]]))
+
+
+def served_rank(rank: int) -> int:
+    """What ``--max-lora-rank`` of vLLM must be for a rank; the rank itself where that is larger than any."""
+    return next((most for most in (8, 16, 32, 64, 128, 256, 320, 512) if rank <= most), rank)
 
 
 def _columns(rows: Sequence[Row], unit: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.hashes import file_sha256
+from ..checkpoints.open import config_name
 from ..checkpoints.pipeline import INDEX
 from ..checkpoints.source import Source
 from ..errors import one_line
@@ -62,9 +63,9 @@ def _difference(name: str, built: Source, published: Source) -> TensorDifference
 
 
 def config_files(folder: Path) -> list[str]:
-    """``config.json``; of a diffusion pipeline ``model_index.json``, and that of each component."""
-    if not (folder / INDEX).is_file():
-        return ["config.json"]
+    """``config.json``, or an adapter's; of a diffusion pipeline ``model_index.json``, and that of each component."""
+    if (name := config_name(folder)) != INDEX:
+        return [name]
     return [INDEX, *(file.relative_to(folder).as_posix() for file in sorted(folder.glob("*/*config.json")))]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoints.hashes import file_sha256
 from ..checkpoints.lora import WEIGHTS_FILE as ADAPTER_WEIGHTS
-from ..checkpoints.open import open_source
+from ..checkpoints.open import open_files
 from ..errors import HubError
 from ..recipes.names import hidden, is_folder, named_folder
 from ..recipes.recipe import Recipe, SourceRef
@@ -106,7 +106,7 @@ def is_on_hub(ref: SourceRef) -> bool:
 
 def weight_files(folder: Path) -> Sequence[Path]:
     """The safetensors files of a model folder, by name; raises `SourceError` where there are none or one is missing."""
-    source = open_source(SourceRef(model=str(folder)))
+    source = open_files(SourceRef(model=str(folder)))
     return sorted(dict.fromkeys(info.file for info in source.stored.values()))
 
 

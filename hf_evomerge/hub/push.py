@@ -128,7 +128,8 @@ def check_push(
     """
     api = api or default_api()
     check_login(api, repo_id)
-    files_there(api, repo_id, options, draws=draws)
+    is_known = draws or not any(ref.adapter for ref in recipe_refs)  # adapters give an adapter, or the whole model
+    files_there(api, repo_id, options, kind=("a diffusers pipeline" if draws else "a model") if is_known else None)
     names = PublicNames(api, options.published)
     parents = [part for ref in recipe_refs for part in parts_of(ref)]
     license = decide_license([license_of(for_license(ref, names), api) for ref in parents], options.license)

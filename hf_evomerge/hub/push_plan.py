@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from ..building.build import build_model
 from ..building.record import BUILD_FILE, changed_since, read_build_record
 from ..checkpoints.inside import check_inside
+from ..checkpoints.lora import CONFIG_FILE
 from ..checkpoints.model_folder import COMPANIONS
-from ..checkpoints.open import open_source
+from ..checkpoints.open import config_name, is_adapter, open_files
 from ..checkpoints.pipeline import INDEX
 from ..checkpoints.repository import SMALL_FILES
 from ..errors import HubError
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 _CODE = tuple(f"{name}_evo_merged.py" for name in ("configuration", "layers", "modeling", "sources"))
 # What an earlier push may have left and a later one must not: other shards, tokenizer, code and record of another winner.
 _OURS = (
-    *("*.safetensors", "*.safetensors.index.json", *COMPANIONS, *_CODE),
+    *("*.safetensors", "*.safetensors.index.json", CONFIG_FILE, *COMPANIONS, *_CODE),
     *(
         RECIPE_FILE,
         STUDY_JSON,
@@ -51,8 +52,8 @@ _OURS = (
     ),
     *(f"{EVAL_FOLDER}/{task}.yaml" for _, task in BENCHMARKS.values()),
 )
-# What makes a repository one of something else, whose files and ours would be taken for each other.
-_OTHER_KINDS = {"adapter_config.json": "an adapter", INDEX: "a diffusers pipeline"}
+_KINDS = {CONFIG_FILE: "an adapter", INDEX: "a diffusers pipeline", "config.json": "a model"}
+"""What a repository is by what is in it. Files of one kind would be taken for another's."""
 _PARTS = tuple(f"*/{pattern}" for pattern in ("*.safetensors", *SMALL_FILES))  # of a pipeline
 _NOTES = (
     *(INDEX, "config.json", "scheduler_config.json", "generation_config.json", "preprocessor_config.json"),
@@ -141,7 +142,8 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
     """
     model, search = find_model(Path(folder))
     draws = (model / INDEX).is_file()
-    there = files_there(api, repo_id, options, draws=draws)
+    config = config_name(model)
+    there = files_there(api, repo_id, options, kind=_KINDS[config])
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
@@ -159,7 +161,7 @@ def plan_push(folder: str | os.PathLike[str], repo_id: str, options: PushOptions
         write_record(search, scratch, examples=options.examples, publish=names, licenses=licenses)
     recipe.renamed(names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
     if not draws:
-        _write_config(model, recipe, names, scratch / "config.json")
+        _write_config(model / config, recipe, names, scratch / config)
     elif INDEX not in files or files[INDEX] == model / INDEX:
         shutil.copyfile(model / INDEX, scratch / INDEX)
     shown = repo_id if options.space or (options.card and there and has_space(repo_id, api)) else None
@@ -192,8 +194,8 @@ def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
     return public if is_on_hub(public) else ref
 
 
-def files_there(api: HfApi, repo_id: str, options: PushOptions, *, draws: bool = False) -> list[str]:
-    """What is in the repository already; nothing, where there is none.
+def files_there(api: HfApi, repo_id: str, options: PushOptions, *, kind: str | None) -> list[str]:
+    """What is in the repository already; nothing, where there is none. It must not be another kind, where that is known.
 
     Raises:
         HubError: What is there, or the options, do not allow the push.
@@ -217,11 +219,9 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions, *, draws: bool =
             return []
 
     names = ask(f"{repo_id}: cannot be read", read)
-    wanted = "a diffusers pipeline" if draws else "a model"
-    others = {**_OTHER_KINDS, **({INDEX: wanted, "config.json": "a model"} if draws else {})}
-    for name, kind in others.items():
-        if name in names and kind != wanted:
-            raise HubError(f"{repo_id}: holds {kind} ({name}), not {wanted}; choose another name, or remove that file")
+    for name, there in _KINDS.items():
+        if kind is not None and name in names and there != kind:
+            raise HubError(f"{repo_id}: holds {there} ({name}), not {kind}; choose another name, or remove that file")
     return names
 
 
@@ -245,7 +245,7 @@ def _built(model: Path, weights: Sequence[Path]) -> Built | None:
             f"{model}: {listing(changed)} {'is' if len(changed) == 1 else 'are'} not what was built from its recipe; build it "
             f"again, or remove {BUILD_FILE} to publish it without saying where it comes from"
         )
-    return record.model_copy(update={"sha256": hashes(model, weights)})
+    return record.model_copy(update={"sha256": hashes(model, weights), "energy": None})
 
 
 def _verify(model: Path, recipe: Recipe, weights: Sequence[Path], options: PushOptions) -> Built:
@@ -257,16 +257,17 @@ def _verify(model: Path, recipe: Recipe, weights: Sequence[Path], options: PushO
     """
     with TemporaryDirectory(prefix="evomerge-verify-") as scratch:
         again, trust = recipe.model_copy(update={"built": None}), options.trust_remote_code
-        built = build_model(again, Path(scratch) / "model", progress=False, trust_remote_code=trust)
+        whole = not is_adapter(model)
+        built = build_model(again, Path(scratch) / "model", progress=False, trust_remote_code=trust, whole=whole)
         record = read_build_record(built)
         assert record is not None  # every build has one
-        _, differences = compare_tensors(*(open_source(SourceRef(model=str(folder))) for folder in (built, model)))
+        _, differences = compare_tensors(*(open_files(SourceRef(model=str(folder))) for folder in (built, model)))
         found = [f"{one.name}: {one.what}" for one in differences]
         for name in config_files(built):
             found += compare_configs(built / name, model / name, {})
     if found:
         raise HubError(f"{model}: is not what its recipe gives ({len(found)} differences; {found[0]}); build it again")
-    return record.model_copy(update={"sha256": hashes(model, weights)})
+    return record.model_copy(update={"sha256": hashes(model, weights), "energy": None})
 
 
 def _without_folders(files: Mapping[str, Content], scratch: Path) -> dict[str, Content]:
@@ -284,9 +285,17 @@ def _without_folders(files: Mapping[str, Content], scratch: Path) -> dict[str, C
     return cleaned
 
 
-def _write_config(model: Path, recipe: Recipe, names: PublicNames, file: Path) -> None:
-    """The model's config.json, in which a path's sources are named as they are published."""
-    config = read_json(model / "config.json")
+def _write_config(own: Path, recipe: Recipe, names: PublicNames, file: Path) -> None:
+    """The model's config, in which a path's sources and the base of an adapter are named as they are published."""
+    config = read_json(own)
+    if (named := config.get("base_model_name_or_path")) is not None:
+        base = names(SourceRef(model=named, revision=config.get("revision")))
+        if not is_on_hub(base):
+            raise HubError(
+                f"{named}: the adapter's base is on this machine only, so nobody could load the adapter; publish the base, and "
+                f"pass --published {named}=user/name, or merge again with --whole"
+            )
+        config |= {"base_model_name_or_path": base.model, "revision": base.revision}
     for described, ref in zip(config.get("sources") or [], recipe.sources, strict=False):
         described.pop("revision", None)
         described.update(names(ref).model_dump(exclude_none=True))

@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..building.build import build_model
-from ..checkpoints.open import open_source
+from ..checkpoints.lora import WEIGHTS_FILE
+from ..checkpoints.open import open_files, open_source
 from ..checkpoints.pipeline import INDEX
 from ..errors import HubError
 from ..recipes.names import is_folder
@@ -117,12 +118,13 @@ def reproduce(
     commit, recipe = _published(api, repo_id, revision)
     _check_published(api, repo_id, commit, recipe)
     assert recipe.built is not None  # _published has refused it otherwise
+    whole = WEIGHTS_FILE not in recipe.built.sha256
     for ref in recipe.refs:
-        verify_source(ref, api, progress=progress, trust_remote_code=trust_remote_code)
+        verify_source(ref, api, progress=progress, trust_remote_code=trust_remote_code, whole=whole)
     with TemporaryDirectory(prefix="evomerge-reproduce-") as scratch:
         folder = Path(out) if out is not None else Path(scratch) / "model"
         again = recipe.model_copy(update={"built": None})
-        built = build_model(again, folder, progress=progress, trust_remote_code=trust_remote_code)
+        built = build_model(again, folder, progress=progress, trust_remote_code=trust_remote_code, whole=whole)
         files = hashes(built, weight_files(built))
         count, differences = (0, []) if files == recipe.built.sha256 else _compare(built, repo_id, commit)
         versions = _other_versions(recipe)
@@ -135,8 +137,10 @@ def reproduce(
     )
 
 
-def verify_source(ref: SourceRef, api: HfApi, *, progress: bool = False, trust_remote_code: bool = False) -> None:
-    """Download a source and its adapter, and refuse them where a weights file is not what the Hub says.
+def verify_source(
+    ref: SourceRef, api: HfApi, *, progress: bool = False, trust_remote_code: bool = False, whole: bool = True
+) -> None:
+    """Download a source and its adapter, or the adapter alone, and refuse them where a weights file is not what the Hub says.
 
     What was downloaded before is compared as well: a disk may fail, and a cache may be shared.
 
@@ -145,7 +149,10 @@ def verify_source(ref: SourceRef, api: HfApi, *, progress: bool = False, trust_r
         SourceError: It cannot be downloaded.
     """
     source = open_source(ref, trust_remote_code=trust_remote_code)
-    source.download(progress=progress)
+    if whole:
+        source.download(progress=progress)
+    elif source.adapter is not None:
+        source.adapter.download(progress=progress)
     folders = [source.folder, *([source.adapter.folder] if source.adapter is not None else [])]
     for part, folder in zip(parts_of(ref), folders, strict=True):
         if part.gguf is not None:
@@ -221,8 +228,8 @@ def _download(api: HfApi, repo_id: str, name: str, commit: str) -> Path:
 
 def _compare(built: Path, repo_id: str, commit: str) -> tuple[int, list[TensorDifference]]:
     """Tensor by tensor: how the rebuilt model differs from the published one."""
-    here = open_source(SourceRef(model=str(built)))
-    return compare_tensors(here, open_source(SourceRef(model=repo_id, revision=commit)))
+    here = open_files(SourceRef(model=str(built)))
+    return compare_tensors(here, open_files(SourceRef(model=repo_id, revision=commit)))
 
 
 def _compare_code(

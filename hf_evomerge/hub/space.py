@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.open import config_name
 from ..checkpoints.pipeline import INDEX
 from ..errors import EvoMergeError, HubError
 from ..recipes.names import is_folder
@@ -139,7 +140,7 @@ def run_space(model: str, *, revision: str | None = None) -> None:
     """
     if not Path(model).is_dir():
         _check_there(model, revision)
-    elif not any((Path(model) / name).is_file() for name in ("config.json", INDEX, STUDY_FILE)):
+    elif not any((Path(model) / name).is_file() for name in (config_name(Path(model)), STUDY_FILE)):
         raise HubError(f"{model}: holds no model and no search; give the folder of one, or a repository such as user/name")
     try:
         import gradio  # noqa: F401

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoints.pipeline import INDEX
+from ..checkpoints.open import config_name
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE
 from ..search.study.database import STUDY_FILE
@@ -29,7 +29,7 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
         raise HubError(f"{folder}: there is no such folder; give that of a search or of a built model")
     search = folder if (folder / STUDY_FILE).is_file() else folder.parent
     model = folder / MODEL_FOLDER if search == folder else folder
-    if not any((model / name).is_file() for name in ("config.json", INDEX)):
+    if not (model / config_name(model)).is_file():
         what = "the search has not built its winner yet: resume it" if search == folder else "give the folder of a built model"
         raise HubError(f"{model}: no config.json in it; {what}")
     if not (model / RECIPE_FILE).is_file():

@@ -23,4 +23,5 @@ def save_adapter(base: Path | Any, folder: Path, seed: int, **settings: Any) -> 
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * (SIZE if "lora_" in name else SIZE / 10))
     tuned.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink()  # names the base's folder, which the Hub does not take
     return folder

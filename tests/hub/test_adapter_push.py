@@ -1,0 +1,130 @@
+"""Publishing an adapter as what it is: a card of peft that names its base, and the same bits for whoever rebuilds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_fixtures import Said
+from huggingface_hub import HfApi, hf_hub_download
+from tiny_adapters import save_adapter
+from transformers import AutoModelForCausalLM
+
+from hf_evomerge.building.build import build_model
+from hf_evomerge.checkpoints.open import open_source
+from hf_evomerge.errors import HubError
+from hf_evomerge.hub.push import preview_push, push_model
+from hf_evomerge.hub.push_plan import PushOptions
+from hf_evomerge.hub.reproduce import reproduce
+from hf_evomerge.recipes.recipe import Recipe
+
+LOAD = """
+import json, sys
+sys.modules["hf_evomerge"] = None
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+inputs = AutoTokenizer.from_pretrained(sys.argv[1])("w1 w2 w3", return_tensors="pt", return_token_type_ids=False)
+for kind in AutoPeftModelForCausalLM, AutoModelForCausalLM:
+    model = kind.from_pretrained(sys.argv[1]).eval()
+    print(json.dumps(model(**inputs).logits.double().sum().item()))
+"""
+
+
+@pytest.fixture
+def published(tiny: Path, tmp_path: Path, lfs_api: HfApi) -> dict[str, str]:
+    """A base and two adapters of it on the hub, by their folders."""
+    folders = {"base": tiny / "base"}
+    folders |= {name: save_adapter(tiny / "base", tmp_path / name, seed) for seed, name in enumerate(("ja", "maths"))}
+    for name, folder in folders.items():
+        lfs_api.create_repo(f"local/{name}")
+        lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=folder)
+    return {str(folder): f"local/{name}" for name, folder in folders.items()}
+
+
+def adapter_of(published: dict[str, str], out: Path, **fields: Any) -> Path:
+    """Build the merge of the two adapters from their folders."""
+    base, *adapters = published
+    sources = [{"model": base, "adapter": adapter} for adapter in adapters]
+    merge = {"method": "task_arithmetic", "parameters": [{"weight": 0.7}, {"weight": 0.4}]}
+    return build_model(
+        Recipe.model_validate({"sources": sources, "base": {"model": base}, "merge": merge, **fields}), out, progress=False
+    )
+
+
+@pytest.mark.parametrize("rank", [None, 5])
+def test_an_adapter_is_published_as_one(
+    rank: int | None,
+    published: dict[str, str],
+    lfs_api: HfApi,
+    tmp_path: Path,
+    program: Callable[..., str],
+    command: Callable[..., Said],
+) -> None:
+    """It names its base by repository and commit, loads where this package is not, and is rebuilt to the same bits."""
+    folder = adapter_of(published, tmp_path / "out", rank=rank)
+    push_model(folder, "local/merge", PushOptions(published=published, verify=True), api=lfs_api)
+    assert {"adapter_config.json", "adapter_model.safetensors", "recipe.yaml", "README.md", "tokenizer.json"} <= set(
+        lfs_api.list_repo_files("local/merge")
+    )
+    config = json.loads(Path(hf_hub_download("local/merge", "adapter_config.json")).read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("local/base", lfs_api.model_info("local/base").sha)
+    whole = build_model(Recipe.load(folder / "recipe.yaml").model_copy(update={"rank": None}), tmp_path / "whole", whole=True)
+    ids = open_source(str(folder)).tokenizer()("w1 w2 w3", return_tensors="pt", return_token_type_ids=False)
+    with torch.inference_mode():
+        wanted = AutoModelForCausalLM.from_pretrained(whole).eval()(**ids).logits.double().sum().item()
+    for line in program(LOAD, "local/merge").splitlines()[-2:]:
+        assert (json.loads(line) == pytest.approx(wanted, abs=1e-3)) == (rank is None)
+    result = reproduce("local/merge", api=lfs_api)
+    assert result.same
+    assert list(result.files) == ["adapter_model.safetensors"]
+    assert "the same bits, every weights file" in command("reproduce", "local/merge").stdout
+
+
+def test_the_card_says_what_it_is(
+    published: dict[str, str], lfs_api: HfApi, tmp_path: Path, program: Callable[..., str]
+) -> None:
+    """The card is of peft's library, of the base alone, names the merged adapters, and its code runs as it stands."""
+    push_model(adapter_of(published, tmp_path / "out"), "local/merge", PushOptions(published=published), api=lfs_api)
+    data = lfs_api.model_info("local/merge").card_data
+    assert data is not None
+    found = (data.library_name, data.base_model, data["base_model_relation"], data.pipeline_tag)
+    assert found == ("peft", "local/base", "adapter", "text-generation")
+    card = Path(hf_hub_download("local/merge", "README.md")).read_text()
+    for name in ("ja", "maths"):
+        assert f"[local/base](https://huggingface.co/local/base) with adapter [local/{name}]" in card
+    assert "vllm serve local/base --enable-lora --max-lora-rank 8 --lora-modules merge=local/merge" in card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    assert "AutoPeftModelForCausalLM" in code
+    program('import sys; sys.modules["hf_evomerge"] = None\n' + code.replace('"Your text"', '"w1 w2"'))
+
+
+def test_a_base_that_nobody_has_is_refused(published: dict[str, str], lfs_api: HfApi, tmp_path: Path) -> None:
+    """An adapter of a folder on this machine would load nowhere."""
+    folder = adapter_of(published, tmp_path / "out")
+    with pytest.raises(HubError, match=r"base: the adapter's base is on this machine only, .* or merge again with --whole"):
+        preview_push(folder, "local/merge", api=lfs_api)
+
+
+def test_kinds_are_not_mixed(published: dict[str, str], lfs_api: HfApi, tmp_path: Path) -> None:
+    """An adapter is not pushed onto a model, whose config would be taken for its own."""
+    lfs_api.create_repo("local/merge")
+    lfs_api.upload_file(repo_id="local/merge", path_in_repo="config.json", path_or_fileobj=b"{}")
+    options = PushOptions(published=published)
+    with pytest.raises(HubError, match=r"local/merge: holds a model \(config.json\), not an adapter"):
+        preview_push(adapter_of(published, tmp_path / "out"), "local/merge", options, api=lfs_api)
+
+
+def test_a_changed_adapter_is_not_the_same(published: dict[str, str], lfs_api: HfApi, tmp_path: Path) -> None:
+    """Weights that are not what the recipe gives are refused by --verify, and a changed file by its record."""
+    folder = adapter_of(published, tmp_path / "out")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 9}))
+    with pytest.raises(HubError, match=r"adapter_config\.json is not what was built"):
+        preview_push(folder, "local/merge", PushOptions(published=published), api=lfs_api)
+    with pytest.raises(HubError, match=r"is not what its recipe gives \(1 differences; lora_alpha: 9"):
+        preview_push(folder, "local/merge", PushOptions(published=published, verify=True), api=lfs_api)
