@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .building.build import build_model as build_model
     from .building.build import check_recipe as check_recipe
     from .building.build import open_recipe as open_recipe
+    from .building.extracted import extract_adapter as extract_adapter
     from .building.folded import fold as fold
     from .checkpoints.diff import diff_models as diff_models
     from .checkpoints.inspect import inspect_model as inspect_model
@@ -57,6 +58,7 @@ __version__ = "0.1.0"
 
 _HOMES: dict[str, tuple[str, ...]] = {
     "building.build": ("build_model", "check_recipe", "open_recipe"),
+    "building.extracted": ("extract_adapter",),
     "building.folded": ("fold",),
     "checkpoints.diff": ("diff_models",),
     "checkpoints.inspect": ("inspect_model",),

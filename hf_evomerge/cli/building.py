@@ -162,6 +162,29 @@ def fold(
 
 
 @app.command(**MODELS)
+def extract(
+    fine_tune: Annotated[str, typer.Argument(help="The fine-tune: a folder, or a repository on the Hub.", show_default=False)],
+    out: Out,
+    base: Annotated[str, typer.Option(help="The model that it is a fine-tune of.", show_default=False)],
+    rank: Annotated[int, typer.Option(min=1, help="The rank of the adapter.")] = 16,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Write what a fine-tune changed as a LoRA adapter of its base, and show what the rank keeps.
+
+    **Example**
+
+    - `hf-evomerge extract fine-tune --base base --rank 16 --out fine-tune-lora`
+    """
+    with one_line_errors(again=True):
+        from ..building.extracted import extract_adapter
+
+        quiet()
+        how = {"overwrite": overwrite, "progress": sys.stderr.isatty(), "trust_remote_code": trust_remote_code}
+        typer.echo(extract_adapter(fine_tune, base, out, rank=rank, **how))
+
+
+@app.command(**MODELS)
 def inspect(
     model: Model,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

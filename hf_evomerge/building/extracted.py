@@ -1,0 +1,188 @@
+"""What a whole fine-tune changed, as a LoRA adapter: the best part of a rank of every linear weight's change.
+
+Nothing else is in such an adapter: what changed in norms, embeddings and biases is lost, and named.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checkpoints.architecture import model_class
+from ..checkpoints.checkpoint import Origin, Parent
+from ..checkpoints.compatibility import check_mergeable
+from ..checkpoints.headers import tensor_order
+from ..checkpoints.open import open_source
+from ..checkpoints.unchanged import unchanged_tensors
+from ..checkpoints.writer import check_target, write_checkpoint
+from ..errors import SourceError
+from ..recipes.recipe import Dtype, SourceRef
+from .adapter import AdapterCheckpoint, Factors, Module, truncate
+from .record import write_build_record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+_PASSES = 8  # of the subspace iteration, after which the share that is kept is that of the SVD to four digits
+
+
+def extract_adapter(
+    fine_tune: SourceRef | str,
+    base: SourceRef | str,
+    out: str | os.PathLike[str],
+    *,
+    rank: int = 16,
+    dtype: Dtype = "float32",
+    overwrite: bool = False,
+    progress: bool = True,
+    trust_remote_code: bool = False,
+) -> ExtractedAdapter:
+    """Write what a fine-tune changed as an adapter of its base.
+
+    Args:
+        fine_tune, base: The two models: folders, or repositories on the Hub.
+        out: The folder to make.
+        rank: The rank of every module.
+        dtype: The dtype of the matrices.
+        overwrite, progress, trust_remote_code: As for `build_model`.
+
+    Returns:
+        The adapter; as text, what it keeps and what it loses.
+
+    Raises:
+        SourceError: One of the models cannot be read, they are no fine-tune and base, or nothing linear has changed.
+        EvoMergeError: The folder exists.
+
+    Example:
+        >>> print(extract_adapter("japanese", "base", "japanese-lora", rank=4, progress=False))  # doctest: +ELLIPSIS
+        layer...
+    """
+    check_target(Path(out), overwrite=overwrite)
+    models = [open_source(ref, trust_remote_code=trust_remote_code) for ref in (fine_tune, base)]
+    adapter = ExtractedAdapter(models[0], models[1], rank, dtype)
+
+    def finish(folder: Path) -> None:
+        write_build_record(folder, f"the change from {models[1]} to {models[0]}", adapter.energy)
+
+    write_checkpoint(adapter, out, max_shard_size=sys.maxsize, overwrite=overwrite, progress=progress, finish=finish)
+    return adapter
+
+
+class ExtractedAdapter(AdapterCheckpoint):
+    """The change of every linear weight, cut to a rank.
+
+    Args:
+        source: The fine-tune.
+        base: Its base.
+        rank: The largest rank of a module.
+        dtype: The dtype of the matrices.
+
+    Raises:
+        SourceError: They are no fine-tune and base, or no linear weight has changed.
+    """
+
+    def __init__(self, source: Parent, base: Parent, rank: int, dtype: Dtype = "float32") -> None:
+        check_mergeable([source], base)
+        self.ref, self.tokenizer_source, self.base, self.dtype = source.ref, source, base.pinned, dtype
+        self._source, self._base = source, base
+        unchanged, linear = unchanged_tensors(source, base), _linear_layers(base)
+        changed = [name for name in sorted(base.tensors, key=tensor_order) if name not in unchanged]
+        self.lost = [name for name in changed if name not in linear]
+        self.layers = [name for name, info in base.tensors.items() if len(info.shape) > 1]
+        self.modules = {}
+        for name in changed:
+            if name in linear:
+                (module, transposed), shape = linear[name], base.tensors[name].shape
+                self.modules[name] = Module(module, shape, min(rank, *shape), transposed)
+        if not self.modules:
+            raise SourceError(f"{source}: no linear weight differs from {base}; there is nothing to extract")
+        self.truncated = list(self.modules)
+        super().__init__()
+
+    def factors(self, name: str) -> Factors:
+        """The best part of the rank, found by subspace iteration from random directions that are always the same."""
+        import torch
+
+        change, rank = self._change(name), self.modules[name].rank
+        width = min(2 * rank + 8, *change.shape)
+        basis = torch.randn(change.shape[1], width, generator=torch.Generator().manual_seed(0), dtype=change.dtype)
+        for _ in range(_PASSES):
+            basis = torch.linalg.qr(change.T @ torch.linalg.qr(change @ basis)[0])[0]
+        left = torch.linalg.qr(change @ basis)[0]
+        left, right, squares = truncate(left, left.T @ change, rank)
+        self.squares[name] = float(change.square().sum()), float(squares[:rank].sum())
+        return left, right
+
+    def _change(self, name: str) -> Tensor:
+        import torch
+
+        return self._source.read(name, torch.float32).double() - self._base.read(name, torch.float32).double()
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The base's config."""
+        return self._base.config
+
+    @property
+    def sources(self) -> list[Parent]:
+        """The fine-tune and its base."""
+        return [self._source, self._base]
+
+    def origin(self, name: str) -> Origin:
+        """The weight of both that a matrix is made of."""
+        weight = self._matrices[name][0]
+        return Origin("merged", ((self._source, weight), (self._base, weight)))
+
+    def fingerprint(self) -> str:
+        """Another text for other models, or another rank or dtype."""
+        return "\0".join([f"extracted {self._rank} {self.dtype}", self._source.fingerprint(), self._base.fingerprint()])
+
+    @cached_property
+    def _lost(self) -> dict[str, float]:
+        """The squared length of what is lost, by tensor."""
+        return {name: float(self._change(name).square().sum()) for name in self.lost}
+
+    def __str__(self) -> str:
+        """What is kept, by kind of layer, as shares of the squared length of the whole change."""
+        kinds: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for name, pair in self._all_squares:
+            kinds[self.modules[name].name.rpartition(".")[2]].append(pair)
+        kinds |= {f"{name} (lost)": [(square, 0.0)] for name, square in _by_kind(self._lost).items()}
+        rows = [(kind, len(pairs), *(sum(numbers) for numbers in zip(*pairs, strict=True))) for kind, pairs in kinds.items()]
+        whole, kept = (sum(row[column] for row in rows) for column in (2, 3))
+        width = max(len("layer"), *(len(kind) for kind in kinds))
+        lines = [f"{'layer':{width}}  weights  of the change    kept"]
+        for kind, count, square, part in [*rows, ("total", sum(row[1] for row in rows), whole, kept)]:
+            lines.append(f"{kind:{width}}  {count:7}  {square / whole:13.1%}  {part / square if square else 1:6.1%}")
+        return "\n".join(lines)
+
+
+def _by_kind(squares: dict[str, float]) -> dict[str, float]:
+    """Sums over tensors whose modules end alike."""
+    found: dict[str, float] = defaultdict(float)
+    for name, square in squares.items():
+        found[name.removesuffix(".weight").rpartition(".")[2]] += square
+    return found
+
+
+def _linear_layers(base: Parent) -> dict[str, tuple[str, bool]]:
+    """The weights of linear layers, by raw name: the module's name in the model, and whether it stores its inputs as rows."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    kind = model_class(base.config, (base.config.architectures or [""])[0])
+    if kind is None:
+        raise SourceError(f"{base}: its linear layers are not known, as transformers has no class for it")
+    with torch.device("meta"):
+        model = kind(copy.deepcopy(base.config))
+    linear = {
+        name: type(module) is Conv1D for name, module in model.named_modules() if type(module) in (torch.nn.Linear, Conv1D)
+    }
+    modules = {raw: live.removesuffix(".weight") for raw, live in base.layout.modules.items() if live.endswith(".weight")}
+    return {raw: (module, linear[module]) for raw, module in modules.items() if module in linear and raw in base.tensors}

@@ -1,0 +1,100 @@
+"""Adapters of whole fine-tunes: the best of a rank, and what is lost by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
+
+from hf_evomerge.building.build import build_model
+from hf_evomerge.building.extracted import extract_adapter
+from hf_evomerge.building.record import read_build_record
+from hf_evomerge.cli import app
+from hf_evomerge.errors import EvoMergeError, SourceError
+from hf_evomerge.recipes.recipe import Recipe
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a model in float64."""
+    return {name: tensor.double() for name, tensor in AutoModelForCausalLM.from_pretrained(folder).state_dict().items()}
+
+
+def test_every_linear_weight_is_cut_to_the_rank(tiny: Path, tmp_path: Path) -> None:
+    """The product is the truncated SVD of the change, and the record and the table say what share of it is kept and lost."""
+    report = str(extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out", rank=3, progress=False))
+    after, before = weights(tiny / "a"), weights(tiny / "base")
+    adapter, record = load_file(tmp_path / "out" / "adapter_model.safetensors"), read_build_record(tmp_path / "out")
+    assert record is not None
+    assert record.energy is not None
+    linear = sorted(name.removesuffix(".weight") for name in before if "_proj" in name or name == "lm_head.weight")
+    assert sorted(record.energy) == linear
+    kept, whole = 0.0, sum(float((after[name] - before[name]).square().sum()) for name in before)
+    for module in linear:
+        u, values, v = torch.linalg.svd(after[f"{module}.weight"] - before[f"{module}.weight"])
+        b, a = (adapter[f"base_model.model.{module}.lora_{letter}.weight"].double() for letter in "BA")
+        assert torch.allclose(b @ a, u[:, :3] @ values[:3].diag() @ v[:3], atol=1e-5)
+        assert record.energy[module] == pytest.approx(float(values[:3].square().sum() / values.square().sum()), abs=1e-4)
+        kept += float(values[:3].square().sum())
+    lines = {line.split()[0]: line for line in report.splitlines()}
+    assert lines["total"].split()[-1] == f"{kept / whole:.1%}"
+    assert lines["q_proj"].split()[1] == "2"
+    assert "embed_tokens (lost)" in report
+
+
+def test_a_full_rank_loses_nothing_linear(tiny: Path, tmp_path: Path) -> None:
+    """With every rank the base with the adapter is the fine-tune in every linear weight, by peft."""
+    extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out", rank=1000, progress=False)
+    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny / "base"), tmp_path / "out")
+    after = weights(tiny / "a")
+    for name, tensor in model.merge_and_unload().state_dict().items():
+        if "_proj" in name or name == "lm_head.weight":
+            assert torch.allclose(tensor.double(), after[name], atol=1e-6), name
+
+
+def test_layers_that_are_stored_transposed(tmp_path: Path) -> None:
+    """Of GPT-2, too, the base with an adapter of full rank is the fine-tune but for norms and biases."""
+    for seed, name in enumerate(("base", "a")):
+        torch.manual_seed(seed)
+        config = GPT2Config(vocab_size=48, n_embd=24, n_layer=2, n_head=2, n_positions=32)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
+    extract_adapter(str(tmp_path / "a"), str(tmp_path / "base"), tmp_path / "out", rank=24, progress=False)
+    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "out")
+    after = weights(tmp_path / "a")
+    merged = model.merge_and_unload().state_dict()
+    changed = [name for name in merged if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))]
+    assert len(changed) == 8
+    assert all(torch.allclose(merged[name].double(), after[name], atol=1e-5) for name in changed)
+
+
+def test_extracted_adapters_are_merged(tiny: Path, tmp_path: Path) -> None:
+    """They are sources as any other adapter, and the same again when they are extracted again."""
+    for name in "ab":
+        for again in ("", "-again"):
+            extract_adapter(str(tiny / name), str(tiny / "base"), tmp_path / f"{name}{again}", rank=2, progress=False)
+        files = [(tmp_path / f"{name}{again}" / "adapter_model.safetensors").read_bytes() for again in ("", "-again")]
+        assert files[0] == files[1]
+    merge = {"method": "task_arithmetic", "parameters": [{"weight": 0.5}, {"weight": 0.5}]}
+    sources = [{"model": str(tmp_path / name)} for name in "ab"]
+    recipe = Recipe.model_validate({"sources": sources, "base": {"model": str(tiny / "base")}, "merge": merge})
+    folder = build_model(recipe, tmp_path / "out", progress=False)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert {tensor.shape[0] for name, tensor in tensors.items() if "_A" in name} == {4}
+
+
+def test_what_cannot_be_extracted(tiny: Path, tmp_path: Path) -> None:
+    """A model that is its own base, one of another shape, and a folder that is there are refused in one line."""
+    with pytest.raises(SourceError, match="no linear weight differs from"):
+        extract_adapter(str(tiny / "base"), str(tiny / "base"), tmp_path / "out")
+    with pytest.raises(SourceError, match="sources must be fine-tunes of one base"):
+        extract_adapter(str(tiny / "deep"), str(tiny / "base"), tmp_path / "out")
+    folders = [str(tiny / "a"), "--base", str(tiny / "base"), "--out", str(tmp_path / "out")]
+    said = CliRunner().invoke(app, ["extract", *folders, "--rank", "2"])
+    assert said.stdout.splitlines()[0].split() == ["layer", "weights", "of", "the", "change", "kept"]
+    with pytest.raises(EvoMergeError, match="exists already"):
+        extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out")
