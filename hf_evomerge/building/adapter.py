@@ -169,8 +169,8 @@ class AdapterCheckpoint(Checkpoint):
             write_chat_template(folder, self.chat_template)
 
     def unused(self, source: Parent, name: str) -> str:
-        """What the adapter leaves alone is in the base."""
-        return "the base's own"
+        """Weights that no adapter changes."""
+        return "as in the base"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import copy
 import os
 import sys
 from collections import defaultdict
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,32 +142,18 @@ class ExtractedAdapter(AdapterCheckpoint):
         """Another text for other models, or another rank or dtype."""
         return "\0".join([f"extracted {self._rank} {self.dtype}", self._source.fingerprint(), self._base.fingerprint()])
 
-    @cached_property
-    def _lost(self) -> dict[str, float]:
-        """The squared length of what is lost, by tensor."""
-        return {name: float(self._change(name).square().sum()) for name in self.lost}
-
     def __str__(self) -> str:
         """What is kept, by kind of layer, as shares of the squared length of the whole change."""
-        kinds: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for name, pair in self._all_squares:
-            kinds[self.modules[name].name.rpartition(".")[2]].append(pair)
-        kinds |= {f"{name} (lost)": [(square, 0.0)] for name, square in _by_kind(self._lost).items()}
-        rows = [(kind, len(pairs), *(sum(numbers) for numbers in zip(*pairs, strict=True))) for kind, pairs in kinds.items()]
-        whole, kept = (sum(row[column] for row in rows) for column in (2, 3))
-        width = max(len("layer"), *(len(kind) for kind in kinds))
-        lines = [f"{'layer':{width}}  weights  of the change    kept"]
-        for kind, count, square, part in [*rows, ("total", sum(row[1] for row in rows), whole, kept)]:
-            lines.append(f"{kind:{width}}  {count:7}  {square / whole:13.1%}  {part / square if square else 1:6.1%}")
-        return "\n".join(lines)
-
-
-def _by_kind(squares: dict[str, float]) -> dict[str, float]:
-    """Sums over tensors whose modules end alike."""
-    found: dict[str, float] = defaultdict(float)
-    for name, square in squares.items():
-        found[name.removesuffix(".weight").rpartition(".")[2]] += square
-    return found
+        lost = {name: (float(self._change(name).square().sum()), 0.0) for name in self.lost}
+        rows: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
+        for name, pair in [*self._all_squares, *lost.items()]:
+            kind = name.removesuffix(".weight").rpartition(".")[2] + (" (lost)" if name in lost else "")
+            for key in (kind, "total"):
+                rows[key] = [have + more for have, more in zip(rows[key], (1, *pair), strict=True)]
+        rows["total"] = whole = rows.pop("total")
+        width = max(len(kind) for kind in rows)
+        lines = [f"{kind:{width}}  {n:7}  {own / whole[1]:13.1%}  {kept / own:6.1%}" for kind, (n, own, kept) in rows.items()]
+        return "\n".join([f"{'layer':{width}}  weights  of the change    kept", *lines])
 
 
 def _linear_layers(base: Parent) -> dict[str, tuple[str, bool]]:
