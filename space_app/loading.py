@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,16 +24,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory, with its tokenizer, the seconds that loading took, and its processor where it sees."""
+    """A model in memory, with its tokenizer, the seconds that loading took, its processor where it sees, and its adapters."""
 
     model: Any
     tokenizer: Any
     seconds: float
     processor: Any = None
+    adapters: Any = None
 
 
-def load(model: str, revision: str | None, *, sees: bool = False) -> Loaded:
-    """Load a model and its tokenizer, from safetensors only and without the repository's code."""
+def load(model: str, revision: str | None, *, sees: bool = False, adapter: tuple[str, str | None] | None = None) -> Loaded:
+    """Load a model with an adapter, and its tokenizer, from safetensors only and without the repository's code."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
@@ -41,6 +42,8 @@ def load(model: str, revision: str | None, *, sees: bool = False) -> Loaded:
     options: dict[str, Any] = {"revision": revision} if revision else {}
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     loaded = kind.from_pretrained(model, dtype="auto", use_safetensors=True, trust_remote_code=False, **options).eval()
+    if adapter is not None:
+        model, options = adapter[0], {"revision": adapter[1]} if adapter[1] else {}  # the tokenizer is there
     processor: Any = AutoProcessor.from_pretrained(model, trust_remote_code=False, **options) if sees else None
     if sees:
         tokenizer = SeeingTokenizer(processor).tokenizer  # with the processor's chat template
@@ -48,7 +51,30 @@ def load(model: str, revision: str | None, *, sees: bool = False) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, **options)
     if torch.cuda.is_available():
         loaded = loaded.to("cuda")
-    return Loaded(loaded, tokenizer, time.monotonic() - begin, processor)
+    found = Loaded(loaded, tokenizer, time.monotonic() - begin, processor)
+    return found if adapter is None else use_adapter(found, adapter)
+
+
+def use_adapter(loaded: Loaded, adapter: tuple[str, str | None] | None) -> Loaded:
+    """Let a model run with one LoRA adapter and without the others, or with none; it is loaded where it is not there yet."""
+    import torch
+    from peft import PeftModel
+
+    if adapter is None:
+        loaded.adapters.base_model.disable_adapter_layers()
+        return loaded
+    name = adapter[0].replace(".", "-")  # no module's name may have dots
+    with torch.inference_mode(False):
+        if loaded.adapters is None or name not in loaded.adapters.peft_config:
+            weights_bytes(*adapter, "adapter_model.safetensors")
+            if loaded.adapters is None:
+                tuned = PeftModel.from_pretrained(loaded.model, adapter[0], name, revision=adapter[1])
+                loaded = replace(loaded, adapters=tuned)  # whose layers are in the model
+            else:
+                loaded.adapters.load_adapter(adapter[0], name, revision=adapter[1])
+        loaded.adapters.base_model.enable_adapter_layers()
+        loaded.adapters.set_adapter(name)
+    return loaded
 
 
 def sees(model: str, revision: str | None) -> bool:

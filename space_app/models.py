@@ -107,9 +107,12 @@ class Host:
         self._ready.set()
 
     def _load(self) -> None:
-        model, revision = self.published.model, self.published.revision
+        own = model, revision = self.published.model, self.published.revision
+        if (base := self.published.base) is not None:
+            model, revision = base.model, base.revision
         loading.check_memory(loading.weights_bytes(model, revision), self.published.name)
-        self._evolved = loading.load(model, revision, sees=self.published.sees)
+        adapter = own if base is not None else None
+        self._evolved = loading.load(model, revision, sees=self.published.sees, adapter=adapter)
 
     def answer(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Iterator[Piece]:
         """Write one answer.
@@ -150,7 +153,7 @@ class Host:
         """Whether a parent's weights have at most so many bytes, and fit beside what is loaded."""
         parent = next((parent for parent in self.published.parents if parent.label == key), None)
         size = loading.weights_bytes(parent.model, parent.revision) if parent is not None else 0
-        return 0 < size <= bound and loading.fits(size)
+        return 0 < size <= bound and (self.published.base is not None or loading.fits(size))
 
     def whole_answer(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Piece:
         """The answer when it is finished, or was stopped; raises `SpaceError`."""
@@ -270,20 +273,28 @@ class Host:
         return said(written[0, start:].tolist()), [said(ids) for ids in liked]
 
     def _loaded(self, key: str) -> Loaded:
-        if key == EVOLVED:
+        if key == EVOLVED or self.published.base is not None:
             if self._evolved is None:
                 raise SpaceError(self.error or "The model is not loaded yet.")
+            if self.published.base is not None:
+                parent = None if key == EVOLVED else self._parent(key)
+                own = self.published.model, self.published.revision
+                loading.use_adapter(self._evolved, own if parent is None else parent.adapter)
             return self._evolved
         if key not in self._parents:
             self._parents[key] = self._load_parent(key)
         return self._parents[key]
 
-    def _load_parent(self, key: str) -> Loaded:
+    def _parent(self, key: str) -> Parent:
         parent = next((parent for parent in self.published.parents if parent.label == key), None)
         if parent is None:
             raise SpaceError(f"There is no model {key!r:.60} here.")
         if parent.missing:
             raise SpaceError(f"{parent.label} is {parent.missing}.")
+        return parent
+
+    def _load_parent(self, key: str) -> Loaded:
+        parent = self._parent(key)
         needed = loading.weights_bytes(parent.model, parent.revision)
         while self._parents and not loading.fits(needed):
             self._parents.pop(next(iter(self._parents)))

@@ -35,6 +35,7 @@ class Parent:
         revision: Commit, where it is pinned.
         role: ``parent`` or ``base``.
         missing: Why it cannot be loaded; empty where it can.
+        adapter: The repository or folder of the LoRA adapter that makes it of the published adapter's base, and its commit.
     """
 
     label: str
@@ -42,6 +43,7 @@ class Parent:
     revision: str | None = None
     role: str = "parent"
     missing: str = ""
+    adapter: tuple[str, str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Published:
         model: Repository id or folder, as `from_pretrained` takes it.
         revision: The commit that was read; None for a folder.
         name: What it is called on the page.
-        config: `config.json`.
+        config: `config.json`; of an adapter its base's.
+        base: The base, where the model is a LoRA adapter of it.
         recipe_text: `recipe.yaml` as it stands; empty where there is none.
         recipe: The same, parsed; None where there is none, or it cannot be read.
         record: The record of its search; an empty one where there is none, or it cannot be read.
@@ -67,6 +70,7 @@ class Published:
     name: str
     revision: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    base: SourceRef | None = None
     recipe_text: str = ""
     recipe: Recipe | None = None
     record: Record = field(default_factory=Record)
@@ -131,10 +135,10 @@ class Published:
 
     @property
     def mixes(self) -> int:
-        """The layers of a merge whose weights can be turned up and down; 0 where there is a path or a parent is missing."""
+        """The layers of a merge whose weights can be turned up and down; 0 of a path or an adapter, or without a parent."""
         text = mapping(self.config.get("text_config")) or self.config
         count = text.get("num_hidden_layers", text.get("n_layer"))
-        there = bool(self.parents) and not any(parent.missing for parent in self.parents)
+        there = bool(self.parents) and self.base is None and not any(parent.missing for parent in self.parents)
         return count if there and not self.path and self.merge and isinstance(count, int) and 0 < count < 999 else 0
 
     @property

@@ -57,7 +57,7 @@ def read(model: str, revision: str | None = None) -> Published:
         revision: Branch, tag or commit on the Hub; the main branch by default.
 
     Raises:
-        SpaceError: No model is named, or it cannot be found, or it has no readable `config.json`.
+        SpaceError: No model is named, or it cannot be found, or neither it nor its base has a readable `config.json`.
     """
     if not model:
         raise SpaceError(UNSET)
@@ -74,7 +74,7 @@ def read(model: str, revision: str | None = None) -> Published:
 
 def _commit(model: str, revision: str | None) -> str:
     """The commit that a revision stands for now, so that weights and record are of the same one."""
-    file = _download(model, "config.json", revision)
+    file = _download(model, "config.json", revision) or _download(model, "adapter_config.json", revision)
     if file is None:
         raise SpaceError(f"{model} has no config.json; it is not a model that can be loaded.")
     return file.parent.name  # the cache's folder of a snapshot is named by its commit
@@ -103,9 +103,9 @@ def _download(model: str, name: str, revision: str | None) -> Path | None:
 def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Published:
     notes: list[str] = []
 
-    def part(name: str, reader: Callable[[Path], Any], default: Any) -> Any:
+    def part(name: str, reader: Callable[[Path], Any], default: Any, of: SourceRef | None = None) -> Any:
         try:
-            file = fetch(name)
+            file = fetch(name) if of is None else _file_of(of, name)
             return default if file is None else reader(file)
         except SpaceError as error:
             notes.append(str(error))
@@ -115,7 +115,9 @@ def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Publis
             notes.append(f"{name} cannot be read and is left out ({type(error).__name__}).")
         return default
 
-    config = part("config.json", _json, None)
+    config, base = part("config.json", _json, None), None
+    if config is None and (base := part("adapter_config.json", _base, None)) is not None:
+        config = part("config.json", _json, None, of=base)
     if not isinstance(config, dict):
         raise SpaceError(f"{found.name}: config.json is missing or cannot be read.")
     text = part("recipe.yaml", read_limited, "")
@@ -123,6 +125,7 @@ def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Publis
     found = replace(
         found,
         config=config,
+        base=base,
         recipe_text=text,
         recipe=recipe,
         record=part(STUDY_JSON, Record.load, Record()),
@@ -140,6 +143,15 @@ def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Publis
 def _picture(file: Path) -> seeing.Pictures:
     with file.open("rb") as opened:
         return seeing.checked([opened.read(seeing.MAX_BYTES + 1)])
+
+
+def _base(file: Path) -> SourceRef:
+    settings = mapping(_json(file))
+    return SourceRef(model=settings["base_model_name_or_path"], revision=settings.get("revision"))
+
+
+def _file_of(ref: SourceRef, name: str) -> Path | None:
+    return Path(ref.model) / name if Path(ref.model).is_dir() else _download(ref.model, name, ref.revision)
 
 
 def _json(file: Path) -> Any:
@@ -194,14 +206,17 @@ def _parents(found: Published) -> tuple[Parent, ...]:
         for key, ref, label in zip(keys, refs, alone, strict=False)
     ]
     return tuple(
-        _parent(ref, label if label != EVOLVED else f"{label} (2)", "base" if ref is base else "parent", found.on_hub)
+        _parent(ref, label if label != EVOLVED else f"{label} (2)", "base" if ref is base else "parent", found)
         for ref, label in zip(refs, labels, strict=True)
     )
 
 
-def _parent(ref: SourceRef, label: str, role: str, on_hub: bool) -> Parent:
+def _parent(ref: SourceRef, label: str, role: str, found: Published) -> Parent:
     model, revision, missing = ref.model, ref.revision, ""
-    if not on_hub and Path(model).is_dir():
+    adapts = found.base is not None and ref.model == found.base.model and ref.adapter is not None
+    if adapts and ref.adapter is not None and (not found.on_hub or _REPO_ID.fullmatch(ref.adapter)):
+        return Parent(label, model, revision, role, adapter=(ref.adapter, ref.adapter_revision))
+    if not found.on_hub and Path(model).is_dir():
         revision = None
     elif not _REPO_ID.fullmatch(model):
         missing, model = "not published: it was a folder on the machine of the search", label

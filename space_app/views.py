@@ -302,10 +302,12 @@ def commands(published: Published) -> str:
         model = str(real.parent)  # a page at home may show links to the files of the folder that it was given
     unpublished = listed([parent.label for parent in published.parents if parent.missing and not here])
     custom = ", trust_remote_code=True" if published.path else ""
+    library, kind = ("transformers", "AutoModelForCausalLM") if published.base is None else ("peft", "AutoPeftModelForCausalLM")
     lines = [
         "# load it (Python)",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f'model = AutoModelForCausalLM.from_pretrained("{model}"{custom})',
+        f"from {library} import {kind}",
+        "from transformers import AutoTokenizer",
+        f'model = {kind}.from_pretrained("{model}"{custom})',
         f'tokenizer = AutoTokenizer.from_pretrained("{model}"{custom})',
         "",
     ]

@@ -180,8 +180,9 @@ def extract(
         from ..building.extracted import extract_adapter
 
         quiet()
-        how = {"overwrite": overwrite, "progress": sys.stderr.isatty(), "trust_remote_code": trust_remote_code}
-        typer.echo(extract_adapter(fine_tune, base, out, rank=rank, **how))
+        trusted = {"trust_remote_code": trust_remote_code}
+        show = sys.stderr.isatty()
+        typer.echo(extract_adapter(fine_tune, base, out, rank=rank, overwrite=overwrite, progress=show, **trusted))
 
 
 @app.command(**MODELS)

@@ -16,8 +16,8 @@ from hf_evomerge.hub.space import LEFT_OUT, space_files
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "space_app"
 MODULES = sorted(SPACE.glob("*.py"))
-THEIRS = {"PIL", "diffusers", "gradio", "huggingface_hub", "jinja2", "numpy", "pyarrow", "pydantic", "safetensors", "spaces"}
-THEIRS |= {"torch", "torchvision", "transformers", "yaml"}
+THEIRS = {"PIL", "diffusers", "gradio", "huggingface_hub", "jinja2", "numpy", "peft", "pyarrow", "pydantic", "safetensors"}
+THEIRS |= {"spaces", "torch", "torchvision", "transformers", "yaml"}
 
 
 def _requirements() -> list[str]:

@@ -23,9 +23,12 @@ from reading import read
 from served import greedy
 from showcase import Showcase
 from texts import SpaceError
+from tiny_adapters import save_adapter
 from transformers import StoppingCriteriaList
 
 from hf_evomerge import merging
+from hf_evomerge.building.build import build_model
+from hf_evomerge.recipes.recipe import MergePart, Recipe
 from hf_evomerge.record import Data
 
 PROMPT = "t0 w3 w4 5"
@@ -86,6 +89,27 @@ def test_parents_are_loaded_only_when_asked(dfs: Path, tiny: Path) -> None:
     assert list(host._parents) == ["a"]
     with pytest.raises(SpaceError, match="no model 'zzz'"):
         host.whole_answer(Job("zzz", PROMPT, 8))
+
+
+def test_an_adapter_and_its_parents_share_the_base(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The merged adapter, each parent and the base answer as themselves, in any order, with one model in memory."""
+    wholes, base = {}, {"model": str(tiny / "base")}
+    sources = [{**base, "adapter": str(save_adapter(tiny / "base", tmp_path / name, seed))} for seed, name in enumerate("xy")]
+    recipe = Recipe.model_validate({"sources": sources, "base": base, "merge": {"method": "task_arithmetic"}})
+    published = build_model(recipe, tmp_path / "out", progress=False)
+    wholes[EVOLVED] = build_model(recipe, tmp_path / "whole", progress=False, whole=True)
+    for name, source in zip("xy", recipe.sources, strict=True):
+        alone = Recipe(sources=[source], merge=MergePart(method="linear"))
+        wholes[f"base+{name}"] = build_model(alone, tmp_path / f"whole-{name}", progress=False, whole=True)
+    wholes["base"] = tiny / "base"
+    host = _host(published)
+    monkeypatch.setattr(loading, "load", None)
+    assert [parent.label for parent in host.published.parents] == ["base+x", "base+y", "base"]
+    assert host.published.mixes == 0
+    answers = {key: greedy(folder, PROMPT) for key, folder in wholes.items()}
+    assert len(set(answers.values())) == 4
+    for key in [*answers, *reversed(answers)]:
+        assert host.whole_answer(Job(key, PROMPT, 8)).text == answers[key], key
 
 
 def test_answers_end_at_the_bounds(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
