@@ -261,8 +261,12 @@ class MergedAdapter(AdapterCheckpoint):
 
     @property
     def warnings(self) -> list[str]:
-        """What is doubtful about the sources."""
-        return self.merged.warnings
+        """What is doubtful about the sources and the rank."""
+        adapters = [source.adapter for source in self.sources if source.adapter is not None]
+        named = list(dict.fromkeys(str(adapter.config.get("base_model_name_or_path")) for adapter in adapters))
+        others = [f"the adapters say that they are of different bases: {', '.join(named)}"] if len(named) > 1 else []
+        large = [f"the rank is {self._rank}, and vLLM serves at most 512; give a --rank"] if self._rank > 512 else []
+        return [*self.merged.warnings, *others, *large]
 
     def __str__(self) -> str:
         return f"{self.merged}, as an adapter of rank {self._rank}"

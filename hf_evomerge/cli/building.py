@@ -180,9 +180,16 @@ def extract(
         from ..building.extracted import extract_adapter
 
         quiet()
-        trusted = {"trust_remote_code": trust_remote_code}
-        show = sys.stderr.isatty()
-        typer.echo(extract_adapter(fine_tune, base, out, rank=rank, overwrite=overwrite, progress=show, **trusted))
+        adapter = extract_adapter(
+            fine_tune,
+            base,
+            out,
+            rank=rank,
+            overwrite=overwrite,
+            progress=sys.stderr.isatty(),
+            trust_remote_code=trust_remote_code,
+        )
+        typer.echo(adapter)
 
 
 @app.command(**MODELS)

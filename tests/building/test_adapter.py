@@ -245,6 +245,17 @@ def _killed(recipe: Recipe, out: Path) -> None:
     build_model(recipe, out, progress=False)
 
 
+def test_doubts_are_warnings(make: Make) -> None:
+    """Adapters that name different bases, and a rank that no server takes, are warned of before anything is built."""
+    recipe = make([{**PLAIN, "r": 300}, {**PLAIN, "r": 300}])
+    assert [line for line in check_recipe(recipe).warnings if "base" in line] == []
+    config = Path(str(recipe.sources[0].adapter)) / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "org/other"}))
+    warnings = check_recipe(recipe).warnings
+    assert any(line.startswith("the adapters say that they are of different bases: org/other, ") for line in warnings)
+    assert "the rank is 600, and vLLM serves at most 512; give a --rank" in warnings
+
+
 def test_the_dtype_is_the_recipes(make: Make, tmp_path: Path) -> None:
     """The matrices are in float32, or in the dtype that the recipe names."""
     for dtype, wanted in ((None, torch.float32), ("bfloat16", torch.bfloat16)):

@@ -21,6 +21,8 @@ from hf_evomerge.hub.push import preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.hub.reproduce import reproduce
 from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.run import run_search
 
 LOAD = """
 import json, sys
@@ -101,6 +103,19 @@ def test_the_card_says_what_it_is(
     code = card.partition("```python\n")[2].partition("```")[0]
     assert "AutoPeftModelForCausalLM" in code
     program('import sys; sys.modules["hf_evomerge"] = None\n' + code.replace('"Your text"', '"w1 w2"'))
+
+
+def test_a_search_over_adapters_is_pushed(
+    published: dict[str, str], lfs_api: HfApi, tmp_path: Path, search_config: Callable[..., SearchConfig]
+) -> None:
+    """The winner of a search goes up with the record of the search, its card as an adapter's."""
+    base, *adapters = published
+    run_search(search_config("ps", sources=[{"model": base, "adapter": adapter} for adapter in adapters]), tmp_path / "out")
+    push_model(tmp_path / "out", "local/merge", PushOptions(published=published, examples=1), api=lfs_api)
+    assert {"adapter_model.safetensors", "study.json", "trials.parquet"} <= set(lfs_api.list_repo_files("local/merge"))
+    card = Path(hf_hub_download("local/merge", "README.md")).read_text()
+    assert "library_name: peft" in card
+    assert "This adapter is a merge of the weights of" in card
 
 
 def test_a_base_that_nobody_has_is_refused(published: dict[str, str], lfs_api: HfApi, tmp_path: Path) -> None:
