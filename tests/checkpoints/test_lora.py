@@ -154,12 +154,12 @@ def test_a_merge_of_adapters(adapted: Callable[..., tuple[Path, Path]], tmp_path
     second = save_adapter(base_model(), tmp_path / "second", r=2, lora_alpha=5)
     sources = [{"model": str(base), "adapter": str(adapter)} for adapter in (first, second)]
     alone = Recipe.model_validate({"sources": sources[:1], "merge": {"method": "linear"}})
-    merged = load_file(build_model(alone, tmp_path / "alone", progress=False) / "model.safetensors")
+    merged = load_file(build_model(alone, tmp_path / "alone", progress=False, whole=True) / "model.safetensors")
     source = opened(base, first)
     assert all(torch.equal(tensor, source.read(name)) for name, tensor in merged.items())
     both = Recipe.model_validate({"sources": sources, "base": {"model": str(base)}, "merge": {"method": "task_arithmetic"}})
     assert str(check_recipe(both)).startswith("fine: task_arithmetic of 2 sources")
-    sums = load_file(build_model(both, tmp_path / "both", progress=False) / "model.safetensors")
+    sums = load_file(build_model(both, tmp_path / "both", progress=False, whole=True) / "model.safetensors")
     other, origin = opened(base, second), load_file(base / "model.safetensors")
     for name, tensor in sums.items():
         expected = origin[name] + ((source.read(name) - origin[name]) + (other.read(name) - origin[name]))
@@ -174,9 +174,8 @@ def test_reports_name_the_adapters(
     second = save_adapter(base_model(), tmp_path / "second", r=2, lora_alpha=5)
     sources = [{"model": str(base), "adapter": str(adapter)} for adapter in (first, second)]
     with caplog.at_level("INFO", "hf_evomerge"):
-        build_model(
-            Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}}), tmp_path / "out", progress=False
-        )
+        recipe = Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}})
+        build_model(recipe, tmp_path / "out", progress=False, whole=True)
     assert "cosine between weights: base+adapter and base+second" in caplog.text
 
 
@@ -184,7 +183,7 @@ def test_a_path_through_adapted_layers(adapted: Callable[..., tuple[Path, Path]]
     """A path through an adapted source computes what peft's merged model computes."""
     base, adapter = adapted(r=4)
     recipe = Recipe.model_validate({"sources": [{"model": str(base), "adapter": str(adapter)}], "flow": {"path": ["0:0-1"]}})
-    model = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "out", progress=False))
+    model = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "out", progress=False, whole=True))
     assert model.config.sources[0]["adapter"] == str(adapter)
     plain = AutoModelForCausalLM.from_pretrained(base)
     plain.load_state_dict(merged_by_peft(base, adapter))
@@ -205,7 +204,7 @@ def test_a_change_is_rounded_once_to_the_dtype_of_the_result(
     sources = [{"model": str(base), "adapter": str(adapter)}]
     for dtype in ("float32", "float16", "bfloat16"):
         recipe = Recipe.model_validate({"sources": sources, "dtype": dtype, **part})
-        found = load_file(build_model(recipe, tmp_path / dtype, progress=False) / "model.safetensors")
+        found = load_file(build_model(recipe, tmp_path / dtype, progress=False, whole=True) / "model.safetensors")
         for name in source.changes:
             expected = source.read(name) if dtype == "bfloat16" else exact.read(name).to(getattr(torch, dtype))
             tensor = next(tensor for own, tensor in found.items() if own.endswith(name))
@@ -220,7 +219,7 @@ def test_a_search_scores_adapted_sources(search_config: Callable[..., Any], tiny
     adapter = save_adapter(AutoModelForCausalLM.from_pretrained(tiny / "b"), tmp_path / "adapter", r=2, lora_alpha=8)
     ref = SourceRef(model=str(tiny / "b"), adapter=str(adapter))
     alone = Recipe(sources=[ref], merge=MergePart(method="linear"))
-    folder = SourceRef(model=str(build_model(alone, tmp_path / "merged", progress=False)))
+    folder = SourceRef(model=str(build_model(alone, tmp_path / "merged", progress=False, whole=True)))
     scores = []
     for source in (ref, folder, SourceRef(model=str(tiny / "b"))):
         evaluator = Evaluator(search_config(sources=[{"model": str(tiny / "a")}, source.model_dump(exclude_none=True)]))
@@ -319,5 +318,5 @@ def test_an_adapter_that_is_not_there(tmp_path: Path, adapted: Callable[..., tup
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(SourceError, match=r"no adapter_model.safetensors \(only adapter_model.bin, a pickle"):
         _ = opened(base, adapter).changes
-    with pytest.raises(SourceError, match=r"a LoRA adapter, not a model; write \{model: ITS BASE, adapter: "):
+    with pytest.raises(SourceError, match=r"a LoRA adapter that names no base; write \{model: ITS BASE, adapter: "):
         open_source(str(adapter))
