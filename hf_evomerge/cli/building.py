@@ -164,8 +164,8 @@ def fold(
 @app.command(**MODELS)
 def extract(
     fine_tune: Annotated[str, typer.Argument(help="The fine-tune: a folder, or a repository on the Hub.", show_default=False)],
-    out: Out,
     base: Annotated[str, typer.Option(help="The model that it is a fine-tune of.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("adapter"),
     rank: Annotated[int, typer.Option(min=1, help="The rank of the adapter.")] = 16,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
     trust_remote_code: TrustRemoteCode = False,
