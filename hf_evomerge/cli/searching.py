@@ -64,12 +64,16 @@ def demo(
 def init(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(help="Two fine-tunes of one model, or more: folders or repositories; BASE+ADAPTER.", show_default=False),
+        typer.Argument(
+            help="Two fine-tunes of one model, or more: models or LoRA adapters; a folder of adapters.", show_default=False
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help='Problems, one JSON object per line: {"prompt": "2 + 3 =", "answer": 5}.')
     ] = None,
-    base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The model that they were fine-tuned from; that of adapters is known.")
+    ] = None,
     example: Annotated[
         str | None, typer.Option(help="Copy a file that comes with the package, such as the paper's own search: evollm-jp-ps.")
     ] = None,
@@ -82,6 +86,8 @@ def init(
     **Examples**
 
     - `hf-evomerge init your-name/fine-tune-a your-name/fine-tune-b --base your-name/base --data problems.jsonl`
+
+    - `hf-evomerge init my-adapters --data problems.jsonl`
 
     - `hf-evomerge init --example evollm-jp-ps`
     """

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from hf_evomerge import cli
 from hf_evomerge.errors import FitnessError, SearchError
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
+from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.recipes.strict_yaml import parse_yaml
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.scaffold import draft_search
@@ -193,6 +194,24 @@ def test_adapters_are_sources(tiny: Path, tmp_path: Path) -> None:
         (str(tiny / "a"), lora),
         (str(tiny / "b"), None),
     ]
+
+
+def test_a_folder_of_adapters(tiny: Path, tmp_path: Path) -> None:
+    """A folder of adapters stands for all of them, and the base is the one that they name."""
+    from peft import LoraConfig, get_peft_model
+
+    for name in ("b", "a", "c"):
+        model = AutoModelForCausalLM.from_pretrained(tiny / "base", trust_remote_code=False)
+        tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"))
+        tuned.save_pretrained(tmp_path / "loras" / name)
+    draft = draft_search([str(tmp_path / "loras")], _data(tmp_path, {"question": "w1 w2", "answer": 3}))
+    config = parse_yaml(SearchConfig, draft.text, SearchError)
+    base = str(tiny / "base")
+    assert config.base == SourceRef(model=base)
+    assert [(source.model, source.adapter) for source in config.sources] == [
+        (base, str(tmp_path / "loras" / name)) for name in "abc"
+    ]
+    assert config.ps.method == "task_arithmetic"
 
 
 def test_worked_solutions_are_scored_by_their_result(tiny: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ...building.tokens import match_tokens
 from ...checkpoints.chat_template import most_common_template
 from ...checkpoints.checkpoint import Parent
 from ...checkpoints.compatibility import check_mergeable
-from ...checkpoints.open import open_source
+from ...checkpoints.open import config_name, open_source
 from ...checkpoints.unchanged import twins
 from ...errors import FitnessError, SearchError
 from ...fitness.data import DataSpec
@@ -62,10 +62,10 @@ def draft_search(
     be followed layer by layer (``space: dfs``). The splits are slices of the shuffled data that do not overlap.
 
     Args:
-        sources: Folders or repositories of two or more fine-tunes; ``BASE+ADAPTER`` for one that is an adapter, or a folder
-            with an adapter of the base that is given.
+        sources: Folders or repositories of two or more fine-tunes. One may be a LoRA adapter, which names its base or is one of
+            the base that is given; ``BASE+ADAPTER`` says both; and a folder of adapters stands for all of them.
         data: A file with one JSON object per line.
-        base: Their common ancestor.
+        base: Their common ancestor; that of adapters is known.
         device: Where candidates will be evaluated.
 
     Raises:
@@ -77,18 +77,23 @@ def draft_search(
         >>> draft.text.count("problems.jsonl")
         3
     """
-    if len(sources) < 2:
+    names = [name for given in sources for name in _adapters_in(given)]
+    if len(names) < 2:
         raise SearchError(
             "sources: give the names of two fine-tunes of one model, or more; for one see `hf-evomerge init --example prune`"
         )
     file, problems = os.fspath(data), _Problems(os.fspath(data))
-    refs = [_named(name, base) for name in sources]
-    opened = [open_source(ref) for ref in refs]
-    ancestor = open_source(base) if base is not None else None
+    opened = [open_source(_named(name, base)) for name in names]
+    refs = [source.ref for source in opened]
+    of_adapters = {
+        ref.model_copy(update={"adapter": None, "adapter_revision": None}) for ref in refs if ref.adapter is not None
+    }
+    given = SourceRef(model=base) if base else of_adapters.pop() if len(of_adapters) == 1 else None
+    ancestor = open_source(given) if given is not None else None
     everyone = [*opened, *([ancestor] if ancestor is not None else [])]
     depths = [source.layer_count for source in everyone]
     by_token = len(set(depths)) == 1 and len({source.vocab_size for source in everyone}) > 1
-    settings = {"base": base and {"model": base}, "merge": {"method": "linear"}, "vocabulary": "union" if by_token else None}
+    settings = {"base": given, "merge": {"method": "linear"}, "vocabulary": "union" if by_token else None}
     as_merged = Recipe.model_validate({"sources": refs, **settings})
     matched, matched_base = match_tokens(as_merged, dict(enumerate(opened)), ancestor)
     check_mergeable(list(matched.values()), matched_base, same_depth=len(set(depths)) == 1)
@@ -100,11 +105,8 @@ def draft_search(
         '# about: "..." # what the model is for, one sentence in quotes; its card and its Space open with it',
         *_space(depths, ancestor is not None),
         "sources: # the fine-tunes that are merged",
-        *(
-            f"  - {{{', '.join(f'{key}: {_scalar(value)}' for key, value in ref.model_dump(exclude_none=True).items())}}}"
-            for ref in refs
-        ),
-        *([f"base: {{model: {_scalar(base)}}} # the common ancestor: merged are the differences from it"] if base else []),
+        *(f"  - {_mapping(ref)}" for ref in refs),
+        *([f"base: {_mapping(given)} # the common ancestor: merged are the differences from it"] if given else []),
         *(["vocabulary: union # they have not the same tokens: rows are matched by token"] if by_token else []),
         *(
             [f"device: {_scalar(device)}"]
@@ -124,6 +126,19 @@ def draft_search(
         *(f"warning: {line}" for line in twins(everyone, [*labels_of(refs), "the base"], download=False)),
     )
     return Draft(text, found)
+
+
+def _mapping(ref: SourceRef) -> str:
+    """A reference in one line of YAML."""
+    return f"{{{', '.join(f'{key}: {_scalar(value)}' for key, value in ref.model_dump(exclude_none=True).items())}}}"
+
+
+def _adapters_in(name: str) -> list[str]:
+    """The adapters in a folder of them; anything else stands for itself."""
+    folder = Path(name)
+    if not folder.is_dir() or (folder / config_name(folder)).exists():
+        return [name]
+    return [str(file.parent) for file in sorted(folder.glob("*/adapter_config.json"))] or [name]
 
 
 def _named(name: str, base: str | None) -> SourceRef:
