@@ -23,6 +23,7 @@ from ..errors import SourceError
 from ..merging.method import Call
 from ..merging.methods.common import divisor
 from ..merging.rows import row_count
+from ..recipes.layer_groups import classify
 from ..recipes.recipe import Recipe, SourceRef
 from .merged import Merged
 
@@ -327,7 +328,7 @@ def _terms(merged: Merged) -> Iterator[tuple[str, list[_Term]]]:
             change = changes.get(name)
             if change is None:
                 continue
-            if not change.is_product or not planned.is_merged:
+            if not change.is_product or not planned.is_merged or classify(name)[2] == "experts":
                 raise SourceError(f"{source} changes {name} by more than a LoRA product of a linear layer that is merged")
             own = [(first, last, shares[number]) for first, last, shares in runs]
             if any(share for _, _, share in own):
