@@ -105,7 +105,7 @@ def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Publis
 
     def part(name: str, reader: Callable[[Path], Any], default: Any, of: SourceRef | None = None) -> Any:
         try:
-            file = fetch(name) if of is None else _file_of(of, name)
+            file = fetch(name) if of is None else _file_of(of, name, found.on_hub)
             return default if file is None else reader(file)
         except SpaceError as error:
             notes.append(str(error))
@@ -150,8 +150,11 @@ def _base(file: Path) -> SourceRef:
     return SourceRef(model=settings["base_model_name_or_path"], revision=settings.get("revision"))
 
 
-def _file_of(ref: SourceRef, name: str) -> Path | None:
-    return Path(ref.model) / name if Path(ref.model).is_dir() else _download(ref.model, name, ref.revision)
+def _file_of(ref: SourceRef, name: str, on_hub: bool) -> Path | None:
+    """A file of an adapter's base: of a published one from the Hub, whatever folder it names."""
+    if not on_hub and Path(ref.model).is_dir():
+        return Path(ref.model) / name
+    return _download(ref.model, name, ref.revision) if _REPO_ID.fullmatch(ref.model) else None
 
 
 def _json(file: Path) -> Any:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..errors import SourceError
-from ..recipes.names import named_folder
+from ..recipes.names import is_folder, named_folder
 from ..recipes.recipe import SourceRef
 from .gguf import GgufFile
 from .lora import CONFIG_FILE, WEIGHTS_FILE, Adapter
@@ -35,10 +35,15 @@ def open_source(ref: SourceRef | str, *, trust_remote_code: bool = False) -> Sou
         folder, repository = find_folder(ref.model, ref.revision, code=trust_remote_code)
     if ref.adapter is None and is_adapter(folder):
         config = Adapter(folder, str(ref), repository).config
-        base = {"model": config.get("base_model_name_or_path"), "revision": config.get("revision")}
-        if not isinstance(base["model"], str) or not base["model"] or base["model"] == ref.model:
-            raise SourceError(f"{ref}: a LoRA adapter that names no base; write {{model: ITS BASE, adapter: {ref.model}}}")
-        named = {**ref.model_dump(), **base, "adapter": ref.model, "adapter_revision": ref.revision}
+        model, revision = config.get("base_model_name_or_path"), config.get("revision")
+        known = isinstance(model, str) and model not in ("", ref.model) and isinstance(revision, str | None)
+        if not known or (repository is not None and is_folder(model)):  # a stranger's file names no folder of this machine
+            where = "" if repository is None else " on the Hub"
+            raise SourceError(
+                f"{ref}: a LoRA adapter that names no base{where}; write {{model: ITS BASE, adapter: {ref.model}}}"
+            )
+        named = {**ref.model_dump(), "model": model, "revision": revision}
+        named |= {"adapter": ref.model, "adapter_revision": ref.revision}
         return open_source(SourceRef.model_validate(named), trust_remote_code=trust_remote_code)
     adapter = Adapter.open(ref.adapter, ref.adapter_revision) if ref.adapter is not None else None
     kind = Pipeline if (folder / INDEX).is_file() else Source

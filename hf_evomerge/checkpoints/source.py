@@ -45,8 +45,8 @@ class Source(Parent):
         trust_remote_code: bool = False,
     ) -> None:
         self.folder = Path(folder)
-        has_tokenizer = adapter is not None and (adapter.folder / "tokenizer_config.json").is_file()
-        self.beside = adapter.folder if adapter is not None and has_tokenizer else self.folder
+        own = [] if adapter is None else [adapter.folder / name for name in ("tokenizer.json", "tokenizer.model")]
+        self.beside = next((file.parent for file in own if file.is_file()), self.folder)
         self.ref = ref if ref is not None else SourceRef(model=str(folder))
         self.tokenizer_source = self
         self.repository = repository

@@ -182,7 +182,10 @@ def test_what_cannot_be_had_is_one_line(hub: FaultyHub, lfs_api: HfApi, run: Run
 
 
 def test_adapters_are_fetched_too(lfs_api: HfApi, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:
-    """A model and its adapter may both be on the Hub; a dry run fetches neither's weights, a merged adapter not the base's."""
+    """A model and its adapter may both be on the Hub; a dry run fetches neither's weights, a merged adapter not the base's.
+
+    An adapter on the Hub names no folder of this machine as its base.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -200,6 +203,13 @@ def test_adapters_are_fetched_too(lfs_api: HfApi, family: None, run: Run, tiny: 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert [file.name for file in cached(tmp_path)] == ["adapter_model.safetensors"]
+    (tmp_path / "recipe.yaml").write_text("sources: [{model: local/lora}]\nmerge: {method: linear}\n")
+    refused = run("merge", "recipe.yaml", "--out", "alone")
+    assert (
+        "local/lora: a LoRA adapter that names no base on the Hub; write {model: ITS BASE, adapter: local/lora}"
+        in refused.stderr
+    )
+    (tmp_path / "recipe.yaml").write_text("sources: [{model: local/a, adapter: local/lora}]\nmerge: {method: linear}\n")
     done = run("merge", "recipe.yaml", "--out", "out", "--whole")
     assert done.returncode == 0, done.stderr
     merged, plain = load_file(tmp_path / "out" / WEIGHTS), load_file(tiny / "a" / WEIGHTS)
