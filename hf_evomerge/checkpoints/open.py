@@ -37,7 +37,7 @@ def open_source(ref: SourceRef | str, *, trust_remote_code: bool = False) -> Sou
         config = Adapter(folder, str(ref), repository).config
         model, revision = config.get("base_model_name_or_path"), config.get("revision")
         known = isinstance(model, str) and model not in ("", ref.model) and isinstance(revision, str | None)
-        if not known or (repository is not None and is_folder(model)):  # a stranger's file names no folder of this machine
+        if not known or (repository is not None and is_folder(str(model))):  # a stranger's file names no folder of this machine
             where = "" if repository is None else " on the Hub"
             raise SourceError(
                 f"{ref}: a LoRA adapter that names no base{where}; write {{model: ITS BASE, adapter: {ref.model}}}"
