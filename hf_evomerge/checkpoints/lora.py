@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -130,18 +130,21 @@ class Adapter:
         if self.repository is not None:
             self.repository.fetch([self.file], progress=progress)
 
-    def changes(self, tensors: Mapping[str, TensorInfo], *, tied: bool = False) -> dict[str, Change]:
+    def changes(
+        self, tensors: Mapping[str, TensorInfo], *, tied: bool = False, modules: Callable[[], Mapping[str, str]] = dict
+    ) -> dict[str, Change]:
         """What becomes of which of a checkpoint's tensors.
 
         Args:
             tensors: The checkpoint's tensors.
             tied: Whether its head is its embedding matrix.
+            modules: Gives the names in the live model by those in the files; asked where the adapter names others.
 
         Raises:
             SourceError: A tensor of the adapter has no place in the checkpoint, another shape, or a meaning that is not known.
         """
         found: dict[str, Change] = {}
-        modules: dict[str, str] = {}
+        changed: dict[str, str] = {}
         flat = {f"lora_{name.removesuffix('.weight').replace('.', '_')}": name.removesuffix(".weight") for name in tensors}
         for key in self.tensors:
             name = key.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
@@ -152,7 +155,7 @@ class Adapter:
                     f"{self.label}: has a head or embeddings of its own ({name}), which are one matrix in the model; merge it "
                     "with peft"
                 )
-            target = self._target(name if part is None else f"{module}.weight", tensors)
+            target = self._target(name if part is None else f"{module}.weight", tensors, modules)
             change = found.setdefault(target, Change())
             if part is None:
                 change.whole = key
@@ -161,8 +164,8 @@ class Adapter:
             setattr(change, part, key)
             change.module = module
             change.parts.add("embedding" if "lora_embedding" in name else "linear")
-            modules[target] = module
-        for target, module in modules.items():
+            changed[target] = module
+        for target, module in changed.items():
             self._complete(found[target], module, target, tensors[target])
         return found
 
@@ -250,12 +253,13 @@ class Adapter:
             is_kept and re.search(r"(?:^|\.)(?:wte|embed_(?:tokens|in)|word_embeddings)$", module) is not None
         )
 
-    def _target(self, name: str, tensors: Mapping[str, TensorInfo]) -> str:
-        """The checkpoint's own name of a tensor: the same, or with or without the name of the inner model in front."""
+    def _target(self, name: str, tensors: Mapping[str, TensorInfo], modules: Callable[[], Mapping[str, str]]) -> str:
+        """The checkpoint's own name of a tensor: the same, with or without the inner model's in front, or an older one."""
         if name in tensors:
             return name
         _, _, shorter = name.partition(".")
         near = [there for there in tensors if there == shorter or there.partition(".")[2] == name]
+        near = near or [there for there, live in modules().items() if live == name and there in tensors]
         if len(near) == 1:
             return near[0]
         raise SourceError(f"{self.label}: changes {name}, which the model does not have; it belongs to another model")

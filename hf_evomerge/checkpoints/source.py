@@ -118,7 +118,9 @@ class Source(Parent):
     @cached_property
     def changes(self) -> dict[str, Any]:
         """Changes that the adapter makes, by tensor; raises `SourceError` where it does not fit the checkpoint."""
-        return self.adapter.changes(self.tensors, tied=self.is_tied) if self.adapter is not None else {}
+        if self.adapter is None:
+            return {}
+        return self.adapter.changes(self.tensors, tied=self.is_tied, modules=lambda: self.layout.modules)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """One tensor, memory-mapped, so that nothing is read before its values are used; see `Checkpoint.read`."""

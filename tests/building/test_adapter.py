@@ -14,10 +14,18 @@ from typing import Any
 import pytest
 import torch
 from forked import status_of_fork
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from tiny_adapters import save_adapter
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from vlms import inputs, save_vlm
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.building.record import read_build_record
@@ -123,6 +131,28 @@ def test_transposed_layers(make: Make, tmp_path: Path) -> None:
     whole = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
     folder = build_model(recipe, tmp_path / "out", progress=False)
     assert (logits(PeftModel.from_pretrained(base_model("gpt2"), folder)) - logits(whole)).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3", "smolvlm"])
+def test_models_that_see(name: str, tmp_path: Path) -> None:
+    """Adapters name the modules of today, files those of their time; peft makes the model's own class of the merged adapter."""
+    save_vlm(tmp_path / "base", name, 0)
+    base = {"model": str(tmp_path / "base")}
+    sources = []
+    for seed in range(2):
+        model, targets = AutoModelForImageTextToText.from_pretrained(tmp_path / "base"), ["q_proj", "v_proj", "up_proj"]
+        folder = save_adapter(model, tmp_path / f"adapter{seed}", seed, target_modules=targets, task_type=None)
+        sources.append({**base, "adapter": str(folder)})
+    recipe = Recipe.model_validate({"sources": sources, "base": base, "merge": {"method": "task_arithmetic"}})
+    whole = AutoModelForImageTextToText.from_pretrained(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
+    seen = inputs(name)
+    with torch.inference_mode():
+        wanted = whole.eval()(**seen).logits
+        adapter = AutoPeftModel.from_pretrained(build_model(recipe, tmp_path / "out", progress=False)).eval()
+        assert (adapter(**seen).logits - wanted).abs().max() < 5e-6
+        assert (
+            AutoModelForImageTextToText.from_pretrained(tmp_path / "base").eval()(**seen).logits - wanted
+        ).abs().max() > 0.05
 
 
 def test_the_config_says_what_servers_read(make: Make, tmp_path: Path) -> None:
