@@ -89,9 +89,12 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length") or "0"
         if "Transfer-Encoding" in self.headers or not length.isdecimal():
             raise Refusal(411, "send the body with a Content-Length")
-        if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in LOCAL_NAMES:
-            raise Refusal(421, f"this server is {' or '.join(LOCAL_NAMES)}")
-        return Request(self.command, self.path, self.headers, self.rfile, int(length))  # type: ignore[arg-type]
+        try:
+            if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in LOCAL_NAMES:
+                raise Refusal(421, f"this server is {' or '.join(LOCAL_NAMES)}")
+            return Request(self.command, self.path, self.headers, self.rfile, int(length))  # type: ignore[arg-type]
+        except ValueError as cause:  # a bracket that is not closed, or a length of thousands of digits
+            raise Refusal(400, str(cause)) from cause
 
 
 class Server(ThreadingHTTPServer):

@@ -72,7 +72,7 @@ class Page:
     def build(self) -> gr.Blocks:
         """The whole page with its events and API."""
         name = Path(self.show.model).name or "no model is set"
-        with gr.Blocks(title=f"{name}: an evolved merge", analytics_enabled=False) as blocks:
+        with gr.Blocks(title=f"{name}: an evolved merge", analytics_enabled=False, delete_cache=seeing.KEPT) as blocks:
             self.heading = gr.HTML('<div class="ev-heading"><h1>An evolved merge</h1></div>', elem_id="ev-heading")
             self.status = gr.HTML(message("Starting …"), elem_id="ev-status", js_on_load=LIVE)
             with gr.Tabs(elem_id="ev-tabs") as self.tabs:

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 import loading
+from seeing import KEPT
 from texts import SpaceError, escape, message
 
 from hf_evomerge.errors import EvoMergeError, one_line
@@ -108,7 +109,7 @@ def page(painter: Painter) -> gr.Blocks:
         except (ValueError, IndexError) as error:  # a class that there is not
             raise gr.Error(one_line(error)) from error
 
-    with gr.Blocks(title="hf_evomerge", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="hf_evomerge", analytics_enabled=False, delete_cache=KEPT) as blocks:
         name = painter.model.rstrip("/").rpartition("/")[2]
         gr.HTML(f'<div class="ev-heading"><h1>{escape(name)}</h1></div>', elem_id="ev-heading")
         status = gr.HTML(message("Starting …"), elem_id="ev-status")

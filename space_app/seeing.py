@@ -14,6 +14,7 @@ from hf_evomerge.fitness.example import FORMATS, Picture
 MAX_BYTES = 8 << 20  # of a file; these two are a stranger's, and the package reads larger ones
 MAX_PIXELS = 16 << 20
 MAX_PICTURES = 8
+KEPT = (600, 3600)  # seconds: how often files of visitors are looked at, and how old they get
 TYPES = [f".{kind.lower()}" for kind in (*FORMATS, "jpg")]
 
 Pictures = tuple[Picture, ...]

@@ -258,4 +258,4 @@ def _is_known(library: str) -> bool:
 def _has_pipelines(name: str) -> bool:
     import diffusers
 
-    return (Path(str(diffusers.__file__)).parent / "pipelines" / name).is_dir()
+    return (Path(str(diffusers.__file__)).parent / "pipelines" / name / "__init__.py").is_file()

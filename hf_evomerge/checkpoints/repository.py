@@ -22,6 +22,7 @@ from .hashes import file_sha256
 from .headers import StoredTensor, check_header
 
 SMALL_FILES = ["*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
+_PATIENCE = 30.0  # seconds after which a download is not begun again; the client tries for as long by itself
 _ATTEMPTS = 4
 IGNORED_FILES = ["*/*.json", "*/*.txt", "*/*.model"]
 
@@ -130,12 +131,14 @@ class Repository:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import httpx
 
+        begin = time.monotonic()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return Path(hf_hub_download(self.name, file, revision=self.commit))
-            except httpx.TransportError:
-                if attempt == _ATTEMPTS:
+            except httpx.TransportError as cause:
+                if attempt == _ATTEMPTS or time.monotonic() - begin > _PATIENCE:
                     raise
+                _say(f"{self.name}: {file}: {one_line(cause, 120)}; attempt {attempt + 1} of {_ATTEMPTS}")
                 time.sleep(attempt)
         raise AssertionError("unreachable")
 

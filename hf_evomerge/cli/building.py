@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import EvoMergeError
+from ..recipes.whole_file import write_whole
 from .common import LOGGER, MODELS, Model, TrustRemoteCode, app, one_line_errors, quiet, without_torch
 
 
@@ -130,7 +131,7 @@ def convert(
         if out is None:
             typer.echo(text, nl=False)
         else:
-            out.write_text(text, encoding="utf-8")
+            write_whole(out, text)
 
 
 @app.command(**MODELS)

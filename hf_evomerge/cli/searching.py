@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import EvoMergeError
+from ..recipes.whole_file import write_whole
 from .common import (
     SEARCH,
     START,
@@ -97,7 +98,7 @@ def init(
                 raise EvoMergeError("--example copies a file; leave out models, --base and --data")
             file = _example(example)
             out = _new(out or Path(file.name))
-            out.write_bytes(file.read_bytes())
+            write_whole(out, file.read_text(encoding="utf-8"))
             typer.echo(f"wrote {out}")
             return
         if not sources or data is None:
@@ -107,7 +108,7 @@ def init(
 
         quiet()
         draft = draft_search(sources, data, base=base, device=_device())
-        out.write_text(draft.text, encoding="utf-8")
+        write_whole(out, draft.text)
         name = shlex.quote(str(out))
         next_steps = {
             f"hf-evomerge search {name} --out my-search --dry-run": "checks everything, says how long it takes",

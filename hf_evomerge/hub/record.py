@@ -17,6 +17,7 @@ from ..pictures.trials import Objective
 from ..recipes.names import hidden, named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import validate
+from ..recipes.whole_file import whole_file
 from ..record import STUDY_JSON, Record, Results
 from ..search.file.config import SearchConfig
 from ..search.file.objectives import FITNESS, known_values
@@ -213,12 +214,10 @@ def _write_trials(study: Study, trials: Sequence[Trial], objectives: Sequence[st
         }
         for trial in trials
     ]
-    unfinished = file.with_name(f".{file.name}.new")
     try:
-        parquet.write_table(pyarrow.Table.from_pylist(rows), unfinished, compression="zstd")
-        unfinished.replace(file)
+        with whole_file(file) as unfinished:
+            parquet.write_table(pyarrow.Table.from_pylist(rows), unfinished, compression="zstd")
     except OSError as cause:
-        unfinished.unlink(missing_ok=True)
         raise EvoMergeError(f"{file}: cannot be written: {cause}") from cause
 
 

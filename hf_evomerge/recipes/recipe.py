@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from hashlib import sha256
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import EvoMergeError, PathError, RecipeError
-from .layer_path import LayerPath
+from .layer_path import MAX_HOPS, LayerPath
 from .strict_yaml import Count, Index, Number, StrictModel, dump_yaml, load_yaml, parse_yaml
+from .whole_file import write_whole
 
 MAX_SLICE = 256  # sources of one slice
 MAX_STACK = 1 << 16  # layers of all slices, each counted once per source: a stack of 4,096 of 15 sources and a base
@@ -155,8 +155,8 @@ class SlicePart(StrictModel):
         run = self.runs()[0] if self.base is None else _run(f"0:{self.base}")
         return [layer for _, layer in run]
 
-    def check(self) -> int:
-        """How many layers all entries have; raises `PathError` where one cannot be read, `ValueError` where numbers differ."""
+    def check(self) -> list[int]:
+        """How many layers each entry has; raises `PathError` where one cannot be read, `ValueError` where numbers differ."""
         if len(self.layers) > MAX_SLICE:
             raise ValueError(f"layers: {len(self.layers)} entries; a slice has at most {MAX_SLICE}")
         runs = self.runs()
@@ -169,7 +169,7 @@ class SlicePart(StrictModel):
             raise ValueError(
                 f"parameters: {len(self.parameters)} mappings for {len(runs)} sources; give one per entry of layers"
             )
-        return sum(counts)
+        return counts
 
 
 class MergePart(StrictModel):
@@ -206,12 +206,15 @@ class MergePart(StrictModel):
         for key, given in (("sources", self.sources), ("parameters", self.parameters)):
             if given:
                 raise ValueError(f"merge.{key}: with slices it is given in each slice; leave it out here")
-        hops = 0
+        layers = hops = 0
         for position, part in enumerate(self.slices):
             try:
-                hops += part.check()
+                counts = part.check()
             except (EvoMergeError, ValueError) as error:
                 raise ValueError(f"merge.slices[{position}].{error}") from error
+            layers, hops = layers + counts[0], hops + sum(counts)
+            if layers > MAX_HOPS:
+                raise ValueError(f"merge.slices: more than {MAX_HOPS} layers; a model has no more, write fewer")
             if hops > MAX_STACK:
                 raise ValueError(f"merge.slices: more than {MAX_STACK} layers, each counted once per source; write fewer")
 
@@ -472,7 +475,7 @@ class Recipe(StrictModel):
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the recipe to a YAML file."""
-        Path(file).write_text(self.to_yaml(), encoding="utf-8")
+        write_whole(file, self.to_yaml())
 
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:

@@ -157,7 +157,9 @@ class Search:
         best = self.study.best(stage.name, self.config.finalists)
         if not best:
             errors = [trial.scores.error for trial in self.study.trials(stage.name)]
-            raise SearchError(f"{stage}: all {len(errors)} trials failed; the first said: {errors[0] if errors else '-'}")
+            if not errors:
+                raise SearchError(f"{stage}: ended before its first trial; give it more minutes, or more evaluations")
+            raise SearchError(f"{stage}: all {len(errors)} trials failed; the first said: {errors[0]}")
         if stage.algorithm == "sweep":  # the others are on the way to these
             best = [trial for trial in best if trial.scores.values.size == best[0].scores.values.size]
         return [trial.recipe_key for trial in best if trial.recipe_key is not None]

@@ -226,6 +226,7 @@ def _with(key: str, value: Any) -> Callable[[Path], None]:
     [
         (_pickled, "only diffusion_pytorch_model.bin, a pickle"),
         (_with("unet", ["my_unet", "MyUnet"]), "unet is of my_unet: code that comes with the pipeline"),
+        (_with("unet", ["__pycache__", "MyUnet"]), "unet is of __pycache__: code that comes with the pipeline"),
         (_with("_class_name", ["my_pipeline", "Mine"]), "_class_name is .* code that comes with the pipeline"),
         (_with("unet", ["diffusers", 3]), "unet is .* not a library and a class"),
         (_with("../unet", ["diffusers", "UNet2DConditionModel"]), "not a library and a class"),

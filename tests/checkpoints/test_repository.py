@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -16,13 +17,15 @@ import torch
 from faulty_hub import Fault, FaultyHub
 from hub_fixtures import Said, use_hub
 from huggingface_hub import HfApi, constants
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, httpx
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model
+from hf_evomerge.checkpoints.repository import find_folder
 from hf_evomerge.cli import app
+from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe
 
 NAMES = ("base", "a", "b")
@@ -179,6 +182,26 @@ def test_what_cannot_be_had_is_one_line(hub: FaultyHub, lfs_api: HfApi, run: Run
     done = run("merge", "recipe.yaml", "--out", "out", "--dry-run", home="other")
     hub.start()
     assert done.stderr.startswith("error: local/empty: neither a folder nor in the Hub cache, and the Hub cannot be reached")
+
+
+def test_a_download_that_is_reset_says_so(
+    lfs_api: HfApi, family: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every new attempt is a line; after half a minute there is none."""
+    clock = itertools.count(0.0, 20.0)
+
+    def reset(*_: Any, **__: Any) -> str:
+        raise httpx.ConnectError("Connection reset by peer")
+
+    repository = find_folder("local/a", None)[1]
+    assert repository is not None
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", reset)
+    times = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
+    monkeypatch.setattr("hf_evomerge.checkpoints.repository.time", times)
+    with pytest.raises(SourceError, match="Connection reset by peer"):
+        repository.fetch([WEIGHTS], progress=False)
+    said = [line for line in capsys.readouterr().err.splitlines() if "attempt" in line]
+    assert said == [f"local/a: {WEIGHTS}: Connection reset by peer; attempt 2 of 4"]
 
 
 def test_adapters_are_fetched_too(lfs_api: HfApi, family: None, run: Run, tiny: Path, tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_what_only_looks_like_something_else_is_a_text():
         "  - layers: [" + "'0:0-4095', " * 2000 + "]\n",
         "".join("  - layers: ['0:0-4095', '1:0-4095']\n" for n in range(2000)),
         "  - layers: ['0:0-4095 x2000000']\n",
+        "  - layers: ['0:0-1']\n" * 2500,
     ],
 )
 def test_a_stack_has_a_limit(slices):

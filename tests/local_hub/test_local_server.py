@@ -243,6 +243,19 @@ def test_broken_bodies(hub: FaultyHub) -> None:
     assert (answer.startswith(b"HTTP/1.1 411 "), answer.count(b"HTTP/1.1 ")) == (True, 1)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: " + b"9" * 5000,
+        b"GET / HTTP/1.1\r\nHost: [::1",
+        b"GET http://[x/ HTTP/1.1\r\nHost: 127.0.0.1",
+    ],
+)
+def test_heads_that_cannot_be_read(hub: FaultyHub, head: bytes) -> None:
+    """A length of thousands of digits, and addresses with half a bracket, have an answer that says no."""
+    assert _raw(hub, head + b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
 def test_a_refused_body_does_not_become_the_next_request(hub: FaultyHub) -> None:
     """A body that nobody read is not taken for a request on the same connection."""
     inner = b"DELETE /api/repos/delete HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

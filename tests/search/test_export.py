@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.results.answers import export_answers
+from hf_evomerge.search.results.answers import Answer, export_answers
 from hf_evomerge.search.results.export import export_csv, export_parquet, trial_rows
 from hf_evomerge.search.study.study import Study, Trial
 
@@ -137,3 +139,49 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     refused = run(app, ["export", str(folder)])
     assert refused.exit_code == 1
     assert "nothing to write; name a file with --csv, --parquet or --answers" in refused.output
+
+
+@contextmanager
+def _room(size: int) -> Iterator[None]:
+    """A limit on the size of files, which a full disk is to whoever writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "answers"])
+def test_a_full_disk_leaves_no_half_of_a_table(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What cannot be written whole is not there, and the line says what is full."""
+    row = {"stage": "ps", "error": "".join(map(chr, np.random.default_rng(0).integers(48, 122, 200_000)))}
+    monkeypatch.setattr("hf_evomerge.search.results.export.trial_rows", lambda study: [row])
+    answer = Answer("m", "test", row["error"], "", None, 0.0, None, None)
+    monkeypatch.setattr("hf_evomerge.search.results.answers.study_answers", lambda study: [answer])
+    with _room(100_000):
+        told = CliRunner().invoke(app, ["export", str(folder), f"--{kind}", str(tmp_path / "table")])
+    assert told.exit_code == 1
+    assert "make room on the disk" in told.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+    """A recipe that cannot be written whole leaves the one before as it was, and nothing beside it."""
+    recipe = Recipe(sources=SOURCES, flow=FlowPart(path=["0:0-1"]))
+    recipe.save(tmp_path / "recipe.yaml")
+    with _room(1000), pytest.raises(OSError, match="File too large"):
+        recipe.model_copy(update={"flow": FlowPart(path=["0:0"] * 4000)}).save(tmp_path / "recipe.yaml")
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+
+
+def test_a_full_disk_is_no_damage(folder: Path, tmp_path: Path) -> None:
+    """Where SQLite has no room for its own files the study is not called damaged."""
+    with _room(1000):
+        told = CliRunner().invoke(app, ["export", str(folder), "--csv", str(tmp_path / "table.csv")])
+    assert told.exit_code == 1
+    assert "study.db: cannot be read or written on this disk: disk I/O error; free memory" in told.output
+    assert "damaged" not in told.output

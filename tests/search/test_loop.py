@@ -135,7 +135,7 @@ def test_the_budget_is_exact(budget: int, generations: list[int], tmp_path: Path
 def test_no_generation_starts_after_the_minutes(tmp_path: Path) -> None:
     """A budget in minutes that is spent ends a stage after a whole generation, and a resumed search does not exceed it."""
     ps = {**SPACES["ps"]["ps"], "optimizer": {**OPTIMIZER, "minutes": 1e-9}}
-    with pytest.raises(SearchError):  # no time at all: no trial
+    with pytest.raises(SearchError, match="ps: ended before its first trial; give it more minutes, or more evaluations"):
         toy_search(tmp_path / "none", ToyRunner(), ps=ps)
     study, _ = toy_search(tmp_path / "some", ToyRunner(), ps={**ps, "optimizer": {**OPTIMIZER, "evaluations": 7}})
     study.set_meta("seconds", 100.0, "ps")

@@ -127,6 +127,11 @@ def test_strangers_pictures(served: Served) -> None:
     assert client.predict("\u7c60", EVOLVED, 4, [other], api_name="/answer")["tokens"] >= 1
 
 
+def test_files_of_visitors_do_not_stay(served: Served) -> None:
+    """The page looks every ten minutes which uploads are older than an hour, and removes these."""
+    assert served.blocks.delete_cache == (600, 3600)
+
+
 def test_a_gallery_follows_no_address(served: Served) -> None:
     """A visitor who sends an address in place of a file is told so, and it is not opened."""
     picture = {"image": {"path": f"{served.url}favicon.ico", "meta": {"_type": "gradio.FileData"}}, "caption": None}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -16,6 +15,7 @@ from ...fitness.terms import TermsSpec
 from ...fitness.writing import WritingSpec
 from ...recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef, TokenPart, Vocabulary, labels_of
 from ...recipes.strict_yaml import Count, Index, StrictModel, dump_yaml, load_yaml, validate
+from ...recipes.whole_file import write_whole
 from .objectives import FITNESS, TAKEN, AnyObjective, TaskObjective, name_of, objective_splits
 from .presets import completed, filled
 from .sections import FlowSpaceConfig, LimitsConfig, ParameterSpaceConfig
@@ -308,7 +308,7 @@ class SearchConfig(StrictModel):
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the search to a YAML file."""
-        Path(file).write_text(dump_yaml(self), encoding="utf-8")
+        write_whole(file, dump_yaml(self))
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> SearchConfig:

@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from ...errors import SearchError
 from ...fitness import Example, load_examples
+from ...recipes.whole_file import write_whole
 from ...record import Results
 from ..file.config import SearchConfig
 from ..spaces.space import uniform_average
@@ -89,5 +89,5 @@ def _names(study: Study, config: SearchConfig) -> dict[str, str]:
 def export_answers(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
     """Write every answer as a line of JSON with the fields of `Answer`; returns how many there are."""
     lines = [json.dumps(asdict(answer), ensure_ascii=False) for answer in study_answers(folder)]
-    Path(file).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+    write_whole(file, "".join(f"{line}\n" for line in lines))
     return len(lines)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import SearchError
 from ...recipes.recipe import Recipe, labels_of
+from ...recipes.whole_file import whole_file
 from ..file.config import SearchConfig
 from ..file.objectives import columns
 from ..file.stages import STAGES
@@ -80,7 +81,7 @@ def check_new(file: Path) -> None:
 def export_csv(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
     """Write the trials as CSV; returns how many there are."""
     rows = trial_rows(folder)
-    with Path(file).open("w", encoding="utf-8", errors="backslashreplace", newline="") as out:
+    with whole_file(file) as name, name.open("w", encoding="utf-8", errors="backslashreplace", newline="") as out:
         writer = csv.DictWriter(out, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -93,7 +94,8 @@ def export_parquet(folder: str | os.PathLike[str], file: str | os.PathLike[str])
     from pyarrow import parquet
 
     rows = trial_rows(folder)
-    parquet.write_table(pyarrow.Table.from_pylist(rows), file, compression="zstd")
+    with whole_file(file) as name:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), name, compression="zstd")
     return len(rows)
 
 

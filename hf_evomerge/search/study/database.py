@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from ...errors import FitnessError, SearchError, one_line
+from ...errors import EvoMergeError, FitnessError, MachineError, SearchError, one_line
 
 if TYPE_CHECKING:
     from typing import Self
@@ -109,7 +109,7 @@ class StudyFile:
                 raise DamagedStudyError(folder, fault)
             if study.meta("schema_version") is None:
                 raise DamagedStudyError(folder, "schema_version (lost)")
-        except SearchError:
+        except EvoMergeError:
             study.close()
             raise
         return study
@@ -244,6 +244,11 @@ def _fault(connection: sqlite3.Connection, *, rows: bool = False) -> str | None:
 
 
 def _fault_of_file(cause: object) -> str:
+    """What is damaged, in words; raises `MachineError` where the file may be whole, and there is no room to work with it."""
+    code = getattr(cause, "sqlite_errorcode", 0)
+    reading = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
+    if code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and code not in reading:
+        raise MachineError(f"{STUDY_FILE}: cannot be read or written on this disk: {cause}")
     return f"not a study, or the file ({cause})"
 
 
