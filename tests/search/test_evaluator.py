@@ -153,6 +153,8 @@ def test_order_does_not_matter(search_config: Config) -> None:
     [
         ({"flow": {"path": ["0:0"] * 9, "scales": [1e6] * 9}}, "not finite"),
         ({"flow": {"path": ["0:0", "1:7"]}}, "layer 7 of source 1"),
+        ({"flow": {"path": ["0:0", "0:1"]}, "sources": [{"model": "other/model"}]}, "the recipe is of other sources than the"),
+        ({"flow": {"path": ["0:0", "0:1"]}, "base": {"model": "other/base"}}, "the recipe is of other sources than the search"),
         ({"merge": {"method": "task_arithmetic", "parameters": [{"wieght": 1.0}, {}]}}, "wieght"),
     ],
 )

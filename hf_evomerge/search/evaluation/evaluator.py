@@ -82,7 +82,7 @@ class Evaluator:
         """Score one recipe, or one parent as it is.
 
         Args:
-            target: What to score.
+            target: What to score: a recipe of the search's own sources, or any model.
             split: On which examples.
             batch: Only the examples with these indices.
             slopes: Of what the scores' gradient is wanted, if it is.
@@ -98,6 +98,9 @@ class Evaluator:
         """
         begin = time.perf_counter()
         try:
+            config = self.config
+            if isinstance(target, Recipe) and (target.sources, target.base) != (config.sources, target.base and config.base):
+                raise FitnessError("the recipe is of other sources than the search; build it, and score the model")
             task = self.tasks.prepared(target, split, batch, fitness, rows)
             scores = task.evaluate(self.models.model(target)) if slopes is None else self._differentiated(task, target, slopes)
             if (count := len(batch) if batch is not None else len(self.tasks.examples(split))) != scores.values.size:
