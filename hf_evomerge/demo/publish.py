@@ -38,7 +38,7 @@ def publish_demo(
     """Publish the specialists, then the winner that was made of them; rebuild it from what is there, and compare.
 
     Args:
-        search: The folder of the finished search.
+        search: The finished study.
         family: The folder that has the base and the specialists that it merged, a folder each.
         repo_id: Where the winner goes; the specialists go beside it, their names after a hyphen.
         name: Another place for the winner.

@@ -1,6 +1,6 @@
 """Writes the record of a search beside the weights of its winner: ``study.json``, every trial, and the pictures.
 
-Made from a search's folder. Holds no local path and, unless asked, no example.
+Made from a study. Holds no local path and, unless asked, no example.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def write_record(
     """Write ``study.json``, ``trials.parquet`` and ``images/`` of a search into a folder.
 
     Args:
-        search: The folder of a search. An unfinished one has no results yet.
+        search: The study's folder. An unfinished one has no results yet.
         out: The folder to write to; it may exist.
         examples: How many problems of the test split to publish, for others to try; the first ones. They are the user's data,
             so none by default.

@@ -132,7 +132,7 @@ def run_space(model: str, *, revision: str | None = None) -> None:
     """Run the app for a model on this machine, until it is stopped.
 
     Args:
-        model: The folder of a search or of a model, or a repository on the Hub.
+        model: A study, a model's folder, or a repository on the Hub.
         revision: The repository's branch or commit.
 
     Raises:
@@ -141,7 +141,7 @@ def run_space(model: str, *, revision: str | None = None) -> None:
     if not Path(model).is_dir():
         _check_there(model, revision)
     elif not any((Path(model) / name).is_file() for name in (config_name(Path(model)), STUDY_FILE)):
-        raise HubError(f"{model}: holds no model and no search; give the folder of one, or a repository such as user/name")
+        raise HubError(f"{model}: holds no model and no study; give the folder of one, or a repository such as user/name")
     try:
         import gradio  # noqa: F401
     except ImportError as cause:
@@ -165,9 +165,7 @@ def _check_there(model: str, revision: str | None) -> None:
     from huggingface_hub.utils import httpx
 
     if is_folder(model) or model.count("/") != 1:
-        raise HubError(
-            f"{model}: there is no such folder; give that of a search or of a model, or a repository such as user/name"
-        )
+        raise HubError(f"{model}: there is no such folder; give a study, a model's folder, or a repository such as user/name")
     try:
         with bounded():
             default_api().model_info(model, revision=revision)
@@ -186,7 +184,7 @@ def with_record(folder: Path, shown: Path) -> Path:
     """A model folder as it would be published, but with the sources where they are on this machine.
 
     Args:
-        folder: The folder of a search or of a model.
+        folder: A study, or a model's folder.
         shown: The folder to make, with links to the model's files and the record of the search beside them.
 
     Returns:

@@ -20,13 +20,13 @@ CARD = "README.md"
 
 
 def find_model(folder: Path) -> tuple[Path, Path | None]:
-    """The model folder, and the folder of the search that it won, from either of them.
+    """The model's folder, and the study that it won, from either of them.
 
     Raises:
         HubError: There is no model that was built from a recipe.
     """
     if not folder.is_dir():
-        raise HubError(f"{folder}: there is no such folder; give that of a search or of a built model")
+        raise HubError(f"{folder}: there is no such folder; give a study, or the folder of a built model")
     search = folder if (folder / STUDY_FILE).is_file() else folder.parent
     model = folder / MODEL_FOLDER if search == folder else folder
     if not (model / config_name(model)).is_file():

@@ -1,7 +1,7 @@
 """Tunes what a sceptic compares a merge with: LoRAs of the parents and of the plain average, and a parent's temperature.
 
 A training sees the examples that the search sees. The search takes the best of all starts and rates, each at the full cost. The
-adapters stay in the search's folder, and can be scored and used like any source with an adapter.
+adapters stay in the study's folder, and can be scored and used like any source with an adapter.
 """
 
 from __future__ import annotations

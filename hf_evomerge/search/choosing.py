@@ -67,7 +67,7 @@ class Chooser:
     Args:
         config: The search: ``space: ps``, with ``fitness: {task: choice}`` and at most 16 search examples, all of which are
             drawn of every candidate.
-        out: The folder of the search.
+        out: The study's folder.
 
     Attributes:
         generation: The generation to choose from, from 0.

@@ -1,4 +1,4 @@
-"""The folder of a search: its files, the study that is started or resumed in it, and the results that are written to it."""
+"""The folder of a study: its files, how a search starts or goes on in it, and the results that are written to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .study.study import Study
 
 
 def built_model(name: str) -> str:
-    """The model that a name means: of the folder of a search the winner that was built there, otherwise the name itself.
+    """The model that a name means: of a study's folder the winner that was built there, otherwise the name itself.
 
     Raises:
         SearchError: The search has not built its winner.
@@ -167,7 +167,7 @@ def check_study(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _changed_files(folder: Path, written: Mapping[str, str]) -> list[str]:
-    """A line for each file in a search's folder that is not what the search wrote there, by the sha256 that it noted."""
+    """A line for each file in a study's folder that is not what the search wrote there, by the sha256 that it noted."""
     again, model = f"`hf-evomerge search {folder}` writes it again", folder / MODEL_FOLDER
     lines = [
         f"{folder / name}: is not what the search ended with; {again}"

@@ -168,7 +168,7 @@ def resume_search(
     """Resume the search of a folder, with the same trials as if it had never been stopped.
 
     Args:
-        out: The folder of the search.
+        out: The study's folder.
         workers, ray, mixed_devices, build, trust_remote_code, callbacks: As for `run_search`.
 
     Raises:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .results.result import Result
 
 PLOTS = "plots"
-LOGS = "runs"  # of TensorBoard, in the search's folder
+LOGS = "runs"  # of TensorBoard, in the study's folder
 
 
 class Tracker(SearchCallback):
@@ -107,7 +107,7 @@ class Wandb(Tracker):
 
 
 class TensorBoard(Tracker):
-    """Event files in ``runs/`` of the search's folder: ``tensorboard --logdir DIR/runs``."""
+    """Event files in ``runs/`` of the study's folder: ``tensorboard --logdir DIR/runs``."""
 
     name = "tensorboard"
 

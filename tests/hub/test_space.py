@@ -92,7 +92,7 @@ def test_the_app_runs_here_without_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_
     for name in ("NOTHERE", "./not/there", str(tmp_path / "nothing")):
         with pytest.raises(HubError, match="there is no such folder"):
             run_space(name)
-    with pytest.raises(HubError, match="holds no model and no search"):
+    with pytest.raises(HubError, match="holds no model and no study"):
         run_space(str(tmp_path))
 
 

@@ -28,7 +28,7 @@ def trial_rows(folder: str | os.PathLike[str]) -> list[Row]:
     """Every trial of a study as one flat row, stage by stage.
 
     Args:
-        folder: The folder of the search.
+        folder: The study's folder.
 
     Returns:
         Rows with the same keys: what there is of a trial, and ``params.NAME`` for each of its numbers; None where it has none.
