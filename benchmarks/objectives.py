@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent / "search"))
 import numpy as np
 from numpy.typing import NDArray
 from report import write_into
+from specialists.language import problems
 
-from hf_evomerge.demo.language import problems
 from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.objectives import vector

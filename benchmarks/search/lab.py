@@ -13,10 +13,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from specialists.language import problems
 from specialists.texts import TextKind, write
 
 from hf_evomerge import Example, Recipe, Scores, SearchConfig, SourceRef
-from hf_evomerge.demo.language import problems
 from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.fitness import make_task
 from hf_evomerge.search.evaluation.evaluator import Evaluator

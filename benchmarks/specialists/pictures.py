@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from specialists.language import Language, Split, problems
 
-from hf_evomerge.demo.language import Language, Split, problems
 from hf_evomerge.demo.quickstart import ABOUT, SIZES, SPACES, SPECIALISTS, comparison, demo_config
 from hf_evomerge.search.display import LiveTable
 from hf_evomerge.search.file.config import SearchConfig

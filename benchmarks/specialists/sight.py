@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from specialists.language import LARGEST
 from specialists.pictures import IMAGE_TOKEN, SIDE, draw_number
 from specialists.texts import build_tokenizer, vocabulary
 from specialists.train import HIDDEN_SIZE
 from tqdm.auto import tqdm
-
-from hf_evomerge.demo.language import LARGEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

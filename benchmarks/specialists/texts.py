@@ -1,6 +1,6 @@
 """The texts that the demo's specialists are trained on: their kinds, their vocabulary, and its tokenizer.
 
-Words and sentences are the demo's own (`hf_evomerge/demo/language.py`). Which texts a model reads is decided in `train.py`.
+Words and sentences are the demo's own (`language.py`). Which texts a model reads is decided in `train.py`.
 """
 # ruff: noqa: RUF001 (the full-width question mark is Japanese)
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from hf_evomerge.demo.language import (
+from specialists.language import (
     LARGEST,
     NUMBER_ANSWER,
     PEOPLE,

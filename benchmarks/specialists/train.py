@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from specialists.language import LARGEST
 from specialists.texts import Example, TextKind, build_tokenizer, mixture, vocabulary
 from tqdm.auto import tqdm
-
-from hf_evomerge.demo.language import LARGEST
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

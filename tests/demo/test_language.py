@@ -1,13 +1,19 @@
 """The demo's problems: right, reproducible and apart from each other."""
 
+import json
 import os
 import subprocess
 import sys
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
-from hf_evomerge.demo.language import Language, Split, problems
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from specialists.language import Language, Split, problems
+
+from hf_evomerge.demo.quickstart import PROBLEMS, SIZES
 
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 ADDING = ("buys", "finds", "too", "put", "買い足します", "拾います", "も", "入れます")
@@ -15,14 +21,22 @@ ADDING = ("buys", "finds", "too", "put", "買い足します", "拾います", "
 
 def test_problems_are_the_same_under_every_hash_seed() -> None:
     """Problems do not depend on PYTHONHASHSEED."""
-    code = "from hf_evomerge.demo.language import problems; print(problems('search', 20))"
+    code = "from specialists.language import problems; print(problems('search', 20))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     printed = {
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+            [sys.executable, "-c", code], env={**environment, "PYTHONHASHSEED": seed}, capture_output=True, check=True
         ).stdout
         for seed in ("0", "1", "123")
     }
     assert len(printed) == 1
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_package_carries_them(split: Split) -> None:
+    """The files of the demo are what is made up today, letter by letter."""
+    lines = (PROBLEMS / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    assert list(map(json.loads, lines)) == problems(split, SIZES[split])
 
 
 def test_seed_decides_the_problems() -> None:

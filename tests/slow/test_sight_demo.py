@@ -7,10 +7,10 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+from specialists.language import problems
 from specialists.pictures import IMAGE_TOKEN, SIDE, picture_config, picture_problems, write_picture_problems
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from hf_evomerge.demo.language import problems
 from hf_evomerge.search.run import run_search
 
 SIZES = {"search": 48, "test": 40}

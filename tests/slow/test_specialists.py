@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from specialists import sight
 from specialists import train as training
+from specialists.language import LARGEST, Language, problems
 from specialists.pictures import SIGHT, draw_number
 from specialists.sight import build_sight, processor, see, train_sight
 from specialists.texts import Task, TextKind, build_tokenizer, mixture, vocabulary, write
@@ -28,7 +29,6 @@ from specialists.train import BASE, JAPANESE, SPECIALISTS, build_model, save, tr
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from hf_evomerge.demo import quickstart
-from hf_evomerge.demo.language import LARGEST, Language, problems
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TASKS: tuple[Task, ...] = ("solve", "extract", "recall", "compare", "translate", "count", "story", "word")
