@@ -168,8 +168,8 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         quantization=quantization,
         stored=_size((info, 1) for info in tensors.values()),
         effective=_size((info, _times(name, runs)) for name, info in tensors.items()),
-        tokenizer=any(any(source.folder.glob(pattern)) for pattern in _TOKENIZERS),
-        chat_template=_has_chat_template(source.folder),
+        tokenizer=any(any(source.beside.glob(pattern)) for pattern in _TOKENIZERS),
+        chat_template=_has_chat_template(source.beside),
         recipe=_has_recipe(source),
         merged=merged,
         parts=_parts(source) if merged is None else {},
@@ -215,8 +215,8 @@ def _source_text(source: dict[str, Any]) -> str:
 
 def _has_recipe(source: Parent) -> bool:
     """Whether there is a recipe, which is not fetched; where the Hub cannot be asked, whether the cache has one."""
-    if (source.folder / RECIPE_FILE).is_file() or source.repository is None:
-        return (source.folder / RECIPE_FILE).is_file()
+    if (source.beside / RECIPE_FILE).is_file() or source.repository is None:
+        return (source.beside / RECIPE_FILE).is_file()
     try:
         return RECIPE_FILE in source.repository.files()
     except SourceError:
