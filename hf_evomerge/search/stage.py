@@ -35,7 +35,6 @@ from .study.study import Study, Trial
 
 logger = logging.getLogger(__name__)
 
-_MANY = 128  # examples, from which on each coordinate of a search by gradient moves by itself
 _NEAR = 0.04  # the first step size where a stage begins at the winner of another
 
 
@@ -116,7 +115,8 @@ class StageRun:
         trials = self.study.best(self.stage.name, len(self.stored) + len(self.trials))
         best = next(trial for trial in trials if trial.number < len(self.trials))
         more = replace(stage, evaluations=math.floor(stage.evaluations - self.spent))
-        self.optimizer = self._optimizer(more, replace(self.start, mean=best.genome, candidates=()))
+        before = getattr(self.optimizer, "fine", None)
+        self.optimizer = self._optimizer(more, replace(self.start, mean=best.genome, candidates=()), before)
         if len(begun := self.study.meta("begun at", self.stage.name) or []) < number:
             self.study.set_meta("begun at", [*begun, best.number], self.stage.name)
 
@@ -169,15 +169,15 @@ class StageRun:
         logger.info("%s: ended early, after generation %d", self.stage, generation)
         return True
 
-    def _optimizer(self, stage: Stage, start: Start) -> Asked:
-        """What proposes the genomes of a stage."""
+    def _optimizer(self, stage: Stage, start: Start, fine: float | None = None) -> Asked:
+        """What proposes the genomes of a stage; `fine` as a schedule before had it, where one was."""
         settings, budget, count = stage.optimizer, stage.evaluations, max(self.example_count, 1)
         sizes = stage.batch_sizes(count)
         shares = [size / count for size in sizes]
         algorithm, seed = self.stage.algorithm, self.config.seed + self.stage.number
         if algorithm == "gradient":
-            fine = min(1.0, count / _MANY)
-            return GradientOptimizer(start, price=self.space.price, budget=budget, share=shares[0], fine=fine)
+            price = self.space.price
+            return GradientOptimizer(start, price=price, budget=budget, share=shares[0], examples=count, fine=fine)
         if algorithm == "sweep":
             return sweep_over(start, size=sizes[0], examples=count, budget=budget)
         if algorithm == "nsga2":

@@ -133,6 +133,15 @@ def test_members_of_a_group_move_together(fine: float, apart: float) -> None:
     assert ([point.tobytes() for point in points] == alone) is (fine == 1)
 
 
+@pytest.mark.parametrize(("examples", "above", "fine"), [(16, 0.0, 0.125), (16, 26.0, 0.5), (64, 13.0, 1.0), (512, 0.0, 1.0)])
+def test_members_part_where_examples_tell_much(examples: int, above: float, fine: float) -> None:
+    """How far members of a group move by themselves follows from how many examples there are, and how far they begin."""
+    climb = optimizer(budget=9.0, start=start(groups=np.array([0, 0, 1])), examples=examples)
+    while (points := climb.ask()) is not None:
+        climb.tell([-above] * len(points), [1.0 - 2 * point for point in points])
+    assert climb.fine == fine
+
+
 def test_full_scores_on_the_way_are_for_large_budgets() -> None:
     """Where two scores in full would take more than a twentieth of the budget, steps are made of them."""
     assert [sum(full for _, _, full, _ in run(optimizer(budget=budget))) for budget in (39.0, 40.0)] == [1, 3]

@@ -17,6 +17,8 @@ _QUIET = 10  # steps at the lower bound, after which a coordinate is given up; a
 _TRIES = 4  # lengths of a step of gates, each half of the one before
 _CHECKS = (0.5, 0.75)  # of the budget spent, where the average of the last points is scored in full
 _MOST = 0.05  # of the budget, what these scores may take: steps lead further
+_MANY = 128  # examples, from which on each coordinate moves by itself
+_FAR = 6.5  # nats: an example that begins further from its answer counts for more than one
 
 
 def checks_of(budget: float) -> tuple[float, ...]:
@@ -37,7 +39,9 @@ class GradientOptimizer(Asked):
         price: What a gradient costs, in scores of the same examples, given which coordinates are still in play.
         budget: In scores of all examples.
         share: Share of the examples that a batch holds.
-        fine: How much of a step each coordinate takes by itself, and not with its group, from 0 to 1.
+        examples: How many search examples there are.
+        fine: How much of a step each coordinate takes by itself, and not with its group, from 0 to 1. By default the share of
+            `examples` in 128, where an example counts for more by as much as the first step is further than 6.5 below 0.
 
     Raises:
         SearchError: `tell` does not match the last `ask`.
@@ -52,10 +56,17 @@ class GradientOptimizer(Asked):
     """
 
     def __init__(
-        self, start: Start, *, price: Callable[[NDArray[np.bool_]], float], budget: float, share: float, fine: float = 1.0
+        self,
+        start: Start,
+        *,
+        price: Callable[[NDArray[np.bool_]], float],
+        budget: float,
+        share: float,
+        examples: int = _MANY,
+        fine: float | None = None,
     ) -> None:
         super().__init__(budget, share)
-        self.start, self.price, self.fine = start, price, fine
+        self.start, self.price, self.examples, self.fine = start, price, examples, fine
         self.sigma = start.sigma
         self.average = start.mean.copy()
         self._batches = self._steps()
@@ -64,7 +75,8 @@ class GradientOptimizer(Asked):
         """Candidates, steps, and scores in full."""
         point = yield from self.best_candidate(self.start)
         begin, self.average = point, point.copy()
-        adam, quiet, checks = self._ascent(), np.zeros(point.size, dtype=int), list(checks_of(self.budget))
+        adam: _Adam | _Nested | None = None
+        quiet, checks = np.zeros(point.size, dtype=int), list(checks_of(self.budget))
         good, rate = point, self.start.sigma
         rates = 1.0 if self.start.rates is None else self.start.rates
         trust = None if self.start.prunable is None else _TrustRegion()
@@ -79,9 +91,9 @@ class GradientOptimizer(Asked):
             (fitness,) = yield [point]
             self.sigma = rate * (_FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.spent / self.budget))))
             if math.isnan(fitness):  # go back, and on in smaller steps
-                point, rate, adam = good, rate / 2, self._ascent()
+                point, rate, adam = good, rate / 2, None
                 continue
-            good = point
+            good, adam = point, adam or self._ascent(fitness)
             step = self.sigma * rates * adam.direction(self.gradients[0])
             lower, upper = np.where(active, self.start.lower, point), np.where(active, self.start.upper, point)
             if trust is None:
@@ -101,7 +113,10 @@ class GradientOptimizer(Asked):
         self.request = Request(full=True)
         yield [self.average]
 
-    def _ascent(self) -> _Adam | _Nested:
+    def _ascent(self, fitness: float) -> _Adam | _Nested:
+        """What makes steps of slopes. Examples that are far from their answers tell more, and bear more numbers."""
+        if self.fine is None:
+            self.fine = min(1.0, self.examples * max(1.0, -fitness / _FAR) / _MANY)
         groups = self.start.groups
         return _Adam(self.start.mean.size) if groups is None or self.fine >= 1 else _Nested(groups, self.fine)
 
