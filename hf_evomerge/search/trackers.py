@@ -7,12 +7,14 @@ where what was logged is not logged again.
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SearchError
+from ..errors import SearchError, one_line
 from .callbacks import Generation, SearchCallback
 from .file.config import SearchConfig
 from .study.study import Study
@@ -20,17 +22,20 @@ from .study.study import Study
 if TYPE_CHECKING:
     from .results.result import Result
 
+logger = logging.getLogger(__name__)
+
 PLOTS = "plots"
 LOGS = "runs"  # of TensorBoard, in the study's folder
 
 
 class Tracker(SearchCallback):
-    """A run of a tracker, by the calls that trackio and wandb share."""
+    """A run of a tracker, by the calls that trackio and wandb share. One that fails is told no more, and the search goes on."""
 
     name = ""
 
     def __init__(self) -> None:
         self.module = _module(self.name)
+        self.failed = False
         self.steps = 0  # generations of all stages so far
         self.spent: dict[str, float] = {}
 
@@ -39,7 +44,10 @@ class Tracker(SearchCallback):
         name = run_name(study)
         options = {"id": name, "dir": str(study.folder)} if self.name == "wandb" else {}
         settings = config.model_dump(mode="json", exclude_none=True)
-        self.module.init(project=config.project, name=name, config=settings, resume="allow", **options)
+        try:
+            self.module.init(project=config.project, name=name, config=settings, resume="allow", **options)
+        except Exception as cause:  # of any kind, such as one of a key that is not there
+            raise SearchError(f"report_to: {self.name}: {one_line(cause)}; mend that, or leave it out") from cause
 
     def on_generation(self, study: Study, generation: Generation) -> None:
         """Log a generation that was not logged before."""
@@ -57,8 +65,8 @@ class Tracker(SearchCallback):
             "seconds": sum(trial.scores.seconds for trial in generation.trials),
         }
         values = {f"{generation.stage}/{key}": float(value) for key, value in found.items() if value is not None}
-        self.log({**values, "evaluations": sum(self.spent.values())}, self.steps)
-        study.set_meta("reported", self.steps, self.name)
+        if self._tell(lambda: self.log({**values, "evaluations": sum(self.spent.values())}, self.steps)):
+            study.set_meta("reported", self.steps, self.name)
 
     def on_end(self, study: Study, result: Result) -> None:
         """Log the pictures and the table once, and close the run."""
@@ -68,9 +76,20 @@ class Tracker(SearchCallback):
                 [row.model, row.scores.mean, row.scores.accuracy, row.evaluations, "*" if row.winner else ""]
                 for row in result.rows
             ]
-            self.summarise(sorted((study.folder / PLOTS).glob("*.png")), columns, rows, self.steps + 1)
-            study.set_meta("ended", True, self.name)
-        self.close()
+            pictures = sorted((study.folder / PLOTS).glob("*.png"))
+            if self._tell(lambda: self.summarise(pictures, columns, rows, self.steps + 1)):
+                study.set_meta("ended", True, self.name)
+        self._tell(self.close)
+
+    def _tell(self, call: Callable[[], object]) -> bool:
+        """Call the tracker unless it has failed before; whether it was told."""
+        try:
+            if not self.failed:
+                call()
+        except Exception as error:  # of any kind: a network, a disk, a server
+            self.failed = True
+            logger.warning(f"report_to: {self.name} has failed, and is told no more before a resume: {one_line(error)}")
+        return not self.failed
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Log numbers."""

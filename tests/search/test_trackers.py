@@ -95,6 +95,32 @@ def test_wandb(search_config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
     assert [name for name, _ in fake.calls].count("finish") == 2
 
 
+def test_a_tracker_that_fails(
+    search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that fails in the middle costs a warning, no trial; a resume tells it the rest; one that cannot begin is a line."""
+    fake = Fake("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    log = fake.log
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the server\nis gone")
+
+    monkeypatch.setattr(fake, "log", lambda values, step: refuse() if step > 1 else log(values, step))
+    config = search_config("ps", report_to=["wandb"])
+    run_search(config, tmp_path / "out", build=False)
+    said = [record.getMessage() for record in caplog.records if "report_to" in record.getMessage()]
+    assert said == ["report_to: wandb has failed, and is told no more before a resume: the server is gone"]
+    monkeypatch.setattr(fake, "log", log)
+    resume_search(tmp_path / "out", build=False)
+    steps = [given[0] for name, given in fake.calls if name == "log"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) > 2
+    monkeypatch.setattr(fake, "init", refuse)
+    with pytest.raises(SearchError, match="report_to: wandb: the server is gone; mend that, or leave it out"):
+        run_search(config, tmp_path / "other", build=False)
+
+
 def test_tensorboard(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorBoard gets the same; what a process logged and did not store is taken back."""
     written: list[tuple[str, Any]] = []
