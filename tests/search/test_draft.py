@@ -21,7 +21,7 @@ from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.scaffold import draft_search
 
 
-def _data(folder: Path, *records: dict[str, Any], count: int = 20) -> Path:
+def _data(folder: Path, *records: dict[str, Any], count: int = 80) -> Path:
     """A file with the records, and more of the kind of the last."""
     more = [{**records[-1], next(iter(records[-1])): f"{next(iter(records[-1].values()))} {n} ?"} for n in range(count)]
     file = folder / "my problems.jsonl"
@@ -170,7 +170,7 @@ def test_the_command_replaces_no_file_unasked(tiny: Path, tmp_path: Path, monkey
     words = ["init", str(tiny / "a"), str(tiny / "b"), "--base", str(tiny / "base"), "--data", data.name]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
-    assert "21 problems in my problems.jsonl: 6 for search, 6 for validation, 9 for test" in done.stdout
+    assert "81 problems in my problems.jsonl: 24 for search, 24 for validation, 33 for test" in done.stdout
     assert "hf-evomerge search search.yaml --out my-search --dry-run" in done.stdout
     assert SearchConfig.load("search.yaml").data["search"].jsonl == data.name
     assert CliRunner().invoke(cli.app, [*words, "--out", "new/search.yaml"]).exit_code == 0
@@ -178,6 +178,13 @@ def test_the_command_replaces_no_file_unasked(tiny: Path, tmp_path: Path, monkey
     assert (again.exit_code, again.stderr.count("exists already")) == (1, 1)
     alone = CliRunner().invoke(cli.app, ["init", str(tiny / "a"), "--data", data.name, "--out", "other.yaml"])
     assert "give the names of two fine-tunes of one model" in alone.stderr
+
+
+def test_few_problems_are_not_spread_thin(tiny: Path, tmp_path: Path) -> None:
+    """Of few problems half are searched with, and none are left to choose with; the splits do not overlap."""
+    config, text = _drafted(tiny, _data(tmp_path, {"question": "w1 w2", "answer": 3}, count=15))
+    assert {split: (spec.start, spec.count) for split, spec in config.data.items()} == {"search": (0, 8), "test": (8, 8)}
+    assert "and chooses, as there are few" in text
 
 
 def test_adapters_are_sources(tiny: Path, tmp_path: Path) -> None:

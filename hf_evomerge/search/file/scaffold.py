@@ -25,7 +25,6 @@ from ...fitness.records import read_jsonl
 from ...recipes.recipe import Recipe, SourceRef, labels_of
 from ...recipes.strict_yaml import parse_yaml
 from .config import SearchConfig
-from .splits import SPLITS
 
 PROMPTS = ("prompt", "question", "instruction", "problem", "input", "text")
 ANSWERS = ("answer", "answer_number", "output", "response", "completion", "target", "label")
@@ -33,6 +32,7 @@ GLOSSES = ("gloss", "translation", "english")
 # More tell little, and every candidate has to answer those of the search.
 MOST = {"search": 128, "validation": 200, "test": 400}
 LEAST = 8
+FEW = 64  # below, there is no validation split
 _LONG = 200  # characters of an answer that is a text rather than a result
 # Thai, Japanese, Chinese, to the end.
 _NO_SPACES = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uff00-\uffef][^\w\s]*$")
@@ -202,6 +202,9 @@ class _Problems:
                 f"{file}: {sum(times > 1 for times in prompts.values())} prompts occur more than once, such as {most[0]!r:.60}"
                 "; keep one of each, so that a model is not tested on what it was searched with"
             )
+        if self.count < FEW:  # examples are dear: the one point that a gradient ends at needs no choosing
+            self.sizes = {"search": self.count // 2, "test": self.count - self.count // 2}
+            return
         part = self.count * 3 // 10
         sizes = {"search": min(part, MOST["search"]), "validation": min(part, MOST["validation"])}
         self.sizes = {**sizes, "test": min(self.count - sum(sizes.values()), MOST["test"])}
@@ -262,7 +265,8 @@ class _Problems:
 
     def splits(self, *, chat: bool, some: bool) -> list[str]:
         """The data's section: slices of one shuffle."""
-        lines = ["data: # search scores the candidates, validation chooses among the best, test is used once, at the end"]
+        chosen = "validation chooses among the best" if "validation" in self.sizes else "and chooses, as there are few"
+        lines = [f"data: # search scores the candidates, {chosen}, test is used once, at the end"]
         lines.append("  # Each takes count records from start on, of all in the order of shuffle_seed, so that none is in two.")
         meant = {
             "prompt_field": "prompt_field and answer_field name the fields that are read.",
@@ -278,11 +282,11 @@ class _Problems:
         if some and not chat:
             lines.append("  # Not every model here has a chat template; where all have, `chat: true` puts the prompt into it.")
         start, fields = 0, "".join(f", {key}: {json.dumps(name)}" for key, name in self.where.items())
-        for split in SPLITS:
+        for split, size in self.sizes.items():
             skipped = f", start: {start}" if start else ""
             said = f"jsonl: {_scalar(self.file)}{fields}{', chat: true' if chat else ''}, shuffle_seed: 0{skipped}"
-            lines.append(f"  {split}: {{{said}, count: {self.sizes[split]}}}")
-            start += self.sizes[split]
+            lines.append(f"  {split}: {{{said}, count: {size}}}")
+            start += size
         return lines
 
 
