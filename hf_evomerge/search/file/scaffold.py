@@ -173,6 +173,8 @@ def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: boo
         lines += [*weights, f"  blocks_per_group: {group} # {numbers}", f"  optimizer: {{evaluations: 500}} {cost}"]
     elif not gradient:
         lines += [*path, f"  optimizer: {{evaluations: 500}} {cost}"]
+    if gradient:
+        lines.append("Is a fine-tune at the same cost better? `baselines: [average, lora]` trains some, and the results say.")
     if gradient and merged:
         lines.append("Or, so that each model keeps what it does, without right answers: task: agreement, on prompts of each.")
     return [f"# {line}" for line in lines]
