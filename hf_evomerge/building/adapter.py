@@ -60,7 +60,7 @@ class AdapterCheckpoint(Checkpoint):
         modules: What it changes, by the raw name of the weight.
         layers: Raw names of all weights of the base that are matrices.
         dtype: The dtype of its tensors.
-        truncated: The weights whose change has a larger rank than its module, in their order.
+        truncated: The weights whose energy counts, in their order: all where a rank was given, and none of an exact adapter.
         squares: Of those that were read, the squared length of the change and of what the rank keeps of it.
     """
 
@@ -207,7 +207,7 @@ class MergedAdapter(AdapterCheckpoint):
             raise SourceError("every adapter has the weight 0")
         self.layers = [name for name, info in merged.tensors.items() if len(info.shape) > 1]
         self.modules = {name: self._module(name, recipe.rank) for name in self._terms}
-        self.truncated = [name for name, module in self.modules.items() if module.rank < self._total(name)]
+        self.truncated = [] if recipe.rank is None else list(self.modules)
         super().__init__()
 
     def _module(self, name: str, rank: int | None) -> Module:
@@ -229,7 +229,12 @@ class MergedAdapter(AdapterCheckpoint):
             lefts.append(torch.cat([left[first:last] * share for first, last, share in term.runs]))
             rights.append(right)
         left, right = torch.cat(lefts, dim=1), torch.cat(rights)
+        if not left.norm().double() * right.norm().double() < torch.finfo(torch.float32).max:
+            raise SourceError(f"{name}: the adapters have NaN, or numbers too large to add up; look at their files")
         if (rank := self.modules[name].rank) == right.shape[0]:
+            if self.truncated:
+                exact = float(((left.double().T @ left.double()) * (right.double() @ right.double().T)).sum())
+                self.squares[name] = exact, exact
             return left, right
         left, right, squares = truncate(left, right, rank)
         self.squares[name] = float(squares.sum()), float(squares[:rank].sum())
@@ -263,11 +268,8 @@ class MergedAdapter(AdapterCheckpoint):
     @property
     def warnings(self) -> list[str]:
         """What is doubtful about the sources and the rank."""
-        adapters = [source.adapter for source in self.sources if source.adapter is not None]
-        named = list(dict.fromkeys(str(adapter.config.get("base_model_name_or_path")) for adapter in adapters))
-        others = [f"the adapters say that they are of different bases: {', '.join(named)}"] if len(named) > 1 else []
         large = [f"the rank is {self._rank}, and vLLM serves at most 512; give a --rank"] if self._rank > 512 else []
-        return [*self.merged.warnings, *others, *large]
+        return [*self.merged.warnings, *large]
 
     def __str__(self) -> str:
         return f"{self.merged}, as an adapter of rank {self._rank}"
@@ -310,7 +312,7 @@ def _common_base(merged: Merged) -> SourceRef:
     first = merged.plan.sources[0]
     base = first.ref.model_copy(update={"adapter": None, "adapter_revision": None})
     for source in merged.sources:
-        if source.folder != first.folder or (source is merged.plan.base and source.adapter is not None):
+        if not source.same_folder(first) or (source is merged.plan.base and source.adapter is not None):
             raise SourceError(f"{source} is no adapter of {base}")
     if base.gguf is not None:
         raise SourceError(f"{base} is a GGUF file, which peft does not load")

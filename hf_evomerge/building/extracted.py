@@ -88,6 +88,8 @@ class ExtractedAdapter(AdapterCheckpoint):
 
     def __init__(self, source: Parent, base: Parent, rank: int, dtype: Dtype = "float32") -> None:
         check_mergeable([source], base)
+        if base.adapter is not None:
+            raise SourceError(f"--base: {base} is a model with an adapter, which the result could not name; merge it first")
         self.ref, self.tokenizer_source, self.base, self.dtype = source.ref, source, base.pinned, dtype
         self._source, self._base = source, base
         unchanged, linear = unchanged_tensors(source, base), _linear_layers(base)

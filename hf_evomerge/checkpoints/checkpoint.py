@@ -347,6 +347,10 @@ class Parent(Checkpoint):
         """Copy processors and chat templates, except what `folder` has already."""
         copy_processor(self.beside, folder)
 
+    def same_folder(self, other: Parent) -> bool:
+        """Whether both are read from one folder, whatever it is called; their adapters may differ."""
+        return self.folder.resolve() == other.folder.resolve()
+
     @property
     def folders(self) -> list[Path]:
         """Where its files are, those of its adapter too."""

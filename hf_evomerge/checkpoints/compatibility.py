@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
-from ..errors import SourceError
+from ..errors import SourceError, shown
 from .checkpoint import Parent
 
 _SAME_SETTINGS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "num_experts_per_tok")
@@ -79,7 +80,7 @@ def find_warnings(sources: Sequence[Parent], base: Parent | None = None, owner: 
     found: list[str] = []
     first, everyone = sources[0], [*sources, *([base] if base is not None else [])]
     for source in everyone:
-        found += _missing_layers(source)
+        found += [*_missing_layers(source), *_other_base(source)]
         if source is not first:
             found += _differing_settings(first, source)
     owner = owner if owner is not None else first
@@ -166,6 +167,14 @@ def _missing_layers(source: Parent) -> Iterator[str]:
     missing = [layer for layer in range(source.layer_count) if layer not in numbers]
     if numbers and missing:
         yield f"config.json of {source} counts {source.layer_count} layers, but its files hold nothing of layer {missing[0]}"
+
+
+def _other_base(source: Parent) -> Iterator[str]:
+    """An adapter that says that it was trained on a model of another name."""
+    named = str(source.adapter.config.get("base_model_name_or_path") or "") if source.adapter is not None else ""
+    last = PurePath(named).name
+    if last and last not in (PurePath(source.ref.model).name, source.folder.resolve().name):
+        yield f"{source}: the adapter says that it is of {shown(named)}; on another base it does something else"
 
 
 def _differing_settings(first: Parent, other: Parent) -> Iterator[str]:

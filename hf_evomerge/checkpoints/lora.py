@@ -30,6 +30,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PICTURE_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name, without an adapter_config.json
 _METADATA = "lora_adapter_metadata"  # in such a file: what an adapter_config.json says, by component
 _MAX_PATTERNS = 4096  # of module names; each module is looked for in all of them
+_MAX_PATTERN = 1000  # characters
 _MAX_REPEATS = 6  # in a pattern of module names; more of them can take for ever to find out that nothing follows it
 _BLOCK = 1 << 16  # elements of the weight that are changed at a time: they fit the processor's cache
 # Keys of adapter_config.json that change the arithmetic in ways that are not known here. A method that starts from a changed
@@ -330,7 +331,8 @@ def _flat_part(match: re.Match[str]) -> str:
 @lru_cache(maxsize=2 * _MAX_PATTERNS)
 def _compiled(pattern: str) -> re.Pattern[str]:
     """What the end of a module's name is compared with, as peft does."""
-    if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > _MAX_REPEATS:
+    repeats = len(re.findall(r"[*+{]|(?<!\()\?", pattern))  # and not the mark of a group
+    if re.search(r"\)[*+{]", pattern) or repeats > _MAX_REPEATS or len(pattern) > _MAX_PATTERN:
         raise SourceError(f"{CONFIG_FILE}: the pattern {pattern!r:.80} could take for ever to match; write it without repeats")
     try:
         return re.compile(rf"(.*\.)?({pattern})$")

@@ -50,7 +50,9 @@ def merge(
             "--whole/--adapter", help="Write the whole model, or an adapter; without either, an adapter where it is one."
         ),
     ] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="The largest rank of the adapter; exact by default.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, max=1 << 20, help="The largest rank of the adapter; exact by default.")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Build the model of a recipe, of a mergekit file, or of a study. A build that was stopped is resumed.
@@ -167,7 +169,7 @@ def extract(
     fine_tune: Annotated[str, typer.Argument(help="The fine-tune: a folder, or a repository on the Hub.", show_default=False)],
     base: Annotated[str, typer.Option(help="The model that it is a fine-tune of.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("adapter"),
-    rank: Annotated[int, typer.Option(min=1, help="The rank of the adapter.")] = 16,
+    rank: Annotated[int, typer.Option(min=1, max=1 << 20, help="The rank of the adapter.")] = 16,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

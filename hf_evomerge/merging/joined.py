@@ -41,7 +41,7 @@ def why_merged(sources: Sequence[Parent], base: Parent | None, method: str, opti
     for source in sources:
         if not isinstance(source, Source) or source.adapter is None or source.entries:
             return f"{source} is no LoRA adapter of a language model"
-        if base is None or base.adapter is not None or source.folder != base.folder:
+        if base is None or base.adapter is not None or not source.same_folder(base):
             return f"{source} is an adapter of another model than the base"
         for name, change in source.changes.items():
             if not change.is_product or change.transposed or classify(name)[2] == "experts":

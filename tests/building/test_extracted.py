@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
@@ -98,3 +98,12 @@ def test_what_cannot_be_extracted(tiny: Path, tmp_path: Path) -> None:
     assert said.stdout.splitlines()[0].split() == ["layer", "weights", "of", "the", "change", "kept"]
     with pytest.raises(EvoMergeError, match="exists already"):
         extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out")
+
+
+def test_a_base_with_an_adapter_is_no_base(tiny: Path, tmp_path: Path) -> None:
+    """An adapter can name a model as its base, and not one with another adapter: that is refused."""
+    model = AutoModelForCausalLM.from_pretrained(tiny / "base")
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(tmp_path / "lora")
+    with pytest.raises(SourceError, match="is a model with an adapter"):
+        extract_adapter(str(tiny / "a"), str(tmp_path / "lora"), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()

@@ -24,7 +24,9 @@ def test_every_key_has_a_row() -> None:
         sections = [schema, *schema["$defs"].values()]
         assert page.count("\n| `") == sum(len(section["properties"]) for section in sections)
         assert not re.search(r"\|\s*\|$", page, re.MULTILINE), "a key without its meaning"
-    assert re.search(r"^\| `seed` \| whole number ≥ 0 \| `0` \| Seed of", reference.file_page("search"), re.MULTILINE)
+    assert re.search(
+        r"^\| `seed` \| whole number ≥ 0 < 9\.22337e\+18 \| `0` \| Seed of", reference.file_page("search"), re.MULTILINE
+    )
     assert re.search(
         r"^\| `sources` \| list of \[section\]\(#sourceref\) \| \*\*needed\*\* \| ", reference.file_page("recipe"), re.MULTILINE
     )

@@ -88,6 +88,8 @@ def draft_search(
     of_adapters = {
         ref.model_copy(update={"adapter": None, "adapter_revision": None}) for ref in refs if ref.adapter is not None
     }
+    if base is None and len(of_adapters) > 1:
+        raise SearchError(f"sources: adapters of {', '.join(map(str, sorted(map(str, of_adapters))))}; give those of one base")
     given = SourceRef(model=base) if base else of_adapters.pop() if len(of_adapters) == 1 else None
     ancestor = open_source(given) if given is not None else None
     everyone = [*opened, *([ancestor] if ancestor is not None else [])]
