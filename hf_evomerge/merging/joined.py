@@ -62,10 +62,6 @@ class JoinedAdapters(MergeKind):
 
     Raises:
         SourceError: The sources are not adapters of the base, or change what is no linear layer of the model.
-
-    Example:
-        >>> adapters = JoinedAdapters(sources, base, "task_arithmetic", {}, model)  # doctest: +SKIP
-        >>> adapters.apply([{"weight": 0.9}, {"weight": 0.4}])  # doctest: +SKIP
     """
 
     def __init__(

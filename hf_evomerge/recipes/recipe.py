@@ -290,7 +290,7 @@ class Built(StrictModel):
     versions: dict[str, str] = Field(default_factory=dict)
     sha256: dict[str, str] = Field(default_factory=dict)
     tensors: str | None = None
-    energy: dict[str, float] | None = None
+    energy: dict[str, Annotated[Number, Field(ge=0, le=1)]] | None = None
 
 
 def _pieces(value: Any) -> Any:

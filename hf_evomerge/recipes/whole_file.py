@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,8 +15,13 @@ def whole_file(file: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield unfinished
         os.replace(unfinished, file)
+    except OSError as error:
+        if error.filename == str(unfinished):
+            error.filename, error.filename2 = str(file), None  # which the user knows
+        raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # where there is no such folder either
+            unfinished.unlink(missing_ok=True)
 
 
 def write_whole(file: str | os.PathLike[str], text: str) -> None:

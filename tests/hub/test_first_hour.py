@@ -46,7 +46,7 @@ def test_five_commands(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             said.append(done.stdout)
         merge = "your-name/your-merge"
         assert "wrote search.yaml" in said[0]
-        assert "gradient steps on 2 of 4 examples" in said[1]
+        assert "gradient steps on 3 of 7 examples" in said[1]
         assert "evolved PS *" in said[2]
         assert said[3].count("answered:") == 3
         then = re.search(

@@ -16,7 +16,9 @@ def save_adapter(base: Path | Any, folder: Path, seed: int, **settings: Any) -> 
     """Save an adapter of a model, which is loaded from its folder or is changed; it changes everything that it may."""
     model = AutoModelForCausalLM.from_pretrained(base) if isinstance(base, Path) else base
     given = {"r": 4, "lora_alpha": 7, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}
-    tuned = get_peft_model(model, LoraConfig(**given))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tuned = get_peft_model(model, LoraConfig(**given))  # begins at random numbers
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():

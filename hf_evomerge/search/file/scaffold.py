@@ -75,7 +75,7 @@ def draft_search(
     Example:
         >>> draft = draft_search(["fine-tune-a", "fine-tune-b"], "problems.jsonl", base="base")
         >>> draft.text.count("problems.jsonl")
-        3
+        2
     """
     names = [name for given in sources for name in _adapters_in(given)]
     if len(names) < 2:
