@@ -17,7 +17,7 @@ def whole_file(file: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(unfinished, file)
     except OSError as error:
         if error.filename == str(unfinished):
-            error.filename, error.filename2 = str(file), None  # which the user knows
+            error.filename = str(file)  # which the user knows
         raise
     finally:
         with suppress(OSError):  # where there is no such folder either
