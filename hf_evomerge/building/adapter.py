@@ -8,6 +8,7 @@ of each module (Eckart and Young): QR of both matrices, SVD of the small core, i
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,14 +61,14 @@ class AdapterCheckpoint(Checkpoint):
         modules: What it changes, by the raw name of the weight.
         layers: Raw names of all weights of the base that are matrices.
         dtype: The dtype of its tensors.
-        truncated: The weights whose energy counts, in their order: all where a rank was given, and none of an exact adapter.
+        measured: Weights whose energy is measured: all where a rank was given, and none of an exact adapter.
         squares: Of those that were read, the squared length of the change and of what the rank keeps of it.
     """
 
     base: SourceRef
     modules: Mapping[str, Module]
     layers: list[str]
-    truncated: list[str]
+    measured: list[str]
     dtype: str = "float32"
 
     def __init__(self) -> None:
@@ -75,9 +76,9 @@ class AdapterCheckpoint(Checkpoint):
         self._pairs: dict[str, Factors] = {}
         self._locks = {name: Lock() for name in self.modules}
 
+    @abstractmethod
     def factors(self, name: str) -> Factors:
-        """What is added to a weight; notes in `squares` what the rank keeps of it."""
-        raise NotImplementedError
+        """Compute the two matrices whose product is added to a weight, and note in `squares` what the rank keeps."""
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -111,18 +112,18 @@ class AdapterCheckpoint(Checkpoint):
 
     @property
     def energy(self) -> dict[str, float]:
-        """Share of the squared length of the change that the rank keeps, by module."""
+        """Energy (squared length) of each module's change that the rank keeps, as a share."""
         return {self.modules[name].name: round(kept / whole, 6) if whole else 1.0 for name, (whole, kept) in self._all_squares}
 
     @property
     def _all_squares(self) -> list[tuple[str, tuple[float, float]]]:
-        for name in self.truncated:
+        for name in self.measured:
             if name not in self.squares:  # it was written by a build that was interrupted
                 self.factors(name)
-        return [(name, self.squares[name]) for name in self.truncated]
+        return [(name, self.squares[name]) for name in self.measured]
 
     def findings(self) -> Findings:
-        """What the rank keeps of the change, of all and of the module that loses most."""
+        """Say which share of the energy the rank keeps, in all and in the module that loses most."""
         if not (energy := self.energy):
             return Findings()
         whole, kept = (sum(numbers) for numbers in zip(*(pair for _, pair in self._all_squares), strict=True))
@@ -135,7 +136,7 @@ class AdapterCheckpoint(Checkpoint):
         return max(module.rank for module in self.modules.values())
 
     def adapter_config(self) -> dict[str, Any]:
-        """What ``adapter_config.json`` holds; its scaling is 1 for every module, also for programs that read no patterns."""
+        """Fields of ``adapter_config.json``. Every module has the scaling 1, also for programs that read no patterns."""
         rank, named = self._rank, {module.name: module.rank for module in self.modules.values()}
         others = {name.removesuffix(".weight"): 0 for name in self.layers if name not in self.modules}
         ranks = _by_last_part({**others, **named})
@@ -207,7 +208,7 @@ class MergedAdapter(AdapterCheckpoint):
             raise SourceError("every adapter has the weight 0")
         self.layers = [name for name, info in merged.tensors.items() if len(info.shape) > 1]
         self.modules = {name: self._module(name, recipe.rank) for name in self._terms}
-        self.truncated = [] if recipe.rank is None else list(self.modules)
+        self.measured = [] if recipe.rank is None else list(self.modules)
         super().__init__()
 
     def _module(self, name: str, rank: int | None) -> Module:
@@ -232,7 +233,7 @@ class MergedAdapter(AdapterCheckpoint):
         if not left.norm().double() * right.norm().double() < torch.finfo(torch.float32).max:
             raise SourceError(f"{name}: the adapters have NaN, or numbers too large to add up; look at their files")
         if (rank := self.modules[name].rank) == right.shape[0]:
-            if self.truncated:
+            if self.measured:
                 exact = float(((left.double().T @ left.double()) * (right.double() @ right.double().T)).sum())
                 self.squares[name] = exact, exact
             return left, right
@@ -267,7 +268,7 @@ class MergedAdapter(AdapterCheckpoint):
 
     @property
     def warnings(self) -> list[str]:
-        """What is doubtful about the sources and the rank."""
+        """Warn of doubtful sources, and of a rank that servers refuse."""
         large = [f"the rank is {self._rank}, and vLLM serves at most 512; give a --rank"] if self._rank > 512 else []
         return [*self.merged.warnings, *large]
 
@@ -308,7 +309,7 @@ def _check_method(merged: Merged) -> None:
 
 
 def _common_base(merged: Merged) -> SourceRef:
-    """The one model that all adapters are of; raises `SourceError`."""
+    """Find the base that all adapters share; raises `SourceError`."""
     first = merged.plan.sources[0]
     base = first.ref.model_copy(update={"adapter": None, "adapter_revision": None})
     for source in merged.sources:
@@ -341,7 +342,7 @@ def _terms(merged: Merged) -> Iterator[tuple[str, list[_Term]]]:
 
 
 def _shares(call: Call) -> list[float]:
-    """What each task vector is multiplied by."""
+    """Compute the factor of each task vector."""
     total = divisor(call.weights) if call.options["normalize"] else 1.0
     return [call.options.get("lambda", 1.0) * weight / total for weight in call.weights]
 

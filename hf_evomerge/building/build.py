@@ -100,7 +100,7 @@ def build_model(
 
 
 def open_result(recipe: Recipe, *, trust_remote_code: bool = False, whole: bool | None = None) -> Checkpoint:
-    """What `build_model` writes for a recipe, with the same arguments and errors."""
+    """Open a recipe as the checkpoint that `build_model` writes, an adapter or a whole model; same arguments and errors."""
     merged = open_recipe(recipe, trust_remote_code=trust_remote_code)
     if recipe.rank is not None and whole:
         raise RecipeError("rank: the whole model has none; take it out of the recipe, or let an adapter be written")

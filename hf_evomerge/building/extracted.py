@@ -1,4 +1,4 @@
-"""What a whole fine-tune changed, as a LoRA adapter: the best part of a rank of every linear weight's change.
+"""Extract a LoRA adapter from a whole fine-tune: the best part of a rank of every linear weight's change.
 
 Nothing else is in such an adapter: what changed in norms, embeddings and biases is lost, and named.
 """
@@ -103,7 +103,7 @@ class ExtractedAdapter(AdapterCheckpoint):
                 self.modules[name] = Module(module, shape, min(rank, *shape), transposed)
         if not self.modules:
             raise SourceError(f"{source}: no linear weight differs from {base}; there is nothing to extract")
-        self.truncated = list(self.modules)
+        self.measured = list(self.modules)
         super().__init__()
 
     def factors(self, name: str) -> Factors:
@@ -145,7 +145,7 @@ class ExtractedAdapter(AdapterCheckpoint):
         return "\0".join([f"extracted {self._rank} {self.dtype}", self._source.fingerprint(), self._base.fingerprint()])
 
     def __str__(self) -> str:
-        """What is kept, by kind of layer, as shares of the squared length of the whole change."""
+        """Table of the energy that is kept, by kind of layer, as shares of the whole change's."""
         lost = {name: (float(self._change(name).square().sum()), 0.0) for name in self.lost}
         rows: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
         for name, pair in [*self._all_squares, *lost.items()]:

@@ -44,7 +44,7 @@ _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 @dataclass
 class Change:
-    """What the adapter's tensors do to one weight: names of tensors in the adapter's file.
+    """Change of one weight by an adapter, as names of tensors in the adapter's file.
 
     Attributes:
         a, b: The factors of a product that is added.
@@ -199,7 +199,7 @@ class Adapter:
         return (a.T.contiguous(), b.T.contiguous()) if change.transposed else (b.contiguous(), a.contiguous())
 
     def scaled_factors(self, change: Change) -> tuple[Tensor, Tensor]:
-        """As `factors`, with the scaling multiplied into the first, so that their product is what is added."""
+        """Multiply the scaling into the first of `factors`, so that their product is added to the weight."""
         left, right = self.factors(change)
         return left * self._scaling(change, right.shape[0]), right
 
@@ -330,7 +330,7 @@ def _flat_part(match: re.Match[str]) -> str:
 
 @lru_cache(maxsize=2 * _MAX_PATTERNS)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    """What the end of a module's name is compared with, as peft does."""
+    """Compile the pattern that the end of a module's name must match, as in peft."""
     repeats = len(re.findall(r"[*+{]|(?<!\()\?", pattern))  # and not the mark of a group
     if re.search(r"\)[*+{]", pattern) or repeats > _MAX_REPEATS or len(pattern) > _MAX_PATTERN:
         raise SourceError(f"{CONFIG_FILE}: the pattern {pattern!r:.80} could take for ever to match; write it without repeats")

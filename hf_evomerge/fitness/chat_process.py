@@ -50,7 +50,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, answer
 
 
 def limited(call: str, **arguments: Any) -> Any:
-    """What a template or a pattern gives, within limits.
+    """Render a template, or run a pattern, within limits.
 
     Args:
         call: ``chat``; ``template``, one of lm_eval's; ``findall`` or ``sub``, as in `re`.

@@ -104,7 +104,7 @@ class MetricKeys(StrictModel):
 
 
 class TaskKeys(StrictModel):
-    """What is checked of a task of lm_eval, or of its file.
+    """Keys of a lm_eval task, or of its file, that are checked.
 
     Attributes:
         task: Its name.
@@ -340,7 +340,7 @@ def _check_file(file: Path) -> None:
 
 
 def _check_keys(name: str, keys: dict[str, Any]) -> TaskKeys:
-    """What is checked of a task, or of its file."""
+    """Check the keys of a task, or of its file; raises `FitnessError`."""
     try:
         return validate(TaskKeys, keys, FitnessError)
     except FitnessError as cause:
@@ -396,7 +396,7 @@ def _few_shot(tasks: Iterable[Any], wanted: int | None) -> Iterator[None]:
 
 @contextmanager
 def _surroundings(*, own: bool) -> Iterator[None]:
-    """What lm_eval is run in: its own seeds, templates and patterns of a file within limits, no bars; later all is put back."""
+    """Run lm_eval with its own seeds, without bars, and a file's templates and patterns within limits; then put all back."""
     import lm_eval.utils
     import torch
     from lm_eval.api import metrics

@@ -110,7 +110,7 @@ class CardFacts:
 
     @property
     def task(self) -> str | None:
-        """What the Hub calls it; None of an adapter for anything but text."""
+        """Name of the task on the Hub; None for an adapter of anything but text."""
         if self.adapts and self.config.get("task_type") != "CAUSAL_LM":
             return None
         if self.draws:
@@ -308,7 +308,7 @@ def _shape(facts: CardFacts) -> str:
 
 
 def served_rank(rank: int) -> int:
-    """What ``--max-lora-rank`` of vLLM must be for a rank; the rank itself where that is larger than any."""
+    """Find the least ``--max-lora-rank`` of vLLM that takes a rank; the rank itself where none does."""
     return next((most for most in (8, 16, 32, 64, 128, 256, 320, 512) if rank <= most), rank)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def why_merged(sources: Sequence[Parent], base: Parent | None, method: str, options: Mapping[str, Any]) -> str | None:
-    """The reason why merges of this kind cannot run as adapters of one base; None where they can. Reads headers only.
+    """Reason why merges of this kind cannot run as adapters of one base; None where they can. Reads headers only.
 
     Args:
         sources: The merged sources.
@@ -56,7 +56,6 @@ class JoinedAdapters(MergeKind):
         sources: The adapters, opened as sources.
         base: Their base.
         method: Name of the merge method, which must be a sum of weighted task vectors.
-        options: Its global options; defaults where absent.
         model: The base in memory, in the dtype that candidates run in; its linear layers get a forward hook.
         router: As for `MergeKind`.
 
@@ -69,15 +68,14 @@ class JoinedAdapters(MergeKind):
         sources: list[Parent],
         base: Parent | None,
         method: str,
-        options: Mapping[str, Any],
         model: PreTrainedModel,
         *,
         router: int | Literal["merge"] = 0,
     ) -> None:
         from torch import nn
 
-        super().__init__(sources, base, method, options, router=router)
-        if (reason := why_merged(sources, base, method, options)) is not None:
+        super().__init__(sources, base, method, {}, router=router)
+        if (reason := why_merged(sources, base, method, {})) is not None:
             raise SourceError(f"{reason}; write unmerged: false")
         modules = {id(module.weight): module for module in model.modules() if isinstance(module, nn.Linear)}
         self.layers: list[_Layer] = []
@@ -92,8 +90,12 @@ class JoinedAdapters(MergeKind):
     def apply(self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None) -> None:
         """Let the model run with other weights; see `LiveMerger.apply`."""
         complete, chosen = self.complete(parameters, options)
-        for layer in self.layers:
-            layer.write(Call.of_tensor(layer.name, complete, chosen))
+        for layer, call in self._calls(complete, chosen):
+            layer.write(call)
+
+    def _calls(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[tuple[_Layer, Call]]:
+        """Every layer with its parameters."""
+        return [(layer, Call.of_tensor(layer.name, sources, options)) for layer in self.layers]
 
     def run_alone(self, source: int | None) -> None:
         """Let the model run with one adapter alone, by its position among the sources, or with none."""
@@ -103,17 +105,17 @@ class JoinedAdapters(MergeKind):
     def gradient(
         self, parameters: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None, backward: Callable[[], object]
     ) -> dict[Number, float]:
-        """The derivative with respect to every number that has one; see `MergeGradient`."""
-        self.apply(parameters, options)
+        """Derivative with respect to every number that has one; see `MergeGradient`."""
         complete, chosen = self.complete(parameters, options)
         check_no_ramp(self.method, [chosen, *complete])
+        calls = self._calls(complete, chosen)
         found: dict[str, list[Products]] = {}
         try:
-            for layer in self.layers:
+            for layer, call in calls:
+                layer.write(call)
                 layer.weighted.requires_grad_(True)
             backward()
-            for layer in self.layers:
-                call = Call.of_tensor(layer.name, complete, chosen)
+            for layer, call in calls:
                 totals = zeros(self.method, call)
                 for source, sums in layer.row_sums():
                     add_row_sums(call, source, sums, totals)

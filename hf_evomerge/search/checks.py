@@ -82,7 +82,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         found.notes.append("candidates run as LoRA adapters on their base, unmerged; `unmerged: false` merges each of them")
     reads = config.space != "dfs" and evaluator.sources.weights  # the head of a cluster reads nothing for paths
     found.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
-    if reads:
+    if reads and not evaluator.sources.runs_unmerged(config.merge_part()):  # which would compute every whole weight
         found.warnings += evaluator.sources.merged(config.merge_part()).sampled_findings().warnings
     found.notes += _check_average(config, evaluator)
     if config.objectives:

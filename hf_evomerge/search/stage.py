@@ -170,7 +170,7 @@ class StageRun:
         return True
 
     def _optimizer(self, stage: Stage, start: Start, fine: float | None = None) -> Asked:
-        """What proposes the genomes of a stage; `fine` as a schedule before had it, where one was."""
+        """Make the optimizer of a stage; `fine` is that of the schedule before, where there was one."""
         settings, budget, count = stage.optimizer, stage.evaluations, max(self.example_count, 1)
         sizes = stage.batch_sizes(count)
         shares = [size / count for size in sizes]

@@ -67,7 +67,7 @@ def test_unmerged_equals_merged(adapters: str, weights: str, family: Path, load:
     parameters = parameters[: len(sources)]
     whole, light = load(family / "base"), load(family / "base").requires_grad_(False)
     merger = LiveMerger(sources, base, "task_arithmetic", {}, 0, whole)
-    joined = JoinedAdapters(sources, base, "task_arithmetic", {}, light)
+    joined = JoinedAdapters(sources, base, "task_arithmetic", light)
     merger.apply(parameters, options)
     joined.apply(parameters, options)
     assert not torch.allclose(logits(whole), logits(load(family / "base")), atol=1e-2)
@@ -97,7 +97,7 @@ def test_every_architecture(architecture: str, tmp_path: Path) -> None:
     whole, light = (AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval() for _ in range(2))
     weights = [{"weight": 0.8}, {"weight": 0.6}]
     LiveMerger(sources, base, "task_arithmetic", {}, 0, whole).apply(weights)
-    JoinedAdapters(sources, base, "task_arithmetic", {}, light).apply(weights)
+    JoinedAdapters(sources, base, "task_arithmetic", light).apply(weights)
     assert torch.allclose(logits(whole), logits(light), atol=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_one_adapter_alone_is_what_peft_has(family: Path, load: Any, tmp_path: P
     """A source alone says what peft's unmerged model says, and no source what the base says."""
     sources, base = save_adapters(tmp_path, family / "base", ADAPTERS["rsLoRA and alpha"])
     model = load(family / "base")
-    joined = JoinedAdapters(sources, base, "task_arithmetic", {}, model)
+    joined = JoinedAdapters(sources, base, "task_arithmetic", model)
     for number in (1, 0):
         joined.run_alone(number)
         by_peft = PeftModel.from_pretrained(load(family / "base"), tmp_path / f"adapter{number}").eval()
@@ -121,7 +121,7 @@ def test_bfloat16_is_near(half_family: Path, load: Any, tmp_path: Path) -> None:
     models = [load(half_family / "base").to(dtype) for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)]
     for model, kind in zip(models, ("merged", "merged", "joined"), strict=True):
         if kind == "joined":
-            JoinedAdapters(sources, base, "task_arithmetic", {}, model).apply(weights)
+            JoinedAdapters(sources, base, "task_arithmetic", model).apply(weights)
         else:
             LiveMerger(sources, base, "task_arithmetic", {}, 0, model).apply(weights)
     exact, merged, joined = map(logits, models)
@@ -154,7 +154,7 @@ def test_other_adapters_are_merged(config: Any, line: str, family: Path, load: A
     sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}, {"r": 2, **config}])
     assert line in (why_merged(sources, base, "task_arithmetic", {}) or "")
     with pytest.raises(SourceError, match="write unmerged: false"):
-        JoinedAdapters(sources, base, "task_arithmetic", {}, load(family / "base"))
+        JoinedAdapters(sources, base, "task_arithmetic", load(family / "base"))
 
 
 def test_sources_that_are_no_adapters(family: Path, tmp_path: Path) -> None:
@@ -168,6 +168,6 @@ def test_sources_that_are_no_adapters(family: Path, tmp_path: Path) -> None:
 def test_more_numbers_than_rows(family: Path, load: Any, tmp_path: Path) -> None:
     """More numbers than a tensor has rows are refused, as by a build."""
     sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}])
-    joined = JoinedAdapters(sources, base, "task_arithmetic", {}, load(family / "base"))
+    joined = JoinedAdapters(sources, base, "task_arithmetic", load(family / "base"))
     with pytest.raises(EvoMergeError, match="33 numbers for the 32 rows"):
         joined.apply([{"weight": {NAME: [1.0] * 33, "default": 1.0}}])

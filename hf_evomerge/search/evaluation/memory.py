@@ -57,8 +57,8 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
 
     Parents are scored one at a time. A search of weights writes every candidate into one whole model, beside which the task
     vectors are kept as far as `MEMORY_LIMIT` goes; the sources stay in their memory-mapped files. LoRA adapters run on their
-    base, with their factors beside it. Paths run through the layers
-    of all sources, which are then whole in memory; a hybrid search has the merged model beside them.
+    base, with their factors beside it. Paths run through the layers of all sources, which are then whole in memory; a hybrid
+    search has the merged model beside them.
 
     Args:
         config: The search.

@@ -70,7 +70,7 @@ class ModelPool:
         return self.layer_pool(target).model(target.flow.to_path(), target.flow.scale_target)
 
     def merge_gradient(self, part: MergePart) -> tuple[Callable[..., dict[Number, float]], PreTrainedModel]:
-        """What differentiates merges of this kind (see `MergeGradient`), and the resident model that it leaves merged."""
+        """Gradient function of this kind of merges (see `MergeGradient`), and the resident model that it leaves merged."""
         from ...merging.gradient import MergeGradient
         from ...merging.joined import JoinedAdapters
 
@@ -217,7 +217,7 @@ class ModelPool:
         return model
 
     def _merger_of(self, part: MergePart) -> tuple[LiveMerger | JoinedAdapters, PreTrainedModel]:
-        """What sets the numbers of merges of this kind, and the model that they are of."""
+        """Merger of this kind, made when it is first asked for, and its resident model."""
         if part.slices is not None:
             raise SourceError("merge.slices: a stack is built on disk and not scored in memory; build it, and give its folder")
         numbers = list(part.sources or range(len(self.sources)))
@@ -241,10 +241,10 @@ class ModelPool:
         with self._unmeasured():
             for source in plan.sources:
                 source.download()
-            return JoinedAdapters(plan.sources, plan.base, part.method, {}, model, router=router), model
+            return JoinedAdapters(plan.sources, plan.base, part.method, model, router=router), model
 
     def _live_merger(self, part: MergePart, router: int | Literal["merge"]) -> tuple[LiveMerger, PreTrainedModel]:
-        """What writes merges into a whole model of the first source."""
+        """Merger that writes into a whole model of the first source, and that model."""
         from ...merging.live import LiveMerger
 
         merged = self.sources.merged(part)

@@ -128,7 +128,7 @@ class SearchSources:
         return part.method, tuple(sorted(part.options)), tuple(part.sources or range(len(self))), part.router
 
     def runs_unmerged(self, part: MergePart) -> bool:
-        """Whether merges of this kind run as LoRA adapters on their base; raises `SourceError` where they should and cannot."""
+        """Decide whether such merges run as adapters on their base; raises `SourceError` where they should and cannot."""
         from ...merging.joined import why_merged
 
         if self.config.unmerged is False or self.config.space != "ps":  # paths run through whole layers

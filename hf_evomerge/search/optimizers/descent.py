@@ -114,7 +114,7 @@ class GradientOptimizer(Asked):
         yield [self.average]
 
     def _ascent(self, fitness: float) -> _Adam | _Nested:
-        """What makes steps of slopes. Examples that are far from their answers tell more, and bear more numbers."""
+        """Begin an ascent. Examples that are far from their answers tell more, and bear more numbers."""
         if self.fine is None:
             self.fine = min(1.0, self.examples * max(1.0, -fitness / _FAR) / _MANY)
         groups = self.start.groups
