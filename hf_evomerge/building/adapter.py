@@ -171,7 +171,7 @@ class AdapterCheckpoint(Checkpoint):
             write_chat_template(folder, self.chat_template)
 
     def unused(self, source: Parent, name: str) -> str:
-        """Weights that no adapter changes."""
+        """Reason why a weight is left out: no adapter changes it."""
         return "as in the base"
 
 
