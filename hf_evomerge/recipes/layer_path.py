@@ -6,7 +6,6 @@ in a search file and in a model's ``config.json``.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from ..errors import PathError, shown
 
 MAX_HOPS = 4096
+MAX_FACTOR = 1e6  # of a scale, or of a term's weight
 SCALED = {"stream": "the hidden state (stream)", "mlp_delta": "what the MLP of the hop before adds (mlp_delta)"}
 """What a scale multiplies, in words, by ``scale_target``."""
 _NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
@@ -126,8 +126,8 @@ class LayerPath:
         if len(scales) != len(self.hops):
             raise PathError(f"scales: {len(scales)} numbers for a path of {len(self.hops)} hops; give one per hop")
         for position, scale in enumerate(scales):
-            if not _is_finite(scale):
-                raise PathError(f"scales[{position}]: {shown(scale)} is not a finite number")
+            if not _is_number(scale):
+                raise PathError(f"scales[{position}]: {shown(scale)} is not a number up to {MAX_FACTOR:g}")
         return LayerPath(tuple(replace(hop, scale=float(s)) for hop, s in zip(self.hops, scales, strict=True)))
 
     def check(self, layers_per_source: Sequence[int]) -> None:
@@ -205,21 +205,16 @@ def _parse_piece(piece: str, position: int, room: int) -> list[Hop]:
                 "SOURCE:LAYER*WEIGHT + SOURCE:LAYER*WEIGHT, or any of the first two followed by xCOUNT"
             )
         weight = 1.0 if match[3] is None else float(match[3])
-        if not math.isfinite(weight):
-            raise PathError(f"path[{position}]: the weight in {shown(piece.strip())} is not a finite number")
+        if not _is_number(weight):
+            raise PathError(f"path[{position}]: the weight in {shown(piece.strip())} is beyond {MAX_FACTOR:g}")
         terms.append(Term(int(match[1]), int(match[2]), weight))
     _check_room(count, room, position)
     return [Hop(tuple(terms))] * count
 
 
-def _is_finite(number: object) -> bool:
-    """Whether this is a number that a float can hold."""
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        return False
-    try:
-        return math.isfinite(number)
-    except OverflowError:
-        return False
+def _is_number(value: object) -> bool:
+    """Tell whether a value is a scale or a weight that can be calculated with: no larger than `MAX_FACTOR`, and no NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_FACTOR
 
 
 def hop_table(hops: Sequence[str], scales: Sequence[float]) -> list[str]:

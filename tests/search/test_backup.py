@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from watch import Watch
 
 from hf_evomerge.cli import app
-from hf_evomerge.errors import SearchError
+from hf_evomerge.errors import MachineError, SearchError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
@@ -247,6 +247,15 @@ def test_a_study_that_one_may_only_read(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("os.access", lambda path, mode, **more: mode != os.W_OK)
     assert "40 trials" in describe_study(folder)
     assert check_study(folder) == []
-    with Study.open(folder) as study, pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with Study.open(folder) as study, pytest.raises(SearchError, match=r"study.db: cannot be written: .*readonly"):
         study.set_meta("x", 1)
     assert sorted(folder.iterdir()) == files
+
+
+def test_a_full_disk_is_named_with_the_file(folder: Path) -> None:
+    """A study that SQLite can write no further names its file and keeps what it has."""
+    with Study.open(folder) as study:
+        study._connection.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(MachineError, match=r"study\.db: cannot be written: database or disk is full"):
+            study.set_meta("x", "y" * 1_000_000)
+        assert study.meta("x") is None

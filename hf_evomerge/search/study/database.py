@@ -81,7 +81,7 @@ class StudyFile:
         unfinished = folder / f".{STUDY_FILE}.new"
         for leftover in folder.glob(f"{unfinished.name}*"):
             leftover.unlink()
-        with cls(folder, _connect(unfinished)) as study:
+        with _told(folder / STUDY_FILE), cls(folder, _connect(unfinished)) as study:
             study._connection.executescript(f"PRAGMA journal_mode = WAL; {_SCHEMA}")
             study.set_meta("settings", settings)
             study.set_meta("schema_version", SCHEMA_VERSION)
@@ -196,10 +196,15 @@ class StudyFile:
         self.write("meta", (f"{key}:{of}" if of else key, json.dumps(value)), replace=True)
 
     def write(self, table: str, values: Values, *, replace: bool = False) -> None:
-        """Write one row with its checksum, in a transaction of its own; raises `sqlite3.DatabaseError`."""
+        """Write one row with its checksum, in a transaction of its own.
+
+        Raises:
+            MachineError: The disk takes nothing more.
+            SearchError: This user may only read the study, or it has this row.
+        """
         marks = ", ".join("?" * (len(values) + 1))
         verb = "INSERT OR REPLACE" if replace else "INSERT"
-        with self._connection:
+        with _told(self.folder / STUDY_FILE), self._connection:
             self._connection.execute(f"{verb} INTO {table} VALUES ({marks})", (*values, _checksum(values)))
 
     def _whole(self, table: str, where: str, *arguments: Any) -> Iterator[Values]:
@@ -244,12 +249,27 @@ def _fault(connection: sqlite3.Connection, *, rows: bool = False) -> str | None:
 
 
 def _fault_of_file(cause: object) -> str:
-    """What is damaged, in words; raises `MachineError` where the file may be whole, and there is no room to work with it."""
-    code = getattr(cause, "sqlite_errorcode", 0)
-    reading = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
-    if code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and code not in reading:
+    """Say what is damaged; raises `MachineError` where the file may be whole, and there is no room to work with it."""
+    if _is_of_disk(cause):
         raise MachineError(f"{STUDY_FILE}: cannot be read or written on this disk: {cause}")
     return f"not a study, or the file ({cause})"
+
+
+def _is_of_disk(cause: object) -> bool:
+    """Tell whether SQLite had no room to work with a file that may be whole."""
+    code = getattr(cause, "sqlite_errorcode", 0)
+    reading = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
+    return code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and code not in reading
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """Name the file in the error of a write that SQLite refuses."""
+    try:
+        yield
+    except sqlite3.DatabaseError as cause:
+        kind = MachineError if _is_of_disk(cause) else SearchError
+        raise kind(f"{file}: cannot be written: {cause}") from cause
 
 
 def _fault_of_copy(file: Path) -> str | None:
