@@ -203,7 +203,7 @@ def _merged_config(source: Checkpoint) -> EvoMergedConfig:
 
 def _layout(config: EvoMergedConfig) -> FoldLayout:
     """Where the scales go in this architecture."""
-    from ..modeling.modeling_evo_merged import check_scale_target
+    from ..modeling.layers_evo_merged import check_scale_target
 
     try:
         check_scale_target(config)
@@ -216,11 +216,10 @@ def _plain_config(config: EvoMergedConfig, dtype: str | None) -> PreTrainedConfi
     """The configuration of the result: its lists with one entry per layer are in the order of the hops already."""
     import torch
 
-    from ..modeling.modeling_evo_merged import source_class
     from ..modeling.sources_evo_merged import decoder_of
 
     plain = copy.deepcopy(config.text_config)
-    plain.architectures = [source_class(plain).__name__]
+    plain.architectures = [_plain_class(config).__name__]
     plain.dtype = getattr(torch, dtype) if dtype is not None else config.dtype
     if _embedding_factor(config) != 1:
         if config.has_parts:
@@ -231,6 +230,15 @@ def _plain_config(config: EvoMergedConfig, dtype: str | None) -> PreTrainedConfi
         plain.tie_word_embeddings = False
     _describe_windows(decoder_of(plain))
     return plain
+
+
+def _plain_class(config: EvoMergedConfig) -> type[PreTrainedModel]:
+    """The source architecture's class with the head that the merged model was saved with."""
+    from ..modeling.layers_evo_merged import source_class
+    from ..modeling.modeling_evo_merged import CLASSES
+
+    heads = (kind._classes for kind in CLASSES if kind.__name__ in (config.architectures or []))
+    return source_class(config.text_config, next(heads, None))
 
 
 def _describe_windows(plain: PreTrainedConfig) -> None:
@@ -254,10 +262,8 @@ def _plan(
     """Find every tensor of the result in the headers of the merged model, and what becomes of it."""
     import torch
 
-    from ..modeling.modeling_evo_merged import source_class
-
     with torch.device("meta"):
-        model = source_class(plain)(plain)
+        model = _plain_class(config)(plain)
     shapes = _shapes(model)
     hops = list(_hop_names(config, layers := _layers_name(config, model), shapes))
     changes: dict[str, Change] = {}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+import transformers
 from transformers.utils import is_torch_available
 
 from .configuration_evo_merged import EvoMergedConfig
 from .sources_evo_merged import check_alike
 
 if is_torch_available():
+    from .layers_evo_merged import MLP_BRANCH
     from .modeling_evo_merged import (
-        MLP_BRANCH,
+        CLASSES,
         EvoMergedForCausalLM,
         EvoMergedForImageTextToText,
         EvoMergedModel,
@@ -31,11 +32,9 @@ __all__ = [
 
 def register() -> None:
     """Make transformers' Auto classes know the merged model, so that it loads without ``trust_remote_code``."""
-    AutoConfig.register(EvoMergedConfig.model_type, EvoMergedConfig, exist_ok=True)
-    if is_torch_available():
-        AutoModel.register(EvoMergedConfig, EvoMergedModel, exist_ok=True)
-        AutoModelForCausalLM.register(EvoMergedConfig, EvoMergedForCausalLM, exist_ok=True)
-        AutoModelForImageTextToText.register(EvoMergedConfig, EvoMergedForImageTextToText, exist_ok=True)
+    transformers.AutoConfig.register(EvoMergedConfig.model_type, EvoMergedConfig, exist_ok=True)
+    for kind in CLASSES if is_torch_available() else ():
+        getattr(transformers, str(kind._auto_class)).register(EvoMergedConfig, kind, exist_ok=True)
 
 
 register()

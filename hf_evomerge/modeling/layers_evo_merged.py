@@ -5,26 +5,37 @@ This file travels to the Hub beside the weights: it imports nothing but torch an
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    MODEL_MAPPING,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import output_capturing
 
 _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks"),
     *("_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"),
 )
+_COUNTS_FROM_THE_END = hasattr(output_capturing, "resolve_hidden_states_indices")  # older versions count otherwise
 _PLACE_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index")
+
+# The submodule whose output a block adds to the residual stream last, for each architecture where that is so:
+# ``block(x) = r + c * branch(...)`` with a constant c. A norm after the MLP is part of the branch.
+_MLP, _POST_NORM = "mlp", "post_feedforward_layernorm"
+MLP_BRANCH = {
+    **dict.fromkeys(("llama", "mistral", "ministral", "ministral3", "gemma", "vaultgemma", "granite", "smollm3"), _MLP),
+    **dict.fromkeys(("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "qwen3_5_text", "qwen3_next", "mixtral", "gpt_oss"), _MLP),
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text"), _MLP),
+    **dict.fromkeys(("phi", "phi3", "phimoe", "stablelm", "starcoder2", "cohere", "cohere2", "olmo", "olmoe", "falcon"), _MLP),
+    **dict.fromkeys(("gpt2", "gpt_neox", "gpt_neo", "gptj", "codegen", "gpt_bigcode", "persimmon", "glm", "arcee"), _MLP),
+    **dict.fromkeys(("seed_oss", "helium", "jetmoe", "nemotron", "ernie4_5", "bitnet", "nanochat", "apertus"), _MLP),
+    **dict.fromkeys(("minimax_m2", "exaone_moe", "hunyuan_v1_dense", "cwm"), _MLP),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "flex_olmo", "olmo_hybrid", "exaone4"), _POST_NORM),
+    **{"glm4": "post_mlp_layernorm", "lfm2": "feed_forward", "lfm2_moe": "feed_forward"},
+}
 
 
 class ScaleInput:
@@ -129,14 +140,60 @@ def find_layers(model: nn.Module, count: int) -> str:
     return found[0]
 
 
-def source_class(config: PreTrainedConfig, *, head: bool = True) -> type[PreTrainedModel]:
-    """The source architecture's own class, with or without the language-model head."""
+def source_class(config: PreTrainedConfig, mapping: Any = None) -> type[PreTrainedModel]:
+    """The source architecture's own class in one of transformers' mappings; in that of models that generate by default."""
     text = config.get_text_config(decoder=True) is config
-    mapping = (MODEL_FOR_CAUSAL_LM_MAPPING if text else MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING) if head else MODEL_MAPPING
+    generates = MODEL_FOR_CAUSAL_LM_MAPPING if text else MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    mapping, what = (generates, "causal language model") if mapping is None else (mapping, "class with this head")
     if type(config) not in mapping:
-        raise ValueError(f"text_config.model_type: {config.model_type!r} has no causal language model in transformers")
+        raise ValueError(f"text_config.model_type: {config.model_type!r} has no {what} in transformers")
     kind: Any = mapping[type(config)]
     return kind[0] if isinstance(kind, (tuple, list)) else kind
+
+
+def check_scale_target(config: Any) -> None:
+    """Raise `ValueError` where the scales cannot act as the configuration says."""
+    kind = config.decoder_config.model_type
+    if config.scale_target != "mlp_delta" or all(scale == 1 for scale in config.scales[1:]):
+        return
+    falcon = kind == "falcon" and config.decoder_config.new_decoder_architecture and not config.decoder_config.parallel_attn
+    if kind not in MLP_BRANCH or falcon:
+        raise ValueError(f"scale_target: 'mlp_delta' is not defined for the layers of {kind!r}; use 'stream'")
+
+
+def known_arguments(config: Any, known: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments in the names that the source class of the installed transformers knows, without those not given.
+
+    Args:
+        config: The merged model's configuration.
+        known: The names.
+        arguments: What the merged model was called with.
+    """
+    if "output_hidden_states" in arguments:
+        arguments["output_hidden_states"] = _counted(arguments["output_hidden_states"], len(config.path) + 1)
+    cache = [arguments.pop(name, None) for name in ("cache", "past_key_values", "cache_params")]
+    given = [value for value in cache if value is not None]
+    if len(given) > 1:
+        raise ValueError("cache: given twice, under its old name and its new one")
+    if given:
+        name = next((name for name in ("cache", "past_key_values", "cache_params") if name in known), "cache")
+        arguments[name] = given[0]
+    for name in {"position_ids", "logits_to_keep"} - set(known):
+        arguments.pop(name, None)
+    for name in ("output_hidden_states", "output_attentions"):
+        if getattr(config, name, False):
+            arguments.setdefault(name, True)
+    if config.return_dict is False:
+        arguments.setdefault("return_dict", False)
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _counted(selected: Any, count: int) -> Any:
+    """Negative numbers of hidden states, counted from the last hop: the source class would count from the last slot."""
+    if selected is None or isinstance(selected, bool) or not _COUNTS_FROM_THE_END:
+        return selected
+    numbers = [selected] if isinstance(selected, int) else selected
+    return [number if number >= 0 else max(number + count, -1) % (count + 1) for number in numbers]
 
 
 def copy_structure(module: nn.Module, config: PreTrainedConfig, slot: int | None, swap: Mapping[int, nn.Module]) -> nn.Module:

@@ -14,27 +14,30 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
-from transformers.utils import output_capturing
+from transformers import (
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+    GenerationMixin,
+    PreTrainedModel,
+)
 
 from .configuration_evo_merged import EvoMergedConfig
-from .layers_evo_merged import HopList, ScaleInput, ScaleOutput, SumTerms, copy_structure, find_layers, source_class
+from .layers_evo_merged import (
+    MLP_BRANCH,
+    HopList,
+    ScaleInput,
+    ScaleOutput,
+    SumTerms,
+    check_scale_target,
+    copy_structure,
+    find_layers,
+    known_arguments,
+    source_class,
+)
 from .sources_evo_merged import decoder_of
 
-# The submodule whose output a block adds to the residual stream last, for each architecture where that is so:
-# ``block(x) = r + c * branch(...)`` with a constant c. A norm after the MLP is part of the branch.
-_MLP, _POST_NORM = "mlp", "post_feedforward_layernorm"
-MLP_BRANCH = {
-    **dict.fromkeys(("llama", "mistral", "ministral", "ministral3", "gemma", "vaultgemma", "granite", "smollm3"), _MLP),
-    **dict.fromkeys(("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "qwen3_5_text", "qwen3_next", "mixtral", "gpt_oss"), _MLP),
-    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text"), _MLP),
-    **dict.fromkeys(("phi", "phi3", "phimoe", "stablelm", "starcoder2", "cohere", "cohere2", "olmo", "olmoe", "falcon"), _MLP),
-    **dict.fromkeys(("gpt2", "gpt_neox", "gpt_neo", "gptj", "codegen", "gpt_bigcode", "persimmon", "glm", "arcee"), _MLP),
-    **dict.fromkeys(("seed_oss", "helium", "jetmoe", "nemotron", "ernie4_5", "bitnet", "nanochat", "apertus"), _MLP),
-    **dict.fromkeys(("minimax_m2", "exaone_moe", "hunyuan_v1_dense", "cwm"), _MLP),
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "flex_olmo", "olmo_hybrid", "exaone4"), _POST_NORM),
-    **{"glm4": "post_mlp_layernorm", "lfm2": "feed_forward", "lfm2_moe": "feed_forward"},
-}
 _ABILITIES = (
     *("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend", "_is_stateful"),
     *("_can_compile_fullgraph", "supports_gradient_checkpointing", "_supports_context_parallel"),
@@ -46,7 +49,6 @@ _GENERATION_STEPS = (
     *("_prepare_position_ids_for_generation", "_expand_inputs_for_generation", "_expand_multimodal_outputs"),
     "_update_model_kwargs_for_generation",
 )
-_COUNTS_FROM_THE_END = hasattr(output_capturing, "resolve_hidden_states_indices")  # older versions count otherwise
 
 
 class EvoMergedPreTrainedModel(PreTrainedModel):
@@ -61,7 +63,7 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _with_head = False
+    _classes: Any = MODEL_MAPPING  # which of the source architecture's classes does the work; None: the one that generates
 
     def __init__(self, config: EvoMergedConfig, inner: PreTrainedModel | None = None) -> None:
         """Build the model; `inner` is the source architecture's model where its layers are made and shared already."""
@@ -74,11 +76,11 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.model_tags = ["merge", "evomerge"]  # for the card that push_to_hub writes
         self._assembled = inner is not None
-        if self._with_head and not isinstance(self, merged_class(config)):
+        if self._classes is None and not isinstance(self, merged_class(config)):
             raise ValueError(f"text_config: {config.text_config.model_type!r} sees; load it with AutoModelForImageTextToText")
         if inner is None:
-            inner = source_class(config.text_config, head=self._with_head)(config.text_config)
-        self._inner_name = "model" if self._with_head else (inner.base_model_prefix or "model")
+            inner = self._new_inner()
+        self._inner_name = "model" if self._classes is not MODEL_MAPPING else (inner.base_model_prefix or "model")
         setattr(self, self._inner_name, inner)
         self._known_arguments = frozenset(inspect.signature(type(inner).forward).parameters)
         self._layers_name = f"{self._inner_name}.{find_layers(inner, len(config.slots))}"
@@ -95,10 +97,27 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         config._experts_implementation_internal = getattr(config.text_config, "_experts_implementation", None)
         self.post_init()
 
+    def _new_inner(self) -> PreTrainedModel:
+        """The source architecture's model, with random weights."""
+        config: Any = self.config.text_config
+        if isinstance(self, _WithLabels):
+            for name in ("id2label", "label2id", "problem_type"):
+                setattr(config, name, getattr(self.config, name))
+        inner, usual = source_class(config, self._classes)(config), source_class(config).base_model_prefix
+        if self._classes is not MODEL_MAPPING and inner.base_model_prefix != usual:  # older names, of questions about a text
+            setattr(inner, usual, inner._modules.pop(inner.base_model_prefix))
+            inner.base_model_prefix = usual
+        return inner
+
     @property
     def inner(self) -> Any:
         """The source architecture's own model that does the work."""
         return getattr(self, self._inner_name)
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The source architecture's model without head, which ends in the last hidden state; trainers call it by itself."""
+        return self.inner.base_model
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -259,44 +278,6 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
         """Replace the token embeddings."""
         self.inner.set_input_embeddings(value)
 
-    def _arguments(self, **arguments: Any) -> dict[str, Any]:
-        """The arguments in the names that the source class of the installed transformers knows, without those not given."""
-        known = self._known_arguments
-        if "output_hidden_states" in arguments:
-            arguments["output_hidden_states"] = self._counted(arguments["output_hidden_states"])
-        cache = [arguments.pop(name, None) for name in ("cache", "past_key_values", "cache_params")]
-        given = [value for value in cache if value is not None]
-        if len(given) > 1:
-            raise ValueError("cache: given twice, under its old name and its new one")
-        if given:
-            name = next((name for name in ("cache", "past_key_values", "cache_params") if name in known), "cache")
-            arguments[name] = given[0]
-        for name in {"position_ids", "logits_to_keep"} - known:
-            arguments.pop(name, None)
-        for name in ("output_hidden_states", "output_attentions"):
-            if getattr(self.config, name, False):
-                arguments.setdefault(name, True)
-        if self.config.return_dict is False:
-            arguments.setdefault("return_dict", False)
-        return {name: value for name, value in arguments.items() if value is not None}
-
-    def _counted(self, selected: Any) -> Any:
-        """Negative numbers of hidden states, counted from the last hop: the source class would count from the last slot."""
-        if selected is None or isinstance(selected, bool) or not _COUNTS_FROM_THE_END:
-            return selected
-        count = len(self.config.path) + 1
-        numbers = [selected] if isinstance(selected, int) else selected
-        return [number if number >= 0 else max(number + count, -1) % (count + 1) for number in numbers]
-
-
-class EvoMergedModel(EvoMergedPreTrainedModel):
-    """The merged model without head: its output is the last hidden state.
-
-    Example:
-        >>> type(EvoMergedModel.from_pretrained("my-search/model").config).__name__
-        'EvoMergedConfig'
-    """
-
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -307,17 +288,59 @@ class EvoMergedModel(EvoMergedPreTrainedModel):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Run the path; arguments and output are those of the source architecture's base model."""
-        return self.inner(
-            **self._arguments(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                cache=cache,
-                past_key_values=past_key_values,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
-            )
+        """Run the path; arguments and output are those of the source architecture's class."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "cache": cache}
+        given |= {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
+        return self.inner(**known_arguments(self.config, self._known_arguments, {**given, **kwargs}))
+
+
+class EvoMergedModel(EvoMergedPreTrainedModel):
+    """The merged model without head: its output is the last hidden state.
+
+    Example:
+        >>> type(EvoMergedModel.from_pretrained("my-search/model").config).__name__
+        'EvoMergedConfig'
+    """
+
+
+class _WithLabels(EvoMergedPreTrainedModel):
+    """The merged model with the source architecture's own head for labels, which begins random where it is not stored."""
+
+    def forward(  # type: ignore[override]
+        self, input_ids: torch.Tensor | None = None, attention_mask: Any = None, labels: Any = None, **kwargs: Any
+    ) -> Any:
+        """Run the path and the head; arguments and output are those of the source architecture's class."""
+        return super().forward(input_ids, attention_mask, labels=labels, **kwargs)
+
+
+class EvoMergedForSequenceClassification(_WithLabels):
+    """The merged model with a head that labels texts."""
+
+    _classes = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+
+class EvoMergedForTokenClassification(_WithLabels):
+    """The merged model with a head that labels tokens."""
+
+    _classes = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+
+
+class EvoMergedForQuestionAnswering(EvoMergedPreTrainedModel):
+    """The merged model with a head that marks where in a text the answer begins and ends."""
+
+    _classes = MODEL_FOR_QUESTION_ANSWERING_MAPPING
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: Any = None,
+        start_positions: Any = None,
+        end_positions: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the path and the head; arguments and output are those of the source architecture's class."""
+        return super().forward(
+            input_ids, attention_mask, start_positions=start_positions, end_positions=end_positions, **kwargs
         )
 
 
@@ -330,10 +353,10 @@ class EvoMergedForCausalLM(EvoMergedPreTrainedModel, GenerationMixin):
         True
     """
 
-    _with_head = True
+    _classes = None
     model: PreTrainedModel
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -346,19 +369,8 @@ class EvoMergedForCausalLM(EvoMergedPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> Any:
         """Run the path; arguments and output are those of the source architecture's causal language model."""
-        return self.inner(
-            **self._arguments(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                cache=cache,
-                past_key_values=past_key_values,
-                inputs_embeds=inputs_embeds,
-                labels=labels,
-                logits_to_keep=logits_to_keep,
-                **kwargs,
-            )
-        )
+        kwargs |= {"labels": labels, "logits_to_keep": logits_to_keep, "past_key_values": past_key_values}
+        return super().forward(input_ids, attention_mask, position_ids, cache, inputs_embeds, **kwargs)
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The source class's head."""
@@ -453,16 +465,6 @@ def merged_class(config: EvoMergedConfig) -> type[EvoMergedForCausalLM]:
     return EvoMergedForImageTextToText if config.has_parts else EvoMergedForCausalLM
 
 
-def check_scale_target(config: EvoMergedConfig) -> None:
-    """Raise `ValueError` where the scales cannot act as the configuration says."""
-    kind = config.decoder_config.model_type
-    if config.scale_target != "mlp_delta" or all(scale == 1 for scale in config.scales[1:]):
-        return
-    falcon = kind == "falcon" and config.decoder_config.new_decoder_architecture and not config.decoder_config.parallel_attn
-    if kind not in MLP_BRANCH or falcon:
-        raise ValueError(f"scale_target: 'mlp_delta' is not defined for the layers of {kind!r}; use 'stream'")
-
-
 def assemble(
     shell: PreTrainedModel, layers: Mapping[tuple[int, int], nn.Module], config: EvoMergedConfig
 ) -> EvoMergedForCausalLM:
@@ -482,6 +484,9 @@ def assemble(
     return model.train(shell.training)
 
 
-EvoMergedModel._auto_class = "AutoModel"
-EvoMergedForCausalLM._auto_class = "AutoModelForCausalLM"
-EvoMergedForImageTextToText._auto_class = "AutoModelForImageTextToText"
+CLASSES: tuple[type[EvoMergedPreTrainedModel], ...] = (
+    *(EvoMergedModel, EvoMergedForCausalLM, EvoMergedForImageTextToText),
+    *(EvoMergedForSequenceClassification, EvoMergedForTokenClassification, EvoMergedForQuestionAnswering),
+)
+for _class in CLASSES:
+    _class._auto_class = _class.__name__.replace("EvoMerged", "Auto" if _class is EvoMergedModel else "AutoModel")
