@@ -57,11 +57,48 @@ class Merged:
 
 
 @dataclass(frozen=True)
+class AdapterSummary:
+    """A LoRA adapter, from its config and headers.
+
+    Attributes:
+        name: The folder or repository.
+        ranks, alphas: Those of its modules, each once, in order; a pipeline's adapter has its alphas among its tensors.
+        modules: Last names of the modules that it changes.
+        weights: How many weights of the base it changes.
+        bytes: Size of its tensors.
+    """
+
+    name: str
+    ranks: list[int]
+    alphas: list[float]
+    modules: list[str]
+    weights: int
+    bytes: int
+
+    @classmethod
+    def of(cls, source: Parent) -> AdapterSummary | None:
+        """The adapter of a source, where it has one. Raises `SourceError` where it does not fit the base."""
+        if (adapter := source.adapter) is None:
+            return None
+        ranks = {adapter.tensors[change.a].shape[0] for change in source.changes.values() if change.a}
+        alphas = {*(adapter.config.get("alpha_pattern") or {}).values(), adapter.config.get("lora_alpha")} - {None}
+        modules = {name.removesuffix(".weight").rpartition(".")[2] for name in source.changes}
+        size = _size((info, 1) for info in adapter.tensors.values()).bytes
+        return cls(adapter.label, sorted(ranks), sorted(alphas), sorted(modules), len(source.changes), size)
+
+    def __str__(self) -> str:
+        """One line for people."""
+        named = {"rank": self.ranks, "alpha": self.alphas}
+        parts = [f"{name} {'/'.join(f'{each:g}' for each in numbers)}" for name, numbers in named.items() if numbers]
+        return ", ".join([self.name, *parts, f"{self.weights} weights ({', '.join(self.modules)})", f"{self.bytes:,} bytes"])
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What a checkpoint is.
 
     Attributes:
-        model: The folder or repository.
+        model: The folder or repository; of an adapter its base, of which all else is said.
         architecture, model_type: The class in its config, and the type of the language model (of a merged model: its sources').
         layers: Number of blocks that run; of a merged model the number of cache slots, one per term of the path.
         hidden_size, vocab_size: As in the config; None where it does not say.
@@ -72,6 +109,7 @@ class Inspection:
         tokenizer, chat_template, recipe: Whether there is one in the folder or repository.
         merged: Path and sources of a merged model.
         parts: How many tensors each part of the model has, where it has several, such as ``text`` and ``vision``.
+        adapter: The adapter, where one was named.
     """
 
     model: str
@@ -89,6 +127,7 @@ class Inspection:
     recipe: bool
     merged: Merged | None
     parts: dict[str, int]
+    adapter: AdapterSummary | None = None
 
     def to_json(self) -> str:
         """For machines."""
@@ -97,7 +136,7 @@ class Inspection:
     def __str__(self) -> str:
         """For people."""
         rows = [
-            ("model", self.model),
+            ("model", self.model) if self.adapter is None else ("base", self.model),
             ("architecture", f"{self.architecture} ({self.model_type})"),
             ("layers", str(self.layers)),
             ("hidden size", str(self.hidden_size)),
@@ -114,6 +153,8 @@ class Inspection:
         rows.append(("with it", ", ".join(name if there else f"no {name}" for name, there in files.items())))
         if self.model_type == "diffusion_pipeline":  # which has none of these
             rows = [row for row in rows if row[0] not in ("layers", "hidden size", "vocabulary")]
+        if self.adapter is not None:
+            rows.insert(0, ("adapter", str(self.adapter)))
         lines = [f"{name:13} {value}" for name, value in rows]
         if (merged := self.merged) is not None:
             lines.append(f"{'path':13} {len(merged.path)} hops over {merged.distinct_layers} distinct layers")
@@ -156,9 +197,9 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
     if quantization is not None:
         named = quantization if isinstance(quantization, dict) else vars(quantization)
         quantization = str(getattr(named.get("quant_method"), "value", named.get("quant_method")))
-    tensors = source.tensors
+    tensors, base = source.tensors, source.ref.model_copy(update={"adapter": None, "adapter_revision": None})
     return Inspection(
-        model=str(source) if source.repository is None else f"{source.repository.name}@{source.repository.commit}",
+        model=str(base) if source.repository is None else f"{source.repository.name}@{source.repository.commit}",
         architecture=(config.architectures or ["unknown"])[0],
         model_type=text.model_type,
         layers=getattr(text, "num_hidden_layers", None),
@@ -173,6 +214,7 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         recipe=_has_recipe(source),
         merged=merged,
         parts=_parts(source) if merged is None else {},
+        adapter=AdapterSummary.of(source),
     )
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import pytest
 import torch
 from hub_fixtures import use_hub
 from safetensors.torch import save_file
+from tiny_adapters import save_adapter
 from typer.testing import CliRunner
 from vlms import save_vlm
 
@@ -118,6 +120,20 @@ def test_integers_and_templates_and_quantised_weights(tmp_path: Path) -> None:
     assert found.stored == inspection.Size(15, 30 + 56 + 2, {"BOOL": 2, "F16": 15, "I64": 7})
     assert (found.quantization, found.chat_template, found.tokenizer) == ("gptq", True, False)
     assert "gptq" in str(found)
+
+
+def test_an_adapter(tiny: Path, tmp_path: Path) -> None:
+    """An adapter is told with its rank, alpha, modules and size, and everything else is its base's; in JSON too."""
+    settings = {"r": 4, "lora_alpha": 7, "target_modules": ["q_proj", "down_proj"], "rank_pattern": {"q_proj": 2}}
+    folder = save_adapter(tiny / "base", tmp_path / "lora", 0, **settings)
+    found, base = inspect_model(folder), inspect_model(tiny / "base")
+    assert replace(found, adapter=None) == base
+    size = 4 * 2 * (2 * (16 + 16) + 4 * (16 + 24))
+    assert found.adapter == inspection.AdapterSummary(str(folder), [2, 4], [7], ["down_proj", "q_proj"], 4, size)
+    lines = str(found).splitlines()
+    assert lines[0] == f"adapter       {folder}, rank 2/4, alpha 7, 4 weights (down_proj, q_proj), {size:,} bytes"
+    assert lines[1] == f"base          {tiny / 'base'}"
+    assert json.loads(_invoke("inspect", folder, "--json"))["adapter"]["ranks"] == [2, 4]
 
 
 def test_inspect_reads_no_weight(merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:

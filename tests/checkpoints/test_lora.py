@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dora": {"r": 4, "lora_alpha": 7, "use_dora": True},
     "embeddings": {"r": 4, "lora_alpha": 7, "target_modules": [*BOTH, "embed_tokens"]},
     "modules to save": {"r": 4, "lora_alpha": 7, "modules_to_save": ["lm_head"]},
+    "a head, saved with its weights": {"r": 4, "lora_alpha": 7, "target_modules": [*BOTH, "lm_head"]},
     "bias": {"r": 4, "lora_alpha": 7, "bias": "all"},
     "one layer": {"r": 1, "lora_alpha": 1, "layers_to_transform": [1]},
 }
