@@ -89,6 +89,7 @@ class Settings(OpenPart):
     """The search file as it is published: a `SearchConfig` that names no folder of the searcher's machine."""
 
     about: str | None = Field(default=None, max_length=300)
+    quantization: Name | None = None
     fitness: Fitness = Fitness()
     data: dict[Name, Data] = Field(default_factory=dict, max_length=100)
 

@@ -88,7 +88,7 @@ class AdapterSummary:
 
     def __str__(self) -> str:
         """One line for people."""
-        named = {"rank": self.ranks, "alpha": self.alphas}
+        named: dict[str, list[Any]] = {"rank": self.ranks, "alpha": self.alphas}
         parts = [f"{name} {'/'.join(f'{each:g}' for each in numbers)}" for name, numbers in named.items() if numbers]
         return ", ".join([self.name, *parts, f"{self.weights} weights ({', '.join(self.modules)})", f"{self.bytes:,} bytes"])
 

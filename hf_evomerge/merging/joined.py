@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..checkpoints.checkpoint import Parent
+from ..checkpoints.headers import tensor_order
 from ..checkpoints.source import Source
 from ..errors import RecipeError, SourceError
 from ..recipes.layer_groups import Rows, classify
 from ..recipes.recipe import ParameterValue
 from .gradient import Number, Products, add_row_sums, by_number, check_no_ramp, zeros
-from .live import MergeKind, live_tensors
+from .live import MergeKind
 from .method import Call
 from .registry import get_method
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
@@ -56,7 +58,7 @@ class JoinedAdapters(MergeKind):
         sources: The adapters, opened as sources.
         base: Their base.
         method: Name of the merge method, which must be a sum of weighted task vectors.
-        model: The base in memory, in the dtype that candidates run in; its linear layers get a forward hook.
+        model: The base in memory, in the dtype that candidates run in; its linear layers, quantised or not, get a forward hook.
         router: As for `MergeKind`.
 
     Raises:
@@ -77,15 +79,17 @@ class JoinedAdapters(MergeKind):
         super().__init__(sources, base, method, {}, router=router)
         if (reason := why_merged(sources, base, method, {})) is not None:
             raise SourceError(f"{reason}; write unmerged: false")
-        modules = {id(module.weight): module for module in model.modules() if isinstance(module, nn.Linear)}
+        modules = {f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+        prefix = f"{model.base_model_prefix}."
         self.layers: list[_Layer] = []
-        for name, weight in live_tensors(sources[0], model).items():
+        for name in sorted({name for source in sources for name in source.changes}, key=tensor_order):
             changing = [number for number, source in enumerate(sources) if name in source.changes]
-            if changing and id(weight) not in modules:
+            called = (own for moved in (False, True) for own in sources[0].parameters(name, prefix, moved=moved))
+            module = next((modules[own] for own in called if own in modules), None)
+            if module is None:
                 raise SourceError(f"{sources[changing[0]]}: {name} is no linear layer of the model; write unmerged: false")
-            if changing:
-                factors = {number: _scaled_factors(sources[number], name) for number in changing}
-                self.layers.append(_Layer(name, modules[id(weight)], factors))
+            factors = {number: _scaled_factors(sources[number], name) for number in changing}
+            self.layers.append(_Layer(name, module, factors, model.dtype))
 
     def apply(self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None) -> None:
         """Let the model run with other weights; see `LiveMerger.apply`."""
@@ -137,14 +141,14 @@ class _Layer:
         weighted: The left factors times their weights, side by side: rows x ranks, in the dtype of the model.
     """
 
-    def __init__(self, name: str, module: nn.Linear, factors: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, name: str, module: nn.Linear, factors: Mapping[int, tuple[Tensor, Tensor]], dtype: torch.dtype) -> None:
         import torch
 
-        weight = module.weight
+        device = module.weight.device
         self.name = name
-        self.left = {source: left.to(weight.device) for source, (left, _) in factors.items()}
-        self.right = torch.cat([right for _, right in factors.values()]).to(weight)
-        self.weighted = torch.zeros(len(weight), len(self.right), dtype=weight.dtype, device=weight.device)
+        self.left = {source: left.to(device) for source, (left, _) in factors.items()}
+        self.right = torch.cat([right for _, right in factors.values()]).to(device, dtype)
+        self.weighted = torch.zeros(module.out_features, len(self.right), dtype=dtype, device=device)
         module.register_forward_hook(self._add)
 
     def _add(self, module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from ..fitness import check_disjoint
 from ..recipes.recipe import Recipe
 from .evaluation.devices import check_device, devices_of, places_of
 from .evaluation.evaluator import Evaluator
+from .evaluation.quantization import check_installed as check_quantization_installed
 from .file.config import SearchConfig
 from .file.objectives import only_task_objectives
 from .file.sections import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
@@ -75,11 +76,14 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     }
     check_disjoint(**together, retained=retained)
     _check_engine(config)
+    if config.quantization:
+        _check_quantization(config)
     for source in evaluator.sources.all:
         evaluator.tasks.check_scored(source)
     found = Checked(notes=[*_unused(config), *_of_dtype(config, evaluator)])
     if evaluator.sources.runs_unmerged(config.merge_part()):
-        found.notes.append("candidates run as LoRA adapters on their base, unmerged; `unmerged: false` merges each of them")
+        bits = f", whose weights have {config.quantization[0]} bits" if config.quantization else ""
+        found.notes.append(f"candidates run unmerged, as LoRA adapters on their base{bits}; `unmerged: false` merges each")
     reads = config.space != "dfs" and evaluator.sources.weights  # the head of a cluster reads nothing for paths
     found.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
     if reads and not evaluator.sources.runs_unmerged(config.merge_part()):  # which would compute every whole weight
@@ -133,6 +137,18 @@ def _check_engine(config: SearchConfig) -> None:
             f"fitness.engine: vllm runs plain models, and the candidates of space: {config.space} are paths, each of another "
             "shape; leave it out, fold the winner (`hf-evomerge fold`) and score that with vllm (`hf-evomerge eval`)"
         )
+
+
+def _check_quantization(config: SearchConfig) -> None:
+    """Refuse a quantised base where something would need it whole, on several devices, or in a class of vLLM's."""
+    check_quantization_installed()
+    for reason, holds in {
+        "baselines: lora fine-tunes whole models": "lora" in config.baselines,
+        "devices_per_model: a quantised base is on one device": config.devices_per_model > 1,
+        "fitness.engine: vllm has weights of its own": engines(config) != {"transformers"},
+    }.items():
+        if holds:
+            raise SearchError(f"{reason}; leave it out, or quantization")
 
 
 def _unused(config: SearchConfig) -> Iterator[str]:

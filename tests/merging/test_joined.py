@@ -18,6 +18,7 @@ from hf_evomerge.merging.gradient import MergeGradient
 from hf_evomerge.merging.joined import JoinedAdapters, why_merged
 from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.recipes.recipe import SourceRef
+from hf_evomerge.search.evaluation.quantization import keep_differentiable, packed
 
 ADAPTERS: dict[str, list[dict[str, Any]]] = {
     "two of one rank": [{"r": 4}, {"r": 4}],
@@ -82,6 +83,27 @@ def test_unmerged_equals_merged(adapters: str, weights: str, family: Path, load:
     for number, slope in wanted.items():
         assert found.get(number, 0.0) == pytest.approx(slope, rel=1e-3, abs=1e-5), number
     assert found == joined.gradient(parameters, options, lambda: loss(light))
+
+
+def test_the_gradient_on_a_quantised_base(family: Path, load: Any, tmp_path: Path) -> None:
+    """On a base of 4 bits slopes are those of differences, also where scores without a gradient came before."""
+    sources, base = save_adapters(tmp_path, family / "base", ADAPTERS["two of one rank"])
+    model = AutoModelForCausalLM.from_pretrained(family / "base", **packed("4bit", torch.float32, "cpu")).eval()
+    keep_differentiable(model.requires_grad_(False))
+    joined = JoinedAdapters(sources, base, "task_arithmetic", model)
+
+    def loss(weight: float) -> float:
+        joined.apply([{"weight": weight}, {"weight": 0.3}])
+        with torch.no_grad():
+            return float(model(token_ids(), labels=token_ids()).loss)
+
+    wanted = (loss(0.51) - loss(0.49)) / 0.02
+
+    def backward() -> None:
+        model(token_ids(), labels=token_ids()).loss.backward()
+
+    found = joined.gradient([{"weight": 0.5}, {"weight": 0.3}], {}, backward)
+    assert found["weight", 0, None] == pytest.approx(wanted, rel=0.02)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from searches import GRADIENT, Config, facts
 from transformers import AutoModelForCausalLM
 from watch import Watch
@@ -17,6 +17,8 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import memory_of_models
+from hf_evomerge.search.evaluation.quantization import keep_differentiable, packed
+from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
 
@@ -86,6 +88,50 @@ def test_memory_is_that_of_the_base_and_its_adapters(adapters: dict[str, Any], s
     light = memory_of_models(config, Evaluator(config))["ps"]
     merging = config.model_copy(update={"unmerged": False})
     assert light < 0.6 * memory_of_models(merging, Evaluator(merging))["ps"]
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_a_quantised_base(kind: str, adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
+    """Every score is one on the quantised base, as peft has it there; two workers give the same study."""
+    config = search_config(**{**ROWS, **adapters}, quantization=kind)
+    result = run_search(config, tmp_path / "whole", build=False)
+    base = AutoModelForCausalLM.from_pretrained(adapters["base"]["model"], **packed(kind, torch.float32, "cpu"))  # type: ignore[arg-type]
+    keep_differentiable(base)
+    evaluator = Evaluator(config)
+    plain = Evaluator(config.model_copy(update={"quantization": None}))
+    with torch.inference_mode():
+        for label, ref in config.parents.items():
+            model: Any = base if ref.adapter is None else PeftModel.from_pretrained(base, ref.adapter).eval()
+            task = evaluator.tasks.prepared(ref, "test")
+            row = next(row for row in result.rows if row.label == label)
+            assert np.allclose(task.evaluate(model).values, row.scores.values, atol=2e-3), label
+            assert not np.allclose(plain.evaluate(ref, "test").values, row.scores.values, atol=2e-3), label
+            base = base if ref.adapter is None else model.unload()
+    assert f"run on their base of {kind[0]} bits unmerged" in describe_study(tmp_path / "whole")
+    if kind == "4bit":  # workers take long to start
+        run_search(config, tmp_path / "workers", build=False, workers=2)
+        assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
+    memory, whole = (memory_of_models(each.config, each) for each in (evaluator, plain))
+    assert memory["parents"] == memory["ps"] < whole["ps"] == whole["parents"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"space": "dfs", "ps": {}}, "quantization: goes with space: ps"),
+        ({"unmerged": False}, "quantization: goes with space: ps and adapters that run unmerged"),
+        ({"ps": {"method": "ties"}}, "quantization: ties is not the sum"),
+        ({"baselines": ["lora"]}, "baselines: lora fine-tunes whole models"),
+        ({"device": ["cpu", "cpu"], "devices_per_model": 2}, "devices_per_model: a quantised base"),
+    ],
+)
+def test_a_quantised_base_is_refused(
+    settings: dict[str, Any], line: str, adapters: dict[str, Any], search_config: Config, tmp_path: Path
+) -> None:
+    """A search that needs the base whole is refused before anything is evaluated."""
+    with pytest.raises(EvoMergeError, match=line):
+        run_search(search_config(**{**ROWS, **adapters, **settings}, quantization="4bit"), tmp_path)
+    assert not (tmp_path / "study.db").exists()
 
 
 def test_unmerged_where_it_cannot_be(adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:

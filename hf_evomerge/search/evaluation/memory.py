@@ -15,6 +15,7 @@ from ...recipes.layer_groups import classify
 from ..file.config import SearchConfig
 from .devices import device_memory, devices_of, places_of
 from .evaluator import Evaluator
+from .quantization import packed_size
 
 if TYPE_CHECKING:
     from ...checkpoints.checkpoint import Checkpoint, Parent
@@ -57,8 +58,8 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
 
     Parents are scored one at a time. A search of weights writes every candidate into one whole model, beside which the task
     vectors are kept as far as `MEMORY_LIMIT` goes; the sources stay in their memory-mapped files. LoRA adapters run on their
-    base, with their factors beside it. Paths run through the layers of all sources, which are then whole in memory; a hybrid
-    search has the merged model beside them.
+    base, quantised or not, with their factors beside it. Paths run through the layers of all sources, which are then whole in
+    memory; a hybrid search has the merged model beside them.
 
     Args:
         config: The search.
@@ -71,9 +72,10 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
     sizes = [_model(source, itemsize) for source in sources]
     found = {"parents": max(_model(source, itemsize) for source in sources.all)}
     merged = sources.merged(config.merge_part()) if config.space != "dfs" else None
-    kept = 0
+    kept, packed = 0, config.quantization
     if merged is not None and sources.runs_unmerged(config.merge_part()):
-        kept = _model(merged, itemsize) + sum(_factors(source, itemsize) for source in merged.plan.sources)
+        base = packed_size(merged, packed, itemsize) if packed else _model(merged, itemsize)
+        found["parents"] = kept = base + sum(_factors(source, itemsize) for source in merged.plan.sources)
     elif merged is not None:
         kept = _model(merged, itemsize) + _task_vectors(config, merged, sources.base is not None)
     for space in config.spaces:

@@ -15,6 +15,7 @@ from ...errors import SourceError
 from ...recipes.recipe import MergePart, Recipe, SourceRef
 from ..file.config import SearchConfig
 from .devices import places_of
+from .quantization import Quantization, keep_differentiable, packed
 from .sources import SearchSources, Target
 
 if TYPE_CHECKING:
@@ -159,8 +160,8 @@ class ModelPool:
             self._resident[ref] = model
         return self._resident[ref]
 
-    def load(self, source: Parent) -> Any:
-        """Load a plain model of its own, or a pipeline, ready to be scored."""
+    def load(self, source: Parent, quantization: Quantization | None = None) -> Any:
+        """Load a plain model of its own, or a pipeline, ready to be scored; quantised where a kind is given."""
         import torch
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -184,12 +185,15 @@ class ModelPool:
                 output_loading_info=True,
                 use_safetensors=True,
                 trust_remote_code=self.sources.trust_remote_code,
+                **(packed(quantization, self.dtype, self.devices[0]) if quantization else {}),
             )
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
             raise SourceError(f"{source}: has no tensor {missing[0]} ({len(missing)} are missing); download it again")
         write_adapter(source, model)
-        if len(self.devices) > 1:
+        if quantization:
+            keep_differentiable(model)
+        elif len(self.devices) > 1:
             from ...routing.spread import spread
 
             spread(model, self.devices)
@@ -237,7 +241,7 @@ class ModelPool:
         self._visitor = None
         self._merged_models.clear()
         assert plan.base is not None  # which the adapters have
-        model = self.load(plan.base)
+        model = self.load(plan.base, self.config.quantization)
         with self._unmeasured():
             for source in plan.sources:
                 source.download()

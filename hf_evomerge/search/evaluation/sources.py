@@ -131,15 +131,19 @@ class SearchSources:
         """Decide whether such merges run as adapters on their base; raises `SourceError` where they should and cannot."""
         from ...merging.joined import why_merged
 
-        if self.config.unmerged is False or self.config.space != "ps":  # paths run through whole layers
+        config = self.config
+        wanted = "quantization" if config.quantization else "unmerged" if config.unmerged else None
+        if config.unmerged is False or config.space != "ps":  # paths run through whole layers
+            if config.quantization:
+                raise SourceError("quantization: goes with space: ps and adapters that run unmerged; leave it out")
             return False
-        refs = [self.config.sources[number] for number in part.sources or range(len(self))]
-        if self.config.unmerged is None and (self.base is None or any(ref.adapter is None for ref in refs)):
+        refs = [config.sources[number] for number in part.sources or range(len(self))]
+        if wanted is None and (self.base is None or any(ref.adapter is None for ref in refs)):
             return False
         plan = self.merged(part).plan
         reason = why_merged(plan.sources, plan.base, part.method, part.options)
-        if reason is not None and self.config.unmerged:
-            raise SourceError(f"unmerged: {reason}; leave it out")
+        if reason is not None and wanted:
+            raise SourceError(f"{wanted}: {reason}; leave it out")
         return reason is None
 
     @cached_property

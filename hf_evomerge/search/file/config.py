@@ -68,6 +68,8 @@ class SearchConfig(StrictModel):
         unmerged: Whether candidates of a ``ps`` search over LoRA adapters run as adapters on their base, instead of being
             merged into a copy of it. Where absent they do where all sources are adapters of ``base`` and the method is
             ``task_arithmetic``. Scores are the same up to rounding.
+        quantization: Bits of the base that adapters run on, ``8bit`` or ``4bit`` (QLoRA's NF4), by bitsandbytes (extra
+            ``quantization``). All scores of the study are then of adapters on that base.
         gradient_checkpointing: Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of
             one layer, and a third more time.
         gradient_parts: In how many parts a gradient's batch is evaluated, side by side by as many workers. Part of the study:
@@ -105,6 +107,7 @@ class SearchConfig(StrictModel):
     devices_per_model: Annotated[Count, Field(le=64)] = 1
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
     unmerged: bool | None = None
+    quantization: Literal["8bit", "4bit"] | None = None
     gradient_checkpointing: bool = False
     gradient_parts: Count = 1
 
