@@ -47,7 +47,7 @@ def absolute(text: str, home: str, ref: str) -> str:
         picture, words, target = link.groups()
         return f"{picture}[{words}]({home}/{'raw' if picture else 'blob'}/{ref}/{target})"
 
-    return _LINK.sub(full, text).replace("<this repository>", home)
+    return _LINK.sub(full, text)
 
 
 def get_metadata_hook() -> type[MetadataHookInterface]:

@@ -78,8 +78,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     home = f"{config.repo_url}/blob/main" if config.repo_url else None
 
     def put_in(link: re.Match[str]) -> str:
-        found = section(readme, link[1]).replace("<this repository>", config.repo_url or "<this repository>")
-        return _outside_fences(found, lambda text: _led(text, "README.md", here, files, home))
+        return _outside_fences(section(readme, link[1]), lambda text: _led(text, "README.md", here, files, home))
 
     text = _outside_fences(markdown, lambda text: _led(text, place, here, files, home))
     return _SECTION.sub(put_in, text)
