@@ -320,7 +320,8 @@ def _stored_names(
     """Under which name the merged checkpoint holds each tensor of the result."""
     stored = {name: f"model.{name}" for name in names}
     stored.update({name: f"model.{there}" for name, _, _, there in hops})
-    if config.text_config.tie_word_embeddings and (head := _weight_of(model, model.get_output_embeddings())) in stored:
+    tied = getattr(config.text_config, "tie_word_embeddings", False)  # some types do not have it
+    if tied and (head := _weight_of(model, model.get_output_embeddings())) in stored:
         stored[head] = f"model.{_weight_of(model, model.get_input_embeddings())}"
     return stored
 

@@ -167,8 +167,9 @@ class Routed(PlannedCheckpoint):
     def _plan(self) -> dict[str, Planned]:
         """Find every tensor of the result among those of the checkpoints."""
         import torch
+        import transformers
 
-        from ..modeling.modeling_evo_merged import source_class
+        from ..modeling.layers_evo_merged import source_class
         from ..modeling.origins import plan_tensors
 
         kind = source_class(self._config.text_config)
@@ -188,10 +189,9 @@ class Routed(PlannedCheckpoint):
                 name, info = (short, checkpoint.tensors[short]) if short in checkpoint.tensors else (name, None)
             if info is None:
                 saved = (checkpoint.config.architectures or ["an unknown class"])[0]
-                raise SourceError(
-                    f"{checkpoint}: no tensor called {name}; it was saved from {saved}: save all of it with the "
-                    "installed transformers"
-                )
+                known = saved == kind.__name__ or not hasattr(transformers, saved)
+                advice = "save all of it with the installed transformers" if known else f"a path needs a {kind.__name__}"
+                raise SourceError(f"{checkpoint}: no tensor called {name}; it was saved from {saved}: {advice}")
             if not info.is_float and info.dtype not in ("BOOL", "I64", "I32"):
                 raise SourceError(f"{checkpoint}: {name} is {info.dtype}, quantised; give the model in bfloat16 or float32")
             if info.shape != shape:

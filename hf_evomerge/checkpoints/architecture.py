@@ -109,6 +109,30 @@ def model_class(config: PretrainedConfig, name: str) -> type[PreTrainedModel] | 
     return kind if fits and type(config).__module__.startswith("transformers.") else None
 
 
+def is_of_kind(config: PretrainedConfig, mappings: Iterable[str]) -> bool:
+    """Say whether a model is of a class in one of transformers' mappings, by its config's architecture and type.
+
+    A class that transformers does not have may be one, by its type. An encoder, or an encoder-decoder, is no causal language
+    model, although transformers can make one of its type.
+
+    Args:
+        config: Its config.
+        mappings: Their names, such as ``MODEL_FOR_CAUSAL_LM_MAPPING``; ``MODEL_MAPPING`` has all models.
+    """
+    import transformers
+
+    name, whole = (config.architectures or [""])[0], getattr(config, "is_encoder_decoder", False)
+    encodes = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True)
+    for mapping in mappings:
+        kinds: Any = getattr(transformers, mapping).get(type(config), None)
+        if kinds is None or (mapping == "MODEL_FOR_CAUSAL_LM_MAPPING" and (whole or encodes)):
+            continue
+        names = [kind.__name__ for kind in (kinds if isinstance(kinds, tuple | list) else [kinds])]
+        if mapping == "MODEL_MAPPING" or name in names or not hasattr(transformers, name):
+            return True
+    return False
+
+
 def _in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=tensor_order)
 

@@ -60,8 +60,7 @@ def check_mergeable(
             complaints.append(other)
         if complaints:
             more = f"; and {len(complaints) - _SHOWN} more" if len(complaints) > _SHOWN else ""
-            one_has_parts = bool(first.config.sub_configs) != bool(source.config.sub_configs)
-            hint = "; of a model with parts write component: text, to merge its language part alone" if one_has_parts else ""
+            hint = _component_hint(first, source)
             raise SourceError(f"{'; '.join(complaints[:_SHOWN])}{more}; sources must be fine-tunes of one base{hint}")
     first.architecture_warnings  # noqa: B018  raises where tensors are missing, or of other shapes than its config says
     for name, info in first.tensors.items():
@@ -124,6 +123,24 @@ class Tokenizer:
             return None
 
 
+def head_labels(source: Parent) -> list[str]:
+    """The names of a classifier's labels, in the order of its head's rows."""
+    return [str(name) for _, name in sorted((source.config.id2label or {}).items())]
+
+
+def _component_hint(first: Parent, other: Parent) -> str:
+    """The part that the two may have in common, where they are not of one class."""
+    if bool(first.config.sub_configs) != bool(other.config.sub_configs):
+        return "; of a model with parts write component: text, to merge its language part alone"
+    if first.part is not None or first.config.model_type != other.config.model_type:
+        return ""
+    try:
+        part = next(iter(first.layout.parts), None)
+    except SourceError:
+        part = None
+    return f"; where only their heads differ, write component: {part} to merge what is below them" if part else ""
+
+
 def _setting_differences(first: Parent, other: Parent, same_depth: bool, same_vocabulary: bool) -> Iterator[str]:
     pairs: list[tuple[str, Any, Any]] = []
     if first.part is None:  # of a part, names and shapes decide
@@ -133,6 +150,12 @@ def _setting_differences(first: Parent, other: Parent, same_depth: bool, same_vo
     if same_vocabulary:
         pairs.append(("vocabulary size", first.vocab_size, other.vocab_size))
     pairs.append(("tie_word_embeddings", first.is_tied, other.is_tied))
+    labels, others = head_labels(first), head_labels(other)
+    if first.part is None and labels != others and sorted(labels) == sorted(others):
+        yield (
+            f"the labels of {other} are those of {first} in another order, {', '.join(others[:4])} and "
+            f"{', '.join(labels[:4])}: rows of their heads do not match; sort them alike"
+        )
     pairs += [(key, getattr(first.text_config, key, None), getattr(other.text_config, key, None)) for key in _SAME_SETTINGS]
     for what, here, there in pairs:
         if here != there:

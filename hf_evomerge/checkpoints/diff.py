@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..recipes.layer_groups import classify
 from .checkpoint import Parent
+from .component import Component
 from .headers import tensor_order
 from .open import open_source
 
@@ -199,8 +200,14 @@ def diff_models(
     from tqdm import tqdm
 
     opened = partial(open_source, trust_remote_code=trust_remote_code)
-    first, second = opened(str(a)), opened(str(b))
-    origin = opened(str(base)) if base is not None else None
+    first: Parent = opened(str(a))
+    second: Parent = opened(str(b))
+    origin: Parent | None = opened(str(base)) if base is not None else None
+    if not first.tensors.keys() & second.tensors.keys():  # perhaps one body, under heads that call it otherwise
+        everyone = [each for each in (first, second, origin) if each is not None]
+        part = next((part for part in first.layout.parts if all(part in each.layout.count() for each in everyone)), None)
+        if part is not None:
+            first, second, origin = [*(Component(each, part) for each in everyone), None][:3]  # type: ignore[assignment]
     total, groups, tensors, notes = _Sums(), dict[str, _Sums](), list[Row](), list[str]()
     try:
         names = sorted(first.tensors.keys() | second.tensors.keys(), key=tensor_order)

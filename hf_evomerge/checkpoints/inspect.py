@@ -205,7 +205,7 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         layers=getattr(text, "num_hidden_layers", None),
         hidden_size=getattr(text, "hidden_size", None),
         vocab_size=getattr(text, "vocab_size", None),
-        tied_head=source.is_tied or (merged is not None and bool(getattr(text, "tie_word_embeddings", False))),
+        tied_head=_gives_words(config) and (source.is_tied or bool(merged and getattr(text, "tie_word_embeddings", False))),
         quantization=quantization,
         stored=_size((info, 1) for info in tensors.values()),
         effective=_size((info, _times(name, runs)) for name, info in tensors.items()),
@@ -216,6 +216,11 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         parts=_parts(source) if merged is None else {},
         adapter=AdapterSummary.of(source),
     )
+
+
+def _gives_words(config: Any) -> bool:
+    """Whether the head, by the name of the class, gives words; that of labels is a matrix of its own."""
+    return not re.search("Classification|QuestionAnswering|MultipleChoice", (config.architectures or [""])[0])
 
 
 def _parts(source: Parent) -> dict[str, int]:

@@ -56,7 +56,7 @@ class Head:
 
     Attributes:
         config: Its config, which has the labels.
-        load: Gives the classifier, the same each time; its own body is not used.
+        load: Gives the classifier, the same each time; of its own body, `own_pooler` alone is used, where another has none.
     """
 
     config: PretrainedConfig
@@ -71,11 +71,17 @@ class Head:
     def on(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         """The classifier with the body of `model`, not a copy of it."""
         classifier: Any = self.load()
-        setattr(classifier, classifier.base_model_prefix, model.base_model)
+        body: Any = model.base_model
+        lends = getattr(body, "pooler", False) is None  # of a class with another head
+        if lends:
+            body.pooler = classifier.own_pooler
+        setattr(classifier, classifier.base_model_prefix, body)
         try:
             yield classifier
         finally:
             setattr(classifier, classifier.base_model_prefix, None)
+            if lends:
+                body.pooler = None
 
 
 @register_task("classification")

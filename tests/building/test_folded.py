@@ -12,14 +12,16 @@ from fold_cases import HOPS, SCALES, VARIANTS, fold_error, folded, pool_of
 from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, OLD_CACHE_NAMES, tiny_model, token_ids
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, MllamaConfig, MllamaForConditionalGeneration, PreTrainedTokenizerFast
 from typer.testing import CliRunner
+from vlms import TEXT, VISION
 
 from hf_evomerge import fold
 from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, PathError, SourceError
 from hf_evomerge.modeling.fold_layouts import LAYOUTS
 from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
+from hf_evomerge.routing.pool import LayerPool
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -213,3 +215,20 @@ def test_the_command_line_folds(saved: Path, tmp_path: Path) -> None:
     again = CliRunner().invoke(app, ["fold", str(saved), "--out", str(tmp_path / "out")])
     assert again.exit_code == 1
     assert "exists already" in again.output
+
+
+def test_a_type_without_the_field_of_tied_heads_is_folded(tmp_path: Path) -> None:
+    """The config of a Mllama does not say whether its head is tied: it is not."""
+    text = {**{key: value for key, value in TEXT.items() if key != "head_dim"}, "cross_attention_layers": [1]}
+    sight = {
+        **VISION,
+        "attention_heads": 2,
+        "num_global_layers": 1,
+        "vision_output_dim": 32,
+        "intermediate_layers_indices": [0],
+    }
+    config = MllamaConfig(text_config=text, vision_config={**sight, "image_size": 8, "patch_size": 4}, image_token_index=12)
+    model = LayerPool([MllamaForConditionalGeneration(config).eval()]).model(LayerPath.parse("0:0, 0:1, 0:0"))
+    model.save_pretrained(tmp_path / "path")
+    plain = MllamaForConditionalGeneration.from_pretrained(fold(tmp_path / "path", tmp_path / "plain"))
+    assert torch.equal(plain(token_ids()).logits, model(token_ids()).logits)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from classes import random_class
 from safetensors.torch import load_file, save_file
 
 from hf_evomerge.checkpoints import diff
@@ -126,3 +127,13 @@ def test_strangers_are_warned_of(noise: float | None, warned: bool, tmp_path: Pa
     lines = [line for line in str(found).splitlines() if line.startswith("warning: ")]
     assert len(lines) == warned == (found.warning is not None)
     assert all("common ancestor" in line for line in lines)
+
+
+def test_a_body_under_another_prefix_is_compared(tmp_path: Path) -> None:
+    """A classifier and its body alone share no name; the parts are compared, and here they are equal."""
+    model: Any = random_class("bert", 0)
+    model.save_pretrained(tmp_path / "classifier")
+    model.bert.save_pretrained(tmp_path / "body")
+    difference = diff_models(tmp_path / "classifier", tmp_path / "body")
+    assert difference.total.elements == sum(parameter.numel() for parameter in model.bert.parameters())
+    assert difference.total.weights.relative == 0

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from classes import random_class
 from hub_fixtures import use_hub
 from safetensors.torch import save_file
 from tiny_adapters import save_adapter
@@ -233,3 +234,9 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
         assert result.stderr.splitlines() == [
             "error: ./nowhere: no such folder; give a folder that exists or the id of a repository on the Hub"
         ]
+
+
+def test_a_head_of_labels_is_its_own(tmp_path: Path) -> None:
+    """The config of a BERT ties words to the embeddings, and a classifier has no head of words."""
+    random_class("bert", 0).save_pretrained(tmp_path / "model")
+    assert not inspect_model(tmp_path / "model").tied_head

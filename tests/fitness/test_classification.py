@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from classes import random_class
+from classes import CLASSES, random_class
 from PIL import Image
-from transformers import ViTForImageClassification, ViTImageProcessor
+from transformers import BertConfig, BertForPreTraining, ViTForImageClassification, ViTImageProcessor
+from vlms import WORDS
+from vlms import tokenizer as words
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import FitnessError, SearchError
@@ -195,3 +197,22 @@ def test_heads_that_do_not_fit_are_refused_before_a_search(two_heads: Path, head
     with pytest.raises(FitnessError, match=message):
         run_search(headed(two_heads, fitness={"task": "classification", "heads": heads}), two_heads / "out")
     assert not (two_heads / "out").exists()
+
+
+def test_a_base_of_another_class_is_scored_through_the_heads(tmp_path: Path) -> None:
+    """bert-base-uncased is a masked language model whose file has a pooler and whose class has none: the heads bring theirs."""
+    for seed, (name, labels) in enumerate({"a": ["red", "blue"], "b": ["dark", "light", "grey"]}.items()):
+        random_class("bert", seed, id2label=dict(enumerate(labels)), label2id={}).save_pretrained(tmp_path / name)
+        words(vocabulary=WORDS[:32]).save_pretrained(tmp_path / name)
+    BertForPreTraining(BertConfig(**CLASSES["bert"][1])).save_pretrained(tmp_path / "base")
+    words(vocabulary=WORDS[:32]).save_pretrained(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    lines = [{"prompt": f"w{n}", "answer": ["red", "dark"][n % 2], "task": ["color", "light"][n % 2]} for n in range(8)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = {"jsonl": str(tmp_path / "data.jsonl"), "head_field": "task"}
+    sources = [{"model": str(tmp_path / name), "component": "text"} for name in "ab"]
+    splits = {"search": {**data, "count": 4}, "test": {**data, "start": 4}}
+    run_search(headed(tmp_path, sources=sources, data=splits), tmp_path / "out", build=False)
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert len({row["fitness"] for row in rows if row["fitness"] is not None}) == len(rows)

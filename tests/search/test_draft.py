@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+from classes import CLASSES, random_class
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 from typer.testing import CliRunner
+from vlms import WORDS, tokenizer
 
 from hf_evomerge import cli
-from hf_evomerge.errors import FitnessError, SearchError
+from hf_evomerge.checkpoints.compatibility import check_mergeable
+from hf_evomerge.checkpoints.open import open_source
+from hf_evomerge.errors import FitnessError, SearchError, SourceError
+from hf_evomerge.fitness.classification import ClassificationSpec
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
 from hf_evomerge.recipes.recipe import SourceRef
-from hf_evomerge.recipes.strict_yaml import parse_yaml
+from hf_evomerge.recipes.strict_yaml import parse_yaml, validate
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.file.scaffold import draft_search
+from hf_evomerge.search.file.scaffold import _named, draft_search
+from hf_evomerge.search.plan import plan_search
 
 
 def _data(folder: Path, *records: dict[str, Any], count: int = 80) -> Path:
@@ -238,3 +244,61 @@ def test_the_same_model_twice_is_said_at_once(tiny: Path, tmp_path: Path) -> Non
     assert len(draft_search([str(tiny / "a"), str(tiny / "b")], data, base=str(tiny / "base")).found) == 2
     draft = draft_search([str(tiny / "a"), str(tiny / "base")], data, base=str(tiny / "base"))
     assert draft.found[-1].startswith("warning: sources: base and the base are the same model")
+
+
+def _bert(folder: Path, seed: int, *labels: str) -> str:
+    """A tiny classifier of these labels, or without any a masked language model; returns its folder."""
+    named = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
+    model: Any = random_class("bert", seed, **named) if labels else BertForMaskedLM(BertConfig(**CLASSES["bert"][1]))
+    model.save_pretrained(folder)
+    tokenizer(vocabulary=WORDS[:32]).save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_task_follows_the_class(tmp_path: Path) -> None:
+    """Classifiers are scored by labels, masked language models by what is near; no search scores these by likelihood."""
+    names = [_bert(tmp_path / name, seed, "red", "blue") for seed, name in enumerate(("a", "b"))]
+    data = _data(tmp_path, {"prompt": "w1 w2", "answer": "red"}, {"prompt": "w3", "answer": "blue"})
+    draft = draft_search(names, data)
+    config = parse_yaml(SearchConfig, draft.text, SearchError)
+    assert config.fitness.task == "classification"
+    assert config.sources[0].component is None
+    encoders = [_bert(tmp_path / name, seed) for seed, name in enumerate(("c", "d"))]
+    config = parse_yaml(SearchConfig, draft_search(encoders, data).text, SearchError)
+    assert config.fitness.task == "retrieval"
+    settings = config.model_dump(exclude_unset=True) | {"fitness": {"task": "likelihood"}}
+    with pytest.raises(SourceError, match=r"c: BertForMaskedLM \(model type 'bert'\) is no model that the task likelihood"):
+        plan_search(validate(SearchConfig, settings, SearchError))
+
+
+def test_other_labels_are_scored_through_a_head_each(tmp_path: Path) -> None:
+    """Where labels differ, a field says whose head an example is for, and bodies are merged; without it init refuses."""
+    names = [_bert(tmp_path / "a", 0, "red", "blue"), _bert(tmp_path / "b", 1, "dark", "light", "grey")]
+    records = [{"prompt": "w1", "answer": "dark", "task": "light"}, {"prompt": "w2", "answer": "red", "task": "color"}]
+    config = parse_yaml(SearchConfig, draft_search(names, _data(tmp_path, *records)).text, SearchError)
+    assert isinstance(config.fitness, ClassificationSpec)
+    assert config.fitness.heads == ["color", "light"]
+    assert [source.component for source in config.sources] == ["text", "text"]
+    assert plan_search(config).dimensions
+    with pytest.raises(FitnessError, match="each example says whose head it is for, in a field called head or task"):
+        draft_search(names, _data(tmp_path, *({**record, "task": 1} for record in records)))
+
+
+def test_labels_in_another_order_are_refused(tmp_path: Path) -> None:
+    """Rows of two heads that mean other labels are not averaged, and heads of other sizes name the component that works."""
+    names = [
+        _bert(tmp_path / "a", 0, "red", "blue"),
+        _bert(tmp_path / "b", 1, "blue", "red"),
+        _bert(tmp_path / "c", 2, "x", "y", "z"),
+    ]
+    with pytest.raises(SourceError, match=r"the labels of .*b are those of .*a in another order, blue, red and red, blue"):
+        check_mergeable([open_source(name) for name in names[:2]])
+    with pytest.raises(SourceError, match="write component: text to merge what is below them"):
+        check_mergeable([open_source(names[0]), open_source(names[2])])
+
+
+def test_a_revision_is_written() -> None:
+    """`NAME@REVISION` is a commit of a repository, in the file as well."""
+    assert _named("you/model@v2+you/lora@main", None) == SourceRef(
+        model="you/model", revision="v2", adapter="you/lora", adapter_revision="main"
+    )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from ...checkpoints.architecture import is_of_kind
 from ...errors import FitnessError, SourceError
 from ...fitness import ChoiceTask, DifferentiableTask, Example, FunctionTask, Task, TaskSpec, load_examples, make_task
 from ...fitness.agreement import AgreementTask, Reference
@@ -181,14 +182,13 @@ class SearchTasks:
     def _head(self, ref: SourceRef) -> PreTrainedModel:
         """A source without its body."""
         if ref not in self._heads:
-            head = self._heads[ref] = self._load(self.sources.open(ref))
+            head: Any = self._load(self.sources.open(ref))
+            self._heads[ref], head.own_pooler = head, getattr(head.base_model, "pooler", None)
             setattr(head, head.base_model_prefix, None)
         return self._heads[ref]
 
     def check_scored(self, source: Parent) -> None:
         """Raise `SourceError` unless a source is a model of a kind that the fitness is for."""
-        import transformers
-
         whole = source.whole
         if whole.entries:
             if self.config.space != "ps":
@@ -199,14 +199,12 @@ class SearchTasks:
                     "(FunctionTask), or fitness: {task: choice}"
                 )
             return
-        kinds = set(self.config.fitness.kinds)
-        if getattr(whole.config, "is_encoder_decoder", False):  # some may be had as a decoder alone, which this is not
-            kinds.discard("MODEL_FOR_CAUSAL_LM_MAPPING")
+        kinds = list(self.config.fitness.kinds)
+        if any(example.head for example in self.examples("search")):
+            kinds.append("MODEL_MAPPING")  # scored through the sources' heads
         own = whole.trust_remote_code and "AutoModelForCausalLM" in (getattr(whole.config, "auto_map", None) or {})
-        body = getattr(transformers.MODEL_MAPPING.get(type(whole.config), None), "__name__", None)
-        headless = "MODEL_FOR_CAUSAL_LM_MAPPING" in kinds and whole.config.architectures == [body]
-        if not own and (headless or not any(type(whole.config) in getattr(transformers, kind) for kind in kinds)):
-            kind = ", ".join(whole.config.architectures or ["its architecture"]) + (", without a head" if headless else "")
+        if not own and not is_of_kind(whole.config, kinds):
+            kind = ", ".join(whole.config.architectures or ["its architecture"])
             task = self.config.fitness.task
             raise SourceError(
                 f"{whole}: {kind} (model type {whole.config.model_type!r}) is no model that the task {task} scores; give "

@@ -13,15 +13,18 @@ from statistics import median
 from typing import Any
 
 from ...building.tokens import match_tokens
+from ...checkpoints.architecture import is_of_kind
 from ...checkpoints.chat_template import most_common_template
 from ...checkpoints.checkpoint import Parent
-from ...checkpoints.compatibility import check_mergeable
+from ...checkpoints.compatibility import check_mergeable, head_labels
+from ...checkpoints.component import Component, as_parts
 from ...checkpoints.open import config_name, open_source
 from ...checkpoints.unchanged import twins
 from ...errors import FitnessError, SearchError
 from ...fitness.data import DataSpec
 from ...fitness.loading import load_examples
 from ...fitness.records import read_jsonl
+from ...fitness.registry import parse_task
 from ...recipes.recipe import Recipe, SourceRef, labels_of
 from ...recipes.strict_yaml import parse_yaml
 from .config import SearchConfig
@@ -29,6 +32,12 @@ from .config import SearchConfig
 PROMPTS = ("prompt", "question", "instruction", "problem", "input", "text")
 ANSWERS = ("answer", "answer_number", "output", "response", "completion", "target", "label")
 GLOSSES = ("gloss", "translation", "english")
+HEADS = ("head", "task")
+TASKS = {
+    "classification": "the log-probability of the right label, which has a gradient",
+    "retrieval": "the log-probability of a prompt's own answer among all answers, by the cosine of mean hidden states",
+    "rouge_l": "words in common with the answer; an encoder-decoder writes, and there is no gradient",
+}
 # More tell little, and every candidate has to answer those of the search.
 MOST = {"search": 128, "validation": 200, "test": 400}
 LEAST = 8
@@ -82,9 +91,9 @@ def draft_search(
         raise SearchError(
             "sources: give the names of two fine-tunes of one model, or more; for one see `hf-evomerge init --example prune`"
         )
-    file, problems = os.fspath(data), _Problems(os.fspath(data))
     opened = [open_source(_named(name, base)) for name in names]
-    refs = [source.ref for source in opened]
+    file, problems = os.fspath(data), _Problems(os.fspath(data), opened)
+    refs = [source.ref.model_copy(update={"component": problems.component}) for source in opened]
     of_adapters = {
         ref.model_copy(update={"adapter": None, "adapter_revision": None}) for ref in refs if ref.adapter is not None
     }
@@ -97,7 +106,10 @@ def draft_search(
     by_token = len(set(depths)) == 1 and len({source.vocab_size for source in everyone}) > 1
     settings = {"base": given, "merge": {"method": "linear"}, "vocabulary": "union" if by_token else None}
     as_merged = Recipe.model_validate({"sources": refs, **settings})
-    matched, matched_base = match_tokens(as_merged, dict(enumerate(opened)), ancestor)
+    parts = as_parts([Component(each, problems.component) for each in everyone] if problems.component else everyone)
+    matched, matched_base = match_tokens(
+        as_merged, dict(enumerate(parts[: len(opened)])), next(iter(parts[len(opened) :]), None)
+    )
     check_mergeable(list(matched.values()), matched_base, same_depth=len(set(depths)) == 1)
     templates = [most_common_template([source.folder]) is not None for source in everyone]
     lines = [
@@ -117,7 +129,7 @@ def draft_search(
         ),
         *problems.fitness(opened[0], chat=all(templates)),
         *problems.splits(chat=all(templates), some=any(templates)),
-        *_afterwards(depths, len(opened), gradient="choices" not in problems.where, based=ancestor is not None),
+        *_afterwards(depths, len(opened), gradient=problems.task != "multiple_choice", based=ancestor is not None),
     ]
     text = "\n".join(lines) + "\n"
     parse_yaml(SearchConfig, text, SearchError)
@@ -149,7 +161,9 @@ def _named(name: str, base: str | None) -> SourceRef:
     if base is not None and (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
         return SourceRef(model=base, adapter=name)
     model, _, adapter = (name, "", "") if folder.exists() else name.partition("+")
-    return SourceRef(model=model, adapter=adapter or None)
+    pairs = ((part, "", "") if Path(part).exists() else part.partition("@") for part in (model, adapter))
+    (model, _, revision), (adapter, _, at) = pairs
+    return SourceRef(model=model, revision=revision or None, adapter=adapter or None, adapter_revision=at or None)
 
 
 def _space(depths: Sequence[int], based: bool) -> list[str]:
@@ -182,17 +196,34 @@ def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: boo
     return [f"# {line}" for line in lines]
 
 
+def _task_of(sources: Sequence[Parent]) -> str:
+    """The first task that scores models of this class."""
+    for task in ("likelihood", *TASKS):
+        if is_of_kind(sources[0].config, parse_task({"task": task}).kinds):
+            return task
+    return "likelihood"  # which the search refuses
+
+
 class _Problems:
     """What the records are, and how many go into which split."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, sources: Sequence[Parent]) -> None:
         self.file, records = file, [record for _, record in read_jsonl(file)]
+        self.component: str | None = None
+        self.heads: list[str] = []
         self.count = len(records)
         if self.count < LEAST:
             raise FitnessError(
                 f"{file}: {self.count} records; a search needs {LEAST} at least: to search, to choose the winner, to test it"
             )
         self.where = self._fields(records[0])
+        self.task = _task_of(sources)
+        if "choices" in self.where and self.task != "likelihood":
+            del self.where["choices"]
+        elif "choices" in self.where:
+            self.task = "multiple_choice"
+        if self.task == "classification" and len({tuple(head_labels(source)) for source in sources}) > 1:
+            self._read_heads(sources, records)
         says = (name for name in GLOSSES if all(isinstance(record.get(name), str) and record[name] for record in records))
         if gloss := next(says, None):
             self.where["gloss_field"] = gloss
@@ -234,6 +265,24 @@ class _Problems:
             found["choices"] = "choices"
         return {key: name for key, name in found.items() if name != DataSpec.model_fields[key].default}
 
+    def _read_heads(self, sources: Sequence[Parent], records: Sequence[Mapping[str, Any]]) -> None:
+        """Find the field that says which source's head an example is for, by the labels; raises `FitnessError`."""
+        answer = self.where.get("answer_field", "answer")
+        labels = [set(head_labels(source)) for source in sources]
+        for field in HEADS:
+            answers: dict[str, set[str]] = {}
+            for record in records:
+                answers.setdefault(str(record.get(field)), set()).add(str(record.get(answer)))
+            own = [[name for name, given in answers.items() if given <= known] for known in labels]
+            if all(own) and len(answers) == len(labels) == len({names[0] for names in own}):
+                self.heads, self.where["head_field"] = [names[0] for names in own], field
+                self.component = next(iter(sources[0].layout.parts))
+                return
+        raise FitnessError(
+            f"{self.file}: the sources have other labels each, so each example says whose head it is for, in a field called "
+            f"{' or '.join(HEADS)}; write one"
+        )
+
     def fitness(self, source: Parent, *, chat: bool) -> list[str]:
         """The task's section."""
         answers = [example.answer for example in self.examples]
@@ -242,7 +291,10 @@ class _Problems:
         between = (
             f"  separator: {json.dumps(separator)} # what stands between prompt and answer; scored as the answer's beginning"
         )
-        if "choices" in self.where:
+        if self.task in TASKS:
+            heads = f", heads: {json.dumps(self.heads)}" if self.heads else ""
+            return [f"fitness: {{task: {self.task}{heads}}} # {TASKS[self.task]}"]
+        if self.task == "multiple_choice":
             score = "  score: log_probability # of the right choice among them, which is smooth; the accuracy is told beside it"
             return ["fitness:", "  task: multiple_choice", score, between]
         task = (
@@ -278,6 +330,7 @@ class _Problems:
             "answer_after": "answer_after: what follows it is the answer, without the reasoning before it.",
             "choices": "choices: the field with what there is to choose from.",
             "template": "template: the prompt, with fields of the record in braces.",
+            "head_field": "head_field: the field that says through which head an example is scored.",
             "gloss_field": "gloss_field: the prompt in a language that readers know; no model sees it.",
         }
         lines += dict.fromkeys(f"  # {text}" for key, text in meant.items() if key in self.where)
