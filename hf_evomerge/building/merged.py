@@ -117,8 +117,9 @@ class Merged(PlannedCheckpoint):
         call, dtype = job.call(planned.values, planned.options, model), torch_dtype(planned.info.dtype)
         for start, stop, here in job.slices(call):
             base, vectors = job.parts(start, stop)
-            if start // SLICE % 16 == 0:  # a sixteenth of a large tensor says enough
+            if start // SLICE % 32 < 2:  # a sixteenth of a large tensor says enough
                 self._relatedness.add(base, vectors)
+            here.owns = job.is_fresh
             yield job.method.function(base, vectors, here).to(dtype)
         vocabulary = self.plan.vocabulary
         if planned.vocabulary and vocabulary is not None and vocabulary.donor is not None:

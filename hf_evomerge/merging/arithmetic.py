@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-SLICE = 1 << 17  # elements; 512 KB of float32: near enough to the processor, and allocators reuse it rather than give it back
+SLICE = 1 << 16  # elements; 256 KB of float32: those of all inputs are near enough to the processor
 
 
 class TensorJob:
@@ -141,6 +141,12 @@ class TensorJob:
             return base, self.tensors(start, stop)
         return base, [self._difference(tensor[start:stop], base) for tensor in self._inputs]
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether `parts` makes tensors that nobody else has."""
+        converted = all(each.element_size() != 4 or each.device != self.device for each in self._inputs)
+        return self._kept is None and (self._base is not None or converted)
+
     def tensors(self, start: int, stop: int) -> list[Tensor]:
         """A slice of all inputs, as `tensor` gives it."""
         return [self.tensor(index, start, stop) for index in range(len(self._inputs))]
@@ -157,6 +163,11 @@ class TensorJob:
             return self._kept[index][start:stop]
         values = self._inputs[index][start:stop]
         return self._float(values) if self._base is None else self._difference(values, self._float(self._base[start:stop]))
+
+    def _stored(self, index: int, start: int, stop: int) -> Tensor:
+        """A slice of one input with the values of `tensor`, in the dtype of the file where that takes no arithmetic."""
+        as_is = self._base is None and self._kept is None
+        return self._inputs[index][start:stop] if as_is else self.tensor(index, start, stop)
 
     def cut(self, index: int, k: int) -> Cut:
         """What keeps the `k` elements of largest magnitude of one input."""
@@ -181,14 +192,20 @@ class TensorJob:
 
     def product(self, left: int, right: int) -> float:
         """The inner product of two inputs as flat vectors."""
+        import torch
+
         if (left, right) not in self._products:
             keys = dict.fromkeys([(left, right), (left, left), (right, right)])  # an angle takes all three: one pass
             sums = dict.fromkeys((key for key in keys if key not in self._products), 0.0)
+            blocks = {index: torch.empty(SUM_BLOCK, dtype=torch.float64) for index in dict.fromkeys([left, right])}
+            spare = np.empty(SUM_BLOCK)
             for start in range(0, self.numel, SUM_BLOCK):
                 stop = min(start + SUM_BLOCK, self.numel)
-                block = {i: self.tensor(i, start, stop).double().numpy(force=True) for i in dict.fromkeys([left, right])}
+                for index, room in blocks.items():
+                    room[: stop - start].copy_(self._stored(index, start, stop))
+                block = {index: room[: stop - start].numpy() for index, room in blocks.items()}
                 for first, second in sums:
-                    sums[first, second] += inner_product(block[first], block[second])
+                    sums[first, second] += inner_product(block[first], block[second], spare)
             self._products.update(sums)
         return self._products[left, right]
 

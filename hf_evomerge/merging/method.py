@@ -26,6 +26,7 @@ class Call:
         prepared: What the method's ``prepare`` computed from the whole tensor; None where it has none.
         start: Position of the slice in the flattened tensor.
         model: What the method's ``survey`` computed from the whole model; None where it has none.
+        owns: Whether the function may write to the tensors of the sources.
     """
 
     options: dict[str, Any]
@@ -33,6 +34,7 @@ class Call:
     prepared: Any = None
     start: int = 0
     model: Any = None
+    owns: bool = False
 
     @classmethod
     def of_tensor(cls, name: str, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any], model: Any = None) -> Call:
@@ -72,7 +74,7 @@ def _at(value: Any, row: int, rows: int) -> Any:
 
 
 MergeFunction = Callable[["torch.Tensor | None", "list[torch.Tensor]", Call], "torch.Tensor"]
-"""Merges one slice of one flattened tensor, in float32, from the base's slice and the sources'; changes no argument."""
+"""Merges one slice of one flattened tensor, in float32, from the base's slice and the sources'; it may change what it owns."""
 Prepare = Callable[[Any, Call], Any]
 """Looks at one tensor of the model, a `TensorJob`, which imports this file."""
 Survey = Callable[[Any, Sequence[Mapping[str, Any]], Mapping[str, Any]], Any]

@@ -191,7 +191,7 @@ class RandomField:
     """
 
     def __init__(self, seed: int, source: int, name: str, numel: int, keep: bool = False) -> None:
-        self._key = int.from_bytes(hashlib.sha256(f"{seed}\0{source}\0{name}".encode()).digest()[:16], "little")
+        self._named = f"{seed}\0{source}\0{name}"
         self._generator: np.random.Philox | None = None
         self._counter = -1  # of the generator; -1: it stands between two counts
         self.numel = numel
@@ -203,7 +203,8 @@ class RandomField:
         block, skip = divmod(start, 16)  # one step of the counter gives 4 numbers of 64 bits
         words = (skip + stop - start + 3) // 4
         if self._generator is None or self._counter != block:
-            self._generator = np.random.Philox(key=self._key, counter=block)
+            key = int.from_bytes(hashlib.sha256(self._named.encode()).digest()[:16], "little")
+            self._generator = np.random.Philox(key=key, counter=block)
         self._counter = block + words // 4 if words % 4 == 0 else -1
         raw = self._generator.random_raw(words)
         return raw.astype("<u8", copy=False).view("<u2")[skip : skip + stop - start]
@@ -234,6 +235,9 @@ def sum_magnitudes(values: NDArray[np.float32]) -> float:
     return float(np.add.reduce(np.abs(values), dtype=np.float64))
 
 
-def inner_product(left: NDArray[np.floating[Any]], right: NDArray[np.floating[Any]]) -> float:
-    """The inner product of one block, in float64 by one thread; quicker where the blocks are float64 already."""
-    return float(np.add.reduce(np.multiply(left, right, dtype=np.float64)))
+def inner_product(
+    left: NDArray[np.floating[Any]], right: NDArray[np.floating[Any]], room: NDArray[np.float64] | None = None
+) -> float:
+    """The inner product of one block, in float64 by one thread; quicker where the blocks are, and with room for one more."""
+    out = None if room is None else room[: left.size]
+    return float(np.add.reduce(np.multiply(left, right, out=out, dtype=np.float64)))

@@ -80,12 +80,12 @@ Sparse = tuple[Sparsifier, float] | None
 """What is kept of a task vector, and the factor on it; None: nothing."""
 
 
-def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
-    """``sum_i w_i x_i``, a new tensor; a source of weight 0 is as good as absent."""
+def weighted_sum(tensors: list[Tensor], weights: list[float], owns: bool = False) -> Tensor:
+    """``sum_i w_i x_i``, in a tensor of its own or, where it `owns` them, in one of these; weight 0 is as good as absent."""
     total: Tensor | None = None
     for tensor, weight in zip(tensors, weights, strict=True):
         if weight != 0:
-            part = tensor.mul(weight)
+            part = tensor.mul_(weight) if owns else tensor.mul(weight)
             total = part if total is None else total.add_(part)
     return total if total is not None else tensors[0].new_zeros(tensors[0].shape)
 

@@ -50,7 +50,7 @@ def linear(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
         >>> linear([torch.tensor([0.0, 4.0]), torch.tensor([2.0, 0.0])], weights=[3, 1])
         tensor([0.5000, 3.0000])
     """
-    merged = weighted_sum(sources, call.weights)
+    merged = weighted_sum(sources, call.weights, call.owns)
     if not call.options["normalize"]:
         return merged
     total = _total(call.weights)

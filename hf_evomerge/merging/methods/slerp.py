@@ -54,4 +54,4 @@ def slerp(base: Tensor | None, models: list[Tensor], call: Call) -> Tensor:
         >>> slerp([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])], t=0.5)
         tensor([0.7071, 0.7071])
     """
-    return weighted_sum(models, call.prepared)
+    return weighted_sum(models, call.prepared, call.owns)

@@ -26,7 +26,7 @@ def task_arithmetic(base: Tensor | None, vectors: list[Tensor], call: Call) -> T
         >>> task_arithmetic(base, [a, b], weights=[0.5, 2.0])
         tensor([2., 3.])
     """
-    mixed = weighted_sum(vectors, call.weights)
+    mixed = weighted_sum(vectors, call.weights, call.owns)
     if call.options["normalize"]:
         mixed.div_(divisor(call.weights))
     return onto_base(base, mixed, call)
