@@ -81,7 +81,7 @@ def _places(schema: dict[str, Any]) -> dict[str, list[str]]:
 def _refs(value: dict[str, Any], suffix: str = "") -> Iterator[tuple[str, str]]:
     if "$ref" in value:
         yield value["$ref"].rpartition("/")[2], suffix
-    for choice in value.get("anyOf", ()):
+    for choice in (*value.get("anyOf", ()), *([value["then"]] if "then" in value else [])):
         yield from _refs(choice, suffix)
     if isinstance(value.get("items"), dict):
         yield from _refs(value["items"], suffix + "[]")
@@ -122,6 +122,8 @@ def _type(value: dict[str, Any]) -> str:
         if len(sections) > 3:
             kinds = [kind for kind in kinds if kind not in sections] + ["one of the sections below"]
         return " or ".join(kinds)
+    if "then" in value:
+        return f"list of {_type(value['items'])} or {_type(value['then'])}"
     if "const" in value or "enum" in value:
         return ", ".join(f"`{_yaml(each)}`" for each in value.get("enum", [value.get("const")]))
     if value.get("type") == "array":

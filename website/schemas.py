@@ -107,6 +107,9 @@ def _suggest_methods(part: dict[str, Any]) -> None:
 
 
 def _titled(schema: dict[str, Any], title: str) -> dict[str, Any]:
+    sources = schema["properties"]["sources"]
+    several, run = sources.pop("anyOf")  # said in this way, a mistake in the list is found at its place
+    sources |= {**several, "type": ["array", "object"], "if": {"type": "object"}, "then": run}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
 
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+_HELD = 8  # slices after which the files that a sum reads are let go: what is mapped does not grow with models
+
+
 class Merged(PlannedCheckpoint):
     """The merge part of a recipe: a plain model of the sources' own class.
 
@@ -115,12 +118,20 @@ class Merged(PlannedCheckpoint):
         model = self._survey()  # first: it may make this tensor's job
         job = self._jobs.pop(name, None) or self._job(name)
         call, dtype = job.call(planned.values, planned.options, model), torch_dtype(planned.info.dtype)
+        lets_go = job.method.is_sum and all(source.adapter is None for source in self.plan.sources)
         for start, stop, here in job.slices(call):
+            if lets_go and start // SLICE % _HELD == 0 and start:  # or the pages of every source would stay mapped
+                del job
+                self.close()
+                job = self._job(name)
             base, vectors = job.parts(start, stop)
             if start // SLICE % 32 < 2:  # a sixteenth of a large tensor says enough
                 self._relatedness.add(base, vectors)
             here.owns = job.is_fresh
             yield job.method.function(base, vectors, here).to(dtype)
+        if lets_go:
+            del job
+            self.close()
         vocabulary = self.plan.vocabulary
         if planned.vocabulary and vocabulary is not None and vocabulary.donor is not None:
             yield vocabulary.donor.read(planned.inputs[0][1], dtype)[vocabulary.shared :].to(dtype).reshape(-1)

@@ -181,7 +181,8 @@ class Source(Parent):
 
     def close(self) -> None:
         """Let go of the open files; tensors already handed out stay valid."""
-        self._handles.clear()
+        with self._lock:
+            self._handles.clear()
         if self.adapter is not None:
             self.adapter.close()
 

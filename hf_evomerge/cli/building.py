@@ -26,7 +26,8 @@ def merge(
     recipe: Annotated[
         Path,
         typer.Argument(
-            help="A recipe or a mergekit file (YAML; help(hf_evomerge.Recipe) lists the keys), or a study.", show_default=False
+            help="A recipe or a mergekit file (YAML; help(hf_evomerge.Recipe) lists the keys), a study, or with --soup a run.",
+            show_default=False,
         ),
     ],
     out: Annotated[
@@ -53,6 +54,11 @@ def merge(
     rank: Annotated[
         int | None, typer.Option(min=1, max=1 << 20, help="The largest rank of the adapter; exact by default.")
     ] = None,
+    soup: Annotated[
+        str | None, typer.Option(help="Average a run's checkpoints: uniform, wsm (a decay) or greedy (with --data).")
+    ] = None,
+    checkpoints: Annotated[str, typer.Option(help="Which of them: all, last 12, or a pattern such as step-*.")] = "all",
+    data: Annotated[str | None, typer.Option(help="Problems that greedy scores on, in JSON lines.", metavar="FILE")] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Build the model of a recipe, of a mergekit file, or of a study. A build that was stopped is resumed.
@@ -66,6 +72,8 @@ def merge(
     - `hf-evomerge merge mergekit.yml --out merged --dry-run`
 
     - `hf-evomerge merge my-front --pick 7`
+
+    - `hf-evomerge merge runs/pretrain --soup wsm --checkpoints "last 12" --out merged`
     """
     with one_line_errors(again=True):
         from ..building.build import build_model, check_recipe
@@ -74,7 +82,13 @@ def merge(
         from ..search.folder import found_recipe
 
         quiet()
-        if recipe.is_dir():
+        if soup is not None:
+            from ..search.soup import soup_recipe
+
+            chosen, line = soup_recipe(str(recipe), soup, checkpoints=checkpoints, data=data)  # type: ignore[arg-type]
+            place = Path("merged")
+            LOGGER.info(line)
+        elif recipe.is_dir():
             chosen, place = found_recipe(recipe, pick)
         elif pick is not None:
             raise EvoMergeError(f"--pick: {recipe} is no study, and has no front to pick from")

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ..errors import EvoMergeError, PathError, RecipeError
 from .layer_path import MAX_HOPS, LayerPath
+from .run import Run, expanded
 from .strict_yaml import Count, Index, Number, StrictModel, dump_yaml, load_yaml, parse_yaml
 from .whole_file import write_whole
 
@@ -87,6 +88,11 @@ class SourceRef(StrictModel):
         pairs = [(self.model, self.revision), (self.adapter, self.adapter_revision)]
         model, *adapter = (name if at is None else f"{name}@{at}" for name, at in pairs if name is not None)
         return " + ".join([model if self.gguf is None else f"{model}/{self.gguf}", *adapter])
+
+
+Sources = Annotated[
+    list[SourceRef], BeforeValidator(expanded, json_schema_input_type=list[SourceRef] | Run), Field(min_length=1)
+]
 
 
 def labels_of(refs: Sequence[SourceRef]) -> list[str]:
@@ -312,7 +318,8 @@ class Recipe(StrictModel):
     """Everything that is needed to rebuild one merged model.
 
     Attributes:
-        sources: The parents, numbered from 0 in this order.
+        sources: The parents, numbered from 0 in this order; or the checkpoints of a run, as ``{run: FOLDER_OR_REPOSITORY,
+            checkpoints: last 12}``.
         base: The common ancestor; needed by methods that work on task vectors.
         merge: The parameter-space part. Without a ``flow`` part the result is a plain model of the parents' architecture.
         flow: The data-flow part; the result is an `EvoMergedForCausalLM`, or of a vision-language model an
@@ -335,7 +342,7 @@ class Recipe(StrictModel):
         built: What it gave when it was built, in a published recipe.
     """
 
-    sources: list[SourceRef] = Field(min_length=1)
+    sources: Sources
     base: SourceRef | None = None
     merge: MergePart | None = None
     flow: FlowPart | None = None

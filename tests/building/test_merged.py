@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import merge_reference as reference
 import pytest
@@ -16,8 +17,10 @@ import torch
 from families import save_family, tiny_config
 from method_cases import CASES
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
+from hf_evomerge.building import merged as merged_file
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.shards import Entry, parse_size, plan_shards
 from hf_evomerge.checkpoints.source import Source
@@ -392,3 +395,19 @@ def test_wrong_sizes_are_refused(text):
     """Anything else is refused by name."""
     with pytest.raises(EvoMergeError, match=r"max_shard_size: cannot read .*; write 4GB or 500MB"):
         parse_size(text)
+
+
+def test_files_that_are_let_go_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum opens its files anew in the middle of a tensor, so that what is mapped stays small; its bits are the same."""
+    for seed in range(3):
+        tiny_model("llama", seed=seed, vocab_size=20_000).save_pretrained(tmp_path / str(seed))
+    parameters = [{"weight": weight} for weight in (0.5, 0.3, 0.7)]
+    sources = [{"model": str(tmp_path / str(seed))} for seed in range(3)]
+    recipe = Recipe.model_validate({"sources": sources, "merge": {"method": "linear", "parameters": parameters}})
+    usual = build_model(recipe, tmp_path / "usual", progress=False)
+    closed = []
+    monkeypatch.setattr(merged_file, "_HELD", 1)
+    monkeypatch.setattr(merged_file.Merged, "close", lambda self: closed.append([source.close() for source in self.sources]))
+    often = build_model(recipe, tmp_path / "often", progress=False)
+    assert len(closed) > len(load_file(usual / "model.safetensors"))
+    assert (often / "model.safetensors").read_bytes() == (usual / "model.safetensors").read_bytes()

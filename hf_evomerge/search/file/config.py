@@ -13,7 +13,7 @@ from ...fitness.data import DataSpec
 from ...fitness.registry import AnyTaskSpec
 from ...fitness.terms import TermsSpec
 from ...fitness.writing import WritingSpec
-from ...recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef, TokenPart, Vocabulary, labels_of
+from ...recipes.recipe import Dtype, FlowPart, MergePart, Recipe, SourceRef, Sources, TokenPart, Vocabulary, labels_of
 from ...recipes.strict_yaml import Count, Index, StrictModel, dump_yaml, load_yaml, validate
 from ...recipes.whole_file import write_whole
 from .objectives import FITNESS, TAKEN, AnyObjective, TaskObjective, name_of, objective_splits
@@ -80,7 +80,7 @@ class SearchConfig(StrictModel):
     preset: Literal["quick"] | None = None
     space: Literal["ps", "dfs", "hybrid"]
     joint: bool = False
-    sources: list[SourceRef] = Field(min_length=1)
+    sources: Sources
     base: SourceRef | None = None
     dtype: Dtype | None = None
     seed: Index = 0

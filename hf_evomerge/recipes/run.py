@@ -1,0 +1,73 @@
+"""Checkpoints of one training run, as the sources that they are: the folders of a folder, or the revisions of a repository."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pydantic import Field
+
+from ..errors import RecipeError, one_line
+from .names import is_folder, named_folder
+from .strict_yaml import StrictModel, validate
+
+_LAST = re.compile(r"last +([1-9]\d{0,5})")
+
+
+class Run(StrictModel):
+    """Checkpoints of a training run, in place of a list of sources; they become that list when the file is read.
+
+    Attributes:
+        run: A folder of checkpoints, such as ``checkpoint-500`` of transformers' Trainer; or a repository on the Hub, whose
+            branches and tags they are. Their order is that of the last number in their names.
+        checkpoints: ``all``, ``last 12``, a pattern such as ``step-*``, or a list of names.
+    """
+
+    run: str = Field(min_length=1)
+    checkpoints: str | list[str] = "all"
+
+
+def expanded(sources: Any) -> Any:
+    """The checkpoints of a run as references to sources; anything else as it is. Raises `ValueError` in one line."""
+    if not isinstance(sources, Mapping):
+        return sources
+    try:
+        run = validate(Run, dict(sources), RecipeError)
+    except RecipeError as cause:
+        raise ValueError(str(cause)) from cause
+    names, wanted = run.checkpoints, run.checkpoints
+    if isinstance(wanted, str):
+        there = sorted(_names(run.run), key=_step)
+        last = _LAST.fullmatch(wanted)
+        names = there[-int(last[1]) :] if last else [name for name in there if wanted == "all" or fnmatchcase(name, wanted)]
+        if len(names) < 2:
+            found = f"{', '.join(there[:4])}{', ...' if len(there) > 4 else ''}" if there else "none"
+            raise ValueError(f"{run.run}: {len(names)} of its checkpoints are {wanted!r}, and a merge takes 2; it has {found}")
+    if is_folder(run.run):
+        return [{"model": os.path.join(run.run, name)} for name in names]
+    return [{"model": run.run, "revision": name} for name in names]
+
+
+def _names(run: str) -> list[str]:
+    """The names of a run's checkpoints."""
+    if is_folder(run):
+        folder, files = named_folder(run), ("config.json", "adapter_config.json")
+        if not folder.is_dir():
+            raise ValueError(f"{run}: no such folder of checkpoints")
+        return [each.name for each in folder.iterdir() if any((each / file).is_file() for file in files)]
+    from huggingface_hub import list_repo_refs
+
+    try:
+        refs = list_repo_refs(run)
+    except Exception as cause:  # the network has many
+        raise ValueError(f"{run}: its branches and tags cannot be listed: {one_line(cause)}") from cause
+    return [ref.name for ref in (*refs.branches, *refs.tags) if ref.name != "main"]
+
+
+def _step(name: str) -> tuple[int, str]:
+    """What checkpoints are sorted by: the last number of the name."""
+    numbers = re.findall(r"\d+", name)
+    return int(numbers[-1]) if numbers else -1, name

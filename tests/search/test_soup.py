@@ -1,0 +1,133 @@
+"""Averages of a run's checkpoints: which they are, their weights, and what is built."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from merge_reference import linear
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from hf_evomerge import cli
+from hf_evomerge.building.build import build_model
+from hf_evomerge.errors import EvoMergeError, RecipeError, SearchError
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.soup import soup_recipe, wsm_weights
+
+
+@pytest.fixture
+def run(tiny: Path, tmp_path: Path) -> Path:
+    """What transformers' Trainer leaves: four checkpoints with optimizer states, and a folder of logs."""
+    folder = tmp_path / "run"
+    for step, name in {"3": "base", "20": "a", "100": "b"}.items():
+        shutil.copytree(tiny / name, folder / f"checkpoint-{step}")
+    shutil.copytree(tiny / "base", folder / "checkpoint-1000")
+    for checkpoint in folder.iterdir():
+        torch.save({}, checkpoint / "optimizer.pt")
+        save_file({"state": torch.ones(3)}, checkpoint / "optimizer.safetensors")
+        (checkpoint / "trainer_state.json").write_text("{}")
+    (folder / "runs").mkdir()
+    return folder
+
+
+def _sources(run: object, checkpoints: object) -> list[SourceRef]:
+    given = {"sources": {"run": str(run), "checkpoints": checkpoints}, "merge": {"method": "linear"}}
+    return validate(Recipe, given, RecipeError).sources
+
+
+def _names(run: Path, checkpoints: object) -> list[str]:
+    return [Path(source.model).name for source in _sources(run, checkpoints)]
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(run: Path) -> None:
+    """By number and not by letter; the last of them, those of a pattern, or those that are named."""
+    assert _names(run, "all") == ["checkpoint-3", "checkpoint-20", "checkpoint-100", "checkpoint-1000"]
+    assert _names(run, "last 2") == ["checkpoint-100", "checkpoint-1000"]
+    assert _names(run, "*-1*") == ["checkpoint-100", "checkpoint-1000"]
+    assert _names(run, ["checkpoint-20", "checkpoint-3"]) == ["checkpoint-20", "checkpoint-3"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ({"run": "RUN", "checkpoints": "last 1"}, "1 of its checkpoints are 'last 1', and a merge takes 2; it has"),
+        ({"run": "RUN", "checkpoints": "step-*"}, "0 of its checkpoints are 'step-"),
+        ({"run": "RUN/nowhere"}, "no such folder of checkpoints"),
+        ({"run": "RUN", "checkpoint": "all"}, "sources: checkpoint: no such key; did you mean checkpoints?"),
+    ],
+)
+def test_a_run_that_is_none_is_one_line(run: Path, sources: dict[str, str], message: str) -> None:
+    """Too few checkpoints, no folder, and another key are named before anything is read."""
+    given = {**sources, "run": sources["run"].replace("RUN", str(run))}
+    with pytest.raises(RecipeError, match=message.replace("*", r"\*").replace("?", r"\?")) as caught:
+        validate(Recipe, {"sources": given, "merge": {"method": "linear"}}, RecipeError)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_repository_has_checkpoints_in_its_revisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Branches and tags but main, by their numbers; a list of names asks no Hub."""
+    branches = [SimpleNamespace(name=name) for name in ("main", "step-20", "step-3")]
+    refs = SimpleNamespace(branches=branches, tags=[SimpleNamespace(name="step-100")])
+    monkeypatch.setattr("huggingface_hub.list_repo_refs", lambda name: refs)
+    found = _sources("you/run", "step-*")
+    assert found == [SourceRef(model="you/run", revision=f"step-{step}") for step in (3, 20, 100)]
+    monkeypatch.delattr("huggingface_hub.list_repo_refs")
+    assert [source.revision for source in _sources("you/run", ["a", "b"])] == ["a", "b"]
+
+
+def test_a_search_file_has_a_run(run: Path, tiny: Path) -> None:
+    """The study's file names every checkpoint, so that it means the same when the run goes on."""
+    data = {"search": {"jsonl": str(tiny / "search.jsonl")}}
+    settings = {"space": "ps", "sources": {"run": str(run), "checkpoints": "last 3"}, "ps": {"method": "linear"}}
+    config = validate(SearchConfig, {**settings, "fitness": {"task": "likelihood"}, "data": data}, SearchError)
+    assert config.source_names == ["checkpoint-20", "checkpoint-100", "checkpoint-1000"]
+
+
+@pytest.mark.parametrize("soup", ["uniform", "wsm"])
+def test_what_is_built_is_the_weighted_mean(soup: str, run: Path, tmp_path: Path) -> None:
+    """Tensor by tensor; optimizer states are no weights."""
+    recipe, line = soup_recipe(str(run), soup)  # type: ignore[arg-type]
+    assert line == f"{soup} average of 4 checkpoints"
+    out = load_file(build_model(recipe, tmp_path / "out", progress=False) / "model.safetensors")
+    inputs = [load_file(Path(source.model) / "model.safetensors") for source in recipe.sources]
+    weights = [1.0] * 4 if soup == "uniform" else [1 / 2, 2**0.5 / 2 - 1 / 2, 3**0.5 / 2 - 2**0.5 / 2, 1 - 3**0.5 / 2]
+    assert out.keys() == inputs[0].keys()
+    for name, tensor in out.items():
+        wanted = linear([each[name].double().numpy() for each in inputs], weights)
+        np.testing.assert_allclose(tensor.numpy(), wanted, atol=1e-6)
+
+
+def test_the_weights_of_a_decay() -> None:
+    """Gradient j of the run counts 1 - sqrt(j / count): the sum of the weights of all checkpoints from j on."""
+    weights = wsm_weights(9)
+    assert sum(weights) == pytest.approx(1)
+    assert [sum(weights[j:]) for j in range(9)] == pytest.approx([1 - (j / 9) ** 0.5 for j in range(9)])
+
+
+def test_greedy_keeps_what_helps(run: Path, tiny: Path, tmp_path: Path) -> None:
+    """The best checkpoint is kept, and the average of what is kept is no worse on the data than that alone."""
+    data = tmp_path / "problems.jsonl"
+    data.write_text("".join((tiny / f"{split}.jsonl").read_text() for split in ("search", "validation", "test")))
+    recipe, line = soup_recipe(str(run), "greedy", data=str(data))
+    kept, score, alone = int(line.split()[3]), *(float(word.strip(",")) for word in (line.split()[7], line.split()[-1]))
+    assert kept == len(recipe.sources)
+    assert score >= alone
+    assert {Path(source.model).name for source in recipe.sources} & {"checkpoint-3", "checkpoint-1000"}
+    with pytest.raises(EvoMergeError, match="data: is what greedy scores on"):
+        soup_recipe(str(run), "greedy")
+
+
+def test_the_command_averages_a_run(run: Path, tmp_path: Path) -> None:
+    """The recipe beside the weights names the checkpoints."""
+    options = ["--soup", "uniform", "--checkpoints", "last 2", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli.app, ["merge", str(run), *options])
+    assert done.exit_code == 0, done.output
+    sources = Recipe.load(tmp_path / "out" / "recipe.yaml").sources
+    assert [Path(ref.model).name for ref in sources] == ["checkpoint-100", "checkpoint-1000"]
