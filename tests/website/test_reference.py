@@ -28,7 +28,9 @@ def test_every_key_has_a_row() -> None:
         r"^\| `seed` \| whole number ≥ 0 < 9\.22337e\+18 \| `0` \| Seed of", reference.file_page("search"), re.MULTILINE
     )
     assert re.search(
-        r"^\| `sources` \| list of \[section\]\(#sourceref\) or \[section\]\(#run\) \| \*\*needed\*\* \| ", reference.file_page("recipe"), re.MULTILINE
+        r"^\| `sources` \| list of \[section\]\(#sourceref\) or \[section\]\(#run\) \| \*\*needed\*\* \| ",
+        reference.file_page("recipe"),
+        re.MULTILINE,
     )
 
 
