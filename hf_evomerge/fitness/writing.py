@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from ..errors import FitnessError
 from ..recipes.strict_yaml import Count
 from .answers import LanguageCheck, cut_at_stops, language_probability
 from .encoding import check_examples, check_length, encode_prompt, encode_source, encodes, length_batches, scoring
-from .engine import Engine, EngineName, Written, check_engine
 from .example import Example
 from .pictures import placed, seen_inputs
 from .prepared import PreparedTask
 from .registry import TaskSpec
+from .respond import Written, respond
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +36,6 @@ class WritingSpec(TaskSpec):
         stop: Strings that end a response; neither they nor what follows is looked at.
         language: Require that the whole response is in this language: its code, or the code with a threshold.
         batch_size: Prompts that are decoded together. It changes the memory and the time, not the scores.
-        engine: What has models write: ``transformers``, or ``vllm``, which is faster on a GPU and runs plain models alone: the
-            candidates of a search in parameter space, and folded paths. Scores are its own: other last bits, other near ties.
-        engine_memory: The share of a GPU's memory that vLLM takes; the search has the rest.
     """
 
     max_new_tokens: Count = 256
@@ -48,8 +44,6 @@ class WritingSpec(TaskSpec):
         None
     )
     batch_size: Count = 16
-    engine: EngineName = "transformers"
-    engine_memory: float = Field(default=0.5, gt=0, lt=1)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -80,18 +74,15 @@ class WritingTask(PreparedTask):
         """Tokenise the prompts into length-sorted batches.
 
         Raises:
-            FitnessError: The language cannot be checked, or the engine is not there or reads no pictures.
+            FitnessError: The language cannot be checked.
         """
         super().prepare(examples, tokenizer)
-        check_engine(self.spec.engine)
-        if self.spec.engine == "vllm" and any(example.pictures for example in examples):
-            raise FitnessError("fitness.engine: vllm is given no pictures here; leave engine out")
         if self.spec.language is not None:
             language_probability("", self.spec.language.code)  # now, rather than after the first model has answered
         self._tokenizer = tokenizer
         self._prompts = [encode_prompt(example, tokenizer) for example in examples]
         lengths = [len(prompt) for prompt in self._prompts]
-        self._batches = length_batches(lengths, len(lengths) if self.spec.engine == "vllm" else self.spec.batch_size)
+        self._batches = length_batches(lengths, self.spec.batch_size)
         self._seen = [self._see(batch, [lengths[i] for i in batch]) for batch in self._batches]
 
     def _see(self, batch: list[int], lengths: list[int]) -> dict[str, torch.Tensor]:
@@ -113,20 +104,17 @@ class WritingTask(PreparedTask):
         check_examples(self._examples)
         everyone, tokens = self._prompts, max(map(len, self._prompts)) + self.spec.max_new_tokens
         if encodes(model):
-            if self.spec.engine == "vllm":
-                raise FitnessError("fitness.engine: vllm runs no encoder-decoders here; leave engine out")
             everyone = [encode_source(example, self._tokenizer) for example in self._examples]
             tokens = max(*map(len, everyone), 1 + self.spec.max_new_tokens)
         where = max(zip(map(len, everyone), self._examples, strict=True), key=lambda pair: pair[0])[1].id
         check_length(model, tokens, f"{where}: the longest prompt with max_new_tokens")
         found: dict[int, Written] = {}
         config = greedy(model, self._tokenizer, self.spec.max_new_tokens)
-        engine = _engine_of(self.spec)
         with scoring(model):
-            engine.load(model, self._tokenizer, tokens)
             for batch, seen in zip(self._batches, self._seen, strict=True):
                 prompts = [everyone[i] for i in batch]
-                found |= zip(batch, engine.respond(prompts, config, self.spec.stop, placed(seen, model)), strict=True)
+                written = respond(model, self._tokenizer, prompts, config, self.spec.stop, placed(seen, model))
+                found |= zip(batch, written, strict=True)
         return [found[i] for i in range(len(self._examples))]
 
 
@@ -140,13 +128,3 @@ def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     return GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends) or None, pad_token_id=padding[0]
     )
-
-
-def _engine_of(spec: WritingSpec) -> Engine:
-    if spec.engine == "vllm":
-        from .vllm_engine import vllm_engine
-
-        return vllm_engine(spec.engine_memory)
-    from .transformers_engine import TransformersEngine
-
-    return TransformersEngine()

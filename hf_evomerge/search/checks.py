@@ -18,7 +18,6 @@ from .file.objectives import only_task_objectives
 from .file.sections import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
 from .file.splits import SPLITS, SplitName
 from .file.stages import Stage
-from .file.tasks import engines
 from .optimizers.ask_tell import Start
 from .optimizers.nsga import check_installed
 from .optimizers.sweep import sweep_cost
@@ -75,7 +74,6 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         for split in SPLITS
     }
     check_disjoint(**together, retained=retained)
-    _check_engine(config)
     if config.quantization:
         _check_quantization(config)
     for source in evaluator.sources.all:
@@ -128,24 +126,12 @@ def _check_average(config: SearchConfig, evaluator: Evaluator) -> list[str]:
     return []
 
 
-def _check_engine(config: SearchConfig) -> None:
-    """Refuse an engine for plain models on one GPU where candidates are paths, or spread over several."""
-    if config.devices_per_model > 1 and engines(config) != {"transformers"}:
-        raise SearchError("fitness.engine: vllm is given models of one GPU; write devices_per_model: 1, or leave engine out")
-    if config.space != "ps" and engines(config) != {"transformers"}:
-        raise SearchError(
-            f"fitness.engine: vllm runs plain models, and the candidates of space: {config.space} are paths, each of another "
-            "shape; leave it out, fold the winner (`hf-evomerge fold`) and score that with vllm (`hf-evomerge eval`)"
-        )
-
-
 def _check_quantization(config: SearchConfig) -> None:
-    """Refuse a quantised base where something would need it whole, on several devices, or in a class of vLLM's."""
+    """Refuse a quantised base where something would need it whole, or on several devices."""
     check_quantization_installed()
     for reason, holds in {
         "baselines: lora fine-tunes whole models": "lora" in config.baselines,
         "devices_per_model: a quantised base is on one device": config.devices_per_model > 1,
-        "fitness.engine: vllm has weights of its own": engines(config) != {"transformers"},
     }.items():
         if holds:
             raise SearchError(f"{reason}; leave it out, or quantization")

@@ -72,7 +72,7 @@ def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfi
         study = Study.create(out, config.model_dump(mode="json"))
         study.set_meta("pins", pins)
         study.set_meta(NOTE, os.path.abspath(out))
-        study.set_meta("versions", versions(config))
+        study.set_meta("versions", versions())
     else:
         study = Study.open(out)
         try:

@@ -11,7 +11,6 @@ import numpy as np
 
 from ..errors import SearchError
 from ..fitness.scores import Scores
-from ..fitness.writing import WritingSpec
 from .baselines import RATES, TEMPERATURES
 from .checks import check_search
 from .evaluation.devices import check_device, device_memory, devices_of, places_of
@@ -301,17 +300,11 @@ def _of_devices(config: SearchConfig, memory: dict[str, int], shares: Sequence[f
         for device, share in zip(places[number % len(places)], shares, strict=True):
             needed[device] = needed.get(device, 0.0) + share * max(memory.values())
     for device in dict.fromkeys(devices_of(config)):
-        there = device_memory(device) * (1 - _engine_share(config))
+        there = device_memory(device)
         if needed.get(device, 0.0) > there:
             sizes = f"{there / 1e9:.3g} GB, and the models of this search take {needed[device] / 1e9:.3g} GB there"
             lines.append(f"device: {device} has {sizes}")
     return lines
-
-
-def _engine_share(config: SearchConfig) -> float:
-    """The share of a device's memory that an engine beside the models takes."""
-    task = config.fitness
-    return task.engine_memory if isinstance(task, WritingSpec) and task.engine == "vllm" else 0.0
 
 
 def _duration(minutes: float) -> str:

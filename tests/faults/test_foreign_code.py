@@ -17,7 +17,6 @@ from hf_evomerge.errors import SourceError
 ROOT = Path(__file__).parents[2]
 LOADERS = {"from_pretrained", "from_config"}
 WRITERS = {"generate", "_model_generate"}
-NO_TRANSFORMERS = {"self._llm"}  # vLLM's engine, which is told when it starts
 
 
 def _files() -> list[Path]:
@@ -32,8 +31,7 @@ def _silent_loads(text: str) -> Iterator[int]:
             owner, verb = ast.unparse(node.func.value), node.func.attr
             said = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "trust_remote_code"]
             loads = verb in LOADERS and owner.rpartition(".")[2].startswith("Auto")
-            writes = verb in WRITERS and owner not in NO_TRANSFORMERS
-            if (loads and not said) or (writes and said != ["False"]):
+            if (loads and not said) or (verb in WRITERS and said != ["False"]):
                 yield node.lineno
 
 

@@ -9,9 +9,17 @@ import torch
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask, LikelihoodSpec, LikelihoodTask, Scores, encoding
-from hf_evomerge.fitness.engine import Written
-from hf_evomerge.fitness.transformers_engine import TransformersEngine
+from hf_evomerge.fitness import (
+    Example,
+    GenerationSpec,
+    GenerationTask,
+    LikelihoodSpec,
+    LikelihoodTask,
+    Scores,
+    encoding,
+    writing,
+)
+from hf_evomerge.fitness.respond import Written
 
 LENGTH = 8
 
@@ -156,7 +164,7 @@ def test_language_counts(
     """A value is 1 where the answer and the language are right; ``correct`` is the answer alone."""
     texts = ["答えは18ドルです。", "The answer is 18 dollars.", "答えは19ドルです。"]
     monkeypatch.setattr(
-        TransformersEngine, "respond", lambda _, prompts, *rest: [Written(texts[len(prompt) - 1], True) for prompt in prompts]
+        writing, "respond", lambda _, tokenizer, prompts, *rest: [Written(texts[len(prompt) - 1], True) for prompt in prompts]
     )
     asked = [Example(prompt, "18") for prompt in ("one", "one one", "one one one")]
     scores = run(model, asked, tokenizer, extract="last_number", language={"code": "ja", "threshold": 0.5})

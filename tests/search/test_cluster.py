@@ -120,10 +120,10 @@ def test_what_is_wrong_on_a_machine_names_it(cluster: Any, search_config: Callab
         _runner(config, memory=10**15)
 
 
-def test_what_a_machine_must_have(search_config: Callable[..., SearchConfig]) -> None:
+def test_what_a_machine_must_have() -> None:
     """Other versions are one line, said before anything is unpickled."""
     with pytest.raises(EvoMergeError, match=r"has torch \S+, and the search runs with 1.0; install the same"):
-        ClusterEvaluator().start({**versions(search_config()), "torch": "1.0"}, b"no pickle")
+        ClusterEvaluator().start({**versions(), "torch": "1.0"}, b"no pickle")
 
 
 def test_without_ray(search_config: Callable[..., SearchConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fake_vllm
 import numpy as np
 import pytest
 import torch
@@ -22,10 +21,8 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import FitnessError, SearchError, SourceError
 from hf_evomerge.fitness import FunctionTask, Scores, make_task
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
-from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import memory_of_models
-from hf_evomerge.search.evaluation.provenance import versions
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.spaces.flow import JointSpace
 from hf_evomerge.search.spaces.space import make_space, uniform_average
@@ -412,20 +409,3 @@ def test_attention_is_computed_as_the_file_says(search_config: Callable[..., Sea
     assert Evaluator(search_config()).models.model(config.sources[0]).config._attn_implementation == "sdpa"
     with pytest.raises(SearchError, match="attn_implementation"):
         search_config(attn_implementation="kernels-community/flash-attn")
-
-
-def test_candidates_are_scored_by_vllm(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One vLLM engine writes what the resident model writes with each candidate's weights; paths are refused."""
-    started = fake_vllm.install(monkeypatch)
-    fitness = {"task": "generation", "extract": "all", "max_new_tokens": 4}
-    plain, config = (search_config(fitness={**fitness, "engine": engine}) for engine in ("transformers", "vllm"))
-    targets = [config.sources[0], _recipe(config, "ps"), _recipe(config, "other weights"), config.sources[1]]
-    evaluator, expected = Evaluator(config), Evaluator(plain)
-    scores = [evaluator.evaluate(target) for target in targets]
-    assert [each.outputs for each in scores] == [expected.evaluate(target).outputs for target in targets]
-    assert len({str(each.outputs) for each in scores}) == len(targets)
-    assert len(started) == 1
-    assert "vllm" in versions(config).keys() - versions(plain).keys()
-    paths = search_config("dfs", fitness={**fitness, "engine": "vllm"})
-    with pytest.raises(SearchError, match=r"fitness.engine: vllm runs plain models, .* fold the winner"):
-        check_search(paths, Evaluator(paths))

@@ -21,7 +21,6 @@ from ...fitness import Example, FunctionTask, PairwiseTask, Task
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
 from ..file.objectives import only_task_objectives
-from ..file.tasks import engines
 from ..study.database import DamagedStudyError
 from ..study.study import Study
 from .evaluator import Evaluator
@@ -164,10 +163,9 @@ def _text(thing: Any) -> str:
     return sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def versions(config: SearchConfig) -> dict[str, str]:
+def versions() -> dict[str, str]:
     """The versions that the bits of a search's scores depend on."""
-    names = {"hf-evomerge", "cma", "numpy", "torch"} | engines(config)
-    return {name: version_of(name) for name in sorted(names | {"transformers"})}
+    return {name: version_of(name) for name in ("cma", "hf-evomerge", "numpy", "torch", "transformers")}
 
 
 def version_of(name: str) -> str:

@@ -1,11 +1,10 @@
-"""Tasks of a search: the fitness, the fitness of its stages, and its objectives; their units and engines."""
+"""Tasks of a search: the fitness, the fitness of its stages, and its objectives; their units."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ...fitness.registry import TaskSpec
-from ...fitness.writing import WritingSpec
 from .config import SearchConfig
 from .objectives import FITNESS, TAKEN, TaskObjective, only_task_objectives
 from .splits import SplitName
@@ -27,11 +26,6 @@ def task_specs(config: SearchConfig) -> list[TaskSpec]:
     own = [config.fitness, *(stage.fitness for stage in config.stages)]
     tasks = (*own, *(each.fitness for each in only_task_objectives(config.objectives)))
     return [part for task in tasks if task is not None for part in task.parts]
-
-
-def engines(config: SearchConfig) -> set[str]:
-    """What has models write in a search."""
-    return {task.engine if isinstance(task, WritingSpec) else "transformers" for task in task_specs(config)}
 
 
 def measured_on(config: SearchConfig, split: str) -> Any:

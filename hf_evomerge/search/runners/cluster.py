@@ -256,7 +256,7 @@ class RayRunner(PoolRunner[RayWorker]):
         here = ("cpu",) * size if named == "auto" else tuple(devices_of(config)[:size])
         config = on_place(config, gpu_names if on_gpu else here)
         message = self._ray.cloudpickle.dumps((config, evaluator_arguments, dict(files)))
-        self._first = (versions(config), self._ray.put(message))
+        self._first = (versions(), self._ray.put(message))
         self._actor = self._ray.remote(concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0)(ClusterEvaluator)
         self._looked = self._asked = self._alive_at = time.monotonic()
         self._follow(nodes)
