@@ -57,43 +57,6 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class AdapterSummary:
-    """A LoRA adapter, from its config and headers.
-
-    Attributes:
-        name: The folder or repository.
-        ranks, alphas: Those of its modules, each once, in order; a pipeline's adapter has its alphas among its tensors.
-        modules: Last names of the modules that it changes.
-        weights: How many weights of the base it changes.
-        bytes: Size of its tensors.
-    """
-
-    name: str
-    ranks: list[int]
-    alphas: list[float]
-    modules: list[str]
-    weights: int
-    bytes: int
-
-    @classmethod
-    def of(cls, source: Parent) -> AdapterSummary | None:
-        """The adapter of a source, where it has one. Raises `SourceError` where it does not fit the base."""
-        if (adapter := source.adapter) is None:
-            return None
-        ranks = {adapter.tensors[change.a].shape[0] for change in source.changes.values() if change.a}
-        alphas = {*(adapter.config.get("alpha_pattern") or {}).values(), adapter.config.get("lora_alpha")} - {None}
-        modules = {name.removesuffix(".weight").rpartition(".")[2] for name in source.changes}
-        size = _size((info, 1) for info in adapter.tensors.values()).bytes
-        return cls(adapter.label, sorted(ranks), sorted(alphas), sorted(modules), len(source.changes), size)
-
-    def __str__(self) -> str:
-        """One line for people."""
-        named: dict[str, list[Any]] = {"rank": self.ranks, "alpha": self.alphas}
-        parts = [f"{name} {'/'.join(f'{each:g}' for each in numbers)}" for name, numbers in named.items() if numbers]
-        return ", ".join([self.name, *parts, f"{self.weights} weights ({', '.join(self.modules)})", f"{self.bytes:,} bytes"])
-
-
-@dataclass(frozen=True)
 class Inspection:
     """What a checkpoint is.
 
@@ -109,7 +72,8 @@ class Inspection:
         tokenizer, chat_template, recipe: Whether there is one in the folder or repository.
         merged: Path and sources of a merged model.
         parts: How many tensors each part of the model has, where it has several, such as ``text`` and ``vision``.
-        adapter: The adapter, where one was named.
+        adapter: Of an adapter its ``name``, ``ranks``, ``alphas`` (a pipeline's are among its tensors), last names of the
+            ``modules`` that it changes, number of ``weights``, and ``bytes``.
     """
 
     model: str
@@ -127,7 +91,7 @@ class Inspection:
     recipe: bool
     merged: Merged | None
     parts: dict[str, int]
-    adapter: AdapterSummary | None = None
+    adapter: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """For machines."""
@@ -153,8 +117,10 @@ class Inspection:
         rows.append(("with it", ", ".join(name if there else f"no {name}" for name, there in files.items())))
         if self.model_type == "diffusion_pipeline":  # which has none of these
             rows = [row for row in rows if row[0] not in ("layers", "hidden size", "vocabulary")]
-        if self.adapter is not None:
-            rows.insert(0, ("adapter", str(self.adapter)))
+        if (lora := self.adapter) is not None:
+            numbers = [f"{one} {'/'.join(map(str, lora[f'{one}s']))}" for one in ("rank", "alpha") if lora[f"{one}s"]]
+            changed = f"{lora['weights']} weights ({', '.join(lora['modules'])})"
+            rows.insert(0, ("adapter", ", ".join([lora["name"], *numbers, changed, f"{lora['bytes']:,} bytes"])))
         lines = [f"{name:13} {value}" for name, value in rows]
         if (merged := self.merged) is not None:
             lines.append(f"{'path':13} {len(merged.path)} hops over {merged.distinct_layers} distinct layers")
@@ -214,13 +180,28 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         recipe=_has_recipe(source),
         merged=merged,
         parts=_parts(source) if merged is None else {},
-        adapter=AdapterSummary.of(source),
+        adapter=_adapter(source),
     )
 
 
 def _gives_words(config: Any) -> bool:
     """Whether the head, by the name of the class, gives words; that of labels is a matrix of its own."""
     return not re.search("Classification|QuestionAnswering|MultipleChoice", (config.architectures or [""])[0])
+
+
+def _adapter(source: Parent) -> dict[str, Any] | None:
+    """The adapter of a source. Raises `SourceError` where it does not fit the base."""
+    if (adapter := source.adapter) is None:
+        return None
+    alphas = {*(adapter.config.get("alpha_pattern") or {}).values(), adapter.config.get("lora_alpha")} - {None}
+    return {
+        "name": adapter.label,
+        "ranks": sorted({adapter.tensors[change.a].shape[0] for change in source.changes.values() if change.a}),
+        "alphas": sorted(alphas),
+        "modules": sorted({name.removesuffix(".weight").rpartition(".")[2] for name in source.changes}),
+        "weights": len(source.changes),
+        "bytes": _size((info, 1) for info in adapter.tensors.values()).bytes,
+    }
 
 
 def _parts(source: Parent) -> dict[str, int]:

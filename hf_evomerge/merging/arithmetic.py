@@ -8,7 +8,6 @@ kept for the next merge of the same tensors with other parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property, partial, reduce
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -112,27 +111,6 @@ class TensorJob:
             end = last * self.width
             for here.start in range(first * self.width, end, size):
                 yield here.start, min(here.start + size, end), here
-
-    def copies(self) -> list[Tensor] | None:
-        """The tensors as they are stored, out of their files; where a GPU computes, in memory that it reads by itself.
-
-        None where the inputs are kept, and nothing is read.
-        """
-        if self.keep:
-            return None
-        tensors = [*([] if self._base is None else [self._base]), *self._inputs]
-        return [tensor.pin_memory() if self.device.type == "cuda" else tensor.clone() for tensor in tensors]
-
-    @contextmanager
-    def reading(self, copies: Sequence[Tensor] | None) -> Iterator[None]:
-        """Read what `copies` has made in the place of the files."""
-        stored = self._base, self._inputs
-        if copies is not None:
-            self._base, self._inputs = (None if self._base is None else copies[0]), list(copies[-len(self._inputs) :])
-        try:
-            yield
-        finally:
-            self._base, self._inputs = stored
 
     def parts(self, start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
         """A slice of the base and of all inputs, as `base` and `tensors` give them; the base is converted once."""
@@ -269,8 +247,7 @@ class TensorJob:
         return vector.sub(base) if vector is values else vector.sub_(base)  # not in the source's own memory
 
     def _float(self, tensor: Tensor) -> Tensor:
-        there = tensor.device == self.device
-        return (tensor if there else tensor.to(self.device, non_blocking=tensor.device.type == "cpu")).float()
+        return tensor.to(self.device).float()
 
 
 class ModelJob:

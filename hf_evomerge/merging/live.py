@@ -6,8 +6,7 @@ A candidate costs the arithmetic alone: nothing is loaded, allocated or rebuilt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoints.checkpoint import Parent
@@ -16,7 +15,6 @@ from ..checkpoints.headers import tensor_order
 from ..errors import SourceError
 from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import ParameterValue
-from .ahead import ahead
 from .arithmetic import ModelJob, TensorJob, memory_needed
 from .checks import check_sources, check_together, complete_options, complete_parameters
 from .fused import fused_parts
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
 
 MEMORY_LIMIT = 2 << 30  # bytes that are spent on task vectors beside a live model
-AHEAD = 2  # tensors of each source that are read before their turn
 
 
 class MergeKind:
@@ -87,8 +84,6 @@ class LiveMerger(MergeKind):
         vocabulary: What becomes of vocabularies that differ by rows at their end; the model has as many rows as that says.
         memory_limit: Bytes that may be spent on task vectors, sorted magnitudes and random fields. What does not fit is
             computed from the memory-mapped files each time, to the same bits.
-        read_ahead: Whether a thread copies what is read into memory while the tensor before is merged; by default where the
-            model is on a GPU.
 
     Raises:
         RecipeError: The method is unknown, or its options are wrong.
@@ -113,7 +108,6 @@ class LiveMerger(MergeKind):
         router: int | Literal["merge"] = 0,
         vocabulary: Vocabulary | None = None,
         memory_limit: int = MEMORY_LIMIT,
-        read_ahead: bool | None = None,
     ) -> None:
         super().__init__(sources, base, method, options, router=router, same_vocabulary=vocabulary is None)
         self.jobs: list[tuple[TensorJob, Tensor]] = []
@@ -145,7 +139,6 @@ class LiveMerger(MergeKind):
                 keep=keep,
             )
             self.jobs.append((job, target))
-        self._read_ahead = any(job.device.type == "cuda" for job, _ in self.jobs) if read_ahead is None else read_ahead
         self._model = ModelJob([job for job, _ in self.jobs])
 
     def apply(self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None) -> None:
@@ -164,17 +157,10 @@ class LiveMerger(MergeKind):
         complete, chosen = self.complete(parameters, options)
         with torch.inference_mode():
             model = self.survey(complete, chosen)
-            for (job, target), copies in zip(self.jobs, self._copies(), strict=True):
-                with job.reading(copies):
-                    job.run(complete, chosen, target, model=model)
+            for job, target in self.jobs:
+                job.run(complete, chosen, target, model=model)
             for target, rows in self._copied:
                 target.copy_(rows)
-
-    def _copies(self) -> Iterator[list[Tensor] | None]:
-        """What each job reads in the place of its files, if anything."""
-        if self._read_ahead:
-            return ahead((job for job, _ in self.jobs), TensorJob.copies, AHEAD)
-        return repeat(None, len(self.jobs))
 
     def survey(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Any:
         """What the method computes from the whole model for one merge; None for most."""

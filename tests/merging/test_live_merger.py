@@ -10,9 +10,7 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, GPT2Model
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError, SourceError
-from hf_evomerge.merging.arithmetic import TensorJob
 from hf_evomerge.merging.live import LiveMerger
-from hf_evomerge.merging.registry import get_method
 
 
 @pytest.mark.parametrize(
@@ -40,38 +38,6 @@ def test_live_equals_checkpoint(
     merger.apply(parameters)
     for (name, found), wanted in zip(model.named_parameters(), expected.parameters(), strict=True):
         assert torch.equal(found, wanted), name
-
-
-@pytest.mark.parametrize("method", ["dare_ties", "model_stock", "linear"])
-def test_reading_ahead_changes_no_bit(half_family, make_recipe, open_all, load, method):
-    """What a thread has copied into memory is merged to the same bits as what is read from the files."""
-    parameters = [{"weight": 0.7}, {"weight": 0.4}] if method != "model_stock" else [{}, {}]
-    sources, base = open_all(make_recipe(half_family, method, parameters, {}, 2))
-    models = []
-    for read_ahead in (False, True):
-        models.append(load(half_family / "source0"))
-        merger = LiveMerger(sources, base, method, {}, 3, models[-1], memory_limit=30_000, read_ahead=read_ahead)
-        assert {job.keep for job, _ in merger.jobs} == {True, False}
-        merger.apply(parameters)
-    assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
-
-
-def test_for_a_gpu_what_is_read_is_pinned(monkeypatch):
-    """Tensors in files are copied into pinned memory, and from there without waiting; others are left where they are."""
-    pinned, moved = [], []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (pinned.append(self.clone()), pinned[-1])[1])
-    monkeypatch.setattr(
-        torch.Tensor, "to", lambda self, device, *, non_blocking: (moved.append((device, non_blocking)), self)[1]
-    )
-    base, source = torch.randn(2, 3), torch.randn(2, 3)
-    inputs = TensorJob("w", get_method("task_arithmetic"), base, [source], seed=0, device=torch.device("cuda:1"))
-    with inputs.reading(inputs.copies()):
-        for tensor in pinned:
-            tensor.mul_(2)
-        assert torch.equal(inputs.tensor(0, 0, 6), 2 * (source - base).flatten())
-    assert len(pinned) == 2
-    assert moved == [(torch.device("cuda:1"), True)] * 2
-    assert torch.equal(inputs.tensor(0, 0, 6), (source - base).flatten())  # from the files again
 
 
 def merger_of(recipe, model, open_all):
