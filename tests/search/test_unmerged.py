@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import memory_of_models
 from hf_evomerge.search.evaluation.quantization import keep_differentiable, packed
+from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
@@ -88,6 +92,31 @@ def test_memory_is_that_of_the_base_and_its_adapters(adapters: dict[str, Any], s
     light = memory_of_models(config, Evaluator(config))["ps"]
     merging = config.model_copy(update={"unmerged": False})
     assert light < 0.6 * memory_of_models(merging, Evaluator(merging))["ps"]
+
+
+def test_many_adapters_are_ordered_by_their_slopes(adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
+    """The dry run tells the slope of the fitness along each of many adapters, which is that of differences, steepest first."""
+    first, second = adapters["sources"]
+    sources = [first]
+    for number in range(4):  # the second adapter, with other lengths
+        folder = shutil.copytree(second["adapter"], tmp_path / f"copy{number}")
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 8 + number}))
+        sources.append({**second, "adapter": str(folder)})
+    config = search_config(**{**ROWS, **adapters, "sources": sources})
+    evaluator = Evaluator(config)
+
+    def fitness(weight: float) -> float:
+        part = config.merge_part().model_copy(update={"parameters": [{"weight": weight}, *[{"weight": 0.0}] * 4]})
+        return evaluator.evaluate(config.recipe(merge=part)).mean
+
+    (note,) = [note for note in plan_search(config).notes if note.startswith("slope of the fitness")]
+    told = {name: float(slope) for name, slope in re.findall(r"(\S+) ([+-][\d.e-]+)[,;]", note)}
+    assert told[config.source_names[0]] == pytest.approx((fitness(1e-2) - fitness(-1e-2)) / 2e-2, rel=0.05)
+    assert [abs(slope) for slope in told.values()] == sorted(map(abs, told.values()), reverse=True)
+    lengths = [told[name] / (8 + number) for number, name in enumerate(config.source_names[1:])]
+    assert lengths == pytest.approx([lengths[0]] * 4, rel=0.02)
+    assert not any(note.startswith("slope") for note in plan_search(search_config(**{**ROWS, **adapters})).notes)
 
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
