@@ -6,7 +6,9 @@ import errno
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
 from reprlib import Repr
+from typing import Any
 
 MAX_MESSAGE = 1500  # characters: what a stranger's file brings into a message must not fill a screen, or a log
 _HIDDEN = (
@@ -22,6 +24,14 @@ _NUMBERS = re.compile(r"\[Errno -?\d+\] ")  # says nothing to people; the words 
 _REPR = Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict = 2, 4, 4
 _REPR.maxstring = _REPR.maxother = 80
+
+
+def optional(package: str, extra: str, what: str, kind: type[Exception]) -> Any:
+    """Import a package of an extra; raise an error of this kind, which says what needs it, where it is not installed."""
+    try:
+        return import_module(package)
+    except ImportError as cause:
+        raise kind(f"{what} needs {package.partition('.')[0]}: pip install 'hf-evomerge[{extra}]'") from cause
 
 
 def without_secrets(text: str) -> str:

@@ -5,14 +5,12 @@ Nothing else is in such an adapter: what changed in norms, embeddings and biases
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoints.architecture import model_class
 from ..checkpoints.checkpoint import Origin, Parent
 from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.headers import tensor_order
@@ -160,16 +158,6 @@ class ExtractedAdapter(AdapterCheckpoint):
 
 def _linear_layers(base: Parent) -> dict[str, tuple[str, bool]]:
     """The weights of linear layers, by raw name: the module's name in the model, and whether it stores its inputs as rows."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    kind = model_class(base.config, (base.config.architectures or [""])[0])
-    if kind is None:
-        raise SourceError(f"{base}: its linear layers are not known, as transformers has no class for it")
-    with torch.device("meta"):
-        model = kind(copy.deepcopy(base.config))
-    linear = {
-        name: type(module) is Conv1D for name, module in model.named_modules() if type(module) in (torch.nn.Linear, Conv1D)
-    }
     modules = {raw: live.removesuffix(".weight") for raw, live in base.layout.modules.items() if live.endswith(".weight")}
+    linear = base.layout.linear
     return {raw: (module, linear[module]) for raw, module in modules.items() if module in linear and raw in base.tensors}

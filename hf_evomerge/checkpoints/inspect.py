@@ -40,23 +40,6 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Merged:
-    """What only a model with a path has.
-
-    Attributes:
-        path, scales, scale_target, embedding_source, sources: As in its config.
-        distinct_layers: Number of layers that are stored.
-    """
-
-    path: list[str]
-    scales: list[float]
-    scale_target: str
-    embedding_source: int
-    sources: list[dict[str, Any]]
-    distinct_layers: int
-
-
-@dataclass(frozen=True)
 class Inspection:
     """What a checkpoint is.
 
@@ -70,7 +53,8 @@ class Inspection:
         stored: What the files hold; each layer once.
         effective: What runs: a layer of a merged model counts as often as the path runs it.
         tokenizer, chat_template, recipe: Whether there is one in the folder or repository.
-        merged: Path and sources of a merged model.
+        merged: Of a model with a path ``path``, ``scales``, ``scale_target``, ``embedding_source`` and ``sources``, as in its
+            config, and ``distinct_layers``, of which each is stored once.
         parts: How many tensors each part of the model has, where it has several, such as ``text`` and ``vision``.
         adapter: Of an adapter its ``name``, ``ranks``, ``alphas`` (a pipeline's are among its tensors), last names of the
             ``modules`` that it changes, number of ``weights``, and ``bytes``.
@@ -89,7 +73,7 @@ class Inspection:
     tokenizer: bool
     chat_template: bool
     recipe: bool
-    merged: Merged | None
+    merged: dict[str, Any] | None
     parts: dict[str, int]
     adapter: dict[str, Any] | None = None
 
@@ -123,11 +107,12 @@ class Inspection:
             rows.insert(0, ("adapter", ", ".join([lora["name"], *numbers, changed, f"{lora['bytes']:,} bytes"])))
         lines = [f"{name:13} {value}" for name, value in rows]
         if (merged := self.merged) is not None:
-            lines.append(f"{'path':13} {len(merged.path)} hops over {merged.distinct_layers} distinct layers")
-            scaled = SCALED.get(merged.scale_target, merged.scale_target)
-            lines.append(f"{'':13} scales multiply {scaled}; embeddings and head of source {merged.embedding_source}")
-            lines += [f"source {i:<6} {_source_text(source)}" for i, source in enumerate(merged.sources)]
-            lines += hop_table(merged.path, merged.scales)
+            path, scales, target = merged["path"], merged["scales"], merged["scale_target"]
+            lines.append(f"{'path':13} {len(path)} hops over {merged['distinct_layers']} distinct layers")
+            scaled = f"scales multiply {SCALED.get(target, target)}"
+            lines.append(f"{'':13} {scaled}; embeddings and head of source {merged['embedding_source']}")
+            lines += [f"source {i:<6} {_source_text(source)}" for i, source in enumerate(merged["sources"])]
+            lines += hop_table(path, scales)
         return "\n".join(lines)
 
 
@@ -151,14 +136,8 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
     merged, runs = None, Counter[int]()
     if config.model_type == "evo_merged":
         runs = Counter(config.owners)
-        merged = Merged(
-            list(config.path),
-            [float(scale) for scale in config.scales],
-            config.scale_target,
-            config.embedding_source,
-            list(config.sources),
-            len(runs),
-        )
+        keys = ("path", "scales", "scale_target", "embedding_source", "sources")
+        merged = {**{key: getattr(config, key) for key in keys}, "distinct_layers": len(runs)}
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         named = quantization if isinstance(quantization, dict) else vars(quantization)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError, one_line
@@ -31,12 +31,14 @@ class PartLayout:
         rest: What everything outside of these is called: ``projector`` beside towers, else ``rest``.
         head: The path of the output head, which belongs to the language part.
         modules: The name in the model of each tensor in the files.
+        linear: The linear layers by their paths, and whether each stores its inputs as rows.
     """
 
     parts: dict[str, str]
     rest: str
     head: str | None
     modules: dict[str, str]
+    linear: dict[str, bool] = field(default_factory=dict)
 
     @classmethod
     def of_names(cls, config: PretrainedConfig, names: Iterable[str], called: str) -> PartLayout:
@@ -44,6 +46,7 @@ class PartLayout:
         import torch
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, rename_source_key
+        from transformers.pytorch_utils import Conv1D
 
         name = (config.architectures or [""])[0]
         kind = model_class(config, name)
@@ -66,6 +69,7 @@ class PartLayout:
             "projector" if towers else "rest",
             paths.get(id(head)) if head is not None else None,
             modules,
+            {path: type(one) is Conv1D for path, one in model.named_modules() if type(one) in (torch.nn.Linear, Conv1D)},
         )
 
     def place(self, raw: str) -> tuple[str, str]:

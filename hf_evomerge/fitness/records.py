@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import FitnessError
+from ..errors import FitnessError, optional
 from .data import FORMATS, DataSpec
 from .example import Record
 
@@ -103,10 +103,7 @@ def _read_line(line: str, where: str) -> Record:
 
 def _load(spec: DataSpec) -> Any:
     """A data set or a stream of the datasets library, with the fields that are read."""
-    try:
-        import datasets
-    except ImportError as cause:
-        raise FitnessError(f"{spec.name}: reading it needs the datasets library: pip install 'hf-evomerge[eval]'") from cause
+    datasets = optional("datasets", "eval", f"{spec.name}: reading it", FitnessError)
     kind, options = (spec.dataset, {}) if spec.dataset is not None else FORMATS[spec.suffix]
     if spec.columns is not None:
         options = {**options, "names": spec.columns, "header": None}

@@ -7,13 +7,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from ..errors import FitnessError
+from ..errors import FitnessError, optional
 from .example import Example
 from .registry import TaskSpec, register_task
 from .scores import Scores
 from .writing import WritingSpec, WritingTask
-
-_INSTALL = "pip install 'hf-evomerge[rouge]'"
 
 
 class RougeLSpec(WritingSpec):
@@ -70,22 +68,17 @@ class RougeLTask(WritingTask):
 
 
 def _scorer(spec: RougeLSpec) -> Any:
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as cause:
-        raise FitnessError(f"fitness.task: rouge_l needs rouge-score: {_INSTALL}") from cause
-    return RougeScorer(["rougeL"], use_stemmer=spec.stemmer, tokenizer=_JapaneseWords() if spec.is_japanese else None)
+    library = optional("rouge_score.rouge_scorer", "rouge", "fitness.task: rouge_l", FitnessError)
+    return library.RougeScorer(["rougeL"], use_stemmer=spec.stemmer, tokenizer=_JapaneseWords() if spec.is_japanese else None)
 
 
 class _JapaneseWords:
     """Words of Japanese text, as rouge-score asks for them."""
 
     def __init__(self) -> None:
-        try:
-            import fugashi
-            import unidic_lite
-        except ImportError as cause:
-            raise FitnessError(f"fitness.language: Japanese words need fugashi and unidic-lite: {_INSTALL}") from cause
+        fugashi, unidic_lite = (
+            optional(name, "rouge", "fitness.language: ja", FitnessError) for name in ("fugashi", "unidic_lite")
+        )
         self._tagger = fugashi.Tagger(f'-d "{unidic_lite.DICDIR}"')
 
     def tokenize(self, text: str) -> list[str]:

@@ -83,12 +83,12 @@ class JoinedAdapters(MergeKind):
         prefix = f"{model.base_model_prefix}."
         self.layers: list[_Layer] = []
         for name in sorted({name for source in sources for name in source.changes}, key=tensor_order):
-            changing = [number for number, source in enumerate(sources) if name in source.changes]
+            changing = [number for number, source in enumerate(sources) if source.adapter and name in source.changes]
             called = (own for moved in (False, True) for own in sources[0].parameters(name, prefix, moved=moved))
             module = next((modules[own] for own in called if own in modules), None)
             if module is None:
                 raise SourceError(f"{sources[changing[0]]}: {name} is no linear layer of the model; write unmerged: false")
-            factors = {number: _scaled_factors(sources[number], name) for number in changing}
+            factors = {n: sources[n].adapter.scaled_factors(sources[n].changes[name]) for n in changing}  # type: ignore[union-attr]
             self.layers.append(_Layer(name, module, factors, model.dtype))
 
     def apply(self, parameters: Sequence[Mapping[str, ParameterValue]], options: Mapping[str, Any] | None = None) -> None:
@@ -186,8 +186,3 @@ def _of_rows(value: Rows, rows: int) -> Any:
     if (count := len(value.numbers)) > rows:
         raise RecipeError(f"merge.parameters: {count} numbers for the {rows} rows of a tensor; give fewer")
     return np.array(value.numbers)[np.arange(rows) * count // rows]
-
-
-def _scaled_factors(source: Parent, name: str) -> tuple[Tensor, Tensor]:
-    assert source.adapter is not None  # `why_merged` has looked
-    return source.adapter.scaled_factors(source.changes[name])

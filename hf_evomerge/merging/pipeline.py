@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.component import Component
 from ..checkpoints.headers import torch_dtype
-from ..errors import SourceError, one_line
+from ..errors import SourceError, one_line, optional
 from .live import write_adapter
 
 if TYPE_CHECKING:
@@ -26,14 +26,11 @@ def load_pipeline(source: Parent, dtype: torch.dtype | None = None) -> Any:
     Raises:
         SourceError: diffusers is not there, or cannot load it.
     """
-    try:
-        from diffusers import DiffusionPipeline
-    except ImportError as cause:
-        raise SourceError(f'{source}: needs diffusers; pip install "hf-evomerge[diffusion]"') from cause
+    library = optional("diffusers", "diffusion", str(source), SourceError)
     source.download()
     own = {part: _dtype_of(folder) for part, folder in source.parts.items()}
     try:
-        pipeline: Any = DiffusionPipeline.from_pretrained(
+        pipeline: Any = library.DiffusionPipeline.from_pretrained(
             source.folder,
             dtype={part: dtype or given for part, given in own.items()},
             use_safetensors=True,

@@ -7,19 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..checkpoints.unchanged import twins
-from ..errors import EvoMergeError, FitnessError, SearchError, one_line
+from ..errors import EvoMergeError, FitnessError, SearchError, one_line, optional
 from ..fitness import check_disjoint
 from ..recipes.recipe import Recipe
 from .evaluation.devices import check_device, devices_of, places_of
 from .evaluation.evaluator import Evaluator
-from .evaluation.quantization import check_installed as check_quantization_installed
 from .file.config import SearchConfig
 from .file.objectives import only_task_objectives
 from .file.sections import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
 from .file.splits import SPLITS, SplitName
 from .file.stages import Stage
 from .optimizers.ask_tell import Start
-from .optimizers.nsga import check_installed
 from .optimizers.sweep import sweep_cost
 from .runners.limits import check_memory_limit
 from .spaces.parameter import ParameterSpace
@@ -88,15 +86,13 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         found.warnings += evaluator.sources.merged(config.merge_part()).sampled_findings().warnings
     found.notes += _check_average(config, evaluator)
     if config.objectives:
-        check_installed()
+        optional("pymoo", "objectives", "objectives: a search for several", SearchError)
     if "lora" in config.baselines:
-        from .finetune import peft
-
         try:
             evaluator.tasks.differentiable_task()
         except FitnessError as error:
             raise SearchError(f"baselines: lora follows a gradient; leave it out: {error}") from error
-        peft()
+        optional("peft", "lora", "fine-tuning", SearchError)
     for stage in config.stages:
         if stage.role == "random":
             continue
@@ -128,13 +124,12 @@ def _check_average(config: SearchConfig, evaluator: Evaluator) -> list[str]:
 
 def _check_quantization(config: SearchConfig) -> None:
     """Refuse a quantised base where something would need it whole, or on several devices."""
-    check_quantization_installed()
-    for reason, holds in {
-        "baselines: lora fine-tunes whole models": "lora" in config.baselines,
-        "devices_per_model: a quantised base is on one device": config.devices_per_model > 1,
-    }.items():
-        if holds:
-            raise SearchError(f"{reason}; leave it out, or quantization")
+    for package in ("bitsandbytes", "accelerate"):
+        optional(package, "quantization", "quantization", SearchError)
+    if "lora" in config.baselines:
+        raise SearchError("baselines: lora fine-tunes whole models; leave it out, or quantization")
+    if config.devices_per_model > 1:
+        raise SearchError("devices_per_model: a quantised base is on one device; leave it out, or quantization")
 
 
 def _unused(config: SearchConfig) -> Iterator[str]:

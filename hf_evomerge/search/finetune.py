@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SearchError
+from ..errors import SearchError, optional
 from ..fitness import DifferentiableTask, Example
 
 STEP_COST = 3  # of a step, in scores of its batch: a forward and a backward pass, as a gradient of merge weights has
@@ -53,15 +53,6 @@ class Lora:
         return cls(rate, max(1, math.floor(cost * examples / (STEP_COST * batch) + 1e-9)), batch, **more)
 
 
-def peft() -> Any:
-    """The peft library; raises `SearchError` where it is not installed."""
-    try:
-        import peft as library
-    except ImportError as cause:
-        raise SearchError("fine-tuning needs the peft library: pip install 'hf-evomerge[lora]'") from cause
-    return library
-
-
 def fine_tune(
     model: Any,
     make_task: Callable[[], DifferentiableTask],
@@ -87,7 +78,7 @@ def fine_tune(
     """
     import torch
 
-    library = peft()
+    library = optional("peft", "lora", "fine-tuning", SearchError)
     kind = "CAUSAL_LM" if model.can_generate() else None  # a classifier has no class of its own that leaves the head in place
     adapters = library.LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear", task_type=kind)
     with torch.random.fork_rng():

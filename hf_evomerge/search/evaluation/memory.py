@@ -15,7 +15,7 @@ from ...recipes.layer_groups import classify
 from ..file.config import SearchConfig
 from .devices import device_memory, devices_of, places_of
 from .evaluator import Evaluator
-from .quantization import packed_size
+from .quantization import BITS
 
 if TYPE_CHECKING:
     from ...checkpoints.checkpoint import Checkpoint, Parent
@@ -72,9 +72,9 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
     sizes = [_model(source, itemsize) for source in sources]
     found = {"parents": max(_model(source, itemsize) for source in sources.all)}
     merged = sources.merged(config.merge_part()) if config.space != "dfs" else None
-    kept, packed = 0, config.quantization
+    kept = 0
     if merged is not None and sources.runs_unmerged(config.merge_part()):
-        base = packed_size(merged, packed, itemsize) if packed else _model(merged, itemsize)
+        base = _model(merged, itemsize, BITS[config.quantization] / 8 if config.quantization else None)
         found["parents"] = kept = base + sum(_factors(source, itemsize) for source in merged.plan.sources)
     elif merged is not None:
         kept = _model(merged, itemsize) + _task_vectors(config, merged, sources.base is not None)
@@ -104,9 +104,11 @@ def device_shares(config: SearchConfig, evaluator: Evaluator) -> list[float]:
     return [size / sum(held) for size in held]
 
 
-def _model(source: Checkpoint, itemsize: int) -> int:
-    """Bytes of a whole model in the dtype of the search."""
-    return sum(math.prod(info.shape) * itemsize for info in source.tensors.values() if info.is_float)
+def _model(source: Checkpoint, itemsize: int, packed: float | None = None) -> int:
+    """Bytes of a whole model in the dtype of the search; where linear layers are packed, `packed` for each of their weights."""
+    sizes = {name: math.prod(info.shape) for name, info in source.tensors.items() if info.is_float}
+    inside = {name for name in sizes if packed and len(source.tensors[name].shape) == 2 and classify(name)[1] is not None}
+    return int(sum(size * (packed if packed and name in inside else itemsize) for name, size in sizes.items()))
 
 
 def _factors(source: Parent, itemsize: int) -> int:

@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
-
-from ...errors import SearchError
-from ...recipes.layer_groups import classify
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from ...checkpoints.checkpoint import Checkpoint
+from typing import Any, Literal
 
 Quantization = Literal["8bit", "4bit"]
-_BITS = {"8bit": 8.0, "4bit": 4.13}  # of a weight, with its share of the scales
-
-
-def check_installed() -> None:
-    """Raise `SearchError` where bitsandbytes, or accelerate, is not installed."""
-    try:
-        import accelerate  # noqa: F401
-        import bitsandbytes  # noqa: F401
-    except ImportError as cause:
-        raise SearchError(f"quantization: needs {cause.name}: pip install 'hf-evomerge[quantization]'") from cause
+BITS = {"8bit": 8.0, "4bit": 4.13}  # of a weight, with its share of the scales
 
 
 def packed(kind: Quantization, dtype: Any, device: str) -> dict[str, Any]:
@@ -37,18 +18,8 @@ def packed(kind: Quantization, dtype: Any, device: str) -> dict[str, Any]:
     return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{kind}": True}, **four), "device_map": {"": device}}
 
 
-def keep_differentiable(model: PreTrainedModel) -> None:
+def keep_differentiable(model: Any) -> None:
     """Keep the layout of weights whose products have a gradient: on some processors a first score would change it for good."""
-    modules: Iterable[Any] = model.modules()
-    for module in modules:
+    for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def packed_size(base: Checkpoint, kind: Quantization, itemsize: int) -> int:
-    """Bytes of a model whose matrices inside the blocks are packed; an element of the rest has `itemsize` bytes."""
-    size = 0.0
-    for name, info in base.tensors.items():
-        inside = len(info.shape) == 2 and classify(name)[1] is not None
-        size += math.prod(info.shape) * (_BITS[kind] / 8 if inside else itemsize) if info.is_float else 0
-    return int(size)

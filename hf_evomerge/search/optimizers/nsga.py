@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import SearchError
+from ...errors import SearchError, optional
 from .ask_tell import Asked, Batches, Start, Vector, default_population, to_costs
 
 _STEPS = 4  # between the start's points and a bound, where a coordinate has none
@@ -42,7 +42,7 @@ class ParetoOptimizer(Asked):
 
     def __init__(self, start: Start, *, objectives: int, population: int | None = None, seed: int = 0) -> None:
         super().__init__()
-        check_installed()
+        optional("pymoo", "objectives", "objectives: a search for several", SearchError)
         self.start, self.count, self.seed, self.sigma = start, objectives, seed, start.sigma
         self.population = population or 2 * default_population(start.mean.size)
         self._batches = self._generations()
@@ -86,14 +86,6 @@ class ParetoOptimizer(Asked):
     def _costs(self) -> NDArray[np.float64]:
         """What is to be minimised, shape (genomes, objectives); a failed candidate is worse than all others in everything."""
         return np.column_stack([to_costs(column) for column in np.array(self.objectives).T])
-
-
-def check_installed() -> None:
-    """Raise `SearchError` where pymoo is not installed."""
-    try:
-        import pymoo  # noqa: F401
-    except ImportError as cause:
-        raise SearchError("objectives: a search for several needs pymoo: pip install 'hf-evomerge[objectives]'") from cause
 
 
 def non_dominated(vectors: Sequence[Vector]) -> list[int]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import MachineError, SearchError, one_line
+from ...errors import MachineError, SearchError, one_line, optional
 from ...fitness import Scores
 from ..evaluation.devices import check_device, device_kind, devices_of, on_place
 from ..evaluation.evaluator import Evaluator
@@ -42,13 +42,7 @@ _ALONE = 600.0  # seconds to wait where no machine can evaluate anything
 
 def require_ray() -> Any:
     """Ray; raises `SearchError` where it is not installed."""
-    try:
-        import ray
-    except ImportError as cause:
-        raise SearchError(
-            '--ray: Ray is not installed; pip install "hf-evomerge[ray]", the same version on every machine'
-        ) from cause
-    return ray
+    return optional("ray", "ray", "--ray: every machine", SearchError)
 
 
 class ClusterEvaluator:
