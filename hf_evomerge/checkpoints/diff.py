@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..recipes.layer_groups import classify
 from .checkpoint import Parent
 from .component import Component
@@ -20,6 +22,7 @@ from .headers import tensor_order
 from .open import open_source
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 SLICE = 1 << 20  # elements; 8 MB of float64
@@ -115,65 +118,45 @@ class Difference:
         return "\n".join([*lines, *([f"warning: {self.warning}"] if self.warning else [])]).rstrip()
 
 
-@dataclass
-class _Pair:
-    """Sums over the elements of two vectors, in float64."""
+def _products(x: Tensor, y: Tensor) -> NDArray[np.float64]:
+    """Sums over the elements of two slices in float64: x x, y y, x y, (y - x)^2, and how many signs count and are equal."""
+    d, counted = y - x, (x != 0) & (y != 0)
+    alike = counted & ((x > 0) == (y > 0))
+    return np.array([*(float(u.dot(v)) for u, v in ((x, x), (y, y), (x, y), (d, d))), int(counted.sum()), int(alike.sum())])
 
-    xx: float = 0.0
-    yy: float = 0.0
-    xy: float = 0.0
-    dd: float = 0.0
-    alike: int = 0
-    counted: int = 0
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add two slices in float64."""
-        d = y - x
-        self.xx += float(x.dot(x))
-        self.yy += float(y.dot(y))
-        self.xy += float(x.dot(y))
-        self.dd += float(d.dot(d))
-        counted = (x != 0) & (y != 0)
-        self.counted += int(counted.sum())
-        self.alike += int((counted & ((x > 0) == (y > 0))).sum())
-
-    def plus(self, other: _Pair) -> None:
-        """Add another's sums."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-    def agreement(self) -> Agreement:
-        x, y = math.sqrt(self.xx), math.sqrt(self.yy)
-        relative = math.sqrt(self.dd) / x if x else None if y else 0.0
-        cosine = max(-1.0, min(1.0, self.xy / x / y)) if x and y else None
-        return Agreement(x, y, relative, cosine, self.alike / self.counted if self.counted else None)
+def _agreement(sums: NDArray[np.float64]) -> Agreement:
+    xx, yy, xy, dd, counted, alike = map(float, sums)
+    x, y = math.sqrt(xx), math.sqrt(yy)
+    relative = math.sqrt(dd) / x if x else None if y else 0.0
+    cosine = max(-1.0, min(1.0, xy / x / y)) if x and y else None
+    return Agreement(x, y, relative, cosine, alike / counted if counted else None)
 
 
 @dataclass
 class _Sums:
-    """All sums of one tensor, or of several."""
+    """All sums of one tensor, or of several; those of task vectors where there is a base."""
 
     elements: int = 0
-    weights: _Pair = field(default_factory=_Pair)
-    tasks: _Pair | None = None
+    weights: NDArray[np.float64] = field(default_factory=lambda: np.zeros(6))
+    tasks: NDArray[np.float64] | None = None
     base: float = 0.0
 
     def plus(self, other: _Sums) -> None:
         """Add another's sums."""
         self.elements += other.elements
-        self.weights.plus(other.weights)
+        self.weights = self.weights + other.weights
+        self.base += other.base
         if other.tasks is not None:
-            self.tasks = self.tasks or _Pair()
-            self.tasks.plus(other.tasks)
-            self.base += other.base
+            self.tasks = other.tasks + (0 if self.tasks is None else self.tasks)
 
     @property
     def is_finite(self) -> bool:
-        return all(math.isfinite(pair.xx + pair.yy) for pair in (self.weights, self.tasks) if pair) and math.isfinite(self.base)
+        return bool(np.isfinite([*self.weights, *(() if self.tasks is None else self.tasks), self.base]).all())
 
     def row(self, name: str) -> Row:
-        tasks = self.tasks.agreement() if self.tasks is not None else None
-        return Row(name, self.elements, self.weights.agreement(), tasks, math.sqrt(self.base) if tasks else None)
+        tasks = _agreement(self.tasks) if self.tasks is not None else None
+        return Row(name, self.elements, _agreement(self.weights), tasks, math.sqrt(self.base) if tasks else None)
 
 
 def diff_models(
@@ -251,12 +234,12 @@ def _reason(a: Parent, b: Parent, name: str, called: tuple[str, str]) -> str | N
 def _compare(a: Parent, b: Parent, base: Parent | None, name: str) -> _Sums:
     """The sums of one tensor, slice by slice."""
     flat = [source.read(name).reshape(-1) for source in (a, b, *([base] if base is not None else []))]
-    sums = _Sums(elements=flat[0].numel(), tasks=_Pair() if base is not None else None)
+    sums = _Sums(elements=flat[0].numel(), tasks=np.zeros(6) if base is not None else None)
     for start in range(0, sums.elements, SLICE):
         x, y, *rest = (tensor[start : start + SLICE].double() for tensor in flat)
-        sums.weights.add(x, y)
+        sums.weights += _products(x, y)
         if sums.tasks is not None:
-            sums.tasks.add(x - rest[0], y - rest[0])
+            sums.tasks += _products(x - rest[0], y - rest[0])
             sums.base += float(rest[0].dot(rest[0]))
     return sums
 

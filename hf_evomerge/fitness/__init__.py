@@ -35,54 +35,11 @@ from .scores import Scores
 from .terms import TermsSpec, TermsTask
 from .word_problems import Gsm8kSpec, Gsm8kTask, MgsmSpec, MgsmTask
 
-__all__ = [
-    "AgreementSpec",
-    "AgreementTask",
-    "AnyTaskSpec",
-    "ChoiceSpec",
-    "ChoiceTask",
-    "ClassificationSpec",
-    "ClassificationTask",
-    "ClipSpec",
-    "ClipTask",
-    "Comparison",
-    "DataSpec",
-    "DifferentiableTask",
-    "Example",
-    "FunctionTask",
-    "GenerationSpec",
-    "GenerationTask",
-    "Gsm8kSpec",
-    "Gsm8kTask",
-    "JudgingTask",
-    "LikelihoodSpec",
-    "LikelihoodTask",
-    "LmEvalSpec",
-    "LmEvalTask",
-    "MgsmSpec",
-    "MgsmTask",
-    "MultipleChoiceSpec",
-    "MultipleChoiceTask",
-    "PairwiseTask",
-    "PerplexitySpec",
-    "PerplexityTask",
-    "RetrievalSpec",
-    "RetrievalTask",
-    "RougeLSpec",
-    "RougeLTask",
-    "Scores",
-    "Task",
-    "TaskSpec",
-    "TermsSpec",
-    "TermsTask",
-    "check_disjoint",
-    "compare",
-    "draw",
-    "get_task",
-    "load_examples",
-    "make_task",
-    "parse_task",
-    "register_task",
-    "render_prompt",
-    "task_names",
-]
+__all__ = ["AgreementSpec", "AgreementTask", "AnyTaskSpec", "ChoiceSpec", "ChoiceTask", "ClassificationSpec"]
+__all__ += ["ClassificationTask", "ClipSpec", "ClipTask", "Comparison", "DataSpec", "DifferentiableTask", "Example"]
+__all__ += ["FunctionTask", "GenerationSpec", "GenerationTask", "Gsm8kSpec", "Gsm8kTask", "JudgingTask"]
+__all__ += ["LikelihoodSpec", "LikelihoodTask", "LmEvalSpec", "LmEvalTask", "MgsmSpec", "MgsmTask"]
+__all__ += ["MultipleChoiceSpec", "MultipleChoiceTask", "PairwiseTask", "PerplexitySpec", "PerplexityTask"]
+__all__ += ["RetrievalSpec", "RetrievalTask", "RougeLSpec", "RougeLTask", "Scores", "Task", "TaskSpec", "TermsSpec"]
+__all__ += ["TermsTask", "check_disjoint", "compare", "draw", "get_task", "load_examples", "make_task", "parse_task"]
+__all__ += ["register_task", "render_prompt", "task_names"]

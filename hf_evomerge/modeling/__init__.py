@@ -18,16 +18,8 @@ if is_torch_available():
         EvoMergedPreTrainedModel,
     )
 
-__all__ = [
-    "MLP_BRANCH",
-    "EvoMergedConfig",
-    "EvoMergedForCausalLM",
-    "EvoMergedForImageTextToText",
-    "EvoMergedModel",
-    "EvoMergedPreTrainedModel",
-    "check_alike",
-    "register",
-]
+__all__ = ["MLP_BRANCH", "EvoMergedConfig", "EvoMergedForCausalLM", "EvoMergedForImageTextToText", "EvoMergedModel"]
+__all__ += ["EvoMergedPreTrainedModel", "check_alike", "register"]
 
 
 def register() -> None:

@@ -14,14 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
-    MODEL_MAPPING,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.models.auto import modeling_auto as auto
 
 from .configuration_evo_merged import EvoMergedConfig
 from .layers_evo_merged import (
@@ -63,7 +57,7 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _classes: Any = MODEL_MAPPING  # which of the source architecture's classes does the work; None: the one that generates
+    _classes: Any = auto.MODEL_MAPPING  # which of the source architecture's classes does the work; None: the one that generates
 
     def __init__(self, config: EvoMergedConfig, inner: PreTrainedModel | None = None) -> None:
         """Build the model; `inner` is the source architecture's model where its layers are made and shared already."""
@@ -80,7 +74,7 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
             raise ValueError(f"text_config: {config.text_config.model_type!r} sees; load it with AutoModelForImageTextToText")
         if inner is None:
             inner = self._new_inner()
-        self._inner_name = "model" if self._classes is not MODEL_MAPPING else (inner.base_model_prefix or "model")
+        self._inner_name = "model" if self._classes is not auto.MODEL_MAPPING else (inner.base_model_prefix or "model")
         setattr(self, self._inner_name, inner)
         self._known_arguments = frozenset(inspect.signature(type(inner).forward).parameters)
         self._layers_name = f"{self._inner_name}.{find_layers(inner, len(config.slots))}"
@@ -104,7 +98,9 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
             for name in ("id2label", "label2id", "problem_type"):
                 setattr(config, name, getattr(self.config, name))
         inner, usual = source_class(config, self._classes)(config), source_class(config).base_model_prefix
-        if self._classes is not MODEL_MAPPING and inner.base_model_prefix != usual:  # older names, of questions about a text
+        if (
+            self._classes is not auto.MODEL_MAPPING and inner.base_model_prefix != usual
+        ):  # older names, of questions about a text
             setattr(inner, usual, inner._modules.pop(inner.base_model_prefix))
             inner.base_model_prefix = usual
         return inner
@@ -316,19 +312,19 @@ class _WithLabels(EvoMergedPreTrainedModel):
 class EvoMergedForSequenceClassification(_WithLabels):
     """The merged model with a head that labels texts."""
 
-    _classes = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    _classes = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 
 class EvoMergedForTokenClassification(_WithLabels):
     """The merged model with a head that labels tokens."""
 
-    _classes = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+    _classes = auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
 
 class EvoMergedForQuestionAnswering(EvoMergedPreTrainedModel):
     """The merged model with a head that marks where in a text the answer begins and ends."""
 
-    _classes = MODEL_FOR_QUESTION_ANSWERING_MAPPING
+    _classes = auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING
 
     def forward(  # type: ignore[override]
         self,

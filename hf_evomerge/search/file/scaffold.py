@@ -357,14 +357,6 @@ def _by_words(source: Parent) -> bool:
 
 def _scalar(text: str) -> str:
     """A text as YAML has it inside of braces."""
-    plain = re.fullmatch(r"[A-Za-z./~][\w./-]*", text) and text.lower() not in (
-        "null",
-        "true",
-        "false",
-        "yes",
-        "no",
-        "on",
-        "off",
-        "~",
-    )
+    other = text.lower() in ["null", "true", "false", "yes", "no", "on", "off", "~"]
+    plain = re.fullmatch(r"[A-Za-z./~][\w./-]*", text) and not other
     return text if plain else json.dumps(text, ensure_ascii=False)
