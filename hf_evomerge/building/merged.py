@@ -18,7 +18,7 @@ from ..checkpoints.checkpoint import Checkpoint, Findings, Origin, Parent
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.headers import torch_dtype
 from ..checkpoints.ledger import sources_of
-from ..checkpoints.model_folder import copy_code, write_chat_template
+from ..checkpoints.model_folder import MODULES, copy_code, write_chat_template
 from ..errors import SourceError
 from ..merging.arithmetic import SLICE, ModelJob, TensorJob
 from ..merging.relatedness import Relatedness
@@ -174,6 +174,8 @@ class Merged(PlannedCheckpoint):
         if len(self._merged) < whole:
             part = f" (in the {len(self._merged)} of {whole} tensors that were merged now)"
             found = Findings([line + part for line in found.notes], [line + part for line in found.warnings])
+        if modules := sorted(file.parent.name for file in self.tokenizer_source.beside.glob(MODULES[-1])):
+            found.notes.append(f"copied from {self.tokenizer_source} and not merged: {', '.join(modules)}")
         return found
 
     def sampled_findings(self) -> Findings:

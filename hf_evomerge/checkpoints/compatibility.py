@@ -201,8 +201,11 @@ def _other_base(source: Parent) -> Iterator[str]:
 
 
 def _differing_settings(first: Parent, other: Parent) -> Iterator[str]:
-    for key in _KEPT_FROM_FIRST:
-        here, there = getattr(first.text_config, key, None), getattr(other.text_config, key, None)
+    settings = [_json(source, "config_sentence_transformers.json") or {} for source in (first, other)]
+    for key in (*_KEPT_FROM_FIRST, "prompts", "default_prompt_name", "similarity_fn_name"):
+        here, there = (
+            getattr(source.text_config, key, own.get(key)) for source, own in zip((first, other), settings, strict=True)
+        )
         if here != there:
             yield f"{key} differs: {here} in {first}, {there} in {other}; the result has that of the first"
     here, there = _dtypes(first), _dtypes(other)

@@ -19,10 +19,8 @@ PROCESSOR = (
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("chat_template*", "additional_chat_templates/*.jinja"),
 )
-SENTENCE = (  # what sentence-transformers does after the model
-    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
-    *("[0-9]_*/config.json", "[0-9]_*/model.safetensors"),
-)
+MODULES = ("[0-9]_*/config.json", "[0-9]_*/model.safetensors")  # what sentence-transformers does after the model
+SENTENCE = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", *MODULES)
 COMPANIONS = (
     "generation_config.json",
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken"),

@@ -20,6 +20,7 @@ from ..errors import SourceError, one_line
 from ..recipes.names import is_folder, named_folder
 from .hashes import file_sha256
 from .headers import StoredTensor, check_header
+from .model_folder import MODULES
 
 SMALL_FILES = ["*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
 _PATIENCE = 30.0  # seconds after which a download is not begun again; the client tries for as long by itself
@@ -61,6 +62,8 @@ class Repository:
         wanted = [*SMALL_FILES, *(["*.py"] if code else [])]
         with _one_line_errors(name):
             self.folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=IGNORED_FILES))
+            if (self.folder / "modules.json").is_file():
+                snapshot_download(name, revision=self.folder.name, allow_patterns=list(MODULES))
         self.commit = self.folder.name
         self.prefix = ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -14,15 +15,16 @@ from typing import Any
 
 import pytest
 import torch
+from classes import random_class
 from faulty_hub import Fault, FaultyHub
 from hub_fixtures import Said, use_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, httpx
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from hf_evomerge.building.build import build_model
+from hf_evomerge.building.build import build_model, check_recipe, open_recipe
 from hf_evomerge.checkpoints.repository import find_folder
 from hf_evomerge.cli import app
 from hf_evomerge.errors import SourceError
@@ -238,3 +240,27 @@ def test_adapters_are_fetched_too(lfs_api: HfApi, family: None, run: Run, tiny: 
     merged, plain = load_file(tmp_path / "out" / WEIGHTS), load_file(tiny / "a" / WEIGHTS)
     changed = {name for name in plain if not torch.equal(plain[name], merged[name])}
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
+
+
+def test_modules_after_an_encoder_go_with_it(lfs_api: HfApi, tmp_path: Path) -> None:
+    """What sentence-transformers does after the model lies in folders: it is fetched, copied and said, other prompts too."""
+    for seed, name in enumerate("ab"):
+        folder = tmp_path / name
+        random_class("bert", seed).bert.save_pretrained(folder)
+        (folder / "2_Dense").mkdir()
+        (folder / "modules.json").write_text("[]")
+        (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": f"{name}: "}}))
+        (folder / "2_Dense" / "config.json").write_text("{}")
+        save_file({"linear.weight": torch.full((2, 2), float(seed))}, folder / "2_Dense" / WEIGHTS)
+        lfs_api.create_repo(f"local/{name}")
+        lfs_api.upload_folder(folder_path=folder, repo_id=f"local/{name}")
+    sources = [{"model": f"local/{name}"} for name in "ab"]
+    recipe = Recipe.model_validate({"sources": sources, "merge": {"method": "linear"}})
+    report = check_recipe(recipe)
+    assert any("prompts differs" in line for line in report.warnings)
+    built = build_model(recipe, tmp_path / "out", progress=False)
+    assert not load_file(built / "2_Dense" / WEIGHTS)["linear.weight"].any()
+    opened = open_recipe(recipe)
+    list(opened.stream(next(iter(opened.tensors))))
+    (line,) = [line for line in opened.findings().notes if line.startswith("copied from local/a")]
+    assert line.endswith("not merged: 2_Dense")
