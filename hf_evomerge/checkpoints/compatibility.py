@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import SourceError, shown
 from .checkpoint import Parent
+from .component import Component
 
 _SAME_SETTINGS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "num_experts_per_tok")
 _KEPT_FROM_FIRST = (
@@ -129,16 +130,16 @@ def head_labels(source: Parent) -> list[str]:
 
 
 def _component_hint(first: Parent, other: Parent) -> str:
-    """The part that the two may have in common, where they are not of one class."""
+    """The part that the two have in common, where all that differs is outside of it."""
     if bool(first.config.sub_configs) != bool(other.config.sub_configs):
         return "; of a model with parts write component: text, to merge its language part alone"
-    if first.part is not None or first.config.model_type != other.config.model_type:
-        return ""
     try:
-        part = next(iter(first.layout.parts), None)
-    except SourceError:
-        part = None
-    return f"; where only their heads differ, write component: {part} to merge what is below them" if part else ""
+        part = next(iter(first.layout.parts))
+        here, there = Component(first, part), Component(other, part)
+        alike = not [*_setting_differences(here, there, True, True), *_tensor_differences(here, there, True)]
+    except (SourceError, StopIteration):  # a class that is not known, or has no such part
+        return ""
+    return f"; write component: {part} to merge that alone, in which they are alike" if alike else ""
 
 
 def _setting_differences(first: Parent, other: Parent, same_depth: bool, same_vocabulary: bool) -> Iterator[str]:

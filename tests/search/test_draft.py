@@ -293,7 +293,7 @@ def test_labels_in_another_order_are_refused(tmp_path: Path) -> None:
     ]
     with pytest.raises(SourceError, match=r"the labels of .*b are those of .*a in another order, blue, red and red, blue"):
         check_mergeable([open_source(name) for name in names[:2]])
-    with pytest.raises(SourceError, match="write component: text to merge what is below them"):
+    with pytest.raises(SourceError, match="write component: text to merge that alone"):
         check_mergeable([open_source(names[0]), open_source(names[2])])
 
 
