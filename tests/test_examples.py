@@ -58,6 +58,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny: Path, hybrid_search: Pa
         shutil.copytree(tiny / original, folder / "your-name" / name)
         shutil.copytree(tiny / original, folder / name, dirs_exist_ok=True)
     models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("japanese", "maths")]
+    for step, original in {"500": "base", "1000": "a", "1500": "b"}.items():
+        shutil.copytree(tiny / original, folder / "runs" / "pretrain" / f"checkpoint-{step}")
     merge = {"merge_method": "task_arithmetic", "base_model": "base", "models": models, "dtype": "float32"}
     (folder / "mergekit.yml").write_text(yaml.safe_dump(merge), encoding="utf-8")
     hf_evomerge.from_mergekit((folder / "mergekit.yml").read_text(encoding="utf-8")).recipe.save(folder / "recipe.yaml")

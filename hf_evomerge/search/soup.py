@@ -47,7 +47,9 @@ def soup_recipe(
         EvoMergeError: There are no two checkpoints, or they, or the data, cannot be read.
 
     Example:
-        >>> recipe, line = soup_recipe("run", "wsm", checkpoints="last 4")  # doctest: +SKIP
+        >>> recipe, line = soup_recipe("runs/pretrain", "wsm", checkpoints="last 2")
+        >>> line
+        'wsm average of 2 checkpoints'
     """
     if soup not in ("uniform", "wsm", "greedy"):
         raise RecipeError(f"soup: {soup!r} is unknown; there are uniform, wsm and greedy")
