@@ -168,11 +168,13 @@ def _say(text: str) -> None:
 def _one_line_errors(name: str) -> Iterator[None]:
     """Turn the client's errors into one line that says what to do."""
     from huggingface_hub.errors import (
+        GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         NotASafetensorsRepoError,
         OfflineModeIsEnabled,
+        RepositoryNotFoundError,
         SafetensorsParsingError,
     )
 
@@ -190,6 +192,12 @@ def _one_line_errors(name: str) -> Iterator[None]:
             raise SourceError(f"{name}: the Hub answers: {one_line(cause.__cause__)}; try again later") from cause
         raise SourceError(
             f"{name}: neither a folder nor in the Hub cache, and the Hub cannot be reached; check the name and HF_HUB_OFFLINE"
+        ) from cause
+    except GatedRepoError as cause:
+        raise SourceError(f"{name}: gated; ask for access on its page on the Hub, and log in with `hf auth login`") from cause
+    except RepositoryNotFoundError as cause:
+        raise SourceError(
+            f"{name}: no such model on the Hub, or it is private; check the name, or log in with `hf auth login`"
         ) from cause
     except failures as cause:
         raise SourceError(f"{name}: cannot be downloaded: {one_line(cause)}") from cause

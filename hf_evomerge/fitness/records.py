@@ -87,7 +87,7 @@ def read_jsonl(file: str) -> list[tuple[int, Record]]:
                     records.append((number, _read_line(line, f"{file}:{number}")))
     except (OSError, UnicodeDecodeError) as cause:
         hint = "; save it as UTF-8" if isinstance(cause, UnicodeDecodeError) else ""
-        raise FitnessError(f"{file}: cannot be read: {cause}{hint}") from cause
+        raise FitnessError(f"{file}: cannot be read: {getattr(cause, 'strerror', None) or cause}{hint}") from cause
     return records
 
 
@@ -95,7 +95,7 @@ def _read_line(line: str, where: str) -> Record:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as cause:
-        raise FitnessError(f"{where}: not valid JSON: {cause}; {_LINES}") from cause
+        raise FitnessError(f"{where}: not valid JSON: {getattr(cause, 'msg', cause)}; {_LINES}") from cause
     if not isinstance(record, dict):
         raise FitnessError(f"{where}: expected an object of fields, found {type(record).__name__}; {_LINES}")
     return record

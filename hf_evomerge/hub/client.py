@@ -27,7 +27,8 @@ ANSWER_SECONDS = 60.0  # after which a call without an answer has failed
 _LONGEST_WAIT = 16.0  # seconds between two attempts, unless the Hub asks for more
 _ADVICE = {
     401: "; log in with `hf auth login`, or set HF_TOKEN",
-    403: "; the token may not do this: it needs write access",
+    403: "; log in as somebody who may, with a token that has write access",
+    404: "; check the name, or log in with `hf auth login`",
     409: "; there is something under this name already",
 }
 T = TypeVar("T")
@@ -86,7 +87,8 @@ def _final(what: str, cause: BaseException, attempts: int, asked: float) -> HubE
     from huggingface_hub.utils import httpx
 
     known = isinstance(cause, (OSError, ValueError, RuntimeError, httpx.HTTPError))
-    text = one_line(cause) if known else f"its answer cannot be read ({type(cause).__name__}: {one_line(cause, 120)})"
+    said = getattr(cause, "server_message", None) or cause  # the Hub's own words, without the client's
+    text = one_line(said) if known else f"its answer cannot be read ({type(cause).__name__}: {one_line(cause, 120)})"
     tries = f" ({attempts} attempts)" if attempts > 1 else ""
     later = f"; the Hub asks to come back in {asked:.0f} s" if asked > PATIENCE else ""
     return HubError(f"{what}: {text}{tries}{later}{_ADVICE.get(status_of(cause) or 0, '')}")

@@ -27,11 +27,11 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
     """
     if not folder.is_dir():
         raise HubError(f"{folder}: there is no such folder; give a study, or the folder of a built model")
-    search = folder if (folder / STUDY_FILE).is_file() else folder.parent
-    model = folder / MODEL_FOLDER if search == folder else folder
+    is_study = (folder / STUDY_FILE).is_file()
+    search, model = (folder, folder / MODEL_FOLDER) if is_study else (folder.absolute().parent, folder)
     if not (model / config_name(model)).is_file():
-        what = "the search has not built its winner yet: resume it" if search == folder else "give the folder of a built model"
-        raise HubError(f"{model}: no config.json in it; {what}")
+        what = "the search has not built its winner yet; go on with it" if is_study else "neither a study nor a built model"
+        raise HubError(f"{folder}: {what}")
     if not (model / RECIPE_FILE).is_file():
         raise HubError(f"{model}: no {RECIPE_FILE} in it; only models that were built from a recipe can be published with it")
     won = (search / STUDY_FILE).is_file() and (search / RECIPE_FILE).is_file()
@@ -51,8 +51,8 @@ def check_name(repo_id: str) -> None:
     """Refuse a name that cannot be; raises `HubError`."""
     from huggingface_hub.utils import validate_repo_id
 
+    if os.path.isdir(repo_id):
+        raise HubError(f"{repo_id!r}: a folder of this machine; give the name on the Hub, and in a push the folder before it")
     ask(f"{repo_id!r}: not a name for a repository, such as user/name", lambda: validate_repo_id(repo_id))
     if repo_id.count("/") != 1:
         raise HubError(f"{repo_id!r}: not a name for a repository; write it as user/name")
-    if os.path.isdir(repo_id):
-        raise HubError(f"{repo_id!r}: is a folder on this machine; give the name that the model shall have on the Hub")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 APART = 0.7  # cosine; fine-tunes of one base have nearly 1, unrelated models nearly 0
+ALIKE = 0.4  # cosine of task vectors; a base that is swapped with a source gives them its own difference, .5 and more
 _PAIRS = 6
 
 
@@ -69,6 +70,9 @@ class Relatedness:
             shown = ", ".join(f"{a} and {b} {cosine:.3f}" for (a, b), cosine in list(cosines.items())[:_PAIRS])
             more = "" if len(cosines) <= _PAIRS else f", ... (from {min(cosines.values()):.3f} to {max(cosines.values()):.3f})"
             found.notes.append(f"cosine between {what}: {shown}{more}")
+            pair, most = max(cosines.items(), key=lambda item: item[1])
+            if self.task_vectors and most > ALIKE:
+                found.notes.append(f"{' and '.join(pair)} differ from the base in the same direction: is it really their base?")
             if not self.task_vectors and (least := min(cosines.values())) < APART:
                 found.warnings.append(
                     f"the cosine between two sources' weights is {least:.2f}; that of fine-tunes of one base is "

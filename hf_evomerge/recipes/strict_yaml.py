@@ -118,7 +118,7 @@ def _complaints(items: Sequence[Any], kind: type[BaseModel]) -> list[str]:
         if inside and not exact:
             continue  # it is a mapping or a list, as it may be, and something is wrong in it
         words = _either(list(dict.fromkeys(_words(item, kind) for item in exact or here)))
-        silent = any(item["type"] in ("missing", "value_error") for item in exact)
+        silent = any(item["type"] in ("missing", "value_error", "extra_forbidden") for item in exact)
         text = words if silent else f"{words} (found {shown(here[0]['input'])})"
         lines.append(f"{where}: {text}" if where else text)
     return lines

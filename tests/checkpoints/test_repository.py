@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,13 +20,14 @@ from classes import random_class
 from faulty_hub import Fault, FaultyHub
 from hub_fixtures import Said, use_hub
 from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, httpx
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model, check_recipe, open_recipe
-from hf_evomerge.checkpoints.repository import find_folder
+from hf_evomerge.checkpoints.repository import Repository, find_folder
 from hf_evomerge.cli import app
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe
@@ -160,16 +162,25 @@ def test_a_damaged_download_is_refused_and_made_good(
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
 
 
+def test_a_gated_model_says_where_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that its authors have not opened is told apart from one that is not there."""
+    response = httpx.Response(403, request=httpx.Request("GET", "https://hub"))
+    refused = GatedRepoError("403 Client Error. (Request ID: 1) Access to model x is restricted", response=response)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=refused))
+    with pytest.raises(SourceError, match=r"^you/x: gated; ask for access on its page on the Hub, and log in"):
+        Repository("you/x")
+
+
 def test_what_cannot_be_had_is_one_line(hub: FaultyHub, lfs_api: HfApi, run: Run, tmp_path: Path) -> None:
     """A repository that is not there, one without safetensors, and a Hub that is gone are told in one line each."""
     lfs_api.create_repo("local/empty")
     lfs_api.upload_file(path_or_fileobj=b'{"model_type": "llama"}', path_in_repo="config.json", repo_id="local/empty")
-    cases = {"local/nowhere": "local/nowhere: cannot be downloaded: ", "local/empty": "local/empty: no .safetensors file"}
+    cases = {"local/nowhere": "no such model on the Hub, or it is private; ", "local/empty": "no .safetensors file"}
     for name, message in cases.items():
         (tmp_path / "recipe.yaml").write_text(f"sources: [{{model: {name}}}]\nmerge: {{method: linear}}\n")
         done = run("merge", "recipe.yaml", "--out", "out", "--dry-run")
         assert done.returncode == 1
-        assert done.stderr.startswith(f"error: {message}"), done.stderr
+        assert done.stderr.startswith(f"error: {name}: {message}"), done.stderr
         assert len(done.stderr.splitlines()) == 1
     for status, body, message in (
         (429, "later", "local/empty: the Hub answers: "),

@@ -74,7 +74,7 @@ def test_patience_ends(waits: list[float]) -> None:
     ("error", "line"),
     [
         (_answer(401), "x: status 401; log in with `hf auth login`, or set HF_TOKEN"),
-        (_answer(404), "x: status 404"),
+        (_answer(404), "x: status 404; check the name, or log in with `hf auth login`"),
         (OfflineModeIsEnabled("offline"), "x: offline"),
         (KeyError("name"), "x: its answer cannot be read (KeyError: 'name')"),
     ],

@@ -92,10 +92,17 @@ def test_a_wrong_token_is_one_line_without_it(plain: Path, hub: FaultyHub, lfs_a
     assert "hf_secret123" not in str(caught.value)
 
 
-def test_folders_that_hold_no_merge_are_refused(tiny: Path, lfs_api: HfApi, tmp_path: Path) -> None:
+def test_folders_that_hold_no_merge_are_refused(
+    tiny: Path, lfs_api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An empty folder, a model without a recipe and a search without a model are told apart."""
-    with pytest.raises(HubError, match=r"no config.json in it; give the folder of a built model"):
+    with pytest.raises(HubError, match=r"neither a study nor a built model"):
         push_model(tmp_path, "local/merge", api=lfs_api)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HubError, match=r"^\.: neither a study nor a built model"):
+        push_model(".", "local/merge", api=lfs_api)
+    with pytest.raises(HubError, match=r"a folder of this machine; give the name on the Hub, and"):
+        push_model("local/merge", str(tmp_path), api=lfs_api)
     with pytest.raises(HubError, match=r"nowhere: there is no such folder"):
         push_model(tmp_path / "nowhere", "local/merge", api=lfs_api)
     with pytest.raises(HubError, match=r"no recipe.yaml in it"):

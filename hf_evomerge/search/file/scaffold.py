@@ -256,7 +256,8 @@ class _Problems:
         if prompt is None or answer is None:
             what = "prompt" if prompt is None else "answer"
             raise FitnessError(
-                f"{self.file}: none of the fields {', '.join(record)} looks like the {what}; call it {what}, as in {example}"
+                f"{self.file}: none of the fields {', '.join(record)} looks like the {what}; call it {what}, as in {example}, "
+                f"or write the search file by hand, with {what}_field"
             )
         found = {"prompt_field": prompt, "answer_field": answer}
         if prompt == "instruction" and record.get("input"):
