@@ -91,7 +91,7 @@ def test_ways_to_write_a_path() -> None:
 
 def test_the_table_of_methods() -> None:
     """The page's table of merge methods is what the command prints."""
-    page = PAGES["docs/recipes.md"]
+    page = PAGES["docs/methods.md"]
     table = page.split("<!-- methods: begin -->")[1].split("<!-- methods: end -->")[0]
     assert table.strip() == methods_table().strip()
 

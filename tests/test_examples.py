@@ -27,7 +27,7 @@ PAGES = [
     "skills/hf-evomerge/SKILL.md",
     *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
 ]
-SCRIPTS = ("docs/how-to.md", "docs/search.md")  # whose blocks are programs
+SCRIPTS = ("docs/how-to.md", "docs/study.md")  # whose blocks are programs
 WITH_EXAMPLES = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text(encoding="utf-8")]
 # What needs something that is not here; each is tested on its own.
 NOT_RUN = {

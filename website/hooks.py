@@ -24,6 +24,8 @@ OUTSIDE += [
     for file in ROOT.glob(f"model_cards/demo/*/{kind}")
 ]
 EXECUTED = ROOT / "build" / "notebooks"  # by website/notebooks.py; without it the notebooks have no outputs
+SEARCHED: dict[str, dict[str, Any]] = {page: {"boost": 3} for page in ("troubleshooting.md", "how-to.md", "quickstart.md")}
+SEARCHED |= {page: {"exclude": True} for page in ("lab-notes.md", "model-tests.md", *OUTSIDE)}  # they mention everything
 _LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 _SECTION = re.compile(r"^\[[^]\n]*\]\(\.\./README\.md#([\w-]+)\)$", re.MULTILINE)
 _FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
@@ -74,6 +76,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Put in the README's sections, and lead links that leave docs/ to where they lead on the site or in the repository."""
     readme = ROOT.joinpath("README.md").read_text(encoding="utf-8")
     here = page.file.src_uri
+    page.meta["search"] = SEARCHED.get(here, {})
     place = here if here in OUTSIDE else f"docs/{here}"
     home = f"{config.repo_url}/blob/main" if config.repo_url else None
 
