@@ -21,6 +21,7 @@ import argparse
 import json
 import math
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,7 +40,6 @@ from report import leads_table, plot_sizes, sizes_table, table, write_into
 from skills import SKILLS, Skill, draw
 
 from hf_evomerge import Example, Recipe, build_model, run_search
-from hf_evomerge.demo.quickstart import publish
 from hf_evomerge.fitness import make_task
 from hf_evomerge.fitness.likelihood import LikelihoodSpec
 from hf_evomerge.search.finetune import Lora, fine_tune
@@ -286,8 +286,10 @@ def publish_winner(folder: Path, model: Pretrained, cost: int, held_out: int) ->
     )
     print(run_search(config, out / "search"))
     with LocalHub(folder / "hub", user="local") as hub:
-        more = ("--space", "--language", "en", "--card", str(out / "card.md"))
-        print(publish(out / "search", folder, f"local/{model.block}-counts-in-json", *more, environment=hub.environment()))
+        name, card = f"local/{model.block}-counts-in-json", out / "card.md"
+        call = f"publish_demo({out / 'search'!r}, {folder!r}, {name!r}, space=True, card={card!r}, language='en')"
+        program = f"from pathlib import *; from hf_evomerge.demo.publish import publish_demo; print({call})"
+        subprocess.run([sys.executable, "-c", program], env={**os.environ, **hub.environment()}, check=True)
     print(f"the hub again: python -m local_hub --root {folder / 'hub'}")
 
 

@@ -245,7 +245,7 @@ def test_other_mistakes_are_one_line(search_file: Path, recipe_file: Path, tiny:
     assert "no study.db here" in _error("show", tmp_path / "odd")
     assert "did you mean test?" in _error("eval", tiny / "a", "--search", search_file, "--split", "tes")
     assert "no such folder" in _error("eval", "./nowhere", "--search", search_file)
-    assert "is not of a search; say with --search FILE" in _error("eval", tiny / "a")
+    assert "no task is known for this model; add --search search.yaml" in _error("eval", tiny / "a")
     assert str(tmp_path / "file") in _error("search", search_file, "--out", tmp_path / "file")
     assert str(tmp_path / "file") in _error("search", search_file, "--out", tmp_path / "file" / "deeper")
     assert str(tmp_path / "file") in _error("merge", recipe_file, "--out", tmp_path / "file" / "deeper")

@@ -14,6 +14,7 @@ import argparse
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -137,10 +138,12 @@ def look_through(page: Any) -> None:
 
 def published(demo: Path, hub: Any) -> None:
     """Publish the demo's models and their parents to a Hub on loopback, which this process talks to from here on."""
-    from hf_evomerge.demo.quickstart import SPECIALISTS, publish
+    from hf_evomerge.demo.quickstart import SPECIALISTS
 
     for space in ("dfs", "ps"):
-        publish(demo / space, SPECIALISTS, "demo/tiny", "--name", f"demo/evolved-{space}", environment=hub.environment())
+        call = f"publish_demo({demo / space!r}, {SPECIALISTS!r}, 'demo/tiny', name='demo/evolved-{space}')"
+        program = f"from pathlib import *; from hf_evomerge.demo.publish import publish_demo; {call}"
+        subprocess.run([sys.executable, "-c", program], env={**os.environ, **hub.environment()}, check=True)
     os.environ.update(hub.environment())
 
 

@@ -42,7 +42,9 @@ def demo(
     workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that evaluate at the same time.")] = min(
         2, os.cpu_count() or 1
     ),
-    evaluations: Annotated[int | None, typer.Option(min=8, help="Trials per search; the demo's own number by default.")] = None,
+    evaluations: Annotated[
+        int | None, typer.Option(min=8, help="Budget of each search, in scores of all search problems.", show_default="150")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the searches.")] = 0,
     push_to: Annotated[
         str | None, typer.Option(help="Publish the DFS winner as user/name on the Hub, and load it from there.")
@@ -209,11 +211,12 @@ def search(
             options = PushOptions(private=private, license=license, space=space)
             check_push(push_to, config.refs, options, draws=config.fitness.task == "clip")
         if dry_run:
+            from ..search.display import say
             from ..search.folder import check_out
             from ..search.plan import plan_search
 
             check_out(config, out)
-            typer.echo(plan_search(config, trust_remote_code=trust_remote_code).to_text(workers))
+            say(plan_search(config, trust_remote_code=trust_remote_code).to_text(workers))
             return
         if config.fitness.task == "choice":
             return _open_choice_page(config, out)
@@ -282,7 +285,7 @@ def evaluate(
                 f"{model}: there is no such folder; give a study, a model's folder, or a repository and --search"
             )
         if file is None and own is None:
-            raise EvoMergeError(f"{model}: is not of a search; say with --search FILE which task and data it is scored on")
+            raise EvoMergeError(f"{model}: no task is known for this model; add --search search.yaml, which has one")
         config = SearchConfig.load(file) if file is not None else settings_in(own or folder)
         more: dict[str, Any] = {"adapter": adapter, "trust_remote_code": trust_remote_code}
         typer.echo(evaluate_model(built_model(model), config, split=split, show=show, **more))
@@ -317,9 +320,10 @@ def show(
                 raise typer.Exit(1)
             typer.echo(f"{study / STUDY_FILE}: whole")
             return
+        from ..search.display import say
         from ..search.results.show import describe_study
 
-        typer.echo(describe_study(study, best))
+        say(describe_study(study, best))
 
 
 @app.command(**SEARCH)
@@ -360,12 +364,12 @@ def export(
 
 def _run(search: Callable[..., Result], config: SearchConfig, out: Path, *, build: bool, then: bool) -> None:
     """Run a search, or go on with it, below a table of its phases, and say what it has left."""
-    from ..search.display import LiveTable
+    from ..search.display import LiveTable, say
     from ..search.folder import about_of
 
     with LiveTable(config=config) as table:
         result = search(callbacks=[table], build=build)
-    typer.echo(result)
+    say(str(result))
     lines = [f"recipe: {out / 'recipe.yaml'}", *([f"model:  {out / 'model'}"] if build else []), f"plots:  {out / 'plots'}"]
     if then:
         about = config.about
@@ -378,4 +382,4 @@ def _run(search: Callable[..., Result], config: SearchConfig, out: Path, *, buil
         name = shlex.quote(str(out))
         steps = (f"eval {name} --show 3", f"push {name} YOUR-NAME/YOUR-MERGE --space --examples 5")
         lines += [f"{head:8}hf-evomerge {step}" for head, step in zip(("next:", ""), steps, strict=True)]
-    typer.echo("\n".join(lines))
+    typer.echo("\n".join(lines))  # not wrapped: commands are copied

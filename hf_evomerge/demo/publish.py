@@ -1,17 +1,10 @@
-"""Publishes the demo's winner and the specialists it was made of: `python -m hf_evomerge.demo.publish SEARCH FAMILY user/name`.
-
-Where they go is up to the environment: the Hub, or one on loopback.
-"""
+"""Publishes the demo's winner and the specialists it was made of, on the Hub, or on the one that the environment names."""
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
-
-import typer
 
 from ..errors import EvoMergeError
 from ..hub.client import ask, default_api
@@ -72,24 +65,3 @@ def publish_demo(
         shutil.copyfile(there, card)
         lines.append(f"its card: {card}")
     return "\n".join([*lines, f"rebuilt from its recipe: {str(rebuilt).splitlines()[0]}"])
-
-
-def main() -> None:
-    """Publish, and print what was done; a user's error is one line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("search", type=Path)
-    parser.add_argument("family", type=Path)
-    parser.add_argument("repo_id")
-    parser.add_argument("--name")
-    parser.add_argument("--space", action="store_true")
-    parser.add_argument("--card", type=Path)
-    parser.add_argument("--language", default="ja")
-    arguments = parser.parse_args()
-    try:
-        typer.echo(publish_demo(**vars(arguments)))
-    except EvoMergeError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

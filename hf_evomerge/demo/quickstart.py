@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import typer
 
 from ..errors import EvoMergeError
-from ..search.display import LiveTable
+from ..search.display import LiveTable, say
 from ..search.evaluation.evaluator import Evaluator
 from ..search.file.config import SearchConfig
 from ..search.results.result import Result
 from ..search.results.table import Row, rows_table
+from ..search.results.verdict import verdict
 from ..search.run import run_search
 
 SPECIALISTS = Path(__file__).parent / "specialists"
@@ -78,19 +79,18 @@ def run_demo(
         with LiveTable(config=config) as table:
             results[space] = run_search(config, out / space, workers=workers, callbacks=[table])
     rows = comparison(results)
-    typer.echo("\n" + rows_table(rows, f"{results['ps'].examples} held-out problems; ± is one standard error"))
-    for space in SPACES:
-        typer.echo(f"- {results[space].verdict[0]}")
-    typer.echo(check_reload({str(out / space / "model"): results[space] for space in SPACES}, data["test"]))
-    typer.echo("\n" + one_problem(config, results))
-    typer.echo("")
+    say("\n" + rows_table(rows, f"{results['ps'].examples} held-out problems; ± is one standard error") + "\n")
+    say("\n".join(f"- {line}" for line in findings(rows, results["hybrid"])))
+    say(check_reload({str(out / space / "model"): results[space] for space in SPACES}, data["test"]))
+    say("\n" + one_problem(config, rows, results) + "\n")
     if push_to is not None:
-        typer.echo(publish(out / PUBLISHED, Path(family), push_to, "--space", "--card", str(out / "card.md")))
-        typer.echo(check_reload({push_to: results[PUBLISHED]}, data["test"]))
-    typer.echo(f"see and change it in a browser: hf-evomerge space --local {out / PUBLISHED}")
-    typer.echo("\npictures:")
-    for picture in sorted(out.glob("*/plots/*.png")):
-        typer.echo(f"  {picture}")
+        from .publish import publish_demo
+
+        say(publish_demo(out / PUBLISHED, Path(family), push_to, space=True, card=out / "card.md"))
+        say(check_reload({push_to: results[PUBLISHED]}, data["test"]))
+    base, *parents = (shlex.quote(str(Path(family) / name)) for name in ("base", "japanese", "maths"))
+    say(f"pictures: {out}/*/plots\nask it, change it: hf-evomerge space {shlex.quote(str(out / PUBLISHED))}")
+    typer.echo(f"search by hand: hf-evomerge init {' '.join(parents)} --base {base} --data {shlex.quote(str(data['test']))}")
     return rows
 
 
@@ -131,19 +131,24 @@ def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, 
 
 
 def comparison(results: dict[str, Result]) -> list[Row]:
-    """One table of all searches: the parents once, the random search, then each search's winner."""
+    """One table of all searches: the parents once, the random search, then what each search ended with."""
     rows = [row for row in results["ps"].rows if row.stage != "ps"]
-    rows += [results["ps"].row("ps"), results["dfs"].row("dfs"), results["hybrid"].row("dfs")]
+    won = {space: next(row for row in result.rows if row.winner) for space, result in results.items()}
+    rows += [won["ps"], won["dfs"], replace(won["hybrid"], model="evolved PS+DFS")]
     return [replace(row, winner=False) for row in rows]
 
 
-def publish(search: Path, family: Path, repo_id: str, *more: str, environment: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Publish a winner and its sources in a process of its own, which the environment points to a Hub."""
-    command = [sys.executable, "-m", "hf_evomerge.demo.publish", str(search), str(family), repo_id, *more]
-    ran = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    if ran.returncode != 0:
-        raise EvoMergeError(f"{repo_id}: {''.join(ran.stderr.strip().splitlines()[-1:]).removeprefix('error: ')}")
-    return ran.stdout.rstrip()
+def findings(rows: list[Row], hybrid: Result) -> list[str]:
+    """One sentence about each evolved model of the table, and one about which of its stages PS+DFS ended with."""
+    evolved, others = rows[-len(SPACES) :], rows[: -len(SPACES)]
+    lines = [verdict([*others, replace(row, winner=True)], "test")[0] for row in evolved]
+    weights, path = (hybrid.row(stage).scores.accuracy for stage in ("ps", "dfs"))
+    chosen = "weights" if hybrid.winner.flow is None else "path"
+    return [
+        *lines,
+        f"PS+DFS ended with its {chosen}, which did better on the validation problems; of the test problems its weights solve "
+        f"{weights:.3f} and its path {path:.3f}",
+    ]
 
 
 def check_reload(winners: Mapping[str, Result], test: Path) -> str:
@@ -166,19 +171,14 @@ def check_reload(winners: Mapping[str, Result], test: Path) -> str:
         expected = next(row for row in result.rows if row.winner).scores.accuracy
         if expected is None or abs(report["accuracy"] - expected) > 1.5 / report["problems"]:
             raise EvoMergeError(f"{model}: answers {report['accuracy']} right after loading, {expected} before")
-        lines.append(
-            f"{model}: loaded by AutoModelForCausalLM in a fresh process as {report['class']}, "
-            f"{report['accuracy']:.3f} of {report['problems']} right by generation"
-        )
+        lines.append(f"{model} loads without this package as {report['class']} and writes {report['accuracy']:.3f} right")
     return "\n".join(lines)
 
 
-def one_problem(config: SearchConfig, results: dict[str, Result]) -> str:
+def one_problem(config: SearchConfig, rows: list[Row], results: dict[str, Result]) -> str:
     """A held-out problem that the winners solve and the parents do not, with every model's answer."""
     evaluator = Evaluator(config)
-    rows = comparison(results)
-    evolved = [row for row in rows if row.stage in ("ps", "dfs")]
-    others = [row for row in rows if row.stage not in ("ps", "dfs")]
+    evolved, others = rows[-len(SPACES) :], rows[: -len(SPACES)]
     examples = evaluator.tasks.examples("test")
 
     def right(row: Row, index: int) -> bool:

@@ -355,7 +355,7 @@ def _row(row: Row) -> dict[str, str]:
         "model": markdown_text(row.model) + (" (this model)" if row.winner else ""),
         "accuracy": row.accuracy_text,
         "fitness": row.fitness_text,
-        "evaluations": str(row.evaluations or ""),
+        "evaluations": f"{row.evaluations:.0f}" if row.evaluations else "",
         **{name: str(getattr(row, name) or "") for name in _LEADS},
         **{f"on {name}": figures.best_text for name, figures in row.retained.items()},
         **{f"on {name}, cut": f"{figures.truncated or 0:.1%}" for name, figures in row.retained.items()},

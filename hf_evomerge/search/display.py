@@ -1,10 +1,13 @@
-"""The live table of a running search, in a terminal."""
+"""The live table of a running search, and lines of text, in a terminal."""
 
 from __future__ import annotations
 
+import sys
+import textwrap
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -27,18 +30,14 @@ PHASES: dict[str, str] = {
 }
 
 
-_COLUMNS = """\
-best: on all search examples; mean: of a generation, which may see a batch only
-accuracy: of the best; gen: generation, candidates that are proposed together
-done, per min: in scores of all search examples; left: until all stages end"""
-_NATS = "one nat more: 2.7 times as probable"
+WIDTH = 100  # columns that lines of text take at most in a terminal
 MOST_LINES = 40  # of a log, for each phase
 
 
 class LiveTable(SearchCallback):
     """Shows where a search stands: one row per phase, the last one moving. In a log a line per generation.
 
-    Lines below it say what the columns are, and in what the fitness is measured.
+    A line below it says in what the fitness is measured; docs/quickstart.md says what the columns are.
 
     Args:
         console: Where it is shown; standard error by default.
@@ -62,8 +61,7 @@ class LiveTable(SearchCallback):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._rows:
             self._live.stop()
-            if not self.console.is_terminal:  # there rich ends the line itself
-                self.console.line()
+            self.console.line()  # ends the last one in a log, and leaves one empty in a terminal
 
     def on_progress(self, study: Study, progress: Progress) -> None:
         """Take in where the search stands now; the first time begins the table."""
@@ -90,8 +88,7 @@ class LiveTable(SearchCallback):
         return [f"{what}: {', '.join(words)}" for what, words in said.items() if words]
 
     def _shown(self) -> Group:
-        fitness = self._fitness()
-        lines = [*self._remarks, fitness, *([_NATS] if "nats" in fitness else []), _COLUMNS]
+        lines = [*self._remarks, self._fitness()]
         return Group(self._table(), *(Text(line, style="dim") for line in lines))
 
     def _table(self) -> Table:
@@ -102,7 +99,7 @@ class LiveTable(SearchCallback):
         for phase, row in self._rows.items():
             table.add_row(
                 PHASES.get(phase, phase),
-                f"{round(row.done, 1):g}/{row.total}",
+                f"{row.done:.0f}/{row.total}",
                 str(row.generation) if row.sigma is not None else "",
                 _number(row.best),
                 _number(row.accuracy),
@@ -122,6 +119,13 @@ class LiveTable(SearchCallback):
         return "best, mean: fitness, more is better" + (f": {', '.join(said)}" if said else "")
 
 
+def say(text: str) -> None:
+    """Print a text; in a terminal, wrap its long lines with a hanging indent."""
+    width = min(WIDTH, Console().width) if sys.stdout.isatty() else sys.maxsize
+    wrap = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    typer.echo("\n".join(line if len(line) <= width else wrap.fill(line) for line in text.split("\n")))
+
+
 def _rate(row: Progress) -> float:
     """Evaluations per second in this process."""
     return row.fresh / max(row.seconds, 1e-9)
@@ -135,7 +139,7 @@ def _left(row: Progress) -> str:
 
 def _line(row: Progress) -> str:
     """Where a search stands, for a log."""
-    parts = [f"{PHASES.get(row.phase, row.phase)}: {row.done:g}/{row.total}", *([row.note] if row.note else [])]
+    parts = [f"{PHASES.get(row.phase, row.phase)}: {row.done:.0f}/{row.total}", *([row.note] if row.note else [])]
     if row.sigma is not None:
         parts.append(f"generation {row.generation}")
         figures = (("best", row.best), ("accuracy", row.accuracy), ("mean", row.mean))

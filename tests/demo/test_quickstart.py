@@ -10,9 +10,11 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from hub_fixtures import use_hub
 
 from hf_evomerge.demo import quickstart
-from hf_evomerge.demo.quickstart import SPECIALISTS, check_reload, demo_config, publish, run_demo, write_problems
+from hf_evomerge.demo.publish import publish_demo
+from hf_evomerge.demo.quickstart import SPECIALISTS, check_reload, demo_config, findings, run_demo, write_problems
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
@@ -38,7 +40,7 @@ def test_the_table_is_complete(demo: tuple[Path, list[Row]]) -> None:
     """The table has every parent, the average, the random search and each search's winner, on all held-out problems."""
     _, rows = demo
     assert [row.model for row in rows if row.stage != "temperature"] == MODELS
-    assert [row.stage for row in rows] == ["base", "source", "source", "average", "temperature", "random", "ps", "dfs", "dfs"]
+    assert [row.stage for row in rows[:-1]] == ["base", "source", "source", "average", "temperature", "random", "ps", "dfs"]
     assert all(row.scores.values.size == SIZES["test"] and row.scores.accuracy is not None for row in rows)
     assert all(16 < row.evaluations <= 24 for row in rows[5:])
     assert not any(row.evaluations for row in rows[:4])
@@ -56,15 +58,39 @@ def test_winners_pictures_and_recipes_are_there(demo: tuple[Path, list[Row]]) ->
         assert Evaluator(config).evaluate(recipe, "test") == row.scores
 
 
+def test_each_model_has_one_number_and_one_sentence(demo: tuple[Path, list[Row]]) -> None:
+    """PS+DFS has the score of the model that it built, whichever stage that is of, and a sentence says which and why."""
+    out, rows = demo
+    results = json.loads((out / "hybrid" / "results.json").read_text(encoding="utf-8"))["rows"]
+    (built,) = [row for row in results if row["winner"]]
+    assert rows[-1].model == "evolved PS+DFS"
+    assert rows[-1].scores.accuracy == pytest.approx(built["accuracy"])
+
+    def model(stage: str, right: int) -> Row:
+        scores = Scores(np.arange(4.0), correct=np.arange(4) < right)
+        return Row(stage, f"evolved {stage}", scores)  # type: ignore[arg-type]
+
+    table = [model("source", 0), model("ps", 3), model("dfs", 3), replace(model("ps", 2), model="evolved PS+DFS")]
+    found = [model("ps", 2), model("dfs", 3)]
+    weights = findings(
+        table, Result(Recipe(sources=[{"model": "a"}, {"model": "b"}], merge={"method": "linear"}), "test", found)
+    )
+    assert [line.split(" is ")[0] for line in weights[:3]] == ["Evolved ps", "Evolved dfs", "Evolved PS+DFS"]
+    assert len(weights) == 4
+    assert "PS+DFS ended with its weights" in weights[3]
+    assert "its weights solve 0.500 and its path 0.750" in weights[3]
+
+
 def test_a_winner_is_published(demo: tuple[Path, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The winner and its sources, pinned in its recipe, are published, and the card is left; the winner loads from there."""
     out, rows = demo
     result = Result(Recipe.load(out / "dfs" / "recipe.yaml"), "test", [replace(rows[7], winner=True)])
     with LocalHub(tmp_path / "hub", user="demo") as hub:
+        use_hub(monkeypatch, hub, tmp_path / "client")
         for name, value in hub.environment().items():
-            monkeypatch.setenv(name, value)
-        publish(out / "dfs", SPECIALISTS, "demo/evolved", "--card", str(out / "card.md"))
-        assert "demo/evolved: loaded by" in check_reload({"demo/evolved": result}, out / "data" / "test.jsonl")
+            monkeypatch.setenv(name, value)  # for the process that loads it
+        publish_demo(out / "dfs", SPECIALISTS, "demo/evolved", card=out / "card.md")
+        assert "demo/evolved loads without this package" in check_reload({"demo/evolved": result}, out / "data" / "test.jsonl")
         stored = (out / "dfs" / "model" / "model.safetensors").read_bytes()
         address = f"{hub.endpoint}/demo/evolved/resolve/main"
         assert urlopen(f"{address}/model.safetensors").read() == stored

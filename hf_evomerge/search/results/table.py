@@ -92,7 +92,7 @@ def rows_table(rows: Sequence[Row], caption: str, unit: str = "") -> str:
             Figures.of(row.scores).fitness_text,
             Figures.of(row.scores).accuracy_text,
             *(other_text(row.scores.others.get(name)) for name in others),
-            f"{row.evaluations:g}" if row.evaluations else "",
+            f"{row.evaluations:.0f}" if row.evaluations else "",
             f"{row.seconds:.0f}" if row.seconds else "",
             *(Figures.of(row.retained[name]).best_text if name in row.retained else "" for name in retained),
             *(f"{row.retained[name].truncated_share or 0:.1%}" if name in row.retained else "" for name in cut_there),
