@@ -113,9 +113,9 @@ def search(
 ) -> None:
     """Search by gradient at a cost, and measure the winner."""
     scored = len(examples) + (len(OWN) * prompts if "terms" in fitness else 0)
-    optimizer = {"algorithm": "gradient", "evaluations": math.ceil(cost * FULL / scored)}
-    ps = {**lab.sections["ps"], "groups": groups, "optimizer": optimizer}
-    config = lab.config(space="ps", seed=lab.draw, batch=BATCH, fitness=fitness, ps=ps)
+    step = {"by": "gradient", "evaluations": math.ceil(cost * FULL / scored), "batch": BATCH}
+    how = {"merge": {**lab.sections["merge"], "groups": groups}, "optimize": [step], "compute": {"seed": lab.draw}}
+    config = lab.config(space="ps", fitness=fitness, **how)
     begin, processor = time.perf_counter(), time.process_time()
     out = folder / "studies" / f"{name}-{prompts}-{lab.draw}".replace(", ", "-").replace(" ", "-")
     result = run_search(config, out, examples={"search": examples}, build=False)

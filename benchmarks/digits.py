@@ -136,15 +136,13 @@ def asked(split: str, count: int) -> list[Example]:
 def settings(folder: Path, size: Size, seed: int) -> SearchConfig:
     """One weight for each fine-tune and block."""
     sources = [{"model": str(folder / name), "component": "unet"} for name in HALVES]
-    optimizer = {"evaluations": size.evaluations, "sigma": 0.15}
-    ps = {
-        "method": "task_arithmetic",
-        "parameters": {"weight": {"low": 0.0, "high": 1.5, "start": 0.75}},
-        "optimizer": optimizer,
-    }
+    weight = {"low": 0.0, "high": 1.5, "start": 0.75}
     return SearchConfig.model_validate({
-        "space": "ps", "sources": sources, "base": {"model": str(folder / "base")}, "ps": ps, "seed": seed, "batch": "all",
-        "fitness": {"task": "likelihood"}, "baselines": ["average", "random"], "finalists": 1,
+        "space": "ps", "sources": sources, "base": {"model": str(folder / "base")},
+        "merge": {"method": "task_arithmetic", "parameters": {"weight": weight}},
+        "optimize": [{"by": "cma", "evaluations": size.evaluations, "sigma": 0.15, "batch": "all"}],
+        "fitness": {"task": "likelihood"}, "compute": {"seed": seed},
+        "compare": {"baselines": ["average", "random"], "finalists": 1},
     })  # fmt: skip
 
 

@@ -25,7 +25,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-BY_GRADIENT = {"optimizer": {"algorithm": "gradient"}}
 SHAPES: dict[str, dict[str, int]] = {
     "135M": {
         **{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152},
@@ -38,15 +37,15 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 PLAIN = "the base, plain"
 SPACES: dict[str, dict[str, Any]] = {
-    PLAIN: {"space": "ps", "unmerged": False},
+    PLAIN: {"space": "ps", "compute": {"unmerged": False}},
     "weights": {"space": "ps"},
     "adapters": {"space": "ps"},
-    "adapters, 8 bits": {"space": "ps", "quantization": "8bit"},
-    "adapters, 4 bits": {"space": "ps", "quantization": "4bit"},
-    "adapters, merged": {"space": "ps", "unmerged": False},
+    "adapters, 8 bits": {"space": "ps", "compute": {"quantization": "8bit"}},
+    "adapters, 4 bits": {"space": "ps", "compute": {"quantization": "4bit"}},
+    "adapters, merged": {"space": "ps", "compute": {"unmerged": False}},
     "gates": {"space": "dfs"},
-    "gates, two terms": {"space": "dfs", "dfs": {"terms": 2, **BY_GRADIENT}},
-    "both": {"space": "hybrid", "joint": True},
+    "gates, two terms": {"space": "dfs", "path": {"kind": "gates", "terms": "all"}},
+    "both": {"space": "joint"},
 }
 WORDS = [f"w{number}" for number in range(200)]
 
@@ -123,15 +122,16 @@ def child(arguments: argparse.Namespace, name: str, checkpointing: bool) -> dict
         for number in range(arguments.examples)
     ]
     folder = arguments.work / f"{arguments.shape}-{arguments.dtype}"
-    sections = {"ps": {"groups": "tensor", **BY_GRADIENT}, "dfs": {"repetitions": 1, **BY_GRADIENT}}
-    more = {"fitness": {"task": "likelihood", "separator": " "}, "gradient_checkpointing": checkpointing}
+    sections = {"merge": {"groups": "tensor"}, "path": {"kind": "gates", "repetitions": 1}, "optimize": [{"by": "gradient"}]}
+    compute = {"gradient_checkpointing": checkpointing, **SPACES[name].get("compute", {})}
+    more = {"fitness": {"task": "likelihood", "separator": " "}}
     base = {"model": str(folder / "base")}
     adapted = [{**base, "adapter": str(folder / f"lora-{each}")} for each in "ab"]
     sources = {
         "sources": adapted if name == PLAIN or "adapters" in name else [{"model": str(folder / each)} for each in "ab"],
         "base": base,
     }
-    config = SearchConfig.model_validate({**sources, **sections, **more, **SPACES[name]})
+    config = SearchConfig.model_validate({**sources, **sections, **more, **SPACES[name], "compute": compute})
     evaluator = Evaluator(config, examples={"search": examples})
     space = make_space(config, config.stages[0], evaluator.sources.summary)
     genome = space.start().mean

@@ -37,8 +37,8 @@ from hf_evomerge.search.study.study import Study
 NUMBERS, POPULATION, GENERATIONS, SEEDS = 30, 100, 200, (1, 2, 3)
 SIZES = {"search": 48, "validation": 64, "test": 200}
 WRITES = {"task": "generation", "extract": "all", "compare": "text", "max_new_tokens": 5, "batch_size": 64}
-FIRST = {"evaluations": 30, "fitness": {"task": "likelihood", "separator": " "}}
-NSGA = {"algorithm": "nsga2", "evaluations": 96, "population": 16}
+FIRST = {"by": "gradient", "evaluations": 30, "fitness": {"task": "likelihood", "separator": " "}}
+NSGA = {"by": "nsga2", "evaluations": 96, "population": 16}
 
 
 def zdt1(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -119,11 +119,10 @@ def demo_settings(out: Path) -> dict[str, dict[str, Any]]:
     common: dict[str, Any] = {
         "sources": [{"model": str(SPECIALISTS / name)} for name in ("japanese", "maths")],
         "base": {"model": str(SPECIALISTS / "base")},
-        "dtype": "float32",
         "fitness": WRITES,
         "data": data["ja"],
-        "baselines": ["random"],
-        "finalists": 12,
+        "compare": {"baselines": ["random"], "finalists": 12},
+        "output": {"dtype": "float32"},
     }
     weights = {"weight": {"low": -0.5, "high": 2.0, "start": 0.5}}
     return {
@@ -131,13 +130,15 @@ def demo_settings(out: Path) -> dict[str, dict[str, Any]]:
             **common,
             "space": "ps",
             "objectives": [{"name": "English", "data": data["en"]}],
-            "ps": {"parameters": weights, "first": FIRST, "optimizer": NSGA},
+            "merge": {"parameters": weights},
+            "optimize": [FIRST, NSGA],
         },
         "hops": {
             **common,
             "space": "dfs",
             "objectives": ["hops"],
-            "dfs": {"order": [1, 0], "max_hops": 24, "first": {**FIRST, "evaluations": 60}, "optimizer": NSGA},
+            "path": {"kind": "gates", "order": [1, 0], "max_hops": 24},
+            "optimize": [{**FIRST, "evaluations": 60}, NSGA],
         },
     }
 

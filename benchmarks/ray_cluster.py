@@ -56,13 +56,11 @@ def searches(work: Path) -> dict[str, SearchConfig]:
     for space in ("ps", "dfs"):
         config = demo_config(space, data, 24, 0, SPECIALISTS)
         plain = config.model_dump(mode="json", exclude_unset=True) | {
-            "batch": 16,
-            "finalists": 2,
-            "gradient_parts": 4,
-            "baselines": ["average"],
+            "compare": {"finalists": 2, "baselines": ["average"]},
+            "compute": {"gradient_parts": 4},
         }
-        for name, optimizer in (("evolution", {"evaluations": 4}), ("gradient", {"algorithm": "gradient", "evaluations": 8})):
-            settings = {**plain, space: {**plain.get(space, {}), "optimizer": optimizer}}
+        for name, step in (("evolution", {"evaluations": 4}), ("gradient", {"by": "gradient", "evaluations": 8})):
+            settings = {**plain, "optimize": [{**step, "batch": 16}]}
             found[f"{space}, {name}"] = validate(SearchConfig, settings, SearchError)
     return found
 

@@ -55,7 +55,7 @@ SETS = {"schneider_b": CODES, "uspto_50k_u": [code.split(".")[0] for code in COD
 HELD_OUT, REFERENCES, LONGEST, FULL = 800, 1600, 256, 128
 RATES = (3e-4, 1e-3, 1e-4)
 MIXES = ((1.0, 0.05), (1.0, 0.1), (1.0, 0.2), (0.9, 0.1), (0.8, 0.2))
-COARSE = {"blocks_per_group": 4}
+COARSE = {"groups": 3}
 
 
 def mix(*weights: Any) -> Any:
@@ -75,7 +75,7 @@ def from_parent(**section: Any) -> Run:
         sources = lab.settings["sources"]
         moved = {"sources": [sources[1], lab.settings["base"]], "base": sources[0]}
         weight = {"low": -1.25, "high": 1.25, "start": 0.0}
-        search = ours("ps", "gradient", batch=8, ps={**section, "parameters": {"weight": weight}}, **moved)
+        search = ours("ps", "gradient", merge={**section, "parameters": {"weight": weight}}, batch=8, **moved)
         return [Point(point.cost, point.fitness, back(point.target)(lab)) for point in search(lab, budget, seed, folder)]
 
     def back(recipe: Recipe) -> Any:
@@ -125,10 +125,10 @@ METHODS: dict[str, Method] = {
     "lora-0": Method(f"LoRA from the 50-class parent, rate {RATES[0]:g}", (9,), 2, lora(parent(0), 0)),
     "parent-block": Method("PS, gradient, per block, from the 50-class parent", (9,), 3, from_parent()),
     "lora-1": Method(f"LoRA from the 50-class parent, rate {RATES[1]:g}", (9,), 3, lora(parent(0), 1)),
-    "tensor": Method("PS, gradient, per tensor, from the average", (9,), 4, ours("ps", "gradient", batch=8, ps=TENSOR)),
+    "tensor": Method("PS, gradient, per tensor, from the average", (9,), 4, ours("ps", "gradient", batch=8, merge=TENSOR)),
     "block": Method("PS, gradient, per block, from the average", (9,), 4, ours("ps", "gradient", batch=8)),
-    "cma": Method("PS, CMA-ES, groups of 4 blocks", (9,), 5, ours("ps", ps=COARSE)),
-    "random": Method("random search, groups of 4 blocks", (9,), 5, ours("ps", "random", ps=COARSE)),
+    "cma": Method("PS, CMA-ES, groups of 4 blocks", (9,), 5, ours("ps", merge=COARSE)),
+    "random": Method("random search, groups of 4 blocks", (9,), 5, ours("ps", "random", merge=COARSE)),
     "lora-2": Method(f"LoRA from the 50-class parent, rate {RATES[2]:g}", (9,), 5, lora(parent(0), 2)),
 }
 KNOWN = tuple(name for name, method in METHODS.items() if method.budgets == (1,))
@@ -180,12 +180,12 @@ def make_lab(work: Path, data: str, reactions: list[Example], count: int, draw: 
     settings = {
         "sources": [{"model": str(work / data / name)} for name in ("classes-50", "classes-792")],
         "base": {"model": str(work / data / "base")},
-        "dtype": "bfloat16",
-        "baselines": (),
         "fitness": {"task": "classification"},
+        "compare": {"baselines": ()},
+        "output": {"dtype": "bfloat16"},
     }
     examples = {"search": searched[:count], "test": reactions[:HELD_OUT]}
-    sections: dict[str, dict[str, Any]] = {"ps": {"parameters": {"weight": WEIGHT}}}
+    sections: dict[str, dict[str, Any]] = {"merge": {"parameters": {"weight": WEIGHT}}}
     return Lab(f"{data}, {count}", draw, settings, sections, examples, RATES, batch=8, costs=(), paired=True)
 
 

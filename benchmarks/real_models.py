@@ -83,16 +83,16 @@ FULL = 128  # search examples; a score of them is the unit of cost
 LEAST = 5  # scores of all examples; a search by gradient spends three of them on its results
 RATES = (5e-4, 1e-4, 3e-4, 1e-3)  # of fine-tuning
 
-HALF = {"split_attention": True, "starts": []}  # attention and MLP of each block, from .5
-COARSE = {"blocks_per_group": 10}
+HALF = {"groups": "half", "starts": []}  # attention and MLP of each block, from .5
+COARSE = {"groups": 3}
 METHODS: dict[str, Method] = {
     "base": Method("base", (1,), 1, known(base)),
     "parent-0": Method("parent that answers in JSON", (1,), 1, known(parent(0))),
     "parent-1": Method("parent that calculates", (1,), 1, known(parent(1))),
     "average": Method("uniform average", (1,), 1, known(average)),
     "default": Method("PS, gradient, as a search does it by default", (9,), 2, ours("ps", "gradient")),
-    "gradient-half": Method("PS, gradient, attention and MLP per block", (9,), 2, ours("ps", "gradient", batch=8, ps=HALF)),
-    "gradient-tensor": Method("PS, gradient, per tensor", (9,), 4, ours("ps", "gradient", batch=8, ps=TENSOR)),
+    "gradient-half": Method("PS, gradient, attention and MLP per block", (9,), 2, ours("ps", "gradient", batch=8, merge=HALF)),
+    "gradient-tensor": Method("PS, gradient, per tensor", (9,), 4, ours("ps", "gradient", batch=8, merge=TENSOR)),
     **{
         f"lora-{name}-{number}": Method(f"LoRA from {where}, rate {rate:g}", (9,), stage, lora(STARTS[name][1], number))
         for name, where, stage in (
@@ -102,10 +102,10 @@ METHODS: dict[str, Method] = {
         )
         for number, rate in enumerate(RATES)
     },
-    "cma": Method("PS, CMA-ES, groups of 10 blocks", (9,), 3, ours("ps", ps=COARSE)),
-    "random": Method("random search, groups of 10 blocks", (9,), 3, ours("ps", "random", ps=COARSE)),
+    "cma": Method("PS, CMA-ES, groups of 10 blocks", (9,), 3, ours("ps", merge=COARSE)),
+    "random": Method("random search, groups of 10 blocks", (9,), 3, ours("ps", "random", merge=COARSE)),
     "dfs": Method("DFS, CMA-ES, its own defaults", (9,), 3, ours("dfs")),
-    "dfs-gradient": Method("DFS, gates, gradient", (9,), 4, ours("dfs", "gradient", batch=8, dfs=GATE)),
+    "dfs-gradient": Method("DFS, gates, gradient", (9,), 4, ours("dfs", "gradient", batch=8, path=GATE)),
 }
 KNOWN = tuple(name for name, method in METHODS.items() if method.budgets == (1,))
 
@@ -230,11 +230,11 @@ def real_pair(folder: Path, model: Pretrained, count: int, number: int) -> Lab:
     settings = {
         "sources": [{"model": str(folder / skill)} for skill in model.courses],
         "base": {"model": str(folder / "base")},
-        "dtype": "bfloat16",
-        "baselines": (),
         "fitness": {"task": "likelihood", "batch_size": 8},
+        "compare": {"baselines": ()},
+        "output": {"dtype": "bfloat16"},
     }
-    sections: dict[str, dict[str, Any]] = {"ps": {"parameters": {"weight": WEIGHT}}, "dfs": {}}
+    sections: dict[str, dict[str, Any]] = {"merge": {"parameters": {"weight": WEIGHT}}}
     return Lab(f"{count} search examples", number, settings, sections, examples, RATES, batch=8, costs=(), paired=True)
 
 
@@ -277,12 +277,11 @@ def publish_winner(folder: Path, model: Pretrained, cost: int, held_out: int) ->
     specs = {split: write_examples(out / f"{split}.jsonl", found[:held_out]) for split, found in lab.examples.items()}
     config = lab.config(
         space="ps",
-        seed=1,
-        batch=8,
-        baselines=("average",),
+        optimize=[{"by": "gradient", "evaluations": scores_for(cost, 16), "batch": 8}],
         data={split: specs.pop(split) for split in ("search", "test")},
-        retain=specs,
-        ps={**lab.sections["ps"], **HALF, "optimizer": {"algorithm": "gradient", "evaluations": scores_for(cost, 16)}},
+        merge={**lab.sections["merge"], **HALF},
+        compare={"baselines": ("average",), "retain": specs},
+        compute={"seed": 1},
     )
     print(run_search(config, out / "search"))
     with LocalHub(folder / "hub", user="local") as hub:

@@ -22,17 +22,18 @@ from typing import Any
 
 from gradient_memory import WORDS, make_family, resident
 
-GRADIENT = {"algorithm": "gradient", "evaluations": 7, "batch": "all"}
+GRADIENT = {"by": "gradient", "evaluations": 7, "batch": "all"}
 CMA = {"evaluations": 2, "population": 2, "batch": "all"}
 SEARCHES: dict[str, dict[str, Any]] = {
-    "PS": {"space": "ps", "ps": {"blocks_per_group": "all", "optimizer": CMA}},
-    "PS, gradient": {"space": "ps", "ps": {"groups": "tensor", "optimizer": GRADIENT}},
-    "DFS": {"space": "dfs", "dfs": {"scales": "slot", "repetitions": 1, "optimizer": CMA}},
-    "DFS, gradient": {"space": "dfs", "dfs": {"repetitions": 1, "optimizer": GRADIENT}},
+    "PS": {"space": "ps", "merge": {"groups": 1}, "optimize": [CMA]},
+    "PS, gradient": {"space": "ps", "merge": {"groups": "tensor"}, "optimize": [GRADIENT]},
+    "DFS": {"space": "dfs", "path": {"kind": "paper", "scales": "slot", "repetitions": 1}, "optimize": [CMA]},
+    "DFS, gradient": {"space": "dfs", "path": {"kind": "gates", "repetitions": 1}, "optimize": [GRADIENT]},
     "hybrid": {
         "space": "hybrid",
-        "ps": {"blocks_per_group": "all", "optimizer": CMA},
-        "dfs": {"scales": "slot", "repetitions": 1, "optimizer": CMA},
+        "merge": {"groups": 1},
+        "path": {"kind": "paper", "scales": "slot", "repetitions": 1},
+        "optimize": [{**CMA, "space": "ps"}, {**CMA, "space": "dfs"}],
     },
 }
 
@@ -46,7 +47,7 @@ def child(models: Path, name: str) -> dict[str, Any]:
     from hf_evomerge.search.runners.limits import own_memory
 
     sources = {"sources": [{"model": str(models / each)} for each in "ab"], "base": {"model": str(models / "base")}}
-    task = {"fitness": {"task": "likelihood", "separator": " "}, "baselines": [], "finalists": 1}
+    task = {"fitness": {"task": "likelihood", "separator": " "}, "compare": {"baselines": [], "finalists": 1}}
     config = SearchConfig.model_validate({**sources, **task, **SEARCHES[name]})
     examples = {"search": [Example(" ".join(WORDS[n : n + 16]), " ".join(WORDS[n : n + 4]), id=str(n)) for n in (1, 20)]}
     predicted = {

@@ -121,10 +121,11 @@ def main() -> None:
         "space": "ps",
         "sources": [{"model": str(out / language)} for language in LANGUAGES],
         "base": {"model": str(arguments.model)},
-        "ps": {"blocks_per_group": 1, "optimizer": {"algorithm": "gradient", "evaluations": 12, "batch": "all"}},
-        "finalists": 3,
+        "merge": {"groups": "block"},
+        "optimize": [{"by": "gradient", "evaluations": 12, "batch": "all"}],
         "fitness": {"task": "retrieval", "batch_size": 64},
         "data": {split: {"jsonl": str(out / f"{split}.jsonl")} for split in ("search", "validation", "test")},
+        "compare": {"finalists": 3},
     }
     config = validate(SearchConfig, settings, ValueError)
     result = run_search(config, out / "search")

@@ -144,9 +144,9 @@ def settings(evaluations: int, population: int) -> SearchConfig:
         "space": "ps",
         "sources": [{"model": "a"}, {"model": "b"}],
         "base": {"model": "base"},
-        "ps": {"blocks_per_group": "model", "optimizer": optimizer},
+        "merge": {"groups": "model"},
+        "optimize": [{**optimizer, "batch": "all"}],
         "fitness": {"task": "likelihood"},
-        "batch": "all",
     }
     return validate(SearchConfig, given, SearchError)
 

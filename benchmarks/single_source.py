@@ -46,12 +46,12 @@ ALONE = (2, 4, 6)  # of these, what the gradient is asked for without a sweep be
 BLOCKS, STRIDE = (1, 2, 4, 8), 2  # lengths of the blocks that run twice, and between their first layers
 SETTINGS: dict[str, Any] = {
     "space": "dfs",
-    "dtype": "bfloat16",
     "fitness": {"task": "likelihood", "normalize": "token", "append_eos": False, "batch_size": 4},
+    "output": {"dtype": "bfloat16"},
 }
-SWEEP = {"algorithm": "sweep", "evaluations": 100, "batch": 4}
-GRADIENT = {"algorithm": "gradient", "evaluations": 20, "batch": 8}
-TUNED = {"first": SWEEP, "optimizer": {**GRADIENT, "sigma": 0.03}}
+SWEEP = {"by": "sweep", "evaluations": 100, "batch": 4}
+GRADIENT = {"by": "gradient", "evaluations": 20, "batch": 8}
+TUNED = [SWEEP, {**GRADIENT, "sigma": 0.03}]
 
 
 def main() -> None:
@@ -120,9 +120,10 @@ class Lab:
         assert found is not None  # both were scored
         return f"{found.difference:.2f} ({found.low:.2f} to {found.high:.2f})"
 
-    def searched(self, name: str, flow: dict[str, Any]) -> Path:
-        """The folder of a search, which is run where it has not been."""
-        config = SearchConfig(**self.settings, dfs=flow)
+    def searched(self, name: str, count: int, steps: list[dict[str, Any]]) -> Path:
+        """The folder of a search for so many layers to leave out, which is run where it has not been."""
+        path = {"kind": "prune", "layers": count}
+        config = SearchConfig.model_validate({**self.settings, "path": path, "optimize": steps})
         run_search(config, self.work / name, examples={"search": self.data["search"]}, build=False)
         return self.work / name
 
@@ -131,8 +132,8 @@ def pruned(lab: Lab) -> str:
     """Held-out figures of every way to leave layers out, as Markdown."""
     states, seconds = hidden_states(lab.evaluator)
     print(f"similarities: {seconds:.0f} s", flush=True)
-    tuned = {count: lab.searched(f"sweep-then-gradient-{count}", {"prune": count, **TUNED}) for count in COUNTS}
-    alone = {count: lab.searched(f"gradient-{count}", {"prune": count, "optimizer": GRADIENT}) for count in ALONE}
+    tuned = {count: lab.searched(f"sweep-then-gradient-{count}", count, TUNED) for count in COUNTS}
+    alone = {count: lab.searched(f"gradient-{count}", count, [GRADIENT]) for count in ALONE}
     swept = tuned[max(COUNTS)]
     ways: dict[str, list[Recipe]] = {
         "least changed by one layer (ShortGPT)": [lab.without(least_changed(states, count)) for count in COUNTS],

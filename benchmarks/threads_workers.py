@@ -21,6 +21,7 @@ from hf_evomerge.demo.quickstart import SIZES, SPECIALISTS, demo_config, write_p
 from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.file.sections import CompareConfig, ComputeConfig
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
@@ -30,7 +31,8 @@ ROUNDS = 3
 def searched(work: Path, space: str) -> SearchConfig:
     """A search of the demo's family on all of its search problems."""
     config = demo_config(space, write_problems(work / "data", SIZES), 40, 0, SPECIALISTS)
-    return config.model_copy(update={"batch": "all", "baselines": ()})
+    steps = tuple(step.model_copy(update={"batch": "all"}) for step in config.optimize)
+    return config.model_copy(update={"optimize": steps, "compare": CompareConfig(baselines=())})
 
 
 def seconds_per_trial(config: SearchConfig, out: Path, workers: int) -> float:
@@ -58,7 +60,7 @@ def compare_pairs(work: Path, pairs: list[str]) -> None:
         facts: dict[int, list[float]] = {}
         for pair in pairs:
             threads, workers = map(int, pair.split("x"))
-            config = searched(work, space).model_copy(update={"threads": threads})
+            config = searched(work, space).model_copy(update={"compute": ComputeConfig(threads=threads)})
             rounds = []
             for number in range(ROUNDS):
                 out = work / f"{space}-{pair}-{number}-{int(time.time())}"

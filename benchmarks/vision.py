@@ -50,8 +50,8 @@ TASKS = [name for name in LABELS if name != "letters"]
 WEIGHTS = [0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0]
 OPTIONS: dict[str, dict[str, Any]] = {"ties": {"normalize": False}}
 SEARCHES: dict[str, dict[str, Any]] = {
-    "a weight per block and task, gradient": {"algorithm": "gradient", "evaluations": 60},
-    "a weight per block and task, CMA-ES": {"algorithm": "cma", "evaluations": 200},
+    "a weight per block and task, gradient": {"by": "gradient", "evaluations": 60},
+    "a weight per block and task, CMA-ES": {"by": "cma", "evaluations": 200},
 }
 
 
@@ -172,17 +172,13 @@ def settings(folder: Path, optimizer: dict[str, Any], seed: int) -> SearchConfig
         SearchConfig,
         {
             "space": "ps",
-            "seed": seed,
             "sources": [{"model": str(folder / task), "component": "vision"} for task in TASKS],
             "base": {"model": str(folder / "base")},
-            "ps": {
-                "method": "task_arithmetic",
-                "blocks_per_group": 1,
-                "parameters": {"weight": {"low": 0.0, "high": 1.5, "start": 0.3}},
-                "optimizer": optimizer,
-            },
+            "merge": {"groups": "block", "parameters": {"weight": {"low": 0.0, "high": 1.5, "start": 0.3}}},
+            "optimize": [optimizer],
             "fitness": {"task": "classification", "heads": TASKS, "batch_size": 64},
             "data": {split: {"jsonl": str(folder / f"{split}.jsonl"), **fields} for split in ("search", "validation", "test")},
+            "compute": {"seed": seed},
         },
         ValueError,
     )
@@ -228,7 +224,7 @@ def measure(folder: Path, seed: int) -> dict[str, list[bool]]:
         found[name] = right(recipe)
     for name, optimizer in SEARCHES.items():
         begin = time.process_time()
-        out = folder / f"search-{optimizer['algorithm']}"
+        out = folder / f"search-{optimizer['by']}"
         result = run_search(settings(folder, optimizer, seed), out, build=False)
         print(f"seed {seed}: {name}: {time.process_time() - begin:.0f} CPU-seconds", flush=True)
         found[name] = right(result.winner)

@@ -85,11 +85,17 @@ class Data(OpenPart):
     system: Text | None = None
 
 
+class Compute(OpenPart):
+    """The settings of the models that were scored."""
+
+    quantization: Name | None = None
+
+
 class Settings(OpenPart):
     """The search file as it is published: a `SearchConfig` that names no folder of the searcher's machine."""
 
     about: str | None = Field(default=None, max_length=300)
-    quantization: Name | None = None
+    compute: Compute = Compute()
     fitness: Fitness = Fitness()
     data: dict[Name, Data] = Field(default_factory=dict, max_length=100)
 
@@ -197,40 +203,40 @@ class Problem(Part):
 
 
 class Record(Part):
-    """What ``study.json`` holds.
-
-    Attributes:
-        format: The version of this format.
-        space, seed, settings: The search file.
-        versions: The libraries that searched.
-        splits: The number of examples of each split.
-        stages: The stages that have trials.
-        unit: What the fitness is measured in; empty where it has no unit.
-        names: What the parents are called, by label.
-        licenses: The parents' licenses when the model was pushed, by model.
-        levels, parents: Fitness and objectives of the parents on the search split, by name.
-        objectives: The fitness and all others, where there are several.
-        results: None where the search has not ended.
-        trial: The number of the trial that found the published model, in the stage of its row.
-        examples: Problems to try.
-    """
+    """What ``study.json`` holds."""
 
     format: Count = 1
+    """The version of this format."""
     space: Name = ""
+    """The search file."""
     seed: Index = 0
+    """The search file."""
     versions: dict[Name, Name] = Field(default_factory=dict, max_length=1000)
+    """The libraries that searched."""
     settings: Settings = Settings()
+    """The search file."""
     splits: dict[Name, Count] = Field(default_factory=dict, max_length=100)
+    """The number of examples of each split."""
     stages: list[StageSummary] = Field(default_factory=list, max_length=100)
+    """The stages that have trials."""
     unit: Name = ""
+    """What the fitness is measured in; empty where it has no unit."""
     names: dict[Name, Name] = Field(default_factory=dict, max_length=1000)
+    """What the parents are called, by label."""
     licenses: dict[Name, Name] = Field(default_factory=dict, max_length=1000)
+    """The parents' licenses when the model was pushed, by model."""
     levels: Values = Field(default_factory=dict)
+    """Fitness and objectives of the parents on the search split, by name."""
     objectives: list[trials.Objective] = Field(default_factory=list, max_length=64)
+    """The fitness and all others, where there are several."""
     parents: dict[Name, Values] = Field(default_factory=dict, max_length=1000)
+    """Fitness and objectives of the parents on the search split, by name."""
     results: Results | None = None
+    """None where the search has not ended."""
     trial: Count | None = None
+    """The number of the trial that found the published model, in the stage of its row."""
     examples: list[Problem] = Field(default_factory=list, max_length=10_000)
+    """Problems to try."""
 
     @property
     def rows(self) -> list[Row]:

@@ -108,11 +108,12 @@ def hybrid_search(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
         "space": "hybrid",
         "sources": [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}],
         "base": {"model": str(tiny / "base")},
-        "ps": {"blocks_per_group": "model", "optimizer": optimizer},
-        "dfs": {"repetitions": 1, "scales": "slot", "initialisation": "paper", "optimizer": {**optimizer, "sigma": 1.0}},
+        "merge": {"groups": "model"},
+        "path": {"kind": "paper", "repetitions": 1, "scales": "slot", "initialisation": "paper"},
+        "optimize": [{**optimizer, "space": "ps"}, {**optimizer, "sigma": 1.0, "space": "dfs"}],
         "fitness": {"task": "likelihood", "separator": " "},
         "data": {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in SPLITS},
-        "finalists": 2,
+        "compare": {"finalists": 2},
     }
     out = tmp_path_factory.mktemp("hybrid") / "search"
     run_search(validate(SearchConfig, settings, SearchError), out)
@@ -129,11 +130,16 @@ def search_settings(tiny: Path) -> Callable[..., dict[str, Any]]:
             "space": space,
             "sources": [{"model": str(folder / "a")}, {"model": str(folder / "b")}],
             "base": {"model": str(folder / "base")},
-            "ps": {"blocks_per_group": "model", "optimizer": optimizer},
-            "dfs": {"repetitions": 1, "initialisation": "paper", "optimizer": {**optimizer, "sigma": 1.0}},
+            **({} if space == "dfs" else {"merge": {"groups": "model"}}),
+            **({} if space == "ps" else {"path": {"kind": "gates", "repetitions": 1}}),
+            "optimize": {
+                "ps": [optimizer],
+                "dfs": [{**optimizer, "sigma": 1.0}],
+                "hybrid": [{**optimizer, "space": "ps"}, {**optimizer, "sigma": 1.0, "space": "dfs"}],
+            }.get(space, [optimizer]),
             "fitness": {"task": "likelihood", "separator": " "},
             "data": {split: {"jsonl": str(folder / f"{split}.jsonl")} for split in SPLITS},
-            "finalists": 2,
+            "compare": {"finalists": 2},
             **more,
         }
 

@@ -191,11 +191,11 @@ def test_merge(recipe_file: Path, tmp_path: Path) -> None:
 
 BAD_SEARCHES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"spaec": "ps"}, "spaec"),
-    "unknown nested key": ({"ps": {"mehtod": "linear"}}, "ps.mehtod"),
+    "unknown nested key": ({"merge": {"mehtod": "linear"}}, "ps.mehtod"),
     "unknown space": ({"space": "sp"}, "space"),
     "unknown task": ({"fitness": {"task": "luck"}}, "unknown task 'luck'"),
-    "unknown method": ({"ps": {"method": "magic"}}, "'magic' is not known"),
-    "unknown parameter": ({"ps": {"parameters": {"wait": 1}}}, "ps.parameters.wait"),
+    "unknown method": ({"merge": {"method": "magic"}}, "'magic' is not known"),
+    "unknown parameter": ({"merge": {"parameters": {"wait": 1}}}, "merge.parameters.wait"),
     "missing source": ({"sources": [{"model": "./nowhere"}, {"model": "./nowhere"}]}, "./nowhere: no such folder"),
     "missing data": ({"data": {"search": {"jsonl": "nowhere.jsonl"}}}, "nowhere.jsonl"),
     "one source": ({"sources": [{"model": "a"}]}, "sources"),
@@ -265,7 +265,7 @@ def test_a_dry_run_looks_at_the_folder(search_settings: Settings, search_file: P
     assert "holds a results.json but no study" in _error("search", search_file, "--out", tmp_path / "used", "--dry-run")
     assert _invoke("search", search_file, "--out", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
     assert _invoke("search", search_file, "--out", tmp_path / "out", "--dry-run").exit_code == 0
-    search_file.write_text(yaml.safe_dump(search_settings(seed=7)), encoding="utf-8")
+    search_file.write_text(yaml.safe_dump(search_settings(compute={"seed": 7})), encoding="utf-8")
     assert "seed was 0 and is 7" in _error("search", search_file, "--out", tmp_path / "out", "--dry-run")
 
 
@@ -326,7 +326,7 @@ def test_models_that_are_none(recipe_file: Path, tiny: Path, tmp_path: Path) -> 
 def test_a_study_of_another_search_is_one_line(search_settings: Settings, search_file: Path, tmp_path: Path) -> None:
     """Going on with other settings is refused with the key that differs."""
     assert _invoke("search", search_file, "--out", tmp_path / "out", "--no-model", "--workers", 0).exit_code == 0
-    search_file.write_text(yaml.safe_dump(search_settings(seed=7)), encoding="utf-8")
+    search_file.write_text(yaml.safe_dump(search_settings(compute={"seed": 7})), encoding="utf-8")
     assert "seed was 0 and is 7" in _error("search", search_file, "--out", tmp_path / "out")
 
 

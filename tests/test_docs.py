@@ -14,7 +14,9 @@ from hf_evomerge.merging.table import methods_table
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import parse_yaml
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.file.sections import FlowSpaceConfig, LimitsConfig, OptimizerConfig, ParameterSpaceConfig
+from hf_evomerge.search.file.paths import GatesPath, PaperPath, PrunePath, RepeatPath
+from hf_evomerge.search.file.sections import CompareConfig, ComputeConfig, LimitsConfig, MergeConfig, OutputConfig
+from hf_evomerge.search.file.stages import Step
 from hf_evomerge.search.spaces.flow import FlowSpace
 from hf_evomerge.search.spaces.parameter import ParameterSpace
 
@@ -43,7 +45,7 @@ def test_examples_are_valid_searches(file: Path) -> None:
     config = SearchConfig.load(file)
     merge = None
     if config.space in ("ps", "hybrid"):
-        space = ParameterSpace(config, 32, TENSORS if config.ps.groups == "rows" else {})
+        space = ParameterSpace(config, 32, TENSORS if config.merge.groups == "rows" else {})
         merge = space.decode(space.start().mean).merge
         assert merge is not None
     if config.space in ("dfs", "hybrid"):
@@ -55,12 +57,12 @@ def test_the_papers_numbers() -> None:
     """The examples have the sizes that the paper states: six numbers for PS, 4,288 for DFS, and what is spent on them."""
     ps = SearchConfig.load(ROOT / "examples" / "evollm-jp-ps.yaml")
     assert len(ParameterSpace(ps, 32).coordinates) == 6
-    assert ps.ps.optimizer.evaluations == 1000
+    assert ps.stages[0].evaluations == 1000
     hybrid = SearchConfig.load(ROOT / "examples" / "evollm-jp-hybrid.yaml")
     space = ParameterSpace(hybrid, 32)
     flow = FlowSpace(hybrid, [32] * 4, space.decode(space.start().mean).merge)
     assert flow.genome.dimension == 192 + 64 * 64
-    assert hybrid.dfs.optimizer.evaluations == 128 * 100
+    assert hybrid.stages[1].evaluations == 128 * 100
 
 
 @pytest.mark.parametrize(("page", "text"), _blocks("yaml", "README.md", "docs/search.md", "docs/how-to.md", SKILL))
@@ -105,19 +107,25 @@ def test_the_number_of_methods_in_the_comparison() -> None:
 @pytest.mark.parametrize(
     ("heading", "kind"),
     [
-        ("Top level", SearchConfig),
-        ("`ps`: parameter space", ParameterSpaceConfig),
-        ("`dfs`: data flow space", FlowSpaceConfig),
-        ("`optimizer`", OptimizerConfig),
-        ("`limits`", LimitsConfig),
+        ("## Top level", SearchConfig),
+        ("## `merge`: parameter space", MergeConfig),
+        ("### `kind: gates`", GatesPath),
+        ("### `kind: prune`", PrunePath),
+        ("### `kind: repeat`", RepeatPath),
+        ("### `kind: paper`", PaperPath),
+        ("## `optimize`: the steps", Step),
+        ("## `compare`", CompareConfig),
+        ("## `output`", OutputConfig),
+        ("## `compute`", ComputeConfig),
+        ("## `limits`", LimitsConfig),
     ],
 )
 def test_tables_of_keys(heading: str, kind: Any) -> None:
     """Every key of a section has a row in its table with the default that it has, and every row is a key."""
-    section = PAGES["docs/search.md"].split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    section = PAGES["docs/search.md"].split(f"\n{heading}\n")[1].split("\n##")[0]
     rows = re.findall(r"^\| (`[^|]*`) \|([^|]*)\|", section, re.MULTILINE)
     defaults = {name: default.strip() for names, default in rows for name in re.findall(r"`(\w+)`", names)}
-    assert defaults.keys() == kind.model_fields.keys() - {"ps", "dfs"}
+    assert defaults.keys() == kind.model_fields.keys() - {"kind"}
     for name, stated in defaults.items():
         default = kind.model_fields[name].default
         if isinstance(default, (bool, int, str, tuple)) and stated:

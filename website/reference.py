@@ -108,7 +108,7 @@ def described(part: dict[str, Any], where: str) -> str:
         LookupError: Nothing is.
     """
     if not part.get("description"):
-        raise LookupError(f"{where}: has no description; add it to the docstring of its class")
+        raise LookupError(f"{where}: has no description; write it under the field")
     return str(part["description"])
 
 

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,21 +30,17 @@ class _Generator(GenerateJsonSchema):
 
 
 def _schema(kind: type[StrictModel]) -> dict[str, Any]:
-    """A model's schema, with the text of its docstring's attributes at the keys, and without titles."""
+    """A model's schema, in which every key has a description, and without titles."""
     schema = kind.model_json_schema(schema_generator=_Generator, ref_template=REFERENCE)
     kinds = {each.__name__: each for each in [kind, *_below(StrictModel)]}
     for name, part in [(kind.__name__, schema), *schema.get("$defs", {}).items()]:
-        summary = part.pop("description", "").partition("\n\nAttributes:\n")[0]
-        part["description"] = " ".join(summary.split()).replace("``", "`")
-        texts: dict[str, str] = {}  # of the classes that it extends too
-        for each in reversed(kinds[name].__mro__):
-            texts |= _attributes(inspect.cleandoc(each.__doc__ or "").partition("\n\nAttributes:\n")[2])
-        for name, value in list(part.get("properties", {}).items()):
+        part["description"] = _plain(part.get("description", ""))
+        for key, value in list(part.get("properties", {}).items()):
             value.pop("title", None)
             if {"not": {}} in value.get("anyOf", [value]):
-                del part["properties"][name]
-            elif name in texts:
-                part["properties"][name] = {"description": texts[name], **value}
+                del part["properties"][key]
+            elif text := value.pop("description", None) or _inherited(kinds[name], key):
+                part["properties"][key] = {"description": _plain(text), **value}
     return schema
 
 
@@ -55,10 +49,14 @@ def _below(kind: type) -> Iterator[type]:
         yield from [each, *_below(each)]
 
 
-def _attributes(text: str) -> Iterator[tuple[str, str]]:
-    for match in re.finditer(r"^ {4}(\w[\w, ]*):((?:(?!^ {4}\w).*\n?)+)", text, re.MULTILINE):
-        for name in match[1].split(", "):
-            yield name, " ".join(match[2].split()).replace("``", "`")
+def _inherited(kind: type, key: str) -> str | None:
+    """The description of a key that a class narrows, from the class that it extends."""
+    fields = (each.model_fields.get(key) for each in kind.__mro__ if issubclass(each, StrictModel))
+    return next((field.description for field in fields if field is not None and field.description), None)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).replace("``", "`")
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -91,11 +89,11 @@ def search_schema() -> dict[str, Any]:
     term["properties"]["task"] = {"description": term["properties"].pop("fitness")["description"], "type": "string"}
     term |= {"required": ["task"], "additionalProperties": True}
     schema["properties"]["fitness"] = {"description": schema["properties"]["fitness"]["description"], "anyOf": choices}
-    for name in ("FirstConfig", "TaskObjective"):
+    for name in ("Step", "TaskObjective"):
         schema["$defs"][name]["properties"]["fitness"]["anyOf"] = [*choices, {"type": "null"}]
     objective = schema["properties"]["objectives"]["items"]
     objective["anyOf"] = objective.pop("oneOf")
-    _suggest_methods(schema["$defs"]["ParameterSpaceConfig"])
+    _suggest_methods(schema["$defs"]["MergeConfig"])
     return _titled(schema, "Search file of hf_evomerge")
 
 

@@ -34,8 +34,9 @@ def settings(name: str, models: Path) -> dict[str, Any]:
     """A search file, whole."""
     given = placed({**CASES["plain"], **CASES["searches"][name]}, models)
     given["data"] = {split: {"jsonl": str(models / f"{split}.jsonl")} for split in ("search", "validation", "test")}
-    if "retain" in given:
-        given["retain"] = {split: {"jsonl": str(models / f"{split}.jsonl")} for split in given["retain"]}
+    if "retain" in given["compare"]:
+        retained = {split: {"jsonl": str(models / f"{split}.jsonl")} for split in given["compare"]["retain"]}
+        given["compare"] = {**given["compare"], "retain": retained}
     return given
 
 

@@ -105,10 +105,13 @@ def demo(family: str, draw: int, count: int = SEARCH) -> Lab:
     settings = {
         "sources": [{"model": str(folder / name)} for name in ("japanese", "maths")],
         "base": {"model": str(folder / "base")},
-        "dtype": "float32",
         "fitness": {"task": "likelihood", "separator": " "},
+        "output": {"dtype": "float32"},
     }
-    sections: dict[str, dict[str, Any]] = {"ps": {"parameters": {"weight": WEIGHT}}, "dfs": {"max_hops": 24}}
+    sections: dict[str, dict[str, Any]] = {
+        "merge": {"parameters": {"weight": WEIGHT}},
+        "path": {"kind": "gates", "max_hops": 24},
+    }
     name = "shipped" if family == "shipped" else folder.name
     whole = count == SEARCH
     return Lab(name if whole else f"{name}, {count}", draw, settings, sections, examples, costs=COSTS if whole else ())

@@ -58,32 +58,37 @@ class Method:
 
 def ours(
     space: str,
-    algorithm: str = "cma",
+    by: str = "cma",
     *,
     first: str | None = None,
-    ps: dict[str, Any] | None = None,
-    dfs: dict[str, Any] | None = None,
+    batch: int | str | None = None,
+    merge: dict[str, Any] | None = None,
+    path: dict[str, Any] | None = None,
     **more: Any,
 ) -> Run:
     """One of the package's searches, whose stages share the budget evenly.
 
     Args:
         space: As in a search file.
-        algorithm: Of every space.
-        first: The algorithm that runs before in every space, if one does.
-        ps, dfs: What the search file says more of the spaces.
-        **more: What it says more at the top.
+        by: The algorithm of every space.
+        first: The algorithm of a step before in every space, if there is one.
+        batch: Examples of a generation.
+        merge, path: More keys of these sections.
+        **more: More keys at the top.
     """
 
     def run(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
-        spaces = {"ps": ps or {}, "dfs": dfs or {}} if space == "hybrid" else {space: (ps or {}) | (dfs or {})}
-        settings: dict[str, Any] = {"space": space, "seed": seed, **more}
-        for number, (stage, section) in enumerate(spaces.items()):
+        settings: dict[str, Any] = {"space": space, "compute": {"seed": seed}, **more}
+        for key, section, other in (("merge", merge, "dfs"), ("path", path, "ps")):
+            if space != other and (found := {**lab.sections.get(key, {}), **(section or {})}):
+                settings[key] = found
+        spaces, settings["optimize"] = ["ps", "dfs"] if space == "hybrid" else [None], []
+        for number, stage in enumerate(spaces):
             share = (budget + number) // len(spaces)
-            optimizer = {"algorithm": algorithm, "evaluations": share - share // 2 if first else share}
-            settings[stage] = {**lab.sections[stage], **section, "optimizer": optimizer}
             if first:
-                settings[stage]["first"] = {"algorithm": first, "evaluations": share // 2}
+                settings["optimize"].append({"by": first, "space": stage, "evaluations": share // 2, "batch": batch})
+            evaluations = share - share // 2 if first else share
+            settings["optimize"].append({"by": by, "space": stage, "evaluations": evaluations, "batch": batch})
         config = lab.config(**settings)
         run_search(config, folder, examples={"search": lab.examples["search"]}, build=False)
         return _points(folder, [stage.name for stage in config.stages], len(lab.examples["search"]))
@@ -108,7 +113,7 @@ class Objective:
     """The package's evaluator as a function to maximise, over the numbers of its parameter space."""
 
     def __init__(self, lab: Lab, budget: int) -> None:
-        config = lab.config(space="ps", ps=lab.sections["ps"])
+        config = lab.config(space="ps", merge=lab.sections["merge"])
         self.lab, self.budget, self.points = lab, budget, list[Point]()
         self.space = make_space(config, config.stages[0], lab.evaluator.sources.summary)
         self.start = self.space.start()
@@ -226,8 +231,9 @@ def lora(start: Callable[[Lab], Recipe | SourceRef], number: int) -> Run:
 
 
 TENSOR = {"groups": "tensor", "starts": []}
-GATE, SLOT, MATRIX = ({"order": [1, 0], "scales": scales} for scales in ("gate", "slot", "matrix"))  # A is the second parent
-HYBRID_GATE = {"order": [2, 1, 0], "scales": "gate"}  # A is the merged model
+GATE = {"kind": "gates", "order": [1, 0]}  # A is the second parent
+SLOT, MATRIX = ({"kind": "paper", "order": [1, 0], "scales": scales} for scales in ("slot", "matrix"))
+HYBRID_GATE = {"kind": "gates", "order": [2, 1, 0]}  # A is the merged model
 JOINT = HYBRID_GATE | {"repetitions": 1}
 SCALES = [uniform(scale) for scale in (0.3, 0.5, 0.7, 1.0)]
 STARTS: dict[str, tuple[str, Callable[[Lab], Recipe | SourceRef]]] = {
@@ -243,30 +249,30 @@ METHODS: dict[str, Method] = {
     "parent-1": Method("second parent", (1,), 1, known(parent(1))),
     "average": Method("uniform average", (1,), 1, known(average)),
     "averages": Method("best of 4 uniform sums", (4,), 1, known(*SCALES)),
-    "ps-gradient": Method("PS, gradient, per tensor", (25, 75, 150), 1, ours("ps", "gradient", ps=TENSOR)),
+    "ps-gradient": Method("PS, gradient, per tensor", (25, 75, 150), 1, ours("ps", "gradient", merge=TENSOR)),
     "ps-cma": Method("PS, CMA-ES, all examples", (600,), 1, ours("ps", batch="all")),
     "ps-cma-batch": Method("PS, CMA-ES, batches of 16", (200,), 1, ours("ps", batch=16)),
-    "dfs-gradient": Method("DFS, gates, gradient", (75, 150), 2, ours("dfs", "gradient", dfs=GATE)),
-    "dfs-slot": Method("DFS, indicators and scales, CMA-ES", (600,), 2, ours("dfs", batch="all", dfs=SLOT)),
+    "dfs-gradient": Method("DFS, gates, gradient", (75, 150), 2, ours("dfs", "gradient", path=GATE)),
+    "dfs-slot": Method("DFS, indicators and scales, CMA-ES", (600,), 2, ours("dfs", path=SLOT, batch="all")),
     **{
         f"lora-{name}-{number}": Method(f"LoRA from {where}", (25, 75), 2 if number < 2 else 3, lora(start, number))
         for number in range(3)
         for name, (where, start) in STARTS.items()
     },
     "ps-cma-grow": Method("PS, CMA-ES, growing batches", (200,), 2, ours("ps")),
-    "dfs-cma-grow": Method("DFS, gates, CMA-ES, growing batches", (200,), 2, ours("dfs", dfs=GATE)),
-    "hybrid": Method("PS+DFS, gradient", (150,), 2, ours("hybrid", "gradient", ps=TENSOR, dfs=HYBRID_GATE)),
-    "joint": Method("PS+DFS jointly, gradient", (75, 150), 2, ours("hybrid", "gradient", joint=True, ps=TENSOR, dfs=JOINT)),
+    "dfs-cma-grow": Method("DFS, gates, CMA-ES, growing batches", (200,), 2, ours("dfs", path=GATE)),
+    "hybrid": Method("PS+DFS, gradient", (150,), 2, ours("hybrid", "gradient", merge=TENSOR, path=HYBRID_GATE)),
+    "joint": Method("PS+DFS jointly, gradient", (75, 150), 2, ours("joint", "gradient", merge=TENSOR, path=JOINT)),
     "random": Method("random search", (600,), 3, ours("ps", "random")),
     "ps-gradient-block": Method("PS, gradient, per block", (25, 75), 3, ours("ps", "gradient")),
-    "dfs-cma-batch": Method("DFS, gates, CMA-ES, batches of 16", (200,), 3, ours("dfs", batch=16, dfs=GATE)),
+    "dfs-cma-batch": Method("DFS, gates, CMA-ES, batches of 16", (200,), 3, ours("dfs", path=GATE, batch=16)),
     "tpe": Method("Optuna TPE", (200,), 4, optuna("tpe")),
     "optuna-cma": Method("Optuna CMA-ES", (200,), 4, optuna("cma")),
     "ga": Method("pymoo GA", (200,), 4, pymoo_ga),
     "gp": Method("Optuna GP", (100,), 4, optuna("gp")),
-    "ps-first": Method("PS, gradient, then CMA-ES, per tensor", (150,), 5, ours("ps", first="gradient", ps=TENSOR)),
-    "dfs-cma": Method("DFS, gates, CMA-ES, all examples", (600,), 5, ours("dfs", batch="all", dfs=GATE)),
-    "ps-cma-tensor": Method("PS, CMA-ES, all examples, per tensor", (600,), 5, ours("ps", batch="all", ps=TENSOR)),
-    "dfs-matrix": Method("DFS, the paper's matrix of scales, CMA-ES", (600,), 5, ours("dfs", batch="all", dfs=MATRIX)),
+    "ps-first": Method("PS, gradient, then CMA-ES, per tensor", (150,), 5, ours("ps", first="gradient", merge=TENSOR)),
+    "dfs-cma": Method("DFS, gates, CMA-ES, all examples", (600,), 5, ours("dfs", path=GATE, batch="all")),
+    "ps-cma-tensor": Method("PS, CMA-ES, all examples, per tensor", (600,), 5, ours("ps", merge=TENSOR, batch="all")),
+    "dfs-matrix": Method("DFS, the paper's matrix of scales, CMA-ES", (600,), 5, ours("dfs", path=MATRIX, batch="all")),
 }
 """A new method is one line here. PS is per block and parent where it does not say per tensor."""

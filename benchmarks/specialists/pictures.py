@@ -93,10 +93,10 @@ def picture_config(
     settings["about"] = f"{ABOUT[:-1]}, where the numbers are pictures."
     settings["sources"] = [{"model": str(sight), "component": "text"}, settings["sources"][0]]
     if space == "dfs":  # without a merge there is no vocabulary to name, and none for an average
-        settings["baselines"] = []
+        settings["compare"]["baselines"] = []
     else:
-        settings["vocabulary"] = {"from": 0}
-    settings["dfs"]["order"] = [2, 0, 1] if space == "hybrid" else [0, 1]
+        settings["output"]["vocabulary"] = {"from": 0}
+    settings["path"]["order"] = [2, 0, 1] if space == "hybrid" else [0, 1]
     settings["data"] = {split: {**spec, "image_field": "pictures"} for split, spec in settings["data"].items()}
     return SearchConfig.model_validate(settings)
 

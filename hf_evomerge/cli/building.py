@@ -26,7 +26,7 @@ def merge(
     recipe: Annotated[
         Path,
         typer.Argument(
-            help="A recipe or a mergekit file (YAML; help(hf_evomerge.Recipe) lists the keys), a study, or with --soup a run.",
+            help="A recipe or a mergekit file (YAML; docs/recipes.md lists the keys), a study, or with --soup a run.",
             show_default=False,
         ),
     ],

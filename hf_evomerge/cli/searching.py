@@ -153,8 +153,7 @@ def search(
     file: Annotated[
         Path,
         typer.Argument(
-            help="The search file (YAML; help(hf_evomerge.SearchConfig) lists its keys), or a study that goes on.",
-            show_default=False,
+            help="The search file (YAML; docs/search.md lists its keys), or a study that goes on.", show_default=False
         ),
     ],
     out: Annotated[

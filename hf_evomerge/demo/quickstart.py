@@ -106,26 +106,24 @@ def write_problems(folder: Path, sizes: dict[str, int]) -> dict[str, Path]:
 
 def demo_config(space: str, data: dict[str, Path], evaluations: int, seed: int, family: Path = SPECIALISTS) -> SearchConfig:
     """The search of one space, by gradient. A hybrid search spends half of its evaluations on PS and the rest on DFS."""
-    ps_share = evaluations // 2 if space == "hybrid" else evaluations
-    dfs_share = evaluations - ps_share if space == "hybrid" else evaluations
+    half = evaluations // 2
+    shares = {"ps": half, "dfs": evaluations - half} if space == "hybrid" else {None: evaluations}
     settings = {
         "about": ABOUT,
         "space": space,
         "sources": [{"model": str(family / name)} for name in ("japanese", "maths")],
         "base": {"model": str(family / "base")},
-        "dtype": "float32",
-        "seed": seed,
-        "ps": {"method": "task_arithmetic", "optimizer": {"algorithm": "gradient", "evaluations": ps_share}},
-        "dfs": {
+        "path": {
+            "kind": "gates",
             "order": [2, 1, 0] if space == "hybrid" else [1, 0],  # A is the merged model, or the maths specialist
-            "repetitions": 2,
-            "scales": "gate",
             "max_hops": 24,
-            "optimizer": {"algorithm": "gradient", "evaluations": dfs_share},
         },
+        "optimize": [{"by": "gradient", "evaluations": share, "space": name} for name, share in shares.items()],
         "fitness": {"task": "likelihood", "separator": " "},
         "data": {split: {"jsonl": str(file), "gloss_field": "gloss"} for split, file in data.items()},
-        "baselines": ["average", "random"] if space == "ps" else ["average"],
+        "compare": {"baselines": ["average", "random"] if space == "ps" else ["average"]},
+        "output": {"dtype": "float32"},
+        "compute": {"seed": seed},
     }
     return SearchConfig.model_validate(settings)
 

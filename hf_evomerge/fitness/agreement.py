@@ -29,22 +29,19 @@ _KEPT = 64  # tokens of a position
 
 
 class AgreementSpec(TaskSpec):
-    """Score a model by its divergence from the source of each example; no labels are needed.
-
-    Attributes:
-        source: The source of all examples, where the data does not say it; ``base`` is the base.
-        temperature: What logits are divided by before they are compared.
-        max_new_tokens: Tokens of the answer that a source writes itself, where the data has none.
-        separator: Text between prompt and answer, where the data has answers.
-        batch_size: Examples in a forward pass. It changes the memory and the time, not the scores.
-    """
+    """Score a model by its divergence from the source of each example; no labels are needed."""
 
     task: Literal["agreement"] = "agreement"
     source: str | None = None
+    """The source of all examples, where the data does not say it; ``base`` is the base."""
     temperature: Positive = 3.0
+    """What logits are divided by before they are compared."""
     max_new_tokens: Count = 64
+    """Tokens of the answer that a source writes itself, where the data has none."""
     separator: str = ""
+    """Text between prompt and answer, where the data has answers."""
     batch_size: Count = 8
+    """Examples in a forward pass. It changes the memory and the time, not the scores."""
 
     @property
     def unit(self) -> str:

@@ -30,13 +30,10 @@ _PAPER_NUMBER = re.compile(r"\d*\.?\d+")  # knows neither commas nor signs: "1,0
 
 
 class RegexExtract(StrictModel):
-    """Take what a regular expression finds: its last match, or the first group of it where it has groups.
-
-    Attributes:
-        regex: The expression, in Python's syntax.
-    """
+    """Take what a regular expression finds: its last match, or the first group of it where it has groups."""
 
     regex: str = Field(min_length=1)
+    """The expression, in Python's syntax."""
 
     @field_validator("regex")
     @classmethod
@@ -49,15 +46,12 @@ class RegexExtract(StrictModel):
 
 
 class LanguageCheck(StrictModel):
-    """Require that the whole response is in one language, as fastText's lid.176 tells it.
-
-    Attributes:
-        code: The language's ISO code, such as ``ja``.
-        threshold: The probability that must be exceeded.
-    """
+    """Require that the whole response is in one language, as fastText's lid.176 tells it."""
 
     code: str = Field(pattern="^[a-z]{2,3}$")
+    """The language's ISO code, such as ``ja``."""
     threshold: float = Field(default=0.5, ge=0, le=1)
+    """The probability that must be exceeded."""
 
     def holds(self, text: str, *, as_paper: bool = False) -> bool:
         """Whether the text is in the language; an empty text is in none.

@@ -28,21 +28,19 @@ class ClassificationSpec(TaskSpec):
 
     The answer is the label's name in the model's config, or its number. Labels of one name are one class: their probabilities
     are summed.
-
-    Attributes:
-        score: What the values are: ``log_probability``, that of the right label, which has a gradient, or ``accuracy``, 1 where
-            it is the most probable one, else 0.
-        heads: A name for the head of each source, in their order; each example says which it is for (``head_field``), and a
-            model is scored through the heads of the sources. Through its own where empty.
-        temperature: What logits are divided by.
-        batch_size: Examples in a forward pass. It changes the memory and the time, not the scores.
     """
 
     task: Literal["classification"] = "classification"
     score: Literal["log_probability", "accuracy"] = "log_probability"
+    """What the values are: ``log_probability``, that of the right label, which has a gradient, or ``accuracy``, 1 where it is
+    the most probable one, else 0."""
     heads: list[str] = Field(default_factory=list)
+    """A name for the head of each source, in their order; each example says which it is for (``head_field``), and a model is
+    scored through the heads of the sources. Through its own where empty."""
     temperature: Positive = 1.0
+    """What logits are divided by."""
     batch_size: Count = 16
+    """Examples in a forward pass. It changes the memory and the time, not the scores."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

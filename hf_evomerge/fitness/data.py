@@ -41,71 +41,68 @@ def _as_list(value: Any) -> Any:
 
 
 class DataSpec(StrictModel):
-    """Which records to read and how to make examples of them.
-
-    Attributes:
-        jsonl: A file with one JSON object per line. A relative name starts at the current directory.
-        dataset: A data set's repository id on the Hub, or a folder with JSON, CSV or Parquet files.
-        data_files: Files of the data set; or, without one, files by name or address: CSV, TSV, JSON, Parquet, Arrow or text.
-        columns: The fields of CSV and TSV files that begin without their names.
-        streaming: Read from the begin as far as ``count`` needs, and download no more.
-        config: The data set's configuration, where it has several.
-        split: The data set's split; ``train`` where absent.
-        revision: The data set's branch, tag or commit; a commit pins the data.
-        lm_eval: Tasks of lm-evaluation-harness, by name or as YAML files, whose documents are the records: for the fitness task
-            ``lm_eval``, which says how they become prompts.
-        function: A Python function that returns records. Python only: a YAML file cannot name code.
-        sources: Data of several sources, by the name of each source; ``base`` is the base. Each has all fields of its own.
-        prompt_field: The field that holds the prompt; not read where there is a template.
-        filter: Which records count: a value, or a list of values, for each field that is looked at.
-        answer_field: The field that holds the answer; with ``choices`` its text, its label, or its number from 0. ``null``: the
-            records have no answers.
-        answer_after: Text after whose last place in that field the answer begins, such as ``####``.
-        text_field: The field that holds a whole text: it is the answer, and the prompt is empty.
-        choices: What there is to choose from: a field with a list of texts (or with ``text`` and ``label``, two lists), or a
-            list of texts with ``{field}`` wherever a field goes.
-        image_field: The field that holds a picture, or a list of them: bytes, a data set's image column, or in a file of JSON
-            lines the name of a file in its folder.
-        head_field: The field that names the head that an example is for, where the task has ``heads``.
-        id_field: The field that names the example; its place in the data where absent.
-        gloss_field: The field that says the same in a language that readers of the published model know: it stands beside the
-            examples that are published, and no model sees it.
-        template: The prompt's text with ``{field}`` wherever a field of the record goes, ``{{`` and ``}}`` for braces.
-        chat: Wrap the prompt in the tokenizer's chat template, as one message of a user.
-        system: The system message of the chat.
-        start: How many records to skip, after shuffling.
-        count: How many records to take; all that are left where absent.
-        shuffle_seed: Shuffle all records with this seed before ``start`` and ``count`` apply: slices of one seed are disjoint.
-            A stream is shuffled within a window of 10,000 records.
-    """
+    """Which records to read and how to make examples of them."""
 
     jsonl: str | None = None
+    """A file with one JSON object per line. A relative name starts at the current directory."""
     dataset: str | None = None
+    """A data set's repository id on the Hub, or a folder with JSON, CSV or Parquet files."""
     data_files: str | list[str] | None = None
+    """Files of the data set; or, without one, files by name or address: CSV, TSV, JSON, Parquet, Arrow or text."""
     columns: list[str] | None = None
+    """The fields of CSV and TSV files that begin without their names."""
     streaming: bool = False
+    """Read from the begin as far as ``count`` needs, and download no more."""
     filter: dict[str, Value | list[Value]] | None = None
+    """Which records count: a value, or a list of values, for each field that is looked at."""
     config: str | None = None
+    """The data set's configuration, where it has several."""
     split: str | None = None
+    """The data set's split; ``train`` where absent."""
     revision: str | None = None
+    """The data set's branch, tag or commit; a commit pins the data."""
     lm_eval: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] | None = None
+    """Tasks of lm-evaluation-harness, by name or as YAML files, whose documents are the records: for the fitness task
+    ``lm_eval``, which says how they become prompts."""
     function: Callable[[], Iterable[Record]] | None = Field(default=None, exclude=True, repr=False)
+    """A Python function that returns records. Python only: a YAML file cannot name code."""
     sources: dict[str, DataSpec] | None = Field(default=None, min_length=1)
+    """Data of several sources, by the name of each source; ``base`` is the base. Each has all fields of its own."""
     prompt_field: str = "prompt"
+    """The field that holds the prompt; not read where there is a template."""
     answer_field: str | None = "answer"
+    """The field that holds the answer; with ``choices`` its text, its label, or its number from 0. ``null``: the records have
+    no answers."""
     answer_after: str | None = None
+    """Text after whose last place in that field the answer begins, such as ``####``."""
     text_field: str | None = None
+    """The field that holds a whole text: it is the answer, and the prompt is empty."""
     choices: str | list[str] | None = None
+    """What there is to choose from: a field with a list of texts (or with ``text`` and ``label``, two lists), or a list of
+    texts with ``{field}`` wherever a field goes."""
     image_field: str | None = None
+    """The field that holds a picture, or a list of them: bytes, a data set's image column, or in a file of JSON lines the name
+    of a file in its folder."""
     head_field: str | None = None
+    """The field that names the head that an example is for, where the task has ``heads``."""
     id_field: str | None = None
+    """The field that names the example; its place in the data where absent."""
     gloss_field: str | None = None
+    """The field that says the same in a language that readers of the published model know: it stands beside the examples that
+    are published, and no model sees it."""
     template: str | None = None
+    """The prompt's text with ``{field}`` wherever a field of the record goes, ``{{`` and ``}}`` for braces."""
     chat: bool = False
+    """Wrap the prompt in the tokenizer's chat template, as one message of a user."""
     system: str | None = None
+    """The system message of the chat."""
     start: Index = 0
+    """How many records to skip, after shuffling."""
     count: Count | None = None
+    """How many records to take; all that are left where absent."""
     shuffle_seed: Index | None = None
+    """Shuffle all records with this seed before ``start`` and ``count`` apply: slices of one seed are disjoint. A stream is
+    shuffled within a window of 10,000 records."""
 
     @field_validator("choices")
     @classmethod

@@ -70,16 +70,12 @@ def draw(pipeline: Any, examples: Sequence[Example], *, batch_size: int = 16, **
 
 
 class ChoiceSpec(TaskSpec):
-    """A person looks at the pictures of every candidate and picks one, on the page that `hf-evomerge search` opens.
-
-    Attributes:
-        task: ``choice``.
-        batch_size: How many pictures are drawn at a time.
-        arguments: Arguments of the pipeline's call, such as ``num_inference_steps: 4``.
-    """
+    """A person looks at the pictures of every candidate and picks one, on the page that `hf-evomerge search` opens."""
 
     batch_size: Count = 4
+    """How many pictures are drawn at a time."""
     arguments: dict[str, Argument] = Field(default_factory=dict)
+    """Arguments of the pipeline's call, such as ``num_inference_steps: 4``."""
 
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Prompts have no answers: whatever stands for one will do."""
@@ -111,15 +107,12 @@ class ChoiceTask(PreparedTask):
 
 
 class ClipSpec(ChoiceSpec):
-    """How near what is drawn is to a text, by a model of pictures and texts: ``fitness: {task: clip, model: ...}``.
-
-    Attributes:
-        model: Repository or folder of the model that judges, in safetensors; none of its code is run.
-        revision: Its branch, tag or commit.
-    """
+    """How near what is drawn is to a text, by a model of pictures and texts: ``fitness: {task: clip, model: ...}``."""
 
     model: str
+    """Repository or folder of the model that judges, in safetensors; none of its code is run."""
     revision: str | None = None
+    """Its branch, tag or commit."""
 
     @property
     def unit(self) -> str:

@@ -21,30 +21,23 @@ from .writing import WritingSpec, WritingTask
 
 
 class AnswerSpec(WritingSpec):
-    """What tasks have in common that score a model by how many of its greedily decoded answers are right.
-
-    Attributes:
-        max_new_tokens: Tokens after which a response is cut.
-        stop: Strings that end a response; neither they nor what follows is looked at.
-        extract: Which part of the response is the answer: ``all``, ``last_number``, or ``{regex: ...}``.
-        decimal: How responses write numbers: ``point`` (1,000.5) or ``comma`` (1.000,5). As the language that is required
-            writes them by default, and with a point where none is.
-        compat: ``paper`` scores as the scorer of arXiv:2403.13187 does: ``1,000`` is 0 and ``-5`` is 5, and fastText is asked
-            about the shortest response.
-        compare: As ``number`` within the tolerance, or as ``text`` without the space around it. The default is ``number`` for
-            ``last_number`` and ``text`` otherwise.
-        tolerance: Largest difference of two numbers that are the same.
-        language: Require that the whole response is in this language as well.
-        score: What the values are: ``accuracy`` is 1 for a right answer (in the right language), else 0.
-        batch_size: Prompts that are decoded together. It changes the memory and the time, not the scores.
-    """
+    """What tasks have in common that score a model by how many of its greedily decoded answers are right."""
 
     extract: Extract = "last_number"
+    """Which part of the response is the answer: ``all``, ``last_number``, or ``{regex: ...}``."""
     decimal: Decimal | None = None
+    """How responses write numbers: ``point`` (1,000.5) or ``comma`` (1.000,5). As the language that is required writes them by
+    default, and with a point where none is."""
     compat: Literal["paper"] | None = None
+    """``paper`` scores as the scorer of arXiv:2403.13187 does: ``1,000`` is 0 and ``-5`` is 5, and fastText is asked about the
+    shortest response."""
     compare: Literal["number", "text"] | None = None
+    """As ``number`` within the tolerance, or as ``text`` without the space around it. The default is ``number`` for
+    ``last_number`` and ``text`` otherwise."""
     tolerance: Annotated[Number, Field(ge=0)] = 1e-6
+    """Largest difference of two numbers that are the same."""
     score: Literal["accuracy"] = "accuracy"
+    """What the values are: ``accuracy`` is 1 for a right answer (in the right language), else 0."""
 
     @property
     def unit(self) -> str:

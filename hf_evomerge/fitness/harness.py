@@ -40,87 +40,75 @@ _RIGHT = ("acc", "exact_match")  # begin the names of metrics that say what is r
 
 
 class LmEvalSpec(TaskSpec):
-    """Score a model by tasks of lm-evaluation-harness; which, and on which documents, stands under ``data`` (``lm_eval``).
-
-    Attributes:
-        metric: What counts, such as ``acc_norm``, or ``exact_match,strict-match`` for that of a filter; for each task by its
-            name where they differ. The first of each task by default, after its first filter.
-        num_fewshot: Solved examples before each question; the task's own number by default.
-        chat: Wrap the prompts in the tokenizer's chat template.
-        system: The system message of the chat.
-        multiturn: Whether solved examples are turns of the chat, or stand in one message.
-        batch_size: Requests that run together. It changes the memory and the time; scores in their last bits.
-    """
+    """Score a model by tasks of lm-evaluation-harness; which, and on which documents, stands under ``data`` (``lm_eval``)."""
 
     task: Literal["lm_eval"] = "lm_eval"
     metric: str | dict[str, str] | None = None
+    """What counts, such as ``acc_norm``, or ``exact_match,strict-match`` for that of a filter; for each task by its name where
+    they differ. The first of each task by default, after its first filter."""
     num_fewshot: Annotated[Index, Field(le=1000)] | None = None
+    """Solved examples before each question; the task's own number by default."""
     chat: bool = False
+    """Wrap the prompts in the tokenizer's chat template."""
     system: str | None = None
+    """The system message of the chat."""
     multiturn: bool = True
+    """Whether solved examples are turns of the chat, or stand in one message."""
     batch_size: Count = 16
+    """Requests that run together. It changes the memory and the time; scores in their last bits."""
 
 
 class GenerationKeys(StrictModel):
-    """``generation_kwargs`` of a task of lm_eval: the only ones that reach `generate`, some of whose arguments load code.
-
-    Attributes:
-        until: Strings that end a response.
-        do_sample: Draw tokens rather than take the likeliest.
-        temperature: Divisor of the logits when tokens are drawn.
-        top_p: Draw among the likeliest tokens with this total probability.
-        top_k: Draw among so many of the likeliest tokens.
-        num_beams: Beams of a beam search; each takes the memory of one more row.
-        max_gen_toks: Tokens after which a response is cut.
-        max_new_tokens: The same.
-        max_tokens: The same.
-        max_completion_tokens: The same.
-    """
+    """``generation_kwargs`` of a task of lm_eval: the only ones that reach `generate`, some of whose arguments load code."""
 
     until: str | list[str] | None = None
+    """Strings that end a response."""
     do_sample: bool | None = None
+    """Draw tokens rather than take the likeliest."""
     temperature: float | None = Field(default=None, ge=0, le=100)
+    """Divisor of the logits when tokens are drawn."""
     top_p: float | None = Field(default=None, gt=0, le=1)
+    """Draw among the likeliest tokens with this total probability."""
     top_k: int | None = Field(default=None, ge=0, le=131072)
+    """Draw among so many of the likeliest tokens."""
     num_beams: int | None = Field(default=None, ge=1, le=64)
+    """Beams of a beam search; each takes the memory of one more row."""
     max_gen_toks: Count | None = None
+    """Tokens after which a response is cut."""
     max_new_tokens: Count | None = None
+    """The same."""
     max_tokens: Count | None = None
+    """The same."""
     max_completion_tokens: Count | None = None
+    """The same."""
 
 
 class MetricKeys(StrictModel):
-    """A metric that a task of lm_eval names; keys beside these are the metric's own.
-
-    Attributes:
-        metric: Its name.
-        hf_evaluate: Whether it is fetched from the Hub, as code: never.
-    """
+    """A metric that a task of lm_eval names; keys beside these are the metric's own."""
 
     model_config = ConfigDict(extra="ignore")
 
     metric: str
+    """Its name."""
     hf_evaluate: Literal[False] = False
+    """Whether it is fetched from the Hub, as code: never."""
 
 
 class TaskKeys(StrictModel):
-    """Keys of a lm_eval task, or of its file, that are checked.
-
-    Attributes:
-        task: Its name.
-        num_fewshot: Solved examples before each question.
-        repeats: How often each request is made.
-        metric_list: Its metrics.
-        generation_kwargs: How a response is generated.
-    """
+    """Keys of a lm_eval task, or of its file, that are checked."""
 
     model_config = ConfigDict(extra="ignore")
 
     task: str
+    """Its name."""
     num_fewshot: Annotated[Index, Field(le=1000)] | None = None
+    """Solved examples before each question."""
     repeats: Annotated[Count, Field(le=1000)] = 1
+    """How often each request is made."""
     metric_list: list[MetricKeys] | None = None
+    """Its metrics."""
     generation_kwargs: GenerationKeys | None = None
+    """How a response is generated."""
 
 
 @register_task("lm_eval")

@@ -18,19 +18,16 @@ Normalize = Literal["sum", "token", "byte"]
 
 
 class TextSpec(TaskSpec):
-    """What tasks have in common that score given texts by their log-probability.
-
-    Attributes:
-        normalize: ``sum`` scores a text's log-probability (nats), ``token`` its mean over the text's tokens, ``byte`` its mean
-            over the text's bytes in UTF-8.
-        temperature: What logits are divided by.
-        batch_size: Texts in a forward pass. It changes the memory and the time, not the scores: small batches stay in a CPU's
-            caches, a GPU is faster with larger ones.
-    """
+    """What tasks have in common that score given texts by their log-probability."""
 
     normalize: Normalize = "sum"
+    """``sum`` scores a text's log-probability (nats), ``token`` its mean over the text's tokens, ``byte`` its mean over the
+    text's bytes in UTF-8."""
     temperature: Positive = 1.0
+    """What logits are divided by."""
     batch_size: Count = 16
+    """Texts in a forward pass. It changes the memory and the time, not the scores: small batches stay in a CPU's caches, a GPU
+    is faster with larger ones."""
 
     @property
     def unit(self) -> str:
@@ -92,21 +89,13 @@ class TextTask(PreparedTask):
 
 
 class LikelihoodSpec(TextSpec):
-    """Score a model by the log-probability that it gives to the right answer.
-
-    Attributes:
-        normalize: ``sum`` scores the answer's log-probability (nats), ``token`` its mean over the answer's tokens, ``byte`` its
-            mean over the answer's bytes in UTF-8.
-        separator: Text between prompt and answer. It is scored as part of the answer.
-        append_eos: Whether the model must also end the answer: the end-of-text token is scored as its last token.
-        temperature: What logits are divided by.
-        batch_size: Examples in a forward pass. It changes the memory and the time, not the scores: small batches stay in a
-            CPU's caches, a GPU is faster with larger ones.
-    """
+    """Score a model by the log-probability that it gives to the right answer."""
 
     task: Literal["likelihood"] = "likelihood"
     separator: str = ""
+    """Text between prompt and answer. It is scored as part of the answer."""
     append_eos: bool = True
+    """Whether the model must also end the answer: the end-of-text token is scored as its last token."""
 
 
 @register_task("likelihood")

@@ -18,21 +18,14 @@ from .scores import Scores
 
 
 class MultipleChoiceSpec(TextSpec):
-    """Score a model by whether it gives the right choice the greatest log-probability.
-
-    Attributes:
-        score: ``accuracy`` is 1 where the right choice is the most probable, else 0; ``log_probability`` is the logarithm of
-            its probability among the choices, which is smooth.
-        normalize: How choices of different length are compared: by their log-probability (``sum``), its mean over their tokens
-            (``token``), or over their bytes in UTF-8 (``byte``).
-        separator: Text between prompt and choice. It is scored as part of the choice.
-        temperature: What the choices' log-probabilities are divided by, for ``log_probability``.
-        batch_size: Choices in a forward pass. It changes the memory and the time, not the scores.
-    """
+    """Score a model by whether it gives the right choice the greatest log-probability."""
 
     task: Literal["multiple_choice"] = "multiple_choice"
     score: Literal["accuracy", "log_probability"] = "accuracy"
+    """``accuracy`` is 1 where the right choice is the most probable, else 0; ``log_probability`` is the logarithm of its
+    probability among the choices, which is smooth."""
     separator: str = ""
+    """Text between prompt and choice. It is scored as part of the choice."""
 
     @property
     def unit(self) -> str:

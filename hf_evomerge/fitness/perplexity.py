@@ -18,22 +18,18 @@ from .registry import TaskSpec, register_task
 
 
 class PerplexitySpec(TextSpec):
-    """Score a model by the mean log-probability of a text's tokens (or bytes); ``exp`` of its negative is the perplexity.
-
-    Attributes:
-        normalize: Per ``token`` or per ``byte``; only the latter compares models with different tokenizers.
-        window: Tokens that the model is given at most.
-        stride: Tokens that a window after the first one scores, with the window's others before them as context; half of the
-            window where absent. As many as the window: windows side by side, the fastest.
-        temperature: What logits are divided by.
-        batch_size: Windows in a forward pass. It changes the memory and the time, not the scores.
-    """
+    """Score a model by the mean log-probability of a text's tokens (or bytes); ``exp`` of its negative is the perplexity."""
 
     task: Literal["perplexity"] = "perplexity"
     normalize: Literal["token", "byte"] = "token"
+    """Per ``token`` or per ``byte``; only the latter compares models with different tokenizers."""
     window: Annotated[Count, Field(ge=2)] = 1024
+    """Tokens that the model is given at most."""
     stride: Count | None = None
+    """Tokens that a window after the first one scores, with the window's others before them as context; half of the window
+    where absent. As many as the window: windows side by side, the fastest."""
     batch_size: Count = 8
+    """Windows in a forward pass. It changes the memory and the time, not the scores."""
 
     @model_validator(mode="after")
     def _check_stride(self) -> PerplexitySpec:

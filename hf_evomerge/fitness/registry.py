@@ -17,16 +17,13 @@ from .scores import Scores
 
 
 class TaskSpec(StrictModel):
-    """A task's section of a YAML file; every task has its own kind.
-
-    Attributes:
-        task: The task's name.
-        scores_version: Number of the way of scoring, which a study keeps: raise it when the same answers would score otherwise,
-            and a search that began with the old scores does not go on with the new ones.
-    """
+    """A task's section of a YAML file; every task has its own kind."""
 
     task: str
+    """The task's name."""
     scores_version: ClassVar[int] = 1
+    """Number of the way of scoring, which a study keeps: raise it when the same answers would score otherwise, and a search
+    that began with the old scores does not go on with the new ones."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

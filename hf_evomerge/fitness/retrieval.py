@@ -20,23 +20,20 @@ _DEPTH = 10  # ranks that count for nDCG
 
 
 class RetrievalSpec(TaskSpec):
-    """Score an encoder by how near it puts a query, the prompt, to its passage, the answer, among the passages of all examples.
-
-    Attributes:
-        score: What the values are: ``log_probability``, that of the right passage under a softmax over all, which has a
-            gradient; ``accuracy``, 1 where it is the nearest; or ``ndcg``, nDCG@10: 1 / log2(1 + rank) up to rank 10, else 0.
-        pooling: What a text's vector is: the ``mean`` of its tokens' hidden states, or that of the ``first`` token.
-        temperature: What cosines are divided by for the softmax.
-        max_tokens: Tokens after which a text is cut.
-        batch_size: Texts in a forward pass. It changes the memory and the time, not the scores.
-    """
+    """Score an encoder by how near it puts a query, the prompt, to its passage, the answer, among all passages."""
 
     task: Literal["retrieval"] = "retrieval"
     score: Literal["log_probability", "accuracy", "ndcg"] = "log_probability"
+    """What the values are: ``log_probability``, that of the right passage under a softmax over all, which has a gradient;
+    ``accuracy``, 1 where it is the nearest; or ``ndcg``, nDCG@10: 1 / log2(1 + rank) up to rank 10, else 0."""
     pooling: Literal["mean", "first"] = "mean"
+    """What a text's vector is: the ``mean`` of its tokens' hidden states, or that of the ``first`` token."""
     temperature: Positive = 0.05
+    """What cosines are divided by for the softmax."""
     max_tokens: Count = 256
+    """Tokens after which a text is cut."""
     batch_size: Count = 32
+    """Texts in a forward pass. It changes the memory and the time, not the scores."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

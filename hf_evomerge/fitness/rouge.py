@@ -17,14 +17,13 @@ from .writing import WritingSpec, WritingTask
 class RougeLSpec(WritingSpec):
     """Score a model by the ROUGE-L F-measure of its greedily decoded responses against the answers.
 
-    Attributes:
-        language: ``{code: ja}``: words are those that MeCab finds with UniDic, and a response that is not Japanese counts as
-            blank; ``{code: en}`` the same with English words, which are taken where no language is required.
-        stemmer: Whether English words are compared by their stems (Porter's).
+    With ``language: {code: ja}`` words are those that MeCab finds with UniDic, and a response that is not Japanese counts as
+    blank; ``{code: en}`` does the same with English words, which are taken where no language is required.
     """
 
     task: Literal["rouge_l"] = "rouge_l"
     stemmer: bool = False
+    """Whether English words are compared by their stems (Porter's)."""
 
     @model_validator(mode="after")
     def _check_language(self) -> RougeLSpec:

@@ -28,17 +28,14 @@ from .scores import Scores
 
 
 class Term(StrictModel):
-    """A task with its weight: in a file its keys stand beside the ones of the task.
-
-    Attributes:
-        fitness: The task.
-        weight: What its mean score is multiplied by.
-        data: Its examples, for the splits that the search has; the search's own examples where absent.
-    """
+    """A task with its weight: in a file its keys stand beside the ones of the task."""
 
     weight: Positive = 1.0
+    """What its mean score is multiplied by."""
     fitness: AnyTaskSpec
+    """The task."""
     data: dict[Literal["search", "validation", "test"], DataSpec] = Field(default_factory=dict)
+    """Its examples, for the splits that the search has; the search's own examples where absent."""
 
     @model_validator(mode="before")
     @classmethod
@@ -61,14 +58,11 @@ class Term(StrictModel):
 
 
 class TermsSpec(TaskSpec):
-    """Score a model by a weighted sum of tasks.
-
-    Attributes:
-        terms: Tasks, each with a ``weight`` (1 by default) and, where it has examples of its own, ``data``.
-    """
+    """Score a model by a weighted sum of tasks."""
 
     task: Literal["terms"] = "terms"
     terms: tuple[Term, ...]
+    """Tasks, each with a ``weight`` (1 by default) and, where it has examples of its own, ``data``."""
 
     @field_validator("terms")
     @classmethod

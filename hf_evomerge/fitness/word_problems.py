@@ -89,8 +89,7 @@ class WordProblemSpec(AnswerSpec):
 class MgsmSpec(WordProblemSpec):
     """Score a model by MGSM (Shi et al. 2022, arXiv:2210.03057): grade-school problems in eleven languages.
 
-    Attributes:
-        language: The problems' language, which answers must be in.
+    The problems are in the `language` that answers must be in.
     """
 
     task: Literal["mgsm"] = "mgsm"

@@ -29,21 +29,18 @@ def _as_check(value: Any) -> Any:
 
 
 class WritingSpec(TaskSpec):
-    """What tasks have in common that look at what a model writes.
-
-    Attributes:
-        max_new_tokens: Tokens after which a response is cut.
-        stop: Strings that end a response; neither they nor what follows is looked at.
-        language: Require that the whole response is in this language: its code, or the code with a threshold.
-        batch_size: Prompts that are decoded together. It changes the memory and the time, not the scores.
-    """
+    """What tasks have in common that look at what a model writes."""
 
     max_new_tokens: Count = 256
+    """Tokens after which a response is cut."""
     stop: list[str] = Field(default_factory=list)
+    """Strings that end a response; neither they nor what follows is looked at."""
     language: Annotated[LanguageCheck | None, BeforeValidator(_as_check, json_schema_input_type=LanguageCheck | str | None)] = (
         None
     )
+    """Require that the whole response is in this language: its code, or the code with a threshold."""
     batch_size: Count = 16
+    """Prompts that are decoded together. It changes the memory and the time, not the scores."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

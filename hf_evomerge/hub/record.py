@@ -83,7 +83,7 @@ def write_record(
         parts = {
             "format": 1,
             "space": config.space,
-            "seed": config.seed,
+            "seed": config.compute.seed,
             "versions": study.meta("versions") or {},
             "settings": _public_settings(config.model_copy(update={"about": about_of(search, config)}), publish),
             "splits": _split_sizes(study),

@@ -8,6 +8,7 @@ of numbers, a gradient, runs over the blocks; under the whole name of a tensor i
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -279,34 +280,20 @@ def one_of_each(layer_count: int) -> list[str]:
     return ["embed_tokens.weight", *halves, "lm_head.weight"]
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """How a model is cut into layer groups: the granularity of a search.
+def group_keys(groups: int | Literal["block", "half", "model"], layer_count: int) -> list[str]:
+    """Cut a model into layer groups, and return their keys in the order of the layers.
 
-    Attributes:
-        blocks_per_group: Blocks per group; ``"all"``: one group of all blocks, next to ``embed`` and ``head``; ``"model"``: the
-            whole model is one group, ``default``, which is what arXiv:2403.13187 reports (finer groups gained nothing there).
-        split_attention: Whether the attention and the MLP half of the blocks are groups of their own.
+    Args:
+        groups: ``block``: each block is a group, next to ``embed`` and ``head``; ``half``: so are the attention and the MLP of
+            each; a number: the blocks are divided into so many groups, of which the last may be smaller; ``model``: the whole
+            model is one group, ``default``, which is what arXiv:2403.13187 reports (finer groups gained nothing there).
         layer_count: Number of blocks.
     """
-
-    blocks_per_group: int | Literal["all", "model"]
-    split_attention: bool
-    layer_count: int
-
-    def __post_init__(self) -> None:
-        if self.layer_count < 1:
-            raise RecipeError(f"layer_count: {self.layer_count}; a model has at least one block")
-
-    @property
-    def keys(self) -> list[str]:
-        """The group keys in the order of the layers; the last group of blocks may be smaller."""
-        if self.blocks_per_group == "model":
-            return ["default"]
-        size = self.layer_count if self.blocks_per_group == "all" else int(self.blocks_per_group)
-        keys = ["embed"]
-        for first in range(0, self.layer_count, size):
-            last = min(first + size, self.layer_count) - 1
-            blocks = f"blocks.{first}" if first == last else f"blocks.{first}-{last}"
-            keys += [f"{blocks}.attn", f"{blocks}.mlp"] if self.split_attention else [blocks]
-        return [*keys, "head"]
+    if groups == "model":
+        return ["default"]
+    size, keys = math.ceil(layer_count / groups) if isinstance(groups, int) else 1, ["embed"]
+    for first in range(0, layer_count, max(size, 1)):
+        last = min(first + size, layer_count) - 1
+        blocks = f"blocks.{first}" if first == last else f"blocks.{first}-{last}"
+        keys += [f"{blocks}.attn", f"{blocks}.mlp"] if groups == "half" else [blocks]
+    return [*keys, "head"]

@@ -33,28 +33,25 @@ BY_TOKEN = ("union", "tokenizer")  # vocabularies that are matched by token, not
 
 
 class SourceRef(StrictModel):
-    """Where one parent checkpoint is.
-
-    Attributes:
-        model: A folder, or the id of a repository on the Hub.
-        revision: Branch, tag or commit on the Hub; a commit pins the recipe. Must be empty for a folder.
-        adapter: A LoRA adapter that is merged into the weights when they are read: a folder, or a repository on the Hub; of a
-            pipeline also one file of safetensors in it.
-        adapter_revision: Branch, tag or commit of the adapter's repository.
-        component: The part of the model that takes part: ``text``, ``vision``, ``audio``, ``projector``, ``encoder`` or
-            ``decoder``; of a diffusion pipeline one of its ``model_index.json``, such as ``unet``. All of it where absent.
-        gguf: The GGUF file in the folder or repository that holds the weights, which are dequantised. A ``model`` that ends in
-            ``.gguf`` names both: ``user/name/model-Q8_0.gguf``.
-        gguf_sha256: The file's sha256; another file is refused. A recipe beside a model that was built has it.
-    """
+    """Where one parent checkpoint is."""
 
     model: str = Field(min_length=1)
+    """A folder, or the id of a repository on the Hub."""
     revision: str | None = None
+    """Branch, tag or commit on the Hub; a commit pins the recipe. Must be empty for a folder."""
     adapter: str | None = Field(default=None, min_length=1)
+    """A LoRA adapter that is merged into the weights when they are read: a folder, or a repository on the Hub; of a pipeline
+    also one file of safetensors in it."""
     adapter_revision: str | None = None
+    """Branch, tag or commit of the adapter's repository."""
     component: str | None = Field(default=None, min_length=1)
+    """The part of the model that takes part: ``text``, ``vision``, ``audio``, ``projector``, ``encoder`` or ``decoder``; of a
+    diffusion pipeline one of its ``model_index.json``, such as ``unet``. All of it where absent."""
     gguf: str | None = Field(default=None, pattern=r"^[^/].*\.gguf$")
+    """The GGUF file in the folder or repository that holds the weights, which are dequantised. A ``model`` that ends in
+    ``.gguf`` names both: ``user/name/model-Q8_0.gguf``."""
     gguf_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """The file's sha256; another file is refused. A recipe beside a model that was built has it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -132,20 +129,17 @@ def _tail(name: str, count: int) -> str:
 
 
 class SlicePart(StrictModel):
-    """Some layers of a merged model that is stacked from slices.
-
-    Attributes:
-        layers: One entry per source that takes part in the slice: its layers as hops of a path, such as ``0:0-15``, ``1:8-23``
-            or ``0:4-7 x2``. All entries have as many layers; the slice's layers are merged one by one.
-        base: The base's layers, such as ``0-15``; those of the first entry where absent.
-        options: Options of this slice, in place of the merge's.
-        parameters: The method's per-source parameters, one mapping per entry of ``layers``. A gradient runs over the slice.
-    """
+    """Some layers of a merged model that is stacked from slices."""
 
     layers: list[str] = Field(min_length=1)
+    """One entry per source that takes part in the slice: its layers as hops of a path, such as ``0:0-15``, ``1:8-23`` or
+    ``0:4-7 x2``. All entries have as many layers; the slice's layers are merged one by one."""
     base: str | None = None
+    """The base's layers, such as ``0-15``; those of the first entry where absent."""
     options: dict[str, OptionValue] = Field(default_factory=dict)
+    """Options of this slice, in place of the merge's."""
     parameters: list[dict[str, ParameterValue]] = Field(default_factory=list)
+    """The method's per-source parameters, one mapping per entry of ``layers``. A gradient runs over the slice."""
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -179,31 +173,28 @@ class SlicePart(StrictModel):
 
 
 class MergePart(StrictModel):
-    """The parameter-space part: how much of each source's weights goes into the merged model.
-
-    Attributes:
-        method: Name of a merge method (``hf-evomerge merge --methods`` lists them).
-        options: The method's global parameters, such as ``normalize`` or ``lambda``; defaults where absent. Some, like
-            slerp's ``t``, take what a per-source parameter takes.
-        sources: Which sources take part, as indices into the recipe's sources; all by default.
-        slices: A stack of layers in place of the sources' own: its parts, from the bottom to the top. The embeddings are merged
-            as the first slice is, final norm and head as the last. Then ``sources`` and ``parameters`` are left out.
-        parameters: The method's per-source parameters, one mapping per source that takes part, such as
-            ``{weight: 0.5}``. A value is a number for the whole model, a gradient over the blocks such as ``[0, 0.5, 1]``, or
-            a mapping to numbers and gradients: from layer groups (``embed``, ``blocks.0-3``, ``blocks.4.attn``, ``head``) or
-            patterns of tensor names (``"*down_proj*"``); the key ``default`` stands for all that is not named.
-        router: Of a mixture of experts, the source whose routers the result has, as an index into the recipe's sources; the
-            first that takes part (of a slice: its first) where absent. ``merge``: they are merged as everything else.
-        unmatched: What becomes of patterns that name no tensor: ``refuse``, the default, or ``ignore``.
-    """
+    """The parameter-space part: how much of each source's weights goes into the merged model."""
 
     method: str
+    """Name of a merge method (``hf-evomerge merge --methods`` lists them)."""
     options: dict[str, OptionValue] = Field(default_factory=dict)
+    """The method's global parameters, such as ``normalize`` or ``lambda``; defaults where absent. Some, like slerp's ``t``,
+    take what a per-source parameter takes."""
     sources: list[Index] | None = None
+    """Which sources take part, as indices into the recipe's sources; all by default."""
     slices: list[SlicePart] | None = Field(default=None, min_length=1)
+    """A stack of layers in place of the sources' own: its parts, from the bottom to the top. The embeddings are merged as the
+    first slice is, final norm and head as the last. Then ``sources`` and ``parameters`` are left out."""
     parameters: list[dict[str, ParameterValue]] = Field(default_factory=list)
+    """The method's per-source parameters, one mapping per source that takes part, such as ``{weight: 0.5}``. A value is a
+    number for the whole model, a gradient over the blocks such as ``[0, 0.5, 1]``, or a mapping to numbers and gradients: from
+    layer groups (``embed``, ``blocks.0-3``, ``blocks.4.attn``, ``head``) or patterns of tensor names (``"*down_proj*"``); the
+    key ``default`` stands for all that is not named."""
     router: Index | Literal["merge"] | None = None
+    """Of a mixture of experts, the source whose routers the result has, as an index into the recipe's sources; the first that
+    takes part (of a slice: its first) where absent. ``merge``: they are merged as everything else."""
     unmatched: Literal["refuse", "ignore"] | None = None
+    """What becomes of patterns that name no tensor: ``refuse``, the default, or ``ignore``."""
 
     def check_slices(self) -> None:
         """Raise `ValueError`, naming the key, where the slices do not go with the rest or with themselves."""
@@ -226,21 +217,18 @@ class MergePart(StrictModel):
 
 
 class FlowPart(StrictModel):
-    """The data-flow part: which layer of which source runs next, and the scale on the way.
-
-    Attributes:
-        path: One string per hop, or ranges of hops: see `LayerPath.parse`. The number of the merged model, where
-            the recipe has a ``merge`` part as well, is the number of sources.
-        scales: One number per hop; all 1 where absent.
-        scale_target: What a scale multiplies: the residual stream (``stream``, the paper's text) or only the MLP output of the
-            hop before (``mlp_delta``, what the released EvoLLM-JP-v1-10B computes).
-        embedding_source: The source of the embeddings, the final norm, the head and the tokenizer.
-    """
+    """The data-flow part: which layer of which source runs next, and the scale on the way."""
 
     path: list[str]
+    """One string per hop, or ranges of hops: see `LayerPath.parse`. The number of the merged model, where the recipe has a
+    ``merge`` part as well, is the number of sources."""
     scales: list[Number] | None = None
+    """One number per hop; all 1 where absent."""
     scale_target: ScaleTarget = "stream"
+    """What a scale multiplies: the residual stream (``stream``, the paper's text) or only the MLP output of the hop before
+    (``mlp_delta``, what the released EvoLLM-JP-v1-10B computes)."""
     embedding_source: Index = 0
+    """The source of the embeddings, the final norm, the head and the tokenizer."""
 
     @field_validator("path", mode="before")
     @classmethod
@@ -253,50 +241,41 @@ class FlowPart(StrictModel):
 
 
 class TokenRow(StrictModel):
-    """Where the rows of one token come from, in embeddings and head.
-
-    Attributes:
-        source: The source, or ``base``; ``zero``: no row, but zeros.
-        token: The token whose row it is there; the same token where absent.
-        id: The row's number, in place of ``token``.
-        force: Whether sources that have the token take that row too; else only those that lack it.
-    """
+    """Where the rows of one token come from, in embeddings and head."""
 
     source: Index | Literal["base", "zero"]
+    """The source, or ``base``; ``zero``: no row, but zeros."""
     token: str | None = None
+    """The token whose row it is there; the same token where absent."""
     id: Index | None = None
+    """The row's number, in place of ``token``."""
     force: bool = False
+    """Whether sources that have the token take that row too; else only those that lack it."""
 
 
 class TokenPart(StrictModel):
-    """What a vocabulary that is matched by token needs to know beside the rule.
-
-    Attributes:
-        default: Whose row a source takes for a token that it lacks, a source or ``base``; the base where absent. What that one
-            lacks is the row of the only source that has it, or the mean of those that have it.
-        rows: Tokens with another row than that.
-        multiple_of: The number of rows is rounded up to a multiple of this; the rows that are added are the mean of the others.
-    """
+    """What a vocabulary that is matched by token needs to know beside the rule."""
 
     default: Index | Literal["base"] | None = None
+    """Whose row a source takes for a token that it lacks, a source or ``base``; the base where absent. What that one lacks is
+    the row of the only source that has it, or the mean of those that have it."""
     rows: dict[str, TokenRow] = Field(default_factory=dict)
+    """Tokens with another row than that."""
     multiple_of: Annotated[Count, Field(le=1 << 16)] = 1
+    """The number of rows is rounded up to a multiple of this; the rows that are added are the mean of the others."""
 
 
 class Built(StrictModel):
-    """What a published recipe gave when it was built; for whoever rebuilds it. Building does not read it.
-
-    Attributes:
-        versions: Versions of the libraries that it was built with.
-        sha256: The sha256 of each weights file, by its name.
-        tensors: What became of every tensor of the sources, in one line.
-        energy: Of an adapter of a given rank, the share of the change's squared length that the rank keeps, by module.
-    """
+    """What a published recipe gave when it was built; for whoever rebuilds it. Building does not read it."""
 
     versions: dict[str, str] = Field(default_factory=dict)
+    """Versions of the libraries that it was built with."""
     sha256: dict[str, str] = Field(default_factory=dict)
+    """The sha256 of each weights file, by its name."""
     tensors: str | None = None
+    """What became of every tensor of the sources, in one line."""
     energy: dict[str, Annotated[Number, Field(ge=0, le=1)]] | None = None
+    """Of an adapter of a given rank, the share of the change's squared length that the rank keeps, by module."""
 
 
 def _pieces(value: Any) -> Any:
@@ -315,47 +294,44 @@ def _run(text: str) -> list[tuple[int, int]]:
 
 
 class Recipe(StrictModel):
-    """Everything that is needed to rebuild one merged model.
-
-    Attributes:
-        sources: The parents, numbered from 0 in this order; or the checkpoints of a run, as ``{run: FOLDER_OR_REPOSITORY,
-            checkpoints: last 12}``.
-        base: The common ancestor; needed by methods that work on task vectors.
-        merge: The parameter-space part. Without a ``flow`` part the result is a plain model of the parents' architecture.
-        flow: The data-flow part; the result is an `EvoMergedForCausalLM`, or of a vision-language model an
-            `EvoMergedForImageTextToText`.
-        dtype: The dtype of the result; the first source's where absent. Sums are accumulated in float32.
-        rank: The largest rank of the result, where it is a LoRA adapter; that is exact where absent.
-        seed: Seed of the random masks of DARE and DELLA.
-        vocabulary: What to do where the sources' vocabularies differ. ``refuse``, the default. By rows at their end:
-            ``truncate``: the result has the smallest vocabulary; ``{from: 1}``: that of source 1 (or of the ``base``), whose
-            further rows are taken as they are. By token, wherever its row is: ``tokenizer``: the result has the tokens of the
-            tokenizer that goes with it; ``union``: these, and then those of all others.
-        tokens: What a vocabulary by token needs to know beside the rule.
-        tokenizer: The source whose tokenizer, chat template and generation settings go with the result, or ``base``; by default
-            the first source that takes part, or the one that gives the vocabulary or the embeddings.
-        components: Where a part is merged, the source that another part is copied from, such as ``{vision: 1}``, or of a
-            pipeline ``{tokenizer: 1}``; the first that is merged where absent.
-        processor: The source whose processor and chat template go with the result, where a part takes part; the first that is
-            merged, or the one that gives the embeddings, where absent.
-        chat_template: A Jinja template in place of the tokenizer's own; ``auto``: the one that most sources have.
-        built: What it gave when it was built, in a published recipe.
-    """
+    """Everything that is needed to rebuild one merged model."""
 
     sources: Sources
+    """The parents, numbered from 0 in this order; or the checkpoints of a run, as ``{run: FOLDER_OR_REPOSITORY, checkpoints:
+    last 12}``."""
     base: SourceRef | None = None
+    """The common ancestor; needed by methods that work on task vectors."""
     merge: MergePart | None = None
+    """The parameter-space part. Without a ``flow`` part the result is a plain model of the parents' architecture."""
     flow: FlowPart | None = None
+    """The data-flow part; the result is an `EvoMergedForCausalLM`, or of a vision-language model an
+    `EvoMergedForImageTextToText`."""
     dtype: Dtype | None = None
+    """The dtype of the result; the first source's where absent. Sums are accumulated in float32."""
     rank: Count | None = None
+    """The largest rank of the result, where it is a LoRA adapter; that is exact where absent."""
     seed: Index = 0
+    """Seed of the random masks of DARE and DELLA."""
     vocabulary: Vocabulary | None = None
+    """What to do where the sources' vocabularies differ. ``refuse``, the default. By rows at their end: ``truncate``: the
+    result has the smallest vocabulary; ``{from: 1}``: that of source 1 (or of the ``base``), whose further rows are taken as
+    they are. By token, wherever its row is: ``tokenizer``: the result has the tokens of the tokenizer that goes with it;
+    ``union``: these, and then those of all others."""
     tokens: TokenPart | None = None
+    """What a vocabulary by token needs to know beside the rule."""
     tokenizer: Index | Literal["base"] | None = None
+    """The source whose tokenizer, chat template and generation settings go with the result, or ``base``; by default the first
+    source that takes part, or the one that gives the vocabulary or the embeddings."""
     components: dict[str, Index] | None = None
+    """Where a part is merged, the source that another part is copied from, such as ``{vision: 1}``, or of a pipeline
+    ``{tokenizer: 1}``; the first that is merged where absent."""
     processor: Index | None = None
+    """The source whose processor and chat template go with the result, where a part takes part; the first that is merged, or
+    the one that gives the embeddings, where absent."""
     chat_template: str | None = Field(default=None, min_length=1)
+    """A Jinja template in place of the tokenizer's own; ``auto``: the one that most sources have."""
     built: Built | None = None
+    """What it gave when it was built, in a published recipe."""
 
     @model_validator(mode="before")
     @classmethod

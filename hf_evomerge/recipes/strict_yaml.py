@@ -18,9 +18,12 @@ from .limited_yaml import MAX_BYTES, NUMBERS, TOO_LONG, load_limited, read_limit
 
 
 class StrictModel(BaseModel):
-    """A part of a YAML file: unknown keys are errors, values are finite numbers, objects do not change once made."""
+    """A part of a YAML file: unknown keys are errors, values are finite numbers, objects do not change once made.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    The docstring under a field is what schema, editors and reference say of the key.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 Part = TypeVar("Part", bound=StrictModel)
@@ -189,6 +192,8 @@ def _keys(kind: type[BaseModel], where: Sequence[int | str]) -> set[str]:
         inside = [part.model_fields[key].annotation for part in parts if key in part.model_fields]
         if inside:  # else it numbers the entries of a list, or is pydantic's name of a kind
             parts = [part for annotation in inside for part in _parts(annotation)]
+        else:
+            parts = [part for part in parts if part.__name__ == key] or parts
     return {name for part in parts for name in part.model_fields}
 
 

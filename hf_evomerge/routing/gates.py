@@ -81,11 +81,11 @@ def check_gates(config: PreTrainedConfig) -> None:
     try:
         layout = layout_of(config)
     except ValueError as cause:
-        raise SourceError(f"dfs.scales: gate needs blocks with a norm in front, and {cause}; write scales: slot") from cause
+        raise SourceError(f"path.kind: gates needs blocks with a norm in front, and {cause}; write kind: paper") from cause
     if layout.readers:
         raise SourceError(
-            f"dfs.scales: gate needs blocks with a norm in front; those of {config.model_type!r} read the stream as it is; "
-            "write scales: slot"
+            f"path.kind: gates needs blocks with a norm in front; those of {config.model_type!r} read the stream as it is; "
+            "write kind: paper"
         )
 
 

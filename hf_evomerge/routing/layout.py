@@ -20,7 +20,6 @@ from .gates import LEAST, gate_path
 
 Initialisation = Literal["near_identity", "paper"]
 ScaleEncoding = Literal["none", "slot", "matrix", "network", "gate"]
-Ends = Literal["paper", "free"]
 Vector = NDArray[np.float64]
 
 NETWORK_WIDTH = 8
@@ -48,7 +47,7 @@ class Layout:
             raise PathError(f"layout: needs one positive layer count per source and at least one repetition, got {self}")
         if self.side_by_side and len(set(self.layers)) > 1:
             counts = " and ".join(map(str, self.layers))
-            raise PathError(f"dfs.terms: the sources have {counts} layers; hops of several terms need as many in each")
+            raise PathError(f"path.terms: the sources have {counts} layers; hops of several terms need as many in each")
 
     @property
     def columns(self) -> list[tuple[int, int]]:
@@ -85,9 +84,7 @@ class FlowGenome:
         max_hops: The longest path. Of a longer one the hops with the smallest indicators are left out.
         initialisation: ``paper`` starts every slot at 0 but the first pass over A at +2 sigma, so half of all other slots are
             on; ``near_identity`` starts the other slots at -2 sigma, so that a search begins near A itself. Gates start at 1,
-            and in other slots at the least gate that is on or, near the identity, half a sigma below 0.
-        ends: ``paper``: the first and the last layer of A are the ends of every path; ``free``: they are slots like all others.
-            Only gates may be free.
+            and in other slots half a sigma below 0.
     """
 
     layout: Layout
@@ -95,13 +92,6 @@ class FlowGenome:
     scale_bounds: tuple[float, float] = (0.4, 1.5)
     max_hops: int = 128
     initialisation: Initialisation = "near_identity"
-    ends: Ends = "paper"
-
-    def __post_init__(self) -> None:
-        if self.ends == "free" and self.encoding != "gate":
-            raise PathError(f"ends: free goes with gates; with scales {self.encoding!r} a path needs its ends")
-        if self.layout.side_by_side and self.ends != "free":
-            raise PathError("ends: hops of several terms go with gates and free ends")
 
     @property
     def scale_count(self) -> int:
@@ -118,7 +108,7 @@ class FlowGenome:
     def start(self, sigma: float) -> Vector:
         """The mean that the search starts from, for a step size of `sigma`."""
         if self.encoding == "gate":
-            return self.along(self.first_pass, LEAST if self.initialisation == "paper" else -0.5 * sigma)
+            return self.along(self.first_pass, -0.5 * sigma)
         indicators = np.full(len(self.layout), 0.0 if self.initialisation == "paper" else -2 * sigma)
         indicators[: self.layout.layers[0]] = 2 * sigma
         scales = np.zeros(self.scale_count)
@@ -172,12 +162,7 @@ class FlowGenome:
     def gates(self, genome: Vector) -> Vector:
         """The gates of a genome: 0 where a slot is off; the strongest slot is on, with the least gate if need be."""
         gates = np.where(genome >= LEAST, genome, 0.0)
-        strength = gates.copy()
-        if self.ends == "paper":
-            ends = [0, self._final]
-            gates[ends] = np.maximum(genome[ends], LEAST)
-            gates[self._final + 1 :], strength[ends] = 0.0, np.inf
-        strongest = np.argsort(-strength, kind="stable")[: self.max_hops]
+        strongest = np.argsort(-gates, kind="stable")[: self.max_hops]
         kept = np.zeros(gates.size)
         kept[strongest] = gates[strongest]
         if not kept.any():
@@ -199,8 +184,8 @@ class FlowGenome:
     def decode(self, genome: Sequence[float] | Vector) -> LayerPath:
         """The path of a genome.
 
-        Unless its ends are free, the first slot is always on; where the last slot that is on is not the last layer of A, that
-        layer is appended, with the scale of its slot in the last repetition.
+        Without gates, the first and the last layer of A are its ends: the first slot is always on, and where the last slot that
+        is on is not the last layer of A, that layer is appended, with the scale of its slot in the last repetition.
 
         Raises:
             PathError: The genome has the wrong length or holds NaN.

@@ -97,7 +97,7 @@ class Tuner:
         found, begin, fresh, total = dict[str, Tuned](), time.perf_counter(), 0.0, len(trainings) * cost
         for number, (label, rate) in enumerate(trainings):
             which = f"from {starts[label][0]}, rate {rate:g}"
-            examples, seed = len(self.evaluator.tasks.examples("search")), self.evaluator.config.seed
+            examples, seed = len(self.evaluator.tasks.examples("search")), self.evaluator.config.compute.seed
             lora = Lora.for_cost(cost, examples, rate=rate, seed=seed)
 
             def told(step: int, _: object, number: int = number, which: str = which, steps: int = lora.steps) -> None:

@@ -117,14 +117,14 @@ class SearchCallback:
 
 
 class Patience(SearchCallback):
-    """Ends a stage that no longer gets better, where its optimizer says so (``patience``).
+    """Ends a stage that no longer gets better, where its step says so (``patience``).
 
     Generations are scored on batches of their own, so not the best of one but the means of several are compared: a stage ends
     when the last generations, as many as its patience, were no better than as many before them.
     """
 
     def __init__(self, config: SearchConfig) -> None:
-        self.patience = {stage.name: stage.optimizer.patience for stage in config.stages if stage.algorithm == "cma"}
+        self.patience = {stage.name: stage.step.patience for stage in config.stages if stage.algorithm == "cma"}
         self._means: dict[StageName, list[float]] = {}
 
     def on_generation(self, study: Study, generation: Generation) -> None:

@@ -14,7 +14,8 @@ from .evaluation.devices import check_device, devices_of, places_of
 from .evaluation.evaluator import Evaluator
 from .file.config import SearchConfig
 from .file.objectives import only_task_objectives
-from .file.sections import FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
+from .file.paths import GatesPath
+from .file.sections import MergeConfig
 from .file.splits import SPLITS, SplitName
 from .file.stages import Stage
 from .optimizers.ask_tell import Start
@@ -23,9 +24,6 @@ from .runners.limits import check_memory_limit
 from .spaces.parameter import ParameterSpace
 from .spaces.space import Space, make_space, uniform_average
 from .trackers import TRACKERS
-
-_HEARD = {"gradient": {"batch"}, "sweep": {"batch"}, "random": {"population"}, "nsga2": {"population"}}
-"""Which of these keys of an optimizer say something to an algorithm other than cma."""
 
 
 @dataclass
@@ -57,12 +55,12 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     if here:
         for device in (device for place in places_of(config) for device in place):
             check_device(device)
-    if config.limits.memory is not None:
+    if config.compute.limits.memory is not None:
         check_memory_limit()
     for name in config.report_to:
         TRACKERS[name]()  # refuses one that is not installed
     splits = {split: evaluator.tasks.examples(split) for split in ["search", *evaluator.tasks.splits]}
-    retained = {name: splits[str(SplitName(name, "retain"))] for name in config.retain}
+    retained = {name: splits[str(SplitName(name, "retain"))] for name in config.compare.retain}
     own = [each for each in only_task_objectives(config.objectives) if each.data]
     together = {  # whatever is looked at for one objective, or term, is no test of another
         split: [
@@ -72,14 +70,15 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         for split in SPLITS
     }
     check_disjoint(**together, retained=retained)
-    if config.quantization:
+    if config.compute.quantization:
         _check_quantization(config)
     for source in evaluator.sources.all:
         evaluator.tasks.check_scored(source)
     found = Checked(notes=[*_unused(config), *_of_dtype(config, evaluator)])
     if evaluator.sources.runs_unmerged(config.merge_part()):
-        bits = f", whose weights have {config.quantization[0]} bits" if config.quantization else ""
-        found.notes.append(f"candidates run unmerged, as LoRA adapters on their base{bits}; `unmerged: false` merges each")
+        bits = f", whose weights have {config.compute.quantization[0]} bits" if config.compute.quantization else ""
+        merges = "`compute: {unmerged: false}` merges each"
+        found.notes.append(f"candidates run unmerged, as LoRA adapters on their base{bits}; {merges}")
     reads = config.space != "dfs" and evaluator.sources.weights  # the head of a cluster reads nothing for paths
     found.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
     if reads and not evaluator.sources.runs_unmerged(config.merge_part()):  # which would compute every whole weight
@@ -87,11 +86,11 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     found.notes += _check_average(config, evaluator)
     if config.objectives:
         optional("pymoo", "objectives", "objectives: a search for several", SearchError)
-    if "lora" in config.baselines:
+    if "lora" in config.compare.baselines:
         try:
             evaluator.tasks.differentiable_task()
         except FitnessError as error:
-            raise SearchError(f"baselines: lora follows a gradient; leave it out: {error}") from error
+            raise SearchError(f"compare.baselines: lora follows a gradient; leave it out: {error}") from error
         optional("peft", "lora", "fine-tuning", SearchError)
     for stage in config.stages:
         if stage.role == "random":
@@ -113,7 +112,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
 
 def _check_average(config: SearchConfig, evaluator: Evaluator) -> list[str]:
     """Why there is no plain average to compare with, where one is wanted and cannot be made."""
-    if "average" not in config.baselines or len(config.sources) < 2 or len(set(evaluator.sources.layers)) > 1:
+    if "average" not in config.compare.baselines or len(config.sources) < 2 or len(set(evaluator.sources.layers)) > 1:
         return []
     try:
         evaluator.sources.checkpoint(uniform_average(config))
@@ -126,26 +125,23 @@ def _check_quantization(config: SearchConfig) -> None:
     """Refuse a quantised base where something would need it whole, or on several devices."""
     for package in ("bitsandbytes", "accelerate"):
         optional(package, "quantization", "quantization", SearchError)
-    if "lora" in config.baselines:
-        raise SearchError("baselines: lora fine-tunes whole models; leave it out, or quantization")
-    if config.devices_per_model > 1:
-        raise SearchError("devices_per_model: a quantised base is on one device; leave it out, or quantization")
+    if "lora" in config.compare.baselines:
+        raise SearchError("compare.baselines: lora fine-tunes whole models; leave it out, or quantization")
+    if config.compute.devices_per_model > 1:
+        raise SearchError("compute.devices_per_model: a quantised base is on one device; leave it out, or quantization")
 
 
 def _unused(config: SearchConfig) -> Iterator[str]:
-    """Sections that say something of a space that is not searched, and keys that say nothing to an optimizer."""
-    sections: dict[str, tuple[object, object]] = {
-        "ps": (config.ps, ParameterSpaceConfig()),
-        "dfs": (config.dfs, FlowSpaceConfig()),
-    }
-    for name, (given, default) in sections.items():
-        if config.space not in (name, "hybrid") and given != default:
-            yield f"{name}: is not looked at, for space is {config.space}; leave it out, or write space: hybrid"
-    for stage in config.stages:
-        heard = _HEARD.get(stage.algorithm, {"population", "batch", "restarts"})
-        for key in sorted({"population", "batch", "restarts"} - heard) if stage.role != "random" else ():
-            if getattr(stage.optimizer, key) != OptimizerConfig.model_fields[key].default:
-                yield f"{stage}: optimizer.{key} is not looked at by algorithm: {stage.algorithm}; leave it out"
+    """Sections and steps of a space that is not searched."""
+    steps = [step.space for step in config.optimize if step.space not in (None, *config.spaces)]
+    for key, unused in {
+        "merge": config.space == "dfs" and config.merge != MergeConfig(),
+        "path": config.space == "ps" and config.path != GatesPath(kind="gates"),
+        "optimize": bool(steps),
+    }.items():
+        if unused:
+            what = f"a step with space: {steps[0]}" if key == "optimize" else key
+            yield f"{what} is not looked at, for space is {config.space}; leave it out, or write space: hybrid"
 
 
 def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
@@ -153,8 +149,8 @@ def _of_dtype(config: SearchConfig, evaluator: Evaluator) -> Iterator[str]:
     if devices_of(config)[0].startswith("cpu") and evaluator.models.dtype.itemsize < 4:  # type: ignore[union-attr]
         name = str(evaluator.models.dtype).removeprefix("torch.")
         yield (
-            f"dtype: in {name} a CPU blurs scores, so that close candidates change places (as measured, by .02 to .25 nats an "
-            "example); `dtype: float32` is exact"
+            f"output.dtype: in {name} a CPU blurs scores, so that close candidates change places (as measured, by .02 to .25 "
+            "nats an example); float32 is exact"
         )
 
 
@@ -165,10 +161,9 @@ def _check_sweep(stage: Stage, start: Start, examples: int) -> None:
     (size,), budget = stage.batch_sizes(examples), stage.evaluations
     needed = math.ceil(sweep_cost(start, size=size, examples=examples))
     if needed > budget:
-        key = "dfs.first" if stage.role == "first" else "dfs.optimizer"
         raise SearchError(
-            f"{key}.evaluations: all candidates, {size} of {examples} examples at first, take {needed} (found {budget}); give "
-            "as many, or a smaller batch"
+            f"optimize: by: sweep: all candidates, {size} of {examples} examples at first, take {needed} evaluations (found "
+            f"{budget}); give as many, or a smaller batch"
         )
 
 
@@ -190,15 +185,15 @@ def _check_gradient(config: SearchConfig, stage: Stage, evaluator: Evaluator, sp
     from ..merging.registry import get_method
     from ..routing.gates import check_gates
 
-    if stage.space != "ps" and config.dfs.encoding == "gate":
+    if stage.space != "ps" and config.path.gated:
         check_gates(evaluator.sources[0].config.get_text_config())
     if stage.algorithm == "gradient":
         evaluator.tasks.check_gradient(stage.fitness)
         if stage.space != "dfs":
-            check_differentiable(get_method(config.ps.method))
+            check_differentiable(get_method(config.merge.method))
             if isinstance(space, ParameterSpace) and (still := space.unmoved):
                 names = ", ".join(still)
                 if len(still) == len({each.parameter for each in space.coordinates}):
-                    raise SearchError(f"ps.optimizer.algorithm: a gradient moves no {names}; give weight a range, or write cma")
+                    raise SearchError(f"optimize: by: gradient moves no {names}; give weight a range, or write cma")
                 return [f"ps: a gradient moves no {names}: those numbers stay at their start"]
     return []

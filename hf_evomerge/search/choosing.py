@@ -155,8 +155,8 @@ class Chooser:
                 self._recipes = waiting.recipes
             self.generation = 1 + max((trial.generation for trial in study.trials("ps")), default=-1)
             study.backup()
-        size = len(self._recipes) or self.config.ps.optimizer.population or 1
-        self.generations = max(self.generation + bool(self._recipes), math.ceil(self.config.ps.optimizer.evaluations / size))
+        size = len(self._recipes) or stage.step.population or 1
+        self.generations = max(self.generation + bool(self._recipes), math.ceil(stage.evaluations / size))
         self.pictures = [self._draw(recipe) for recipe in self._recipes]
 
     def _draw(self, recipe: Recipe) -> Any:
@@ -184,7 +184,8 @@ def _check(config: SearchConfig) -> None:
         raise SearchError(
             f"fitness.task: {config.fitness.task} needs no person; run `hf-evomerge search`, or write task: choice"
         )
-    if config.space != "ps" or config.ps.first is not None or config.objectives:
-        raise SearchError("task choice: one person, one stage; write space: ps, and leave ps.first and objectives out")
-    if config.ps.optimizer.algorithm != "cma" or (config.batch or config.ps.optimizer.batch) not in (None, "all"):
-        raise SearchError("task choice: write algorithm: cma under ps.optimizer, and batch: all, or leave both out")
+    step, *more = config.steps("ps")
+    if config.space != "ps" or more or config.objectives or step.by != "cma" or step.batch not in (None, "all"):
+        raise SearchError(
+            "task choice: one person, one step; write space: ps and one step by: cma, and leave batch and objectives out"
+        )

@@ -142,7 +142,7 @@ def save_results(config: SearchConfig, study: Study, result: Result) -> None:
     """Write the winner's recipe and the comparison, and note in the study what they are."""
     folder = study.folder
     result.winner.save(folder / RECIPE_FILE)
-    report = {"space": config.space, "seed": config.seed, **result.to_json()}
+    report = {"space": config.space, "seed": config.compute.seed, **result.to_json()}
     (folder / RESULTS_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     study.set_meta(WRITTEN, {name: file_sha256(folder / name) for name in (RECIPE_FILE, RESULTS_FILE)})
     study.backup()

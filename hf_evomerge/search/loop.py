@@ -154,7 +154,7 @@ class Search:
         """Keys of the best recipes of a stage; raises `SearchError` where every trial failed."""
         if self.config.objectives and stage.role != "first" and (keys := finalists(self.config, self.study, [stage.name])):
             return keys
-        best = self.study.best(stage.name, self.config.finalists)
+        best = self.study.best(stage.name, self.config.compare.finalists)
         if not best:
             errors = [trial.scores.error for trial in self.study.trials(stage.name)]
             if not errors:
@@ -201,7 +201,7 @@ class Search:
         average = uniform_average(self.config) if can_average else None
         targets: dict[str, Recipe | SourceRef] = dict(self._parents())
         tuned = {**self._calibrated(), **self._lora(average)}
-        average = average if "average" in self.config.baselines else None
+        average = average if "average" in self.config.compare.baselines else None
         if average is not None:
             targets[self.study.add_recipe(average)] = average
         targets.update({label: each.model for label, each in tuned.items()})
@@ -253,7 +253,7 @@ class Search:
 
     def _lora(self, average: Recipe | None) -> dict[str, Tuned]:
         """The best LoRA of all starts and rates, by its label, where one is wanted; the average is a start too."""
-        if "lora" not in self.config.baselines or self.tuner is None:
+        if "lora" not in self.config.compare.baselines or self.tuner is None:
             return {}
         starts: dict[str, tuple[str, Recipe | SourceRef]] = {
             label: (self.config.parent_names[label], ref) for label, ref in self._parents().items()
@@ -305,7 +305,7 @@ class Search:
     ) -> dict[str, dict[str, Scores]]:
         """Scores of labelled targets on the examples that the search did not look at, by name."""
         retained: dict[str, dict[str, Scores]] = {label: {} for label in targets}
-        for name in self.config.retain:
+        for name in self.config.compare.retain:
             split = str(SplitName(name, "retain"))
             for label, scores in self._evaluate_labels(targets, split, split, fitness).items():
                 retained[label][name] = scores

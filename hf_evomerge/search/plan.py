@@ -13,12 +13,13 @@ from ..errors import SearchError
 from ..fitness.scores import Scores
 from .baselines import RATES, TEMPERATURES
 from .checks import check_search
-from .evaluation.devices import check_device, device_memory, devices_of, places_of
+from .evaluation.devices import check_device, device_memory, devices_of, on_place, places_of
 from .evaluation.evaluator import Batch, Evaluator
 from .evaluation.gradients import WeightSlopes
 from .evaluation.memory import PROCESS, default_workers, device_shares, memory_of_models
 from .evaluation.sources import Target
 from .file.config import SearchConfig
+from .file.paths import RepeatPath
 from .file.splits import SplitName
 from .file.stages import Stage
 from .optimizers.ask_tell import GROWTH, Start, Vector, default_population
@@ -120,7 +121,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
             check_device(device)
     except SearchError as error:  # then what the headers say is said, and nothing is evaluated
         warnings.append(f"{error}; no weights were looked at, and no time was measured")
-        config = config.model_copy(update={"device": ("cpu",) * config.devices_per_model})
+        config = on_place(config, ("cpu",) * config.compute.devices_per_model)
     if config.fitness.task == "choice":
         warnings.append("a person chooses, on a page; no weights were looked at, and no time was measured")
     evaluator = Evaluator(config, trust_remote_code=trust_remote_code, weights=not warnings)
@@ -157,7 +158,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
 
 def _slopes_at_base(config: SearchConfig, evaluator: Evaluator) -> list[str]:
     """Order many adapters by the slope of the fitness along each at the base: one backward pass, which counts three scores."""
-    numbers, stage, part = config.ps_sources, config.stages[0], config.merge_part()
+    numbers, stage, part = config.merge_sources, config.stages[0], config.merge_part()
     many = len(numbers) >= _MANY and stage.algorithm == "gradient" and evaluator.sources.weights
     if not many or not evaluator.sources.runs_unmerged(part):
         return []
@@ -168,7 +169,7 @@ def _slopes_at_base(config: SearchConfig, evaluator: Evaluator) -> list[str]:
         raise SearchError(f"{config.base}: cannot be evaluated: {scores.error}")
     steep = sorted(zip(scores.gradient, numbers, strict=True), key=lambda pair: -abs(pair[0]))
     told = ", ".join(f"{config.source_names[number]} {slope:+.3g}" for slope, number in steep)
-    most = f"ps.sources: {sorted(number for _, number in steep[: _MANY - 1])} searches the {_MANY - 1} steepest alone"
+    most = f"merge.sources: {sorted(number for _, number in steep[: _MANY - 1])} searches the {_MANY - 1} steepest alone"
     return [f"slope of the fitness along each adapter, at the base: {told}; {most}"]
 
 
@@ -179,7 +180,7 @@ def _around(
     parents = len(config.sources) + (config.base is not None and config.base not in config.sources)
     phases = [Phase("parents", f"{parents} models on all search examples", parents * second * examples["search"]), *stages]
     if "validation" in examples:
-        count = config.finalists * sum(stage.role != "first" for stage in config.stages)
+        count = config.compare.finalists * sum(stage.role != "first" for stage in config.stages)
         text = f"up to {count} of the best models on {examples['validation']} validation examples, which name the winner"
         phases.append(Phase("finalists", text, count * second * examples["validation"]))
     averaged = averaged and len(config.sources) > 1
@@ -187,14 +188,14 @@ def _around(
     if tempered:
         text = f"the best parent at {TEMPERATURES} temperatures, on all search examples"
         phases.append(Phase("temperature", text, TEMPERATURES * second * examples["search"]))
-    if "lora" in config.baselines:
+    if "lora" in config.compare.baselines:
         spent, starts = sum(stage.evaluations for stage in config.stages if stage.role != "random"), parents + averaged
         text = f"{starts * len(RATES)} trainings, {starts} starts at {len(RATES)} rates, each of {spent} evaluations"
         chosen_on = examples.get("validation", examples["search"])
         seconds = starts * len(RATES) * (spent * examples["search"] + chosen_on) * second
         phases.append(Phase("lora", text, seconds, at_once=1))
     split = next(split for split in ("test", "validation", "search") if split in examples)
-    count = parents + tempered + (averaged and "average" in config.baselines) + ("lora" in config.baselines)
+    count = parents + tempered + (averaged and "average" in config.compare.baselines) + ("lora" in config.compare.baselines)
     count += len(config.stages)
     judged = {
         split: examples[split],
@@ -216,8 +217,8 @@ class _StageCost:
         everything = np.ones(self.start.mean.size, dtype=np.bool_)
         self.price = space.price(everything) + (self.start.prunable is not None) if self.gradient else 1.0  # a step is tried
         one_by_one = self.gradient or self.sweep
-        usual = default_population(self.start.mean.size) * (2 if stage.optimizer.algorithm == "nsga2" else 1)
-        self.population = 1 if one_by_one else stage.optimizer.population or usual
+        usual = default_population(self.start.mean.size) * (2 if stage.algorithm == "nsga2" else 1)
+        self.population = 1 if one_by_one else stage.step.population or usual
 
     def rounds(self, budget: float) -> list[float]:
         """How many generations, or steps, there are with batches of each size."""
@@ -245,22 +246,23 @@ class _StageCost:
             batch = None if size == self.count else tuple(range(size))
             seconds += rounds * self.population * _seconds(self.evaluator, first, second, self._how(near, batch))
         what = [f"{self.start.mean.size} numbers to evolve", f"{budget} evaluations"]
-        method, encoding = self.config.ps.method, self.config.dfs.encoding
-        scales = "gates (how much of each layer is kept)" if encoding == "gate" else f"scales: {encoding}"
+        method, path = self.config.merge.method, self.config.path
+        scales = "gates (how much of each layer is kept)" if path.gated else f"path.kind: {path.kind}"
         kinds = {"ps": method, "dfs": scales, "joint": f"{method} and {scales}"}
         what.insert(0, kinds[self.stage.space])
         if second.flow is not None:
-            longest = self.config.dfs.max_hops
-            if self.config.dfs.repeat is None and not self.sweep:  # a path with everything on it
+            if isinstance(path, RepeatPath):
+                longest = path.max_hops
+            else:  # a path with everything on it
                 everything = self.space.decode(np.where(np.isfinite(self.start.upper), self.start.upper, 1.0)).flow
-                longest = longest if everything is None else len(everything.to_path())
+                longest = 0 if everything is None else len(everything.to_path())
             what.append(f"paths of {len(second.flow.to_path())} to {longest} hops")
         used = [size for size, rounds in zip(self.sizes, self.rounds(budget), strict=True) if rounds > 0] or [self.sizes[0]]
         sizes = f"{used[0]} to {used[-1]}" if len(used) > 1 else f"{used[0]}"
         kind = "gradient steps" if self.gradient else f"generations of {self.population}"
         done = "every candidate" if self.sweep else f"{sum(self.rounds(budget)):.0f} {kind}"
         what.append(f"{done} on {sizes} of {self.count} examples{' at first' if self.sweep else ''}")
-        at_once = self.config.gradient_parts if self.gradient else math.inf if self.sweep else self.population
+        at_once = self.config.compute.gradient_parts if self.gradient else math.inf if self.sweep else self.population
         return Phase(self.stage.name, ", ".join(what), seconds, at_once)
 
     def warnings(self) -> list[str]:
@@ -323,7 +325,7 @@ def _of_devices(config: SearchConfig, memory: dict[str, int], shares: Sequence[f
         there = device_memory(device)
         if needed.get(device, 0.0) > there:
             sizes = f"{there / 1e9:.3g} GB, and the models of this search take {needed[device] / 1e9:.3g} GB there"
-            lines.append(f"device: {device} has {sizes}")
+            lines.append(f"compute.device: {device} has {sizes}")
     return lines
 
 

@@ -136,7 +136,7 @@ def _runner(
 ) -> Runner:
     """What evaluates: a cluster, worker processes, or this one where there are to be none and no limits are set."""
     limits = Limits(
-        config.limits,
+        config.compute.limits,
         examples={split: len(evaluator.tasks.examples(split)) for split in evaluator.tasks.splits},
         layers=min(evaluator.sources.layers),
         parents=lambda: [study.evaluation(label, "search") for label in config.parents],
@@ -149,7 +149,7 @@ def _runner(
     places = places_of(config)
     for device in devices_of(config):
         admit(device_kind(device), "")
-    if workers == 0 and len(places) == 1 and config.limits == LimitsConfig():
+    if workers == 0 and len(places) == 1 and config.compute.limits == LimitsConfig():
         return LocalRunner(evaluator, study, lambda: ProcessRunner(config, 1, limits=limits, **arguments))
     count = default_workers(config, memory_of_models(config, evaluator)) if workers is None else workers or len(places)
     return ProcessRunner(config, count, limits=limits, patient=workers is None, **arguments)

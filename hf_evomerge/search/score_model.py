@@ -76,9 +76,9 @@ def evaluate_model(
     if split not in (known := {*_SPLITS, *config.splits}):
         raise SearchError(f"split: {split!r} is unknown; {nearest(split, known)}")
     target = SourceRef(model=model, adapter=adapter)
-    ps, dfs = config.ps.model_copy(update={"sources": None}), config.dfs.model_copy(update={"order": None})
+    merge, path = config.merge.model_copy(update={"sources": None}), config.path.model_copy(update={"order": None})
     # the search's sources are not needed, nor the numbers by which it names them
-    alone = config.model_copy(update={"sources": [target], "base": None, "ps": ps, "dfs": dfs})
+    alone = config.model_copy(update={"sources": [target], "base": None, "merge": merge, "path": path})
     evaluator = Evaluator(alone, trust_remote_code=trust_remote_code)
     evaluator.tasks.parents = parents_of(config)
     examples = tuple(evaluator.tasks.examples(split))

@@ -171,10 +171,10 @@ class StageRun:
 
     def _optimizer(self, stage: Stage, start: Start, fine: float | None = None) -> Asked:
         """Make the optimizer of a stage; `fine` is that of the schedule before, where there was one."""
-        settings, budget, count = stage.optimizer, stage.evaluations, max(self.example_count, 1)
+        settings, budget, count = stage.step, stage.evaluations, max(self.example_count, 1)
         sizes = stage.batch_sizes(count)
         shares = [size / count for size in sizes]
-        algorithm, seed = self.stage.algorithm, self.config.seed + self.stage.number
+        algorithm, seed = self.stage.algorithm, self.config.compute.seed + self.stage.number
         if algorithm == "gradient":
             price = self.space.price
             return GradientOptimizer(start, price=price, budget=budget, share=shares[0], examples=count, fine=fine)
@@ -195,10 +195,10 @@ class StageRun:
 
     def _start(self) -> Start:
         """Where the stage begins. A genome to begin at is scored first, so that it competes for the result."""
-        settings, start = self.stage.optimizer, self.space.start()
+        settings, start = self.stage.step, self.space.start()
         if self.begin_at is None:
             return start
-        near = _NEAR if settings.sigma is None and settings.algorithm != "gradient" else start.sigma
+        near = _NEAR if settings.sigma is None and settings.by != "gradient" else start.sigma
         mean = np.clip(self.begin_at, start.lower, start.upper)
         return replace(start, mean=mean, sigma=near, candidates=(mean,), names=(f"winner of {self.stage.begins_at}",))
 
@@ -227,7 +227,7 @@ class StageRun:
         waiting = list(pending.values())
         task = self.stage.fitness
         jobs = [Job(c.recipe, "search", batch, self._slopes(c.genome), task) for c in waiting if c.recipe is not None]
-        parts = self.config.gradient_parts if request.gradient else 1
+        parts = self.config.compute.gradient_parts if request.gradient else 1
         run = self.runner.run(jobs) if parts == 1 else run_in_parts(self.runner, jobs, parts, self.example_count)
         for index, scores in run:
             self._add(trials, waiting[index].trial(self.stage, generation, scores), batch)
@@ -268,7 +268,7 @@ class StageRun:
         size = round(self.optimizer.share * count)
         if size >= count or self.optimizer.request.full:
             return None
-        rng = np.random.default_rng([self.config.seed, self.stage.number, generation - self.optimizer.request.repeats])
+        rng = np.random.default_rng([self.config.compute.seed, self.stage.number, generation - self.optimizer.request.repeats])
         return tuple(int(i) for i in np.sort(rng.choice(count, size, replace=False)))
 
     def _add(self, trials: dict[int, Trial], trial: Trial, batch: Batch | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -45,7 +46,8 @@ class Tracker(SearchCallback):
         options = {"id": name, "dir": str(study.folder)} if self.name == "wandb" else {}
         settings = config.model_dump(mode="json", exclude_none=True)
         try:
-            self.module.init(project=config.project, name=name, config=settings, resume="allow", **options)
+            project = os.environ.get(f"{self.name.upper()}_PROJECT", "hf-evomerge")
+            self.module.init(project=project, name=name, config=settings, resume="allow", **options)
         except Exception as cause:  # of any kind, such as one of a key that is not there
             raise SearchError(f"report_to: {self.name}: {one_line(cause)}; mend that, or leave it out") from cause
 

@@ -195,10 +195,11 @@ def test_a_search_of_files_runs(files, tmp_path):
     settings = {
         "space": "ps",
         "sources": [{"model": str(files / f"{name}.gguf")} for name in ("f32", "b")],
-        "ps": {"method": "linear", "blocks_per_group": "model", "optimizer": {"evaluations": 2, "population": 2}},
+        "merge": {"method": "linear", "groups": "model"},
+        "optimize": [{"evaluations": 2, "population": 2}],
         "fitness": {"task": "likelihood"},
         "data": {"search": {"jsonl": str(tmp_path / "data.jsonl")}},
-        "finalists": 1,
+        "compare": {"finalists": 1},
     }
     run_search(SearchConfig.model_validate(settings), tmp_path / "search")
     recipe = Recipe.load(tmp_path / "search" / "model" / "recipe.yaml")

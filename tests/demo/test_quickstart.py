@@ -138,9 +138,9 @@ def test_budgets_are_comparable(budget: int, tmp_path: Path) -> None:
     """PS, DFS and the two stages of PS+DFS together have the same budget."""
     data = write_problems(tmp_path, {"search": 2})
     ps, dfs, hybrid = (demo_config(space, data, budget, 0) for space in ("ps", "dfs", "hybrid"))
-    assert ps.ps.optimizer.evaluations == dfs.dfs.optimizer.evaluations == budget
-    assert hybrid.ps.optimizer.evaluations + hybrid.dfs.optimizer.evaluations == budget
-    assert ["random" in config.baselines for config in (ps, dfs, hybrid)] == [True, False, False]
+    assert [step.evaluations for config in (ps, dfs) for step in config.optimize] == [budget, budget]
+    assert sum(step.evaluations for step in hybrid.optimize) == budget
+    assert ["random" in config.compare.baselines for config in (ps, dfs, hybrid)] == [True, False, False]
 
 
 def test_the_seed_is_the_seed_of_the_searches(demo: tuple[Path, list[Row]]) -> None:

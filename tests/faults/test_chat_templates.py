@@ -90,7 +90,7 @@ def test_a_search_with_an_endless_template_ends(tiny, tmp_path, search_settings,
     (folder / "chat_template.jinja").write_text(LONG)
     data = {"search": {**search_settings()["data"]["search"], "chat": True}}
     config = search_config(sources=[{"model": str(folder)}, {"model": str(tiny / "b")}], base=None, data=data)
-    config = config.model_copy(update={"ps": config.ps.model_copy(update={"method": "linear"})})
+    config = config.model_copy(update={"merge": config.merge.model_copy(update={"method": "linear"})})
     begin = time.process_time()
     with pytest.raises(FitnessError, match=r"a: data\.chat: .* chat template refuses .*: takes more than 1 s"):
         run_search(config, tmp_path / "out")

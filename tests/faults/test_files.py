@@ -60,16 +60,12 @@ SEARCH = {
     "space": "hybrid",
     "sources": RECIPE["sources"],
     "base": RECIPE["base"],
-    "ps": {
-        "method": "ties",
-        "blocks_per_group": 4,
-        "parameters": {"weight": {"low": 0, "high": 1}},
-        "optimizer": {"evaluations": 8},
-    },
-    "dfs": {"repetitions": 2, "scales": "slot", "optimizer": {"sigma": 0.1}},
+    "merge": {"method": "ties", "groups": 4, "parameters": {"weight": {"low": 0, "high": 1}}},
+    "path": {"kind": "paper", "repetitions": 2, "scales": "slot"},
+    "optimize": [{"evaluations": 8, "space": "ps"}, {"sigma": 0.1, "space": "dfs"}],
     "fitness": {"task": "generation", "extract": {"regex": "x(.*)"}, "language": {"code": "ja"}},
     "data": {"search": {"jsonl": "a.jsonl", "count": 8}, "test": {"dataset": "u/d", "split": "test"}},
-    "seed": 1,
+    "compute": {"seed": 1},
 }
 MERGEKIT = {
     "merge_method": "ties",

@@ -143,7 +143,7 @@ def test_a_search_says_how_to_go_on(
     """A search in workers ends within seconds with its status, leaves none of them, and the command that it prints goes on."""
     number, status = SIGNALS[name]
     optimizer = {"evaluations": 400, "population": 4}
-    search_config(ps={"blocks_per_group": "model", "optimizer": optimizer}).save(tmp_path / "my search.yaml")
+    search_config(merge={"groups": "model"}, optimize=[optimizer]).save(tmp_path / "my search.yaml")
     process = program("search", "my search.yaml", "--out", "out", "--workers", "1", "--no-model")
     _wait_for(lambda: _trials(tmp_path / "out") >= 3, process)
     workers = _children(process.pid)

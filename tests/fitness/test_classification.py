@@ -118,7 +118,8 @@ def test_a_search_over_classifiers_of_pictures(tmp_path: Path) -> None:
         "space": "ps",
         "sources": [{"model": str(tmp_path / name)} for name in "ab"],
         "base": {"model": str(tmp_path / "base")},
-        "ps": {"blocks_per_group": "model", "optimizer": {"algorithm": "gradient", "evaluations": 9}},
+        "merge": {"groups": "model"},
+        "optimize": [{"by": "gradient", "evaluations": 9}],
         "fitness": {"task": "classification"},
         "data": {"search": {**data, "count": 3}, "test": {**data, "start": 3}},
     }
@@ -154,7 +155,8 @@ def headed(folder: Path, **changes: Any) -> SearchConfig:
         "space": "ps",
         "sources": [{"model": str(folder / name), "component": "vision"} for name in "ab"],
         "base": {"model": str(folder / "base")},
-        "ps": {"blocks_per_group": 1, "optimizer": {"algorithm": "gradient", "evaluations": 9}},
+        "merge": {"groups": "block"},
+        "optimize": [{"by": "gradient", "evaluations": 9}],
         "fitness": {"task": "classification", "heads": ["color", "light"]},
         "data": {"search": {**data, "count": 4}, "test": {**data, "start": 4}},
     }

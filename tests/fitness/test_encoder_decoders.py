@@ -91,10 +91,11 @@ def search_of(folder: Path, name: str, tokenizer: Any, **changes: Any) -> Search
         "space": "ps",
         "sources": [{"model": str(folder / called)} for called in "ab"],
         "base": {"model": str(folder / "base")},
-        "ps": {"blocks_per_group": "model", "optimizer": {"evaluations": 8, "batch": "all"}},
-        "baselines": [],
+        "merge": {"groups": "model"},
+        "optimize": [{"evaluations": 8, "batch": "all"}],
         "fitness": WRITES,
         "data": {split: {"jsonl": str(folder / f"{split}.jsonl")} for split in ("search", "test")},
+        "compare": {"baselines": []},
         **changes,
     }
     for split, prompts in (("search", PROMPTS[:3]), ("test", PROMPTS[3:])):

@@ -129,10 +129,11 @@ def test_a_search_over_sentence_encoders(tokenizer: Any, tmp_path: Path) -> None
         "space": "ps",
         "sources": [{"model": str(tmp_path / name)} for name in "ab"],
         "base": {"model": str(tmp_path / "base")},
-        "ps": {"blocks_per_group": "model", "optimizer": {"algorithm": "gradient", "evaluations": 9}},
+        "merge": {"groups": "model"},
+        "optimize": [{"by": "gradient", "evaluations": 9}],
         "fitness": {"task": "retrieval"},
         "data": {split: {"jsonl": str(tmp_path / f"{split}.jsonl")} for split in ("search", "test")},
-        "baselines": [],
+        "compare": {"baselines": []},
     }
     result = run_search(validate(SearchConfig, settings, SearchError), tmp_path / "out")
     winner = next(row for row in result.rows if row.winner)

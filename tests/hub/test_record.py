@@ -74,7 +74,7 @@ def test_settings_name_no_file_of_this_machine(search_config: Callable[..., Sear
         (tmp_path / name).touch()
     data = {"search": {"data_files": [str(tmp_path / "rows.csv"), "https://x.org/b.csv"]}, "test": {"dataset": "org/data"}}
     retain = {"other": {"lm_eval": ["arc_easy", str(tmp_path / "task.yaml")]}}
-    published = _public_settings(search_config(data=data, retain=retain), hide_folder)
+    published = _public_settings(search_config(data=data, compare={"retain": retain}), hide_folder)
     assert published["data"]["search"]["data_files"] == ["rows.csv", "https://x.org/b.csv"]
     assert published["data"]["test"]["dataset"] == "org/data"
     assert published["retain"]["other"]["lm_eval"] == ["arc_easy", "task.yaml"]

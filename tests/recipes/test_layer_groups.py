@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_evomerge.errors import RecipeError
-from hf_evomerge.recipes.layer_groups import Grouping, check_keys, classify, expand, parse_key, resolve
+from hf_evomerge.recipes.layer_groups import check_keys, classify, expand, group_keys, parse_key, resolve
 
 NAMES = {
     ("embed", None, None): [
@@ -80,34 +80,30 @@ def test_classify(place, name):
 
 
 @pytest.mark.parametrize(
-    ("size", "split", "keys"),
+    ("groups", "keys"),
     [
-        (1, False, ["embed", "blocks.0", "blocks.1", "blocks.2", "head"]),
-        (2, False, ["embed", "blocks.0-1", "blocks.2", "head"]),
-        (2, True, ["embed", "blocks.0-1.attn", "blocks.0-1.mlp", "blocks.2.attn", "blocks.2.mlp", "head"]),
-        (5, False, ["embed", "blocks.0-2", "head"]),
-        ("all", False, ["embed", "blocks.0-2", "head"]),
-        ("all", True, ["embed", "blocks.0-2.attn", "blocks.0-2.mlp", "head"]),
-        ("model", False, ["default"]),
-        ("model", True, ["default"]),
+        ("block", ["embed", "blocks.0", "blocks.1", "blocks.2", "head"]),
+        ("half", ["embed", *(f"blocks.{block}.{half}" for block in range(3) for half in ("attn", "mlp")), "head"]),
+        (1, ["embed", "blocks.0-2", "head"]),
+        (2, ["embed", "blocks.0-1", "blocks.2", "head"]),
+        (5, ["embed", "blocks.0", "blocks.1", "blocks.2", "head"]),
+        ("model", ["default"]),
     ],
 )
-def test_grouping(size, split, keys):
-    """A grouping names its groups in the order of the layers."""
-    assert Grouping(size, split, 3).keys == keys
+def test_grouping(groups, keys):
+    """Groups are named in the order of the layers; a number says into how many the blocks are divided."""
+    assert group_keys(groups, 3) == keys
 
 
 def test_every_tensor_has_one_group():
     """Any grouping covers a whole model, each tensor once."""
-    for size in (1, 2, 3, "all", "model"):
-        for split in (False, True):
-            grouping = Grouping(size, split, 13)
-            values = {key: float(position) for position, key in enumerate(grouping.keys)}
-            check_keys(values, 13)
-            for name in (name for names in NAMES.values() for name in names):
-                assert [key for key in grouping.keys if key == "default" or parse_key(key).covers(name)] == [
-                    grouping.keys[int(resolve(values, name))]
-                ]
+    for groups in (1, 2, 3, 5, "block", "half", "model"):
+        keys = group_keys(groups, 13)
+        values = {key: float(position) for position, key in enumerate(keys)}
+        check_keys(values, 13)
+        for name in (name for names in NAMES.values() for name in names):
+            covering = [key for key in keys if key == "default" or parse_key(key).covers(name)]
+            assert covering == [keys[int(resolve(values, name))]]
 
 
 def test_resolve():
@@ -133,12 +129,6 @@ def test_values_that_do_not_fit_are_refused(value, message):
     """A tensor without a value, or with two, is named together with the groups."""
     with pytest.raises(RecipeError, match=message):
         resolve(value, "model.layers.4.mlp.x")
-
-
-def test_a_model_without_blocks_is_refused():
-    """There is nothing to group."""
-    with pytest.raises(RecipeError, match="layer_count: 0; a model has at least one block"):
-        Grouping(1, False, 0)
 
 
 def test_keys_are_read_whole():

@@ -96,12 +96,12 @@ SEARCH = "{space: ps, sources: [{model: a}, {model: b}], fitness: {task: likelih
 RECIPE = "{sources: [{model: a}], flow: {path: '0:0-3, 0:2'}}"
 MISTAKES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "unknown key": ("search", {"spaec": "ps"}, "$", "'spaec' was unexpected"),
-    "unknown nested key": ("search", {"ps": {"mehtod": "ties"}}, "$.ps", "'mehtod' was unexpected"),
+    "unknown nested key": ("search", {"merge": {"mehtod": "ties"}}, "$.merge", "'mehtod' was unexpected"),
     "unknown space": ("search", {"space": "sp"}, "$.space", "'sp' is not one of"),
     "unknown key of a task": ("search", {"fitness": {"task": "likelihood", "sep": 1}}, "$.fitness", "is not valid under any"),
     "no task": ("search", {"fitness": {}}, "$.fitness", "is not valid under any"),
     "no source": ("search", {"sources": []}, "$.sources", "[] should be non-empty"),
-    "seed below 0": ("search", {"seed": -1}, "$.seed", "-1 is less than the minimum of 0"),
+    "seed below 0": ("search", {"compute": {"seed": -1}}, "$.compute.seed", "-1 is less than the minimum of 0"),
     "unknown dtype": ("recipe", {"dtype": "int8"}, "$.dtype", "'int8' is not valid under any"),
     "a number as a model": ("recipe", {"sources": [{"model": 1}]}, "$.sources[0].model", "1 is not of type 'string'"),
     "unknown key of a recipe": ("recipe", {"fow": 1}, "$", "'fow' was unexpected"),

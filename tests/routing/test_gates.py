@@ -122,7 +122,7 @@ def test_gates_in_half_precision(hops: list[int] | None) -> None:
 )
 def test_blocks_that_see_the_scale_are_refused(architecture: str, fields: Any) -> None:
     """Where blocks read the stream without a norm, or how they do is not known, gates are refused with what to write."""
-    with pytest.raises(SourceError, match=r"dfs\.scales: gate needs blocks with a norm in front.*; write scales: slot"):
+    with pytest.raises(SourceError, match=r"path.kind: gates needs blocks with a norm in front.*; write kind: paper"):
         check_gates(tiny_model(architecture, 2, **fields).config)
 
 
@@ -131,20 +131,18 @@ def test_the_path_of_several_terms() -> None:
     slots, hops = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)], [0, 0, 1, 1, 2, 2]
     path = gate_path(slots, [0.5, 0.3, 0.09, 2.0, 0.5, 0.5], hops)
     assert (str(path), path.scales) == ("0:0*0.5 + 1:0*0.3, 1:1, 0:2*0.5 + 1:2*0.5", [1.25, 0.5, 2.0])
-    space = FlowGenome(Layout((1, 0), (3, 3), 1, side_by_side=True), "gate", ends="free")
+    space = FlowGenome(Layout((1, 0), (3, 3), 1, side_by_side=True), "gate")
     assert (space.layout.slots[:3], space.layout.hops) == ([(1, 0), (0, 0), (1, 1)], hops)
     assert str(space.decode(space.start(0.2))) == "1:0, 1:1, 1:2"
     assert str(space.decode(np.full(6, 0.5))) == "1:0*0.5 + 0:0*0.5, 1:1*0.5 + 0:1*0.5, 1:2*0.5 + 0:2*0.5"
     assert [str(space.decode(space.along(slots, 0.0))) for slots in space.splices()][2:4] == ["1:0, 0:1, 0:2", "1:0, 1:1, 0:2"]
-    with pytest.raises(PathError, match=r"dfs\.terms: the sources have 3 and 4 layers"):
+    with pytest.raises(PathError, match=r"path\.terms: the sources have 3 and 4 layers"):
         Layout((1, 0), (3, 4), 1, side_by_side=True)
-    with pytest.raises(PathError, match="ends: hops of several terms go with"):
-        FlowGenome(space.layout, "gate", ends="paper")
 
 
 def genome(**fields: Any) -> FlowGenome:
     """Two sources of three and four layers, twice."""
-    return FlowGenome(Layout((1, 0), (3, 4), 2), **{"encoding": "gate", "ends": "free", **fields})
+    return FlowGenome(Layout((1, 0), (3, 4), 2), **{"encoding": "gate", **fields})
 
 
 def test_a_genome_of_gates() -> None:
@@ -162,15 +160,6 @@ def test_a_genome_of_gates() -> None:
         gate_path([(0, 0), (0, 1)], [0.0, 0.09])
 
 
-def test_the_papers_ends() -> None:
-    """With the paper's ends the first and the last layer of A are on, with the least gate if need be, and nothing follows."""
-    path = genome(ends="paper").decode(np.array([0.0] * 5 + [2.0] * 2 + [0.0] * 5 + [1.0] * 2))
-    assert (str(path), path.scales) == ("1:0, 0:2, 0:3, 1:2", [10.0, 0.05, 1.0, 20.0])
-    assert str(genome(ends="paper", max_hops=2).decode(np.ones(14))) == "1:0, 1:2"
-    with pytest.raises(PathError, match="ends: free goes with gates"):
-        genome(encoding="slot")
-
-
 def test_the_strongest_gates_stay() -> None:
     """Of more gates than hops are allowed the largest stay, in their order."""
     assert str(genome(max_hops=3).decode(np.array([0.2, 0.9, 0.3, 0.8, 0.1, 1.0] + [0.0] * 8))) == "1:1, 0:0, 0:2"
@@ -183,5 +172,5 @@ def test_splices() -> None:
     assert paths[:2] == ["1:0, 1:1, 1:2", "0:0, 0:1, 0:2, 0:3"]
     assert paths[2:4] == ["1:0, 0:1, 0:2, 0:3", "1:0, 1:1, 0:3"]
     assert paths[4:] == ["0:0, 1:1, 1:2", "0:0, 0:1, 0:2, 1:2"]
-    assert len(FlowGenome(Layout((0, 1), (32, 32), 2), "gate", ends="free").splices()) == 16
-    assert len(FlowGenome(Layout((0, 1), (8, 8), 1), "gate", ends="free").splices()) == 2 + 7
+    assert len(FlowGenome(Layout((0, 1), (32, 32), 2), "gate").splices()) == 16
+    assert len(FlowGenome(Layout((0, 1), (8, 8), 1), "gate").splices()) == 2 + 7

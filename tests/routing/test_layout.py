@@ -95,7 +95,7 @@ def test_hop_limit_keeps_the_strongest() -> None:
 
 def test_splices_of_a_model_that_is_too_long() -> None:
     """Where the path has room for fewer layers than a source has, the plainest paths leave one run of them out."""
-    genome = FlowGenome(Layout((0,), (6,), 1), "gate", max_hops=4, ends="free")
+    genome = FlowGenome(Layout((0,), (6,), 1), "gate", max_hops=4)
     assert genome.splices() == [[0, 3, 4, 5], [0, 1, 4, 5], [0, 1, 2, 5]]
 
 

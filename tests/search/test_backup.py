@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study of 40 trials, some of whose rows run over into other pages, and a copy of 30; no model is there."""
     folder = tmp_path_factory.mktemp("made")
     rng = np.random.default_rng(0)
-    settings = {"space": "ps", "sources": [{"model": "a"}, {"model": "b"}], "ps": {"method": "linear"}}
+    settings = {"space": "ps", "sources": [{"model": "a"}, {"model": "b"}], "merge": {"method": "linear"}}
     settings |= {"fitness": {"task": "likelihood"}, "data": {"search": {"jsonl": "search.jsonl"}}}
     with Study.create(folder / "study", validate(SearchConfig, settings, SearchError).model_dump(mode="json")) as study:
         study.add_evaluation("base", "search", Scores([0.0, 1.0], correct=[False, True]))

@@ -51,7 +51,7 @@ def test_a_search_by_gradient(name: str, search_config: Config, tmp_path: Path) 
 )
 def test_groups_by_name(groups: Any, search_config: Config, tmp_path: Path) -> None:
     """A search over tensors or name patterns ends with its pictures, is shown, and builds what its recipe says."""
-    config = search_config("ps", ps={"groups": groups, "optimizer": GRADIENT})
+    config = search_config("ps", merge={"groups": groups}, optimize=[GRADIENT])
     result = run_search(config, tmp_path)
     assert result.winner.merge is not None
     names = result.winner.merge.parameters[0]["weight"]
@@ -132,44 +132,40 @@ def test_gradient_first_then_evolution(space: str, dies_in: str, search_config: 
     [
         (
             "ps",
-            {"fitness": {"task": "generation"}, "ps": {"first": {}}},
-            "fitness.task: generation has no gradient; use likelihood, or optimizer: {",
+            {"optimize": [{"by": "gradient"}], "fitness": {"task": "generation"}},
+            "fitness.task: generation has no gradient; use likelihood, or by: cma",
         ),
         (
             "ps",
-            {"ps": {"first": {"fitness": {"task": "generation"}}}},
-            "fitness.task: generation has no gradient; use likelihood, or optimizer: {",
+            {"optimize": [{"by": "gradient", "fitness": {"task": "generation"}}, {}]},
+            "fitness.task: generation has no gradient; use likelihood, or by: cma",
         ),
-        ("dfs", {"dfs": {"scales": "slot", "first": {}}}, "first.algorithm: gradient goes with gates; write scales: gate"),
+        (
+            "dfs",
+            {"path": {"kind": "paper", "scales": "slot"}, "optimize": [{"by": "gradient"}]},
+            "by: gradient cannot search dfs with path.kind: paper; write cma or random",
+        ),
+        ("ps", {"fitness": {"task": "generation"}}, "fitness.task: generation has no gradient; use likelihood, or by: cma"),
+        ("ps", {"merge": {"method": "model_stock"}, "optimize": [GRADIENT]}, "every parameter of model_stock is fixed"),
         (
             "ps",
-            {"fitness": {"task": "generation"}},
-            "fitness.task: generation has no gradient; use likelihood, or optimizer: {",
-        ),
-        ("ps", {"ps": {"method": "model_stock", "optimizer": GRADIENT}}, "every parameter of model_stock is fixed"),
-        (
-            "ps",
-            {"ps": {"method": "sce", "options": {"select_topk": {"low": 0.1, "high": 1}}, "optimizer": GRADIENT}},
+            {"merge": {"method": "sce", "options": {"select_topk": {"low": 0.1, "high": 1}}}, "optimize": [GRADIENT]},
             "sce has no",
         ),
         (
             "ps",
             {
-                "ps": {
-                    "method": "ties",
-                    "parameters": {"weight": 0.5, "density": {"low": 0.2, "high": 1}},
-                    "optimizer": GRADIENT,
-                }
+                "merge": {"method": "ties", "parameters": {"weight": 0.5, "density": {"low": 0.2, "high": 1}}},
+                "optimize": [GRADIENT],
             },
-            "ps.optimizer.algorithm: a gradient moves no density; give weight a range, or write cma",
+            "optimize: by: gradient moves no density; give weight a range, or write cma",
         ),
         (
             "dfs",
-            {"dfs": {"scales": "slot", "optimizer": GRADIENT}},
-            "optimizer.algorithm: gradient goes with gates; write scales",
+            {"path": {"kind": "paper", "scales": "slot"}, "optimize": [GRADIENT]},
+            "by: gradient cannot search dfs with path.kind: paper; write cma or random",
         ),
-        ("dfs", {"dfs": {"scales": "gate", "scale_target": "mlp_delta"}}, "scales: gate is a factor of the stream"),
-        ("dfs", {"dfs": {"scales": "slot", "ends": "free"}}, "ends: free goes with gates; with scales: slot leave it out"),
+        ("dfs", {"path": {"kind": "gates", "scale_target": "mlp_delta"}}, "path.scale_target: no such key"),
     ],
 )
 def test_gradients_that_are_not_to_be_had(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_search import EXAMPLES, SPACES, StoppedError, ToyRunner, columns, hardness, table_rows, toy_config, toy_search
+from toy_search import EXAMPLES, StoppedError, ToyRunner, columns, hardness, table_rows, toy_config, toy_search
 from watch import Watch
 
 from hf_evomerge.errors import SearchError
@@ -111,7 +111,7 @@ def test_a_stage_that_was_stopped_stays_so(tmp_path: Path) -> None:
 
 def test_patience(tmp_path: Path) -> None:
     """A stage ends when its last generations are no better than those before: soon where nothing moves, late where it does."""
-    impatient = {"ps": {**SPACES["ps"]["ps"], "optimizer": {"evaluations": 700, "population": 7, "patience": 2}}}
+    impatient = {"optimize": [{"evaluations": 700, "population": 7, "patience": 2}]}
     flat, _ = toy_search(tmp_path / "flat", ToyRunner(scores=lambda job: np.zeros(EXAMPLES)), **impatient)
     assert len(flat.trials("ps")) == 4 * 7
     study, result = toy_search(tmp_path / "whole", ToyRunner(), **impatient)
@@ -122,5 +122,5 @@ def test_patience(tmp_path: Path) -> None:
         toy_search(tmp_path / "stopped", ToyRunner(stop_after=found // 2), **impatient)
     resumed, again = toy_search(tmp_path / "stopped", ToyRunner(), **impatient)
     assert (columns(resumed), table_rows(again)) == (columns(study), table_rows(result))
-    with pytest.raises(SearchError, match="patience: goes with algorithm: cma, whose generations get better"):
-        toy_config("ps", ps={"optimizer": {"algorithm": "random", "patience": 2}})
+    with pytest.raises(SearchError, match="patience: says nothing to by: random; leave it out"):
+        toy_config("ps", optimize=[{"by": "random", "patience": 2}])

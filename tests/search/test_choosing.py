@@ -93,9 +93,9 @@ def test_rows_of_the_table(tmp_path: Path) -> None:
     assert sum(row.winner for row in result.rows) == 1
 
 
-GATES = {"space": "dfs", "dfs": {"optimizer": {"evaluations": 40, "population": 7}}}
-PS = {"method": "linear", "blocks_per_group": "model", "starts": ["average"], "parameters": {"weight": {"low": 0, "high": 2}}}
-WEIGHTS: dict[str, Any] = {"ps": {**PS, "optimizer": {"evaluations": 20}}}
+GATES = {"space": "dfs", "optimize": [{"evaluations": 40, "population": 7}]}
+PS = {"method": "linear", "groups": "model", "starts": ["average"], "parameters": {"weight": {"low": 0, "high": 2}}}
+WEIGHTS: dict[str, Any] = {"merge": {**PS}, "optimize": [{"evaluations": 20}]}
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,7 @@ WEIGHTS: dict[str, Any] = {"ps": {**PS, "optimizer": {"evaluations": 20}}}
         (WEIGHTS, 0, "ps", "start of PS: first point"),
         (WEIGHTS, 1, "ps", "start of PS: uniform average"),
         (WEIGHTS, 5, "ps", "evolved PS"),
-        (
-            {"ps": {**PS, "first": {"evaluations": 9, "algorithm": "cma"}, "optimizer": {"evaluations": 20}}},
-            4,
-            "ps",
-            "ps-first",
-        ),
+        ({"merge": {**PS}, "optimize": [{"evaluations": 9, "by": "cma"}, {"evaluations": 20}]}, 4, "ps", "ps-first"),
     ],
 )
 def test_a_winner_that_is_a_start_is_called_that(

@@ -63,13 +63,13 @@ def test_actors_give_the_scores_of_this_process(cluster: Any, search_config: Cal
         def of(self, job: Job) -> Limit:
             return Limit(3.0) if job.batch == (4,) else Limit()
 
-    limits = Short(config.limits, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: [])
+    limits = Short(config.compute.limits, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: [])
     runner = _runner(config, limits=limits, admit=lambda kind, where: seen.append((kind, where)))
     try:
         deadly, sleeping = (Job(target, batch=(number,)) for number in (2, 4))
         scores = dict(runner.run([*jobs, deadly, sleeping]))
         assert {index: scores[index] for index in expected} == expected
-        assert [scores[index].error for index in (8, 9)] == [DIED, "took longer than 3 s (limits.seconds)"]
+        assert [scores[index].error for index in (8, 9)] == [DIED, "took longer than 3 s (compute.limits.seconds)"]
         assert len(runner.workers) == 2
         assert len(set(seen)) == 1
         assert seen[0][1].startswith("node ")
@@ -81,8 +81,8 @@ def test_actors_give_the_scores_of_this_process(cluster: Any, search_config: Cal
 def test_a_study_is_the_same_and_goes_on(cluster: Any, search_config: Callable[..., SearchConfig], tmp_path: Path) -> None:
     """A search that a cluster began and this process ends has the trials of one process; another kind of device is refused."""
     optimizer = {"evaluations": 8, "population": 4}
-    ps = {"blocks_per_group": "model", "first": {"evaluations": 10}, "optimizer": optimizer}
-    config = search_config(ps=ps, gradient_parts=3)
+    steps = [{"by": "gradient", "evaluations": 10}, optimizer]
+    config = search_config(optimize=steps, compute={"gradient_parts": 3})
     here = run_search(config, tmp_path / "here", build=False)
 
     class Stop(SearchCallback):
@@ -115,7 +115,7 @@ def test_what_is_wrong_on_a_machine_names_it(cluster: Any, search_config: Callab
         list(runner.run([Job(config.sources[0])]))
     runner.close()
     with pytest.raises(SearchError, match=r"no machine of the cluster has a GPU; there are node "):
-        _runner(config.model_copy(update={"device": "cuda:0"}))
+        _runner(search_config(compute={"device": "cuda:0"}))
     with pytest.raises(SearchError, match=r"no machine of the cluster has 1 CPUs \(threads\) and 1e\+06 GB"):
         _runner(config, memory=10**15)
 

@@ -28,27 +28,27 @@ Config = Callable[..., SearchConfig]
 def test_devices_of_a_search(search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """One, several, or all GPUs that there are; workers take them in turn."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    auto = search_config(device="auto")
+    auto = search_config(compute={"device": "auto"})
     assert devices_of(auto) == ["cuda:0", "cuda:1"]
-    assert [worker._start[0].device for worker in ProcessRunner(auto, 3).workers] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [worker._start[0].compute.device for worker in ProcessRunner(auto, 3).workers] == ["cuda:0", "cuda:1", "cuda:0"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert devices_of(auto) == ["cpu"]
-    assert devices_of(search_config(device=["cpu", "cpu:0"])) == ["cpu", "cpu:0"]
+    assert devices_of(search_config(compute={"device": ["cpu", "cpu:0"]})) == ["cpu", "cpu:0"]
     assert devices_of(search_config()) == ["cpu"]
     with pytest.raises(SearchError, match="device"):
-        search_config(device=[])
+        search_config(compute={"device": []})
 
 
 def test_a_search_on_two_devices(search_config: Config, tmp_path: Path) -> None:
     """Two names of the processor are two devices with a worker each, and the trials are those of one."""
-    one, two = (search_config(device=device) for device in ("cpu", ["cpu", "cpu:0"]))
+    one, two = (search_config(compute={"device": device}) for device in ("cpu", ["cpu", "cpu:0"]))
     run_search(one, tmp_path / "one", build=False)
     run_search(two, tmp_path / "two", build=False)
     trials = [Study.open(tmp_path / name).trials() for name in ("one", "two")]
     assert [trial.scores for trial in trials[0]] == [trial.scores for trial in trials[1]]
     assert Study.open(tmp_path / "two").meta("devices") == [device_kind("cpu")]
     with pytest.raises(SearchError, match=r"device: 'toaster' cannot be used here"):
-        run_search(search_config(device=["cpu", "toaster"]), tmp_path / "three")
+        run_search(search_config(compute={"device": ["cpu", "toaster"]}), tmp_path / "three")
 
 
 def test_kinds_of_device_do_not_mix(tmp_path: Path) -> None:
@@ -69,17 +69,17 @@ def test_a_device_that_is_too_small(search_config: Config, monkeypatch: pytest.M
     assert device_memory("cpu") > 10**9
     monkeypatch.setattr("hf_evomerge.search.plan.default_workers", lambda config, memory: 2)
     monkeypatch.setattr(plan, "device_memory", lambda device: 1e3 if device == "cpu:0" else 1e12)
-    warnings = plan_search(search_config(device=["cpu", "cpu:0"])).warnings
+    warnings = plan_search(search_config(compute={"device": ["cpu", "cpu:0"]})).warnings
     assert sum("device: cpu:0 has 1e-06 GB, and the models of this search take " in line for line in warnings) == 1
     assert not any("device: cpu has" in line for line in warnings)
 
 
 def test_models_spread_over_devices(search_config: Config) -> None:
     """A worker takes as many devices as its models lie on; the bits are those of one, and the dry run says what each holds."""
-    four = search_config(device=["cpu", "cpu:0", "cpu:1", "cpu:2"], devices_per_model=2)
-    places = [worker._start[0].device for worker in ProcessRunner(four, 3).workers]
+    four = search_config(compute={"device": ["cpu", "cpu:0", "cpu:1", "cpu:2"], "devices_per_model": 2})
+    places = [worker._start[0].compute.device for worker in ProcessRunner(four, 3).workers]
     assert places == [("cpu", "cpu:0"), ("cpu:1", "cpu:2"), ("cpu", "cpu:0")]
-    one, two = (search_config("dfs", devices_per_model=n, device=["cpu", "cpu:0"][:n]) for n in (1, 2))
+    one, two = (search_config("dfs", compute={"devices_per_model": n, "device": ["cpu", "cpu:0"][:n]}) for n in (1, 2))
     fields = {"sources": one.sources, "base": one.base}
     weights = {"method": "task_arithmetic", "parameters": [{"weight": 0.7}, {"weight": 0.2}]}
     path, merge = (
@@ -98,5 +98,5 @@ def test_models_spread_over_devices(search_config: Config) -> None:
     assert min(shares) > 0.3
     text = Plan((), {}, {}, {}, memory={"dfs": 8 * 10**9}, shares=(0.75, 0.25)).to_text()
     assert "in each worker: dfs 8 GB; on its devices 6 GB, 2 GB;" in text
-    with pytest.raises(SearchError, match=r"devices_per_model: 2, and device gives 3 .*; name a multiple of 2"):
-        check_search(search_config(device=["cpu", "cpu:0", "cpu:1"], devices_per_model=2), whole)
+    with pytest.raises(SearchError, match=r"devices_per_model: 2, and there are 3 .*; name a multiple of 2"):
+        check_search(search_config(compute={"device": ["cpu", "cpu:0", "cpu:1"], "devices_per_model": 2}), whole)

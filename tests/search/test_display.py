@@ -74,8 +74,8 @@ def test_the_legend_says_what_the_numbers_are() -> None:
     lines = _written(PARENTS, STAGE, config=NATS).splitlines()
     assert lines[-2].startswith("parameter space ")
     assert lines[-1] == "best, mean: fitness, more is better: nats per answer"
-    first = {"first": {"fitness": {"task": "likelihood", "normalize": "token"}}}
-    both = NATS.model_validate({**NATS.model_dump(exclude={"ps"}), "ps": first, "fitness": {"task": "generation"}})
+    steps = [{"by": "gradient", "fitness": {"task": "likelihood", "normalize": "token"}}, {}]
+    both = NATS.model_validate({**NATS.model_dump(), "optimize": steps, "fitness": {"task": "generation"}})
     text = " ".join(_written(replace(STAGE, phase="ps-first"), STAGE, config=both).split())
     units = "nats per token (parameter space, first), share of right answers (parameter space)"
     assert f"best, mean: fitness, more is better: {units}" in text

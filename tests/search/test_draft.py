@@ -50,7 +50,9 @@ def test_models_of_one_depth_are_merged(tiny: Path, tmp_path: Path) -> None:
     """A draft is a quick search for weights over slices that do not overlap, with comments for what comes after it."""
     data = _data(tmp_path, {"question": "w1 w2", "answer": 3}, count=1000)
     config, text = _drafted(tiny, data)
-    assert (config.preset, config.space, config.ps.groups) == ("quick", "ps", "rows")
+    assert (config.space, config.merge.groups) == ("ps", "rows")
+    assert [(step.by, step.evaluations) for step in config.optimize] == [("gradient", 48)]
+    assert "\noptimize: quick\n" in text
     assert [source.model for source in config.sources] == [str(tiny / "a"), str(tiny / "b")]
     assert config.base is not None
     splits = [(spec.start, spec.count, spec.prompt_field, spec.shuffle_seed) for spec in config.data.values()]
@@ -58,8 +60,8 @@ def test_models_of_one_depth_are_merged(tiny: Path, tmp_path: Path) -> None:
     assert _fitness(config).separator == " "
     after = text.split("# After the quick look")[1].replace("\n# ", "\n")
     assert "# task: generation" in text
-    assert "  blocks_per_group: 1 # 2 x 2 weights" in after
-    assert re.search("^ps:\n  optimizer: {algorithm: gradient, evaluations: 150} # ", after, re.MULTILINE)
+    assert "merge: {groups: 2} # 2 x 2 weights" in after
+    assert re.search(r"^optimize: \[{by: gradient, evaluations: 150}\] # ", after, re.MULTILINE)
 
 
 def test_choices_are_chosen_from(tiny: Path, tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_choices_are_chosen_from(tiny: Path, tmp_path: Path) -> None:
     config, text = _drafted(tiny, _data(tmp_path, {"question": "w1", "choices": ["w2", "w3"], "answer": 1}))
     assert (config.fitness.task, config.fitness.unit) == ("multiple_choice", "nats per answer")
     assert [spec.choices for spec in config.data.values()] == ["choices"] * 3
-    assert config.ps.optimizer.algorithm == "cma"
+    assert config.optimize[0].by == "cma"
     assert "gradient" not in text
 
 
@@ -77,13 +79,13 @@ def test_models_of_other_depths_and_without_a_base(tiny: Path, tmp_path: Path) -
     config, text = _drafted(tiny, data, "a", "deep")
     assert config.space == "dfs"
     assert "which are 2, 3, 2" in text
-    assert "# dfs:\n#   repetitions: 2" in text
+    assert "# path: {kind: gates, repetitions: 2}" in text
     config, text = _drafted(tiny, data, base=None)
-    assert (config.ps.method, config.ps.starts, config.ps.optimizer.algorithm) == ("linear", ["average", "sources"], "gradient")
-    begin, _, after = text.partition("# After the quick look, in place of preset and of ps above:\n")
-    kept, said = re.sub("^(preset|ps): .*\n", "", begin, flags=re.MULTILINE), after.split("# Or,")[0]
+    assert (config.merge.method, config.merge.starts, config.optimize[0].by) == ("linear", ["average", "sources"], "gradient")
+    begin, _, after = text.partition("# After the quick look, in place of optimize and merge above:\n")
+    kept, said = re.sub("^(optimize|merge): .*\n", "", begin, flags=re.MULTILINE), after.split("# Or,")[0]
     later = kept + re.sub("^# ", "", said, flags=re.MULTILINE)
-    assert parse_yaml(SearchConfig, later, SearchError).ps.optimizer.evaluations == 150
+    assert parse_yaml(SearchConfig, later, SearchError).optimize[0].evaluations == 150
 
 
 def test_a_draft_is_ready_for_a_card(tiny: Path, tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_a_folder_of_adapters(tiny: Path, tmp_path: Path) -> None:
     assert [(source.model, source.adapter) for source in config.sources] == [
         (base, str(tmp_path / "loras" / name)) for name in "abc"
     ]
-    assert config.ps.method == "task_arithmetic"
+    assert config.merge.method == "task_arithmetic"
 
 
 def test_worked_solutions_are_scored_by_their_result(tiny: Path, tmp_path: Path) -> None:

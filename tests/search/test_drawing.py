@@ -49,9 +49,9 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(parents: Path, **fields: Any) -> SearchConfig:
     """Two weights, two generations of four."""
-    ps = {"method": "linear", "blocks_per_group": "model", "optimizer": {"evaluations": 8, "population": 4}}
+    how = {"merge": {"method": "linear", "groups": "model"}, "optimize": [{"evaluations": 8, "population": 4}]}
     sources = [{"model": str(parents / name), "component": "transformer"} for name in ("a", "b")]
-    settings = {"space": "ps", "sources": sources, "ps": ps, "fitness": {"task": "likelihood"}, "finalists": 2}
+    settings = {"space": "ps", "sources": sources, **how, "fitness": {"task": "likelihood"}, "compare": {"finalists": 2}}
     return SearchConfig.model_validate({**settings, **fields})
 
 
@@ -109,9 +109,9 @@ def choices(parents: Path, tmp_path: Path) -> SearchConfig:
     """Three generations of four, of which two classes are drawn."""
     data = tmp_path / "prompts.jsonl"
     data.write_text("".join(json.dumps({"prompt": str(n)}) + "\n" for n in range(2)))
-    ps = {"method": "linear", "blocks_per_group": "model", "optimizer": {"evaluations": 12, "population": 4}}
+    steps = [{"evaluations": 12, "population": 4}]
     fitness = {"task": "choice", "arguments": {"num_inference_steps": 2}}
-    return config_of(parents, ps=ps, fitness=fitness, data={"search": {"jsonl": str(data)}})
+    return config_of(parents, optimize=steps, fitness=fitness, data={"search": {"jsonl": str(data)}})
 
 
 def bright(chooser: Chooser) -> int:

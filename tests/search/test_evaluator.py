@@ -32,11 +32,11 @@ Config = Callable[..., SearchConfig]
 MERGE = {"method": "dare_ties", "parameters": [{"weight": 0.9, "density": 0.6}, {"weight": {"default": 0.4, "head": 1.2}}]}
 SLERP = {"method": "slerp", "options": {"t": {"default": 0.3, "embed": 0.8}}}
 PARTS: dict[str, dict[str, Any]] = {
-    "ps": {"merge": MERGE},
+    "merge": {"merge": MERGE},
     "other weights": {"merge": {**MERGE, "parameters": [{"weight": 0.3, "density": 0.9}, {"weight": 0.8}]}},
     "another method": {"merge": SLERP},
     "other sources": {"merge": {"method": "ties", "sources": [1, 0], "parameters": [{"weight": 1.5}, {"weight": 0.2}]}},
-    "dfs": {"flow": {"path": ["0:0", "1:0", "1:1*0.5 + 0:1*0.7", "0:1"], "scales": [1, 0.7, 1.2, 0.9]}},
+    "path": {"kind": "gates", "flow": {"path": ["0:0", "1:0", "1:1*0.5 + 0:1*0.7", "0:1"], "scales": [1, 0.7, 1.2, 0.9]}},
     "mlp_delta": {"flow": {"path": ["1:0-1 x2"], "scales": [1.1, 0.7, 1.2, 0.9], "scale_target": "mlp_delta"}},
     "other embeddings": {"flow": {"path": ["1:0", "0:1"], "embedding_source": 1}},
     "hybrid": {"merge": MERGE, "flow": {"path": ["2:0", "0:0-1", "2:1"], "scales": [1, 0.8, 1, 1.1], "embedding_source": 2}},
@@ -44,7 +44,7 @@ PARTS: dict[str, dict[str, Any]] = {
 
 
 def _recipe(config: SearchConfig, part: str) -> Recipe:
-    fields = {"sources": config.sources, "base": config.base, "dtype": config.dtype, "seed": config.seed}
+    fields = {"sources": config.sources, "base": config.base, "dtype": config.output.dtype, "seed": config.compute.seed}
     return Recipe.model_validate({**fields, **PARTS[part]})
 
 
@@ -84,14 +84,14 @@ def test_the_memory_of_models_is_counted(tiny_half: Path, search_config: Config)
     size = sum((tiny_half / name / "model.safetensors").stat().st_size for name in ("a", "b")) / 2  # bfloat16, and a header
     found = {}
     for space in ("ps", "dfs", "hybrid"):
-        evaluator = Evaluator(search_config(space, tiny_half, dtype="bfloat16"))
+        evaluator = Evaluator(search_config(space, tiny_half, output={"dtype": "bfloat16"}))
         found[space] = memory_of_models(evaluator.config, evaluator)
     one = found["ps"]["parents"]
     assert 0.6 * size < one < size
     vectors = 2 * 3 * one  # two sources and the base, at twice the width
     assert found == {
-        "ps": {"parents": one, "ps": one + vectors},
-        "dfs": {"parents": one, "dfs": 2 * one},
+        "merge": {"parents": one, "ps": one + vectors},
+        "path": {"kind": "gates", "parents": one, "dfs": 2 * one},
         "hybrid": {"parents": one, "ps": one + vectors, "dfs": one + vectors + 2 * one},
     }
 
@@ -105,7 +105,7 @@ def test_a_live_model_scores_what_the_built_model_scores(
     dtype: str | None, tiny_half: Path, search_config: Config, tmp_path: Path
 ) -> None:
     """One evaluator gives every kind of recipe, one after the other, the scores of the built and loaded model, bit for bit."""
-    config = search_config("hybrid", folder=tiny_half, dtype=dtype)
+    config = search_config("hybrid", folder=tiny_half, output={"dtype": dtype})
     evaluator = Evaluator(config)
     seen = []
     for part in PARTS:
@@ -291,14 +291,14 @@ def test_one_tokenisation_for_all_candidates(search_config: Config) -> None:
     assert isinstance(config.sources[0], SourceRef)
 
 
-JOINT: dict[str, Any] = {"joint": True, "ps": {"blocks_per_group": 1, **WEIGHTS}}
+JOINT: dict[str, Any] = {"space": "joint", "merge": {"groups": "block", **WEIGHTS}}
 
 
-@pytest.mark.parametrize("terms", [1, 3])
-def test_a_joint_gradient_is_that_of_the_score(terms: int, search_config: Callable[..., SearchConfig]) -> None:
+@pytest.mark.parametrize("terms", [1, "all"])
+def test_a_joint_gradient_is_that_of_the_score(terms: Any, search_config: Callable[..., SearchConfig]) -> None:
     """The slopes of weights and gates at one point are those of the score of its recipe, also where merged layers repeat."""
-    dfs = {"terms": terms, "repetitions": 2, "optimizer": {"algorithm": "gradient"}}
-    config = search_config("hybrid", **JOINT, dfs=dfs)
+    path = {"kind": "gates", "terms": terms, "repetitions": 2}
+    config = search_config("hybrid", **JOINT, path=path, optimize=[{"by": "gradient"}])
     evaluator = Evaluator(config)
     space = make_space(config, config.stages[0], evaluator.sources.summary)
     assert isinstance(space, JointSpace)
@@ -331,8 +331,9 @@ def test_recomputed_gradients_are_the_same(space: str, search_config: Callable[.
     found = []
     for checkpointing in (False, True):
         more = JOINT if space == "hybrid" else {}
-        dfs = {"repetitions": 1, "optimizer": {"algorithm": "gradient"}}
-        config = search_config(space, **more, dfs=dfs, gradient_checkpointing=checkpointing)
+        path = {"kind": "gates", "repetitions": 1}
+        how = {"optimize": [{"by": "gradient"}], "compute": {"gradient_checkpointing": checkpointing}}
+        config = search_config(space, **more, path=path, **how)
         evaluator = Evaluator(config)
         here = make_space(config, config.stages[0], evaluator.sources.summary)
         genome = here.start().mean
@@ -378,8 +379,7 @@ def test_vocabularies_that_differ(
         sources=[{"model": str(other_words / "a")}, {"model": str(other_words / other)}],
         base={"model": str(other_words / "base")},
         data={"search": {"jsonl": str(tmp_path / "more.jsonl")}},
-        vocabulary=vocabulary,
-        chat_template="{{ messages }}",
+        output={"vocabulary": vocabulary, "chat_template": "{{ messages }}"},
     )
     evaluator = Evaluator(config)
     average = uniform_average(config)
@@ -402,10 +402,10 @@ def test_vocabularies_that_differ(
 
 def test_attention_is_computed_as_the_file_says(search_config: Callable[..., SearchConfig]) -> None:
     """The models of candidates and of parents have the search's implementation of attention; code of the Hub is refused."""
-    config = search_config(attn_implementation="eager")
+    config = search_config(compute={"attn_implementation": "eager"})
     evaluator = Evaluator(config)
     for target in (config.sources[0], config.recipe(merge=config.merge_part())):
         assert evaluator.models.model(target).config._attn_implementation == "eager"
     assert Evaluator(search_config()).models.model(config.sources[0]).config._attn_implementation == "sdpa"
     with pytest.raises(SearchError, match="attn_implementation"):
-        search_config(attn_implementation="kernels-community/flash-attn")
+        search_config(compute={"attn_implementation": "kernels-community/flash-attn"})

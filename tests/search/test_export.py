@@ -78,7 +78,7 @@ def test_parquet(folder: Path, tmp_path: Path) -> None:
 def test_several_objectives(tmp_path: Path) -> None:
     """A trial of a search for several objectives has a column for each."""
     settings = {"space": "dfs", "sources": SOURCES, "fitness": {"task": "likelihood"}, "objectives": ["hops"]}
-    settings["dfs"] = {"optimizer": {"algorithm": "nsga2"}}
+    settings["optimize"] = [{"by": "nsga2"}]
     config = validate(SearchConfig, settings, SearchError)
     study = Study.create(tmp_path / "front", config.model_dump(mode="json"))
     for number, (fitness, hops) in enumerate([(0.5, 3), (0.75, 6), (0.25, 5)]):

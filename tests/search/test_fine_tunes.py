@@ -27,7 +27,7 @@ from hf_evomerge.search.study.study import Study
 def test_fine_tunes_for_comparison(tiny: Path, tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best LoRA from every parent, base and average at every rate has one row, which loads and says what was spent."""
     monkeypatch.setattr(baselines, "RATES", (1e-4, 1e-2))
-    config = search_config(baselines=["lora"], retain={"old": {"jsonl": str(tiny / "test.jsonl")}})
+    config = search_config(compare={"baselines": ["lora"], "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}}})
     steps: list[Progress] = []
 
     class Steps(SearchCallback):
@@ -66,7 +66,7 @@ def test_fine_tunes_for_comparison(tiny: Path, tmp_path: Path, search_config: Co
 def test_a_training_leaves_paths_alone(tmp_path: Path, search_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where paths run through resident sources, training adapters for a source does not change what a path scores."""
     monkeypatch.setattr(baselines, "RATES", (1e-2,))
-    evaluator = Evaluator(search_config("dfs", dtype="float32"))
+    evaluator = Evaluator(search_config("dfs", output={"dtype": "float32"}))
     path = evaluator.config.recipe(flow=FlowPart(path=["0:0", "1:1", "0:1"]))
     before = evaluator.evaluate(path)
     Tuner(evaluator, tmp_path).fine_tunes({"a": ("a", evaluator.config.sources[0])}, 200, lambda progress: None)
@@ -82,7 +82,7 @@ def test_a_classifier_is_trained_too(
     AutoTokenizer.from_pretrained(tiny / "a").save_pretrained(tmp_path / "a")
     ref = SourceRef(model=str(tmp_path / "a"))
     examples = {"search": [Example(str(i), color, color) for i, color in enumerate(("red", "green", "blue"))]}
-    config = search_config("ps", sources=[ref, ref], base=None, ps={"method": "linear"}, fitness={"task": "classification"})
+    config = search_config("ps", sources=[ref, ref], base=None, merge={"method": "linear"}, fitness={"task": "classification"})
     evaluator = Evaluator(config, examples=examples)
     before = evaluator.evaluate(ref).mean
     (tuned,) = Tuner(evaluator, tmp_path / "tuned").fine_tunes({"a": ("a", ref)}, 60, lambda progress: None).values()
@@ -114,7 +114,7 @@ def test_what_cannot_be_trained_is_left_out(
 
 def test_a_fine_tune_climbs(tiny: Path, search_config: Config) -> None:
     """Training raises the score on what it is trained on, gives the same adapter again, and spends what the cost pays for."""
-    evaluator = Evaluator(search_config(dtype="float32"))
+    evaluator = Evaluator(search_config(output={"dtype": "float32"}))
     ref = SourceRef(model=str(tiny / "a"))
     before = evaluator.evaluate(ref).mean
     settings = Lora.for_cost(200, len(evaluator.tasks.examples("search")), rate=5e-3)
@@ -141,7 +141,7 @@ def test_a_fine_tune_climbs(tiny: Path, search_config: Config) -> None:
 @pytest.mark.parametrize(("steps", "peak"), [(4, 1), (30, 3)])
 def test_short_trainings_reach_their_rate(tiny: Path, search_config: Config, steps: int, peak: int) -> None:
     """The rate rises over a tenth of the steps, and over one at least: Adam's first step is then as long as the rate."""
-    evaluator = Evaluator(search_config(dtype="float32"))
+    evaluator = Evaluator(search_config(output={"dtype": "float32"}))
     examples, tokenizer = evaluator.tasks.examples("search"), evaluator.tasks.tokenizer(SourceRef(model=str(tiny / "a")))
     moved: list[float] = []
 

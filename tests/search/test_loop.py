@@ -126,20 +126,18 @@ def test_identical_recipes_are_evaluated_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("budget", "generations"), [(1, [1]), (7, [7]), (15, [7, 7, 1]), (20, [7, 7, 6])])
 def test_the_budget_is_exact(budget: int, generations: list[int], tmp_path: Path) -> None:
     """The number of trials is the budget, also where that is no multiple of the population."""
-    ps = {**SPACES["ps"]["ps"], "optimizer": {"evaluations": budget, "population": 7}}
-    study, _ = toy_search(tmp_path, ToyRunner(), ps=ps)
+    study, _ = toy_search(tmp_path, ToyRunner(), optimize=[{"evaluations": budget, "population": 7}])
     seen = [trial.generation for trial in study.trials()]
     assert [seen.count(generation) for generation in sorted(set(seen))] == generations
 
 
 def test_no_generation_starts_after_the_minutes(tmp_path: Path) -> None:
     """A budget in minutes that is spent ends a stage after a whole generation, and a resumed search does not exceed it."""
-    ps = {**SPACES["ps"]["ps"], "optimizer": {**OPTIMIZER, "minutes": 1e-9}}
     with pytest.raises(SearchError, match="ps: ended before its first trial; give it more minutes, or more evaluations"):
-        toy_search(tmp_path / "none", ToyRunner(), ps=ps)
-    study, _ = toy_search(tmp_path / "some", ToyRunner(), ps={**ps, "optimizer": {**OPTIMIZER, "evaluations": 7}})
+        toy_search(tmp_path / "none", ToyRunner(), optimize=[{**OPTIMIZER, "minutes": 1e-9}])
+    study, _ = toy_search(tmp_path / "some", ToyRunner(), optimize=[{**OPTIMIZER, "evaluations": 7}])
     study.set_meta("seconds", 100.0, "ps")
-    study, _ = toy_search(tmp_path / "some", ToyRunner(), ps={**ps, "optimizer": {**OPTIMIZER, "minutes": 1.0}})
+    study, _ = toy_search(tmp_path / "some", ToyRunner(), optimize=[{**OPTIMIZER, "minutes": 1.0}])
     assert len(study.trials()) == 7
 
 
@@ -182,7 +180,7 @@ def test_batches_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_recipe_is_scored_anew_on_other_examples(tmp_path: Path) -> None:
     """With batches a recipe that comes back in a later generation is no duplicate: its old score was on other examples."""
-    study, _ = toy_search(tmp_path, ToyRunner(), "none", batch=4)
+    study, _ = toy_search(tmp_path, ToyRunner(), "none", optimize=[{**OPTIMIZER, "batch": 4}])
     trials = study.trials("dfs")
     for trial in trials:
         if trial.duplicate_of is not None and trial.scores.values.size < EXAMPLES:
@@ -195,7 +193,7 @@ def test_a_recipe_is_scored_anew_on_other_examples(tmp_path: Path) -> None:
 def test_a_batch_of_all_is_no_batch(tmp_path: Path) -> None:
     """A batch as large as the split is the split."""
     runner = ToyRunner()
-    toy_search(tmp_path, runner, batch=EXAMPLES)
+    toy_search(tmp_path, runner, optimize=[{**OPTIMIZER, "batch": EXAMPLES}])
     assert {job.batch for job in runner.jobs} == {None}
 
 

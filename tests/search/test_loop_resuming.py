@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy_search import OPTIMIZER, SPACES, StoppedError, ToyRunner, columns, table_rows, toy_search
+from toy_search import OPTIMIZER, StoppedError, ToyRunner, columns, table_rows, toy_search
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search.study.study import Study
@@ -48,17 +48,16 @@ def test_the_order_of_finishing_changes_nothing(kind: str, tmp_path: Path) -> No
 def test_another_seed_is_another_search(tmp_path: Path) -> None:
     """The seed decides the genomes of every stage, and the stages of one search do not repeat each other's."""
     first = columns(toy_search(tmp_path / "0", ToyRunner(), "hybrid")[0])
-    other = columns(toy_search(tmp_path / "1", ToyRunner(), "hybrid", seed=1)[0])
+    other = columns(toy_search(tmp_path / "1", ToyRunner(), "hybrid", compute={"seed": 1})[0])
     assert not {row[4] for row in first} & {row[4] for row in other if row[0] != "dfs"}
-    ps = {**SPACES["ps"]["ps"], "optimizer": {**OPTIMIZER, "algorithm": "random"}}
-    both = columns(toy_search(tmp_path / "2", ToyRunner(), ps=ps, baselines=["average", "random"])[0])
+    random = {"optimize": [{**OPTIMIZER, "by": "random"}], "compare": {"baselines": ["average", "random"]}}
+    both = columns(toy_search(tmp_path / "2", ToyRunner(), **random)[0])
     assert len({row[4] for row in both}) == len(both) == 62
 
 
 def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
     """The trials of a small budget are the first trials of a larger one."""
-    ps = {**SPACES["ps"]["ps"], "optimizer": {"evaluations": 14, "population": 7}}
-    small = columns(toy_search(tmp_path / "small", ToyRunner(), ps=ps)[0])
+    small = columns(toy_search(tmp_path / "small", ToyRunner(), optimize=[{"evaluations": 14, "population": 7}])[0])
     assert small == columns(toy_search(tmp_path / "large", ToyRunner())[0])[:14]
 
 
@@ -66,10 +65,9 @@ def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
     """Going on with other settings is refused: by the first genome that differs, or by trials that are left over."""
     toy_search(tmp_path, ToyRunner())
     with pytest.raises(SearchError, match="ps trial 0: the stored genome is not the one"):
-        toy_search(tmp_path, ToyRunner(), seed=1)
-    ps = {**SPACES["ps"]["ps"], "optimizer": {"evaluations": 14, "population": 7}}
+        toy_search(tmp_path, ToyRunner(), compute={"seed": 1})
     with pytest.raises(SearchError, match="the study holds trial 14, which this search never asked for"):
-        toy_search(tmp_path, ToyRunner(), ps=ps)
+        toy_search(tmp_path, ToyRunner(), optimize=[{"evaluations": 14, "population": 7}])
 
 
 def test_two_searches_cannot_write_to_one_study(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ TOY: dict[str, dict[str, Any]] = {
     "cma": {"kind": "ps"},
     "cma on batches": {"kind": "batches"},
     "cma on batches, with restarts": {"kind": "batches", "optimizer": {"restarts": "ipop"}},
-    "random": {"kind": "ps", "optimizer": {"algorithm": "random"}},
+    "random": {"kind": "ps", "optimizer": {"by": "random"}},
 }
 
 
@@ -28,8 +28,8 @@ TOY: dict[str, dict[str, Any]] = {
 def test_evolution_goes_on(tmp_path: Path, name: str) -> None:
     """The trials up to the old budget stay, the new ones follow, and a search killed among them ends with the same trials."""
     kind, more = TOY[name]["kind"], TOY[name].get("optimizer", {})
-    parts: dict[str, Any] = {"method": "linear", "blocks_per_group": "model"}
-    short, long = ({"ps": {**parts, "optimizer": {**OPTIMIZER, **more, "evaluations": n}}} for n in (31, 70))
+    parts: dict[str, Any] = {"method": "linear", "groups": "model"}
+    short, long = ({"merge": {**parts}, "optimize": [{**OPTIMIZER, **more, "evaluations": n}]} for n in (31, 70))
     study, _ = toy_search(tmp_path / "a", ToyRunner(), kind, **short)
     before = columns(study)
     for folder in ("a", "b"):
@@ -48,8 +48,8 @@ def test_evolution_goes_on(tmp_path: Path, name: str) -> None:
 
 
 def _config(search_config: Config, evaluations: int, **more: Any) -> Any:
-    ps = {"groups": "tensor", "optimizer": {**GRADIENT, "evaluations": evaluations}}
-    return search_config(ps=ps, batch=2, baselines=[], **more)
+    step = {**GRADIENT, "evaluations": evaluations, "batch": 2}
+    return search_config(merge={"groups": "tensor"}, **more, optimize=[step], compare={"baselines": []})
 
 
 def test_a_gradient_begins_another_schedule(tmp_path: Path, search_config: Config) -> None:
@@ -84,8 +84,8 @@ def _steps(trials: list[Trial]) -> list[Trial]:
 
 def test_the_file_of_a_finished_search_is_edited(tmp_path: Path, search_config: Config) -> None:
     """`resume` takes more evaluations from the search file beside the study; fewer, or another setting, are not taken."""
-    optimizer = {"algorithm": "random", "population": 4}
-    made = [search_config(ps={"blocks_per_group": "model", "optimizer": {**optimizer, "evaluations": n}}) for n in (4, 8, 6)]
+    optimizer = {"by": "random", "population": 4}
+    made = [search_config(merge={"groups": "model"}, optimize=[{**optimizer, "evaluations": n}]) for n in (4, 8, 6)]
     run_search(made[0], tmp_path, build=False)
     file = tmp_path / "search.yaml"
     file.write_text("# mine\n" + file.read_text().replace("evaluations: 4", "evaluations: 8"))
@@ -93,7 +93,7 @@ def test_the_file_of_a_finished_search_is_edited(tmp_path: Path, search_config: 
     assert (count_trials(tmp_path), file.read_text().startswith("# mine\n")) == (8, True)
     run_search(made[1], tmp_path, build=False)
     assert count_trials(tmp_path) == 8
-    with pytest.raises(SearchError, match=r"ps\.optimizer\.evaluations was 8 and is 6; choose another folder"):
+    with pytest.raises(SearchError, match=r"optimize\.0\.evaluations was 8 and is 6; choose another folder"):
         check_out(made[2], tmp_path)
 
 
@@ -103,10 +103,9 @@ def test_a_stage_that_another_was_begun_at_stays(hybrid_search: Path) -> None:
 
     config = settings_in(hybrid_search)
 
-    def more(part: str) -> Any:
-        section = getattr(config, part)
-        optimizer = section.optimizer.model_copy(update={"evaluations": 20})
-        return config.model_copy(update={part: section.model_copy(update={"optimizer": optimizer})})
+    def more(space: str) -> Any:
+        steps = [step.model_copy(update={"evaluations": 20} if step.space == space else {}) for step in config.optimize]
+        return config.model_copy(update={"optimize": tuple(steps)})
 
     check_out(more("dfs"), hybrid_search)
     with pytest.raises(

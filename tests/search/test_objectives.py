@@ -50,11 +50,11 @@ NSGA = {"evaluations": 33, "population": 8}
 TOY: dict[str, Any] = {
     "space": "dfs",
     "sources": [{"model": "a"}, {"model": "b"}],
-    "dfs": {"repetitions": 1, "optimizer": NSGA},
+    "path": {"kind": "gates", "repetitions": 1},
+    "optimize": [NSGA],
     "fitness": {"task": "likelihood"},
     "objectives": ["hops", {"name": "other", "fitness": {"task": "likelihood"}}],
-    "finalists": 4,
-    "baselines": ["random"],
+    "compare": {"finalists": 4, "baselines": ["random"]},
 }
 
 
@@ -218,17 +218,17 @@ def test_resuming_changes_nothing(tmp_path: Path) -> None:
         ({"objectives": [{"name": "fitness", "data": {"search": {"jsonl": "x"}}}]}, "objectives: fitness is there twice"),
         (
             {"objectives": [{"name": "hops", "data": {"search": {"jsonl": "x"}}}]},
-            "objectives: hops is the name of what a model",
+            "objectives: hops is there twice; the fitness and what a model takes have their own names",
         ),
         ({"objectives": [{"name": "same"}]}, "objectives.0: same: is what the fitness measures already"),
         ({"objectives": [{"name": 3}]}, "objectives.0.name: must be a text (found 3)"),
         ({"objectives": ["tokes"]}, "objectives.0: must be 'tokens', 'hops', 'parameters' or 'seconds'"),
         ({"objectives": ["tokens"]}, "objectives: tokens counts those of answers, and likelihood writes none"),
         ({"space": "ps", "objectives": ["parameters"]}, "objectives: parameters is the same for every merge of a ps search"),
-        ({"batch": 4}, "objectives: every generation is compared with the ones before, on all examples; leave batch out"),
-        ({"dfs": {"optimizer": {"algorithm": "cma"}}}, "objectives: dfs.optimizer.algorithm cma climbs one fitness"),
-        ({"dfs": {"first": {"algorithm": "nsga2"}}}, "objectives: go with the optimizer of a space, not with joint or first"),
-        ({"objectives": [], "dfs": {"optimizer": {"algorithm": "nsga2"}}}, "dfs.optimizer.algorithm: nsga2 is for several"),
+        ({"optimize": [{**NSGA, "batch": 4}]}, "optimize.0: batch: says nothing to by: nsga2; leave it out"),
+        ({"optimize": [{"by": "cma"}]}, "optimize: by: cma cannot search dfs with path.kind: gates with obj"),
+        ({"optimize": [NSGA, NSGA]}, "optimize: by: nsga2 cannot search dfs with path.kind: gates with obj"),
+        ({"objectives": [], "optimize": [{"by": "nsga2"}]}, "optimize: by: nsga2 cannot search dfs with path.kind: gates; wr"),
         (
             {"data": {"search": {"jsonl": "x"}}, "objectives": [{"name": "more", "data": {"test": {"jsonl": "x"}}}]},
             "objectives: more has data for test, and the search for search",
@@ -259,7 +259,7 @@ def test_without_pymoo(tiny: Path, search_config: Config, monkeypatch: pytest.Mo
     """Where pymoo is missing the search says so before it begins."""
     monkeypatch.setitem(sys.modules, "pymoo", None)
     with pytest.raises(SearchError, match=r"needs pymoo: pip install 'hf-evomerge\[objectives\]'"):
-        plan_search(search_config("dfs", objectives=["hops"], dfs={"repetitions": 1}))
+        plan_search(search_config("dfs", objectives=["hops"], path={"kind": "gates", "repetitions": 1}))
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,8 @@ def settings(tiny: Path) -> dict[str, Any]:
     return {
         "space": "dfs",
         "sources": [{"model": str(tiny / "a")}, {"model": str(tiny / "deep")}],
-        "dfs": {"repetitions": 1, "optimizer": {"evaluations": 18, "population": 6}},
+        "path": {"kind": "gates", "repetitions": 1},
+        "optimize": [{"evaluations": 18, "population": 6}],
         "fitness": {"task": "likelihood", "separator": " "},
         "objectives": [
             "hops",
@@ -278,7 +279,7 @@ def settings(tiny: Path) -> dict[str, Any]:
             {"name": "more", "data": data},
         ],
         "data": {split: {"jsonl": str(tiny / f"{split}.jsonl"), "start": 2} for split in data},
-        "finalists": 2,
+        "compare": {"finalists": 2},
     }
 
 

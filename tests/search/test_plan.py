@@ -19,7 +19,7 @@ from hf_evomerge.search.plan import plan_search
 def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan says what each phase does, adds up their times, counts workers where they help, and writes nothing."""
     monkeypatch.chdir(tmp_path)
-    plan = plan_search(search_config("hybrid", baselines=["average", "random"]))
+    plan = plan_search(search_config("hybrid", compare={"baselines": ["average", "random"]}))
     assert plan.dimensions == {"ps": 2, "dfs": 6}
     assert plan.evaluations == {"ps": 8, "dfs": 8, "random": 16}
     assert plan.examples == {"search": 5, "validation": 4, "test": 6}
@@ -38,7 +38,9 @@ def test_plan(search_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_plan_of_a_gradient(search_config: Config) -> None:
     """Steps wait for each other, so workers do not shorten them, and cost three scores of their batch each."""
-    config = search_config("ps", ps={"groups": "tensor", "starts": [], "optimizer": {**GRADIENT, "evaluations": 60}}, batch=1)
+    config = search_config(
+        "ps", merge={"groups": "tensor", "starts": []}, optimize=[{**GRADIENT, "evaluations": 60, "batch": 1}]
+    )
     plan = plan_search(config)
     (stage,) = (phase for phase in plan.phases if phase.name == "ps")
     assert stage.at_once == 1
@@ -46,10 +48,12 @@ def test_the_plan_of_a_gradient(search_config: Config) -> None:
     others = sum(phase.seconds for phase in plan.phases if phase.at_once > 1)
     assert plan.minutes(2) * 60 == pytest.approx(stage.seconds + others / 2)
     fitness = {"task": "generation", "extract": "all", "max_new_tokens": 2}
-    small = plan_search(search_config("ps", ps={"method": "ties", "optimizer": {**GRADIENT, "evaluations": 2}}))
+    small = plan_search(search_config("ps", merge={"method": "ties"}, optimize=[{**GRADIENT, "evaluations": 2}]))
     assert "ps: a gradient moves no density: those numbers stay at their start" in small.notes
     assert any("gradient steps, and fewer than 20 hardly move" in warning for warning in small.warnings)
-    parts = plan_search(search_config("ps", ps={"optimizer": {**GRADIENT, "evaluations": 60}}, batch=2, gradient_parts=2))
+    parts = plan_search(
+        search_config("ps", optimize=[{**GRADIENT, "evaluations": 60, "batch": 2}], compute={"gradient_parts": 2})
+    )
     assert [phase.at_once for phase in parts.phases if phase.name == "ps"] == [2]
     both = plan_search(search_config("ps", **BY_BOTH["ps"], fitness=fitness))
     assert [phase.name for phase in both.phases] == ["parents", "ps-first", "ps", "finalists", "test"]
@@ -60,7 +64,7 @@ def test_a_plan_warns(search_config: Config, search_settings: Settings) -> None:
     """Small or missing splits and budgets of few generations are named, with what to do."""
     data = search_settings()["data"]
     config = search_config(
-        "ps", ps={"optimizer": {"evaluations": 9, "population": 8}}, data={"search": data["search"], "validation": data["test"]}
+        "ps", optimize=[{"evaluations": 9, "population": 8}], data={"search": data["search"], "validation": data["test"]}
     )
     warnings = "\n".join(plan_search(config).warnings)
     assert "data.test: not given: the table is measured on what the winner was chosen on" in warnings
@@ -68,35 +72,31 @@ def test_a_plan_warns(search_config: Config, search_settings: Settings) -> None:
     assert "validation: 6 examples: the standard error" in warnings
     assert "ps: evaluations: 9 do for 1.1 generations of 8, and fewer than 2 hardly move" in warnings
     assert "ps" not in "".join(plan_search(search_config("ps")).warnings)
-    plan = plan_search(search_config("ps", baselines=["average", "lora"], retain={"general": data["test"]}))
+    plan = plan_search(search_config("ps", compare={"baselines": ["average", "lora"], "retain": {"general": data["test"]}}))
     text = {phase.name: phase.text for phase in plan.phases}
     assert text["lora"] == "16 trainings, 4 starts at 4 rates, each of 8 evaluations"
     assert text["test"] == "7 models on 6 test + 6 retain:general examples: all rows of the table"
 
 
 def test_what_is_said_of_a_search(search_config: Config, search_settings: Settings, tiny_half: Path) -> None:
-    """The plan notes sections that nobody looks at, and half precision on a processor; a preset does not warn of itself."""
-    gates = {"scales": "gate", "repetitions": 1}
+    """The plan notes sections that nobody looks at, and half precision on a processor; a quick one does not warn of itself."""
+    gates = {"kind": "gates", "repetitions": 1}
     assert not any("not looked at" in note for note in plan_search(search_config("hybrid")).notes)
-    unused = search_config("ps", dfs=gates, batch=1)
-    assert plan_search(unused).notes[0] == ("dfs: is not looked at, for space is ps; leave it out, or write space: hybrid")
-    for optimizer, said in (
-        ({"algorithm": "gradient", "population": 4, "batch": 2}, ["population"]),
-        ({"algorithm": "random", "batch": 2, "restarts": "ipop", "population": 4}, ["batch", "restarts"]),
-        ({"algorithm": "cma", "population": 4, "batch": 2, "restarts": "ipop"}, []),
-    ):
-        plan = plan_search(search_config("ps", dfs={}, ps={"optimizer": {"evaluations": 8, **optimizer}}))
-        assert [note for note in plan.notes if "looked" in note] == [
-            f"ps: optimizer.{key} is not looked at by algorithm: {optimizer['algorithm']}; leave it out" for key in said
-        ]
-    text = plan_search(search_config("dfs", dfs=gates)).to_text()
+    unused = search_config("ps", path=gates, optimize=[{"batch": 1}])
+    assert plan_search(unused).notes[0] == ("path is not looked at, for space is ps; leave it out, or write space: hybrid")
+    step = {"evaluations": 8, "population": 4}
+    plan = plan_search(search_config("ps", optimize=[step, {**step, "space": "dfs"}]))
+    assert [note for note in plan.notes if "looked" in note] == [
+        "a step with space: dfs is not looked at, for space is ps; leave it out, or write space: hybrid"
+    ]
+    text = plan_search(search_config("dfs", path=gates)).to_text()
     assert "paths of 2 to 4 hops" in text
     assert "; 0.6 GB of Python and libraries, and what passes" in text
-    half = plan_search(search_config("ps", tiny_half, dfs={}))
-    assert [note.partition(":")[0] for note in half.notes] == ["dtype"]
-    assert not plan_search(search_config("ps", tiny_half, dfs={}, dtype="float32")).notes
-    quick = {key: value for key, value in search_settings("ps").items() if key not in ("ps", "dfs")}
-    warnings = plan_search(validate(SearchConfig, {**quick, "preset": "quick"}, SearchError)).warnings
+    half = plan_search(search_config("ps", tiny_half))
+    assert [note.partition(":")[0] for note in half.notes] == ["output.dtype"]
+    assert not plan_search(search_config("ps", tiny_half, output={"dtype": "float32"})).notes
+    quick = {key: value for key, value in search_settings("ps").items() if key not in ("merge", "path")}
+    warnings = plan_search(validate(SearchConfig, {**quick, "optimize": "quick"}, SearchError)).warnings
     assert not any("hardly move" in line for line in warnings)
 
 
@@ -117,5 +117,5 @@ def test_workers_by_default(
     """Threads times workers are no more than the cores, the models of all workers fit into memory, and each GPU has one."""
     monkeypatch.setattr(memory, "cores", lambda: 16)
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2 * 10**7, "SC_PAGE_SIZE": 4096}.__getitem__)
-    config = search_config("ps", device=device, threads=threads)
-    assert memory.default_workers(config, {"parents": 10**8, "ps": models}) == workers
+    config = search_config("ps", compute={"device": device, "threads": threads})
+    assert memory.default_workers(config, {"parents": 10**8, "merge": models}) == workers

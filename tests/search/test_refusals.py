@@ -18,18 +18,22 @@ from hf_evomerge.search.run import resume_search, run_search
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"ps": {"method": "dare_tise"}}, RecipeError, "'dare_tise' is not known"),
-        ({"ps": {"parameters": {"wait": 1.0}}}, SearchError, r"ps\.parameters\.wait: task_arithmetic has no such parameter"),
-        ({"ps": {"options": {"density": 1.0}}}, SearchError, r"ps\.options\.density"),
-        ({"ps": {"method": "slerp", "sources": [0], "options": {"t": {"low": 0, "high": 2}}}}, EvoMergeError, "out of range"),
+        ({"merge": {"method": "dare_tise"}}, RecipeError, "'dare_tise' is not known"),
+        ({"merge": {"parameters": {"wait": 1.0}}}, SearchError, r"merge\.parameters\.wait: task_arithmetic has no such"),
+        ({"merge": {"options": {"density": 1.0}}}, SearchError, r"merge\.options\.density"),
+        (
+            {"merge": {"method": "slerp", "sources": [0], "options": {"t": {"low": 0, "high": 2}}}},
+            EvoMergeError,
+            "out of range",
+        ),
         ({"base": None}, RecipeError, "name the base model"),
         ({"base": {"model": "./nowhere/base"}}, SourceError, "./nowhere/base: no such folder"),
         ({"sources": [{"model": "./nowhere/a"}, {"model": "./nowhere/b"}]}, SourceError, "./nowhere/a: no such folder"),
         ({"data": {"search": {"jsonl": "nowhere.jsonl"}}}, FitnessError, "nowhere.jsonl: cannot be read"),
-        ({"device": "toaster"}, SearchError, "device: 'toaster' cannot be used here: "),
+        ({"compute": {"device": "toaster"}}, SearchError, "compute.device: 'toaster' cannot be used here: "),
         ({"data": {}}, FitnessError, r"data\.search: not given"),
         (
-            {"baselines": ["lora"], "fitness": {"task": "generation", "max_new_tokens": 2}},
+            {"fitness": {"task": "generation", "max_new_tokens": 2}, "compare": {"baselines": ["lora"]}},
             SearchError,
             "baselines: lora follows a gradient; leave it out: ",
         ),
@@ -66,7 +70,7 @@ def test_sources_that_do_not_fit_are_refused(tiny: Path, search_config: Config, 
 def test_nothing_of_the_users_is_overwritten(search_config: Config, tmp_path: Path) -> None:
     """A folder that holds a model, a recipe or another search file, and no study, is refused and left as it was."""
     config = search_config()
-    search_config(seed=1).save(tmp_path / "search.yaml")
+    search_config(compute={"seed": 1}).save(tmp_path / "search.yaml")
     with pytest.raises(SearchError, match=r"the search\.yaml of another search"):
         run_search(config, tmp_path)
     (tmp_path / "search.yaml").unlink()
@@ -106,7 +110,7 @@ def test_data_that_cannot_serve_is_refused_before_a_model_is_loaded(
     monkeypatch.setattr(ModelPool, "model", None)
     with pytest.raises(FitnessError, match=r"search\.jsonl:1: the answer .* is not a number"):
         run_search(search_config(fitness={"task": "generation"}), tmp_path / "a")
-    same = search_config(retain={"old": {"jsonl": str(tiny / "validation.jsonl")}})
+    same = search_config(compare={"retain": {"old": {"jsonl": str(tiny / "validation.jsonl")}}})
     with pytest.raises(FitnessError, match=r"retain\.old: .*validation\.jsonl:1 is .* of the validation split"):
         run_search(same, tmp_path / "b")
     assert list(tmp_path.iterdir()) == []

@@ -63,9 +63,12 @@ def test_killed_and_resumed(search_config: Config, tmp_path: Path) -> None:
     optimizer = {"evaluations": 40, "population": 5}
     config = search_config(
         "hybrid",
-        ps={"method": "dare_linear", "blocks_per_group": 1, "optimizer": optimizer},
-        dfs={"repetitions": 2, "initialisation": "paper", "optimizer": {**optimizer, "evaluations": 20, "sigma": 0.5}},
-        batch=4,
+        merge={"method": "dare_linear"},
+        path={"kind": "gates", "repetitions": 2},
+        optimize=[
+            {**optimizer, "space": "ps", "batch": 4},
+            {**optimizer, "evaluations": 20, "sigma": 0.5, "space": "dfs", "batch": 4},
+        ],
     )
     config.save(tmp_path / "given.yaml")
     command = [sys.executable, "-m", "hf_evomerge", "search", "given.yaml", "--out", "killed", "--workers", "2"]
@@ -106,10 +109,10 @@ def begun(search_config: Config, tmp_path: Path) -> Iterator[Path]:
 def test_other_settings_are_refused(begun: Path, search_config: Config) -> None:
     """A folder with the study of other settings is refused, with each key that differs and both of its values."""
     optimizer = {"evaluations": 7, "population": 4}
-    other = search_config(seed=3, ps={"blocks_per_group": "model", "optimizer": optimizer})
+    other = search_config(merge={"groups": "model"}, optimize=[optimizer], compute={"seed": 3})
     with pytest.raises(SearchError) as caught:
         run_search(other, begun)
-    for part in (str(begun), "seed was 0 and is 3", "ps.optimizer.evaluations was 8 and is 7", "choose another folder"):
+    for part in (str(begun), "seed was 0 and is 3", "optimize.0.evaluations was 8 and is 7", "choose another folder"):
         assert part in str(caught.value)
     assert "population" not in str(caught.value)
 
@@ -117,12 +120,12 @@ def test_other_settings_are_refused(begun: Path, search_config: Config) -> None:
 def test_settings_that_an_older_version_did_not_know(search_config: Config, tmp_path: Path) -> None:
     """A study without a key that is not set goes on; without one that is set it is refused by that key."""
     settings = search_config().model_dump(mode="json")
-    assert settings["ps"].pop("first") is None
+    assert settings["merge"].pop("router") is None
     Study.create(tmp_path / "old", settings).close()
     check_out(search_config(), tmp_path / "old")
-    del settings["finalists"]
+    del settings["compare"]["finalists"]
     Study.create(tmp_path / "older", settings).close()
-    with pytest.raises(SearchError, match="finalists was 8 and is 2"):
+    with pytest.raises(SearchError, match=r"compare\.finalists was 8 and is 2"):
         check_out(search_config(), tmp_path / "older")
 
 

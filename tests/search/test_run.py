@@ -40,7 +40,7 @@ from hf_evomerge.search.study.study import Study
 )
 def test_what_a_search_leaves(space: str, pictures: set[str], search_config: Config, tmp_path: Path) -> None:
     """A search leaves its settings, every trial, the winner's recipe and model, the comparison and the pictures; all agree."""
-    config = search_config(space, baselines=["average", "random"])
+    config = search_config(space, compare={"baselines": ["average", "random"]})
     out = tmp_path / "deep" / "out"
     result = run_search(config, out)
     assert {item.name for item in out.iterdir() if not item.name.startswith(("study.db-", "study.db."))} == {
@@ -125,8 +125,7 @@ def test_the_winner_loads_without_the_package(search_config: Config, tmp_path: P
 
 def test_a_budget_in_minutes(search_config: Config, tmp_path: Path) -> None:
     """A search with a budget in minutes ends after a whole generation long before its trials are spent, and does not grow."""
-    ps = {"blocks_per_group": "model", "optimizer": {"evaluations": 10**6, "population": 4, "minutes": 0.01}}
-    config = search_config(ps=ps)
+    config = search_config(optimize=[{"evaluations": 10**6, "population": 4, "minutes": 0.01}])
     result = run_search(config, tmp_path, build=False)
     count = count_trials(tmp_path)
     assert 4 <= count < 2000
@@ -145,8 +144,7 @@ def test_a_fitness_of_ones_own(search_config: Config, tmp_path: Path) -> None:
     """A task and examples may come from Python: the search maximises what the function returns."""
     examples = {"search": [Example("w1", "2")], "test": [Example("w2", "3")]}
     config = search_config(
-        data={},
-        ps={"blocks_per_group": "model", "parameters": {"weight": {"low": -9, "high": 9}}, "optimizer": {"evaluations": 40}},
+        optimize=[{"evaluations": 40}], data={}, merge={"groups": "model", "parameters": {"weight": {"low": -9, "high": 9}}}
     )
     result = run_search(config, tmp_path, task_factory=lambda: FunctionTask(weight_score), examples=examples, build=False)
     parents = [row.scores.mean for row in result.rows[:3]]
@@ -165,9 +163,9 @@ def test_data_from_a_function_is_not_for_a_file(search_config: Config, tmp_path:
 
 
 def test_a_quick_search(search_settings: Settings, tmp_path: Path) -> None:
-    """A file that names the preset and no optimizer is a whole search of at most 48 scores, by gradient, from a good start."""
-    settings = search_settings("ps", preset="quick", batch=2)
-    del settings["ps"], settings["dfs"]
+    """A quick search is a whole search of at most 48 scores, by gradient, from a good start."""
+    settings = search_settings("ps", optimize="quick")
+    del settings["merge"]
     result = run_search(validate(SearchConfig, settings, SearchError), tmp_path, build=False)
     trials = Study.open(tmp_path).trials("ps")
     starts = trials[: next(number for number, trial in enumerate(trials) if trial.scores.gradient is not None)]
@@ -187,7 +185,7 @@ def test_evaluate_model_needs_only_the_model(tiny: Path, search_config: Config) 
     assert (text.count("expected: "), text.count("answered: ")) == (2, 2)
     with pytest.raises(SourceError, match="no such folder"):
         evaluate_model("./nowhere/model", config)
-    for space, numbers in (("dfs", {"dfs": {"order": [1, 0]}}), ("ps", {"ps": {"sources": [1, 0]}})):
+    for space, numbers in (("dfs", {"path": {"kind": "gates", "order": [1, 0]}}), ("ps", {"merge": {"sources": [1, 0]}})):
         numbered = search_config(space, sources=config.sources, base=None, **numbers)
         assert evaluate_model(str(tiny / "a"), numbered, split="validation").scores == evaluation.scores
 
@@ -198,7 +196,7 @@ def test_answers_and_what_is_retained(tiny: Path, tmp_path: Path, search_config:
     old = [{"prompt": f"w1 w2 {number}", "answer": "w3"} for number in range(4)]
     (tmp_path / "old.jsonl").write_text("\n".join(map(json.dumps, old)), encoding="utf-8")
     retained = {"old": {"jsonl": str(tmp_path / "old.jsonl")}}
-    config = search_config(fitness=fitness, retain=retained)
+    config = search_config(fitness=fitness, compare={"retain": retained})
     result = run_search(config, tmp_path, build=False)
     assert [list(row.retained) for row in result.rows] == [["old"]] * len(result.rows)
     assert all(row.retained["old"].values.size == 4 for row in result.rows)

@@ -106,7 +106,7 @@ def test_what_exceeds_a_limit_fails_alone(
     config = search_config()
 
     def limits(seconds: float) -> Limits:
-        strict = search_config(limits={"seconds": seconds, "memory": "900MB"}).limits
+        strict = search_config(compute={"limits": {"seconds": seconds, "memory": "900MB"}}).compute.limits
         return Limits(strict, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: [])
 
     idle, others = limits(2), limits(3600)  # the others wait for a busy machine as long as it likes
@@ -129,7 +129,7 @@ def test_a_default_limit_grows_with_the_work(search_config: Callable[..., Search
     merge, path = (
         next(job for job in harmless_jobs(config) if part(job.target)) for part in (lambda t: t.merge, lambda t: t.flow)
     )
-    limits = Limits(config.limits, examples={"search": 10, "test": 40}, layers=2, parents=lambda: parents)
+    limits = Limits(config.compute.limits, examples={"search": 10, "test": 40}, layers=2, parents=lambda: parents)
     long = path.target.model_copy(
         update={"flow": path.target.flow.model_copy(update={"path": ["0:0-1", "1:0-1"], "scales": None})}
     )
@@ -146,7 +146,7 @@ def test_a_default_limit_grows_with_the_work(search_config: Callable[..., Search
     gates = GateSlopes((), (), (True,) * 8, ())
     assert seconds(long, slopes=gates) == seconds(long, slopes=JointSlopes(WeightSlopes((), ()), gates)) == 3600
     assert seconds(config.sources[0]) == math.inf
-    before = Limits(config.limits, examples={"search": 10}, layers=2, parents=lambda: [None])
+    before = Limits(config.compute.limits, examples={"search": 10}, layers=2, parents=lambda: [None])
     assert before.of(merge).seconds == math.inf
 
 
@@ -339,7 +339,7 @@ class Moments(PoolRunner[Pretended]):
 def test_jobs_of_lost_machines_are_run_again(search_config: Callable[..., SearchConfig]) -> None:
     """A job whose machine is lost is the next one that is run; where it is lost again and again, it has failed."""
     config = search_config()
-    limits = Limits(config.limits, examples={"search": 9}, layers=2, parents=lambda: [])
+    limits = Limits(config.compute.limits, examples={"search": 9}, layers=2, parents=lambda: [])
     jobs = [Job(config.sources[0], batch=tuple(range(size))) for size in (1, 2, 3, 9)]
     expected = {index: Scores([float(size)]) for index, size in enumerate((1, 2, 3, 9))}
     for times, begun in ((0, [9, 3, 2, 1]), (MOVES, [9, 3, 3, 3, 3, 2, 1]), (MOVES + 1, [9, 3, 3, 3, 3, 2, 1, 3])):

@@ -55,13 +55,14 @@ def search_of(folder: Path, fitness: dict[str, Any] | None = None, **fields: Any
         "space": "ps",
         "sources": [{"model": str(folder / "sight"), "component": "text"}, {"model": str(folder / "plain")}],
         "base": {"model": str(folder / "base")},
-        "vocabulary": None if "gemma3" in folder.name else {"from": 0},
-        "dtype": "float32",
-        "ps": {"method": "task_arithmetic", "blocks_per_group": "model", "optimizer": {"evaluations": 6}},
+        "merge": {"method": "task_arithmetic", "groups": "model"},
+        "optimize": [{"evaluations": 6}],
         "fitness": fitness or {"task": "likelihood", "batch_size": 4},
         "data": {"search": {**data, "count": 2}, "test": {**data, "start": 2}},
         **fields,
     }
+    output = {"vocabulary": None if "gemma3" in folder.name else {"from": 0}, "dtype": "float32"}
+    given["output"] = output | fields.get("output", {})
     return validate(SearchConfig, {key: value for key, value in given.items() if value is not None}, SearchError)
 
 
@@ -126,9 +127,8 @@ def test_a_search_over_pictures_ends_with_a_model_that_sees(parents: Any, tmp_pa
 def test_a_search_for_a_path_ends_with_a_model_that_sees(parents: Any, tmp_path: Path) -> None:
     """Weights first, then gates, by gradient; candidates in memory have the bits and the scores of what is built."""
     folder = parents("llava")
-    gradient = {"optimizer": {"algorithm": "gradient", "evaluations": 8}}
-    ps = {"method": "task_arithmetic", "blocks_per_group": "model", **gradient}
-    config = search_of(folder, space="hybrid", ps=ps, dfs={"scales": "gate", "max_hops": 5, **gradient}, baselines=[])
+    path, steps = {"kind": "gates", "max_hops": 5}, [{"by": "gradient", "evaluations": 8}]
+    config = search_of(folder, space="hybrid", path=path, optimize=steps, compare={"baselines": []})
     assert "numbers to evolve" in plan_search(config).to_text().partition("\ndfs: ")[2]
     result = run_search(config, tmp_path / "search")
     assert [row.stage for row in result.rows] == ["base", "source", "source", "temperature", "ps", "dfs"]
@@ -150,16 +150,18 @@ def test_what_does_not_go_with_parts_is_refused(parents: Any) -> None:
     """Parts of other sources where whole models are merged, or nothing is."""
     folder = parents("llava")
     with pytest.raises(SearchError, match="components: a merge puts other parts in place"):
-        search_of(folder, space="dfs", components={"vision": 1}, vocabulary=None)
+        search_of(folder, space="dfs", output={"components": {"vision": 1}, "vocabulary": None})
+    sources = [{"model": str(folder / name)} for name in ("sight", "plain")]
     with pytest.raises(SearchError, match=r"components.vision: no source names a component"):
-        search_of(folder, sources=[{"model": str(folder / name)} for name in ("sight", "plain")], components={"vision": 1})
+        search_of(folder, sources=sources, output={"components": {"vision": 1}})
 
 
 def test_an_average_that_cannot_be_made_is_left_out_and_said(parents: Any, tmp_path: Path, caplog: Any) -> None:
     """A path may run through sources with other vocabularies, which have no average: the plan says so, and there is no row."""
     folder = parents("llava")
-    dfs = {"scales": "none", "repetitions": 1, "optimizer": {"evaluations": 2, "population": 2}}
-    config = search_of(folder, space="dfs", vocabulary=None, dfs=dfs, base=None, ps=None)
+    path, steps = {"kind": "paper", "scales": "none", "repetitions": 1}, [{"evaluations": 2, "population": 2}]
+    given = {"path": path, "optimize": steps, "base": None, "merge": None, "output": {"vocabulary": None}}
+    config = search_of(folder, space="dfs", **given)
     notes = plan_search(config).notes
     assert any("no uniform average" in note and "vocabular" in note for note in notes), notes
     result = run_search(config, tmp_path / "search", build=False)

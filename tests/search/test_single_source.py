@@ -16,31 +16,35 @@ from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
 Config = Callable[..., SearchConfig]
-GRADIENT = {"algorithm": "gradient", "evaluations": 6}
+GRADIENT = {"by": "gradient", "evaluations": 6}
 
 
-def _settings(tiny: Path, **dfs: Any) -> dict[str, Any]:
+PRUNE = {"kind": "prune", "layers": 1}
+SWEEP = {"by": "sweep", "evaluations": 6}
+
+
+def _settings(tiny: Path, path: dict[str, Any], *steps: dict[str, Any]) -> dict[str, Any]:
     """One model of three layers, and no base."""
-    return {"sources": [{"model": str(tiny / "deep")}], "base": None, "ps": {}, "dfs": dfs}
+    return {"sources": [{"model": str(tiny / "deep")}], "base": None, "path": path, "optimize": [*steps]}
 
 
 @pytest.mark.parametrize(
-    ("dfs", "hops"),
+    ("path", "steps", "hops"),
     [
-        ({"prune": 1, "optimizer": {"algorithm": "sweep", "evaluations": 6}}, {2}),
-        ({"prune": 2, "first": {"algorithm": "sweep", "evaluations": 6}, "optimizer": GRADIENT}, {1}),
-        ({"prune": 2, "optimizer": {"evaluations": 4, "population": 4}}, {1}),
-        ({"repeat": {"longest": 2, "times": [0, 3]}, "optimizer": {"evaluations": 10}}, {1, 2, 5, 7}),
-        ({"optimizer": GRADIENT}, set(range(1, 7))),
+        (PRUNE, [SWEEP], {2}),
+        ({**PRUNE, "layers": 2}, [SWEEP, GRADIENT], {1}),
+        ({**PRUNE, "layers": 2}, [{"evaluations": 4, "population": 4}], {1}),
+        ({"kind": "repeat", "longest": 2, "times": [0, 3]}, [{"evaluations": 10}], {1, 2, 5, 7}),
+        ({"kind": "gates"}, [GRADIENT], set(range(1, 7))),
     ],
     ids=["sweep", "sweep-gradient", "cma", "repeat", "dfs"],
 )
-def test_one_model(dfs: dict[str, Any], hops: set[int], tiny: Path, search_config: Config, tmp_path: Path) -> None:
+def test_one_model(path: Any, steps: Any, hops: set[int], tiny: Path, search_config: Config, tmp_path: Path) -> None:
     """Each search is planned, and ends with a path of the hops that it may have, built from one source, that folds."""
-    baselines = ["average", *(["random"] if "repeat" in dfs else [])]
-    config = search_config("dfs", **_settings(tiny, **dfs), baselines=baselines)
+    baselines = ["average", *(["random"] if path["kind"] == "repeat" else [])]
+    config = search_config("dfs", **_settings(tiny, path, *steps), compare={"baselines": baselines})
     assert [phase.name for phase in plan_search(config).phases][-1] == "test"
-    result = run_search(config, tmp_path / "out", build=dfs.get("prune") == 1)
+    result = run_search(config, tmp_path / "out", build=path == PRUNE)
     assert result.winner.flow is not None
     assert len(result.winner.flow.path) in hops
     assert [row.stage for row in result.rows if row.stage != "dfs-first"] == ["source", "temperature", "dfs", *baselines[1:]]
@@ -49,7 +53,7 @@ def test_one_model(dfs: dict[str, Any], hops: set[int], tiny: Path, search_confi
         flow = study.recipe(trial.recipe_key or "").flow
         assert flow is not None
         assert len(flow.path) in hops or trial.stage == "random" or trial.scores.values.size < 5
-    if dfs.get("prune") == 1:
+    if path == PRUNE:
         from transformers import AutoModelForCausalLM
 
         plain = fold(tmp_path / "out" / "model", tmp_path / "plain")
@@ -58,20 +62,20 @@ def test_one_model(dfs: dict[str, Any], hops: set[int], tiny: Path, search_confi
 
 def test_what_cannot_work_is_refused(tiny: Path, search_config: Config) -> None:
     """A budget that ends before the sweep, more layers than there are, no path that is short enough: before a model is read."""
-    sweep = {"algorithm": "sweep", "evaluations": 2}
-    for dfs, message in (
-        ({"prune": 1, "optimizer": sweep}, r"dfs\.optimizer\.evaluations: all candidates, 5 of 5 examples at first, take 3"),
-        ({"prune": 1, "first": sweep}, r"dfs\.first\.evaluations: all candidates"),
-        ({"prune": 3}, r"dfs\.prune: the model has 3 layers; leave out fewer than these \(found 3\)"),
-        ({"repeat": {"longest": 1}, "max_hops": 3}, r"dfs\.repeat: no block makes a path of 1 to 3 hops"),
+    sweep, repeat = {"by": "sweep", "evaluations": 2}, {"kind": "repeat", "longest": 1, "max_hops": 3}
+    for path, steps, message in (
+        (PRUNE, [sweep], r"optimize: by: sweep: all candidates, 5 of 5 examples at first, take 3 evaluations \(found 2\)"),
+        (PRUNE, [sweep, {}], r"optimize: by: sweep: all candidates"),
+        ({**PRUNE, "layers": 3}, [], r"path\.layers: the model has 3 layers; leave out fewer than these \(found 3\)"),
+        (repeat, [], r"path: no block makes a path of 1 to 3 hops"),
     ):
         with pytest.raises(SearchError, match=message):
-            plan_search(search_config("dfs", **_settings(tiny, **dfs)))
+            plan_search(search_config("dfs", **_settings(tiny, path, *steps)))
 
 
 def test_the_plan_of_a_sweep(tiny: Path, search_config: Config) -> None:
     """The dry run says that every candidate is tried, and warns of nothing."""
-    plan = plan_search(search_config("dfs", **_settings(tiny, prune=1, optimizer={"algorithm": "sweep"})))
+    plan = plan_search(search_config("dfs", **_settings(tiny, PRUNE, {"by": "sweep"})))
     (phase,) = (phase for phase in plan.phases if phase.name == "dfs")
     assert "3 evaluations, paths of" in phase.text
     assert phase.text.endswith("every candidate on 5 of 5 examples at first")

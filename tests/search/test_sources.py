@@ -125,10 +125,9 @@ def test_a_search_over_vocabularies(more_words: Path, tmp_path: Path, search_con
     problems = tmp_path / "problems.jsonl"
     problems.write_text("".join(f'{{"prompt": "w1 w{number}", "answer": 3}}\n' for number in range(9)), encoding="utf-8")
     drafted = draft_search([*names], problems, base=str(more_words / "base")).text
-    assert "\nvocabulary: union #" in drafted
-    optimizer = {"algorithm": "gradient", "evaluations": 6}
-    ps = {"groups": "tensor", "starts": ["average", "metagpt"], "optimizer": optimizer}
-    config = search_config("ps", more_words, ps=ps, vocabulary="union")
+    assert "\noutput: {vocabulary: union} #" in drafted
+    merge, steps = {"groups": "tensor", "starts": ["average", "metagpt"]}, [{"by": "gradient", "evaluations": 6}]
+    config = search_config("ps", more_words, merge=merge, optimize=steps, output={"vocabulary": "union"})
     result = run_search(config, tmp_path / "out")
     assert result.winner.vocabulary == "union"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
@@ -139,7 +138,10 @@ def test_a_search_over_vocabularies(more_words: Path, tmp_path: Path, search_con
     ("more", "message"),
     [
         ({"vocabulary": {"from": 2}}, "vocabulary.from: 2 is no source that takes part in the merge"),
-        ({"vocabulary": "union", "ps": {"sources": [0]}, "tokens": {"default": 1}}, "tokens.default: 1 is no source that"),
+        (
+            {"merge": {"sources": [0]}, "output": {"vocabulary": "union", "tokens": {"default": 1}}},
+            "tokens.default: 1 is no source that",
+        ),
         ({"tokens": {}}, "tokens: matched only with vocabulary: union"),
         ({"tokenizer": 4}, "tokenizer: 4 is not a source"),
         ({"tokenizer": "base", "base": None}, "tokenizer: there is no base"),

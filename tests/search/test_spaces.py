@@ -25,7 +25,7 @@ def _config(sources: int = 2, **more: Any) -> SearchConfig:
         "sources": [{"model": f"org/source-{i}"} for i in range(sources)],
         "base": {"model": "org/base"},
         "fitness": {"task": "likelihood"},
-        "seed": 5,
+        "compute": {"seed": 5},
     }
     return validate(SearchConfig, {**data, **more}, SearchError)
 
@@ -38,7 +38,7 @@ def _merge(space: ParameterSpace, genome: Any) -> MergePart:
 
 def test_paper_setting_has_six_numbers() -> None:
     """Three models merged with dare_ties, one group each, are 6 numbers: a weight and a density per model."""
-    space = ParameterSpace(_config(3, ps={"method": "dare_ties", "blocks_per_group": "model"}), 32)
+    space = ParameterSpace(_config(3, merge={"method": "dare_ties", "groups": "model"}), 32)
     assert space.start().mean.size == 6
     merge = _merge(space, np.arange(6) / 10)
     names = {name for mapping in merge.parameters for name in mapping}
@@ -50,17 +50,18 @@ def test_paper_setting_has_six_numbers() -> None:
 @pytest.mark.parametrize(
     ("granularity", "groups"),
     [
-        ({"blocks_per_group": "model"}, 1),
-        ({"blocks_per_group": "all"}, 3),
-        ({"blocks_per_group": 1}, 34),
-        ({"blocks_per_group": 8}, 6),
+        ({"groups": "model"}, 1),
+        ({"groups": 1}, 3),
+        ({}, 34),
+        ({"groups": "block"}, 34),
+        ({"groups": 4}, 6),
         ({"groups": 3}, 5),
-        ({"blocks_per_group": 1, "split_attention": True}, 66),
+        ({"groups": "half"}, 66),
     ],
 )
 def test_dimension_follows_the_groups(granularity: dict[str, Any], groups: int) -> None:
     """The genome has one weight per source and group, and every granularity gives a recipe that the methods accept."""
-    space = ParameterSpace(_config(3, ps={"method": "task_arithmetic", **granularity}), 32)
+    space = ParameterSpace(_config(3, merge={"method": "task_arithmetic", **granularity}), 32)
     evolved = len({coordinate.parameter for coordinate in space.coordinates if coordinate.source is not None})
     assert evolved == 1
     assert space.start().mean.size == 3 * groups
@@ -70,7 +71,7 @@ def test_dimension_follows_the_groups(granularity: dict[str, Any], groups: int) 
 def test_the_mean_is_the_start() -> None:
     """Decoding the first mean gives each parameter's start value, or the middle of its range."""
     parameters = {"weight": {"low": -1, "high": 3, "start": 0.5}, "density": {"low": 0.2, "high": 0.8}}
-    space = ParameterSpace(_config(ps={"method": "dare_ties", "blocks_per_group": "model", "parameters": parameters}), 4)
+    space = ParameterSpace(_config(merge={"method": "dare_ties", "groups": "model", "parameters": parameters}), 4)
     start = space.start()
     assert _merge(space, start.mean).parameters == [{"weight": 0.5, "density": 0.5}] * 2
     assert start.sigma == pytest.approx(1 / 6)
@@ -79,7 +80,7 @@ def test_the_mean_is_the_start() -> None:
 def test_bounds_are_low_and_high() -> None:
     """The lower and upper bound of every coordinate decode to the range's low and high."""
     parameters = {"weight": {"low": -1, "high": 3}, "density": {"low": 0.2, "high": 0.8}}
-    space = ParameterSpace(_config(ps={"method": "dare_ties", "blocks_per_group": "model", "parameters": parameters}), 4)
+    space = ParameterSpace(_config(merge={"method": "dare_ties", "groups": "model", "parameters": parameters}), 4)
     start = space.start()
     assert (start.lower.tolist(), start.upper.tolist()) == ([0.0] * 4, [1.0] * 4)
     assert _merge(space, start.lower).parameters == [{"weight": -1.0, "density": 0.2}] * 2
@@ -88,7 +89,7 @@ def test_bounds_are_low_and_high() -> None:
 
 def test_each_coordinate_is_one_number_of_the_recipe() -> None:
     """Coordinates run over parameters, then sources, then groups from the embeddings to the head, each to its own place."""
-    space = ParameterSpace(_config(ps={"method": "linear", "parameters": {"weight": {"low": 0, "high": 8}}}), 2)
+    space = ParameterSpace(_config(merge={"method": "linear", "parameters": {"weight": {"low": 0, "high": 8}}}), 2)
     merge = _merge(space, np.arange(8) / 8)
     assert merge.parameters == [
         {"weight": {"embed": 0.0, "blocks.0": 1.0, "blocks.1": 2.0, "head": 3.0}},
@@ -99,7 +100,7 @@ def test_each_coordinate_is_one_number_of_the_recipe() -> None:
 
 def test_no_two_genomes_share_a_recipe() -> None:
     """Changing any coordinate changes the recipe: nothing is folded or clamped on the way."""
-    space = ParameterSpace(_config(3, ps={"method": "dare_ties", "blocks_per_group": 2, "split_attention": True}), 4)
+    space = ParameterSpace(_config(3, merge={"method": "dare_ties", "groups": "half"}), 4)
     mean = space.start().mean
     texts = {space.decode(mean).to_yaml()}
     for coordinate in range(mean.size):
@@ -114,11 +115,11 @@ def test_fixed_parameters_and_options() -> None:
     """A number in the file is fixed and takes no coordinate; a range among the options takes one for the whole model."""
     ps = {
         "method": "dare_ties",
-        "blocks_per_group": "all",
+        "groups": 1,
         "parameters": {"density": 0.25},
         "options": {"normalize": True, "lambda": {"low": 0.5, "high": 1.5}},
     }
-    space = ParameterSpace(_config(ps=ps), 4)
+    space = ParameterSpace(_config(merge=ps), 4)
     assert space.start().mean.size == 2 * 3 + 1
     merge = _merge(space, [0.5] * 6 + [0.25])
     assert merge.options == {"normalize": True, "lambda": 0.75}
@@ -127,7 +128,7 @@ def test_fixed_parameters_and_options() -> None:
 
 def test_sources_that_take_part() -> None:
     """Where some sources take part, only these have coordinates, and the recipe names them."""
-    space = ParameterSpace(_config(3, ps={"method": "linear", "sources": [2, 0], "blocks_per_group": "model"}), 4)
+    space = ParameterSpace(_config(3, merge={"method": "linear", "sources": [2, 0], "groups": "model"}), 4)
     merge = _merge(space, [0.1, 0.9])
     assert merge.sources == [2, 0]
     assert len(merge.parameters) == 2
@@ -139,19 +140,17 @@ TENSORS = dict.fromkeys(["model.embed_tokens.weight", *NAMES, "lm_head.weight"],
 
 def test_groups_as_fine_as_one_wants() -> None:
     """One number per tensor, or per key of a list, gives recipes with these keys, which the methods accept."""
-    space = ParameterSpace(_config(ps={"groups": "tensor"}), 2, TENSORS)
+    space = ParameterSpace(_config(merge={"groups": "tensor"}), 2, TENSORS)
     merge = _merge(space, np.arange(12) / 12)
     assert [list(mapping["weight"]) for mapping in merge.parameters] == [sorted(TENSORS), sorted(TENSORS)]
     check_part(merge, sources=2, has_base=True, layer_count=2, names=list(TENSORS))
     keys = ["*mlp*", "blocks.1", "model.embed_tokens.weight", "default"]
-    merge = _merge(ParameterSpace(_config(ps={"groups": keys}), 2, TENSORS), np.arange(8) / 8)
+    merge = _merge(ParameterSpace(_config(merge={"groups": keys}), 2, TENSORS), np.arange(8) / 8)
     assert list(merge.parameters[1]["weight"].items()) == list(zip(keys, [0.5, 0.625, 0.75, 0.875], strict=True))
     for groups, message in ((["*mpl*", "default"], "the pattern '*mpl*' names no tensor"), (["embed"], "no layer group names")):
         with pytest.raises(EvoMergeError) as caught:
-            ParameterSpace(_config(ps={"groups": groups}), 2, TENSORS)
+            ParameterSpace(_config(merge={"groups": groups}), 2, TENSORS)
         assert message in str(caught.value)
-    with pytest.raises(SearchError, match="groups: stands in the place of blocks_per_group and split_attention"):
-        _config(ps={"groups": "tensor", "blocks_per_group": 2})
 
 
 FROZEN = [frozenset({next(iter(TENSORS)), list(TENSORS)[-1]}), frozenset(list(TENSORS)[:3])]
@@ -160,7 +159,7 @@ FROZEN = [frozenset({next(iter(TENSORS)), list(TENSORS)[-1]}), frozenset(list(TE
 @pytest.mark.parametrize("method", ["task_arithmetic", "dare_ties"])
 def test_numbers_that_change_nothing_leave_the_genome(method: str) -> None:
     """Where a source's task vectors are 0 it has no numbers, its default is 0, and the reason is said."""
-    space = ParameterSpace(_config(ps={"method": method}), 2, TENSORS, FROZEN)
+    space = ParameterSpace(_config(merge={"method": method}), 2, TENSORS, FROZEN)
     groups = [(each.source, each.group) for each in space.coordinates if each.parameter == "weight"]
     assert groups == [(0, "blocks.0"), (0, "blocks.1"), (1, "blocks.1"), (1, "head")]
     merge = _merge(space, space.start().mean)
@@ -175,20 +174,20 @@ def test_numbers_that_change_nothing_leave_the_genome(method: str) -> None:
 
 def test_a_normalised_weight_counts_without_a_task_vector() -> None:
     """With normalize a weight scales the other sources' task vectors, so it is evolved unless all of them are 0."""
-    space = ParameterSpace(_config(ps={"options": {"normalize": True}}), 2, TENSORS, FROZEN)
+    space = ParameterSpace(_config(merge={"options": {"normalize": True}}), 2, TENSORS, FROZEN)
     assert {each.group for each in space.idle} == {"embed"}
-    assert not ParameterSpace(_config(ps={"method": "linear"}), 2, TENSORS, FROZEN).idle
+    assert not ParameterSpace(_config(merge={"method": "linear"}), 2, TENSORS, FROZEN).idle
 
 
 def test_one_group_is_idle_as_a_whole() -> None:
     """With one group a source that equals the base has the fixed weight 0."""
-    space = ParameterSpace(_config(ps={"blocks_per_group": "model"}), 2, TENSORS, [frozenset(TENSORS), frozenset()])
+    space = ParameterSpace(_config(merge={"groups": "model"}), 2, TENSORS, [frozenset(TENSORS), frozenset()])
     assert _merge(space, [0.75]).parameters == [{"weight": 0.0}, {"weight": 0.75}]
 
 
 def test_recipes_carry_what_the_search_says() -> None:
     """Sources, base, dtype and seed of the search are those of every recipe."""
-    config = _config(dtype="bfloat16", ps={"method": "linear", "blocks_per_group": "model"})
+    config = _config(merge={"method": "linear", "groups": "model"}, output={"dtype": "bfloat16"})
     recipe = ParameterSpace(config, 4).decode(np.array([0.5, 0.5]))
     assert (recipe.sources, recipe.base, recipe.dtype, recipe.seed) == (config.sources, config.base, "bfloat16", 5)
 
@@ -197,29 +196,29 @@ def test_recipes_carry_what_the_search_says() -> None:
     ("ps", "message"),
     [
         ({"method": "magic"}, "'magic' is not known; choose one of"),
-        ({"method": "linear", "parameters": {"density": 0.5}}, "ps.parameters.density: linear has no such parameter"),
-        ({"method": "dare_ties", "parameters": {"wieght": 1}}, "ps.parameters.wieght: dare_ties has no such parameter"),
-        ({"method": "dare_ties", "options": {"weight": 1}}, "ps.options.weight: dare_ties has no such parameter"),
+        ({"method": "linear", "parameters": {"density": 0.5}}, "merge.parameters.density: linear has no such parameter"),
+        ({"method": "dare_ties", "parameters": {"wieght": 1}}, "merge.parameters.wieght: dare_ties has no such parameter"),
+        ({"method": "dare_ties", "options": {"weight": 1}}, "merge.options.weight: dare_ties has no such parameter"),
         ({"method": "linear", "parameters": {"weight": 1.0}}, "every parameter of linear is fixed"),
         (
             {"method": "dare_ties", "parameters": {"density": {"low": 0, "high": 2}}},
-            "ps.parameters.density.high: 2.0 is out of",
+            "merge.parameters.density.high: 2.0 is out of",
         ),
-        ({"method": "dare_ties", "parameters": {"density": 2.0}}, "ps.parameters.density: 2.0 is out of range"),
-        ({"method": "dare_ties", "options": {"normalize": 0.5}}, "ps.options.normalize: 0.5 is not true or false"),
-        ({"method": "linear", "blocks_per_group": 0}, "ps.blocks_per_group: must be at least 1 (found 0)"),
+        ({"method": "dare_ties", "parameters": {"density": 2.0}}, "merge.parameters.density: 2.0 is out of range"),
+        ({"method": "dare_ties", "options": {"normalize": 0.5}}, "merge.options.normalize: 0.5 is not true or false"),
+        ({"method": "linear", "groups": 0}, "merge.groups: must be at least 1 (found 0)"),
     ],
 )
 def test_refusals(ps: dict[str, Any], message: str) -> None:
     """What the method does not have, or does not allow, is refused with its key before anything is loaded."""
     with pytest.raises(EvoMergeError) as caught:
-        ParameterSpace(_config(ps=ps), 4)
+        ParameterSpace(_config(merge=ps), 4)
     assert message in str(caught.value)
 
 
 def test_flow_space_begins_at_a() -> None:
     """The first mean of a data-flow search is A as it is; embeddings are A's, and scales of 1 are not written down."""
-    config = _config(space="dfs", dfs={"order": [1, 0], "repetitions": 2})
+    config = _config(space="dfs", path={"kind": "gates", "order": [1, 0], "repetitions": 2})
     space = FlowSpace(config, [4, 3])
     flow = space.decode(space.start().mean).flow
     assert flow is not None
@@ -230,8 +229,9 @@ def test_flow_space_begins_at_a() -> None:
 
 def test_flow_space_passes_its_settings_on() -> None:
     """Scales, their bounds and target, the number of passes and the hop limit are those of the file."""
-    dfs = {"scales": "slot", "scale_bounds": [0.5, 2], "scale_target": "mlp_delta", "repetitions": 3, "max_hops": 4}
-    space = FlowSpace(_config(space="dfs", dfs={**dfs, "optimizer": {"sigma": 0.3}}), [2, 2])
+    scales = {"scales": "slot", "scale_bounds": [0.5, 2], "scale_target": "mlp_delta"}
+    path = {"kind": "paper", **scales, "repetitions": 3, "max_hops": 4}
+    space = FlowSpace(_config(space="dfs", path=path, optimize=[{"sigma": 0.3}]), [2, 2])
     start = space.start()
     assert (start.mean.size, start.sigma) == (24, 0.3)
     assert start.mean[:2].tolist() == [0.6, 0.6]
@@ -259,9 +259,8 @@ def test_after_a_merge_the_merged_model_comes_first() -> None:
 
 def test_a_joint_space_is_weights_then_gates() -> None:
     """A joint search begins at the merge's start on its own layers, its gates beside its weights, each at its own rate."""
-    by_gradient = {"optimizer": {"algorithm": "gradient"}}
-    ps = {"blocks_per_group": "model", "parameters": {"weight": {"low": 0, "high": 2, "start": 1.0}}, **by_gradient}
-    config = _config(space="hybrid", joint=True, ps={**ps, "starts": ["average"]}, dfs={"repetitions": 1, **by_gradient})
+    merge = {"groups": "model", "parameters": {"weight": {"low": 0, "high": 2, "start": 1.0}}, "starts": ["average"]}
+    config = _config(space="joint", merge=merge, path={"kind": "gates", "repetitions": 1})
     space = make_space(config, config.stages[0], SourceSummary([4, 4]))
     start = space.start()
     gates = [1.0] * 4 + [0.05] * 8
@@ -281,8 +280,7 @@ def test_a_joint_space_is_weights_then_gates() -> None:
 
 def test_what_a_joint_gradient_costs() -> None:
     """The merged model alone costs three scores, as in parameter space; each of the sources' slots costs as in gates alone."""
-    by_gradient = {"optimizer": {"algorithm": "gradient"}}
-    config = _config(space="hybrid", joint=True, ps={"blocks_per_group": "model", **by_gradient}, dfs=by_gradient)
+    config = _config(space="joint", merge={"groups": "model"})
     space = make_space(config, config.stages[0], SourceSummary([4, 4]))
     assert isinstance(space, JointSpace)
     slots = np.array([source for source, _ in space.gates.genome.layout.slots])
@@ -311,14 +309,14 @@ def test_labels(model: str, label: str) -> None:
 def test_starts_of_closed_form() -> None:
     """Beside its own start a search may try the average and MetaGPT's weights, |tau_i|^2 / sum |tau_k|^2, inside the bounds."""
     ranges = {"weight": {"low": 0.0, "high": 0.5, "start": 0.1}, "density": {"low": 0.2, "high": 1.0}}
-    ps = {"method": "dare_ties", "blocks_per_group": "model", "parameters": ranges, "starts": ["average", "metagpt"]}
-    space = ParameterSpace(_config(3, ps=ps), 8, distances=[9.0, 1.0, 2.0])
+    ps = {"method": "dare_ties", "groups": "model", "parameters": ranges, "starts": ["average", "metagpt"]}
+    space = ParameterSpace(_config(3, merge=ps), 8, distances=[9.0, 1.0, 2.0])
     start = space.start()
     tried = [_merge(space, candidate).parameters for candidate in start.candidates]
     weights = [[mapping["weight"] for mapping in parameters] for parameters in tried]
     assert weights == [pytest.approx([0.1] * 3), pytest.approx([1 / 3] * 3), pytest.approx([0.5, 1 / 12, 1 / 6])]
     assert all(mapping["density"] == pytest.approx(0.6) for parameters in tried for mapping in parameters)
     assert start.candidates[0].tolist() == start.mean.tolist()
-    assert len(ParameterSpace(_config(3, ps=ps), 8).start().candidates) == 2
+    assert len(ParameterSpace(_config(3, merge=ps), 8).start().candidates) == 2
     ps["parameters"] = {"weight": {"low": 0.0, "high": 1.0, "start": 1 / 3}}
-    assert ParameterSpace(_config(3, ps={**ps, "starts": ["average"]}), 8).start().candidates == ()
+    assert ParameterSpace(_config(3, merge={**ps, "starts": ["average"]}), 8).start().candidates == ()

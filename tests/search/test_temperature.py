@@ -61,7 +61,7 @@ def test_which_tasks_have_a_temperature(section: dict[str, Any], scaled: float |
 
 def test_the_best_parent_with_a_temperature(tmp_path: Path, search_config: Config) -> None:
     """Table and verdict have the best parent at the temperature of the search examples; going on scores nothing again."""
-    result = run_search(search_config(baselines=[]), tmp_path, build=False)
+    result = run_search(search_config(compare={"baselines": []}), tmp_path, build=False)
     row = result.row("temperature")
     parent, temperature = row.label.split(":temperature:")
     with Study.open(tmp_path) as study:
@@ -82,14 +82,14 @@ def test_the_best_parent_with_a_temperature(tmp_path: Path, search_config: Confi
     assert all(tuned > (scores.mean or 0) - 1e-3 for scores in searched.values() if scores is not None)
     assert row.scores.accuracy == next(each.scores.accuracy for each in result.rows if each.label == parent)
     assert any(f" {name} at temperature {temperature}, " in sentence for sentence in result.verdict)
-    assert run_search(search_config(baselines=[]), tmp_path, build=False).rows == result.rows
+    assert run_search(search_config(compare={"baselines": []}), tmp_path, build=False).rows == result.rows
     with Study.open(tmp_path) as study:
         assert study.evaluated() == before
 
 
 def test_a_task_of_the_users_own_has_no_temperature(tmp_path: Path, search_config: Config) -> None:
     """Where a task from Python takes the place of the file's, its logits cannot be divided and there is no row."""
-    config = search_config(baselines=[])
+    config = search_config(compare={"baselines": []})
     result = run_search(config, tmp_path, build=False, task_factory=lambda: LikelihoodTask(config.fitness))
     assert "temperature" not in [row.stage for row in result.rows]
 

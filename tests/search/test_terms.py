@@ -58,12 +58,13 @@ class KilledError(Exception):
     """As if the process had been killed."""
 
 
-@pytest.mark.parametrize(("space", "dfs"), [("ps", {}), ("dfs", {"optimizer": {**GRADIENT, "evaluations": 20}})])
+@pytest.mark.parametrize(("space", "more"), [("ps", {}), ("dfs", {"evaluations": 20})])
 def test_a_search_by_terms_killed_and_resumed(
-    space: str, dfs: Given, search_config: Config, terms: Given, tmp_path: Path
+    space: str, more: Given, search_config: Config, terms: Given, tmp_path: Path
 ) -> None:
     """By gradient and in batches; killed, and resumed by two workers, it ends with the same trials, and shows every term."""
-    config = search_config(space, fitness=terms, batch=2, ps={"groups": "tensor", "optimizer": GRADIENT}, dfs=dfs)
+    steps = [{**GRADIENT, "batch": 2, **more}]
+    config = search_config(space, optimize=steps, fitness=terms, merge={"groups": "tensor"}, path={"kind": "gates"})
     result = run_search(config, tmp_path / "whole", build=False)
     study = Study.open(tmp_path / "whole")
     steps = [trial for trial in study.trials(space) if trial.scores.gradient is not None]
@@ -88,7 +89,7 @@ def test_a_search_by_terms_killed_and_resumed(
 
 def test_agreement_alone_climbs(search_config: Config, agreement: Given, tmp_path: Path) -> None:
     """Without a label a search by gradient finds a merge that agrees better with both parents, by every score of the study."""
-    config = search_config(fitness=ALONE, data=agreement, ps={"groups": "tensor", "optimizer": GRADIENT})
+    config = search_config(optimize=[GRADIENT], fitness=ALONE, data=agreement, merge={"groups": "tensor"})
     result = run_search(config, tmp_path / "search")
     trials = Study.open(tmp_path / "search").trials("ps")
     assert (result.row("ps").scores.mean or 0) > (result.row("average").scores.mean or 0) - 0.05
@@ -119,7 +120,7 @@ def test_a_term_by_evolution(search_config: Config, terms: Given, tmp_path: Path
     row = next(row for row in result.rows if row.winner)
     assert row.scores.outputs is not None
     assert list(row.scores.others) == ["likelihood", "agreement", "generation"]
-    by_gradient = search_config(fitness={"terms": [OWN, {**writes, "weight": 2.0}]}, ps={"optimizer": GRADIENT})
+    by_gradient = search_config(optimize=[GRADIENT], fitness={"terms": [OWN, {**writes, "weight": 2.0}]})
     with pytest.raises(EvoMergeError, match=r"fitness\.task: generation has no gradient; use likelihood"):
         check_search(by_gradient, Evaluator(by_gradient))
 
@@ -153,10 +154,7 @@ def test_a_study_stands_on_the_data_of_its_terms(search_config: Config, terms: G
             lambda s: s["fitness"]["terms"][1]["data"]["search"]["sources"]["a"].update(chat=True),
             "agreement: a: data.chat: the tokenizer has no chat template",
         ),
-        (
-            lambda s: s["ps"].update(first={"fitness": s["fitness"]}),
-            "ps.first: terms have data in the search's own fitness only",
-        ),
+        (lambda s: s.update(optimize=[{"fitness": s["fitness"]}, {}]), "terms: have data in the search's own fitness only"),
         (
             lambda s: s["fitness"]["terms"][1]["data"].update(test=s["fitness"]["terms"][1]["data"]["search"]),
             "the splits overlap",

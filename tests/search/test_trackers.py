@@ -67,7 +67,8 @@ def test_wandb(search_config: Config, tmp_path: Path, monkeypatch: pytest.Monkey
     """A run gets every generation once, in order, then pictures and table; a search that is resumed goes on in the same run."""
     fake = Fake("wandb")
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    config = search_config("ps", report_to=["wandb"], project="merges")
+    monkeypatch.setenv("WANDB_PROJECT", "merges")
+    config = search_config("ps", report_to=["wandb"])
     with pytest.raises(Killed):
         run_search(config, tmp_path / "out", build=False, callbacks=[stopping_after(5)])
     result = run_search(config, tmp_path / "out", build=False)
@@ -154,7 +155,8 @@ def test_trackio(search_config: Config, tmp_path: Path, monkeypatch: pytest.Monk
     """trackio itself has one run with every generation, the pictures and the table, however often the search was resumed."""
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     pytest.importorskip("trackio", reason="trackio is not installed")
-    config = search_config("ps", report_to=["trackio"], project="merges")
+    monkeypatch.setenv("TRACKIO_PROJECT", "merges")
+    config = search_config("ps", report_to=["trackio"])
     with pytest.raises(Killed):
         run_search(config, tmp_path / "out", build=False, callbacks=[stopping_after(5)])
     run_search(config, tmp_path / "out", build=False)

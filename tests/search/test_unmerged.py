@@ -43,11 +43,14 @@ def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {"sources": sources, "base": {"model": str(tiny / "base")}}
 
 
-ROWS = {"ps": {"groups": "rows", "optimizer": GRADIENT}, "batch": 2}
+ROWS = {"merge": {"groups": "rows"}, "optimize": [{**GRADIENT, "batch": 2}]}
 KINDS: dict[str, dict[str, Any]] = {
     "rows": ROWS,
-    "cma": {"ps": {"blocks_per_group": 1}},
-    "hybrid": {"space": "hybrid", "ps": {"optimizer": GRADIENT}, "dfs": {"optimizer": GRADIENT}, "batch": 2},
+    "cma": {"merge": {"groups": "block"}},
+    "hybrid": {
+        "space": "hybrid",
+        "optimize": [{**GRADIENT, "space": "ps", "batch": 2}, {**GRADIENT, "space": "dfs", "batch": 2}],
+    },
 }
 
 
@@ -58,7 +61,7 @@ def test_unmerged_candidates_score_as_merged_ones(
     """Every row of the table has the score, up to rounding, that the same model has when it is merged."""
     config = search_config(**{"space": "ps", **KINDS[kind], **adapters})
     result = run_search(config, tmp_path, build=False)
-    merged = Evaluator(config.model_copy(update={"unmerged": False}))
+    merged = Evaluator(config.model_copy(update={"compute": config.compute.model_copy(update={"unmerged": False})}))
     rows = [row for row in result.rows if row.stage != "temperature"]
     assert len(rows) >= 5
     with Study.open(tmp_path) as study:
@@ -90,7 +93,7 @@ def test_memory_is_that_of_the_base_and_its_adapters(adapters: dict[str, Any], s
     """A search over adapters is said to hold the base and factors, far less than a search that merges."""
     config = search_config(**{**ROWS, **adapters})
     light = memory_of_models(config, Evaluator(config))["ps"]
-    merging = config.model_copy(update={"unmerged": False})
+    merging = config.model_copy(update={"compute": config.compute.model_copy(update={"unmerged": False})})
     assert light < 0.6 * memory_of_models(merging, Evaluator(merging))["ps"]
 
 
@@ -122,12 +125,12 @@ def test_many_adapters_are_ordered_by_their_slopes(adapters: dict[str, Any], sea
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
 def test_a_quantised_base(kind: str, adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
     """Every score is one on the quantised base, as peft has it there; two workers give the same study."""
-    config = search_config(**{**ROWS, **adapters}, quantization=kind)
+    config = search_config(**{**ROWS, **adapters}, compute={"quantization": kind})
     result = run_search(config, tmp_path / "whole", build=False)
     base = AutoModelForCausalLM.from_pretrained(adapters["base"]["model"], **packed(kind, torch.float32, "cpu"))  # type: ignore[arg-type]
     keep_differentiable(base)
     evaluator = Evaluator(config)
-    plain = Evaluator(config.model_copy(update={"quantization": None}))
+    plain = Evaluator(config.model_copy(update={"compute": config.compute.model_copy(update={"quantization": None})}))
     with torch.inference_mode():
         for label, ref in config.parents.items():
             model: Any = base if ref.adapter is None else PeftModel.from_pretrained(base, ref.adapter).eval()
@@ -147,25 +150,26 @@ def test_a_quantised_base(kind: str, adapters: dict[str, Any], search_config: Co
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"space": "dfs", "ps": {}}, "quantization: goes with space: ps"),
-        ({"unmerged": False}, "quantization: goes with space: ps and adapters that run unmerged"),
-        ({"ps": {"method": "ties"}}, "quantization: ties is not the sum"),
-        ({"baselines": ["lora"]}, "baselines: lora fine-tunes whole models"),
-        ({"device": ["cpu", "cpu"], "devices_per_model": 2}, "devices_per_model: a quantised base"),
+        ({"space": "dfs", "merge": {}, "optimize": []}, "quantization: goes with space: ps"),
+        ({"compute": {"unmerged": False}}, "quantization: goes with space: ps and adapters that run unmerged"),
+        ({"merge": {"method": "ties"}, "optimize": []}, "quantization: ties is not the sum"),
+        ({"compare": {"baselines": ["lora"]}}, "baselines: lora fine-tunes whole models"),
+        ({"compute": {"device": ["cpu", "cpu"], "devices_per_model": 2}}, "devices_per_model: a quantised base"),
     ],
 )
 def test_a_quantised_base_is_refused(
     settings: dict[str, Any], line: str, adapters: dict[str, Any], search_config: Config, tmp_path: Path
 ) -> None:
     """A search that needs the base whole is refused before anything is evaluated."""
+    compute = {**settings.get("compute", {}), "quantization": "4bit"}
     with pytest.raises(EvoMergeError, match=line):
-        run_search(search_config(**{**ROWS, **adapters, **settings}, quantization="4bit"), tmp_path)
+        run_search(search_config(**{**ROWS, **adapters, **settings, "compute": compute}), tmp_path)
     assert not (tmp_path / "study.db").exists()
 
 
 def test_unmerged_where_it_cannot_be(adapters: dict[str, Any], search_config: Config, tmp_path: Path) -> None:
     """A search that is told to leave adapters unmerged, and cannot, says why before anything is evaluated."""
-    config = search_config(**adapters, ps={"method": "ties"}, unmerged=True)
+    config = search_config(**adapters, merge={"method": "ties"}, compute={"unmerged": True})
     with pytest.raises(EvoMergeError, match="unmerged: ties is not the sum of weighted task vectors"):
         run_search(config, tmp_path)
     assert not (tmp_path / "study.db").exists()

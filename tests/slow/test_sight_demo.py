@@ -11,6 +11,7 @@ from specialists.language import problems
 from specialists.pictures import IMAGE_TOKEN, SIDE, picture_config, picture_problems, write_picture_problems
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from hf_evomerge.search.file.sections import CompareConfig
 from hf_evomerge.search.run import run_search
 
 SIZES = {"search": 48, "test": 40}
@@ -33,7 +34,7 @@ def test_pictures_show_the_numbers_of_the_problems() -> None:
 def test_a_merge_sees_calculates_and_answers_in_japanese(tmp_path: Path) -> None:
     """Neither parent solves a problem; a few evaluations of the search by gradient do, and the winner does so on its own."""
     data = write_picture_problems(tmp_path / "data", SIZES)
-    config = picture_config("ps", data, 20).model_copy(update={"baselines": ["average"]})
+    config = picture_config("ps", data, 20).model_copy(update={"compare": CompareConfig()})
     result = run_search(config, tmp_path / "search")
     scores = {row.model: row.scores.accuracy or 0.0 for row in result.rows}
     assert scores["sight"] == scores["japanese"] == 0.0

@@ -34,11 +34,11 @@ def _search(tiny: Path, space: str, out: Path) -> Path:
         "space": space,
         "sources": [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}],
         "base": {"model": str(tiny / "base")},
-        "ps": {"optimizer": optimizer},
-        "dfs": {"repetitions": 2, "optimizer": optimizer},
+        "path": {"kind": "gates", "repetitions": 2},
+        "optimize": [{**optimizer, "space": "ps"}, {**optimizer, "space": "dfs"}],
         "fitness": {"task": "likelihood", "separator": " "},
         "data": {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in ("search", "validation", "test")},
-        "finalists": 2,
+        "compare": {"finalists": 2},
     }
     run_search(validate(SearchConfig, settings, SearchError), out / "search")
     shutil.copytree(out / "search" / "model", out / "model")

@@ -72,10 +72,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
             save_dit(folder / name, 10 * seed)
             api.create_repo(f"demo/{name}")
             api.upload_folder(repo_id=f"demo/{name}", folder_path=folder / name)
-        ps = {"method": "linear", "blocks_per_group": "model", "optimizer": {"evaluations": 8, "population": 4}}
+        how = {"merge": {"method": "linear", "groups": "model"}, "optimize": [{"evaluations": 8, "population": 4}]}
         sources = [{"model": str(folder / name), "component": "transformer"} for name in ("a", "b")]
         config = SearchConfig.model_validate(
-            {"space": "ps", "sources": sources, "ps": ps, "fitness": {"task": "choice"}, "baselines": []}
+            {"space": "ps", "sources": sources, **how, "fitness": {"task": "choice"}, "compare": {"baselines": []}}
         )
         examples = {"search": [Example(str(number), "") for number in range(2)]}
         run_search(config, folder / "search", task_factory=lambda: FunctionTask(brightness), examples=examples)

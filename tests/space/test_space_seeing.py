@@ -30,6 +30,7 @@ from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness.example import MAX_SIDE
 from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.file.sections import CompareConfig
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.paths import settings_in
 from local_hub import LocalHub
@@ -59,7 +60,9 @@ def search(request: pytest.FixtureRequest, hub: LocalHub, tmp_path_factory: pyte
     for model in (SPECIALISTS / "base", SPECIALISTS / "japanese", SIGHT):
         (family / model.name).symlink_to(model)
     data = write_picture_problems(folder / "data", {"search": 4, "test": 3})
-    config = picture_config(request.param, data, 2, 0, family, family / "sight").model_copy(update={"baselines": ()})
+    config = picture_config(request.param, data, 2, 0, family, family / "sight").model_copy(
+        update={"compare": CompareConfig(baselines=())}
+    )
     run_search(config, folder)
     publish_demo(folder, family, f"demo/{folder.name}", space=True)
     return folder

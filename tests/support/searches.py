@@ -13,30 +13,34 @@ from hf_evomerge.search.file.config import SearchConfig
 Settings = Callable[..., dict[str, Any]]
 Config = Callable[..., SearchConfig]
 
-GRADIENT = {"algorithm": "gradient", "evaluations": 12}
-WEIGHTS = {"starts": [], "parameters": {"weight": {"low": 0.0, "high": 1.0}}, "optimizer": GRADIENT}  # few scores, so plainly
+GRADIENT = {"by": "gradient", "evaluations": 12}
+WEIGHTS = {"starts": [], "parameters": {"weight": {"low": 0.0, "high": 1.0}}}  # few scores, so plainly
 BY_GRADIENT: dict[str, dict[str, Any]] = {
-    "ps": {"ps": {"method": "breadcrumbs", "groups": "tensor", **WEIGHTS}, "batch": 2},
-    "dfs": {"dfs": {"optimizer": {**GRADIENT, "evaluations": 30}}, "batch": 2},
+    "ps": {"merge": {"method": "breadcrumbs", "groups": "tensor", **WEIGHTS}, "optimize": [{**GRADIENT, "batch": 2}]},
+    "dfs": {"path": {"kind": "gates"}, "optimize": [{**GRADIENT, "evaluations": 30, "batch": 2}]},
     "hybrid": {
-        "ps": {"blocks_per_group": 1, **WEIGHTS},
-        "dfs": {"repetitions": 1, "optimizer": {**GRADIENT, "evaluations": 40}},
+        "merge": {"groups": "block", **WEIGHTS},
+        "path": {"kind": "gates", "repetitions": 1},
+        "optimize": [{**GRADIENT, "space": "ps"}, {**GRADIENT, "evaluations": 40, "space": "dfs"}],
     },
-    "terms": {"space": "dfs", "dfs": {"terms": 2, "optimizer": {**GRADIENT, "evaluations": 30}}, "batch": 2},
+    "terms": {
+        "space": "dfs",
+        "path": {"kind": "gates", "terms": "all"},
+        "optimize": [{**GRADIENT, "evaluations": 30, "batch": 2}],
+    },
     "joint terms": {
-        "space": "hybrid",
-        "joint": True,
-        "ps": {"blocks_per_group": 1, **WEIGHTS},
-        "dfs": {"terms": 3, "optimizer": {**GRADIENT, "sigma": 0.3}},
-        "batch": 2,
+        "space": "joint",
+        "merge": {"groups": "block", **WEIGHTS},
+        "path": {"kind": "gates", "terms": "all"},
+        "optimize": [{**GRADIENT, "evaluations": 24, "sigma": 0.1, "batch": 2}],
     },
-    "joint": {"space": "hybrid", "joint": True, "ps": WEIGHTS, "dfs": {"optimizer": GRADIENT}, "batch": 2},
+    "joint": {"space": "joint", "merge": WEIGHTS, "optimize": [{**GRADIENT, "evaluations": 24, "batch": 2}]},
 }
 
-FIRST = {"evaluations": 12, "fitness": {"task": "likelihood"}}
+FIRST = {"by": "gradient", "evaluations": 12, "fitness": {"task": "likelihood"}}
 BY_BOTH: dict[str, dict[str, Any]] = {
-    "ps": {"ps": {"first": FIRST, "optimizer": {"evaluations": 10, "population": 4}}},
-    "dfs": {"dfs": {"first": {**FIRST, "evaluations": 30}, "optimizer": {"evaluations": 10, "population": 4}}},
+    "ps": {"optimize": [FIRST, {"evaluations": 10, "population": 4}]},
+    "dfs": {"path": {"kind": "gates"}, "optimize": [{**FIRST, "evaluations": 30}, {"evaluations": 10, "population": 4}]},
 }
 
 

@@ -90,27 +90,28 @@ OPTIMIZER = {"evaluations": 31, "population": 7}
 
 
 SPACES: dict[str, dict[str, Any]] = {
-    "ps": {"ps": {"method": "linear", "blocks_per_group": "model", "optimizer": OPTIMIZER}},
-    "dfs": {"space": "dfs", "dfs": {"scales": "slot", "optimizer": OPTIMIZER}},
-    "none": {"space": "dfs", "dfs": {"scales": "none", "repetitions": 1, "optimizer": OPTIMIZER}},
-    "terms": {"space": "dfs", "dfs": {"terms": 2, "optimizer": OPTIMIZER}},
+    "ps": {"merge": {"method": "linear", "groups": "model"}, "optimize": [OPTIMIZER]},
+    "dfs": {"space": "dfs", "path": {"kind": "paper", "scales": "slot"}, "optimize": [OPTIMIZER]},
+    "none": {"space": "dfs", "path": {"kind": "paper", "scales": "none", "repetitions": 1}, "optimize": [OPTIMIZER]},
+    "terms": {"space": "dfs", "path": {"kind": "gates", "terms": "all"}, "optimize": [OPTIMIZER]},
     "hybrid": {
         "space": "hybrid",
-        "ps": {"method": "linear", "blocks_per_group": "model", "optimizer": OPTIMIZER},
-        "dfs": {"scales": "slot", "optimizer": {"evaluations": 20, "population": 6}},
-        "baselines": ["average", "random"],
+        "merge": {"method": "linear", "groups": "model"},
+        "path": {"kind": "paper", "scales": "slot"},
+        "optimize": [{**OPTIMIZER, "space": "ps"}, {"evaluations": 20, "population": 6, "space": "dfs"}],
+        "compare": {"baselines": ["average", "random"]},
     },
     "first": {
         "space": "hybrid",
-        "ps": {
-            "method": "linear",
-            "blocks_per_group": "model",
-            "first": {"algorithm": "cma", "evaluations": 14, "population": 7, "fitness": {"task": "generation"}},
-            "optimizer": OPTIMIZER,
-        },
-        "dfs": {"first": {**OPTIMIZER, "algorithm": "cma", "evaluations": 12}, "optimizer": {**OPTIMIZER, "evaluations": 20}},
+        "merge": {"method": "linear", "groups": "model"},
+        "optimize": [
+            {"by": "cma", "evaluations": 14, "population": 7, "fitness": {"task": "generation"}, "space": "ps"},
+            {**OPTIMIZER, "space": "ps"},
+            {**OPTIMIZER, "by": "cma", "evaluations": 12, "space": "dfs"},
+            {**OPTIMIZER, "evaluations": 20, "space": "dfs"},
+        ],
     },
-    "batches": {"ps": {"method": "linear", "blocks_per_group": "model", "optimizer": OPTIMIZER}, "batch": 4},
+    "batches": {"merge": {"method": "linear", "groups": "model"}, "optimize": [{**OPTIMIZER, "batch": 4}]},
 }
 
 
@@ -118,14 +119,23 @@ ONE: dict[str, Any] = {"space": "dfs", "sources": [{"model": "a"}]}  # of six la
 
 
 SWEEPS: dict[str, dict[str, Any]] = {
-    "prune": {**ONE, "dfs": {"prune": 2, "optimizer": {"algorithm": "sweep", "evaluations": 31}}, "batch": 3},
-    "repeat": {**ONE, "dfs": {"repeat": {"longest": 3, "times": [0, 2]}, "optimizer": {"evaluations": 31}}, "batch": "all"},
+    "prune": {**ONE, "path": {"kind": "prune", "layers": 2}, "optimize": [{"by": "sweep", "evaluations": 31, "batch": 3}]},
+    "repeat": {
+        **ONE,
+        "path": {"kind": "repeat", "longest": 3, "times": [0, 2]},
+        "optimize": [{"evaluations": 31, "batch": "all"}],
+    },
 }
 
 
 def toy_config(kind: str, **more: Any) -> SearchConfig:
     """The settings of a kind of search; keywords replace whole sections."""
-    data = {"space": "ps", "sources": [{"model": "a"}, {"model": "b"}], "fitness": {"task": "likelihood"}, "finalists": 3}
+    data = {
+        "space": "ps",
+        "sources": [{"model": "a"}, {"model": "b"}],
+        "fitness": {"task": "likelihood"},
+        "compare": {"finalists": 3},
+    }
     return validate(SearchConfig, {**data, **{**SPACES, **SWEEPS}[kind], **more}, SearchError)
 
 

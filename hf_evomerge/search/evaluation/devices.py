@@ -16,8 +16,8 @@ DEVICES = "devices"  # the study's note of the kinds that its scores are from
 
 def devices_of(config: SearchConfig) -> list[str]:
     """The devices of a search on this machine; ``auto`` is every GPU, or the processor where there is none."""
-    if config.device != "auto":
-        return [config.device] if isinstance(config.device, str) else list(config.device)
+    if (device := config.compute.device) != "auto":
+        return [device] if isinstance(device, str) else list(device)
     import torch
 
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
@@ -29,17 +29,18 @@ def places_of(config: SearchConfig) -> list[tuple[str, ...]]:
     Raises:
         SearchError: Some are left over.
     """
-    devices, size = devices_of(config), config.devices_per_model
+    devices, size = devices_of(config), config.compute.devices_per_model
     if len(devices) % size:
         raise SearchError(
-            f"devices_per_model: {size}, and device gives {len(devices)} ({', '.join(devices)}); name a multiple of {size}"
+            f"compute.devices_per_model: {size}, and there are {len(devices)} ({', '.join(devices)}); name a multiple of {size}"
         )
     return [tuple(devices[begin : begin + size]) for begin in range(0, len(devices), size)]
 
 
 def on_place(config: SearchConfig, place: tuple[str, ...]) -> SearchConfig:
     """The search on the devices of one worker."""
-    return config.model_copy(update={"device": place if len(place) > 1 else place[0]})
+    compute = config.compute.model_copy(update={"device": place if len(place) > 1 else place[0]})
+    return config.model_copy(update={"compute": compute})
 
 
 def device_memory(device: str) -> float:
@@ -58,7 +59,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as cause:
-        raise SearchError(f"device: {device!r} cannot be used here: {cause}") from cause
+        raise SearchError(f"compute.device: {device!r} cannot be used here: {cause}") from cause
 
 
 def device_kind(device: str) -> str:

@@ -161,7 +161,7 @@ class Evaluator:
         found: list[Scores] = []
 
         def backward(model: PreTrainedModel) -> None:
-            with recomputed(model) if self.config.gradient_checkpointing else nullcontext():
+            with recomputed(model) if self.config.compute.gradient_checkpointing else nullcontext():
                 found.append(task.backward(model))
 
         gradient = slopes.take(self.models, target, backward)

@@ -35,7 +35,7 @@ def default_workers(config: SearchConfig, memory: Mapping[str, int]) -> int:
     devices = devices_of(config)
     if not all(device.startswith("cpu") for device in devices):
         return len(places_of(config))
-    return max(1, workers_that_fit(cores(), _SHARE * device_memory("cpu"), config.threads, max(memory.values())))
+    return max(1, workers_that_fit(cores(), _SHARE * device_memory("cpu"), config.compute.threads, max(memory.values())))
 
 
 def workers_that_fit(cpus: int, there: float, threads: int, models: int) -> int:
@@ -74,7 +74,7 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
     merged = sources.merged(config.merge_part()) if config.space != "dfs" else None
     kept = 0
     if merged is not None and sources.runs_unmerged(config.merge_part()):
-        base = _model(merged, itemsize, BITS[config.quantization] / 8 if config.quantization else None)
+        base = _model(merged, itemsize, BITS[config.compute.quantization] / 8 if config.compute.quantization else None)
         found["parents"] = kept = base + sum(_factors(source, itemsize) for source in merged.plan.sources)
     elif merged is not None:
         kept = _model(merged, itemsize) + _task_vectors(config, merged, sources.base is not None)
@@ -85,7 +85,7 @@ def memory_of_models(config: SearchConfig, evaluator: Evaluator) -> dict[str, in
 
 def device_shares(config: SearchConfig, evaluator: Evaluator) -> list[float]:
     """The share of a worker's models that each of its devices holds: of the first source, by its headers."""
-    count = config.devices_per_model
+    count = config.compute.devices_per_model
     if count == 1:
         return [1.0]
     from ...routing.spread import layer_places
@@ -120,8 +120,8 @@ def _factors(source: Parent, itemsize: int) -> int:
 
 def _task_vectors(config: SearchConfig, merged: Checkpoint, has_base: bool) -> int:
     """Bytes that are kept beside the merged model."""
-    method, kept = get_method(config.ps.method), 0
+    method, kept = get_method(config.merge.method), 0
     for info in merged.tensors.values():
-        needed = memory_needed(method, math.prod(info.shape), len(config.ps_sources), has_base) if info.is_float else 0
+        needed = memory_needed(method, math.prod(info.shape), len(config.merge_sources), has_base) if info.is_float else 0
         kept += needed if kept + needed <= MEMORY_LIMIT else 0
     return kept

@@ -44,9 +44,9 @@ class ModelPool:
     def __init__(self, config: SearchConfig, sources: SearchSources, check: Callable[[Parent], None]) -> None:
         import torch
 
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.compute.threads)
         self.config, self.sources, self._check = config, sources, check
-        self.dtype = getattr(torch, config.dtype) if config.dtype else sources[0].config.dtype or torch.float32
+        self.dtype = getattr(torch, config.output.dtype) if config.output.dtype else sources[0].config.dtype or torch.float32
         self._resident: dict[SourceRef, PreTrainedModel] = {}
         self._visitor: tuple[SourceRef, PreTrainedModel] | None = None
         self._merged_models: dict[tuple[int, int], PreTrainedModel] = {}
@@ -129,7 +129,7 @@ class ModelPool:
         """The base of a search over adapters, with one of them or with none; None where other models must be loaded."""
         from ...merging.joined import JoinedAdapters
 
-        refs = [self.config.sources[number] for number in self.config.ps_sources]
+        refs = [self.config.sources[number] for number in self.config.merge_sources]
         if ref not in (*refs, self.config.base) or self.config.space != "ps":
             return None
         if not self.sources.runs_unmerged(part := self.config.merge_part()):
@@ -172,7 +172,7 @@ class ModelPool:
         self._check(source)
         if source.entries:
             with self._unmeasured():
-                dtype = getattr(torch, self.config.dtype) if self.config.dtype else None
+                dtype = getattr(torch, self.config.output.dtype) if self.config.output.dtype else None
                 return load_pipeline(source, dtype).to(self.devices[0])
         kind: Any = model_class(source.config, (source.config.architectures or [""])[0])
         with self._unmeasured():
@@ -181,7 +181,7 @@ class ModelPool:
             loaded: Any = (kind or (AutoModelForImageTextToText if sees else AutoModelForCausalLM)).from_pretrained(
                 source.folder,
                 dtype=self.dtype,
-                attn_implementation=self.config.attn_implementation,
+                attn_implementation=self.config.compute.attn_implementation,
                 output_loading_info=True,
                 use_safetensors=True,
                 trust_remote_code=self.sources.trust_remote_code,
@@ -241,7 +241,7 @@ class ModelPool:
         self._visitor = None
         self._merged_models.clear()
         assert plan.base is not None  # which the adapters have
-        model = self.load(plan.base, self.config.quantization)
+        model = self.load(plan.base, self.config.compute.quantization)
         with self._unmeasured():
             for source in plan.sources:
                 source.download()
@@ -266,7 +266,7 @@ class ModelPool:
                 plan.base,
                 part.method,
                 part.options,
-                self.config.seed,
+                self.config.compute.seed,
                 self._part_of(model, self.sources[first]),
                 router=router,
                 vocabulary=plan.vocabulary,
@@ -283,7 +283,7 @@ class ModelPool:
         from ...merging.live import write_part
 
         model = self.load(first.whole)
-        for part, number in (self.config.components or {}).items():
+        for part, number in (self.config.output.components or {}).items():
             whole = self.sources[number].whole
             if whole.entries:
                 model.register_modules(**{part: getattr(self.load(whole), part)})

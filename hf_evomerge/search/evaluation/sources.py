@@ -91,12 +91,12 @@ class SearchSources:
             return SourceSummary(self.layers)
         plan = self.merged(self.config.merge_part()).plan
         merged, base = plan.sources, plan.base
-        names = merged_names((name for name, info in merged[0].tensors.items() if info.is_float), self.config.ps.router)
+        names = merged_names((name for name, info in merged[0].tensors.items() if info.is_float), self.config.merge.router)
         tensors = {name: row_count(merged[0].tensors[name].shape) for name in names if ".rotary_emb.inv_freq" not in name}
         base = base if self.weights else None
         unchanged = [unchanged_tensors(source, base) for source in merged] if base is not None else []
         distances = []
-        if base is not None and "metagpt" in self.config.ps.starts:
+        if base is not None and "metagpt" in self.config.merge.starts:
             distances = [squared_distance(source, base) for source in merged]
         return SourceSummary(self.layers, tensors, unchanged, distances)
 
@@ -131,26 +131,26 @@ class SearchSources:
         """Decide whether such merges run as adapters on their base; raises `SourceError` where they should and cannot."""
         from ...merging.joined import why_merged
 
-        config = self.config
-        wanted = "quantization" if config.quantization else "unmerged" if config.unmerged else None
-        if config.unmerged is False or config.space != "ps":  # paths run through whole layers
-            if config.quantization:
-                raise SourceError("quantization: goes with space: ps and adapters that run unmerged; leave it out")
+        compute = self.config.compute
+        wanted = "quantization" if compute.quantization else "unmerged" if compute.unmerged else None
+        if compute.unmerged is False or self.config.space != "ps":  # paths run through whole layers
+            if compute.quantization:
+                raise SourceError("compute.quantization: goes with space: ps and adapters that run unmerged; leave it out")
             return False
-        refs = [config.sources[number] for number in part.sources or range(len(self))]
+        refs = [self.config.sources[number] for number in part.sources or range(len(self))]
         if wanted is None and (self.base is None or any(ref.adapter is None for ref in refs)):
             return False
         plan = self.merged(part).plan
         reason = why_merged(plan.sources, plan.base, part.method, part.options)
         if reason is not None and wanted:
-            raise SourceError(f"{wanted}: {reason}; leave it out")
+            raise SourceError(f"compute.{wanted}: {reason}; leave it out")
         return reason is None
 
     @cached_property
     def host(self) -> Parent | None:
         """The model that a merged part, or the layers of a path, are put into; None where whole models are."""
         dfs = self.config.space == "dfs"
-        first = self[(self.config.dfs.order or [0])[0] if dfs else self.config.ps_sources[0]]
+        first = self[(self.config.path.order or [0])[0] if dfs else self.config.merge_sources[0]]
         return None if first.is_whole else first
 
     def tokenizer_owner(self, target: Target) -> tuple[Hashable, Checkpoint]:

@@ -95,8 +95,8 @@ class SearchTasks:
             parts = (fitness or self.config.fitness).parts
             task = next(part.task for part in parts if not isinstance(make_task(part), DifferentiableTask))
             raise FitnessError(
-                f"fitness.task: {task} has no gradient; use likelihood, or optimizer: {{algorithm: cma}}, after a "
-                "first: {fitness: {task: likelihood}}"
+                f"fitness.task: {task} has no gradient; use likelihood, or by: cma, after a step "
+                "{by: gradient, fitness: {task: likelihood}}"
             )
 
     def differentiable_task(self) -> DifferentiableTask:

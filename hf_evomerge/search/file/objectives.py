@@ -29,17 +29,14 @@ TAKEN: dict[Taken, str] = {
 
 
 class TaskObjective(StrictModel):
-    """A further task, or the search's task on further examples.
-
-    Attributes:
-        name: What it is called in tables.
-        fitness: The task; the search's own where absent.
-        data: Its examples, for the splits that the search's own have; those themselves where absent.
-    """
+    """A further task, or the search's task on further examples."""
 
     name: str = Field(pattern=r"^[\w-]{1,40}$")
+    """What it is called in tables."""
     fitness: AnyTaskSpec | None = None
+    """The task; the search's own where absent."""
     data: dict[Literal["search", "validation", "test"], DataSpec] = Field(default_factory=dict)
+    """Its examples, for the splits that the search's own have; those themselves where absent."""
 
     @model_validator(mode="after")
     def _is_another(self) -> TaskObjective:

@@ -1,77 +1,78 @@
-"""What a search file leaves unsaid, filled in by a preset, or by a task that knows its data. What the file says stays."""
+"""Defaults of a search file that depend on more than one key, and of a task that knows its data. What the file says stays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import EvoMergeError
 from ...merging.registry import all_methods
+from .stages import SpaceName, Step
 
 if TYPE_CHECKING:
     from ...fitness import TaskSpec
 
+SPACES: dict[str, tuple[SpaceName, ...]] = {"ps": ("ps",), "dfs": ("dfs",), "hybrid": ("ps", "dfs"), "joint": ("joint",)}
+"""The spaces that each kind of search goes through, one after the other."""
 _QUICK = 48  # scores of the search examples, all spaces together
 _WEIGHT = {"low": -0.5, "high": 2.0, "start": 0.5}  # of a task vector, where a gradient moves it
 _FEW_GROUPS = 3  # for a search without a gradient, for which every number costs
 
 
 def filled(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in what a search file leaves unsaid; objectives, ``dfs.repeat``, a search by gradient and a preset have their usual.
+    """Fill in steps and merge as a search by gradient, objectives, ``kind: repeat`` or ``optimize: quick`` have them.
 
     A PS search by gradient has a weight between -.5 and 2 for each run of rows (for each tensor, where the method looks at
     whole tensors), and begins at the best of .5, the uniform average, the sum of the task vectors and each source alone.
     ``quick`` spends 48 scores of the search examples: by gradient where the fitness and the merge method have one; where not,
     by CMA-ES with three groups of blocks.
     """
-    sections = dict(data)
-    _set_algorithm(sections, "dfs", "sweep", where=lambda part: part.get("repeat") is not None)
-    spaces = ["ps", "dfs"] if sections.get("space") == "hybrid" else [str(sections.get("space"))]
-    for name in spaces if sections.get("objectives") else ():
-        _set_algorithm(sections, name, "nsga2", where=lambda part: name in ("ps", "dfs"))  # noqa: B023
-    for name in spaces:
-        part = sections.get(name) or {}
-        if name not in ("ps", "dfs") or not isinstance(part, Mapping):
-            continue  # is refused with the rest
-        if sections.get("preset") == "quick":
-            gradient = not sections.get("objectives") and _differentiable(sections.get("fitness"))
-            gradient = gradient and (_smooth(part) if name == "ps" else _gates(part))
-            usual = {"algorithm": "gradient" if gradient else "cma", "evaluations": _QUICK // len(spaces)}
-            given = part.get("optimizer") or {}
-            part = {**part, "optimizer": {**usual, **given} if isinstance(given, Mapping) else given}
-        if name == "ps":
-            part = _weights(part, quick=sections.get("preset") == "quick", based=sections.get("base") is not None)
-        if part:
-            sections[name] = part
-    return sections
+    spaces, given, merge = SPACES.get(str(data.get("space")), ()), data.get("optimize"), data.get("merge") or {}
+    quick = given == "quick"
+    if not quick and not isinstance(given, list | tuple | None):
+        return dict(data)  # is refused with the rest
+    steps = [dict(each) if isinstance(each, Mapping | Step) else each for each in given or () if not quick]
+    if not spaces or not all(isinstance(step, dict) for step in steps):
+        return dict(data)  # as well
+    for step in steps:
+        step["by"] = step.get("by") or _usual(data, step.get("space") or spaces[0], quick=False)
+    for space in spaces:
+        if not any(step.get("space") in (None, space) for step in steps):
+            budget = {"evaluations": _QUICK // len(spaces)} if quick else {}
+            steps.append({"by": _usual(data, space, quick=quick), "space": space if len(spaces) > 1 else None, **budget})
+    if spaces[0] != "dfs" and isinstance(merge, Mapping):
+        *_, last = (step["by"] for step in steps if step.get("space") in (None, spaces[0]))
+        merge = _weights(merge, gradient=last == "gradient", quick=quick, based=data.get("base") is not None)
+    return {**data, "optimize": steps, **({"merge": merge} if merge else {})}
 
 
-def _weights(part: Mapping[str, Any], *, quick: bool, based: bool) -> dict[str, Any]:
+def _usual(data: Mapping[str, Any], space: str, *, quick: bool) -> str:
+    """The algorithm of a step that names none."""
+    path, merge = data.get("path"), data.get("merge") or {}
+    kind = path.get("kind") if isinstance(path, Mapping) else getattr(path, "kind", "gates")
+    if data.get("objectives"):
+        return "nsga2"
+    if space == "dfs" and kind == "repeat":
+        return "sweep"
+    smooth = kind in ("gates", "prune") if space == "dfs" else isinstance(merge, Mapping) and _smooth(merge)
+    return "gradient" if space == "joint" or (quick and smooth and _differentiable(data.get("fitness"))) else "cma"
+
+
+def _weights(part: Mapping[str, Any], *, gradient: bool, quick: bool, based: bool) -> dict[str, Any]:
     """The section of parameter space with the groups, starts and bounds that suit its optimizer, where it says no others."""
-    optimizer, method = part.get("optimizer"), all_methods().get(part.get("method", "task_arithmetic"))
-    gradient = isinstance(optimizer, Mapping) and optimizer.get("algorithm") == "gradient"
+    method = all_methods().get(part.get("method", "task_arithmetic"))
     if method is None or not (gradient or quick):
         return dict(part)
-    usual: dict[str, Any] = {}
+    usual: dict[str, Any] = {"groups": _FEW_GROUPS}
+    if gradient:
+        usual["groups"] = "rows" if method.prepare is None else "tensor"
     if has_weights := any(each.name == "weight" for each in method.source_parameters):
         sums = ["sum"] if method.task_vectors else []
         usual["starts"] = ["average", *([*sums, "sources"] if gradient else ["metagpt"] if based else [])]
-    if not {"groups", "blocks_per_group", "split_attention"} & part.keys():
-        usual["groups"] = ("rows" if method.prepare is None else "tensor") if gradient else _FEW_GROUPS
     given = part.get("parameters") or {}
     if gradient and has_weights and method.task_vectors and isinstance(given, Mapping):
         return {**usual, **part, "parameters": {"weight": _WEIGHT, **given}}
     return {**usual, **part}
-
-
-def _set_algorithm(sections: dict[str, Any], name: str, algorithm: str, *, where: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Name the optimizer of a section that does not name one; a section that is no mapping is refused with the rest."""
-    part = sections.get(name) or {}
-    if not isinstance(part, Mapping) or not where(part):
-        return
-    given = part.get("optimizer") or {}
-    if isinstance(given, Mapping):
-        sections[name] = {**part, "optimizer": {"algorithm": algorithm, **given}}
 
 
 def completed(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +121,3 @@ def _smooth(part: Mapping[str, Any]) -> bool:
     """Whether the merge method of a section has a gradient."""
     method = all_methods().get(part.get("method", "task_arithmetic"))
     return method is not None and any(parameter.smooth for parameter in method.parameters)
-
-
-def _gates(part: Mapping[str, Any]) -> bool:
-    return part.get("scales") in (None, "gate") and part.get("scale_target") in (None, "stream")

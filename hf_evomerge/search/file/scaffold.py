@@ -115,17 +115,17 @@ def draft_search(
     lines = [
         "# A quick look whether these models merge: it costs what 48 models cost to score on the search examples, and fills in",
         "# what is not said below. Afterwards take this line out, and say more: see the end of the file.",
-        "preset: quick",
+        "optimize: quick",
         '# about: "..." # what the model is for, one sentence in quotes; its card and its Space open with it',
         *_space(depths, ancestor is not None),
         "sources: # the fine-tunes that are merged",
         *(f"  - {_mapping(ref)}" for ref in refs),
         *([f"base: {_mapping(given)} # the common ancestor: merged are the differences from it"] if given else []),
-        *(["vocabulary: union # they have not the same tokens: rows are matched by token"] if by_token else []),
+        *(["output: {vocabulary: union} # they have not the same tokens: rows are matched by token"] if by_token else []),
         *(
-            [f"device: {_scalar(device)}"]
+            [f"compute: {{device: {_scalar(device)}}}"]
             if device != "cpu"
-            else ["# device: cuda:0 # the models are run on the processor; a GPU is quicker"]
+            else ["# compute: {device: cuda:0} # the models are run on the processor; a GPU is quicker"]
         ),
         *problems.fitness(opened[0], chat=all(templates)),
         *problems.splits(chat=all(templates), some=any(templates)),
@@ -171,26 +171,26 @@ def _space(depths: Sequence[int], based: bool) -> list[str]:
         found = ", ".join(map(str, depths))
         return [f"space: dfs # a path through their layers, which are {found}: only models of one depth can be merged"]
     lines = ["space: ps # how much of each model's weights; dfs: which layer of which model runs next; hybrid: both"]
-    return lines if based else [*lines, "ps: {method: linear} # a weighted mean; with a base, merging differences is better"]
+    return lines if based else [*lines, "merge: {method: linear} # a weighted mean; with a base, merging differences is better"]
 
 
 def _afterwards(depths: Sequence[int], count: int, *, gradient: bool, based: bool) -> list[str]:
     merged, cost = len(set(depths)) == 1, "# in scores of all search examples"
-    weights = ["ps:"] if based else ["ps:", "  method: linear"]
-    path = ["dfs:", "  repetitions: 2 # how often a layer may run"]
-    lines = ["After the quick look, in place of preset" + (" and of ps above:" if merged and not based else ":")]
+    lines = ["After the quick look, in place of optimize" + (" and merge above:" if merged and not based else " above:")]
+    path, linear = "path: {kind: gates, repetitions: 2} # how often a layer may run", [] if based else ["method: linear"]
     if gradient:
-        lines += [*(weights if merged else path), f"  optimizer: {{algorithm: gradient, evaluations: 150}} {cost}"]
+        lines += [] if merged and based else [f"merge: {{{linear[0]}}}"] if merged else [path]
+        lines.append(f"optimize: [{{by: gradient, evaluations: 150}}] {cost}")
     if gradient and merged:
         lines.append("Or, without a gradient (task: generation) every number costs, so that blocks share theirs:")
     if merged:
-        group = max(1, depths[0] // 8)
-        numbers = f"{count} x {-(-depths[0] // group)} weights, and those of embeddings and head"
-        lines += [*weights, f"  blocks_per_group: {group} # {numbers}", f"  optimizer: {{evaluations: 500}} {cost}"]
-    elif not gradient:
-        lines += [*path, f"  optimizer: {{evaluations: 500}} {cost}"]
+        groups = -(-depths[0] // max(1, depths[0] // 8))
+        numbers = f"{count} x {groups} weights, and those of embeddings and head"
+        lines.append(f"merge: {{{', '.join([*linear, f'groups: {groups}'])}}} # {numbers}")
+    if merged or not gradient:
+        lines += [*([] if merged else [path]), f"optimize: [{{evaluations: 500}}] {cost}"]
     if gradient:
-        lines.append("Is a fine-tune at the same cost better? `baselines: [average, lora]` trains some, and the results say.")
+        lines.append("Is a fine-tune at the same cost better? `compare: {baselines: [average, lora]}` says.")
     if gradient and merged:
         lines.append("Or, so that each model keeps what it does, without right answers: task: agreement, on prompts of each.")
     return [f"# {line}" for line in lines]

@@ -1,39 +1,45 @@
-"""The sections of a search file: the two spaces, their optimizers, and limits. The file as a whole is in ``config.py``."""
+"""The sections of a search file: merge, compare, output, compute. Paths are in ``paths.py``, steps in ``stages.py``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ...checkpoints.shards import parse_size
 from ...errors import EvoMergeError, shown
-from ...fitness.registry import AnyTaskSpec
-from ...recipes.layer_path import MAX_HOPS
-from ...recipes.recipe import ScaleTarget
+from ...fitness.data import DataSpec
+from ...recipes.recipe import Dtype, TokenPart, Vocabulary
 from ...recipes.strict_yaml import Count, Index, Number, Positive, StrictModel
-from ...routing.layout import Ends, Initialisation, ScaleEncoding
-from ..optimizers.ask_tell import Algorithm, Restarts
+
+
+def _distinct(numbers: Sequence[int]) -> Sequence[int]:
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"numbers that are distinct, each once (found {shown(list(numbers))})")
+    return numbers
+
+
+Distinct = AfterValidator(_distinct)
+Numbers = Annotated[list[Index], Field(min_length=1), Distinct]
+"""Models by their numbers, each once."""
 
 
 class Range(StrictModel):
-    """The bounds of one evolved parameter, and where the search begins.
-
-    Attributes:
-        low, high: Bounds, in the parameter's own unit.
-        start: First mean; the middle where absent.
-    """
+    """The bounds of one evolved parameter, and where the search begins."""
 
     low: Number
+    """The lower bound, in the parameter's own unit."""
     high: Number
+    """The upper bound."""
     start: Number | None = None
+    """First mean; the middle where absent."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Range:
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}")
-        if self.start is not None and not self.low <= self.start <= self.high:
-            raise ValueError(f"start {self.start} is outside {self.low} to {self.high}")
+        if not self.low < self.high or not self.low <= (self.low if self.start is None else self.start) <= self.high:
+            start = "" if self.start is None else f", start {self.start}"
+            raise ValueError(f"low is below high, and start between them (found low {self.low}, high {self.high}{start})")
         return self
 
     @property
@@ -42,209 +48,74 @@ class Range(StrictModel):
         return 0.5 if self.start is None else (self.start - self.low) / (self.high - self.low)
 
 
-class OptimizerConfig(StrictModel):
-    """How genomes are proposed, and how many.
-
-    Attributes:
-        algorithm: ``cma``, ``random``, ``gradient`` (Adam on batches) where the fitness has a gradient, or ``sweep`` (every
-            candidate in turn) with ``dfs.repeat``, whose default it is, and ``dfs.prune``. ``nsga2`` where there are several
-            objectives, and there by default.
-        population: Candidates per generation; 4 + floor(3 ln n) where absent, and twice that for ``nsga2``.
-        sigma: First step size. For PS as a fraction of each parameter's range, 1/6 by default (``gradient``: 0.04); for DFS in
-            the units of the genome, 0.1 by default (gates by evolution: 0.2); 0.04 by default after a ``first``.
-        evaluations: Budget in scores of all search examples. A score of a batch counts as its share, a gradient of merge
-            weights three times as much, one of gates twice as much for as many hops as the first source has layers.
-        minutes: Budget in minutes; no generation starts after it. Whichever budget ends first.
-        batch: In place of the search's own ``batch``.
-        restarts: ``none`` or ``ipop``.
-        patience: The stage ends when so many generations were on average no better than as many before them; with ``cma``.
-    """
-
-    algorithm: Algorithm = "cma"
-    population: Annotated[Count, Field(ge=2, le=10_000)] | None = None
-    sigma: Positive | None = None
-    evaluations: Count = 1000
-    minutes: Positive | None = None
-    batch: Count | Literal["all"] | None = None
-    restarts: Restarts = "none"
-    patience: Count | None = None
-
-    @model_validator(mode="after")
-    def _check_patience(self) -> OptimizerConfig:
-        if self.patience is not None and self.algorithm != "cma":
-            raise ValueError(f"patience: goes with algorithm: cma, whose generations get better (found {self.algorithm})")
-        return self
-
-
-class RepeatConfig(StrictModel):
-    """Paths that run one block of layers several times, or not at all.
-
-    Attributes:
-        longest: Layers of the longest block.
-        times: How often a block runs, in all: each of these is tried; 0 leaves it out.
-    """
-
-    longest: Annotated[Count, Field(le=MAX_HOPS)] = 8
-    times: tuple[Annotated[Index, Field(le=64)], ...] = Field(default=(2,), min_length=1)
-
-    @field_validator("times")
-    @classmethod
-    def _changes_something(cls, times: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(times)) != len(times) or 1 in times:
-            raise ValueError("distinct numbers: 2 or more, or 0; once is what the model does as it is")
-        return times
-
-
-class FirstConfig(OptimizerConfig):
-    """An optimizer that runs before a space's own, which then begins at its winner.
-
-    Attributes:
-        algorithm: As for any; ``gradient`` by default.
-        fitness: What this one climbs; the search's own fitness where absent.
-    """
-
-    algorithm: Algorithm = "gradient"
-    fitness: AnyTaskSpec | None = None
-
-
-class ParameterSpaceConfig(StrictModel):
-    """The parameter-space search (arXiv:2403.13187).
-
-    Attributes:
-        method: Name of a merge method.
-        options: The method's global parameters: a value (fixed), or for a number a range (evolved).
-        sources: Which sources take part, as indices; all by default.
-        blocks_per_group: Blocks that share one set of parameters: a number, ``all`` (one group for all blocks, beside
-            embeddings and head) or ``model`` (one group for everything, the paper's reported setting).
-        split_attention: Whether attention has parameters of its own, apart from the MLP.
-        groups: In place of these two: ``tensor`` (one set of parameters for each tensor), ``rows`` (one for each run of its
-            output rows), or a list of keys as a recipe has them: layer groups, names of tensors, name patterns, ``default``; or
-            into how many groups the blocks are divided.
-        rows_per_group: Output rows of a run with ``groups: rows``; where absent 64, or so many times more that there are no
-            more than 10,000 runs. With as many rows as a head has, a run of a query, key or value projection is a head.
-        router: Of a mixture of experts, the source whose routers candidates have, as an index; the first that takes part where
-            absent. ``merge``: they are merged as everything else.
-        parameters: Per per-source parameter: a number (fixed), a range (evolved), or absent (evolved within the method's own
-            bounds).
-        starts: Points that are tried on one batch before the search, which begins at the best of them and of its own start:
-            ``average`` (all weights 1 / sources), ``sum`` (all weights 1), ``sources`` (weight 1 for one, 0 for the others),
-            ``metagpt`` (in proportion to the squared norms of the task vectors, arXiv:2406.11385).
-        first: An optimizer that runs before; the search then begins at its winner.
-        optimizer: How to search.
-    """
+class MergeConfig(StrictModel):
+    """Parameter space (PS, arXiv:2403.13187): the merge method, and what is evolved of it."""
 
     method: str = "task_arithmetic"
-    options: dict[str, bool | Number | str | Range] = Field(default_factory=dict)
-    sources: list[Index] | None = None
-    blocks_per_group: Count | Literal["all", "model"] = 1
-    split_attention: bool = False
-    groups: Literal["tensor", "rows"] | Count | list[str] | None = None
-    rows_per_group: Count | None = None
-    router: Index | Literal["merge"] | None = None
+    """Name of a merge method."""
+    groups: Literal["tensor", "rows", "block", "half", "model"] | Count | list[str] = "block"
+    """Tensors that share one set of parameters: each ``tensor`` has its own; each run of its output ``rows``; each ``block``;
+    each ``half`` of a block, attention and MLP; or the whole ``model``, the paper's reported setting. A number: into how many
+    groups the blocks are divided, beside embeddings and head. A list of keys as a recipe has them: layer groups, names of
+    tensors, name patterns, ``default``."""
     parameters: dict[str, Number | Range] = Field(default_factory=dict)
+    """Per per-source parameter: a number (fixed), a range (evolved), or absent (evolved within the method's own bounds)."""
+    options: dict[str, bool | Number | str | Range] = Field(default_factory=dict)
+    """The method's global parameters: a value (fixed), or for a number a range (evolved)."""
+    sources: Numbers | None = None
+    """The sources that take part, as indices; all by default."""
+    router: Index | Literal["merge"] | None = None
+    """Of a mixture of experts, the source whose routers candidates have, as an index; the first that takes part where absent.
+    ``merge``: they are merged as everything else."""
+    rows_per_group: Count | None = None
+    """Output rows of a run with ``groups: rows``; where absent 64, or so many times more that there are no more than 10,000
+    runs. With as many rows as a head has, a run of a query, key or value projection is a head."""
     starts: list[Literal["average", "sum", "sources", "metagpt"]] = Field(default_factory=list)
-    first: FirstConfig | None = None
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-
-    @model_validator(mode="after")
-    def _check_groups(self) -> ParameterSpaceConfig:
-        for key, optimizer in (("first", self.first), ("optimizer", self.optimizer)):
-            if optimizer is not None and optimizer.algorithm == "sweep":
-                raise ValueError(f"{key}.algorithm: sweep tries every candidate, and there are too many merges; write cma")
-        if self.groups is not None and (self.blocks_per_group, self.split_attention) != (1, False):  # a study states defaults
-            raise ValueError("groups: stands in the place of blocks_per_group and split_attention; leave those out")
-        return self
+    """Points that are tried on one batch before the search, which begins at the best of them and of its own start: ``average``
+    (all weights 1 / sources), ``sum`` (all weights 1), ``sources`` (weight 1 for one, 0 for the others), and with a base
+    ``metagpt`` (in proportion to the squared norms of the task vectors, arXiv:2406.11385)."""
 
 
-class FlowSpaceConfig(StrictModel):
-    """The data-flow-space search (arXiv:2403.13187).
+class CompareConfig(StrictModel):
+    """The models of the table of results, beside base and sources, and the data that they are scored on."""
 
-    Attributes:
-        order: The sources in the order their layers are laid out; the first is the paper's A. All, in order, by default. In a
-            hybrid search the merged model has the number of sources as its index, and comes first by default.
-        terms: Layers of a hop: 1, or as many as there are sources in `order`: the layers of one depth then run side by side on
-            the same stream, and their gates are the weights of their sum.
-        prune: How many layers of one model are left out, at least: paths are gates of its layers, and no hop is repeated.
-        repeat: Search among the paths that repeat one block of layers of one model.
-        repetitions: How often the layout is repeated (the paper's r); 2, and 1 where hops have several terms or layers are
-            pruned.
-        scales: Scale encoding: ``gate`` (one number per slot in place of indicator and scale), ``slot``, ``matrix``,
-            ``network`` or ``none``. ``gate`` by default; ``slot`` with ``mlp_delta``.
-        scale_bounds: The least and the greatest scale; gates do not look at it.
-        ends: ``paper``: every path begins with the first and ends with the last layer of A; ``free``: these are slots like all
-            others. ``free`` by default with gates, which alone can have it.
-        scale_target: What a scale multiplies: ``stream`` or ``mlp_delta``.
-        initialisation: ``near_identity`` or ``paper``.
-        max_hops: The longest path.
-        first, optimizer: As for `ParameterSpaceConfig`.
-    """
+    baselines: tuple[Literal["average", "random", "lora"], ...] = ("average",)
+    """The plain ``average``; a ``random`` search of the same budget, in the space of the first stage; the best ``lora`` of
+    fine-tunes of every parent and of the average at four rates, on the search examples, each at the same cost (extra
+    ``lora``)."""
+    retain: dict[str, DataSpec] = Field(default_factory=dict)
+    """More data, by name, that the result may not forget, such as the sources' own tasks: every model of the table of results
+    is scored on it too. Nothing is chosen by it."""
+    finalists: Count = 8
+    """How many of the best trials are scored on the validation split."""
 
-    order: list[Index] | None = None
-    terms: Count = 1
-    prune: Count | None = None
-    repeat: RepeatConfig | None = None
-    repetitions: Annotated[Count, Field(le=64)] | None = None
-    scales: ScaleEncoding | None = None
-    scale_bounds: tuple[Number, Number] = (0.4, 1.5)
-    scale_target: ScaleTarget = "stream"
-    initialisation: Initialisation = "near_identity"
-    ends: Ends | None = None
-    max_hops: Annotated[Count, Field(ge=2, le=MAX_HOPS)] = 128
-    first: FirstConfig | None = None
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 
-    @field_validator("scale_bounds")
-    @classmethod
-    def _one_inside(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not value[0] < 1 < value[1]:
-            raise ValueError(f"1 is not between {value[0]} and {value[1]}, and a search starts with all scales at 1")
-        return value
+class OutputConfig(StrictModel):
+    """The winner beside its weights, as a recipe has it. Candidates are scored with the tokenizer that goes with it."""
 
-    @property
-    def encoding(self) -> ScaleEncoding:
-        """The scale encoding, where the file does not say it too."""
-        return self.scales or ("none" if self.repeat is not None else "gate" if self.scale_target == "stream" else "slot")
-
-    @property
-    def passes(self) -> int:
-        """The repetitions of the layout, where the file does not say it too."""
-        return self.repetitions or (2 if self.terms == 1 and self.prune is None else 1)
-
-    @model_validator(mode="after")
-    def _check_gates(self) -> FlowSpaceConfig:
-        gates = self.encoding == "gate"
-        if gates and self.scale_target != "stream":
-            raise ValueError("scales: gate is a factor of the stream; write scale_target: stream, or scales: slot")
-        if self.terms > 1 and (not gates or self.ends == "paper"):
-            raise ValueError(f"terms: {self.terms} go with gates and free ends; write scales: gate, and leave ends out")
-        if not gates and self.ends == "free":
-            raise ValueError(f"ends: free goes with gates; with scales: {self.encoding} leave it out")
-        if self.repeat is not None and (self.prune is not None or self.encoding != "none" or self.terms > 1):
-            raise ValueError("repeat: is a search of its own; leave prune, scales and terms out")
-        if self.prune is not None and (not gates or self.ends == "paper" or self.terms > 1 or self.passes > 1):
-            raise ValueError("prune: layers are left out by gates of one pass; leave scales, ends, terms and repetitions out")
-        for key, optimizer in (("first", self.first), ("optimizer", self.optimizer)):
-            if optimizer is None:
-                continue
-            if self.repeat is not None and optimizer.algorithm not in ("sweep", "random"):
-                raise ValueError(f"{key}.algorithm: {optimizer.algorithm} does not go with repeat; write sweep, or random")
-            if self.repeat is None and self.prune is None and optimizer.algorithm == "sweep":
-                raise ValueError(f"{key}.algorithm: sweep tries every candidate; it goes with repeat or prune, which have few")
-            if not gates and optimizer.algorithm == "gradient":
-                raise ValueError(f"{key}.algorithm: gradient goes with gates; write scales: gate (found {self.encoding})")
-        return self
+    dtype: Dtype | None = None
+    """The dtype that candidates are evaluated in and the winner is saved in; the first source's where absent."""
+    tokenizer: Index | Literal["base"] | None = None
+    """The source whose tokenizer, chat template and generation settings go with the result, or ``base``."""
+    vocabulary: Vocabulary | None = None
+    """Rule where the sources' vocabularies differ. Of merges; a path alone has the vocabulary of its embeddings."""
+    tokens: TokenPart | None = None
+    """More of a vocabulary that is matched by token."""
+    chat_template: str | None = Field(default=None, min_length=1)
+    """A Jinja template in place of the tokenizer's own; ``auto``: the one that most sources have."""
+    processor: Index | None = None
+    """The source whose processor and chat template go with the result, where a part of the sources is merged."""
+    components: dict[str, Index] | None = None
+    """Where a part is merged, the source that another part is copied from, such as ``{vision: 1}``."""
 
 
 class LimitsConfig(StrictModel):
-    """What one evaluation may take; a trial beyond it has failed. In worker processes only.
-
-    Attributes:
-        seconds: Time, without that for loading models; ten times what the slowest parent takes where absent, and 60 at least.
-        memory: Memory of a worker, such as ``4GB``, all models included; on Linux. None where absent.
-    """
+    """Limits of one evaluation; a trial beyond them has failed. In worker processes only."""
 
     seconds: Positive | None = None
+    """Time, without that for loading models; ten times what the slowest parent takes where absent, and 60 at least."""
     memory: str | None = None
+    """Memory of a worker, such as ``4GB``, all models included; on Linux. None where absent."""
 
     @field_validator("memory")
     @classmethod
@@ -254,3 +125,36 @@ class LimitsConfig(StrictModel):
         except EvoMergeError as cause:
             raise ValueError(f"cannot read {shown(value)}; write 4GB or 500MB") from cause
         return value
+
+
+class ComputeConfig(StrictModel):
+    """Where and how candidates are evaluated."""
+
+    seed: Index = 0
+    """Seed of the optimizer, of DARE's masks and of the batches."""
+    device: str | Annotated[tuple[str, ...], Field(min_length=1)] = "cpu"
+    """A device, such as ``cpu`` or ``cuda:0``; a list of devices, which workers take in turn; or ``auto``, every GPU of the
+    machine, or its processor where there is none."""
+    devices_per_model: Annotated[Count, Field(le=64)] = 1
+    """Over how many of these a model is spread, in runs of its layers, where one is too small for it. A worker then has as
+    many."""
+    threads: Annotated[Count, Field(le=1024)] = 1
+    """CPU threads per evaluation. Part of the study: another number may change the last bits of a score."""
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    """Limits of one evaluation."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
+    """Attention, by its name in transformers; its own choice where absent. Part of the study, for each has other last bits.
+    Kernels of the Hub are none of them: a file brings no code."""
+    gradient_checkpointing: bool = False
+    """Whether the backward passes of ``gradient`` compute each layer's activations anew: the memory of one layer, and a third
+    more time."""
+    gradient_parts: Count = 1
+    """In how many parts a gradient's batch is evaluated, side by side by as many workers. Part of the study: another number may
+    change the last bits of a gradient, the number of workers does not."""
+    unmerged: bool | None = None
+    """Whether candidates of a ``ps`` search over LoRA adapters run as adapters on their base, instead of being merged into a
+    copy of it. Where absent they do where all sources are adapters of ``base`` and the method is ``task_arithmetic``. Scores
+    are the same up to rounding."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Bits of the base that adapters run on, by bitsandbytes (extra ``quantization``); ``4bit`` is QLoRA's NF4. All scores of the
+    study are then of adapters on that base."""

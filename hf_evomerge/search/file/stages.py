@@ -1,22 +1,77 @@
-"""Stages of a search: what each one searches, with which optimizer, on which task and at what cost. Made once from the file."""
+"""Steps of a search file, and the stages that they make: what each searches, how, on which task, at what cost."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from ...fitness.registry import TaskSpec
+from pydantic import Field, model_validator
+
+from ...fitness.registry import AnyTaskSpec, TaskSpec
 from ...recipes.stage_names import STAGES as STAGES
 from ...recipes.stage_names import StageName as StageName
-from ..optimizers.ask_tell import Algorithm
-from .sections import FirstConfig, FlowSpaceConfig, OptimizerConfig, ParameterSpaceConfig
+from ...recipes.strict_yaml import Count, Positive, StrictModel
+from ..optimizers.ask_tell import Algorithm, Restarts
 
 SpaceName = Literal["ps", "dfs", "joint"]
+Role = Literal["first", "main", "random"]
 _FIRST: dict[SpaceName, StageName] = {"ps": "ps-first", "dfs": "dfs-first"}
 _BATCH = 16  # examples of the first generations, where the file does not say it
 _STEP, _FEWEST = 8, 4  # examples of a gradient's step: many small steps lead further than few large ones
 _STEPS = 60  # of a gradient, for which its batches are made smaller than that where there are few examples
+
+
+_HEARD: dict[Algorithm, tuple[str, ...]] = {
+    "cma": ("population", "batch", "restarts", "patience"),
+    "gradient": ("batch",),
+    "sweep": ("batch",),
+    "random": ("population",),
+    "nsga2": ("population",),
+}
+"""Which of the keys for cma say something to each algorithm."""
+
+
+class Step(StrictModel):
+    """One optimizer, and its budget. The second step of a space begins at the winner of its first."""
+
+    by: Algorithm = "cma"
+    """``cma``; ``gradient`` (Adam on batches), where the fitness has a gradient, of merges and gates; ``random``; ``sweep``
+    (every candidate in turn) with ``path: {kind: repeat}``, whose default it is, and ``kind: prune``; ``nsga2`` where there are
+    several objectives, and there by default."""
+    space: Literal["ps", "dfs"] | None = None
+    """The space that it searches, in a hybrid search; each, one after the other, where absent."""
+    evaluations: Count = 1000
+    """Budget in scores of all search examples. A score of a batch counts as its share, a gradient of merge weights three times
+    as much, one of gates twice as much for as many hops as the first source has layers."""
+    minutes: Positive | None = None
+    """Budget in minutes; no generation starts after it. Whichever budget ends first."""
+    population: Annotated[Count, Field(ge=2, le=10_000)] | None = None
+    """Candidates per generation of ``cma``, ``random`` and ``nsga2``; 4 + floor(3 ln n) where absent, and twice that for
+    ``nsga2``."""
+    sigma: Positive | None = None
+    """First step size. Of merges as a fraction of each parameter's range, 1/6 by default (``gradient``: 0.04); of paths in the
+    units of the genome, 0.1 by default (gates by evolution: 0.2); 0.04 by default in a second step. In a joint search that of
+    the weights, and gates move at three quarters of it."""
+    batch: Count | Literal["all"] | None = None
+    """Number of search examples per generation of ``cma``, ``gradient`` and ``sweep``, drawn anew for each, or ``all``. Where
+    absent 16, which with ``cma`` doubles after every 100 generations, up to half of the examples, and with ``gradient`` 8 or
+    fewer."""
+    restarts: Restarts = "none"
+    """``none`` or ``ipop``; with ``cma``."""
+    patience: Count | None = None
+    """The step ends when so many generations were on average no better than as many before them; with ``cma``."""
+    fitness: AnyTaskSpec | None = None
+    """What a first step climbs; the search's own fitness where absent."""
+
+    @model_validator(mode="after")
+    def _check_heard(self) -> Step:
+        fields = Step.model_fields
+        for key in _HEARD["cma"]:
+            if key not in _HEARD[self.by] and getattr(self, key) != fields[key].default:
+                raise ValueError(f"{key}: says nothing to by: {self.by}; leave it out")
+        return self
 
 
 @dataclass(frozen=True)
@@ -29,21 +84,19 @@ class Stage:
         space: What it searches.
         role: ``main``: its winner may be the search's; ``first``: the main stage of the space begins at its winner;
             ``random``: a random search to compare with, of the budget of all other stages, in the space of the first.
-        optimizer: The settings of its optimizer; a random search has those of the first space.
+        step: The settings of its optimizer; a random search has those of the first space.
         evaluations: Its budget, in scores of all search examples.
         minutes: Its budget in minutes; infinite where unbounded.
-        batch: Examples of a generation, or ``all``, where the file says it.
         begins_at: The stage at whose winner it begins, if it does.
     """
 
     name: StageName
     number: int
     space: SpaceName
-    role: Literal["first", "main", "random"]
-    optimizer: OptimizerConfig
+    role: Role
+    step: Step
     evaluations: int
     minutes: float
-    batch: int | Literal["all"] | None
     begins_at: StageName | None = None
 
     def __str__(self) -> str:
@@ -57,18 +110,18 @@ class Stage:
     @property
     def algorithm(self) -> Algorithm:
         """The algorithm that proposes genomes."""
-        return "random" if self.role == "random" else self.optimizer.algorithm
+        return "random" if self.role == "random" else self.step.by
 
     @property
     def fitness(self) -> TaskSpec | None:
         """The task that it climbs, where it is not the search's."""
-        return self.optimizer.fitness if self.role == "first" and isinstance(self.optimizer, FirstConfig) else None
+        return self.step.fitness
 
     def batch_sizes(self, examples: int) -> tuple[int, ...]:
         """Sizes of the batches that generations are scored on, of so many examples: one after the other, see `GROWTH`."""
-        if self.batch == "all" or self.algorithm in ("random", "nsga2"):
+        batch = self.step.batch
+        if batch == "all" or self.algorithm in ("random", "nsga2"):
             return (examples,)
-        batch = self.batch
         if batch is None and self.algorithm == "gradient":
             batch = min(_STEP, max(1, min(_FEWEST, examples // 2), examples * self.evaluations // (3 * _STEPS)))
         if batch is not None or self.algorithm in ("gradient", "sweep"):
@@ -79,43 +132,27 @@ class Stage:
         return tuple(sizes)
 
 
-def make_stages(
-    spaces: tuple[SpaceName, ...],
-    ps: ParameterSpaceConfig,
-    dfs: FlowSpaceConfig,
-    *,
-    batch: int | Literal["all"] | None,
-    random: bool,
-) -> list[Stage]:
+def make_stages(steps: Mapping[SpaceName, Sequence[Step]], *, random: bool) -> list[Stage]:
     """Make the stages of a search, in the order that they run.
 
     Args:
-        spaces: What is searched, one after the other.
-        ps, dfs: The sections of the two spaces; a stage that searches both has the optimizer of `ps` and both budgets.
-        batch: Examples of a generation where an optimizer does not say it.
+        steps: The steps of each space that is searched, one space after the other.
         random: Whether a random search is to be compared with.
     """
     stages: list[Stage] = []
 
-    def add(name: StageName, space: SpaceName, role: Literal["first", "main"], *optimizers: OptimizerConfig) -> None:
-        own, before = optimizers[0], stages[-1] if stages else None
-        begins_at = before.name if before is not None and (before.role, before.space) == ("first", space) else None
-        evaluations, minutes = sum(each.evaluations for each in optimizers), sum(map(_minutes, optimizers))
-        stages.append(Stage(name, len(stages), space, role, own, evaluations, minutes, own.batch or batch, begins_at))
+    def add(name: StageName, space: SpaceName, role: Role, step: Step, begins_at: StageName | None = None) -> None:
+        minutes = math.inf if step.minutes is None else step.minutes
+        stages.append(Stage(name, len(stages), space, role, step, step.evaluations, minutes, begins_at))
 
-    for space in spaces:
-        part = dfs if space == "dfs" else ps
-        if part.first is not None:
-            add(_FIRST[space], space, "first", part.first)
-        add(space, space, "main", part.optimizer, *([dfs.optimizer] if space == "joint" else []))
+    for space, (*before, last) in steps.items():
+        for step in before:
+            add(_FIRST[space], space, "first", step)
+        add(space, space, "main", last, _FIRST[space] if before else None)
     if random:
-        own = (dfs if spaces[0] == "dfs" else ps).optimizer
-        if own.algorithm == "sweep":  # a sweep starts from the full depth, which is no place for a random search
-            own = own.model_copy(update={"algorithm": "random"})
+        space, (*_, own) = next(iter(steps.items()))
+        if own.by == "sweep":  # a sweep starts from the full depth, which is no place for a random search
+            own = Step(by="random")
         evaluations, minutes = sum(stage.evaluations for stage in stages), sum(stage.minutes for stage in stages)
-        stages.append(Stage("random", len(stages), spaces[0], "random", own, evaluations, minutes, "all"))
+        stages.append(Stage("random", len(stages), space, "random", own, evaluations, minutes))
     return stages
-
-
-def _minutes(optimizer: OptimizerConfig) -> float:
-    return math.inf if optimizer.minutes is None else optimizer.minutes

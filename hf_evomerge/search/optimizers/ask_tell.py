@@ -200,7 +200,7 @@ class Optimizer(Asked):
         super().__init__(budgets[0], shares[0])
         self.later = list(budgets[1:])
         if start.mean.size < 2 and algorithm != "random":
-            raise SearchError("CMA-ES needs at least 2 numbers to evolve; give finer layer groups, or use algorithm: random")
+            raise SearchError("CMA-ES needs at least 2 numbers to evolve; give finer layer groups, or write by: random")
         self.start, self.algorithm, self.restarts, self.shares = start, algorithm, restarts, shares
         self.population = population or default_population(start.mean.size)
         self.rng = np.random.default_rng(seed)

@@ -67,7 +67,7 @@ def finalists(config: SearchConfig, study: Study, stages: Sequence[str] | None =
     """Recipe keys of as many points of a front as the search has finalists: its ends, its knee, an even choice of the rest."""
     points = front(config, study, stages)
     vectors = [vector(point.searched, config.objective_names) for point in points]
-    return [points[i].key for i in spread(vectors, config.finalists)] if points else []
+    return [points[i].key for i in spread(vectors, config.compare.finalists)] if points else []
 
 
 def judged(points: Sequence[Point], scores: Mapping[str, Scores], winner: str | None) -> list[Point]:

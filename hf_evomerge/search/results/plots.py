@@ -57,7 +57,7 @@ def draw_pictures(config: SearchConfig, study: Study, winner: Recipe, layers: Se
     if winner.flow is not None:
         if winner.merge is not None:
             names, layers = [*names, "merged"], [*layers, layers[winner.merge_sources[0]]]
-        gated = config.dfs.scales == "gate"
+        gated = config.path.gated
         save("path", path_scene(winner.flow.to_path(), names, layers, gated=gated, width=None))
 
 

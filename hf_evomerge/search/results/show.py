@@ -22,7 +22,7 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
         settings = settings_of(study)
         file = study.folder / RECIPE_FILE
         winner = Recipe.load(file).key if file.exists() else None
-        bits = f" of {settings.quantization[0]} bits" if settings.quantization else ""
+        bits = f" of {settings.compute.quantization[0]} bits" if settings.compute.quantization else ""
         unmerged = f", which run on their base{bits} unmerged" if study.meta("unmerged") else ""
         parts = [f"{settings.space} search over {', '.join(settings.source_names)}{unmerged}"]
         for stage in settings.stages:

@@ -31,7 +31,7 @@ class Row:
         evaluations: What was spent to find it, in scores of all search examples.
         seconds: Evaluation time of these trials.
         winner: Whether it is what the search ended with.
-        retained: What it scored on the examples of `SearchConfig.retain`, by name.
+        retained: What it scored on the examples of `SearchConfig.compare`, by name.
         label: By what its scores are kept in the study; see `Study.evaluation`.
     """
 

@@ -239,12 +239,12 @@ class RayRunner(PoolRunner[RayWorker]):
         self._own = not self._ray.is_initialized()
         if self._own:
             _join(self._ray)
-        self._wanted, self._memory, self._threads, self._admit = workers, memory, config.threads, admit
+        self._wanted, self._memory, self._threads, self._admit = workers, memory, config.compute.threads, admit
         nodes = _alive()
         gpus = sum(resources.get("GPU", 0.0) for _, resources in nodes.values())
-        named = config.device if isinstance(config.device, str) else config.device[0]
+        named = given if isinstance(given := config.compute.device, str) else given[0]
         on_gpu = named.startswith("cuda") or (named == "auto" and gpus > 0)
-        self._gpus = size = config.devices_per_model
+        self._gpus = size = config.compute.devices_per_model
         self._per_gpu = math.ceil(max(workers or 1, gpus) / gpus) if on_gpu and gpus and size == 1 else int(on_gpu)
         gpu_names = ("cuda",) if size == 1 else tuple(f"cuda:{number}" for number in range(size))
         here = ("cpu",) * size if named == "auto" else tuple(devices_of(config)[:size])
@@ -258,9 +258,9 @@ class RayRunner(PoolRunner[RayWorker]):
             names = ", ".join(node.name for node, _ in nodes.values())
             what = f"{size} GPUs" if size > 1 else "a GPU"
             if not on_gpu:
-                what = f"{config.threads} CPUs (threads) and {memory / 1e9:.3g} GB for the models"
+                what = f"{config.compute.threads} CPUs (threads) and {memory / 1e9:.3g} GB for the models"
             self.close()
-            raise SearchError(f"device: no machine of the cluster has {what}; there are {names}")
+            raise SearchError(f"compute.device: no machine of the cluster has {what}; there are {names}")
 
     def free(self) -> Iterator[RayWorker]:
         """See `PoolRunner`."""

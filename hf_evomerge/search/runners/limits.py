@@ -35,12 +35,12 @@ class Limit:
 
     seconds: float = math.inf
     memory: float = math.inf
-    whose: str = "limits.seconds"
+    whose: str = "compute.limits.seconds"
 
     def exceeded(self, seconds: float, memory: Callable[[], float]) -> str | None:
         """The line that says which limit is exceeded after so many seconds, with so many bytes held; None where none is."""
         if self.memory < math.inf and memory() > self.memory:  # often the cause of the time, too
-            return f"took more than {self.memory / 1e9:g} GB of memory (limits.memory)"
+            return f"took more than {self.memory / 1e9:g} GB of memory (compute.limits.memory)"
         if seconds > self.seconds:
             return f"took longer than {math.ceil(self.seconds)} s ({self.whose})"
         return None
@@ -78,7 +78,7 @@ class Limits:
         return Limit(
             max(FLOOR, TIMES * self._slowest * self.size(job)),
             self._memory,
-            f"{TIMES} times a parent's time; limits.seconds is not set",
+            f"{TIMES} times a parent's time; compute.limits.seconds is not set",
         )
 
     def size(self, job: Job) -> float:
@@ -96,7 +96,7 @@ class Limits:
 def check_memory_limit() -> None:
     """Raise `SearchError` where the memory of a process cannot be read."""
     if not Path("/proc/self/status").exists():
-        raise SearchError("limits.memory: the memory of a worker is watched on Linux alone; leave it out here")
+        raise SearchError("compute.limits.memory: the memory of a worker is watched on Linux alone; leave it out here")
 
 
 def own_memory(process: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,27 +12,22 @@ from ...errors import SearchError
 from ...recipes.layer_path import LayerPath
 from ...recipes.recipe import FlowPart, MergePart, Recipe
 from ...routing.gates import LEAST
-from ...routing.layout import FlowGenome, Layout
 from ..evaluation.gradients import GateSlopes, JointSlopes
 from ..file.config import SearchConfig
-from ..file.sections import FlowSpaceConfig, OptimizerConfig, RepeatConfig
+from ..file.paths import PaperPath, PrunePath, RepeatPath
+from ..file.stages import Step
 from ..optimizers.ask_tell import Start, Vector
 from .parameter import ParameterSpace
 
 _WAITING = 0.05  # gates of slots that are off at the start of a gradient search: half of what puts them on
-_BESIDE_WEIGHTS = 0.03  # first rate of gates in a joint search: faster ones are on the path before they are known to help
+_BESIDE_WEIGHTS = 0.03 / 0.04  # rate of gates in a joint search: faster ones are on the path before they are known to help
 
 
 class FlowSpace:
     """Paths through the layers of the sources, and of the merged model where a merge came first."""
 
     def __init__(
-        self,
-        config: SearchConfig,
-        layers: Sequence[int],
-        merge: MergePart | None = None,
-        *,
-        optimizer: OptimizerConfig | None = None,
+        self, config: SearchConfig, layers: Sequence[int], merge: MergePart | None = None, *, step: Step | None = None
     ) -> None:
         """Make the space.
 
@@ -39,41 +35,35 @@ class FlowSpace:
             config: The search.
             layers: Number of layers of each source, and of the merged model at the end where there is one.
             merge: The parameter-space part of every recipe of this space: the winner of the stage before.
-            optimizer: The settings of the optimizer that will search it; those of the section where absent.
+            step: The step that will search it; the last of this space where absent.
         """
         self.config, self.merge = config, merge
-        self.optimizer = optimizer or config.dfs.optimizer
-        self.space: FlowSpaceConfig = config.dfs
+        self.step, kind = step or config.steps(config.spaces[-1])[-1], config.path
         merged = [len(config.sources)] if merge is not None else []
-        order = self.space.order or [*merged, *range(len(config.sources))]
-        prune, depth = self.space.prune or 0, layers[order[0]]
-        if prune >= depth:
-            raise SearchError(f"dfs.prune: the model has {depth} layers; leave out fewer than these (found {prune})")
-        self.most_hops = min(self.space.max_hops, depth - prune) if prune else self.space.max_hops
-        self.genome = FlowGenome(
-            Layout(tuple(order), tuple(layers[source] for source in order), self.space.passes, self.space.terms > 1),
-            self.space.encoding,
-            self.space.scale_bounds,
-            depth if prune and self.optimizer.algorithm == "sweep" else self.most_hops,  # a sweep starts from the full depth
-            self.space.initialisation,
-            self.space.ends or ("free" if self.space.encoding == "gate" else "paper"),
-        )
+        order = kind.order or [*merged, *range(len(config.sources))]
+        self.prunes = isinstance(kind, PrunePath)
+        if isinstance(kind, PrunePath) and kind.layers >= (depth := layers[order[0]]):
+            raise SearchError(f"path.layers: the model has {depth} layers; leave out fewer than these (found {kind.layers})")
+        self.genome = kind.genome(order, [layers[source] for source in order])
+        self.most_hops = self.genome.max_hops
+        if self.prunes and self.step.by == "sweep":  # it starts from the full depth
+            self.genome = replace(self.genome, max_hops=layers[order[0]])
 
     def start(self) -> Start:
         """Where a search begins; one over gates at the best of the sources as they are and of their splices."""
-        gates, gradient = self.space.encoding == "gate", self.optimizer.algorithm == "gradient"
-        sigma = self.optimizer.sigma or (0.2 if gates and not gradient else 0.1)
+        gates, gradient, layout = self.config.path.gated, self.step.by == "gradient", self.genome.layout
+        sigma = self.step.sigma or (0.2 if gates and not gradient else 0.1)
         lower, upper = self.genome.bounds()
         if not gates:
             return Start(self.genome.start(sigma), sigma, lower, upper)
         other = _WAITING if gradient else -0.5 * sigma
-        even = [np.full(len(self.genome.layout), 1 / self.space.terms)] if self.space.terms > 1 else []
+        even = [np.full(len(layout), 1 / len(layout.order))] if layout.side_by_side else []
         splices = self.genome.splices()
         candidates = (*even, *(self.genome.along(slots, other) for slots in splices))
         names = (*["even gates"] * len(even), *map(self._name, splices))
         mean = self.genome.along(self.genome.first_pass, other) if gradient else self.genome.start(sigma)
         lower = np.zeros(mean.size) if gradient else lower
-        moves = self._without_one if self.space.prune else None
+        moves = self._without_one if self.prunes else None
         return Start(mean, sigma, lower, upper, candidates, names, prunable=np.ones(mean.size, dtype=np.bool_), moves=moves)
 
     def _name(self, slots: Sequence[int]) -> str:
@@ -110,7 +100,7 @@ class FlowSpace:
         return FlowPart(
             path=path.as_text(),
             scales=scales,
-            scale_target=self.space.scale_target,
+            scale_target=kind.scale_target if isinstance(kind := self.config.path, PaperPath) else "stream",
             embedding_source=self.genome.layout.order[0],
         )
 
@@ -137,9 +127,9 @@ class RepeatSpace(FlowSpace):
             for length in range(1, longest + 1)
             for begin in range(self._depth - length + 1)
         ]
-        blocks = [block for block in blocks if 1 <= len(self._layers(block)) <= self.space.max_hops]
+        blocks = [block for block in blocks if 1 <= len(self._layers(block)) <= self.most_hops]
         if not blocks:
-            raise SearchError(f"dfs.repeat: no block makes a path of 1 to {self.space.max_hops} hops (dfs.max_hops)")
+            raise SearchError(f"path: no block makes a path of 1 to {self.most_hops} hops (max_hops)")
         lower = np.array([0.0, 1.0, 0.0])
         return Start(mean, 1.0, lower, upper, names=("the model as it is",), moves=lambda genome: [] if genome[1] else blocks)
 
@@ -149,9 +139,9 @@ class RepeatSpace(FlowSpace):
         return LayerPath.of([(source, layer) for layer in self._layers(genome)])
 
     @property
-    def _repeat(self) -> RepeatConfig:
-        assert self.space.repeat is not None  # `make_space` has looked
-        return self.space.repeat
+    def _repeat(self) -> RepeatPath:
+        assert isinstance(self.config.path, RepeatPath)  # `make_space` has looked
+        return self.config.path
 
     @property
     def _depth(self) -> int:
@@ -179,7 +169,6 @@ class JointSpace:
     def start(self) -> Start:
         """Where a search of weights begins, on the merged layers alone; splices say little before the weights are found."""
         weights, gates = self.weights.start(), self.gates.start()
-        rate = (self.gates.optimizer.sigma or _BESIDE_WEIGHTS) / weights.sigma
         groups = weights.groups
         if groups is not None:  # a gate is a group by itself
             groups = np.concatenate([groups, groups.max() + 1 + np.arange(gates.mean.size)])
@@ -190,7 +179,7 @@ class JointSpace:
             np.concatenate([weights.upper, gates.upper]),
             candidates=tuple(np.concatenate([each, gates.mean]) for each in weights.candidates),
             names=weights.names,
-            rates=np.concatenate([np.ones(self.count), np.full(gates.mean.size, rate)]),
+            rates=np.concatenate([np.ones(self.count), np.full(gates.mean.size, _BESIDE_WEIGHTS)]),
             groups=groups,
             prunable=np.arange(self.count + gates.mean.size) >= self.count,
         )

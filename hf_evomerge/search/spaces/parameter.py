@@ -16,11 +16,12 @@ from ...checkpoints.headers import tensor_order
 from ...errors import SearchError
 from ...merging.parameters import Parameter
 from ...merging.registry import get_method
-from ...recipes.layer_groups import Grouping, check_keys, classify, select_key
+from ...recipes.layer_groups import check_keys, classify, group_keys, select_key
 from ...recipes.recipe import MergePart, Recipe
 from ..evaluation.gradients import WeightSlopes
 from ..file.config import SearchConfig
-from ..file.sections import OptimizerConfig, Range
+from ..file.sections import Range
+from ..file.stages import Step
 from ..optimizers.ask_tell import Start, Vector
 
 _ROWS, _MOST_RUNS = 64, 10_000
@@ -66,7 +67,7 @@ class ParameterSpace:
         unchanged: Sequence[Container[str]] = (),
         distances: Sequence[float] = (),
         *,
-        optimizer: OptimizerConfig | None = None,
+        step: Step | None = None,
     ) -> None:
         """Make the space.
 
@@ -77,17 +78,17 @@ class ParameterSpace:
                 tell what changes nothing.
             unchanged: Per merged source the names of the tensors that equal the base's.
             distances: Squared norms of their task vectors; without them ``starts: [metagpt]`` is not tried.
-            optimizer: The settings of the optimizer that will search it; those of the section where absent.
+            step: The step that will search it; the last of this space where absent.
         """
-        self.config, self.space, self.distances = config, config.ps, list(distances)
-        self.optimizer = optimizer or config.ps.optimizer
+        self.config, self.space, self.distances = config, config.merge, list(distances)
+        self.step = step or config.steps(config.spaces[0])[-1]
         self.tensors, self.unchanged = dict(tensors), list(unchanged)
         self.idle: list[Coordinate] = []
         self.groups = self._groups(layer_count)
         self._members: dict[str, list[str]] = {}
         for name in self.tensors:
             self._members.setdefault(select_key(tuple(self.groups), name), []).append(name)
-        self.source_count = len(config.ps_sources)
+        self.source_count = len(config.merge_sources)
         self.fixed: dict[str, dict[str, Any]] = {"source": {}, "global": {}}
         self.coordinates: list[Coordinate] = []
         method = self.method = get_method(self.space.method)
@@ -96,17 +97,17 @@ class ParameterSpace:
             declared = [parameter for parameter in method.parameters if parameter.scope == scope]
             if unknown := sorted(set(given[scope]) - {parameter.name for parameter in declared}):
                 known = ", ".join(parameter.name for parameter in declared) or "none"
-                raise SearchError(f"ps.{key}.{unknown[0]}: {method.name} has no such parameter; it has {known}")
+                raise SearchError(f"merge.{key}.{unknown[0]}: {method.name} has no such parameter; it has {known}")
             for parameter in declared:
                 self._add(parameter, given[scope].get(parameter.name))
         if not self.coordinates:
-            raise SearchError(f"ps.parameters: every parameter of {method.name} is fixed; give at least one a range")
+            raise SearchError(f"merge.parameters: every parameter of {method.name} is fixed; give at least one a range")
 
     def _add(self, parameter: Parameter, given: Any) -> None:
         """Make a parameter fixed or evolved. Per-source parameters that suit a search are evolved unless given."""
         if given is None and parameter.search is not None and parameter.grouped:
             given = Range(low=parameter.search[0], high=parameter.search[1])
-        where = f"ps.{'parameters' if parameter.scope == 'source' else 'options'}.{parameter.name}"
+        where = f"merge.{'parameters' if parameter.scope == 'source' else 'options'}.{parameter.name}"
         if not isinstance(given, Range):
             if given is not None:
                 parameter.check(given, where)
@@ -135,19 +136,17 @@ class ParameterSpace:
 
     def _groups(self, layer_count: int) -> list[str]:
         """The keys of the groups, in the order of the layers or as the file has them."""
-        if isinstance(self.space.groups, str):
+        groups = self.space.groups
+        if groups == "tensor" or groups == "rows":
             if not self.tensors:
-                raise SearchError(f"ps.groups: {self.space.groups} needs the tensors, which are not known here")
-            if self.space.groups == "rows" and get_method(self.space.method).prepare is not None:
-                raise SearchError(f"ps.groups: {self.space.method} looks at whole tensors; write tensor in the place of rows")
+                raise SearchError(f"merge.groups: {groups} needs the tensors, which are not known here")
+            if groups == "rows" and get_method(self.space.method).prepare is not None:
+                raise SearchError(f"merge.groups: {self.space.method} looks at whole tensors; write tensor")
             return sorted(self.tensors, key=tensor_order)
-        if isinstance(self.space.groups, int):
-            return Grouping(math.ceil(layer_count / self.space.groups), self.space.split_attention, layer_count).keys
-        if self.space.groups is not None:
-            check_keys(dict.fromkeys(self.space.groups, 0.0), layer_count, list(self.tensors) or None)
-            return self.space.groups
-        grouping = Grouping(self.space.blocks_per_group, self.space.split_attention, layer_count)
-        return grouping.keys
+        if isinstance(groups, list):
+            check_keys(dict.fromkeys(groups, 0.0), layer_count, list(self.tensors) or None)
+            return groups
+        return group_keys(groups, layer_count)
 
     def _is_idle(self, coordinate: Coordinate) -> bool:
         """Whether nothing changes with a number: its source's task vectors are 0 in the group."""
@@ -169,7 +168,7 @@ class ParameterSpace:
     def notes(self) -> list[str]:
         """What is not evolved, and why: one line per source."""
         lines = []
-        for source, number in enumerate(self.config.ps_sources):
+        for source, number in enumerate(self.config.merge_sources):
             if groups := list(dict.fromkeys(each.key or "all" for each in self.idle if each.source == source)):
                 shown = ", ".join(groups[:6]) + (f" and {len(groups) - 6} more" if len(groups) > 6 else "")
                 label = self.config.source_names[number]
@@ -179,7 +178,7 @@ class ParameterSpace:
     def start(self) -> Start:
         """Where a search begins."""
         mean = np.array([coordinate.span.start_fraction for coordinate in self.coordinates])
-        sigma = self.optimizer.sigma or (0.04 if self.optimizer.algorithm == "gradient" else 1 / 6)
+        sigma = self.step.sigma or (0.04 if self.step.by == "gradient" else 1 / 6)
         candidates: dict[bytes, tuple[str, Vector]] = {}
         for name, point in (("first point", mean), *self._starts(mean).items()):
             candidates.setdefault(point.tobytes(), (name, point))
@@ -198,7 +197,7 @@ class ParameterSpace:
     def _starts(self, mean: Vector) -> dict[str, Vector]:
         """The points of ``starts``: the mean with other weights, inside the bounds."""
         count, total = self.source_count, math.fsum(self.distances)
-        alone = [f"{self.config.source_names[number]} alone" for number in self.config.ps_sources]
+        alone = [f"{self.config.source_names[number]} alone" for number in self.config.merge_sources]
         weights: dict[str, dict[str, list[float]]] = {
             "average": {"uniform average": [1 / count] * count},
             "sum": {"sum of the task vectors": [1.0] * count},

@@ -45,16 +45,17 @@ def make_space(config: SearchConfig, stage: Stage, sources: SourceSummary, merge
         sources: What is known of the sources.
         merge: The merge that a second stage builds on: the winner of the first.
     """
-    depth = sources.layers[config.ps_sources[0]]
+    depth = sources.layers[config.merge_sources[0]]
     if stage.space != "dfs":
         unchanged, distances = sources.unchanged, sources.distances
-        weights = ParameterSpace(config, depth, sources.tensors, unchanged, distances, optimizer=stage.optimizer)
+        weights = ParameterSpace(config, depth, sources.tensors, unchanged, distances, step=stage.step)
         if stage.space == "ps":
             return weights
-        return JointSpace(weights, FlowSpace(config, [*sources.layers, depth], weights.part(weights.start().mean)))
-    kind = FlowSpace if config.dfs.repeat is None else RepeatSpace
+        merge = weights.part(weights.start().mean)
+        return JointSpace(weights, FlowSpace(config, [*sources.layers, depth], merge, step=stage.step))
+    kind = RepeatSpace if config.path.kind == "repeat" else FlowSpace
     layers = sources.layers if merge is None else [*sources.layers, depth]
-    return kind(config, layers, merge, optimizer=stage.optimizer)
+    return kind(config, layers, merge, step=stage.step)
 
 
 def uniform_average(config: SearchConfig) -> Recipe:
@@ -62,4 +63,4 @@ def uniform_average(config: SearchConfig) -> Recipe:
     adapters = config.base is not None and all(ref.adapter is not None for ref in config.sources)
     method, weight = ("task_arithmetic", 1 / len(config.sources)) if adapters else ("linear", 1.0)
     parameters: list[dict[str, ParameterValue]] = [{"weight": weight} for _ in config.sources]
-    return config.recipe(merge=MergePart(method=method, parameters=parameters, router=config.ps.router))
+    return config.recipe(merge=MergePart(method=method, parameters=parameters, router=config.merge.router))

@@ -89,16 +89,17 @@ class Bench:
         return trials, (folder / "recipe.yaml").read_bytes()
 
 
-def search_of(tiny: Path, evaluations: int) -> SearchConfig:
+def search_of(tiny: Path, evaluations: int, seed: int = 0) -> SearchConfig:
     """A small search of the tiny family."""
     settings = {
         "space": "ps",
         "sources": [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}],
         "base": {"model": str(tiny / "base")},
-        "ps": {"optimizer": {"evaluations": evaluations, "population": 6}},
+        "optimize": [{"evaluations": evaluations, "population": 6}],
         "fitness": {"task": "likelihood", "separator": " "},
         "data": {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in ("search", "validation", "test")},
-        "finalists": 2,
+        "compare": {"finalists": 2},
+        "compute": {"seed": seed},
     }
     return validate(SearchConfig, settings, SearchError)
 

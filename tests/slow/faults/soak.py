@@ -29,7 +29,7 @@ def run(scratch: Path, count: int, seed: int) -> tuple[Rows, list[str]]:
             if progress.phase == "ps":
                 memory[int(progress.done)] = own_memory(os.getpid())
 
-    config = search_of(scratch / "tiny", count).model_copy(update={"seed": seed})
+    config = search_of(scratch / "tiny", count, seed)
     run_search(config, scratch / "soak", build=False, callbacks=[Measure()])
     study = Study.open(scratch / "soak")
     trials = study.trials("ps")
