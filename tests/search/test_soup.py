@@ -85,7 +85,7 @@ def test_a_repository_has_checkpoints_in_its_revisions(monkeypatch: pytest.Monke
 def test_a_search_file_has_a_run(run: Path, tiny: Path) -> None:
     """The study's file names every checkpoint, so that it means the same when the run goes on."""
     data = {"search": {"jsonl": str(tiny / "search.jsonl")}}
-    settings = {"space": "ps", "sources": {"run": str(run), "checkpoints": "last 3"}, "ps": {"method": "linear"}}
+    settings = {"space": "ps", "sources": {"run": str(run), "checkpoints": "last 3"}, "merge": {"method": "linear"}}
     config = validate(SearchConfig, {**settings, "fitness": {"task": "likelihood"}, "data": data}, SearchError)
     assert config.source_names == ["checkpoint-20", "checkpoint-100", "checkpoint-1000"]
 

@@ -156,5 +156,5 @@ class ComputeConfig(StrictModel):
     copy of it. Where absent they do where all sources are adapters of ``base`` and the method is ``task_arithmetic``. Scores
     are the same up to rounding."""
     quantization: Literal["8bit", "4bit"] | None = None
-    """Bits of the base that adapters run on, by bitsandbytes (extra ``quantization``); ``4bit`` is QLoRA's NF4. All scores of the
-    study are then of adapters on that base."""
+    """Bits of the base that adapters run on, by bitsandbytes (extra ``quantization``); ``4bit`` is QLoRA's NF4. All scores of
+    the study are then of adapters on that base."""
