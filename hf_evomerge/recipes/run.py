@@ -1,4 +1,4 @@
-"""Checkpoints of one training run, as the sources that they are: the folders of a folder, or the revisions of a repository."""
+"""Checkpoints of one training run as sources: the folders of a folder, or the revisions of a repository."""
 
 from __future__ import annotations
 
@@ -18,20 +18,17 @@ _LAST = re.compile(r"last +([1-9]\d{0,5})")
 
 
 class Run(StrictModel):
-    """Checkpoints of a training run, in place of a list of sources; they become that list when the file is read.
-
-    Attributes:
-        run: A folder of checkpoints, such as ``checkpoint-500`` of transformers' Trainer; or a repository on the Hub, whose
-            branches and tags they are. Their order is that of the last number in their names.
-        checkpoints: ``all``, ``last 12``, a pattern such as ``step-*``, or a list of names.
-    """
+    """Checkpoints of a training run, in place of a list of sources; they become that list when the file is read."""
 
     run: str = Field(min_length=1)
+    """A folder of checkpoints, such as ``checkpoint-500`` of transformers' Trainer; or a repository on the Hub, whose branches
+    and tags they are. Their order is that of the last number in their names."""
     checkpoints: str | list[str] = "all"
+    """``all``, ``last 12``, a pattern such as ``step-*``, or a list of names."""
 
 
 def expanded(sources: Any) -> Any:
-    """The checkpoints of a run as references to sources; anything else as it is. Raises `ValueError` in one line."""
+    """Turn a run into references to its checkpoints; a list stays a list. Raises `ValueError`."""
     if not isinstance(sources, Mapping):
         return sources
     try:
@@ -52,7 +49,7 @@ def expanded(sources: Any) -> Any:
 
 
 def _names(run: str) -> list[str]:
-    """The names of a run's checkpoints."""
+    """List the names of a run's checkpoints."""
     if is_folder(run):
         folder, files = named_folder(run), ("config.json", "adapter_config.json")
         if not folder.is_dir():
@@ -68,6 +65,6 @@ def _names(run: str) -> list[str]:
 
 
 def _step(name: str) -> tuple[int, str]:
-    """What checkpoints are sorted by: the last number of the name."""
+    """Sort key of a checkpoint: the last number of its name."""
     numbers = re.findall(r"\d+", name)
     return int(numbers[-1]) if numbers else -1, name

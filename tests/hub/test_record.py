@@ -77,7 +77,7 @@ def test_settings_name_no_file_of_this_machine(search_config: Callable[..., Sear
     published = _public_settings(search_config(data=data, compare={"retain": retain}), hide_folder)
     assert published["data"]["search"]["data_files"] == ["rows.csv", "https://x.org/b.csv"]
     assert published["data"]["test"]["dataset"] == "org/data"
-    assert published["retain"]["other"]["lm_eval"] == ["arc_easy", "task.yaml"]
+    assert published["compare"]["retain"]["other"]["lm_eval"] == ["arc_easy", "task.yaml"]
     assert str(tmp_path) not in json.dumps(published)
 
 

@@ -66,7 +66,7 @@ def _path(kind: str, **more: Any) -> dict[str, Any]:
         (_path("prune", layers=1), "path.kind: prune goes with one model; name it in path.order (found 2)"),
         (_path("repeat"), "path.kind: repeat goes with one model; name it in path.order (found 2)"),
         (_path("prune"), "path.layers: is missing"),
-        (_path("prune", layers=1, scales="slot"), "path.scales: no such key; there are kind, layers, order (found"),
+        (_path("prune", layers=1, scales="slot"), "path.scales: no such key; there are kind, layers, order"),
         (_path("repeat", times=[2, 2]), "path.times: numbers that are distinct, each once (found [2, 2])"),
         (_path("loop"), "path: must be a mapping with kind: gates, prune, repeat, paper"),
         ({**DFS, "path": {"order": [0]}}, "path: must be a mapping with kind: gates, prune, repeat, paper"),
