@@ -46,11 +46,14 @@ def test_the_merge_methods_are_an_attribute() -> None:
 
 @pytest.mark.parametrize("name", hf_evomerge.__all__)
 def test_every_public_name_is_described(name: str) -> None:
-    """A public name is what it is called, and its docstring says more than one line: arguments, attributes or an example."""
+    """A public name is what it is called, and says more than one line: arguments, attributes, fields or an example."""
     value = getattr(hf_evomerge, name)
     assert value.__name__ == name
     text = inspect.getdoc(value) or ""
     is_kind_of_error = inspect.isclass(value) and issubclass(value, Exception)
+    if fields := getattr(value, "model_fields", None):
+        assert all(field.description for field in fields.values()), fields
+        return
     assert is_kind_of_error or any(f"{part}:" in text for part in ("Args", "Attributes", "Example")), text
 
 

@@ -32,11 +32,11 @@ Config = Callable[..., SearchConfig]
 MERGE = {"method": "dare_ties", "parameters": [{"weight": 0.9, "density": 0.6}, {"weight": {"default": 0.4, "head": 1.2}}]}
 SLERP = {"method": "slerp", "options": {"t": {"default": 0.3, "embed": 0.8}}}
 PARTS: dict[str, dict[str, Any]] = {
-    "merge": {"merge": MERGE},
+    "ps": {"merge": MERGE},
     "other weights": {"merge": {**MERGE, "parameters": [{"weight": 0.3, "density": 0.9}, {"weight": 0.8}]}},
     "another method": {"merge": SLERP},
     "other sources": {"merge": {"method": "ties", "sources": [1, 0], "parameters": [{"weight": 1.5}, {"weight": 0.2}]}},
-    "path": {"kind": "gates", "flow": {"path": ["0:0", "1:0", "1:1*0.5 + 0:1*0.7", "0:1"], "scales": [1, 0.7, 1.2, 0.9]}},
+    "dfs": {"flow": {"path": ["0:0", "1:0", "1:1*0.5 + 0:1*0.7", "0:1"], "scales": [1, 0.7, 1.2, 0.9]}},
     "mlp_delta": {"flow": {"path": ["1:0-1 x2"], "scales": [1.1, 0.7, 1.2, 0.9], "scale_target": "mlp_delta"}},
     "other embeddings": {"flow": {"path": ["1:0", "0:1"], "embedding_source": 1}},
     "hybrid": {"merge": MERGE, "flow": {"path": ["2:0", "0:0-1", "2:1"], "scales": [1, 0.8, 1, 1.1], "embedding_source": 2}},
@@ -291,14 +291,14 @@ def test_one_tokenisation_for_all_candidates(search_config: Config) -> None:
     assert isinstance(config.sources[0], SourceRef)
 
 
-JOINT: dict[str, Any] = {"space": "joint", "merge": {"groups": "block", **WEIGHTS}}
+JOINT: dict[str, Any] = {"merge": {"groups": "block", **WEIGHTS}}
 
 
 @pytest.mark.parametrize("terms", [1, "all"])
 def test_a_joint_gradient_is_that_of_the_score(terms: Any, search_config: Callable[..., SearchConfig]) -> None:
     """The slopes of weights and gates at one point are those of the score of its recipe, also where merged layers repeat."""
     path = {"kind": "gates", "terms": terms, "repetitions": 2}
-    config = search_config("hybrid", **JOINT, path=path, optimize=[{"by": "gradient"}])
+    config = search_config("joint", **JOINT, path=path, optimize=[{"by": "gradient"}])
     evaluator = Evaluator(config)
     space = make_space(config, config.stages[0], evaluator.sources.summary)
     assert isinstance(space, JointSpace)
@@ -325,12 +325,12 @@ def test_a_joint_gradient_is_that_of_the_score(terms: Any, search_config: Callab
     assert (fewer.gradient == 0).tolist() == [*changed, *~active[weights:]]
 
 
-@pytest.mark.parametrize("space", ["ps", "dfs", "hybrid"])
+@pytest.mark.parametrize("space", ["ps", "dfs", "joint"])
 def test_recomputed_gradients_are_the_same(space: str, search_config: Callable[..., SearchConfig]) -> None:
     """With gradient checkpointing a gradient has the same bits, and the layers are left as they were."""
     found = []
     for checkpointing in (False, True):
-        more = JOINT if space == "hybrid" else {}
+        more = JOINT if space == "joint" else {}
         path = {"kind": "gates", "repetitions": 1}
         how = {"optimize": [{"by": "gradient"}], "compute": {"gradient_checkpointing": checkpointing}}
         config = search_config(space, **more, path=path, **how)

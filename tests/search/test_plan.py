@@ -118,4 +118,4 @@ def test_workers_by_default(
     monkeypatch.setattr(memory, "cores", lambda: 16)
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2 * 10**7, "SC_PAGE_SIZE": 4096}.__getitem__)
     config = search_config("ps", compute={"device": device, "threads": threads})
-    assert memory.default_workers(config, {"parents": 10**8, "merge": models}) == workers
+    assert memory.default_workers(config, {"parents": 10**8, "ps": models}) == workers
