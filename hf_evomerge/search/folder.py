@@ -265,6 +265,8 @@ def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _changes(before: Any, now: Any, where: str = "") -> list[str]:
     """What differs between two settings, but for evaluations that are more now: the keys, with both values."""
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
         inside = [_changes(before.get(key), now.get(key), f"{where}.{key}" if where else str(key)) for key in keys]
