@@ -133,7 +133,7 @@ def test_members_of_a_group_move_together(fine: float, apart: float) -> None:
     assert ([point.tobytes() for point in points] == alone) is (fine == 1)
 
 
-@pytest.mark.parametrize(("examples", "above", "fine"), [(16, 0.0, 0.125), (16, 26.0, 0.5), (64, 13.0, 1.0), (512, 0.0, 1.0)])
+@pytest.mark.parametrize(("examples", "above", "fine"), [(16, 0.0, 0.125), (2, 26.0, 0.25), (64, 13.0, 1.0), (512, 0.0, 1.0)])
 def test_members_part_where_examples_tell_much(examples: int, above: float, fine: float) -> None:
     """How far members of a group move by themselves follows from how many examples there are, and how far they begin."""
     climb = optimizer(budget=9.0, start=start(groups=np.array([0, 0, 1])), examples=examples)
@@ -172,3 +172,18 @@ def test_telling_must_match() -> None:
         it.tell([1.0, 2.0], [GOAL, GOAL])
     with pytest.raises(SearchError, match="twice"):
         it.ask()
+
+
+@pytest.mark.parametrize("budget", [9.0, 48.0, 150.0])
+def test_the_average_of_a_short_ascent_keeps_up(budget: float) -> None:
+    """On a slope without end, what is scored last lies near the last point, however few the steps."""
+    it = GradientOptimizer(
+        Start(np.zeros(1), 0.04, np.zeros(1), np.full(1, 1e9)), price=lambda _: 3.0, budget=budget, share=0.5
+    )
+    average, last = np.zeros(1), np.zeros(1)
+    while (points := it.ask()) is not None:
+        last = last if it.request.full else points[-1]
+        average = 0.9 * average + 0.1 * last
+        it.tell([float(point[0]) for point in points], [np.ones(1) for _ in points])
+    assert abs(it.average[0] - last[0]) < 0.04 * last[0]
+    assert budget > 100 or abs(average[0] - last[0]) > 0.04 * last[0]  # as an average of ten points does not

@@ -16,6 +16,7 @@ _FLOOR = 0.02  # of the rate, where the cosine ends
 _QUIET = 10  # steps at the lower bound, after which a coordinate is given up; a sixth of the steps where these are few
 _TRIES = 4  # lengths of a step of gates, each half of the one before
 _CHECKS = (0.5, 0.75)  # of the budget spent, where the average of the last points is scored in full
+_WINDOW = 10  # of the last points, which are averaged; an eighth of the steps where these are few
 _MOST = 0.05  # of the budget, what these scores may take: steps lead further
 _MANY = 128  # examples, from which on each coordinate moves by itself
 _FAR = 6.5  # nats: an example that begins further from its answer counts for more than one
@@ -41,7 +42,7 @@ class GradientOptimizer(Asked):
         share: Share of the examples that a batch holds.
         examples: How many search examples there are.
         fine: How much of a step each coordinate takes by itself, and not with its group, from 0 to 1. By default the share of
-            `examples` in 128, where an example counts for more by as much as the first step is further than 6.5 below 0.
+            `examples` in 128; where the first step is f below 0, and further than 6.5, an example counts for (f / 6.5)^2.
 
     Raises:
         SearchError: `tell` does not match the last `ask`.
@@ -81,7 +82,9 @@ class GradientOptimizer(Asked):
         rates = 1.0 if self.start.rates is None else self.start.rates
         trust = None if self.start.prunable is None else _TrustRegion()
         last = 1.0 if trust is None else 1 + 3 * self.share  # what the end costs
-        patience = max(1, min(_QUIET, int(self.budget / (6 * self.price(quiet == 0) * self.share))))
+        steps = self.budget / (self.price(quiet == 0) * self.share)
+        window = max(1.0, min(_WINDOW, steps / 8))
+        patience = max(1, min(_QUIET, int(steps / 6)))
         while True:
             active = quiet < patience
             price = self.price(active)
@@ -103,7 +106,7 @@ class GradientOptimizer(Asked):
             if self.start.prunable is not None:
                 at_bound = (point <= self.start.lower) & self.start.prunable
                 quiet = np.where(at_bound & active, quiet + 1, np.where(active, 0, quiet))
-            self.average = 0.9 * self.average + 0.1 * point
+            self.average = (1 - 1 / window) * self.average + 1 / window * point
             if checks and self.spent >= checks[0] * self.budget:
                 del checks[0]
                 self.request = Request(full=True)
@@ -116,7 +119,7 @@ class GradientOptimizer(Asked):
     def _ascent(self, fitness: float) -> _Adam | _Nested:
         """Begin an ascent. Examples that are far from their answers tell more, and bear more numbers."""
         if self.fine is None:
-            self.fine = min(1.0, self.examples * max(1.0, -fitness / _FAR) / _MANY)
+            self.fine = min(1.0, self.examples * max(1.0, -fitness / _FAR) ** 2 / _MANY)
         groups = self.start.groups
         return _Adam(self.start.mean.size) if groups is None or self.fine >= 1 else _Nested(groups, self.fine)
 
