@@ -33,7 +33,7 @@ def test_a_branch_that_moves_does_not_move_the_search(
         lfs_api.upload_folder(repo_id=f"local/{name}", folder_path=tiny / name)
     commit = lfs_api.model_info("local/a").sha
     settings = search_settings(sources=[{"model": "local/a"}, {"model": "local/b", "revision": "main"}], base=None)
-    settings["ps"] = {**settings["ps"], "method": "linear"}
+    settings["merge"] = {**settings["merge"], "method": "linear"}
     config = validate(SearchConfig, settings, SearchError)
 
     def stop(progress: Progress) -> None:

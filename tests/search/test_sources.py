@@ -137,15 +137,15 @@ def test_a_search_over_vocabularies(more_words: Path, tmp_path: Path, search_con
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"vocabulary": {"from": 2}}, "vocabulary.from: 2 is no source that takes part in the merge"),
+        ({"output": {"vocabulary": {"from": 2}}}, "output.vocabulary.from: 2 is no source that takes part in the merge"),
         (
             {"merge": {"sources": [0]}, "output": {"vocabulary": "union", "tokens": {"default": 1}}},
-            "tokens.default: 1 is no source that",
+            "output.tokens.default: 1 is no source that",
         ),
-        ({"tokens": {}}, "tokens: matched only with vocabulary: union"),
-        ({"tokenizer": 4}, "tokenizer: 4 is not a source"),
-        ({"tokenizer": "base", "base": None}, "tokenizer: there is no base"),
-        ({"space": "dfs", "vocabulary": "union"}, "vocabulary: there is no merge; a path has that of one source"),
+        ({"output": {"tokens": {}}}, "output.tokens: matched only with vocabulary: union"),
+        ({"output": {"tokenizer": 4}}, "output.tokenizer: 4 is not a source"),
+        ({"output": {"tokenizer": "base"}, "base": None}, "output.tokenizer: there is no base"),
+        ({"space": "dfs", "output": {"vocabulary": "union"}}, "output.vocabulary: there is no merge; a path has that of"),
     ],
 )
 def test_vocabularies_that_cannot_be(more: dict[str, Any], message: str, search_config: Config) -> None:
