@@ -151,12 +151,12 @@ def make_lab(folder: Path, task: str, count: int, number: int) -> Lab:
     settings = {
         "sources": [{"model": str(folder / "base"), "adapter": str(folder / name)} for name in COURSES],
         "base": {"model": str(folder / "base")},
-        "dtype": "float32",
-        "baselines": (),
+        "output": {"dtype": "float32"},
+        "compare": {"baselines": []},
         "fitness": {"task": "likelihood", "batch_size": 8},
     }
     examples = {"search": searched[:count], "test": held}
-    return Adapters(f"{task}, {count}", number, settings, {"ps": {}}, examples, batch=8, costs=(), paired=True)
+    return Adapters(f"{task}, {count}", number, settings, {"merge": {}}, examples, batch=8, costs=(), paired=True)
 
 
 def of_weights(lab: Lab, weights: Any) -> Recipe:
@@ -214,10 +214,10 @@ def gradient(kept: int | None = None, **section: Any) -> Callable[..., list[Poin
 
     def search(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
         if kept is None:
-            return ours("ps", "gradient", ps=section)(lab, budget, seed, folder)
+            return ours("ps", "gradient", merge=section)(lab, budget, seed, folder)
         order = np.argsort(-np.abs(slopes_at_zero(lab)), kind="stable")
         chosen = sorted(int(number) for number in order[:kept])
-        points = ours("ps", "gradient", ps={**section, "sources": chosen})(lab, budget - STEP_COST, seed, folder)
+        points = ours("ps", "gradient", merge={**section, "sources": chosen})(lab, budget - STEP_COST, seed, folder)
         return [Point(point.cost + STEP_COST, point.fitness, point.target) for point in points]
 
     return search

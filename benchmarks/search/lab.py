@@ -34,7 +34,7 @@ class Lab:
         problem: What it is called in results: the family of models, and what else sets it apart.
         draw: Which examples it has.
         settings: Of every search: sources, base, dtype, fitness.
-        sections: What the search file's ``ps`` and ``dfs`` have in common for all methods.
+        sections: What the search file's ``merge`` and ``path`` have in common for all methods.
         examples: ``search``, ``test``, and the parents' own tasks by name.
         rates: Learning rates that fine-tuning is tried with.
         batch: Examples of a step of it.
