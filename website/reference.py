@@ -81,7 +81,7 @@ def _places(schema: dict[str, Any]) -> dict[str, list[str]]:
 def _refs(value: dict[str, Any], suffix: str = "") -> Iterator[tuple[str, str]]:
     if "$ref" in value:
         yield value["$ref"].rpartition("/")[2], suffix
-    for choice in (*value.get("anyOf", ()), *([value["then"]] if "then" in value else [])):
+    for choice in (*value.get("anyOf", ()), *value.get("oneOf", ()), *([value["then"]] if "then" in value else [])):
         yield from _refs(choice, suffix)
     if isinstance(value.get("items"), dict):
         yield from _refs(value["items"], suffix + "[]")
@@ -116,8 +116,8 @@ def _type(value: dict[str, Any]) -> str:
     if "$ref" in value:
         kind = value["$ref"].rpartition("/")[2]
         return f"[section](#{kind.lower()})"
-    if "anyOf" in value:
-        kinds = list(dict.fromkeys(_type(choice) for choice in value["anyOf"] if choice.get("type") != "null"))
+    if choices := value.get("anyOf", value.get("oneOf")):
+        kinds = list(dict.fromkeys(_type(choice) for choice in choices if choice.get("type") != "null"))
         sections = [kind for kind in kinds if kind.startswith("[section]")]
         if len(sections) > 3:
             kinds = [kind for kind in kinds if kind not in sections] + ["one of the sections below"]
