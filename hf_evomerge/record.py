@@ -22,6 +22,7 @@ from .recipes.stage_names import StageName
 from .recipes.strict_yaml import Index, StrictModel, validate
 
 STUDY_JSON = "study.json"
+EVOLVED = "evolved"  # the model itself, among those that answer
 MAX_BYTES = 64 << 20
 MAX_TRIALS = 50_000  # and as many models in a front
 Name = Annotated[str, Field(max_length=300)]
@@ -192,13 +193,13 @@ class Results(Part):
 
 
 class Problem(Part):
-    """A published example: pictures by file, a gloss for more readers, whether the model was right, what each model wrote."""
+    """A published example: pictures by file, a gloss for more readers, and by model whether it was right and what it wrote."""
 
     prompt: Text
     answer: Text
     pictures: list[Name] = Field(default_factory=list, max_length=100)
     gloss: Text = ""
-    right: bool | None = None
+    right: dict[Name, bool] = Field(default_factory=dict, max_length=1000)
     answers: dict[Name, Text] = Field(default_factory=dict, max_length=1000)
 
 
@@ -237,6 +238,8 @@ class Record(Part):
     """The number of the trial that found the published model, in the stage of its row."""
     examples: list[Problem] = Field(default_factory=list, max_length=10_000)
     """Problems to try."""
+    alone: Count | None = None
+    """How many problems of the results only the published model solves, of all whose answers are compared with it."""
 
     @property
     def rows(self) -> list[Row]:
@@ -247,6 +250,11 @@ class Record(Part):
     def winner(self) -> Row | None:
         """The row of the published model."""
         return self.results.winner if self.results is not None else None
+
+    @property
+    def telling(self) -> Problem | None:
+        """The first example that the model solves and the fewest others do; None where there are no examples."""
+        return max(self.examples, key=lambda one: (one.right.get(EVOLVED, False), -sum(one.right.values())), default=None)
 
     @property
     def data(self) -> Data:

@@ -48,7 +48,7 @@ def push(
 
     - `hf-evomerge push my-search me/my-merge --private --dry-run`
 
-    - `hf-evomerge push my-search me/my-merge --space --examples 5`
+    - `hf-evomerge push my-search me/my-merge --space --examples 50`
     """
     with one_line_errors(again=True):
         from ..hub.push import preview_push

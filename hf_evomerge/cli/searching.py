@@ -116,7 +116,7 @@ def init(
             f"hf-evomerge search {name} --out my-search --dry-run": "checks everything, says how long it takes",
             f"hf-evomerge search {name} --out my-search": "can be stopped; the same command goes on",
             "hf-evomerge eval my-search --show 3": "what the winner answers",
-            "hf-evomerge push my-search YOUR-NAME/YOUR-MERGE --space --examples 5": "publishes it, with 5 test problems to try",
+            "hf-evomerge push my-search YOUR-NAME/YOUR-MERGE --space --examples 50": "publishes it, with 50 problems to try",
         }
         width = max(map(len, next_steps))
         steps = [f"  {step:{width}}  # {what}" for step, what in next_steps.items()]
@@ -379,6 +379,6 @@ def _run(search: Callable[..., Result], config: SearchConfig, out: Path, *, buil
                 f"about:  not said yet; write one sentence into {out / 'search.yaml'}, and card and Space begin with it"
             )
         name = shlex.quote(str(out))
-        steps = (f"eval {name} --show 3", f"push {name} YOUR-NAME/YOUR-MERGE --space --examples 5")
+        steps = (f"eval {name} --show 3", f"push {name} YOUR-NAME/YOUR-MERGE --space --examples 50")
         lines += [f"{head:8}hf-evomerge {step}" for head, step in zip(("next:", ""), steps, strict=True)]
     typer.echo("\n".join(lines))  # not wrapped: commands are copied

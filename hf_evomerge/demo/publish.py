@@ -15,7 +15,7 @@ from ..hub.reproduce import reproduce
 from ..hub.target import CARD
 from ..search.study.paths import settings_in
 
-EXAMPLES = 6
+EXAMPLES = 50
 
 
 def publish_demo(

@@ -20,7 +20,7 @@ from ..checkpoints.open import config_name
 from ..errors import HubError, one_line
 from ..fitness.comparison import share_interval
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
-from ..record import STUDY_JSON, Data, Record, Results, Row
+from ..record import EVOLVED, STUDY_JSON, Data, Record, Results, Row
 from ..search.file.stages import STAGES
 from ..search.results.verdict import RULE, explains_rule
 from .bundled import bundled
@@ -253,7 +253,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "rows": [_row(row) for row in results.rows],
         **_columns(results.rows, record.unit),
         "stage_names": {stage: name.capitalize() for stage, name in STAGES.items()},
-        "shown": next((example for right in (True, False) for example in record.examples if example.right is right), None),
+        "shown": record.telling if record.telling and record.telling.right else None,
         "example": _example(record, record.data),
         "prompt_form": json.dumps(record.data.template, ensure_ascii=False) if record.data.template else "",
         "shape": _shape(facts),
@@ -367,7 +367,7 @@ def _row(row: Row) -> dict[str, str]:
 
 def _example(record: Record, data: Data) -> str | None:
     """A prompt as the search gave it to the models, for the code that loads it: text, or the messages of a chat."""
-    prompt = next((example.prompt for example in record.examples if example.right), None)
+    prompt = record.telling.prompt if record.telling and record.telling.right.get(EVOLVED) else None
     if not data.chat:
         return json.dumps(prompt, ensure_ascii=False) if prompt is not None else None
     messages = [{"role": "system", "content": data.system}] if data.system is not None else []

@@ -18,7 +18,7 @@ from ..recipes.names import hidden, named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import validate
 from ..recipes.whole_file import whole_file
-from ..record import STUDY_JSON, Record, Results
+from ..record import EVOLVED, STUDY_JSON, Record, Results
 from ..search.file.config import SearchConfig
 from ..search.file.objectives import FITNESS, known_values
 from ..search.file.splits import SPLITS
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 TRIALS_FILE = "trials.parquet"
 IMAGES_FOLDER = "images"
-WINNER = "evolved"  # what the model itself is called among those that wrote answers
 
 # An absolute path: between quotes, where it may hold spaces, or by itself; not the end of a URL.
 _FOLDER = re.compile(r"(?<=['\"])(?P<quoted>~?/[^'\"]+)(?=['\"])|(?<![\w:/.~])(?P<bare>~?/[^\s'\"()\[\]{},;:]+)")
@@ -95,7 +94,7 @@ def write_record(
             **(_objectives(config, study) if config.objectives else {}),
             "results": results,
             "trial": _winning_trial(study, results),
-            "examples": _examples(study, config, examples, out / IMAGES_FOLDER),
+            **_examples(study, config, examples, out / IMAGES_FOLDER),
         }
         record = validate(Record, parts, HubError)
         out.mkdir(parents=True, exist_ok=True)
@@ -155,13 +154,16 @@ def _objectives(config: SearchConfig, study: Study) -> dict[str, Any]:
     return {"objectives": [Objective(name, unit) for name, unit in units(config).items()], "parents": parents}
 
 
-def _examples(study: Study, config: SearchConfig, count: int, images: Path) -> list[dict[str, Any]]:
-    """The first problems of the test split with their answers, whether the winner got them right, and what the models wrote.
+def _examples(study: Study, config: SearchConfig, count: int, images: Path) -> dict[str, Any]:
+    """The first problems of the test split with their answers, which models got them right, and what these wrote.
 
-    Their pictures are written as PNG, pixel for pixel, without what else their files say, such as a place.
+    How many of all problems only the winner solves is counted too.
+
+    Their pictures are written as
+    PNG, pixel for pixel, without what else their files say, such as a place.
     """
     if count == 0:
-        return []
+        return {}
     from ..fitness.loading import load_examples
 
     split = next((split for split in ("test", "validation", "search") if split in config.data), None)
@@ -170,19 +172,22 @@ def _examples(study: Study, config: SearchConfig, count: int, images: Path) -> l
     recipe = study.folder / RECIPE_FILE
     labels = {label: label for label in config.parent_names}
     if recipe.is_file():
-        labels[WINNER] = Recipe.load(recipe).key
+        labels[EVOLVED] = Recipe.load(recipe).key
     scored = {name: scores for name, label in labels.items() if (scores := study.evaluation(label, split)) is not None}
-    correct = scored[WINNER].correct if WINNER in scored else None
+    correct = {name: scores.correct.tolist() for name, scores in scored.items() if scores.correct is not None}
+    others = [right for name, right in correct.items() if name != EVOLVED]
+    alone = sum(own and not any(rest) for own, *rest in zip(correct.get(EVOLVED, ()), *others, strict=False))
     written = {name: scores.outputs for name, scores in scored.items() if scores.outputs is not None}
     chosen = load_examples(config.data[split])[:count]
-    return [
+    problems = [
         {"prompt": example.prompt, "answer": example.answer}
         | ({"pictures": _written(example, i, images)} if example.pictures else {})
         | ({"gloss": example.gloss} if example.gloss else {})
-        | ({"right": bool(correct[i])} if correct is not None and i < len(correct) else {})
+        | ({"right": {name: right[i] for name, right in correct.items() if i < len(right)}} if correct else {})
         | ({"answers": {name: texts[i] for name, texts in written.items()}} if written else {})
         for i, example in enumerate(chosen)
     ]
+    return {"examples": problems, **({"alone": alone} if EVOLVED in correct and others else {})}
 
 
 def _written(example: Example, number: int, images: Path) -> list[str]:

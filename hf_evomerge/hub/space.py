@@ -33,7 +33,7 @@ LEFT_OUT = frozenset(
     {"__main__.py", "_bundled", "building", "checkpoints", "cli", "demo", "hub", "mergekit", "merging"} | {"routing", "search"}
 )
 """The rooms of the package that the app does without. All others are uploaded beside it, so that it needs no release."""
-_LOCAL_EXAMPLES = 6
+_LOCAL_EXAMPLES = 50
 
 
 def push_space(

@@ -60,7 +60,10 @@ STUDY: dict[str, Any] = {
             _row("ps", "evolved PS", (-0.5, 0.03), (0.7512, 0.01), evaluations=8),
         ],
     },
-    "examples": [{"prompt": "wrong one", "answer": "1", "right": False}, {"prompt": 'say "x"', "answer": "2", "right": True}],
+    "examples": [
+        {"prompt": "wrong one", "answer": "1", "right": {"evolved": False}},
+        {"prompt": 'say "x"', "answer": "2", "right": {"evolved": True, "a": True}},
+    ],
 }
 
 

@@ -94,15 +94,30 @@ def test_nothing_of_this_machine_is_in_it(hybrid_search: Path, tiny: Path, tmp_p
 
 
 def test_examples_are_published_where_they_are_asked_for(hybrid_search: Path, tiny: Path, tmp_path: Path) -> None:
-    """The first problems of the test split are there with their answers, and with whether the winner was right."""
-    examples = write_record(hybrid_search, tmp_path, examples=2).examples
+    """The first problems of the test split are there, with which models were right, and how many only the winner solves."""
+    record = write_record(hybrid_search, tmp_path, examples=2)
+    examples = record.examples
     problems = [json.loads(line) for line in (tiny / "test.jsonl").read_text().splitlines()]
     assert [(e.prompt, e.answer) for e in examples] == [(p["prompt"], p["answer"]) for p in problems[:2]]
     study = Study.open(hybrid_search)
-    scores = study.evaluation(Recipe.load(hybrid_search / "recipe.yaml").key, "test")
-    assert scores is not None
-    assert scores.correct is not None
-    assert [e.right for e in examples] == scores.correct[:2].tolist()
+    labels = {
+        "evolved": Recipe.load(hybrid_search / "recipe.yaml").key,
+        "source:0": "source:0",
+        "source:1": "source:1",
+        "base": "base",
+    }
+    right = {}
+    for name, label in labels.items():
+        scores = study.evaluation(label, "test")
+        assert scores is not None
+        assert scores.correct is not None
+        right[name] = scores.correct.tolist()
+    assert [e.right for e in examples] == [{name: each[i] for name, each in right.items()} for i in range(2)]
+    alone = [right["evolved"][i] and not any(right[name][i] for name in list(labels)[1:]) for i in range(len(problems))]
+    assert record.alone == sum(alone)
+    spread = [{"evolved": True, "a": True}, {"a": True}, {"evolved": True, "a": False}, {"evolved": True}]
+    shown = [example.model_copy(update={"right": each}) for example, each in zip([*examples, *examples], spread, strict=True)]
+    assert record.model_copy(update={"examples": shown}).telling is shown[2]
     study.close()
 
 

@@ -80,7 +80,7 @@ def test_code_runs_with_consent_alone(brings_code: Path, tmp_path: Path, search_
     assert _hf("search", tmp_path / "search.yaml", "-o", out, "--dry-run", trust)[0] == 0
     status, line = _hf("search", tmp_path / "search.yaml", "-o", out, trust, "--workers", 0)
     assert status == 0
-    assert line.endswith(f"push {out} YOUR-NAME/YOUR-MERGE --space --examples 5")
+    assert line.endswith(f"push {out} YOUR-NAME/YOUR-MERGE --space --examples 50")
     model = out / "model"
     assert (model / "own.py").exists()
     assert "--trust-remote-code" in _hf("search", out)[1]
