@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from functools import cached_property
+from typing import Any
 
 from published import MAX_HOP_TEXT, Published, as_float
 from texts import SpaceError, counted, number
@@ -130,38 +131,51 @@ def _scale(value: object, at: int) -> float:
     return checked
 
 
-def describe(hop: str, scale: float, labels: Sequence[str]) -> str:
-    """A hop in words, such as ``maths, layer 3, scale 0.9``."""
-    return f"{hop_words(LayerPath.parse([hop]).hops[0], labels)}, scale {number(scale)}"
-
-
-def difference(before: Route, after: Route) -> str:
-    """What was changed, in one line."""
-    if (before.hops, before.scales) == (after.hops, after.scales):
-        return "The path is as published."
-    words = []
-    if before.hops != after.hops:
-        other = sum((Counter(after.hops) - Counter(before.hops)).values())
-        if len(after) != len(before):
-            words.append(f"{counted(len(after), 'hop')} instead of {len(before)}")
+def difference(before: Route, after: Route, labels: Sequence[str]) -> str:
+    """What was changed, in a sentence for each change; three at most."""
+    gone, come, words = list[int](), list[int](), list[str]()
+    matcher = SequenceMatcher(None, before.hops, after.hops, autojunk=False)
+    for kind, a, b, c, d in matcher.get_opcodes():
+        if kind != "equal":
+            gone, come = [*gone, *range(a, b)], [*come, *range(c, d)]
+            continue
+        for at, to in zip(range(a, b), range(c, d), strict=True):
+            if before.scales[at] != (scale := after.scales[to]):
+                words.append(f"{_hop_words(before, at, labels)} has scale {number(scale)}, not {number(before.scales[at])}")
+    for at in gone:
+        there = next((to for to in come if after.hops[to] == before.hops[at]), None)
+        if there is None:
+            words.append(f"{_hop_words(before, at, labels)} is dropped")
         else:
-            words.append(f"{counted(other, 'other hop')}" if other else "the order of the hops")
-    else:
-        changed = sum(a != b for a, b in zip(before.scales, after.scales, strict=True))
-        words.append(f"{changed} scale{'s' if changed > 1 else ''}")
-    return f"Changed: {', '.join(words)}."
+            come.remove(there)
+            words.append(f"{_hop_words(before, at, labels)} is now hop {there + 1}")
+    for hop in dict.fromkeys(after.hops[to] for to in come):
+        runs, known = after.hops.count(hop), hop in before.hops
+        name = _hop_words(before, before.hops.index(hop), labels) if known else _hop_words(after, after.hops.index(hop), labels)
+        words.append(f"{name} runs {'twice' if runs == 2 else f'{runs} times'}" if known else f"{name} is new")
+    said = [f"{word[0].upper()}{word[1:]}." for word in words[:3]]
+    more = f" And {counted(len(words) - 3, 'more change')}." if len(words) > 3 else ""
+    return " ".join(said) + more if words else "The path is as published."
 
 
-def changed_recipe(published: Published, changed: Route) -> str:
+def _hop_words(way: Route, at: int, labels: Sequence[str]) -> str:
+    return f"hop {at + 1} ({hop_words(way.path.hops[at], labels)})"
+
+
+def changed_recipe(published: Published, changed: Route | None, merge: Mapping[str, Any] | None = None) -> str:
     """The recipe of the changed model, as YAML that `hf-evomerge merge` reads.
 
     Args:
         published: The model; where it has no recipe, the sources of its configuration are used.
-        changed: The path as the visitor has made it.
+        changed: The path as the visitor has made it; None of a merge of weights.
+        merge: The merge as the visitor has made it.
 
     Raises:
         RecipeError: The configuration is not one of a model with a path.
     """
+    if changed is None:
+        own = published.recipe.model_dump(exclude={"merge", "built"}) if published.recipe is not None else {}
+        return validate(Recipe, {**own, "merge": merge}, RecipeError).to_yaml()
     kept = published.recipe.model_dump(exclude={"flow", "built"}) if published.recipe is not None else {}
     config = {key: published.config[key] for key in ("scale_target", "embedding_source") if key in published.config}
     flow = {**config, "path": list(changed.hops), "scales": list(changed.scales)}

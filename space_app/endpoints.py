@@ -10,12 +10,13 @@ from typing import Any
 import edits
 import gradio as gr
 import seeing
-from models import EVOLVED, Job, Piece, choices
+from models import Job, Piece, choices
 from showcase import Showcase, token_bound
 from texts import SpaceError
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Example
+from hf_evomerge.record import EVOLVED
 
 
 def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:

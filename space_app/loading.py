@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -24,11 +23,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory, with its tokenizer, the seconds that loading took, its processor where it sees, and its adapters."""
+    """A model in memory, with its tokenizer, its processor where it sees, and its adapters."""
 
     model: Any
     tokenizer: Any
-    seconds: float
     processor: Any = None
     adapters: Any = None
 
@@ -38,7 +36,6 @@ def load(model: str, revision: str | None, *, sees: bool = False, adapter: tuple
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-    begin = time.monotonic()
     options: dict[str, Any] = {"revision": revision} if revision else {}
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     loaded = kind.from_pretrained(model, dtype="auto", use_safetensors=True, trust_remote_code=False, **options).eval()
@@ -51,7 +48,7 @@ def load(model: str, revision: str | None, *, sees: bool = False, adapter: tuple
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, **options)
     if torch.cuda.is_available():
         loaded = loaded.to("cuda")
-    found = Loaded(loaded, tokenizer, time.monotonic() - begin, processor)
+    found = Loaded(loaded, tokenizer, processor)
     return found if adapter is None else use_adapter(found, adapter)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import math
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import loading
 import mixing
 import seeing
 from loading import MAX_SECONDS, Loaded
-from published import EVOLVED, Parent, Published
+from published import Parent, Published
 from texts import SpaceError
 
 from hf_evomerge.errors import EvoMergeError, one_line
@@ -25,7 +26,7 @@ from hf_evomerge.fitness import Example
 from hf_evomerge.fitness.encoding import encode_prompt, room, scoring
 from hf_evomerge.fitness.pictures import SeeingTokenizer, placed, seen_inputs
 from hf_evomerge.fitness.writing import greedy
-from hf_evomerge.record import Data
+from hf_evomerge.record import EVOLVED, Data
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 256
 MAX_PROMPT_TOKENS = 2048
 _HEARTBEAT = 0.25
+_MOST_QUICK = 50e6  # parameters of a model that answers without being asked
 _LAST_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "embedding_norm")  # before the head
 
 
@@ -81,21 +83,18 @@ class Host:
         self.published = published
         self.max_seconds = max_seconds
         self.error = ""
-        self._ready = threading.Event()
+        self.ready = threading.Event()  # set when the model is in memory, or has failed to get there
         self._pass = threading.Lock()
-        self._evolved: Loaded | None = None
+        self.evolved: Loaded | None = None
         self._parents: dict[str, Loaded] = {}
         self._run = loading.on_gpu(self._generate)
+        self._once = loading.on_gpu(self._work_once)
 
     @property
-    def ready(self) -> bool:
-        """Whether the model is in memory, or has failed to get there."""
-        return self._ready.is_set()
-
-    @property
-    def evolved(self) -> Loaded | None:
-        """The model itself, once it is loaded."""
-        return self._evolved
+    def quick(self) -> bool:
+        """Whether the model is so small that it answers without being asked."""
+        size = self.evolved.model.num_parameters() if self.evolved is not None else math.inf
+        return size <= _MOST_QUICK and not loading.zero_gpu()
 
     def start(self) -> None:
         """Load in the background; on ZeroGPU now, because models must be placed before the first call."""
@@ -104,7 +103,7 @@ class Host:
     def load(self) -> None:
         """Load the evolved model; what goes wrong is in `error`."""
         self.error = loading.failure(self.published.name, self._load)
-        self._ready.set()
+        self.ready.set()
 
     def _load(self) -> None:
         own = model, revision = self.published.model, self.published.revision
@@ -112,7 +111,7 @@ class Host:
             model, revision = base.model, base.revision
         loading.check_memory(loading.weights_bytes(model, revision), self.published.name)
         adapter = own if base is not None else None
-        self._evolved = loading.load(model, revision, sees=self.published.sees, adapter=adapter)
+        self.evolved = loading.load(model, revision, sees=self.published.sees, adapter=adapter)
 
     def answer(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Iterator[Piece]:
         """Write one answer.
@@ -127,7 +126,7 @@ class Host:
         Raises:
             SpaceError: The model cannot be loaded, or the prompt does not fit.
         """
-        while not self._ready.wait(_HEARTBEAT):
+        while not self.ready.wait(_HEARTBEAT):
             yield Piece("loading")
             if stopped():
                 yield Piece("stopped")
@@ -232,12 +231,27 @@ class Host:
         bases = [self._loaded(parent.label).model for parent in self.published.parents if parent.role == "base"]
         return mixing.mixed(model, parents, bases[0] if bases else None, job.factors)
 
-    def lens(self, prompt: str, pictures: seeing.Pictures = ()) -> tuple[list[str], list[list[str]]]:
-        """What the model would write after each layer, were it the last: the head reads the hidden state on the way.
+    def score(self, job: Job, examples: Sequence[Example]) -> list[bool]:
+        """Judge the answers of a model by the search's own task.
 
         Args:
-            prompt: The visitor's text, checked.
-            pictures: Those that go with it, checked.
+            job: The model, changed or as it is.
+            examples: What it is asked.
+
+        Returns:
+            Whether it answers each of them right.
+
+        Raises:
+            SpaceError: The model or its path does not work, or the search's task cannot score here, or it takes too long.
+        """
+        right: list[bool] = self._whole("_judge", job, examples)
+        return right
+
+    def lens(self, job: Job) -> tuple[list[str], list[list[str]]]:
+        """Read the hidden state after each layer with the head: what the model would write, were the layer its last.
+
+        Args:
+            job: The prompt, and the path where it is another one.
 
         Returns:
             The tokens of the answer, at most eight; and for each layer the token that the head likes best in place of each.
@@ -245,27 +259,60 @@ class Host:
         Raises:
             SpaceError: The model is not loaded, or the prompt does not fit, or its class has no norm that is known here.
         """
+        found: tuple[list[str], list[list[str]]] = self._whole("_look", job)
+        return found
+
+    def _whole(self, work: str, *arguments: Any) -> Any:
+        found = self._once(work, *arguments)
+        if isinstance(found, str):
+            raise SpaceError(found)
+        return found
+
+    def _work_once(self, work: str, job: Job, *arguments: Any) -> Any:
+        """The result of work without pieces, or words: an exception would lose them on the way out of ZeroGPU's process."""
         import torch
 
-        if not self._ready.is_set():
-            raise SpaceError("The model is still being loaded.")
-        with self._pass, torch.inference_mode():
-            loaded = self._loaded(EVOLVED)
-            model, tokenizer = loaded.model, loaded.tokenizer
-            asked = encode(prompt, loaded, self.published.prompts, pictures)
-            inputs, start = torch.tensor([asked.ids], device=model.device), len(asked.ids)
-            options: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), **asked.seen(model, start)}
-            config = greedy(model, tokenizer, min(8, asked.room))
-            with scoring(model):
-                written = model.generate(inputs, generation_config=config, trust_remote_code=False, **options)
-            seen = asked.seen(model, written.shape[1] - 1)
-            states = model(written[:, :-1], output_hidden_states=True, use_cache=False, **seen).hidden_states
-            norms = [part for name, part in model.get_decoder().named_modules() if name.rpartition(".")[2] in _LAST_NORMS]
-            head = model.get_output_embeddings()
-            if not norms or head is None:
-                raise SpaceError("How this model's head reads the hidden state is not known here.")
-            read = [norms[-1](state[:, start - 1 :]) for state in states[1:-1]] + [states[-1][:, start - 1 :]]
-            liked = [head(state)[0].argmax(-1).tolist() for state in read]
+        try:
+            with self._pass, torch.inference_mode():
+                loaded = self._loaded(job.key)
+                model, end = self._rerouted(loaded.model, job), time.monotonic() + self.max_seconds
+                with self._mixed(model, job), scoring(model), _ended_by(model, lambda: time.monotonic() > end):
+                    return getattr(self, work)(loaded, model, job, *arguments)
+        except EvoMergeError as error:
+            return str(error)
+        except _EndedError:
+            return f"This takes longer than {self.max_seconds:.0f} s here."
+        except Exception as error:  # shown to the visitor, in one line
+            return f"The model could not answer: {one_line(error)}"
+
+    def _judge(self, loaded: Loaded, model: Any, job: Job, examples: Sequence[Example]) -> list[bool]:
+        if (task := self.published.task) is None:
+            raise SpaceError("The search's own task cannot score here.")
+        data, tokenizer = (
+            self.published.prompts,
+            loaded.tokenizer if loaded.processor is None else SeeingTokenizer(loaded.processor),
+        )
+        task.prepare([_asked(each.prompt, loaded, data, each.pictures, each.answer) for each in examples], tokenizer)
+        correct = task.evaluate(model).correct
+        return [] if correct is None else correct.tolist()
+
+    def _look(self, loaded: Loaded, model: Any, job: Job) -> tuple[list[str], list[list[str]]]:
+        import torch
+
+        tokenizer = loaded.tokenizer
+        asked = encode(job.prompt, loaded, self.published.prompts, job.pictures)
+        inputs, start = torch.tensor([asked.ids], device=model.device), len(asked.ids)
+        options: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), **asked.seen(model, start)}
+        config = greedy(model, tokenizer, min(8, asked.room))
+        written = model.generate(inputs, generation_config=config, trust_remote_code=False, **options)
+        seen = asked.seen(model, written.shape[1] - 1)
+        states = model(written[:, :-1], output_hidden_states=True, use_cache=False, **seen).hidden_states
+        norms = [part for name, part in model.get_decoder().named_modules() if name.rpartition(".")[2] in _LAST_NORMS]
+        head = model.get_output_embeddings()
+        if not norms or head is None:
+            raise SpaceError("How this model's head reads the hidden state is not known here.")
+        read = [norms[-1](state[:, start - 1 :]) for state in states[1:-1]] + [states[-1][:, start - 1 :]]
+        liked = [head(state)[0].argmax(-1).tolist() for state in read]
 
         def said(ids: list[int]) -> list[str]:
             return ["(end)" if each == tokenizer.eos_token_id else tokenizer.decode([each]) for each in ids]
@@ -274,13 +321,13 @@ class Host:
 
     def _loaded(self, key: str) -> Loaded:
         if key == EVOLVED or self.published.base is not None:
-            if self._evolved is None:
+            if self.evolved is None:
                 raise SpaceError(self.error or "The model is not loaded yet.")
             if self.published.base is not None:
                 parent = None if key == EVOLVED else self._parent(key)
                 own = self.published.model, self.published.revision
-                loading.use_adapter(self._evolved, own if parent is None else parent.adapter)
-            return self._evolved
+                loading.use_adapter(self.evolved, own if parent is None else parent.adapter)
+            return self.evolved
         if key not in self._parents:
             self._parents[key] = self._load_parent(key)
         return self._parents[key]
@@ -351,12 +398,8 @@ def encode(prompt: str, loaded: Loaded, data: Data | None, pictures: seeing.Pict
     Raises:
         EvoMergeError: The prompt does not fit, or has no tokens, or a picture cannot be read.
     """
-    chat = bool(getattr(loaded.tokenizer, "chat_template", None)) and (data is None or data.chat)
-    system = data.system if chat and data is not None else None
-    if loaded.processor is not None and not chat:
-        prompt = seeing.marked(loaded.processor, prompt, pictures)
     tokenizer = SeeingTokenizer(loaded.processor) if pictures and loaded.processor is not None else loaded.tokenizer
-    example = Example(prompt, "", "your prompt", chat, system, pictures=pictures)
+    example = _asked(prompt, loaded, data, pictures)
     ids = encode_prompt(example, tokenizer)
     left = room(loaded.model, ids)
     if len(ids) > MAX_PROMPT_TOKENS:
@@ -365,6 +408,15 @@ def encode(prompt: str, loaded: Loaded, data: Data | None, pictures: seeing.Pict
         most = f"this model reads {len(ids) + left:,}, answer included"
         raise SpaceError(f"The prompt has {len(ids):,} tokens; {most}. Shorten it.")
     return Prompt(ids, left, partial(seen_inputs, tokenizer, [example], [len(ids)], left=False))
+
+
+def _asked(prompt: str, loaded: Loaded, data: Data | None, pictures: seeing.Pictures, answer: str = "") -> Example:
+    """A prompt as the search would give it to the model."""
+    chat = bool(getattr(loaded.tokenizer, "chat_template", None)) and (data is None or data.chat)
+    system = data.system if chat and data is not None else None
+    if loaded.processor is not None and not chat:
+        prompt = seeing.marked(loaded.processor, prompt, pictures)
+    return Example(prompt, answer, "your prompt", chat, system, pictures=pictures)
 
 
 class _EndedError(Exception):
@@ -400,23 +452,29 @@ def _write(
         news.put(("tokens", written[0, len(prompt.ids) :].tolist()))
         return torch.full((1,), over(), dtype=torch.bool, device=written.device)
 
+    seen: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), **prompt.seen(model, len(prompt.ids))}
+    with suppress(_EndedError), scoring(model), _ended_by(model, over):
+        ends = StoppingCriteriaList([ended])
+        model.generate(inputs, generation_config=config, stopping_criteria=ends, trust_remote_code=False, **seen)
+    return begun
+
+
+@contextmanager
+def _ended_by(model: Any, over: Callable[[], bool]) -> Iterator[None]:
+    """Raise `_EndedError` between two layers where `over` says so."""
+    import torch
+
     def between(*_: Any) -> None:
         if over():
             raise _EndedError
 
     layers = [layer for part in model.modules() if isinstance(part, torch.nn.ModuleList) for layer in part]
     hooks = [layer.register_forward_pre_hook(between) for layer in dict.fromkeys(layers)]
-    seen: dict[str, Any] = {"attention_mask": torch.ones_like(inputs), **prompt.seen(model, len(prompt.ids))}
     try:
-        with scoring(model):
-            ends = StoppingCriteriaList([ended])
-            model.generate(inputs, generation_config=config, stopping_criteria=ends, trust_remote_code=False, **seen)
-    except _EndedError:
-        pass
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    return begun
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:

@@ -32,6 +32,12 @@
     }
   }).observe(document.documentElement, { childList: true, subtree: true });
   document.addEventListener("scroll", hide, true);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest && event.target.closest(".ev-copy");
+    if (!link || !navigator.clipboard || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    navigator.clipboard.writeText(link.href).then(() => { link.textContent = "Copied"; }, () => window.open(link.href));
+  });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") { hide(); return; }
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];

@@ -8,7 +8,7 @@ from typing import Any
 from edits import Route
 from texts import details, escape, number, table
 
-from hf_evomerge.pictures.path import hop_words, path_scene, path_title, said
+from hf_evomerge.pictures.path import Words, hop_words, path_scene, path_title, said
 from hf_evomerge.pictures.scene import MIDDLE, WIDE
 from hf_evomerge.pictures.svg import responsive
 from hf_evomerge.pictures.weights import group_name, weights_of, weights_scene
@@ -21,7 +21,7 @@ def path_picture(
     *,
     gated: bool = True,
     select: bool = False,
-    hops: int = 0,
+    words: Words | None = None,
     listed: bool = True,
 ) -> str:
     """The route of the hidden state, on screens of every width.
@@ -32,34 +32,46 @@ def path_picture(
         layers: The number of layers of each source; as many as the path needs where it is not known.
         gated: Whether scales are gates of what each hop adds.
         select: Whether a hop can be chosen, and which one is shows.
-        hops: Room for so many hops, so that pictures of several paths are alike.
+        words: What the model would write after each hop.
         listed: Whether a table of the hops follows, for those who read rather than see.
     """
     path, selected = way.path, way.selected if select else None
     picture = responsive(
-        lambda width: path_scene(path, labels, layers, gated=gated, selected=selected, room=hops, width=width),
+        lambda width: path_scene(path, labels, layers, gated=gated, selected=selected, words=words, width=width),
         MIDDLE if select else WIDE,  # where a path is edited, its answers are beside it
     )
     if not listed:
         return picture
-    heads = ["hop", "layer", "scale", *(["adds"] if gated else [])]
+    heads = ["hop", "layer", "scale", *(["adds"] if gated else []), *(words.written if words else ())]
     lines = [
-        (at, hop_words(hop, labels), number(hop.scale), said(shares))[: len(heads)]
-        for at, (hop, shares) in enumerate(zip(path.hops, path.added(gated=gated), strict=True), 1)
+        (
+            at + 1,
+            hop_words(hop, labels),
+            number(hop.scale),
+            *([said(shares)] if gated else []),
+            *(words.after[at] if words else ()),
+        )
+        for at, (hop, shares) in enumerate(zip(path.hops, path.added(gated=gated), strict=True))
     ]
     return picture + details("The same as a table", table(heads, lines, caption=path_title(path), mark=selected))
 
 
-def weights_picture(merge: Mapping[str, Any], labels: Sequence[str]) -> str:
-    """The parameters of a merge per layer group, on screens of every width.
+def weights_picture(
+    merge: Mapping[str, Any], labels: Sequence[str], words: Words | None = None, *, wide: int = WIDE, listed: bool = True
+) -> str:
+    """The weights of a merge in each layer, on screens of every width, and every number of it on demand.
 
     Args:
         merge: The `merge` part of a recipe.
         labels: The names of the sources.
+        words: What the model would write after each layer.
+        wide: The width for wide screens.
+        listed: Whether every number is there too.
     """
     weights = weights_of(merge, labels)
     if not weights.rows:
         return f'<p class="ev-faint">This merge has no numbers to draw. {escape(weights.title)}</p>'
+    picture = responsive(lambda width: weights_scene(weights, width, words), wide)
     lines = [[group_name(group), *(number(row.at(group)) for row in weights.rows)] for group in weights.groups]
-    listed = table(["layers", *(row.name for row in weights.rows)], lines, caption=weights.title)
-    return responsive(lambda width: weights_scene(weights, width)) + details("The same as a table", listed)
+    listing = table(["layers", *(row.name for row in weights.rows)], lines, caption=weights.title)
+    return picture + details("Every number", listing) if listed else picture

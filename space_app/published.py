@@ -13,16 +13,18 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Example, GenerationTask, JudgingTask, Task, make_task, parse_task
 from hf_evomerge.fitness.answers import RegexExtract
 from hf_evomerge.fitness.numbers import Decimal
-from hf_evomerge.pictures.trials import FITNESS, Generation, Objective, Trial, generations, of_stage
+from hf_evomerge.fitness.writing import WritingTask
+from hf_evomerge.pictures.trials import FITNESS, Objective, Trial, of_stage
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
-from hf_evomerge.record import Data, Problem, Record
+from hf_evomerge.record import EVOLVED, Data, Problem, Record
 
-EVOLVED = "evolved"  # what the API calls the model itself
 MAX_OBJECTIVES = 8
-MAX_EXAMPLES = 24
+MAX_EXAMPLES = 50  # that a changed model is scored on
+TO_TRY = 5  # that every model answers before anybody asks
 _NO_NORM_IN_FRONT = ("olmo2", "olmo3", "exaone4")  # their layers read the stream as it is
 MAX_HOP_TEXT = 400
+MAX_SCORED = 64  # tokens of an answer that is scored
 
 
 @dataclass(frozen=True)
@@ -147,22 +149,12 @@ class Published:
         found = [mapping(item).get("layers") for item in listing(self.config.get("sources"))]
         return tuple(count if isinstance(count, int) and 0 < count <= 4096 else 0 for count in found)
 
-    def generations(self, stage: str) -> list[Generation]:
-        """The generations of a stage."""
-        return generations(of_stage(self.trials, stage))
-
     @cached_property
     def winner(self) -> Trial | None:
         """The trial that found the model; None where the record does not tell it."""
         row = self.record.winner
         there = of_stage(self.trials, row.stage) if row is not None else []
         return next((trial for trial in there if trial.number == self.record.trial), None)
-
-    def opening(self, stage: str) -> int:
-        """The place of a stage's generation that is shown first: the model's own, or the last."""
-        there, chosen = self.generations(stage), self.winner
-        places = (at for at, one in enumerate(there) if chosen and chosen.stage == stage and chosen.generation == one.number)
-        return next(places, len(there) - 1)
 
     @property
     def prompts(self) -> Data | None:
@@ -171,9 +163,10 @@ class Published:
 
     @cached_property
     def problems(self) -> list[Problem]:
-        """The published examples whose pictures are there."""
+        """The published examples whose pictures are there; first the one that tells the model from the others."""
         there = [each for each in self.record.examples if all(name in self.pictures for name in each.pictures)]
-        return there[:MAX_EXAMPLES]
+        telling = self.record.telling
+        return sorted(there[:MAX_EXAMPLES], key=lambda each: each is not telling)
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -186,11 +179,15 @@ class Published:
 
     @cached_property
     def task(self) -> Task | None:
-        """The fitness task of the search; None where it is the searcher's own, or the record is damaged."""
+        """The fitness task of the search, without its check of languages; None where it is the searcher's own, or damaged."""
         try:
-            return make_task(parse_task(self.record.settings.fitness.to_json()))
+            task = make_task(parse_task(self.record.settings.fitness.to_json()))
         except EvoMergeError:
             return None
+        if isinstance(task, WritingTask):
+            most = min(task.spec.max_new_tokens, MAX_SCORED)
+            task.spec = task.spec.model_copy(update={"language": None, "engine": "transformers", "max_new_tokens": most})
+        return task
 
     @property
     def judge(self) -> Callable[[str, Example], bool] | None:
@@ -212,17 +209,32 @@ class Published:
         count = (mapping(self.config.get("text_config")) or self.config).get("max_position_embeddings")
         return count if isinstance(count, int) and count > 1 else 0
 
+    @cached_property
+    def labels_of_record(self) -> dict[str, str]:
+        """What the page calls the models, by what the record calls them."""
+        names = {EVOLVED: EVOLVED, **{f"source:{at}": label for at, label in enumerate(self.sources)}}
+        return names | {parent.role: parent.label for parent in self.parents if parent.role == "base"}
+
     @property
     def recorded(self) -> list[dict[str, str]]:
         """What the models wrote to the examples when they were tested, by label, as far as the record has it."""
-        names = {"evolved": "evolved", **{f"source:{at}": label for at, label in enumerate(self.sources)}}
-        names |= {parent.role: parent.label for parent in self.parents if parent.role == "base"}
+        names = self.labels_of_record
         return [{names[key]: text for key, text in each.answers.items() if key in names} for each in self.problems]
 
     @property
-    def glosses(self) -> dict[str, str]:
-        """What the examples say in a language that more people read, by prompt, where the record has it."""
-        return {example.prompt: example.gloss for example in self.examples if example.gloss}
+    def tested_on(self) -> str:
+        """The problems of the results, in words."""
+        split = self.record.results.split if self.record.results is not None else "test"
+        return "unseen problems" if split == "test" else f"{split} problems"
+
+    def solved(self, key: str) -> tuple[int, int, str] | None:
+        """How many problems a model solved when it was tested, of how many, and which; None where that is not known."""
+        rows = self.record.rows
+        own = (row for row in rows if (row.winner if key == EVOLVED else self.labels_of_record.get(row.label) == key))
+        row, results = next(own, None), self.record.results
+        if row is None or row.accuracy is None or results is None or not results.examples:
+            return None
+        return round(row.accuracy * results.examples), results.examples, self.tested_on
 
     @property
     def objectives(self) -> list[Objective]:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import seeing
-from published import EVOLVED, MAX_OBJECTIVES, Parent, Published, as_float, listing, mapping, readable
+from published import MAX_OBJECTIVES, Parent, Published, as_float, listing, mapping, readable
 from texts import SpaceError
 
 from hf_evomerge.errors import EvoMergeError, one_line
 from hf_evomerge.pictures.trials import Trial
 from hf_evomerge.recipes.limited_yaml import load_limited, read_limited
 from hf_evomerge.recipes.recipe import Recipe, SourceRef, labels_of
-from hf_evomerge.record import MAX_TRIALS, STUDY_JSON, Record
+from hf_evomerge.record import EVOLVED, MAX_TRIALS, STUDY_JSON, Record
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COLUMNS = ["stage", "number", "generation", "state", "fitness", "accuracy", "examples", "evaluations"]

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,21 @@ import edits
 import mixing
 import seeing
 from loading import failure, in_background, zero_gpu
-from models import EVOLVED, MAX_TOKENS, Host, Job, Piece, choices
-from published import Parent, Published, as_float
+from models import MAX_TOKENS, Host, Job, Piece, choices
+from published import TO_TRY, Published, as_float
 from reading import read
-from texts import Card, SpaceError, clean_prompt, counted, why_wrong
+from texts import MAX_PROMPT, Card, SpaceError, clean_prompt, counted, why_wrong
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness.example import Example, Picture
+from hf_evomerge.pictures.path import Words
+from hf_evomerge.record import EVOLVED
 
-REHEARSED = 3  # examples that every model answers before anybody asks
-_MOST_REHEARSED = 2e9  # bytes of a parent that is fetched for that
+_SMALL = 2e9  # bytes of a parent that answers without being chosen
+_AT_ONCE = 25  # examples that are scored in one pass
 _REDRAW = 0.1  # seconds between two pictures of a growing answer
 _MAX_SESSIONS = 10_000
+_MOST_KEPT = 1000  # answers of the published model
 _MOST_LINK = 30_000  # characters of an edit in a link
 Asked = tuple[str, seeing.Pictures]
 UNCHANGED = "Change something to see another answer beside this one."
@@ -47,11 +51,31 @@ class Edit:
             self.way is not None and (self.way.hops, self.way.scales) != (published.path, published.scales)
         )
 
+    @classmethod
+    def of(cls, published: Published) -> Edit:
+        """Nothing changed yet."""
+        return cls(edits.Route(published.path, published.scales) if published.path else None)
+
+    def slides_from(self, before: Edit) -> bool:
+        """Whether one slider has moved since: a scale, or a weight in one group of layers."""
+        if self.way is not None and before.way is not None:
+            return self.way.only_scales_hop(before.way)
+        return mixing.turns_one(before.factors, self.factors)
+
     def said(self, published: Published) -> str:
         """What was changed, in one line."""
         if self.way is None:
             return mixing.describe(self.factors, published.labels)
-        return edits.difference(edits.Route(published.path, published.scales), self.way)
+        return edits.difference(edits.Route(published.path, published.scales), self.way, published.labels)
+
+    def recipe(self, published: Published) -> str:
+        """The changed model's recipe, as YAML; empty where the merge has no numbers that could be changed."""
+        with suppress(EvoMergeError):
+            if self.way is not None:
+                return edits.changed_recipe(published, self.way)
+            if merge := mixing.edited(published.merge, self.factors, published.mixes):
+                return edits.changed_recipe(published, None, merge)
+        return ""
 
     def job(self, prompt: str, tokens: int, pictures: seeing.Pictures = ()) -> Job:
         """The same question to the changed model."""
@@ -93,10 +117,13 @@ class Showcase:
         self.published: Published | None = None
         self.host: Host | None = None
         self.problem = ""
+        self.small: list[str] = []  # the parents that are asked with the model
         self.started = time.monotonic()
         self.known = threading.Event()
         self.rehearsed: dict[Asked, dict[str, Piece]] = {}  # the answers to examples, by what is asked and by model
-        self._right: dict[Asked, bool] = {}  # whether the published model answers an example right
+        self._words: dict[Asked, Words] = {}  # what is said after each hop of the published model, to examples
+        self._plain: dict[tuple[str, seeing.Pictures, int], Piece] = {}  # the published model's answers beside changed ones
+        self._right: list[bool] = []  # whether the published model answers each example right
         self.ready_for = threading.Event()  # set when there will be no more of them
         self._marks: OrderedDict[str, tuple[int, bool]] = OrderedDict()  # how often a visitor has asked or stopped, and which
         self._marking = threading.Lock()
@@ -119,33 +146,37 @@ class Showcase:
     def _read(self) -> None:
         self.published = read(self.model, self.revision)
         self.host = Host(self.published)
+        self.small = [key for key in choices(self.published.parents) if self.host.is_small(key, _SMALL)]
 
     def rehearse(self) -> None:
-        """Let every model answer the first examples, so that visitors see answers at once; those on record are taken."""
+        """Let every small model answer the first examples, so that visitors see answers at once; those on record are taken."""
         published, host = self.need()
-        first = [(example.prompt, example.pictures) for example in published.examples[:REHEARSED]]
+        first = [(example.prompt, example.pictures) for example in published.examples[:TO_TRY]]
         for asked, texts in zip(first, published.recorded, strict=False):
             self.rehearsed[asked] = {name: Piece("known", text) for name, text in texts.items()}
         if zero_gpu():  # a GPU is lent for the time of a visitor's call only
             return
-        for key in (EVOLVED, *choices(published.parents)):
-            missing = [asked for asked in first if key not in self.rehearsed.get(asked, {})]
-            try:
-                for prompt, pictures in missing if key == EVOLVED or host.is_small(key, _MOST_REHEARSED) else ():
-                    piece = host.whole_answer(Job(key, prompt, pictures=pictures))
-                    self.rehearsed.setdefault((prompt, pictures), {})[key] = replace(piece, state="known")
-            except EvoMergeError:
-                continue  # a visitor who asks is told
+        for key in (EVOLVED, *self.small):
+            with suppress(EvoMergeError):  # a visitor who asks is told
+                for prompt, pictures in first:
+                    if key not in self.rehearsed.get((prompt, pictures), {}):
+                        piece = host.whole_answer(Job(key, prompt, pictures=pictures))
+                        self.rehearsed.setdefault((prompt, pictures), {})[key] = replace(piece, state="known")
+
+    def cards(self) -> dict[str, Card]:
+        """A card for each model, the evolved one first, with what it solved when it was tested; nobody is asked yet."""
+        published, _ = self.need()
+        cards = {EVOLVED: Card(published.name.rsplit("/", 1)[-1], "evolved")}
+        for parent in published.parents:  # a base called base is so once
+            role = "" if parent.label == parent.role else parent.role
+            cards[parent.label] = Card(parent.label, role, note=f"cannot be asked: {parent.missing}" if parent.missing else "")
+        return {key: replace(card, state="unasked", solved=published.solved(key)) for key, card in cards.items()}
 
     def in_advance(self, prompt: object, pictures: seeing.Pictures = ()) -> list[Card]:
-        """What is known of the models' answers to an example, the evolved model's first; none for another prompt."""
-        published, _ = self.need()
+        """The models' cards, with the answers to an example that are known."""
         pieces = self.rehearsed.get((prompt, pictures), {}) if isinstance(prompt, str) else {}
-        if EVOLVED not in pieces:
-            return []
-        cards = [(EVOLVED, Card(short_name(published), "evolved"))]
-        cards += [(parent.label, _parents_card(parent)) for parent in published.parents]
-        return [self._card(card, pieces[key], (str(prompt), pictures)) for key, card in cards if key in pieces]
+        asked = (str(prompt), pictures)
+        return [self._card(card, pieces[key], asked) if key in pieces else card for key, card in self.cards().items()]
 
     def files(self, pictures: seeing.Pictures) -> list[str]:
         """The pictures of an example as files that the page can show."""
@@ -168,13 +199,15 @@ class Showcase:
         if self.problem:
             return "error", self.problem
         host = self.host
-        if host is None or not host.ready:
+        if host is None or not host.ready.is_set():
             return "busy", f"Loading the weights … {seconds:.0f} s. Everything but the answers is there already."
         if host.error or host.evolved is None:
             return "error", host.error
         model = host.evolved.model
         count = sum(parameter.numel() for parameter in model.parameters())
-        return "ready", f"Ready: {count:,} parameters on {model.device.type}, loaded in {host.evolved.seconds:.1f} s"
+        size = f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+        where = "a CPU" if model.device.type == "cpu" else "a GPU"
+        return "ready", f"Ready: {size} parameters, on {where}"
 
     def need(self) -> tuple[Published, Host]:
         """The model, once it is known; raises `SpaceError` where there is none."""
@@ -210,7 +243,7 @@ class Showcase:
     def ask(
         self, prompt: object, others: object, tokens: object, session: str, pictures: seeing.Pictures = ()
     ) -> Iterator[list[Card]]:
-        """Let the evolved model answer, and after it the parents that were chosen.
+        """Let the evolved model answer, and after it the parents that were chosen; the others' cards stay beside it.
 
         Raises:
             SpaceError: The prompt or the choice is not as it must be.
@@ -218,72 +251,85 @@ class Showcase:
         published, _ = self.need()
         words, note = self.question(prompt)
         bound = token_bound(tokens)
-        chosen = _chosen(others, choices(published.parents))
-        answers = [Card(short_name(published), "evolved", note=note)]
-        parents = {parent.label: parent for parent in published.parents}
-        answers += [_parents_card(parents[name]) for name in chosen]
-        jobs = [Job(key, words, bound, pictures=pictures) for key in (EVOLVED, *chosen)]
-        yield from self._answers(answers, jobs, session)
+        chosen = [EVOLVED, *_chosen(others, choices(published.parents))]
+        cards = self.cards()
+        cards |= {key: replace(cards[key], state="waiting") for key in chosen}
+        cards[EVOLVED] = replace(cards[EVOLVED], note=note)
+        jobs = {at: Job(key, words, bound, pictures=pictures) for at, key in enumerate(cards) if key in chosen}
+        yield from self._answers(list(cards.values()), jobs, session)
 
     def ask_changed(
-        self, prompt: object, edit: Edit, tokens: object, session: str, known: Piece | None, pictures: seeing.Pictures = ()
+        self, prompt: object, edit: Edit, tokens: object, session: str, pictures: seeing.Pictures = ()
     ) -> Iterator[list[Card]]:
-        """Let the published model and the changed one answer.
-
-        Args:
-            prompt: The visitor's text.
-            edit: What the visitor has changed.
-            tokens: The bound.
-            session: Who asks.
-            known: The published model's answer, where it has answered this already.
-            pictures: Those that go with the prompt.
+        """Let the published model, unless it has answered this, and the changed one answer.
 
         Raises:
             SpaceError: The prompt is not as it must be, or the model has no path.
         """
         published, _ = self.need()
         words, note = self.question(prompt)
-        bound = token_bound(tokens)
-        size = counted(len(published.path), "hop") if published.path else ""
-        first = Card("as published", size, note=note)
-        if known is not None:
-            first = self._card(first, known, (words, pictures))
-        if not edit.changes(published):
-            answers, jobs = [replace(first, note=UNCHANGED)], [Job(EVOLVED, words, bound, pictures=pictures)]
-        else:
-            size = counted(len(edit.way), "hop") if edit.way is not None else ""
-            answers = [first, Card("changed", size, note=edit.said(published) if edit.way is None else "")]
-            jobs = [Job(EVOLVED, words, bound, pictures=pictures), edit.job(words, bound, pictures)]
-        yield from self._answers(answers, jobs, session, skip=known is not None)
+        asked = (words, pictures, token_bound(tokens))
+        first = Card("as published", counted(len(published.path), "hop") if published.path else "", note=note)
+        jobs = {0: Job(EVOLVED, words, asked[2], pictures=pictures)}
+        if (known := self._plain.get(asked)) is not None:
+            first, jobs = self._card(first, known, asked[:2]), {}
+        answers = [replace(first, note=UNCHANGED)]
+        if edit.changes(published):
+            answers = [first, Card("changed", counted(len(edit.way), "hop") if edit.way is not None else "")]
+            jobs[1] = edit.job(words, asked[2], pictures)
+        for shown in self._answers(answers, jobs, session):
+            if shown[0].state == "done" and known is None:
+                if len(self._plain) >= _MOST_KEPT:
+                    self._plain.clear()
+                self._plain[asked] = Piece("done", shown[0].text, shown[0].tokens, shown[0].seconds)
+            yield shown
 
     def score(self, edit: Edit, session: str) -> Iterator[tuple[int, int, int]]:
         """Let the changed model answer all examples, and the published one where that is not known.
 
         Yields:
-            How many were answered by the changed model, how many of these are right, and how many the published one gets right.
+            How many were answered, how many of these the changed model gets right, and how many the published one does.
+
+        Raises:
+            SpaceError: The model cannot be scored.
         """
         published, host = self.need()
-        stopped = self.stopper(session)
-        right = before = 0
-        for at, example in enumerate(published.examples, 1):
-            asked, pictures = (example.prompt, example.pictures), example.pictures
-            if asked not in self._right:
-                piece = host.whole_answer(Job(EVOLVED, example.prompt, pictures=pictures), stopped)
-                self._right[asked] = self.verdict(asked, piece.text) is True
-            changed = host.whole_answer(edit.job(example.prompt, 64, pictures), stopped)
+        stopped, right, plain = self.stopper(session), list[bool](), Job(EVOLVED, "")
+        for at in range(0, len(published.examples), _AT_ONCE):
             if stopped():
                 return
-            before += self._right[asked]
-            right += self.verdict(asked, changed.text) is True
-            yield at, right, before
+            part = published.examples[at : at + _AT_ONCE]
+            if len(self._right) <= at:
+                self._right[at:] = host.score(plain, part)
+            right += host.score(edit.job("", 1), part)
+            yield len(right), sum(right), sum(self._right[: len(right)])
 
-    def _answers(self, answers: list[Card], jobs: list[Job], session: str, skip: bool = False) -> Iterator[list[Card]]:
+    def words(self, prompt: object, pictures: seeing.Pictures = ()) -> Words:
+        """What the published model would say after each hop or layer; raises `SpaceError`."""
+        _, host = self.need()
+        asked = (self.question(prompt)[0], pictures)
+        found = self._words.get(asked) or Words(*host.lens(Job(EVOLVED, asked[0], pictures=pictures)))
+        if self._example(asked) is not None:
+            self._words[asked] = found
+        return found
+
+    def unknown(self, prompt: str) -> str:
+        """A line about words that the model's tokenizer does not know; empty where it knows all, or is not loaded."""
+        if self.host is None or self.host.evolved is None or len(prompt) > MAX_PROMPT:
+            return ""
+        tokenizer, words = self.host.evolved.tokenizer, prompt.split()
+        strange = [word for word in words if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]]
+        if tokenizer.unk_token_id is None or not strange:
+            return ""
+        known = [word for word in sorted(tokenizer.get_vocab()) if word.isalpha()]
+        shown = ", ".join(known[:: max(len(known) // 6, 1)][:6])
+        return f"{len(strange)} of {len(words)} words are unknown to this model. It knows {len(tokenizer):,}, such as {shown}."
+
+    def _answers(self, answers: list[Card], jobs: dict[int, Job], session: str) -> Iterator[list[Card]]:
         _, host = self.need()
         stopped = self.stopper(session)
         yield list(answers)
-        for at, job in enumerate(jobs):
-            if skip and at == 0:
-                continue
+        for at, job in jobs.items():
             drawn = 0.0
             try:
                 for piece in host.answer(job, stopped):
@@ -321,16 +367,6 @@ class Showcase:
         """Whether an answer is right by the search's own rule; None where it has none, or was asked something else."""
         judge, example = self.need()[0].judge, self._example(asked)
         return None if judge is None or example is None else judge(text, example)
-
-
-def _parents_card(parent: Parent) -> Card:
-    """A card for a parent's answer; a base called base is so once."""
-    return Card(parent.label, "" if parent.label == parent.role else parent.role)
-
-
-def short_name(published: Published) -> str:
-    """The model's name without its owner."""
-    return published.name.rsplit("/", 1)[-1]
 
 
 def token_bound(tokens: object) -> int:

@@ -25,7 +25,8 @@ class Card:
     Attributes:
         name: The model's name.
         role: What it is, such as ``evolved`` or ``parent``.
-        state: ``waiting``, ``loading``, ``writing``, ``done``, ``stopped`` or ``error``; ``known`` is an answer from before.
+        state: ``waiting``, ``loading``, ``writing``, ``done``, ``stopped`` or ``error``; ``known`` is an answer from before,
+            ``unasked`` none.
         text: The answer so far, or what went wrong.
         tokens: Tokens that were generated.
         seconds: Time from the first to the last of them.
@@ -33,6 +34,7 @@ class Card:
         note: A line below the answer.
         wanted: The right answer, where this one is wrong.
         reason: Why it is wrong, as far as that can be told.
+        solved: How many problems it solved when it was tested, of how many, and which these were.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Card:
     note: str = ""
     wanted: str = ""
     reason: str = ""
+    solved: tuple[int, int, str] | None = None
 
     def stopped(self) -> Card:
         """The card as the visitor's stop leaves it."""
@@ -57,8 +60,7 @@ _STATES = {
     "writing": "writing …",
     "stopped": "stopped",
     "error": "no answer",
-    "done": "",
-    "known": "answered in advance",
+    "unasked": "not asked",
 }
 
 
@@ -139,8 +141,8 @@ def listed(words: Sequence[str]) -> str:
 
 def message(text: str, kind: str = "info") -> str:
     """A line in a box; an empty one where there is no text."""
-    role = "alert" if kind == "error" else "status"
-    return f'<div class="ev-message ev-{escape(kind)}" role="{role}">{escape(text)}</div>' if text else ""
+    role = 'alert"' if kind == "error" else 'status"' + ' aria-busy="true"' * (kind == "busy")
+    return f'<div class="ev-message ev-{escape(kind)}" role="{role}>{escape(text)}</div>' if text else ""
 
 
 def cards(answers: Iterable[Card]) -> str:
@@ -156,24 +158,40 @@ def _card(card: Card) -> str:
         verdict = f'<span class="ev-verdict ev-{kind}"><span aria-hidden="true">{mark}</span> {word}</span>'
         if card.reason:
             verdict += f'<span class="ev-reason ev-{kind}">{escape(card.reason)}</span>'
-    speed = ""
+    more = [f"right would be “{card.wanted}”"] if card.wanted else []
     if card.tokens:
-        rate = f" · {number(card.tokens / card.seconds)} tokens/s" if card.seconds > 0 else ""
-        speed = f"{counted(card.tokens, 'token')} · {card.seconds:.2f} s{rate}"
-    state = _STATES.get(card.state, card.state)
-    busy = ' aria-busy="true"' if card.state in ("loading", "writing") else ""
+        rate = f", {number(card.tokens / card.seconds)} a second" if card.seconds > 0 else ""
+        more.append(f"{counted(card.tokens, 'token')} in {card.seconds:.2f} s{rate}")
+    if card.state == "known":
+        more.append("answered in advance")
+    busy = ' aria-busy="true"' if card.state in ("waiting", "loading", "writing") else ""
     text = escape(card.text) or (_EMPTY if card.state in ("done", "known") else "&nbsp;")
-    wanted = f"right would be: {card.wanted}" if card.wanted else ""
-    foot = "".join(f"<span>{escape(part)}</span>" for part in (state, wanted, speed, card.note) if part)
+    state = _STATES.get(card.state, "")
+    foot = "".join(f"<span>{escape(part)}</span>" for part in (state, card.note) if part)
     return (
-        f'<section class="ev-card ev-{escape(card.state)}" aria-label="Answer of {escape(card.name)}"{busy}>'
+        f'<section class="ev-card ev-{escape(card.state)}"{busy} aria-label="Answer of {escape(card.name)}">'
         f'<header><b>{escape(card.name)}</b><span class="ev-role">{escape(card.role)}</span>{verdict}</header>'
-        f'<div class="ev-answer">{text}</div><footer>{foot}</footer></section>'
+        f'<div class="ev-answer">{text}{info("; ".join(more))}</div><footer>{foot}</footer>{_solved(card.solved)}</section>'
     )
 
 
-class Marked(str):
-    """The text of a cell that stands out."""
+def _solved(solved: tuple[int, int, str] | None) -> str:
+    """A bar with how many problems a model solves; empty where that is not known."""
+    if solved is None:
+        return ""
+    count, total, problems = solved
+    return f'<div class="ev-solved">{bar(count / max(total, 1))}<b>{count:,}</b> of {total:,} {escape(problems)}</div>'
+
+
+def bar(share: float) -> str:
+    """A share of 1 as a bar."""
+    return f'<div class="ev-bar" aria-hidden="true"><i style="width:{100 * share:.1f}%"></i></div>'
+
+
+def info(words: str) -> str:
+    """A small sign that says more on hover, tap or focus; empty where there is no more."""
+    sign = f'<span class="ev-more" role="img" tabindex="0" aria-label="{escape(words)}" data-tip="{escape(words)}"></span>'
+    return sign if words else ""
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[object]], *, caption: str, mark: int | None = None) -> str:
@@ -182,7 +200,7 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[object]], *, caption: st
     body = "".join(
         f"<tr{' class=ev-mark' if index == mark else ''}>"
         + f'<th scope="row">{escape(first)}</th>'
-        + "".join(f"<td{' class=ev-same' if isinstance(cell, Marked) else ''}>{escape(cell)}</td>" for cell in cells)
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         + "</tr>"
         for index, (first, *cells) in enumerate(rows)
     )

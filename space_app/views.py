@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,20 @@ import edits
 import mixing
 from pictures import path_picture, weights_picture
 from published import Published, merge_of
-from texts import Card, Marked, counted, details, escape, listed, message, number, table
+from texts import bar, counted, details, escape, listed, message, number, table
 
 from hf_evomerge.errors import EvoMergeError
-from hf_evomerge.pictures.fitness import fitness_name, fitness_range, fitness_scene, shows_accuracy, spread_scene
+from hf_evomerge.fitness import Example
+from hf_evomerge.pictures.climb import climb_scene
+from hf_evomerge.pictures.fitness import fitness_name, fitness_scene
 from hf_evomerge.pictures.front import front_scene
+from hf_evomerge.pictures.path import Words
+from hf_evomerge.pictures.scene import MIDDLE
 from hf_evomerge.pictures.svg import responsive
-from hf_evomerge.pictures.trials import in_steps, of_stage, stages, whole, without_first
+from hf_evomerge.pictures.trials import Step, accurate, climb, of_stage, stages, whole, without_first
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.stage_names import STAGES
-from hf_evomerge.record import Results
+from hf_evomerge.record import EVOLVED, Results
 
 HUB = "https://huggingface.co"
 CITATION = """@article{akiba2025evolutionary,
@@ -42,97 +47,126 @@ NO_PATH = (
 NO_STUDY = "The repository has no record of a search: the recipe was written by hand, or the record was not published."
 
 
-_LEADS = ("lead", "fitness_lead")
-_MOST_CAPTION = 200  # characters of a prompt
-UNASKED = Card("the evolved model", "evolved", state="", note="press Ask for its answer")
+_NUMBERS = ("no model", "it", "both", "all three", "all four", "all five", "all six")
+_MOST_CAPTION = 300  # characters of a prompt
+_MOST_BUTTON = 60  # characters of a problem on its button
 
 
-def gloss(text: str) -> str:
-    """What an example says, in a language that more people read."""
-    return f'<p class="ev-faint">In other words: {escape(text)}</p>' if text else ""
+def ask_label(chosen: int) -> str:
+    """What the button says that asks so many parents beside the model."""
+    return f"Ask {_NUMBERS[chosen + 1] if chosen + 1 < len(_NUMBERS) else f'all {chosen + 1}'}"
 
 
-def share(link: str) -> str:
-    """A link to what the visitor has changed; empty where nothing is."""
-    return f'<a class="ev-share" href="{escape(link)}" target="_blank" rel="noopener">Link to this edit</a>' if link else ""
+def button_of(example: Example) -> str:
+    """A problem as the words of a button, in the language that more people read."""
+    words = example.gloss or example.prompt
+    return words if len(words) <= _MOST_BUTTON else f"{words[:_MOST_BUTTON].rsplit(' ', 1)[0]} …"
 
 
-def lens_view(published: Published, prompt: str, written: Sequence[str], liked: Sequence[Sequence[str]]) -> str:
-    """What the model would write after each hop, as a table; what it ends with stands out.
+def gloss(published: Published, prompt: str, unknown: str = "") -> str:
+    """What an example says in a language that more people read and who solves it, or which words are unknown."""
+    at = next((at for at, example in enumerate(published.examples) if example.prompt == prompt), None)
+    if at is None:
+        return message(unknown, "warning")
+    words, right = published.examples[at].gloss, published.problems[at].right
+    said = words
+    if right.get(EVOLVED) and len(right) > 1 and sum(right.values()) == 1:
+        alone, results = published.record.alone, published.record.results
+        more = f", and {alone - 1:,} more of {results.examples:,} {published.tested_on}" if alone and results else ""
+        said += f" Only the merge solves this one{more}."
+    return f'<p class="ev-faint ev-gloss">{escape(said)}</p>' if said else ""
 
-    Args:
-        published: The model.
-        prompt: What it answers.
-        written: The tokens of its answer.
-        liked: For each hop, the token that the head likes best in place of each of them.
-    """
-    labels = [edits.describe(hop, 1.0, published.labels).removesuffix(", scale 1") for hop in published.path]
-    names = labels if len(labels) == len(liked) else [f"layer {at}" for at in range(len(liked))]
-    rows = [
-        [f"{at}: {name}", *(Marked(token) if token == wanted else token for token, wanted in zip(tokens, written, strict=True))]
-        for at, (name, tokens) in enumerate(zip(names, liked, strict=True), 1)
-    ]
-    asked = prompt if len(prompt) <= _MOST_CAPTION else f"{prompt[:_MOST_CAPTION]} …"
-    step = "hop" if published.path else "layer"
-    caption = (
-        f"What the model would write to “{asked}” if it ended after this {step}; bold and green where its answer has the same "
-        "token there, (end) is the end of the answer"
-    )
-    return table([step, *written], rows, caption=caption)
+
+def asked(published: Published, prompt: str) -> str:
+    """The prompt that an edited model answers, in the words of its button where it has some."""
+    example = next((each for each in published.examples if each.prompt == prompt), None)
+    words = (example.gloss if example is not None else "") or prompt
+    return f'<p class="ev-faint">It answers: {escape(words[:_MOST_CAPTION])}</p>' if words.strip() else ""
+
+
+def share(link: str, recipe: str) -> str:
+    """A link to what the visitor has changed, to copy, and its recipe, to keep; empty where nothing is changed."""
+    file = f"data:text/yaml;charset=utf-8,{quote(recipe)}"
+    kept = f'<a class="ev-share" download="recipe.yaml" href="{file}">Download recipe.yaml</a>'
+    copied = f'<a class="ev-share ev-copy" href="{escape(link)}" target="_blank" rel="noopener">Copy the link</a>'
+    return f'<div class="ev-facts">{copied if link else ""}{kept if recipe else ""}</div>'
+
+
+def dare(published: Published) -> str:
+    """What a visitor can do with the model."""
+    can = "drop, repeat, move or scale its hops" if published.path else "turn its parents up and down, layer by layer"
+    if published.judge is None or not published.examples:
+        return f'<p class="ev-faint">You can {can}; the answer follows.</p>'
+    many = f"{len(published.examples)} {published.tested_on}"
+    return f'<p class="ev-faint">Evolution found this model. Can you do better? You can {can}; {escape(many)} judge it.</p>'
+
+
+def scores(total: int, done: int, right: int, before: int, problems: str) -> str:
+    """The published model's score beside the visitor's."""
+
+    def side(name: str, count: int, kind: str) -> str:
+        return f'<div class="ev-side {kind}"><span>{name}</span><b>{count}</b>{bar(count / max(done, 1))}</div>'
+
+    words = f"of {done} problems …" if done < total else f"of {total} {escape(problems)}"
+    if done == total:
+        words += ". You beat evolution." if right > before else ". A draw." if right == before else ""
+    both = side("Evolution", before, "ev-theirs") + side("You", right, "ev-yours")
+    return f'<div class="ev-score" role="status">{both}<p class="ev-faint">{words}</p></div>'
 
 
 def kind_of(published: Published) -> str:
     """Which search the model comes from, in words."""
-    if published.path and published.merge:
-        return "merged weights, then a path through layers"
-    if published.path:
-        return "a path through the layers of its sources"
-    return "merged weights" if published.merge else "a plain model"
+    path = "merged weights, then a path through layers" if published.merge else "a path through the layers of its sources"
+    return path if published.path else "merged weights" if published.merge else "a plain model"
 
 
 def heading(published: Published) -> str:
-    """The name of the model and what is known about it at a glance."""
-    name = escape(published.name)
+    """What the model is for; its name, and what it was made of and how."""
+    name, about = escape(published.name), published.record.settings.about
     if published.on_hub:
         name = f'<a href="{HUB}/{quote(published.model)}" target="_blank" rel="noopener">{name}</a>'
-    chips = [kind_of(published)]
-    if published.path:
-        chips.append(counted(len(published.path), "hop"))
-    row = published.record.winner
-    if row is not None and row.accuracy is not None:
-        chips.append(f"{100 * row.accuracy:.1f} % right on held-out problems")
-    parents = published.sources
-    made = "Evolved" if published.record.stages or published.trials else "Merged by hand"
-    said = f"<span>{made} from {listed([f'<b>{escape(name)}</b>' for name in parents])}.</span>" if parents else ""
-    about = f'<p class="ev-about">{escape(about)}</p>' if (about := published.record.settings.about) else ""
-    tags = "".join(f'<span class="ev-chip">{escape(chip)}</span>' for chip in chips)
+    made = "evolved" if published.record.stages or published.trials else "merged by hand"
+    of = f" {made} from {listed([f'<b>{escape(source)}</b>' for source in published.sources])}" if published.sources else ""
+    steps = f", {counted(len(published.path), 'hop')}" if published.path else ""
+    title = f"<h1>{escape(about) if about else name}</h1>"
+    named = f"<b>{name}</b>," if about else ""
     notes = "".join(message(note, "warning") for note in published.notes)
-    return f'<div class="ev-heading"><h1>{name}</h1>{about}<div class="ev-facts">{said}{tags}</div>{notes}</div>'
+    facts = f'<p class="ev-facts"><span>{named}{of}: {kind_of(published)}{steps}</span></p>'
+    return f'<div class="ev-heading">{title}{facts}{notes}</div>'
 
 
-def path_view(published: Published) -> str:
-    """The path, and the weights of a merge."""
-    parts = []
+def path_view(published: Published, words: Words | None = None) -> str:
+    """The path, and the weights of a merge, with what the model would write on the way."""
+    parts, said = [], ""
+    if words is not None:
+        step = "hop" if published.path else "layer"
+        end = escape(" ".join(words.written).removesuffix("(end)").strip())
+        said = (
+            f"On it stands what the model would say if it stopped after that {step}: green is how its answer, “{end}”, goes. "
+        )
     if published.path:
         way = edits.Route(published.path, published.scales)
         target = published.config.get("scale_target", "stream")
         scaled = "what the MLP of the hop before adds" if target == "mlp_delta" else "the hidden state"
         lines = "how much of what its layer computes is added there" if published.gated else "the scale of the hop at its end"
-        parts.append("<h2>The route of the hidden state</h2>")
-        parts.append(path_picture(way, published.labels, published.layers, gated=published.gated))
         parts.append(
-            '<p class="ev-faint">A hop is one step: the hidden state, which is what the model has made of the text so far, '
-            "goes through one layer. Hops follow each other from left to right; each row is a layer. The width of the line "
-            f"into a hop shows {lines}. The size of its mark is its scale, by which {scaled} is multiplied on the way in; a "
-            "hollow mark is a negative scale. Grey layers are not used. Hover, tap or use the arrow keys for details.</p>"
+            f'<p class="ev-faint">Each mark is a hop: the text, as the model has it so far, goes through one layer. {said}</p>'
         )
+        picture = path_picture(way, published.labels, published.layers, gated=published.gated, words=words)
+        more = (
+            f"Hops follow each other from left to right; each row is a layer. The width of the line into a hop shows {lines}. "
+            f"The size of its mark is its scale, by which {scaled} is multiplied on the way in; a hollow mark is a negative "
+            "scale. Grey layers are not used. Hover, tap or use the arrow keys for details."
+        )
+        parts.append(picture + details("How to read it", f'<p class="ev-faint">{more}</p>'))
     if published.merge:
-        parts.append(f"<h2>{'The source “merged”: how' if published.path else 'How'} much of each parent</h2>")
-        parts.append(weights_picture(published.merge, published.sources))
+        if published.path:
+            parts.append("<h2>The source “merged”: how much of each parent</h2>")
         parts.append(
-            '<p class="ev-faint">A weight says how much of a parent goes into a layer: 1 is all of what it differs by from the '
-            "base, 0 is nothing, and a negative weight (outlined) takes it away. Weights need not add up to 1.</p>"
+            '<p class="ev-faint">How much of each parent is in each layer: 1 is all of what it differs by from the base, 0 is '
+            f"nothing, a negative weight takes it away. They need not add up to 1. {'' if published.path else said}</p>"
         )
+        parts.append(weights_picture(published.merge, published.sources, None if published.path else words))
     return "".join(parts) or message("The repository has no recipe; there is nothing to draw.")
 
 
@@ -142,7 +176,7 @@ def merge_view(published: Published, factors: mixing.Factors) -> str:
         return ""
     changed = mixing.edited(published.merge, factors, published.mixes)
     note = '<p class="ev-faint">The picture shows the merge as published.</p>' if factors and changed is None else ""
-    return note + weights_picture(changed or published.merge, published.sources)
+    return note + weights_picture(changed or published.merge, published.sources, wide=MIDDLE, listed=False)
 
 
 def evolution_stages(published: Published) -> list[tuple[str, str]]:
@@ -152,33 +186,33 @@ def evolution_stages(published: Published) -> list[tuple[str, str]]:
 
 
 def fitness_view(published: Published) -> str:
-    """The picture of all trials and the table of the results."""
+    """The table of the results, and the picture of all trials."""
     if not published.trials:
         return message(NO_STUDY) + results_table(published)
-    trials, name = without_first(published.trials), fitness_name(published.record.unit)
-    picture = responsive(lambda width: fitness_scene(trials, published.record.levels, name, width)) if trials else ""
+    trials, unit = without_first(published.trials), published.record.unit
+    picture = (
+        responsive(lambda width: fitness_scene(trials, published.record.levels, fitness_name(unit), width)) if trials else ""
+    )
     words = (
         "Each dot is a trial: one model that was tried. A triangle is one that lies lower than the picture, a cross one that "
-        "failed. The dark shade holds the middle half of the trials, the light one the middle 80\N{NO-BREAK SPACE}%. The thick "
-        "line is the best so far of those scored on all search examples"
+        "failed. The line is the best so far of those scored on all search problems."
     )
-    words += ", the dotted one its share of right answers (axis on the right)." if shows_accuracy(published.trials) else "."
     if len(whole(trials)) < sum(trial.fitness is not None for trial in trials):
-        words += (
-            " Dots above it were scored on a part of the examples only, and owe something to luck; it begins where the first "
-            "model was scored on all."
-        )
-    if published.record.unit.startswith("nats"):
+        words += " Dots above it were scored on a part of the problems only, and owe something to luck."
+    if len(stages(trials)) > 1:
+        words += " Each stage begins with models at several places, most of them bad."
+    if unit.startswith("nats"):
         words += (
             " Fitness is the natural logarithm (in nats) of the probability that a model gives to the right answer: 0 is "
             "certain, and 0.7 lower is half as likely."
         )
-    said = f'<p class="ev-faint">{words}</p>'
-    return f"{front_view(published)}<h2>Fitness over evaluations</h2>{picture}{said}{results_table(published)}"
+    said = details("How to read it", f'<p class="ev-faint">{words}</p>')
+    title = f"<h2>Every trial, on the {published.record.splits.get('search', '')} search problems</h2>"
+    return f"{results_table(published)}{front_view(published)}{title}{picture}{said}"
 
 
 def front_view(published: Published) -> str:
-    """The fitness over each other objective, and the points of the front as a table; empty where there is one objective."""
+    """The fitness over each other objective, with the points of the front; empty where there is one objective."""
     results, objectives = published.record.results or Results(), published.objectives
     points, trials = results.front, without_first(published.trials)
     if not objectives or not points:
@@ -188,47 +222,49 @@ def front_view(published: Published) -> str:
         shown = [point for point in points if all(objective.name in point.search for objective in pair)]
         if shown:
             drawn += responsive(partial(front_scene, trials, shown, pair, published.record.parents))
-    heads = ["point", "trial", *(f"{one.name}, {split}" for split in ("search", results.split) for one in objectives)]
-    rows = [
-        (
-            point.number,
-            point.trial,
-            *(number(found.get(one.name), 4) for found in (point.search, point.judged) for one in objectives),
-        )
-        for point in points
-    ]
-    winner = next((at for at, point in enumerate(points) if point.winner), None)
-    listed = table(heads, rows, caption="The front", mark=winner)
     words = (
         "Blue points are the front: whatever else was tried and is better than one of them in one objective is worse in "
         "another. The ring is the model on this page, diamonds are the parents. Hover, tap or use the arrow keys for details."
     )
-    return f'<h2>The front</h2>{drawn}<p class="ev-faint">{words}</p>{details("The same as a table", listed)}'
+    return f'<h2>The front</h2>{drawn}<p class="ev-faint">{words}</p>'
 
 
 def results_table(published: Published) -> str:
-    """The held-out results; empty where there are none."""
+    """The results on problems that the search was not shown; empty where there are none."""
     results, unit = published.record.results, published.record.unit
     if results is None or not results.rows:
         return ""
-    leads = {name: next((lead.measure for row in results.rows if (lead := getattr(row, name))), "") for name in _LEADS}
-    heads = ["model", "accuracy", f"fitness ({unit})" if unit else "fitness", "evaluations"]
-    heads += [f"lead in {measure}" for measure in leads.values() if measure]
+    total, accurate = results.examples, any(row.accuracy is not None for row in results.rows)
+    heads = ["model", *([f"right of {total:,}"] if accurate else []), f"fitness ({unit})" if unit else "fitness", "evaluations"]
     rows = [
         (
             row.model,
-            *(_with_minus(text) for text in (row.accuracy_text, row.fitness_text)),
+            *(
+                [f"{row.accuracy * total:.0f} ± {(row.accuracy_se or 0) * total:.0f}" if row.accuracy is not None else ""]
+                * accurate
+            ),
+            _with_minus(row.fitness_text),
             round(row.evaluations) or "",
-            *(_with_minus(str(getattr(row, name) or "")) for name, measure in leads.items() if measure),
         )
         for row in results.rows
     ]
+    caption = f"{results.examples:,} {published.tested_on}; ± is one standard error"
     winner = next((at for at, row in enumerate(results.rows) if row.winner), None)
-    caption = f"{results.examples} problems of the {results.split} split; ± is one standard error"
-    caption += "; leads are the winner's, with intervals of 95 %" if any(leads.values()) else ""
     said = "".join(f"<li>{escape(_with_minus(sentence))}</li>" for sentence in results.verdict)
-    verdict = f'<ul class="ev-verdict">{said}</ul>' if said else ""
-    return "<h2>Results</h2>" + verdict + table(heads, rows, caption=caption, mark=winner)
+    verdict = details("How sure that is", f'<ul class="ev-verdict">{said}</ul>') if said else ""
+    return f"<h2>Results</h2>{table(heads, rows, caption=caption, mark=winner)}{_why_not_the_best(published)}{verdict}"
+
+
+def _why_not_the_best(published: Published) -> str:
+    """Why the model on show is not the row with the best number, where it is not; empty where it is."""
+    shown, rows = published.record.winner, [row for row in published.record.rows if row.stage in STAGES]
+    key = "fitness" if shown is None or shown.accuracy is None else "accuracy"
+    best = max(rows, key=lambda row: getattr(row, key) or -math.inf, default=None)
+    if shown is None or best is None or best.winner or (getattr(best, key) or -math.inf) <= (getattr(shown, key) or -math.inf):
+        return ""
+    decided = "the validation problems, which decide," if "validation" in published.record.splits else "the search problems"
+    words = f"{best.model} did better here, but {decided} preferred {shown.model}: who chooses by the test, tests nothing."
+    return f'<p class="ev-faint">{escape(words[:1].upper() + words[1:])}</p>'
 
 
 def _with_minus(words: str) -> str:
@@ -236,56 +272,38 @@ def _with_minus(words: str) -> str:
     return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", words)
 
 
-def generation_view(published: Published, stage: str, at: int) -> tuple[str, str]:
-    """The spread with one generation marked, and the best recipe of that generation.
+def film(published: Published, stage: str) -> list[Step]:
+    """The moments at which a stage got better."""
+    return climb(of_stage(published.trials, stage), winner=published.winner)
+
+
+def film_view(published: Published, stage: str, at: int, *, runs: bool = False) -> tuple[str, str]:
+    """The moments of a stage as bars, and the model of one of them.
 
     Args:
         published: The model.
         stage: The stage that is replayed.
-        at: The generation, as a place among those of the stage.
+        at: The place of the moment among those of the stage.
+        runs: Whether others follow by themselves.
     """
-    trials = of_stage(published.trials, stage)
-    every = published.generations(stage)
-    if not every:
+    steps = film(published, stage)
+    if not steps:
         return message(NO_STUDY), ""
-    one = every[max(0, min(at, len(every) - 1))]
-    chosen = published.winner
-    here = chosen if chosen in trials else None
-    levels = fitness_range([each.best for each in every if each.best] if in_steps(every) else trials, {})
-    shown = (every, one.number, levels, stage, fitness_name(published.record.unit), here.generation if here else None)
-    spread = responsive(partial(spread_scene, *shown)) if any(each.fitness for each in every) else ""
-    spread += _about_winner(published, here=here is not None)
-    if one.best is None:
-        return spread, message(f"All trials of generation {one.number} failed.", "warning")
-    best, name = one.best, f"Best of generation {one.number}"
-    if here and here.generation == one.number:
-        best, name = here, f"The published model, of generation {one.number}"
-    accuracy = f", accuracy {number(best.accuracy)}" if best.accuracy is not None else ""
-    so_far = f"best so far {number(one.so_far)}" if one.so_far is not None else "none on all examples so far,"
-    spent = counted(round(one.evaluations), "evaluation")
-    most = max(trial.examples for trial in trials)
-    part = f" scored on {best.examples} of {most} examples;" if best.examples < most else ""
-    title = (
-        f"<h3>{name}: fitness {number(best.fitness)}{accuracy}</h3>"
-        f'<p class="ev-faint">Trial {best.number};{part} {so_far} after {spent}.</p>'
-    )
-    if best.path:
-        room = max(len(trial.path) for trial in trials)
-        way = edits.Route(best.path, best.scales)
-        drawn = path_picture(way, published.labels, published.layers, gated=published.gated, hops=room, listed=False)
-        return spread, title + drawn
-    merge = _merge_of(best.recipe)
-    return spread, title + (weights_picture(merge, published.sources) if merge else "")
-
-
-def _about_winner(published: Published, *, here: bool) -> str:
-    """Where in the search the published model was, and why it need not be the last."""
-    if (chosen := published.winner) is None:
-        return ""
-    where = "" if here else f" is of another stage, {STAGES.get(chosen.stage, chosen.stage)}: it"
-    judged = "validation" in published.record.splits
-    how = "by its score on the validation problems" if judged else "of the search"
-    return f'<p class="ev-faint">The published model{escape(where)} was chosen among the best {how}.</p>'
+    at = max(0, min(at, len(steps) - 1))
+    trial, exact = steps[at].trial, accurate(of_stage(published.trials, stage))
+    bars = responsive(lambda width: climb_scene(steps, at, stage, exact, width))
+    name = "The published model" if trial == published.winner else f"Trial {trial.number}"
+    most = published.record.splits.get("search") or max(each.examples for each in published.trials)
+    which = f"{trial.examples} of the {most} search problems" if trial.examples else "the search problems"
+    right = f"{number(100 * trial.accuracy)} % right, " if trial.accuracy is not None else ""
+    spent = f"after {number(steps[at].evaluations)} evaluations"
+    said = f"<p><b>{name}</b>: {right}fitness {number(trial.fitness)} on {which}, {spent}.</p>"
+    if trial.path:
+        way = edits.Route(trial.path, trial.scales)
+        drawn = path_picture(way, published.labels, published.layers, gated=published.gated, listed=False)
+    else:
+        drawn = weights_picture(merge, published.sources, listed=False) if (merge := _merge_of(trial.recipe)) else ""
+    return f'<div class="{"ev-runs" if runs else ""}">{bars}</div>', said + drawn
 
 
 def _merge_of(recipe: str) -> Mapping[str, Any]:

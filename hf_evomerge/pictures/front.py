@@ -10,8 +10,8 @@ from typing import Any
 from ..recipes.stage_names import STAGES
 from .fitness import MOST_DOTS, chart_axes, dot, fitness_range, stage_colour
 from .marks import Group, Line, Mark, Symbol, Text
-from .scene import NARROW, PIXELS, WIDE, Axes, Panel, Scene, grid, legend, number
-from .trials import Objective, Point, Trial, stages
+from .scene import NARROW, WIDE, Axes, Panel, Scene, grid, number
+from .trials import Objective, Point, Trial
 
 _NAMED = {True: 5, False: 12}  # points of a front that have their number beside them, on phones and on wide screens
 _RANDOM: dict[str, Any] = {"look": "failed", "shape": "cross"}  # a random search is told apart without colour
@@ -54,8 +54,7 @@ def front_scene(
         marks.append(Group((mark,), colour=stage_colour(trial.stage)))
     marks += [*_parents(axes, known, objectives, narrow), *_points(points, objectives, narrow)]
     label = f"{objectives[0].name} over {objectives[1].name}: {len(trials)} trials, of which {len(points)} are on the front. "
-    panels = (Panel(axes, marks), Panel(PIXELS, _legend(axes, trials, width, bool(known))))
-    return Scene(width, axes.bottom + 40, panels, f"{label}Arrow keys go from point to point.")
+    return Scene(width, axes.bottom + 40, [Panel(axes, marks)], f"{label}Arrow keys go from point to point.")
 
 
 def _values(objectives: Sequence[Objective], values: Sequence[float]) -> str:
@@ -95,21 +94,7 @@ def _points(points: Sequence[Point], objectives: Sequence[Objective], narrow: bo
         own: list[Mark] = [Symbol(place, 9.0, "chosen")] if point.winner else []
         own.append(Symbol(place, 4.5, "point"))
         if at in named or point.winner:
-            own.append(Text(place, str(point.number), "value halo", shift=(8, -8)))
+            name = f"{point.number}, this model" if point.winner else str(point.number)
+            own.append(Text(place, name, "value halo", shift=(8, -8)))
         marks.append(Group(own, "cell", "s0", words + ("; this model" if point.winner else "")))
     return marks
-
-
-def _legend(axes: Axes, trials: Sequence[Trial], width: int, parents: bool) -> list[Mark]:
-    order = [stage for stage in stages(trials) if stage != "random"]
-    entries = []
-    for stage in order:
-        words = stage.upper()[:8] if len(order) > 1 else "trials"
-        entries.append((Symbol((0, 0), 2.4, "dot", stage_colour(stage)), words, words))
-    if len(order) < len(stages(trials)):
-        entries.append((Symbol((0, 0), 2.4, colour="grey", **_RANDOM), "random search", "random"))
-    entries.append((Symbol((0, 0), 4.5, "point", "s0"), "front", "front"))
-    entries.append((Symbol((0, 0), 6.0, "chosen"), "this model", "this"))
-    if parents:
-        entries.append((Symbol((0, 0), 5.0, "parent", shape="diamond"), "parents", "parents"))
-    return legend(axes.left - 24 * (width == NARROW), width, entries)

@@ -40,14 +40,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Rect:
-    """A rectangle around a place, smaller by `inset` pixels on every side; `strength` from 0 to 1 fades it."""
+    """A rectangle around a place, `strength` from 0 to 1 fades it."""
 
     at: Spot
     size: Spot
     look: str
     colour: str = ""
     tip: str = ""
-    inset: float = 0.0
     strength: float | None = None
 
     @property

@@ -98,8 +98,7 @@ def _patch(mark: Line | Rect | Symbol, place: Axes, style: dict[str, Any], look:
         return Polygon([place.spot(corner) for corner in mark.corners], closed=bool(look.fill), **style)
     if isinstance(mark, Rect):
         (x0, x1), (y0, y1) = map(sorted, zip(*map(place.spot, mark.corners), strict=True))
-        size = (x1 - x0 - 2 * mark.inset, y1 - y0 - 2 * mark.inset)
-        return Rectangle((x0 + mark.inset, y0 + mark.inset), *size, **style)
+        return Rectangle((x0, y0), x1 - x0, y1 - y0, **style)
     x, y = _shifted(mark, place)
     if mark.shape == "circle":
         return Circle((x, y), mark.size, **style)

@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..recipes.layer_path import Hop, LayerPath
 from .marks import Group, Line, Mark, Rect, Spot, Symbol, Text
-from .scene import MIDDLE, NARROW, PIXELS, WIDE, Axes, Panel, Scene, counted, number, source_colour, sparse
+from .scene import NARROW, PIXELS, WIDE, Axes, Panel, Scene, counted, number, source_colour, sparse
 from .style import SOURCE_SHAPES
 
 _GAP = 26.0  # pixels above the layers of a source, for its name
 _MOST_LAYERS = 4096
+
+
+class Words(NamedTuple):
+    """The tokens of an answer, and for each step of the model those that it would write in their places, were it the last."""
+
+    written: Sequence[str]
+    after: Sequence[Sequence[str]]
+
+    def said(self, at: int) -> str:
+        """What a step would say, for its tip."""
+        return f"; here it would say: {' '.join(self.after[at])[:120]}" if at < len(self.after) else ""
+
+
+def words_over(axes: Axes, spots: Sequence[Spot], words: Words, above: Sequence[float]) -> list[Mark]:
+    """The first word of the answer that changes on the way, over each step where there is room, else where it changes.
+
+    Args:
+        axes: Those of the steps.
+        spots: Where the steps are.
+        words: What is written.
+        above: How many pixels higher the words stand.
+    """
+    changing = (k for k in range(len(words.written)) if len({after[k] for after in words.after}) > 1)
+    k, marks, ends = next(changing, 0), list[Mark](), list[tuple[float, float, float]]()
+    last = len(spots) - 1
+    for at in sorted(
+        range(len(spots)), key=lambda at: (at not in (0, last), words.after[at][k] == words.after[max(at - 1, 0)][k])
+    ):
+        word, (x, y) = words.after[at][k].strip()[:12], axes.spot(spots[at])
+        half = sum(6.5 if ord(letter) > 0x2E80 else 3.8 for letter in word) + 3
+        y -= above[at]
+        if word and not any(abs(y - there) < 15 and abs(x - begin) < half + wide for begin, there, wide in ends):
+            ends.append((x, y, half))
+            colour = "good" if words.after[at][k] == words.written[k] else "grey"
+            marks.append(Text(spots[at], word, "name halo", colour, "middle", (0, -above[at])))
+    return marks
 
 
 def name_of(labels: Sequence[str], source: int) -> str:
@@ -39,7 +76,7 @@ def path_scene(
     *,
     gated: bool = True,
     selected: int | None = None,
-    room: int = 0,
+    words: Words | None = None,
     width: int | None = WIDE,
 ) -> Scene:
     """Draw the route of the hidden state: hops from left to right, the layers of each source from bottom to top.
@@ -54,37 +91,35 @@ def path_scene(
         layers: Number of layers of each source; as many as the path needs where it is not known.
         gated: Whether scales are gates of what each hop adds; see `LayerPath.added`.
         selected: The hop that a visitor has selected, from 0; None where none can be.
-        room: Room for so many hops, so that pictures of several paths are alike.
+        words: What the model writes, and what it would write after each hop; the first that changes is written on the hops.
         width: The width in pixels of a page, on which a long path scrolls; None for a file, on which it is drawn narrow.
     """
     scrolls, width = width is not None, width or WIDE
-    draft = _Draft(path, layers, gated, selected is not None, max(len(path), room), width, scrolls)
+    draft = _Draft(path, layers, gated, selected is not None, width, scrolls)
     grid, title = draft.grid, path_title(path)
     marks = [mark for source in draft.bases for mark in _layer_rows(draft, source)]
     marks += _route(draft)
     marks += [_source_name(draft, labels, source) for source in draft.bases]
-    marks += [_hop(draft, at, labels, selected) for at in range(len(path))]
+    marks += [_hop(draft, at, labels, selected, words) for at in range(len(path))]
+    if words is not None and len(words.after) == len(path):
+        tops = [max(draft.spots(at), key=lambda spot: spot[1]) for at in range(len(path))]
+        marks += words_over(grid, tops, words, [max(abs(scale) * draft.unit, 2.5) + 6 for scale in path.scales])
     every = sparse(draft.pitch, 22)
     shown = [hop for hop in range(1, draft.room + 1) if hop % every == 0 or hop == 1]
-    marks += [Text((hop, -0.5), str(hop), "tick", anchor="middle", shift=(0, 16)) for hop in shown]
-    marks.append(Text((0.5, -0.5), "hop", "tick", shift=(0, 32)))
+    marks += [Text((hop, -0.5), "hop 1" if hop == 1 else str(hop), "tick", anchor="middle", shift=(0, 16)) for hop in shown]
     if folded := [name_of(labels, at)[:36] for at, count in enumerate(layers) if count and at not in draft.bases]:
-        marks.append(Text((0.5, -0.5), f"not on the path: {', '.join(folded)}", "tick", shift=(34, 32)))
-    above: list[Mark] = [Text((4, 18), title, "title"), *_legend(draft)]
-    if draft.too_wide:
-        above.append(Text((width - 10, 18), "scroll for more \N{RIGHTWARDS ARROW}", "tick", anchor="end"))
+        marks.append(Text((0.5, -0.5), f"not on the path: {', '.join(folded)}", "tick", shift=(0, 32)))
     label = f"Path picture: {title}. Arrow keys go from hop to hop."
-    panels = (Panel(grid, marks), Panel(PIXELS, above))
-    return Scene(draft.width, grid.bottom + 36, panels, label, scrolls=draft.too_wide or width == NARROW)
+    panels = (Panel(grid, marks), Panel(PIXELS, [Text((4, 18), title, "title")]))
+    return Scene(draft.width, grid.bottom + (38 if folded else 22), panels, label, draft.width > width or width == NARROW)
 
 
 class _Draft:
     """Where hops and layers are on a picture of a width."""
 
-    def __init__(
-        self, path: LayerPath, layers: Sequence[int], gated: bool, selects: bool, room: int, width: int, scrolls: bool
-    ) -> None:
-        self.path, self.gated, self.room, self.narrow = path, gated, room, width == NARROW
+    def __init__(self, path: LayerPath, layers: Sequence[int], gated: bool, selects: bool, width: int, scrolls: bool) -> None:
+        self.path, self.gated, self.narrow = path, gated, width == NARROW
+        room = self.room = len(path)
         self.added = path.added(gated=gated)
         left, after = (34.0, 26.0) if self.narrow else (92.0, 68.0)  # room for what goes in and what comes out
         near, far = (10.0, 26.0) if self.narrow else (7.0, 84.0)
@@ -100,19 +135,12 @@ class _Draft:
             self.bases[source] = rows
             rows += self.counts[source] + _GAP / self.row
         self.width = max(left + self.pitch * room + after, min(width, 348))
-        self.seen = min(self.width, width)  # without scrolling
-        self.under = self.seen < MIDDLE or width < min(self.width, WIDE)  # there is no room for a legend beside the title
-        top = 74.0 if self.under else 34.0
+        top = 34.0
         ends = (left + self.pitch * room, top + self.row * rows)
         self.grid = Axes(left, top, *ends, (0.5, room + 0.5), (-0.5, rows - 0.5))
         largest, most = max(1.0, *map(abs, path.scales)), max(max(each) for each in self.added)
         self.unit = max(min(self.pitch * 0.46, self.row * 0.8, 15.0), 5.0) / largest  # half the width of a symbol of scale 1
         self.share = min(5.0, max(min(self.pitch * 0.6, 12.0), 4.0) / max(most, 1e-9))  # the width of a line for 1
-
-    @property
-    def too_wide(self) -> bool:
-        """Whether the picture is wider than what is seen."""
-        return self.width > self.seen
 
     def line(self, share: float) -> float:
         """The width in pixels of a line for what a hop adds."""
@@ -171,13 +199,16 @@ def _route(draft: _Draft) -> list[Mark]:
     return [*lanes, *plain, *words]
 
 
-def _hop(draft: _Draft, at: int, labels: Sequence[str], selected: int | None) -> Mark:
+def _hop(draft: _Draft, at: int, labels: Sequence[str], selected: int | None, words: Words | None) -> Mark:
     """The symbols of a hop, with an invisible pad around each, so that a finger can hit a small one."""
     hop = draft.path.hops[at]
     tip = f"Hop {at + 1}: {hop_words(hop, labels)}, scale {number(hop.scale)}"
     if draft.gated:
         tip += f", adds {said(draft.added[at])} of what its layer{'s' if len(hop.terms) > 1 else ''} would"
-    marks: list[Mark] = [Rect(spot, (1.0, 24 / draft.row), "pad") for spot in draft.spots(at)]
+    tip += words.said(at) if words is not None else ""
+    marks: list[Mark] = [
+        Rect(spot, (1.0, 44 / draft.row if draft.narrow else 24 / draft.row), "pad") for spot in draft.spots(at)
+    ]
     size = max(abs(hop.scale) * draft.unit, 2.5)
     for spot, term in zip(draft.spots(at), hop.terms, strict=True):
         shape = SOURCE_SHAPES[term.source % len(SOURCE_SHAPES)]
@@ -193,34 +224,3 @@ def _shape_look(scale: float) -> str:
 def said(shares: Sequence[float]) -> str:
     """What the terms of a hop add."""
     return " + ".join(number(share, 2) for share in shares)
-
-
-def _legend(draft: _Draft) -> list[Mark]:
-    """The sizes of the least scale, 1 and the greatest, and the widths of lines."""
-    scales, shares = draft.path.scales, [share for each in draft.added for share in each]
-    right, y = draft.seen - (120 if draft.too_wide and not draft.under else 10), 40 if draft.under else 18
-    if all(value == 1 for value in [*scales, *shares]):
-        return [Text((right, y), "every scale 1, every layer whole", "tick", anchor="end")]
-    x, marks = right, list[Mark]()
-    for scale in _sizes(scales):
-        radius = max(abs(scale) * draft.unit, 2.5)
-        x -= 8.0 * len(number(scale))
-        marks.append(Text((x, y), number(scale), "tick"))
-        marks.append(Symbol((x - radius - 5, y - 4), radius, _shape_look(scale), "grey"))
-        x -= 2 * radius + 14
-    marks.append(Text((x, y), "scale", "tick", anchor="end"))
-    if draft.gated:
-        x, y = (right, 64) if draft.under else (x - 60, 18)
-        for share in _sizes(shares):
-            x -= 8.0 * len(number(share))
-            marks.append(Text((x, y), number(share), "tick"))
-            marks.append(Line(((x - 33, y - 4), (x - 13, y - 4)), "flow", "grey", width=draft.line(share)))
-            x -= 48
-        marks.append(Text((x, y), "a hop adds", "tick", anchor="end"))
-    return marks
-
-
-def _sizes(values: Sequence[float]) -> list[float]:
-    """What a legend shows, the greatest first: 1, and the ends of the range where the eye tells them from it."""
-    ends = (round(min(values), 2), round(max(values), 2))
-    return sorted({1.0, *(value for value in ends if abs(value - 1) > 0.05)}, reverse=True)

@@ -1,12 +1,12 @@
-"""Scenes: pictures as marks on axes, before anybody paints them; and the grid, the legend and the numbers that they share."""
+"""Scenes: pictures as marks on axes, before anybody paints them; and the grid and the numbers that they share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from .marks import Group, Line, Mark, Spot, Symbol, Text
+from .marks import Group, Line, Mark, Spot, Text
 
 WIDE, MIDDLE, NARROW = 1120, 700, 348
 """Widths in pixels that pictures are made for: wide screens, tablets, phones."""
@@ -119,22 +119,3 @@ def grid(axes: Axes, *, x_name: str, y_name: str, x_ticks: int) -> list[Mark]:
     ]
     marks.append(Text(((left + right) / 2, low), x_name, "tick", anchor="middle", shift=(0, 34)))
     return [*marks, Text((left, high), y_name, "tick", shift=(4 - axes.left, -8))]
-
-
-def legend(left: float, right: float, entries: Sequence[tuple[Line | Symbol, str, str]]) -> list[Mark]:
-    """Samples with their names in a row at the top of a picture: with long names if all have room, else with short ones.
-
-    Args:
-        left, right: Where the row begins, and where it has to end, in pixels.
-        entries: A mark, whose look is shown, and its long and its short name.
-    """
-    long = sum(44 + 6.2 * len(words) for _, words, _ in entries) <= right - left
-    x, marks = left, list[Mark]()
-    for sample, words, short in entries:
-        if isinstance(sample, Line):
-            marks.append(replace(sample, points=((x, 15), (x + 20, 15))))
-        else:
-            marks.append(replace(sample, at=(x + 10, 15)))
-        marks.append(Text((x + 26, 19), words if long else short, "tick"))
-        x += 42 + 6.2 * len(words if long else short)
-    return marks

@@ -20,6 +20,7 @@ COLOURS = {
     "dfs-first": "#8f6400",
     "ps-first": "#b0327a",
     "grey": "#6b7280",
+    "good": "#00704f",
 }
 """On white; `space_app/style.css` has the same, and lighter ones for dark pages."""
 
@@ -49,13 +50,10 @@ class Look:
 
 
 LOOKS = {
-    "accuracy": Look(stroke="own", width=1.8, dash=(1.5, 3.5)),
-    "all": Look(fill="own", opacity=0.13),
     "arrow": Look(fill="grey"),
     "below": Look(fill="own", opacity=0.55),
     "best": Look(stroke="own", width=2.6),
     "chosen": Look(stroke="s1", width=2.2),
-    "cursor": Look(stroke="ink", width=1.6),
     "dot": Look(fill="own", opacity=0.35),
     "failed": Look(stroke="own", width=1.0),
     "flow": Look(stroke="own", opacity=0.6),
@@ -66,8 +64,6 @@ LOOKS = {
     "markshape": Look(fill="own", stroke="paper", width=1.0),
     "markshape hollow": Look(fill="paper", stroke="own", width=2.0),
     "median": Look(stroke="own", width=1.2),
-    "middle": Look(fill="own", opacity=0.28),
-    "minus": Look(stroke="own", width=2.0),
     "pad": Look(),
     "parent": Look(fill="ink", stroke="paper", width=1.0),
     "plus": Look(fill="own"),

@@ -32,7 +32,8 @@ def responsive(draw: Callable[[int], Scene], wide: int = WIDE) -> str:
 def paint_svg(scene: Scene) -> str:
     """A scene as SVG. It shrinks with the page, unless it scrolls."""
     content = "".join(_painted(mark, panel.axes) for panel in scene.panels for mark in panel.marks)
-    style = f"width:{scene.width:.0f}px" if scene.scrolls else f"width:100%;max-width:{scene.width:.0f}px"
+    whole = "width:100%" if min(abs(scene.width - each) for each in (WIDE, MIDDLE, NARROW)) < 2 else ""  # to the page's edge
+    style = f"width:{scene.width:.0f}px" if scene.scrolls else whole or f"width:100%;max-width:{scene.width:.0f}px"
     return (
         f'<div class="ev-scroll"><svg class="ev-svg" viewBox="0 0 {scene.width:.0f} {scene.height:.0f}" style="{style}" '
         f'role="group" tabindex="0" aria-label="{escape(scene.label)}">{content}</svg></div>'
@@ -71,10 +72,9 @@ def _(mark: Line, axes: Axes) -> str:
 @_painted.register
 def _(mark: Rect, axes: Axes) -> str:
     (x0, y0), (x1, y1) = map(axes.spot, mark.corners)
-    x, y, width, height = min(x0, x1), min(y0, y1), abs(x1 - x0) - 2 * mark.inset, abs(y1 - y0) - 2 * mark.inset
-    what = "fill" if LOOKS[mark.look].fill else "stroke"
-    fades = "" if mark.strength is None else f' {what}-opacity="{mark.strength:.2f}"'
-    place = f'x="{x + mark.inset:.1f}" y="{y + mark.inset:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    x, y, width, height = min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)
+    fades = "" if mark.strength is None else f' fill-opacity="{mark.strength:.2f}"'
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
     return f"<rect{_class(mark.look, mark.colour)}{fades} {place}{_tip(mark.tip)}/>"
 
 

@@ -1,11 +1,11 @@
-"""The trials of a search, ready to be drawn: stages, generations, the best of each, and the front. Pure functions."""
+"""The trials of a search, ready to be drawn: stages, the moments at which they got better, and the front. Pure functions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 from ..recipes.stage_names import STAGES
 
@@ -78,34 +78,18 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """What one generation scored.
+class Step:
+    """A moment at which a search got better.
 
     Attributes:
-        number: Its number, from 0.
-        fitness: The fitness of its trials, from the worst to the best; without the failed ones.
-        best: Its best trial; None where all failed.
-        so_far: The best fitness up to and with this generation, of trials on all examples; None where there is none yet.
-        evaluations: What the trials up to and with this generation cost, in scores of all examples.
+        trial: The best trial of its generation, or so far.
+        height: How good the search was then, on the scale of `height`.
+        evaluations: What was spent until then, in scores of all examples.
     """
 
-    number: int
-    fitness: tuple[float, ...]
-    best: Trial | None
-    so_far: float | None
+    trial: Trial
+    height: float
     evaluations: float
-
-    def quantile(self, share: float) -> float:
-        """A quantile of the fitness."""
-        return quantile(self.fitness, share)
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """A quantile of numbers in order, by linear interpolation."""
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def stages(trials: Sequence[Trial]) -> list[str]:
@@ -131,24 +115,50 @@ def whole(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in scored if trial.examples == most]
 
 
-def generations(trials: Sequence[Trial]) -> list[Generation]:
-    """The generations of one stage's trials."""
-    members: dict[int, list[Trial]] = {}
-    for trial in trials:
-        members.setdefault(trial.generation, []).append(trial)
-    grown: list[Generation] = []
-    so_far: float | None = None
-    count = 0.0
-    compared = {trial.number for trial in whole(trials)}
-    for number in sorted(members):
-        scored = [(trial.fitness, trial) for trial in members[number] if trial.fitness is not None]
-        best = max(scored, key=lambda pair: pair[0])[1] if scored else None
-        count += sum(trial.cost for trial in members[number])
-        for value, trial in scored:
-            if trial.number in compared:
-                so_far = value if so_far is None else max(so_far, value)
-        grown.append(Generation(number, tuple(sorted(value for value, _ in scored)), best, so_far, count))
-    return grown
+def height(trial: Trial, accurate: bool) -> float:
+    """How good a trial is, where progress is seen: its accuracy, else the logarithm of what its fitness lacks to 0."""
+    if accurate:
+        return trial.accuracy or 0.0
+    fitness = trial.fitness or 0.0
+    return -math.log10(max(-fitness, 1e-6)) if fitness < 0 else fitness
+
+
+def accurate(trials: Sequence[Trial]) -> bool:
+    """Whether an accuracy is known of all trials that did not fail, and not 0 throughout."""
+    known = [trial.accuracy for trial in trials if trial.fitness is not None]
+    return None not in known and any(known)
+
+
+def climb(trials: Sequence[Trial], most: int = 24, winner: Trial | None = None) -> list[Step]:
+    """The moments at which a stage got better, in order; the last is the published model's, where it is of the stage.
+
+    Where generations are scored on batches, a height is the mean over the last quarter of what came before, so that a lucky
+    batch is no progress; elsewhere that of the best trial so far. Trials of the first generation stand by themselves.
+
+    Args:
+        trials: Those of one stage, in order.
+        most: Moments are left out where there are more, the first and the last never.
+        winner: The trial of the published model.
+    """
+    exact, ends, share = {trial.number for trial in whole(trials)}, spent(trials), accurate(trials)
+    batches = 2 * len(exact) < sum(trial.fitness is not None for trial in trials)
+    steps, past, best = list[Step](), list[float](), -math.inf
+    for _, members in groupby(zip(trials, ends, strict=True), key=lambda pair: pair[0].generation or -pair[0].number):
+        scored = [pair for pair in members if pair[0].fitness is not None and (batches or pair[0].number in exact)]
+        if not scored:
+            continue
+        trial, end = max(scored, key=lambda pair: pair[0].fitness or 0.0)
+        past.append(height(trial, share))
+        recent = past[-1 - len(past) // 4 :] if batches else past[-1:]
+        if (now := sum(recent) / len(recent)) > best:
+            best = now
+            steps.append(Step(trial, now, end))
+    every = max(1, math.ceil(len(steps) / most))
+    steps = [*steps[::every], *(steps[-1:] if (len(steps) - 1) % every else [])]
+    if winner is not None and winner in trials:
+        steps = [step for step in steps if step.trial.number < winner.number]
+        steps.append(Step(winner, height(winner, share), ends[list(trials).index(winner)]))
+    return steps
 
 
 def spent(trials: Sequence[Trial], start: float = 0.0) -> list[float]:
@@ -167,8 +177,3 @@ def best_so_far(trials: Sequence[Trial], start: float = 0.0) -> list[tuple[float
             best = trial.fitness
             points.append((at, trial))
     return [*points, *((ends[-1], trial) for _, trial in points[-1:])]
-
-
-def in_steps(grown: Sequence[Generation]) -> bool:
-    """Whether most generations are one trial, as in a search by gradient: they have no spread."""
-    return 2 * sum(len(one.fitness) > 1 for one in grown) < len(grown)

@@ -1,26 +1,27 @@
-"""The parameters of a merge per layer group, as a heat map with its numbers."""
+"""The parameters of a merge: how much of each source is in each layer, and every number in the order of the layers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from ..errors import RecipeError
-from ..recipes.layer_groups import GroupKey, parse_key
+from ..recipes.layer_groups import GroupKey, classify, parse_key, select_key
 from .marks import Group, Line, Mark, Rect, Spot, Text
-from .path import name_of
-from .scene import NARROW, PIXELS, WIDE, Axes, Panel, Scene, number, source_colour, sparse
+from .path import Words, name_of, words_over
+from .scene import NARROW, WIDE, Axes, Panel, Scene, number, source_colour, sparse, ticks
 
-_TENSOR = re.compile(r".*?\.(\d{1,6})\.(.+?)(?:\.weight)?")
+_IN_ORDER = ("q_proj", "k_proj", "v_proj", "qkv", "o_proj", "dense", "attn", "gate", "up", "down", "fc", "mlp")
 _KINDS = ("embed", "block", "head", "default", "pattern")
-_MOST_ROWS = 200
+_VECTOR = re.compile(r"norm|bias|ln_")
 WHOLE = "all"  # the group of a value for the whole model
 
 
 class WeightRow(NamedTuple):
-    """The name of a row of a heat map, its value per layer group, and whose it is; -1 where it is no source's."""
+    """The name of a row of numbers, its value per layer group, and whose it is; -1 where it is no source's."""
 
     name: str
     values: Mapping[str, float]
@@ -28,7 +29,7 @@ class WeightRow(NamedTuple):
 
     @property
     def parameter(self) -> str:
-        """What the values are of: each parameter has a scale of colours of its own."""
+        """What the values are of."""
         return self.name.rsplit(": ", 1)[-1]
 
     def at(self, group: str) -> float | None:
@@ -42,15 +43,33 @@ class WeightRow(NamedTuple):
                 return self.values[wider]
         return self.values.get(WHOLE, self.values.get("default"))
 
+    def mean(self, layer: str) -> float | None:
+        """The value of a layer, such as ``blocks.3``: the mean over its tensors but norms and biases; None where none is."""
+        wanted = _key(layer)
+        place = (wanted.kind, wanted.first if wanted.kind == "block" else None)
+        named = [key for key in self.values if _key(key).kind == "pattern" and classify(key)[:2] == place]
+        own = [self.values[key] for key in named if "*" not in key and not _VECTOR.search(key)]
+        probes = {"embed": ["model.embed_tokens.weight"], "head": ["lm_head.weight"]}.get(
+            wanted.kind, [f"model.layers.{wanted.first}.{part}.weight" for part in ("self_attn.q_proj", "mlp.up_proj")]
+        )
+        with suppress(RecipeError):  # no key names it
+            own = own or [self.values[key] for key in (select_key(tuple(self.values), probe) for probe in probes)]
+        return sum(own) / len(own) if own else self.values.get(WHOLE)
+
 
 class Weights(NamedTuple):
-    """A merge, ready to be drawn: a title, its rows, its layer groups in order, and the largest value of each parameter."""
+    """A merge, ready to be drawn: what it is, its rows, and its layer groups in order."""
 
     title: str
     rows: list[WeightRow]
     groups: list[str]
-    most: dict[str, float]
-    by_tensor: bool = False
+
+    @property
+    def layers(self) -> list[str]:
+        """The embeddings, every layer and the head, as far as numbers name them."""
+        blocks = range(1 + max((_last_block(key) for key in self.groups), default=-1))
+        first, last = ([end] if any(row.mean(end) for row in self.rows) else [] for end in ("embed", "head"))
+        return [*first, *(f"blocks.{block}" for block in blocks), *last] if blocks else [WHOLE]
 
 
 def weights_of(merge: Mapping[str, Any], labels: Sequence[str]) -> Weights:
@@ -63,28 +82,82 @@ def weights_of(merge: Mapping[str, Any], labels: Sequence[str]) -> Weights:
     rows = _rows(merge, labels)
     numbers = {name: value for name, value in (merge.get("options") or {}).items() if not isinstance(value, dict)}
     notes = [f"{name} = {value}" for name, value in numbers.items()]
-    if rows and all(row.values.get("default") == 0 and len(row.values) > 1 for row in rows):
-        rows = [row._replace(values={key: value for key, value in row.values.items() if key != "default"}) for row in rows]
-        notes.append("everything else is the base's")
     if not rows:
         rows = [WeightRow(str(name)[:48], values) for name, value in numbers.items() if (values := _group_values(value))]
     title = f"{str(merge.get('method', ''))[:40]}{': ' if notes else ''}{', '.join(notes)}"
-    largest = dict[str, float]()
-    for row in rows:
-        largest[row.parameter] = max([largest.get(row.parameter, 0.0), *map(abs, row.values.values())])
-    split = _by_tensor(rows)
-    most = {each.name: largest[row.parameter] or 1.0 for row, parts in zip(rows, split, strict=True) for each in parts}
-    shown = [each for parts in split for each in parts]
-    groups = sorted({group for row in shown for group in row.values} - {WHOLE}, key=_order) or [WHOLE]
-    return Weights(title, shown, groups, most, len(shown) > len(rows))
+    groups = sorted({group for row in rows for group in row.values} - {WHOLE}, key=_order) or [WHOLE]
+    return Weights(title, rows, groups)
 
 
-def weights_scene(weights: Weights, width: int = WIDE) -> Scene:
-    """Draw the parameters of a merge, each value in its source's colour: filled, or outlined where it is negative.
+def weights_scene(weights: Weights, width: int = WIDE, words: Words | None = None) -> Scene:
+    """Draw a bar for each source in each layer, beside each other; one strip for each parameter.
 
-    Layer groups go from left to right, or on phones from top to bottom.
+    Args:
+        weights: What `weights_of` reads.
+        width: The width in pixels that there is.
+        words: What the model would write after each layer.
     """
-    return _down(weights) if width == NARROW and not weights.by_tensor else _across(weights, width)
+    columns = weights.layers
+    strips = [list(rows) for _, rows in groupby(weights.rows, key=lambda row: row.parameter)]
+    pitch = max(min((width - 50) / len(columns), 110.0), 44.0 if width == NARROW else 10.0 * max(map(len, strips)))
+    top, right, panels = 0.0, 40 + pitch * len(columns), list[Panel]()
+    for rows in strips:
+        values = [value for row in rows for column in columns if (value := _value(row, column)) is not None]
+        low, high = min([0.0, *values]), max([0.0, *values])
+        top += 76.0 if words and not top else 44.0
+        axes = Axes(40, top, right, top + 150, (-0.5, len(columns) - 0.5), (low, high if high > low else 1.0))
+        panels.append(Panel(axes, _strip(axes, columns, rows, words if not panels else None)))
+        top += 176.0
+    label = f"{weights.title}: how much of each source is in each layer. Arrow keys go from layer to layer."
+    return Scene(right + 10, top, panels, label, right + 10 > width + 4)
+
+
+def _value(row: WeightRow, column: str) -> float | None:
+    return row.at(column) if column == WHOLE else row.mean(column)
+
+
+def _strip(axes: Axes, columns: Sequence[str], rows: Sequence[WeightRow], words: Words | None) -> list[Mark]:
+    """The bars of a parameter, with the names of the rows above them."""
+    marks, (low, high), x = list[Mark](), axes.y_range, 4.0 - axes.left
+    for row in rows:
+        name = row.name.removesuffix(": weight")
+        marks.append(Text((-0.5, high), name, "name", source_colour(row.source), shift=(x, -58 if words else -26)))
+        x += 18 + 8.2 * len(name)
+    for tick in ticks(low, high, 4):
+        marks.append(Line(((-0.5, tick), (len(columns) - 0.5, tick)), "gridline"))
+        marks.append(Text((-0.5, tick), number(tick), "tick", anchor="end", shift=(-6, 4)))
+    pitch, thick = (axes.right - axes.left) / len(columns), 0.8 / len(rows)
+    every = sparse(pitch, 34, (1, 2, 4, 8, 16, 4096))
+    for at, column in enumerate(columns):
+        bars: list[Mark] = [Rect((at, (low + high) / 2), (1, high - low), "pad")]
+        for place, row in enumerate(rows):
+            if (value := _value(row, column)) is not None:
+                spot = at + (place - (len(rows) - 1) / 2) * thick
+                bars.append(
+                    Rect((spot, value / 2), (thick * 0.9, abs(value)), "plus", source_colour(row.source), strength=0.75)
+                )
+                if pitch * thick >= 17:
+                    bars.append(
+                        Text(
+                            (spot, max(value, 0.0)),
+                            number(value, 2 if pitch * thick >= 26 else 1),
+                            "tick halo",
+                            "",
+                            "middle",
+                            (0, -4),
+                        )
+                    )
+        after = int(column.removeprefix("blocks.")) if column.startswith("blocks.") else -1
+        said = ", ".join(f"{row.name.removesuffix(': weight')} {number(_value(row, column))}" for row in rows)
+        tip = f"{'layer ' if after >= 0 else ''}{group_name(column)}: {said}{words.said(after) if words and after >= 0 else ''}"
+        marks.append(Group(bars, "cell", tip=tip))
+        if at % every == 0 or after < 0:
+            marks.append(Text((at, low), group_name(column), "tick", anchor="middle", shift=(0, 17)))
+    blocks: list[Spot] = [(float(at), high) for at, column in enumerate(columns) if column.startswith("blocks.")]
+    return [
+        *marks,
+        *(words_over(axes, blocks, words, [20.0] * len(blocks)) if words and len(blocks) == len(words.after) else []),
+    ]
 
 
 def _rows(merge: Mapping[str, Any], labels: Sequence[str]) -> list[WeightRow]:
@@ -104,7 +177,7 @@ def _rows(merge: Mapping[str, Any], labels: Sequence[str]) -> list[WeightRow]:
 
 def group_name(group: str) -> str:
     """A layer group as pictures and tables call it."""
-    return {WHOLE: "all layers", "default": "all others"}.get(group, group.removeprefix("blocks."))[:20]
+    return {WHOLE: "all layers", "default": "all others"}.get(group, group.removeprefix("blocks."))[:80]
 
 
 def _group_values(value: object) -> dict[str, float]:
@@ -134,94 +207,18 @@ def _covers(wide: GroupKey, key: GroupKey) -> bool:
     return wide.kind == "block" and wide.first <= key.first and key.last <= wide.last and wide.has_half(key.half)
 
 
-def _order(group: str) -> tuple[int, int, int, str]:
+def _order(group: str) -> tuple[int, int, int, bool, int, str]:
+    """Where a group comes: in the order of the layers, the tensors of a layer in the order in which they work, norms last."""
     key = _key(group)
-    return _KINDS.index(key.kind), key.first, key.last, key.half or key.pattern
+    if key.kind != "pattern" or "*" in group:
+        return _KINDS.index(key.kind), key.first, key.last, False, 0, key.half or key.pattern
+    kind, block, _ = classify(group)
+    works = next((place for place, name in enumerate(_IN_ORDER) if name in group.rsplit(".layers.")[-1]), len(_IN_ORDER))
+    return _KINDS.index(kind), block or 0, block or 0, bool(_VECTOR.search(group)), works, group
 
 
-def _by_tensor(rows: Sequence[WeightRow]) -> list[list[WeightRow]]:
-    """Where a row has a value for each tensor: a row for each kind of tensor, with a value per layer."""
-    split = []
-    for row in rows:
-        kinds: dict[str, dict[str, float]] = {}
-        for key, value in row.values.items():
-            match = _TENSOR.fullmatch(key)
-            kind = match[2].rsplit(".", 1)[-1] if match else group_name(key)
-            kinds.setdefault(kind, {})[f"blocks.{match[1]}" if match else WHOLE] = value
-        if not any("blocks." in key for values in kinds.values() for key in values) or len(rows) * len(kinds) > _MOST_ROWS:
-            split.append([row])
-            continue
-        name = row.name.removesuffix(": weight")
-        ordered = sorted(kinds.items(), key=lambda item: WHOLE in item[1])
-        split.append([WeightRow(f"{name}: {kind}"[:48], values, row.source) for kind, values in ordered])
-    return split
-
-
-def _cell(weights: Weights, row: WeightRow, group: str, at: Spot, size: Spot) -> Mark:
-    """A value, the stronger the larger it is; `size` is that of a cell in pixels."""
-    value = row.at(group)
-    if value is None:
-        return Rect(at, (1, 1), "unused", inset=1.0)
-    strength = abs(value) / weights.most[row.name]
-    if value < 0:
-        marks: list[Mark] = [Rect(at, (1, 1), "minus", inset=2.0, strength=0.25 + 0.75 * strength)]
-    else:
-        marks = [Rect(at, (1, 1), "plus", inset=1.0, strength=0.04 + 0.46 * strength)]  # words are read on it
-    if size[0] >= 34:
-        marks.append(Text(at, number(value, 2), anchor="middle", shift=(0, 4)))
-    tip = f"{row.name}, {group_name(group)}: {number(value)}"
-    return Group(marks, "cell", source_colour(row.source), tip)
-
-
-def _across(weights: Weights, room: int) -> Scene:
-    """Layer groups from left to right, below each other a source's rows under its name where it has many."""
-    title, rows, groups, _, _ = weights
-    blocks = [list(each) for _, each in groupby(rows, key=lambda row: row.source)]
-    under = max(map(len, blocks)) > 3
-    names = [row.parameter if under else row.name for row in rows]
-    left = 14 + 7.2 * max(map(len, names))
-    width, height = max(min((room - left - 12) / len(groups), 84.0), 14.0), 22.0 if under else 34.0
-    count = len(rows) + len(blocks) * under
-    axes = Axes(left, 34, left + width * len(groups), 34 + height * count, (-0.5, len(groups) - 0.5), (count - 0.5, -0.5))
-    y, marks = 0, list[Mark]()
-    for block in blocks:
-        if under:
-            words = block[0].name.split(": ", 1)[0]
-            marks.append(Text((-0.5, y), words, "name", source_colour(block[0].source), shift=(0, 3)))
-            y += 1
-        for row in block:
-            marks.append(Text((-0.5, y), row.parameter if under else row.name, anchor="end", shift=(-8, 4)))
-            marks += [_cell(weights, row, group, (x, y), (width, height)) for x, group in enumerate(groups)]
-            y += 1
-    every = sparse(width, 7.5 * max(len(group_name(group)) for group in groups), (1, 2, 4, 8, 16, 4096))
-    for x, group in enumerate(groups):
-        if x % every == 0 or group in ("embed", "head"):
-            marks.append(Text((x, count - 0.5), group_name(group), "tick", anchor="middle", shift=(0, 16)))
-    marks.append(Text((-0.5, count - 0.5), "layer", "tick", shift=(0, 32)))
-    return _scene(weights, axes, marks, [Text((4, 18), title, "title")], (axes.right + 12, axes.bottom + 42), room)
-
-
-def _down(weights: Weights) -> Scene:
-    """Layer groups from top to bottom, for phones."""
-    title, rows, groups, _, _ = weights
-    left = 14 + 7.2 * max(len(group_name(group)) for group in groups)
-    width, top = max((NARROW - left - 6) / len(rows), 40.0), 42.0 + 16 * len(rows)
-    axes = Axes(
-        left, top, left + width * len(rows), top + 26.0 * len(groups), (-0.5, len(rows) - 0.5), (len(groups) - 0.5, -0.5)
-    )
-    above: list[Mark] = [Text((4, 18), title[:44], "title")]
-    for x, row in enumerate(rows):
-        begin = left + x * width
-        above.append(Text((begin, 38 + 16 * x), row.name, "tick"))
-        above.append(Line(((begin + 2, 42 + 16 * x), (begin + 2, top - 2)), "route"))
-    marks: list[Mark] = []
-    for y, group in enumerate(groups):
-        marks.append(Text((-0.5, y), group_name(group), "tick", anchor="end", shift=(-8, 4)))
-        marks += [_cell(weights, row, group, (x, y), (width, 26.0)) for x, row in enumerate(rows)]
-    return _scene(weights, axes, marks, above, (axes.right + 4, axes.bottom + 8), NARROW)
-
-
-def _scene(weights: Weights, axes: Axes, marks: list[Mark], above: list[Mark], size: Spot, room: int) -> Scene:
-    label = f"Heat map: {weights.title}. Arrow keys go from cell to cell."
-    panels = (Panel(axes, marks), Panel(PIXELS, above))
-    return Scene(*size, panels, label, scrolls=size[0] > room + 4)
+def _last_block(group: str) -> int:
+    """The last layer that a group names; -1 where it names none."""
+    key = _key(group)
+    block = classify(group)[1] if key.kind == "pattern" else None
+    return key.last if key.kind == "block" else -1 if block is None else block

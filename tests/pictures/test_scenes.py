@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from hf_evomerge.pictures.fitness import fitness_range, fitness_scene, spread_scene, stage_colour
+from hf_evomerge.pictures.climb import climb_scene
+from hf_evomerge.pictures.fitness import fitness_range, fitness_scene, stage_colour
 from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.marks import Group, Line, Mark, Rect, Symbol, Text
-from hf_evomerge.pictures.path import path_scene
+from hf_evomerge.pictures.path import Words, path_scene
 from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, Panel, Scene, ticks
-from hf_evomerge.pictures.trials import Generation, Objective, Point, Trial, generations, of_stage
+from hf_evomerge.pictures.trials import Objective, Point, Step, Trial
 from hf_evomerge.pictures.weights import weights_of, weights_scene
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.gates import gate_path
@@ -86,13 +87,6 @@ def test_a_catastrophic_trial_does_not_set_the_limits() -> None:
         assert low < max(fitness) < high
 
 
-def test_bands_are_quantiles_of_trials_that_follow_each_other() -> None:
-    """The middle half of five trials is between their second and their fourth, in the middle of their evaluations."""
-    scene = fitness_scene(trials_of(-5.0, -1.0, -2.0, -4.0, -3.0, -3.0, -2.5, -2.0, -1.5, -1.0), {})
-    (middle,) = of_kind(scene, Line, "middle")
-    assert list(middle.points) == [(3, -2.0), (8, -1.5), (8, -2.5), (3, -4.0)]
-
-
 def test_levels_are_lines_and_their_names_are_apart() -> None:
     """Every level has a line at its value and its name beside it; names of near levels do not overlap."""
     levels = {"base": -3.0, "parent-a": -1.201, "parent-b": -1.2}
@@ -108,36 +102,6 @@ def test_levels_are_lines_and_their_names_are_apart() -> None:
         assert all(after - before >= 14 for before, after in pairwise(heights))
 
 
-def test_the_accuracy_of_the_best_has_an_axis_of_its_own() -> None:
-    """The dotted line is the accuracy of the trials of the bold one, from 0 to 1; without accuracies there is none."""
-    trials = [Trial("ps", k, k, -2.0 + k, accuracy=0.25 * k) for k in range(3)]
-    scene = fitness_scene(trials, {})
-    panel = next(panel for panel in scene.panels if any(mark.look == "accuracy" for mark in panel.marks))
-    assert panel.axes.y_range == (0.0, 1.0)
-    line = next(mark for mark in panel.marks if isinstance(mark, Line))
-    assert list(line.points) == [(1, 0.0), (2, 0.25), (3, 0.5), (3, 0.5)]
-    assert not of_kind(fitness_scene(trials_of(-1.0), {}), Line, "accuracy")
-
-
-def test_the_best_value_keeps_off_dotted_lines() -> None:
-    """The number at the end of one stage's line is not across another stage's line of accuracies."""
-    for shared, width in ((shared, width) for shared in (0.0, 0.1, 0.35, 0.6, 0.9) for width in WIDTHS):
-        trials = [Trial("ps", k, k, -1.0 if k else -1.5, accuracy=0.0) for k in range(8)]
-        trials += [Trial("random", k, 0, -2.0 + k / 10, accuracy=shared) for k in range(8)]
-        scene = fitness_scene(trials, {}, width=width)
-        dotted = [
-            panel.axes.y(y)
-            for panel in scene.panels
-            for mark in panel.marks
-            if isinstance(mark, Line) and mark.look == "accuracy" and mark.tip
-            for _, y in mark.corners
-        ]
-        axes = scene.panels[0].axes
-        for text in of_kind(scene, Text, "value"):
-            base = axes.y(text.at[1]) + text.shift[1]
-            assert not [y for y in dotted if base - 10 < y < base], (shared, width, text.words)
-
-
 def test_ten_thousand_trials_are_thinned_and_their_best_is_not() -> None:
     """A long search has at most 1,500 dots, and the whole line of the best."""
     trials = [Trial("dfs", k, k // 128, -1000.0 / (k + 1)) for k in range(10_000)]
@@ -146,36 +110,18 @@ def test_ten_thousand_trials_are_thinned_and_their_best_is_not() -> None:
     assert of_kind(scene, Line, "best")[0].points[-1] == (10_000, -0.1)
 
 
-def test_a_spread_holds_quantiles_and_marks_a_generation() -> None:
-    """All trials, their middle half, the median and the best so far are over the generation; a line marks one."""
-    grown = [Generation(3, (-4.0, -2.0, 0.0), None, 0.0, 3.0), Generation(4, (-3.0, -1.0), None, 0.5, 5.0)]
-    scene = spread_scene(grown, 4, (-5.0, 1.0), "dfs", chosen=3)
-    assert list(of_kind(scene, Line, "all")[0].points) == [(3, 0.0), (4, -1.0), (4, -3.0), (3, -4.0)]
-    assert list(of_kind(scene, Line, "middle")[0].points) == [(3, -1.0), (4, -1.5), (4, -2.5), (3, -3.0)]
-    assert list(of_kind(scene, Line, "median")[0].points) == [(3, -2.0), (4, -2.0)]
-    assert list(of_kind(scene, Line, "best")[0].points) == [(3, 0.0), (4, 0.5)]
-    assert {x for x, _ in of_kind(scene, Line, "cursor")[0].points} == {4}
-    assert {x for x, _ in of_kind(scene, Line, "level")[0].points} == {3}
-    assert "the published model" in words(scene)
-    assert [pad.tip.split(":")[0] for pad in of_kind(scene, Rect, "pad")] == ["Generation 3", "Generation 4"]
-
-
-def test_generations_below_the_picture_are_marked() -> None:
-    """A generation that reaches below the picture has a triangle there, and the words above the chart say what that is."""
-    grown = generations(of_stage(SEARCH, "ps"))
-    for lowest, marks in ((-100.0, 0), (-7.0, 1), (-5.5, 2)):
-        for width in WIDTHS:
-            scene = spread_scene(grown, 0, (lowest, 0.0), "ps", width=width)
-            assert len(of_kind(scene, Symbol, "below")) == marks
-            assert any("below" in said for said in words(scene)) == (marks > 0)
-
-
-def test_a_search_in_steps_has_no_shades() -> None:
-    """Where most generations are one trial only lines are drawn and named."""
-    scene = spread_scene(generations(trials_of(-3.0, -2.0, -1.0, population=1)), 1, (-4.0, 0.0), "ps")
-    assert not of_kind(scene, Line, "all")
-    assert list(of_kind(scene, Line, "median")[0].points) == [(0, -3.0), (1, -2.0), (2, -1.0)]
-    assert not any("median" in said for said in words(scene))
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_climb_is_a_bar_for_each_moment(width: int) -> None:
+    """Bars end at the heights, those after the moment that is shown are pale, and its score stands over it."""
+    steps = [Step(Trial("ps", k, k, -1.0, accuracy=k / 4), k / 4, 1.0 + k) for k in range(4)]
+    scene = climb_scene(steps, 2, "ps", accurate=True, width=width)
+    bars = [bar for cell in of_kind(scene, Group, "cell") for bar in of_kind(cell, Rect)]
+    assert [max(y for _, y in bar.corners) for bar in bars] == [0.0, 0.25, 0.5, 0.75]
+    assert [bar.strength > 0.5 for bar in bars if bar.strength is not None] == [True, True, True, False]
+    assert {"50 %", "100 %", "1", "evaluations spent"} <= set(words(scene))
+    assert [text.at for text in of_kind(scene, Text, "name")] == [(2, 0.5)]
+    flat = climb_scene(steps[:1], 0, "ps", accurate=False, width=width)
+    assert len(of_kind(flat, Group, "cell")) == 1
 
 
 def test_no_stage_has_the_colour_of_a_source() -> None:
@@ -220,14 +166,12 @@ def test_the_front_holds_trials_points_and_parents_where_their_values_are(width:
     assert {"fitness (share)", "hops", "a, b"} <= set(words(scene))
 
 
-def test_there_is_no_half_generation_or_hop() -> None:
-    """Below a picture of few generations, or of paths of nearly the same length, stand whole numbers only."""
+def test_there_is_no_half_hop() -> None:
+    """Below a picture of paths of nearly the same length stand whole numbers only."""
     trials = [Trial("dfs", k, 0, -1.0 - k, others={"hops": 7.0 + k}) for k in range(3)]
     points = [Point(0, "dfs", 0, {"fitness": -1.0, "hops": 7.0}, {}, True)]
-    spread = spread_scene(generations(of_stage(SEARCH, "ps")), 0, (-7.0, 0.0), "ps")
-    for scene, expected in ((spread, ["0", "1", "2"]), (front_scene(trials, points, OBJECTIVES, {}), ["7", "8", "9"])):
-        below = [text.words for text in of_kind(scene, Text) if text.anchor == "middle" and text.shift == (0, 17)]
-        assert below == expected
+    scene = front_scene(trials, points, OBJECTIVES, {})
+    assert [text.words for text in of_kind(scene, Text) if text.anchor == "middle" and text.shift == (0, 17)] == ["7", "8", "9"]
 
 
 def test_ticks_are_round_and_inside() -> None:
@@ -285,6 +229,31 @@ def test_a_line_is_as_wide_as_what_its_hop_adds() -> None:
     assert LayerPath.parse("0:0-2", [1.0, 0.0, 2.0]).added(gated=True) == [[1.0], [0.0], [2.0]]
 
 
+def test_what_is_said_stands_on_the_hops() -> None:
+    """The first word that changes is over each hop, green where it is the answer's; the tip has all; narrow, those that fit."""
+    path = LayerPath.parse("0:0-3")
+    after = [("a", "x"), ("a", "yes"), ("a", "no"), ("a", "no")]
+    scene = path_scene(path, ["a"], [4], words=Words(("a", "no"), after))
+    over = [text for text in of_kind(scene, Text, "name") if text.anchor == "middle"]
+    assert sorted((text.at[0], text.words, text.colour) for text in over) == [
+        (1, "x", "grey"),
+        (2, "yes", "grey"),
+        (3, "no", "good"),
+        (4, "no", "good"),
+    ]
+    assert of_kind(scene, Group, "hop")[1].tip.endswith("; here it would say: a yes")
+    long = Words(("word",), [("other words",)] * 6 + [("word",)])
+    crowded = path_scene(LayerPath.parse("0:0 x7"), ["a"], [1], words=long, width=NARROW)
+    shown = [text.words for text in of_kind(crowded, Text, "name") if text.anchor == "middle"]
+    assert {"other words", "word"} == set(shown)
+    assert len(shown) < 7
+    weights = weights_of({"method": "linear", "parameters": [{"weight": {"blocks.0-3": 1.0}}]}, ["a"])
+    assert (
+        sum(text.look.startswith("name") for text in of_kind(weights_scene(weights, words=Words(("a", "no"), after)), Text))
+        == 5
+    )
+
+
 def test_lines_lead_from_hop_to_hop() -> None:
     """A serial hop is joined to the one before; the lanes of a sum meet half way to the next hop."""
     scene = path_scene(LayerPath.parse("0:0, 0:1 + 1:0, 0:2"), ["a", "b"], [3, 1])
@@ -309,16 +278,6 @@ def test_skipped_layers_are_grey_and_unused_sources_are_named() -> None:
         [0, 1, 2, 5]
     )
     assert {"a   5 of 6 layers", "b   2 of 6 layers", "not on the path: c"} <= set(words(scene))
-
-
-def test_the_legend_shows_the_sizes_that_are_drawn() -> None:
-    """The legend's symbols are as wide as those of the scale they are named after."""
-    scene = path_scene(LayerPath.parse(HOPS, SCALES), ["a", "b"], [6, 6], gated=False)
-    one = of_kind(of_kind(scene, Group, "hop")[0], Symbol)[0].size
-    legend = [mark for mark in scene.panels[-1].marks if isinstance(mark, Symbol)]
-    assert [mark.size / one for mark in legend] == pytest.approx([1.4, 1.0, 0.7])
-    assert legend[-1].look == "markshape hollow"
-    assert {"1.4", "1", f"{MINUS}0.7", "scale"} <= set(words(scene))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -348,40 +307,66 @@ def test_the_longest_path_fits_a_file() -> None:
 MERGE = {
     "method": "dare_ties",
     "options": {"lambda": 1.0, "t": {"blocks.0": 0.5}},
-    "parameters": [
-        {"weight": {"head": 0.25, "blocks.10": -0.5, "blocks.2": 1.5, "embed": 1}, "density": 0.3},
-        {"weight": 0.75},
-    ],
+    "parameters": [{"weight": {"head": 0.25, "blocks.1": -0.5, "blocks.2": 1.5, "embed": 1}, "density": 0.3}, {"weight": 0.75}],
 }
 
 
-def heat(merge: Any, labels: Sequence[str] = ("a", "b"), width: int = WIDE) -> Scene:
-    """The heat map of a merge."""
-    return weights_scene(weights_of(merge, labels), width)
+def tips(merge: Any, labels: Sequence[str] = ("a", "b"), width: int = WIDE) -> list[str]:
+    """What the layers of a picture of weights say."""
+    return [cell.tip for cell in of_kind(weights_scene(weights_of(merge, labels), width), Group, "cell")]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_heat_map_holds_every_number(width: int) -> None:
-    """Each weight and density is one cell with its number, in the order of the layers, wide and narrow."""
-    tips = [cell.tip for cell in of_kind(heat(MERGE, width=width), Group, "cell")]
-    row = [tip for tip in tips if tip.startswith("a: weight")]
-    assert row == ["a: weight, embed: 1", "a: weight, 2: 1.5", f"a: weight, 10: {MINUS}0.5", "a: weight, head: 0.25"]
-    assert {"b: weight, 2: 0.75", "a: density, head: 0.3", "t, 0: 0.5"} <= set(tips)
+def test_a_strip_holds_every_parent_in_every_layer(width: int) -> None:
+    """Each parameter has a strip: the embeddings, the layers and the head, with a number of each source that has one."""
+    none = "\N{EN DASH}"
+    assert tips(MERGE, width=width) == [
+        "embed: a 1, b 0.75",
+        f"layer 0: a {none}, b 0.75",
+        f"layer 1: a {MINUS}0.5, b 0.75",
+        "layer 2: a 1.5, b 0.75",
+        "head: a 0.25, b 0.75",
+        *(f"{name}: a: density 0.3" for name in ("embed", "layer 0", "layer 1", "layer 2", "head")),
+        f"embed: t {none}",
+        "layer 0: t 0.5",
+        *(f"{name}: t {none}" for name in ("layer 1", "layer 2", "head")),
+    ]
 
 
-def test_cells_are_in_the_row_of_their_source_and_the_column_of_their_group() -> None:
-    """Columns go in the order of the layers; a negative value is outlined; the strength goes with the size of the value."""
-    cells = of_kind(heat(MERGE), Group, "cell")
-    (minus,) = (rect for cell in cells for rect in of_kind(cell, Rect, "minus"))
-    assert minus.at == (3, 0)  # embed, 0, 2, 10, head
-    assert minus.strength == pytest.approx(0.25 + 0.75 / 3)
-    strengths = {cell.tip: of_kind(cell, Rect)[0].strength for cell in cells}
-    assert strengths["a: weight, 2: 1.5"] == strengths["a: density, 2: 0.3"] == pytest.approx(0.5)  # text is readable on it
-    assert {cell.colour for cell in cells if cell.tip.startswith("b: ")} == {"s1"}
+def test_bars_begin_at_0_and_end_at_their_value() -> None:
+    """A bar is of its source's colour and beside the other source's; a negative one goes down."""
+    scene = weights_scene(
+        weights_of({"method": "linear", "parameters": [{"weight": {"blocks.0": -0.5}}, {"weight": 2.0}]}, "ab")
+    )
+    bars = {bar.colour: bar for bar in of_kind(scene, Rect, "plus")}
+    assert {colour: sorted(y for _, y in bar.corners) for colour, bar in bars.items()} == {"s0": [-0.5, 0.0], "s1": [0.0, 2.0]}
+    assert max(x for x, _ in bars["s0"].corners) < min(x for x, _ in bars["s1"].corners)
+
+
+def test_a_layer_has_the_mean_of_its_matrices() -> None:
+    """Of weights for tensors the mean of a layer is drawn, without norms; of halves that of both; patterns count too."""
+    layer = "model.layers.1."
+    tensors = {
+        f"{layer}mlp.up_proj.weight": 1.0,
+        f"{layer}self_attn.q_proj.weight": 2.0,
+        f"{layer}input_layernorm.weight": 90.0,
+    }
+    halves = {"blocks.0-1.attn": 1.0, "blocks.0-1.mlp": 2.0, "default": 0.5}
+    merge = {
+        "method": "linear",
+        "parameters": [{"weight": tensors}, {"weight": halves}, {"weight": {"*up_proj*": 3.0, "default": 1.0}}],
+    }
+    none = "\N{EN DASH}"
+    assert tips(merge, "abc") == [
+        f"embed: a {none}, b 0.5, c 1",
+        f"layer 0: a {none}, b 1.5, c 2",
+        "layer 1: a 1.5, b 1.5, c 2",
+        f"head: a {none}, b 0.5, c 1",
+    ]
 
 
 def test_a_group_takes_the_value_of_a_wider_group_or_of_all_others() -> None:
-    """Where sources are cut into other groups, each column still has the number that counts there."""
+    """Where sources are cut into other groups, each line of the table still has the number that counts there."""
     wide = {"weight": {"embed": 0.5, "blocks.0-3": 0.1, "default": 0.9}}
     fine = {"weight": {"blocks.0-1.attn": 0.2, "blocks.2-3": 0.3}}
     weights = weights_of({"method": "linear", "parameters": [wide, fine]}, ["a", "b"])
@@ -390,41 +375,34 @@ def test_a_group_takes_the_value_of_a_wider_group_or_of_all_others() -> None:
     assert [weights.rows[1].at(group) for group in weights.groups] == [None, 0.2, None, 0.3, None]
 
 
-def test_a_whole_model_merge_is_a_cell_per_source() -> None:
-    """A number for the whole model, or a default alone, is one column; a global number such as slerp's t is a row."""
+def test_a_whole_model_merge_is_one_column() -> None:
+    """A number for the whole model, or a default alone, is one column, also slerp's t; switches have none."""
     part = {"method": "ties", "parameters": [{"weight": {"default": 0.6}}, {"weight": 0.7}]}
-    assert [cell.tip for cell in of_kind(heat(part), Group, "cell")] == [
-        "a: weight, all layers: 0.6",
-        "b: weight, all layers: 0.7",
-    ]
-    assert [cell.tip for cell in of_kind(heat({"method": "slerp", "options": {"t": 0.25}}), Group, "cell")] == [
-        "t, all layers: 0.25"
-    ]
+    assert tips(part) == ["all layers: a 0.6, b 0.7"]
+    assert tips({"method": "slerp", "options": {"t": 0.25}}) == ["all layers: t 0.25"]
     assert weights_of({"method": "linear", "options": {"normalize": True}}, ["a"]).rows == []
 
 
-def test_values_per_tensor_are_a_row_for_each_kind_of_tensor() -> None:
-    """Where each tensor has a weight, rows are kinds of tensors and columns layers."""
-    tensors = {
-        f"model.layers.{k}.{name}.weight": k + shift for k in (0, 1) for name, shift in (("mlp.up_proj", 0.5), ("q_proj", 1))
-    }
-    weights = weights_of({"method": "linear", "parameters": [{"weight": tensors}]}, ["a"])
-    assert [(row.name, dict(row.values)) for row in weights.rows] == [
-        ("a: up_proj", {"blocks.0": 0.5, "blocks.1": 1.5}),
-        ("a: q_proj", {"blocks.0": 1, "blocks.1": 2}),
+def test_tensors_are_listed_as_they_work() -> None:
+    """Layer by layer: q, k, v, o, then gate, up, down, then norms; the embeddings first, the head last."""
+    names = ("mlp.down_proj", "mlp.up_proj", "self_attn.o_proj", "self_attn.q_proj", "input_layernorm", "self_attn.k_proj")
+    tensors = {f"model.layers.{k}.{name}.weight": 1.0 for k in (10, 2) for name in names}
+    groups = weights_of(
+        {"method": "linear", "parameters": [{"weight": {"lm_head.weight": 1.0, **tensors, "model.embed_tokens.weight": 1.0}}]},
+        "a",
+    ).groups
+    assert [group.split(".")[-2] for group in groups[:8]] == [
+        "embed_tokens",
+        "q_proj",
+        "k_proj",
+        "o_proj",
+        "up_proj",
+        "down_proj",
+        "input_layernorm",
+        "q_proj",
     ]
-    assert set(weights.most.values()) == {2.0}
-
-
-def test_what_is_the_bases_is_said_and_not_drawn() -> None:
-    """A weight of 0 for all tensors that no group names is a word in the title; any other is a column."""
-
-    def shown(rest: float) -> tuple[str, bool]:
-        said = words(heat({"method": "ties", "parameters": [{"weight": {"blocks.0": 1.0, "default": rest}}]}, ["a"]))
-        return next(text for text in said if "ties" in text), "all others" in said
-
-    assert shown(0.0) == ("ties: everything else is the base's", False)
-    assert shown(0.5) == ("ties", True)
+    assert [int(group.split(".")[2]) for group in groups[1:-1]] == [2] * 6 + [10] * 6
+    assert groups[-1] == "lm_head.weight"
 
 
 def test_axes_put_numbers_between_their_edges() -> None:

@@ -1,10 +1,10 @@
-"""Trials are sorted into stages and generations, and the best of them is one that was scored like the others."""
+"""Trials are sorted into stages and moments, and the best of them is one that was scored like the others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hf_evomerge.pictures.trials import Trial, best_so_far, generations, of_stage, stages, without_first
+from hf_evomerge.pictures.trials import Trial, best_so_far, climb, of_stage, stages, without_first
 
 FITNESS = (-5.0, -4.0, None, -6.0, -3.0, -3.5, -2.0, -90.0, -2.5)
 SEARCH = [
@@ -13,19 +13,38 @@ SEARCH = [
 ]
 
 
-def test_generations_say_spread_and_best() -> None:
-    """Fitness, best trial, best so far and evaluations of each generation; a failed trial has no fitness."""
-    grown = generations(of_stage(SEARCH, "ps"))
-    assert [one.fitness for one in grown] == [(-6.0, -5.0, -4.0), (-90.0, -3.5, -3.0, -2.0), (-2.5,)]
-    assert [one.best.number for one in grown if one.best] == [1, 6, 8]
-    assert [one.so_far for one in grown] == [-4.0, -2.0, -2.0]
-    assert [one.evaluations for one in grown] == [4, 8, 9]
-    assert grown[0].quantile(0.25) == -5.5
+def test_a_search_climbs_where_its_best_rises() -> None:
+    """Each moment has the best trial so far, its height and what was spent; trials of the first generation stand alone."""
+    steps = climb(of_stage(SEARCH, "ps"))
+    assert [(step.trial.number, step.evaluations) for step in steps] == [(0, 1), (1, 2), (6, 7)]
+    assert [round(step.height, 3) for step in steps] == [-0.699, -0.602, -0.301], "what a fitness lacks to 0, as a logarithm"
     assert stages(SEARCH) == ["ps", "random"]
 
 
+def test_a_lucky_batch_is_no_progress() -> None:
+    """On batches a height is the mean of the last quarter; the published model is the last moment, and nothing follows it."""
+    shares = [0.0, 0.5, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
+    trials = [Trial("ps", k, k, -1.0, accuracy=share, examples=8) for k, share in enumerate(shares)]
+    trials += [Trial("ps", 16, 16, -0.5, accuracy=0.75, examples=64), Trial("ps", 17, 17, -0.1, accuracy=1.0, examples=8)]
+    assert [(step.trial.number, step.height) for step in climb(trials)] == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    steadier = climb(trials[3:])
+    assert [step.height for step in steadier][:1] == [0.5]
+    assert max(step.height for step in steadier if step.trial.number < 13) < 1
+    found = climb(trials, winner=trials[16])
+    assert (found[-1].trial, found[-1].height, found[-1].evaluations) == (trials[16], 0.75, 17)
+    assert {step.trial.number for step in found} <= {*range(16), 16}
+
+
+def test_of_many_moments_some_are_shown() -> None:
+    """At most so many, of which the first and the last stay."""
+    trials = [Trial("ps", k, k, -1.0 / (k + 1)) for k in range(100)]
+    numbers = [step.trial.number for step in climb(trials, 10)]
+    assert len(numbers) <= 11
+    assert (numbers[0], numbers[-1]) == (0, 99)
+
+
 def test_the_best_of_batches_is_not_the_best() -> None:
-    """The best so far is of trials on all examples, of batches only where there are no others, in lines and generations."""
+    """The best so far is of trials on all examples, of batches only where there are no others."""
     scored = [(-3.0, 16), (-1.0, 16), (-2.5, 128), (None, 0), (-0.5, 16), (-2.0, 128)]
     trials = [Trial("ps", k, k // 2, fitness, examples=examples) for k, (fitness, examples) in enumerate(scored)]
 
@@ -34,7 +53,6 @@ def test_the_best_of_batches_is_not_the_best() -> None:
 
     assert line(trials) == [(3, -2.5), (6, -2.0), (6, -2.0)]
     assert line(trials[:2]) == [(1, -3.0), (2, -1.0), (2, -1.0)]
-    assert [one.so_far for one in generations(trials)] == [None, -2.5, -2.0]
 
 
 def test_what_runs_first_is_listed_first_and_left_out() -> None:

@@ -48,11 +48,14 @@ def _search(tiny: Path, space: str, out: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def dfs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a path. The answer of its first example is what it says itself, that of the second is not."""
+    """A model with a path. The answer of its first example is how it begins itself, that of the second is not."""
     folder = _search(tiny, "dfs", tmp_path_factory.mktemp("dfs"))
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    study["examples"][0]["answer"] = greedy(folder, study["examples"][0]["prompt"], 64)
+    study["examples"][0]["answer"] = greedy(folder, study["examples"][0]["prompt"], 2)
     study["examples"][1]["answer"] = "none of the words it knows"
+    study["settings"]["fitness"]["append_eos"] = False  # the answer above goes on
+    for at, example in enumerate(study["examples"]):
+        example["right"] = {"evolved": at == 0, "source:0": False, "source:1": False, "base": False}
     (folder / "study.json").write_text(json.dumps(study), encoding="utf-8")
     return folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 import edits
 import mixing
@@ -120,12 +120,22 @@ def test_a_changed_model_without_recipe_is_exported_too() -> None:
 
 
 def test_the_difference_is_said() -> None:
-    """A visitor reads what was changed."""
-    assert edits.difference(WAY, WAY.select(2)) == "The path is as published."
-    assert edits.difference(WAY, WAY.drop()) == "Changed: 3 hops instead of 4."
-    assert edits.difference(WAY, WAY.move(1)) == "Changed: the order of the hops."
-    assert edits.difference(WAY, WAY.drop().repeat()) == "Changed: 1 other hop."
-    assert edits.difference(WAY, WAY.scale(2)) == "Changed: 1 scale."
+    """A visitor reads which hop was changed and how, for each of three changes."""
+    labels = ["ja", "maths"]
+
+    def said(after: Route) -> str:
+        return edits.difference(WAY, after, labels)
+
+    assert said(WAY.select(2)) == "The path is as published."
+    assert said(WAY.drop()) == "Hop 1 (ja, layer 0) is dropped."
+    assert said(WAY.repeat()) == "Hop 1 (ja, layer 0) runs twice."
+    assert said(WAY.repeat().repeat()) == "Hop 1 (ja, layer 0) runs 3 times."
+    assert said(WAY.select(2).move(-2)) == "Hop 3 (maths, layer 1) is now hop 1."
+    assert said(WAY.scale(2)) == "Hop 1 (ja, layer 0) has scale 2, not 1."
+    assert said(WAY.drop().repeat()) == "Hop 1 (ja, layer 0) is dropped. Hop 2 (ja, layer 1) runs twice."
+    assert said(Route(("1:7", *WAY.hops), (1.0, *WAY.scales))) == "Hop 1 (maths, layer 7) is new."
+    every = Route(WAY.hops, tuple(scale + 1 for scale in WAY.scales))
+    assert said(every).endswith(" And 1 more change.")
 
 
 def test_a_slider_on_its_way_is_one_edit() -> None:
@@ -144,20 +154,52 @@ def test_a_path_may_be_written_in_ranges() -> None:
         edits.route(["0:0-99999999 x99999"])
 
 
+def _shown(**parts: Any) -> Showcase:
+    """A merge of two parents on show, without its weights."""
+    from models import Host
+
+    show = Showcase("")
+    recipe = Recipe.model_validate(
+        {"sources": SOURCES, "merge": {"method": "linear", "parameters": [{"weight": 1}, {"weight": 2}]}}
+    )
+    parents = (Parent("a", "a"), Parent("b", "b"))
+    show.published = Published("m", "m", config={"num_hidden_layers": 2}, recipe=recipe, parents=parents, **parts)
+    show.host = Host(show.published)
+    show.known.set()
+    return show
+
+
 @pytest.mark.parametrize("value", [99.0, -3.0, None])
 def test_a_weight_out_of_range_is_explained(value: float | None) -> None:
     """A number that no weight is multiplied by, or none, is one line, and nothing else changes."""
     from actions import Actions
-    from models import Host
 
-    show = Showcase("")
-    show.published = Published("m", "m", parents=(Parent("a", "a"), Parent("b", "b")))
-    show.host = Host(show.published)
-    show.known.set()
-    factors = (("layer 1", (0.5, 2.0)),)
-    kept, said, *rest = Actions(show).mix(mixing.ALL, factors, 4, 1.0, value, 1.0, 1.0)
-    assert [kept, *rest] == [factors, *Actions(show).mixed(factors)[1:], 4]
+    edit = Edit(factors=(("layer 1", (0.5, 2.0)),))
+    kept, *_, said, _, undo, count = Actions(_shown()).edit("mix", edit, (), 4, 1.0, mixing.ALL, 1.0, value, 1.0, 1.0)
+    assert (kept, undo, count) == (edit, (), 4)
     assert "a number from 0 to 3." in said
+
+
+def test_weights_are_undone_like_hops() -> None:
+    """A slider on its way is one step to undo, another one a second; reset can be undone, and what is kept is a recipe."""
+    from actions import Actions
+
+    do, edit, undo, count = Actions(_shown()), Edit(), (), 0
+    for values in ((0.5, 1.0), (0.25, 1.0), (0.25, 2.0)):
+        edit, *_, kept, undo, count = do.edit("mix", edit, undo, count, 1.0, mixing.ALL, *values, 1.0, 1.0)
+    assert edit.factors == ((mixing.ALL, (0.25, 2.0)),)
+    assert count == 3
+    (text,) = [unquote(part) for part in kept.split('"') if part.startswith("data:text/yaml")]
+    recipe = Recipe.from_yaml(text.partition(",")[2])
+    assert recipe.merge is not None
+    assert [part["weight"] for part in recipe.merge.parameters] == [0.25, 4.0]
+    edit, *_, undo, count = do.edit("reset", edit, undo, count, 1.0, mixing.ALL, 1.0, 1.0)
+    assert edit == Edit()
+    seen = []
+    for _ in range(4):
+        edit, _, _, _, *parts, _, _, undo, count = do.edit("undo", edit, undo, count, 1.0, mixing.ALL, 1.0, 1.0)
+        seen.append((dict(edit.factors).get(mixing.ALL), parts[:2]))
+    assert seen == [((0.25, 2.0), [0.25, 2.0]), ((0.25, 1.0), [0.25, 1.0]), (None, [1.0, 1.0]), (None, [1.0, 1.0])]
 
 
 BAD_LINKS = [

@@ -17,11 +17,12 @@ import mixing
 import models
 import pytest
 import torch
+from edits import Route
 from models import EVOLVED, Host, Job
 from published import Published
 from reading import read
 from served import greedy
-from showcase import Showcase
+from showcase import Edit, Showcase
 from texts import SpaceError
 from tiny_adapters import save_adapter
 from transformers import StoppingCriteriaList
@@ -122,8 +123,8 @@ def test_answers_end_at_the_bounds(host: Host, monkeypatch: pytest.MonkeyPatch) 
 
     endless = Host(host.published, max_seconds=0.0)
     endless.load()
-    endless._evolved.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
-    endless._evolved.tokenizer.eos_token = None  # type: ignore[union-attr]
+    endless.evolved.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
+    endless.evolved.tokenizer.eos_token = None  # type: ignore[union-attr]
     with pytest.raises(SpaceError, match="Reading the prompt took longer than 0 s"):
         endless.whole_answer(Job(EVOLVED, PROMPT, 40))
     endless.max_seconds = 1.0
@@ -340,7 +341,7 @@ def test_rounding_does_not_hide_a_weighted_sum() -> None:
 def test_the_answer_is_seen_to_come_about(host: Host, ps: Path) -> None:
     """A row per hop, or per layer; the last row is the answer itself."""
     for shown, rows in ((host, len(host.published.path)), (_host(ps), 2)):
-        written, liked = shown.lens(PROMPT)
+        written, liked = shown.lens(Job(EVOLVED, PROMPT))
         assert len(liked) == rows
         assert liked[-1] == written
 
@@ -358,4 +359,27 @@ def test_answers_are_there_before_anybody_asks(dfs: Path, tiny: Path) -> None:
     assert [card.role for card in cards] == ["evolved", "parent", "parent", ""], "a base called base is so once"
     assert {card.state for card in cards} == {"known"}
     assert cards[0].right
-    assert show.in_advance("another prompt") == []
+    assert {card.state for card in show.in_advance("another prompt")} == {"unasked"}
+    assert cards[0].solved == show.in_advance("another prompt")[0].solved != None  # noqa: E711
+    (asked,) = [[card.state for card in answers] for answers in list(show.ask(prompt, ["b"], 64, "me"))[-1:]]
+    assert asked == ["done", "unasked", "done", "unasked"], "the comparison stays"
+
+
+def test_a_changed_model_is_scored_as_the_search_scores(dfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples are judged by the search's own task: as each answer by itself is, for the published and a changed path."""
+    import showcase
+
+    monkeypatch.setattr(showcase, "_AT_ONCE", 2)
+    show = Showcase(str(dfs))
+    show.open()
+    published = show.published
+    changed = Edit.of(published).way.drop()
+    wanted = {}
+    for name, way in (("own", Edit.of(published).way), ("changed", changed)):
+        texts = [greedy(dfs, each.prompt, 64, list(way.hops), list(way.scales)) for each in published.examples]
+        wanted[name] = [published.judge(text, each) for text, each in zip(texts, published.examples, strict=True)]
+    assert wanted["own"][0]
+    scored = list(show.score(Edit(changed), "me"))
+    assert scored == [(done, sum(wanted["changed"][:done]), sum(wanted["own"][:done])) for done in (2, 3)]
+    with pytest.raises(SpaceError, match="does not work"):
+        list(show.score(Edit(Route(("0:99",), (1.0,))), "me"))

@@ -16,7 +16,7 @@ from published import Parent, Published, Trial
 from texts import Card, cards, message, table
 
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.record import Record, Results, Row
+from hf_evomerge.record import Problem, Record, Results, Row
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 EVIL = "<img src=x onerror=alert(1)>\"'&</svg>"
@@ -53,12 +53,13 @@ def test_a_picture_of_a_path_has_a_table_that_says_the_same() -> None:
     assert "<table" not in pictures.path_picture(_way(3), ["a", "b"], [2, 3], listed=False)
 
 
-def test_a_heat_map_has_a_table_that_says_the_same() -> None:
+def test_a_merge_has_a_table_that_says_the_same() -> None:
     """Each layer group is a row with the numbers of each source; a merge without numbers is words."""
     merge = {"method": "ties", "parameters": [{"weight": {"embed": 1, "blocks.0": -0.5}}, {"weight": 0.75}]}
     html = pictures.weights_picture(merge, ["a", "b"])
     assert len(_frames(html)) == 3
     assert re.findall(r"<t[dh](?: scope=.row.)?>(.*?)</t[dh]>", html) == ["embed", "1", "0.75", "0", f"{MINUS}0.5", "0.75"]
+    assert "<table" not in pictures.weights_picture(merge, ["a", "b"], listed=False)
     assert "no numbers to draw" in pictures.weights_picture({"method": "linear"}, ["a"])
 
 
@@ -89,7 +90,7 @@ def test_the_commands_of_a_local_model_name_its_folder(tmp_path: Path) -> None:
 
 
 def test_the_front_is_shown_where_there_are_several_objectives() -> None:
-    """Each further objective has a picture, the points a table in which the one on show stands out; one objective has none."""
+    """Each further objective has a picture with its points; one objective has none."""
     names = ("fitness", "hops", "tokens")
     front = [{"number": k, "stage": "dfs", "trial": k, "winner": k == 1} for k in range(3)]
     front = [{**point, "search": dict.fromkeys(names, k), "judged": {}} for k, point in enumerate(front)]
@@ -100,8 +101,6 @@ def test_the_front_is_shown_where_there_are_several_objectives() -> None:
     html = views.front_view(found)
     labels = [frame.attrib["aria-label"].split(":")[0] for frame in _frames(html)]
     assert labels == ["fitness over hops"] * 3 + ["fitness over tokens"] * 3
-    assert '<th scope="col">hops, test</th>' in html
-    assert '<tr class=ev-mark><th scope="row">1</th>' in html
     assert views.front_view(replace(found, record=record.model_copy(update={"objectives": []}))) == ""
 
 
@@ -140,7 +139,7 @@ def test_no_text_of_a_repository_becomes_markup() -> None:
         notes=(EVIL,),
     )
     html = views.heading(found) + views.path_view(found) + views.fitness_view(found) + views.licenses(found)
-    html += "".join(part for stage in ("ps", EVIL) for part in views.generation_view(found, stage, 0))
+    html += "".join(part for stage in ("ps", EVIL) for part in views.film_view(found, stage, 0))
     html += (
         cards([Card(EVIL, EVIL, state="error", text=EVIL, note=EVIL)]) + message(EVIL) + table([EVIL], [[EVIL]], caption=EVIL)
     )
@@ -180,39 +179,84 @@ def test_the_words_above_a_path_are_not_on_each_other(hops: int, select: bool) -
 
 
 @pytest.mark.parametrize("path", [(), ("0:0", "1:1")])
-def test_the_replay_opens_on_the_published_model(path: tuple[str, ...]) -> None:
-    """The record names its trial; its generation is marked, and so is another stage's."""
+def test_the_film_ends_on_the_published_model(path: tuple[str, ...]) -> None:
+    """The record names its trial, which is the last moment of its stage; another stage ends with its own best."""
     trials = [Trial("ps", k, k, -1.0 / (k + 1), examples=16 if k > 3 else 8) for k in range(8)]
     trials += [Trial("dfs", k, k // 2, -1.0 / (k + 1), path=path, scales=(1.0, k)) for k in range(8) if path]
     stage = "dfs" if path else "ps"
-    config = {"model_type": "evo_merged", "path": list(path), "scales": [1.0, 5.0]}
-    results = Results(rows=[Row(stage=stage, winner=True)])
-    record = Record(splits={"validation": 9}, results=results, trial=5)
-    shown = Published("m", "m", config=config, record=record, trials=tuple(trials))
+    record = Record(splits={"search": 16}, results=Results(rows=[Row(stage=stage, winner=True)]), trial=5)
+    shown = Published("m", "m", record=record, trials=tuple(trials))
     found = shown.winner
     assert found is not None
     assert (found.stage, found.number) == (stage, 5)
-    assert shown.opening(stage) == found.generation == (2 if path else 5)
-    spread, best = views.generation_view(shown, stage, found.generation)
-    assert all("the published model" in "".join(frame.itertext()) for frame in _frames(spread))
-    assert "validation problems" in spread
-    assert "The published model" in best
-    assert "Trial 5;" in best
-    assert "scored on 8 of 16 examples" in views.generation_view(shown, "ps", 3)[1]
+    steps = views.film(shown, stage)
+    assert steps[-1].trial == found
+    film, best = views.film_view(shown, stage, len(steps) - 1)
+    labels = [frame.attrib["aria-label"] for frame in _frames(film)]
+    assert all(label.endswith(f"{len(steps)} is shown.") for label in labels)
+    assert "<b>The published model</b>" in best
+    assert "ev-runs" in views.film_view(shown, stage, 0, runs=True)[0]
+    assert ("16 of the 16 search problems" in best) == (not path)
     if path:
-        assert shown.opening("ps") == 7
-        spread = views.generation_view(shown, "ps", 7)[0]
-        assert "another stage, data flow space" in spread
+        assert views.film(shown, "ps")[-1].trial.number == 7
+        assert "Trial 7" in views.film_view(shown, "ps", 99)[1]
     unknown = Published("m", "m", record=Record(results=Results(rows=[Row(stage="ps", winner=True)])), trials=tuple(trials))
     assert unknown.winner is None
 
 
-def test_a_wild_start_does_not_flatten_a_search_in_steps() -> None:
-    """Where most generations are one trial the picture is as high as what the steps reach."""
-    trials = [Trial("dfs", k, 0, -20.0 + k / 9) for k in range(20)]
-    trials += [Trial("dfs", 20 + k, 1 + k, -0.5 + k / 100) for k in range(30)]
-    spread, _ = views.generation_view(Published("m", "m", trials=tuple(trials)), "dfs", 3)
-    for frame in _frames(spread):
-        step = next(node for node in frame.iter() if node.attrib.get("class") == "ev-median")
-        heights = [float(spot.split(",")[1]) for spot in step.attrib["points"].split()][1:]
-        assert max(heights) - min(heights) > 100
+def test_a_better_row_that_is_not_on_show_is_explained() -> None:
+    """Where another evolved model did better on the test than the one that validation chose, a sentence says why."""
+    rows = [Row(stage="ps", model="PS", accuracy=0.9, winner=True), Row(stage="dfs", model="PS+DFS", accuracy=0.95)]
+    rows += [Row(stage="average", model="average", accuracy=0.99)]
+
+    def said(rows: list[Row]) -> str:
+        results = Results(examples=100, rows=rows)
+        return views.results_table(Published("m", "m", record=Record(results=results, splits={"validation": 9})))
+
+    assert "PS+DFS did better here, but the validation problems, which decide, preferred PS" in said(rows)
+    assert "95 ± 0" in said(rows)
+    assert "did better" not in said([rows[0], rows[2]])
+
+
+def test_a_card_says_what_its_model_solves() -> None:
+    """How many problems, with a bar; what is less needed is in a tip; who was not asked says so."""
+    shown = cards(
+        [
+            Card(
+                "m",
+                "evolved",
+                state="known",
+                text="10",
+                tokens=4,
+                seconds=2.0,
+                wanted="11",
+                solved=(486, 500, "unseen problems"),
+            )
+        ]
+    )
+    assert "<b>486</b> of 500 unseen problems" in shown
+    assert "width:97.2%" in shown
+    (tip,) = re.findall(r'data-tip="(.*?)"', shown)
+    assert tip == "right would be “11”; 4 tokens in 2.00 s, 2 a second; answered in advance"
+    assert "not asked" in cards([Card("m", state="unasked")])
+
+
+def test_a_visitors_score_stands_beside_evolutions() -> None:
+    """Both numbers are there while it is counted, and at the end who won."""
+    assert ["evolution" in views.scores(50, 50, right, 49, "unseen problems") for right in (48, 49, 50)] == [False, False, True]
+    assert "A draw." in views.scores(50, 50, 49, 49, "unseen problems")
+    assert "of 25 problems …" in views.scores(50, 25, 25, 20, "unseen problems")
+
+
+def test_the_problem_that_only_the_merge_solves_says_so() -> None:
+    """Its gloss, and how many there are of its kind; another prompt has what is unknown, or nothing."""
+    problems = [
+        Problem(prompt="q", answer="1", gloss="What?", right={"evolved": True, "base": right}) for right in (True, False)
+    ]
+    problems[1] = problems[1].model_copy(update={"prompt": "telling"})
+    shown = Published("m", "m", record=Record(examples=problems, alone=3, results=Results(examples=9)))
+    assert [example.prompt for example in shown.examples] == ["telling", "q"]
+    assert "Only the merge solves this one, and 2 more of 9 unseen problems." in views.gloss(shown, "telling")
+    assert "Only" not in views.gloss(shown, "q")
+    assert views.gloss(shown, "other") == ""
+    assert "5 of 5" in views.gloss(shown, "other", "5 of 5 words are unknown")

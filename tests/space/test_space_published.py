@@ -119,7 +119,7 @@ def test_a_path_that_cannot_be_read_is_left_out_and_said(broken: Callable[..., P
     assert [trial.path for trial in found.trials] == [()] * 12
     for view in (views.heading, views.path_view, views.fitness_view, views.commands):
         view(found)
-    views.generation_view(found, "dfs", 1)
+    views.film_view(found, "dfs", 1)
 
 
 @pytest.mark.parametrize("name", ["recipe__yaml", "README__md"])

@@ -1,0 +1,56 @@
+"""The moments at which a search got better, as bars: the film of a search, of which one moment is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..recipes.stage_names import STAGES
+from .fitness import chart_axes, stage_colour
+from .marks import Group, Line, Mark, Rect, Text
+from .scene import NARROW, PIXELS, WIDE, Panel, Scene, number, sparse
+from .trials import Step, Trial
+
+
+def score_text(trial: Trial) -> str:
+    """The accuracy of a trial in percent, or its fitness."""
+    return f"{100 * trial.accuracy:.0f} %" if trial.accuracy is not None else number(trial.fitness)
+
+
+def climb_scene(steps: Sequence[Step], at: int, stage: str, accurate: bool, width: int = WIDE) -> Scene:
+    """Draw a bar for each moment, as high as the search had come: those after the one that is shown are pale.
+
+    Args:
+        steps: The moments, of which there is one at least.
+        at: Which of them is shown, from 0.
+        stage: Whose colour is used.
+        accurate: Whether heights are accuracies.
+        width: The width in pixels that there is.
+    """
+    heights = [step.height for step in steps]
+    low, high = (0.0, 1.0) if accurate else (min(heights), max(heights))
+    floor = low - 0.1 * ((high - low) or 1.0)  # the lowest bar is seen as well
+    axes = chart_axes(width, 200 if width == NARROW else 220, (-0.5, len(steps) - 0.5), (floor, high))
+    pitch, marks = (axes.right - axes.left) / len(steps), list[Mark]()
+    for share in (0.0, 0.5, 1.0) if accurate else ():
+        marks.append(Line(((-0.5, share), (len(steps) - 0.5, share)), "gridline"))
+        marks.append(Text((-0.5, share), f"{100 * share:.0f} %", "tick", anchor="end", shift=(-6, 4)))
+    for place, step in enumerate(steps):
+        tip = f"Moment {place + 1}: {score_text(step.trial)} after {number(step.evaluations)} evaluations"
+        size = (min(0.8, 60 / pitch), step.height - floor)
+        bar = Rect((place, (step.height + floor) / 2), size, "plus", strength=0.85 if place <= at else 0.18)
+        marks.append(Group([bar], "cell", stage_colour(stage), tip))
+        if place % sparse(pitch, 44) == 0:
+            marks.append(
+                Text(
+                    (place, floor),
+                    number(step.evaluations, 2 if step.evaluations < 10 else 3),
+                    "tick",
+                    anchor="middle",
+                    shift=(0, 17),
+                )
+            )
+    marks.append(Text((at, heights[at]), score_text(steps[at].trial), "name halo", stage_colour(stage), "middle", (0, -6)))
+    marks.append(Text((-0.5, floor), "evaluations spent", "tick", shift=(0, 34)))
+    words = f"{'Right answers' if accurate else 'Fitness, by what it lacks to 0,'} whenever the search got better"
+    label = f"The search gets better, {STAGES.get(stage, stage)}: {len(steps)} moments; {at + 1} is shown."
+    return Scene(width, axes.bottom + 40, [Panel(axes, marks), Panel(PIXELS, [Text((4, 18), words, "tick")])], label)
