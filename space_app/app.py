@@ -283,7 +283,8 @@ class Page:
         within = f" (the model reads {context:,}, prompt and answer together)" if context else ""
         others = choices(published.parents)
         first, small, to_try = examples[0].prompt if examples else "", self.show.small, examples[:TO_TRY]
-        samples = {"samples": [[each.prompt] for each in to_try], "sample_labels": [views.button_of(each) for each in to_try]}
+        labels = [views.button_of(each) for each in to_try]
+        samples: dict[str, Any] = {"samples": [[each.prompt] for each in to_try], "sample_labels": labels}
         return {
             self.heading: views.heading(published),
             self.prompt: first,
