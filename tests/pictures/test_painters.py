@@ -29,7 +29,7 @@ MARKS: dict[str, Mark] = {
     "line": Line(((0, 0), (10, 5)), "median", "ps"),
     "steps": Line(((0, 0), (5, 5), (10, 1)), "best", "ps", steps=True),
     "wide line": Line(((0, 1), (10, 5)), "flow", "ps", width=7.0),
-    "area": Line(((2, 4), (8, 4), (8, 1), (2, 1)), "middle", "ps"),
+    "area": Line(((2, 4), (8, 4), (8, 1), (2, 1)), "plus", "ps"),
     "rectangle": Rect((5, 2.5), (6, 3), "plus", "ps", strength=0.5),
     **{shape: Symbol((5, 2.5), 12.0, "failed" if shape == "cross" else "point", "ps", shape) for shape in SHAPES},
     "text": Text((5, 2.5), "words", "value", "ps"),

@@ -99,7 +99,7 @@ def test_path_and_weights_work_with_pictures(served: Served) -> None:
     published, host = served.show.need()
     shown = published.examples[0]
     said = host.whole_answer(Job(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text
-    tokens, liked = host.lens(shown.prompt, shown.pictures)
+    tokens, liked = host.lens(Job(EVOLVED, shown.prompt, pictures=shown.pictures))
     assert liked[-1] == tokens
     assert tokens[0] in said
     if published.path:
