@@ -191,7 +191,7 @@ def test_merge(recipe_file: Path, tmp_path: Path) -> None:
 
 BAD_SEARCHES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"spaec": "ps"}, "spaec"),
-    "unknown nested key": ({"merge": {"mehtod": "linear"}}, "ps.mehtod"),
+    "unknown nested key": ({"merge": {"mehtod": "linear"}}, "merge.mehtod"),
     "unknown space": ({"space": "sp"}, "space"),
     "unknown task": ({"fitness": {"task": "luck"}}, "unknown task 'luck'"),
     "unknown method": ({"merge": {"method": "magic"}}, "'magic' is not known"),

@@ -24,11 +24,7 @@ def _print_methods(asked: bool) -> None:
 @app.command(**MODELS)
 def merge(
     recipe: Annotated[
-        Path,
-        typer.Argument(
-            help="A recipe or a mergekit file (YAML; docs/recipes.md lists the keys), a study, or with --soup a run.",
-            show_default=False,
-        ),
+        Path, typer.Argument(help="A recipe, a mergekit file, a study, or with --soup a run.", show_default=False)
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The new folder: merged, or STUDY/model.", show_default=False)

@@ -152,9 +152,7 @@ def _device() -> str:
 def search(
     file: Annotated[
         Path,
-        typer.Argument(
-            help="The search file (YAML; docs/search.md lists its keys), or a study that goes on.", show_default=False
-        ),
+        typer.Argument(help="The search file (YAML; `init` writes a first one), or a study that goes on.", show_default=False),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The study's folder; by default the file's name.", show_default=False)
